@@ -1,0 +1,79 @@
+"""Backline: the backend for a single-page app on Spotify.
+
+A request's way: `sessions` opens the session, `origin` turns away other sites, `auth.guard` asks
+who may call, a blueprint's route does the deed. What needs Spotify goes through
+`spotify.tokens.access_token_for`, and every error through `problems`.
+"""
+
+from flask import Flask
+from flask_cors import CORS
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from app import cli, database, docs, headers, health, logs, origin, problems, sessions
+from app.auth import guard
+from app.auth.routes import blueprint as auth
+from app.locks import UserLocks
+from app.outbound import Outbound
+from app.parts import Parts, redis_client
+from app.requests import MAX_BODY_BYTES, Api
+from app.sealing import Sealer
+from app.spotify.accounts import SpotifyAccounts
+from app.spotify.routes import blueprint as spotify
+from app.spotify.webapi import SpotifyWebApi
+from app.user.routes import blueprint as user
+from config import Config
+
+
+def create_app(config: Config) -> Flask:
+    """Build the application. Opens no connection."""
+    app = Flask(__name__, static_folder=None)
+    app.config.update(
+        SECRET_KEY=config.secret_key,
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        TRUSTED_HOSTS=list(config.trusted_hosts) or None,
+        # An error is answered as a problem document in development too; the traceback is in the log.
+        PROPAGATE_EXCEPTIONS=False,
+        API_TITLE="Backline",
+        API_VERSION="1",
+        OPENAPI_VERSION="3.1.0",
+    )
+    if config.trusted_proxies:
+        hops = config.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
+    store = redis_client(config.redis_url)
+    outbound = Outbound()
+    app.extensions["backline"] = Parts(
+        config=config,
+        redis=store,
+        sealer=Sealer(config.token_encryption_keys),
+        locks=UserLocks(store),
+        accounts=SpotifyAccounts(config, outbound),
+        webapi=SpotifyWebApi(config, outbound),
+    )
+    database.init_app(app, config.database_url)
+
+    # In the order in which a request meets them.
+    logs.init_app(app)
+    sessions.init_app(app, config, store)
+    origin.init_app(app, config)
+    guard.init_app(app)
+    headers.init_app(app, config)
+    CORS(
+        app,
+        resources=r"/api/*",
+        origins=list(config.cors_origins),
+        supports_credentials=True,
+        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["Content-Type", "X-Requested-With"],
+        expose_headers=["Location", "Retry-After", "X-Request-ID"],
+        max_age=3600,
+        always_send=False,
+    )
+    problems.init_app(app)
+    api = Api(app)
+    for blueprint in (auth, user, spotify):
+        api.register_blueprint(blueprint)
+    docs.init_app(app, api)
+    health.init_app(app)
+    cli.init_app(app)
+    return app

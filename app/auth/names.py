@@ -1,0 +1,28 @@
+"""User names and e-mail addresses: the one normal form that decides whether two are the same."""
+
+import re
+import unicodedata
+
+# Letters and digits of any script, and . _ - between or after them. No spaces, no `@` (so that
+# a login is a name or an address, never both), nothing invisible.
+_USERNAME = re.compile(r"[^\W_][\w.-]{1,63}")
+# The shape only: whether an address works is known when a mail to it is answered.
+_EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]{1,64}@[^\s@<>()\[\],;:\\\"]+\.[^\s@<>()\[\],;:\\\".]+")
+
+MAX_EMAIL = 254  # RFC 5321 section 4.5.3.1.3, less the angle brackets
+
+
+def normal_form(text: str) -> str:
+    """NFKC, case-folded, trimmed: wide letters, `ADA ` and `ada` are one name."""
+    # Folding can undo the normal form (U+0345), so it is made once more.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def is_username(name: str) -> bool:
+    """Whether a name in normal form may be a user name: 2 to 64 characters."""
+    return _USERNAME.fullmatch(name) is not None
+
+
+def is_email(address: str) -> bool:
+    """Whether an address in normal form may be an e-mail address."""
+    return len(address) <= MAX_EMAIL and address.isprintable() and _EMAIL.fullmatch(address) is not None

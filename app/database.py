@@ -1,0 +1,173 @@
+"""The database: one engine, short transactions, and columns that keep what they are given."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session
+
+T = TypeVar("T")
+
+
+class Base(DeclarativeBase):
+    # With names for every constraint Alembic can drop what it has made, on every database.
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Base, disable_autonaming=True)
+migrate = Migrate()
+
+
+class UTCDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware datetime, stored as UTC with microseconds.
+
+    MySQL's DATETIME keeps neither the offset nor the microseconds, so a plain
+    DateTime(timezone=True) would hand back 12:00 for 12:00+02:00.
+    """
+
+    impl = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def exact_string(length: int) -> sa.String:
+    """Text that is equal only to itself.
+
+    MySQL's default collations take `ä` for `a` and `A` for `a`. What is the same name is our
+    rule (`app.auth.names`), not the column's, so such columns compare by code point.
+    """
+    return sa.String(length).with_variant(mysql.VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+def init_app(app: Flask, url: str) -> None:
+    """Bind the engine to the application. Opens no connection."""
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(url)
+    db.init_app(app)
+    migrate.init_app(app, db, compare_type=True, render_as_batch=url.startswith("sqlite"))
+    if url.startswith("sqlite"):
+        database = make_url(url).database
+        if database and database != ":memory:":
+            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        with app.app_context():
+            event.listen(db.engine, "connect", _sqlite_connect)
+            event.listen(db.engine, "begin", _sqlite_begin)
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A short transaction that only reads, and sees what is committed now.
+
+    Never the caller's: under REPEATABLE READ MySQL would answer from the snapshot of the
+    caller's first read, which can predate the lock it just waited for.
+    """
+    with Session(db.engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def writing() -> Iterator[Session]:
+    """A short transaction, committed at the end of the block and rolled back on any error.
+
+    No call to another service may stand inside the block.
+    """
+    engine = db.engine.execution_options(writes=True)
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
+    """Run `unit` in a transaction, and once more from its start if another one got in its way.
+
+    For units that look before they insert: the second look sees what the first could not.
+    A deadlock victim is rolled back whole, so it may run again as well.
+
+    Raises:
+        IntegrityError, OperationalError: the last attempt's, if none succeeded.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            with writing() as session:
+                return unit(session)
+        except IntegrityError:
+            if attempt == attempts:
+                raise
+        except OperationalError as error:
+            if attempt == attempts or not _is_deadlock(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _is_deadlock(error: OperationalError) -> bool:
+    """MySQL's 1213 (deadlock) and 1205 (lock wait); after both the transaction is rolled back."""
+    code = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return code in (1213, 1205)
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    if url.startswith("sqlite"):
+        return {"connect_args": {"timeout": 5}, "hide_parameters": True}
+    return {
+        # mysqlclient waits forever unless told otherwise: a stalled server would take every thread.
+        "connect_args": {
+            "connect_timeout": 2,
+            "read_timeout": 5,
+            "write_timeout": 5,
+            "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
+        },
+        "pool_pre_ping": True,
+        "pool_recycle": 1800,
+        "pool_size": 16,
+        "max_overflow": 32,
+        "pool_timeout": 2,
+        # An error message must never quote a row.
+        "hide_parameters": True,
+    }
+
+
+def _sqlite_connect(connection: Any, _record: object) -> None:
+    # The driver's own idea of when to begin makes a read lock that cannot be raised to a write
+    # lock; `_sqlite_begin` says it plainly instead. WAL lets readers pass a writer.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+__all__ = [
+    "Base",
+    "Engine",
+    "UTCDateTime",
+    "db",
+    "exact_string",
+    "migrate",
+    "reading",
+    "writing",
+]

@@ -1,0 +1,54 @@
+"""The API's own description: the OpenAPI document, and a page to read it and try it."""
+
+from pathlib import Path
+
+import flask_swagger_ui
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    jsonify,
+    render_template,
+    send_from_directory,
+)
+
+from app.auth.guard import open_to_all
+from app.requests import Api
+
+_ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
+
+# Swagger UI sets styles from its script and draws its icons from data: URLs.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+)
+
+
+def init_app(app: Flask, api: Api) -> None:
+    blueprint = Blueprint("docs", __name__)
+
+    @blueprint.get("/api/openapi.json")
+    @open_to_all
+    def openapi() -> Response:
+        response = jsonify(api.spec.to_dict())
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @blueprint.get("/api/docs")
+    @open_to_all
+    def page() -> Response:
+        response = Response(render_template("docs.html"), content_type="text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        return response
+
+    @blueprint.get("/api/docs/start.js")
+    @open_to_all
+    def script() -> Response:
+        return Response(render_template("docs.js"), content_type="text/javascript; charset=utf-8")
+
+    @blueprint.get("/api/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>")
+    @open_to_all
+    def asset(name: str) -> Response:
+        return send_from_directory(_ASSETS, name, max_age=86_400)
+
+    app.register_blueprint(blueprint)

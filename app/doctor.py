@@ -1,0 +1,93 @@
+"""Is everything there? Each check says what it looked at and, if it failed, what to do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from flask import current_app
+from sqlalchemy.engine import make_url
+
+from app.database import db
+from app.outbound import NoAnswer, Outbound
+from app.parts import parts
+
+
+@dataclass(frozen=True)
+class Finding:
+    good: bool
+    what: str
+    advice: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Run all checks, in the order in which one would want to mend them."""
+    config = parts().config
+    yield Finding(True, f"settings: {config.app_env}")
+    yield from _database()
+    yield _redis()
+    yield _spotify()
+    if config.uses_sandbox:
+        yield Finding(
+            True,
+            "Spotify application: the sandbox",
+            "For the real Spotify set SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET "
+            f"and register {config.spotify_redirect_uri} in its dashboard.",
+        )
+    else:
+        yield Finding(
+            True,
+            f"Spotify application: {config.spotify_client_id}",
+            f"Its dashboard must list this redirect URI, exactly: {config.spotify_redirect_uri}",
+        )
+
+
+def _database() -> Iterator[Finding]:
+    shown = make_url(parts().config.database_url).render_as_string(hide_password=True)
+    try:
+        with db.engine.connect() as connection:
+            revision = MigrationContext.configure(connection).get_current_revision()
+    except sa.exc.SQLAlchemyError as error:
+        yield Finding(
+            False,
+            f"database: {shown}: {type(error).__name__}",
+            "Is it running? Check DATABASE_URL.",
+        )
+        return
+    yield Finding(True, f"database: {shown}")
+    head = ScriptDirectory(current_app.extensions["migrate"].directory).get_current_head()
+    if revision == head:
+        yield Finding(True, f"schema: {revision}")
+    else:
+        yield Finding(
+            False,
+            f"schema: {revision or 'empty'}, but this release needs {head}",
+            "Run: flask db upgrade",
+        )
+
+
+def _redis() -> Finding:
+    try:
+        server: Any = parts().redis.info("server")
+    except redis.RedisError as error:
+        return Finding(False, f"Redis: {type(error).__name__}", "Is it running? Check REDIS_URL.")
+    version = str(server.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+        return Finding(False, f"Redis {version}", "GETEX needs Redis 6.2 or newer.")
+    return Finding(True, f"Redis {version}")
+
+
+def _spotify() -> Finding:
+    url = parts().config.spotify_accounts_url
+    try:
+        Outbound().send("GET", f"{url}/")
+    except NoAnswer as error:
+        return Finding(
+            False,
+            f"Spotify: {url} does not answer ({error})",
+            "Check the network, or SPOTIFY_ACCOUNTS_URL.",
+        )
+    return Finding(True, f"Spotify: {url} answers")

@@ -1,0 +1,23 @@
+"""Headers that every answer carries."""
+
+from flask import Flask, Response, request
+
+from app.problems import request_id
+from config import Config
+
+
+def init_app(app: Flask, config: Config) -> None:
+    @app.after_request
+    def add_headers(response: Response) -> Response:
+        headers = response.headers
+        headers["X-Request-ID"] = request_id()
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        headers.setdefault("Cache-Control", "no-store")
+        if config.session_cookie_secure:
+            headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
+        if request.path.startswith("/api/"):
+            # Whether an answer carries CORS headers depends on the Origin, also when there is none.
+            response.vary.add("Origin")
+        return response

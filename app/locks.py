@@ -1,0 +1,74 @@
+"""A per-user lock in Redis: it saves calls to Spotify. Nothing may depend on it for correctness."""
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+
+log = logging.getLogger(__name__)
+
+# Deletes the lock only if it is still ours: after a lease ran out it may be somebody else's.
+_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
+
+
+class LockBusy(Exception):
+    """The lock was not free within the time given."""
+
+
+class UserLocks:
+    """Leases in Redis, one per link.
+
+    The lease runs out on its own, so a crashed holder blocks its user for `lease_seconds` at
+    most. A holder that outlives its lease must not write: every write is guarded by the grant's
+    generation, in the database.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        lease_seconds: float = 30,
+        wait_seconds: float = 11,
+    ) -> None:
+        self._client = client
+        self._lease_ms = int(lease_seconds * 1000)
+        self._wait_seconds = wait_seconds
+
+    @contextmanager
+    def hold(self, link_id: int, *, wait: bool = True) -> Iterator[None]:
+        """Hold the lock of a link. Without Redis nobody holds it and everybody may go on.
+
+        Raises:
+            LockBusy: it was not free within `wait_seconds`, or at once with `wait=False`.
+        """
+        key, token = f"lock:link:{link_id}", secrets.token_hex(16)
+        self._acquire(key, token, time.monotonic() + (self._wait_seconds if wait else 0))
+        try:
+            yield
+        finally:
+            self._release(key, token)
+
+    def _acquire(self, key: str, token: str, deadline: float) -> None:
+        pause = 0.01
+        while True:
+            try:
+                if self._client.set(key, token, nx=True, px=self._lease_ms):
+                    return
+            except redis.RedisError as error:
+                log.warning("lock_skipped", extra={"reason": type(error).__name__})
+                return
+            if time.monotonic() >= deadline:
+                raise LockBusy(key)
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 1.5, 0.1)
+
+    def _release(self, key: str, token: str) -> None:
+        try:
+            self._client.eval(_RELEASE, 1, key, token)
+        except redis.RedisError as error:
+            # The lease ends by itself; the work that was done under it stands.
+            log.warning("lock_not_released", extra={"reason": type(error).__name__})

@@ -1,0 +1,8 @@
+"""The tables. Models hold columns and rules that need no session; `migrations/` makes the schema."""
+
+from app.models.access_token import AccessToken, GrantState
+from app.models.spotify_user import SpotifyUser
+from app.models.token_refresh import TokenRefresh
+from app.models.user import User
+
+__all__ = ["AccessToken", "GrantState", "SpotifyUser", "TokenRefresh", "User"]

@@ -1,0 +1,75 @@
+import calendar
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.clock import utc_now
+from app.database import Base, UTCDateTime, exact_string
+
+
+class GrantState(StrEnum):
+    """What Spotify last said about a grant."""
+
+    ACTIVE = "active"
+    SUSPECT = "suspect"  # called revoked, not yet confirmed
+    REAUTHORIZATION_REQUIRED = "reauthorization_required"
+
+
+class AccessToken(Base):
+    """One grant: what a person's consent gave us. Tokens are sealed (`app.sealing`).
+
+    `grant_id` names the consent and is new with each one; `generation` counts the refreshes of
+    that grant. Together they are the fence: a write that names an older pair touches no row.
+    """
+
+    __tablename__ = "access_tokens"
+    __table_args__ = (
+        sa.Index(None, "state", "expires_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    spotify_user_id: Mapped[int] = mapped_column(
+        sa.ForeignKey("spotify_users.id", ondelete="CASCADE"), unique=True
+    )
+    grant_id: Mapped[str] = mapped_column(exact_string(32))
+    generation: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str] = mapped_column(exact_string(32), default=GrantState.ACTIVE)
+    access_token: Mapped[bytes] = mapped_column(sa.LargeBinary(16_384))
+    refresh_token: Mapped[bytes] = mapped_column(sa.LargeBinary(16_384))
+    scope: Mapped[str] = mapped_column(sa.String(2048), default="")
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    authorized_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    attempt_id: Mapped[str | None] = mapped_column(exact_string(32))
+    lease_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    not_before: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    failures: Mapped[int] = mapped_column(default=0)
+    refreshed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
+
+    @property
+    def scopes(self) -> list[str]:
+        return self.scope.split()
+
+    @property
+    def reauthorize_by(self) -> datetime:
+        """When Spotify ends the grant: six months after the consent, whatever was refreshed since.
+
+        Source: https://developer.spotify.com/blog/2026-06-18-refresh-token-expiration
+        """
+        return six_months_after(self.authorized_at)
+
+    def lasts(self, lead: timedelta, *, now: datetime) -> bool:
+        """Whether the access token outlives `lead` from `now`."""
+        return self.expires_at - now > lead
+
+
+def six_months_after(moment: datetime) -> datetime:
+    """The same day and time six calendar months on, or the month's last day if there is none."""
+    month = moment.month + 6
+    year, month = (moment.year + 1, month - 12) if month > 12 else (moment.year, month)
+    day = min(moment.day, calendar.monthrange(year, month)[1])
+    return moment.replace(year=year, month=month, day=day)

@@ -1,0 +1,33 @@
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.clock import utc_now
+from app.database import Base, UTCDateTime, exact_string
+from app.models.access_token import AccessToken
+
+
+class SpotifyUser(Base):
+    """A Spotify account that was connected here: the link. `user_id` is empty for a visitor's.
+
+    `account_id` is the stable key; `spotify_id` may change over an account's life, and is kept
+    because playlists still name their owner by it.
+    """
+
+    __tablename__ = "spotify_users"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), unique=True)
+    spotify_id: Mapped[str] = mapped_column(exact_string(255), unique=True)
+    account_id: Mapped[str | None] = mapped_column(exact_string(255), unique=True)
+    display_name: Mapped[str | None] = mapped_column(sa.String(255))
+    image_url: Mapped[str | None] = mapped_column(sa.String(2048))
+    product: Mapped[str | None] = mapped_column(sa.String(32))
+    country: Mapped[str | None] = mapped_column(sa.String(8))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
+    last_used_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
+
+    token: Mapped[AccessToken] = relationship(lazy="joined", innerjoin=True, passive_deletes=True)

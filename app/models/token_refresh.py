@@ -1,0 +1,48 @@
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, UTCDateTime, exact_string
+
+
+class Outcome(StrEnum):
+    """How an attempt to refresh ended. An attempt without an outcome is in doubt."""
+
+    REFRESHED = "refreshed"
+    SUPERSEDED = "superseded"  # the grant moved on while we asked; the answer was dropped
+    INVALID_GRANT = "invalid_grant"
+    MISCONFIGURED = "misconfigured"
+    UNAVAILABLE = "unavailable"
+
+
+class TokenRefresh(Base):
+    """One attempt to refresh a grant: the proof, the audit trail and the metric.
+
+    `effective` is 1 on the attempt whose answer was stored and NULL on every other. The unique
+    key ignores NULLs, so the database itself refuses a second effective refresh of a generation.
+    There is no foreign key: the history outlives the link, and holds nothing personal.
+    """
+
+    __tablename__ = "token_refreshes"
+    __table_args__ = (
+        sa.UniqueConstraint(
+            "spotify_user_id",
+            "grant_id",
+            "generation",
+            "effective",
+            name="uq_token_refreshes_effective",
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    spotify_user_id: Mapped[int]
+    grant_id: Mapped[str] = mapped_column(exact_string(32))
+    generation: Mapped[int]
+    attempt_id: Mapped[str] = mapped_column(exact_string(32), unique=True)
+    outcome: Mapped[str | None] = mapped_column(exact_string(32))
+    effective: Mapped[int | None]
+    started_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

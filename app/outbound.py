@@ -1,0 +1,149 @@
+"""Calls to Spotify: the one client everything outbound goes through.
+
+No redirects (a 307 would carry a refresh token to another host), no proxies or `.netrc` from
+the environment, no cookies, a deadline for the whole call and a cap on the answer's size.
+"""
+
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+CONNECT_SECONDS = 3.0
+FIRST_BYTE_SECONDS = 5.0
+TOTAL_SECONDS = 10.0
+MAX_ANSWER_BYTES = 1024 * 1024
+
+
+class NoAnswer(Exception):
+    """No usable answer came: not connected, cut off, too slow, too big, or a broken certificate."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: the status, the headers (names in lower case) and the raw body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object; an empty one if it is anything else."""
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def retry_after(self) -> int | None:
+        """Seconds to wait, if the answer says so in digits."""
+        value = self.headers.get("retry-after", "")
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+
+
+class Outbound:
+    """Sends requests and reads whole answers within `TOTAL_SECONDS`. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.max_redirects = 0
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        adapter = _DeadlineAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def send(self, method: str, url: str, **request: Any) -> Answer:
+        """Send one request; keyword arguments are those of `requests.Session.request`.
+
+        Raises:
+            NoAnswer: whatever kept a whole answer from arriving. The request may have had its effect.
+        """
+        _deadline.at = time.monotonic() + TOTAL_SECONDS
+        try:
+            with self._session.request(
+                method,
+                url,
+                allow_redirects=False,
+                stream=True,
+                timeout=(CONNECT_SECONDS, FIRST_BYTE_SECONDS),
+                **request,
+            ) as response:
+                body = _read_body(response)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            raise NoAnswer(type(error).__name__) from error
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status_code, headers, body)
+
+
+def _read_body(response: requests.Response) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_content(16_384):
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise NoAnswer("TooBig")
+    return bytes(body)
+
+
+# The deadline of the call that this thread is making. A connection is taken from the pool inside
+# `Session.request`, where nothing of ours can be passed in.
+_deadline = threading.local()
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads that end at the call's deadline, however slowly the other side drips.
+
+    A socket's own time-out begins anew with every byte received, so it bounds nothing.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = _deadline.at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the call's deadline has passed")
+        self._sock.settimeout(min(left, FIRST_BYTE_SECONDS))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
+
+
+class _DeadlineHTTPConnection(HTTPConnection):
+    response_class = _DeadlineResponse
+
+
+class _DeadlineHTTPSConnection(HTTPSConnection):
+    response_class = _DeadlineResponse
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    """Gives every pool the connections above."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _DeadlineHTTPSConnection if pool.scheme == "https" else _DeadlineHTTPConnection
+        return pool

@@ -1,0 +1,293 @@
+"""Errors: one class per kind, one shape for all of them (RFC 9457), one place that makes it.
+
+Problem
+├── MalformedRequest 400            ├── NotSignedIn 401
+├── UnsupportedMediaType 415        ├── InvalidCredentials 401
+├── ValidationError 422             ├── UsernameTaken, EmailTaken 409
+├── PayloadTooLarge 413             ├── SpotifyNotConnected 409
+├── NotFound 404                    ├── SpotifyReauthorizationRequired 409
+├── MethodNotAllowed 405            ├── SpotifyAccountInUse, SpotifyAccountMismatch 409
+├── InternalError 500               ├── SpotifyAccessDenied 401
+├── ServiceUnavailable 503          ├── SpotifyStateMismatch 400
+├── CrossSiteRequest 403            ├── SpotifyUnavailable, SpotifyMisconfigured 503
+└── InsufficientScope 403           └── SpotifyRateLimited 429
+"""
+
+import json
+import logging
+import uuid
+from typing import Any
+
+import redis
+import sqlalchemy.exc
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(HTTPException):
+    """An error the API answers with. `detail` is for the person who reads it; `members` for the program."""
+
+    code: int
+    slug: str
+    title: str
+    detail: str = ""
+    retry_after: int | None = None
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        retry_after: int | None = None,
+        **members: object,
+    ) -> None:
+        super().__init__()
+        self.detail = self.detail if detail is None else detail
+        self.retry_after = self.retry_after if retry_after is None else retry_after
+        self.members = members
+
+
+class MalformedRequest(Problem):
+    code, slug, title = 400, "malformed-request", "The request could not be read"
+
+
+class UnsupportedMediaType(Problem):
+    code, slug, title = (
+        415,
+        "unsupported-media-type",
+        "The body's media type is not supported",
+    )
+    detail = "Send JSON, with Content-Type: application/json."
+
+
+class ValidationError(Problem):
+    code, slug, title = 422, "validation-error", "The request is not valid"
+    detail = "See errors for what is wrong with each field."
+
+
+class PayloadTooLarge(Problem):
+    code, slug, title = 413, "payload-too-large", "The body is too large"
+
+
+class NotFound(Problem):
+    code, slug, title = 404, "not-found", "There is nothing here"
+
+
+class MethodNotAllowed(Problem):
+    code, slug, title = 405, "method-not-allowed", "This method is not allowed here"
+
+
+class InternalError(Problem):
+    code, slug, title = 500, "internal-error", "Something went wrong on our side"
+    detail = "It has been logged under this request_id."
+
+
+class ServiceUnavailable(Problem):
+    code, slug, title = (
+        503,
+        "service-unavailable",
+        "The service is unavailable for a moment",
+    )
+    detail = "Please try again shortly."
+    retry_after = 5
+
+
+class CrossSiteRequest(Problem):
+    code, slug, title = 403, "cross-site-request", "Cross-site request refused"
+    detail = (
+        "A request that changes something needs an X-Requested-With header and, "
+        "if it carries an Origin, one of this API's allowed origins."
+    )
+
+
+class NotSignedIn(Problem):
+    code, slug, title = 401, "not-signed-in", "Please sign in"
+
+
+class InvalidCredentials(Problem):
+    code, slug, title = 401, "invalid-credentials", "The login or the password is wrong"
+
+
+class UsernameTaken(Problem):
+    code, slug, title = 409, "username-taken", "This user name is taken"
+
+
+class EmailTaken(Problem):
+    code, slug, title = 409, "email-taken", "This e-mail address is taken"
+
+
+class SpotifyNotConnected(Problem):
+    code, slug, title = 409, "spotify-not-connected", "Spotify is not connected"
+    detail = "Send the person through GET /api/spotify/authorize first."
+
+
+class SpotifyReauthorizationRequired(Problem):
+    code, slug, title = (
+        409,
+        "spotify-reauthorization-required",
+        "Spotify must be connected again",
+    )
+    detail = "Spotify has ended this app's access. Send the person to authorize_url."
+
+
+class SpotifyAccountInUse(Problem):
+    code, slug, title = (
+        409,
+        "spotify-account-in-use",
+        "This Spotify account is connected to another account",
+    )
+    detail = (
+        "Nothing was changed. Choose another Spotify account, or sign in to the account that has this one."
+    )
+
+
+class SpotifyAccountMismatch(Problem):
+    code, slug, title = (
+        409,
+        "spotify-account-mismatch",
+        "Another Spotify account is connected already",
+    )
+    detail = "Nothing was changed. Disconnect Spotify first to connect a different account."
+
+
+class SpotifyAccessDenied(Problem):
+    code, slug, title = 401, "spotify-access-denied", "Spotify did not give access"
+
+
+class SpotifyStateMismatch(Problem):
+    code, slug, title = (
+        400,
+        "spotify-state-mismatch",
+        "This authorization does not belong here",
+    )
+    detail = (
+        "The state is missing, used, expired or another session's. Start again at GET /api/spotify/authorize."
+    )
+
+
+class SpotifyUnavailable(Problem):
+    code, slug, title = (
+        503,
+        "spotify-unavailable",
+        "Spotify does not answer properly at the moment",
+    )
+    retry_after = 5
+
+
+class SpotifyRateLimited(Problem):
+    code, slug, title = 429, "spotify-rate-limited", "Spotify asks us to wait"
+    retry_after = 30
+
+
+class SpotifyMisconfigured(Problem):
+    code, slug, title = (
+        503,
+        "spotify-misconfigured",
+        "This server's Spotify application is not set up right",
+    )
+    retry_after = 300
+
+
+class InsufficientScope(Problem):
+    code, slug, title = (
+        403,
+        "insufficient-scope",
+        "The Spotify permission for this was not granted",
+    )
+
+
+_BY_STATUS: dict[int, type[Problem]] = {
+    400: MalformedRequest,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+    415: UnsupportedMediaType,
+    422: ValidationError,
+    500: InternalError,
+    503: ServiceUnavailable,
+}
+
+
+def init_app(app: Flask) -> None:
+    """Answer every error of the application in the one shape."""
+    app.register_error_handler(HTTPException, respond)
+    app.register_error_handler(redis.RedisError, _dependency_down)
+    app.register_error_handler(sqlalchemy.exc.OperationalError, _dependency_down)
+    app.register_error_handler(sqlalchemy.exc.TimeoutError, _dependency_down)
+
+
+def respond(error: HTTPException) -> Response:
+    """The answer for an error raised by us, by Flask or by a library of ours."""
+    problem = as_problem(error)
+    body: dict[str, Any] = {
+        "type": f"/problems/{problem.slug}",
+        "title": problem.title,
+        "status": problem.code,
+        "detail": problem.detail,
+        "instance": request.path,
+        "request_id": request_id(),
+        **problem.members,
+    }
+    answer = Response(json.dumps(body), problem.code, content_type=MEDIA_TYPE)
+    # 405 keeps its Allow; the shape's own two headers are ours.
+    for name, value in error.get_headers():
+        if name.lower() not in ("content-type", "content-length"):
+            answer.headers[name] = value
+    if problem.retry_after is not None:
+        answer.headers["Retry-After"] = str(problem.retry_after)
+    if problem.code == 401:
+        # RFC 9110 section 15.5.2 wants a challenge. Ours names no scheme a browser would ask a password for.
+        answer.headers["WWW-Authenticate"] = 'Session realm="backline"'
+    return answer
+
+
+def as_problem(error: BaseException) -> Problem:
+    """Which problem an error is."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(
+        error,
+        (
+            redis.RedisError,
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.TimeoutError,
+        ),
+    ):
+        return ServiceUnavailable()
+    if not isinstance(error, HTTPException):
+        return InternalError()
+    original = getattr(error, "original_exception", None)
+    if original is not None:
+        return as_problem(original)
+    kind = _BY_STATUS.get(error.code or 500)
+    if kind is None:
+        kind = InternalError if (error.code or 500) >= 500 else MalformedRequest
+    return kind(errors=_field_errors(error)) if kind is ValidationError else kind()
+
+
+def request_id() -> str:
+    """The current request's id: made here, never taken from outside, so that it cannot be forged."""
+    if "request_id" not in g:
+        g.request_id = uuid.uuid4().hex
+    found: str = g.request_id
+    return found
+
+
+def _dependency_down(error: Exception) -> Response:
+    log.error(
+        "dependency_unavailable",
+        extra={"reason": type(error).__name__, "request_id": request_id()},
+    )
+    return respond(ServiceUnavailable())
+
+
+def _field_errors(error: HTTPException) -> dict[str, object]:
+    """webargs' messages without the location they are filed under: field -> messages."""
+    messages = (getattr(error, "data", None) or {}).get("messages", {})
+    fields: dict[str, object] = {}
+    for found in messages.values():
+        fields |= found if isinstance(found, dict) else {"_schema": found}
+    return fields

@@ -1,0 +1,103 @@
+"""What every route shares: strict reading of bodies, and errors in the OpenAPI document."""
+
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, NoReturn, TypeVar
+
+import flask_smorest
+import marshmallow as ma
+from flask import Request, Response
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException
+
+from app import problems
+from app.problems import MalformedRequest, UnsupportedMediaType
+
+MAX_BODY_BYTES = 64 * 1024
+
+View = TypeVar("View", bound=Callable[..., object])
+
+
+class ProblemOut(ma.Schema):
+    """An error, as RFC 9457 has it."""
+
+    type = ma.fields.String(
+        required=True,
+        metadata={"format": "uri-reference", "example": "/problems/not-found"},
+    )
+    title = ma.fields.String(required=True)
+    status = ma.fields.Integer(required=True)
+    detail = ma.fields.String(required=True)
+    instance = ma.fields.String(required=True)
+    request_id = ma.fields.String(required=True)
+    errors = ma.fields.Dict(metadata={"description": "422 only: field -> messages"})
+    authorize_url = ma.fields.String(metadata={"description": "spotify-reauthorization-required only"})
+
+
+class Api(flask_smorest.Api):  # type: ignore[misc]
+    """flask-smorest's registry of routes, with our errors in the place of its own."""
+
+    ERROR_SCHEMA = ProblemOut
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        return problems.respond(error)
+
+
+class _Parser(FlaskParser):
+    """webargs' parser, with a JSON reader that refuses what a lenient one would guess at."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"json": ma.RAISE}
+
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        body = req.get_data()
+        if not req.is_json:
+            if body or req.content_type:
+                raise UnsupportedMediaType
+            return {}
+        return parse_json(body)
+
+
+class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
+    ARGUMENTS_PARSER = _Parser()
+
+    def problems(self, *statuses: int) -> Callable[[View], View]:
+        """Say in the OpenAPI document with which errors a route may answer."""
+
+        def decorate(view: View) -> View:
+            for status in statuses:
+                view = self.alt_response(
+                    status,
+                    schema=ProblemOut,
+                    content_type=problems.MEDIA_TYPE,
+                    description=HTTPStatus(status).phrase,
+                )(view)
+            return view
+
+        return decorate
+
+
+def parse_json(body: bytes) -> Any:
+    """Read one JSON value in UTF-8.
+
+    Raises:
+        MalformedRequest: for what is no JSON, and for what two readers could take for two
+            things: duplicate members, NaN, unpaired surrogates, numbers without end, deep nesting.
+    """
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False).encode()  # fails on an unpaired surrogate
+    except (ValueError, RecursionError):
+        raise MalformedRequest("The body is not valid JSON in UTF-8.") from None
+    return value
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member stands twice")
+    return members
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

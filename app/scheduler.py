@@ -1,0 +1,124 @@
+"""Refreshing ahead of time: one pass over what is due, and the process that makes passes."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import timedelta
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
+
+from app.clock import utc_now
+from app.problems import Problem
+from app.spotify import tokens
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 30
+BATCH = 500
+
+
+@dataclass
+class Pass:
+    """What one pass did: links that are fresh now, and links that are not."""
+
+    refreshed: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.refreshed + self.failed
+
+
+def refresh_due(
+    app: Flask,
+    *,
+    stopping: threading.Event | None = None,
+    progress: Callable[[Pass], None] | None = None,
+) -> Pass:
+    """Refresh every link that is due now, soonest deadline first, in a bounded pool of threads.
+
+    Each link is tried once per pass. Two passes at once, on one machine or several, are harmless:
+    a claim goes to one of them.
+    """
+    config = app.extensions["backline"].config
+    lead = timedelta(seconds=config.refresh_lead_seconds)
+    done, tried = Pass(), set[int]()
+
+    def refresh(link_id: int) -> bool:
+        if stopping is not None and stopping.is_set():
+            return False
+        with app.app_context():
+            return _refresh(link_id, lead)
+
+    with ThreadPoolExecutor(config.refresh_workers, thread_name_prefix="refresh") as pool:
+        while stopping is None or not stopping.is_set():
+            with app.app_context():
+                since = utc_now() - timedelta(days=config.refresh_active_days)
+                due = tokens.due_links(lead, active_since=since, limit=BATCH)
+            fresh_work = [link_id for link_id in due if link_id not in tried]
+            if not fresh_work:
+                break
+            tried.update(fresh_work)
+            for future in as_completed([pool.submit(refresh, link_id) for link_id in fresh_work]):
+                if future.result():
+                    done.refreshed += 1
+                else:
+                    done.failed += 1
+                if progress is not None:
+                    progress(done)
+    return done
+
+
+def _refresh(link_id: int, lead: timedelta) -> bool:
+    try:
+        token = tokens.access_token_for(link_id, lead)
+    except (Problem, tokens.GrantEnded):
+        return False  # the attempt's row and the log say why
+    except Exception:
+        # One link's trouble must not end the pass for all the others.
+        log.exception("token_refresh_crashed", extra={"link": link_id})
+        return False
+    return token.expires_at - utc_now() > lead
+
+
+def run(app: Flask) -> None:
+    """Make a pass every `TICK_SECONDS` until SIGTERM or SIGINT. Running calls are let finish."""
+    stopping = threading.Event()
+
+    def tick() -> None:
+        try:
+            done = refresh_due(app, stopping=stopping)
+        except Exception:
+            log.exception("refresh_pass_failed")
+            return
+        if done.total:
+            log.info(
+                "refresh_pass",
+                extra={"refreshed": done.refreshed, "failed": done.failed},
+            )
+
+    # Blocked before any thread is made, so that every thread inherits it and `sigwait` below gets
+    # them; a handler could run in the middle of APScheduler's own locking.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    ticker = BackgroundScheduler(timezone="UTC")
+    # The due rows are the work list, so a late tick must still run, and missed ones count once.
+    ticker.add_job(
+        tick,
+        "interval",
+        seconds=TICK_SECONDS,
+        max_instances=1,
+        coalesce=True,
+        misfire_grace_time=None,
+        next_run_time=utc_now(),
+    )
+    ticker.start()
+    log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})
+    received = signal.sigwait(signals)
+    log.info("scheduler_stopping", extra={"signal": signal.Signals(received).name})
+    stopping.set()
+    ticker.shutdown(wait=True)

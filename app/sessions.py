@@ -1,0 +1,203 @@
+"""Server-side sessions: Flask-Session's Redis store, with what is unsafe in 0.8.0 replaced.
+
+- Nothing is unpickled: data is msgpack of known fields, anything else counts as no session.
+- `SET ... XX` for a stored session, so a slow request cannot bring a signed-out one back.
+- `GETEX` slides the idle time-out without a write; an absolute one stands in the data.
+- Redis knows a session only by a keyed hash of its id, so a dump opens nothing.
+- The cookie is set once per id, and deleted with the attributes it was set with.
+- Strangers get neither a cookie nor a key.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from typing import Any
+
+import msgspec
+import redis
+from flask import Flask, Request, Response, current_app, request, session
+from flask_session.base import ServerSideSession
+from flask_session.redis import RedisSessionInterface
+
+from app.clock import utc_now
+from app.problems import ServiceUnavailable
+from config import Config
+
+log = logging.getLogger(__name__)
+
+_SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
+
+
+class SessionData(msgspec.Struct, forbid_unknown_fields=True):
+    """All that a session holds. `created_at` is in seconds since 1970."""
+
+    created_at: float
+    user_id: int | None = None
+    spotify_user_id: int | None = None
+
+
+class Session(ServerSideSession):  # type: ignore[misc]
+    """The session of one request. `stored` says whether Redis held it when the request began."""
+
+    def __init__(self, initial: dict[str, Any] | None = None, *, sid: str, stored: bool = False) -> None:
+        super().__init__(initial, sid=sid)
+        self.stored = stored
+        self.unreachable = False
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def clear(self) -> None:
+        # The parent's keeps a marker of its own, which would make an ended session worth saving.
+        dict.clear(self)
+        self.modified = self.accessed = True
+
+
+class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
+    """Opens and saves the sessions of requests under `/api/`; nothing else has one."""
+
+    session_class = Session
+
+    def __init__(self, app: Flask, config: Config, client: redis.Redis) -> None:
+        super().__init__(app, client=client, key_prefix="session:", permanent=False, sid_length=32)
+        self._config = config
+
+    def open_session(self, app: Flask, request: Request) -> Session:
+        sid = request.cookies.get(self._config.session_cookie_name, "")
+        if not request.path.startswith("/api/") or not _SID.fullmatch(sid):
+            return self._new()
+        try:
+            data = self._retrieve_session_data(self._get_store_id(sid))
+        except redis.RedisError as error:
+            # Flask opens the session where no error handler works yet; `_refuse_unreachable` raises.
+            log.error("sessions_unavailable", extra={"reason": type(error).__name__})
+            session = self._new()
+            session.unreachable = True
+            return session
+        return self._new() if data is None else Session(data, sid=sid, stored=True)
+
+    def save_session(self, app: Flask, session: Session, response: Response) -> None:
+        if session.accessed:
+            response.vary.add("Cookie")
+        if not session.modified or session.unreachable:
+            return
+        try:
+            if session:
+                self._store(app, session, response)
+            else:
+                self._delete_session(self._get_store_id(session.sid))
+                self._delete_cookie(app, response)
+        except redis.RedisError as error:
+            session.unreachable = True  # Flask saves once more when it answers the error
+            raise ServiceUnavailable from error
+
+    def renew(self, session: Session) -> None:
+        if session.stored:
+            self._delete_session(self._get_store_id(session.sid))
+        session.clear()
+        session.sid, session.stored = self._generate_sid(self.sid_length), False
+
+    def binding(self, session: Session) -> str:
+        return self._get_store_id(session.sid)
+
+    def _store(self, app: Flask, session: Session, response: Response) -> None:
+        start(session)
+        data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
+        self.client.set(
+            self._get_store_id(session.sid),
+            data,
+            ex=self._config.session_idle_seconds,
+            xx=session.stored,
+        )
+        if not session.stored:
+            response.set_cookie(
+                self._config.session_cookie_name,
+                session.sid,
+                max_age=self._config.session_max_seconds,
+                **self._cookie_attributes(app),
+            )
+
+    def _delete_cookie(self, app: Flask, response: Response) -> None:
+        if self._config.session_cookie_name in request.cookies:
+            response.delete_cookie(self._config.session_cookie_name, **self._cookie_attributes(app))
+
+    def _cookie_attributes(self, app: Flask) -> dict[str, Any]:
+        return {
+            "path": "/",
+            "secure": self.get_cookie_secure(app),
+            "httponly": True,
+            "samesite": self.get_cookie_samesite(app),
+            "partitioned": self.get_cookie_partitioned(app),
+        }
+
+    def _new(self) -> Session:
+        return Session(sid=self._generate_sid(self.sid_length))
+
+    def _get_store_id(self, sid: str) -> str:
+        digest = hmac.new(self._config.secret_key.encode(), sid.encode(), hashlib.sha256).hexdigest()
+        return f"{self.key_prefix}{digest}"
+
+    def _generate_sid(self, session_id_length: int) -> str:
+        return secrets.token_urlsafe(session_id_length)
+
+    def _retrieve_session_data(self, store_id: str) -> dict[str, Any] | None:
+        raw = self.client.getex(store_id, ex=self._config.session_idle_seconds)
+        if raw is None:
+            return None
+        try:
+            data = msgspec.msgpack.decode(raw, type=SessionData)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
+            self._delete_session(store_id)
+            return None
+        return msgspec.structs.asdict(data)
+
+    def _delete_session(self, store_id: str) -> None:
+        self.client.delete(store_id)
+
+
+def start(current: Session) -> None:
+    """Make the session worth keeping, if it is not yet."""
+    if "created_at" not in current:
+        current["created_at"] = utc_now().timestamp()
+
+
+def renew() -> None:
+    """Empty this request's session and give it a new id: before every change of who is signed in.
+
+    The old id is dead at once, so one that was planted beforehand is worth nothing.
+    """
+    interface, current = _current()
+    interface.renew(current)
+
+
+def binding() -> str:
+    """What ties something kept elsewhere to this request's session; it tells nothing about the id."""
+    interface, current = _current()
+    start(current)
+    return interface.binding(current)
+
+
+def _current() -> tuple[RedisSessions, Session]:
+    interface, current = current_app.session_interface, session._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    assert isinstance(interface, RedisSessions)
+    assert isinstance(current, Session)
+    return interface, current
+
+
+def init_app(app: Flask, config: Config, client: redis.Redis) -> None:
+    app.config.update(
+        SESSION_COOKIE_SECURE=config.session_cookie_secure,
+        SESSION_COOKIE_SAMESITE=config.session_cookie_samesite,
+        # A cookie for another site's frames and fetches must be partitioned, or browsers drop it (CHIPS).
+        SESSION_COOKIE_PARTITIONED=config.session_cookie_samesite == "None",
+    )
+    app.session_interface = RedisSessions(app, config, client)
+
+    @app.before_request
+    def refuse_unreachable() -> None:
+        if getattr(session, "unreachable", False) and request.routing_exception is None:
+            raise ServiceUnavailable

@@ -1,0 +1,165 @@
+"""accounts.spotify.com: where people consent, and where codes and refresh tokens become access tokens.
+
+SpotifyError            it did not work; trying again later may help
+├── InvalidGrant        the code or refresh token is spent, revoked or expired; trying again is no use
+├── Misconfigured       Spotify refuses *us*: client id, secret, or the person's place on our allowlist
+└── RateLimited         Spotify asks us to wait `retry_after` seconds
+"""
+
+import hashlib
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from app.outbound import Answer, NoAnswer, Outbound
+from config import Config
+
+# Our columns hold this much, sealed. Spotify's tokens are a few hundred characters.
+MAX_TOKEN_CHARS = 8192
+# Refusals that are about the application, never about the person (RFC 6749 section 5.2).
+_OUR_FAULT = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"})
+
+
+class SpotifyError(Exception):
+    """Spotify refused, or did not answer. Worth another try later."""
+
+
+class InvalidGrant(SpotifyError):
+    """The code or refresh token is spent, revoked or expired. Trying again is no use."""
+
+
+class Misconfigured(SpotifyError):
+    """Spotify refuses this application, whoever the person is."""
+
+
+class RateLimited(SpotifyError):
+    """Spotify asks us to wait."""
+
+    def __init__(self, retry_after: int | None) -> None:
+        super().__init__("rate_limited")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What the token endpoint gave. `refresh_token` is None where the old one stays good."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)
+    expires_in: int  # seconds
+    scope: str | None  # None where the answer does not say
+
+
+class SpotifyAccounts:
+    def __init__(self, config: Config, outbound: Outbound) -> None:
+        self._config = config
+        self._outbound = outbound
+
+    def authorize_url(self, *, state: str, verifier: str) -> str:
+        """Where to send the person for consent.
+
+        Source: https://developer.spotify.com/documentation/web-api/tutorials/code-flow,
+        RFC 7636 section 4.2 for the challenge.
+        """
+        challenge = urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+        query = {
+            "client_id": self._config.spotify_client_id,
+            "response_type": "code",
+            "redirect_uri": self._config.spotify_redirect_uri,
+            "scope": " ".join(self._config.spotify_scopes),
+            "state": state,
+            "code_challenge_method": "S256",
+            "code_challenge": challenge,
+        }
+        return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
+
+    def exchange(self, code: str, *, verifier: str) -> Grant:
+        """Trade an authorization code for tokens. A code works once, for about ten minutes.
+
+        Raises:
+            InvalidGrant: the code is not (or no longer) good.
+            SpotifyError: anything else.
+        """
+        grant = self._ask_for_token(
+            grant_type="authorization_code",
+            code=code,
+            redirect_uri=self._config.spotify_redirect_uri,
+            code_verifier=verifier,
+        )
+        if grant.refresh_token is None:
+            raise SpotifyError("no_refresh_token")
+        return grant
+
+    def refresh(self, refresh_token: str) -> Grant:
+        """Trade a refresh token for a new access token.
+
+        Spotify may leave `refresh_token` out of the answer; the old one then stays good. It
+        lives six months from the person's consent, and a refresh does not extend it.
+
+        Source: https://developer.spotify.com/documentation/web-api/tutorials/refreshing-tokens
+
+        Raises:
+            InvalidGrant: the token is revoked or expired.
+            SpotifyError: anything else, including no answer within the deadline.
+        """
+        return self._ask_for_token(grant_type="refresh_token", refresh_token=refresh_token)
+
+    def _ask_for_token(self, **form: str) -> Grant:
+        try:
+            answer = self._outbound.send(
+                "POST",
+                f"{self._config.spotify_accounts_url}/api/token",
+                data=form,
+                auth=(
+                    self._config.spotify_client_id,
+                    self._config.spotify_client_secret,
+                ),
+                headers={"Accept": "application/json"},
+            )
+        except NoAnswer as error:
+            raise SpotifyError("no_answer") from error
+        if answer.status != 200:
+            raise _refusal(answer)
+        return _grant(answer)
+
+
+def _refusal(answer: Answer) -> SpotifyError:
+    """What an answer other than 200 means.
+
+    Only a 400 with an OAuth error says anything about the grant or about us. `error_description`
+    is never looked at: its wording has changed before.
+    """
+    if answer.status == 429:
+        return RateLimited(answer.retry_after)
+    if answer.status in (400, 401):
+        error = answer.json_object().get("error")
+        if error == "invalid_grant" and answer.status == 400:
+            return InvalidGrant()
+        if error in _OUR_FAULT:
+            return Misconfigured(error)
+    return SpotifyError(f"status_{answer.status}")
+
+
+def _grant(answer: Answer) -> Grant:
+    body = answer.json_object()
+    access_token, refresh_token = body.get("access_token"), body.get("refresh_token")
+    expires_in, scope = body.get("expires_in"), body.get("scope")
+    if (
+        not _is_token(access_token)
+        or not (refresh_token is None or _is_token(refresh_token))
+        or not isinstance(expires_in, int)
+        or not 0 < expires_in <= 86_400
+        or not (scope is None or (isinstance(scope, str) and len(scope) <= 2048))
+        or str(body.get("token_type", "Bearer")).lower() != "bearer"
+    ):
+        raise SpotifyError("malformed_token_answer")
+    return Grant(str(access_token), refresh_token, expires_in, scope)
+
+
+def _is_token(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_TOKEN_CHARS
+        and value.isascii()
+        and value.isprintable()
+    )

@@ -1,0 +1,103 @@
+"""The authorization flow behind `GET /api/spotify/authorize`: what each visit means, in order."""
+
+from dataclasses import dataclass
+
+from flask import session
+
+from app.auth.guard import current_user
+from app.clock import utc_now
+from app.models import GrantState, SpotifyUser
+from app.parts import parts
+from app.problems import (
+    Problem,
+    SpotifyAccessDenied,
+    SpotifyMisconfigured,
+    SpotifyRateLimited,
+    SpotifyStateMismatch,
+    SpotifyUnavailable,
+)
+from app.spotify import links, pending, tokens
+from app.spotify.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError
+
+_NOT_ON_ALLOWLIST = (
+    "Spotify refuses this application or this person. If the application is in development mode, "
+    "its owner has to add the person to the allowlist in Spotify's developer dashboard."
+)
+
+
+@dataclass(frozen=True)
+class Connected:
+    link: SpotifyUser
+
+
+@dataclass(frozen=True)
+class AuthorizationRequired:
+    authorize_url: str
+    grant_ended: bool
+
+
+def visit(*, code: str | None, error: str | None, state: str | None) -> Connected | AuthorizationRequired:
+    """Answer one visit.
+
+    A callback that belongs to this session comes first, so that a connected person can authorize
+    again. One that does not belong changes nothing: a living link is still a living link.
+
+    Raises:
+        SpotifyAccessDenied, SpotifyStateMismatch, SpotifyAccountInUse, SpotifyAccountMismatch,
+        SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured
+    """
+    user = current_user()
+    user_id = user.id if user else None
+    is_callback = code is not None or error is not None
+    verifier = pending.spend(state, user_id) if is_callback and state else None
+
+    if verifier is not None:
+        if error is not None or code is None:
+            raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
+        return Connected(_finish(code, verifier, user_id))
+
+    link = links.current_link()
+    if link is not None and _is_alive(link):
+        session["spotify_user_id"] = link.id
+        links.note_use(link)
+        links.forget_current_link()
+        return Connected(links.current_link() or link)
+    if is_callback:
+        raise SpotifyStateMismatch
+    return AuthorizationRequired(pending.begin(user_id), grant_ended=link is not None)
+
+
+def _is_alive(link: SpotifyUser) -> bool:
+    """Whether the link has a working token, after refreshing it if need be."""
+    if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
+        return False
+    try:
+        tokens.access_token_for(link.id)
+    except tokens.GrantEnded:
+        return False
+    return True
+
+
+def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
+    """Turn the code into a stored grant. Nothing is stored before all of it is known."""
+    asked_at = utc_now()
+    try:
+        grant = parts().accounts.exchange(code, verifier=verifier)
+        profile = parts().webapi.me(grant.access_token)
+    except InvalidGrant:
+        raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
+    except SpotifyError as error:
+        raise as_problem(error) from None
+    link = links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
+    session["spotify_user_id"] = link.id
+    links.forget_current_link()
+    return link
+
+
+def as_problem(error: SpotifyError) -> Problem:
+    """What a caller is told when Spotify fails us."""
+    if isinstance(error, RateLimited):
+        return SpotifyRateLimited(retry_after=error.retry_after)
+    if isinstance(error, Misconfigured):
+        return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "refused_by_web_api" else None)
+    return SpotifyUnavailable()

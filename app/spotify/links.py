@@ -1,0 +1,144 @@
+"""Links between people and Spotify accounts: found, stored, handed over, erased."""
+
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from flask import g, session
+from sqlalchemy.orm import Session
+
+from app.auth.guard import current_user
+from app.clock import utc_now
+from app.database import reading, write_again_on_conflict, writing
+from app.models import AccessToken, SpotifyUser
+from app.problems import SpotifyAccountInUse, SpotifyAccountMismatch
+from app.spotify import tokens
+from app.spotify.accounts import Grant
+from app.spotify.webapi import Profile
+
+# `last_used_at` decides who is worth refreshing, in days; finer than this it would only cost writes.
+_USE_IS_NOTED_EVERY = timedelta(hours=1)
+
+
+def current_link() -> SpotifyUser | None:
+    """The link this request may use: the session's, else the signed-in user's own.
+
+    A session's link that belongs to another account than the one signed in does not count. A
+    visitor may use the link to the Spotify account that he has just shown to be his.
+    """
+    if "link" not in g:
+        g.link = _find_link()
+    found: SpotifyUser | None = g.link
+    return found
+
+
+def forget_current_link() -> None:
+    """Look the link up anew on the next `current_link()`."""
+    g.pop("link", None)
+
+
+def _find_link() -> SpotifyUser | None:
+    user, linked_id = current_user(), session.get("spotify_user_id")
+    with reading() as db:
+        if linked_id is not None:
+            link = db.get(SpotifyUser, linked_id)
+            if link is not None and (user is None or link.user_id in (None, user.id)):
+                return link
+        if user is not None:
+            return db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
+    return None
+
+
+def note_use(link: SpotifyUser) -> None:
+    """Remember that a person used the link: unused ones are not refreshed ahead of time."""
+    now = utc_now()
+    if now - link.last_used_at < _USE_IS_NOTED_EVERY:
+        return
+    with writing() as db:
+        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == link.id).values(last_used_at=now))
+
+
+def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked_at: datetime) -> SpotifyUser:
+    """Store what a consent gave: the account and its tokens, in one transaction.
+
+    `asked_at` is when the code was sent to Spotify; the token's life is counted from there.
+
+    Raises:
+        SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
+        SpotifyAccountMismatch: the user has another Spotify account.
+    """
+
+    def unit(db: Session) -> SpotifyUser:
+        link = _known_account(db, profile)
+        _check_ownership(db, link, user_id)
+        if link is None:
+            link = SpotifyUser(user_id=user_id, spotify_id=profile.spotify_id)
+            db.add(link)
+        elif user_id is not None:
+            link.user_id = user_id
+        _describe(link, profile)
+        db.flush()  # gives a new link the id that its tokens are sealed with
+        tokens.put_grant(db, link.id, grant, asked_at)
+        db.expire(link, ["token"])
+        _ = link.token
+        return link
+
+    return write_again_on_conflict(unit)
+
+
+def hand_over_visitors_link(db: Session, link_id: int, user_id: int) -> bool:
+    """Give a link that nobody owns to a user. Returns whether there was one to give."""
+    handed = db.execute(
+        sa.update(SpotifyUser)
+        .where(SpotifyUser.id == link_id, SpotifyUser.user_id.is_(None))
+        .values(user_id=user_id, updated_at=utc_now())
+    )
+    return handed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
+def erase(link: SpotifyUser) -> None:
+    """Erase a link with its tokens and all that Spotify told about the person."""
+    with writing() as db:
+        db.execute(sa.delete(AccessToken).where(AccessToken.spotify_user_id == link.id))
+        db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
+
+
+def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
+    """The row of this Spotify account, locked.
+
+    `account_id` decides where Spotify sends one; a row from before it did is found by `id`. A row
+    that has our `id` but another `account_id` is of somebody who gave that id up: it keeps its
+    tokens, and yields the name.
+    """
+    by_id = db.scalar(_locked(SpotifyUser.spotify_id == profile.spotify_id))
+    if profile.account_id is None:
+        return by_id
+    if by_id is not None and by_id.account_id in (None, profile.account_id):
+        return by_id
+    if by_id is not None:
+        by_id.spotify_id = f"account:{by_id.account_id}"
+        db.flush()
+    return db.scalar(_locked(SpotifyUser.account_id == profile.account_id))
+
+
+def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
+    return sa.select(SpotifyUser).where(condition).with_for_update(of=SpotifyUser)
+
+
+def _check_ownership(db: Session, link: SpotifyUser | None, user_id: int | None) -> None:
+    if user_id is None:
+        return
+    if link is not None and link.user_id not in (None, user_id):
+        raise SpotifyAccountInUse
+    own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))
+    if own_id is not None and (link is None or own_id != link.id):
+        raise SpotifyAccountMismatch
+
+
+def _describe(link: SpotifyUser, profile: Profile) -> None:
+    link.spotify_id = profile.spotify_id
+    link.account_id = profile.account_id or link.account_id
+    link.display_name = profile.display_name
+    link.image_url = profile.image_url
+    link.product = profile.product
+    link.country = profile.country
+    link.last_used_at = utc_now()

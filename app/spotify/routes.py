@@ -1,0 +1,172 @@
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from flask import request, session
+from werkzeug.utils import redirect
+from werkzeug.wrappers import Response
+
+from app.auth.guard import current_user, open_to_all
+from app.clock import utc_now
+from app.models import GrantState, SpotifyUser
+from app.parts import parts
+from app.problems import (
+    InsufficientScope,
+    NotFound,
+    Problem,
+    SpotifyAccessDenied,
+    SpotifyNotConnected,
+    SpotifyReauthorizationRequired,
+    ValidationError,
+)
+from app.requests import Blueprint
+from app.spotify import authorization, links, pending, tokens
+from app.spotify.authorization import AuthorizationRequired
+from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut
+
+blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
+
+
+@blueprint.get("/api/spotify/authorize")
+@open_to_all
+@blueprint.arguments(AuthorizeQuery, location="query")
+@blueprint.response(200, AuthorizeOut)
+@blueprint.alt_response(302, description="A browser's first visit: on to Spotify", success=True)
+@blueprint.alt_response(
+    303,
+    description="A browser coming back: on to FRONTEND_URL, with ?spotify=…",
+    success=True,
+)
+@blueprint.problems(400, 401, 409, 422, 429, 503)
+def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
+    """Connect Spotify, or come back from there
+
+    Connected already: says so. Otherwise gives the URL at Spotify to send the person to. When
+    Spotify sends them back with `code` and `state`, or `error`, pass those on here.
+    """
+    by_browser = _is_navigation()
+    try:
+        visit = authorization.visit(**_callback_parameters())
+    except Problem as problem:
+        if by_browser:
+            return _back_to_frontend(problem)
+        raise
+    if isinstance(visit, AuthorizationRequired):
+        if by_browser:
+            return redirect(visit.authorize_url, HTTPStatus.FOUND)
+        reason = {"reason": "reauthorization_required"} if visit.grant_ended else {}
+        return {
+            "status": "authorization_required",
+            "authorize_url": visit.authorize_url,
+            **reason,
+        }
+    if by_browser:
+        return _back_to_frontend(None)
+    return {"status": "connected", "spotify": describe(visit.link)}
+
+
+@blueprint.get("/api/spotify")
+@open_to_all
+@blueprint.response(200, SpotifyOut)
+@blueprint.problems(503)
+def get() -> dict[str, Any]:
+    """Whether Spotify is connected, as whom, and until when"""
+    return describe(links.current_link())
+
+
+@blueprint.delete("/api/spotify")
+@open_to_all
+@blueprint.response(204)
+@blueprint.problems(403, 503)
+def disconnect() -> None:
+    """Disconnect Spotify: tokens and personal data are erased"""
+    link = links.current_link()
+    if link is not None:
+        links.erase(link)
+    if "spotify_user_id" in session:
+        del session["spotify_user_id"]
+
+
+@blueprint.get("/api/spotify/token")
+@open_to_all
+@blueprint.response(200, TokenOut)
+@blueprint.problems(403, 404, 409, 503)
+def playback_token() -> dict[str, Any]:
+    """A short-lived access token, for the Web Playback SDK only
+
+    Never the refresh token, and only where `streaming` was granted. Do not store it: ask again.
+    """
+    if not parts().config.playback_token_enabled:
+        raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
+    link = links.current_link()
+    if link is None:
+        raise SpotifyNotConnected
+    if "streaming" not in link.token.scopes:
+        raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
+    links.note_use(link)
+    try:
+        token = tokens.access_token_for(link.id)
+    except tokens.GrantEnded:
+        user = current_user()
+        url = pending.begin(user.id if user else None)
+        raise SpotifyReauthorizationRequired(authorize_url=url) from None
+    return {
+        "access_token": token.access_token,
+        "token_type": "Bearer",
+        "expires_in": int((token.expires_at - utc_now()).total_seconds()),
+        "expires_at": token.expires_at,
+        "scope": token.scope,
+    }
+
+
+def describe(link: SpotifyUser | None) -> dict[str, Any]:
+    """A link as the API shows it."""
+    if link is None:
+        return {"status": "not_connected"}
+    token = link.token
+    return {
+        "status": "connected" if token.state == GrantState.ACTIVE else token.state,
+        "spotify_id": link.spotify_id,
+        "account_id": link.account_id,
+        "display_name": link.display_name,
+        "image_url": link.image_url,
+        "scopes": token.scopes,
+        "authorized_at": token.authorized_at,
+        "reauthorize_by": token.reauthorize_by,
+        "access_token_expires_at": token.expires_at,
+        "last_refreshed_at": token.refreshed_at,
+    }
+
+
+def _is_navigation() -> bool:
+    """Whether a browser is loading a page, rather than a program asking for JSON."""
+    best = request.accept_mimetypes.best_match(["application/json", "text/html"], default="application/json")
+    return best == "text/html"
+
+
+def _callback_parameters() -> dict[str, str | None]:
+    """`code`, `error` and `state`; one sent without a value counts as absent (RFC 6749 section 3.1).
+
+    Raises:
+        ValidationError: one of them stands twice.
+    """
+    found: dict[str, str | None] = {}
+    for name in ("code", "error", "state"):
+        values = request.args.getlist(name)
+        if len(values) > 1:
+            raise ValidationError(errors={name: ["May stand once only."]})
+        found[name] = values[0] if values and values[0] else None
+    return found
+
+
+def _back_to_frontend(problem: Problem | None) -> Response:
+    """Send the browser on to the SPA with one of a fixed set of results; nothing of the request is in it."""
+    if problem is None:
+        result = "connected"
+    elif isinstance(problem, SpotifyAccessDenied):
+        result = "denied"
+    else:
+        result = f"error-{problem.slug}"
+    page = urlsplit(parts().config.frontend_url)
+    query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
+    return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)

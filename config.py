@@ -1,0 +1,340 @@
+"""Settings: read from the environment once, checked as a whole, then frozen.
+
+This is the only module that knows an environment variable's name. `.env.example`
+documents every one of them, and a test compares the two.
+"""
+
+import base64
+import binascii
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+ROOT = Path(__file__).resolve().parent
+
+# Everything the Vue example shows, and no more: profile, playback, playlists, top tracks, and the
+# Web Playback SDK (`streaming`, which historically also checks the two profile scopes).
+DEFAULT_SCOPES = (
+    "user-read-private user-read-email streaming "
+    "user-read-playback-state user-modify-playback-state user-read-currently-playing "
+    "playlist-read-private user-top-read user-read-recently-played"
+)
+
+# What `python -m sandbox` answers to unless told otherwise. Public, so worthless anywhere else.
+SANDBOX_CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
+SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
+SANDBOX_URL = "http://127.0.0.1:5001"
+
+AppEnv = Literal["development", "production"]
+SameSite = Literal["Lax", "None"]
+
+
+class ConfigError(Exception):
+    """The settings cannot be used. The message lists everything that is wrong, one line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that differs between deployments. Units are in the names."""
+
+    app_env: AppEnv
+    secret_key: str = field(repr=False)
+    token_encryption_keys: tuple[bytes, ...] = field(repr=False)  # newest first; 32 bytes each
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    spotify_client_id: str
+    spotify_client_secret: str = field(repr=False)
+    spotify_redirect_uri: str
+    spotify_scopes: tuple[str, ...]
+    spotify_accounts_url: str
+    spotify_api_url: str
+    uses_sandbox: bool
+    frontend_url: str
+    cors_origins: tuple[str, ...]
+    session_cookie_secure: bool
+    session_cookie_samesite: SameSite
+    session_idle_seconds: int
+    session_max_seconds: int
+    trusted_proxies: int
+    trusted_hosts: tuple[str, ...]
+    refresh_lead_seconds: int
+    refresh_active_days: int
+    refresh_workers: int
+    playback_token_enabled: bool
+    log_level: str
+    log_format: Literal["json", "console"]
+    web_concurrency: int
+    threads: int
+    port: int
+
+    @property
+    def session_cookie_name(self) -> str:
+        """`__Host-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3.2)."""
+        return "__Host-session" if self.session_cookie_secure else "session"
+
+    @property
+    def own_origins(self) -> frozenset[str]:
+        """Origins whose pages may change state: the SPA's, and this API's own (its docs page)."""
+        return frozenset(
+            {
+                *self.cors_origins,
+                _origin(self.frontend_url),
+                _origin(self.spotify_redirect_uri),
+            }
+        )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Config":
+        """Read and check all settings.
+
+        Raises:
+            ConfigError: with every problem found, not only the first.
+        """
+        read = _Reader(environ)
+        app_env = cast(
+            "AppEnv",
+            read.choice("APP_ENV", _default_env(environ), ("development", "production")),
+        )
+        production = app_env == "production"
+        read.production = production
+        port = read.integer("PORT", 5000, least=1, most=65535)
+        here = f"http://127.0.0.1:{port}"
+
+        client_id = read.text("SPOTIFY_CLIENT_ID", needed=production)
+        uses_sandbox = not client_id and not production
+        redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}/api/spotify/authorize")
+        frontend_url = read.url("FRONTEND_URL", f"{here}/api/docs", needed=production)
+        secure = read.boolean("SESSION_COOKIE_SECURE", default=not redirect_uri.startswith("http://"))
+        samesite = cast("SameSite", read.choice("SESSION_COOKIE_SAMESITE", "Lax", ("Lax", "None")))
+        if samesite == "None" and not secure:
+            read.problems.append("SESSION_COOKIE_SAMESITE=None needs SESSION_COOKIE_SECURE=true (and https).")
+        idle = read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=60)
+
+        config = cls(
+            app_env=app_env,
+            secret_key=read.secret_key("SECRET_KEY"),
+            token_encryption_keys=read.keys("TOKEN_ENCRYPTION_KEYS"),
+            database_url=read.database_url("DATABASE_URL", f"sqlite:///{ROOT}/instance/backline.sqlite3"),
+            redis_url=read.redis_url("REDIS_URL", "redis://127.0.0.1:6379/0"),
+            spotify_client_id=client_id or SANDBOX_CLIENT_ID,
+            spotify_client_secret=read.text("SPOTIFY_CLIENT_SECRET", needed=bool(client_id) or production)
+            or SANDBOX_CLIENT_SECRET,
+            spotify_redirect_uri=redirect_uri,
+            spotify_scopes=tuple((read.text("SPOTIFY_SCOPES") or DEFAULT_SCOPES).replace(",", " ").split()),
+            spotify_accounts_url=read.service_url(
+                "SPOTIFY_ACCOUNTS_URL",
+                SANDBOX_URL if uses_sandbox else "https://accounts.spotify.com",
+            ),
+            spotify_api_url=read.service_url(
+                "SPOTIFY_API_URL",
+                f"{SANDBOX_URL}/v1" if uses_sandbox else "https://api.spotify.com/v1",
+            ),
+            uses_sandbox=uses_sandbox,
+            frontend_url=frontend_url,
+            cors_origins=read.origins(
+                "CORS_ORIGINS",
+                [
+                    _origin(frontend_url),
+                    *([] if production else ["http://127.0.0.1:5173"]),
+                ],
+            ),
+            session_cookie_secure=secure,
+            session_cookie_samesite=samesite,
+            session_idle_seconds=idle,
+            session_max_seconds=read.integer("SESSION_MAX_SECONDS", max(idle, 30 * 86_400), least=idle),
+            trusted_proxies=read.integer("TRUSTED_PROXIES", 0, least=0, most=5),
+            trusted_hosts=read.words("TRUSTED_HOSTS"),
+            refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=30, most=3000),
+            refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
+            refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
+            playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
+            log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+            log_format=cast(
+                "Literal['json', 'console']",
+                read.choice("LOG_FORMAT", "json", ("json", "console")),
+            ),
+            web_concurrency=read.integer("WEB_CONCURRENCY", 2, least=1),
+            threads=read.integer("THREADS", 8, least=1),
+            port=port,
+        )
+        if read.problems:
+            raise ConfigError("\n".join(read.problems))
+        return config
+
+
+def read_environment() -> dict[str, str]:
+    """The process's environment, over what the project's `.env` file says.
+
+    `FLASK_SKIP_DOTENV=1` leaves the file unread, as it does for Flask itself.
+    """
+    if os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("1", "true", "yes"):
+        return dict(os.environ)
+    file = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value is not None}
+    return file | dict(os.environ)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a URL's host can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _default_env(environ: Mapping[str, str]) -> AppEnv:
+    """Development under `flask …`, production under any WSGI server: safe where nobody thought of it."""
+    return "development" if environ.get("FLASK_RUN_FROM_CLI") == "true" else "production"
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+class _Reader:
+    """Reads one variable at a time and collects what is wrong. An empty value counts as unset."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.production = True
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str = "", *, needed: bool = False) -> str:
+        value = self._environ.get(name, "").strip()
+        if not value and needed:
+            self.problems.append(f"{name} is not set. See .env.example.")
+        return value or default
+
+    def words(self, name: str) -> tuple[str, ...]:
+        return tuple(word.strip() for word in self.text(name).split(",") if word.strip())
+
+    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(name, default)
+        match = next((choice for choice in allowed if choice.lower() == value.lower()), None)
+        if match is None:
+            self.problems.append(f"{name} must be one of {', '.join(allowed)}.")
+        return match or default
+
+    def integer(self, name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:
+        value = self.text(name, str(default))
+        if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not least <= int(value) <= most:
+            self.problems.append(f"{name} must be a whole number from {least} to {most}.")
+            return default
+        return int(value)
+
+    def boolean(self, name: str, *, default: bool) -> bool:
+        value = self.text(name, str(default)).lower()
+        if value not in ("true", "false", "1", "0", "yes", "no"):
+            self.problems.append(f"{name} must be true or false.")
+        return value in ("true", "1", "yes")
+
+    def secret_key(self, name: str) -> str:
+        value = self.text(name)
+        least = 16 if self.production else 1
+        if len(value) < least:
+            self.problems.append(
+                f"{name} is not set or shorter than {least} characters. Make one: "
+                'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
+        return value
+
+    def keys(self, name: str) -> tuple[bytes, ...]:
+        """32-byte keys in base64 (either alphabet, padded or not) or in hexadecimal."""
+        words = self.words(name)
+        keys = tuple(key for word in words if (key := _decode_key(word)) is not None)
+        if not words or len(keys) != len(words):
+            self.problems.append(
+                f"{name} must be one or more keys of 32 bytes in base64, newest first, comma separated. "
+                'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'
+            )
+        return keys
+
+    def database_url(self, name: str, default: str) -> str:
+        value = self.text(name, default, needed=self.production)
+        try:
+            drivername = make_url(value).drivername
+        except ArgumentError:
+            drivername = ""
+        if drivername not in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite"):
+            self.problems.append(
+                f"{name} must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 "
+                "or sqlite:////absolute/path."
+            )
+        return value
+
+    def redis_url(self, name: str, default: str) -> str:
+        value = self.text(name, default, needed=self.production)
+        if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            self.problems.append(f"{name} must begin with redis://, rediss:// or unix://.")
+        return value
+
+    def url(self, name: str, default: str, *, needed: bool = False) -> str:
+        value = self.text(name, default, needed=needed)
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # an unclosed bracket, a port that is no number
+            good = False
+        if not good or parts.username or parts.fragment:
+            self.problems.append(f"{name} must be an http(s) URL without a fragment or credentials.")
+            return default
+        return value
+
+    def service_url(self, name: str, default: str) -> str:
+        """A Spotify host. Tokens and the client secret travel there, so plain http is for loopback only."""
+        value = self.url(name, default).rstrip("/")
+        parts = urlsplit(value)
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            self.problems.append(f"{name} must be https (http is accepted on loopback only).")
+        if parts.query:
+            self.problems.append(f"{name} must not have a query.")
+        return value
+
+    def redirect_uri(self, name: str, default: str) -> str:
+        """Spotify's own rule: https, or http with a loopback IP literal; never `localhost`.
+
+        Source: https://developer.spotify.com/documentation/web-api/concepts/redirect_uri
+        """
+        value = self.url(name, default, needed=self.production)
+        parts = urlsplit(value)
+        if parts.scheme == "http" and (parts.hostname == "localhost" or not is_loopback(parts.hostname)):
+            self.problems.append(
+                f"{name} must be https, or http with the loopback address 127.0.0.1 or [::1]: "
+                "Spotify refuses anything else, localhost included."
+            )
+        return value
+
+    def origins(self, name: str, default: list[str]) -> tuple[str, ...]:
+        """Exact origins. A wildcard with credentials would let any page read every answer."""
+        found = self.words(name) or tuple(dict.fromkeys(default))
+        for origin in found:
+            if not re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin):
+                self.problems.append(
+                    f"{name}: {origin!r} is not an exact origin such as https://app.example.com "
+                    "(lower case, no path, no trailing slash, no wildcard)."
+                )
+        return found
+
+
+def _decode_key(word: str) -> bytes | None:
+    if re.fullmatch(r"[0-9a-fA-F]{64}", word):
+        return bytes.fromhex(word)
+    try:
+        key = base64.b64decode(
+            word.replace("-", "+").replace("_", "/").rstrip("=") + "=" * (-len(word.rstrip("=")) % 4),
+            validate=True,
+        )
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == 32 else None
