@@ -1,7 +1,7 @@
 """The database: one engine, short transactions, and columns that keep what they are given."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -69,10 +69,8 @@ def init_app(app: Flask, url: str) -> None:
     db.init_app(app)
     migrate.init_app(app, db, compare_type=True, render_as_batch=url.startswith("sqlite"))
     if url.startswith("sqlite"):
-        database = make_url(url).database
-        if database and database != ":memory:":
-            Path(database).parent.mkdir(parents=True, exist_ok=True)
         with app.app_context():
+            event.listen(db.engine, "do_connect", _sqlite_directory)
             event.listen(db.engine, "connect", _sqlite_connect)
             event.listen(db.engine, "begin", _sqlite_begin)
 
@@ -148,6 +146,12 @@ def _engine_options(url: str) -> dict[str, Any]:
     }
 
 
+def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:
+    # A fresh checkout has no `instance/` yet. Where it cannot be made, the driver says so better.
+    with suppress(OSError):
+        Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
+
+
 def _sqlite_connect(connection: Any, _record: object) -> None:
     # The driver's own idea of when to begin makes a read lock that cannot be raised to a write
     # lock; `_sqlite_begin` says it plainly instead. WAL lets readers pass a writer.
@@ -159,15 +163,3 @@ def _sqlite_connect(connection: Any, _record: object) -> None:
 def _sqlite_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-__all__ = [
-    "Base",
-    "Engine",
-    "UTCDateTime",
-    "db",
-    "exact_string",
-    "migrate",
-    "reading",
-    "writing",
-]

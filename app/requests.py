@@ -43,6 +43,12 @@ class Api(flask_smorest.Api):  # type: ignore[misc]
     def handle_http_exception(self, error: HTTPException) -> Response:
         return problems.respond(error)
 
+    def _register_responses(self) -> None:
+        # It documents errors under the media type of all other answers, and knows no setting for it.
+        self.DEFAULT_RESPONSE_CONTENT_TYPE = problems.MEDIA_TYPE
+        super()._register_responses()
+        del self.DEFAULT_RESPONSE_CONTENT_TYPE
+
 
 class _Parser(FlaskParser):
     """webargs' parser, with a JSON reader that refuses what a lenient one would guess at."""
@@ -66,12 +72,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
 
         def decorate(view: View) -> View:
             for status in statuses:
-                view = self.alt_response(
-                    status,
-                    schema=ProblemOut,
-                    content_type=problems.MEDIA_TYPE,
-                    description=HTTPStatus(status).phrase,
-                )(view)
+                view = self.alt_response(status, HTTPStatus(status).name)(view)
             return view
 
         return decorate

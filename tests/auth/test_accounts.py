@@ -1,0 +1,237 @@
+"""Registering, signing in and out, and who is signed in."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import argon2
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import reading, writing
+from app.models import User
+from tests.journeys import PASSWORD, login, register, slug
+from tests.services import Server
+
+NEW = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+
+
+def stored(app: Flask) -> list[User]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(User)))
+
+
+def test_registering_makes_an_account_and_signs_in(client: FlaskClient, app: Flask) -> None:
+    response = client.post("/api/register", json=NEW)
+
+    assert response.status_code == 201
+    assert response.headers["Location"] == "/api/user"
+    assert response.json.keys() == {"id", "username", "email", "email_verified", "created_at"}
+    assert response.json["username"] == "ada"
+    assert response.json["email_verified"] is False
+    assert client.get("/api/user").json == response.json
+    [user] = stored(app)
+    assert user.password_hash.startswith("$argon2id$v=19$m=47104,t=1,p=1$")
+    assert PASSWORD not in user.password_hash
+
+
+def test_a_stranger_learns_that_nobody_is_signed_in(client: FlaskClient) -> None:
+    response = client.get("/api/session")
+
+    assert response.status_code == 200
+    assert response.json == {"authenticated": False, "user": None, "spotify": None}
+    assert "Set-Cookie" not in response.headers
+
+
+def test_an_account_is_needed_to_see_ones_account(client: FlaskClient) -> None:
+    response = client.get("/api/user")
+
+    assert (response.status_code, slug(response)) == (401, "not-signed-in")
+    assert response.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"email": "other@example.com"}, "username-taken"),
+        ({"username": "ADA", "email": "other@example.com"}, "username-taken"),
+        ({"username": "other"}, "email-taken"),
+        ({"username": "other", "email": " Ada@EXAMPLE.com "}, "email-taken"),
+    ],
+)
+def test_names_and_addresses_are_given_out_once(
+    new_client: Callable[[], FlaskClient], app: Flask, change: dict[str, str], problem: str
+) -> None:
+    new_client().post("/api/register", json=NEW)
+
+    response = new_client().post("/api/register", json={**NEW, **change})
+
+    assert (response.status_code, slug(response)) == (409, problem)
+    assert len(stored(app)) == 1
+
+
+@pytest.mark.parametrize("other", ["adä", "ad\u0430", "ada."], ids=["umlaut", "cyrillic", "dot"])
+def test_names_that_only_look_alike_are_different_names(
+    new_client: Callable[[], FlaskClient], app: Flask, other: str
+) -> None:
+    register(new_client(), "ada")
+    response = new_client().post(
+        "/api/register", json={"username": other, "email": "other@example.com", "password": PASSWORD}
+    )
+
+    assert response.status_code == 201
+    assert len(stored(app)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"username": ""}, "username"),
+        ({"username": "a"}, "username"),
+        ({"username": "a b"}, "username"),
+        ({"username": "a@b"}, "username"),
+        ({"username": "ada\u200b"}, "username"),
+        ({"username": "x" * 65}, "username"),
+        ({"username": 5}, "username"),
+        ({"username": None}, "username"),
+        ({"email": "ada"}, "email"),
+        ({"email": "ada@"}, "email"),
+        ({"email": "ada@example"}, "email"),
+        ({"email": "ada@example.com\r\nBcc: x@example.com"}, "email"),
+        ({"email": "a" * 250 + "@example.com"}, "email"),
+        ({"password": "seven77"}, "password"),
+        ({"password": "x" * 257}, "password"),
+        ({"is_admin": True}, "is_admin"),
+        ({"id": 7}, "id"),
+    ],
+)
+def test_what_cannot_be_an_account_is_refused_by_field(
+    client: FlaskClient, app: Flask, change: dict[str, Any], field: str
+) -> None:
+    response = client.post("/api/register", json={**NEW, **change})
+
+    assert (response.status_code, slug(response)) == (422, "validation-error")
+    assert list(response.json["errors"]) == [field]
+    assert PASSWORD not in response.text
+    assert stored(app) == []
+
+
+@pytest.mark.parametrize("missing", ["username", "email", "password"])
+def test_every_field_is_needed(client: FlaskClient, missing: str) -> None:
+    body = {name: value for name, value in NEW.items() if name != missing}
+
+    response = client.post("/api/register", json=body)
+
+    assert response.status_code == 422
+    assert response.json["errors"] == {missing: ["Missing data for required field."]}
+
+
+@pytest.mark.parametrize(
+    "password", ["12345678", "x" * 256, "  spaces around  ", "пароль 🔑 здесь", "a" * 72 + "1"]
+)
+def test_any_composition_of_eight_to_256_characters_is_a_password(client: FlaskClient, password: str) -> None:
+    assert client.post("/api/register", json={**NEW, "password": password}).status_code == 201
+    client.post("/api/logout")
+
+    wrong = client.post("/api/login", json={"login": "ada", "password": password[:-1] + "?"})
+    right = client.post("/api/login", json={"login": "ada", "password": password})
+
+    assert (wrong.status_code, right.status_code) == (401, 200)
+
+
+@pytest.mark.parametrize("name", ["ada", "ADA", " ada ", "ada@example.com", "Ada@Example.COM"])
+def test_one_signs_in_by_name_or_address(new_client: Callable[[], FlaskClient], name: str) -> None:
+    user = register(new_client(), "ada")
+    client = new_client()
+
+    response = login(client, name)
+
+    assert (response.status_code, response.json) == (200, user)
+    assert client.get("/api/session").json["user"] == user
+
+
+def test_unknown_user_and_wrong_password_are_told_alike(new_client: Callable[[], FlaskClient]) -> None:
+    register(new_client(), "ada")
+    answers = [
+        new_client().post("/api/login", json={"login": name, "password": "not the password"})
+        for name in ("ada", "nobody", "nobody@example.com")
+    ]
+
+    for answer in answers:
+        assert (answer.status_code, slug(answer)) == (401, "invalid-credentials")
+        assert "Set-Cookie" not in answer.headers
+    assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1
+
+
+def test_an_unknown_user_costs_a_hash_as_well(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified = []
+    verify = argon2.PasswordHasher.verify
+
+    def count(self: argon2.PasswordHasher, hash: str, password: str) -> bool:  # noqa: A002
+        verified.append(argon2.extract_parameters(hash))
+        return verify(self, hash, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", count)
+    login(client, "nobody")
+
+    [parameters] = verified
+    assert (parameters.memory_cost, parameters.time_cost, parameters.parallelism) == (47_104, 1, 1)
+
+
+def test_an_outdated_hash_is_renewed_at_login(new_client: Callable[[], FlaskClient], app: Flask) -> None:
+    register(new_client(), "ada")
+    weak = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(password_hash=weak))
+
+    assert login(new_client(), "ada").status_code == 200
+
+    assert "m=47104" in stored(app)[0].password_hash
+    assert login(new_client(), "ada").status_code == 200
+
+
+def test_signing_out_is_final_and_can_be_repeated(client: FlaskClient) -> None:
+    register(client)
+    cookie = client.get_cookie("session")
+    assert cookie is not None
+
+    assert client.post("/api/logout").status_code == 204
+    assert client.get_cookie("session") is None
+    assert client.post("/api/logout").status_code == 204
+
+    client.set_cookie("session", cookie.value)
+    assert client.get("/api/session").json["authenticated"] is False
+    assert client.get("/api/user").status_code == 401
+
+
+def test_a_deleted_account_is_signed_in_no_more(client: FlaskClient, app: Flask) -> None:
+    register(client)
+    with app.app_context(), writing() as db:
+        db.execute(sa.delete(User))
+
+    assert client.get("/api/user").status_code == 401
+    assert client.get("/api/session").json["authenticated"] is False
+
+
+def test_fifty_registrations_of_one_name_make_one_account(
+    server: Callable[..., AbstractContextManager[Server]], app: Flask
+) -> None:
+    def attempt(number: int) -> tuple[int, str]:
+        response = requests.post(
+            f"{api.url}/api/register",
+            json={**NEW, "email": f"ada{number}@example.com"},
+            headers={"X-Requested-With": "test"},
+            timeout=60,
+        )
+        return response.status_code, response.json().get("type", "")
+
+    with server(workers=2, threads=8) as api, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(attempt, range(50)))
+
+    assert sorted(status for status, _ in answers) == [201] + [409] * 49
+    assert {kind for status, kind in answers if status == 409} == {"/problems/username-taken"}
+    assert len(stored(app)) == 1

@@ -1,0 +1,164 @@
+"""Fixtures: real servers, emptied before each test, and an app and its visitors on top of them."""
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
+from tests.services import (
+    EmptyDatabase,
+    Server,
+    Unavailable,
+    migrate,
+    running_mariadb,
+    running_redis,
+    running_server,
+)
+
+# Registered at the sandbox too: the same path on whatever port a server gets, and a page of an SPA.
+ANY_PORT_REDIRECT_URI = "http://127.0.0.1/api/spotify/authorize"
+SPA_REDIRECT_URI = "http://127.0.0.1:5173/callback"
+SPA_ORIGIN = "http://127.0.0.1:5173"
+
+# The settings that do not depend on a server; nothing of the developer's own .env comes in.
+SETTINGS = {
+    "APP_ENV": "development",
+    "FLASK_SKIP_DOTENV": "1",
+    "SECRET_KEY": "a-secret-key-for-tests-only",
+    "TOKEN_ENCRYPTION_KEYS": base64.b64encode(bytes(range(32))).decode(),
+    "SPOTIFY_CLIENT_ID": CLIENT_ID,
+    "SPOTIFY_CLIENT_SECRET": CLIENT_SECRET,
+    "SPOTIFY_REDIRECT_URI": REDIRECT_URI,
+    "CORS_ORIGINS": SPA_ORIGIN,
+    "LOG_LEVEL": "WARNING",
+}
+
+
+class ApiClient(FlaskClient):
+    """A client that sends what the SPA sends with every request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.environ_base |= {"HTTP_X_REQUESTED_WITH": "test", "HTTP_ACCEPT": "application/json"}
+
+
+def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:
+    """Start a service for as long as the stack lasts. Where it is not installed, skip; in CI, fail."""
+    try:
+        return stack.enter_context(service)
+    except Unavailable as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis server of the tests' own, empty at the beginning of each test."""
+    with ExitStack() as stack:
+        yield start(stack, running_redis())
+
+
+@pytest.fixture(scope="session", params=["sqlite", "mariadb"])
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database, empty at the beginning of each test. Tests that use it run once on each kind."""
+    with ExitStack() as stack:
+        if request.param == "mariadb":
+            url = start(stack, running_mariadb())
+        else:
+            url = f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'backline.sqlite3'}"
+        migrate({**SETTINGS, "DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"})
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[SandboxClient]:
+    """The sandbox Spotify in a process of its own, as just started at the beginning of each test."""
+    with running_sandbox([REDIRECT_URI, ANY_PORT_REDIRECT_URI, SPA_REDIRECT_URI]) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def _empty_database(database_url: str) -> Iterator[EmptyDatabase]:
+    empty = EmptyDatabase(database_url)
+    yield empty
+    empty.close()
+
+
+@pytest.fixture(scope="session")
+def _redis(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _a_clean_start(request: pytest.FixtureRequest) -> None:
+    """Empty what the test uses, and only that: most tests use few of the servers."""
+    used = set(request.fixturenames)
+    if "sandbox" in used:
+        request.getfixturevalue("sandbox").reset()
+    if "redis_url" in used:
+        request.getfixturevalue("_redis").flushall()
+    if "database_url" in used:
+        request.getfixturevalue("_empty_database")()
+
+
+@pytest.fixture
+def env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, str]:
+    """The environment of an app on the tests' servers. A test may change it before it asks for the app."""
+    return {
+        **SETTINGS,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
+        "SPOTIFY_API_URL": sandbox.api_url,
+    }
+
+
+@pytest.fixture
+def app(env: dict[str, str]) -> Iterator[Flask]:
+    """The application on the tests' servers, in this process."""
+    from app import create_app
+    from app.database import db
+    from config import Config
+
+    application = create_app(Config.from_env(env))
+    application.test_client_class = ApiClient
+    yield application
+    with application.app_context():
+        db.engine.dispose()
+    application.extensions["backline"].redis.close()
+
+
+@pytest.fixture
+def new_client(app: Flask) -> Callable[[], FlaskClient]:
+    """Makes clients: each is another visitor, with cookies of its own."""
+    return app.test_client
+
+
+@pytest.fixture
+def client(new_client: Callable[[], FlaskClient]) -> FlaskClient:
+    """A visitor whom the app has not seen before."""
+    return new_client()
+
+
+@pytest.fixture
+def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]:
+    """Starts the app under gunicorn: `with server(workers=2, threads=8, SETTING="value") as api:`.
+
+    Spotify sends browsers back to the server itself, on whatever port it got.
+    """
+
+    def start_server(
+        *, workers: int = 2, threads: int = 8, **settings: str
+    ) -> AbstractContextManager[Server]:
+        return running_server({**env, **settings}, workers=workers, threads=threads)
+
+    return start_server

@@ -1,0 +1,144 @@
+"""Promises kept by a list: what has to hold for every route, setting and document."""
+
+import re
+from pathlib import Path
+
+from flask import Flask
+from flask.testing import FlaskClient
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from app import problems
+from app.auth.guard import Access
+from config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The contract (README, "The API"). What a route is not in here, nobody was promised.
+OPEN = {
+    "POST /api/register",
+    "POST /api/login",
+    "POST /api/logout",
+    "GET /api/session",
+    "GET /api/spotify/authorize",
+    "GET /api/spotify",
+    "DELETE /api/spotify",
+    "GET /api/spotify/token",
+    "GET /api/openapi.json",
+    "GET /api/docs",
+    "GET /api/docs/start.js",
+    "GET /api/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>",
+    "GET /livez",
+    "GET /readyz",
+}
+SIGNED_IN = {"GET /api/user"}
+
+
+def routes(app: Flask) -> dict[str, Access | None]:
+    return {
+        f"{method} {rule.rule}": getattr(app.view_functions[rule.endpoint], "access", None)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+
+
+def test_every_route_says_who_may_call_it(app: Flask) -> None:
+    assert [route for route, access in routes(app).items() if access is None] == []
+
+
+def test_nothing_is_open_but_what_is_meant_to_be(app: Flask) -> None:
+    found = routes(app)
+
+    assert {route for route, access in found.items() if access is Access.ANYONE} == OPEN
+    assert {route for route, access in found.items() if access is Access.SIGNED_IN} == SIGNED_IN
+
+
+class Recorder(dict[str, str]):
+    """An environment that remembers what it was asked for."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_every_setting_is_documented_and_every_documented_one_is_read(env: dict[str, str]) -> None:
+    environment = Recorder(env)
+    Config.from_env(environment)
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+
+    documented = set(re.findall(r"^#? ?([A-Z][A-Z_]+)=", text, re.MULTILINE))
+
+    assert documented == environment.asked - {"FLASK_RUN_FROM_CLI"}
+
+
+def test_the_environment_is_read_in_one_place_only() -> None:
+    sources = [path for path in (ROOT / "app").rglob("*.py")] + [ROOT / "wsgi.py"]
+
+    assert [
+        path.name for path in sources if re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
+    ] == []
+
+
+def test_the_product_does_not_import_the_sandbox() -> None:
+    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py", ROOT / "config.py"]
+    importing = re.compile(r"^\s*(from|import) sandbox", re.MULTILINE)
+
+    assert [path.name for path in sources if importing.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_no_package_registry_is_named(app: Flask) -> None:
+    hosts = re.compile("|".join(["py" + r"pi\.org", "python" + r"hosted\.", "npm" + r"js\."]))
+    for name in ("Pipfile", "Pipfile.lock", "README.md", "pyproject.toml"):
+        assert not hosts.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
+def test_the_openapi_document_is_valid_and_covers_every_route(app: Flask, client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+
+    OpenAPIV31SpecValidator(document).validate()
+    documented = {
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method in ("get", "post", "put", "patch", "delete")
+    }
+    meant = {route for route in routes(app) if "/api/" in route and "/docs" not in route}
+    assert documented == meant - {"GET /api/openapi.json"}
+
+
+def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
+    document = client.get("/api/openapi.json").json
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation.get("responses", {}).items():
+                if "$ref" in response:
+                    response = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+                if status == "default" or int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+
+
+def test_every_problem_has_a_status_a_slug_and_a_title() -> None:
+    kinds = problems.Problem.__subclasses__()
+
+    assert len({kind.slug for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        assert 400 <= kind.code < 600
+        assert re.fullmatch(r"[a-z-]+", kind.slug)
+        assert kind.title
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
+    page = client.get("/api/docs")
+
+    assert page.status_code == 200
+    assert page.content_type == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    found = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert [url for url in found if not url.startswith(("/api/docs/", "data:"))] == []
+    for url in found:
+        if url.startswith("/"):
+            with client.get(url) as asset:
+                assert asset.status_code == 200
