@@ -58,11 +58,14 @@ class Outbound:
     def __init__(self) -> None:
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.max_redirects = 0
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = _DeadlineAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next call."""
+        self._session.close()
 
     def send(self, method: str, url: str, **request: Any) -> Answer:
         """Send one request; keyword arguments are those of `requests.Session.request`.

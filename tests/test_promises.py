@@ -75,7 +75,7 @@ def test_every_setting_is_documented_and_every_documented_one_is_read(env: dict[
 
 
 def test_the_environment_is_read_in_one_place_only() -> None:
-    sources = [path for path in (ROOT / "app").rglob("*.py")] + [ROOT / "wsgi.py"]
+    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py"]
 
     assert [
         path.name for path in sources if re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
@@ -113,9 +113,9 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
     document = client.get("/api/openapi.json").json
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            for status, response in operation.get("responses", {}).items():
-                if "$ref" in response:
-                    response = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+            for status, found in operation.get("responses", {}).items():
+                named = found.get("$ref", "").rsplit("/", 1)[-1]
+                response = document["components"]["responses"][named] if named else found
                 if status == "default" or int(status) >= 400:
                     assert list(response["content"]) == ["application/problem+json"], (path, method, status)
 

@@ -1,0 +1,74 @@
+"""The operator's commands, run as an operator runs them."""
+
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import reading
+from app.models import User
+from tests.journeys import PASSWORD, login, register
+from tests.test_scheduler import flask
+
+
+def test_an_operator_makes_an_account(env: dict[str, str], client: FlaskClient) -> None:
+    done = flask(env, "users", "create", "Ada", "ada@example.com", input=f"{PASSWORD}\n{PASSWORD}\n")
+
+    assert done.returncode == 0, done.stderr
+    assert "ada <ada@example.com>" in done.stdout
+    assert PASSWORD not in done.stdout + done.stderr
+    assert login(client, "ada").status_code == 200
+
+
+def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+
+    taken = flask(env, "users", "create", "ada", "other@example.com", "--password", PASSWORD)
+    wrong = flask(env, "users", "create", "a b", "nowhere", "--password", "short")
+
+    assert (taken.returncode, taken.stderr.strip()) == (1, "This user name is taken")
+    assert wrong.returncode == 1
+    assert {line.split(":")[0] for line in wrong.stderr.splitlines()} >= {"password"}
+    with app.app_context(), reading() as db:
+        assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 1
+
+
+def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
+    done = flask(env, "doctor")
+
+    assert done.returncode == 0, done.stdout
+    assert "FAIL" not in done.stdout
+    assert "a-secret-key" not in done.stdout
+
+
+def test_the_doctor_names_what_is_missing_and_what_to_do(env: dict[str, str]) -> None:
+    broken = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1"}
+
+    done = flask({**env, **broken}, "doctor")
+
+    assert done.returncode == 1
+    assert "REDIS_URL" in done.stdout
+    assert "SPOTIFY_ACCOUNTS_URL" in done.stdout
+
+
+def test_the_doctor_sees_an_empty_database(env: dict[str, str], tmp_path: object) -> None:
+    done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "doctor")
+
+    assert done.returncode == 1
+    assert "flask db upgrade" in done.stdout
+
+
+def test_incomplete_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
+    done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor")
+
+    assert done.returncode != 0
+    assert "SECRET_KEY" in done.stderr
+    assert "DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_commands_explain_themselves(app: Flask) -> None:
+    runner = app.test_cli_runner()
+    for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users", "create"]):
+        result = runner.invoke(args=[*command, "--help"])
+        assert result.exit_code == 0
+        assert "Usage:" in result.output

@@ -1,0 +1,151 @@
+"""Settings: complete, checked as a whole, and never shown."""
+
+import base64
+
+import pytest
+
+from config import Config, ConfigError
+
+KEY = base64.b64encode(bytes(32)).decode()
+DEVELOPMENT = {"APP_ENV": "development", "SECRET_KEY": "secret-hunter2", "TOKEN_ENCRYPTION_KEYS": KEY}
+PRODUCTION = {
+    "SECRET_KEY": "secret-hunter2-and-more",
+    "TOKEN_ENCRYPTION_KEYS": KEY,
+    "DATABASE_URL": "mysql+mysqldb://backline:hunter2@db/backline?charset=utf8mb4",
+    "REDIS_URL": "redis://:hunter2@cache/0",
+    "SPOTIFY_CLIENT_ID": "0123456789abcdef0123456789abcdef",
+    "SPOTIFY_CLIENT_SECRET": "hunter2",
+    "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
+    "FRONTEND_URL": "https://app.example.com/",
+}
+
+
+def problems_of(environ: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as raised:
+        Config.from_env(environ)
+    return str(raised.value)
+
+
+def test_development_needs_two_secrets_and_nothing_else() -> None:
+    config = Config.from_env(DEVELOPMENT)
+
+    assert config.uses_sandbox
+    assert config.spotify_accounts_url == "http://127.0.0.1:5001"
+    assert config.spotify_redirect_uri == "http://127.0.0.1:5000/api/spotify/authorize"
+    assert config.database_url.startswith("sqlite:////")
+    assert config.session_cookie_name == "session"
+    assert "http://127.0.0.1:5173" in config.cors_origins
+
+
+def test_another_port_moves_what_depends_on_it() -> None:
+    config = Config.from_env({**DEVELOPMENT, "PORT": "5050"})
+
+    assert config.spotify_redirect_uri == "http://127.0.0.1:5050/api/spotify/authorize"
+    assert config.frontend_url == "http://127.0.0.1:5050/api/docs"
+
+
+def test_a_real_client_id_means_the_real_spotify() -> None:
+    config = Config.from_env({**DEVELOPMENT, "SPOTIFY_CLIENT_ID": "abc", "SPOTIFY_CLIENT_SECRET": "x"})
+
+    assert not config.uses_sandbox
+    assert config.spotify_accounts_url == "https://accounts.spotify.com"
+    assert config.spotify_api_url == "https://api.spotify.com/v1"
+
+
+def test_production_is_the_default_outside_flasks_own_command() -> None:
+    assert Config.from_env(PRODUCTION).app_env == "production"
+    assert (
+        Config.from_env({**DEVELOPMENT, "APP_ENV": "", "FLASK_RUN_FROM_CLI": "true"}).app_env == "development"
+    )
+
+
+def test_production_is_secure_by_default() -> None:
+    config = Config.from_env(PRODUCTION)
+
+    assert config.session_cookie_name == "__Host-session"
+    assert config.cors_origins == ("https://app.example.com",)
+
+
+def test_production_refuses_to_start_on_defaults_and_says_all_at_once() -> None:
+    message = problems_of({"APP_ENV": "production"})
+
+    for name in PRODUCTION:
+        assert name in message, name
+    assert len(message.splitlines()) == len(PRODUCTION)
+
+
+@pytest.mark.parametrize("missing", sorted(PRODUCTION))
+def test_production_needs_each_of_its_settings(missing: str) -> None:
+    assert missing in problems_of({name: value for name, value in PRODUCTION.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_ENV", "staging"),
+        ("SECRET_KEY", "short"),
+        ("TOKEN_ENCRYPTION_KEYS", "not a key"),
+        ("TOKEN_ENCRYPTION_KEYS", base64.b64encode(bytes(31)).decode()),
+        ("TOKEN_ENCRYPTION_KEYS", f"{KEY},oops"),
+        ("DATABASE_URL", "postgresql://db/x"),
+        ("DATABASE_URL", "mysql://db/x"),
+        ("DATABASE_URL", "nonsense"),
+        ("REDIS_URL", "http://cache"),
+        ("SPOTIFY_REDIRECT_URI", "http://api.example.com/x"),
+        ("SPOTIFY_REDIRECT_URI", "http://localhost:5000/x"),
+        ("SPOTIFY_REDIRECT_URI", "ftp://api.example.com/x"),
+        ("SPOTIFY_REDIRECT_URI", "https://api.example.com/x#fragment"),
+        ("SPOTIFY_ACCOUNTS_URL", "http://accounts.example.com"),
+        ("SPOTIFY_API_URL", "http://[oops"),
+        ("SPOTIFY_API_URL", "http://127.0.0.1:port"),
+        ("FRONTEND_URL", "/relative"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "https://app.example.com/"),
+        ("CORS_ORIGINS", "https://*.example.com"),
+        ("CORS_ORIGINS", "https://app.example.com, .*"),
+        ("SESSION_COOKIE_SECURE", "maybe"),
+        ("SESSION_COOKIE_SAMESITE", "Strict"),
+        ("SESSION_IDLE_SECONDS", "0"),
+        ("SESSION_IDLE_SECONDS", "-5"),
+        ("SESSION_MAX_SECONDS", "60"),
+        ("SESSION_MAX_SECONDS", "\u0661\u0662\u0663"),
+        ("TRUSTED_PROXIES", "many"),
+        ("REFRESH_WORKERS", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("PORT", "70000"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: str) -> None:
+    message = problems_of({**PRODUCTION, name: value})
+
+    assert message.startswith(name)
+    assert "hunter2" not in message
+
+
+def test_a_cookie_for_other_sites_has_to_be_secure() -> None:
+    wrong = {"SESSION_COOKIE_SAMESITE": "None", "SESSION_COOKIE_SECURE": "false"}
+
+    assert "SESSION_COOKIE_SAMESITE" in problems_of({**PRODUCTION, **wrong})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(bytes(range(224, 256))).decode(),
+        base64.urlsafe_b64encode(bytes(range(224, 256))).decode().rstrip("="),
+        bytes(range(224, 256)).hex(),
+    ],
+    ids=["base64", "base64url without padding", "hexadecimal"],
+)
+def test_a_key_may_be_written_in_any_usual_way(text: str) -> None:
+    config = Config.from_env({**DEVELOPMENT, "TOKEN_ENCRYPTION_KEYS": f"{text}, {KEY}"})
+
+    assert config.token_encryption_keys == (bytes(range(224, 256)), bytes(32))
+
+
+def test_secrets_are_not_in_the_repr() -> None:
+    shown = repr(Config.from_env(PRODUCTION))
+
+    assert "hunter2" not in shown
+    assert repr(bytes(32)) not in shown

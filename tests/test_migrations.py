@@ -1,0 +1,67 @@
+"""The schema, from nothing and back, on both databases."""
+
+import sqlalchemy as sa
+
+from tests.test_scheduler import flask
+
+DESIGNED = {
+    "users": "id username email email_verified_at password_hash created_at updated_at",
+    "spotify_users": (
+        "id user_id spotify_id account_id display_name image_url product country "
+        "created_at updated_at last_used_at"
+    ),
+    "access_tokens": (
+        "id spotify_user_id grant_id generation state access_token refresh_token scope expires_at "
+        "authorized_at attempt_id lease_until not_before failures refreshed_at created_at updated_at"
+    ),
+    "token_refreshes": (
+        "id spotify_user_id grant_id generation attempt_id outcome effective started_at finished_at"
+    ),
+}
+
+
+def columns(url: str) -> dict[str, set[str]]:
+    engine = sa.create_engine(url)
+    inspector = sa.inspect(engine)
+    found = {
+        table: {column["name"] for column in inspector.get_columns(table)}
+        for table in inspector.get_table_names()
+    }
+    engine.dispose()
+    return found
+
+
+def test_the_schema_is_as_designed_and_as_the_models_say(env: dict[str, str]) -> None:
+    found = columns(env["DATABASE_URL"])
+
+    assert {table: set(names.split()) for table, names in DESIGNED.items()} == {
+        table: names for table, names in found.items() if table != "alembic_version"
+    }
+    done = flask(env, "db", "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_migration_can_be_taken_back_and_made_again(env: dict[str, str]) -> None:
+    down = flask(env, "db", "downgrade", "base")
+    empty = columns(env["DATABASE_URL"])
+    up = flask(env, "db", "upgrade")
+
+    assert down.returncode == 0, down.stderr
+    assert up.returncode == 0, up.stderr
+    assert set(empty) == {"alembic_version"}
+    assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
+    assert flask(env, "db", "upgrade").returncode == 0
+
+
+def test_two_deployments_may_migrate_at_once(env: dict[str, str]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    flask(env, "db", "downgrade", "base")
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: flask(env, "db", "upgrade"), range(2)))
+
+    if env["DATABASE_URL"].startswith("mysql"):
+        assert [run.returncode for run in done] == [0, 0], done[0].stderr + done[1].stderr
+    else:
+        assert 0 in [run.returncode for run in done]
+    assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}

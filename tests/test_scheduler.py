@@ -1,0 +1,235 @@
+"""Refreshing ahead of time: the pass, the command, and the process."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import reading, writing
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.scheduler import Pass, refresh_due
+from tests.journeys import connect, register
+from tests.sandbox_client import SandboxClient
+from tests.services import eventually, process_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+PEOPLE = ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"]
+
+
+@pytest.fixture
+def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[int]:
+    """Four links whose tokens run out in 2, 4, 6 and 8 minutes. Returns their ids in that order."""
+    for person in PEOPLE:
+        register(client := new_client())
+        connect(client, sandbox, person=person)
+    with app.app_context(), writing() as db:
+        rows = list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
+        for number, row in enumerate(rows, 1):
+            row.expires_at = datetime.now(UTC) + timedelta(minutes=2 * number)
+        return [row.spotify_user_id for row in rows]
+
+
+def change(app: Flask, link_id: int, **values: object) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == link_id).values(**values))
+
+
+def generations(app: Flask) -> list[int]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(AccessToken.generation).order_by(AccessToken.id)))
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    assert refresh_due(app) == Pass(refreshed=4, failed=0)
+    assert generations(app) == [1, 1, 1, 1]
+    assert refresh_due(app) == Pass()
+    assert refreshes(sandbox) == 4
+
+
+def test_what_lasts_longer_than_the_lead_is_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    change(app, links[3], expires_at=datetime.now(UTC) + timedelta(minutes=16))
+
+    assert refresh_due(app).refreshed == 3
+    assert generations(app) == [1, 1, 1, 0]
+
+
+def test_the_soonest_deadline_goes_first(
+    env: dict[str, str], links: list[int], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    from app import create_app
+    from config import Config
+
+    one_by_one = create_app(Config.from_env({**env, "REFRESH_WORKERS": "1"}))
+    refresh_due(one_by_one)
+
+    with one_by_one.app_context(), reading() as db:
+        order = list(db.scalars(sa.select(TokenRefresh.spotify_user_id).order_by(TokenRefresh.id)))
+    assert order == links
+    with one_by_one.app_context():
+        from app.database import db as database
+
+        database.engine.dispose()
+    one_by_one.extensions["backline"].redis.close()
+
+
+def test_people_who_are_long_gone_are_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    with app.app_context(), writing() as db:
+        long_ago = datetime.now(UTC) - timedelta(days=31)
+        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == links[0]).values(last_used_at=long_ago))
+
+    assert refresh_due(app).refreshed == 3
+    assert generations(app) == [0, 1, 1, 1]
+
+
+def test_ended_grants_and_running_pauses_are_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    change(app, links[0], state=GrantState.REAUTHORIZATION_REQUIRED)
+    change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon)
+    change(app, links[2], not_before=soon)
+
+    assert refresh_due(app) == Pass(refreshed=1, failed=0)
+    assert generations(app) == [0, 0, 0, 1]
+
+
+def test_a_suspect_is_asked_about_again_when_its_time_has_come(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    change(app, links[0], state=GrantState.SUSPECT, failures=1, not_before=datetime.now(UTC))
+
+    assert refresh_due(app).refreshed == 4
+    with app.app_context(), reading() as db:
+        assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
+
+
+def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    change(app, links[1], refresh_token=b"damaged")
+    sandbox.fault(on="refresh", kind="google_502", person="aiko-87", times=None)
+
+    assert refresh_due(app) == Pass(refreshed=2, failed=2)
+    assert generations(app) == [1, 0, 0, 1]
+
+
+def test_two_passes_at_once_share_the_work(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    sandbox.settings(latency_ms={"token": 200, "api": 0})
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: refresh_due(app), range(2)))
+
+    assert generations(app) == [1, 1, 1, 1]
+    assert refreshes(sandbox) == 4
+
+
+def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=process_environment(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,  # type: ignore[call-overload]
+    )
+
+
+def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
+    done = flask(env, "tokens", "refresh-due")
+
+    assert (done.returncode, done.stdout) == (0, "refreshed 4, failed 0\n")
+    assert generations(app) == [1, 1, 1, 1]
+
+
+def test_the_command_fails_if_a_link_did(
+    env: dict[str, str], links: list[int], sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+
+    done = flask(env, "tokens", "refresh-due")
+
+    assert (done.returncode, done.stdout) == (1, "refreshed 0, failed 4\n")
+
+
+def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app: Flask) -> None:
+    change(app, links[0], state=GrantState.SUSPECT)
+    change(app, links[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
+
+    done = flask(env, "tokens", "status")
+
+    lines = {
+        line.rsplit(maxsplit=1)[0].strip(): line.rsplit(maxsplit=1)[1] for line in done.stdout.splitlines()
+    }
+    assert lines["active"] == "3"
+    assert lines["suspect"] == "1"
+    assert lines["reauthorization_required"] == "0"
+    assert lines["active, but expired"] == "1"
+
+
+@contextmanager
+def scheduler(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"],
+            cwd=ROOT,
+            env=process_environment({**env, "LOG_LEVEL": "INFO"}),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_three_schedulers_share_the_work_and_end_when_asked(
+    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    sandbox.settings(latency_ms={"token": 200, "api": 0})
+    with (
+        scheduler(env, tmp_path / "1") as one,
+        scheduler(env, tmp_path / "2") as two,
+        scheduler(env, tmp_path / "3") as three,
+    ):
+        eventually(lambda: generations(app) == [1, 1, 1, 1], timeout=30)
+        for log in ("1", "2", "3"):
+            eventually(lambda: b"scheduler_started" in (tmp_path / log).read_bytes())  # noqa: B023
+        for process, number in ((one, signal.SIGTERM), (two, signal.SIGINT), (three, signal.SIGTERM)):
+            os.kill(process.pid, number)
+        assert [process.wait(timeout=15) for process in (one, two, three)] == [0, 0, 0]
+
+    assert refreshes(sandbox) == 4
+
+
+def test_a_scheduler_finishes_the_call_it_is_making(
+    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    sandbox.fault(on="refresh", kind="park", times=None)
+    with scheduler({**env, "REFRESH_WORKERS": "2"}, tmp_path / "log") as process:
+        sandbox.wait_for_held(2, timeout=30)
+        os.kill(process.pid, signal.SIGTERM)
+        eventually(lambda: b"scheduler_stopping" in (tmp_path / "log").read_bytes())
+        sandbox.clear_faults()
+        assert process.wait(timeout=15) == 0
+
+    assert sorted(generations(app)) == [0, 0, 1, 1]
+    assert refreshes(sandbox) == 2
