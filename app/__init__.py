@@ -40,6 +40,7 @@ def create_app(config: Config) -> Flask:
     if config.trusted_proxies:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
     outbound = Outbound()
     app.extensions["backline"] = Parts(
