@@ -1,0 +1,92 @@
+"""`python -m sandbox`: start the sandbox Spotify in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from sandbox.app import create_app
+from sandbox.authorization_request import Client
+from sandbox.server import serve
+
+# The same three stand in the product's development configuration.
+CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
+CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105 - opens nothing but this sandbox
+MOST_PORT = 65535
+REDIRECT_URI = "http://127.0.0.1:5000/api/spotify/authorize"
+
+_DESCRIPTION = """\
+A strict stand-in for Spotify's accounts service and Web API, with invented people and music.
+Everything is held in memory and gone when it ends. Point an app at it with
+SPOTIFY_ACCOUNTS_URL=http://HOST:PORT and SPOTIFY_API_URL=http://HOST:PORT/v1, then open
+http://HOST:PORT/ to see who lives there and to steer it."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=5001, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--client-id", default=CLIENT_ID, help="the app's client id (default: %(default)s)")
+    parser.add_argument(
+        "--client-secret", default=CLIENT_SECRET, help="the app's client secret (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redirect-uri",
+        action="append",
+        dest="redirect_uris",
+        metavar="URI",
+        help=f"a registered redirect URI; may be given several times (default: {REDIRECT_URI})",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if os.environ.get("APP_ENV") == "production":
+        sys.stderr.write("The sandbox Spotify does not run with APP_ENV=production.\n")
+        return 2
+    redirect_uris = tuple(arguments.redirect_uris or [REDIRECT_URI])
+    app = create_app(Client(arguments.client_id, arguments.client_secret, redirect_uris))
+    try:
+        listening = _listen(arguments.host, arguments.port)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        sys.stderr.write(f"Cannot listen on {arguments.host}:{arguments.port}: {reason}\n")
+        return 1
+    server = serve(app, listening)
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    sys.stdout.write(f"sandbox spotify on http://{host}:{server.port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > MOST_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return int(text)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=512)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leave at once: threads that hold a call for a fault are not waited for."""
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

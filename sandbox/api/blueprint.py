@@ -1,0 +1,111 @@
+"""Who may call what: bearer tokens, scopes, and the headers all answers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from flask import Blueprint, Response, g, jsonify, request
+
+from sandbox.api.errors import ApiError
+from sandbox.context import sandbox
+from sandbox.fault_answers import challenge, error_members
+from sandbox.grants import AccessToken
+from sandbox.people import Person
+
+api = Blueprint("api", __name__, url_prefix="/v1")
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_ONE_WORDING = "Missing/invalid/expired access token"
+
+
+@api.errorhandler(ApiError)
+def refuse(error: ApiError) -> Response:
+    response = jsonify(error=error_members(error.status, error.message, error.reason))
+    response.status_code = error.status
+    if error.challenge:
+        response.headers["WWW-Authenticate"] = error.challenge
+    return response
+
+
+@api.after_request
+def add_headers(response: Response) -> Response:
+    """No ETag, no rate-limit headers, open to all origins."""
+    response.headers["Cache-Control"] = "private, max-age=0"
+    response.headers["Access-Control-Allow-Origin"] = "*"
+    response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+    response.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, DELETE"
+    return response
+
+
+@api.before_request
+def check_bearer() -> None:
+    """Every path needs a live access token, those that do not exist included."""
+    if request.method == "OPTIONS":
+        return
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise _unauthorized("missing_token", "No token provided")
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "bearer" or not value.strip():
+        raise ApiError(400, "Only valid bearer authentication supported")
+    state = sandbox()
+    token = state.grants.access_tokens.get(value)
+    if token is None:
+        raise _unauthorized("invalid_token", "Invalid access token")
+    if not token.live(state.clock.now()):
+        raise _unauthorized("invalid_token", "The access token expired")
+    g.token = token
+
+
+def _unauthorized(error: str, description: str) -> ApiError:
+    old = sandbox().settings.unauthorized_wording == "old"
+    return ApiError(401, description if old else _ONE_WORDING, challenge=challenge(error, description))
+
+
+def granted(*scopes: str) -> bool:
+    """Whether the caller's token carries at least one of the scopes."""
+    token: AccessToken = g.token
+    return any(scope in token.grant.scopes for scope in scopes)
+
+
+def needs(
+    *scopes: str, player_read: bool = False
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Declare that a view needs one of the scopes.
+
+    Reads of the player refuse with a 401 that no refresh will cure, everything else with a 403.
+    """
+
+    def decorate(view: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @wraps(view)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            if not granted(*scopes):
+                if player_read:
+                    raise ApiError(
+                        401,
+                        "Permissions missing",
+                        challenge=challenge("invalid_token", "Permissions missing"),
+                    )
+                raise ApiError(403, "Insufficient client scope")
+            return view(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def caller() -> Person:
+    """The person the token acts for.
+
+    Raises:
+        ApiError: 401, the token came from client credentials and acts for nobody.
+    """
+    token: AccessToken = g.token
+    person = sandbox().people.get(token.grant.person or "")
+    if person is None:
+        raise ApiError(401, "Unauthorized.")
+    return person

@@ -1,0 +1,115 @@
+"""Looking at the player."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Response, jsonify, make_response, request
+
+from sandbox.api.blueprint import api, caller, needs
+from sandbox.api.errors import ApiError
+from sandbox.api.links import API
+from sandbox.api.objects import context, device, full_track
+from sandbox.api.paging import number
+from sandbox.catalogue import TRACKS
+from sandbox.clock import as_text
+from sandbox.context import sandbox
+from sandbox.player_state import MOST_HISTORY, Player
+
+
+def settled_player() -> Player:
+    """The caller's player as it stands at this moment of the sandbox clock."""
+    state = sandbox()
+    player = state.music.players[caller().account_id]
+    player.settle(state.clock.now_ms())
+    return player
+
+
+@api.get("/me/player")
+@needs("user-read-playback-state", player_read=True)
+def show_player() -> Response:
+    player = settled_player()
+    active = player.device(player.active or "")
+    if active is None:
+        return make_response("", 204)
+    return jsonify(
+        {
+            "device": device(active, player.active),
+            "shuffle_state": player.shuffle,
+            "smart_shuffle": False,
+            "repeat_state": player.repeat,
+            **_now_playing(player),
+        }
+    )
+
+
+@api.get("/me/player/currently-playing")
+@needs("user-read-currently-playing", "user-read-playback-state", player_read=True)
+def show_currently_playing() -> Response:
+    player = settled_player()
+    if player.active is None:
+        return make_response("", 204)
+    return jsonify(_now_playing(player))
+
+
+def _now_playing(player: Player) -> dict[str, Any]:
+    return {
+        "timestamp": player.as_of_ms,
+        "context": context(player.context),
+        "progress_ms": player.progress_ms if player.current else None,
+        "item": full_track(TRACKS[player.current]) if player.current else None,
+        "currently_playing_type": "track" if player.current else "unknown",
+        "actions": {"disallows": {"resuming" if player.is_playing else "pausing": True}},
+        "is_playing": player.is_playing,
+    }
+
+
+@api.get("/me/player/devices")
+@needs("user-read-playback-state", player_read=True)
+def show_devices() -> Response:
+    player = settled_player()
+    return jsonify(devices=[device(found, player.active) for found in player.devices])
+
+
+@api.get("/me/player/queue")
+@needs("user-read-currently-playing", "user-read-playback-state", player_read=True)
+def show_queue() -> Response:
+    player = settled_player()
+    playing = player.current if player.active else None
+    return jsonify(
+        currently_playing=full_track(TRACKS[playing]) if playing else None,
+        queue=[full_track(TRACKS[track]) for track in player.upcoming()] if playing else [],
+    )
+
+
+@api.get("/me/player/recently-played")
+@needs("user-read-recently-played")
+def show_recently_played() -> Response:
+    """Newest first. `before` and `after` are milliseconds, and exclude each other."""
+    limit = number("limit", 20, 1, MOST_HISTORY)
+    if "before" in request.args and "after" in request.args:
+        raise ApiError(400, "Only one of before and after may be given")
+    latest = number("before", 2**62, 0, 2**62)
+    earliest = number("after", 0, 0, 2**62)
+    found = [play for play in settled_player().history if earliest < play.played_at_ms < latest]
+    plays = found[:limit]
+    cursors = {"after": str(plays[0].played_at_ms), "before": str(plays[-1].played_at_ms)} if plays else None
+    href = f"{API}/me/player/recently-played"
+    more = cursors and len(found) > limit
+    return jsonify(
+        {
+            "items": [
+                {
+                    "track": full_track(TRACKS[play.track_id]),
+                    "played_at": as_text(datetime.fromtimestamp(play.played_at_ms / 1000, UTC)),
+                    "context": context(play.context),
+                }
+                for play in plays
+            ],
+            "next": f"{href}?before={cursors['before']}&limit={limit}" if cursors and more else None,
+            "cursors": cursors,
+            "limit": limit,
+            "href": f"{href}?limit={limit}",
+        }
+    )

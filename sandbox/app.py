@@ -1,0 +1,94 @@
+"""The WSGI application: every call is written down, meets its fault, and takes effect alone."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Flask, Response, g, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+
+from sandbox import fault_answers
+from sandbox.api import api
+from sandbox.authorization_request import Client
+from sandbox.authorize import accounts
+from sandbox.calls import describe_call, is_journaled
+from sandbox.clock import as_text
+from sandbox.context import sandbox
+from sandbox.control import control
+from sandbox.faults import HOLDING, Fault
+from sandbox.home import home
+from sandbox.state import Sandbox
+from sandbox.token import token
+
+# Enough for a playlist cover; more is nothing an app would send.
+MOST_BODY_BYTES = 1024 * 1024
+# No answer reaches the caller, so the journal has no status for it.
+_UNANSWERED = ("close", "timeout")
+
+
+class SandboxApp(Flask):
+    """Flask whose views run one at a time, so that they need no locks of their own."""
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        with sandbox().lock:
+            return super().dispatch_request()
+
+
+def create_app(client: Client) -> Flask:
+    """Build a sandbox that knows one app."""
+    app = SandboxApp(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["sandbox"] = Sandbox(client)
+    for blueprint in (accounts, token, api, control, home):
+        app.register_blueprint(blueprint)
+    app.before_request(_meet_call)
+    app.after_request(_finish_call)
+    app.register_error_handler(HTTPException, _say_plainly)
+    return app
+
+
+def _meet_call() -> Response | None:
+    """Journal the call as it arrives, then let a fault answer in place of the view if one is due."""
+    g.fault = None
+    if not is_journaled(request.path):
+        return None
+    state = sandbox()
+    with state.lock:
+        g.call = state.journal.open(describe_call(state, request), as_text(state.clock.now()))
+        g.fault = fault = state.faults.take(g.call)
+        outage = state.settings.outage
+        latency_ms = state.settings.latency_ms["api" if request.path.startswith("/v1") else "token"]
+    g.call.fault = fault.kind if fault else None
+    if latency_ms and request.path.startswith(("/v1", "/api/token")):
+        time.sleep(latency_ms / 1000)
+    if outage:
+        g.fault = None
+        return fault_answers.outage()
+    return _suffer(fault, None) if fault and not fault.after_effect else None
+
+
+def _finish_call(response: Response) -> Response:
+    """Spoil the answer if that is due, and write down how the call ended."""
+    if "call" not in g:
+        return response
+    fault: Fault | None = g.fault
+    if fault and fault.after_effect:
+        response = _suffer(fault, response) or response
+    unanswered = fault is not None and fault.kind in _UNANSWERED
+    state = sandbox()
+    status = None if unanswered else response.status_code
+    state.journal.close(g.call, status, as_text(state.clock.now()))
+    return response
+
+
+def _suffer(fault: Fault, answer: Response | None) -> Response | None:
+    """Hold the call if the fault says so. None: the call goes on as if nothing had been."""
+    if fault.kind in HOLDING:
+        sandbox().faults.hold(fault)
+    return None if fault.kind in ("park", "slow") else fault_answers.spoilt(fault, answer)
+
+
+def _say_plainly(error: HTTPException) -> tuple[dict[str, object], int]:
+    return {"message": f"{error.code} {error.name}"}, error.code or 500

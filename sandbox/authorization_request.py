@@ -1,0 +1,102 @@
+"""What an app asks for at /authorize, checked in Spotify's order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from werkzeug.datastructures import MultiDict
+
+from sandbox.redirects import is_insecure, is_registered
+from sandbox.scopes import IN_WORDS
+
+# A SHA-256 digest is always 43 characters of base64url without padding.
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+class Refused(Exception):
+    """The request cannot be shown to a person; the text goes on an error page, never to the app."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """The one app the sandbox knows, as its dashboard would have it."""
+
+    id: str
+    secret: str
+    redirect_uris: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AuthorizationRequest:
+    redirect_uri: str
+    state: str | None
+    scopes: tuple[str, ...]
+    challenge: str | None
+    show_dialog: bool
+
+    def answered(self, **answer: str) -> dict[str, str]:
+        """The parameters that go back to the app; `state` is among them if one was sent."""
+        return answer if self.state is None else {**answer, "state": self.state}
+
+
+def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
+    """Check the query of /authorize.
+
+    The texts with a prefix in capitals, and `Illegal scope`, are Spotify's; the others are by
+    analogy, since Spotify's wording is not known.
+
+    Raises:
+        Refused: with the text of the error page.
+    """
+    for name in args:
+        if len(args.getlist(name)) > 1:
+            raise Refused("Repeated parameter")
+    _check_client(args, client)
+    response_type = _required(args, "response_type")
+    if response_type != "code":
+        raise Refused("response_type must be code")
+    return AuthorizationRequest(
+        redirect_uri=args["redirect_uri"],
+        state=args.get("state"),
+        scopes=_scopes(args.get("scope", "")),
+        challenge=_challenge(args),
+        show_dialog=args.get("show_dialog") == "true",
+    )
+
+
+def _required(args: MultiDict[str, str], name: str) -> str:
+    value = args.get(name)
+    if not value:
+        raise Refused(f"Missing required parameter: {name}")
+    return value
+
+
+def _check_client(args: MultiDict[str, str], client: Client) -> None:
+    if _required(args, "client_id") != client.id:
+        raise Refused("INVALID_CLIENT: Invalid client")
+    redirect_uri = _required(args, "redirect_uri")
+    if is_insecure(redirect_uri):
+        raise Refused("INVALID_CLIENT: Insecure redirect URI")
+    if not is_registered(redirect_uri, client.redirect_uris):
+        raise Refused("INVALID_CLIENT: Invalid redirect URI")
+
+
+def _scopes(text: str) -> tuple[str, ...]:
+    scopes = tuple(dict.fromkeys(text.split()))
+    if any(scope not in IN_WORDS for scope in scopes):
+        raise Refused("Illegal scope")
+    return scopes
+
+
+def _challenge(args: MultiDict[str, str]) -> str | None:
+    challenge, method = args.get("code_challenge"), args.get("code_challenge_method")
+    if challenge is None and method is None:
+        return None
+    if challenge is None:
+        raise Refused("Missing required parameter: code_challenge")
+    if method != "S256":
+        raise Refused("code_challenge_method must be S256")
+    if not _CHALLENGE.fullmatch(challenge):
+        raise Refused("Invalid code_challenge")
+    return challenge

@@ -1,0 +1,115 @@
+"""GET /authorize: the consent page, and the way back to the app."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode
+
+from flask import Blueprint, Response, make_response, redirect, render_template, request
+from werkzeug.datastructures import MultiDict
+from werkzeug.urls import iri_to_uri
+from werkzeug.wrappers import Response as AnyResponse
+
+from sandbox import authorization_request
+from sandbox.authorization_request import AuthorizationRequest, Refused
+from sandbox.context import sandbox
+from sandbox.people import Person
+from sandbox.redirects import with_answer
+from sandbox.scopes import IN_WORDS
+
+accounts = Blueprint("accounts", __name__)
+
+COOKIE = "sandbox_spotify"
+
+
+@accounts.errorhandler(Refused)
+def show_refusal(error: Refused) -> tuple[str, int]:
+    return render_template("refused.html", message=str(error)), 400
+
+
+@accounts.after_request
+def keep_private(response: Response) -> Response:
+    """Pages carry codes and states in their addresses, so nothing may keep or pass them on."""
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    return response
+
+
+@accounts.get("/authorize")
+def ask() -> AnyResponse:
+    """Show the consent page, or send people back at once who have agreed to all of this before."""
+    state = sandbox()
+    asked = authorization_request.parse(request.args, state.client)
+    if state.settings.auto_consent is not None:
+        person = state.person(state.settings.auto_consent)
+        if person is not None:
+            return _back_with_code(asked, person)
+    person = state.whose_browser(request.cookies.get(COOKIE))
+    if person and not asked.show_dialog and state.grants.agreed(person.account_id, asked.scopes):
+        return _back_with_code(asked, person)
+    return make_response(_consent_page(asked, person))
+
+
+def _consent_page(asked: AuthorizationRequest, signed_in: Person | None) -> str:
+    query = request.query_string.decode()
+    return render_template(
+        "consent.html",
+        query=query,
+        signed_in=signed_in,
+        people=[signed_in] if signed_in else list(sandbox().people.values()),
+        scopes=[IN_WORDS[scope] for scope in asked.scopes],
+        returns_to=asked.redirect_uri.partition("?")[0],
+        somebody_else=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
+    )
+
+
+@accounts.post("/authorize/consent")
+def answer() -> AnyResponse:
+    """The form of the consent page. The query is checked again: it has been in the browser."""
+    state = sandbox()
+    asked = authorization_request.parse(_query_of_form(), state.client)
+    decision = request.form.get("decision")
+    if decision == "cancel":
+        return _back(asked, error="access_denied")
+    person = state.person(request.form.get("person", ""))
+    if decision != "agree" or person is None:
+        raise Refused("Choose a person, and agree or cancel")
+    response = _back_with_code(asked, person)
+    response.set_cookie(COOKIE, state.sign_in(person), httponly=True, samesite="Lax")
+    return response
+
+
+def _query_of_form() -> MultiDict[str, str]:
+    return MultiDict(parse_qsl(request.form.get("query", ""), keep_blank_values=True))
+
+
+@accounts.get("/logout")
+def sign_out() -> AnyResponse:
+    """Forget this browser, then show the consent page again, and nothing else."""
+    target = request.args.get("continue", "/")
+    if not target.startswith("/authorize?"):
+        target = "/"
+    sandbox().signed_in.pop(request.cookies.get(COOKIE, ""), None)
+    response = redirect(target, 303)
+    response.delete_cookie(COOKIE, httponly=True, samesite="Lax")
+    return response
+
+
+def _back_with_code(asked: AuthorizationRequest, person: Person) -> AnyResponse:
+    state = sandbox()
+    allowed = state.settings.granted_scopes
+    granted = tuple(scope for scope in asked.scopes if allowed is None or scope in allowed)
+    code = state.grants.issue_code(
+        person.account_id, granted, asked.redirect_uri, asked.challenge, state.clock.now()
+    )
+    return _back(asked, code=code.value)
+
+
+def _back(asked: AuthorizationRequest, **answer: str) -> AnyResponse:
+    target = with_answer(asked.redirect_uri, asked.answered(**answer))
+    response = Response("", 303)
+    response.headers["Location"] = iri_to_uri(target)
+    return response

@@ -1,0 +1,84 @@
+"""What a call is: for the journal, and for the faults that may meet it."""
+
+from __future__ import annotations
+
+from flask import Request
+
+from sandbox.authorize import COOKIE
+from sandbox.grants import short_id
+from sandbox.journal import Call, without_secrets
+from sandbox.state import Sandbox
+
+_ACCOUNTS_PATHS = ("/authorize", "/authorize/consent", "/logout", "/api/token")
+
+
+def is_journaled(path: str) -> bool:
+    """Whether the path belongs to one of Spotify's two hosts, and not to the sandbox itself."""
+    return path in _ACCOUNTS_PATHS or path == "/v1" or path.startswith("/v1/")
+
+
+def describe_call(state: Sandbox, request: Request) -> Call:
+    call = Call(
+        method=request.method,
+        path=request.path,
+        query=without_secrets(request.query_string.decode("latin-1")),
+        headers=sorted(name.lower() for name, _ in request.headers),
+        body_bytes=request.content_length or 0,
+        targets=frozenset(_targets(request)),
+    )
+    if request.path == "/api/token":
+        _describe_token_call(call, state, request)
+    elif request.path.startswith("/v1"):
+        _describe_api_call(call, state, request)
+    else:
+        _describe_visit(call, state, request)
+    return call
+
+
+def _targets(request: Request) -> list[str]:
+    path = request.path
+    if path == "/api/token":
+        kinds = {"refresh_token": ["refresh"], "authorization_code": ["code"]}
+        return ["token", *kinds.get(request.form.get("grant_type", ""), [])]
+    if path == "/authorize":
+        return ["authorize"]
+    if not path.startswith("/v1"):
+        return []
+    is_player = path == "/v1/me/player" or path.startswith("/v1/me/player/")
+    return ["api", *(["me"] if path == "/v1/me" else []), *(["player"] if is_player else [])]
+
+
+def _describe_token_call(call: Call, state: Sandbox, request: Request) -> None:
+    form = request.form
+    call.grant_type = form.get("grant_type")
+    call.client_auth = _client_auth(request)
+    owner: str | None = None
+    if refresh_token := form.get("refresh_token"):
+        call.refresh_token_id = short_id(refresh_token)
+        held = state.grants.refresh_tokens.get(refresh_token)
+        owner = held.grant.person if held else None
+    if code := form.get("code"):
+        call.code_id = short_id(code)
+        issued = state.grants.codes.get(code)
+        owner = issued.person if issued else owner
+    call.person = state.person_ids().get(owner or "")
+
+
+def _client_auth(request: Request) -> str:
+    if request.headers.get("Authorization", "").lower().startswith("basic "):
+        return "basic"
+    return "body" if "client_secret" in request.form else "none"
+
+
+def _describe_api_call(call: Call, state: Sandbox, request: Request) -> None:
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not value:
+        return
+    call.access_token_id = short_id(value)
+    token = state.grants.access_tokens.get(value)
+    call.person = state.person_ids().get((token and token.grant.person) or "")
+
+
+def _describe_visit(call: Call, state: Sandbox, request: Request) -> None:
+    person = state.person(request.form.get("person", "")) or state.whose_browser(request.cookies.get(COOKIE))
+    call.person = person.id if person else None

@@ -1,0 +1,133 @@
+"""Faults that tests put in the way of coming calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sandbox.fault_answers import ANSWERS, TRANSPORT
+from sandbox.journal import Call
+from sandbox.settings import BadRequestBody, is_whole
+
+TARGETS = ("token", "refresh", "code", "me", "api", "player", "authorize")
+HOLDING = ("park", "slow", "timeout")
+KINDS = sorted({*ANSWERS, *TRANSPORT, *HOLDING})
+RATE_LIMIT_BODIES = ("text", "json", "quota", "empty")
+
+LONGEST_PARK_S = 60.0
+LONGEST_HOLD_S = 120.0
+MOST_BYTES = 1024 * 1024 * 1024
+
+
+@dataclass
+class Fault:
+    on: str
+    kind: str
+    times: int | None = 1
+    """How many calls it still meets; None: all until it is removed."""
+    after_effect: bool = False
+    """The call takes effect, and only its answer is lost or spoilt."""
+    person: str | None = None
+    """Meet only calls of the person with this id."""
+    retry_after: int | None = None
+    """Value of the Retry-After header, for any kind that answers."""
+    body: str = "json"
+    """The kind of body of `rate_limited`."""
+    seconds: float | None = None
+    """How long `park`, `slow` and `timeout` hold, and how long `drip` drips."""
+    location: str = "https://elsewhere.invalid/"
+    """Where `redirect_302` and `redirect_307` point."""
+    bytes: int = 64 * 1024 * 1024
+    """Size of `huge_body` and `gzip_bomb`."""
+    met: int = 0
+    """How many calls it has met so far; not to be set."""
+
+    def meets(self, call: Call) -> bool:
+        return self.on in call.targets and self.times != 0 and self.person in (None, call.person)
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "on": (lambda v: v in TARGETS, f"one of {', '.join(TARGETS)}"),
+    "kind": (lambda v: v in KINDS, f"one of {', '.join(KINDS)}"),
+    "times": (lambda v: v is None or is_whole(v, 1), "null or a whole number above 0"),
+    "after_effect": (lambda v: isinstance(v, bool), "true or false"),
+    "person": (lambda v: v is None or isinstance(v, str), "null or a person's id"),
+    "retry_after": (lambda v: v is None or is_whole(v), "null or a whole number of seconds"),
+    "body": (lambda v: v in RATE_LIMIT_BODIES, f"one of {', '.join(RATE_LIMIT_BODIES)}"),
+    "seconds": (
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= LONGEST_HOLD_S,
+        f"0 to {LONGEST_HOLD_S:g}",
+    ),
+    "location": (lambda v: isinstance(v, str) and v != "" and v.isprintable(), "a URL"),
+    "bytes": (lambda v: is_whole(v, 1, MOST_BYTES), f"1 to {MOST_BYTES}"),
+}
+
+
+def parse_fault(members: dict[str, Any]) -> Fault:
+    """Build a fault from the body of a control call.
+
+    Raises:
+        BadRequestBody: a member is missing, unknown, or has a value that makes no sense.
+    """
+    for name, value in members.items():
+        if name not in _CHECKS:
+            raise BadRequestBody(f"unknown member: {name}", sorted(_CHECKS))
+        fits, expected = _CHECKS[name]
+        if not fits(value):
+            allowed = {"kind": KINDS, "on": list(TARGETS)}.get(name)
+            raise BadRequestBody(f"{name} must be {expected}", allowed)
+    if "on" not in members or "kind" not in members:
+        raise BadRequestBody("on and kind are required", sorted(_CHECKS))
+    return Fault(**members)
+
+
+class FaultBoard:
+    """The faults in force, oldest first, and the calls they hold."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+        self._released = threading.Event()
+        self._held = 0
+
+    def add(self, fault: Fault) -> None:
+        with self._lock:
+            self._faults.append(fault)
+
+    def take(self, call: Call) -> Fault | None:
+        """The oldest fault that meets this call; it counts down."""
+        with self._lock:
+            fault = next((fault for fault in self._faults if fault.meets(call)), None)
+            if fault:
+                fault.met += 1
+                fault.times = None if fault.times is None else fault.times - 1
+            return fault
+
+    def hold(self, fault: Fault) -> None:
+        """Hold the calling thread until it is released or the fault's time is over."""
+        longest = LONGEST_PARK_S if fault.kind == "park" else LONGEST_HOLD_S
+        with self._lock:
+            released = self._released
+            self._held += 1
+        released.wait(min(longest, longest if fault.seconds is None else fault.seconds))
+        with self._lock:
+            self._held -= 1
+
+    def release(self) -> int:
+        """Let every call go on that is held now, and say how many."""
+        with self._lock:
+            self._released.set()
+            self._released = threading.Event()
+            return self._held
+
+    def clear(self) -> None:
+        """Remove all faults and let go of what they hold."""
+        with self._lock:
+            self._faults.clear()
+        self.release()
+
+    def as_json(self) -> dict[str, Any]:
+        with self._lock:
+            return {"faults": [asdict(fault) for fault in self._faults], "held": self._held}

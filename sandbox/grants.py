@@ -1,0 +1,155 @@
+"""Codes, grants and tokens: what people have agreed to and what was handed out for it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sandbox.clock import as_text, six_months_after
+
+CODE_LIFE = timedelta(minutes=10)
+
+
+def short_id(value: str) -> str:
+    """How a token or code is named wherever people may read it: 8 hex digits of its SHA-256."""
+    return hashlib.sha256(value.encode()).hexdigest()[:8]
+
+
+@dataclass
+class Code:
+    value: str
+    person: str
+    scopes: tuple[str, ...]
+    redirect_uri: str
+    challenge: str | None
+    issued_at: datetime
+    used: bool = False
+
+    def expired(self, now: datetime) -> bool:
+        return now - self.issued_at > CODE_LIFE
+
+
+@dataclass
+class RefreshToken:
+    value: str
+    grant: Grant
+    replaced: bool = False
+
+    def aged(self, now: datetime) -> bool:
+        """Refreshing never moves this end: it is counted from the person's agreement."""
+        return now >= six_months_after(self.grant.authorized_at)
+
+    def live(self, now: datetime) -> bool:
+        return not (self.replaced or self.grant.revoked or self.aged(now))
+
+
+@dataclass
+class AccessToken:
+    """It outlives a revocation of its grant, as on Spotify."""
+
+    value: str
+    grant: Grant
+    expires_at: datetime
+    ended: bool = False
+
+    def live(self, now: datetime) -> bool:
+        return not self.ended and now < self.expires_at
+
+
+@dataclass
+class Grant:
+    """One agreement of one person, or (without a person) one of the app with itself."""
+
+    number: int
+    person: str | None
+    scopes: tuple[str, ...]
+    authorized_at: datetime
+    public: bool
+    """Made without the client secret, so it may be refreshed without it."""
+    revoked: bool = False
+    refresh_tokens: list[RefreshToken] = field(default_factory=list)
+    access_tokens: list[AccessToken] = field(default_factory=list)
+
+
+class Grants:
+    """All of them, found by token. The caller holds the sandbox's lock."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, Code] = {}
+        self.refresh_tokens: dict[str, RefreshToken] = {}
+        self.access_tokens: dict[str, AccessToken] = {}
+        self.all: list[Grant] = []
+        self._agreed: dict[str, set[str]] = {}
+
+    def agreed(self, person: str, scopes: tuple[str, ...]) -> bool:
+        """Whether the person has already agreed to all of these scopes."""
+        return person in self._agreed and self._agreed[person].issuperset(scopes)
+
+    def issue_code(
+        self, person: str, scopes: tuple[str, ...], redirect_uri: str, challenge: str | None, now: datetime
+    ) -> Code:
+        """Write down that the person agrees, and hand out a code for it."""
+        self._agreed.setdefault(person, set()).update(scopes)
+        code = Code(f"AQ{secrets.token_urlsafe(150)}", person, scopes, redirect_uri, challenge, now)
+        self.codes[code.value] = code
+        return code
+
+    def open(
+        self, person: str | None, scopes: tuple[str, ...], authorized_at: datetime, public: bool
+    ) -> Grant:
+        grant = Grant(len(self.all) + 1, person, scopes, authorized_at, public)
+        self.all.append(grant)
+        return grant
+
+    def issue_refresh_token(self, grant: Grant) -> RefreshToken:
+        token = RefreshToken(f"AQ{secrets.token_urlsafe(96)}", grant)
+        grant.refresh_tokens.append(token)
+        self.refresh_tokens[token.value] = token
+        return token
+
+    def issue_access_token(self, grant: Grant, expires_at: datetime) -> AccessToken:
+        token = AccessToken(f"BQ{secrets.token_urlsafe(180)}", grant, expires_at)
+        grant.access_tokens.append(token)
+        self.access_tokens[token.value] = token
+        return token
+
+    def revoke(self, person: str) -> int:
+        """The person removes the app: codes and refresh tokens end, access tokens live on.
+
+        Returns the number of grants ended.
+        """
+        self._agreed.pop(person, None)
+        self.codes = {value: code for value, code in self.codes.items() if code.person != person}
+        ended = [grant for grant in self.all if grant.person == person and not grant.revoked]
+        for grant in ended:
+            grant.revoked = True
+        return len(ended)
+
+    def end_access_tokens(self, now: datetime) -> int:
+        """End every access token that still works, and say how many."""
+        live = [token for token in self.access_tokens.values() if token.live(now)]
+        for token in live:
+            token.ended = True
+        return len(live)
+
+    def as_json(self, now: datetime, person_id: dict[str, str]) -> list[dict[str, Any]]:
+        """Every grant with its tokens as short ids; `person_id` maps account ids to ids."""
+        return [
+            {
+                "grant": grant.number,
+                "person": person_id.get(grant.person or ""),
+                "scopes": sorted(grant.scopes),
+                "authorized_at": as_text(grant.authorized_at),
+                "refresh_tokens": [
+                    {"id": short_id(t.value), "live": t.live(now)} for t in grant.refresh_tokens
+                ],
+                "access_tokens": [
+                    {"id": short_id(t.value), "live": t.live(now), "expires_at": as_text(t.expires_at)}
+                    for t in grant.access_tokens
+                ],
+            }
+            for grant in self.all
+        ]

@@ -1,0 +1,82 @@
+"""The page at `/` for whoever wants to look or steer by hand, and the drawn pictures."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import secrets
+from html import escape
+
+from flask import Blueprint, Response, abort, make_response, render_template
+
+from sandbox.catalogue import ALBUMS, ARTISTS
+from sandbox.context import sandbox
+from sandbox.control import refuse_strangers
+from sandbox.settings import MODES
+
+home = Blueprint("home", __name__)
+
+NEWEST_CALLS = 12
+
+
+@home.get("/")
+def show_home() -> Response:
+    refuse_strangers()
+    state = sandbox()
+    nonce = secrets.token_urlsafe(16)
+    page = render_template(
+        "home.html",
+        people=state.people_as_json(),
+        settings=state.settings,
+        modes=MODES,
+        calls=state.journal.as_json()[: -NEWEST_CALLS - 1 : -1],
+        now=state.clock.now(),
+        offset=state.clock.offset,
+        faults=state.faults.as_json()["faults"],
+        client=state.client,
+        nonce=nonce,
+    )
+    response = make_response(page)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return response
+
+
+@home.get("/_sandbox/images/<kind>/<item_id>.svg")
+def show_image(kind: str, item_id: str) -> Response:
+    """A picture drawn from the id alone, so that the same thing always looks the same."""
+    letter = _letter(kind, item_id)
+    digest = hashlib.sha256(f"{kind} {item_id}".encode()).digest()
+    one, two = (_colour(digest[n] / 256, lightness) for n, lightness in ((0, 0.52), (1, 0.3)))
+    x, y = 20 + digest[2] % 60, 20 + digest[3] % 60
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="640" viewBox="0 0 100 100">'
+        f'<rect width="100" height="100" fill="{two}"/><circle cx="{x}" cy="{y}" r="46" fill="{one}"/>'
+        '<text x="50" y="52" fill="#fff" font-family="system-ui,sans-serif" font-size="42" '
+        f'font-weight="700" text-anchor="middle" dominant-baseline="central">{escape(letter)}</text></svg>'
+    )
+    response = Response(svg, content_type="image/svg+xml")
+    response.headers["Cache-Control"] = "public, max-age=86400"
+    return response
+
+
+def _letter(kind: str, item_id: str) -> str:
+    state = sandbox()
+    named = {
+        "person": {person.account_id: person.name for person in state.people.values()},
+        "album": {album.id: album.name for album in ALBUMS.values()},
+        "artist": {artist.id: artist.name for artist in ARTISTS.values()},
+        "playlist": {playlist.id: playlist.name for playlist in state.music.playlists.values()},
+    }
+    name = named.get(kind, {}).get(item_id)
+    if name is None:
+        abort(404)
+    return name[:1].upper()
+
+
+def _colour(hue: float, lightness: float) -> str:
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.55)
+    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"

@@ -1,0 +1,75 @@
+"""What people do with the music: their players, libraries and playlists."""
+
+from __future__ import annotations
+
+import secrets
+
+from sandbox.catalogue import ALBUMS, TRACKS, Playlist, album_named, base62_id, first_playlists
+from sandbox.clock import Clock
+from sandbox.player_state import Device, Play, Player
+
+HOUR_MS = 3_600_000
+
+
+class Music:
+    """Everything that can change, by account id."""
+
+    def __init__(self, clock: Clock) -> None:
+        now = clock.now_ms()
+        self.playlists: dict[str, Playlist] = {playlist.id: playlist for playlist in first_playlists()}
+        self.players = _players(now)
+        tracks = [f"spotify:track:{track}" for track in TRACKS]
+        # URIs in the order they were saved, newest first, with the time of saving.
+        self.saved: dict[str, dict[str, int]] = {
+            person: {uri: now - (n + 1) * 30 * HOUR_MS for n, uri in enumerate(tracks[start::3])}
+            for start, person in enumerate(self.players)
+        }
+
+    def playlists_of(self, person: str) -> list[Playlist]:
+        """Owned and followed ones."""
+        return [p for p in self.playlists.values() if p.owner == person or person in p.followers]
+
+    def add_playlist(
+        self, owner: str, name: str, description: str, *, public: bool, collaborative: bool
+    ) -> Playlist:
+        item_id = base62_id(secrets.token_hex(16))
+        self.playlists[item_id] = Playlist(item_id, name, description, owner, public, collaborative, [])
+        return self.playlists[item_id]
+
+    def tracks_of(self, uri: str) -> list[str] | None:
+        """The ids of what plays when this album, playlist or artist is started; None: unknown."""
+        kind, _, item_id = uri.removeprefix("spotify:").partition(":")
+        if kind == "album" and item_id in ALBUMS:
+            return list(ALBUMS[item_id].track_ids)
+        if kind == "playlist" and item_id in self.playlists:
+            return [track for track in self.playlists[item_id].track_ids if track]
+        if kind == "artist":
+            return [track.id for track in TRACKS.values() if track.artist_id == item_id] or None
+        return None
+
+
+def _device(name: str, kind: str, volume: int) -> Device:
+    return Device(base62_id(f"device {name}"), name, kind, volume)
+
+
+def _players(now: int) -> dict[str, Player]:
+    glass, tide = album_named("Glass Orchard"), album_named("Tidewriting")
+    mira = Player(
+        [_device("Kitchen", "Speaker", 41), _device("Mira's phone", "Smartphone", 70)], repeat="context"
+    )
+    mira.active = mira.devices[0].id
+    mira.start(list(tide.track_ids), 1, f"spotify:album:{tide.id}", 61_234)
+    jonas = Player([_device("Jonas's laptop", "Computer", 55)])
+    aiko = Player([_device("デスク", "Computer", 30)])
+    post = Player([_device("Stua", "TV", 25)])
+    post.active = post.devices[0].id
+    post.start(list(glass.track_ids), 2, f"spotify:album:{glass.id}", 12_000)
+    post.is_playing = False
+    players = {"k7Zp2Qw9Lm": mira, "c3Xv8Tn1Rb": jonas, "w5Hs6Yd4Pq": aiko, "n9Fj0Gc3Ua": post}
+    for player in players.values():
+        player.as_of_ms = now
+        player.history = [
+            Play(track, now - (n + 1) * 240_000, f"spotify:album:{TRACKS[track].album_id}")
+            for n, track in enumerate(list(TRACKS)[:12])
+        ]
+    return players

@@ -1,0 +1,128 @@
+"""A small threaded HTTP/1.1 server that keeps connections open and logs nothing.
+
+Werkzeug's own handler ends every connection after one answer; apps that keep connections to
+Spotify open deserve to be tested with that. Nothing is logged because request lines carry codes
+and states.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Flask
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+# Seconds an idle connection is kept.
+IDLE_S = 75
+MOST_BODY_BYTES = 8 * 1024 * 1024
+_WITHOUT_BODY = (204, 304)
+
+
+class Handler(WSGIRequestHandler):
+    """Answers one request after the other on a connection."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_S
+    # Head and body leave in one packet, and none waits for the caller's acknowledgement.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def log(self, _type: str, _message: str, *_args: Any) -> None:
+        """Say nothing."""
+
+    def run_wsgi(self) -> None:
+        """Answer one request, and keep the connection unless something went wrong with it."""
+        body = self._read_body()
+        if body is None:
+            self.close_connection = True
+            return
+        environ = self.make_environ()
+        environ["wsgi.input"] = io.BytesIO(body)
+        answer = _Answer(self)
+        try:
+            chunks = self.server.app(environ, answer.start)
+            try:
+                answer.send(chunks)
+            finally:
+                if hasattr(chunks, "close"):
+                    chunks.close()
+        except ConnectionError:
+            # Either the caller has gone, or a fault wants the connection dropped.
+            self.close_connection = True
+        except Exception:  # noqa: BLE001 - the caller must not wait for an answer that never comes
+            self.close_connection = True
+            traceback.print_exc(file=sys.stderr)
+
+    def _read_body(self) -> bytes | None:
+        """The whole body, so that the next request starts where it should; None: it was refused."""
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers:
+            self.send_error(411)
+        elif not length.isdigit():
+            self.send_error(400)
+        elif int(length) > MOST_BODY_BYTES:
+            self.send_error(413)
+        else:
+            if self.headers.get("Expect", "").lower() == "100-continue":
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.wfile.flush()
+            return self.rfile.read(int(length))
+        return None
+
+
+class _Answer:
+    """One answer on its way out. Its head waits for the first bytes of its body."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._status = ""
+        self._headers: list[tuple[str, str]] = []
+
+    def start(self, status: str, headers: list[tuple[str, str]], _error: Any = None, /) -> Any:
+        self._status, self._headers = status, headers
+
+    def send(self, chunks: Iterable[bytes]) -> None:
+        """Send head and body; a body without a length goes out in chunks as it comes."""
+        parts = iter(chunks)
+        first = next(parts, b"")
+        code, _, reason = self._status.partition(" ")
+        bodiless = int(code) in _WITHOUT_BODY or self._handler.command == "HEAD"
+        names = {name.lower() for name, _ in self._headers}
+        chunked = not bodiless and "content-length" not in names
+        self._send_head(int(code), reason, chunked)
+        if not bodiless:
+            self._send_part(first, chunked)
+            for part in parts:
+                self._send_part(part, chunked)
+        if chunked:
+            self._handler.wfile.write(b"0\r\n\r\n")
+        self._handler.wfile.flush()
+
+    def _send_head(self, code: int, reason: str, chunked: bool) -> None:
+        self._handler.send_response(code, reason)
+        for name, value in self._headers:
+            self._handler.send_header(name, value)
+        if chunked:
+            self._handler.send_header("Transfer-Encoding", "chunked")
+        self._handler.end_headers()
+
+    def _send_part(self, part: bytes, chunked: bool) -> None:
+        if not part:
+            return
+        self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+        if chunked:
+            self._handler.wfile.flush()
+
+
+def serve(app: Flask, listening: socket.socket) -> BaseWSGIServer:
+    """A server on a socket that already listens, with a thread for every connection."""
+    host, port = listening.getsockname()[:2]
+    # Werkzeug takes its own copy of the descriptor.
+    server = make_server(host, port, app, threaded=True, request_handler=Handler, fd=listening.fileno())
+    listening.close()
+    return server

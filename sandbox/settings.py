@@ -1,0 +1,109 @@
+"""The switches of the sandbox, and the one place that checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sandbox.scopes import IN_WORDS
+
+MODES = ("dev2026", "transition", "legacy")
+UNAUTHORIZED_WORDINGS = ("new", "old")
+SIX_MONTH_WORDINGS = ("revoked", "expired")
+MOST_LATENCY_MS = 60_000
+
+
+class BadRequestBody(Exception):
+    """A control call carries something the sandbox does not know. Answered 422."""
+
+    def __init__(self, message: str, allowed: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.allowed = allowed
+
+
+@dataclass
+class Settings:
+    """Everything that can be switched while the sandbox runs."""
+
+    rotate: bool = False
+    """Each refresh hands out a new refresh token and ends the old one."""
+    expires_in: int = 3600
+    """Life of new access tokens in seconds."""
+    mode: str = "dev2026"
+    """Field names and endpoints: of new development-mode apps, both old and new, or old only."""
+    account_id: bool = True
+    """Whether GET /me carries `account_id`."""
+    latency_ms: dict[str, int] = field(default_factory=lambda: {"token": 0, "api": 0})
+    """Added to every call, before it takes effect."""
+    unauthorized_wording: str = "new"
+    """The 401 message: one text for all cases, or one text for each."""
+    six_month_wording: str = "revoked"
+    """What a refresh token past its six months is told; both have been reported."""
+    granted_scopes: list[str] | None = None
+    """The only scopes that are ever granted, whatever is asked; None grants all."""
+    auto_consent: str | None = None
+    """The id of a person who agrees at once, so that no page is shown."""
+    outage: bool = False
+    """Every call to either host answers 502 with the edge's HTML page."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def patch(self, changes: dict[str, Any], people: list[str]) -> None:
+        """Take over all changes, or none.
+
+        Raises:
+            BadRequestBody: a member is unknown or has a value that makes no sense.
+        """
+        checks = _checks(people)
+        for name, value in changes.items():
+            if name not in checks:
+                raise BadRequestBody(f"unknown setting: {name}", sorted(checks))
+            expected = checks[name](value)
+            if expected:
+                raise BadRequestBody(f"{name} must be {expected}")
+        for name, value in changes.items():
+            setattr(self, name, {**self.latency_ms, **value} if name == "latency_ms" else value)
+
+
+def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
+    """Whether the value is an int (and no bool) within bounds."""
+    return type(value) is int and value >= least and (most is None or value <= most)
+
+
+def _checks(people: list[str]) -> dict[str, Callable[[Any], str | None]]:
+    """For each setting a function that says what the value should have been, or None."""
+    return {
+        "rotate": _boolean,
+        "expires_in": lambda v: None if is_whole(v, 1) else "a positive whole number of seconds",
+        "mode": _one_of(MODES),
+        "account_id": _boolean,
+        "latency_ms": _latency,
+        "unauthorized_wording": _one_of(UNAUTHORIZED_WORDINGS),
+        "six_month_wording": _one_of(SIX_MONTH_WORDINGS),
+        "granted_scopes": _scopes,
+        "auto_consent": lambda v: None if v is None or v in people else f"null or one of {', '.join(people)}",
+        "outage": _boolean,
+    }
+
+
+def _boolean(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[Any], str | None]:
+    return lambda value: None if value in words else f"one of {', '.join(words)}"
+
+
+def _latency(value: Any) -> str | None:
+    fits = isinstance(value, dict) and all(
+        name in ("token", "api") and is_whole(ms, 0, MOST_LATENCY_MS) for name, ms in value.items()
+    )
+    return None if fits else f'{{"token": ms, "api": ms}} with 0 to {MOST_LATENCY_MS} each'
+
+
+def _scopes(value: Any) -> str | None:
+    fits = value is None or (isinstance(value, list) and all(scope in IN_WORDS for scope in value))
+    return None if fits else "null or a list of known scopes"

@@ -1,0 +1,81 @@
+"""Everything the sandbox knows, and how to forget it."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from typing import Any
+
+from sandbox.authorization_request import Client
+from sandbox.clock import Clock
+from sandbox.faults import FaultBoard
+from sandbox.grants import Grants
+from sandbox.journal import Journal
+from sandbox.music import Music
+from sandbox.people import Person, everybody
+from sandbox.settings import BadRequestBody, Settings
+
+
+class Sandbox:
+    """The state of one sandbox. Views run one at a time under `lock`; waiting happens outside it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.lock = threading.RLock()
+        self.clock = Clock()
+        self.faults = FaultBoard()
+        self.journal = Journal()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.settings = Settings()
+        self.grants = Grants()
+        self.people: dict[str, Person] = {person.account_id: person for person in everybody()}
+        self.signed_in: dict[str, str] = {}
+        self.music = Music(self.clock)
+
+    def reset(self) -> None:
+        """Back to the state right after the start. Calls that are being held go on."""
+        with self.lock:
+            self.faults.clear()
+            self.clock.set_offset(0)
+            self.journal.clear()
+            self._start_over()
+
+    def person(self, person_id: str) -> Person | None:
+        """Whoever has this id now."""
+        return next((person for person in self.people.values() if person.id == person_id), None)
+
+    def person_ids(self) -> dict[str, str]:
+        """The present id for each account id."""
+        return {person.account_id: person.id for person in self.people.values()}
+
+    def rename(self, person: Person, new_id: str) -> None:
+        if not new_id or "/" in new_id or self.person(new_id):
+            raise BadRequestBody("id must be new, not empty, and without a slash")
+        if self.settings.auto_consent == person.id:
+            self.settings.auto_consent = new_id
+        person.id = new_id
+
+    def sign_in(self, person: Person) -> str:
+        """Remember a browser, by the value of its cookie."""
+        cookie = secrets.token_urlsafe(24)
+        self.signed_in[cookie] = person.account_id
+        return cookie
+
+    def whose_browser(self, cookie: str | None) -> Person | None:
+        return self.people.get(self.signed_in.get(cookie or "", ""))
+
+    def people_as_json(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": person.id,
+                "account_id": person.account_id,
+                "display_name": person.display_name,
+                "product": person.product,
+                "country": person.country,
+                "email": person.email,
+                "grants": sum(g.person == person.account_id and not g.revoked for g in self.grants.all),
+            }
+            for person in self.people.values()
+        ]

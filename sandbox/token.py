@@ -1,0 +1,174 @@
+"""POST /api/token: codes and refresh tokens against access tokens.
+
+Every refusal is a 400 in the OAuth shape, that of the client included.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from sandbox.context import sandbox
+from sandbox.grants import Code, Grant
+from sandbox.state import Sandbox
+
+token = Blueprint("token", __name__)
+
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+
+
+class TokenError(Exception):
+    """A refusal: OAuth's error code, and Spotify's description where it sends one."""
+
+    def __init__(self, error: str, description: str | None = None) -> None:
+        super().__init__(error)
+        self.body = {"error": error} | ({"error_description": description} if description else {})
+
+
+@token.errorhandler(TokenError)
+def refuse(error: TokenError) -> tuple[Response, int]:
+    return jsonify(error.body), 400
+
+
+@token.after_request
+def add_headers(response: Response) -> Response:
+    """Spotify also sends cookies here, which a server had better not send back."""
+    response.headers["Cache-Control"] = "no-store"
+    response.set_cookie("sp_tr", "false", max_age=86400, samesite="Lax")
+    response.set_cookie("__Host-device_id", "sandbox", secure=True, httponly=True, samesite="Lax")
+    return response
+
+
+@token.post("/api/token")
+def give_token() -> Response:
+    grant_type = request.form.get("grant_type")
+    if not grant_type:
+        raise TokenError("unsupported_grant_type", "grant_type parameter is missing")
+    give = {
+        "authorization_code": _exchange_code,
+        "refresh_token": _refresh,
+        "client_credentials": _client_credentials,
+    }.get(grant_type)
+    if give is None:
+        raise TokenError("unsupported_grant_type", f"grant_type {grant_type} is not supported")
+    return jsonify(give(sandbox(), with_secret=_authenticate_client()))
+
+
+@dataclass(frozen=True)
+class _Credentials:
+    client_id: str | None
+    secret: str | None
+
+
+def _authenticate_client() -> bool:
+    """Check who calls, by Basic or by the body. True: by the secret; False: by the id alone.
+
+    Raises:
+        TokenError: `invalid_client`, as a 400.
+    """
+    given = _credentials()
+    if given.client_id is None:
+        raise TokenError("invalid_client")
+    client = sandbox().client
+    if given.client_id != client.id:
+        raise TokenError("invalid_client", "Invalid client")
+    if given.secret is None:
+        return False
+    if not hmac.compare_digest(given.secret.encode(), client.secret.encode()):
+        raise TokenError("invalid_client", "Invalid client secret")
+    return True
+
+
+def _credentials() -> _Credentials:
+    header = request.headers.get("Authorization")
+    if header is None:
+        return _Credentials(request.form.get("client_id"), request.form.get("client_secret"))
+    scheme, _, encoded = header.partition(" ")
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        decoded = ""
+    if scheme.lower() != "basic" or ":" not in decoded:
+        raise TokenError("invalid_client", "Invalid client")
+    client_id, _, secret = decoded.partition(":")
+    return _Credentials(client_id, secret)
+
+
+def _required(name: str) -> str:
+    value = request.form.get(name)
+    if not value:
+        raise TokenError("invalid_request", f"{name} must be supplied")
+    return value
+
+
+def _exchange_code(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
+    code = state.grants.codes.get(_required("code"))
+    redirect_uri = _required("redirect_uri")
+    if code is None or code.used:
+        raise TokenError("invalid_grant", "Invalid authorization code")
+    if code.expired(state.clock.now()):
+        raise TokenError("invalid_grant", "Authorization code expired")
+    if redirect_uri != code.redirect_uri:
+        raise TokenError("invalid_grant", "Invalid redirect URI")
+    _check_verifier(code, with_secret)
+    code.used = True
+    grant = state.grants.open(code.person, code.scopes, code.issued_at, public=not with_secret)
+    refresh_token = state.grants.issue_refresh_token(grant)
+    return {**_access_token(state, grant), "refresh_token": refresh_token.value}
+
+
+def _check_verifier(code: Code, with_secret: bool) -> None:
+    """PKCE: needed without the secret, and enforced with it wherever a challenge was sent."""
+    verifier = request.form.get("code_verifier")
+    if code.challenge is None:
+        if not with_secret:
+            raise TokenError("invalid_client", "Invalid client secret")
+        if verifier is not None:
+            raise TokenError("invalid_grant", "code_verifier was incorrect")
+        return
+    if verifier is None:
+        raise TokenError("invalid_request", "code_verifier required")
+    if not _VERIFIER.fullmatch(verifier):
+        raise TokenError("invalid_grant", "code_verifier was invalid")
+    digest = hashlib.sha256(verifier.encode()).digest()
+    if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != code.challenge:
+        raise TokenError("invalid_grant", "code_verifier was incorrect")
+
+
+def _refresh(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
+    held = state.grants.refresh_tokens.get(_required("refresh_token"))
+    if held is None:
+        raise TokenError("invalid_grant", "Invalid refresh token")
+    if not with_secret and not held.grant.public:
+        raise TokenError("invalid_client", "Invalid client secret")
+    if held.replaced or held.grant.revoked:
+        raise TokenError("invalid_grant", "Refresh token revoked")
+    if held.aged(state.clock.now()):
+        raise TokenError("invalid_grant", f"Refresh token {state.settings.six_month_wording}")
+    answer = _access_token(state, held.grant)
+    if state.settings.rotate:
+        held.replaced = True
+        answer["refresh_token"] = state.grants.issue_refresh_token(held.grant).value
+    return answer
+
+
+def _client_credentials(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
+    if not with_secret:
+        raise TokenError("invalid_client", "Invalid client secret")
+    return _access_token(state, state.grants.open(None, (), state.clock.now(), public=False))
+
+
+def _access_token(state: Sandbox, grant: Grant) -> dict[str, Any]:
+    """The members all answers share. `scope` is left out where nothing was asked or granted."""
+    life = state.settings.expires_in
+    issued = state.grants.issue_access_token(grant, state.clock.now() + timedelta(seconds=life))
+    answer = {"access_token": issued.value, "token_type": "Bearer", "expires_in": life}
+    return answer | ({"scope": " ".join(sorted(grant.scopes))} if grant.scopes else {})

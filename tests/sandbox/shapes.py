@@ -1,0 +1,214 @@
+"""What answers look like, as JSON Schema.
+
+Written from Spotify's OpenAPI document where real answers agree with it, and from observed answers
+where they do not: `actions.disallows`, `items` in playlists, null entries, 204s.
+"""
+
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string", "minLength": 1}
+ANY_TEXT: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+FLAG: Schema = {"type": "boolean"}
+NULL: Schema = {"type": "null"}
+ID: Schema = {"type": "string", "pattern": "^[0-9A-Za-z]{22}$"}
+ADDRESS: Schema = {"type": "string", "pattern": "^https://api\\.spotify\\.com/v1/"}
+DATE: Schema = {"type": "string", "pattern": "^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(\\.\\d{3})?Z$"}
+
+
+def maybe(schema: Schema) -> Schema:
+    return {"anyOf": [NULL, schema]}
+
+
+def items(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+def thing(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object with these members and no others."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def linked(kind: str, id_shape: Schema = ID) -> dict[str, Schema]:
+    return {
+        "id": id_shape,
+        "type": {"const": kind},
+        "uri": {"type": "string", "pattern": f"^spotify:{kind}:."},
+        "href": ADDRESS,
+        "external_urls": thing({"spotify": TEXT}),
+    }
+
+
+def page(entry: Schema) -> Schema:
+    return thing(
+        {
+            "href": ADDRESS,
+            "limit": COUNT,
+            "next": maybe(ADDRESS),
+            "offset": COUNT,
+            "previous": maybe(ADDRESS),
+            "total": COUNT,
+            "items": items(entry),
+        }
+    )
+
+
+IMAGE = thing({"url": TEXT, "height": maybe(COUNT), "width": maybe(COUNT)})
+FOLLOWERS = thing({"href": NULL, "total": COUNT})
+COUNT_OF_ITEMS = thing({"href": ADDRESS, "total": COUNT})
+
+ME_2026 = thing(
+    {"display_name": maybe(TEXT), "images": items(IMAGE), **linked("user", TEXT)}, {"account_id": TEXT}
+)
+ME_BEFORE = thing(
+    {"display_name": maybe(TEXT), "images": items(IMAGE), "followers": FOLLOWERS, **linked("user", TEXT)},
+    {
+        "account_id": TEXT,
+        "country": TEXT,
+        "email": TEXT,
+        "product": {"enum": ["premium", "free", "open"]},
+        "explicit_content": thing({"filter_enabled": FLAG, "filter_locked": FLAG}),
+    },
+)
+OWNER = thing({"display_name": maybe(TEXT), **linked("user", TEXT)})
+
+SIMPLE_ARTIST = thing({"name": TEXT, **linked("artist")})
+ARTIST = thing({"name": TEXT, "genres": items(TEXT), "images": items(IMAGE), **linked("artist")})
+_SIMPLE_ALBUM = {
+    "album_type": {"enum": ["album", "single", "compilation"]},
+    "artists": items(SIMPLE_ARTIST),
+    "images": items(IMAGE),
+    "is_playable": FLAG,
+    "name": TEXT,
+    "release_date": {"type": "string", "pattern": "^\\d{4}(-\\d\\d(-\\d\\d)?)?$"},
+    "release_date_precision": {"enum": ["year", "month", "day"]},
+    "total_tracks": COUNT,
+    **linked("album"),
+}
+SIMPLE_ALBUM = thing(_SIMPLE_ALBUM)
+_SIMPLE_TRACK = {
+    "artists": items(SIMPLE_ARTIST),
+    "disc_number": COUNT,
+    "duration_ms": COUNT,
+    "explicit": FLAG,
+    "is_local": FLAG,
+    "is_playable": FLAG,
+    "name": TEXT,
+    "preview_url": NULL,
+    "track_number": COUNT,
+    **linked("track"),
+}
+SIMPLE_TRACK = thing(_SIMPLE_TRACK)
+TRACK = thing(
+    {"album": SIMPLE_ALBUM, "external_ids": thing({"isrc": TEXT}), **_SIMPLE_TRACK},
+    {"episode": FLAG, "track": FLAG},
+)
+ALBUM = thing(
+    {
+        **_SIMPLE_ALBUM,
+        "copyrights": items(thing({"text": TEXT, "type": TEXT})),
+        "external_ids": thing({"upc": TEXT}),
+        "genres": {"const": []},
+        "tracks": page(SIMPLE_TRACK),
+    }
+)
+
+_PLAYLIST = {
+    "collaborative": FLAG,
+    "description": maybe(ANY_TEXT),
+    "images": maybe(items(IMAGE)),
+    "name": TEXT,
+    "owner": OWNER,
+    "primary_color": NULL,
+    "public": maybe(FLAG),
+    "snapshot_id": TEXT,
+    **linked("playlist"),
+}
+SIMPLE_PLAYLIST = thing({**_PLAYLIST, "items": COUNT_OF_ITEMS})
+PLAYLIST_ITEM = thing(
+    {
+        "added_at": maybe(DATE),
+        "added_by": maybe(thing(linked("user", TEXT))),
+        "is_local": FLAG,
+        "primary_color": NULL,
+        "item": maybe(TRACK),
+        "video_thumbnail": thing({"url": NULL}),
+    }
+)
+OWN_PLAYLIST = thing({**_PLAYLIST, "followers": FOLLOWERS, "items": page(PLAYLIST_ITEM)})
+FOREIGN_PLAYLIST = thing({**_PLAYLIST, "followers": FOLLOWERS})
+SNAPSHOT = thing({"snapshot_id": TEXT})
+
+DEVICE = thing(
+    {
+        "id": maybe(TEXT),
+        "is_active": FLAG,
+        "is_private_session": FLAG,
+        "is_restricted": FLAG,
+        "name": TEXT,
+        "supports_volume": FLAG,
+        "type": TEXT,
+        "volume_percent": maybe({"type": "integer", "minimum": 0, "maximum": 100}),
+    }
+)
+DEVICES = thing({"devices": items(DEVICE)})
+CONTEXT = thing({"type": TEXT, "href": ADDRESS, "external_urls": thing({"spotify": TEXT}), "uri": TEXT})
+_PLAYING = {
+    "timestamp": COUNT,
+    "context": maybe(CONTEXT),
+    "progress_ms": maybe(COUNT),
+    "item": maybe(TRACK),
+    "currently_playing_type": {"enum": ["track", "episode", "ad", "unknown"]},
+    "actions": thing({"disallows": {"type": "object", "additionalProperties": {"const": True}}}),
+    "is_playing": FLAG,
+}
+CURRENTLY_PLAYING = thing(_PLAYING)
+PLAYER = thing(
+    {
+        "device": DEVICE,
+        "shuffle_state": FLAG,
+        "smart_shuffle": FLAG,
+        "repeat_state": {"enum": ["off", "track", "context"]},
+        **_PLAYING,
+    }
+)
+QUEUE = thing({"currently_playing": maybe(TRACK), "queue": items(TRACK)})
+RECENTLY_PLAYED = thing(
+    {
+        "items": items(thing({"track": TRACK, "played_at": DATE, "context": maybe(CONTEXT)})),
+        "next": maybe(ADDRESS),
+        "cursors": maybe(thing({"after": TEXT, "before": TEXT})),
+        "limit": COUNT,
+        "href": ADDRESS,
+    }
+)
+SAVED_TRACKS = page(thing({"added_at": DATE, "track": TRACK}))
+SEARCH = thing({}, {"tracks": page(TRACK), "playlists": page(maybe(SIMPLE_PLAYLIST))})
+
+API_ERROR = thing(
+    {"error": thing({"status": {"type": "integer"}, "message": TEXT}, {"reason": TEXT})},
+)
+OAUTH_ERROR = thing({"error": TEXT}, {"error_description": TEXT})
+_TOKEN = {
+    "access_token": {"type": "string", "pattern": "^BQ[0-9A-Za-z_-]{100,}$"},
+    "token_type": {"const": "Bearer"},
+    "expires_in": {"type": "integer", "minimum": 1},
+}
+_REFRESH_TOKEN = {"refresh_token": {"type": "string", "pattern": "^AQ[0-9A-Za-z_-]{100,}$"}}
+CODE_ANSWER = thing({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
+REFRESH_ANSWER = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
+
+
+def check(answer: object, schema: Schema) -> None:
+    """Fail with the first thing that does not fit, and where it is."""
+    for error in Draft202012Validator(schema).iter_errors(answer):
+        raise AssertionError(f"{error.json_path}: {error.message[:300]}")

@@ -1,0 +1,224 @@
+"""The Web API: who may call, what answers look like, and what is gone."""
+
+import base64
+
+import pytest
+
+from tests.sandbox import shapes
+from tests.sandbox.conftest import ALL_SCOPES, App, Visitor
+from tests.sandbox.shapes import check
+
+ONE_WORDING = "Missing/invalid/expired access token"
+
+
+def error_of(response) -> tuple[int, str]:
+    """Status and message of an error, after a look at its shape."""
+    check(response.json(), shapes.API_ERROR)
+    assert response.json()["error"]["status"] == response.status_code
+    return response.status_code, response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("wording", ["new", "old"])
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("none", "missing_token", "No token provided"),
+        ("garbage", "invalid_token", "Invalid access token"),
+        ("expired", "invalid_token", "The access token expired"),
+    ],
+)
+def test_unauthorized(mira: Visitor, wording: str, kind: str, error: str, message: str) -> None:
+    mira.app.sandbox.settings(unauthorized_wording=wording)
+    mira.app.sandbox.expire_access_tokens()
+    header = {
+        "none": {},
+        "garbage": {"Authorization": "Bearer x"},
+        "expired": {"Authorization": f"Bearer {mira.token}"},
+    }
+    response = mira.app.http.get(f"{mira.app.sandbox.api_url}/me", headers=header[kind], timeout=10)
+    assert error_of(response) == (401, message if wording == "old" else ONE_WORDING)
+    expected = f'Bearer realm="spotify", error="{error}", error_description="{message}"'
+    assert response.headers["WWW-Authenticate"] == expected
+
+
+@pytest.mark.parametrize(
+    "header", ["Bearer", "Bearer ", "Basic " + base64.b64encode(b"a:b").decode(), "token x"]
+)
+def test_only_bearer_tokens_are_taken(app: App, header: str) -> None:
+    response = app.http.get(f"{app.sandbox.api_url}/me", headers={"Authorization": header}, timeout=10)
+    assert error_of(response) == (400, "Only valid bearer authentication supported")
+
+
+READS = [
+    ("me/player", shapes.PLAYER, "user-read-playback-state", 401),
+    ("me/player/currently-playing", shapes.CURRENTLY_PLAYING, "user-read-currently-playing", 401),
+    ("me/player/devices", shapes.DEVICES, "user-read-playback-state", 401),
+    ("me/player/queue", shapes.QUEUE, "user-read-currently-playing", 401),
+    ("me/player/recently-played?limit=3", shapes.RECENTLY_PLAYED, "user-read-recently-played", 403),
+    ("me/playlists", shapes.page(shapes.SIMPLE_PLAYLIST), "playlist-read-private", 403),
+    ("me/top/tracks", shapes.page(shapes.TRACK), "user-top-read", 403),
+    ("me/top/artists?time_range=long_term", shapes.page(shapes.ARTIST), "user-top-read", 403),
+    ("me/tracks", shapes.SAVED_TRACKS, "user-library-read", 403),
+    ("me/library/contains?uris=spotify:track:x", {"const": [False]}, "user-library-read", 403),
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "scope", "refused"), READS, ids=[r[0] for r in READS])
+def test_a_read_has_its_shape_and_needs_its_scope(
+    app: App, path: str, shape: dict, scope: str, refused: int
+) -> None:
+    with_scope = app.call(app.connect(scope=scope)["access_token"], "GET", path)
+    assert with_scope.status_code == 200, with_scope.text
+    check(with_scope.json(), shape)
+    without = app.call(app.connect(scope="ugc-image-upload")["access_token"], "GET", path)
+    assert error_of(without) == (
+        refused,
+        "Permissions missing" if refused == 401 else "Insufficient client scope",
+    )
+
+
+def test_answers_carry_the_headers_spotify_sends(mira: Visitor) -> None:
+    headers = mira("GET", "me").headers
+    assert headers["Cache-Control"] == "private, max-age=0"
+    assert headers["Access-Control-Allow-Origin"] == "*"
+    assert "ETag" not in headers
+
+
+@pytest.mark.parametrize("person", ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"])
+def test_a_profile_in_its_three_modes(app: App, person: str) -> None:
+    visitor = Visitor(app, person)
+    check(visitor.get("me"), shapes.ME_2026)
+    assert visitor.get("me")["id"] == person
+    for mode in ("transition", "legacy"):
+        app.sandbox.settings(mode=mode, account_id=False)
+        profile = visitor.get("me")
+        check(profile, shapes.ME_BEFORE)
+        assert "account_id" not in profile
+        assert profile["product"] == ("free" if person == "jonas.k" else "premium")
+    check(Visitor(app, person, "streaming").get("me"), shapes.ME_BEFORE)
+    assert "email" not in Visitor(app, person, "streaming").get("me")
+
+
+def test_people_differ_in_what_they_lack(app: App) -> None:
+    aiko = Visitor(app, "aiko-87").get("me")
+    assert (aiko["display_name"], aiko["images"]) == (None, [])
+
+
+def test_single_objects_of_the_catalogue(mira: Visitor) -> None:
+    track = mira.get("me/tracks?limit=1")["items"][0]["track"]
+    check(mira.get(f"tracks/{track['id']}"), shapes.TRACK)
+    check(mira.get(f"albums/{track['album']['id']}"), shapes.ALBUM)
+    check(mira.get(f"albums/{track['album']['id']}/tracks"), shapes.page(shapes.SIMPLE_TRACK))
+    check(mira.get(f"artists/{track['artists'][0]['id']}"), shapes.ARTIST)
+    check(mira.get(f"artists/{track['artists'][0]['id']}/albums"), shapes.page(shapes.SIMPLE_ALBUM))
+    cover = track["album"]["images"][0]["url"]
+    assert mira.app.http.get(cover, timeout=10).status_code == 200
+    for kind in ("tracks", "albums", "artists", "playlists"):
+        assert error_of(mira("GET", f"{kind}/4uLU6hMCjMI75M1A2tKUQC")) == (404, "Resource not found")
+
+
+def test_pages_lead_to_each_other(mira: Visitor) -> None:
+    seen, path = [], "me/top/tracks?limit=7"
+    while path:
+        found = mira.get(path)
+        seen += [track["id"] for track in found["items"]]
+        path = (found["next"] or "").removeprefix("https://api.spotify.com/v1/")
+    assert len(seen) == found["total"] == len(set(seen)) == 19
+    assert error_of(mira("GET", "me/top/tracks?limit=51")) == (400, "Invalid limit")
+    assert error_of(mira("GET", "me/top/tracks?offset=-1")) == (400, "Invalid offset")
+
+
+def test_search_gives_ten_at_most(mira: Visitor) -> None:
+    found = mira.get("search?q=a&type=track,playlist")
+    check(found, shapes.SEARCH)
+    assert found["tracks"]["limit"] == 5
+    assert "query=a" in found["tracks"]["href"]
+    assert found["playlists"]["items"][0] is None
+    assert mira("GET", "search?q=a&type=track&limit=10").status_code == 200
+    assert error_of(mira("GET", "search?q=a&type=track&limit=11")) == (400, "Invalid limit")
+    assert error_of(mira("GET", "search?q=a&type=moon"))[0] == 400
+    mira.app.sandbox.settings(mode="legacy")
+    assert mira("GET", "search?q=a&type=track&limit=50").status_code == 200
+
+
+def playlist_called(visitor: Visitor, name: str) -> dict:
+    return next(p for p in visitor.get("me/playlists")["items"] if p["name"] == name)
+
+
+def test_the_page_of_playlists_names_the_user(mira: Visitor) -> None:
+    found = mira.get("me/playlists?limit=2")
+    assert found["href"] == "https://api.spotify.com/v1/users/mira_t_42/playlists?offset=0&limit=2"
+
+
+def test_only_own_and_shared_playlists_can_be_looked_into(mira: Visitor, jonas: Visitor) -> None:
+    own, foreign = playlist_called(mira, "Rainy tram")["id"], playlist_called(mira, "Bike to work")["id"]
+    check(mira.get(f"playlists/{own}"), shapes.OWN_PLAYLIST)
+    page = mira.get(f"playlists/{own}/items?limit=50")
+    check(page, shapes.page(shapes.PLAYLIST_ITEM))
+    assert None in [entry["item"] for entry in page["items"]]
+    check(mira.get(f"playlists/{foreign}"), shapes.FOREIGN_PLAYLIST)
+    assert error_of(mira("GET", f"playlists/{foreign}/items")) == (403, "Forbidden")
+    shared = playlist_called(jonas, "Sunday with Jonas")["id"]
+    assert jonas("GET", f"playlists/{shared}/items").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"), [("dev2026", {"items"}), ("transition", {"items", "tracks"}), ("legacy", {"tracks"})]
+)
+def test_playlists_speak_of_items_or_tracks(mira: Visitor, mode: str, names: set) -> None:
+    mira.app.sandbox.settings(mode=mode)
+    playlist = playlist_called(mira, "Rainy tram")
+    assert {"items", "tracks"} & set(playlist) == names
+    old_path = mira("GET", f"playlists/{playlist['id']}/tracks")
+    assert old_path.status_code == (403 if mode == "dev2026" else 200)
+
+
+def test_a_playlist_can_be_made_and_filled(mira: Visitor) -> None:
+    made = mira("POST", "me/playlists", json={"name": "New", "description": "d"})
+    assert made.status_code == 201
+    check(made.json(), shapes.OWN_PLAYLIST)
+    path = f"playlists/{made.json()['id']}/items"
+    uris = [track["uri"] for track in mira.get("me/top/tracks?limit=3")["items"]]
+    added = mira("POST", path, json={"uris": uris})
+    assert added.status_code == 201
+    check(added.json(), shapes.SNAPSHOT)
+    mira("POST", path, json={"uris": uris[:1], "position": 1})
+    assert mira("DELETE", path, json={"items": [{"uri": uris[2]}]}).status_code == 200
+    assert [e["item"]["uri"] for e in mira.get(path)["items"]] == [uris[0], uris[0], uris[1]]
+    assert mira("PUT", path, json={"uris": uris[2:]}).json()["snapshot_id"] != added.json()["snapshot_id"]
+    assert mira.get(path)["total"] == 1
+    assert error_of(mira("POST", path, json={"uris": ["spotify:track:x"]})) == (
+        400,
+        "Invalid track uri in payload",
+    )
+    assert error_of(mira("POST", "me/playlists", data="{"))[0] == 400
+
+
+def test_the_library_saves_and_forgets(mira: Visitor) -> None:
+    uri = "spotify:album:4uLU6hMCjMI75M1A2tKUQC"
+    assert mira.get(f"me/library/contains?uris={uri}") == [False]
+    assert mira("PUT", f"me/library?uris={uri}").status_code == 200
+    assert mira.get(f"me/library/contains?uris={uri},spotify:track:x") == [True, False]
+    assert mira("DELETE", f"me/library?uris={uri}").content == b""
+    assert mira.get(f"me/library/contains?uris={uri}") == [False]
+    assert mira("PUT", "me/library?uris=" + ",".join([uri] * 41)).status_code == 400
+    assert mira("PUT", "me/library?uris=nonsense").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "tracks?ids=1"), ("GET", "users/jonas.k"), ("POST", "users/mira_t_42/playlists"),
+        ("PUT", "me/tracks?ids=1"), ("GET", "me/tracks/contains?ids=1"), ("GET", "artists/1/top-tracks"),
+        ("GET", "recommendations"), ("GET", "audio-features/1"), ("GET", "browse/new-releases"),
+        ("POST", "playlists/1/tracks"), ("GET", "markets"),
+    ],
+)  # fmt: skip
+def test_removed_endpoints_are_forbidden(mira: Visitor, method: str, path: str) -> None:
+    assert error_of(mira(method, path)) == (403, "Forbidden")
+
+
+def test_unknown_endpoints_are_not_found_but_need_a_token(mira: Visitor) -> None:
+    assert error_of(mira("GET", "me/nothing")) == (404, "Resource not found")
+    assert error_of(mira.app.http.get(f"{mira.app.sandbox.api_url}/me/nothing", timeout=10))[0] == 401
+    assert "user-read-email" in ALL_SCOPES

@@ -1,0 +1,191 @@
+"""Switches, clock, people, journal; who may use them; and the page at `/`."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.sandbox.conftest import PKCE, VERIFIER, App, Visitor
+from tests.sandbox_client import SandboxClient, answer_of
+
+UNKNOWN = [
+    ("PATCH", "settings", {"rotat": True}, "unknown setting: rotat"),
+    ("PATCH", "settings", {"rotate": 1}, "rotate must be true or false"),
+    ("PATCH", "settings", {"mode": "2027"}, "mode must be one of dev2026, transition, legacy"),
+    ("PATCH", "settings", {"expires_in": 0}, "expires_in must be"),
+    ("PATCH", "settings", {"expires_in": True}, "expires_in must be"),
+    ("PATCH", "settings", {"latency_ms": {"me": 1}}, "latency_ms must be"),
+    ("PATCH", "settings", {"granted_scopes": ["x"]}, "granted_scopes must be"),
+    ("PATCH", "settings", {"auto_consent": "nobody"}, "auto_consent must be null or one of mira_t_42"),
+    ("PATCH", "settings", [], "the body must be a JSON object"),
+    ("POST", "clock", {"back": 1}, "unknown member: back"),
+    ("POST", "clock", {}, "exactly one of"),
+    ("POST", "clock", {"advance": "1"}, "advance must be a number"),
+    ("POST", "faults", {"on": "api"}, "on and kind are required"),
+    ("POST", "faults", {"on": "moon", "kind": "close"}, "on must be one of token, refresh"),
+    ("POST", "faults", {"on": "api", "kind": "melt"}, "kind must be one of"),
+    ("POST", "faults", {"on": "api", "kind": "close", "time": 1}, "unknown member: time"),
+    ("POST", "faults", {"on": "api", "kind": "close", "times": 0}, "times must be"),
+    ("POST", "faults", {"on": "api", "kind": "close", "seconds": 1000}, "seconds must be"),
+    ("POST", "people/mira_t_42/rename", {"id": "jonas.k"}, "id must be new"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "message"), UNKNOWN, ids=[u[3] for u in UNKNOWN])
+def test_what_is_not_known_is_refused(
+    sandbox: SandboxClient, method: str, path: str, body: object, message: str
+) -> None:
+    answer = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=10)
+    assert answer.status_code == 422
+    assert answer.json()["message"].startswith(message)
+    assert sandbox.faults() == []
+
+
+@pytest.mark.parametrize("body", ["", "{", "[" * 100_000])
+def test_a_body_that_is_no_json_is_refused(sandbox: SandboxClient, body: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()["message"]) == (422, "the body must be JSON")
+
+
+def test_settings_change_together_or_not_at_all(sandbox: SandboxClient) -> None:
+    with pytest.raises(AssertionError):
+        sandbox.settings(rotate=True, mode="x")
+    assert sandbox.settings()["rotate"] is False
+    changed = sandbox.settings(rotate=True, latency_ms={"api": 5})
+    assert (changed["rotate"], changed["latency_ms"]) == (True, {"token": 0, "api": 5})
+
+
+def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
+    for path in ("people/nobody/revoke", "nothing"):
+        answer = requests.post(f"{sandbox.url}/_sandbox/{path}", timeout=10)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/json")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "sandbox.evil.example:5001"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_no_other_site_can_steer_the_sandbox(sandbox: SandboxClient, headers: dict) -> None:
+    answer = requests.post(f"{sandbox.url}/_sandbox/reset", headers=headers, timeout=10)
+    assert answer.status_code == 403
+
+
+def test_the_clock_moves_by_steps_and_to_an_offset(sandbox: SandboxClient) -> None:
+    sandbox.advance(60)
+    sandbox.advance(60)
+    assert sandbox.control("GET", "clock")["offset"] == 120
+    moved = sandbox.control("POST", "clock", {"offset": 86400})
+    assert moved["offset"] == 86400
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", moved["now"])
+
+
+def test_a_reset_forgets_everything(app: App) -> None:
+    tokens = app.connect()
+    app.sandbox.settings(rotate=True)
+    app.sandbox.advance(60)
+    app.sandbox.rename("mira_t_42", "mira")
+    app.sandbox.fault(on="api", kind="close", times=None)
+    app.sandbox.reset()
+    assert app.sandbox.tokens() == []
+    assert app.sandbox.calls() == []
+    assert app.sandbox.settings()["rotate"] is False
+    assert app.sandbox.people()[0]["id"] == "mira_t_42"
+    assert app.refresh(tokens["refresh_token"]).json()["error_description"] == "Invalid refresh token"
+    assert app.sandbox.control("GET", "clock")["offset"] == 0
+
+
+def test_a_person_keeps_the_account_id_when_renamed(mira: Visitor) -> None:
+    before = mira.get("me")
+    mira.app.sandbox.rename("mira_t_42", "mira.t.2026")
+    after = mira.get("me")
+    assert (before["id"], after["id"]) == ("mira_t_42", "mira.t.2026")
+    assert before["account_id"] == after["account_id"]
+    assert mira.app.sandbox.tokens()[0]["person"] == "mira.t.2026"
+
+
+def test_all_access_tokens_can_be_ended_at_once(mira: Visitor) -> None:
+    assert mira.app.sandbox.expire_access_tokens() == 1
+    assert mira("GET", "me").status_code == 401
+    assert mira.app.sandbox.expire_access_tokens() == 0
+
+
+def test_the_journal_tells_of_every_call_and_shows_no_secret(app: App) -> None:
+    callback = app.sandbox.consent(app.authorize_url(state="a-secret-state", **PKCE))
+    code = answer_of(callback)["code"]
+    tokens = app.exchange(code, code_verifier=VERIFIER).json()
+    app.refresh(tokens["refresh_token"])
+    app.call(tokens["access_token"], "GET", "me/playlists?limit=5&access_token=leaked")
+    calls = app.sandbox.calls()
+    assert [(c["n"], c["method"], c["path"], c["status"]) for c in calls] == [
+        (1, "GET", "/authorize", 200),
+        (2, "POST", "/authorize/consent", 303),
+        (3, "POST", "/api/token", 200),
+        (4, "POST", "/api/token", 200),
+        (5, "GET", "/v1/me/playlists", 403),
+    ]
+    grant = app.sandbox.tokens()[0]
+    assert [c["grant_type"] for c in calls[2:]] == ["authorization_code", "refresh_token", None]
+    assert [c["client_auth"] for c in calls[2:]] == ["basic", "basic", None]
+    assert calls[3]["refresh_token_id"] == grant["refresh_tokens"][0]["id"]
+    assert calls[4]["access_token_id"] == grant["access_tokens"][0]["id"]
+    assert {c["person"] for c in calls[1:]} == {"mira_t_42"}
+    assert calls[4]["query"].startswith("limit=5&access_token=")
+    shown = app.sandbox.control("GET", "journal").__repr__() + repr(app.sandbox.tokens())
+    for secret in (
+        code,
+        tokens["access_token"],
+        tokens["refresh_token"],
+        "a-secret-state",
+        VERIFIER,
+        "leaked",
+    ):
+        assert secret not in shown
+    app.sandbox.clear_calls()
+    assert app.sandbox.calls() == []
+
+
+def test_the_cookies_of_the_token_endpoint_are_seen_when_sent_back(app: App) -> None:
+    app.connect()
+    app.token(grant_type="client_credentials")
+    first, second = app.sandbox.calls("/api/token")
+    assert ("cookie" in first["headers"], "cookie" in second["headers"]) == (False, True)
+
+
+def test_fifty_calls_at_once(mira: Visitor) -> None:
+    url, headers = f"{mira.app.sandbox.api_url}/me", {"Authorization": f"Bearer {mira.token}"}
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=20), range(200)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(mira.app.sandbox.calls("/v1/me")) == 200
+
+
+def test_parallel_refreshes_under_rotation_let_one_through(app: App) -> None:
+    app.sandbox.settings(rotate=True)
+    token = app.connect()["refresh_token"]
+    with ThreadPoolExecutor(10) as pool:
+        statuses = list(pool.map(lambda _: App(app.sandbox).refresh(token).status_code, range(10)))
+    assert sorted(statuses) == [200] + [400] * 9
+
+
+def test_latency_is_added_to_the_host_it_is_set_for(app: App) -> None:
+    app.sandbox.settings(latency_ms={"token": 300})
+    slow = app.token(grant_type="client_credentials")
+    quick = app.call(slow.json()["access_token"], "GET", "search?q=a&type=track")
+    assert slow.elapsed.total_seconds() >= 0.3 > quick.elapsed.total_seconds()
+
+
+def test_the_page_shows_people_and_keeps_to_itself(sandbox: SandboxClient) -> None:
+    page = requests.get(sandbox.url, timeout=10)
+    assert page.status_code == 200
+    for expected in ("mira_t_42", "Revoke", "Rotate refresh tokens", "Outage", "/_sandbox/journal"):
+        assert expected in page.text
+    assert not re.search(r"(?:src|href)=.https?://", page.text)
+    image = requests.get(sandbox.url + re.search(r'src="([^"]+)"', page.text).group(1), timeout=10)
+    assert (image.status_code, image.headers["Content-Type"]) == (200, "image/svg+xml")

@@ -1,0 +1,327 @@
+"""Faults: each kind's answer, what they meet, and what holds calls."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.sandbox.conftest import App, Visitor
+from tests.sandbox_client import SandboxClient
+
+ENVOY = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+
+
+def oauth(error: str, description: str | None = None) -> dict:
+    return {"error": error} if description is None else {"error": error, "error_description": description}
+
+
+def regular(status: int, message: str, **more: str) -> dict:
+    return {"error": {"status": status, "message": message, **more}}
+
+
+# Kind, status, and the body: JSON as a dict or list, text as it is, None: looked at elsewhere.
+TOKEN_ANSWERS = [
+    ("google_502", 502, None),
+    ("envoy_503", 503, ENVOY),
+    ("empty_503", 503, ""),
+    ("html_503", 503, None),
+    ("empty_504", 504, ""),
+    ("json_502", 502, regular(502, "Bad gateway.")),
+    ("json_500", 500, None),
+    ("server_error", 500, oauth("server_error")),
+    ("truncated_json", 200, '{"access_token":"BQ'),
+    ("no_access_token", 200, {"token_type": "Bearer", "expires_in": 3600}),
+    ("wrong_types", 200, None),
+    ("json_list", 200, []),
+    ("html_200", 200, None),
+    ("empty_200", 200, ""),
+    ("false_invalid_grant", 400, oauth("invalid_grant", "Refresh token revoked")),
+    ("invalid_code", 400, oauth("invalid_grant", "Invalid authorization code")),
+    ("code_expired", 400, oauth("invalid_grant", "Authorization code expired")),
+    ("invalid_redirect_uri", 400, oauth("invalid_grant", "Invalid redirect URI")),
+    ("verifier_incorrect", 400, oauth("invalid_grant", "code_verifier was incorrect")),
+    ("invalid_refresh_token", 400, oauth("invalid_grant", "Invalid refresh token")),
+    ("refresh_token_revoked", 400, oauth("invalid_grant", "Refresh token revoked")),
+    ("refresh_token_expired", 400, oauth("invalid_grant", "Refresh token expired")),
+    ("invalid_grant_bare", 400, oauth("invalid_grant")),
+    ("invalid_client", 400, oauth("invalid_client", "Invalid client")),
+    ("invalid_client_secret", 400, oauth("invalid_client", "Invalid client secret")),
+    ("invalid_client_bare", 400, oauth("invalid_client")),
+    ("unauthorized_client", 400, oauth("unauthorized_client")),
+    ("grant_type_missing", 400, oauth("unsupported_grant_type", "grant_type parameter is missing")),
+    ("unsupported_grant_type", 400, oauth("unsupported_grant_type", "grant_type is not supported")),
+    ("code_missing", 400, oauth("invalid_request", "code must be supplied")),
+    ("refresh_token_missing", 400, oauth("invalid_request", "refresh_token must be supplied")),
+]
+NO_OWNER = (
+    "Active premium subscription required for the owner of the app. When the subscription status "
+    "changes, it can take a few hours before requests are allowed again."
+)
+API_ANSWERS = [
+    ("unauthorized_new", 401, regular(401, "Missing/invalid/expired access token")),
+    ("unauthorized_expired", 401, regular(401, "The access token expired")),
+    ("unauthorized_invalid", 401, regular(401, "Invalid access token")),
+    ("unauthorized_no_token", 401, regular(401, "No token provided")),
+    ("unauthorized_missing", 401, regular(401, "Access token missing")),
+    ("permissions_missing", 401, regular(401, "Permissions missing")),
+    ("bearer_only", 400, regular(400, "Only valid bearer authentication supported")),
+    ("insufficient_scope", 403, regular(403, "Insufficient client scope")),
+    ("forbidden", 403, regular(403, "Forbidden")),
+    ("not_registered", 403, "User not registered in the Developer Dashboard"),
+    (
+        "not_registered_2024",
+        403,
+        "Check settings on developer.spotify.com/dashboard, the user may not be registered.",
+    ),
+    ("not_registered_2026", 403, None),
+    ("owner_not_premium", 403, NO_OWNER),
+    (
+        "premium_required",
+        403,
+        regular(403, "Player command failed: Premium required", reason="PREMIUM_REQUIRED"),
+    ),
+    (
+        "restriction_violated",
+        403,
+        regular(403, "Player command failed: Restriction violated", reason="UNKNOWN"),
+    ),
+    (
+        "no_active_device",
+        404,
+        regular(404, "Player command failed: No active device found", reason="NO_ACTIVE_DEVICE"),
+    ),
+    ("device_not_found", 404, regular(404, "Device not found")),
+    ("not_found", 404, regular(404, "Resource not found")),
+    ("no_content", 204, ""),
+]
+OF_THE_WIRE = [
+    "close",
+    "cut_body",
+    "drip",
+    "gzip_bomb",
+    "huge_body",
+    "rate_limited",
+    "redirect_302",
+    "redirect_307",
+]
+HOLDING = ["park", "slow", "timeout"]
+
+
+def assert_body(response: requests.Response, expected: object) -> None:
+    if isinstance(expected, str):
+        assert response.text == expected
+    elif expected is not None:
+        assert response.json() == expected
+
+
+@pytest.mark.parametrize(("kind", "status", "body"), TOKEN_ANSWERS, ids=[a[0] for a in TOKEN_ANSWERS])
+def test_a_fault_at_the_token_endpoint(app: App, kind: str, status: int, body: object) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind=kind)
+    response = app.refresh(token)
+    assert response.status_code == status
+    assert_body(response, body)
+    assert app.refresh(token).status_code == 200
+    assert [call["fault"] for call in app.sandbox.calls(grant_type="refresh_token")] == [kind, None]
+
+
+@pytest.mark.parametrize(("kind", "status", "body"), API_ANSWERS, ids=[a[0] for a in API_ANSWERS])
+def test_a_fault_at_the_web_api(mira: Visitor, kind: str, status: int, body: object) -> None:
+    mira.app.sandbox.fault(on="api", kind=kind)
+    response = mira("GET", "me")
+    assert response.status_code == status
+    assert_body(response, body)
+    if kind.startswith("unauthorized"):
+        assert response.headers["WWW-Authenticate"].startswith('Bearer realm="spotify", error="')
+    assert mira("GET", "me").status_code == 200
+
+
+def test_every_kind_is_tested(sandbox: SandboxClient) -> None:
+    tested = {row[0] for row in TOKEN_ANSWERS + API_ANSWERS} | {*OF_THE_WIRE, *HOLDING}
+    answer = requests.post(f"{sandbox.url}/_sandbox/faults", json={"on": "api", "kind": "?"}, timeout=10)
+    assert set(answer.json()["allowed"]) == tested
+
+
+def test_the_owner_without_premium_is_told_in_159_bytes() -> None:
+    assert len(NO_OWNER) == 159
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("text", "Too many requests"),
+        ("json", regular(429, "API rate limit exceeded")),
+        ("quota", regular(429, "Too many requests", reason="QUOTA_EXCEEDED")),
+        ("empty", ""),
+    ],
+)
+@pytest.mark.parametrize("retry_after", [None, 0, 48925])
+def test_rate_limits(mira: Visitor, body: str, expected: object, retry_after: int | None) -> None:
+    mira.app.sandbox.fault(on="me", kind="rate_limited", body=body, retry_after=retry_after)
+    response = mira("GET", "me")
+    assert response.status_code == 429
+    assert response.headers.get("Retry-After") == (None if retry_after is None else str(retry_after))
+    assert_body(response, expected)
+
+
+def test_retry_after_goes_with_other_kinds_too(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="empty_503", retry_after=7)
+    assert mira("GET", "me").headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_redirects(app: App, status: int) -> None:
+    app.sandbox.fault(on="token", kind=f"redirect_{status}", location="https://evil.example/x")
+    response = app.token(grant_type="client_credentials")
+    assert (response.status_code, response.headers["Location"]) == (status, "https://evil.example/x")
+
+
+def test_a_closed_connection_answers_nothing(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="close")
+    with pytest.raises(requests.ConnectionError):
+        mira("GET", "me")
+    (call,) = mira.app.sandbox.calls("/v1/me")
+    assert call["status"] is None
+    assert call["finished_at"]
+
+
+def test_a_cut_body(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="cut_body", after_effect=True)
+    with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
+        mira("GET", "me")
+
+
+def test_a_huge_body(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="huge_body", bytes=3_000_000)
+    assert len(mira("GET", "me").content) > 3_000_000
+
+
+def test_a_gzip_bomb(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="gzip_bomb", bytes=3_000_000)
+    response = mira("GET", "me", stream=True)
+    assert int(response.headers["Content-Length"]) < 30_000
+    assert len(response.content) == 3_000_000
+
+
+def test_a_drip_outlasts_a_read_timeout(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="drip", seconds=0.9, after_effect=True)
+    began = time.monotonic()
+    response = mira("GET", "me", timeout=0.7)
+    assert time.monotonic() - began > 0.8
+    assert response.json()["id"] == "mira_t_42"
+
+
+def test_a_timeout_holds_and_then_drops(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="timeout", seconds=0.2)
+    with pytest.raises(requests.ConnectionError):
+        mira("GET", "me")
+    mira.app.sandbox.fault(on="me", kind="timeout", seconds=30)
+    with pytest.raises(requests.ReadTimeout):
+        mira("GET", "me", timeout=0.2)
+    assert mira.app.sandbox.release() == 1
+
+
+def test_a_slow_call_still_counts(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="slow", seconds=0.2)
+    began = time.monotonic()
+    assert mira("GET", "me").status_code == 200
+    assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize(
+    "kind", ["close", "timeout", "google_502", "truncated_json", "cut_body", "no_access_token"]
+)
+@pytest.mark.parametrize("after_effect", [False, True])
+def test_whether_a_spoilt_refresh_has_taken_effect(app: App, kind: str, after_effect: bool) -> None:
+    app.sandbox.settings(rotate=True)
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind=kind, after_effect=after_effect, seconds=0.1)
+    try:
+        response = app.refresh(token)
+        if kind == "truncated_json":
+            with pytest.raises(json.JSONDecodeError):
+                json.loads(response.text)
+    except requests.RequestException:
+        pass
+    tokens = app.sandbox.tokens()[0]["refresh_tokens"]
+    assert [t["live"] for t in tokens] == ([False, True] if after_effect else [True])
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+def test_parked_calls_wait_for_their_release(app: App, after_effect: bool) -> None:
+    app.sandbox.settings(rotate=True)
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="park", after_effect=after_effect)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(app.refresh, token)
+        (call,) = app.sandbox.wait_for_calls(1, grant_type="refresh_token")
+        app.sandbox.wait_for_held(1)
+        assert (call["status"], call["finished_at"], call["fault"]) == (None, None, "park")
+        assert app.sandbox.tokens()[0]["refresh_tokens"][0]["live"] == (not after_effect)
+        assert app.sandbox.release() == 1
+        assert waiting.result(10).status_code == 200
+    assert app.sandbox.calls(grant_type="refresh_token")[0]["status"] == 200
+    assert app.sandbox.held() == 0
+
+
+@pytest.mark.parametrize("end", ["reset", "clear_faults"])
+def test_parked_calls_go_on_when_faults_are_removed(mira: Visitor, end: str) -> None:
+    sandbox = mira.app.sandbox
+    sandbox.fault(on="me", kind="park", times=None)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(requests.get, f"{sandbox.api_url}/me", timeout=10) for _ in range(8)]
+        sandbox.wait_for_held(8)
+        getattr(sandbox, end)()
+        assert {call.result(10).status_code for call in waiting} == {401}
+
+
+@pytest.mark.parametrize(
+    ("on", "met"),
+    [
+        ("token", {"code", "refresh"}),
+        ("refresh", {"refresh"}),
+        ("code", {"code"}),
+        ("me", {"me"}),
+        ("player", {"player"}),
+        ("api", {"me", "player"}),
+        ("authorize", {"authorize"}),
+    ],
+)
+def test_what_a_fault_is_aimed_at(app: App, on: str, met: set) -> None:
+    tokens = app.connect()
+    code = app.code()
+    app.sandbox.fault(on=on, kind="envoy_503", times=None)
+    answers = {
+        "code": app.exchange(code),
+        "refresh": app.refresh(tokens["refresh_token"]),
+        "me": app.call(tokens["access_token"], "GET", "me"),
+        "player": app.call(tokens["access_token"], "GET", "me/player/devices"),
+        "authorize": app.visit(),
+    }
+    assert {name for name, answer in answers.items() if answer.status_code == 503} == met
+    app.sandbox.clear_faults()
+    assert app.refresh(tokens["refresh_token"]).status_code == 200
+
+
+def test_a_fault_counts_down_and_the_next_one_follows(mira: Visitor) -> None:
+    mira.app.sandbox.fault(on="me", kind="empty_503", times=2)
+    mira.app.sandbox.fault(on="me", kind="json_502")
+    assert [mira("GET", "me").status_code for _ in range(4)] == [503, 503, 502, 200]
+
+
+def test_a_fault_for_one_person_leaves_the_others_alone(app: App) -> None:
+    mira, jonas = app.connect()["refresh_token"], app.connect("jonas.k")["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, person="jonas.k")
+    assert [app.refresh(token).status_code for token in (mira, jonas)] == [200, 400]
+    assert app.sandbox.faults()[0]["met"] == 1
+
+
+def test_an_outage_takes_both_hosts(mira: Visitor) -> None:
+    mira.app.sandbox.settings(outage=True)
+    assert mira("GET", "me").status_code == 502
+    assert mira.app.visit().status_code == 502
+    assert mira.app.token(grant_type="client_credentials").status_code == 502
+    mira.app.sandbox.settings(outage=False)
+    assert mira("GET", "me").status_code == 200

@@ -1,0 +1,230 @@
+"""The token endpoint: its grants, its refusals word for word, rotation, revocation, six months."""
+
+import base64
+
+import pytest
+
+from tests.sandbox.conftest import PKCE, VERIFIER, App
+from tests.sandbox.shapes import CODE_ANSWER, OAUTH_ERROR, REFRESH_ANSWER, check
+from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
+
+DAY = 86400
+BODY = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+REFRESH = {"grant_type": "refresh_token", "refresh_token": "AQ-garbage"}
+CODE = {"grant_type": "authorization_code", "code": "AQ-garbage", "redirect_uri": REDIRECT_URI}
+RIGHT = (CLIENT_ID, CLIENT_SECRET)
+
+REFUSALS = [
+    (RIGHT, {}, "unsupported_grant_type", "grant_type parameter is missing"),
+    (RIGHT, {"grant_type": "password"}, "unsupported_grant_type", "grant_type password is not supported"),
+    (RIGHT, REFRESH, "invalid_grant", "Invalid refresh token"),
+    (RIGHT, {"grant_type": "refresh_token"}, "invalid_request", "refresh_token must be supplied"),
+    (RIGHT, CODE, "invalid_grant", "Invalid authorization code"),
+    (RIGHT, CODE | {"code": ""}, "invalid_request", "code must be supplied"),
+    (RIGHT, CODE | {"redirect_uri": ""}, "invalid_request", "redirect_uri must be supplied"),
+    (("other", CLIENT_SECRET), REFRESH, "invalid_client", "Invalid client"),
+    ((CLIENT_ID, "wrong"), REFRESH, "invalid_client", "Invalid client secret"),
+    (None, REFRESH, "invalid_client", None),
+    (None, REFRESH | {"client_id": "other"}, "invalid_client", "Invalid client"),
+    (None, REFRESH | BODY | {"client_secret": "wrong"}, "invalid_client", "Invalid client secret"),
+    (
+        None,
+        {"grant_type": "client_credentials", "client_id": CLIENT_ID},
+        "invalid_client",
+        "Invalid client secret",
+    ),
+]
+
+
+def refusal(response) -> tuple[str, str | None]:
+    """Error and description of an answer that must be a 400 in OAuth's shape."""
+    assert response.status_code == 400, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    check(response.json(), OAUTH_ERROR)
+    return response.json()["error"], response.json().get("error_description")
+
+
+@pytest.mark.parametrize(
+    ("auth", "form", "error", "description"), REFUSALS, ids=[f"{r[2]} {i}" for i, r in enumerate(REFUSALS)]
+)
+def test_a_refusal_is_a_400_in_spotifys_words(
+    app: App, auth, form: dict, error: str, description: str | None
+) -> None:
+    assert refusal(app.token(auth, **form)) == (error, description)
+
+
+@pytest.mark.parametrize(
+    "header", ["Basic", "Basic !!!", "Basic " + base64.b64encode(b"no-colon").decode(), "Bearer x"]
+)
+def test_a_malformed_authorization_header_is_an_unknown_client(app: App, header: str) -> None:
+    url = f"{app.sandbox.url}/api/token"
+    response = app.http.post(url, data=REFRESH, headers={"Authorization": header}, timeout=10)
+    assert refusal(response) == ("invalid_client", "Invalid client")
+
+
+def test_a_json_body_counts_as_none(app: App) -> None:
+    url = f"{app.sandbox.url}/api/token"
+    response = app.http.post(url, json=REFRESH, auth=RIGHT, timeout=10)
+    assert refusal(response) == ("unsupported_grant_type", "grant_type parameter is missing")
+
+
+def test_a_code_becomes_tokens(app: App) -> None:
+    response = app.exchange(app.code(scope="user-top-read streaming user-read-email"))
+    answer = response.json()
+    check(answer, CODE_ANSWER)
+    assert answer["expires_in"] == 3600
+    assert sorted(answer["scope"].split()) == ["streaming", "user-read-email", "user-top-read"]
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_the_secret_may_come_in_the_body(app: App) -> None:
+    form = CODE | {"code": app.code()}
+    assert app.token(None, **form, **BODY).status_code == 200
+
+
+@pytest.mark.parametrize("scope", [None, ""])
+def test_scope_is_absent_where_none_was_asked(app: App, scope: str | None) -> None:
+    answer = app.connect(scope=scope)
+    assert "scope" not in answer
+    assert "scope" not in app.refresh(answer["refresh_token"]).json()
+
+
+@pytest.mark.parametrize(("granted", "scope"), [(["streaming"], "streaming"), ([], None)])
+def test_fewer_scopes_can_be_granted_than_were_asked(app: App, granted: list, scope: str | None) -> None:
+    app.sandbox.settings(granted_scopes=granted)
+    assert app.connect(scope="streaming user-read-email").get("scope") == scope
+
+
+def test_a_code_works_once(app: App) -> None:
+    code = app.code()
+    assert app.exchange(code).status_code == 200
+    assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
+
+
+def test_a_code_lives_for_ten_minutes(app: App) -> None:
+    early, late = app.code(), app.code()
+    app.sandbox.advance(590)
+    assert app.exchange(early).status_code == 200
+    app.sandbox.advance(20)
+    assert refusal(app.exchange(late)) == ("invalid_grant", "Authorization code expired")
+
+
+def test_the_redirect_uri_must_be_the_one_of_the_request(app: App) -> None:
+    assert refusal(app.exchange(app.code(), redirect_uri=REDIRECT_URI + "/")) == (
+        "invalid_grant",
+        "Invalid redirect URI",
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "form", "error"),
+    [
+        (PKCE, {"code_verifier": VERIFIER}, None),
+        (PKCE, {}, ("invalid_request", "code_verifier required")),
+        (PKCE, {"code_verifier": VERIFIER + "x"}, ("invalid_grant", "code_verifier was incorrect")),
+        (PKCE, {"code_verifier": "short"}, ("invalid_grant", "code_verifier was invalid")),
+        ({}, {"code_verifier": VERIFIER}, ("invalid_grant", "code_verifier was incorrect")),
+    ],
+)
+def test_pkce_is_enforced_with_the_secret_too(app: App, asked: dict, form: dict, error) -> None:
+    response = app.exchange(app.code(**asked), **form)
+    if error is None:
+        check(response.json(), CODE_ANSWER)
+    else:
+        assert refusal(response) == error
+
+
+def test_a_public_client_needs_pkce_and_nothing_else(app: App) -> None:
+    form = CODE | {"client_id": CLIENT_ID}
+    without = app.token(None, **form | {"code": app.code()})
+    assert refusal(without) == ("invalid_client", "Invalid client secret")
+    answer = app.token(None, **form | {"code": app.code(**PKCE), "code_verifier": VERIFIER}).json()
+    check(answer, CODE_ANSWER)
+    refreshed = app.token(
+        None, grant_type="refresh_token", refresh_token=answer["refresh_token"], client_id=CLIENT_ID
+    )
+    check(refreshed.json(), REFRESH_ANSWER)
+
+
+def test_a_confidential_grant_is_not_refreshed_without_the_secret(app: App) -> None:
+    form = {
+        "grant_type": "refresh_token",
+        "refresh_token": app.connect()["refresh_token"],
+        "client_id": CLIENT_ID,
+    }
+    assert refusal(app.token(None, **form)) == ("invalid_client", "Invalid client secret")
+
+
+def test_client_credentials_act_for_nobody(app: App) -> None:
+    answer = app.token(grant_type="client_credentials").json()
+    check(answer, REFRESH_ANSWER)
+    assert "refresh_token" not in answer
+    assert app.call(answer["access_token"], "GET", "search?q=a&type=track").status_code == 200
+    assert app.call(answer["access_token"], "GET", "me").status_code == 401
+
+
+def test_a_refresh_keeps_the_refresh_token_and_the_older_access_tokens(app: App) -> None:
+    first = app.connect()
+    for _ in range(2):
+        answer = app.refresh(first["refresh_token"]).json()
+        check(answer, REFRESH_ANSWER)
+        assert "refresh_token" not in answer
+        assert sorted(answer["scope"].split()) == sorted(first["scope"].split())
+    for token in (first["access_token"], answer["access_token"]):
+        assert app.call(token, "GET", "me").status_code == 200
+
+
+def test_rotation_ends_the_old_refresh_token(app: App) -> None:
+    app.sandbox.settings(rotate=True)
+    first = app.connect()["refresh_token"]
+    second = app.refresh(first).json()["refresh_token"]
+    assert second != first
+    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert app.refresh(second).status_code == 200
+    assert [token["live"] for token in app.sandbox.tokens()[0]["refresh_tokens"]] == [False, False, True]
+
+
+def test_two_authorizations_live_side_by_side(app: App) -> None:
+    first, second = app.connect(), app.connect()
+    assert first["refresh_token"] != second["refresh_token"]
+    assert app.refresh(first["refresh_token"]).status_code == 200
+    assert app.refresh(second["refresh_token"]).status_code == 200
+
+
+@pytest.mark.parametrize("wording", ["revoked", "expired"])
+def test_six_months_are_counted_from_the_authorization(app: App, wording: str) -> None:
+    app.sandbox.settings(rotate=True, six_month_wording=wording)
+    token = app.connect()["refresh_token"]
+    for _ in range(6):
+        app.sandbox.advance(30 * DAY)
+        token = app.refresh(token).json()["refresh_token"]
+    app.sandbox.advance(5 * DAY)
+    assert refusal(app.refresh(token)) == ("invalid_grant", f"Refresh token {wording}")
+    assert app.refresh(app.connect()["refresh_token"]).status_code == 200
+
+
+def test_a_revocation_ends_refresh_tokens_and_leaves_access_tokens(app: App) -> None:
+    first, again, other = app.connect(), app.connect(), app.connect("jonas.k")
+    app.sandbox.revoke("mira_t_42")
+    for tokens in (first, again):
+        assert refusal(app.refresh(tokens["refresh_token"])) == ("invalid_grant", "Refresh token revoked")
+        assert app.call(tokens["access_token"], "GET", "me").status_code == 200
+    assert app.refresh(other["refresh_token"]).status_code == 200
+    app.sandbox.advance(3601)
+    assert app.call(first["access_token"], "GET", "me").status_code == 401
+
+
+def test_a_revocation_ends_codes_that_wait(app: App) -> None:
+    code = app.code()
+    app.sandbox.revoke("mira_t_42")
+    assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
+
+
+def test_access_tokens_live_as_long_as_they_say(app: App) -> None:
+    app.sandbox.settings(expires_in=120)
+    answer = app.connect()
+    assert answer["expires_in"] == 120
+    app.sandbox.advance(115)
+    assert app.call(answer["access_token"], "GET", "me").status_code == 200
+    app.sandbox.advance(10)
+    assert app.call(answer["access_token"], "GET", "me").status_code == 401
