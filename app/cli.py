@@ -1,9 +1,11 @@
 """The operator's commands. Results go to standard output, complaints to standard error."""
 
 import sys
+from typing import Any
 
 import click
 import marshmallow as ma
+import redis
 import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
@@ -16,11 +18,25 @@ from app.database import reading
 from app.models import AccessToken, GrantState
 from app.problems import Problem
 
+
+class _Command(click.Command):
+    """A command that says in one line that MySQL or Redis is away, instead of with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (sa.exc.SQLAlchemyError, redis.RedisError) as error:
+            raise click.ClickException(
+                f"MySQL or Redis does not answer as it should ({type(error).__name__}). "
+                "Ask `flask doctor`; after an update, run `flask db upgrade`."
+            ) from error
+
+
 tokens = AppGroup("tokens", help="Spotify tokens in custody.")
 users = AppGroup("users", help="Accounts.")
 
 
-@tokens.command("refresh-due")
+@tokens.command("refresh-due", cls=_Command)
 def refresh_due() -> None:
     """Refresh what expires within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
 
@@ -34,7 +50,7 @@ def refresh_due() -> None:
         sys.exit(1)
 
 
-@tokens.command("status")
+@tokens.command("status", cls=_Command)
 def status() -> None:
     """Count links by state, and show the soonest expiry among the active ones."""
     with reading() as db:
@@ -58,7 +74,7 @@ def status() -> None:
     click.echo(f"soonest expiry            {rfc3339(soonest) if soonest else 'none'}")
 
 
-@users.command("create")
+@users.command("create", cls=_Command)
 @click.argument("username")
 @click.argument("email")
 @click.password_option(help="Asked for when left out, which keeps it out of the shell's history.")

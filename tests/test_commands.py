@@ -66,6 +66,14 @@ def test_incomplete_settings_are_listed_without_a_traceback(env: dict[str, str])
     assert "Traceback" not in done.stderr
 
 
+def test_a_database_that_is_away_is_said_in_one_line(env: dict[str, str], tmp_path: object) -> None:
+    done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "tokens", "status")
+
+    assert done.returncode == 1
+    assert "flask db upgrade" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_commands_explain_themselves(app: Flask) -> None:
     runner = app.test_cli_runner()
     for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users", "create"]):

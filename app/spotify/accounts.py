@@ -17,7 +17,7 @@ from config import Config
 # Our columns hold this much, sealed. Spotify's tokens are a few hundred characters.
 MAX_TOKEN_CHARS = 8192
 # Refusals that are about the application, never about the person (RFC 6749 section 5.2).
-_OUR_FAULT = frozenset({"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"})
+_OUR_FAULT = ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope")
 
 
 class SpotifyError(Exception):
@@ -147,7 +147,7 @@ def _grant(answer: Answer) -> Grant:
     if (
         not _is_token(access_token)
         or not (refresh_token is None or _is_token(refresh_token))
-        or not isinstance(expires_in, int)
+        or type(expires_in) is not int
         or not 0 < expires_in <= 86_400
         or not (scope is None or (isinstance(scope, str) and len(scope) <= 2048))
         or str(body.get("token_type", "Bearer")).lower() != "bearer"

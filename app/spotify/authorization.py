@@ -58,7 +58,8 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
 
     link = links.current_link()
     if link is not None and _is_alive(link):
-        session["spotify_user_id"] = link.id
+        if session.get("spotify_user_id") != link.id:
+            session["spotify_user_id"] = link.id
         links.note_use(link)
         links.forget_current_link()
         return Connected(links.current_link() or link)

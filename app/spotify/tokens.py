@@ -10,6 +10,7 @@ The lock in Redis comes before and spares the losers their try. Nothing depends 
 """
 
 import logging
+import math
 import random
 import time
 import uuid
@@ -162,7 +163,7 @@ def _check_may_try(row: AccessToken) -> None:
     if row.state == GrantState.REAUTHORIZATION_REQUIRED or (row.state == GrantState.SUSPECT and waiting):
         raise GrantEnded
     if waiting and row.not_before is not None:
-        raise SpotifyUnavailable(retry_after=int((row.not_before - now).total_seconds()) + 1)
+        raise SpotifyUnavailable(retry_after=_whole_seconds(row.not_before - now))
 
 
 def _refresh(row: AccessToken, attempt_id: str) -> AccessToken:
@@ -182,16 +183,13 @@ def _refresh(row: AccessToken, attempt_id: str) -> AccessToken:
         raise GrantEnded from None
     except Misconfigured as error:
         log.error("spotify_misconfigured", extra={"reason": str(error)})
-        _finish(attempt_id, row, Outcome.MISCONFIGURED, _after_failure(row, None))
+        _finish(attempt_id, row, Outcome.MISCONFIGURED, _after_failure(row, _pause(row)))
         raise SpotifyMisconfigured from None
     except SpotifyError as error:
-        retry_after = error.retry_after if isinstance(error, RateLimited) else None
-        log.warning(
-            "token_refresh_failed",
-            extra={"link": row.spotify_user_id, "reason": str(error)},
-        )
-        _finish(attempt_id, row, Outcome.UNAVAILABLE, _after_failure(row, retry_after))
-        raise SpotifyUnavailable from None
+        pause = _pause(row, error.retry_after if isinstance(error, RateLimited) else None)
+        log.warning("token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
+        _finish(attempt_id, row, Outcome.UNAVAILABLE, _after_failure(row, pause))
+        raise SpotifyUnavailable(retry_after=_whole_seconds(pause)) from None
     _commit(row, attempt_id, grant, sent_at)
     return _read(row.spotify_user_id)
 
@@ -301,14 +299,22 @@ def _after_refusal(row: AccessToken) -> dict[str, object]:
     }
 
 
-def _after_failure(row: AccessToken, retry_after: int | None) -> dict[str, object]:
-    """What any other failure makes of a grant: nothing, but the next try waits, longer each time."""
+def _pause(row: AccessToken, asked_for: int | None = None) -> timedelta:
+    """How long to leave Spotify alone after a failure: longer each time, and as long as it asks for."""
     seconds = min(2.0 ** min(row.failures, 20), _BACKOFF_MAX_SECONDS) * random.uniform(0.5, 1)
-    if retry_after is not None:
-        seconds = max(seconds, min(float(retry_after), 86_400))
-    values: dict[str, object] = {**_FREE, "not_before": utc_now() + timedelta(seconds=seconds)}
+    return timedelta(seconds=max(seconds, min(asked_for or 0, 86_400)))
+
+
+def _after_failure(row: AccessToken, pause: timedelta) -> dict[str, object]:
+    """What any other failure makes of a grant: nothing, but the next try waits."""
+    values: dict[str, object] = {**_FREE, "not_before": utc_now() + pause}
     # A suspect's count is of Spotify's refusals; an outage confirms nothing.
     return values if row.state == GrantState.SUSPECT else {**values, "failures": row.failures + 1}
+
+
+def _whole_seconds(pause: timedelta) -> int:
+    """For Retry-After, which has no fractions: rounded up."""
+    return math.ceil(pause.total_seconds())
 
 
 def _read(link_id: int) -> AccessToken:

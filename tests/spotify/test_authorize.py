@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import pytest
 import requests
 import sqlalchemy as sa
@@ -434,6 +435,23 @@ def test_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox:
 
     assert_refused_without_a_call(come_back(client, callback), sandbox)
     assert client.get("/api/spotify").json == {"status": "not_connected"}
+
+
+def test_a_state_is_bound_to_the_user_as_well_as_to_the_session(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Even if a session came to be another user's without a new id, which nothing here does."""
+    other = register(app.test_client(), "bob")
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    store = app.extensions["backline"].redis
+    keys = [key for key in store.keys("session:*") if b"user_id" in store.get(key)]
+    for key in keys:
+        data = msgspec.msgpack.decode(store.get(key))
+        store.set(key, msgspec.msgpack.encode({**data, "user_id": other["id"]}))
+    assert client.get("/api/user").json["username"] == "bob"
+
+    assert_refused_without_a_call(come_back(client, callback), sandbox)
 
 
 def test_a_replayed_callback_makes_no_second_token_call(client: FlaskClient, sandbox: SandboxClient) -> None:
