@@ -99,11 +99,8 @@ def spa() -> Iterator[str]:
 
 
 @pytest.fixture
-def api(
-    env: dict[str, str], spa: str, server: Callable[..., AbstractContextManager[Server]]
-) -> Iterator[Server]:
+def api(spa: str, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
     """The API, which lets the app's page call it and sends browsers back there."""
-    del env["SPOTIFY_REDIRECT_URI"]  # the server's own, on whatever port it gets
     with server(CORS_ORIGINS=spa, FRONTEND_URL=f"{spa}/welcome") as running:
         yield running
 

@@ -1,0 +1,53 @@
+"""gunicorn's settings: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`, from the project's root.
+
+Meant to stand behind nginx on the same machine. Every line says why it is not left to the default.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # gunicorn puts its own directory there only after it has read this file
+
+from config import Config, ConfigError, read_environment  # noqa: E402
+
+try:
+    settings = Config.from_env(read_environment())
+except ConfigError as error:
+    sys.exit(f"Backline cannot start; the settings are not complete:\n{error}")
+
+# Requests wait for MySQL, Redis and Spotify, not for the processor: threads let one process wait for many.
+worker_class = "gthread"
+workers = settings.web_concurrency
+threads = settings.threads
+
+# Loopback only: TLS, size limits and slow clients are nginx's work.
+bind = f"127.0.0.1:{settings.port}"
+
+# A worker that stops beating for this long is stuck as a whole, and is replaced. It is no limit for one
+# request under gthread: the app keeps its own deadlines (10 s for a call to Spotify).
+timeout = 30
+# Longer than the longest request may take, so that a restart loses none.
+graceful_timeout = 25
+# nginx closes a connection to an upstream after 60 s of rest. The side that sends requests must be the one
+# that closes, or a request meets a connection that has just gone.
+keepalive = 75
+
+# The heartbeat is a file that workers touch: on a disk that is busy, a healthy worker would look stuck.
+# gunicorn chooses the file's name itself, so that the folder is everybody's does not matter.
+memory = Path("/dev/shm")  # noqa: S108
+worker_tmp_dir = str(memory) if memory.is_dir() else None
+
+# Who may say that a request came by https. Others' X-Forwarded-Proto is ignored.
+forwarded_allow_ips = "127.0.0.1,::1"
+# One header says it, and nginx overwrites that one. The default believes two more, which nginx would pass on
+# from the client, and answers 400 in HTML when they contradict each other.
+secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
+# The default lets a proxy's SCRIPT_NAME and PATH_INFO headers move the request to another path.
+forwarder_headers = ""
+
+# The app logs a line for each request, without the query: codes and states of the Spotify flow travel there.
+accesslog = None
+
+# It would be one socket in the home directory for every gunicorn of this user, to command the server with.
+control_socket_disable = True

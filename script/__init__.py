@@ -1,0 +1,1 @@
+"""What the scripts beside this file do, where that takes more than a few lines of shell."""

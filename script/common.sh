@@ -1,0 +1,9 @@
+# Sourced by the scripts beside it: goes to the project's root, and answers --help with the script's own first comment.
+script=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
+cd -- "$(dirname -- "$script")/.." || exit 1
+case "${1-}" in
+-h | --help)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script"
+    exit 0
+    ;;
+esac

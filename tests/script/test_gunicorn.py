@@ -1,0 +1,60 @@
+"""deploy/gunicorn.conf.py, on a real gunicorn."""
+
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.services import Server, eventually
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+StartServer = Callable[..., AbstractContextManager[Server]]
+
+
+def test_the_workers_are_as_many_as_asked_and_a_lost_one_is_replaced(server: StartServer) -> None:
+    with server(workers=2) as api:
+        assert len(api.workers) == 2
+        lost = api.kill_worker()
+        eventually(lambda: len(api.workers) == 2 and lost not in api.workers)
+        assert requests.get(f"{api.url}/livez", timeout=10).status_code == 200
+        api.signal(signal.SIGTERM)
+        assert api.wait() == 0
+
+
+def test_it_listens_on_loopback_only(server: StartServer) -> None:
+    with server(workers=1) as api:
+        port = int(api.url.rpartition(":")[2])
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert next(at for at in listening if at.endswith(f":{port:04X}")) == f"0100007F:{port:04X}"
+        assert not any(at == f"00000000:{port:04X}" for at in listening)
+
+
+def test_headers_of_a_client_do_not_move_a_request_or_make_it_bad(server: StartServer) -> None:
+    with server(workers=1) as api:
+        for headers in (
+            {"SCRIPT_NAME": "/livez"},
+            {"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"},
+            {"X-Forwarded-Protocol": "ssl", "X-Forwarded-Proto": "http"},
+        ):
+            answer = requests.get(f"{api.url}/livez", headers=headers, timeout=10)
+            assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+
+
+def test_nothing_is_left_in_the_home_directory_and_no_query_in_the_log(
+    server: StartServer, tmp_path: Path
+) -> None:
+    with server(workers=1, HOME=str(tmp_path), LOG_LEVEL="DEBUG") as api:
+        requests.get(f"{api.url}/api/spotify/authorize?code=a-secret-code&state=s", timeout=10)
+        assert "a-secret-code" not in api.log
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_do_not_fit_are_listed_once(server: StartServer) -> None:
+    with pytest.raises(AssertionError) as error, server(SECRET_KEY="", LOG_LEVEL="LOUD"):
+        pass
+    assert str(error.value).count("LOG_LEVEL must be one of") == 1
+    assert "SECRET_KEY is not set" in str(error.value)
+    assert "Traceback" not in str(error.value)

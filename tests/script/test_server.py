@@ -1,0 +1,277 @@
+"""script/server, as a person runs it: from a clone, by one command, until Ctrl-C."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from sqlalchemy import make_url
+
+from script import ports
+from tests.services import eventually, free_port
+
+Environ = dict[str, str]
+Run = Callable[..., "Running"]
+
+
+class Running:
+    """A script/server that was started, and what it has printed so far."""
+
+    def __init__(self, folder: Path, environ: Environ) -> None:
+        self.output = ""
+        self.process = subprocess.Popen(
+            ["script/server"],
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+
+    def until_ready(self) -> "Running":
+        def ready_or_ended() -> bool:
+            return "Ctrl-C stops everything" in self.output or self.process.poll() is not None
+
+        eventually(ready_or_ended, timeout=60)
+        assert self.process.poll() is None, self.output
+        return self
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal as a terminal does, and wait for the end. Returns the exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(30)
+        self._reader.join(10)
+        assert not self._reader.is_alive(), "something still holds its output open"
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    def left_over(self) -> list[str]:
+        """The command lines of processes that it started, or that those started, and that still run."""
+        return [
+            (stat.parent / "cmdline").read_text().replace("\0", " ")
+            for stat in Path("/proc").glob("[0-9]*/stat")
+            if (fields := _fields(stat)) and fields[3] == str(self.process.pid) and fields[0] not in "ZX"
+        ]
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever state a failed test left this in."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            if (fields := _fields(stat)) and fields[3] == str(self.process.pid):
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+        self.wait()
+
+
+def _fields(stat: Path) -> list[str]:
+    """A process's state, parent, group, session and so on: proc(5), from the third field on."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+@pytest.fixture
+def environ(bare_environment: Environ) -> Environ:
+    """Free ports for everything, so that a developer's own script/server can go on."""
+    spotify = f"http://127.0.0.1:{free_port()}"
+    return {
+        **bare_environment,
+        "PORT": str(free_port()),
+        "SPOTIFY_ACCOUNTS_URL": spotify,
+        "SPOTIFY_API_URL": f"{spotify}/v1",
+        "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+    }
+
+
+@pytest.fixture
+def run(checkout: Path) -> Iterator[Run]:
+    """Starts script/server in the checkout with an environment."""
+    started: list[Running] = []
+
+    def start(environ: Environ) -> Running:
+        started.append(Running(checkout, environ))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.kill()
+
+
+@pytest.fixture
+def without_redis(tmp_path: Path, environ: Environ) -> Environ:
+    """A machine with everything but a redis-server."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    for directory in environ["PATH"].split(os.pathsep):
+        for program in Path(directory).glob("*"):
+            link = folder / program.name
+            if program.name != "redis-server" and not link.is_symlink():
+                link.symlink_to(program)
+    return {**environ, "PATH": str(folder)}
+
+
+def register(port: str) -> requests.Session:
+    http = requests.Session()
+    http.trust_env = False
+    http.headers["X-Requested-With"] = "test"
+    body = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
+    assert http.post(f"http://127.0.0.1:{port}/api/register", json=body, timeout=30).status_code == 201
+    return http
+
+
+def test_one_command_from_a_clone_to_a_running_app_and_ctrl_c_ends_it(
+    run: Run, environ: Environ, checkout: Path
+) -> None:
+    running = run(environ).until_ready()
+    api = f"http://127.0.0.1:{environ['PORT']}"
+    with register(environ["PORT"]) as http:
+        assert http.get(f"{api}/api/session", timeout=30).json()["authenticated"]
+        assert http.get(f"{environ['SPOTIFY_ACCOUNTS_URL']}/", timeout=30).status_code == 200
+        authorize = http.get(f"{api}/api/spotify/authorize", timeout=30).json()["authorize_url"]
+        assert http.get(authorize, timeout=30).status_code == 200, "the sandbox must know this redirect URI"
+    assert f"{api}/api/docs" in running.output
+    assert f"curl -i {api}/api/session" in running.output
+    assert (checkout / ".env").stat().st_mode & 0o777 == 0o600
+
+    assert len(running.left_over()) >= 5
+    assert running.end() == 0
+    assert running.left_over() == []
+    assert "Everything has stopped." in running.output
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.usefixtures("redis_url")  # the substitute for a real Redis forgets
+def test_a_restart_keeps_the_secrets_the_data_and_the_sessions(
+    run: Run, environ: Environ, checkout: Path
+) -> None:
+    first = run(environ).until_ready()
+    with register(environ["PORT"]) as http:
+        secrets = (checkout / ".env").read_bytes()
+        assert first.end(signal.SIGTERM) == 0
+        second = run(environ).until_ready()
+        session = http.get(f"http://127.0.0.1:{environ['PORT']}/api/session", timeout=30).json()
+        assert session["user"]["username"] == "ada"
+        assert (checkout / ".env").read_bytes() == secrets
+        assert second.end(signal.SIGHUP) == 0
+    assert second.left_over() == []
+
+
+def test_without_a_redis_server_the_embedded_substitute_serves(run: Run, without_redis: Environ) -> None:
+    running = run(without_redis).until_ready()
+    register(without_redis["PORT"]).close()
+    assert "embedded substitute" in running.output
+    assert running.end() == 0
+    assert running.left_over() == []
+
+
+def test_a_second_one_is_told_which_port_is_taken_and_by_whom(run: Run, environ: Environ) -> None:
+    first = run(environ).until_ready()
+    second = run(environ)
+    assert second.wait() == 1
+    assert f"Port {environ['PORT']} on 127.0.0.1, for the API, is taken by python" in second.output
+    assert re.search(r"pid \d+", second.output)
+    assert "PORT in .env" in second.output
+    assert first.process.poll() is None
+
+
+def test_one_program_s_end_ends_the_others(run: Run, environ: Environ) -> None:
+    running = run(environ).until_ready()
+    found = re.search(r"pid (\d+)", ports.holder(int(environ["REDIS_URL"].split(":")[2].split("/")[0])))
+    assert found
+    os.kill(int(found[1]), signal.SIGKILL)
+    assert running.wait() == 1
+    assert "redis was ended by SIGKILL" in running.output
+    assert running.left_over() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help for this is Linux's own")
+def test_a_killed_one_leaves_nothing_running(run: Run, environ: Environ) -> None:
+    running = run(environ).until_ready()
+    assert running.end(signal.SIGKILL) == -signal.SIGKILL
+    eventually(lambda: running.left_over() == [])
+
+
+def test_a_port_of_the_sandbox_or_of_redis_is_named_with_its_setting(run: Run, environ: Environ) -> None:
+    for variable, purpose in (("SPOTIFY_ACCOUNTS_URL", "the sandbox Spotify"), ("REDIS_URL", "Redis")):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            running = run({**environ, variable: f"{environ[variable].split(':')[0]}://127.0.0.1:{port}"})
+            assert running.wait() == 1
+        assert f"Port {port} on 127.0.0.1, for {purpose}, is taken by " in running.output
+        assert f"{variable}" in running.output
+        assert running.left_over() == []
+
+
+def test_settings_that_do_not_fit_are_listed(run: Run, environ: Environ) -> None:
+    running = run({**environ, "PORT": "eighty", "REDIS_URL": "http://127.0.0.1"})
+    assert running.wait() == 1
+    assert "PORT must be" in running.output
+    assert "REDIS_URL must" in running.output
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_a_database_that_does_not_let_us_in_is_named_without_its_password(
+    run: Run, environ: Environ, database_url: str
+) -> None:
+    socket_path = make_url(database_url).query["unix_socket"]
+    url = f"mysql+mysqldb://root:hunter2@localhost/nowhere?unix_socket={socket_path}"
+    running = run({**environ, "DATABASE_URL": url})
+    assert running.wait() == 1
+    assert "The database does not let us in" in running.output
+    assert "root:***@localhost/nowhere" in running.output
+    assert "hunter2" not in running.output
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_it_runs_on_mysql_too(run: Run, environ: Environ, database_url: str) -> None:
+    running = run({**environ, "DATABASE_URL": database_url}).until_ready()
+    register(environ["PORT"]).close()
+    assert "Database  mysql+mysqldb://" in running.output
+    assert running.end() == 0
+
+
+def test_it_is_not_for_production(run: Run, environ: Environ, checkout: Path) -> None:
+    production = {
+        "APP_ENV": "production",
+        "DATABASE_URL": "sqlite:////tmp/none.sqlite3",
+        "SPOTIFY_CLIENT_ID": "0123456789abcdef0123456789abcdef",
+        "SPOTIFY_CLIENT_SECRET": "0123456789abcdef0123456789abcdef",
+        "SPOTIFY_REDIRECT_URI": "https://example.com/callback",
+        "FRONTEND_URL": "https://example.com/",
+        "CORS_ORIGINS": "https://example.com",
+    }
+    elsewhere = {name: value for name, value in environ.items() if not name.startswith("SPOTIFY")}
+    running = run({**elsewhere, **production})
+    assert running.wait() == 1
+    assert "script/server is for development only" in running.output
+
+
+def test_an_address_that_is_free_is_told_from_one_that_is_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mine:
+        port = mine.getsockname()[1]
+        assert not ports.is_free("127.0.0.1", port)
+        assert ports.accepts("127.0.0.1", port)
+        assert ports.holder(port).endswith(f"pid {os.getpid()}")
+    assert ports.is_free("127.0.0.1", port)
+    assert not ports.accepts("127.0.0.1", port)
+    assert ports.holder(port) == ""

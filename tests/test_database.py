@@ -1,0 +1,44 @@
+"""What is put into the database comes out again."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from app.database import reading, writing
+from app.models import User
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=timezone(timedelta(hours=2))),
+        datetime(2026, 11, 22, 7, 0, 0, tzinfo=UTC),
+        datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=timezone(timedelta(hours=-11))),
+    ],
+)
+def test_a_moment_keeps_its_zone_and_its_microseconds(app: Flask, moment: datetime) -> None:
+    with app.app_context():
+        with writing() as db:
+            db.add(User(username="ada", email="a@b.example", password_hash="x", created_at=moment))
+        with reading() as db:
+            stored = db.scalar(sa.select(User.created_at))
+
+    assert stored == moment
+    assert stored is not None
+    assert stored.tzinfo is UTC
+
+
+def test_what_fails_leaves_nothing(app: Flask) -> None:
+    def fail() -> None:
+        with writing() as db:
+            db.add(User(username="ada", email="a@b.example", password_hash="x"))
+            db.flush()
+            raise ZeroDivisionError
+
+    with app.app_context():
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        with reading() as db:
+            assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
