@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +18,6 @@ from app.spotify import tokens
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 30
-BATCH = 500
 
 
 @dataclass
@@ -41,48 +40,40 @@ def refresh_due(
 ) -> Pass:
     """Refresh every link that is due now, soonest deadline first, in a bounded pool of threads.
 
-    Each link is tried once per pass. Two passes at once, on one machine or several, are harmless:
-    a claim goes to one of them.
+    Two passes at once, on one machine or several, are harmless: each refresh goes to one of them.
     """
     config = app.extensions["backline"].config
     lead = timedelta(seconds=config.refresh_lead_seconds)
-    done, tried = Pass(), set[int]()
+    with app.app_context():
+        since = utc_now() - timedelta(days=config.refresh_active_days)
+        due = tokens.due_links(lead, active_since=since)
 
-    def refresh(link_id: int) -> bool:
+    def refresh(link_id: int) -> bool | None:
         if stopping is not None and stopping.is_set():
-            return False
+            return None
         with app.app_context():
             return _refresh(link_id, lead)
 
+    done = Pass()
     with ThreadPoolExecutor(config.refresh_workers, thread_name_prefix="refresh") as pool:
-        while stopping is None or not stopping.is_set():
-            with app.app_context():
-                since = utc_now() - timedelta(days=config.refresh_active_days)
-                due = tokens.due_links(lead, active_since=since, limit=BATCH)
-            fresh_work = [link_id for link_id in due if link_id not in tried]
-            if not fresh_work:
-                break
-            tried.update(fresh_work)
-            for future in as_completed([pool.submit(refresh, link_id) for link_id in fresh_work]):
-                if future.result():
-                    done.refreshed += 1
-                else:
-                    done.failed += 1
-                if progress is not None:
-                    progress(done)
+        for refreshed in pool.map(refresh, due):
+            done.refreshed += refreshed is True
+            done.failed += refreshed is False
+            if progress is not None:
+                progress(done)
     return done
 
 
-def _refresh(link_id: int, lead: timedelta) -> bool:
+def _refresh(link_id: int, lead: timedelta) -> bool | None:
+    """Whether a link could be refreshed; None if there was no need any more."""
     try:
-        token = tokens.access_token_for(link_id, lead)
+        return tokens.refresh_ahead(link_id, lead) or None
     except (Problem, tokens.GrantEnded):
         return False  # the attempt's row and the log say why
     except Exception:
         # One link's trouble must not end the pass for all the others.
         log.exception("token_refresh_crashed", extra={"link": link_id})
         return False
-    return token.expires_at - utc_now() > lead
 
 
 def run(app: Flask) -> None:

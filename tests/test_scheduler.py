@@ -36,6 +36,7 @@ def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxCli
         rows = list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
         for number, row in enumerate(rows, 1):
             row.expires_at = datetime.now(UTC) + timedelta(minutes=2 * number)
+            row.refreshed_at = row.expires_at - timedelta(hours=1)
         return [row.spotify_user_id for row in rows]
 
 

@@ -63,8 +63,13 @@ class AccessToken(Base):
         return six_months_after(self.authorized_at)
 
     def lasts(self, lead: timedelta, *, now: datetime) -> bool:
-        """Whether the access token outlives `lead` from `now`."""
-        return self.expires_at - now > lead
+        """Whether the access token outlives `lead` from `now`.
+
+        Half of its life is as much as can be asked for: one that lives for less than the lead
+        would never be fresh, and be refreshed at every look.
+        """
+        life = self.expires_at - (self.refreshed_at or self.authorized_at)
+        return self.expires_at - now > min(lead, life / 2)
 
 
 def six_months_after(moment: datetime) -> datetime:

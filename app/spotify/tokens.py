@@ -92,6 +92,19 @@ def access_token_for(link_id: int, lead: timedelta = REQUEST_LEAD) -> LiveToken:
     return _open(row)
 
 
+def refresh_ahead(link_id: int, lead: timedelta) -> bool:
+    """Refresh this link's token if it does not outlive `lead`. Returns whether there was need to.
+
+    Raises:
+        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured: it was not refreshed.
+    """
+    row = _read(link_id)
+    if row.lasts(lead, now=utc_now()):
+        return False
+    _refresh_once(row, lead, wait=True)
+    return True
+
+
 def put_grant(db: Session, link_id: int, grant: Grant, asked_at: datetime) -> None:
     """Put a new consent's grant in the place of the old one, whose refreshes can write no more."""
     row = db.scalar(sa.select(AccessToken).where(AccessToken.spotify_user_id == link_id).with_for_update())
@@ -111,7 +124,7 @@ def put_grant(db: Session, link_id: int, grant: Grant, asked_at: datetime) -> No
     db.flush()
 
 
-def due_links(lead: timedelta, *, active_since: datetime, limit: int) -> list[int]:
+def due_links(lead: timedelta, *, active_since: datetime) -> list[int]:
     """Links to refresh ahead of time or to ask about again, soonest deadline first."""
     now = utc_now()
     due = (
@@ -125,7 +138,6 @@ def due_links(lead: timedelta, *, active_since: datetime, limit: int) -> list[in
             SpotifyUser.last_used_at >= active_since,
         )
         .order_by(AccessToken.expires_at)
-        .limit(limit)
     )
     with reading() as db:
         return list(db.scalars(due))
@@ -133,12 +145,13 @@ def due_links(lead: timedelta, *, active_since: datetime, limit: int) -> list[in
 
 def _refresh_once(row: AccessToken, lead: timedelta, *, wait: bool) -> AccessToken:
     """Refresh, or share the result of whoever is refreshing. Returns the row as it stands then."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline, seen = time.monotonic() + WAIT_SECONDS, (row.grant_id, row.generation)
     try:
         with parts().locks.hold(row.spotify_user_id, wait=wait):
             while True:
                 row = _read(row.spotify_user_id)  # another worker may have been first
-                if row.lasts(lead, now=utc_now()):
+                overtaken = (row.grant_id, row.generation) != seen
+                if row.lasts(timedelta(0) if overtaken else lead, now=utc_now()):
                     return row
                 _check_may_try(row)
                 attempt_id = _claim(row)

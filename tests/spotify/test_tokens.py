@@ -42,6 +42,12 @@ def expire(app: Flask, seconds: float = 60) -> None:
     change(app, expires_at=datetime.now(UTC) - timedelta(seconds=seconds))
 
 
+def soon(app: Flask, seconds: float) -> None:
+    """Let a token of the usual hour run out in this many seconds."""
+    end = datetime.now(UTC) + timedelta(seconds=seconds)
+    change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
+
+
 def refreshes(sandbox: SandboxClient) -> list[dict[str, Any]]:
     return sandbox.calls(grant_type="refresh_token")
 
@@ -101,7 +107,7 @@ def test_an_expired_token_is_refreshed_again_and_again(
 def test_a_token_about_to_run_out_is_refreshed_first(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    change(app, expires_at=datetime.now(UTC) + timedelta(seconds=5))
+    soon(app, 5)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
     assert len(refreshes(sandbox)) == 1
@@ -146,6 +152,25 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
         return list(pool.map(ask, range(20)))
 
 
+def test_tokens_that_live_for_seconds_are_shared_as_well(
+    server: Callable[..., AbstractContextManager[Server]],
+    app: Flask,
+    client: FlaskClient,
+    sandbox: SandboxClient,
+) -> None:
+    """Shorter than the lead, such a token is never fresh enough; those who waited take it all the same."""
+    sandbox.settings(rotate=True, latency_ms={"token": 200, "api": 0}, expires_in=8)
+    register(client, "ada")
+    connect(client, sandbox)
+    expire(app)
+    with server(workers=2, threads=8) as api:
+        answers = twenty_at_once(api, client)
+
+    assert [status for status, _ in answers] == [200] * 20
+    assert len({token for _, token in answers}) == 1
+    assert len(refreshes(sandbox)) == 1
+
+
 def test_without_the_lock_there_is_still_one_call(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -173,7 +198,7 @@ def test_without_the_lock_there_is_still_one_call(
 def test_a_living_token_is_served_at_once_while_another_refreshes(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    change(app, expires_at=datetime.now(UTC) + timedelta(seconds=9))
+    soon(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
     tab = app.test_client()
     tab._cookies = dict(connected._cookies)
@@ -352,7 +377,7 @@ def test_a_grant_of_six_months_is_over_at_once(
 def test_a_suspect_whose_access_token_lives_is_served_it(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    change(app, expires_at=datetime.now(UTC) + timedelta(seconds=9))
+    soon(app, 9)
     sandbox.revoke("mira_t_42")
 
     response = connected.get("/api/spotify/token")
