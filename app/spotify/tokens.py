@@ -192,19 +192,29 @@ def _refresh(row: AccessToken, attempt_id: str) -> AccessToken:
     try:
         grant = parts().accounts.refresh(refresh_token)
     except InvalidGrant:
-        _finish(attempt_id, row, Outcome.INVALID_GRANT, _after_refusal(row))
-        raise GrantEnded from None
+        return _fail(row, attempt_id, Outcome.INVALID_GRANT, _after_refusal(row), GrantEnded())
     except Misconfigured as error:
         log.error("spotify_misconfigured", extra={"reason": str(error)})
-        _finish(attempt_id, row, Outcome.MISCONFIGURED, _after_failure(row, _pause(row)))
-        raise SpotifyMisconfigured from None
+        after = _after_failure(row, _pause(row))
+        return _fail(row, attempt_id, Outcome.MISCONFIGURED, after, SpotifyMisconfigured())
     except SpotifyError as error:
-        pause = _pause(row, error.retry_after if isinstance(error, RateLimited) else None)
         log.warning("token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
-        _finish(attempt_id, row, Outcome.UNAVAILABLE, _after_failure(row, pause))
-        raise SpotifyUnavailable(retry_after=_whole_seconds(pause)) from None
+        pause = _pause(row, error.retry_after if isinstance(error, RateLimited) else None)
+        unavailable = SpotifyUnavailable(retry_after=_whole_seconds(pause))
+        return _fail(row, attempt_id, Outcome.UNAVAILABLE, _after_failure(row, pause), unavailable)
     _commit(row, attempt_id, grant, sent_at)
     return _read(row.spotify_user_id)
+
+
+def _fail(
+    row: AccessToken, attempt_id: str, outcome: Outcome, values: dict[str, object], error: Exception
+) -> AccessToken:
+    """Write down a failure and raise it, unless it is about the past: then take what there is now."""
+    if _finish(attempt_id, row, outcome, values) is Outcome.SUPERSEDED:
+        current = _read(row.spotify_user_id)
+        if current.lasts(timedelta(0), now=utc_now()):
+            return current
+    raise error
 
 
 def _claim(row: AccessToken) -> str | None:

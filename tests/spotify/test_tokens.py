@@ -428,10 +428,15 @@ def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
 
 
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_a_holder_that_outlived_its_lease_writes_nothing(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
-    """Paused for longer than the lease, it comes back with an answer about the generation before."""
+    """Paused for longer than the lease, it comes back with news about the generation before.
+
+    With rotating tokens the news is that its token is revoked; the grant is none the worse for it.
+    """
+    sandbox.settings(rotate=rotate)
     expire(app)
     tab = app.test_client()
     tab._cookies = dict(connected._cookies)
@@ -450,7 +455,7 @@ def test_a_holder_that_outlived_its_lease_writes_nothing(
     assert (answer.status_code, late_answer.status_code) == (200, 200)
     assert late_answer.json["access_token"] == answer.json["access_token"]
     assert row(app).access_token == stored.access_token
-    assert row(app).generation == 1
+    assert (row(app).generation, row(app).state) == (1, GrantState.ACTIVE)
     assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
 
 
