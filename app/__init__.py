@@ -36,6 +36,7 @@ def create_app(config: Config) -> Flask:
         API_TITLE="Backline",
         API_VERSION="1",
         OPENAPI_VERSION="3.1.0",
+        API_SPEC_OPTIONS={"info": {"description": docs.DESCRIPTION}},
     )
     if config.trusted_proxies:
         hops = config.trusted_proxies

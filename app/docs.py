@@ -17,6 +17,14 @@ from app.requests import Api
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
+DESCRIPTION = """\
+The backend for a single-page app on Spotify. The session is a cookie, so call with credentials.
+A request that changes something needs a non-empty `X-Requested-With` header and, if it carries an
+`Origin`, an allowed one. Every error is a problem document (RFC 9457) with a `request_id`.
+
+To connect Spotify in this browser, open [/api/spotify/authorize](/api/spotify/authorize).
+"""
+
 # Swagger UI sets styles from its script and draws its icons from data: URLs.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
