@@ -159,6 +159,7 @@ def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]
     def start_server(
         *, workers: int = 2, threads: int = 8, **settings: str
     ) -> AbstractContextManager[Server]:
-        return running_server({**env, **settings}, workers=workers, threads=threads)
+        shared = {name: value for name, value in env.items() if name != "SPOTIFY_REDIRECT_URI"}
+        return running_server({**shared, **settings}, workers=workers, threads=threads)
 
     return start_server
