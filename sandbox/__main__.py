@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from sandbox.app import create_app
 from sandbox.authorization_request import Client
+from sandbox.keeping import load, save
 from sandbox.server import serve
 
 # The same three stand in the product's development configuration.
@@ -22,7 +24,7 @@ REDIRECT_URI = "http://127.0.0.1:5000/api/spotify/authorize"
 
 _DESCRIPTION = """\
 A strict stand-in for Spotify's accounts service and Web API, with invented people and music.
-Everything is held in memory and gone when it ends. Point an app at it with
+Everything is held in memory and gone when it ends, unless --keep names a file. Point an app at it with
 SPOTIFY_ACCOUNTS_URL=http://HOST:PORT and SPOTIFY_API_URL=http://HOST:PORT/v1, then open
 http://HOST:PORT/ to see who lives there and to steer it."""
 
@@ -46,6 +48,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="URI",
         help=f"a registered redirect URI; may be given several times (default: {REDIRECT_URI})",
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="keep grants and tokens in this file from one run to the next",
+    )
     return parser.parse_args()
 
 
@@ -62,9 +70,23 @@ def main() -> int:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         sys.stderr.write(f"Cannot listen on {arguments.host}:{arguments.port}: {reason}\n")
         return 1
+    state, keep = app.extensions["sandbox"], arguments.keep
+    try:
+        if keep:
+            load(state, keep)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     server = serve(app, listening)
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _end)
+
+    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
+        """Leave at once: threads that hold a call for a fault are not waited for."""
+        if keep:
+            save(state, keep)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     sys.stdout.write(f"sandbox spotify on http://{host}:{server.port}\n")
     sys.stdout.flush()
@@ -81,11 +103,6 @@ def _port(text: str) -> int:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=512)
-
-
-def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Leave at once: threads that hold a call for a fault are not waited for."""
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -82,17 +82,17 @@ class Grants:
         self.refresh_tokens: dict[str, RefreshToken] = {}
         self.access_tokens: dict[str, AccessToken] = {}
         self.all: list[Grant] = []
-        self._agreed: dict[str, set[str]] = {}
+        self.agreements: dict[str, set[str]] = {}
 
     def agreed(self, person: str, scopes: tuple[str, ...]) -> bool:
         """Whether the person has already agreed to all of these scopes."""
-        return person in self._agreed and self._agreed[person].issuperset(scopes)
+        return person in self.agreements and self.agreements[person].issuperset(scopes)
 
     def issue_code(
         self, person: str, scopes: tuple[str, ...], redirect_uri: str, challenge: str | None, now: datetime
     ) -> Code:
         """Write down that the person agrees, and hand out a code for it."""
-        self._agreed.setdefault(person, set()).update(scopes)
+        self.agreements.setdefault(person, set()).update(scopes)
         code = Code(f"AQ{secrets.token_urlsafe(150)}", person, scopes, redirect_uri, challenge, now)
         self.codes[code.value] = code
         return code
@@ -121,7 +121,7 @@ class Grants:
 
         Returns the number of grants ended.
         """
-        self._agreed.pop(person, None)
+        self.agreements.pop(person, None)
         self.codes = {value: code for value, code in self.codes.items() if code.person != person}
         ended = [grant for grant in self.all if grant.person == person and not grant.revoked]
         for grant in ended:

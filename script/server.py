@@ -279,6 +279,8 @@ async def start_sandbox(programs: Programs, config: Config) -> None:
         "--client-id": config.spotify_client_id,
         "--client-secret": config.spotify_client_secret,
         "--redirect-uri": config.spotify_redirect_uri,
+        # The database keeps its refresh tokens from one start to the next; so must who honours them.
+        "--keep": "instance/sandbox.json",
     }
     words = [word for pair in options.items() for word in pair]
     command = [sys.executable, "-m", "sandbox", *words]

@@ -160,12 +160,14 @@ def running_sandbox(
     redirect_uris: Sequence[str] = (REDIRECT_URI,),
     client_id: str = CLIENT_ID,
     client_secret: str = CLIENT_SECRET,
+    options: Sequence[str] = (),
 ) -> Iterator[SandboxClient]:
     """Start `python -m sandbox` on a free port, and end it afterwards."""
     command = [sys.executable, "-m", "sandbox", "--port", "0"]
     command += ["--client-id", client_id, "--client-secret", client_secret]
     for uri in redirect_uris:
         command += ["--redirect-uri", uri]
+    command += options
     environ = {name: value for name, value in os.environ.items() if name != "APP_ENV"}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

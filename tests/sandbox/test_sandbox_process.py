@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import requests
 
-from tests.sandbox_client import ROOT, SandboxClient
+from tests.sandbox.conftest import App
+from tests.sandbox_client import ROOT, SandboxClient, running_sandbox
 
 
 def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
@@ -88,3 +90,39 @@ def test_every_answer_is_framed_so_that_the_next_one_is_understood(sandbox: Sand
         assert session.options(f"{sandbox.api_url}/me", timeout=10).status_code == 200
         assert session.post(f"{sandbox.url}/api/token", data="x" * 2_000_000, timeout=10).status_code == 413
         assert session.get(sandbox.url, timeout=10).status_code == 200
+
+
+def test_what_people_agreed_to_is_kept_if_asked(tmp_path: Path) -> None:
+    kept = tmp_path / "sandbox.json"
+
+    def refresh(app: App) -> int:
+        return app.refresh(given["refresh_token"]).status_code
+
+    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+        app = App(sandbox)
+        given = app.connect()
+        sandbox.rename("mira_t_42", "mira_new")
+        app.http.close()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+        app = App(sandbox)
+        assert app.call(given["access_token"], "GET", "me").json()["id"] == "mira_new"
+        assert refresh(app) == 200
+        sandbox.revoke("mira_new")
+        app.http.close()
+    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+        app = App(sandbox)
+        assert refresh(app) == 400
+        app.http.close()
+
+
+def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("[1, 2]", encoding="utf-8")
+    process = start("--port", "0", "--keep", str(other))
+    _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 1
+    assert str(other) in err
+    assert other.read_text(encoding="utf-8") == "[1, 2]"
