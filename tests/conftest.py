@@ -41,6 +41,32 @@ SETTINGS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="leave out MariaDB, and the tests that start processes of their own: under a minute",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    slow = [item for item in items if _is_slow(item)]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    parameters = getattr(item, "callspec", None)
+    return (
+        item.get_closest_marker("processes") is not None
+        or item.path.parent.name == "script"
+        or not {"server", "chromium"}.isdisjoint(getattr(item, "fixturenames", ()))
+        or (parameters is not None and parameters.params.get("database_url") == "mariadb")
+    )
+
+
 class ApiClient(FlaskClient):
     """A client that sends what the SPA sends with every request."""
 

@@ -1,5 +1,6 @@
 """The operator's commands, run as an operator runs them."""
 
+import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
@@ -8,6 +9,8 @@ from app.database import reading
 from app.models import User
 from tests.journeys import PASSWORD, login, register
 from tests.test_scheduler import flask
+
+pytestmark = pytest.mark.processes
 
 
 def test_an_operator_makes_an_account(env: dict[str, str], client: FlaskClient) -> None:

@@ -1,8 +1,11 @@
 """The schema, from nothing and back, on both databases."""
 
+import pytest
 import sqlalchemy as sa
 
 from tests.test_scheduler import flask
+
+pytestmark = pytest.mark.processes
 
 DESIGNED = {
     "users": "id username email email_verified_at password_hash created_at updated_at",

@@ -150,6 +150,7 @@ def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.Co
     )
 
 
+@pytest.mark.processes
 def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
     done = flask(env, "tokens", "refresh-due")
 
@@ -157,6 +158,7 @@ def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: 
     assert generations(app) == [1, 1, 1, 1]
 
 
+@pytest.mark.processes
 def test_the_command_fails_if_a_link_did(
     env: dict[str, str], links: list[int], sandbox: SandboxClient
 ) -> None:
@@ -167,6 +169,7 @@ def test_the_command_fails_if_a_link_did(
     assert (done.returncode, done.stdout) == (1, "refreshed 0, failed 4\n")
 
 
+@pytest.mark.processes
 def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app: Flask) -> None:
     change(app, links[0], state=GrantState.SUSPECT)
     change(app, links[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
@@ -199,6 +202,7 @@ def scheduler(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
         process.wait()
 
 
+@pytest.mark.processes
 def test_three_schedulers_share_the_work_and_end_when_asked(
     env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
@@ -218,6 +222,7 @@ def test_three_schedulers_share_the_work_and_end_when_asked(
     assert refreshes(sandbox) == 4
 
 
+@pytest.mark.processes
 def test_a_scheduler_finishes_the_call_it_is_making(
     env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
