@@ -16,6 +16,7 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from redis.connection import parse_url as parse_redis_url
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -69,6 +70,7 @@ class Config:
     refresh_lead_seconds: int
     refresh_active_days: int
     refresh_workers: int
+    refresh_rate: int  # calls per second
     playback_token_enabled: bool
     log_level: str
     log_format: Literal["json", "console"]
@@ -80,17 +82,6 @@ class Config:
     def session_cookie_name(self) -> str:
         """`__Host-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3.2)."""
         return "__Host-session" if self.session_cookie_secure else "session"
-
-    @property
-    def own_origins(self) -> frozenset[str]:
-        """Origins whose pages may change state: the SPA's, and this API's own (its docs page)."""
-        return frozenset(
-            {
-                *self.cors_origins,
-                _origin(self.frontend_url),
-                _origin(self.spotify_redirect_uri),
-            }
-        )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Config":
@@ -110,6 +101,8 @@ class Config:
         here = f"http://127.0.0.1:{port}"
 
         client_id = read.text("SPOTIFY_CLIENT_ID", needed=production)
+        if production and client_id == SANDBOX_CLIENT_ID:
+            read.problems.append("SPOTIFY_CLIENT_ID is the sandbox's, which is not for production.")
         uses_sandbox = not client_id and not production
         redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}/api/spotify/authorize")
         frontend_url = read.url("FRONTEND_URL", f"{here}/api/docs", needed=production)
@@ -117,7 +110,6 @@ class Config:
         samesite = cast("SameSite", read.choice("SESSION_COOKIE_SAMESITE", "Lax", ("Lax", "None")))
         if samesite == "None" and not secure:
             read.problems.append("SESSION_COOKIE_SAMESITE=None needs SESSION_COOKIE_SECURE=true (and https).")
-        idle = read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=60)
 
         config = cls(
             app_env=app_env,
@@ -149,12 +141,13 @@ class Config:
             ),
             session_cookie_secure=secure,
             session_cookie_samesite=samesite,
-            session_idle_seconds=idle,
-            session_max_seconds=read.integer("SESSION_MAX_SECONDS", max(idle, 30 * 86_400), least=idle),
+            session_idle_seconds=read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=1),
+            session_max_seconds=read.integer("SESSION_MAX_SECONDS", 30 * 86_400, least=1),
             trusted_proxies=read.integer("TRUSTED_PROXIES", 0, least=0, most=5),
             trusted_hosts=read.words("TRUSTED_HOSTS"),
-            refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=30, most=3000),
+            refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=1, most=86_400),
             refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
+            refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
             refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
             playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
             log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
@@ -198,8 +191,12 @@ def _default_env(environ: Mapping[str, str]) -> AppEnv:
 
 
 def _origin(url: str) -> str:
+    """As a browser writes it in the Origin header: lower case, and no port where it is the usual one."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    port = "" if parts.port in (None, usual) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 class _Reader:
@@ -263,10 +260,13 @@ class _Reader:
     def database_url(self, name: str, default: str) -> str:
         value = self.text(name, default, needed=self.production)
         try:
-            drivername = make_url(value).drivername
+            url = make_url(value)
+            good = url.drivername in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite")
+            # A database in memory would be another one for every connection.
+            good = good and url.database not in (None, "", ":memory:")
         except ArgumentError:
-            drivername = ""
-        if drivername not in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite"):
+            good = False
+        if not good:
             self.problems.append(
                 f"{name} must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 "
                 "or sqlite:////absolute/path."
@@ -275,8 +275,10 @@ class _Reader:
 
     def redis_url(self, name: str, default: str) -> str:
         value = self.text(name, default, needed=self.production)
-        if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
-            self.problems.append(f"{name} must begin with redis://, rediss:// or unix://.")
+        try:
+            parse_redis_url(value)  # type: ignore[no-untyped-call]
+        except ValueError:
+            self.problems.append(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.")
         return value
 
     def url(self, name: str, default: str, *, needed: bool = False) -> str:

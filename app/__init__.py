@@ -10,12 +10,12 @@ from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli, database, docs, headers, health, logs, origin, problems, sessions
+from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard
 from app.auth.routes import blueprint as auth
 from app.locks import UserLocks
 from app.outbound import Outbound
 from app.parts import Parts, redis_client
-from app.requests import MAX_BODY_BYTES, Api
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.routes import blueprint as spotify

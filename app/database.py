@@ -122,7 +122,10 @@ def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) 
 
 
 def _is_deadlock(error: OperationalError) -> bool:
-    """MySQL's 1213 (deadlock) and 1205 (lock wait); after both the transaction is rolled back."""
+    """MySQL's 1213 (deadlock) and 1205 (lock wait).
+
+    After 1205 MySQL has undone one statement only; leaving the `writing()` block undid the rest.
+    """
     code = error.orig.args[0] if error.orig is not None and error.orig.args else None
     return code in (1213, 1205)
 
@@ -133,6 +136,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     return {
         # mysqlclient waits forever unless told otherwise: a stalled server would take every thread.
         "connect_args": {
+            "charset": "utf8mb4",
             "connect_timeout": 2,
             "read_timeout": 5,
             "write_timeout": 5,

@@ -12,8 +12,8 @@ from flask import (
     send_from_directory,
 )
 
+from app.api import Api
 from app.auth.guard import open_to_all
-from app.requests import Api
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 

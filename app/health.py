@@ -1,7 +1,7 @@
 """For the operator's probes: is the process alive, can it serve. Not published by nginx."""
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,13 +35,13 @@ def readyz() -> Response:
     """MySQL and Redis answer within a second. Why one does not is in the log, not in public."""
     engine, store = db.engine, parts().redis
     answers: list[Future[Any]] = [_probes.submit(_ask_database, engine), _probes.submit(store.ping)]
-    try:
-        for answer in answers:
-            answer.result(timeout=PROBE_SECONDS)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot serve
-        for answer in answers:
-            answer.cancel()
-        log.warning("not_ready", extra={"reason": type(error).__name__})
+    done, late = wait(answers, timeout=PROBE_SECONDS)
+    reasons = [type(error).__name__ for answer in done if (error := answer.exception()) is not None]
+    for answer in late:
+        answer.cancel()
+        reasons.append("TimeoutError")
+    if reasons:
+        log.warning("not_ready", extra={"reasons": reasons})
         return _text("not ready\n", 503)
     return _text("ready\n", 200)
 

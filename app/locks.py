@@ -36,17 +36,18 @@ class UserLocks:
     ) -> None:
         self._client = client
         self._lease_ms = int(lease_seconds * 1000)
-        self._wait_seconds = wait_seconds
 
     @contextmanager
-    def hold(self, link_id: int, *, wait: bool = True) -> Iterator[None]:
+    def hold(self, link_id: int, *, until: float) -> Iterator[None]:
         """Hold the lock of a link. Without Redis nobody holds it and everybody may go on.
 
+        `until` is when to give up waiting for it, by `time.monotonic()`.
+
         Raises:
-            LockBusy: it was not free within `wait_seconds`, or at once with `wait=False`.
+            LockBusy: it was not free by then.
         """
         key, token = f"lock:link:{link_id}", secrets.token_hex(16)
-        self._acquire(key, token, time.monotonic() + (self._wait_seconds if wait else 0))
+        self._acquire(key, token, until)
         try:
             yield
         finally:

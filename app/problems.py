@@ -26,6 +26,7 @@ from werkzeug.exceptions import HTTPException
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+READ_AWAY_BYTES = 1024 * 1024
 
 
 class Problem(HTTPException):
@@ -52,6 +53,7 @@ class Problem(HTTPException):
 
 class MalformedRequest(Problem):
     code, slug, title = 400, "malformed-request", "The request could not be read"
+    detail = "It does not follow HTTP, or does not belong to this host."
 
 
 class UnsupportedMediaType(Problem):
@@ -70,14 +72,17 @@ class ValidationError(Problem):
 
 class PayloadTooLarge(Problem):
     code, slug, title = 413, "payload-too-large", "The body is too large"
+    detail = "64 KiB is the most."
 
 
 class NotFound(Problem):
     code, slug, title = 404, "not-found", "There is nothing here"
+    detail = "See /api/docs for what there is."
 
 
 class MethodNotAllowed(Problem):
     code, slug, title = 405, "method-not-allowed", "This method is not allowed here"
+    detail = "The Allow header lists those that are."
 
 
 class InternalError(Problem):
@@ -105,18 +110,22 @@ class CrossSiteRequest(Problem):
 
 class NotSignedIn(Problem):
     code, slug, title = 401, "not-signed-in", "Please sign in"
+    detail = "Send the session's cookie of a POST /api/login or /api/register."
 
 
 class InvalidCredentials(Problem):
     code, slug, title = 401, "invalid-credentials", "The login or the password is wrong"
+    detail = "The login is a user name or an e-mail address."
 
 
 class UsernameTaken(Problem):
     code, slug, title = 409, "username-taken", "This user name is taken"
+    detail = "Choose another one."
 
 
 class EmailTaken(Problem):
     code, slug, title = 409, "email-taken", "This e-mail address is taken"
+    detail = "There is an account with it; sign in to that one."
 
 
 class SpotifyNotConnected(Problem):
@@ -179,6 +188,7 @@ class SpotifyUnavailable(Problem):
 
 class SpotifyRateLimited(Problem):
     code, slug, title = 429, "spotify-rate-limited", "Spotify asks us to wait"
+    detail = "Try again after Retry-After."
     retry_after = 30
 
 
@@ -199,6 +209,14 @@ class InsufficientScope(Problem):
     )
 
 
+# What the drivers of MySQL and Redis raise when the server is away, stalled or overrun.
+DEPENDENCY_DOWN = (
+    redis.RedisError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+)
+
 _BY_STATUS: dict[int, type[Problem]] = {
     400: MalformedRequest,
     404: NotFound,
@@ -214,14 +232,15 @@ _BY_STATUS: dict[int, type[Problem]] = {
 def init_app(app: Flask) -> None:
     """Answer every error of the application in the one shape."""
     app.register_error_handler(HTTPException, respond)
-    app.register_error_handler(redis.RedisError, _dependency_down)
-    app.register_error_handler(sqlalchemy.exc.OperationalError, _dependency_down)
-    app.register_error_handler(sqlalchemy.exc.TimeoutError, _dependency_down)
+    for kind in DEPENDENCY_DOWN:
+        app.register_error_handler(kind, _dependency_down)
 
 
 def respond(error: HTTPException) -> Response:
     """The answer for an error raised by us, by Flask or by a library of ours."""
     problem = as_problem(error)
+    if problem.code == 413:
+        _read_away()
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
@@ -248,14 +267,7 @@ def as_problem(error: BaseException) -> Problem:
     """Which problem an error is."""
     if isinstance(error, Problem):
         return error
-    if isinstance(
-        error,
-        (
-            redis.RedisError,
-            sqlalchemy.exc.OperationalError,
-            sqlalchemy.exc.TimeoutError,
-        ),
-    ):
+    if isinstance(error, DEPENDENCY_DOWN):
         return ServiceUnavailable()
     if not isinstance(error, HTTPException):
         return InternalError()
@@ -274,6 +286,20 @@ def request_id() -> str:
         g.request_id = uuid.uuid4().hex
     found: str = g.request_id
     return found
+
+
+def _read_away() -> None:
+    """Read what is left of a body that is too large, within bounds.
+
+    The server would close the connection on unread bytes, and the client lose its next request.
+    """
+    whole = request.content_length
+    if whole is None:  # chunked; where the server marks the end, one may read up to it
+        whole = READ_AWAY_BYTES if request.environ.get("wsgi.input_terminated") else 0
+    left = min(whole, READ_AWAY_BYTES)
+    stream = request.environ["wsgi.input"]
+    while left > 0 and (chunk := stream.read(min(left, 65_536))):
+        left -= len(chunk)
 
 
 def _dependency_down(error: Exception) -> Response:

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ TICK_SECONDS = 30
 
 @dataclass
 class Pass:
-    """What one pass did: links that are fresh now, and links that are not."""
+    """What one pass did: links that needed a refresh and had one, and links that could have none."""
 
     refreshed: int = 0
     failed: int = 0
@@ -38,7 +39,7 @@ def refresh_due(
     stopping: threading.Event | None = None,
     progress: Callable[[Pass], None] | None = None,
 ) -> Pass:
-    """Refresh every link that is due now, soonest deadline first, in a bounded pool of threads.
+    """Refresh every link that is due now, soonest deadline first, in a bounded pool at a bounded rate.
 
     Two passes at once, on one machine or several, are harmless: each refresh goes to one of them.
     """
@@ -48,8 +49,10 @@ def refresh_due(
         since = utc_now() - timedelta(days=config.refresh_active_days)
         due = tokens.due_links(lead, active_since=since)
 
+    pace, stopping = _Pace(config.refresh_rate), stopping or threading.Event()
+
     def refresh(link_id: int) -> bool | None:
-        if stopping is not None and stopping.is_set():
+        if stopping.wait(pace.pause()):
             return None
         with app.app_context():
             return _refresh(link_id, lead)
@@ -62,6 +65,23 @@ def refresh_due(
             if progress is not None:
                 progress(done)
     return done
+
+
+class _Pace:
+    """Spreads the calls of all threads evenly: at most `rate` a second."""
+
+    def __init__(self, rate: int) -> None:
+        self._interval = 1 / rate
+        self._lock = threading.Lock()
+        self._next = time.monotonic()
+
+    def pause(self) -> float:
+        """Take the next turn. Returns how many seconds it is away."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + self._interval
+            return turn - now
 
 
 def _refresh(link_id: int, lead: timedelta) -> bool | None:

@@ -103,7 +103,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         return self._get_store_id(session.sid)
 
     def _store(self, app: Flask, session: Session, response: Response) -> None:
-        start(session)
+        session.setdefault("created_at", utc_now().timestamp())
         data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
         self.client.set(
             self._get_store_id(session.sid),
@@ -159,10 +159,20 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         self.client.delete(store_id)
 
 
-def start(current: Session) -> None:
-    """Make the session worth keeping, if it is not yet."""
-    if "created_at" not in current:
-        current["created_at"] = utc_now().timestamp()
+def start() -> None:
+    """Keep this request's session from now on, also if nothing else is put into it."""
+    session.setdefault("created_at", utc_now().timestamp())
+
+
+def require_store() -> None:
+    """See that a session could be saved, before doing what would need one.
+
+    Raises:
+        redis.RedisError: it could not.
+    """
+    interface, current = _current()
+    if not current.stored:
+        interface.client.ping()
 
 
 def renew() -> None:
@@ -177,7 +187,6 @@ def renew() -> None:
 def binding() -> str:
     """What ties something kept elsewhere to this request's session; it tells nothing about the id."""
     interface, current = _current()
-    start(current)
     return interface.binding(current)
 
 

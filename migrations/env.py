@@ -11,24 +11,33 @@ from sqlalchemy.engine import Connection
 db = current_app.extensions["migrate"].db
 
 
+def migration_engine() -> sa.Engine:
+    """The application's engine, without its time-outs: they are for requests, and would cut a long
+    ALTER off while the server goes on with it.
+    """
+    if db.engine.dialect.name == "sqlite":
+        return db.engine.execution_options(writes=True)
+    return sa.create_engine(db.engine.url, poolclass=sa.NullPool, connect_args={"charset": "utf8mb4"})
+
+
 @contextmanager
 def only_one(connection: Connection) -> Iterator[None]:
-    """Let other deploys wait until this one has migrated. SQLite locks its file by itself.
+    """Let other deploys wait until this one has migrated.
 
     A migration waits five seconds at most for a table that is in use: longer, and every request
     behind it would wait as well.
     """
     if connection.dialect.name == "sqlite":
-        yield
+        yield  # the connection's transaction has locked the file
         return
     connection.execute(sa.text("SET SESSION lock_wait_timeout = 5"))
-    # Less than the 5 s after which the driver takes the server for dead.
-    if connection.scalar(sa.text("SELECT GET_LOCK('backline-migrations', 4)")) != 1:
-        raise SystemExit("Another migration is running. Try again when it has ended.")
+    # A lock's name is the whole server's; other databases on it are none of our business.
+    if connection.scalar(sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 60)")) != 1:
+        raise SystemExit("Another migration has been running for a minute. Try again when it has ended.")
     try:
         yield
     finally:
-        connection.execute(sa.text("SELECT RELEASE_LOCK('backline-migrations')"))
+        connection.execute(sa.text("SELECT RELEASE_LOCK(CONCAT('backline.', DATABASE()))"))
 
 
 def leave_out_empty(migration_context: object, revision: object, directives: list[object]) -> None:
@@ -41,7 +50,7 @@ def leave_out_empty(migration_context: object, revision: object, directives: lis
 if context.is_offline_mode():
     raise SystemExit("Migrations run on a live database only; --sql is not supported.")
 
-with db.engine.connect() as connection, only_one(connection):
+with migration_engine().connect() as connection, only_one(connection):
     context.configure(
         connection=connection,
         target_metadata=db.metadata,

@@ -108,7 +108,11 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("SESSION_COOKIE_SAMESITE", "Strict"),
         ("SESSION_IDLE_SECONDS", "0"),
         ("SESSION_IDLE_SECONDS", "-5"),
-        ("SESSION_MAX_SECONDS", "60"),
+        ("SESSION_MAX_SECONDS", "0"),
+        ("SPOTIFY_CLIENT_ID", "5a4db0c0ffee4b0cac1e5a4db0c0ffee"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("REDIS_URL", "redis://:hunter2@cache:port/0"),
         ("SESSION_MAX_SECONDS", "\u0661\u0662\u0663"),
         ("TRUSTED_PROXIES", "many"),
         ("REFRESH_WORKERS", "0"),
@@ -121,6 +125,24 @@ def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: st
 
     assert message.startswith(name)
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://app.example.com:443/", "https://app.example.com"),
+        ("https://App.Example.com/welcome?x=1", "https://app.example.com"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+    ],
+)
+def test_an_origin_is_written_as_browsers_write_it(url: str, origin: str) -> None:
+    assert Config.from_env({**PRODUCTION, "FRONTEND_URL": url}).cors_origins == (origin,)
+
+
+def test_short_sessions_are_a_choice() -> None:
+    config = Config.from_env({**PRODUCTION, "SESSION_IDLE_SECONDS": "2", "SESSION_MAX_SECONDS": "5"})
+
+    assert (config.session_idle_seconds, config.session_max_seconds) == (2, 5)
 
 
 def test_a_cookie_for_other_sites_has_to_be_secure() -> None:

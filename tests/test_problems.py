@@ -1,8 +1,12 @@
 """Every error in one shape (RFC 9457), whoever makes it."""
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
+import requests
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +14,10 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from app.auth.guard import open_to_all
+from app.database import reading
+from app.models import User
 from tests.journeys import slug
+from tests.services import Server
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "request_id"}
 LEAKS = ("Traceback", "sqlalchemy", "site-packages", "SELECT", "INSERT", "werkzeug", "0x")
@@ -40,6 +47,7 @@ def check_shape(response: TestResponse, path: str) -> None:
         ("POST", "/api/login", {"data": '{"login": "a", "login": "b"}'}, 400, "malformed-request"),
         ("POST", "/api/login", {"data": '{"login": NaN}'}, 400, "malformed-request"),
         ("POST", "/api/login", {"data": '{"login": "\\ud800"}'}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": '{"login": 1e400}'}, 400, "malformed-request"),
         ("POST", "/api/login", {"data": "[" * 60_000}, 400, "malformed-request"),
         ("POST", "/api/login", {"data": "9" * 6_000}, 400, "malformed-request"),
         ("POST", "/api/login", {"data": "[]"}, 422, "validation-error"),
@@ -160,6 +168,8 @@ def test_a_session_that_cannot_be_saved_is_a_503(env: dict[str, str], request: p
 
     assert (response.status_code, slug(response)) == (503, "service-unavailable")
     assert "Set-Cookie" not in response.headers
+    with client.application.app_context(), reading() as db:  # nor is there half of an account
+        assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
 
 
 def test_without_a_database_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
@@ -182,3 +192,19 @@ def register_without_checks(client: FlaskClient) -> TestResponse:
         "/api/register",
         json={"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"},
     )
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
+def test_a_body_that_is_too_large_does_not_cost_the_next_request(
+    server: Callable[..., AbstractContextManager[Server]], chunked: bool
+) -> None:
+    big = b'"' + b"x" * 300_000 + b'"'
+    headers = {"X-Requested-With": "test", "Content-Type": "application/json"}
+    with server() as api, requests.Session() as http:
+        http.trust_env = False
+        for _ in range(10):
+            body = iter([big[:50_000], big[50_000:]]) if chunked else big
+            refused = http.post(f"{api.url}/api/login", data=body, headers=headers, timeout=10)
+            assert refused.status_code == 413
+            assert refused.json()["type"] == "/problems/payload-too-large"
+            assert http.get(f"{api.url}/api/session", timeout=10).status_code == 200

@@ -1,8 +1,10 @@
 """Promises kept by a list: what has to hold for every route, setting and document."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -10,6 +12,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from app import problems
 from app.auth.guard import Access
 from config import Config
+from tests.conftest import start
+from tests.services import Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -142,3 +146,23 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None
         if url.startswith("/"):
             with client.get(url) as asset:
                 assert asset.status_code == 200
+
+
+class Missing:
+    """A service that cannot be run here."""
+
+    def __enter__(self) -> None:
+        raise Unavailable("mariadbd is not installed: apt-get install mariadb-server")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_suite_that_cannot_run_is_named_and_in_ci_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        monkeypatch.setenv("CI", "")
+        with pytest.raises(pytest.skip.Exception, match="apt-get install mariadb-server"):
+            start(stack, Missing())
+        monkeypatch.setenv("CI", "true")
+        with pytest.raises(pytest.fail.Exception, match="apt-get install mariadb-server"):
+            start(stack, Missing())

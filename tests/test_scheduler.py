@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.scheduler import Pass, refresh_due
+from app.scheduler import Pass, _Pace, refresh_due
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually, process_environment
@@ -118,6 +118,15 @@ def test_a_suspect_is_asked_about_again_when_its_time_has_come(
     assert refresh_due(app).refreshed == 4
     with app.app_context(), reading() as db:
         assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
+
+
+def test_the_rate_of_calls_is_bounded() -> None:
+    pace = _Pace(rate=5)
+
+    pauses = [pace.pause() for _ in range(11)]
+
+    assert pauses[0] == 0
+    assert 1.9 < pauses[10] <= 2.0
 
 
 def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: SandboxClient) -> None:

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from flask import g, session
 
 from app import sessions
+from app.api import Blueprint
 from app.auth import names, passwords
 from app.auth.guard import current_user, open_to_all
 from app.auth.registration import create_account
@@ -11,9 +12,8 @@ from app.auth.schemas import Credentials, Registration, SessionOut
 from app.database import reading, writing
 from app.models import SpotifyUser, User
 from app.problems import InvalidCredentials
-from app.requests import Blueprint
 from app.spotify import links
-from app.spotify.routes import describe
+from app.spotify.schemas import describe
 from app.user.schemas import UserOut
 
 blueprint = Blueprint("auth", __name__, description="Accounts and sessions")
@@ -29,6 +29,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
 
     A Spotify connection that this visitor made before moves to the account.
     """
+    sessions.require_store()  # or there would be an account, and its maker told that there is none
     user, link_id = create_account(**new, visitors_link_id=session.get("spotify_user_id"))
     _sign_in(user, link_id)
     return user, 201, {"Location": "/api/user"}
@@ -83,7 +84,7 @@ def _sign_in(user: User, link_id: int | None) -> None:
     if link_id is not None:
         session["spotify_user_id"] = link_id
     g.user = user
-    links.forget_current_link()
+    links.look_again()
 
 
 def _rehash(user: User, password: str) -> None:

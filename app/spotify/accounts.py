@@ -7,8 +7,10 @@ SpotifyError            it did not work; trying again later may help
 """
 
 import hashlib
+import math
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import urlencode
 
 from app.outbound import Answer, NoAnswer, Outbound
@@ -88,6 +90,9 @@ class SpotifyAccounts:
         )
         if grant.refresh_token is None:
             raise SpotifyError("no_refresh_token")
+        if grant.scope is None:
+            # Left out, it is what was asked for (RFC 6749 section 5.1).
+            return replace(grant, scope=" ".join(self._config.spotify_scopes))
         return grant
 
     def refresh(self, refresh_token: str) -> Grant:
@@ -143,17 +148,27 @@ def _refusal(answer: Answer) -> SpotifyError:
 def _grant(answer: Answer) -> Grant:
     body = answer.json_object()
     access_token, refresh_token = body.get("access_token"), body.get("refresh_token")
-    expires_in, scope = body.get("expires_in"), body.get("scope")
+    scope = body.get("scope")
+    expires_in: Any = body.get("expires_in")
     if (
         not _is_token(access_token)
         or not (refresh_token is None or _is_token(refresh_token))
-        or type(expires_in) is not int
-        or not 0 < expires_in <= 86_400
-        or not (scope is None or (isinstance(scope, str) and len(scope) <= 2048))
+        or not _is_life(expires_in)
+        or not (scope is None or _is_scope(scope))
         or str(body.get("token_type", "Bearer")).lower() != "bearer"
     ):
         raise SpotifyError("malformed_token_answer")
-    return Grant(str(access_token), refresh_token, expires_in, scope)
+    # A life beyond a day would be news; it is believed for a day.
+    return Grant(str(access_token), refresh_token, max(1, min(int(expires_in), 86_400)), scope)
+
+
+def _is_life(value: Any) -> bool:
+    """Seconds, as JSON writes them; `True` is a number only to Python."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_scope(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 2048 and value.isascii()  # RFC 6749 appendix A.4
 
 
 def _is_token(value: object) -> bool:

@@ -12,6 +12,7 @@ from app.problems import (
     Problem,
     SpotifyAccessDenied,
     SpotifyMisconfigured,
+    SpotifyNotConnected,
     SpotifyRateLimited,
     SpotifyStateMismatch,
     SpotifyUnavailable,
@@ -56,27 +57,36 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
             raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
         return Connected(_finish(code, verifier, user_id))
 
-    link = links.current_link()
-    if link is not None and _is_alive(link):
-        if session.get("spotify_user_id") != link.id:
-            session["spotify_user_id"] = link.id
-        links.note_use(link)
-        links.forget_current_link()
-        return Connected(links.current_link() or link)
+    try:
+        link, grant_ended = _living_link(), False
+    except tokens.GrantEnded:
+        link, grant_ended = None, True
+    if link is not None:
+        return Connected(link)
     if is_callback:
         raise SpotifyStateMismatch
-    return AuthorizationRequired(pending.begin(user_id), grant_ended=link is not None)
+    return AuthorizationRequired(pending.begin(user_id), grant_ended)
 
 
-def _is_alive(link: SpotifyUser) -> bool:
-    """Whether the link has a working token, after refreshing it if need be."""
+def _living_link() -> SpotifyUser | None:
+    """The link that this request may use, its token refreshed if need be.
+
+    Raises:
+        GrantEnded, SpotifyUnavailable, SpotifyMisconfigured
+    """
+    link = links.current_link()
+    if link is None:
+        return None
     if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
-        return False
+        raise tokens.GrantEnded
     try:
         tokens.access_token_for(link.id)
-    except tokens.GrantEnded:
-        return False
-    return True
+    except SpotifyNotConnected:
+        return None  # disconnected elsewhere, this very moment
+    if session.get("spotify_user_id") != link.id:
+        session["spotify_user_id"] = link.id
+    links.note_use(link)
+    return links.look_again()
 
 
 def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
@@ -91,7 +101,7 @@ def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
         raise as_problem(error) from None
     link = links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
     session["spotify_user_id"] = link.id
-    links.forget_current_link()
+    links.look_again()
     return link
 
 

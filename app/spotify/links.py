@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.auth.guard import current_user
 from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
-from app.models import AccessToken, SpotifyUser
+from app.models import SpotifyUser
 from app.problems import SpotifyAccountInUse, SpotifyAccountMismatch
 from app.spotify import tokens
 from app.spotify.accounts import Grant
@@ -31,9 +31,10 @@ def current_link() -> SpotifyUser | None:
     return found
 
 
-def forget_current_link() -> None:
-    """Look the link up anew on the next `current_link()`."""
+def look_again() -> SpotifyUser | None:
+    """The same, read anew."""
     g.pop("link", None)
+    return current_link()
 
 
 def _find_link() -> SpotifyUser | None:
@@ -98,26 +99,27 @@ def hand_over_visitors_link(db: Session, link_id: int, user_id: int) -> bool:
 def erase(link: SpotifyUser) -> None:
     """Erase a link with its tokens and all that Spotify told about the person."""
     with writing() as db:
-        db.execute(sa.delete(AccessToken).where(AccessToken.spotify_user_id == link.id))
+        # Its tokens go with it: ON DELETE CASCADE.
         db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
 
 
 def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     """The row of this Spotify account, locked.
 
-    `account_id` decides where Spotify sends one; a row from before it did is found by `id`. A row
-    that has our `id` but another `account_id` is of somebody who gave that id up: it keeps its
-    tokens, and yields the name.
+    `account_id` decides where Spotify sends one; a row from before it did is found by `id`. Ids
+    move: a row that has ours but is not this account's belongs to somebody who gave that id up.
+    It keeps its tokens, and yields the name.
     """
     by_id = db.scalar(_locked(SpotifyUser.spotify_id == profile.spotify_id))
     if profile.account_id is None:
         return by_id
-    if by_id is not None and by_id.account_id in (None, profile.account_id):
+    known = db.scalar(_locked(SpotifyUser.account_id == profile.account_id))
+    if known is None and by_id is not None and by_id.account_id is None:
         return by_id
-    if by_id is not None:
-        by_id.spotify_id = f"account:{by_id.account_id}"
+    if by_id is not None and by_id is not known:
+        by_id.spotify_id = f"given-up:{by_id.id}"
         db.flush()
-    return db.scalar(_locked(SpotifyUser.account_id == profile.account_id))
+    return known
 
 
 def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:

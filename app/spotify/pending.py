@@ -38,6 +38,7 @@ def begin(user_id: int | None) -> str:
         parts().sealer.seal(verifier, "verifier", _key(state)),
     )
     parts().redis.set(_key(state), msgspec.msgpack.encode(pending), ex=LIFE_SECONDS)
+    sessions.start()
     return parts().accounts.authorize_url(state=state, verifier=verifier)
 
 

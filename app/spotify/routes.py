@@ -6,11 +6,12 @@ from flask import request, session
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
+from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
 from app.clock import utc_now
-from app.models import GrantState, SpotifyUser
 from app.parts import parts
 from app.problems import (
+    DEPENDENCY_DOWN,
     InsufficientScope,
     NotFound,
     Problem,
@@ -18,11 +19,11 @@ from app.problems import (
     SpotifyNotConnected,
     SpotifyReauthorizationRequired,
     ValidationError,
+    as_problem,
 )
-from app.requests import Blueprint
 from app.spotify import authorization, links, pending, tokens
 from app.spotify.authorization import AuthorizationRequired
-from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut
+from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
@@ -47,9 +48,9 @@ def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
     by_browser = _is_navigation()
     try:
         visit = authorization.visit(**_callback_parameters())
-    except Problem as problem:
+    except (Problem, *DEPENDENCY_DOWN) as error:
         if by_browser:
-            return _back_to_frontend(problem)
+            return _back_to_frontend(as_problem(error))
         raise
     if isinstance(visit, AuthorizationRequired):
         if by_browser:
@@ -116,25 +117,6 @@ def playback_token() -> dict[str, Any]:
         "expires_in": int((token.expires_at - utc_now()).total_seconds()),
         "expires_at": token.expires_at,
         "scope": token.scope,
-    }
-
-
-def describe(link: SpotifyUser | None) -> dict[str, Any]:
-    """A link as the API shows it."""
-    if link is None:
-        return {"status": "not_connected"}
-    token = link.token
-    return {
-        "status": "connected" if token.state == GrantState.ACTIVE else token.state,
-        "spotify_id": link.spotify_id,
-        "account_id": link.account_id,
-        "display_name": link.display_name,
-        "image_url": link.image_url,
-        "scopes": token.scopes,
-        "authorized_at": token.authorized_at,
-        "reauthorize_by": token.reauthorize_by,
-        "access_token_expires_at": token.expires_at,
-        "last_refreshed_at": token.refreshed_at,
     }
 
 

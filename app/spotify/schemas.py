@@ -1,8 +1,9 @@
+from typing import Any
+
 import marshmallow as ma
 
-from app.user.schemas import Timestamp
-
-_TIME = {"type": "string", "format": "date-time"}
+from app.api import Timestamp
+from app.models import GrantState, SpotifyUser
 
 
 class SpotifyOut(ma.Schema):
@@ -24,10 +25,29 @@ class SpotifyOut(ma.Schema):
     display_name = ma.fields.String(allow_none=True)
     image_url = ma.fields.String(allow_none=True)
     scopes = ma.fields.List(ma.fields.String())
-    authorized_at = Timestamp(metadata=_TIME)
-    reauthorize_by = Timestamp(metadata=_TIME)
-    access_token_expires_at = Timestamp(metadata=_TIME)
-    last_refreshed_at = Timestamp(allow_none=True, metadata=_TIME)
+    authorized_at = Timestamp()
+    reauthorize_by = Timestamp()
+    access_token_expires_at = Timestamp()
+    last_refreshed_at = Timestamp(allow_none=True)
+
+
+def describe(link: SpotifyUser | None) -> dict[str, Any]:
+    """A link as the API shows it."""
+    if link is None:
+        return {"status": "not_connected"}
+    token = link.token
+    return {
+        "status": "connected" if token.state == GrantState.ACTIVE else token.state,
+        "spotify_id": link.spotify_id,
+        "account_id": link.account_id,
+        "display_name": link.display_name,
+        "image_url": link.image_url,
+        "scopes": token.scopes,
+        "authorized_at": token.authorized_at,
+        "reauthorize_by": token.reauthorize_by,
+        "access_token_expires_at": token.expires_at,
+        "last_refreshed_at": token.refreshed_at,
+    }
 
 
 class AuthorizeQuery(ma.Schema):
@@ -49,5 +69,5 @@ class TokenOut(ma.Schema):
     access_token = ma.fields.String(required=True)
     token_type = ma.fields.String(required=True)
     expires_in = ma.fields.Integer(required=True)
-    expires_at = Timestamp(required=True, metadata=_TIME)
+    expires_at = Timestamp(required=True)
     scope = ma.fields.String(required=True)

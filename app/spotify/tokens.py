@@ -1,7 +1,9 @@
 """Token custody: the one way to a working access token, for requests and the scheduler alike.
 
-A fresh token costs one read and no lock. A stale one is refreshed in three steps:
+`access_token_for` gives one to a request, `refresh_ahead` lets the scheduler see to it in time; both
+refresh in the same way:
 
+0. read    a fresh token costs this one read, and no lock;
 1. claim   one UPDATE that only one caller can win: this generation, no running lease;
 2. call    Spotify, with no transaction open and a deadline well inside the lease;
 3. commit  a compare-and-swap on (grant_id, generation), with the row that proves it.
@@ -22,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.clock import utc_now
-from app.database import reading, writing
+from app.database import reading, write_again_on_conflict, writing
 from app.locks import LockBusy
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
@@ -145,20 +147,21 @@ def due_links(lead: timedelta, *, active_since: datetime) -> list[int]:
 
 def _refresh_once(row: AccessToken, lead: timedelta, *, wait: bool) -> AccessToken:
     """Refresh, or share the result of whoever is refreshing. Returns the row as it stands then."""
-    deadline, seen = time.monotonic() + WAIT_SECONDS, (row.grant_id, row.generation)
+    deadline, seen = time.monotonic() + (WAIT_SECONDS if wait else 0), (row.grant_id, row.generation)
     try:
-        with parts().locks.hold(row.spotify_user_id, wait=wait):
+        with parts().locks.hold(row.spotify_user_id, until=deadline):
             while True:
                 row = _read(row.spotify_user_id)  # another worker may have been first
                 overtaken = (row.grant_id, row.generation) != seen
                 if row.lasts(timedelta(0) if overtaken else lead, now=utc_now()):
                     return row
                 _check_may_try(row)
+                refresh_token = _unseal(row, "refresh_token")
                 attempt_id = _claim(row)
                 if attempt_id is not None:
-                    return _refresh(row, attempt_id)
+                    return _refresh(row, attempt_id, refresh_token)
                 # Somebody without the lock (Redis was away, or forgot) holds the lease.
-                if not wait or time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     raise SpotifyUnavailable
                 time.sleep(0.1)
     except LockBusy:
@@ -179,15 +182,8 @@ def _check_may_try(row: AccessToken) -> None:
         raise SpotifyUnavailable(retry_after=_whole_seconds(row.not_before - now))
 
 
-def _refresh(row: AccessToken, attempt_id: str) -> AccessToken:
+def _refresh(row: AccessToken, attempt_id: str, refresh_token: str) -> AccessToken:
     """Call Spotify under a claim, and commit whatever it says."""
-    try:
-        refresh_token = parts().sealer.open(
-            row.refresh_token, "refresh_token", row.spotify_user_id, row.grant_id
-        )
-    except Unreadable:
-        _finish(attempt_id, row, Outcome.MISCONFIGURED, dict(_FREE))
-        raise _unreadable(row) from None
     sent_at = utc_now()
     try:
         grant = parts().accounts.refresh(refresh_token)
@@ -267,19 +263,22 @@ def _finish(attempt_id: str, row: AccessToken, outcome: Outcome, values: dict[st
     The grant is written only if it is still the one that was asked about: a consent, a
     disconnect or another refresh since then makes this news about the past.
     """
-    with writing() as db:
-        if not _update(db, row, values):
-            outcome = Outcome.SUPERSEDED
+
+    def unit(db: Session) -> Outcome:
+        ended = outcome if _update(db, row, values) else Outcome.SUPERSEDED
         db.execute(
             sa.update(TokenRefresh)
             .where(TokenRefresh.attempt_id == attempt_id)
             .values(
-                outcome=outcome,
-                effective=1 if outcome is Outcome.REFRESHED else None,
+                outcome=ended,
+                effective=1 if ended is Outcome.REFRESHED else None,
                 finished_at=utc_now(),
             )
         )
-    return outcome
+        return ended
+
+    # Spotify's answer may be the only one: a deadlock must not cost it.
+    return write_again_on_conflict(unit)
 
 
 def _update(
@@ -349,17 +348,20 @@ def _read(link_id: int) -> AccessToken:
 
 
 def _open(row: AccessToken) -> LiveToken:
+    return LiveToken(_unseal(row, "access_token"), row.scope, row.expires_at)
+
+
+def _unseal(row: AccessToken, column: str) -> str:
+    """A token in the clear. One that our keys do not open is reported and left alone: a key may be missing.
+
+    Raises:
+        SpotifyUnavailable
+    """
     try:
-        token = parts().sealer.open(row.access_token, "access_token", row.spotify_user_id, row.grant_id)
+        return parts().sealer.open(getattr(row, column), column, row.spotify_user_id, row.grant_id)
     except Unreadable:
-        raise _unreadable(row) from None
-    return LiveToken(token, row.scope, row.expires_at)
-
-
-def _unreadable(row: AccessToken) -> SpotifyUnavailable:
-    """A row that our keys do not open is reported and left alone; it may be a key that is missing."""
-    log.error("token_unreadable", extra={"link": row.spotify_user_id})
-    return SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.")
+        log.error("token_unreadable", extra={"link": row.spotify_user_id, "column": column})
+        raise SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.") from None
 
 
 def _sealed(link_id: int, grant_id: str, grant: Grant) -> dict[str, bytes]:

@@ -63,7 +63,10 @@ class SpotifyWebApi:
 
 
 def _text(value: object, most: int) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= most else None
+    """A text that our columns can hold; half a surrogate pair (`"\\ud83d"`) is none."""
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        return None
+    return None if any("\ud800" <= character <= "\udfff" for character in value) else value
 
 
 def _widest_image(images: Any) -> str | None:

@@ -1,6 +1,6 @@
+from app.api import Blueprint
 from app.auth.guard import require_user, signed_in
 from app.models import User
-from app.requests import Blueprint
 from app.user.schemas import UserOut
 
 blueprint = Blueprint("user", __name__, description="The signed-in person")

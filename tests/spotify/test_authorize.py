@@ -258,6 +258,23 @@ def test_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
     assert mira_id in {row["user_id"] for row in rows(app)}
 
 
+def test_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    """Mira takes the id of a row from before Spotify sent account ids, which is somebody else's."""
+    sandbox.settings(account_id=False)
+    connect(new_client(), sandbox, person="aiko-87")
+    sandbox.settings(account_id=True)
+    connect(mira := new_client(), sandbox, person="mira_t_42")
+    sandbox.rename("aiko-87", "aiko_new")
+    sandbox.rename("mira_t_42", "aiko-87")
+
+    connect(new_client(), sandbox, person="aiko-87")
+
+    assert len(rows(app)) == 2
+    assert mira.get("/api/spotify").json["spotify_id"] == "aiko-87"
+
+
 def test_accounts_without_an_account_id_are_known_by_their_id(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -292,10 +309,12 @@ def test_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox
     assert slug(response) == "insufficient-scope"
 
 
-def test_no_scope_in_the_answer_means_no_scope(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_no_scope_in_the_answer_means_what_was_asked_for(client: FlaskClient, sandbox: SandboxClient) -> None:
+    """RFC 6749 section 5.1."""
     sandbox.settings(granted_scopes=[])
+    asked = parse_qs(urlsplit(first_visit(client)).query)["scope"][0]
 
-    assert connect(client, sandbox)["scopes"] == []
+    assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
 
 
 def test_fifty_callbacks_for_one_account_by_two_users_make_one_link(
@@ -424,7 +443,10 @@ def test_a_stranger_without_a_session_cannot_use_a_state(
 ) -> None:
     callback = sandbox.consent(first_visit(new_client()))
 
-    assert_refused_without_a_call(come_back(new_client(), callback), sandbox)
+    response = come_back(new_client(), callback)
+
+    assert_refused_without_a_call(response, sandbox)
+    assert "Set-Cookie" not in response.headers
 
 
 def test_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
@@ -595,6 +617,36 @@ def test_a_callback_counts_also_while_the_link_is_alive(
 
     authorized = datetime.fromisoformat(client.get("/api/spotify").json["authorized_at"])
     assert datetime.now(UTC) - authorized < timedelta(minutes=1)
+
+
+def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    connect(client, sandbox)
+    change_token(app, expires_at=datetime.now(UTC) - timedelta(minutes=1))
+    sandbox.fault(on="refresh", kind="park", times=1)
+    tab = app.test_client()
+    tab._cookies = dict(client._cookies)
+    with ThreadPoolExecutor(1) as pool:
+        visit = pool.submit(tab.get, "/api/spotify/authorize")
+        sandbox.wait_for_held(1)
+        client.delete("/api/spotify")
+        sandbox.release()
+
+    assert visit.result().json["status"] == "authorization_required"
+    assert "reason" not in visit.result().json
+
+
+def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+
+    response = request.getfixturevalue("client").get("/api/spotify/authorize", headers=NAVIGATION)
+
+    assert response.status_code == 303
+    assert response.headers["Location"].endswith("?spotify=error-service-unavailable")
 
 
 # --- Spotify fails -------------------------------------------------------------------------------

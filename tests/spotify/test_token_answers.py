@@ -72,17 +72,23 @@ def test_what_is_not_json_says_nothing_about_the_grant(body: bytes) -> None:
         {"expires_in": 0},
         {"expires_in": -1},
         {"expires_in": True},
-        {"expires_in": 3600.5},
-        {"expires_in": 10**9},
         {"expires_in": None},
         {"scope": ["streaming"]},
         {"scope": "x" * 2049},
+        {"scope": "\ud800"},
         {"token_type": "MAC"},
     ],
 )
 def test_an_answer_that_is_not_as_promised_is_no_token(change: dict[str, object]) -> None:
     with pytest.raises(SpotifyError):
         _grant(Answer(200, {}, json.dumps({**GOOD, **change}).encode()))
+
+
+@pytest.mark.parametrize(("written", "taken"), [(3600.0, 3600), (0.5, 1), (10**9, 86_400)])
+def test_a_life_is_taken_in_whole_seconds_of_a_day_at_most(written: float, taken: int) -> None:
+    answer = Answer(200, {}, json.dumps({**GOOD, "expires_in": written}).encode())
+
+    assert _grant(answer).expires_in == taken
 
 
 def test_what_may_be_absent_is_none() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
@@ -12,7 +13,8 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
 from app import problems
-from app.problems import MalformedRequest, UnsupportedMediaType
+from app.clock import rfc3339
+from app.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -33,6 +35,16 @@ class ProblemOut(ma.Schema):
     request_id = ma.fields.String(required=True)
     errors = ma.fields.Dict(metadata={"description": "422 only: field -> messages"})
     authorize_url = ma.fields.String(metadata={"description": "spotify-reauthorization-required only"})
+
+
+class Timestamp(ma.fields.Field[datetime]):
+    """A moment, as RFC 3339 in UTC. For answers only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(metadata={"type": "string", "format": "date-time"}, **options)
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else rfc3339(value)
 
 
 class Api(flask_smorest.Api):  # type: ignore[misc]
@@ -57,6 +69,8 @@ class _Parser(FlaskParser):
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         body = req.get_data()
+        if req.content_length is None and len(body) >= MAX_BODY_BYTES:
+            raise PayloadTooLarge  # a chunked body ends at the limit, without a word
         if not req.is_json:
             if body or req.content_type:
                 raise UnsupportedMediaType
@@ -83,11 +97,11 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         MalformedRequest: for what is no JSON, and for what two readers could take for two
-            things: duplicate members, NaN, unpaired surrogates, numbers without end, deep nesting.
+            things: duplicate members, NaN, unpaired surrogates, numbers beyond all bounds, deep nesting.
     """
     try:
         value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()  # fails on an unpaired surrogate
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # fails on 1e400, and on half a pair
     except (ValueError, RecursionError):
         raise MalformedRequest("The body is not valid JSON in UTF-8.") from None
     return value
