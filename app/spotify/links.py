@@ -23,7 +23,7 @@ def current_link() -> SpotifyUser | None:
     """The link this request may use: the session's, else the signed-in user's own.
 
     A session's link that belongs to another account than the one signed in does not count. A
-    visitor may use the link to the Spotify account that he has just shown to be his.
+    visitor may use the link to a Spotify account that they have shown to be theirs.
     """
     if "link" not in g:
         g.link = _find_link()
