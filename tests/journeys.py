@@ -52,6 +52,13 @@ def connect(
     return response.json["spotify"]
 
 
+def another_tab(client: FlaskClient) -> FlaskClient:
+    """A client of its own with the same cookies, for a call at the same time."""
+    tab = client.application.test_client()
+    tab._cookies = dict(client._cookies)
+    return tab  # type: ignore[no-any-return]
+
+
 def slug(response: TestResponse) -> str:
     """Which problem a response is. Fails if it is none."""
     assert response.content_type == "application/problem+json", response.text

@@ -15,7 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import clock
-from tests.journeys import PASSWORD, come_back, connect, first_visit, login, register
+from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually
 
@@ -259,8 +259,7 @@ def test_a_slow_request_does_not_bring_a_signed_out_session_back(
     """The slow one even writes to the session when it ends: it has just connected Spotify."""
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
-    slow = app.test_client()
-    slow._cookies = dict(client._cookies)
+    slow = another_tab(client)
     old = sid(client)
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
@@ -287,9 +286,7 @@ def test_no_session_is_revived_in_two_hundred_races(
             with client.session_transaction() as session:
                 session["user_id"] = user_id
             assert client.get("/api/session").json["authenticated"] is True
-            tabs = [app.test_client() for _ in range(4)]
-            for tab in tabs:
-                tab._cookies = dict(client._cookies)
+            tabs = [another_tab(client) for _ in range(4)]
             start = threading.Barrier(4)
 
             def act(number: int, tabs: list[FlaskClient] = tabs, start: threading.Barrier = start) -> None:

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 
 from app.database import reading, writing
 from app.models import AccessToken, SpotifyUser
-from tests.journeys import come_back, connect, first_visit, register, slug
+from tests.journeys import another_tab, come_back, connect, first_visit, register, slug
 from tests.sandbox_client import SandboxClient, answer_of
 from tests.services import eventually
 
@@ -326,9 +326,7 @@ def test_fifty_callbacks_for_one_account_by_two_users_make_one_link(
     callbacks = [(client, sandbox.consent(first_visit(client))) for client in people for _ in range(25)]
 
     def finish(visit: tuple[FlaskClient, str]) -> tuple[int, str]:
-        visitor = app.test_client()
-        visitor._cookies = dict(visit[0]._cookies)  # a tab of the same browser
-        response = come_back(visitor, visit[1])
+        response = come_back(another_tab(visit[0]), visit[1])
         return response.status_code, response.text
 
     with ThreadPoolExecutor(10) as pool:
@@ -508,8 +506,7 @@ def test_twenty_equal_callbacks_at_once_make_one_token_call(
     start = threading.Barrier(20)
 
     def finish(_: int) -> int:
-        tab = app.test_client()
-        tab._cookies = dict(client._cookies)
+        tab = another_tab(client)
         start.wait()
         return come_back(tab, callback).status_code
 
@@ -626,8 +623,7 @@ def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
     connect(client, sandbox)
     change_token(app, expires_at=datetime.now(UTC) - timedelta(minutes=1))
     sandbox.fault(on="refresh", kind="park", times=1)
-    tab = app.test_client()
-    tab._cookies = dict(client._cookies)
+    tab = another_tab(client)
     with ThreadPoolExecutor(1) as pool:
         visit = pool.submit(tab.get, "/api/spotify/authorize")
         sandbox.wait_for_held(1)

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from tests.journeys import connect, register, slug
+from tests.journeys import another_tab, connect, register, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually
 
@@ -178,9 +178,7 @@ def test_without_the_lock_there_is_still_one_call(
     expire(app)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(3) as pool:
-        tabs = [app.test_client() for _ in range(3)]
-        for tab in tabs:
-            tab._cookies = dict(connected._cookies)
+        tabs = [another_tab(connected) for _ in range(3)]
         first = pool.submit(tabs[0].get, "/api/spotify/token")
         sandbox.wait_for_held(1)
         store: redis.Redis = app.extensions["backline"].redis
@@ -200,8 +198,7 @@ def test_a_living_token_is_served_at_once_while_another_refreshes(
 ) -> None:
     soon(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
-    tab = app.test_client()
-    tab._cookies = dict(connected._cookies)
+    tab = another_tab(connected)
     with ThreadPoolExecutor(1) as pool:
         refreshing = pool.submit(connected.get, "/api/spotify/token")
         sandbox.wait_for_held(1)
@@ -390,8 +387,7 @@ def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
-    tab = app.test_client()
-    tab._cookies = dict(connected._cookies)
+    tab = another_tab(connected)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(tab.get, "/api/spotify/token")
@@ -410,8 +406,7 @@ def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
-    tab = app.test_client()
-    tab._cookies = dict(connected._cookies)
+    tab = another_tab(connected)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(tab.get, "/api/spotify/token")
@@ -438,8 +433,7 @@ def test_a_holder_that_outlived_its_lease_writes_nothing(
     """
     sandbox.settings(rotate=rotate)
     expire(app)
-    tab = app.test_client()
-    tab._cookies = dict(connected._cookies)
+    tab = another_tab(connected)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(tab.get, "/api/spotify/token")
