@@ -17,6 +17,7 @@ from app.clock import rfc3339, utc_now
 from app.database import reading
 from app.models import AccessToken, GrantState
 from app.problems import Problem
+from app.spotify import rekeying
 
 
 class _Command(click.Command):
@@ -72,6 +73,23 @@ def status() -> None:
         click.echo(f"{state.value:<26}{counts.get(state.value, 0):>8}")
     click.echo(f"{'active, but expired':<26}{overdue or 0:>8}")
     click.echo(f"soonest expiry            {rfc3339(soonest) if soonest else 'none'}")
+
+
+@tokens.command("rotate-keys", cls=_Command)
+def rotate_keys() -> None:
+    """Seal all tokens with the first of TOKEN_ENCRYPTION_KEYS, online.
+
+    May be stopped and run again. Exits 1 if a row could not be read; then keep the old keys.
+    """
+
+    def show(moved: rekeying.Moved) -> None:
+        click.echo(f"{moved.seen} rows seen, {moved.sealed} sealed anew", err=True)
+
+    moved = rekeying.rotate_keys(show)
+    click.echo(f"seen {moved.seen}, sealed anew {moved.sealed}, unreadable {moved.unreadable}")
+    if moved.unreadable:
+        sys.exit(1)
+    click.echo("Every token is sealed with the newest key; the others may be removed.")
 
 
 @users.command("create", cls=_Command)

@@ -36,6 +36,10 @@ class Sealer:
         sealed = self._ciphers[self._newest].encrypt(nonce, plaintext.encode(), _associated(header, context))
         return header + nonce + sealed
 
+    def is_newest(self, sealed: bytes) -> bool:
+        """Whether a value was sealed with the newest key."""
+        return sealed.startswith(_VERSION + self._newest)
+
     def open(self, sealed: bytes, *context: object) -> str:
         """Open a value sealed for the same place.
 
