@@ -6,6 +6,7 @@ documents every one of them, and a test compares the two.
 
 import base64
 import binascii
+import io
 import ipaddress
 import os
 import re
@@ -103,6 +104,9 @@ class Config:
         client_id = read.text("SPOTIFY_CLIENT_ID", needed=production)
         if production and client_id == SANDBOX_CLIENT_ID:
             read.problems.append("SPOTIFY_CLIENT_ID is the sandbox's, which is not for production.")
+        client_secret = read.text("SPOTIFY_CLIENT_SECRET", needed=bool(client_id) or production)
+        if client_secret and not client_id and not production:
+            read.problems.append("SPOTIFY_CLIENT_SECRET is set, but SPOTIFY_CLIENT_ID is not.")
         uses_sandbox = not client_id and not production
         redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}/api/spotify/authorize")
         frontend_url = read.url("FRONTEND_URL", f"{here}/api/docs", needed=production)
@@ -117,8 +121,8 @@ class Config:
             token_encryption_keys=read.keys("TOKEN_ENCRYPTION_KEYS"),
             database_url=read.database_url("DATABASE_URL", f"sqlite:///{ROOT}/instance/backline.sqlite3"),
             redis_url=read.redis_url("REDIS_URL", "redis://127.0.0.1:6379/0"),
-            spotify_client_id=client_id or SANDBOX_CLIENT_ID,
-            spotify_client_secret=read.text("SPOTIFY_CLIENT_SECRET", needed=bool(client_id) or production)
+            spotify_client_id=read.visible_ascii("SPOTIFY_CLIENT_ID", client_id) or SANDBOX_CLIENT_ID,
+            spotify_client_secret=read.visible_ascii("SPOTIFY_CLIENT_SECRET", client_secret)
             or SANDBOX_CLIENT_SECRET,
             spotify_redirect_uri=redirect_uri,
             spotify_scopes=tuple((read.text("SPOTIFY_SCOPES") or DEFAULT_SCOPES).replace(",", " ").split()),
@@ -168,11 +172,20 @@ def read_environment() -> dict[str, str]:
     """The process's environment, over what the project's `.env` file says.
 
     `FLASK_SKIP_DOTENV=1` leaves the file unread, as it does for Flask itself.
+
+    Raises:
+        ConfigError: there is a `.env`, but it cannot be read.
     """
     if os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("1", "true", "yes"):
         return dict(os.environ)
-    file = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value is not None}
-    return file | dict(os.environ)
+    path = ROOT / ".env"
+    if not path.exists():
+        return dict(os.environ)
+    try:
+        file = dotenv_values(stream=io.StringIO(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{path} cannot be read: it has to be a text file in UTF-8.") from None
+    return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
 
 
 def is_loopback(host: str | None) -> bool:
@@ -195,7 +208,10 @@ def _origin(url: str) -> str:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     usual = {"http": 80, "https": 443}.get(parts.scheme)
-    port = "" if parts.port in (None, usual) else f":{parts.port}"
+    try:
+        port = "" if parts.port in (None, usual) else f":{parts.port}"
+    except ValueError:  # beyond 65535
+        port = ""
     return f"{parts.scheme}://{host}{port}"
 
 
@@ -212,6 +228,12 @@ class _Reader:
         if not value and needed:
             self.problems.append(f"{name} is not set. See .env.example.")
         return value or default
+
+    def visible_ascii(self, name: str, value: str) -> str:
+        """A credential for HTTP's Basic scheme; a pasted typographic quote would fail there much later."""
+        if not re.fullmatch(r"[!-~]*", value):
+            self.problems.append(f"{name} has characters that no Spotify credential has.")
+        return value
 
     def words(self, name: str) -> tuple[str, ...]:
         return tuple(word.strip() for word in self.text(name).split(",") if word.strip())
@@ -238,10 +260,9 @@ class _Reader:
 
     def secret_key(self, name: str) -> str:
         value = self.text(name)
-        least = 16 if self.production else 1
-        if len(value) < least:
+        if not value or (self.production and len(value) < 16):
             self.problems.append(
-                f"{name} is not set or shorter than {least} characters. Make one: "
+                f"{name} is not set, or shorter than 16 characters. Make one: "
                 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
         return value
@@ -264,7 +285,7 @@ class _Reader:
             good = url.drivername in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite")
             # A database in memory would be another one for every connection.
             good = good and url.database not in (None, "", ":memory:")
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # a port that is no number is a plain ValueError
             good = False
         if not good:
             self.problems.append(
@@ -276,8 +297,11 @@ class _Reader:
     def redis_url(self, name: str, default: str) -> str:
         value = self.text(name, default, needed=self.production)
         try:
-            parse_redis_url(value)  # type: ignore[no-untyped-call]
+            parsed = parse_redis_url(value)  # type: ignore[no-untyped-call]
+            good = bool(parsed.get("host") or parsed.get("path"))
         except ValueError:
+            good = False
+        if not good:
             self.problems.append(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.")
         return value
 
@@ -288,7 +312,7 @@ class _Reader:
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:  # an unclosed bracket, a port that is no number
             good = False
-        if not good or parts.username or parts.fragment:
+        if not good or parts.username or parts.fragment or not re.fullmatch(r"[!-~]+", value):
             self.problems.append(f"{name} must be an http(s) URL without a fragment or credentials.")
             return default
         return value
@@ -321,10 +345,11 @@ class _Reader:
         """Exact origins. A wildcard with credentials would let any page read every answer."""
         found = self.words(name) or tuple(dict.fromkeys(default))
         for origin in found:
-            if not re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin):
+            shape = re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin)
+            if not shape or origin != _origin(origin):
                 self.problems.append(
                     f"{name}: {origin!r} is not an exact origin such as https://app.example.com "
-                    "(lower case, no path, no trailing slash, no wildcard)."
+                    "(lower case, no usual port, no path, no trailing slash, no wildcard)."
                 )
         return found
 

@@ -5,6 +5,8 @@ who may call, a blueprint's route does the deed. What needs Spotify goes through
 `spotify.tokens.access_token_for`, and every error through `problems`.
 """
 
+import re
+
 from flask import Flask
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -30,7 +32,8 @@ def create_app(config: Config) -> Flask:
     app.config.update(
         SECRET_KEY=config.secret_key,
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
-        TRUSTED_HOSTS=list(config.trusted_hosts) or None,
+        # Probes call by the loopback address, whatever names the public uses.
+        TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "[::1]"] if config.trusted_hosts else None,
         # An error is answered as a problem document in development too; the traceback is in the log.
         PROPAGATE_EXCEPTIONS=False,
         API_TITLE="Backline",
@@ -38,6 +41,8 @@ def create_app(config: Config) -> Flask:
         OPENAPI_VERSION="3.1.0",
         API_SPEC_OPTIONS={"info": {"description": docs.DESCRIPTION}},
     )
+    # `//` in a path is another path, not a reason to redirect to whatever the Host header says.
+    app.url_map.merge_slashes = False
     if config.trusted_proxies:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
@@ -63,7 +68,8 @@ def create_app(config: Config) -> Flask:
     CORS(
         app,
         resources=r"/api/*",
-        origins=list(config.cors_origins),
+        # Patterns of our own making: Flask-CORS takes any text with a bracket in it, such as [::1], for one.
+        origins=[re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins],
         supports_credentials=True,
         methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Content-Type", "X-Requested-With"],

@@ -68,7 +68,12 @@ class _Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"json": ma.RAISE}
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
-        body = req.get_data()
+        try:
+            body = req.get_data()
+        except HTTPException:
+            raise
+        except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
+            raise MalformedRequest("The body's transfer coding is broken.") from None
         if req.content_length is None and len(body) >= MAX_BODY_BYTES:
             raise PayloadTooLarge  # a chunked body ends at the limit, without a word
         if not req.is_json:

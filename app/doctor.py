@@ -26,7 +26,12 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Run all checks, in the order in which one would want to mend them."""
     config = parts().config
-    yield Finding(True, f"settings: {config.app_env}")
+    development = config.app_env == "development"
+    yield Finding(
+        True,
+        f"settings: {config.app_env}",
+        "Not for the public: set APP_ENV=production there." if development else "",
+    )
     yield from _database()
     yield _redis()
     yield _spotify()
@@ -46,7 +51,8 @@ def examine() -> Iterator[Finding]:
 
 
 def _database() -> Iterator[Finding]:
-    shown = make_url(parts().config.database_url).render_as_string(hide_password=True)
+    # Without the query as well: a password may stand there.
+    shown = make_url(parts().config.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         with db.engine.connect() as connection:
             revision = MigrationContext.configure(connection).get_current_revision()

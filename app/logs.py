@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response, g, has_request_context, request, session
 
 from app.problems import request_id
 
@@ -85,7 +85,6 @@ def init_app(app: Flask) -> None:
     def log_request(response: Response) -> Response:
         if request.path in ("/livez", "/readyz"):
             return response  # probes come every few seconds and say nothing
-        user = g.get("user")
         log.info(
             "request",
             extra={
@@ -97,7 +96,7 @@ def init_app(app: Flask) -> None:
                     (time.perf_counter() - g.get("started", time.perf_counter())) * 1000,
                     1,
                 ),
-                "user_id": user.id if user else None,
+                "user_id": session.get("user_id"),
             },
         )
         return response

@@ -13,7 +13,8 @@ import hmac
 import logging
 import re
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 import redis
@@ -27,6 +28,10 @@ from config import Config
 
 log = logging.getLogger(__name__)
 
+View = TypeVar("View", bound=Callable[..., object])
+
+# Probes and the documentation work without Redis.
+_SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 
 
@@ -44,6 +49,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
     def __init__(self, initial: dict[str, Any] | None = None, *, sid: str, stored: bool = False) -> None:
         super().__init__(initial, sid=sid)
         self.stored = stored
+        self.moved_from: str | None = None  # the id under which Redis still has it
         self.unreachable = False
 
     def __bool__(self) -> bool:
@@ -56,7 +62,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
 
 
 class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
-    """Opens and saves the sessions of requests under `/api/`; nothing else has one."""
+    """Opens and saves the sessions of the API's requests; pages and probes have none."""
 
     session_class = Session
 
@@ -66,7 +72,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
 
     def open_session(self, app: Flask, request: Request) -> Session:
         sid = request.cookies.get(self._config.session_cookie_name, "")
-        if not request.path.startswith("/api/") or not _SID.fullmatch(sid):
+        if not _SESSIONS_UNDER.match(request.path) or not _SID.fullmatch(sid):
             return self._new()
         try:
             data = self._retrieve_session_data(self._get_store_id(sid))
@@ -102,8 +108,16 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def binding(self, session: Session) -> str:
         return self._get_store_id(session.sid)
 
+    def move(self, session: Session) -> None:
+        if session.stored and session.moved_from is None:
+            session.moved_from = session.sid
+            session.sid = self._generate_sid(self.sid_length)
+            session.modified = True
+
     def _store(self, app: Flask, session: Session, response: Response) -> None:
         session.setdefault("created_at", utc_now().timestamp())
+        if session.moved_from is not None and not self._rename(session.moved_from, session.sid):
+            return  # signed out meanwhile, and to stay so
         data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
         self.client.set(
             self._get_store_id(session.sid),
@@ -111,13 +125,21 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             ex=self._config.session_idle_seconds,
             xx=session.stored,
         )
-        if not session.stored:
+        if not session.stored or session.moved_from is not None:
             response.set_cookie(
                 self._config.session_cookie_name,
                 session.sid,
                 max_age=self._config.session_max_seconds,
                 **self._cookie_attributes(app),
             )
+
+    def _rename(self, old: str, new: str) -> bool:
+        """Give what Redis holds a new id. False if it holds nothing any more."""
+        try:
+            self.client.rename(self._get_store_id(old), self._get_store_id(new))
+        except redis.ResponseError:  # no such key
+            return False
+        return True
 
     def _delete_cookie(self, app: Flask, response: Response) -> None:
         if self._config.session_cookie_name in request.cookies:
@@ -184,10 +206,36 @@ def renew() -> None:
     interface.renew(current)
 
 
+def move() -> None:
+    """Give this request's session a new id and keep what is in it.
+
+    For a visitor who becomes somebody, without signing in, by connecting Spotify: an id that was
+    planted beforehand must not lead to the connection.
+    """
+    interface, current = _current()
+    interface.move(current)
+
+
 def binding() -> str:
     """What ties something kept elsewhere to this request's session; it tells nothing about the id."""
     interface, current = _current()
     return interface.binding(current)
+
+
+def require_readable() -> None:
+    """See that the session is what it seems: without Redis, everybody looks like a stranger.
+
+    Raises:
+        ServiceUnavailable
+    """
+    if getattr(session, "unreachable", False):
+        raise ServiceUnavailable
+
+
+def checks_itself(view: View) -> View:
+    """This view calls `require_readable` where it can answer in its own way."""
+    view.checks_session_itself = True  # type: ignore[attr-defined]
+    return view
 
 
 def _current() -> tuple[RedisSessions, Session]:
@@ -208,5 +256,6 @@ def init_app(app: Flask, config: Config, client: redis.Redis) -> None:
 
     @app.before_request
     def refuse_unreachable() -> None:
-        if getattr(session, "unreachable", False) and request.routing_exception is None:
-            raise ServiceUnavailable
+        view = app.view_functions.get(request.endpoint or "")
+        if view is not None and not getattr(view, "checks_session_itself", False):
+            require_readable()

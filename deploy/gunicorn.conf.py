@@ -16,6 +16,9 @@ try:
 except ConfigError as error:
     sys.exit(f"Backline cannot start; the settings are not complete:\n{error}")
 
+if settings.app_env == "development":
+    sys.stderr.write("Backline runs with APP_ENV=development: not for the public.\n")
+
 # Requests wait for MySQL, Redis and Spotify, not for the processor: threads let one process wait for many.
 worker_class = "gthread"
 workers = settings.web_concurrency

@@ -1,10 +1,11 @@
 """Settings: complete, checked as a whole, and never shown."""
 
 import base64
+from pathlib import Path
 
 import pytest
 
-from config import Config, ConfigError
+from config import Config, ConfigError, read_environment
 
 KEY = base64.b64encode(bytes(32)).decode()
 DEVELOPMENT = {"APP_ENV": "development", "SECRET_KEY": "secret-hunter2", "TOKEN_ENCRYPTION_KEYS": KEY}
@@ -50,6 +51,21 @@ def test_a_real_client_id_means_the_real_spotify() -> None:
     assert not config.uses_sandbox
     assert config.spotify_accounts_url == "https://accounts.spotify.com"
     assert config.spotify_api_url == "https://api.spotify.com/v1"
+
+
+def test_a_secret_without_an_id_is_a_mistake() -> None:
+    assert "SPOTIFY_CLIENT_ID" in problems_of({**DEVELOPMENT, "SPOTIFY_CLIENT_SECRET": "x"})
+
+
+def test_a_dotenv_file_in_another_encoding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("config.ROOT", tmp_path)
+    monkeypatch.delenv("FLASK_SKIP_DOTENV", raising=False)
+    (tmp_path / ".env").write_text("PORT=5055\n", encoding="utf-8-sig")
+    assert read_environment()["PORT"] == "5055"
+
+    (tmp_path / ".env").write_text("PORT=5055\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"\.env cannot be read"):
+        read_environment()
 
 
 def test_production_is_the_default_outside_flasks_own_command() -> None:
@@ -109,6 +125,17 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("SESSION_IDLE_SECONDS", "0"),
         ("SESSION_IDLE_SECONDS", "-5"),
         ("SESSION_MAX_SECONDS", "0"),
+        ("SPOTIFY_CLIENT_SECRET", "pasted\u2019quote"),
+        ("SPOTIFY_CLIENT_ID", "two words"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h:port/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h"),
+        ("REDIS_URL", "redis:"),
+        ("REDIS_URL", "redis://[::1"),
+        ("REDIS_URL", "redis://:hunter2/x@127.0.0.1:6379/0"),
+        ("REDIS_URL", "unix://"),
+        ("SPOTIFY_REDIRECT_URI", "https://api.example.com/a b"),
+        ("CORS_ORIGINS", "https://app.example.com:443"),
+        ("CORS_ORIGINS", "https://app.example.com:99999"),
         ("SPOTIFY_CLIENT_ID", "5a4db0c0ffee4b0cac1e5a4db0c0ffee"),
         ("DATABASE_URL", "sqlite://"),
         ("DATABASE_URL", "sqlite:///:memory:"),

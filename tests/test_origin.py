@@ -75,6 +75,17 @@ def test_our_own_pages_may_write(client: FlaskClient, headers: list[tuple[str, s
     assert post(client, headers).status_code == 201
 
 
+def test_an_origin_with_brackets_is_no_pattern(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    env["CORS_ORIGINS"] = "http://[::1]:5173"
+    client = request.getfixturevalue("client")
+
+    for origin in ("http://1:5173", "http://::5173", "http://1:51739", "HTTP://[::1]:5173"):
+        response = client.get("/api/session", headers={"Origin": origin})
+        assert "Access-Control-Allow-Origin" not in response.headers, origin
+    response = client.get("/api/session", headers={"Origin": "http://[::1]:5173"})
+    assert response.headers["Access-Control-Allow-Origin"] == "http://[::1]:5173"
+
+
 def test_every_route_that_changes_something_is_guarded(client: FlaskClient) -> None:
     client.environ_base.pop("HTTP_X_REQUESTED_WITH", None)
     checked = 0

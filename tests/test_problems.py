@@ -1,8 +1,10 @@
 """Every error in one shape (RFC 9457), whoever makes it."""
 
 import json
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import requests
@@ -40,6 +42,7 @@ def check_shape(response: TestResponse, path: str) -> None:
         ("GET", "/nothing", {}, 404, "not-found"),
         ("GET", "/api/nothing", {}, 404, "not-found"),
         ("POST", "/api/nothing", {}, 404, "not-found"),
+        ("GET", "/api//session", {}, 404, "not-found"),
         ("DELETE", "/api/login", {}, 405, "method-not-allowed"),
         ("GET", "/api/login", {}, 405, "method-not-allowed"),
         ("POST", "/api/login", {"data": "{"}, 400, "malformed-request"),
@@ -73,7 +76,8 @@ def test_errors_have_one_shape(
     if "data" in sent:
         sent = {"content_type": "application/json", **sent}
         sent = {name: value for name, value in sent.items() if value is not None}
-    response = client.open(path, method=method, **sent)
+    response = client.open(path, method=method, base_url="http://evil.example", **sent)
+    assert "evil" not in response.text + str(response.headers)
 
     assert (response.status_code, slug(response)) == (status, problem)
     check_shape(response, path)
@@ -156,7 +160,8 @@ def test_without_redis_the_answer_is_a_503(env: dict[str, str], request: pytest.
     check_shape(response, "/api/session")
     assert int(response.headers["Retry-After"]) > 0
     assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5173"
-    assert client.get("/livez").status_code == 200
+    for path in ("/livez", "/api/docs", "/api/openapi.json"):
+        assert client.get(path).status_code == 200
     assert client.get("/readyz").status_code == 503
 
 
@@ -192,6 +197,45 @@ def register_without_checks(client: FlaskClient) -> TestResponse:
         "/api/register",
         json={"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"},
     )
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}XX0\r\n\r\n"])
+def test_broken_chunks_are_a_clients_error(
+    server: Callable[..., AbstractContextManager[Server]], body: bytes
+) -> None:
+    head = (
+        b"POST /api/login HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Requested-With: x\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with server(workers=1) as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(head + body)
+            answer = connection.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-request" in answer
+
+
+def test_another_host_than_those_served_is_refused_and_probes_are_not(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["TRUSTED_HOSTS"] = "api.example.com"
+    client = request.getfixturevalue("client")
+
+    refused = client.get("/api/session", base_url="http://evil.example")
+
+    assert (refused.status_code, slug(refused)) == (400, "malformed-request")
+    assert client.get("/api/session", base_url="http://api.example.com").status_code == 200
+    assert client.get("/readyz", base_url="http://127.0.0.1:5000").status_code == 200
+
+
+def test_a_database_that_was_not_migrated_is_not_ready(
+    env: dict[str, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    env["DATABASE_URL"] = f"sqlite:///{tmp_path}/new.sqlite3"
+
+    assert request.getfixturevalue("client").get("/readyz").status_code == 503
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])

@@ -156,6 +156,22 @@ def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox
     assert token.encode() not in dump
 
 
+def test_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
+    new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    attacker, victim = new_client(), new_client()
+    first_visit(attacker)
+    planted = sid(attacker)
+    victim.set_cookie("session", planted)
+
+    connect(victim, sandbox)
+
+    assert sid(victim) != planted
+    assert victim.get("/api/spotify").json["status"] == "connected"
+    assert attacker.get("/api/spotify").json == {"status": "not_connected"}
+    assert len(session_keys(store)) == 1
+
+
 # --- what is in Redis is not trusted -------------------------------------------------------------
 
 
@@ -272,6 +288,23 @@ def test_a_slow_request_does_not_bring_a_signed_out_session_back(
     assert session_keys(store) == []
     client.set_cookie("session", old)
     assert client.get("/api/session").json["authenticated"] is False
+
+
+def test_a_visitor_who_leaves_while_connecting_has_left(
+    client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    slow = another_tab(client)
+    sandbox.fault(on="code", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(come_back, slow, callback)
+        sandbox.wait_for_held(1)
+        client.post("/api/logout")
+        sandbox.release()
+        answer = connecting.result()
+
+    assert session_keys(store) == []
+    assert "Set-Cookie" not in answer.headers
 
 
 def test_no_session_is_revived_in_two_hundred_races(

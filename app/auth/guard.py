@@ -35,7 +35,8 @@ def current_user() -> User | None:
     if "user" not in g:
         user_id = session.get("user_id")
         with reading() as db:
-            g.user = db.get(User, user_id) if user_id is not None else None
+            user = db.get(User, user_id) if user_id is not None else None
+        g.user = user  # only now: one whose transaction failed could not be looked at any more
     found: User | None = g.user
     return found
 

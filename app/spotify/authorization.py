@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flask import session
 
+from app import sessions
 from app.auth.guard import current_user
 from app.clock import utc_now
 from app.models import GrantState, SpotifyUser
@@ -100,6 +101,8 @@ def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
     except SpotifyError as error:
         raise as_problem(error) from None
     link = links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
+    if user_id is None:
+        sessions.move()
     session["spotify_user_id"] = link.id
     links.look_again()
     return link

@@ -40,13 +40,12 @@ def look_again() -> SpotifyUser | None:
 def _find_link() -> SpotifyUser | None:
     user, linked_id = current_user(), session.get("spotify_user_id")
     with reading() as db:
-        if linked_id is not None:
-            link = db.get(SpotifyUser, linked_id)
-            if link is not None and (user is None or link.user_id in (None, user.id)):
-                return link
-        if user is not None:
-            return db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
-    return None
+        link = db.get(SpotifyUser, linked_id) if linked_id is not None else None
+        if link is not None and user is not None and link.user_id not in (None, user.id):
+            link = None
+        if link is None and user is not None:
+            link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
+    return link
 
 
 def note_use(link: SpotifyUser) -> None:

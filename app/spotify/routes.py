@@ -1,3 +1,4 @@
+import logging
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -6,12 +7,12 @@ from flask import request, session
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
+from app import sessions
 from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
 from app.clock import utc_now
 from app.parts import parts
 from app.problems import (
-    DEPENDENCY_DOWN,
     InsufficientScope,
     NotFound,
     Problem,
@@ -25,11 +26,14 @@ from app.spotify import authorization, links, pending, tokens
 from app.spotify.authorization import AuthorizationRequired
 from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 
+log = logging.getLogger(__name__)
+
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
 
 @blueprint.get("/api/spotify/authorize")
 @open_to_all
+@sessions.checks_itself
 @blueprint.arguments(AuthorizeQuery, location="query")
 @blueprint.response(200, AuthorizeOut)
 @blueprint.alt_response(302, description="A browser's first visit: on to Spotify", success=True)
@@ -47,11 +51,15 @@ def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
     """
     by_browser = _is_navigation()
     try:
+        sessions.require_readable()
         visit = authorization.visit(**_callback_parameters())
-    except (Problem, *DEPENDENCY_DOWN) as error:
-        if by_browser:
-            return _back_to_frontend(as_problem(error))
-        raise
+    except Exception as error:
+        if not by_browser:
+            raise
+        # A person is looking at this: the SPA can say what went wrong, a page of JSON cannot.
+        if not isinstance(error, Problem):
+            log.exception("authorize_failed")
+        return _back_to_frontend(as_problem(error))
     if isinstance(visit, AuthorizationRequired):
         if by_browser:
             return redirect(visit.authorize_url, HTTPStatus.FOUND)

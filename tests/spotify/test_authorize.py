@@ -638,11 +638,14 @@ def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+    for cookie in ("", "A" * 43):
+        client.set_cookie("session", cookie)
+        response = client.get("/api/spotify/authorize?code=a&state=b", headers=NAVIGATION)
 
-    response = request.getfixturevalue("client").get("/api/spotify/authorize", headers=NAVIGATION)
-
-    assert response.status_code == 303
-    assert response.headers["Location"].endswith("?spotify=error-service-unavailable")
+        assert response.status_code == 303
+        assert response.headers["Location"].endswith("?spotify=error-service-unavailable")
+        assert client.get("/api/spotify/authorize?code=a&state=b").status_code == 503
 
 
 # --- Spotify fails -------------------------------------------------------------------------------
