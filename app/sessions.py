@@ -49,7 +49,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
     def __init__(self, initial: dict[str, Any] | None = None, *, sid: str, stored: bool = False) -> None:
         super().__init__(initial, sid=sid)
         self.stored = stored
-        self.moved_from: str | None = None  # the id under which Redis still has it
+        self.moved = False
         self.unreachable = False
 
     def __bool__(self) -> bool:
@@ -108,16 +108,17 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def binding(self, session: Session) -> str:
         return self._get_store_id(session.sid)
 
-    def move(self, session: Session) -> None:
-        if session.stored and session.moved_from is None:
-            session.moved_from = session.sid
-            session.sid = self._generate_sid(self.sid_length)
-            session.modified = True
+    def move(self, session: Session) -> bool:
+        new = self._generate_sid(self.sid_length)
+        try:
+            self.client.rename(self._get_store_id(session.sid), self._get_store_id(new))
+        except redis.ResponseError:  # no such key
+            return False
+        session.sid, session.moved, session.modified = new, True, True
+        return True
 
     def _store(self, app: Flask, session: Session, response: Response) -> None:
         session.setdefault("created_at", utc_now().timestamp())
-        if session.moved_from is not None and not self._rename(session.moved_from, session.sid):
-            return  # signed out meanwhile, and to stay so
         data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
         self.client.set(
             self._get_store_id(session.sid),
@@ -125,21 +126,13 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             ex=self._config.session_idle_seconds,
             xx=session.stored,
         )
-        if not session.stored or session.moved_from is not None:
+        if not session.stored or session.moved:
             response.set_cookie(
                 self._config.session_cookie_name,
                 session.sid,
                 max_age=self._config.session_max_seconds,
                 **self._cookie_attributes(app),
             )
-
-    def _rename(self, old: str, new: str) -> bool:
-        """Give what Redis holds a new id. False if it holds nothing any more."""
-        try:
-            self.client.rename(self._get_store_id(old), self._get_store_id(new))
-        except redis.ResponseError:  # no such key
-            return False
-        return True
 
     def _delete_cookie(self, app: Flask, response: Response) -> None:
         if self._config.session_cookie_name in request.cookies:
@@ -206,14 +199,14 @@ def renew() -> None:
     interface.renew(current)
 
 
-def move() -> None:
-    """Give this request's session a new id and keep what is in it.
+def move() -> bool:
+    """Give this request's session a new id at once, and keep what is in it. False if it has ended.
 
     For a visitor who becomes somebody, without signing in, by connecting Spotify: an id that was
     planted beforehand must not lead to the connection.
     """
     interface, current = _current()
-    interface.move(current)
+    return interface.move(current)
 
 
 def binding() -> str:

@@ -51,12 +51,11 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
     user = current_user()
     user_id = user.id if user else None
     is_callback = code is not None or error is not None
-    verifier = pending.spend(state, user_id) if is_callback and state else None
-
-    if verifier is not None:
-        if error is not None or code is None:
-            raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
-        return Connected(_finish(code, verifier, user_id))
+    if is_callback and state:
+        verifier = pending.spend(state, user_id)
+        if verifier is not None:
+            return Connected(_come_back(code if error is None else None, state, verifier, user_id))
+        _join_twin(state, user_id)
 
     try:
         link, grant_ended = _living_link(), False
@@ -90,7 +89,39 @@ def _living_link() -> SpotifyUser | None:
     return links.look_again()
 
 
-def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
+def _come_back(code: str | None, state: str, verifier: str, user_id: int | None) -> SpotifyUser:
+    """Finish an authorization of this session's, and let an equal callback know how."""
+    binding, link_id = sessions.binding(), None
+    try:
+        if code is None:
+            raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
+        link = _connect(code, verifier, user_id)
+        if user_id is None and not sessions.move():
+            raise SpotifyStateMismatch  # the visitor has left meanwhile
+        link_id = link.id
+    finally:
+        pending.settle(state, binding, user_id, link_id)
+    session["spotify_user_id"] = link.id
+    links.look_again()
+    return link
+
+
+def _join_twin(state: str, user_id: int | None) -> None:
+    """Take over the link that an equal callback has made: a double click, a reload, a prefetch.
+
+    The browser shows one answer of the two, which may be this one; so a visitor, whose session the
+    other has moved, gets a session of its own.
+    """
+    link_id = pending.twins_link(state, user_id)
+    if link_id is None:
+        return
+    if user_id is None:
+        sessions.renew()
+    session["spotify_user_id"] = link_id
+    links.look_again()
+
+
+def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
     """Turn the code into a stored grant. Nothing is stored before all of it is known."""
     asked_at = utc_now()
     try:
@@ -100,12 +131,7 @@ def _finish(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
         raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
     except SpotifyError as error:
         raise as_problem(error) from None
-    link = links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
-    if user_id is None:
-        sessions.move()
-    session["spotify_user_id"] = link.id
-    links.look_again()
-    return link
+    return links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
 
 
 def as_problem(error: SpotifyError) -> Problem:

@@ -1,20 +1,28 @@
 """Authorizations under way: what was promised when a person was sent to Spotify.
 
 Each has its own key in Redis, named by a hash of the `state`, and can be taken out once. Keeping
-them out of the session means that two tabs cannot overwrite each other's.
+them out of the session means that two tabs cannot overwrite each other's. Beside it stands how it
+ended, for a browser that sends the callback twice and shows the second answer.
 """
 
 import hashlib
+import logging
 import secrets
+import time
 from typing import Any
 
 import msgspec
+import redis
 
 from app import sessions
 from app.parts import parts
 from app.sealing import Unreadable
 
+log = logging.getLogger(__name__)
+
 LIFE_SECONDS = 600
+RESULT_SECONDS = 60  # how long after its end an authorization's result can be asked for
+WAIT_SECONDS = 12.0  # for the twin that is at it; longer than its calls to Spotify take
 
 
 class Pending(msgspec.Struct):
@@ -23,6 +31,15 @@ class Pending(msgspec.Struct):
     session: str
     user_id: int | None
     verifier: bytes
+
+
+class Result(msgspec.Struct):
+    """How an authorization ended, for whoever may know; not yet, while `settled` is false."""
+
+    session: str
+    user_id: int | None
+    settled: bool = False
+    link_id: int | None = None
 
 
 def begin(user_id: int | None) -> str:
@@ -37,7 +54,8 @@ def begin(user_id: int | None) -> str:
         user_id,
         parts().sealer.seal(verifier, "verifier", _key(state)),
     )
-    parts().redis.set(_key(state), msgspec.msgpack.encode(pending), ex=LIFE_SECONDS)
+    _put(_key(state), pending, LIFE_SECONDS)
+    _put(_result_key(state), Result(sessions.binding(), user_id), LIFE_SECONDS)
     sessions.start()
     return parts().accounts.authorize_url(state=state, verifier=verifier)
 
@@ -55,9 +73,46 @@ def spend(state: str, user_id: int | None) -> str | None:
         verifier = parts().sealer.open(pending.verifier, "verifier", _key(state))
     except (msgspec.MsgspecError, Unreadable):
         return None
-    ours = pending.session == sessions.binding() and pending.user_id == user_id
-    return verifier if ours else None
+    if pending.session == sessions.binding() and pending.user_id == user_id:
+        return verifier
+    parts().redis.delete(_result_key(state))  # there will be none to wait for
+    return None
+
+
+def settle(state: str, binding: str, user_id: int | None, link_id: int | None) -> None:
+    """Say how an authorization that was spent ended: with this link, or without any.
+
+    `binding` is the session's as it was when the callback came.
+    """
+    try:
+        _put(_result_key(state), Result(binding, user_id, True, link_id), RESULT_SECONDS)
+    except redis.RedisError as error:
+        # What was connected stays connected; only a twin has to ask again.
+        log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
+
+
+def twins_link(state: str, user_id: int | None) -> int | None:
+    """The link that an equal callback of this session has made, or is making right now."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        raw: Any = parts().redis.get(_result_key(state))
+        if raw is None:
+            return None
+        result = msgspec.msgpack.decode(raw, type=Result)
+        if result.session != sessions.binding() or result.user_id != user_id:
+            return None
+        if result.settled or time.monotonic() > deadline:
+            return result.link_id
+        time.sleep(0.05)
+
+
+def _put(key: str, value: Pending | Result, seconds: int) -> None:
+    parts().redis.set(key, msgspec.msgpack.encode(value), ex=seconds)
 
 
 def _key(state: str) -> str:
     return f"authorization:{hashlib.sha256(state.encode()).hexdigest()}"
+
+
+def _result_key(state: str) -> str:
+    return f"authorized:{hashlib.sha256(state.encode()).hexdigest()}"
