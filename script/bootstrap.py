@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -71,10 +72,12 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--mysql", action="store_true")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+                signal.signal(number, _interrupt)
         prepare(dev=asked.dev, mysql=asked.mysql or database_is_mysql(os.environ))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python has no words of its own for it while it ends
     except BootstrapError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -92,7 +95,9 @@ def prepare(*, dev: bool, mysql: bool) -> None:
     if wanted <= installed_categories():
         return
     with at_work():
-        have = installed_categories()  # another bootstrap may have done it while this one waited
+        # Another bootstrap may have made .venv since this one began, on the only Python there was then.
+        continue_on_venv()
+        have = installed_categories()
         if wanted <= have:
             return
         if "mysql" in wanted - have:
@@ -106,9 +111,9 @@ def database_is_mysql(environ: Mapping[str, str]) -> bool:
     if "DATABASE_URL" in environ:
         return environ["DATABASE_URL"].startswith("mysql")
     try:
-        dotenv = (ROOT / ".env").read_text(encoding="utf-8")
-    except OSError:
-        return False
+        dotenv = (ROOT / ".env").read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False  # the app says what is wrong with it, as soon as it can run
     return re.search(r"""^\s*(export\s+)?DATABASE_URL\s*=\s*["']?mysql""", dotenv, re.MULTILINE) is not None
 
 
@@ -139,17 +144,43 @@ def made_from() -> list[str]:
     return [hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest(), sys.version.split()[0], PIPENV_VERSION]
 
 
+def continue_on_venv() -> None:
+    """Start this command again on .venv's Python, if it runs on another one although .venv is finished.
+
+    The lock is let go and taken again, if it is still needed. There is no third start: the Python that is
+    started has said beforehand that it is .venv's.
+    """
+    if Path(sys.prefix).resolve() == VENV.resolve() or not STAMP.is_file() or UNFINISHED.exists():
+        return
+    python = str(VENV / "bin/python")
+    question = "import sys; print(sys.prefix); sys.exit(sys.version_info < (3, 11))"
+    try:
+        asked = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False)
+    except OSError:
+        return
+    if asked.returncode == 0 and Path(asked.stdout.strip()).resolve() == VENV.resolve():
+        sys.stdout.flush()
+        os.execv(python, [python, *sys.orig_argv[1:]])  # noqa: S606
+
+
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Keep a second bootstrap of this checkout waiting. The lock goes with the process, however it ends."""
-    PIPENV_HOME.mkdir(exist_ok=True)
-    with (PIPENV_HOME / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Another bootstrap is at work here; waiting for it.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Keep a second bootstrap of this checkout waiting. The lock goes with the process, however it ends.
+
+    Raises:
+        BootstrapError: a file of the checkout cannot be written, here or in what is done under the lock.
+    """
+    try:
+        PIPENV_HOME.mkdir(exist_ok=True)
+        with (PIPENV_HOME / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("Another bootstrap is at work here; waiting for it.")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise BootstrapError(explain_os_error(error)) from error
 
 
 def install(categories: set[str]) -> None:
@@ -366,6 +397,19 @@ def explain_failure(log: str) -> str:
         )
     tail = "\n".join(f"    {line}" for line in log.rstrip().splitlines()[-15:])
     return f"pip or pipenv failed:\n{tail}\n{where}"
+
+
+def explain_os_error(error: OSError) -> str:
+    """Which file is in the way, and what to do when it is another user's."""
+    where = os.path.relpath(os.fsdecode(error.filename), ROOT) if error.filename else str(ROOT)
+    told = f"This checkout cannot be prepared. {where}: {error.strerror or error}."
+    if isinstance(error, PermissionError):
+        told += (
+            "\nIt belongs to another user, who may have run this command before. Run it as that user, or\n"
+            "make the whole checkout your own and run the same command again:\n"
+            f'  sudo chown -R "$(id -un)" {shlex.quote(str(ROOT))}'
+        )
+    return told
 
 
 def say(message: str) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import http.client
 import os
+import re
 import secrets
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
 from config import ROOT, Config, ConfigError, is_loopback, read_environment
@@ -44,6 +46,9 @@ REDIS_URL=redis://127.0.0.1:5002/0
 """
 
 
+START_OVER = "To start over, move .env away: script/server then writes a new one."
+
+
 class CannotStartError(Exception):
     """Something on this machine is in the way. The message says what to do."""
 
@@ -51,19 +56,39 @@ class CannotStartError(Exception):
 def main() -> None:
     """Run until Ctrl-C (exit 0), or until something fails (exit 1)."""
     os.chdir(ROOT)
+    # Until there is something to stop, Ctrl-C just ends this process. See script/start.py.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        write_dotenv(ROOT / ".env")
-        REDIS_DATA.parent.mkdir(mode=0o700, exist_ok=True)
-        config = read_config()
-        check_ports(config)
-        check_database(config.database_url)
-        asyncio.run(serve(config))
-    except Stopped:
+        config = prepare()
+        try:
+            asyncio.run(serve(config))
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all has ended, and asyncio has let go of it
+    except (Stopped, KeyboardInterrupt):  # the latter from asyncio, after all has ended
         say("Everything has stopped.")
     except (CannotStartError, ProgramFailed) as error:
         sys.exit(f"\n{error}")
-    except KeyboardInterrupt:  # before there was anything to stop
-        pass
+
+
+def prepare() -> Config:
+    """Write what is missing in the checkout, read the settings, and see that nothing is in the way.
+
+    Raises:
+        CannotStartError: something is.
+    """
+    refuse_production(read_settings())
+    try:
+        write_dotenv(ROOT / ".env")
+        REDIS_DATA.parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CannotStartError(
+            f"{error.filename}: {error.strerror}. script/server has to write there."
+        ) from error
+    config = read_config()
+    check_ports(config)
+    check_database(config.database_url)
+    return config
 
 
 def write_dotenv(path: Path) -> None:
@@ -78,26 +103,41 @@ def write_dotenv(path: Path) -> None:
         say("==> Wrote .env with fresh secrets.")
 
 
-def read_config() -> Config:
-    """Read the settings as the programs will.
+def read_settings() -> dict[str, str]:
+    """Read the environment over .env, as the programs will.
 
     Raises:
-        CannotStartError: they are not complete, or not those of a developer's machine.
+        CannotStartError: .env cannot be read.
     """
-    environ = {"APP_ENV": "development"} | read_environment()
     try:
-        config = Config.from_env(environ)
+        environ = read_environment()
     except ConfigError as error:
+        raise CannotStartError(f"{error}\n{START_OVER}") from error
+    # `flask` takes an empty one for development too.
+    return environ if environ.get("APP_ENV", "").strip() else environ | {"APP_ENV": "development"}
+
+
+def refuse_production(environ: Mapping[str, str]) -> None:
+    """Raise CannotStartError where the settings are production's, however incomplete they are."""
+    if environ["APP_ENV"].strip().lower() == "production":
         raise CannotStartError(
-            f"The settings in .env (or in the environment) are not complete:\n{error}\n"
-            "To start over, move .env away: script/server then writes a new one."
-        ) from error
-    if config.app_env != "development":
-        raise CannotStartError(
-            f"APP_ENV is {config.app_env}: script/server is for development only. In production, run\n"
+            "APP_ENV is production: script/server is for development only. In production, run\n"
             "  gunicorn -c deploy/gunicorn.conf.py wsgi:app"
         )
-    return config
+
+
+def read_config() -> Config:
+    """Check the settings.
+
+    Raises:
+        CannotStartError: they are not complete, or do not fit.
+    """
+    try:
+        return Config.from_env(read_settings())
+    except ConfigError as error:
+        raise CannotStartError(
+            f"The settings in .env (or in the environment) cannot be used:\n{error}\n{START_OVER}"
+        ) from error
 
 
 def check_ports(config: Config) -> None:
@@ -149,8 +189,12 @@ def check_database(url: str) -> None:
 
 
 def shown_database(url: str) -> str:
-    """DATABASE_URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """Where DATABASE_URL leads, without the rest of it: drivers take passwords in many places."""
+    full = make_url(url)
+    query = {name: value for name, value in full.query.items() if name == "unix_socket"}
+    return URL.create(
+        full.drivername, host=full.host, port=full.port, database=full.database, query=query
+    ).render_as_string()
 
 
 def starts_sandbox(config: Config) -> bool:
@@ -263,9 +307,13 @@ def redis_answers(url: str) -> bool:
 
 
 def redis_address(url: str) -> str:
-    """REDIS_URL without its credentials."""
+    """Where REDIS_URL leads, without the rest of it: redis-py takes passwords in the query too."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    # What is no number may be the end of a password with a slash in it.
+    database = parts.path if re.fullmatch(r"/\d+", parts.path) else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{database}"
 
 
 async def start_sandbox(programs: Programs, config: Config) -> None:

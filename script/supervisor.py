@@ -144,6 +144,8 @@ class Programs:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # it may have noticed the end by itself; asyncio complains of errors unseen
             await self.until_ended()
         return task.result()
 
@@ -170,6 +172,8 @@ class Programs:
         program = Program(name, process, serves_others=serves_others)
         if self._end.done():  # the end came first, and does not know of this one
             program.signal(signal.SIGKILL)
+            await program.ended()
+            await program.said_all()
             raise Stopped
         self._running.append(program)
         return program
@@ -182,6 +186,7 @@ class Programs:
     def _end_with(self, reason: ProgramsEnd) -> None:
         if not self._end.done():
             self._end.set_exception(reason)
+            self._end.exception()  # seen, even if nobody comes to wait for the end any more
 
     async def _stop_all(self) -> None:
         """End the programs, those that use others first."""

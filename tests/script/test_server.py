@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import requests
 from sqlalchemy import make_url
 
-from script import ports
+from script import ports, server
 from tests.services import eventually, free_port
 
 Environ = dict[str, str]
@@ -238,7 +239,7 @@ def test_a_database_that_does_not_let_us_in_is_named_without_its_password(
     running = run({**environ, "DATABASE_URL": url})
     assert running.wait() == 1
     assert "The database does not let us in" in running.output
-    assert "root:***@localhost/nowhere" in running.output
+    assert "mysql+mysqldb://localhost/nowhere?unix_socket=" in running.output
     assert "hunter2" not in running.output
 
 
@@ -264,6 +265,84 @@ def test_it_is_not_for_production(run: Run, environ: Environ, checkout: Path) ->
     running = run({**elsewhere, **production})
     assert running.wait() == 1
     assert "script/server is for development only" in running.output
+
+
+def test_on_a_production_machine_it_says_so_before_anything_else(
+    run: Run, environ: Environ, checkout: Path
+) -> None:
+    running = run({**environ, "APP_ENV": " Production"})
+    assert running.wait() == 1
+    assert "script/server is for development only" in running.output
+    assert "SECRET_KEY" not in running.output
+    assert not (checkout / ".env").exists()
+
+
+def test_an_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_ENV", "")
+    monkeypatch.setenv("FLASK_SKIP_DOTENV", "1")
+    assert server.read_settings()["APP_ENV"] == "development"
+
+
+@pytest.mark.parametrize(
+    "content", ["SECRET_KEY=a\n".encode("utf-16"), "NAME=Zo\xeb\n".encode("latin-1"), None]
+)
+def test_a_dotenv_that_cannot_be_read_is_named(
+    run: Run, environ: Environ, checkout: Path, content: bytes | None
+) -> None:
+    if content is None:
+        (checkout / ".env").mkdir()
+    else:
+        (checkout / ".env").write_bytes(content)
+    running = run(environ)
+    assert running.wait() == 1
+    assert ".env cannot be read" in running.output
+    assert "Traceback" not in running.output
+
+
+def test_a_folder_that_cannot_be_made_is_named(run: Run, environ: Environ, checkout: Path) -> None:
+    (checkout / "instance").touch()
+    running = run(environ)
+    assert running.wait() == 1
+    assert "instance: File exists" in running.output
+    assert "Traceback" not in running.output
+
+
+def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(run: Run, environ: Environ) -> None:
+    for hundredths in (*range(5, 65, 5), 80, 120, 180):
+        running = run(environ)
+        time.sleep(hundredths / 100)
+        os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does
+        assert running.wait() in (0, 130, -signal.SIGINT), (hundredths, running.output)
+        assert "Traceback" not in running.output, (hundredths, running.output)
+        assert "exception" not in running.output, (hundredths, running.output)
+        eventually(lambda running=running: running.left_over() == [])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6380/0?password=SECRET", "redis://h:6380/0"),
+        ("redis://SECRET:SECRET@h/1", "redis://h/1"),
+        ("rediss://SECRET@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
+        ("redis://me:12/SECRET@h/0", "redis://me:12"),
+        ("redis://h/0#SECRET", "redis://h/0"),
+        ("unix://me:SECRET@/run/redis.sock?db=1&password=SECRET", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_redis_is_shown_without_secrets(url: str, shown: str) -> None:
+    assert server.redis_address(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mysql+mysqldb://me:SECRET@h:3307/d?charset=utf8mb4&passwd=SECRET", "mysql+mysqldb://h:3307/d"),
+        ("mysql+mysqldb://h/d?unix_socket=/s&password=SECRET", "mysql+mysqldb://h/d?unix_socket=%2Fs"),
+        ("sqlite:////tmp/a.sqlite3?key=SECRET", "sqlite:////tmp/a.sqlite3"),
+    ],
+)
+def test_a_database_is_shown_without_secrets(url: str, shown: str) -> None:
+    assert server.shown_database(url) == shown
 
 
 def test_an_address_that_is_free_is_told_from_one_that_is_not() -> None:

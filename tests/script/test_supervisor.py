@@ -142,6 +142,34 @@ def test_a_signal_ends_everything(number: int) -> None:
         assert not is_running(pid)
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        # The work notices the end by itself, before or after it is given up.
+        "signal_me(); await asyncio.sleep(0); raise Stopped",
+        "signal_me(); await asyncio.sleep(600)",
+        "try: signal_me(); await asyncio.sleep(600)\nexcept asyncio.CancelledError: raise Stopped",
+        "signal_me(); await start('late', 'import time; time.sleep(600)'); await asyncio.sleep(600)",
+        "await asyncio.gather(*(start(str(n), 'import time; time.sleep(600)') for n in range(5)), late())",
+    ],
+)
+def test_an_end_that_several_notice_is_told_once(work: str) -> None:
+    with supervisor(f"""
+        import gc, signal
+        def signal_me(): programs._end_with(Stopped())
+        async def late():
+            await asyncio.sleep(0.005)
+            signal_me()
+        async def work():
+{textwrap.indent(work, " " * 12)}
+        try:
+            await programs.unless_ended(work())
+        finally:
+            gc.collect()
+    """) as running:
+        assert running.end() == "Stopped: \n"
+
+
 def test_a_second_ctrl_c_does_not_cut_the_end_short() -> None:
     with supervisor(f"await start('slow', {ENDS_SLOWLY!r})") as running:
         running.until("up")
