@@ -92,10 +92,7 @@ class Config:
             ConfigError: with every problem found, not only the first.
         """
         read = _Reader(environ)
-        app_env = cast(
-            "AppEnv",
-            read.choice("APP_ENV", _default_env(environ), ("development", "production")),
-        )
+        app_env = cast("AppEnv", read.choice("APP_ENV", _default_env(environ), ("development", "production")))
         production = app_env == "production"
         read.production = production
         port = read.integer("PORT", 5000, least=1, most=65535)
@@ -127,21 +124,15 @@ class Config:
             spotify_redirect_uri=redirect_uri,
             spotify_scopes=tuple((read.text("SPOTIFY_SCOPES") or DEFAULT_SCOPES).replace(",", " ").split()),
             spotify_accounts_url=read.service_url(
-                "SPOTIFY_ACCOUNTS_URL",
-                SANDBOX_URL if uses_sandbox else "https://accounts.spotify.com",
+                "SPOTIFY_ACCOUNTS_URL", SANDBOX_URL if uses_sandbox else "https://accounts.spotify.com"
             ),
             spotify_api_url=read.service_url(
-                "SPOTIFY_API_URL",
-                f"{SANDBOX_URL}/v1" if uses_sandbox else "https://api.spotify.com/v1",
+                "SPOTIFY_API_URL", f"{SANDBOX_URL}/v1" if uses_sandbox else "https://api.spotify.com/v1"
             ),
             uses_sandbox=uses_sandbox,
             frontend_url=frontend_url,
             cors_origins=read.origins(
-                "CORS_ORIGINS",
-                [
-                    _origin(frontend_url),
-                    *([] if production else ["http://127.0.0.1:5173"]),
-                ],
+                "CORS_ORIGINS", [_origin(frontend_url), *([] if production else ["http://127.0.0.1:5173"])]
             ),
             session_cookie_secure=secure,
             session_cookie_samesite=samesite,
@@ -156,8 +147,7 @@ class Config:
             playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
             log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
             log_format=cast(
-                "Literal['json', 'console']",
-                read.choice("LOG_FORMAT", "json", ("json", "console")),
+                "Literal['json', 'console']", read.choice("LOG_FORMAT", "json", ("json", "console"))
             ),
             web_concurrency=read.integer("WEB_CONCURRENCY", 2, least=1),
             threads=read.integer("THREADS", 8, least=1),

@@ -25,8 +25,7 @@ class ProblemOut(ma.Schema):
     """An error, as RFC 9457 has it."""
 
     type = ma.fields.String(
-        required=True,
-        metadata={"format": "uri-reference", "example": "/problems/not-found"},
+        required=True, metadata={"format": "uri-reference", "example": "/problems/not-found"}
     )
     title = ma.fields.String(required=True)
     status = ma.fields.Integer(required=True)

@@ -3,14 +3,7 @@
 from pathlib import Path
 
 import flask_swagger_ui
-from flask import (
-    Blueprint,
-    Flask,
-    Response,
-    jsonify,
-    render_template,
-    send_from_directory,
-)
+from flask import Blueprint, Flask, Response, jsonify, render_template, send_from_directory
 
 from app.api import Api
 from app.auth.guard import open_to_all

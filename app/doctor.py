@@ -58,9 +58,7 @@ def _database() -> Iterator[Finding]:
             revision = MigrationContext.configure(connection).get_current_revision()
     except sa.exc.SQLAlchemyError as error:
         yield Finding(
-            False,
-            f"database: {shown}: {type(error).__name__}",
-            "Is it running? Check DATABASE_URL.",
+            False, f"database: {shown}: {type(error).__name__}", "Is it running? Check DATABASE_URL."
         )
         return
     yield Finding(True, f"database: {shown}")
@@ -69,9 +67,7 @@ def _database() -> Iterator[Finding]:
         yield Finding(True, f"schema: {revision}")
     else:
         yield Finding(
-            False,
-            f"schema: {revision or 'empty'}, but this release needs {head}",
-            "Run: flask db upgrade",
+            False, f"schema: {revision or 'empty'}, but this release needs {head}", "Run: flask db upgrade"
         )
 
 
@@ -92,8 +88,6 @@ def _spotify() -> Finding:
         Outbound().send("GET", f"{url}/")
     except NoAnswer as error:
         return Finding(
-            False,
-            f"Spotify: {url} does not answer ({error})",
-            "Check the network, or SPOTIFY_ACCOUNTS_URL.",
+            False, f"Spotify: {url} does not answer ({error})", "Check the network, or SPOTIFY_ACCOUNTS_URL."
         )
     return Finding(True, f"Spotify: {url} answers")

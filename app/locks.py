@@ -27,13 +27,7 @@ class UserLocks:
     generation, in the database.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        *,
-        lease_seconds: float = 30,
-        wait_seconds: float = 11,
-    ) -> None:
+    def __init__(self, client: redis.Redis, *, lease_seconds: float = 30, wait_seconds: float = 11) -> None:
         self._client = client
         self._lease_ms = int(lease_seconds * 1000)
 

@@ -18,11 +18,7 @@ from app.problems import request_id
 log = logging.getLogger(__name__)
 
 # What every record has; the rest came by `extra=`.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "taskName",
-}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -92,10 +88,7 @@ def init_app(app: Flask) -> None:
                 "method": request.method,
                 "route": request.url_rule.rule if request.url_rule else None,
                 "status": response.status_code,
-                "duration_ms": round(
-                    (time.perf_counter() - g.get("started", time.perf_counter())) * 1000,
-                    1,
-                ),
+                "duration_ms": round((time.perf_counter() - g.get("started", time.perf_counter())) * 1000, 1),
                 "user_id": session.get("user_id"),
             },
         )

@@ -39,11 +39,7 @@ class Problem(HTTPException):
     retry_after: int | None = None
 
     def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        retry_after: int | None = None,
-        **members: object,
+        self, detail: str | None = None, *, retry_after: int | None = None, **members: object
     ) -> None:
         super().__init__()
         self.detail = self.detail if detail is None else detail
@@ -57,11 +53,7 @@ class MalformedRequest(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    code, slug, title = (
-        415,
-        "unsupported-media-type",
-        "The body's media type is not supported",
-    )
+    code, slug, title = (415, "unsupported-media-type", "The body's media type is not supported")
     detail = "Send JSON, with Content-Type: application/json."
 
 
@@ -91,11 +83,7 @@ class InternalError(Problem):
 
 
 class ServiceUnavailable(Problem):
-    code, slug, title = (
-        503,
-        "service-unavailable",
-        "The service is unavailable for a moment",
-    )
+    code, slug, title = (503, "service-unavailable", "The service is unavailable for a moment")
     detail = "Please try again shortly."
     retry_after = 5
 
@@ -134,11 +122,7 @@ class SpotifyNotConnected(Problem):
 
 
 class SpotifyReauthorizationRequired(Problem):
-    code, slug, title = (
-        409,
-        "spotify-reauthorization-required",
-        "Spotify must be connected again",
-    )
+    code, slug, title = (409, "spotify-reauthorization-required", "Spotify must be connected again")
     detail = "Spotify has ended this app's access. Send the person to authorize_url."
 
 
@@ -154,11 +138,7 @@ class SpotifyAccountInUse(Problem):
 
 
 class SpotifyAccountMismatch(Problem):
-    code, slug, title = (
-        409,
-        "spotify-account-mismatch",
-        "Another Spotify account is connected already",
-    )
+    code, slug, title = (409, "spotify-account-mismatch", "Another Spotify account is connected already")
     detail = "Nothing was changed. Disconnect Spotify first to connect a different account."
 
 
@@ -167,22 +147,14 @@ class SpotifyAccessDenied(Problem):
 
 
 class SpotifyStateMismatch(Problem):
-    code, slug, title = (
-        400,
-        "spotify-state-mismatch",
-        "This authorization does not belong here",
-    )
+    code, slug, title = (400, "spotify-state-mismatch", "This authorization does not belong here")
     detail = (
         "The state is missing, used, expired or another session's. Start again at GET /api/spotify/authorize."
     )
 
 
 class SpotifyUnavailable(Problem):
-    code, slug, title = (
-        503,
-        "spotify-unavailable",
-        "Spotify does not answer properly at the moment",
-    )
+    code, slug, title = (503, "spotify-unavailable", "Spotify does not answer properly at the moment")
     retry_after = 5
 
 
@@ -202,11 +174,7 @@ class SpotifyMisconfigured(Problem):
 
 
 class InsufficientScope(Problem):
-    code, slug, title = (
-        403,
-        "insufficient-scope",
-        "The Spotify permission for this was not granted",
-    )
+    code, slug, title = (403, "insufficient-scope", "The Spotify permission for this was not granted")
 
 
 # What the drivers of MySQL and Redis raise when the server is away, stalled or overrun.
@@ -303,10 +271,7 @@ def _read_away() -> None:
 
 
 def _dependency_down(error: Exception) -> Response:
-    log.error(
-        "dependency_unavailable",
-        extra={"reason": type(error).__name__, "request_id": request_id()},
-    )
+    log.error("dependency_unavailable", extra={"reason": type(error).__name__, "request_id": request_id()})
     return respond(ServiceUnavailable())
 
 

@@ -34,10 +34,7 @@ class Pass:
 
 
 def refresh_due(
-    app: Flask,
-    *,
-    stopping: threading.Event | None = None,
-    progress: Callable[[Pass], None] | None = None,
+    app: Flask, *, stopping: threading.Event | None = None, progress: Callable[[Pass], None] | None = None
 ) -> Pass:
     """Refresh every link that is due now, soonest deadline first, in a bounded pool at a bounded rate.
 
@@ -107,10 +104,7 @@ def run(app: Flask) -> None:
             log.exception("refresh_pass_failed")
             return
         if done.total:
-            log.info(
-                "refresh_pass",
-                extra={"refreshed": done.refreshed, "failed": done.failed},
-            )
+            log.info("refresh_pass", extra={"refreshed": done.refreshed, "failed": done.failed})
 
     # Blocked before any thread is made, so that every thread inherits it and `sigwait` below gets
     # them; a handler could run in the middle of APScheduler's own locking.

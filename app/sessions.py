@@ -121,10 +121,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         session.setdefault("created_at", utc_now().timestamp())
         data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
         self.client.set(
-            self._get_store_id(session.sid),
-            data,
-            ex=self._config.session_idle_seconds,
-            xx=session.stored,
+            self._get_store_id(session.sid), data, ex=self._config.session_idle_seconds, xx=session.stored
         )
         if not session.stored or session.moved:
             response.set_cookie(

@@ -334,9 +334,7 @@ def test_no_session_is_revived_in_two_hundred_races(
     assert revived == 0
 
 
-def test_both_of_two_sessions_of_one_person_live_on_their_own(
-    new_client: Callable[[], FlaskClient],
-) -> None:
+def test_both_of_two_sessions_of_one_person_live_on_their_own(new_client: Callable[[], FlaskClient]) -> None:
     one, two = new_client(), new_client()
     register(one, "ada")
     login(two, "ada")

@@ -25,10 +25,7 @@ class AccessToken(Base):
     """
 
     __tablename__ = "access_tokens"
-    __table_args__ = (
-        sa.Index(None, "state", "expires_at"),
-        {"sqlite_autoincrement": True},
-    )
+    __table_args__ = (sa.Index(None, "state", "expires_at"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(primary_key=True)
     spotify_user_id: Mapped[int] = mapped_column(

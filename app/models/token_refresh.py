@@ -28,11 +28,7 @@ class TokenRefresh(Base):
     __tablename__ = "token_refreshes"
     __table_args__ = (
         sa.UniqueConstraint(
-            "spotify_user_id",
-            "grant_id",
-            "generation",
-            "effective",
-            name="uq_token_refreshes_effective",
+            "spotify_user_id", "grant_id", "generation", "effective", name="uq_token_refreshes_effective"
         ),
         {"sqlite_autoincrement": True},
     )

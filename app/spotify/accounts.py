@@ -115,10 +115,7 @@ class SpotifyAccounts:
                 "POST",
                 f"{self._config.spotify_accounts_url}/api/token",
                 data=form,
-                auth=(
-                    self._config.spotify_client_id,
-                    self._config.spotify_client_secret,
-                ),
+                auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
         except NoAnswer as error:

@@ -49,11 +49,7 @@ def begin(user_id: int | None) -> str:
     never leaves this server.
     """
     state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    pending = Pending(
-        sessions.binding(),
-        user_id,
-        parts().sealer.seal(verifier, "verifier", _key(state)),
-    )
+    pending = Pending(sessions.binding(), user_id, parts().sealer.seal(verifier, "verifier", _key(state)))
     _put(_key(state), pending, LIFE_SECONDS)
     _put(_result_key(state), Result(sessions.binding(), user_id), LIFE_SECONDS)
     sessions.start()

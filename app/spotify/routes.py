@@ -38,9 +38,7 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
 @blueprint.response(200, AuthorizeOut)
 @blueprint.alt_response(302, description="A browser's first visit: on to Spotify", success=True)
 @blueprint.alt_response(
-    303,
-    description="A browser coming back: on to FRONTEND_URL, with ?spotify=…",
-    success=True,
+    303, description="A browser coming back: on to FRONTEND_URL, with ?spotify=…", success=True
 )
 @blueprint.problems(400, 401, 409, 422, 429, 503)
 def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
@@ -64,11 +62,7 @@ def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
         if by_browser:
             return redirect(visit.authorize_url, HTTPStatus.FOUND)
         reason = {"reason": "reauthorization_required"} if visit.grant_ended else {}
-        return {
-            "status": "authorization_required",
-            "authorize_url": visit.authorize_url,
-            **reason,
-        }
+        return {"status": "authorization_required", "authorize_url": visit.authorize_url, **reason}
     if by_browser:
         return _back_to_frontend(None)
     return {"status": "connected", "spotify": describe(visit.link)}

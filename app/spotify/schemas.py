@@ -11,14 +11,7 @@ class SpotifyOut(ma.Schema):
 
     status = ma.fields.String(
         required=True,
-        metadata={
-            "enum": [
-                "not_connected",
-                "connected",
-                "suspect",
-                "reauthorization_required",
-            ]
-        },
+        metadata={"enum": ["not_connected", "connected", "suspect", "reauthorization_required"]},
     )
     spotify_id = ma.fields.String()
     account_id = ma.fields.String(allow_none=True)

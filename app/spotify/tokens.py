@@ -13,7 +13,6 @@ The lock in Redis comes before and spares the losers their try. Nothing depends 
 
 import logging
 import math
-import random
 import time
 import uuid
 from collections.abc import Iterable
@@ -31,13 +30,8 @@ from app.models.token_refresh import Outcome
 from app.parts import parts
 from app.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 from app.sealing import Unreadable
-from app.spotify.accounts import (
-    Grant,
-    InvalidGrant,
-    Misconfigured,
-    RateLimited,
-    SpotifyError,
-)
+from app.spotify import outcomes
+from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +40,6 @@ REQUEST_LEAD = timedelta(seconds=10)
 LEASE = timedelta(seconds=30)  # outlasts the 10 s that a call may take
 # How long a caller waits for another's refresh; longer than a call may take.
 WAIT_SECONDS = 12.0
-
-# Spotify's answer is final once a grant is this old: it was due (six months after the consent).
-FINAL_AGE = timedelta(days=180)
-# A younger grant that Spotify calls revoked is asked about again: it has been wrong before
-# (metabrainz/listenbrainz-server#1921). Two confirmations, then the person must consent anew.
-CONFIRM_AFTER = (timedelta(minutes=15), timedelta(hours=24))
-
-_BACKOFF_MAX_SECONDS = 900.0
-# What ends a lease.
-_FREE: dict[str, object] = {"attempt_id": None, "lease_until": None}
 
 
 class GrantEnded(Exception):
@@ -188,16 +172,16 @@ def _refresh(row: AccessToken, attempt_id: str, refresh_token: str) -> AccessTok
     try:
         grant = parts().accounts.refresh(refresh_token)
     except InvalidGrant:
-        return _fail(row, attempt_id, Outcome.INVALID_GRANT, _after_refusal(row), GrantEnded())
+        return _fail(row, attempt_id, Outcome.INVALID_GRANT, outcomes.after_refusal(row), GrantEnded())
     except Misconfigured as error:
         log.error("spotify_misconfigured", extra={"reason": str(error)})
-        after = _after_failure(row, _pause(row))
+        after = outcomes.after_failure(row, outcomes.pause(row))
         return _fail(row, attempt_id, Outcome.MISCONFIGURED, after, SpotifyMisconfigured())
     except SpotifyError as error:
         log.warning("token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
-        pause = _pause(row, error.retry_after if isinstance(error, RateLimited) else None)
+        pause = outcomes.pause(row, error.retry_after if isinstance(error, RateLimited) else None)
         unavailable = SpotifyUnavailable(retry_after=_whole_seconds(pause))
-        return _fail(row, attempt_id, Outcome.UNAVAILABLE, _after_failure(row, pause), unavailable)
+        return _fail(row, attempt_id, Outcome.UNAVAILABLE, outcomes.after_failure(row, pause), unavailable)
     _commit(row, attempt_id, grant, sent_at)
     return _read(row.spotify_user_id)
 
@@ -241,7 +225,7 @@ def _claim(row: AccessToken) -> str | None:
 def _commit(row: AccessToken, attempt_id: str, grant: Grant, sent_at: datetime) -> None:
     """Store the new tokens, unless the grant has moved on meanwhile."""
     values: dict[str, object] = {
-        **_FREE,
+        **outcomes.FREE,
         **_sealed(row.spotify_user_id, row.grant_id, grant),
         "generation": row.generation + 1,
         "state": GrantState.ACTIVE,
@@ -269,11 +253,7 @@ def _finish(attempt_id: str, row: AccessToken, outcome: Outcome, values: dict[st
         db.execute(
             sa.update(TokenRefresh)
             .where(TokenRefresh.attempt_id == attempt_id)
-            .values(
-                outcome=ended,
-                effective=1 if ended is Outcome.REFRESHED else None,
-                finished_at=utc_now(),
-            )
+            .values(outcome=ended, effective=1 if ended is Outcome.REFRESHED else None, finished_at=utc_now())
         )
         return ended
 
@@ -296,42 +276,6 @@ def _update(
         .values(updated_at=utc_now(), **values)
     )
     return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
-
-
-def _after_refusal(row: AccessToken) -> dict[str, object]:
-    """What `invalid_grant` makes of a grant: suspect, and only in the end over. The token is kept."""
-    now = utc_now()
-    confirmed = row.failures if row.state == GrantState.SUSPECT else 0
-    if now - row.authorized_at >= FINAL_AGE or confirmed >= len(CONFIRM_AFTER):
-        log.warning("spotify_grant_ended", extra={"link": row.spotify_user_id})
-        return {
-            **_FREE,
-            "state": GrantState.REAUTHORIZATION_REQUIRED,
-            "not_before": None,
-        }
-    log.warning(
-        "spotify_grant_suspect",
-        extra={"link": row.spotify_user_id, "confirmed": confirmed},
-    )
-    return {
-        **_FREE,
-        "state": GrantState.SUSPECT,
-        "failures": confirmed + 1,
-        "not_before": now + CONFIRM_AFTER[confirmed],
-    }
-
-
-def _pause(row: AccessToken, asked_for: int | None = None) -> timedelta:
-    """How long to leave Spotify alone after a failure: longer each time, and as long as it asks for."""
-    seconds = min(2.0 ** min(row.failures, 20), _BACKOFF_MAX_SECONDS) * random.uniform(0.5, 1)
-    return timedelta(seconds=max(seconds, min(asked_for or 0, 86_400)))
-
-
-def _after_failure(row: AccessToken, pause: timedelta) -> dict[str, object]:
-    """What any other failure makes of a grant: nothing, but the next try waits."""
-    values: dict[str, object] = {**_FREE, "not_before": utc_now() + pause}
-    # A suspect's count is of Spotify's refusals; an outage confirms nothing.
-    return values if row.state == GrantState.SUSPECT else {**values, "failures": row.failures + 1}
 
 
 def _whole_seconds(pause: timedelta) -> int:

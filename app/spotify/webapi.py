@@ -37,10 +37,7 @@ class SpotifyWebApi:
             answer = self._outbound.send(
                 "GET",
                 f"{self._config.spotify_api_url}/me",
-                headers={
-                    "Authorization": f"Bearer {access_token}",
-                    "Accept": "application/json",
-                },
+                headers={"Authorization": f"Bearer {access_token}", "Accept": "application/json"},
             )
         except NoAnswer as error:
             raise SpotifyError("no_answer") from error
