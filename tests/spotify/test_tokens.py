@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
+from app.spotify import tokens
 from tests.journeys import another_tab, connect, register, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually
@@ -168,6 +169,22 @@ def test_tokens_that_live_for_seconds_are_shared_as_well(
 
     assert [status for status, _ in answers] == [200] * 20
     assert len({token for _, token in answers}) == 1
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_who_waited_takes_a_token_that_lives_however_little_is_left(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    before = row(app)
+    connected.get("/api/spotify/token")
+    now = datetime.now(UTC)
+    change(app, refreshed_at=now - timedelta(seconds=50), expires_at=now + timedelta(seconds=10))
+
+    with app.app_context():
+        after = tokens._refresh_once(before, timedelta(minutes=15), wait=True)
+
+    assert after.generation == 1
     assert len(refreshes(sandbox)) == 1
 
 
