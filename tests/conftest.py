@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="leave out MariaDB, and the tests that start processes of their own: under a minute",
+        help="leave out MariaDB, the scripts, the sandbox, and what starts processes: under a minute",
     )
 
 
@@ -61,7 +61,7 @@ def _is_slow(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     return (
         item.get_closest_marker("processes") is not None
-        or item.path.parent.name == "script"
+        or item.path.parent.name in ("script", "sandbox")
         or not {"server", "chromium"}.isdisjoint(getattr(item, "fixturenames", ()))
         or (parameters is not None and parameters.params.get("database_url") == "mariadb")
     )
