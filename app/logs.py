@@ -84,7 +84,6 @@ def init_app(app: Flask) -> None:
         log.info(
             "request",
             extra={
-                "request_id": request_id(),
                 "method": request.method,
                 "route": request.url_rule.rule if request.url_rule else None,
                 "status": response.status_code,

@@ -16,6 +16,7 @@ Problem
 import json
 import logging
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -266,12 +267,13 @@ def _read_away() -> None:
         whole = READ_AWAY_BYTES if request.environ.get("wsgi.input_terminated") else 0
     left = min(whole, READ_AWAY_BYTES)
     stream = request.environ["wsgi.input"]
-    while left > 0 and (chunk := stream.read(min(left, 65_536))):
-        left -= len(chunk)
+    with suppress(Exception):  # what is left may be broken as well; the answer stands
+        while left > 0 and (chunk := stream.read(min(left, 65_536))):
+            left -= len(chunk)
 
 
 def _dependency_down(error: Exception) -> Response:
-    log.error("dependency_unavailable", extra={"reason": type(error).__name__, "request_id": request_id()})
+    log.error("dependency_unavailable", extra={"reason": type(error).__name__})
     return respond(ServiceUnavailable())
 
 
