@@ -2,8 +2,18 @@
 
 import sys
 
+import click
+
 from app import create_app, logs
+from app.spotify import rekeying
 from config import Config, ConfigError, read_environment
+
+
+def serves() -> bool:
+    """Whether this process is to serve, under whatever server, rather than to run a single command."""
+    command = click.get_current_context(silent=True)
+    return command is None or command.info_name in ("run", "scheduler")
+
 
 try:
     config = Config.from_env(read_environment())
@@ -15,3 +25,7 @@ except ConfigError as error:
 
 logs.configure(level=config.log_level, style=config.log_format)
 app = create_app(config)
+
+if serves() and (missing := rekeying.complaint_about_keys(app)):
+    sys.stderr.write(f"Backline cannot start: {missing}\n")
+    sys.exit(3)

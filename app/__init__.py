@@ -15,6 +15,7 @@ from app import cli, database, docs, headers, health, logs, origin, problems, se
 from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard
 from app.auth.routes import blueprint as auth
+from app.background import SingleFlight
 from app.locks import UserLocks
 from app.outbound import Outbound
 from app.parts import Parts, redis_client
@@ -56,6 +57,7 @@ def create_app(config: Config) -> Flask:
         locks=UserLocks(store),
         accounts=SpotifyAccounts(config, outbound),
         webapi=SpotifyWebApi(config, outbound),
+        refreshes=SingleFlight(32, "refresh"),
     )
     database.init_app(app, config.database_url)
 

@@ -1,6 +1,7 @@
 """The operator's commands. Results go to standard output, complaints to standard error."""
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -13,11 +14,13 @@ from flask.cli import AppGroup, with_appcontext
 from app import doctor, scheduler
 from app.auth.registration import create_account
 from app.auth.schemas import Registration
-from app.clock import rfc3339, utc_now
+from app.clock import rfc3339
 from app.database import reading
-from app.models import AccessToken, GrantState
+from app.models import AccessToken, GrantState, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.parts import parts
 from app.problems import Problem
-from app.spotify import rekeying
+from app.spotify import breaker, due, rekeying
 
 
 class _Command(click.Command):
@@ -39,57 +42,92 @@ users = AppGroup("users", help="Accounts.")
 
 @tokens.command("refresh-due", cls=_Command)
 def refresh_due() -> None:
-    """Refresh what expires within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
+    """Refresh what is due within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
+    total = due.count()
 
     def show(done: scheduler.Pass) -> None:
         if done.total % 50 == 0:
-            click.echo(f"{done.total} done", err=True)
+            click.echo(f"{done.total} of {total} done", err=True)
 
     done = scheduler.refresh_due(_app(), progress=show)
     click.echo(f"refreshed {done.refreshed}, failed {done.failed}")
+    for line in _held_back():
+        click.echo(line, err=True)
     if done.failed:
         sys.exit(1)
 
 
 @tokens.command("status", cls=_Command)
 def status() -> None:
-    """Count links by state, and show the soonest expiry among the active ones."""
+    """Count links by state, and say what is due, what happened in the last hour and what is held back."""
+    now = due.now()
     with reading() as db:
-        counts = dict(
-            db.execute(sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state))
-            .tuples()
-            .all()
+        states = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
+        by_state = dict(db.execute(states).all())
+        expired = sa.select(sa.func.count()).where(
+            AccessToken.state == GrantState.ACTIVE, AccessToken.expires_at <= now
         )
-        active = AccessToken.state == GrantState.ACTIVE
-        soonest = db.scalar(
-            sa.select(AccessToken.expires_at).where(active).order_by(AccessToken.expires_at).limit(1)
+        last_hour = (
+            sa.select(TokenRefresh.outcome, sa.func.count())
+            .where(TokenRefresh.started_at > now - timedelta(hours=1))
+            .group_by(TokenRefresh.outcome)
         )
-        overdue = db.scalar(
-            sa.select(sa.func.count())
-            .select_from(AccessToken)
-            .where(active, AccessToken.expires_at <= utc_now())
-        )
-    for state in GrantState:
-        click.echo(f"{state.value:<26}{counts.get(state.value, 0):>8}")
-    click.echo(f"{'active, but expired':<26}{overdue or 0:>8}")
-    click.echo(f"soonest expiry            {rfc3339(soonest) if soonest else 'none'}")
+        by_outcome = dict(db.execute(last_hour).all())
+        oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
+        lines = {
+            **{state.value: by_state.get(state.value, 0) for state in GrantState},
+            "active, but expired": db.execute(expired).scalar_one(),
+            "due now": due.count(),
+            "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",
+            **{f"last hour: {outcome.value}": by_outcome.get(outcome.value, 0) for outcome in Outcome},
+            "last hour: no outcome (yet)": by_outcome.get(None, 0),
+        }
+    for what, value in lines.items():
+        click.echo(f"{what:<30}{value:>22}")
+    for line in [*_held_back(), *_keys()]:
+        click.echo(line)
+
+
+def _held_back() -> list[str]:
+    return [
+        f"Refreshing is held back: {trouble.name}, since {rfc3339(trouble.opened_at)}; "
+        f"one try at {rfc3339(trouble.probe_at)}."
+        for trouble in breaker.open_troubles()
+    ]
+
+
+def _keys() -> list[str]:
+    ours = parts().sealer.key_ids
+    in_use = {**dict.fromkeys(ours, 0), **rekeying.keys_in_use()}
+    return [
+        f"key {key_id:<26}{count:>22} rows{'' if key_id in ours else ': MISSING from TOKEN_ENCRYPTION_KEYS'}"
+        for key_id, count in in_use.items()
+    ]
 
 
 @tokens.command("rotate-keys", cls=_Command)
 def rotate_keys() -> None:
     """Seal all tokens with the first of TOKEN_ENCRYPTION_KEYS, online.
 
-    May be stopped and run again. Exits 1 if a row could not be read; then keep the old keys.
+    May be stopped and run again. Exits 1 while another key is still needed.
     """
 
     def show(moved: rekeying.Moved) -> None:
-        click.echo(f"{moved.seen} rows seen, {moved.sealed} sealed anew", err=True)
+        click.echo(f"{moved.seen} of {moved.total} rows seen", err=True)
 
     moved = rekeying.rotate_keys(show)
-    click.echo(f"seen {moved.seen}, sealed anew {moved.sealed}, unreadable {moved.unreadable}")
-    if moved.unreadable:
+    click.echo(f"sealed anew {moved.sealed}, unreadable {moved.unreadable}")
+    newest = parts().sealer.newest_key_id
+    still = {key_id: count for key_id, count in rekeying.keys_in_use().items() if key_id != newest}
+    for key_id, count in still.items():
+        known = key_id in parts().sealer.key_ids
+        click.echo(
+            f"Key {key_id} {'must stay' if known else 'is missing'}: {count} rows are sealed with it.",
+            err=True,
+        )
+    if still:
         sys.exit(1)
-    click.echo("Every token is sealed with the newest key; the others may be removed.")
+    click.echo(f"Every token is sealed with key {newest}; the others may be removed.")
 
 
 @users.command("create", cls=_Command)

@@ -1,5 +1,6 @@
 """The database: one engine, short transactions, and columns that keep what they are given."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,14 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.sql.functions import FunctionElement
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Base(DeclarativeBase):
@@ -53,6 +58,26 @@ class UTCDateTime(sa.types.TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
+    """The database's clock, in SQL: one clock for all processes, whatever their own hosts believe.
+
+    Leases and lives are measured by it. SQLite knows milliseconds only.
+    """
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+@compiles(database_now)
+def _mysql_now(*_: object, **__: object) -> str:
+    return "UTC_TIMESTAMP(6)"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(*_: object, **__: object) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
 def exact_string(length: int) -> sa.String:
@@ -98,6 +123,11 @@ def writing() -> Iterator[Session]:
         yield session
 
 
+def now(db: Session) -> datetime:
+    """What the database's clock says."""
+    return db.execute(sa.select(database_now())).scalar_one()
+
+
 def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
     """Run `unit` in a transaction, and once more from its start if another one got in its way.
 
@@ -119,6 +149,27 @@ def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) 
                 raise
         time.sleep(random.uniform(0.01, 0.05))  # or the same two would meet again at once
     raise AssertionError("unreachable")
+
+
+def write_until(deadline: float, unit: Callable[[Session], T]) -> T:
+    """The same, and go on trying while the database is away, until `deadline` (`time.monotonic`).
+
+    A connection that breaks during COMMIT leaves open whether it took effect. So this is for units
+    only that look first whether they have.
+
+    Raises:
+        IntegrityError, OperationalError, InterfaceError, NoConnectionFree: the last attempt's.
+    """
+    pause = 0.05
+    while True:
+        try:
+            return write_again_on_conflict(unit)
+        except (OperationalError, InterfaceError, NoConnectionFree) as error:
+            if time.monotonic() + pause >= deadline:
+                raise
+            log.warning("database_away", extra={"reason": type(error).__name__})
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(pause * 2, 2.0)
 
 
 def _is_deadlock(error: OperationalError) -> bool:

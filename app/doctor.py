@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from app.database import db
 from app.outbound import NoAnswer, Outbound
 from app.parts import parts
+from app.spotify import rekeying
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def _database() -> Iterator[Finding]:
     head = ScriptDirectory(current_app.extensions["migrate"].directory).get_current_head()
     if revision == head:
         yield Finding(True, f"schema: {revision}")
+        missing = rekeying.missing_keys()
+        yield Finding(
+            not missing,
+            f"keys missing for stored tokens: {', '.join(missing)}" if missing else "keys of stored tokens",
+            "Put them back into TOKEN_ENCRYPTION_KEYS, behind the newest." if missing else "",
+        )
     else:
         yield Finding(
             False, f"schema: {revision or 'empty'}, but this release needs {head}", "Run: flask db upgrade"

@@ -1,4 +1,4 @@
-"""A per-user lock in Redis: it saves calls to Spotify. Nothing may depend on it for correctness."""
+"""A per-user lock in Redis: it saves calls and waiting. Nothing may depend on it for correctness."""
 
 import logging
 import random
@@ -15,10 +15,6 @@ log = logging.getLogger(__name__)
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
-class LockBusy(Exception):
-    """The lock was not free within the time given."""
-
-
 class UserLocks:
     """Leases in Redis, one per link.
 
@@ -27,37 +23,36 @@ class UserLocks:
     generation, in the database.
     """
 
-    def __init__(self, client: redis.Redis, *, lease_seconds: float = 30, wait_seconds: float = 11) -> None:
+    def __init__(self, client: redis.Redis, *, lease_seconds: float = 30) -> None:
         self._client = client
         self._lease_ms = int(lease_seconds * 1000)
 
     @contextmanager
-    def hold(self, link_id: int, *, until: float) -> Iterator[None]:
-        """Hold the lock of a link. Without Redis nobody holds it and everybody may go on.
+    def hold(self, link_id: int, *, patience: float) -> Iterator[None]:
+        """Hold the lock of a link, or go on without it when it was not to be had in `patience` seconds.
 
-        `until` is when to give up waiting for it, by `time.monotonic()`.
-
-        Raises:
-            LockBusy: it was not free by then.
+        Without Redis nobody holds it, and everybody goes on at once.
         """
         key, token = f"lock:link:{link_id}", secrets.token_hex(16)
-        self._acquire(key, token, until)
+        held = self._acquire(key, token, time.monotonic() + patience)
         try:
             yield
         finally:
-            self._release(key, token)
+            if held:
+                self._release(key, token)
 
-    def _acquire(self, key: str, token: str, deadline: float) -> None:
+    def _acquire(self, key: str, token: str, deadline: float) -> bool:
         pause = 0.01
         while True:
             try:
                 if self._client.set(key, token, nx=True, px=self._lease_ms):
-                    return
+                    return True
             except redis.RedisError as error:
                 log.warning("lock_skipped", extra={"reason": type(error).__name__})
-                return
+                # It may have been set all the same, its answer lost on the way: so it is given back.
+                return True
             if time.monotonic() >= deadline:
-                raise LockBusy(key)
+                return False
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 1.5, 0.1)
 

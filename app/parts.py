@@ -1,13 +1,14 @@
 """What `create_app` built and requests use: one typed place instead of names in `app.extensions`."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import redis
 from flask import current_app
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.background import SingleFlight
 from app.locks import UserLocks
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
@@ -23,6 +24,7 @@ class Parts:
     locks: UserLocks
     accounts: SpotifyAccounts
     webapi: SpotifyWebApi
+    refreshes: SingleFlight[Any]  # of tokens, by link
 
 
 def parts() -> Parts:

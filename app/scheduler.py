@@ -1,24 +1,31 @@
 """Refreshing ahead of time: one pass over what is due, and the process that makes passes."""
 
 import logging
+import os
+import random
 import signal
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 
 from app.clock import utc_now
-from app.problems import Problem
-from app.spotify import tokens
+from app.pace import Pace
+from app.parts import Parts
+from app.problems import DEPENDENCY_DOWN, Problem
+from app.spotify import breaker, due, tokens, upkeep
+from app.spotify.refresh import GrantEnded
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 30
+UPKEEP_SECONDS = 3600
+# How long what is running may take to end, when asked to. A call and its commit take less.
+STOP_SECONDS = 25
 
 
 @dataclass
@@ -38,92 +45,146 @@ def refresh_due(
 ) -> Pass:
     """Refresh every link that is due now, soonest deadline first, in a bounded pool at a bounded rate.
 
-    Two passes at once, on one machine or several, are harmless: each refresh goes to one of them.
+    Any number of passes at once share the work. A pass ends early when refreshing is held back for
+    everybody (`app.spotify.breaker`).
+
+    Raises:
+        One of DEPENDENCY_DOWN: the database is away. Nothing more was asked of Spotify then.
     """
-    config = app.extensions["backline"].config
-    lead = timedelta(seconds=config.refresh_lead_seconds)
-    with app.app_context():
-        since = utc_now() - timedelta(days=config.refresh_active_days)
-        due = tokens.due_links(lead, active_since=since)
-
-    pace, stopping = _Pace(config.refresh_rate), stopping or threading.Event()
-
-    def refresh(link_id: int) -> bool | None:
-        if stopping.wait(pace.pause()):
-            return None
-        with app.app_context():
-            return _refresh(link_id, lead)
-
-    done = Pass()
-    with ThreadPoolExecutor(config.refresh_workers, thread_name_prefix="refresh") as pool:
-        for refreshed in pool.map(refresh, due):
-            done.refreshed += refreshed is True
-            done.failed += refreshed is False
-            if progress is not None:
-                progress(done)
-    return done
+    return _Worker(app, stopping or threading.Event()).work(progress or (lambda _: None))
 
 
-class _Pace:
-    """Spreads the calls of all threads evenly: at most `rate` a second."""
+class _Worker:
+    """One pass."""
 
-    def __init__(self, rate: int) -> None:
-        self._interval = 1 / rate
-        self._lock = threading.Lock()
-        self._next = time.monotonic()
+    def __init__(self, app: Flask, stopping: threading.Event) -> None:
+        parts: Parts = app.extensions["backline"]
+        self._app = app
+        self._config = parts.config
+        self._pace = Pace(parts.redis, "refresh:pace", parts.config.refresh_rate)
+        # More would wait for its turn so long that the reservation ends.
+        self._at_once = min(2 * parts.config.refresh_workers, 10 * parts.config.refresh_rate)
+        self._stopping = stopping
+        self._ending = False
+        self._failure: Exception | None = None
 
-    def pause(self) -> float:
-        """Take the next turn. Returns how many seconds it is away."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(self._next, now)
-            self._next = turn + self._interval
-            return turn - now
+    def work(self, progress: Callable[[Pass], None]) -> Pass:
+        done, running, more = Pass(), set[Future[bool | None]](), True
+        with self._app.app_context():
+            due.put_to_sleep(timedelta(days=self._config.refresh_active_days))
+            started = due.now()
+        with ThreadPoolExecutor(self._config.refresh_workers, thread_name_prefix="refresh") as pool:
+            while more or running:
+                if more and len(running) <= self._at_once / 2:
+                    batch = self._reserve(self._at_once - len(running), started)
+                    running |= {pool.submit(self._refresh_in_turn, link_id) for link_id in batch}
+                    more = bool(batch)
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done.refreshed += future.result() is True
+                    done.failed += future.result() is False
+                    progress(done)
+        if self._failure is not None:
+            raise self._failure
+        return done
 
+    def _reserve(self, limit: int, due_by: datetime) -> list[int]:
+        if self._over():
+            return []
+        with self._app.app_context():
+            return due.reserve(limit, due_by)
 
-def _refresh(link_id: int, lead: timedelta) -> bool | None:
-    """Whether a link could be refreshed; None if there was no need any more."""
-    try:
-        return tokens.refresh_ahead(link_id, lead) or None
-    except (Problem, tokens.GrantEnded):
-        return False  # the attempt's row and the log say why
-    except Exception:
-        # One link's trouble must not end the pass for all the others.
-        log.exception("token_refresh_crashed", extra={"link": link_id})
-        return False
+    def _over(self) -> bool:
+        return self._ending or self._stopping.is_set()
+
+    def _refresh_in_turn(self, link_id: int) -> bool | None:
+        """Whether a link could be refreshed; None if there was no need any more, or the pass is over."""
+        over = self._over() or self._stopping.wait(self._pace.next_turn()) or self._over()
+        with self._app.app_context():
+            try:
+                if over:
+                    due.give_back(link_id)
+                    return None
+                refreshed = self._refresh(link_id)
+                if refreshed is False and breaker.open_troubles():
+                    self._ending = True
+            except DEPENDENCY_DOWN as error:
+                self._ending, self._failure = True, error
+                return None
+            return refreshed
+
+    def _refresh(self, link_id: int) -> bool | None:
+        lead = timedelta(seconds=self._config.refresh_lead_seconds)
+        try:
+            return tokens.refresh_ahead(link_id, lead) or None
+        except (Problem, GrantEnded):
+            return False  # the attempt's row and the log say why
+        except DEPENDENCY_DOWN:
+            raise
+        except Exception:
+            # One link's trouble must not end the pass for all the others.
+            log.exception("token_refresh_crashed", extra={"link": link_id})
+            return False
 
 
 def run(app: Flask) -> None:
     """Make a pass every `TICK_SECONDS` until SIGTERM or SIGINT. Running calls are let finish."""
     stopping = threading.Event()
-
-    def tick() -> None:
-        try:
-            done = refresh_due(app, stopping=stopping)
-        except Exception:
-            log.exception("refresh_pass_failed")
-            return
-        if done.total:
-            log.info("refresh_pass", extra={"refreshed": done.refreshed, "failed": done.failed})
-
     # Blocked before any thread is made, so that every thread inherits it and `sigwait` below gets
     # them; a handler could run in the middle of APScheduler's own locking.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     ticker = BackgroundScheduler(timezone="UTC")
     # The due rows are the work list, so a late tick must still run, and missed ones count once.
-    ticker.add_job(
-        tick,
-        "interval",
-        seconds=TICK_SECONDS,
-        max_instances=1,
-        coalesce=True,
-        misfire_grace_time=None,
-        next_run_time=utc_now(),
-    )
+    for job, seconds in ((_tick, TICK_SECONDS), (_keep_up, UPKEEP_SECONDS)):
+        ticker.add_job(
+            job,
+            "interval",
+            args=(app, stopping),
+            seconds=seconds,
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,
+            next_run_time=utc_now(),
+        )
     ticker.start()
     log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})
     received = signal.sigwait(signals)
     log.info("scheduler_stopping", extra={"signal": signal.Signals(received).name})
     stopping.set()
-    ticker.shutdown(wait=True)
+    stop = threading.Thread(target=ticker.shutdown, daemon=True)
+    stop.start()
+    stop.join(STOP_SECONDS)
+    if stop.is_alive():
+        # An attempt that is left like this is taken up by the next process after its lease.
+        log.warning("scheduler_abandons")
+        os._exit(0)
+
+
+def _tick(app: Flask, stopping: threading.Event) -> None:
+    """One pass. While the database is away, try again after a growing pause."""
+    pause = 1.0
+    while not stopping.is_set():
+        try:
+            done = refresh_due(app, stopping=stopping)
+        except DEPENDENCY_DOWN as error:
+            log.warning("refresh_pass_failed", extra={"reason": type(error).__name__})
+            stopping.wait(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, TICK_SECONDS)
+            continue
+        except Exception:
+            log.exception("refresh_pass_crashed")
+            return
+        if done.total:
+            log.info("refresh_pass", extra={"refreshed": done.refreshed, "failed": done.failed})
+        return
+
+
+def _keep_up(app: Flask, stopping: threading.Event) -> None:
+    with app.app_context():
+        try:
+            upkeep.keep_up(stopping)
+        except DEPENDENCY_DOWN as error:
+            log.warning("upkeep_failed", extra={"reason": type(error).__name__})
+        except Exception:
+            log.exception("upkeep_crashed")

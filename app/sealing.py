@@ -36,6 +36,15 @@ class Sealer:
         sealed = self._ciphers[self._newest].encrypt(nonce, plaintext.encode(), _associated(header, context))
         return header + nonce + sealed
 
+    @property
+    def key_ids(self) -> list[str]:
+        """The ids of our keys, newest first, in hexadecimal."""
+        return [key_id.hex() for key_id in self._ciphers]
+
+    @property
+    def newest_key_id(self) -> str:
+        return self._newest.hex()
+
     def is_newest(self, sealed: bytes) -> bool:
         """Whether a value was sealed with the newest key."""
         return sealed.startswith(_VERSION + self._newest)

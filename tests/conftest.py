@@ -3,7 +3,7 @@
 import base64
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -151,6 +151,20 @@ def env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, 
 @pytest.fixture
 def app(env: dict[str, str]) -> Iterator[Flask]:
     """The application on the tests' servers, in this process."""
+    with running_app(env) as application:
+        yield application
+
+
+@pytest.fixture
+def another_worker(env: dict[str, str]) -> Iterator[Flask]:
+    """The application once more, as another process has it: they share the servers and nothing else."""
+    with running_app(env) as application:
+        yield application
+
+
+@contextmanager
+def running_app(env: dict[str, str]) -> Iterator[Flask]:
+    """An application with these settings, in this process."""
     from app import create_app
     from app.database import db
     from config import Config
@@ -158,6 +172,7 @@ def app(env: dict[str, str]) -> Iterator[Flask]:
     application = create_app(Config.from_env(env))
     application.test_client_class = ApiClient
     yield application
+    application.extensions["backline"].refreshes.close()
     with application.app_context():
         db.engine.dispose()
     application.extensions["backline"].redis.close()

@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import requests
+from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -52,9 +53,9 @@ def connect(
     return response.json["spotify"]
 
 
-def another_tab(client: FlaskClient) -> FlaskClient:
-    """A client of its own with the same cookies, for a call at the same time."""
-    tab = client.application.test_client()
+def another_tab(client: FlaskClient, worker: Flask | None = None) -> FlaskClient:
+    """A client of its own with the same cookies, for a call at the same time, perhaps to another worker."""
+    tab = (worker or client.application).test_client()
     tab._cookies = dict(client._cookies)
     return tab  # type: ignore[no-any-return]
 

@@ -14,9 +14,11 @@ DESIGNED = {
         "created_at updated_at last_used_at"
     ),
     "access_tokens": (
-        "id spotify_user_id grant_id generation state access_token refresh_token scope expires_at "
-        "authorized_at attempt_id lease_until not_before failures refreshed_at created_at updated_at"
+        "id spotify_user_id grant_id generation state access_token refresh_token spare_refresh_token key_id "
+        "scope expires_at authorized_at due_at attempt_id lease_until not_before failures refreshed_at "
+        "ended_at reminded_days created_at updated_at"
     ),
+    "breakers": "name opened_at closed_at probe_at successes",
     "token_refreshes": (
         "id spotify_user_id grant_id generation attempt_id outcome effective started_at finished_at"
     ),

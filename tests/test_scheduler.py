@@ -1,6 +1,7 @@
 """Refreshing ahead of time: the pass, the command, and the process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.scheduler import Pass, _Pace, refresh_due
+from app.pace import Pace
+from app.parts import redis_client
+from app.scheduler import Pass, refresh_due
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually, process_environment
@@ -37,6 +41,7 @@ def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxCli
         for number, row in enumerate(rows, 1):
             row.expires_at = datetime.now(UTC) + timedelta(minutes=2 * number)
             row.refreshed_at = row.expires_at - timedelta(hours=1)
+            row.due_at = datetime.now(UTC)
         return [row.spotify_user_id for row in rows]
 
 
@@ -64,7 +69,8 @@ def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox
 def test_what_lasts_longer_than_the_lead_is_left_alone(
     app: Flask, links: list[int], sandbox: SandboxClient
 ) -> None:
-    change(app, links[3], expires_at=datetime.now(UTC) + timedelta(minutes=16))
+    later = datetime.now(UTC) + timedelta(minutes=30)
+    change(app, links[3], expires_at=later, due_at=later - timedelta(minutes=15))
 
     assert refresh_due(app).refreshed == 3
     assert generations(app) == [1, 1, 1, 0]
@@ -102,9 +108,9 @@ def test_ended_grants_and_running_pauses_are_left_alone(
     app: Flask, links: list[int], sandbox: SandboxClient
 ) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=1)
-    change(app, links[0], state=GrantState.REAUTHORIZATION_REQUIRED)
-    change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon)
-    change(app, links[2], not_before=soon)
+    change(app, links[0], state=GrantState.REAUTHORIZATION_REQUIRED, due_at=None)
+    change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon, due_at=soon)
+    change(app, links[2], not_before=soon, due_at=soon)
 
     assert refresh_due(app) == Pass(refreshed=1, failed=0)
     assert generations(app) == [0, 0, 0, 1]
@@ -120,13 +126,22 @@ def test_a_suspect_is_asked_about_again_when_its_time_has_come(
         assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
 
 
-def test_the_rate_of_calls_is_bounded() -> None:
-    pace = _Pace(rate=5)
+def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> None:
+    store: redis.Redis = app.extensions["backline"].redis
+    paces = [Pace(store, "pace", rate=5), Pace(store, "pace", rate=5)]
 
-    pauses = [pace.pause() for _ in range(11)]
+    pauses = [paces[turn % 2].next_turn() for turn in range(11)]
 
     assert pauses[0] == 0
-    assert 1.9 < pauses[10] <= 2.0
+    assert 1.8 < pauses[10] <= 2.0
+
+
+def test_without_redis_each_process_keeps_the_rate_alone() -> None:
+    pace = Pace(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
+
+    pauses = [pace.next_turn() for _ in range(11)]
+
+    assert 1.8 < pauses[10] <= 2.0
 
 
 def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
@@ -185,9 +200,7 @@ def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app
 
     done = flask(env, "tokens", "status")
 
-    lines = {
-        line.rsplit(maxsplit=1)[0].strip(): line.rsplit(maxsplit=1)[1] for line in done.stdout.splitlines()
-    }
+    lines = dict(re.split(r"\s{2,}", line) for line in done.stdout.splitlines())
     assert lines["active"] == "3"
     assert lines["suspect"] == "1"
     assert lines["reauthorization_required"] == "0"

@@ -1,8 +1,9 @@
 """The tables. Models hold columns and rules that need no session; `migrations/` makes the schema."""
 
 from app.models.access_token import AccessToken, GrantState
+from app.models.breaker import Breaker
 from app.models.spotify_user import SpotifyUser
 from app.models.token_refresh import TokenRefresh
 from app.models.user import User
 
-__all__ = ["AccessToken", "GrantState", "SpotifyUser", "TokenRefresh", "User"]
+__all__ = ["AccessToken", "Breaker", "GrantState", "SpotifyUser", "TokenRefresh", "User"]

@@ -13,6 +13,8 @@ class Outcome(StrEnum):
     REFRESHED = "refreshed"
     SUPERSEDED = "superseded"  # the grant moved on while we asked; the answer was dropped
     INVALID_GRANT = "invalid_grant"
+    AGED = "aged"  # invalid_grant as well, but six months after the consent: it was due
+    RATE_LIMITED = "rate_limited"
     MISCONFIGURED = "misconfigured"
     UNAVAILABLE = "unavailable"
 

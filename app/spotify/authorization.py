@@ -1,12 +1,12 @@
 """The authorization flow behind `GET /api/spotify/authorize`: what each visit means, in order."""
 
+import time
 from dataclasses import dataclass
 
 from flask import session
 
 from app import sessions
 from app.auth.guard import current_user
-from app.clock import utc_now
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
 from app.problems import (
@@ -18,8 +18,9 @@ from app.problems import (
     SpotifyStateMismatch,
     SpotifyUnavailable,
 )
-from app.spotify import links, pending, tokens
+from app.spotify import breaker, links, pending, tokens
 from app.spotify.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.refresh import GrantEnded
 
 _NOT_ON_ALLOWLIST = (
     "Spotify refuses this application or this person. If the application is in development mode, "
@@ -59,7 +60,7 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
 
     try:
         link, grant_ended = _living_link(), False
-    except tokens.GrantEnded:
+    except GrantEnded:
         link, grant_ended = None, True
     if link is not None:
         return Connected(link)
@@ -78,7 +79,7 @@ def _living_link() -> SpotifyUser | None:
     if link is None:
         return None
     if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
-        raise tokens.GrantEnded
+        raise GrantEnded
     try:
         tokens.access_token_for(link.id)
     except SpotifyNotConnected:
@@ -123,15 +124,16 @@ def _join_twin(state: str, user_id: int | None) -> None:
 
 def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
     """Turn the code into a stored grant. Nothing is stored before all of it is known."""
-    asked_at = utc_now()
+    asked = time.monotonic()
     try:
         grant = parts().accounts.exchange(code, verifier=verifier)
+        breaker.client_accepted()
         profile = parts().webapi.me(grant.access_token)
     except InvalidGrant:
         raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
     except SpotifyError as error:
         raise as_problem(error) from None
-    return links.store_grant(profile, grant, user_id=user_id, asked_at=asked_at)
+    return links.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 
 def as_problem(error: SpotifyError) -> Problem:

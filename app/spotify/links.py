@@ -1,6 +1,6 @@
 """Links between people and Spotify accounts: found, stored, handed over, erased."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import sqlalchemy as sa
 from flask import g, session
@@ -11,7 +11,7 @@ from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
 from app.models import SpotifyUser
 from app.problems import SpotifyAccountInUse, SpotifyAccountMismatch
-from app.spotify import tokens
+from app.spotify import due, tokens
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
 
@@ -55,12 +55,13 @@ def note_use(link: SpotifyUser) -> None:
         return
     with writing() as db:
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == link.id).values(last_used_at=now))
+        due.wake(db, link.id)
 
 
-def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked_at: datetime) -> SpotifyUser:
+def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: float) -> SpotifyUser:
     """Store what a consent gave: the account and its tokens, in one transaction.
 
-    `asked_at` is when the code was sent to Spotify; the token's life is counted from there.
+    `asked` is when the code was sent to Spotify (`time.monotonic`).
 
     Raises:
         SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
@@ -77,7 +78,7 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked_at
             link.user_id = user_id
         _describe(link, profile)
         db.flush()  # gives a new link the id that its tokens are sealed with
-        tokens.put_grant(db, link.id, grant, asked_at)
+        tokens.put_grant(db, link.id, grant, asked=asked)
         db.expire(link, ["token"])
         _ = link.token
         return link

@@ -1,28 +1,72 @@
-"""Moving stored tokens to the newest key, while everything goes on."""
+"""The keys that stored tokens are sealed with: which are in use, and how to move to the newest."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.orm import Session
 
-from app.database import reading, writing
+from app.database import db, reading, write_again_on_conflict
 from app.models import AccessToken
 from app.parts import parts
 from app.sealing import Unreadable
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
+# So many rows are locked together, for some milliseconds.
+BATCH = 100
+_COLUMNS = {
+    "access_token": "access_token",
+    "refresh_token": "refresh_token",
+    "spare_refresh_token": "refresh_token",  # sealed as what it may become
+}
 
 
 @dataclass
 class Moved:
-    """How far it has come: rows looked at, sealed anew, and not readable with any of our keys."""
+    """How far it has come: rows to move at the start, looked at, sealed anew, and not readable."""
 
+    total: int = 0
     seen: int = 0
     sealed: int = 0
     unreadable: int = 0
+
+
+def keys_in_use() -> dict[str, int]:
+    """How many rows are sealed with each key, by the key's id."""
+    with reading() as session:
+        counted = sa.select(AccessToken.key_id, sa.func.count()).group_by(AccessToken.key_id)
+        return {key_id: count for key_id, count in session.execute(counted) if key_id is not None}
+
+
+def missing_keys() -> dict[str, int]:
+    """Keys that rows are sealed with and that are not among ours, with the number of those rows."""
+    ours = parts().sealer.key_ids
+    return {key_id: count for key_id, count in keys_in_use().items() if key_id not in ours}
+
+
+def complaint_about_keys(app: Flask) -> str | None:
+    """Why to refuse the start: a key that stored tokens need is missing. None if all is well.
+
+    Also None while the database is away or has no schema yet: that is for others to tell.
+    """
+    with app.app_context():
+        try:
+            missing = missing_keys()
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("keys_not_checked", extra={"reason": type(error).__name__})
+            return None
+        finally:
+            db.engine.dispose()  # Opened before a server forks, it would be shared by its workers.
+    if not missing:
+        return None
+    keys = ", ".join(f"{key_id} ({count} rows)" for key_id, count in missing.items())
+    return (
+        f"TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with: {keys}. "
+        "Put it back, behind the newest. `flask tokens rotate-keys` then makes it unnecessary."
+    )
 
 
 def rotate_keys(progress: Callable[[Moved], None]) -> Moved:
@@ -31,43 +75,53 @@ def rotate_keys(progress: Callable[[Moved], None]) -> Moved:
     It may be stopped at any time and run again: what has been moved is passed over. A row that a
     refresh or a new consent writes meanwhile is left to them; they seal with the newest key too.
     """
-    moved, last_id = Moved(), 0
-    while True:
-        with reading() as db:
-            after = (
-                sa.select(AccessToken).where(AccessToken.id > last_id).order_by(AccessToken.id).limit(BATCH)
-            )
-            rows = list(db.scalars(after))
-        if not rows:
-            return moved
-        for row in rows:
-            _move(row, moved)
+    moved, last_id = Moved(total=_left()), 0
+    while rows := _next_batch(last_id):
+        sealed_anew = {row.id: new for row in rows if (new := _sealed_anew(row)) is not None}
+        moved.unreadable += len(rows) - len(sealed_anew)
+        moved.sealed += write_again_on_conflict(lambda session: _write(session, rows, sealed_anew))  # noqa: B023
         moved.seen += len(rows)
         last_id = rows[-1].id
         progress(moved)
+    return moved
 
 
-def _move(row: AccessToken, moved: Moved) -> None:
-    sealer = parts().sealer
-    old = {"access_token": row.access_token, "refresh_token": row.refresh_token}
-    new: dict[str, bytes] = {}
-    try:
-        for column, sealed in old.items():
-            if not sealer.is_newest(sealed):
-                place = (column, row.spotify_user_id, row.grant_id)
-                new[column] = sealer.seal(sealer.open(sealed, *place), *place)
-    except Unreadable:
-        # Reported and left alone: the key it needs may only be missing.
-        log.error("token_unreadable", extra={"link": row.spotify_user_id})
-        moved.unreadable += 1
-        return
-    if not new:
-        return
-    unchanged = (getattr(AccessToken, column) == sealed for column, sealed in old.items())
-    with writing() as db:
-        done = db.execute(
-            sa.update(AccessToken)
-            .where(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id, *unchanged)
-            .values(new)
+def _left() -> int:
+    newest = parts().sealer.newest_key_id
+    return sum(count for key_id, count in keys_in_use().items() if key_id != newest)
+
+
+def _next_batch(last_id: int) -> list[AccessToken]:
+    older = sa.and_(AccessToken.key_id != parts().sealer.newest_key_id, AccessToken.id > last_id)
+    with reading() as session:
+        return list(
+            session.scalars(sa.select(AccessToken).where(older).order_by(AccessToken.id).limit(BATCH))
         )
-    moved.sealed += done.rowcount  # type: ignore[attr-defined]
+
+
+def _sealed_anew(row: AccessToken) -> dict[str, object] | None:
+    """A row's columns under the newest key. None if one cannot be read; that is reported, and left alone."""
+    sealer = parts().sealer
+    new: dict[str, object] = {"key_id": sealer.newest_key_id}
+    try:
+        for column, sealed_as in _COLUMNS.items():
+            old: bytes | None = getattr(row, column)
+            if old is not None:
+                place = (sealed_as, row.spotify_user_id, row.grant_id)
+                new[column] = sealer.seal(sealer.open(old, *place), *place)
+    except Unreadable:
+        # The key it needs may only be missing.
+        log.error("token_unreadable", extra={"link": row.spotify_user_id})
+        return None
+    return new
+
+
+def _write(session: Session, rows: list[AccessToken], new: dict[int, dict[str, object]]) -> int:
+    """Write the rows that are as they were read. Returns how many."""
+    written = 0
+    for row in rows:
+        if row.id in new:
+            unchanged = (getattr(AccessToken, column) == getattr(row, column) for column in _COLUMNS)
+            same = sa.update(AccessToken).where(AccessToken.id == row.id, *unchanged)
+            written += session.execute(same.values(new[row.id])).rowcount  # type: ignore[attr-defined]
+    return written

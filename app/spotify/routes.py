@@ -10,7 +10,6 @@ from werkzeug.wrappers import Response
 from app import sessions
 from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
-from app.clock import utc_now
 from app.parts import parts
 from app.problems import (
     InsufficientScope,
@@ -24,6 +23,7 @@ from app.problems import (
 )
 from app.spotify import authorization, links, pending, tokens
 from app.spotify.authorization import AuthorizationRequired
+from app.spotify.refresh import GrantEnded
 from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 
 log = logging.getLogger(__name__)
@@ -109,14 +109,14 @@ def playback_token() -> dict[str, Any]:
     links.note_use(link)
     try:
         token = tokens.access_token_for(link.id)
-    except tokens.GrantEnded:
+    except GrantEnded:
         user = current_user()
         url = pending.begin(user.id if user else None)
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
     return {
         "access_token": token.access_token,
         "token_type": "Bearer",
-        "expires_in": int((token.expires_at - utc_now()).total_seconds()),
+        "expires_in": token.expires_in,
         "expires_at": token.expires_at,
         "scope": token.scope,
     }

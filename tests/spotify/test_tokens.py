@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from app.spotify import tokens
+from app.spotify import refresh
 from tests.journeys import another_tab, connect, register, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually
@@ -105,10 +105,13 @@ def test_an_expired_token_is_refreshed_again_and_again(
     assert row(app).authorized_at == authorized_at
 
 
-def test_a_token_about_to_run_out_is_refreshed_first(
+def test_a_token_about_to_run_out_is_given_while_it_is_refreshed(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     soon(app, 5)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] <= 5
+    eventually(lambda: row(app).generation == 1)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
     assert len(refreshes(sandbox)) == 1
@@ -182,20 +185,20 @@ def test_who_waited_takes_a_token_that_lives_however_little_is_left(
     change(app, refreshed_at=now - timedelta(seconds=50), expires_at=now + timedelta(seconds=10))
 
     with app.app_context():
-        after = tokens._refresh_once(before, timedelta(minutes=15), wait=True)
+        after, _ = refresh.refresh(before, timedelta(minutes=15), wait_seconds=12)
 
     assert after.generation == 1
     assert len(refreshes(sandbox)) == 1
 
 
 def test_without_the_lock_there_is_still_one_call(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     """Redis forgets the lock while a refresh is under way: the claim in the database still holds."""
     expire(app)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(3) as pool:
-        tabs = [another_tab(connected) for _ in range(3)]
+        tabs = [another_tab(connected, worker) for worker in (app, another_worker, another_worker)]
         first = pool.submit(tabs[0].get, "/api/spotify/token")
         sandbox.wait_for_held(1)
         store: redis.Redis = app.extensions["backline"].redis
@@ -210,23 +213,41 @@ def test_without_the_lock_there_is_still_one_call(
     assert len(refreshes(sandbox)) == 1
 
 
-def test_a_living_token_is_served_at_once_while_another_refreshes(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+def test_who_has_a_living_token_never_waits(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
+    """Neither the one who finds it about to run out, nor those after, here and in other workers."""
     soon(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
-    tab = another_tab(connected)
-    with ThreadPoolExecutor(1) as pool:
-        refreshing = pool.submit(connected.get, "/api/spotify/token")
-        sandbox.wait_for_held(1)
-
+    for tab in (connected, another_tab(connected), another_tab(connected, another_worker)):
         response = tab.get("/api/spotify/token")
 
         assert response.status_code == 200
         assert response.json["expires_in"] < 10
-        assert not refreshing.done()
+        sandbox.wait_for_held(1)
+    sandbox.release()
+    eventually(lambda: row(app).generation == 1)
+    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_refresh_goes_on_when_its_caller_has_gone(
+    connected: FlaskClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    server: Callable[..., AbstractContextManager[Server]],
+) -> None:
+    cookie = connected.get_cookie("session")
+    assert cookie is not None
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with server(workers=1, threads=2) as api, requests.Session() as http:
+        http.trust_env = False
+        with pytest.raises(requests.ReadTimeout):
+            http.get(f"{api.url}/api/spotify/token", cookies={"session": cookie.value}, timeout=0.5)
+        sandbox.wait_for_held(1)
         sandbox.release()
-        assert refreshing.result().json["expires_in"] > 3500
+        eventually(lambda: row(app).generation == 1)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +418,9 @@ def test_a_suspect_whose_access_token_lives_is_served_it(
     response = connected.get("/api/spotify/token")
 
     assert response.status_code == 200
-    assert row(app).state == GrantState.SUSPECT
+    eventually(lambda: row(app).state == GrantState.SUSPECT)
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert len(refreshes(sandbox)) == 1
 
 
 def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
@@ -442,7 +465,7 @@ def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_a_holder_that_outlived_its_lease_writes_nothing(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient, rotate: bool
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
     """Paused for longer than the lease, it comes back with news about the generation before.
 
@@ -450,7 +473,7 @@ def test_a_holder_that_outlived_its_lease_writes_nothing(
     """
     sandbox.settings(rotate=rotate)
     expire(app)
-    tab = another_tab(connected)
+    tab = another_tab(connected, another_worker)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(tab.get, "/api/spotify/token")

@@ -1,0 +1,199 @@
+"""The breaker: when refreshing fails for everybody, it is not tried for everybody.
+
+Each trouble opens the breaker in its own way (`_RULES`). While it is open one try at a time goes
+through, the probe, and the others are told to wait; nobody's grant is marked. When enough probes
+succeed it closes, and what the trouble had done to grants is taken back.
+
+It stands in the database, so that all processes share it and a restart does not forget it, and it
+counts attempts in their history (`token_refreshes`), which nobody has to keep in step.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app import database
+from app.database import reading, write_again_on_conflict, writing
+from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.problems import SpotifyMisconfigured, SpotifyUnavailable
+from app.spotify.outcomes import CONFIRM_AFTER
+
+log = logging.getLogger(__name__)
+
+
+class Trouble(StrEnum):
+    """Why refreshing fails for everybody."""
+
+    REVOCATIONS = "revocations"  # so many young grants called revoked that it cannot be true
+    MISCONFIGURED = "misconfigured"  # Spotify refuses our client id or secret
+    RATE_LIMITED = "rate_limited"  # Spotify asked us to wait
+    OUTAGE = "outage"  # no usable answers
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When a trouble is one, and when it is over."""
+
+    outcome: Outcome  # what is counted
+    window: timedelta = timedelta(0)
+    links: int = 1  # with this outcome within the window, at least
+    percent: float = 0  # and more than this share of all that were tried
+    probe_every: timedelta = timedelta(minutes=1)
+    successes: int = 1  # of probes, one after another
+
+
+_RULES = {
+    Trouble.REVOCATIONS: _Rule(
+        Outcome.INVALID_GRANT, window=timedelta(minutes=10), links=10, percent=5, successes=5
+    ),
+    Trouble.MISCONFIGURED: _Rule(Outcome.MISCONFIGURED),
+    Trouble.RATE_LIMITED: _Rule(Outcome.RATE_LIMITED, probe_every=timedelta(seconds=30)),
+    Trouble.OUTAGE: _Rule(
+        Outcome.UNAVAILABLE,
+        window=timedelta(minutes=1),
+        links=10,
+        percent=90,
+        probe_every=timedelta(seconds=5),
+    ),
+}
+
+
+def pass_or_wait(db: Session, at: datetime) -> None:
+    """Let a refresh through, as the probe where the breaker is open.
+
+    In the transaction that claims the refresh: without a claim no probe is used up.
+
+    Raises:
+        SpotifyUnavailable, SpotifyMisconfigured: it is open, and the next probe is not due.
+    """
+    for breaker in db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))):
+        probing = db.execute(
+            sa.update(Breaker)
+            .where(Breaker.name == breaker.name, Breaker.closed_at.is_(None), Breaker.probe_at <= at)
+            .values(probe_at=at + _RULES[Trouble(breaker.name)].probe_every)
+        )
+        if not probing.rowcount:  # type: ignore[attr-defined]
+            wait = max(1, math.ceil((breaker.probe_at - at).total_seconds()))
+            if breaker.name == Trouble.MISCONFIGURED:
+                raise SpotifyMisconfigured(retry_after=wait)
+            raise SpotifyUnavailable(retry_after=wait)
+
+
+def open_troubles() -> list[Breaker]:
+    """What holds refreshing back now; usually nothing."""
+    with reading() as db:
+        return list(db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))))
+
+
+def doubts_revocations(db: Session) -> bool:
+    """Whether `invalid_grant` is not to be believed at present."""
+    breaker = db.get(Breaker, Trouble.REVOCATIONS)
+    return breaker is not None and breaker.closed_at is None
+
+
+def note(outcome: Outcome, retry_after: int | None = None) -> None:
+    """Open or close the breaker after an attempt, once its outcome stands in the history."""
+    if outcome is Outcome.REFRESHED:
+        if open_troubles():
+            write_again_on_conflict(_count_success)
+        return
+    for trouble, rule in _RULES.items():
+        if rule.outcome is outcome:
+            write_again_on_conflict(partial(_count_failure, trouble, rule, retry_after))
+
+
+def client_accepted() -> None:
+    """Spotify has just accepted our client id and secret, in the exchange of a code."""
+    if any(breaker.name == Trouble.MISCONFIGURED for breaker in open_troubles()):
+        with writing() as db:
+            _close(db, db.get_one(Breaker, Trouble.MISCONFIGURED), database.now(db))
+
+
+def _count_success(db: Session) -> None:
+    for breaker in db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None)).with_for_update()):
+        breaker.successes += 1
+        if breaker.successes >= _RULES[Trouble(breaker.name)].successes:
+            _close(db, breaker, database.now(db))
+
+
+def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: Session) -> None:
+    at = database.now(db)
+    wait = rule.probe_every if retry_after is None else timedelta(seconds=min(max(retry_after, 1), 86_400))
+    breaker = db.get(Breaker, trouble, with_for_update=True)
+    if breaker is not None and breaker.closed_at is None:
+        breaker.successes = 0
+        if retry_after is not None:
+            breaker.probe_at = max(breaker.probe_at, at + wait)
+        return
+    since = at - rule.window
+    if breaker is not None and breaker.closed_at is not None:
+        since = max(since, breaker.closed_at)  # what was before has been dealt with
+    if not _is_trouble(db, rule, since):
+        return
+    if breaker is None:
+        breaker = Breaker(name=trouble)
+        db.add(breaker)
+    breaker.opened_at, breaker.closed_at, breaker.probe_at, breaker.successes = at, None, at + wait, 0
+    log.error("refreshing_held_back", extra={"trouble": trouble.value})
+    met = _met(db, rule, since)
+    if trouble is Trouble.REVOCATIONS:
+        _take_back_marks(db, met, since)
+    _end_pauses(db, met, at)
+
+
+def _is_trouble(db: Session, rule: _Rule, since: datetime) -> bool:
+    if rule.links <= 1:
+        return True
+    links = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
+    tried = links.where(*_finished_since(since))
+    failed = db.execute(tried.where(TokenRefresh.outcome == rule.outcome)).scalar_one()
+    return failed >= rule.links and failed * 100 > rule.percent * db.execute(tried).scalar_one()
+
+
+def _finished_since(since: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    # The index is on `started_at`, and an attempt takes a minute at most.
+    return (TokenRefresh.finished_at >= since, TokenRefresh.started_at >= since - timedelta(minutes=1))
+
+
+def _close(db: Session, breaker: Breaker, at: datetime) -> None:
+    breaker.closed_at = at
+    log.warning("refreshing_goes_on", extra={"trouble": breaker.name})
+    rule = _RULES[Trouble(breaker.name)]
+    _end_pauses(db, _met(db, rule, breaker.opened_at - rule.window), at)
+
+
+def _met(db: Session, rule: _Rule, since: datetime) -> sa.ColumnElement[bool]:
+    """The grants that a trouble has met since then."""
+    met = sa.select(TokenRefresh.grant_id).where(
+        *_finished_since(since), TokenRefresh.outcome == rule.outcome
+    )
+    return AccessToken.grant_id.in_(list(db.scalars(met.distinct())))
+
+
+def _take_back_marks(db: Session, met: sa.ColumnElement[bool], since: datetime) -> None:
+    """Undo what young grants were marked as since then: one step each."""
+    suspect = AccessToken.state == GrantState.SUSPECT
+    ended = AccessToken.state == GrantState.REAUTHORIZATION_REQUIRED
+    for marked, before in (
+        (sa.and_(suspect, AccessToken.failures == 1), {"state": GrantState.ACTIVE, "failures": 0}),
+        (suspect, {"failures": AccessToken.failures - 1}),
+        (
+            sa.and_(ended, AccessToken.ended_at >= since),
+            {"state": GrantState.SUSPECT, "failures": len(CONFIRM_AFTER), "ended_at": None},
+        ),
+    ):
+        db.execute(sa.update(AccessToken).where(met, marked).values(before))
+
+
+def _end_pauses(db: Session, met: sa.ColumnElement[bool], at: datetime) -> None:
+    """Let the grants that a trouble has met be tried without delay: it was not their own trouble."""
+    active, suspect = (AccessToken.state == state for state in (GrantState.ACTIVE, GrantState.SUSPECT))
+    db.execute(sa.update(AccessToken).where(met, active).values(failures=0))
+    db.execute(sa.update(AccessToken).where(met, sa.or_(active, suspect)).values(not_before=None, due_at=at))

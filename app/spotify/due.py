@@ -1,0 +1,89 @@
+"""The scheduler's work list: the rows of `access_tokens` whose `due_at` has come.
+
+A scheduler reserves a batch by moving its `due_at` ahead; nobody else sees it until then. One that
+dies leaves nothing behind but that. Requests do not look at `due_at`: they refresh when they must.
+"""
+
+import time
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app import database
+from app.database import database_now, reading, write_again_on_conflict, writing
+from app.models import AccessToken, GrantState, SpotifyUser
+
+RESERVED_FOR = timedelta(seconds=30)
+
+
+def now() -> datetime:
+    """What the database's clock says."""
+    with reading() as db:
+        return database.now(db)
+
+
+def reserve(limit: int, due_by: datetime) -> list[int]:
+    """Take up to so many links that were due then, soonest deadline first. Any number of schedulers may."""
+    for _ in range(100):
+        candidates, taken = write_again_on_conflict(lambda db: _take(db, limit, due_by))
+        if taken or not candidates:
+            return taken
+        time.sleep(0.01)  # Others have locked every one of them, and are about to move them on.
+    return []
+
+
+def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
+    now = database.now(db)
+    is_due = (
+        AccessToken.due_at <= due_by,
+        sa.or_(AccessToken.lease_until.is_(None), AccessToken.lease_until < now),
+    )
+    soonest = sa.select(AccessToken.id).where(*is_due).order_by(AccessToken.expires_at).limit(limit)
+    ids = list(db.scalars(soonest))
+    if not ids:
+        return 0, []
+    # In a statement of its own: locking while sorting would lock every row that is due.
+    free = sa.select(AccessToken.id, AccessToken.spotify_user_id).where(AccessToken.id.in_(ids), *is_due)
+    taken = db.execute(free.order_by(AccessToken.expires_at).with_for_update(skip_locked=True)).all()
+    mine = AccessToken.id.in_([row_id for row_id, _ in taken])
+    db.execute(sa.update(AccessToken).where(mine).values(due_at=now + RESERVED_FOR))
+    return len(ids), [link_id for _, link_id in taken]
+
+
+def give_back(link_id: int) -> None:
+    """Let others have what was reserved and not begun."""
+    with writing() as db:
+        reserved = sa.and_(AccessToken.spotify_user_id == link_id, AccessToken.due_at.is_not(None))
+        db.execute(sa.update(AccessToken).where(reserved).values(due_at=database.now(db)))
+
+
+def count() -> int:
+    """How many links are due now."""
+    with reading() as db:
+        return db.execute(
+            sa.select(sa.func.count()).select_from(AccessToken).where(AccessToken.due_at <= database_now())
+        ).scalar_one()
+
+
+def put_to_sleep(unused_for: timedelta) -> int:
+    """Take links off the list that nobody has used for so long, until somebody does. Returns how many."""
+    with writing() as db:
+        now = database.now(db)
+        unused = sa.select(SpotifyUser.id).where(SpotifyUser.last_used_at < now - unused_for)
+        asleep = db.execute(
+            sa.update(AccessToken)
+            .where(AccessToken.due_at <= now, AccessToken.spotify_user_id.in_(unused))
+            .values(due_at=None)
+        )
+    return asleep.rowcount  # type: ignore[attr-defined, no-any-return]
+
+
+def wake(db: Session, link_id: int) -> None:
+    """Put a link back on the list, if it was asleep."""
+    asleep = sa.and_(
+        AccessToken.spotify_user_id == link_id,
+        AccessToken.due_at.is_(None),
+        AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED,
+    )
+    db.execute(sa.update(AccessToken).where(asleep).values(due_at=database.now(db)))

@@ -1,0 +1,117 @@
+"""What custody owes over time: reminders, and that nothing is kept longer than it is needed.
+
+Every part may run in several processes at once, and again after it was stopped.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app import database
+from app.database import write_again_on_conflict
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.parts import parts
+
+log = logging.getLogger(__name__)
+
+# After this a grant that has ended is beyond doubt, and its tokens are of no use to anybody.
+ERASED_AFTER = timedelta(days=7)
+HISTORY_KEPT_FOR = timedelta(days=30)
+REMINDER_DAYS = (1, 7, 30)
+SHORTEST_SIX_MONTHS = timedelta(days=181)
+# Rows written in one transaction: few enough that nobody waits for it.
+BATCH = 500
+
+
+def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
+    """Do all of it, in small transactions. Returns how many rows each part has met."""
+    met: dict[str, int] = {}
+    for part in (remind, erase_ended, prune_history, prune_visitors):
+        met[part.__name__] = _in_batches(part, stopping or threading.Event())
+    if any(met.values()):
+        log.info("upkeep", extra=met)
+    return met
+
+
+def _in_batches(part: Callable[[Session, datetime], int], stopping: threading.Event) -> int:
+    met = 0
+    while not stopping.is_set():
+        batch = write_again_on_conflict(lambda db: part(db, database.now(db)))
+        met += batch
+        if batch < BATCH:
+            break
+    return met
+
+
+def remind(db: Session, now: datetime) -> int:
+    """Record and tell that grants end in 30, 7 or 1 days: the nearest of them, once.
+
+    The person sees `reauthorize_by` in `GET /api/spotify`; the log line is for the operator.
+    """
+    return sum(_remind(db, now, days) for days in REMINDER_DAYS)
+
+
+def _remind(db: Session, now: datetime, days: int) -> int:
+    due_by = now + timedelta(days=days)
+    candidates = (
+        sa.select(AccessToken)
+        .where(
+            AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED,
+            AccessToken.authorized_at <= due_by - SHORTEST_SIX_MONTHS,
+            sa.or_(AccessToken.reminded_days.is_(None), AccessToken.reminded_days > days),
+        )
+        .order_by(AccessToken.authorized_at)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    due = [row for row in db.scalars(candidates) if row.reauthorize_by <= due_by]
+    for row in due:
+        row.reminded_days = days
+        log.warning("spotify_grant_ends_soon", extra={"link": row.spotify_user_id, "days": days})
+    return len(due)
+
+
+def erase_ended(db: Session, now: datetime) -> int:
+    """Erase the tokens of grants that ended a week ago. The link stays, to be connected again."""
+    ended = (
+        sa.select(AccessToken.id)
+        .where(
+            AccessToken.state == GrantState.REAUTHORIZATION_REQUIRED,
+            AccessToken.ended_at <= now - ERASED_AFTER,
+            AccessToken.refresh_token.is_not(None),
+        )
+        .limit(BATCH)
+    )
+    empty = dict.fromkeys(("access_token", "refresh_token", "spare_refresh_token", "key_id"))
+    return _write(db, ended, sa.update(AccessToken).values(empty), AccessToken.id)
+
+
+def prune_history(db: Session, now: datetime) -> int:
+    """Delete attempts that began a month ago."""
+    old = sa.select(TokenRefresh.id).where(TokenRefresh.started_at < now - HISTORY_KEPT_FOR).limit(BATCH)
+    return _write(db, old, sa.delete(TokenRefresh), TokenRefresh.id)
+
+
+def prune_visitors(db: Session, now: datetime) -> int:
+    """Delete links that belong to no account and that no session can reach any more."""
+    unreachable = now - timedelta(seconds=parts().config.session_max_seconds)
+    idle = (
+        sa.select(SpotifyUser.id)
+        .where(SpotifyUser.user_id.is_(None), SpotifyUser.last_used_at < unreachable)
+        .limit(BATCH)
+    )
+    return _write(db, idle, sa.delete(SpotifyUser), SpotifyUser.id)
+
+
+def _write(
+    db: Session, which: sa.Select[int], change: sa.Update | sa.Delete, key: sa.orm.InstrumentedAttribute[int]
+) -> int:
+    """Make the change to the rows selected. MySQL can neither limit nor select from its own table there."""
+    ids = list(db.scalars(which.with_for_update(skip_locked=True)))
+    if ids:
+        db.execute(change.where(key.in_(ids)))
+    return len(ids)

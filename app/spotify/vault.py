@@ -1,0 +1,34 @@
+"""Tokens into their columns and out again: sealed for their link, grant and column."""
+
+import logging
+
+from app.models import AccessToken
+from app.parts import parts
+from app.problems import SpotifyUnavailable
+from app.sealing import Unreadable
+
+log = logging.getLogger(__name__)
+
+
+def seal(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> dict[str, object]:
+    """The columns to write. Both tokens always together, so that a row needs one key only."""
+    sealer = parts().sealer
+    return {
+        "access_token": sealer.seal(access_token, "access_token", link_id, grant_id),
+        "refresh_token": sealer.seal(refresh_token, "refresh_token", link_id, grant_id),
+        "key_id": sealer.newest_key_id,
+    }
+
+
+def unseal(row: AccessToken, column: str) -> str:
+    """A token in the clear. One that our keys do not open is reported and left alone: a key may be missing.
+
+    Raises:
+        SpotifyUnavailable
+    """
+    sealed: bytes | None = getattr(row, column)
+    try:
+        return parts().sealer.open(sealed or b"", column, row.spotify_user_id, row.grant_id)
+    except Unreadable:
+        log.error("token_unreadable", extra={"link": row.spotify_user_id, "column": column})
+        raise SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.") from None
