@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         "--keep",
         type=Path,
         metavar="FILE",
-        help="keep grants and tokens in this file from one run to the next",
+        help="keep grants and tokens (not those of seeded people) in this file from one run to the next",
     )
     return parser.parse_args()
 

@@ -44,7 +44,7 @@ def ask() -> AnyResponse:
     state = sandbox()
     asked = authorization_request.parse(request.args, state.client)
     if state.settings.auto_consent is not None:
-        person = state.person(state.settings.auto_consent)
+        person = state.people.named(state.settings.auto_consent)
         if person is not None:
             return _back_with_code(asked, person)
     person = state.whose_browser(request.cookies.get(COOKIE))
@@ -59,7 +59,7 @@ def _consent_page(asked: AuthorizationRequest, signed_in: Person | None) -> str:
         "consent.html",
         query=query,
         signed_in=signed_in,
-        people=[signed_in] if signed_in else list(sandbox().people.values()),
+        people=[signed_in] if signed_in else sandbox().people.residents,
         scopes=[IN_WORDS[scope] for scope in asked.scopes],
         returns_to=asked.redirect_uri.partition("?")[0],
         somebody_else=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
@@ -74,7 +74,7 @@ def answer() -> AnyResponse:
     decision = request.form.get("decision")
     if decision == "cancel":
         return _back(asked, error="access_denied")
-    person = state.person(request.form.get("person", ""))
+    person = state.people.named(request.form.get("person", ""))
     if decision != "agree" or person is None:
         raise Refused("Choose a person, and agree or cancel")
     response = _back_with_code(asked, person)
@@ -100,8 +100,7 @@ def sign_out() -> AnyResponse:
 
 def _back_with_code(asked: AuthorizationRequest, person: Person) -> AnyResponse:
     state = sandbox()
-    allowed = state.settings.granted_scopes
-    granted = tuple(scope for scope in asked.scopes if allowed is None or scope in allowed)
+    granted = state.settings.granted(asked.scopes)
     code = state.grants.issue_code(
         person.account_id, granted, asked.redirect_uri, asked.challenge, state.clock.now()
     )

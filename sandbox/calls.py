@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from flask import Request
 
 from sandbox.authorize import COOKIE
@@ -22,7 +24,8 @@ def describe_call(state: Sandbox, request: Request) -> Call:
         method=request.method,
         path=request.path,
         query=without_secrets(request.query_string.decode("latin-1")),
-        headers=sorted(name.lower() for name, _ in request.headers),
+        # Almost all calls have the same ones, so that a long journal keeps each name once.
+        headers=sorted(sys.intern(name.lower()) for name, _ in request.headers),
         body_bytes=request.content_length or 0,
         targets=frozenset(_targets(request)),
     )
@@ -56,12 +59,13 @@ def _describe_token_call(call: Call, state: Sandbox, request: Request) -> None:
     if refresh_token := form.get("refresh_token"):
         call.refresh_token_id = short_id(refresh_token)
         held = state.grants.refresh_tokens.get(refresh_token)
-        owner = held.grant.person if held else None
+        if held:
+            owner, call.grant = held.grant.person, held.grant.number
     if code := form.get("code"):
         call.code_id = short_id(code)
         issued = state.grants.codes.get(code)
         owner = issued.person if issued else owner
-    call.person = state.person_ids().get(owner or "")
+    call.person = state.people.id_of(owner)
 
 
 def _client_auth(request: Request) -> str:
@@ -76,9 +80,10 @@ def _describe_api_call(call: Call, state: Sandbox, request: Request) -> None:
         return
     call.access_token_id = short_id(value)
     token = state.grants.access_tokens.get(value)
-    call.person = state.person_ids().get((token and token.grant.person) or "")
+    call.person = state.people.id_of(token.grant.person if token else None)
 
 
 def _describe_visit(call: Call, state: Sandbox, request: Request) -> None:
-    person = state.person(request.form.get("person", "")) or state.whose_browser(request.cookies.get(COOKIE))
+    chosen = state.people.named(request.form.get("person", ""))
+    person = chosen or state.whose_browser(request.cookies.get(COOKIE))
     call.person = person.id if person else None

@@ -1,8 +1,23 @@
-"""`/_sandbox/`: switches, clock, people, faults and journal, for tests and for the page at `/`."""
+"""`/_sandbox/`: switches, clock, people, faults and journal, for tests and for the page at `/`.
+
+POST   reset                       as right after the start
+GET    settings                    the switches; PATCH changes some: see `settings.Settings`
+GET    clock                       POST {"advance": s} or {"offset": s} moves it
+GET    people                      everybody
+POST   people/<id>/revoke          the person removes the app
+POST   people/<id>/rename          {"id": ...}
+POST   seed                        {"count": n}: n more people with tokens: see `seeding`
+POST   expire-access-tokens        none works any longer
+GET    faults                      POST adds one: see `faults.Fault`; DELETE removes all
+POST   faults/release              held calls go on
+GET    journal                     ?after=<n>, path and grant_type pick calls; DELETE empties it
+GET    tokens                      every grant with its tokens, named by short ids
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from datetime import datetime
 from typing import Any
 
@@ -13,11 +28,13 @@ from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.faults import parse_fault
 from sandbox.people import Person
+from sandbox.seeding import MEMBERS, parse_wish, seed
 from sandbox.settings import BadRequestBody
 
 control = Blueprint("control", __name__, url_prefix="/_sandbox")
 
 FARTHEST_S = 100 * 366 * 86400
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @control.before_request
@@ -86,7 +103,7 @@ def show_settings() -> Response:
 @control.patch("/settings")
 def change_settings() -> Response:
     state = sandbox()
-    state.settings.patch(_members(), [person.id for person in state.people.values()])
+    state.settings.patch(_members(), state.people)
     return show_settings()
 
 
@@ -111,11 +128,12 @@ def show_clock() -> Response:
 
 @control.get("/people")
 def show_people() -> Response:
-    return jsonify(people=sandbox().people_as_json())
+    state = sandbox()
+    return jsonify(people=state.people_as_json(state.people))
 
 
 def _person(person_id: str) -> Person:
-    person = sandbox().person(person_id)
+    person = sandbox().people.named(person_id)
     if person is None:
         abort(404)
     return person
@@ -134,6 +152,14 @@ def rename(person_id: str) -> Response:
         raise BadRequestBody("id must be a string", ["id"])
     sandbox().rename(_person(person_id), new_id)
     return show_people()
+
+
+@control.post("/seed")
+def seed_people() -> tuple[Response, int]:
+    """Many people who have agreed already, with their tokens as they are: the caller hands them out."""
+    state = sandbox()
+    wish = parse_wish(_members(MEMBERS), state.clock.now())
+    return jsonify(people=seed(state, wish)), 201
 
 
 @control.post("/expire-access-tokens")
@@ -168,7 +194,32 @@ def release() -> Response:
 
 @control.get("/journal")
 def show_journal() -> Response:
-    return jsonify(calls=sandbox().journal.as_json())
+    """All calls that are kept, or those that the query picks.
+
+    `forgotten` is the number of the last call that is no longer kept. A call that was under way is
+    not shown again to somebody who asks for calls `after` it: read it anew to see how it ended.
+    """
+    query = _query(["after", "path", "grant_type"])
+    after = query.pop("after", "0")
+    if not _NUMBER.fullmatch(after):
+        raise BadRequestBody("after must be the number of a call")
+    journal = sandbox().journal
+    calls = [call.as_json() for call in journal.calls(int(after), **query)]
+    return jsonify(calls=calls, forgotten=journal.forgotten())
+
+
+def _query(allowed: list[str]) -> dict[str, str]:
+    """The parameters of the query.
+
+    Raises:
+        BadRequestBody: one is not allowed, or given twice.
+    """
+    for name, values in request.args.lists():
+        if name not in allowed:
+            raise BadRequestBody(f"unknown parameter: {name}", allowed)
+        if len(values) > 1:
+            raise BadRequestBody(f"{name} is given twice")
+    return request.args.to_dict()
 
 
 @control.delete("/journal")
@@ -181,4 +232,4 @@ def clear_journal() -> tuple[str, int]:
 def show_tokens() -> Response:
     state = sandbox()
     now: datetime = state.clock.now()
-    return jsonify(grants=state.grants.as_json(now, state.person_ids()))
+    return jsonify(grants=state.grants.as_json(now, state.settings.rotation_grace_s, state.people))

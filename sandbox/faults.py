@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from sandbox.fault_answers import ANSWERS, TRANSPORT
@@ -21,7 +23,7 @@ LONGEST_HOLD_S = 120.0
 MOST_BYTES = 1024 * 1024 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class Fault:
     on: str
     kind: str
@@ -31,6 +33,13 @@ class Fault:
     """The call takes effect, and only its answer is lost or spoilt."""
     person: str | None = None
     """Meet only calls of the person with this id."""
+    after_calls: int = 0
+    """How many calls it still lets pass before it meets one."""
+    chance: float = 1
+    """With what probability it meets a call; those it spares do not count among `times`."""
+    seed: int | None = None
+    """What `chance` is drawn from: the same seed meets the same ones of the same calls. Shown even if
+    none was given, so that a run can be repeated."""
     retry_after: int | None = None
     """Value of the Retry-After header, for any kind that answers."""
     body: str = "json"
@@ -43,9 +52,24 @@ class Fault:
     """Size of `huge_body` and `gzip_bomb`."""
     met: int = 0
     """How many calls it has met so far; not to be set."""
+    _random: Random = field(init=False, repr=False)
 
-    def meets(self, call: Call) -> bool:
-        return self.on in call.targets and self.times != 0 and self.person in (None, call.person)
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            self.seed = secrets.randbits(32)
+        self._random = Random(self.seed)
+
+    def strikes(self, call: Call) -> bool:
+        """Whether it meets this call. Asking counts: a call let pass is one less, and a number is drawn."""
+        if self.on not in call.targets or self.person not in (None, call.person):
+            return False
+        if self.after_calls:
+            self.after_calls -= 1
+            return False
+        return self._random.random() < self.chance
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_random"}
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -54,15 +78,22 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "times": (lambda v: v is None or is_whole(v, 1), "null or a whole number above 0"),
     "after_effect": (lambda v: isinstance(v, bool), "true or false"),
     "person": (lambda v: v is None or isinstance(v, str), "null or a person's id"),
+    "after_calls": (is_whole, "a whole number"),
+    "chance": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "seed": (lambda v: v is None or type(v) is int, "null or a whole number"),
     "retry_after": (lambda v: v is None or is_whole(v), "null or a whole number of seconds"),
     "body": (lambda v: v in RATE_LIMIT_BODIES, f"one of {', '.join(RATE_LIMIT_BODIES)}"),
     "seconds": (
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= LONGEST_HOLD_S,
+        lambda v: _is_number(v) and 0 <= v <= LONGEST_HOLD_S,
         f"0 to {LONGEST_HOLD_S:g}",
     ),
     "location": (lambda v: isinstance(v, str) and v != "" and v.isprintable(), "a URL"),
     "bytes": (lambda v: is_whole(v, 1, MOST_BYTES), f"1 to {MOST_BYTES}"),
 }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def parse_fault(members: dict[str, Any]) -> Fault:
@@ -89,20 +120,25 @@ class FaultBoard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
+        # Those that can still meet a call: spent ones stay on show, but no call has to pass them.
+        self._ready: list[Fault] = []
         self._released = threading.Event()
         self._held = 0
 
     def add(self, fault: Fault) -> None:
         with self._lock:
             self._faults.append(fault)
+            self._ready.append(fault)
 
     def take(self, call: Call) -> Fault | None:
         """The oldest fault that meets this call; it counts down."""
         with self._lock:
-            fault = next((fault for fault in self._faults if fault.meets(call)), None)
+            fault = next((fault for fault in self._ready if fault.strikes(call)), None)
             if fault:
                 fault.met += 1
                 fault.times = None if fault.times is None else fault.times - 1
+                if fault.times == 0:
+                    self._ready.remove(fault)
             return fault
 
     def hold(self, fault: Fault) -> None:
@@ -126,8 +162,9 @@ class FaultBoard:
         """Remove all faults and let go of what they hold."""
         with self._lock:
             self._faults.clear()
+            self._ready.clear()
         self.release()
 
     def as_json(self) -> dict[str, Any]:
         with self._lock:
-            return {"faults": [asdict(fault) for fault in self._faults], "held": self._held}
+            return {"faults": [fault.as_json() for fault in self._faults], "held": self._held}

@@ -9,13 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sandbox.clock import as_text, six_months_after
+from sandbox.people import People
 
 CODE_LIFE = timedelta(minutes=10)
 
 
 def short_id(value: str) -> str:
-    """How a token or code is named wherever people may read it: 8 hex digits of its SHA-256."""
-    return hashlib.sha256(value.encode()).hexdigest()[:8]
+    """How a token or code is named wherever people may read it: 16 hex digits of its SHA-256."""
+    return hashlib.sha256(value.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -36,14 +37,21 @@ class Code:
 class RefreshToken:
     value: str
     grant: Grant
-    replaced: bool = False
+    replaced_at: datetime | None = None
 
     def aged(self, now: datetime) -> bool:
         """Refreshing never moves this end: it is counted from the person's agreement."""
         return now >= six_months_after(self.grant.authorized_at)
 
-    def live(self, now: datetime) -> bool:
-        return not (self.replaced or self.grant.revoked or self.aged(now))
+    def ended(self, now: datetime, grace_s: int) -> bool:
+        """Revoked with its grant, or replaced and no longer within the grace."""
+        # A clock that was set back behind the replacement must not bring the token back to life.
+        return self.grant.revoked or (
+            self.replaced_at is not None and max(0.0, (now - self.replaced_at).total_seconds()) >= grace_s
+        )
+
+    def live(self, now: datetime, grace_s: int) -> bool:
+        return not (self.ended(now, grace_s) or self.aged(now))
 
 
 @dataclass
@@ -82,6 +90,7 @@ class Grants:
         self.refresh_tokens: dict[str, RefreshToken] = {}
         self.access_tokens: dict[str, AccessToken] = {}
         self.all: list[Grant] = []
+        self._by_person: dict[str, list[Grant]] = {}
         self.agreements: dict[str, set[str]] = {}
 
     def agreed(self, person: str, scopes: tuple[str, ...]) -> bool:
@@ -102,7 +111,13 @@ class Grants:
     ) -> Grant:
         grant = Grant(len(self.all) + 1, person, scopes, authorized_at, public)
         self.all.append(grant)
+        if person is not None:
+            self._by_person.setdefault(person, []).append(grant)
         return grant
+
+    def standing(self, person: str) -> int:
+        """How many of the person's grants are not revoked."""
+        return sum(not grant.revoked for grant in self._by_person.get(person, ()))
 
     def issue_refresh_token(self, grant: Grant) -> RefreshToken:
         token = RefreshToken(f"AQ{secrets.token_urlsafe(96)}", grant)
@@ -123,7 +138,7 @@ class Grants:
         """
         self.agreements.pop(person, None)
         self.codes = {value: code for value, code in self.codes.items() if code.person != person}
-        ended = [grant for grant in self.all if grant.person == person and not grant.revoked]
+        ended = [grant for grant in self._by_person.get(person, ()) if not grant.revoked]
         for grant in ended:
             grant.revoked = True
         return len(ended)
@@ -135,16 +150,16 @@ class Grants:
             token.ended = True
         return len(live)
 
-    def as_json(self, now: datetime, person_id: dict[str, str]) -> list[dict[str, Any]]:
-        """Every grant with its tokens as short ids; `person_id` maps account ids to ids."""
+    def as_json(self, now: datetime, grace_s: int, people: People) -> list[dict[str, Any]]:
+        """Every grant with its tokens as short ids."""
         return [
             {
                 "grant": grant.number,
-                "person": person_id.get(grant.person or ""),
+                "person": people.id_of(grant.person),
                 "scopes": sorted(grant.scopes),
                 "authorized_at": as_text(grant.authorized_at),
                 "refresh_tokens": [
-                    {"id": short_id(t.value), "live": t.live(now)} for t in grant.refresh_tokens
+                    {"id": short_id(t.value), "live": t.live(now, grace_s)} for t in grant.refresh_tokens
                 ],
                 "access_tokens": [
                     {"id": short_id(t.value), "live": t.live(now), "expires_at": as_text(t.expires_at)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import secrets
+from collections.abc import Callable
 from html import escape
 
 from flask import Blueprint, Response, abort, make_response, render_template
 
-from sandbox.catalogue import ALBUMS, ARTISTS
+from sandbox.catalogue import ALBUMS, ARTISTS, Album, Artist, Playlist
 from sandbox.context import sandbox
 from sandbox.control import refuse_strangers
+from sandbox.people import Person
 from sandbox.settings import MODES
 
 home = Blueprint("home", __name__)
@@ -26,10 +28,11 @@ def show_home() -> Response:
     nonce = secrets.token_urlsafe(16)
     page = render_template(
         "home.html",
-        people=state.people_as_json(),
+        people=state.people_as_json(state.people.residents),
+        seeded=len(state.people) - len(state.people.residents),
         settings=state.settings,
         modes=MODES,
-        calls=state.journal.as_json()[: -NEWEST_CALLS - 1 : -1],
+        calls=state.journal.newest(NEWEST_CALLS),
         now=state.clock.now(),
         offset=state.clock.offset,
         faults=state.faults.as_json()["faults"],
@@ -65,16 +68,16 @@ def show_image(kind: str, item_id: str) -> Response:
 
 def _letter(kind: str, item_id: str) -> str:
     state = sandbox()
-    named = {
-        "person": {person.account_id: person.name for person in state.people.values()},
-        "album": {album.id: album.name for album in ALBUMS.values()},
-        "artist": {artist.id: artist.name for artist in ARTISTS.values()},
-        "playlist": {playlist.id: playlist.name for playlist in state.music.playlists.values()},
+    find: dict[str, Callable[[str], Person | Album | Artist | Playlist | None]] = {
+        "person": state.people.of_account,
+        "album": ALBUMS.get,
+        "artist": ARTISTS.get,
+        "playlist": state.music.playlists.get,
     }
-    name = named.get(kind, {}).get(item_id)
-    if name is None:
+    found = find[kind](item_id) if kind in find else None
+    if found is None:
         abort(404)
-    return name[:1].upper()
+    return found.name[:1].upper()
 
 
 def _colour(hue: float, lightness: float) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from sandbox.grants import short_id
 
-KEPT = 50_000
+# A long run of refreshes fits in; each call takes about a kilobyte.
+KEPT = 200_000
 _SECRET_PARAMETERS = {"access_token", "client_secret", "code", "code_verifier", "refresh_token", "state"}
 
 
@@ -31,6 +33,12 @@ class Call:
     refresh_token_id: str | None = None
     code_id: str | None = None
     access_token_id: str | None = None
+    grant: int | None = None
+    """The number of the grant that a token call is about, as far as there is one."""
+    issued_refresh_token_id: str | None = None
+    issued_access_token_id: str | None = None
+    """What a token call has handed out. It stands here from the moment the call takes effect, and
+    whatever becomes of the answer; None where nothing new was issued."""
     person: str | None = None
     fault: str | None = None
     headers: list[str] = field(default_factory=list)
@@ -40,9 +48,8 @@ class Call:
     """What faults may be aimed at this call; not shown."""
 
     def as_json(self) -> dict[str, Any]:
-        shown = asdict(self)
-        del shown["targets"]
-        return shown
+        # Not `asdict`, whose deep copies would make a long journal slow to read.
+        return {name: value for name, value in vars(self).items() if name != "targets"}
 
 
 def without_secrets(query: str) -> str:
@@ -78,6 +85,22 @@ class Journal:
             self._calls.clear()
             self._count = 0
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def calls(self, after: int = 0, path: str | None = None, grant_type: str | None = None) -> list[Call]:
+        """Calls with a number above `after`, oldest first. Older ones are not even looked at."""
         with self._lock:
-            return [call.as_json() for call in self._calls]
+            newest_first = list(islice(reversed(self._calls), max(0, self._count - after)))
+        return [
+            call
+            for call in reversed(newest_first)
+            if path in (None, call.path) and grant_type in (None, call.grant_type)
+        ]
+
+    def newest(self, how_many: int) -> list[Call]:
+        """Newest first."""
+        with self._lock:
+            return list(islice(reversed(self._calls), how_many))
+
+    def forgotten(self) -> int:
+        """The number of the last call that is no longer kept; 0: all are."""
+        with self._lock:
+            return self._count - len(self._calls)

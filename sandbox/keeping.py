@@ -1,7 +1,8 @@
 """Keeping what people have agreed to from one run to the next, in a file.
 
 An app under development keeps its refresh tokens; a Spotify that forgot them with every restart
-would look to it like one where everybody had removed the app.
+would look to it like one where everybody had removed the app. Seeded people belong to the test
+that made them, and are not kept.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.grants import AccessToken, Grant, Grants, RefreshToken
+from sandbox.people import Person
 from sandbox.state import Sandbox
 
 
 def save(state: Sandbox, path: Path) -> None:
     """Write who agreed to what, with the tokens and the signed-in browsers, for the owner's eyes only."""
     with state.lock:
+        people = {person.account_id: person.id for person in state.people.residents}
+        agreed, grants = state.grants.agreements, state.grants.all
         kept = {
-            "people": {person.account_id: person.id for person in state.people.values()},
-            "signed_in": state.signed_in,
-            "agreed": {person: sorted(scopes) for person, scopes in state.grants.agreements.items()},
-            "grants": [_as_plain(grant) for grant in state.grants.all],
+            "people": people,
+            "signed_in": {cookie: who for cookie, who in state.signed_in.items() if who in people},
+            "agreed": {who: sorted(scopes) for who, scopes in agreed.items() if who in people},
+            "grants": [_as_plain(g) for g in grants if g.person is None or g.person in people],
         }
     beside = path.with_suffix(".new")
     beside.touch(mode=0o600)
@@ -45,11 +49,18 @@ def load(state: Sandbox, path: Path) -> None:
             state.grants = _as_grants(kept["grants"], kept["agreed"])
             state.signed_in = dict(kept["signed_in"])
             for account_id, person_id in kept["people"].items():
-                state.people[account_id].id = person_id
+                state.people.rename(_known(state, account_id), person_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}); delete it to start over"
         ) from error
+
+
+def _known(state: Sandbox, account_id: str) -> Person:
+    person = state.people.of_account(account_id)
+    if person is None:
+        raise KeyError(account_id)
+    return person
 
 
 def _as_plain(grant: Grant) -> dict[str, Any]:
@@ -59,7 +70,9 @@ def _as_plain(grant: Grant) -> dict[str, Any]:
         "authorized_at": grant.authorized_at.isoformat(),
         "public": grant.public,
         "revoked": grant.revoked,
-        "refresh_tokens": [{"value": t.value, "replaced": t.replaced} for t in grant.refresh_tokens],
+        "refresh_tokens": [
+            {"value": t.value, "replaced": t.replaced_at is not None} for t in grant.refresh_tokens
+        ],
         "access_tokens": [
             {"value": t.value, "expires_at": t.expires_at.isoformat(), "ended": t.ended}
             for t in grant.access_tokens
@@ -75,7 +88,8 @@ def _as_grants(kept: list[dict[str, Any]], agreed: dict[str, list[str]]) -> Gran
         grant = grants.open(plain["person"], tuple(plain["scopes"]), began, plain["public"])
         grant.revoked = plain["revoked"]
         for one in plain["refresh_tokens"]:
-            refresh = RefreshToken(one["value"], grant, one["replaced"])
+            # When it was replaced is not kept: a run starts without a grace, so it is over either way.
+            refresh = RefreshToken(one["value"], grant, began if one["replaced"] else None)
             grant.refresh_tokens.append(refresh)
             grants.refresh_tokens[refresh.value] = refresh
         for one in plain["access_tokens"]:

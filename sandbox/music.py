@@ -15,15 +15,27 @@ class Music:
     """Everything that can change, by account id."""
 
     def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         now = clock.now_ms()
         self.playlists: dict[str, Playlist] = {playlist.id: playlist for playlist in first_playlists()}
-        self.players = _players(now)
+        self._players = _players(now)
         tracks = [f"spotify:track:{track}" for track in TRACKS]
         # URIs in the order they were saved, newest first, with the time of saving.
-        self.saved: dict[str, dict[str, int]] = {
+        self._saved: dict[str, dict[str, int]] = {
             person: {uri: now - (n + 1) * 30 * HOUR_MS for n, uri in enumerate(tracks[start::3])}
-            for start, person in enumerate(self.players)
+            for start, person in enumerate(self._players)
         }
+
+    def player_of(self, person: str) -> Player:
+        """The person's player. Seeded people get one when they first ask for it, as they may be many."""
+        if person not in self._players:
+            phone = Device(base62_id(f"device {person}"), "Phone", "Smartphone", 50)
+            self._players[person] = Player([phone], as_of_ms=self._clock.now_ms())
+        return self._players[person]
+
+    def saved_by(self, person: str) -> dict[str, int]:
+        """What the person saved, as URIs with times."""
+        return self._saved.setdefault(person, {})
 
     def playlists_of(self, person: str) -> list[Playlist]:
         """Owned and followed ones."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+
+from sandbox.catalogue import base62_id
+
+ACCOUNT_ID_LENGTH = 10
 
 
 @dataclass
@@ -49,3 +55,64 @@ def everybody() -> list[Person]:
            True,            "Premium, paused in the living room",
         ),
     ]  # fmt: skip
+
+
+def _newcomer(number: int) -> Person:
+    person_id = f"seed-{number:05}"
+    account_id = base62_id(f"person {person_id}")[:ACCOUNT_ID_LENGTH]
+    return Person(
+        person_id, account_id, f"Seed {number}", "premium", "SE", f"{person_id}@example.com", 0, False,
+        "Premium, made for a test",
+    )  # fmt: skip
+
+
+class People:
+    """All people, found by account id and by the id they have now, however many there are."""
+
+    def __init__(self) -> None:
+        self.residents = everybody()
+        """Those who were here from the start. Seeded people are listed by no page and kept by no file."""
+        self._by_account: dict[str, Person] = {}
+        self._by_id: dict[str, Person] = {}
+        self._numbers = count(1)
+        for person in self.residents:
+            self._add(person)
+
+    def _add(self, person: Person) -> None:
+        self._by_account[person.account_id] = person
+        self._by_id[person.id] = person
+
+    def __iter__(self) -> Iterator[Person]:
+        return iter(self._by_account.values())
+
+    def __len__(self) -> int:
+        return len(self._by_account)
+
+    def of_account(self, account_id: str | None) -> Person | None:
+        return self._by_account.get(account_id or "")
+
+    def named(self, person_id: str) -> Person | None:
+        """Whoever has this id now."""
+        return self._by_id.get(person_id)
+
+    def id_of(self, account_id: str | None) -> str | None:
+        """The present id of an account."""
+        person = self.of_account(account_id)
+        return person.id if person else None
+
+    def rename(self, person: Person, new_id: str) -> None:
+        # While a kept file is read, somebody else may already have taken the id over.
+        if self._by_id.get(person.id) is person:
+            del self._by_id[person.id]
+        person.id = new_id
+        self._by_id[new_id] = person
+
+    def seed(self, how_many: int) -> list[Person]:
+        """That many new people. An id that somebody was renamed to is passed over."""
+        newcomers: list[Person] = []
+        while len(newcomers) < how_many:
+            person = _newcomer(next(self._numbers))
+            if person.id not in self._by_id:
+                self._add(person)
+                newcomers.append(person)
+        return newcomers

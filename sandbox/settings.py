@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sandbox.people import People
 from sandbox.scopes import IN_WORDS
 
 MODES = ("dev2026", "transition", "legacy")
@@ -29,6 +30,8 @@ class Settings:
 
     rotate: bool = False
     """Each refresh hands out a new refresh token and ends the old one."""
+    rotation_grace_s: int = 0
+    """For so many seconds a refresh token that was replaced still works, each time for another new one."""
     expires_in: int = 3600
     """Life of new access tokens in seconds."""
     mode: str = "dev2026"
@@ -51,7 +54,12 @@ class Settings:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def patch(self, changes: dict[str, Any], people: list[str]) -> None:
+    def granted(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the scopes asked for that are granted."""
+        allowed = self.granted_scopes
+        return tuple(scope for scope in asked if allowed is None or scope in allowed)
+
+    def patch(self, changes: dict[str, Any], people: People) -> None:
         """Take over all changes, or none.
 
         Raises:
@@ -73,10 +81,11 @@ def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
     return type(value) is int and value >= least and (most is None or value <= most)
 
 
-def _checks(people: list[str]) -> dict[str, Callable[[Any], str | None]]:
+def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
     """For each setting a function that says what the value should have been, or None."""
     return {
         "rotate": _boolean,
+        "rotation_grace_s": lambda v: None if is_whole(v) else "a whole number of seconds",
         "expires_in": lambda v: None if is_whole(v, 1) else "a positive whole number of seconds",
         "mode": _one_of(MODES),
         "account_id": _boolean,
@@ -84,9 +93,14 @@ def _checks(people: list[str]) -> dict[str, Callable[[Any], str | None]]:
         "unauthorized_wording": _one_of(UNAUTHORIZED_WORDINGS),
         "six_month_wording": _one_of(SIX_MONTH_WORDINGS),
         "granted_scopes": _scopes,
-        "auto_consent": lambda v: None if v is None or v in people else f"null or one of {', '.join(people)}",
+        "auto_consent": lambda v: _somebody(v, people),
         "outage": _boolean,
     }
+
+
+def _somebody(value: Any, people: People) -> str | None:
+    fits = value is None or (isinstance(value, str) and people.named(value))
+    return None if fits else f"null or one of {', '.join(person.id for person in people.residents)}"
 
 
 def _boolean(value: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from sandbox.authorization_request import Client
@@ -12,7 +13,7 @@ from sandbox.faults import FaultBoard
 from sandbox.grants import Grants
 from sandbox.journal import Journal
 from sandbox.music import Music
-from sandbox.people import Person, everybody
+from sandbox.people import People, Person
 from sandbox.settings import BadRequestBody, Settings
 
 
@@ -30,7 +31,7 @@ class Sandbox:
     def _start_over(self) -> None:
         self.settings = Settings()
         self.grants = Grants()
-        self.people: dict[str, Person] = {person.account_id: person for person in everybody()}
+        self.people = People()
         self.signed_in: dict[str, str] = {}
         self.music = Music(self.clock)
 
@@ -42,20 +43,12 @@ class Sandbox:
             self.journal.clear()
             self._start_over()
 
-    def person(self, person_id: str) -> Person | None:
-        """Whoever has this id now."""
-        return next((person for person in self.people.values() if person.id == person_id), None)
-
-    def person_ids(self) -> dict[str, str]:
-        """The present id for each account id."""
-        return {person.account_id: person.id for person in self.people.values()}
-
     def rename(self, person: Person, new_id: str) -> None:
-        if not new_id or "/" in new_id or self.person(new_id):
+        if not new_id or "/" in new_id or self.people.named(new_id):
             raise BadRequestBody("id must be new, not empty, and without a slash")
         if self.settings.auto_consent == person.id:
             self.settings.auto_consent = new_id
-        person.id = new_id
+        self.people.rename(person, new_id)
 
     def sign_in(self, person: Person) -> str:
         """Remember a browser, by the value of its cookie."""
@@ -64,9 +57,9 @@ class Sandbox:
         return cookie
 
     def whose_browser(self, cookie: str | None) -> Person | None:
-        return self.people.get(self.signed_in.get(cookie or "", ""))
+        return self.people.of_account(self.signed_in.get(cookie or ""))
 
-    def people_as_json(self) -> list[dict[str, Any]]:
+    def people_as_json(self, people: Iterable[Person]) -> list[dict[str, Any]]:
         return [
             {
                 "id": person.id,
@@ -75,7 +68,7 @@ class Sandbox:
                 "product": person.product,
                 "country": person.country,
                 "email": person.email,
-                "grants": sum(g.person == person.account_id and not g.revoked for g in self.grants.all),
+                "grants": self.grants.standing(person.account_id),
             }
-            for person in self.people.values()
+            for person in people
         ]

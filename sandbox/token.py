@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, g, jsonify, request
 
 from sandbox.context import sandbox
-from sandbox.grants import Code, Grant
+from sandbox.grants import Code, Grant, short_id
+from sandbox.journal import Call
 from sandbox.state import Sandbox
 
 token = Blueprint("token", __name__)
@@ -121,8 +122,7 @@ def _exchange_code(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
     _check_verifier(code, with_secret)
     code.used = True
     grant = state.grants.open(code.person, code.scopes, code.issued_at, public=not with_secret)
-    refresh_token = state.grants.issue_refresh_token(grant)
-    return {**_access_token(state, grant), "refresh_token": refresh_token.value}
+    return _tokens(state, grant, refreshable=True)
 
 
 def _check_verifier(code: Code, with_secret: bool) -> None:
@@ -149,26 +149,41 @@ def _refresh(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
         raise TokenError("invalid_grant", "Invalid refresh token")
     if not with_secret and not held.grant.public:
         raise TokenError("invalid_client", "Invalid client secret")
-    if held.replaced or held.grant.revoked:
+    now = state.clock.now()
+    if held.ended(now, state.settings.rotation_grace_s):
         raise TokenError("invalid_grant", "Refresh token revoked")
-    if held.aged(state.clock.now()):
+    if held.aged(now):
         raise TokenError("invalid_grant", f"Refresh token {state.settings.six_month_wording}")
-    answer = _access_token(state, held.grant)
-    if state.settings.rotate:
-        held.replaced = True
-        answer["refresh_token"] = state.grants.issue_refresh_token(held.grant).value
-    return answer
+    # Whoever comes with a replaced one has not got its successor, and is given another.
+    rotates = state.settings.rotate or held.replaced_at is not None
+    if rotates:
+        # The first replacement counts: using the grace does not lengthen it.
+        held.replaced_at = held.replaced_at or now
+    return _tokens(state, held.grant, refreshable=rotates)
 
 
 def _client_credentials(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
     if not with_secret:
         raise TokenError("invalid_client", "Invalid client secret")
-    return _access_token(state, state.grants.open(None, (), state.clock.now(), public=False))
+    grant = state.grants.open(None, (), state.clock.now(), public=False)
+    return _tokens(state, grant, refreshable=False)
 
 
-def _access_token(state: Sandbox, grant: Grant) -> dict[str, Any]:
-    """The members all answers share. `scope` is left out where nothing was asked or granted."""
+def _tokens(state: Sandbox, grant: Grant, *, refreshable: bool) -> dict[str, Any]:
+    """Issue what is answered, with a new refresh token or without one.
+
+    `scope` is left out where nothing was asked or granted. The journal is told here, since the
+    answer may yet be lost on its way.
+    """
+    call: Call = g.call
     life = state.settings.expires_in
-    issued = state.grants.issue_access_token(grant, state.clock.now() + timedelta(seconds=life))
-    answer = {"access_token": issued.value, "token_type": "Bearer", "expires_in": life}
-    return answer | ({"scope": " ".join(sorted(grant.scopes))} if grant.scopes else {})
+    access_token = state.grants.issue_access_token(grant, state.clock.now() + timedelta(seconds=life))
+    call.grant, call.issued_access_token_id = grant.number, short_id(access_token.value)
+    answer = {"access_token": access_token.value, "token_type": "Bearer", "expires_in": life}
+    if grant.scopes:
+        answer["scope"] = " ".join(sorted(grant.scopes))
+    if refreshable:
+        refresh_token = state.grants.issue_refresh_token(grant)
+        call.issued_refresh_token_id = short_id(refresh_token.value)
+        answer["refresh_token"] = refresh_token.value
+    return answer

@@ -105,7 +105,7 @@ def caller() -> Person:
         ApiError: 401, the token came from client credentials and acts for nobody.
     """
     token: AccessToken = g.token
-    person = sandbox().people.get(token.grant.person or "")
+    person = sandbox().people.of_account(token.grant.person)
     if person is None:
         raise ApiError(401, "Unauthorized.")
     return person

@@ -20,7 +20,7 @@ KINDS = ("track", "album", "episode", "show", "audiobook", "user", "playlist", "
 
 
 def _saved() -> dict[str, int]:
-    return sandbox().music.saved[caller().account_id]
+    return sandbox().music.saved_by(caller().account_id)
 
 
 @api.get("/me/tracks")

@@ -91,7 +91,7 @@ def full_track(track: Track) -> dict[str, Any]:
 
 def user(account_id: str | None) -> dict[str, Any]:
     """The owner of a playlist, who is named by `id` and never by `account_id`."""
-    person = sandbox().people.get(account_id or "")
+    person = sandbox().people.of_account(account_id)
     item_id = person.id if person else "spotify"
     return {"display_name": person.display_name if person else "Spotify", **links("user", item_id)}
 

@@ -21,7 +21,7 @@ from sandbox.player_state import MOST_HISTORY, Player
 def settled_player() -> Player:
     """The caller's player as it stands at this moment of the sandbox clock."""
     state = sandbox()
-    player = state.music.players[caller().account_id]
+    player = state.music.player_of(caller().account_id)
     player.settle(state.clock.now_ms())
     return player
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from sandbox import journal
 from tests.sandbox.conftest import PKCE, VERIFIER, App, Visitor
 from tests.sandbox_client import SandboxClient, answer_of
 
@@ -29,10 +30,36 @@ UNKNOWN = [
     ("POST", "faults", {"on": "api", "kind": "close", "times": 0}, "times must be"),
     ("POST", "faults", {"on": "api", "kind": "close", "seconds": 1000}, "seconds must be"),
     ("POST", "people/mira_t_42/rename", {"id": "jonas.k"}, "id must be new"),
+    ("PATCH", "settings", {"auto_consent": []}, "auto_consent must be null or one of mira_t_42"),
+    ("PATCH", "settings", {"rotation_grace_s": -1}, "rotation_grace_s must be a whole number"),
+    ("PATCH", "settings", {"rotation_grace_s": 1.5}, "rotation_grace_s must be a whole number"),
+    ("POST", "faults", {"on": "api", "kind": "close", "chance": 1.1}, "chance must be a number from 0 to 1"),
+    ("POST", "faults", {"on": "api", "kind": "close", "chance": True}, "chance must be a number from 0 to 1"),
+    ("POST", "faults", {"on": "api", "kind": "close", "seed": "x"}, "seed must be null or a whole number"),
+    ("POST", "faults", {"on": "api", "kind": "close", "after_calls": -1}, "after_calls must be"),
+    ("POST", "seed", {}, "count must be 1 to 20000"),
+    ("POST", "seed", {"count": 0}, "count must be 1 to 20000"),
+    ("POST", "seed", {"count": 20001}, "count must be 1 to 20000"),
+    ("POST", "seed", {"count": True}, "count must be 1 to 20000"),
+    ("POST", "seed", {"count": 1, "who": "x"}, "unknown member: who"),
+    ("POST", "seed", {"count": 1, "scopes": "streaming"}, "scopes must be a list of known scopes"),
+    ("POST", "seed", {"count": 1, "scopes": ["x"]}, "scopes must be a list of known scopes"),
+    ("POST", "seed", {"count": 1, "scopes": [{}]}, "scopes must be a list of known scopes"),
+    ("POST", "seed", {"count": 1, "authorized_at": "yesterday"}, "authorized_at must be a time"),
+    ("POST", "seed", {"count": 1, "authorized_at": "2026-01-01T00:00:00"}, "authorized_at must be a time"),
+    ("POST", "seed", {"count": 1, "authorized_at": "2026-02-30T00:00:00Z"}, "authorized_at must be a time"),
+    ("POST", "seed", {"count": 1, "authorized_at": 17}, "authorized_at must be a time"),
+    ("POST", "seed", {"count": 1, "authorized_at": "2199-01-01T00:00:00Z"}, "authorized_at must not be in"),
+    ("GET", "journal?after=-1", None, "after must be the number of a call"),
+    ("GET", "journal?after=x", None, "after must be the number of a call"),
+    ("GET", "journal?since=1", None, "unknown parameter: since"),
+    ("GET", "journal?after=1&after=2", None, "after is given twice"),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "message"), UNKNOWN, ids=[u[3] for u in UNKNOWN])
+@pytest.mark.parametrize(
+    ("method", "path", "body", "message"), UNKNOWN, ids=[f"{u[3]} {i}" for i, u in enumerate(UNKNOWN)]
+)
 def test_what_is_not_known_is_refused(
     sandbox: SandboxClient, method: str, path: str, body: object, message: str
 ) -> None:
@@ -40,6 +67,7 @@ def test_what_is_not_known_is_refused(
     assert answer.status_code == 422
     assert answer.json()["message"].startswith(message)
     assert sandbox.faults() == []
+    assert len(sandbox.people()) == 4
 
 
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000])
@@ -73,8 +101,10 @@ def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
     ],
 )
 def test_no_other_site_can_steer_the_sandbox(sandbox: SandboxClient, headers: dict) -> None:
-    answer = requests.post(f"{sandbox.url}/_sandbox/reset", headers=headers, timeout=10)
-    assert answer.status_code == 403
+    for path in ("reset", "seed"):
+        url = f"{sandbox.url}/_sandbox/{path}"
+        assert requests.post(url, json={"count": 1}, headers=headers, timeout=10).status_code == 403
+    assert len(sandbox.people()) == 4
 
 
 def test_the_clock_moves_by_steps_and_to_an_offset(sandbox: SandboxClient) -> None:
@@ -149,6 +179,84 @@ def test_the_journal_tells_of_every_call_and_shows_no_secret(app: App) -> None:
         assert secret not in shown
     app.sandbox.clear_calls()
     assert app.sandbox.calls() == []
+
+
+def test_the_journal_says_what_a_token_call_has_issued(app: App) -> None:
+    first = app.connect()["refresh_token"]
+    app.refresh(first)
+    app.sandbox.settings(rotate=True)
+    app.refresh(first)
+    app.refresh(first)
+    app.refresh("AQ-garbage")
+    app.token(grant_type="client_credentials")
+    one, of_the_app = app.sandbox.tokens()
+    refresh_tokens, access_tokens = (
+        [t["id"] for t in one[f"{kind}_tokens"]] for kind in ("refresh", "access")
+    )
+    issued = [
+        (call["grant"], call["issued_refresh_token_id"], call["issued_access_token_id"])
+        for call in app.sandbox.calls("/api/token")
+    ]
+    assert issued == [
+        (1, refresh_tokens[0], access_tokens[0]),
+        (1, None, access_tokens[1]),
+        (1, refresh_tokens[1], access_tokens[2]),
+        (1, None, None),
+        (None, None, None),
+        (2, None, of_the_app["access_tokens"][0]["id"]),
+    ]
+
+
+def test_the_journal_can_be_read_from_a_number_on(app: App) -> None:
+    app.connect()
+    app.token(grant_type="client_credentials")
+    sandbox = app.sandbox
+    assert [call["n"] for call in sandbox.calls()] == [1, 2, 3, 4]
+    assert [call["n"] for call in sandbox.calls(after=2)] == [3, 4]
+    assert sandbox.calls(after=4) == sandbox.calls(after=400) == []
+    assert [call["n"] for call in sandbox.calls("/api/token")] == [3, 4]
+    assert [call["n"] for call in sandbox.calls(grant_type="client_credentials")] == [4]
+    assert [call["n"] for call in sandbox.calls("/api/token", "authorization_code", after=2)] == [3]
+    assert sandbox.calls("/api/token", "authorization_code", after=3) == []
+    assert sandbox.control("GET", "journal")["calls"] == sandbox.calls()
+
+
+def test_a_call_that_was_under_way_is_read_anew(app: App) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.clear_calls()
+    app.sandbox.fault(on="refresh", kind="park")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(app.refresh, token)
+        (call,) = app.sandbox.wait_for_calls(1, grant_type="refresh_token", after=0)
+        app.sandbox.wait_for_held(1)
+        app.sandbox.release()
+        waiting.result(10)
+    assert (call["n"], call["finished_at"]) == (1, None)
+    assert app.sandbox.calls(after=call["n"]) == []
+    assert app.sandbox.calls(after=call["n"] - 1)[0]["finished_at"]
+
+
+def test_the_journal_knows_what_it_has_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "KEPT", 3)
+    kept = journal.Journal()
+    assert kept.forgotten() == 0
+    for n in range(1, 6):
+        kept.open(journal.Call(path=f"/{n}"), "now")
+    assert kept.forgotten() == 2
+    assert [call.path for call in kept.calls()] == ["/3", "/4", "/5"]
+    assert [call.path for call in kept.calls(after=4)] == ["/5"]
+    assert [call.path for call in kept.newest(2)] == ["/5", "/4"]
+    kept.clear()
+    assert (kept.forgotten(), kept.calls()) == (0, [])
+
+
+def test_who_asks_for_forgotten_calls_is_told(
+    sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "control", lambda *_: {"calls": [], "forgotten": 5})
+    assert sandbox.calls(after=5) == []
+    with pytest.raises(AssertionError, match="calls up to 5 are no longer kept"):
+        sandbox.calls(after=4)
 
 
 def test_the_cookies_of_the_token_endpoint_are_seen_when_sent_back(app: App) -> None:

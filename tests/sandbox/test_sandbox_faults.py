@@ -245,8 +245,13 @@ def test_whether_a_spoilt_refresh_has_taken_effect(app: App, kind: str, after_ef
                 json.loads(response.text)
     except requests.RequestException:
         pass
-    tokens = app.sandbox.tokens()[0]["refresh_tokens"]
+    grant = app.sandbox.tokens()[0]
+    tokens = grant["refresh_tokens"]
     assert [t["live"] for t in tokens] == ([False, True] if after_effect else [True])
+    (call,) = app.sandbox.calls(grant_type="refresh_token")
+    assert (call["grant"], call["fault"]) == (1, kind)
+    assert call["issued_refresh_token_id"] == (tokens[1]["id"] if after_effect else None)
+    assert call["issued_access_token_id"] == (grant["access_tokens"][1]["id"] if after_effect else None)
 
 
 @pytest.mark.parametrize("after_effect", [False, True])
@@ -260,6 +265,8 @@ def test_parked_calls_wait_for_their_release(app: App, after_effect: bool) -> No
         app.sandbox.wait_for_held(1)
         assert (call["status"], call["finished_at"], call["fault"]) == (None, None, "park")
         assert app.sandbox.tokens()[0]["refresh_tokens"][0]["live"] == (not after_effect)
+        (call,) = app.sandbox.calls(grant_type="refresh_token")
+        assert bool(call["issued_refresh_token_id"]) == after_effect
         assert app.sandbox.release() == 1
         assert waiting.result(10).status_code == 200
     assert app.sandbox.calls(grant_type="refresh_token")[0]["status"] == 200
@@ -316,6 +323,67 @@ def test_a_fault_for_one_person_leaves_the_others_alone(app: App) -> None:
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, person="jonas.k")
     assert [app.refresh(token).status_code for token in (mira, jonas)] == [200, 400]
     assert app.sandbox.faults()[0]["met"] == 1
+
+
+def refused(app: App, token: str, calls: int) -> list[bool]:
+    return [app.refresh(token).status_code == 400 for _ in range(calls)]
+
+
+def test_a_fault_with_a_chance_meets_some_calls_and_the_same_ones_again(app: App) -> None:
+    token = app.connect()["refresh_token"]
+    seen = []
+    for seed in (7, 7, 8):
+        app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5, seed=seed)
+        seen.append(refused(app, token, 60))
+        app.sandbox.clear_faults()
+    assert seen[0] == seen[1] != seen[2]
+    assert 15 < sum(seen[0]) < 45
+
+
+def test_a_chance_can_be_repeated_though_no_seed_was_given(app: App) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5)
+    (fault,) = app.sandbox.faults()
+    first = refused(app, token, 40)
+    app.sandbox.clear_faults()
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5, seed=fault["seed"])
+    assert refused(app, token, 40) == first
+
+
+def test_calls_that_chance_spares_do_not_count(app: App) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=3, chance=0.3, seed=1)
+    met = refused(app, token, 60)
+    assert sum(met) == 3
+    assert met[:3] != [True, True, True]
+    assert app.sandbox.faults()[0]["met"] == 3
+
+
+@pytest.mark.parametrize(("chance", "met"), [(0, 0), (0.0, 0), (1, 20), (1.0, 20)])
+def test_no_chance_and_certainty(app: App, chance: float, met: int) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=chance)
+    assert sum(refused(app, token, 20)) == met
+
+
+def test_calls_that_others_make_do_not_use_up_a_chance(app: App) -> None:
+    mira, jonas = app.connect()["refresh_token"], app.connect("jonas.k")["refresh_token"]
+    fault = {"on": "refresh", "kind": "false_invalid_grant", "times": None, "chance": 0.5, "seed": 3}
+    app.sandbox.fault(person="mira_t_42", **fault)
+    alone = refused(app, mira, 30)
+    app.sandbox.clear_faults()
+    app.sandbox.fault(person="mira_t_42", **fault)
+    between = []
+    for _ in range(30):
+        assert refused(app, jonas, 1) == [False]
+        between += refused(app, mira, 1)
+    assert between == alone
+
+
+def test_a_fault_can_let_calls_pass_first(app: App) -> None:
+    token = app.connect()["refresh_token"]
+    app.sandbox.fault(on="refresh", kind="false_invalid_grant", after_calls=2)
+    assert refused(app, token, 4) == [False, False, True, False]
 
 
 def test_an_outage_takes_both_hosts(mira: Visitor) -> None:

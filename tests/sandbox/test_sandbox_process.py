@@ -117,6 +117,38 @@ def test_what_people_agreed_to_is_kept_if_asked(tmp_path: Path) -> None:
         app.http.close()
 
 
+def test_seeded_people_are_not_kept_and_nobody_else_is_lost(tmp_path: Path) -> None:
+    kept = tmp_path / "sandbox.json"
+    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+        app = App(sandbox)
+        sandbox.settings(rotate=True)
+        replaced = app.connect()["refresh_token"]
+        mira = app.refresh(replaced).json()["refresh_token"]
+        seeded = sandbox.seed(2)
+        # One of them signs in as well, and has a browser to be forgotten.
+        app.connect("seed-00001")
+        # Ids that have changed hands must not get mixed up when they are read.
+        sandbox.rename("jonas.k", "jonas.2")
+        sandbox.rename("mira_t_42", "jonas.k")
+        app.http.close()
+    text = kept.read_text(encoding="utf-8")
+    assert not any(person["id"] in text or person["account_id"] in text for person in seeded)
+
+    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+        app = App(sandbox)
+        assert [person["id"] for person in sandbox.people()][:2] == ["jonas.k", "jonas.2"]
+        assert len(sandbox.people()) == 4
+        assert len(sandbox.tokens()) == 1
+        assert app.refresh(mira).status_code == 200
+        assert app.refresh(replaced).json()["error_description"] == "Refresh token revoked"
+        answer = app.refresh(seeded[0]["refresh_token"])
+        assert answer.json()["error_description"] == "Invalid refresh token"
+        sandbox.rename("jonas.k", "mira")
+        sandbox.rename("jonas.2", "jonas.k")
+        assert sandbox.seed(1)[0]["id"] == "seed-00001"
+        app.http.close()
+
+
 def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text("[1, 2]", encoding="utf-8")

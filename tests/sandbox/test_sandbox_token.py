@@ -184,6 +184,57 @@ def test_rotation_ends_the_old_refresh_token(app: App) -> None:
     assert [token["live"] for token in app.sandbox.tokens()[0]["refresh_tokens"]] == [False, False, True]
 
 
+def live_refresh_tokens(app: App) -> list[bool]:
+    return [token["live"] for token in app.sandbox.tokens()[0]["refresh_tokens"]]
+
+
+def test_within_the_grace_a_replaced_refresh_token_gives_another_one(app: App) -> None:
+    app.sandbox.settings(rotate=True, rotation_grace_s=60)
+    first = app.connect()["refresh_token"]
+    given = [app.refresh(first).json()["refresh_token"] for _ in range(3)]
+    assert len({first, *given}) == 4
+    assert live_refresh_tokens(app) == [True] * 4
+    # Each use so far was within the grace; none of them has made it longer.
+    app.sandbox.advance(50)
+    given.append(app.refresh(first).json()["refresh_token"])
+    app.sandbox.advance(15)
+    assert live_refresh_tokens(app) == [False, True, True, True, True]
+    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert [app.refresh(token).status_code for token in given] == [200] * 4
+
+
+def test_the_grace_is_none_unless_set(app: App) -> None:
+    assert app.sandbox.settings(rotate=True)["rotation_grace_s"] == 0
+    first = app.connect()["refresh_token"]
+    app.refresh(first)
+    # A clock set back behind the replacement makes no grace either.
+    app.sandbox.advance(-3600)
+    assert live_refresh_tokens(app) == [False, True]
+    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+
+
+def test_a_replaced_token_gives_another_one_after_rotation_is_switched_off_too(app: App) -> None:
+    app.sandbox.settings(rotate=True, rotation_grace_s=60)
+    first = app.connect()["refresh_token"]
+    second = app.refresh(first).json()["refresh_token"]
+    app.sandbox.settings(rotate=False)
+    assert "refresh_token" in app.refresh(first).json()
+    assert "refresh_token" not in app.refresh(second).json()
+
+
+def test_neither_a_revocation_nor_six_months_know_a_grace(app: App) -> None:
+    app.sandbox.settings(rotate=True, rotation_grace_s=365 * DAY)
+    first = app.connect()["refresh_token"]
+    app.refresh(first)
+    app.sandbox.advance(185 * DAY)
+    assert live_refresh_tokens(app) == [False, False]
+    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    app.sandbox.advance(-185 * DAY)
+    assert app.refresh(first).status_code == 200
+    app.sandbox.revoke("mira_t_42")
+    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+
+
 def test_two_authorizations_live_side_by_side(app: App) -> None:
     first, second = app.connect(), app.connect()
     assert first["refresh_token"] != second["refresh_token"]

@@ -1,0 +1,178 @@
+"""People made by the thousand: what they bring along, and that they are people like the others."""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+
+from tests.sandbox.conftest import App
+from tests.sandbox.shapes import REFRESH_ANSWER, check
+from tests.sandbox_client import SandboxClient, answer_of
+
+DAY = timedelta(days=1)
+
+
+def test_seeded_people_have_agreed_and_their_tokens_work(app: App) -> None:
+    people = app.sandbox.seed(3)
+    assert [person["id"] for person in people] == ["seed-00001", "seed-00002", "seed-00003"]
+    assert len({person["account_id"] for person in people}) == 3
+    for person in people:
+        assert set(person) == {"id", "account_id", "refresh_token", "access_token", "expires_in", "scope"}
+        answer = app.refresh(person["refresh_token"]).json()
+        check(answer, REFRESH_ANSWER)
+        assert (answer["expires_in"], answer["scope"]) == (person["expires_in"], person["scope"])
+        for token in (person["access_token"], answer["access_token"]):
+            me = app.call(token, "GET", "me").json()
+            assert (me["id"], me["account_id"]) == (person["id"], person["account_id"])
+    shown = app.sandbox.people()[4:]
+    assert [(p["id"], p["product"], p["grants"]) for p in shown] == [(p["id"], "premium", 1) for p in people]
+    assert [grant["person"] for grant in app.sandbox.tokens()] == [person["id"] for person in people]
+    assert [call["person"] for call in app.sandbox.calls("/v1/me")] == [p["id"] for p in people for _ in "12"]
+
+
+def test_they_have_agreed_to_what_is_asked_for(app: App) -> None:
+    (person,) = app.sandbox.seed(1, scopes=["user-top-read", "streaming", "streaming"])
+    assert person["scope"] == "streaming user-top-read"
+    assert app.call(person["access_token"], "GET", "me/top/tracks").status_code == 200
+    assert app.call(person["access_token"], "GET", "me/tracks").status_code == 403
+    (person,) = app.sandbox.seed(1, scopes=[])
+    assert person["scope"] == ""
+    assert "scope" not in app.refresh(person["refresh_token"]).json()
+
+
+def test_the_settings_for_new_agreements_apply_to_them(app: App) -> None:
+    app.sandbox.settings(granted_scopes=["streaming"], expires_in=120)
+    (person,) = app.sandbox.seed(1, scopes=["streaming", "user-top-read"])
+    assert (person["scope"], person["expires_in"]) == ("streaming", 120)
+    app.sandbox.advance(125)
+    assert app.call(person["access_token"], "GET", "me").status_code == 401
+
+
+def test_their_six_months_are_counted_from_when_they_agreed(app: App) -> None:
+    agreed = datetime.now(UTC) - 180 * DAY
+    (person,) = app.sandbox.seed(1, authorized_at=agreed.isoformat())
+    assert app.sandbox.tokens()[0]["authorized_at"][:19] == agreed.isoformat()[:19]
+    assert app.refresh(person["refresh_token"]).status_code == 200
+    app.sandbox.advance(5 * 86400)
+    assert app.refresh(person["refresh_token"]).json()["error_description"] == "Refresh token revoked"
+
+
+def test_more_people_are_numbered_on_and_never_get_an_id_that_is_taken(sandbox: SandboxClient) -> None:
+    sandbox.rename("mira_t_42", "seed-00003")
+    ids = [person["id"] for person in sandbox.seed(2) + sandbox.seed(2)]
+    assert ids == ["seed-00001", "seed-00002", "seed-00004", "seed-00005"]
+    account_ids = [person["account_id"] for person in sandbox.people()]
+    assert len(set(account_ids)) == len(account_ids) == 8
+
+
+def test_a_reset_forgets_them(app: App) -> None:
+    (before,) = app.sandbox.seed(1)
+    app.sandbox.reset()
+    assert len(app.sandbox.people()) == 4
+    assert app.refresh(before["refresh_token"]).json()["error_description"] == "Invalid refresh token"
+    (again,) = app.sandbox.seed(1)
+    assert again["id"] == before["id"]
+    assert again["refresh_token"] != before["refresh_token"]
+
+
+def test_the_consent_page_does_not_list_them_and_they_can_agree_all_the_same(app: App) -> None:
+    (person,) = app.sandbox.seed(1, scopes=["streaming"])
+    page = app.visit(scope="streaming user-top-read").text
+    assert len(re.findall(r'type="radio"', page)) == 4
+    assert "seed-" not in page
+    answer = app.connect("seed-00001", scope="streaming user-top-read")
+    assert answer["scope"] == "streaming user-top-read"
+    assert app.call(answer["access_token"], "GET", "me").json()["account_id"] == person["account_id"]
+    assert app.sandbox.people()[4]["grants"] == 2
+
+
+def test_who_has_agreed_by_being_seeded_is_not_asked_again(app: App) -> None:
+    app.sandbox.seed(1, scopes=["streaming"])
+    app.sandbox.consent(app.authorize_url(scope=None), "seed-00001", browser=app.http)
+    assert app.visit(scope="streaming").is_redirect
+    page = app.visit(scope="streaming user-top-read")
+    assert page.status_code == 200
+    assert "Signed in as seed-00001" in page.text
+
+
+def test_a_seeded_person_can_agree_at_once(app: App) -> None:
+    app.sandbox.seed(2)
+    app.sandbox.settings(auto_consent="seed-00002")
+    code = answer_of(app.visit().headers["Location"])["code"]
+    me = app.call(app.exchange(code).json()["access_token"], "GET", "me").json()
+    assert me["id"] == "seed-00002"
+
+
+def test_the_page_at_the_root_counts_them_without_listing_them(sandbox: SandboxClient) -> None:
+    assert "seeded people" not in requests.get(sandbox.url, timeout=10).text
+    sandbox.seed(2000)
+    page = requests.get(sandbox.url, timeout=10).text
+    assert "And 2000 seeded people" in page
+    assert page.count("/revoke") == 4
+    assert "seed-0" not in page
+
+
+def test_they_can_be_revoked_and_renamed_like_anybody(app: App) -> None:
+    one, other = app.sandbox.seed(2)
+    app.sandbox.rename(one["id"], "one")
+    app.sandbox.revoke("one")
+    assert app.refresh(one["refresh_token"]).json()["error_description"] == "Refresh token revoked"
+    assert app.call(one["access_token"], "GET", "me").json()["id"] == "one"
+    assert app.refresh(other["refresh_token"]).status_code == 200
+    assert [person["grants"] for person in app.sandbox.people()[4:]] == [0, 1]
+    gone = requests.post(f"{app.sandbox.url}/_sandbox/people/{one['id']}/revoke", timeout=10)
+    assert gone.status_code == 404
+
+
+def test_a_fault_meets_one_of_them_and_no_other(app: App) -> None:
+    one, other = app.sandbox.seed(2)
+    app.sandbox.fault(on="refresh", kind="envoy_503", times=None, person=one["id"])
+    assert [app.refresh(person["refresh_token"]).status_code for person in (one, other)] == [503, 200]
+    assert [call["person"] for call in app.sandbox.calls("/api/token")] == [one["id"], other["id"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "me/player", 204),
+        ("GET", "me/player/devices", 200),
+        ("GET", "me/player/recently-played", 200),
+        ("GET", "me/tracks", 200),
+        ("GET", "me/playlists", 200),
+        ("GET", "me/top/artists", 200),
+        ("PUT", "me/library?uris=spotify:track:x", 200),
+    ],
+)
+def test_the_web_api_serves_them(app: App, method: str, path: str, status: int) -> None:
+    (person,) = app.sandbox.seed(1)
+    assert app.call(person["access_token"], method, path).status_code == status
+
+
+def test_their_libraries_and_devices_are_their_own(app: App) -> None:
+    one, other = (person["access_token"] for person in app.sandbox.seed(2))
+    app.call(one, "PUT", "me/library?uris=spotify:track:x")
+    contains = "me/library/contains?uris=spotify:track:x"
+    assert [app.call(token, "GET", contains).json() for token in (one, other)] == [[True], [False]]
+    devices = [app.call(token, "GET", "me/player/devices").json()["devices"] for token in (one, other)]
+    assert devices[0][0]["id"] != devices[1][0]["id"]
+
+
+def test_everybody_has_a_picture(sandbox: SandboxClient) -> None:
+    (person,) = sandbox.seed(1)
+    url = f"{sandbox.url}/_sandbox/images/person"
+    assert requests.get(f"{url}/{person['account_id']}.svg", timeout=10).status_code == 200
+    assert requests.get(f"{url}/nobody.svg", timeout=10).status_code == 404
+    assert requests.get(f"{sandbox.url}/_sandbox/images/dog/x.svg", timeout=10).status_code == 404
+
+
+def test_ten_thousand_people_move_in_within_seconds(app: App) -> None:
+    began = time.monotonic()
+    people = app.sandbox.seed(10_000)
+    # It takes a third of a second; looking through everybody for each would take minutes.
+    assert time.monotonic() - began < 10
+    assert (len(people), people[-1]["id"]) == (10_000, "seed-10000")
+    assert len({person["refresh_token"] for person in people}) == 10_000
+    for person in people[::1000]:
+        assert app.refresh(person["refresh_token"]).status_code == 200
