@@ -10,9 +10,9 @@ from config import Config, ConfigError, read_environment
 
 
 def serves() -> bool:
-    """Whether this process is to serve, under whatever server, rather than to run a single command."""
+    """Whether this process is to serve, under whatever server, rather than to run another command."""
     command = click.get_current_context(silent=True)
-    return command is None or command.info_name in ("run", "scheduler")
+    return command is None or command.info_name == "run"
 
 
 try:
@@ -26,6 +26,5 @@ except ConfigError as error:
 logs.configure(level=config.log_level, style=config.log_format)
 app = create_app(config)
 
-if serves() and (missing := rekeying.complaint_about_keys(app)):
-    sys.stderr.write(f"Backline cannot start: {missing}\n")
-    sys.exit(3)
+if serves():
+    rekeying.require_keys(app)

@@ -153,6 +153,7 @@ def create(username: str, email: str, password: str) -> None:
 @with_appcontext
 def scheduler_command() -> None:
     """Refresh tokens ahead of time, until stopped. Any number of these may run."""
+    rekeying.require_keys(_app())
     scheduler.run(_app())
 
 

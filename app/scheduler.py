@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 30
 UPKEEP_SECONDS = 3600
 # How long what is running may take to end, when asked to. A call and its commit take less.
-STOP_SECONDS = 25
+STOP_SECONDS = 15
 
 
 @dataclass
@@ -108,6 +108,7 @@ class _Worker:
                 refreshed = self._refresh(link_id)
                 if refreshed is False and breaker.open_troubles():
                     self._ending = True
+                    due.give_back(link_id)
             except DEPENDENCY_DOWN as error:
                 self._ending, self._failure = True, error
                 return None

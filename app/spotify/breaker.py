@@ -11,7 +11,7 @@ counts attempts in their history (`token_refreshes`), which nobody has to keep i
 import logging
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 
@@ -28,6 +28,9 @@ from app.spotify.outcomes import CONFIRM_AFTER
 log = logging.getLogger(__name__)
 
 
+_NEVER = datetime(2000, 1, 1, tzinfo=UTC)
+
+
 class Trouble(StrEnum):
     """Why refreshing fails for everybody."""
 
@@ -42,7 +45,7 @@ class _Rule:
     """When a trouble is one, and when it is over."""
 
     outcome: Outcome  # what is counted
-    window: timedelta = timedelta(0)
+    window: timedelta = timedelta(minutes=1)  # what is counted, and taken back
     links: int = 1  # with this outcome within the window, at least
     percent: float = 0  # and more than this share of all that were tried
     probe_every: timedelta = timedelta(minutes=1)
@@ -55,13 +58,7 @@ _RULES = {
     ),
     Trouble.MISCONFIGURED: _Rule(Outcome.MISCONFIGURED),
     Trouble.RATE_LIMITED: _Rule(Outcome.RATE_LIMITED, probe_every=timedelta(seconds=30)),
-    Trouble.OUTAGE: _Rule(
-        Outcome.UNAVAILABLE,
-        window=timedelta(minutes=1),
-        links=10,
-        percent=90,
-        probe_every=timedelta(seconds=5),
-    ),
+    Trouble.OUTAGE: _Rule(Outcome.UNAVAILABLE, links=10, percent=90, probe_every=timedelta(seconds=5)),
 }
 
 
@@ -93,9 +90,12 @@ def open_troubles() -> list[Breaker]:
 
 
 def doubts_revocations(db: Session) -> bool:
-    """Whether `invalid_grant` is not to be believed at present."""
-    breaker = db.get(Breaker, Trouble.REVOCATIONS)
-    return breaker is not None and breaker.closed_at is None
+    """Whether `invalid_grant` is not to be believed at present.
+
+    The answer holds until the transaction ends: who marks a grant and who opens the breaker wait
+    for each other, so that no mark is overlooked when marks are taken back.
+    """
+    return _locked(db, Trouble.REVOCATIONS).closed_at is None
 
 
 def note(outcome: Outcome, retry_after: int | None = None) -> None:
@@ -126,26 +126,31 @@ def _count_success(db: Session) -> None:
 def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: Session) -> None:
     at = database.now(db)
     wait = rule.probe_every if retry_after is None else timedelta(seconds=min(max(retry_after, 1), 86_400))
-    breaker = db.get(Breaker, trouble, with_for_update=True)
-    if breaker is not None and breaker.closed_at is None:
+    breaker = _locked(db, trouble)
+    if breaker.closed_at is None:
         breaker.successes = 0
         if retry_after is not None:
             breaker.probe_at = max(breaker.probe_at, at + wait)
         return
-    since = at - rule.window
-    if breaker is not None and breaker.closed_at is not None:
-        since = max(since, breaker.closed_at)  # what was before has been dealt with
+    since = max(at - rule.window, breaker.closed_at)  # what was before that has been dealt with
     if not _is_trouble(db, rule, since):
         return
-    if breaker is None:
-        breaker = Breaker(name=trouble)
-        db.add(breaker)
     breaker.opened_at, breaker.closed_at, breaker.probe_at, breaker.successes = at, None, at + wait, 0
     log.error("refreshing_held_back", extra={"trouble": trouble.value})
     met = _met(db, rule, since)
     if trouble is Trouble.REVOCATIONS:
         _take_back_marks(db, met, since)
     _end_pauses(db, met, at)
+
+
+def _locked(db: Session, trouble: Trouble) -> Breaker:
+    """The breaker's row, locked until the transaction ends; made where there is none yet."""
+    breaker = db.get(Breaker, trouble, with_for_update=True)
+    if breaker is None:
+        breaker = Breaker(name=trouble, opened_at=_NEVER, closed_at=_NEVER, probe_at=_NEVER)
+        db.add(breaker)
+        db.flush()
+    return breaker
 
 
 def _is_trouble(db: Session, rule: _Rule, since: datetime) -> bool:

@@ -52,10 +52,15 @@ def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
 
 
 def give_back(link_id: int) -> None:
-    """Let others have what was reserved and not begun."""
+    """Let others have what was reserved and came to nothing, unless it has a reason of its own to wait."""
     with writing() as db:
-        reserved = sa.and_(AccessToken.spotify_user_id == link_id, AccessToken.due_at.is_not(None))
-        db.execute(sa.update(AccessToken).where(reserved).values(due_at=database.now(db)))
+        at = database.now(db)
+        reserved = (
+            AccessToken.spotify_user_id == link_id,
+            AccessToken.due_at.is_not(None),
+            sa.or_(AccessToken.not_before.is_(None), AccessToken.not_before <= at),
+        )
+        db.execute(sa.update(AccessToken).where(*reserved).values(due_at=at))
 
 
 def count() -> int:

@@ -1,6 +1,7 @@
 """The keys that stored tokens are sealed with: which are in use, and how to move to the newest."""
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,26 +48,26 @@ def missing_keys() -> dict[str, int]:
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in ours}
 
 
-def complaint_about_keys(app: Flask) -> str | None:
-    """Why to refuse the start: a key that stored tokens need is missing. None if all is well.
+def require_keys(app: Flask) -> None:
+    """Refuse the start, with exit status 3, while a key is missing that stored tokens are sealed with.
 
-    Also None while the database is away or has no schema yet: that is for others to tell.
+    While the database is away, or has no schema yet, nothing is refused: that is for others to tell.
     """
     with app.app_context():
         try:
             missing = missing_keys()
         except sa.exc.SQLAlchemyError as error:
             log.warning("keys_not_checked", extra={"reason": type(error).__name__})
-            return None
+            return
         finally:
             db.engine.dispose()  # Opened before a server forks, it would be shared by its workers.
-    if not missing:
-        return None
-    keys = ", ".join(f"{key_id} ({count} rows)" for key_id, count in missing.items())
-    return (
-        f"TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with: {keys}. "
-        "Put it back, behind the newest. `flask tokens rotate-keys` then makes it unnecessary."
-    )
+    if missing:
+        keys = ", ".join(f"{key_id} ({count} rows)" for key_id, count in missing.items())
+        sys.stderr.write(
+            f"Backline cannot start: TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with: "
+            f"{keys}.\nPut it back, behind the newest; `flask tokens rotate-keys` then makes it needless.\n"
+        )
+        sys.exit(3)
 
 
 def rotate_keys(progress: Callable[[Moved], None]) -> Moved:

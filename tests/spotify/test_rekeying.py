@@ -1,7 +1,12 @@
 """Changing the key that tokens are sealed with, while they are in use."""
 
 import base64
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -12,11 +17,17 @@ from app import create_app
 from app.database import db as database
 from app.database import reading, writing
 from app.models import AccessToken
+from app.scheduler import refresh_due
+from app.sealing import Sealer
 from app.spotify import rekeying
 from app.spotify.rekeying import Moved, rotate_keys
+from app.spotify.vault import unseal
 from config import Config
+from tests.conftest import running_app
 from tests.journeys import connect, register
+from tests.many import link_many
 from tests.sandbox_client import SandboxClient
+from tests.services import ROOT, free_port, process_environment
 from tests.test_scheduler import flask
 
 NEW_KEY = base64.b64encode(bytes([7]) * 32).decode()
@@ -112,3 +123,123 @@ def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
         assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=0, unreadable=3)
         database.engine.dispose()
     app.extensions["backline"].redis.close()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
+    both_keys: dict[str, str], env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
+    """Killed half-way and run again, with refreshes going on: no row is lost, overwritten or passed over."""
+    link_many(app, sandbox, 3000)
+    rotating = start_flask(both_keys, "tokens", "rotate-keys")
+    assert rotating.stderr is not None
+    for line in rotating.stderr:
+        if line.startswith("1000 of 3000 rows seen"):
+            break
+    rotating.kill()
+    rotating.communicate()
+    with app.app_context():
+        old, new = app.extensions["backline"].sealer.newest_key_id, key_id(NEW_KEY)
+        halfway = rekeying.keys_in_use()
+    assert 1000 <= halfway[new] < 3000
+    assert sum(halfway.values()) == 3000
+
+    # Refreshed by a process that still knows only the old key, and by one that knows both.
+    with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "500"}) as newer:
+        again = start_flask(both_keys, "tokens", "rotate-keys")
+        stopping = threading.Event()
+        refreshing = [pool.submit(refresh_due, newer, stopping=stopping)]
+        output, errors = again.communicate(timeout=100)
+        stopping.set()
+        refreshed = sum(future.result().refreshed for future in refreshing)
+
+    assert again.returncode == 0, errors
+    assert f"of {halfway[old]} rows seen" in errors  # what had been moved was passed over
+    assert f"Every token is sealed with key {new}" in output
+    assert refreshed > 0
+    with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
+        assert rekeying.keys_in_use() == {new: 3000}
+        assert rekeying.missing_keys() == {}
+        with reading() as db:
+            rows = list(db.scalars(sa.select(AccessToken)))
+        assert sum(row.generation for row in rows) == refreshed
+        for row in rows:
+            assert unseal(row, "access_token").startswith("BQ")
+            assert unseal(row, "refresh_token").startswith("AQ")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"],
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "0"],
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"],
+    ],
+    ids=["gunicorn", "flask run", "flask scheduler"],
+)
+def test_without_a_key_in_use_nothing_starts(
+    env: dict[str, str], connected: list[FlaskClient], command: list[str]
+) -> None:
+    settings = process_environment({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY, "PORT": str(free_port())})
+
+    done = subprocess.run(
+        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 3
+    assert "TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with" in done.stderr
+    assert "(3 rows)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert NEW_KEY not in done.stderr
+
+
+@pytest.mark.processes
+def test_the_commands_that_mend_it_still_run(env: dict[str, str], connected: list[FlaskClient]) -> None:
+    without = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
+
+    doctor = flask(without, "doctor")
+    status = flask(without, "tokens", "status")
+    rotation = flask(without, "tokens", "rotate-keys")
+
+    assert "FAIL  keys missing for stored tokens" in doctor.stdout
+    assert "3 rows: MISSING from TOKEN_ENCRYPTION_KEYS" in status.stdout
+    assert rotation.returncode == 1
+    assert "is missing: 3 rows are sealed with it" in rotation.stderr
+
+
+@pytest.mark.processes
+def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]) -> None:
+    """It is no reason to refuse the start: the API answers 503 until the database is back."""
+    away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
+
+    with running_app(away) as app:
+        rekeying.require_keys(app)
+
+
+def test_every_write_seals_both_tokens_with_the_newest_key(
+    both_keys: dict[str, str], connected: list[FlaskClient], sandbox: SandboxClient
+) -> None:
+    """Also the refresh token that did not change: a row must need one key only."""
+    with running_app(both_keys) as newer, newer.app_context():
+        with writing() as db:
+            past = datetime.now(UTC) - timedelta(minutes=1)
+            db.execute(sa.update(AccessToken).values(expires_at=past, due_at=past))
+        assert refresh_due(newer).refreshed == 3
+        assert rekeying.keys_in_use() == {key_id(NEW_KEY): 3}
+
+
+def key_id(key: str) -> str:
+    return Sealer([base64.b64decode(key)]).newest_key_id
+
+
+def start_flask(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=process_environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

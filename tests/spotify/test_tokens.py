@@ -19,6 +19,7 @@ from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
 from app.spotify import refresh
 from tests.journeys import another_tab, connect, register, slug
+from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually
 
@@ -491,6 +492,46 @@ def test_a_holder_that_outlived_its_lease_writes_nothing(
     assert row(app).access_token == stored.access_token
     assert (row(app).generation, row(app).state) == (1, GrantState.ACTIVE)
     assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
+
+
+def test_a_new_refresh_token_that_came_too_late_is_kept_as_a_spare(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    """Where tokens are used once, the late one may turn out to be the only good one."""
+    sandbox.settings(rotate=True, rotation_grace_s=3600)
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", after_effect=True)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        let_pass(app, sandbox, 31)
+        assert connected.get("/api/spotify/token").status_code == 200
+        sandbox.release()
+        assert late.result().status_code == 200
+    kept = row(app)
+    assert kept.generation == 1
+    assert kept.spare_refresh_token is not None
+
+    expire(app)
+    sandbox.fault(on="refresh", kind="false_invalid_grant")
+    refused = connected.get("/api/spotify/token")
+
+    assert (refused.status_code, slug(refused)) == (503, "spotify-unavailable")
+    swapped = row(app)
+    assert (swapped.state, swapped.generation, swapped.failures) == (GrantState.ACTIVE, 1, 0)
+    assert (swapped.refresh_token, swapped.spare_refresh_token) == (kept.spare_refresh_token, None)
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).generation == 2
+
+
+def test_a_spare_that_was_not_needed_is_dropped(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    change(app, spare_refresh_token=b"whatever")
+    expire(app)
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).spare_refresh_token is None
 
 
 def test_an_attempt_that_died_is_taken_up_after_its_lease(

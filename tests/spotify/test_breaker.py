@@ -1,0 +1,231 @@
+"""When refreshing fails for everybody, it is nobody's fault: the breaker."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from app.database import reading, writing
+from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.scheduler import Pass, refresh_due
+from app.spotify import breaker
+from app.spotify.breaker import Trouble
+from tests.many import fresh, let_pass, link_many, states
+from tests.sandbox_client import SandboxClient
+
+MINUTE = 60
+
+
+@pytest.fixture
+def env(env: dict[str, str]) -> dict[str, str]:
+    return {**env, "REFRESH_RATE": "2000", "REFRESH_WORKERS": "8"}
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+def is_open(app: Flask) -> list[str]:
+    with app.app_context():
+        return [trouble.name for trouble in breaker.open_troubles()]
+
+
+def rows(app: Flask) -> list[AccessToken]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
+
+
+def test_a_storm_of_false_revocations_costs_nobody_the_link(app: Flask, sandbox: SandboxClient) -> None:
+    """1,000 links, half an hour in which Spotify calls every one of them revoked."""
+    link_many(app, sandbox, 1000)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    asked_first = refreshes(sandbox)
+    for _ in range(30):
+        assert states(app) == {GrantState.ACTIVE: 1000}
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert asked_first < 50  # ten to see it, and what was under way by then
+    assert refreshes(sandbox) <= asked_first + 31  # one a minute
+    sandbox.clear_faults()
+    minutes = 0
+    while fresh(app) < 1000:
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+        minutes += 1
+        assert minutes <= 10
+    assert states(app) == {GrantState.ACTIVE: 1000}
+    assert fresh(app) == 1000
+    assert is_open(app) == []
+
+
+def test_the_storm_takes_back_what_it_had_marked_before_it_was_seen(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 20)
+    [first, second, *_] = rows(app)
+    with app.app_context(), writing() as db:
+        # One was suspect for a day already, one had been confirmed once: the storm seems to confirm both.
+        twice = {"state": GrantState.SUSPECT, "failures": 2}
+        db.execute(sa.update(AccessToken).where(AccessToken.id == first.id).values(twice))
+        once = {"state": GrantState.SUSPECT, "failures": 1}
+        db.execute(sa.update(AccessToken).where(AccessToken.id == second.id).values(once))
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    found = rows(app)
+    assert [(row.state, row.failures) for row in found[:2]] == [
+        (GrantState.SUSPECT, 2),
+        (GrantState.SUSPECT, 1),
+    ]
+    assert {row.state for row in found[2:]} == {GrantState.ACTIVE}
+    assert all(row.ended_at is None and row.refresh_token for row in found)
+
+
+def test_real_revocations_among_many_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    """Twelve of 300 are four in a hundred: each of them is suspect, and the others are refreshed."""
+    link_many(app, sandbox, 300)
+    for number in range(1, 13):
+        sandbox.revoke(f"seed-{number * 24:05}")
+
+    done = refresh_due(app)
+
+    assert is_open(app) == []
+    assert done == Pass(refreshed=288, failed=12)
+    assert states(app) == {GrantState.ACTIVE: 288, GrantState.SUSPECT: 12}
+
+
+def test_nine_revoked_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 9)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+
+    refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.SUSPECT: 9}
+
+
+def test_aged_grants_end_by_the_hundred_and_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(authorized_at=datetime.now(UTC) - timedelta(days=190)))
+    sandbox.advance(190 * 86_400)
+
+    refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.REAUTHORIZATION_REQUIRED: 30}
+    with app.app_context(), reading() as db:
+        assert set(db.scalars(sa.select(TokenRefresh.outcome))) == {"aged"}
+
+
+def test_after_a_storm_a_real_revocation_counts_again(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    sandbox.clear_faults()
+    sandbox.revoke("seed-00007")
+    for _ in range(8):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.ACTIVE: 29, GrantState.SUSPECT: 1}
+
+
+def test_a_probe_that_fails_begins_the_count_anew(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    sandbox.clear_faults()
+    for successes in (1, 2, 3, 4):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+        assert the_breaker(app, Trouble.REVOCATIONS).successes == successes
+    sandbox.fault(on="refresh", kind="false_invalid_grant")
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)
+
+    assert the_breaker(app, Trouble.REVOCATIONS).successes == 0
+    assert is_open(app) == [Trouble.REVOCATIONS]
+
+
+def the_breaker(app: Flask, trouble: Trouble) -> Breaker:
+    with app.app_context(), reading() as db:
+        return db.get_one(Breaker, trouble)
+
+
+def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 50)
+    before = [(row.state, row.generation, row.refresh_token) for row in rows(app)]
+    sandbox.fault(on="refresh", kind="invalid_client", times=None)
+    refresh_due(app)
+    at_first = refreshes(sandbox)
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert at_first <= 8  # what was under way in its threads
+    assert refreshes(sandbox) == at_first + 3
+    assert is_open(app) == [Trouble.MISCONFIGURED]
+    assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
+    sandbox.clear_faults()
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)  # the probe
+    refresh_due(app)
+    assert fresh(app) == 50
+
+
+def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 200)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    refresh_due(app)
+    at_first = refreshes(sandbox)
+    for _ in range(20):
+        let_pass(app, sandbox, 5)
+        refresh_due(app)
+
+    assert is_open(app) == [Trouble.OUTAGE]
+    assert at_first < 30
+    assert refreshes(sandbox) <= at_first + 20
+    sandbox.clear_faults()
+    let_pass(app, sandbox, 5)
+    refresh_due(app)
+    refresh_due(app)
+    assert fresh(app) == 200
+    assert states(app) == {GrantState.ACTIVE: 200}
+
+
+def test_one_link_in_trouble_is_no_outage(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 40)
+    for number in range(1, 16):
+        sandbox.fault(on="refresh", kind="google_502", person=f"seed-{2 * number:05}", times=None)
+
+    done = refresh_due(app)
+
+    assert is_open(app) == []
+    assert done == Pass(refreshed=25, failed=15)
+
+
+def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=None)
+    refresh_due(app)
+    at_first = refreshes(sandbox)
+    sandbox.clear_faults()
+    for _ in range(3):
+        let_pass(app, sandbox, 30)
+        refresh_due(app)
+
+    assert at_first <= 8
+    assert refreshes(sandbox) == at_first
+    let_pass(app, sandbox, 31)
+    refresh_due(app)
+    refresh_due(app)
+    assert fresh(app) == 30
