@@ -97,7 +97,7 @@ def refresh(row: AccessToken, lead: timedelta, *, wait_seconds: float) -> Readin
                 if attempt is not None:
                     return _call(row, attempt, refresh_token)
             if time.monotonic() >= deadline:
-                raise SpotifyUnavailable(retry_after=1)
+                raise SpotifyUnavailable
             time.sleep(0.1)
 
 

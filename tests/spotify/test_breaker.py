@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask.testing import FlaskClient
 
 from app.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.scheduler import Pass, refresh_due
 from app.spotify import breaker
 from app.spotify.breaker import Trouble
+from tests.journeys import connect
 from tests.many import fresh, let_pass, link_many, states
 from tests.sandbox_client import SandboxClient
 
@@ -229,3 +231,52 @@ def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxCl
     refresh_due(app)
     refresh_due(app)
     assert fresh(app) == 30
+
+
+def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClient) -> None:
+    """Restored, it holds tokens that were used since; where they are used once, all are refused."""
+    sandbox.settings(rotate=True)
+    link_many(app, sandbox, 40)
+    backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
+    assert refresh_due(app) == Pass(refreshed=40)
+    with app.app_context(), writing() as db:
+        for row_id, (token, generation, expires_at, due_at) in backup.items():
+            values = {"refresh_token": token, "generation": generation, "expires_at": expires_at}
+            db.execute(sa.update(AccessToken).where(AccessToken.id == row_id).values(**values, due_at=due_at))
+        db.execute(sa.delete(TokenRefresh))
+        db.execute(sa.delete(Breaker))
+
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, 86_400)
+
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert states(app) == {GrantState.ACTIVE: 40}
+    assert all(row.refresh_token for row in rows(app))
+
+
+def test_a_code_that_spotify_accepts_proves_the_secret_right(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    """Whoever has mended the secret and tries it out need not wait for the next probe."""
+    link_many(app, sandbox, 2)
+    sandbox.fault(on="refresh", kind="invalid_client", times=None)
+    refresh_due(app)
+    assert is_open(app) == [Trouble.MISCONFIGURED]
+    sandbox.clear_faults()
+
+    connect(client, sandbox)
+
+    assert is_open(app) == []
+    refresh_due(app)
+    assert fresh(app) == 3
+
+
+def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    refresh_due(app)
+    asked = refreshes(sandbox)
+
+    assert refresh_due(another_worker).refreshed == 0
+    assert refreshes(sandbox) == asked
