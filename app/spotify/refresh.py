@@ -42,6 +42,8 @@ LOCK_PATIENCE_SECONDS = 2.0
 # grant; but a new refresh token may be the only good one, so it is worth more patience.
 STORE_SECONDS, STORE_ONLY_COPY_SECONDS = 25.0, 300.0
 _CLAIM_SECONDS = 3.0
+# A call of 10 s that begins by then ends within the lease.
+_SEND_WITHIN_SECONDS = 15.0
 # A probe that was refused while the breaker doubts refusals leaves the next probe to another link.
 _REFUSED_PROBE_WAITS = timedelta(minutes=10)
 _UNREADABLE_WAITS = timedelta(hours=1)
@@ -57,6 +59,7 @@ class _Attempt:
 
     id: str
     claimed_at: datetime
+    send_until: float  # `time.monotonic`
 
 
 def read(link_id: int) -> Reading:
@@ -134,12 +137,12 @@ def _claim(row: AccessToken) -> _Attempt | None:
     Raises:
         SpotifyUnavailable, SpotifyMisconfigured: refreshing is held back for everybody.
     """
-    attempt_id = uuid.uuid4().hex
+    attempt_id, send_until = uuid.uuid4().hex, time.monotonic() + _SEND_WITHIN_SECONDS
 
     def unit(db: Session) -> _Attempt | None:
         mine = db.scalar(sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id))
         if mine is not None:
-            return _Attempt(attempt_id, mine.started_at)  # the answer to the COMMIT was lost
+            return _Attempt(attempt_id, mine.started_at, send_until)  # the answer to the COMMIT was lost
         now = database.now(db)
         claimed = _update(
             db,
@@ -160,13 +163,16 @@ def _claim(row: AccessToken) -> _Attempt | None:
                 started_at=now,
             )
         )
-        return _Attempt(attempt_id, now)
+        return _Attempt(attempt_id, now, send_until)
 
     return write_until(time.monotonic() + _CLAIM_SECONDS, unit)
 
 
 def _call(row: AccessToken, attempt: _Attempt, refresh_token: str) -> Reading:
     """Call Spotify under a claim, and write down whatever it says."""
+    if time.monotonic() > attempt.send_until:
+        # Paused since the claim. The lease may end during the call; the next owner is left to make it.
+        raise SpotifyUnavailable
     try:
         grant = parts().accounts.refresh(refresh_token)
     except SpotifyError as error:
@@ -186,11 +192,8 @@ def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -
     }
     if grant.scope is not None:
         values["scope"] = grant.scope
-    if grant.refresh_token is None:
-        outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values)
-    else:
-        only_copy = values["refresh_token"]
-        outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
+    only_copy = values["refresh_token"] if grant.refresh_token is not None else None
+    outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
     log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
     _tell_breaker(outcome)
 

@@ -220,7 +220,9 @@ def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_ti
         db.execute(sa.update(AccessToken).values(refresh_token=b"\x01damaged"))
 
     assert refresh_due(app) == Pass(failed=1)
-    assert refresh_due(app) == Pass()
+    for _ in range(5):
+        let_pass(app, sandbox, 600)
+        assert refresh_due(app) == Pass()
 
     assert [record.message for record in caplog.records].count("token_unreadable") == 1
     with app.app_context(), reading() as db:

@@ -534,6 +534,22 @@ def test_a_spare_that_was_not_needed_is_dropped(
     assert row(app).spare_refresh_token is None
 
 
+def test_a_claim_that_has_grown_old_is_not_used(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was paused between claim and call might present a token that the next owner has used by now."""
+    expire(app)
+    with monkeypatch.context() as paused:
+        paused.setattr(refresh, "_SEND_WITHIN_SECONDS", -1)
+        assert connected.get("/api/spotify/token").status_code == 503
+    assert refreshes(sandbox) == []
+
+    let_pass(app, sandbox, 31)
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert [attempt.outcome for attempt in history(app)] == [None, "refreshed"]
+
+
 def test_an_attempt_that_died_is_taken_up_after_its_lease(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
