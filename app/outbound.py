@@ -56,7 +56,7 @@ class Outbound:
     """Sends requests and reads whole answers within `TOTAL_SECONDS`. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = _DeadlineAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
@@ -84,10 +84,16 @@ class Outbound:
                 **request,
             ) as response:
                 body = _read_body(response)
-        except (requests.RequestException, HTTPError, OSError) as error:
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            # ValueError: broken framing or headers that the libraries let through as such.
             raise NoAnswer(type(error).__name__) from error
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status_code, headers, body)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """No answer is a redirect to us. Asked not to follow one, requests still reads all of its body."""
 
 
 def _read_body(response: requests.Response) -> bytes:

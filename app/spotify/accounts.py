@@ -145,7 +145,7 @@ def _refusal(answer: Answer) -> SpotifyError:
 def _grant(answer: Answer) -> Grant:
     body = answer.json_object()
     access_token, refresh_token = body.get("access_token"), body.get("refresh_token")
-    scope = body.get("scope")
+    scope = body.get("scope") or None  # RFC 6749 knows no empty one
     expires_in: Any = body.get("expires_in")
     if (
         not _is_token(access_token)

@@ -77,7 +77,7 @@ def pass_or_wait(db: Session, at: datetime) -> None:
             .values(probe_at=at + _RULES[Trouble(breaker.name)].probe_every)
         )
         if not probing.rowcount:  # type: ignore[attr-defined]
-            wait = max(1, math.ceil((breaker.probe_at - at).total_seconds()))
+            wait = _seconds_until(breaker.probe_at, at)
             if breaker.name == Trouble.MISCONFIGURED:
                 raise SpotifyMisconfigured(retry_after=wait)
             raise SpotifyUnavailable(retry_after=wait)
@@ -89,6 +89,12 @@ def open_troubles() -> list[Breaker]:
         return list(db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))))
 
 
+def held_for(at: datetime) -> int | None:
+    """How many seconds until the next probe, where refreshing is held back."""
+    waits = [_seconds_until(breaker.probe_at, at) for breaker in open_troubles()]
+    return max(waits, default=None)
+
+
 def doubts_revocations(db: Session) -> bool:
     """Whether `invalid_grant` is not to be believed at present.
 
@@ -98,11 +104,14 @@ def doubts_revocations(db: Session) -> bool:
     return _locked(db, Trouble.REVOCATIONS).closed_at is None
 
 
-def note(outcome: Outcome, retry_after: int | None = None) -> None:
-    """Open or close the breaker after an attempt, once its outcome stands in the history."""
+def note(outcome: Outcome, began: datetime, retry_after: int | None = None) -> None:
+    """Open or close the breaker after an attempt, once its outcome stands in the history.
+
+    A success counts if it `began` while the breaker was open: one from before proves nothing.
+    """
     if outcome is Outcome.REFRESHED:
         if open_troubles():
-            write_again_on_conflict(_count_success)
+            write_again_on_conflict(partial(_count_success, began))
         return
     for trouble, rule in _RULES.items():
         if rule.outcome is outcome:
@@ -116,8 +125,9 @@ def client_accepted() -> None:
             _close(db, db.get_one(Breaker, Trouble.MISCONFIGURED), database.now(db))
 
 
-def _count_success(db: Session) -> None:
-    for breaker in db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None)).with_for_update()):
+def _count_success(began: datetime, db: Session) -> None:
+    proven = sa.and_(Breaker.closed_at.is_(None), Breaker.opened_at <= began)
+    for breaker in db.scalars(sa.select(Breaker).where(proven).with_for_update()):
         breaker.successes += 1
         if breaker.successes >= _RULES[Trouble(breaker.name)].successes:
             _close(db, breaker, database.now(db))
@@ -141,6 +151,10 @@ def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: S
     if trouble is Trouble.REVOCATIONS:
         _take_back_marks(db, met, since)
     _end_pauses(db, met, at)
+
+
+def _seconds_until(moment: datetime, at: datetime) -> int:
+    return max(1, math.ceil((moment - at).total_seconds()))
 
 
 def _locked(db: Session, trouble: Trouble) -> Breaker:

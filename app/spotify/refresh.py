@@ -195,7 +195,7 @@ def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -
     only_copy = values["refresh_token"] if grant.refresh_token is not None else None
     outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
     log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
-    _tell_breaker(outcome)
+    _tell_breaker(outcome, attempt)
 
 
 def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
@@ -214,13 +214,15 @@ def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
         level = logging.ERROR if misconfigured else logging.WARNING
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
     ended = _finish(attempt, row, outcome, after)
-    _tell_breaker(ended, retry_after)
+    _tell_breaker(ended, attempt, retry_after)
     current, now = read(row.spotify_user_id)
     if ended is Outcome.SUPERSEDED and current.lasts(timedelta(0), now=now):
         return current, now
     if isinstance(problem, GrantEnded) and current.state == GrantState.ACTIVE:
         # The refusal is not believed, or there is a spare to try.
-        raise SpotifyUnavailable(retry_after=1) from error
+        raise SpotifyUnavailable(retry_after=breaker.held_for(now) or 1) from error
+    if isinstance(problem, SpotifyUnavailable | SpotifyMisconfigured):
+        problem.retry_after = breaker.held_for(now) or problem.retry_after
     raise problem from error
 
 
@@ -278,9 +280,9 @@ def _update(db: Session, row: AccessToken, values: Values, *conditions: sa.Colum
     return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
-def _tell_breaker(outcome: Outcome, retry_after: int | None = None) -> None:
+def _tell_breaker(outcome: Outcome, attempt: _Attempt, retry_after: int | None = None) -> None:
     try:
-        breaker.note(outcome, retry_after)
+        breaker.note(outcome, attempt.claimed_at, retry_after)
     except sa.exc.SQLAlchemyError as error:
         # It counts from the history, so the next attempt's news brings this one's along.
         log.warning("breaker_not_told", extra={"reason": type(error).__name__})

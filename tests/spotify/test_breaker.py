@@ -16,6 +16,8 @@ from tests.journeys import connect
 from tests.many import fresh, let_pass, link_many, states
 from tests.sandbox_client import SandboxClient
 
+pytestmark = pytest.mark.slow
+
 MINUTE = 60
 
 
@@ -130,7 +132,7 @@ def test_after_a_storm_a_real_revocation_counts_again(app: Flask, sandbox: Sandb
     refresh_due(app)
     sandbox.clear_faults()
     sandbox.revoke("seed-00007")
-    for _ in range(8):
+    for _ in range(14):
         let_pass(app, sandbox, MINUTE)
         refresh_due(app)
 

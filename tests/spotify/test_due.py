@@ -21,6 +21,8 @@ from tests.many import fresh, let_pass, link_many
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 
 
