@@ -2,15 +2,17 @@
 
 import base64
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests import leaks
+from tests.journeys import PASSWORD
 from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
 from tests.services import (
     EmptyDatabase,
@@ -40,12 +42,15 @@ SETTINGS = {
     "LOG_LEVEL": "WARNING",
 }
 
+# Where a test that failed keeps the report of it.
+FAILED = pytest.StashKey[pytest.TestReport]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="leave out MariaDB, the scripts, the sandbox, and what starts processes: under a minute",
+        help="leave out MariaDB, the scripts, the sandbox, what starts processes or is slow: under a minute",
     )
 
 
@@ -60,11 +65,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_slow(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     return (
-        item.get_closest_marker("processes") is not None
+        any(item.get_closest_marker(name) for name in ("processes", "slow"))
         or item.path.parent.name in ("script", "sandbox")
         or not {"server", "chromium"}.isdisjoint(getattr(item, "fixturenames", ()))
         or (parameters is not None and parameters.params.get("database_url") == "mariadb")
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the first failure's report, so that what the net finds is added to it and does not hide it."""
+    report = yield
+    if report.failed:
+        item.stash.setdefault(FAILED, report)
+    return report
 
 
 class ApiClient(FlaskClient):
@@ -80,9 +94,14 @@ def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:
     try:
         return stack.enter_context(service)
     except Unavailable as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        cannot_run(error)
+
+
+def cannot_run(error: Unavailable) -> NoReturn:
+    """Skip the test, naming what is missing on this machine; in CI, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(error), pytrace=False)
+    pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -124,8 +143,54 @@ def _redis(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def _redis_commands(redis_url: str) -> Iterator[leaks.RedisCommands]:
+    commands = leaks.RedisCommands(redis_url)
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def _columns(database_url: str) -> Iterator[leaks.Columns]:
+    columns = leaks.Columns(database_url)
+    yield columns
+    columns.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _listening() -> Iterator[None]:
+    leaks.NET.know("a password", PASSWORD)
+    leaks.NET.know_settings(SETTINGS)
+    with leaks.listening():
+        yield
+    # What the servers wrote that run until the end.
+    if found := leaks.NET.haul():
+        pytest.fail(_said(found), pytrace=False)
+
+
 @pytest.fixture(autouse=True)
-def _a_clean_start(request: pytest.FixtureRequest) -> None:
+def net(request: pytest.FixtureRequest) -> Iterator[leaks.Net]:
+    """The net under every test: it fails if the product says or keeps a secret where none belongs."""
+    read = {"redis_url": "_redis_commands", "database_url": "_columns"}
+    used = set(request.fixturenames)
+    leaks.NET.sources = [request.getfixturevalue(source) for place, source in read.items() if place in used]
+    yield leaks.NET
+    found = leaks.NET.haul()
+    leaks.NET.sources = []
+    if not found:
+        return
+    if failed := request.node.stash.get(FAILED, None):
+        failed.sections.append(("leaks", _said(found)))  # below why it failed, which may be the cause
+    else:
+        pytest.fail(_said(found), pytrace=False)
+
+
+def _said(found: list[leaks.Leak]) -> str:
+    return "\n".join(["Secrets where none belong (tests/leaks.py):", *map(str, found)])
+
+
+@pytest.fixture(autouse=True)
+def _a_clean_start(request: pytest.FixtureRequest, net: leaks.Net) -> None:
     """Empty what the test uses, and only that: most tests use few of the servers."""
     used = set(request.fixturenames)
     if "sandbox" in used:
@@ -169,6 +234,7 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     from app.database import db
     from config import Config
 
+    leaks.NET.know_settings(env)
     application = create_app(Config.from_env(env))
     application.test_client_class = ApiClient
     yield application
@@ -201,6 +267,7 @@ def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]
         *, workers: int = 2, threads: int = 8, **settings: str
     ) -> AbstractContextManager[Server]:
         shared = {name: value for name, value in env.items() if name != "SPOTIFY_REDIRECT_URI"}
+        leaks.NET.know_settings({**shared, **settings})
         return running_server({**shared, **settings}, workers=workers, threads=threads)
 
     return start_server

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from script.supervisor import dies_with_parent
+from tests import leaks
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -69,32 +70,42 @@ def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
 @contextmanager
 def running_redis() -> Iterator[str]:
     """A Redis server that keeps nothing on disk. Yields its URL."""
-    server = _find("redis-server", "redis-server")
     with _directory() as home:
         path = home / "redis.sock"
-        settings = [
-            "--port",
-            "0",
-            "--unixsocket",
-            str(path),
-            "--dir",
-            str(home),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
         with (
-            _process([server, *settings], home / "log") as process,
+            _process(redis_command(home), home / "log") as process,
             redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as client,
         ):
             _until_up(process, client.ping, home / "log")
             yield f"unix://{path}"
 
 
+def redis_command(home: Path) -> list[str]:
+    """What runs a Redis that keeps nothing on disk and listens on `home / "redis.sock"`."""
+    server = _find("redis-server", "redis-server")
+    settings = {"port": "0", "unixsocket": str(home / "redis.sock"), "dir": str(home)}
+    nothing_on_disk = {"save": "", "appendonly": "no"}
+    return [
+        server,
+        *(word for name, value in (settings | nothing_on_disk).items() for word in (f"--{name}", value)),
+    ]
+
+
 @contextmanager
 def running_mariadb(database: str = "backline") -> Iterator[str]:
     """A MariaDB server with one empty database. Yields that database's SQLAlchemy URL."""
+    with _directory() as home:
+        path, log = home / "mariadb.sock", home / "log"
+        command = mariadb_command(home, database)
+        url = f"mysql+mysqldb://root@localhost/{database}?unix_socket={quote(str(path))}&charset=utf8mb4"
+        with _process(command, log) as process:
+            engine = sa.create_engine(url, poolclass=sa.NullPool)
+            _until_up(process, lambda: engine.connect().close() or True, log)
+            yield url
+
+
+def mariadb_command(home: Path, database: str = "backline") -> list[str]:
+    """Make a data directory in `home`. Returns what serves it on `home / "mariadb.sock"`."""
     server = _find("mariadbd", "mariadb-server")
     install = _find("mariadb-install-db", "mariadb-server")
     try:
@@ -103,42 +114,35 @@ def running_mariadb(database: str = "backline") -> Iterator[str]:
         raise Unavailable(
             "the Python package mysqlclient is not installed: script/bootstrap --mysql"
         ) from error
-    with _directory() as home:
-        path = home / "mariadb.sock"
-        log = home / "log"
-        common = ["--no-defaults", f"--datadir={home / 'data'}", "--innodb-log-file-size=8M"]
-        if os.geteuid() == 0:
-            common.append("--user=root")  # mariadbd refuses to run as root unless told to
-        with log.open("w") as output:
-            subprocess.run(
-                [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
-                check=True,
-                stdout=output,
-                stderr=output,
-            )
-        (home / "init.sql").write_text(f"CREATE DATABASE {database} CHARACTER SET utf8mb4;\n")
-        settings = [
-            f"--socket={path}",
-            f"--init-file={home / 'init.sql'}",
-            "--skip-networking",
-            # Durability is of no use to a server whose data is thrown away.
-            "--innodb-flush-log-at-trx-commit=0",
-            "--innodb-flush-method=nosync",
-            "--innodb-doublewrite=0",
-            "--innodb-buffer-pool-size=32M",
-        ]
-        url = f"mysql+mysqldb://root@localhost/{database}?unix_socket={quote(str(path))}&charset=utf8mb4"
-        with _process([server, *common, *settings], log) as process:
-            engine = sa.create_engine(url, poolclass=sa.NullPool)
-            _until_up(process, lambda: engine.connect().close() or True, log)
-            yield url
+    common = ["--no-defaults", f"--datadir={home / 'data'}", "--innodb-log-file-size=8M"]
+    if os.geteuid() == 0:
+        common.append("--user=root")  # mariadbd refuses to run as root unless told to
+    with (home / "log").open("w") as output:
+        subprocess.run(
+            [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
+            check=True,
+            stdout=output,
+            stderr=output,
+        )
+    (home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4;\n")
+    settings = [
+        f"--socket={home / 'mariadb.sock'}",
+        f"--init-file={home / 'init.sql'}",
+        "--skip-networking",
+        # Durability is of no use to a server whose data is thrown away.
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-flush-method=nosync",
+        "--innodb-doublewrite=0",
+        "--innodb-buffer-pool-size=32M",
+    ]
+    return [server, *common, *settings]
 
 
-def migrate(settings: Mapping[str, str]) -> None:
+def migrate(settings: Mapping[str, str], root: Path = ROOT) -> None:
     """Run `flask db upgrade` in a process of its own, so that its logging does not leak into the tests."""
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi:app", "db", "upgrade"],
-        cwd=ROOT,
+        cwd=root,
         env=process_environment(settings),
         capture_output=True,
         text=True,
@@ -246,13 +250,13 @@ def _directory() -> Iterator[Path]:
 
 @contextmanager
 def _process(
-    command: list[str], log: Path, *, env: Mapping[str, str] | None = None
+    command: list[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server with its output in a file. It is killed in the end, with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -266,6 +270,7 @@ def _process(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        leaks.look_at(log.read_bytes(), f"the log of {' '.join(command)}")
 
 
 def _until_up(

@@ -22,6 +22,7 @@ from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.pace import Pace
 from app.parts import redis_client
 from app.scheduler import Pass, refresh_due
+from tests import leaks
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually, process_environment
@@ -222,6 +223,7 @@ def scheduler(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
     finally:
         process.kill()
         process.wait()
+        leaks.look_at(log.read_bytes(), "the scheduler's log")
 
 
 @pytest.mark.processes

@@ -16,6 +16,7 @@ import requests
 from sqlalchemy import make_url
 
 from script import ports, server
+from tests import leaks
 from tests.services import eventually, free_port
 
 Environ = dict[str, str]
@@ -64,6 +65,7 @@ class Running:
         assert not self._reader.is_alive(), "something still holds its output open"
         assert self.process.stdout is not None
         self.process.stdout.close()
+        leaks.look_at(self.output, "the output of script/server")
         return status
 
     def left_over(self) -> list[str]:
