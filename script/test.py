@@ -21,6 +21,7 @@ from script.bootstrap import (
 PROGRAMS = {
     "mariadb-server": (("mariadbd",), "the tests on MariaDB"),
     "redis-server": (("redis-server",), "the tests of the app, nearly all"),
+    "faketime": (("faketime",), "the tests with a wrong clock"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "the tests in a browser"),
 }
 
