@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app import doctor, scheduler
+from app import database, doctor, scheduler
 from app.auth.registration import create_account
 from app.auth.schemas import Registration
 from app.clock import rfc3339
@@ -60,7 +60,7 @@ def refresh_due() -> None:
 @tokens.command("status", cls=_Command)
 def status() -> None:
     """Count links by state, and say what is due, what happened in the last hour and what is held back."""
-    now = due.now()
+    now = database.current_time()
     with reading() as db:
         states = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
         by_state = dict(db.execute(states).all())

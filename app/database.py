@@ -128,6 +128,12 @@ def now(db: Session) -> datetime:
     return db.execute(sa.select(database_now())).scalar_one()
 
 
+def current_time() -> datetime:
+    """The same, asked for on its own."""
+    with reading() as session:
+        return now(session)
+
+
 def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
     """Run `unit` in a transaction, and once more from its start if another one got in its way.
 

@@ -10,11 +10,13 @@ import redis
 log = logging.getLogger(__name__)
 
 # Takes the next free turn and returns how far away it is, both in microseconds. By Redis' clock,
-# so the hosts' own do not matter; a turn that nobody comes for is lost, nothing more.
+# so the hosts' own do not matter; a turn that nobody comes for is lost, nothing more. A turn more
+# than a minute away is of another time: Redis' clock was set back, or it is another Redis.
 _NEXT_TURN = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+if turn > now + 60000000 then turn = now end
 redis.call('SET', KEYS[1], string.format('%.0f', turn + ARGV[1]), 'PX', 60000)
 return string.format('%.0f', turn - now)
 """

@@ -13,18 +13,20 @@ from datetime import datetime, timedelta
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 
+from app import database
 from app.clock import utc_now
 from app.pace import Pace
 from app.parts import Parts
-from app.problems import DEPENDENCY_DOWN, Problem
+from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 from app.spotify import breaker, due, tokens, upkeep
-from app.spotify.refresh import GrantEnded
+from app.spotify.refresh import GrantEnded, UnderWay
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 30
 UPKEEP_SECONDS = 3600
-# How long what is running may take to end, when asked to. A call and its commit take less.
+# How long what is running may take to end, when asked to. A call and its commit take less, unless
+# MySQL is away; then an answer that waits to be stored is given up.
 STOP_SECONDS = 15
 
 
@@ -62,8 +64,9 @@ class _Worker:
         self._app = app
         self._config = parts.config
         self._pace = Pace(parts.redis, "refresh:pace", parts.config.refresh_rate)
-        # More would wait for its turn so long that the reservation ends.
-        self._at_once = min(2 * parts.config.refresh_workers, 10 * parts.config.refresh_rate)
+        # Three seconds' worth: a reservation must not end while it waits for its turn, though there
+        # are ten schedulers.
+        self._at_once = min(2 * parts.config.refresh_workers, 3 * parts.config.refresh_rate)
         self._stopping = stopping
         self._ending = False
         self._failure: Exception | None = None
@@ -72,7 +75,7 @@ class _Worker:
         done, running, more = Pass(), set[Future[bool | None]](), True
         with self._app.app_context():
             due.put_to_sleep(timedelta(days=self._config.refresh_active_days))
-            started = due.now()
+            started = database.current_time()
         with ThreadPoolExecutor(self._config.refresh_workers, thread_name_prefix="refresh") as pool:
             while more or running:
                 if more and len(running) <= self._at_once / 2:
@@ -80,10 +83,11 @@ class _Worker:
                     running |= {pool.submit(self._refresh_in_turn, link_id) for link_id in batch}
                     more = bool(batch)
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done.refreshed += future.result() is True
-                    done.failed += future.result() is False
-                    progress(done)
+                for result in (future.result() for future in finished):
+                    if result is not None:
+                        done.refreshed += result
+                        done.failed += not result
+                        progress(done)
         if self._failure is not None:
             raise self._failure
         return done
@@ -118,6 +122,8 @@ class _Worker:
         lead = timedelta(seconds=self._config.refresh_lead_seconds)
         try:
             return tokens.refresh_ahead(link_id, lead) or None
+        except (SpotifyNotConnected, UnderWay):
+            return None  # others have seen to it
         except (Problem, GrantEnded):
             return False  # the attempt's row and the log say why
         except DEPENDENCY_DOWN:

@@ -45,10 +45,6 @@ class Sealer:
     def newest_key_id(self) -> str:
         return self._newest.hex()
 
-    def is_newest(self, sealed: bytes) -> bool:
-        """Whether a value was sealed with the newest key."""
-        return sealed.startswith(_VERSION + self._newest)
-
     def open(self, sealed: bytes, *context: object) -> str:
         """Open a value sealed for the same place.
 

@@ -150,6 +150,41 @@ def test_a_lost_reply_to_the_commit_is_looked_up(
 
 
 @on_mariadb
+def test_a_commit_that_is_slow_and_not_lost_is_waited_for(
+    app: Flask, link: int, sandbox: SandboxClient, database_url: str
+) -> None:
+    """The first try's reader has given up, its COMMIT is still under way: the second must see its result."""
+    sandbox.fault(on="refresh", kind="park")
+    first_try = sa.create_engine(database_url)
+    with ThreadPoolExecutor(1) as pool, first_try.connect() as slow:
+        asking = pool.submit(ask, app, link)
+        sandbox.wait_for_held(1)
+        slow.execute(sa.text("UPDATE token_refreshes SET outcome = 'refreshed', effective = 1"))
+        slow.execute(
+            sa.text(
+                "UPDATE access_tokens SET generation = 1, lease_until = NULL, attempt_id = NULL, "
+                "expires_at = UTC_TIMESTAMP(6) + INTERVAL 1 HOUR"
+            )
+        )
+        sandbox.release()
+        eventually(lambda: waits_for_a_lock(app))
+        slow.commit()
+
+        assert asking.result().expires_in > 3500
+    first_try.dispose()
+    with app.app_context(), reading() as db:
+        attempt = db.scalars(sa.select(TokenRefresh)).one()
+    assert (attempt.outcome, attempt.effective) == ("refreshed", 1)
+    assert row(app).generation == 1
+
+
+def waits_for_a_lock(app: Flask) -> bool:
+    with app.app_context(), reading() as db:
+        status = db.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")).one()
+    return int(status[1]) > 0
+
+
+@on_mariadb
 @pytest.mark.parametrize("fault", ["refuse", "cut"])
 def test_an_answer_is_stored_when_mysql_comes_back(
     mysql: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str

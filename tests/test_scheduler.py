@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,6 +136,14 @@ def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> 
 
     assert pauses[0] == 0
     assert 1.8 < pauses[10] <= 2.0
+
+
+def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
+    """Redis' clock was set back, or another Redis has taken over."""
+    store: redis.Redis = app.extensions["backline"].redis
+    store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
+
+    assert Pace(store, "pace", rate=5).next_turn() == 0
 
 
 def test_without_redis_each_process_keeps_the_rate_alone() -> None:

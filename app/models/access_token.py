@@ -23,7 +23,7 @@ class AccessToken(Base):
     `grant_id` names the consent and is new with each one; `generation` counts the refreshes of
     that grant. Together they are the fence: a write that names an older pair touches no row.
 
-    Every time is the database's (`app.database.database_now`).
+    Every time that decides something is the database's (`app.database.database_now`).
     """
 
     __tablename__ = "access_tokens"
@@ -46,7 +46,7 @@ class AccessToken(Base):
     key_id: Mapped[str | None] = mapped_column(exact_string(8), index=True)
     scope: Mapped[str] = mapped_column(sa.String(2048), default="")
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime)
-    authorized_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    authorized_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     # When the scheduler looks at it next; empty where there is nothing to do ahead of time.
     due_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     attempt_id: Mapped[str | None] = mapped_column(exact_string(32))
@@ -72,6 +72,11 @@ class AccessToken(Base):
         """
         return six_months_after(self.authorized_at)
 
+    @property
+    def life(self) -> timedelta:
+        """How long the access token lives in all."""
+        return self.expires_at - (self.refreshed_at or self.authorized_at)
+
     def lasts(self, lead: timedelta, *, now: datetime) -> bool:
         """Whether the access token outlives `lead` from `now`.
 
@@ -80,8 +85,7 @@ class AccessToken(Base):
         """
         if self.access_token is None:
             return False
-        life = self.expires_at - (self.refreshed_at or self.authorized_at)
-        return self.expires_at - now > min(lead, life / 2)
+        return self.expires_at - now > min(lead, self.life / 2)
 
     def is_leased(self, now: datetime) -> bool:
         """Whether an attempt to refresh it is under way, or has died less than a lease ago."""

@@ -10,16 +10,17 @@ counts attempts in their history (`token_refreshes`), which nobody has to keep i
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app import database
-from app.database import reading, write_again_on_conflict, writing
+from app.database import reading, write_again_on_conflict
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.problems import SpotifyMisconfigured, SpotifyUnavailable
@@ -48,7 +49,8 @@ class _Rule:
     window: timedelta = timedelta(minutes=1)  # what is counted, and taken back
     links: int = 1  # with this outcome within the window, at least
     percent: float = 0  # and more than this share of all that were tried
-    probe_every: timedelta = timedelta(minutes=1)
+    # A little less than a minute: a scheduler that looks every 30 s would be late for each.
+    probe_every: timedelta = timedelta(seconds=55)
     successes: int = 1  # of probes, one after another
 
 
@@ -71,16 +73,20 @@ def pass_or_wait(db: Session, at: datetime) -> None:
         SpotifyUnavailable, SpotifyMisconfigured: it is open, and the next probe is not due.
     """
     for breaker in db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))):
-        probing = db.execute(
-            sa.update(Breaker)
-            .where(Breaker.name == breaker.name, Breaker.closed_at.is_(None), Breaker.probe_at <= at)
-            .values(probe_at=at + _RULES[Trouble(breaker.name)].probe_every)
-        )
-        if not probing.rowcount:  # type: ignore[attr-defined]
+        if breaker.probe_at > at or not _take_probe(db, breaker.name, at):
             wait = _seconds_until(breaker.probe_at, at)
             if breaker.name == Trouble.MISCONFIGURED:
                 raise SpotifyMisconfigured(retry_after=wait)
             raise SpotifyUnavailable(retry_after=wait)
+
+
+def _take_probe(db: Session, name: str, at: datetime) -> bool:
+    taken = db.execute(
+        sa.update(Breaker)
+        .where(Breaker.name == name, Breaker.closed_at.is_(None), Breaker.probe_at <= at)
+        .values(probe_at=at + _RULES[Trouble(name)].probe_every)
+    )
+    return taken.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
 def open_troubles() -> list[Breaker]:
@@ -110,19 +116,30 @@ def note(outcome: Outcome, began: datetime, retry_after: int | None = None) -> N
     A success counts if it `began` while the breaker was open: one from before proves nothing.
     """
     if outcome is Outcome.REFRESHED:
-        if open_troubles():
-            write_again_on_conflict(partial(_count_success, began))
-        return
+        _change(partial(_count_success, began))
     for trouble, rule in _RULES.items():
         if rule.outcome is outcome:
-            write_again_on_conflict(partial(_count_failure, trouble, rule, retry_after))
+            _change(partial(_count_failure, trouble, rule, retry_after), though_closed=True)
 
 
 def client_accepted() -> None:
     """Spotify has just accepted our client id and secret, in the exchange of a code."""
-    if any(breaker.name == Trouble.MISCONFIGURED for breaker in open_troubles()):
-        with writing() as db:
-            _close(db, db.get_one(Breaker, Trouble.MISCONFIGURED), database.now(db))
+    _change(_close_misconfigured)
+
+
+def _change(unit: Callable[[Session], None], *, though_closed: bool = False) -> None:
+    """Write, if there is reason to. Whoever brings the news must not fail for it: more will come."""
+    try:
+        if though_closed or open_troubles():
+            write_again_on_conflict(unit)
+    except sa.exc.SQLAlchemyError as error:
+        log.warning("breaker_not_told", extra={"reason": type(error).__name__})
+
+
+def _close_misconfigured(db: Session) -> None:
+    breaker = _locked(db, Trouble.MISCONFIGURED)
+    if breaker.closed_at is None:
+        _close(db, breaker, database.now(db))
 
 
 def _count_success(began: datetime, db: Session) -> None:
@@ -172,8 +189,24 @@ def _is_trouble(db: Session, rule: _Rule, since: datetime) -> bool:
         return True
     links = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
     tried = links.where(*_finished_since(since))
-    failed = db.execute(tried.where(TokenRefresh.outcome == rule.outcome)).scalar_one()
+    news = (TokenRefresh.outcome == rule.outcome, ~_refused_before(since))
+    failed = db.execute(tried.where(*news)).scalar_one()
     return failed >= rule.links and failed * 100 > rule.percent * db.execute(tried).scalar_one()
+
+
+def _refused_before(since: datetime) -> sa.ColumnElement[bool]:
+    """A grant that was refused before is no news: it may well have been revoked."""
+    earlier = aliased(TokenRefresh)
+    return (
+        sa.exists()
+        .where(
+            earlier.spotify_user_id == TokenRefresh.spotify_user_id,
+            earlier.grant_id == TokenRefresh.grant_id,
+            earlier.outcome == Outcome.INVALID_GRANT,
+            earlier.finished_at < since,
+        )
+        .correlate(TokenRefresh)
+    )
 
 
 def _finished_since(since: datetime) -> tuple[sa.ColumnElement[bool], ...]:
@@ -190,10 +223,15 @@ def _close(db: Session, breaker: Breaker, at: datetime) -> None:
 
 def _met(db: Session, rule: _Rule, since: datetime) -> sa.ColumnElement[bool]:
     """The grants that a trouble has met since then."""
-    met = sa.select(TokenRefresh.grant_id).where(
+    met = sa.select(TokenRefresh.spotify_user_id, TokenRefresh.grant_id).where(
         *_finished_since(since), TokenRefresh.outcome == rule.outcome
     )
-    return AccessToken.grant_id.in_(list(db.scalars(met.distinct())))
+    found = db.execute(met.distinct()).all()
+    # The links are for the index.
+    return sa.and_(
+        AccessToken.spotify_user_id.in_([link_id for link_id, _ in found]),
+        AccessToken.grant_id.in_([grant_id for _, grant_id in found]),
+    )
 
 
 def _take_back_marks(db: Session, met: sa.ColumnElement[bool], since: datetime) -> None:

@@ -13,14 +13,10 @@ from sqlalchemy.orm import Session
 from app import database
 from app.database import database_now, reading, write_again_on_conflict, writing
 from app.models import AccessToken, GrantState, SpotifyUser
+from app.parts import parts
+from app.spotify import outcomes
 
 RESERVED_FOR = timedelta(seconds=30)
-
-
-def now() -> datetime:
-    """What the database's clock says."""
-    with reading() as db:
-        return database.now(db)
 
 
 def reserve(limit: int, due_by: datetime) -> list[int]:
@@ -39,13 +35,15 @@ def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
         AccessToken.due_at <= due_by,
         sa.or_(AccessToken.lease_until.is_(None), AccessToken.lease_until < now),
     )
-    soonest = sa.select(AccessToken.id).where(*is_due).order_by(AccessToken.expires_at).limit(limit)
-    ids = list(db.scalars(soonest))
+    # Those that fail let the others go first: among many that are refused, the next probe of the
+    # breaker has to be another one.
+    order = (AccessToken.failures, AccessToken.expires_at)
+    ids = list(db.scalars(sa.select(AccessToken.id).where(*is_due).order_by(*order).limit(limit)))
     if not ids:
         return 0, []
     # In a statement of its own: locking while sorting would lock every row that is due.
     free = sa.select(AccessToken.id, AccessToken.spotify_user_id).where(AccessToken.id.in_(ids), *is_due)
-    taken = db.execute(free.order_by(AccessToken.expires_at).with_for_update(skip_locked=True)).all()
+    taken = db.execute(free.order_by(*order).with_for_update(skip_locked=True)).all()
     mine = AccessToken.id.in_([row_id for row_id, _ in taken])
     db.execute(sa.update(AccessToken).where(mine).values(due_at=now + RESERVED_FOR))
     return len(ids), [link_id for _, link_id in taken]
@@ -63,6 +61,15 @@ def give_back(link_id: int) -> None:
         db.execute(sa.update(AccessToken).where(*reserved).values(due_at=at))
 
 
+def put_off(row: AccessToken) -> None:
+    """Look at a link again when its token will be due: somebody else has refreshed it meanwhile."""
+    lead = timedelta(seconds=parts().config.refresh_lead_seconds)
+    later = outcomes.due(row.expires_at, row.life, lead)
+    same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
+    with writing() as db:
+        db.execute(sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=later))
+
+
 def count() -> int:
     """How many links are due now."""
     with reading() as db:
@@ -78,8 +85,13 @@ def put_to_sleep(unused_for: timedelta) -> int:
         unused = sa.select(SpotifyUser.id).where(SpotifyUser.last_used_at < now - unused_for)
         asleep = db.execute(
             sa.update(AccessToken)
-            .where(AccessToken.due_at <= now, AccessToken.spotify_user_id.in_(unused))
+            .where(
+                AccessToken.due_at <= now,
+                AccessToken.state == GrantState.ACTIVE,  # a suspect is asked about to the end
+                AccessToken.spotify_user_id.in_(unused),
+            )
             .values(due_at=None)
+            .execution_options(synchronize_session=False)
         )
     return asleep.rowcount  # type: ignore[attr-defined, no-any-return]
 

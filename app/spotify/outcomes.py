@@ -33,7 +33,8 @@ def due(expires_at: datetime, life: timedelta, lead: timedelta) -> datetime:
 
     A fifth more or less, so that those who connected together are not refreshed together.
     """
-    return expires_at - min(lead * random.uniform(1 - _JITTER, 1 + _JITTER), life / 2)
+    most = min(lead, life / 2 / (1 + _JITTER))
+    return expires_at - most * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 def latest_lead(lead: timedelta) -> timedelta:

@@ -53,6 +53,10 @@ class GrantEnded(Exception):
     """Spotify no longer honours the grant; the person has to consent again."""
 
 
+class UnderWay(SpotifyUnavailable):
+    """Somebody else is refreshing it, and takes longer than was waited for."""
+
+
 @dataclass(frozen=True)
 class _Attempt:
     """A claim on one generation of a grant."""
@@ -93,18 +97,18 @@ def refresh(row: AccessToken, lead: timedelta, *, wait_seconds: float) -> Readin
             overtaken = (row.grant_id, row.generation) != seen
             if row.lasts(timedelta(0) if overtaken else lead, now=now):
                 return row, now
-            _check_may_try(row, now)
+            check_may_try(row, now)
             if not row.is_leased(now):
                 refresh_token = _refresh_token(row)
                 attempt = _claim(row)
                 if attempt is not None:
                     return _call(row, attempt, refresh_token)
             if time.monotonic() >= deadline:
-                raise SpotifyUnavailable
+                raise UnderWay
             time.sleep(0.1)
 
 
-def _check_may_try(row: AccessToken, now: datetime) -> None:
+def check_may_try(row: AccessToken, now: datetime) -> None:
     """Share an earlier answer while it counts: a refusal, or a failure just now.
 
     Raises:
@@ -140,7 +144,7 @@ def _claim(row: AccessToken) -> _Attempt | None:
     attempt_id, send_until = uuid.uuid4().hex, time.monotonic() + _SEND_WITHIN_SECONDS
 
     def unit(db: Session) -> _Attempt | None:
-        mine = db.scalar(sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id))
+        mine = db.scalar(_attempt_row(attempt_id))
         if mine is not None:
             return _Attempt(attempt_id, mine.started_at, send_until)  # the answer to the COMMIT was lost
         now = database.now(db)
@@ -192,10 +196,10 @@ def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -
     }
     if grant.scope is not None:
         values["scope"] = grant.scope
-    only_copy = values["refresh_token"] if grant.refresh_token is not None else None
+    only_copy = values["refresh_token"] if grant.refresh_token not in (None, presented) else None
     outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
     log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
-    _tell_breaker(outcome, attempt)
+    breaker.note(outcome, attempt.claimed_at)
 
 
 def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
@@ -214,7 +218,7 @@ def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
         level = logging.ERROR if misconfigured else logging.WARNING
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
     ended = _finish(attempt, row, outcome, after)
-    _tell_breaker(ended, attempt, retry_after)
+    breaker.note(ended, attempt.claimed_at, retry_after)
     current, now = read(row.spotify_user_id)
     if ended is Outcome.SUPERSEDED and current.lasts(timedelta(0), now=now):
         return current, now
@@ -243,13 +247,15 @@ def _finish(
     """
 
     def unit(db: Session) -> Outcome:
-        written = db.scalar(sa.select(TokenRefresh.outcome).where(TokenRefresh.attempt_id == attempt.id))
-        if written is not None:
-            return Outcome(written)  # the answer to the COMMIT was lost
+        written = db.scalar(_attempt_row(attempt.id))
+        if written is not None and written.outcome is not None:
+            return Outcome(written.outcome)  # the answer to the COMMIT was lost
         now = database.now(db)
         doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
         values = outcomes.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
-        ended = outcome if _update(db, row, values) else Outcome.SUPERSEDED
+        # A success is good whoever holds the lease by now. A failure must not end another's.
+        mine = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
+        ended = outcome if _update(db, row, values, *mine) else Outcome.SUPERSEDED
         if ended is Outcome.SUPERSEDED and only_copy is not None:
             same_grant = sa.and_(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id)
             db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=only_copy))
@@ -262,7 +268,17 @@ def _finish(
 
     # Spotify's answer may be the only one: neither a deadlock nor a lost connection must cost it.
     patience = STORE_SECONDS if only_copy is None else STORE_ONLY_COPY_SECONDS
-    return write_until(time.monotonic() + patience, unit)
+    try:
+        return write_until(time.monotonic() + patience, unit)
+    except sa.exc.SQLAlchemyError:
+        lost = {"link": row.spotify_user_id, "outcome": outcome, "only_copy": only_copy is not None}
+        log.error("token_answer_lost", extra=lost)
+        raise
+
+
+def _attempt_row(attempt_id: str) -> sa.Select[TokenRefresh]:
+    """Locked, so that a COMMIT of ours that is slow rather than lost is waited for."""
+    return sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
 
 
 def _update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
@@ -278,14 +294,6 @@ def _update(db: Session, row: AccessToken, values: Values, *conditions: sa.Colum
         .values(values)
     )
     return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
-
-
-def _tell_breaker(outcome: Outcome, attempt: _Attempt, retry_after: int | None = None) -> None:
-    try:
-        breaker.note(outcome, attempt.claimed_at, retry_after)
-    except sa.exc.SQLAlchemyError as error:
-        # It counts from the history, so the next attempt's news brings this one's along.
-        log.warning("breaker_not_told", extra={"reason": type(error).__name__})
 
 
 def _seconds(pause: timedelta) -> int:

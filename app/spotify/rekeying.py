@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ _COLUMNS = {
 }
 
 
+# A release from before the column may still be writing, during an update. The value names its key too.
+_UNNAMED = sa.and_(AccessToken.key_id.is_(None), AccessToken.refresh_token.is_not(None))
+_KEY_IN_TOKEN = sa.func.lower(sa.func.hex(sa.func.substr(AccessToken.refresh_token, 2, 4)))
+
+
 @dataclass
 class Moved:
     """How far it has come: rows to move at the start, looked at, sealed anew, and not readable."""
@@ -37,9 +43,12 @@ class Moved:
 
 def keys_in_use() -> dict[str, int]:
     """How many rows are sealed with each key, by the key's id."""
+    found: Counter[str] = Counter()
     with reading() as session:
-        counted = sa.select(AccessToken.key_id, sa.func.count()).group_by(AccessToken.key_id)
-        return {key_id: count for key_id, count in session.execute(counted) if key_id is not None}
+        for key, which in ((AccessToken.key_id, AccessToken.key_id.is_not(None)), (_KEY_IN_TOKEN, _UNNAMED)):
+            for key_id, count in session.execute(sa.select(key, sa.func.count()).where(which).group_by(key)):
+                found[str(key_id)] += count
+    return dict(found)
 
 
 def missing_keys() -> dict[str, int]:
@@ -93,7 +102,8 @@ def _left() -> int:
 
 
 def _next_batch(last_id: int) -> list[AccessToken]:
-    older = sa.and_(AccessToken.key_id != parts().sealer.newest_key_id, AccessToken.id > last_id)
+    other = sa.or_(AccessToken.key_id != parts().sealer.newest_key_id, _UNNAMED)
+    older = sa.and_(other, AccessToken.id > last_id)
     with reading() as session:
         return list(
             session.scalars(sa.select(AccessToken).where(older).order_by(AccessToken.id).limit(BATCH))

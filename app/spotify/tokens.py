@@ -21,7 +21,7 @@ from app import database
 from app.models import AccessToken, GrantState
 from app.parts import parts
 from app.problems import DEPENDENCY_DOWN, Problem, SpotifyUnavailable
-from app.spotify import outcomes, refresh
+from app.spotify import due, outcomes, refresh
 from app.spotify.accounts import Grant
 from app.spotify.refresh import GrantEnded
 from app.spotify.vault import seal, unseal
@@ -64,6 +64,7 @@ def access_token_for(link_id: int, lead: timedelta = REQUEST_LEAD) -> LiveToken:
         if row.may_be_tried(now):
             _start_refresh(row, lead)
         return _open(row, now)
+    refresh.check_may_try(row, now)
     try:
         return _open(*_start_refresh(row, lead).result(WAIT_SECONDS))
     except StillRunning:
@@ -79,6 +80,7 @@ def refresh_ahead(link_id: int, lead: timedelta) -> bool:
     lead = outcomes.latest_lead(lead)
     row, now = refresh.read(link_id)
     if row.lasts(lead, now=now):
+        due.put_off(row)
         return False
     refresh.refresh(row, lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
     return True

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 ERASED_AFTER = timedelta(days=7)
 HISTORY_KEPT_FOR = timedelta(days=30)
 REMINDER_DAYS = (1, 7, 30)
-SHORTEST_SIX_MONTHS = timedelta(days=181)
+SHORTEST_SIX_MONTHS, SURELY_ENDED_AFTER = timedelta(days=181), timedelta(days=190)
 # Rows written in one transaction: few enough that nobody waits for it.
 BATCH = 500
 
@@ -30,8 +30,12 @@ BATCH = 500
 def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
     """Do all of it, in small transactions. Returns how many rows each part has met."""
     met: dict[str, int] = {}
-    for part in (remind, erase_ended, prune_history, prune_visitors):
-        met[part.__name__] = _in_batches(part, stopping or threading.Event())
+    for part in (end_forgotten, erase_ended, prune_history, prune_visitors, remind):
+        try:
+            met[part.__name__] = _in_batches(part, stopping or threading.Event())
+        except sa.exc.SQLAlchemyError as error:
+            # One part's trouble must not keep the others from their work, hour after hour.
+            log.error("upkeep_failed", extra={"part": part.__name__, "reason": type(error).__name__})
     if any(met.values()):
         log.info("upkeep", extra=met)
     return met
@@ -58,7 +62,7 @@ def remind(db: Session, now: datetime) -> int:
 def _remind(db: Session, now: datetime, days: int) -> int:
     due_by = now + timedelta(days=days)
     candidates = (
-        sa.select(AccessToken)
+        sa.select(AccessToken.id)
         .where(
             AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED,
             AccessToken.authorized_at <= due_by - SHORTEST_SIX_MONTHS,
@@ -66,13 +70,30 @@ def _remind(db: Session, now: datetime, days: int) -> int:
         )
         .order_by(AccessToken.authorized_at)
         .limit(BATCH)
-        .with_for_update(skip_locked=True)
     )
-    due = [row for row in db.scalars(candidates) if row.reauthorize_by <= due_by]
+    # In a statement of its own: locking while sorting would lock every candidate there is.
+    ids = AccessToken.id.in_(list(db.scalars(candidates)))
+    locked = db.scalars(sa.select(AccessToken).where(ids).with_for_update(skip_locked=True))
+    due = [row for row in locked if row.reauthorize_by <= due_by]
     for row in due:
         row.reminded_days = days
         log.warning("spotify_grant_ends_soon", extra={"link": row.spotify_user_id, "days": days})
     return len(due)
+
+
+def end_forgotten(db: Session, now: datetime) -> int:
+    """End grants that nobody has used for so long that nobody asked Spotify when their six months ended."""
+    forgotten = (
+        sa.select(AccessToken.id)
+        .where(
+            AccessToken.due_at.is_(None),
+            AccessToken.state == GrantState.ACTIVE,
+            AccessToken.authorized_at <= now - SURELY_ENDED_AFTER,
+        )
+        .limit(BATCH)
+    )
+    ended = {"state": GrantState.REAUTHORIZATION_REQUIRED, "ended_at": now}
+    return _write(db, forgotten, sa.update(AccessToken).values(ended), AccessToken.id)
 
 
 def erase_ended(db: Session, now: datetime) -> int:
@@ -113,5 +134,5 @@ def _write(
     """Make the change to the rows selected. MySQL can neither limit nor select from its own table there."""
     ids = list(db.scalars(which.with_for_update(skip_locked=True)))
     if ids:
-        db.execute(change.where(key.in_(ids)))
+        db.execute(change.where(key.in_(ids)).execution_options(synchronize_session=False))
     return len(ids)

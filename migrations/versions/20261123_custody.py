@@ -38,13 +38,19 @@ def upgrade() -> None:
         table.add_column(sa.Column("reminded_days", sa.Integer(), nullable=True))
         table.create_index("ix_access_tokens_due_at", ["due_at"])
         table.create_index("ix_access_tokens_key_id", ["key_id"])
+        table.create_index("ix_access_tokens_authorized_at", ["authorized_at"])
         table.create_index("ix_access_tokens_state_ended_at", ["state", "ended_at"])
         table.drop_index("ix_access_tokens_state_expires_at")
     # A sealed value names its key in bytes 2 to 5. The refresh token is the older of the two.
     op.execute("UPDATE access_tokens SET key_id = LOWER(HEX(SUBSTR(refresh_token, 2, 4)))")
-    # The scheduler puts each in its place when it has looked.
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    quarter_of_an_hour_before = (
+        "strftime('%Y-%m-%d %H:%M:%f000', expires_at, '-15 minutes')"
+        if sqlite
+        else "expires_at - INTERVAL 15 MINUTE"
+    )
     op.execute(
-        "UPDATE access_tokens SET due_at = COALESCE(not_before, expires_at) "
+        f"UPDATE access_tokens SET due_at = COALESCE(not_before, {quarter_of_an_hour_before}) "  # noqa: S608
         "WHERE state <> 'reauthorization_required'"
     )
     op.execute("UPDATE access_tokens SET ended_at = updated_at WHERE state = 'reauthorization_required'")
@@ -67,6 +73,7 @@ def downgrade() -> None:
     op.execute("UPDATE access_tokens SET refresh_token = '' WHERE refresh_token IS NULL")
     with op.batch_alter_table("access_tokens", table_kwargs={"sqlite_autoincrement": True}) as table:
         table.drop_index("ix_access_tokens_state_ended_at")
+        table.drop_index("ix_access_tokens_authorized_at")
         table.drop_index("ix_access_tokens_key_id")
         table.drop_index("ix_access_tokens_due_at")
         table.create_index("ix_access_tokens_state_expires_at", ["state", "expires_at"])

@@ -1,5 +1,6 @@
 """When refreshing fails for everybody, it is nobody's fault: the breaker."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,14 +8,17 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app import database
 from app.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.models.token_refresh import Outcome
 from app.scheduler import Pass, refresh_due
 from app.spotify import breaker
 from app.spotify.breaker import Trouble
 from tests.journeys import connect
 from tests.many import fresh, let_pass, link_many, states
 from tests.sandbox_client import SandboxClient
+from tests.services import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -282,3 +286,44 @@ def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox:
 
     assert refresh_due(another_worker).refreshed == 0
     assert refreshes(sandbox) == asked
+
+
+def test_grants_that_are_really_dead_do_not_keep_the_others_from_living(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    """Twelve of 200, and they come first: it looks like a storm, but it must not be one for ever."""
+    link_many(app, sandbox, 200)
+    for number in range(1, 13):
+        sandbox.revoke(f"seed-{number:05}")
+    refresh_due(app)
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    for _ in range(25):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.ACTIVE: 188, GrantState.SUSPECT: 12}
+    assert fresh(app) == 188
+    let_pass(app, sandbox, 86_400 + MINUTE)
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, 86_400 + MINUTE)
+    assert states(app) == {GrantState.ACTIVE: 188, GrantState.REAUTHORIZATION_REQUIRED: 12}
+
+
+def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 3)
+    sandbox.fault(on="refresh", kind="park", times=2)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=10)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=600)
+    with ThreadPoolExecutor(1) as pool:
+        first_pass = pool.submit(refresh_due, app)
+        sandbox.wait_for_held(2)
+        eventually(lambda: is_open(app) == [Trouble.RATE_LIMITED])
+        with app.app_context():
+            breaker.note(Outcome.RATE_LIMITED, datetime.now(UTC), retry_after=600)
+        sandbox.clear_faults()
+        first_pass.result()
+
+    with app.app_context():
+        assert 500 < (breaker.held_for(database.current_time()) or 0) <= 600

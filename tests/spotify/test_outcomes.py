@@ -88,7 +88,7 @@ OUR_FAULT = Meaning(
     outcome=Outcome.MISCONFIGURED,
     pause=None,
     trouble=Trouble.MISCONFIGURED,
-    hold=MINUTE,
+    hold=55 * SECOND,
 )
 UNAVAILABLE = Meaning(
     problem=(503, "spotify-unavailable"),

@@ -230,6 +230,18 @@ def test_every_write_seals_both_tokens_with_the_newest_key(
         assert rekeying.keys_in_use() == {key_id(NEW_KEY): 3}
 
 
+def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
+    both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
+) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(key_id=None))
+    with running_app(both_keys) as newer, newer.app_context():
+        old = newer.extensions["backline"].sealer.key_ids[1]
+        assert rekeying.keys_in_use() == {old: 3}
+        assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=3)
+        assert rekeying.keys_in_use() == {key_id(NEW_KEY): 3}
+
+
 def key_id(key: str) -> str:
     return Sealer([base64.b64decode(key)]).newest_key_id
 

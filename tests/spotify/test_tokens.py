@@ -17,7 +17,9 @@ from flask.testing import FlaskClient
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
+from app.problems import SpotifyUnavailable
 from app.spotify import refresh
+from app.spotify.accounts import InvalidGrant, SpotifyError
 from tests.journeys import another_tab, connect, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
@@ -532,6 +534,34 @@ def test_a_spare_that_was_not_needed_is_dropped(
 
     assert connected.get("/api/spotify/token").status_code == 200
     assert row(app).spare_refresh_token is None
+
+
+@pytest.mark.parametrize("kind", ["close", "false_invalid_grant"])
+def test_a_late_failure_does_not_end_the_next_owners_lease(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, kind: str
+) -> None:
+    """Paused beyond its lease, it wakes with bad news while the next owner is calling."""
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=2)
+    with ThreadPoolExecutor(2) as pool:
+        late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        let_pass(app, sandbox, 31)
+        app.extensions["backline"].redis.delete(f"lock:link:{row(app).spotify_user_id}")
+        next_owner = pool.submit(connected.get, "/api/spotify/token")
+        sandbox.wait_for_held(2)
+        lease = row(app).attempt_id
+        with app.app_context():
+            first = history(app)[0]
+            attempt = refresh._Attempt(first.attempt_id, first.started_at, 0)
+            error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("no_answer")
+            with pytest.raises(SpotifyUnavailable):
+                refresh._fail(row(app), attempt, error)
+        assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)
+        sandbox.release()
+        assert [next_owner.result().status_code, late.result().status_code] == [200, 200]
+
+    assert len(refreshes(sandbox)) == 2
 
 
 def test_a_claim_that_has_grown_old_is_not_used(

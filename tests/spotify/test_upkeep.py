@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from app.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.models.access_token import six_months_after
+from app.scheduler import refresh_due
 from app.spotify import upkeep
 from tests.journeys import connect, register
 from tests.many import let_pass, link_many
@@ -140,6 +141,32 @@ def test_reminders_come_a_month_a_week_and_a_day_ahead_once_each(
         7,
         1,
     ]
+
+
+def test_a_grant_that_nobody_used_to_its_end_is_ended_and_erased(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Asleep since its first month, it would keep its tokens for ever: Spotify is not asked about it."""
+    let_pass(app, sandbox, 31 * DAY)
+    refresh_due(app)
+    assert row(app).due_at is None
+
+    let_pass(app, sandbox, 160 * DAY)
+    assert keep_up(app)["end_forgotten"] == 1
+    assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
+    let_pass(app, sandbox, 8 * DAY)
+    assert keep_up(app) == {"erase_ended": 1}
+
+
+def test_a_suspect_does_not_fall_asleep(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    let_pass(app, sandbox, 29 * DAY + DAY // 2)
+    sandbox.revoke("mira_t_42")
+    refresh_due(app)
+    for _ in range(2):
+        let_pass(app, sandbox, DAY)
+        refresh_due(app)
+
+    assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
 
 
 def test_a_new_consent_is_reminded_of_anew(
