@@ -1,0 +1,135 @@
+"""The long run: rounds of random faults until the time is over. Run by script/chaos, which says more."""
+
+import argparse
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.chaos.checker import Report
+from tests.chaos.generator import Chaos
+from tests.chaos.world import World, running_world
+from tests.services import Unavailable
+
+ROUND_SECONDS = 30.0
+PROGRESS_SECONDS = 3.0
+SCHEDULERS = 3
+
+
+@dataclass
+class Totals:
+    """What all rounds together came to."""
+
+    rounds: int = 0
+    steps: int = 0
+    refreshes: int = 0
+    calls_per_generation: Counter[int] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    destroyed_by_provider: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, chaos: Chaos, report: Report) -> None:
+        self.rounds += 1
+        self.steps += len(chaos.steps)
+        self.refreshes += report.refreshes
+        self.calls_per_generation += report.calls_per_generation
+        self.faults += chaos.faults
+        self.answers += chaos.answers
+        self.destroyed_by_provider += len(report.destroyed_by_provider)
+        self.violations += [f"seed {chaos.seed}: {sentence}" for sentence in report.violations]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    seed = arguments.seed or str(random.randrange(10**9))
+    tell(f"seed {seed}")
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    totals = Totals()
+    try:
+        with running_world() as world:
+            world.run_product(schedulers=SCHEDULERS)
+            run_rounds(world, seed, arguments, totals, stopping)
+    except Unavailable as error:
+        sys.exit(str(error))
+    show(totals)
+    if totals.violations:
+        tell(f"\nAgain: script/chaos --seed {seed}")
+        sys.exit(1)
+
+
+def tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="script/chaos", add_help=False)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed")
+    parser.add_argument("--rotate", action=argparse.BooleanOptionalAction)
+    return parser.parse_args()
+
+
+def run_rounds(
+    world: World, seed: str, arguments: argparse.Namespace, totals: Totals, stopping: threading.Event
+) -> None:
+    until = time.monotonic() + arguments.minutes * 60
+    while not stopping.is_set() and (left := until - time.monotonic()) > 0:
+        rotate = totals.rounds % 2 == 1 if arguments.rotate is None else arguments.rotate
+        chaos = Chaos(world, f"{seed}.{totals.rounds}", rotate=rotate)
+        progress = Progress(world, chaos, totals)
+        chaos.run(seconds=min(ROUND_SECONDS, left), stopping=stopping.is_set, progress=progress)
+        report = chaos.finish()
+        totals.add(chaos, report)
+        if report.violations:
+            tell("\n".join([*report.violations, f"The steps of {chaos.seed}:", *chaos.steps]))
+
+
+class Progress:
+    """Says every few seconds how far it is. Refreshes are known after each round, when it is checked."""
+
+    def __init__(self, world: World, chaos: Chaos, totals: Totals) -> None:
+        self._world, self._chaos, self._totals = world, chaos, totals
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROGRESS_SECONDS
+        totals = self._totals
+        tell(
+            f"round {totals.rounds + 1}, {totals.steps + len(self._chaos.steps)} steps, "
+            f"{totals.faults.total() + self._chaos.faults.total()} faults, "
+            f"{len(self._world.refresh_calls())} calls in this round, "
+            f"{totals.refreshes} refreshes checked, {len(totals.violations)} violations"
+        )
+
+
+def show(totals: Totals) -> None:
+    refreshed = sum(totals.calls_per_generation.values())
+    lines = [("rounds", totals.rounds), ("steps", totals.steps), ("refreshes", totals.refreshes), ("", "")]
+    lines += [
+        (f"generations with {calls} call{'s' * (calls > 1)}", f"{count} ({count / refreshed:.0%})")
+        for calls, count in sorted(totals.calls_per_generation.items())
+    ]
+    lines += [("", ""), *((f"fault: {name}", count) for name, count in totals.faults.most_common()), ("", "")]
+    lines += [(f"answered {status}", count) for status, count in sorted(totals.answers.items())]
+    lost = sum("I8" in sentence or "I7" in sentence for sentence in totals.violations)
+    lines += [
+        ("", ""),
+        ("grants lost", lost),
+        ("grants destroyed by the provider", totals.destroyed_by_provider),
+        ("violations", len(totals.violations)),
+    ]
+    tell("\n".join(f"{name:<40}{value:>12}" if name else "" for name, value in lines))
+    tell("\n".join(totals.violations))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,385 @@
+"""Asserts over a history what `reliability.md` 3.3 promises, as I1 to I8.
+
+Each violation is a sentence that names the link, the grant, the generation and, where there is one,
+the attempt or call. An empty list means that everything was as promised.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from tests.chaos.history import ROUNDING, UNREADABLE, Attempt, Call, Change, History
+
+REFRESHED = "refreshed"
+SUSPECT = "suspect"
+OVER = "reauthorization_required"
+# A grant that Spotify refuses is asked about once, and twice more to confirm it.
+REFUSALS = 3
+# These only hold a call up. It takes effect and is answered all the same.
+HARMLESS = ("park", "slow")
+THE_END = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass
+class Generation:
+    """One generation of a grant: from the change that began it to the one that ended it."""
+
+    link: int
+    grant: str
+    number: int
+    began: Change
+    ended: datetime | None = None
+    held: set[str] = field(default_factory=set)
+    last: Change = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last = self.began
+        self.see(self.began)
+
+    def see(self, change: Change) -> None:
+        """Take in a change that leaves the generation as it is."""
+        self.last = change
+        self.held |= {token for token in (change.refresh, change.spare) if token not in (None, UNREADABLE)}
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        return self.link, self.grant, self.number
+
+    def __str__(self) -> str:
+        return f"link {self.link}, grant {self.grant[:8]}, generation {self.number}"
+
+
+@dataclass
+class Report:
+    """What the checker found, and the numbers that are worth showing."""
+
+    violations: list[str]
+    refreshes: int
+    calls: int
+    destroyed_by_provider: list[str]
+    calls_per_generation: Counter[int]
+
+
+def check(history: History) -> Report:
+    """Check everything. Nothing stops at the first violation."""
+    checker = _Checker(history)
+    violations = checker.run()
+    return Report(
+        violations,
+        refreshes=checker.refreshes,
+        calls=len(history.calls),
+        destroyed_by_provider=checker.destroyed,
+        calls_per_generation=Counter(len(calls) for calls in checker.calls_of.values() if calls),
+    )
+
+
+class _Checker:
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self.violations: list[str] = []
+        self.destroyed: list[str] = []
+        self.refreshes = 0
+        self.generations: dict[tuple[int, str, int], Generation] = {}
+        self.calls_of: dict[tuple[int, str, int], list[Call]] = {}
+        self._attempts: dict[tuple[int, str, int], list[Attempt]] = defaultdict(list)
+        for attempt in history.attempts:
+            self._attempts[attempt.link, attempt.grant, attempt.generation].append(attempt)
+        self._call_that_issued = {call.issued_access: call for call in history.calls if call.issued_access}
+        self._spent: dict[int, Generation] = {}
+
+    def run(self) -> list[str]:
+        self._follow_the_rows()
+        self._check_effective_attempts()
+        self._match_calls()
+        self._check_number_of_calls()
+        self._check_living_grants()
+        self._check_handed_tokens()
+        self.violations += [f"I7: {sentence}" for sentence in self._history.stale]
+        return self.violations
+
+    def _violated(self, rule: str, where: object, what: str) -> None:
+        self.violations.append(f"{rule}: {where}: {what}.")
+
+    # The rows, from change to change: I1, I3, I5, I6, I8.
+
+    def _follow_the_rows(self) -> None:
+        current: dict[int, Generation] = {}
+        over: set[tuple[int, str]] = set()
+        for change in self._history.changes:
+            generation = current.get(change.link)
+            if change.kind == "delete":
+                if generation is not None:
+                    self._close(current.pop(change.link), change, over)
+                continue
+            if (change.link, change.grant) in over:
+                self._violated(
+                    "I5", f"link {change.link}, grant {change.grant[:8]}", "it was written to after its end"
+                )
+                continue
+            self._check_it_opens(change)
+            if generation is None or generation.grant != change.grant:
+                if generation is not None:
+                    self._close(generation, change, over)
+                current[change.link] = self._begin_grant(change)
+            elif change.generation != generation.number:
+                current[change.link] = self._follow_refresh(generation, change)
+            else:
+                self._check_same_generation(generation, change)
+                generation.see(change)
+
+    def _close(self, generation: Generation, change: Change, over: set[tuple[int, str]]) -> None:
+        generation.ended = change.at
+        over.add((generation.link, generation.grant))
+
+    def _check_it_opens(self, change: Change) -> None:
+        for column, token in zip(("access_token", "refresh_token", "spare"), change.tokens, strict=True):
+            where = f"link {change.link}, grant {change.grant[:8]}, generation {change.generation}"
+            if token == UNREADABLE:
+                self._violated("I5", where, f"its {column} was not sealed for this link and grant")
+            if token is None and column != "spare" and change.state != OVER:
+                self._violated("I3", where, f"its {column} is gone")
+
+    def _begin_grant(self, change: Change) -> Generation:
+        generation = self._begin(change)
+        if change.generation != 0:
+            self._violated("I1", generation, "a new grant begins at generation 0")
+        self._check_expiry(generation, change.at - timedelta(seconds=30))
+        return generation
+
+    def _begin(self, change: Change) -> Generation:
+        generation = Generation(change.link, change.grant, change.generation, change)
+        if generation.key in self.generations:
+            self._violated("I1", generation, "it began a second time")
+        self.generations[generation.key] = generation
+        return generation
+
+    def _follow_refresh(self, before: Generation, change: Change) -> Generation:
+        before.ended = change.at
+        after = self._begin(change)
+        self.refreshes += 1
+        if after.number != before.number + 1:
+            self._violated("I1", after, f"it came after generation {before.number}")
+        self._check_origin(before, change, after)
+        began = min((attempt.began for attempt in self._attempts[before.key]), default=change.at)
+        self._check_expiry(after, began)
+        return after
+
+    def _check_origin(self, before: Generation, change: Change, after: Generation) -> None:
+        """I3: what is stored was issued for one call, made with a token of the generation before."""
+        if UNREADABLE in change.tokens:
+            return
+        call = self._call_that_issued.get(change.access)
+        if call is None:
+            self._violated("I3", after, f"its access token {change.access} was not issued for a refresh")
+            return
+        if call.presented not in before.held:
+            self._violated(
+                "I3",
+                after,
+                f"call {call.n} presented {call.presented}, which generation {before.number} never held",
+            )
+        if (other := self._spent.setdefault(call.n, after)) is not after:
+            self._violated(
+                "I3", after, f"the answer to call {call.n} was already stored as generation {other.number}"
+            )
+        if call.issued_refresh is not None and change.refresh != call.issued_refresh:
+            self._violated(
+                "I3",
+                after,
+                f"call {call.n} gave the refresh token {call.issued_refresh}, but {change.refresh} is stored",
+            )
+        elif call.issued_refresh is None and change.refresh not in before.held:
+            self._violated("I3", after, f"its refresh token {change.refresh} came from nowhere")
+
+    def _check_same_generation(self, generation: Generation, change: Change) -> None:
+        """I3: without a refresh no token changes; but a spare may be noted, and may take over."""
+        before = generation.last
+        erased = change.access is None or change.refresh is None
+        if not erased and UNREADABLE not in change.tokens:
+            if change.access != before.access:
+                self._violated("I3", generation, "its access token changed without a refresh")
+            if change.refresh not in (before.refresh, before.spare):
+                self._violated("I3", generation, "its refresh token changed without a refresh")
+            if change.spare is not None and change.spare not in self._known_spares(generation):
+                self._violated("I3", generation, f"its spare token {change.spare} came from nowhere")
+        if change.state != before.state:
+            self._check_new_state(generation, change)
+
+    def _known_spares(self, generation: Generation) -> set[str | None]:
+        """What may be kept beside the refresh token: tokens that were issued for a call of this grant."""
+        held = {
+            token
+            for (link, grant, _), other in self.generations.items()
+            if (link, grant) == (generation.link, generation.grant)
+            for token in other.held
+        }
+        return {call.issued_refresh for call in self._history.calls if call.presented in held} | held
+
+    def _check_new_state(self, generation: Generation, change: Change) -> None:
+        """I8: only what Spotify says makes a grant suspect, and only its real end ends it."""
+        if change.state == SUSPECT and not self._was_refused(generation, change.at):
+            self._violated("I8", generation, "it became suspect, but Spotify never refused its token")
+        if change.state != OVER:
+            return
+        tokens = [self._history.refresh_tokens.get(token) for token in generation.held]
+        if any(token is not None and token.live for token in tokens):
+            self._violated("I8", generation, "it was given up, but its refresh token is good")
+        elif not self._was_revoked(generation.link, change.at):
+            if generation.last.state != SUSPECT:
+                self._violated("I8", generation, "it was given up without having been suspect first")
+            self._count_as_destroyed(generation)
+
+    def _check_living_grants(self) -> None:
+        """I8: what is not given up yet has a token that is good, unless it is revoked or destroyed."""
+        for generation in self.generations.values():
+            tokens = [self._history.refresh_tokens.get(token) for token in generation.held]
+            dead = bool(tokens) and not any(token is not None and token.live for token in tokens)
+            current = generation.ended is None and generation.last.state != OVER
+            if current and dead and not self._was_revoked(generation.link, THE_END):
+                self._count_as_destroyed(generation)
+
+    def _was_refused(self, generation: Generation, before: datetime) -> bool:
+        return any(
+            call.status == 400 and call.presented in generation.held and call.at <= before + ROUNDING
+            for call in self._history.calls
+        )
+
+    def _was_revoked(self, link: int, before: datetime) -> bool:
+        revoked = [fault for fault in self._history.faults if fault.kind in ("revoked", "aged")]
+        return any(
+            fault.began <= before and (fault.links is None or link in fault.links) for fault in revoked
+        )
+
+    def _count_as_destroyed(self, generation: Generation) -> None:
+        """A rotating provider replaced the token, and the answer with the new one was lost on the way."""
+        if not self._excuses(generation):
+            self._violated("I8", generation, "its refresh token was lost, though nothing had been broken")
+        self.destroyed.append(str(generation))
+
+    def _check_expiry(self, generation: Generation, began: datetime) -> None:
+        """I6: the sandbox accepts the access token until the expiry that is stored with it.
+
+        An expiry that was reckoned before time was made to pass is too late by just that much; that
+        is our doing, and forgiven.
+        """
+        change = generation.began
+        issued = self._history.access_tokens.get(change.access or "")
+        if change.access in (None, UNREADABLE):
+            return
+        if issued is None or issued.expires_at is None:
+            self._violated("I6", generation, f"the sandbox knows no access token {change.access}")
+            return
+        believed = change.expires_at - change.at
+        really = issued.expires_at - (change.at + self._history.offset_at(change.at))
+        forgiven = self._history.shifted_between(began, change.at) + ROUNDING
+        if believed > really + forgiven:
+            late = (believed - really).total_seconds()
+            self._violated("I6", generation, f"its access token ends {late:.1f} s before its stored expiry")
+
+    # The attempts and the calls: I2, I4.
+
+    def _check_effective_attempts(self) -> None:
+        for attempt in self._history.attempts:
+            if attempt.effective != (attempt.outcome == REFRESHED):
+                self._violated("I2", f"link {attempt.link}, {attempt}", "effective and outcome disagree")
+        effective = Counter(
+            a for key, group in self._attempts.items() for a in [key] * sum(x.effective for x in group)
+        )
+        followed = {
+            g.key for g in self.generations.values() if (g.link, g.grant, g.number + 1) in self.generations
+        }
+        for key in sorted(effective.keys() | followed):
+            link, grant, number = key
+            where = f"link {link}, grant {grant[:8]}, generation {number}"
+            attempts = ", ".join(str(attempt) for attempt in self._attempts[key]) or "no attempt"
+            if key not in followed:
+                self._violated(
+                    "I2", where, f"the history says that it was refreshed, but the row never was ({attempts})"
+                )
+            elif effective[key] != 1:
+                self._violated(
+                    "I2", where, f"it was refreshed with {effective[key]} effective attempts ({attempts})"
+                )
+
+    def _match_calls(self) -> None:
+        """I4: every call belongs to an attempt that was under way, and no attempt calls twice.
+
+        Where a call could be that of several attempts, it counts for the newest.
+        """
+        self.calls_of = {key: [] for key in self.generations}
+        holders: dict[str, list[Generation]] = defaultdict(list)
+        for generation in self.generations.values():
+            for token in generation.held:
+                holders[token].append(generation)
+        used: set[str] = set()
+        for call in self._history.calls:
+            candidates = [
+                attempt
+                for generation in holders.get(call.presented or "", [])
+                for attempt in self._attempts[generation.key]
+                if attempt.attempt_id not in used and _is_under_way(attempt, call.at)
+            ]
+            if not candidates:
+                links = sorted({generation.link for generation in holders.get(call.presented or "", [])})
+                self._violated(
+                    "I4",
+                    f"links {links}",
+                    f"call {call.n} presented {call.presented}, but no attempt was free for it",
+                )
+                continue
+            attempt = max(candidates, key=lambda one: one.began)
+            used.add(attempt.attempt_id)
+            self.calls_of.setdefault((attempt.link, attempt.grant, attempt.generation), []).append(call)
+
+    def _check_number_of_calls(self) -> None:
+        """I4: one call for each generation, and one more at most for each thing that was broken then."""
+        for key, calls in self.calls_of.items():
+            if len(calls) <= 1 or key not in self.generations:
+                continue
+            generation = self.generations[key]
+            excuses = self._excuses(generation)
+            if len(calls) > 1 + len(excuses):
+                numbers = ", ".join(str(call.n) for call in calls)
+                self._violated(
+                    "I4",
+                    generation,
+                    f"{len(calls)} calls presented its token ({numbers}), with faults: {excuses or 'none'}",
+                )
+
+    def _excuses(self, generation: Generation) -> list[str]:
+        """Why this generation may have needed more than one call: each reason allows for one."""
+        faults = self._history.faults_on(generation.link, generation.began.at, generation.ended)
+        calls = self.calls_of.get(generation.key) or [
+            call for call in self._history.calls if call.presented in generation.held
+        ]
+        excuses = [fault.kind for fault in faults]
+        excuses += [call.fault for call in calls if call.fault is not None and call.fault not in HARMLESS]
+        excuses += ["time passed" for _ in self._overtaken(generation)]
+        # A token that is no good any more is asked about again before its grant is given up.
+        if excuses and any(call.status == 400 and call.fault in (None, *HARMLESS) for call in calls):
+            excuses += ["refused"] * REFUSALS
+        return excuses
+
+    def _overtaken(self, generation: Generation) -> Iterator[Attempt]:
+        """Attempts whose lease may have run out because time was made to pass while they ran."""
+        for attempt in self._attempts[generation.key]:
+            end = attempt.ended or generation.ended or THE_END
+            if self._history.shifted_between(attempt.began, end) > timedelta(seconds=20):
+                yield attempt
+
+    def _check_handed_tokens(self) -> None:
+        """I6: what clients were given is theirs, and good."""
+        for handed in self._history.handed:
+            issued = self._history.access_tokens.get(handed.token)
+            where = f"the token {handed.token} given to {handed.person}"
+            if issued is None:
+                self._violated("I6", where, "the sandbox never issued it")
+            elif issued.person != handed.person:
+                self._violated("I5", where, f"it is {issued.person}'s")
+
+
+def _is_under_way(attempt: Attempt, moment: datetime) -> bool:
+    return attempt.began - ROUNDING <= moment and (
+        attempt.ended is None or moment <= attempt.ended + ROUNDING
+    )

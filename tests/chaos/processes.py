@@ -1,0 +1,255 @@
+"""The processes of a world, each of which can be killed, stopped and started again by its process id."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import redis
+import requests
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.fault_proxy import FaultProxy, Upstream
+from tests.sandbox_client import SandboxClient
+from tests.services import (
+    _process,
+    eventually,
+    free_port,
+    mariadb_command,
+    process_environment,
+    redis_command,
+)
+
+# The scheduler as it is, but with passes every half second: a drill cannot wait for half a minute.
+_SCHEDULER = "import app.scheduler, flask.cli; app.scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
+
+
+class Program:
+    """A program that may be started again and again. Its output is appended up in one file per start."""
+
+    def __init__(self, name: str, command: list[str], log: Path, **options: object) -> None:
+        self.name = name
+        self._command = command
+        self._log = log
+        self._options = options
+        self._running = ExitStack()
+        self._process: object = None
+        self._paused: set[int] = set()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None  # type: ignore[attr-defined]
+
+    def start(self) -> None:
+        """Start the program and wait until it is up. Nothing happens if it is running."""
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        if not self.is_running:
+            self._process = self._running.enter_context(_process(self._command, self._log, **self._options))  # type: ignore[arg-type]
+
+    def wait_until_up(self) -> None:
+        eventually(self._up_or_ended, timeout=30)
+        assert self.is_running, f"{self.name} has ended:\n{self.log}"
+
+    def kill(self) -> None:
+        """Kill it outright, with all that it started."""
+        self._running.close()
+        self._process = None
+        self._paused.clear()
+
+    def pause(self) -> None:
+        """Stop it where it stands, as an overloaded machine or a suspended one does; if it runs at all."""
+        if not self.is_running:
+            return
+        os.kill(self.victim, signal.SIGSTOP)
+        self._paused.add(self.victim)
+
+    def resume(self) -> None:
+        for pid in self._paused:
+            os.kill(pid, signal.SIGCONT)
+        self._paused.clear()
+
+    @property
+    def is_paused(self) -> bool:
+        return bool(self._paused)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it cannot answer now."""
+        return self.is_paused or not self.is_running
+
+    @property
+    def victim(self) -> int:
+        """The process that does the work, and is to be harmed."""
+        return self.pid
+
+    def _up_or_ended(self) -> bool:
+        return not self.is_running or self.is_up()
+
+    def is_up(self) -> bool:
+        raise NotImplementedError
+
+
+class MariaDb(Program):
+    """A MariaDB that loses nothing it has committed when it is killed."""
+
+    def __init__(self, home: Path) -> None:
+        # Killed is not the same as without power: what the kernel has taken over is safe.
+        durable = ["--innodb-flush-log-at-trx-commit=1", "--innodb-doublewrite=1"]
+        command = [*mariadb_command(home), *durable, "--default-time-zone=+00:00"]
+        super().__init__("mariadb", command, home / "log")
+        self.socket = home / "mariadb.sock"
+        self.url = (
+            f"mysql+mysqldb://root@localhost/backline?unix_socket={quote(str(self.socket))}&charset=utf8mb4"
+        )
+        self._engine = sa.create_engine(self.url, poolclass=sa.NullPool)
+
+    def is_up(self) -> bool:
+        self._engine.connect().close()
+        return True
+
+
+class RedisServer(Program):
+    def __init__(self, home: Path) -> None:
+        super().__init__("redis", redis_command(home), home / "log")
+        self.socket = home / "redis.sock"
+        self.client = redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0))
+
+    def is_up(self) -> bool:
+        return bool(self.client.ping())
+
+
+class SandboxSpotify(Program):
+    """The sandbox, in a process group of its own: a terminal's Ctrl-C must not end it before its users."""
+
+    def __init__(self, home: Path, redirect_uri: str) -> None:
+        port = free_port()
+        self.address = ("127.0.0.1", port)
+        self.client = SandboxClient(f"http://127.0.0.1:{port}")
+        command = [sys.executable, "-m", "sandbox", "--port", str(port), "--redirect-uri", redirect_uri]
+        super().__init__("sandbox", command, home / "sandbox", env=process_environment({}))
+
+    def is_up(self) -> bool:
+        return bool(self.client.settings())
+
+
+class Product(Program):
+    """A process of Backline's, which reaches everything else through proxies of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        root: Path,
+        home: Path,
+        settings: Mapping[str, str],
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        self._proxies = ExitStack()
+        self.database, self.redis, self.spotify = (
+            self._proxies.enter_context(FaultProxy(upstreams[what]))
+            for what in ("database", "redis", "spotify")
+        )
+        spotify = f"http://127.0.0.1:{self.spotify.port}"
+        own = {
+            "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{self.database.port}/backline?charset=utf8mb4",
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
+            "SPOTIFY_ACCOUNTS_URL": spotify,
+            "SPOTIFY_API_URL": f"{spotify}/v1",
+        }
+        super().__init__(name, command, home / name, cwd=root, env=process_environment({**settings, **own}))
+
+    @property
+    def proxies(self) -> tuple[FaultProxy, FaultProxy, FaultProxy]:
+        return self.database, self.redis, self.spotify
+
+    def close(self) -> None:
+        self.kill()
+        self._proxies.close()
+
+    def heal(self) -> None:
+        """Undo everything that was done to its connections; start it if it was killed."""
+        for proxy in self.proxies:
+            proxy.restore()
+        self.launch()
+
+
+class ApiServer(Product):
+    """gunicorn with one worker, which is the process that is killed and stopped: its arbiter lives on."""
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        home: Path,
+        settings: Mapping[str, str],
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        own = {"PORT": str(port), "WEB_CONCURRENCY": "1", "THREADS": "8"}
+        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+        super().__init__(name, command, root, home, {**settings, **own}, upstreams)
+
+    @property
+    def victim(self) -> int:
+        """The worker."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0])
+
+    def kill_worker(self) -> None:
+        """Kill the worker outright. The arbiter starts another."""
+        pid = self.victim
+        os.kill(pid, signal.SIGKILL)
+        self._paused.discard(pid)
+        eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+    def is_up(self) -> bool:
+        with requests.Session() as http:
+            http.trust_env = False
+            return http.get(f"{self.url}/readyz", timeout=2).status_code == 200
+
+
+class Scheduler(Product):
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        home: Path,
+        settings: Mapping[str, str],
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        command = [sys.executable, "-c", _SCHEDULER, "--app", "wsgi:app", "scheduler"]
+        super().__init__(name, command, root, home, {**settings, "REFRESH_WORKERS": "8"}, upstreams)
+
+    def is_up(self) -> bool:
+        return "scheduler_started" in self.log

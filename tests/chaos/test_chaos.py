@@ -1,0 +1,44 @@
+"""Refreshing is exactly once, and survives crashes and outages: shown on real processes."""
+
+import random
+
+import pytest
+
+from tests.chaos import drills
+from tests.chaos.generator import Chaos
+from tests.chaos.world import World
+
+pytestmark = pytest.mark.processes
+
+RANDOM_SECONDS = 7
+
+
+@pytest.fixture(scope="module")
+def product(world: World) -> World:
+    world.run_product(schedulers=5)
+    return world
+
+
+@pytest.mark.timeout(300)  # some thirty drills, of a second each where nothing else runs
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_every_kind_of_fault(product: World, rotate: bool) -> None:
+    wrong = []
+    for name in drills.drills(rotate=rotate):
+        report, failure = drills.run(product, name, rotate=rotate)
+        wrong += [f"{name}: {sentence}" for sentence in report.violations]
+        if failure is not None:
+            wrong.append(f"{name}: {failure or 'its own assertion failed'}\n{drills.where(failure)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_faults_at_random(product: World, rotate: bool) -> None:
+    seed = str(random.randrange(10**9))
+    chaos = Chaos(product, seed, rotate=rotate)
+
+    chaos.run(seconds=RANDOM_SECONDS)
+
+    report = chaos.finish()
+    told = [*report.violations, f"seed {seed}", *chaos.steps]
+    assert not report.violations, "\n".join(told)
+    assert report.refreshes > 0
