@@ -29,6 +29,8 @@ from app.spotify.outcomes import CONFIRM_AFTER
 log = logging.getLogger(__name__)
 
 
+# A refusal too is an answer: it shows Spotify well and our secret right.
+_ANSWERS = (Outcome.REFRESHED, Outcome.INVALID_GRANT, Outcome.AGED)
 _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -115,8 +117,8 @@ def note(outcome: Outcome, began: datetime, retry_after: int | None = None) -> N
 
     A success counts if it `began` while the breaker was open: one from before proves nothing.
     """
-    if outcome is Outcome.REFRESHED:
-        _change(partial(_count_success, began))
+    if outcome in _ANSWERS:
+        _change(partial(_count_success, outcome, began))
     for trouble, rule in _RULES.items():
         if rule.outcome is outcome:
             _change(partial(_count_failure, trouble, rule, retry_after), though_closed=True)
@@ -142,8 +144,10 @@ def _close_misconfigured(db: Session) -> None:
         _close(db, breaker, database.now(db))
 
 
-def _count_success(began: datetime, db: Session) -> None:
+def _count_success(outcome: Outcome, began: datetime, db: Session) -> None:
     proven = sa.and_(Breaker.closed_at.is_(None), Breaker.opened_at <= began)
+    if outcome is not Outcome.REFRESHED:
+        proven &= Breaker.name != Trouble.REVOCATIONS
     for breaker in db.scalars(sa.select(Breaker).where(proven).with_for_update()):
         breaker.successes += 1
         if breaker.successes >= _RULES[Trouble(breaker.name)].successes:

@@ -327,3 +327,18 @@ def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: Sandbo
 
     with app.app_context():
         assert 500 < (breaker.held_for(database.current_time()) or 0) <= 600
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])
+def test_a_refusal_too_shows_that_spotify_answers(app: Flask, sandbox: SandboxClient, kind: str) -> None:
+    link_many(app, sandbox, 3)
+    sandbox.fault(on="refresh", kind=kind, times=None)
+    refresh_due(app)
+    assert len(is_open(app)) == 1
+    sandbox.clear_faults()
+    for number in (1, 2, 3):
+        sandbox.revoke(f"seed-{number:05}")
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)
+
+    assert is_open(app) == []
