@@ -1,8 +1,16 @@
 """The schema, from nothing and back, on both databases."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
+from app.database import reading, writing
+from app.models import AccessToken
+from app.spotify.rekeying import keys_in_use
+from tests.many import link_many
+from tests.sandbox_client import SandboxClient
 from tests.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
@@ -67,3 +75,28 @@ def test_two_deployments_may_migrate_at_once(env: dict[str, str]) -> None:
 
     assert [run.returncode for run in done] == [0, 0], done[0].stderr + done[1].stderr
     assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
+
+
+def test_rows_survive_the_way_back_and_forth(env: dict[str, str], app: Flask, sandbox: SandboxClient) -> None:
+    """Erased tokens among them, which the older schema cannot leave empty."""
+    erased, suspect, living = link_many(app, sandbox, 3)
+    with app.app_context(), writing() as db:
+        ended = {"state": "reauthorization_required", "due_at": None, "ended_at": datetime.now(UTC)}
+        empty = {"access_token": None, "refresh_token": None, "key_id": None}
+        row = sa.update(AccessToken).where(AccessToken.spotify_user_id == erased)
+        db.execute(row.values(**ended, **empty))
+        waits = {"state": "suspect", "failures": 1, "not_before": datetime.now(UTC) + timedelta(minutes=15)}
+        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == suspect).values(**waits))
+    with app.app_context():
+        before = keys_in_use()
+
+    assert flask(env, "db", "downgrade", "0001").returncode == 0
+    assert flask(env, "db", "upgrade").returncode == 0
+
+    with app.app_context(), reading() as db:
+        assert keys_in_use() == before
+        rows = {row.spotify_user_id: row for row in db.scalars(sa.select(AccessToken))}
+    assert rows[erased].refresh_token is None
+    assert (rows[erased].due_at, rows[erased].ended_at is not None) == (None, True)
+    assert rows[suspect].due_at == rows[suspect].not_before
+    assert rows[living].due_at == rows[living].expires_at - timedelta(minutes=15)

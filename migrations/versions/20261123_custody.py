@@ -41,8 +41,15 @@ def upgrade() -> None:
         table.create_index("ix_access_tokens_authorized_at", ["authorized_at"])
         table.create_index("ix_access_tokens_state_ended_at", ["state", "ended_at"])
         table.drop_index("ix_access_tokens_state_expires_at")
+    # What a downgrade has left of erased tokens is nothing again.
+    op.execute(
+        "UPDATE access_tokens SET access_token = NULL, refresh_token = NULL WHERE LENGTH(refresh_token) = 0"
+    )
     # A sealed value names its key in bytes 2 to 5. The refresh token is the older of the two.
-    op.execute("UPDATE access_tokens SET key_id = LOWER(HEX(SUBSTR(refresh_token, 2, 4)))")
+    op.execute(
+        "UPDATE access_tokens SET key_id = LOWER(HEX(SUBSTR(refresh_token, 2, 4))) "
+        "WHERE refresh_token IS NOT NULL"
+    )
     sqlite = op.get_bind().dialect.name == "sqlite"
     quarter_of_an_hour_before = (
         "strftime('%Y-%m-%d %H:%M:%f000', expires_at, '-15 minutes')"

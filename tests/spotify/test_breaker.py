@@ -20,7 +20,8 @@ from tests.many import fresh, let_pass, link_many, states
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually
 
-pytestmark = pytest.mark.slow
+# By the hundred, so on one database only: on the one that such numbers are for.
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)]
 
 MINUTE = 60
 
