@@ -9,10 +9,10 @@ from app.spotify import rekeying
 from config import Config, ConfigError, read_environment
 
 
-def serves() -> bool:
-    """Whether this process is to serve, under whatever server, rather than to run another command."""
+def is_flask_run() -> bool:
+    """Whether this is the development server, rather than gunicorn or another command."""
     command = click.get_current_context(silent=True)
-    return command is None or command.info_name == "run"
+    return command is not None and command.info_name == "run"
 
 
 try:
@@ -26,5 +26,7 @@ except ConfigError as error:
 logs.configure(level=config.log_level, style=config.log_format)
 app = create_app(config)
 
-if serves():
+# gunicorn asks once, at its start (`deploy/gunicorn.conf.py`): a worker that is replaced must not
+# take the others down. `flask scheduler` asks for itself.
+if is_flask_run():
     rekeying.require_keys(app)

@@ -16,7 +16,7 @@ _NEXT_TURN = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
-if turn > now + 60000000 then turn = now end
+if not (turn <= now + 60000000) then turn = now end
 redis.call('SET', KEYS[1], string.format('%.0f', turn + ARGV[1]), 'PX', 60000)
 return string.format('%.0f', turn - now)
 """
@@ -40,7 +40,7 @@ class Pace:
         try:
             away: Any = self._client.eval(_NEXT_TURN, 1, self._key, str(round(self._interval * 1_000_000)))
             return int(away) / 1_000_000
-        except redis.RedisError as error:
+        except (redis.RedisError, ValueError) as error:
             log.warning("pace_kept_alone", extra={"reason": type(error).__name__})
         with self._lock:
             turn = max(self._next, time.monotonic())

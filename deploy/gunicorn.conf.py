@@ -5,6 +5,7 @@ Meant to stand behind nginx on the same machine. Every line says why it is not l
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn puts its own directory there only after it has read this file
@@ -54,3 +55,14 @@ accesslog = None
 
 # It would be one socket in the home directory for every gunicorn of this user, to command the server with.
 control_socket_disable = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """Refuse the start while a key is missing that stored tokens need (exit status 3 ends the arbiter too).
+
+    Only the first workers ask: one that replaces another must not take the rest of them down.
+    """
+    from app.spotify.rekeying import require_keys
+
+    if worker.age <= workers:
+        require_keys(worker.wsgi)

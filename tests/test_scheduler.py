@@ -146,6 +146,14 @@ def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
     assert Pace(store, "pace", rate=5).next_turn() == 0
 
 
+@pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
+def test_nonsense_in_the_place_of_the_next_turn_does_no_harm(app: Flask, planted: str) -> None:
+    store: redis.Redis = app.extensions["backline"].redis
+    store.set("pace", planted)
+
+    assert Pace(store, "pace", rate=5).next_turn() == pytest.approx(0, abs=0.01)
+
+
 def test_without_redis_each_process_keeps_the_rate_alone() -> None:
     pace = Pace(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
 

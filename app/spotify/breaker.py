@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A refusal too is an answer: it shows Spotify well and our secret right.
 _ANSWERS = (Outcome.REFRESHED, Outcome.INVALID_GRANT, Outcome.AGED)
+# So often a grant may fail before what it meets counts as its own trouble.
+_FAILURES_OF_ALL = 3
 _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -66,6 +68,10 @@ _RULES = {
 }
 
 
+# A later release may know more troubles than this one.
+_IS_OPEN = sa.and_(Breaker.closed_at.is_(None), Breaker.name.in_([trouble.value for trouble in Trouble]))
+
+
 def pass_or_wait(db: Session, at: datetime) -> None:
     """Let a refresh through, as the probe where the breaker is open.
 
@@ -74,7 +80,7 @@ def pass_or_wait(db: Session, at: datetime) -> None:
     Raises:
         SpotifyUnavailable, SpotifyMisconfigured: it is open, and the next probe is not due.
     """
-    for breaker in db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))):
+    for breaker in db.scalars(sa.select(Breaker).where(_IS_OPEN)):
         if breaker.probe_at > at or not _take_probe(db, breaker.name, at):
             wait = _seconds_until(breaker.probe_at, at)
             if breaker.name == Trouble.MISCONFIGURED:
@@ -94,7 +100,7 @@ def _take_probe(db: Session, name: str, at: datetime) -> bool:
 def open_troubles() -> list[Breaker]:
     """What holds refreshing back now; usually nothing."""
     with reading() as db:
-        return list(db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))))
+        return list(db.scalars(sa.select(Breaker).where(_IS_OPEN)))
 
 
 def held_for(at: datetime) -> int | None:
@@ -145,7 +151,7 @@ def _close_misconfigured(db: Session) -> None:
 
 
 def _count_success(outcome: Outcome, began: datetime, db: Session) -> None:
-    proven = sa.and_(Breaker.closed_at.is_(None), Breaker.opened_at <= began)
+    proven = sa.and_(_IS_OPEN, Breaker.opened_at <= began)
     if outcome is not Outcome.REFRESHED:
         proven &= Breaker.name != Trouble.REVOCATIONS
     for breaker in db.scalars(sa.select(Breaker).where(proven).with_for_update()):
@@ -171,7 +177,7 @@ def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: S
     met = _met(db, rule, since)
     if trouble is Trouble.REVOCATIONS:
         _take_back_marks(db, met, since)
-    _end_pauses(db, met, at)
+    _end_pauses(db, met, rule, at)
 
 
 def _seconds_until(moment: datetime, at: datetime) -> int:
@@ -222,7 +228,7 @@ def _close(db: Session, breaker: Breaker, at: datetime) -> None:
     breaker.closed_at = at
     log.warning("refreshing_goes_on", extra={"trouble": breaker.name})
     rule = _RULES[Trouble(breaker.name)]
-    _end_pauses(db, _met(db, rule, breaker.opened_at - rule.window), at)
+    _end_pauses(db, _met(db, rule, breaker.opened_at - rule.window), rule, at)
 
 
 def _met(db: Session, rule: _Rule, since: datetime) -> sa.ColumnElement[bool]:
@@ -253,8 +259,15 @@ def _take_back_marks(db: Session, met: sa.ColumnElement[bool], since: datetime) 
         db.execute(sa.update(AccessToken).where(met, marked).values(before))
 
 
-def _end_pauses(db: Session, met: sa.ColumnElement[bool], at: datetime) -> None:
-    """Let the grants that a trouble has met be tried without delay: it was not their own trouble."""
+def _end_pauses(db: Session, met: sa.ColumnElement[bool], rule: _Rule, at: datetime) -> None:
+    """Let the grants that a trouble has met be tried without delay: it was not their own trouble.
+
+    What opens the breaker at first sight may be one grant's own after all. Such a one keeps its count,
+    so that the others go first, and in the end its pause, so that it does not open it time and again.
+    """
     active, suspect = (AccessToken.state == state for state in (GrantState.ACTIVE, GrantState.SUSPECT))
-    db.execute(sa.update(AccessToken).where(met, active).values(failures=0))
+    if rule.links > 1:
+        db.execute(sa.update(AccessToken).where(met, active).values(failures=0))
+    else:
+        met = sa.and_(met, AccessToken.failures <= _FAILURES_OF_ALL)
     db.execute(sa.update(AccessToken).where(met, sa.or_(active, suspect)).values(not_before=None, due_at=at))

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 from flask import g, session
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 
 from app.auth.guard import current_user
 from app.clock import utc_now
@@ -123,7 +123,9 @@ def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
 
 
 def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
-    return sa.select(SpotifyUser).where(condition).with_for_update(of=SpotifyUser)
+    # By itself: joined to its token, a link that has lost it would not be found, and not be mended.
+    alone = sa.select(SpotifyUser).options(lazyload(SpotifyUser.token))
+    return alone.where(condition).with_for_update(of=SpotifyUser)
 
 
 def _check_ownership(db: Session, link: SpotifyUser | None, user_id: int | None) -> None:

@@ -343,3 +343,26 @@ def test_a_refusal_too_shows_that_spotify_answers(app: Flask, sandbox: SandboxCl
     refresh_due(app)
 
     assert is_open(app) == []
+
+
+@pytest.mark.parametrize("kind", ["unauthorized_client", "rate_limited"])
+def test_what_is_one_links_own_trouble_does_not_hold_the_others_back_for_long(
+    app: Flask, sandbox: SandboxClient, kind: str
+) -> None:
+    link_many(app, sandbox, 60)
+    sandbox.fault(on="refresh", kind=kind, person="seed-00001", times=None)
+    for _ in range(6):
+        refresh_due(app)
+        let_pass(app, sandbox, MINUTE)
+
+    assert fresh(app) == 59
+    assert states(app) == {GrantState.ACTIVE: 60}
+
+
+def test_a_trouble_that_only_a_later_release_knows_is_left_to_it(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 1)
+    with app.app_context(), writing() as db:
+        now = datetime.now(UTC)
+        db.add(Breaker(name="moonlight", opened_at=now, closed_at=None, probe_at=now + timedelta(days=1)))
+
+    assert refresh_due(app) == Pass(refreshed=1)

@@ -6,9 +6,11 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import requests
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
@@ -27,7 +29,7 @@ from tests.conftest import running_app
 from tests.journeys import connect, register
 from tests.many import link_many
 from tests.sandbox_client import SandboxClient
-from tests.services import ROOT, free_port, process_environment
+from tests.services import ROOT, Server, eventually, free_port, process_environment
 from tests.test_scheduler import flask
 
 NEW_KEY = base64.b64encode(bytes([7]) * 32).decode()
@@ -193,6 +195,21 @@ def test_without_a_key_in_use_nothing_starts(
     assert "(3 rows)" in done.stderr
     assert "Traceback" not in done.stderr
     assert NEW_KEY not in done.stderr
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_replaced_does_not_ask(
+    connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
+) -> None:
+    """While hosts get the new key one after another, a row may need a key that this one has not got yet."""
+    with server(workers=1) as api:
+        with app.app_context(), writing() as db:
+            db.execute(sa.update(AccessToken).values(key_id="00000000"))
+        lost = api.kill_worker()
+        eventually(lambda: len(api.workers) == 1 and lost not in api.workers)
+        # What the lost one had accepted is lost with it.
+        eventually(lambda: requests.get(f"{api.url}/livez", timeout=10).status_code == 200)
+        assert "Worker failed to boot" not in api.log
 
 
 @pytest.mark.processes
