@@ -17,6 +17,8 @@ from tests.journeys import connect, register
 from tests.many import let_pass, link_many
 from tests.sandbox_client import SandboxClient
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 
 
