@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import urlsplit
@@ -78,6 +79,11 @@ class Config:
     web_concurrency: int
     threads: int
     port: int
+
+    @property
+    def refresh_lead(self) -> timedelta:
+        """How long before its end a token is refreshed."""
+        return timedelta(seconds=self.refresh_lead_seconds)
 
     @property
     def session_cookie_name(self) -> str:

@@ -119,9 +119,8 @@ class _Worker:
             return refreshed
 
     def _refresh(self, link_id: int) -> bool | None:
-        lead = timedelta(seconds=self._config.refresh_lead_seconds)
         try:
-            return tokens.refresh_ahead(link_id, lead) or None
+            return tokens.refresh_ahead(link_id, self._config.refresh_lead) or None
         except (SpotifyNotConnected, UnderWay):
             return None  # others have seen to it
         except (Problem, GrantEnded):
@@ -191,7 +190,5 @@ def _keep_up(app: Flask, stopping: threading.Event) -> None:
     with app.app_context():
         try:
             upkeep.keep_up(stopping)
-        except DEPENDENCY_DOWN as error:
-            log.warning("upkeep_failed", extra={"reason": type(error).__name__})
         except Exception:
             log.exception("upkeep_crashed")

@@ -87,6 +87,16 @@ class AccessToken(Base):
             return False
         return self.expires_at - now > min(lead, self.life / 2)
 
+    @classmethod
+    def has_no_lease(cls, now: datetime) -> sa.ColumnElement[bool]:
+        """In SQL: no attempt to refresh it is under way. The opposite of `is_leased`."""
+        return sa.or_(cls.lease_until.is_(None), cls.lease_until < now)
+
+    @classmethod
+    def has_no_pause(cls, now: datetime) -> sa.ColumnElement[bool]:
+        """In SQL: it need not be left alone."""
+        return sa.or_(cls.not_before.is_(None), cls.not_before <= now)
+
     def is_leased(self, now: datetime) -> bool:
         """Whether an attempt to refresh it is under way, or has died less than a lease ago."""
         return self.lease_until is not None and self.lease_until >= now

@@ -31,10 +31,7 @@ def reserve(limit: int, due_by: datetime) -> list[int]:
 
 def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
     now = database.now(db)
-    is_due = (
-        AccessToken.due_at <= due_by,
-        sa.or_(AccessToken.lease_until.is_(None), AccessToken.lease_until < now),
-    )
+    is_due = (AccessToken.due_at <= due_by, AccessToken.has_no_lease(now))
     # Those that fail let the others go first: among many that are refused, the next probe of the
     # breaker has to be another one.
     order = (AccessToken.failures, AccessToken.expires_at)
@@ -56,15 +53,14 @@ def give_back(link_id: int) -> None:
         reserved = (
             AccessToken.spotify_user_id == link_id,
             AccessToken.due_at.is_not(None),
-            sa.or_(AccessToken.not_before.is_(None), AccessToken.not_before <= at),
+            AccessToken.has_no_pause(at),
         )
         db.execute(sa.update(AccessToken).where(*reserved).values(due_at=at))
 
 
 def put_off(row: AccessToken) -> None:
     """Look at a link again when its token will be due: somebody else has refreshed it meanwhile."""
-    lead = timedelta(seconds=parts().config.refresh_lead_seconds)
-    later = outcomes.due(row.expires_at, row.life, lead)
+    later = outcomes.due(row.expires_at, row.life, parts().config.refresh_lead)
     same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
     with writing() as db:
         db.execute(sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=later))

@@ -152,8 +152,8 @@ def _claim(row: AccessToken) -> _Attempt | None:
             db,
             row,
             {"attempt_id": attempt_id, "lease_until": now + LEASE},
-            sa.or_(AccessToken.lease_until.is_(None), AccessToken.lease_until < now),
-            sa.or_(AccessToken.not_before.is_(None), AccessToken.not_before <= now),
+            AccessToken.has_no_lease(now),
+            AccessToken.has_no_pause(now),
         )
         if not claimed:
             return None
@@ -188,9 +188,8 @@ def _call(row: AccessToken, attempt: _Attempt, refresh_token: str) -> Reading:
 def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -> None:
     """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
     life = timedelta(seconds=grant.expires_in)
-    lead = timedelta(seconds=parts().config.refresh_lead_seconds)
     values = {
-        **outcomes.after_success(attempt.claimed_at, life, lead),
+        **outcomes.after_success(attempt.claimed_at, life, parts().config.refresh_lead),
         **seal(row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented),
         "generation": row.generation + 1,
     }

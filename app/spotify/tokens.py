@@ -97,14 +97,13 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
         row = AccessToken(spotify_user_id=link_id)
         db.add(row)
     life = timedelta(seconds=grant.expires_in)
-    lead = timedelta(seconds=parts().config.refresh_lead_seconds)
     row.grant_id = uuid.uuid4().hex
     row.generation = 0
     row.state = GrantState.ACTIVE
     row.scope = grant.scope or ""
     row.authorized_at = asked_at
     row.expires_at = asked_at + life
-    row.due_at = outcomes.due(row.expires_at, life, lead)
+    row.due_at = outcomes.due(row.expires_at, life, parts().config.refresh_lead)
     row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
     row.ended_at = row.reminded_days = row.spare_refresh_token = None
     row.failures = 0

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,7 @@ from tests.services import (
 _SCHEDULER = "import app.scheduler, flask.cli; app.scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
 
 
-class Program:
+class Program(ABC):
     """A program that may be started again and again. Its output is appended up in one file per start."""
 
     def __init__(self, name: str, command: list[str], log: Path, **options: object) -> None:
@@ -115,8 +116,9 @@ class Program:
     def _up_or_ended(self) -> bool:
         return not self.is_running or self.is_up()
 
+    @abstractmethod
     def is_up(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers."""
 
 
 class MariaDb(Program):
