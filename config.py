@@ -74,6 +74,8 @@ class Config:
     refresh_workers: int
     refresh_rate: int  # calls per second
     playback_token_enabled: bool
+    mail_url: str = field(repr=False)  # empty: development prints its mails, production sends none
+    mail_from: str
     log_level: str
     log_format: Literal["json", "console"]
     web_concurrency: int
@@ -138,7 +140,9 @@ class Config:
             uses_sandbox=uses_sandbox,
             frontend_url=frontend_url,
             cors_origins=read.origins(
-                "CORS_ORIGINS", [_origin(frontend_url), *([] if production else ["http://127.0.0.1:5173"])]
+                "CORS_ORIGINS",
+                [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
+                needed=production,
             ),
             session_cookie_secure=secure,
             session_cookie_samesite=samesite,
@@ -151,6 +155,8 @@ class Config:
             refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
             refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
             playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
+            mail_url=read.mail_url("MAIL_URL"),
+            mail_from=read.mail_address("MAIL_FROM", f"no-reply@{urlsplit(frontend_url).hostname}"),
             log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
             log_format=cast(
                 "Literal['json', 'console']", read.choice("LOG_FORMAT", "json", ("json", "console"))
@@ -337,8 +343,29 @@ class _Reader:
             )
         return value
 
-    def origins(self, name: str, default: list[str]) -> tuple[str, ...]:
+    def mail_url(self, name: str) -> str:
+        """smtp:// (STARTTLS where the server offers it) or smtps:// (TLS from the first byte)."""
+        value = self.text(name)
+        try:
+            parts = urlsplit(value)
+            good = not value or (
+                parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
+            )
+        except ValueError:
+            good = False
+        if not good or (value and parts.path.strip("/")):
+            self.problems.append(f"{name} must look like smtp://user:password@mail.example.com:587.")
+        return value
+
+    def mail_address(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not re.fullmatch(r"[!-~]+@[!-~]+", value) or set(value) & set('<>,;"'):
+            self.problems.append(f"{name} must be a plain e-mail address, such as no-reply@example.com.")
+        return value
+
+    def origins(self, name: str, default: list[str], *, needed: bool = False) -> tuple[str, ...]:
         """Exact origins. A wildcard with credentials would let any page read every answer."""
+        self.text(name, needed=needed)
         found = self.words(name) or tuple(dict.fromkeys(default))
         for origin in found:
             shape = re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin)

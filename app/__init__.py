@@ -17,6 +17,7 @@ from app.auth import guard
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
 from app.locks import UserLocks
+from app.mail import Mailer
 from app.outbound import Outbound
 from app.parts import Parts, redis_client
 from app.sealing import Sealer
@@ -58,6 +59,7 @@ def create_app(config: Config) -> Flask:
         accounts=SpotifyAccounts(config, outbound),
         webapi=SpotifyWebApi(config, outbound),
         refreshes=SingleFlight(32, "refresh"),
+        mailer=Mailer(config),
     )
     database.init_app(app, config.database_url)
 

@@ -138,13 +138,14 @@ def create(username: str, email: str, password: str) -> None:
     """Create an account."""
     try:
         new = Registration().load({"username": username, "email": email, "password": password})
-        user, _ = create_account(**new)
+        user = create_account(**new)
     except ma.ValidationError as error:
         for field, messages in dict(error.messages_dict).items():
             click.echo(f"{field}: {' '.join(messages)}", err=True)
         sys.exit(1)
     except Problem as problem:
-        click.echo(problem.title, err=True)
+        errors = problem.members.get("errors")
+        click.echo(f"{problem.title}{f': {errors}' if errors else ''}", err=True)
         sys.exit(1)
     click.echo(f"created user {user.id}: {user.username} <{user.email}>")
 

@@ -10,6 +10,7 @@ from redis.retry import Retry
 
 from app.background import SingleFlight
 from app.locks import UserLocks
+from app.mail import Mailer
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.webapi import SpotifyWebApi
@@ -25,6 +26,7 @@ class Parts:
     accounts: SpotifyAccounts
     webapi: SpotifyWebApi
     refreshes: SingleFlight[Any]  # of tokens, by link
+    mailer: Mailer
 
 
 def parts() -> Parts:

@@ -10,7 +10,8 @@ Problem
 ├── InternalError 500               ├── SpotifyAccessDenied 401
 ├── ServiceUnavailable 503          ├── SpotifyStateMismatch 400
 ├── CrossSiteRequest 403            ├── SpotifyUnavailable, SpotifyMisconfigured 503
-└── InsufficientScope 403           └── SpotifyRateLimited 429
+├── InsufficientScope 403           ├── SpotifyRateLimited 429
+└── InvalidToken 400                └── TooManyAttempts 429
 """
 
 import json
@@ -105,6 +106,17 @@ class NotSignedIn(Problem):
 class InvalidCredentials(Problem):
     code, slug, title = 401, "invalid-credentials", "The login or the password is wrong"
     detail = "The login is a user name or an e-mail address."
+
+
+class TooManyAttempts(Problem):
+    code, slug, title = 429, "too-many-attempts", "Too many attempts"
+    detail = "Try again after Retry-After."
+    retry_after = 60
+
+
+class InvalidToken(Problem):
+    code, slug, title = 400, "invalid-token", "This link does not work (any more)"
+    detail = "The token is unknown, used or expired. Ask for a new mail."
 
 
 class UsernameTaken(Problem):

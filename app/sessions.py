@@ -6,6 +6,9 @@
 - Redis knows a session only by a keyed hash of its id, so a dump opens nothing.
 - The cookie is set once per id, and deleted with the attributes it was set with.
 - Strangers get neither a cookie nor a key.
+
+Beside them stands an index by user, so that people can see and end their sessions. It decides
+nothing: what is signed in is decided by the session itself, and its `epoch` (`app.auth.guard`).
 """
 
 import hashlib
@@ -14,6 +17,8 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,11 +41,30 @@ _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 
 
 class SessionData(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a session holds. `created_at` is in seconds since 1970."""
+    """All that a session holds. `created_at` is in seconds since 1970.
+
+    All but `spotify_user_id` is written once, when the id is given out, so that two requests at
+    once have nothing of each other's to lose.
+    """
 
     created_at: float
     user_id: int | None = None
+    epoch: int = 0
+    address: str = ""
+    user_agent: str = ""
     spotify_user_id: int | None = None
+
+
+@dataclass(frozen=True)
+class ListedSession:
+    """A session as its owner sees it. `id` names it, and opens nothing."""
+
+    id: str
+    current: bool
+    created_at: datetime
+    last_seen_at: datetime
+    ip: str
+    user_agent: str
 
 
 class Session(ServerSideSession):  # type: ignore[misc]
@@ -49,6 +73,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
     def __init__(self, initial: dict[str, Any] | None = None, *, sid: str, stored: bool = False) -> None:
         super().__init__(initial, sid=sid)
         self.stored = stored
+        self.owner: int | None = self.get("user_id")  # as it was when the request began
         self.moved = False
         self.unreachable = False
 
@@ -93,7 +118,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             if session:
                 self._store(app, session, response)
             else:
-                self._delete_session(self._get_store_id(session.sid))
+                self._delete_session(self._get_store_id(session.sid), session.owner)
                 self._delete_cookie(app, response)
         except redis.RedisError as error:
             session.unreachable = True  # Flask saves once more when it answers the error
@@ -101,9 +126,9 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
 
     def renew(self, session: Session) -> None:
         if session.stored:
-            self._delete_session(self._get_store_id(session.sid))
+            self._delete_session(self._get_store_id(session.sid), session.owner)
         session.clear()
-        session.sid, session.stored = self._generate_sid(self.sid_length), False
+        session.sid, session.stored, session.owner = self._generate_sid(self.sid_length), False, None
 
     def binding(self, session: Session) -> str:
         return self._get_store_id(session.sid)
@@ -119,10 +144,16 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
 
     def _store(self, app: Flask, session: Session, response: Response) -> None:
         session.setdefault("created_at", utc_now().timestamp())
-        data = msgspec.msgpack.encode(msgspec.convert(dict(session), SessionData))
-        self.client.set(
-            self._get_store_id(session.sid), data, ex=self._config.session_idle_seconds, xx=session.stored
-        )
+        data = msgspec.convert(dict(session), SessionData)
+        key, most = self._get_store_id(session.sid), self._config.session_max_seconds
+        with self.client.pipeline(transaction=True) as batch:
+            if data.user_id is not None and not session.stored:
+                # Together with the session, or one could live that its owner cannot see.
+                batch.zadd(_index(data.user_id), {key: data.created_at + most})
+                batch.expire(_index(data.user_id), most)
+            encoded = msgspec.msgpack.encode(data)
+            batch.set(key, encoded, ex=self._config.session_idle_seconds, xx=session.stored)
+            batch.execute()
         if not session.stored or session.moved:
             response.set_cookie(
                 self._config.session_cookie_name,
@@ -158,17 +189,111 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         raw = self.client.getex(store_id, ex=self._config.session_idle_seconds)
         if raw is None:
             return None
-        try:
-            data = msgspec.msgpack.decode(raw, type=SessionData)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        data = _decode(raw)
+        if data is None:
             return None
         if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
-            self._delete_session(store_id)
+            self._delete_session(store_id, data.user_id)
             return None
         return msgspec.structs.asdict(data)
 
-    def _delete_session(self, store_id: str) -> None:
+    def _delete_session(self, store_id: str, user_id: int | None = None) -> None:
         self.client.delete(store_id)
+        if user_id is not None:
+            self.client.zrem(_index(user_id), store_id)
+
+    def of_user(self, user_id: int, current: Session) -> list[ListedSession]:
+        """The sessions of a user, the one seen last first.
+
+        When each was seen last is read off the idle time-out that every request starts anew, so it
+        costs no write.
+        """
+        index, now = _index(user_id), utc_now()
+        self.client.zremrangebyscore(index, "-inf", now.timestamp())
+        keys: list[Any] = self.client.zrange(index, 0, -1)
+        with self.client.pipeline(transaction=False) as batch:
+            for key in keys:
+                batch.get(key).pttl(key)
+            answers = batch.execute()
+        found, idle = [], timedelta(seconds=self._config.session_idle_seconds)
+        for key, raw, left in zip(keys, answers[::2], answers[1::2], strict=True):
+            data = _decode(raw) if raw is not None else None
+            if data is None or data.user_id != user_id:
+                self.client.zrem(index, key)  # it has ended by itself
+            elif data.epoch == current.get("epoch"):
+                found.append(
+                    ListedSession(
+                        id=_public_id(key.decode()),
+                        current=key.decode() == self._get_store_id(current.sid),
+                        created_at=datetime.fromtimestamp(data.created_at, UTC),
+                        last_seen_at=min(now, now - idle + timedelta(milliseconds=left)),
+                        ip=data.address,
+                        user_agent=data.user_agent,
+                    )
+                )
+        return sorted(found, key=lambda listed: listed.last_seen_at, reverse=True)
+
+    def end(self, user_id: int, chosen: Callable[[str], bool]) -> int:
+        """End the sessions of a user whose store id is chosen. Returns how many there were."""
+        keys: list[Any] = self.client.zrange(_index(user_id), 0, -1)
+        ended = [key for key in keys if chosen(key.decode())]
+        if not ended:
+            return 0
+        with self.client.pipeline(transaction=True) as batch:
+            batch.delete(*ended)
+            batch.zrem(_index(user_id), *ended)
+            gone: int = batch.execute()[0]
+        return gone
+
+
+def _decode(raw: bytes) -> SessionData | None:
+    try:
+        return msgspec.msgpack.decode(raw, type=SessionData)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _index(user_id: int) -> str:
+    return f"sessions-of:{user_id}"
+
+
+def _public_id(store_id: str) -> str:
+    """Half of the hash that Redis knows a session by: it names a session to its owner, and no more."""
+    return store_id.removeprefix("session:")[:32]
+
+
+def of_user(user_id: int) -> list[ListedSession]:
+    """The sessions that a user has, the one seen last first."""
+    interface, current = _current()
+    return interface.of_user(user_id, current)
+
+
+def end_one(user_id: int, public_id: str) -> bool:
+    """End one session of a user's. Returns whether there was one with this id.
+
+    The request's own is not ended like this: its cookie has to go as well (`session.clear`).
+    """
+    interface, current = _current()
+    own = interface.binding(current)
+    return interface.end(user_id, lambda key: key != own and _public_id(key) == public_id) > 0
+
+
+def end_others(user_id: int) -> int:
+    """End all sessions of a user but the request's own. Returns how many there were."""
+    interface, current = _current()
+    own = interface.binding(current)
+    return interface.end(user_id, lambda key: key != own)
+
+
+def end_all(user_id: int) -> int:
+    """End all sessions of a user. Returns how many there were."""
+    interface, _ = _current()
+    return interface.end(user_id, lambda _: True)
+
+
+def is_own(public_id: str) -> bool:
+    """Whether this names the request's own session."""
+    return _public_id(binding()) == public_id
 
 
 def start() -> None:

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from tests import leaks
 from tests.journeys import PASSWORD
+from tests.mailbox import Mailbox, running_mailbox
 from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
 from tests.services import (
     EmptyDatabase,
@@ -214,6 +215,14 @@ def env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, 
 
 
 @pytest.fixture
+def mailbox(env: dict[str, str]) -> Iterator[Mailbox]:
+    """A mail server that the app sends its mails to. To be asked for before the app."""
+    with running_mailbox() as (box, url):
+        env["MAIL_URL"] = url
+        yield box
+
+
+@pytest.fixture
 def app(env: dict[str, str]) -> Iterator[Flask]:
     """The application on the tests' servers, in this process."""
     with running_app(env) as application:
@@ -239,6 +248,7 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     application.test_client_class = ApiClient
     yield application
     application.extensions["backline"].refreshes.close()
+    application.extensions["backline"].mailer.close()
     with application.app_context():
         db.engine.dispose()
     application.extensions["backline"].redis.close()

@@ -5,8 +5,8 @@ every column of the database, and what our programs print, if they run by `tests
 `subprocess.run`. A test that reads the output of a process in another way hands it over, by one line:
 `leaks.look_at(output, "where")`. `tests/conftest.py` hauls the net in at the end of each test.
 
-Two places are exempt: a session's id in the Set-Cookie that issues it, and the access token that
-`GET /api/spotify/token` is there for. The `state` of an authorization may stand in the URL of the
+Three places are exempt: a session's id in the Set-Cookie that issues it, the access token that
+`GET /api/spotify/token` is there for, and the mails that development prints, with the tokens in them. The `state` of an authorization may stand in the URL of the
 consent page that an answer names, and nowhere else. Left out is what is the same for everybody: the
 examples in the OpenAPI document, and Swagger UI's own files.
 """
@@ -45,6 +45,7 @@ MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)")
 LONGEST_VERIFIER = 128  # RFC 7636 section 4.1
 
 SESSION_COOKIE = re.compile(r"^((?:__Host-)?session=)([\w-]{43})(?=;|$)", re.ASCII)
+PRINTED_MAIL = re.compile(r"^--- mail to .*?^--- end ---$", re.DOTALL | re.MULTILINE)
 EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)
@@ -105,7 +106,7 @@ class Net:
 
     def look_at(self, text: str | bytes, where: str) -> None:
         """Nothing secret may stand in this text."""
-        self._texts.append((where, _text(text)))
+        self._texts.append((where, PRINTED_MAIL.sub("(a mail)", _text(text))))
 
     def answer(
         self, request: str, status: str, headers: Iterable[tuple[str, str]], body: bytes | None

@@ -18,6 +18,7 @@ PRODUCTION = {
     "SPOTIFY_CLIENT_SECRET": "hunter2",
     "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
     "FRONTEND_URL": "https://app.example.com/",
+    "CORS_ORIGINS": "https://app.example.com",
 }
 
 
@@ -120,6 +121,14 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("CORS_ORIGINS", "https://app.example.com/"),
         ("CORS_ORIGINS", "https://*.example.com"),
         ("CORS_ORIGINS", "https://app.example.com, .*"),
+        ("CORS_ORIGINS", r"https://.*\.example\.com"),
+        ("CORS_ORIGINS", r"^https://app\.example\.com$"),
+        ("MAIL_URL", "http://mail.example.com"),
+        ("MAIL_URL", "smtp://"),
+        ("MAIL_URL", "smtp://u:hunter2@mail.example.com:port"),
+        ("MAIL_URL", "smtp://mail.example.com/inbox"),
+        ("MAIL_FROM", "Backline <no-reply@example.com>"),
+        ("MAIL_FROM", "nobody"),
         ("SESSION_COOKIE_SECURE", "maybe"),
         ("SESSION_COOKIE_SAMESITE", "Strict"),
         ("SESSION_IDLE_SECONDS", "0"),
@@ -163,7 +172,9 @@ def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: st
     ],
 )
 def test_an_origin_is_written_as_browsers_write_it(url: str, origin: str) -> None:
-    assert Config.from_env({**PRODUCTION, "FRONTEND_URL": url}).cors_origins == (origin,)
+    config = Config.from_env({**DEVELOPMENT, "FRONTEND_URL": url})
+
+    assert config.cors_origins == (origin, "http://127.0.0.1:5173")
 
 
 def test_short_sessions_are_a_choice() -> None:

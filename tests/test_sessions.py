@@ -141,7 +141,7 @@ def test_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, 
 def test_redis_does_not_know_the_id(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
 
-    dump = b"".join(key + (store.get(key) or b"") for key in store.keys("*"))
+    dump = b"".join(key + (store.dump(key) or b"") for key in store.keys("*"))
 
     assert sid(client).encode() not in dump
 
@@ -151,7 +151,7 @@ def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox
     connect(client, sandbox)
     token = client.get("/api/spotify/token").json["access_token"]
 
-    dump = b"".join(key + (store.get(key) or b"") for key in store.keys("*"))
+    dump = b"".join(key + (store.dump(key) or b"") for key in store.keys("*"))
 
     assert token.encode() not in dump
 

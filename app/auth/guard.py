@@ -31,11 +31,16 @@ def signed_in(view: View) -> View:
 
 
 def current_user() -> User | None:
-    """The account this session is signed in to, read once per request."""
+    """The account this session is signed in to, read once per request.
+
+    A session from before the account's last new password is signed in to nothing.
+    """
     if "user" not in g:
         user_id = session.get("user_id")
         with reading() as db:
             user = db.get(User, user_id) if user_id is not None else None
+        if user is not None and user.session_epoch != session.get("epoch"):
+            user = None
         g.user = user  # only now: one whose transaction failed could not be looked at any more
     found: User | None = g.user
     return found

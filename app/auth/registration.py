@@ -1,43 +1,61 @@
 """Making an account: for the route and for `flask users create` alike."""
 
+import time
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth import passwords
-from app.database import write_again_on_conflict
+from app.database import reading, write_until
 from app.models import User
 from app.problems import EmailTaken, UsernameTaken
 from app.spotify import links
 
+# How long a lost connection to the database is followed up.
+PATIENCE_SECONDS = 2.0
 
-def create_account(
-    *, username: str, email: str, password: str, visitors_link_id: int | None = None
-) -> tuple[User, int | None]:
-    """Create the account, and give it the link its maker had as a visitor.
 
-    Name and address are in their normal form. Returns the user, and the link's id if there was
-    one that nobody owned.
+def create_account(*, username: str, email: str, password: str, visitors_link_id: int | None = None) -> User:
+    """Create the account, and give it the link its maker had as a visitor, if nobody owns that.
+
+    Name and address are in their normal form.
+
+    Raises:
+        UsernameTaken, EmailTaken, ValidationError
+    """
+    passwords.refuse_guessable(password, field="password", username=username, email=email)
+    with passwords.turn():
+        # Before the costly part as well: of fifty at once that want one name, one has to hash.
+        with reading() as db:
+            refuse_taken(db, username=username, email=email)
+        password_hash = passwords.hash_password(password)
+
+    def unit(db: Session) -> User:
+        # A connection that broke at the COMMIT leaves open whether that took effect. No two hashes
+        # are equal, so one that is there already is ours.
+        made = db.scalar(
+            sa.select(User).where(User.username == username, User.password_hash == password_hash)
+        )
+        if made is not None:
+            return made
+        refuse_taken(db, username=username, email=email)
+        user = User(username=username, email=email, password_hash=password_hash)
+        db.add(user)
+        db.flush()
+        if visitors_link_id is not None:
+            links.hand_over_visitors_link(db, visitors_link_id, user.id)
+        return user
+
+    return write_until(time.monotonic() + PATIENCE_SECONDS, unit)
+
+
+def refuse_taken(db: Session, *, username: str | None = None, email: str | None = None) -> None:
+    """Say plainly what is taken. The unique keys decide; this only finds out which of them did.
 
     Raises:
         UsernameTaken, EmailTaken
     """
-    password_hash = passwords.hash_password(password)
-
-    def unit(db: Session) -> tuple[User, int | None]:
-        _refuse_taken(db, username, email)
-        user = User(username=username, email=email, password_hash=password_hash)
-        db.add(user)
-        db.flush()
-        if visitors_link_id is not None and links.hand_over_visitors_link(db, visitors_link_id, user.id):
-            return user, visitors_link_id
-        return user, None
-
-    return write_again_on_conflict(unit)
-
-
-def _refuse_taken(db: Session, username: str, email: str) -> None:
-    """Say plainly what is taken. The unique keys decide; this only finds out which of them did."""
-    if db.scalar(sa.select(User.id).where(User.username == username)) is not None:
+    if username is not None and db.scalar(sa.select(User.id).where(User.username == username)) is not None:
         raise UsernameTaken
-    if db.scalar(sa.select(User.id).where(User.email == email)) is not None:
+    if email is not None and db.scalar(sa.select(User.id).where(User.email == email)) is not None:
         raise EmailTaken

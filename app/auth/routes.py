@@ -1,37 +1,51 @@
+import logging
 from typing import Any
 
 import sqlalchemy as sa
-from flask import g, session
+from flask import Response, session
 
-from app import sessions
+from app import sessions, throttle
 from app.api import Blueprint
-from app.auth import names, passwords
-from app.auth.guard import current_user, open_to_all
-from app.auth.registration import create_account
-from app.auth.schemas import Credentials, Registration, SessionOut
-from app.database import reading, writing
-from app.models import SpotifyUser, User
-from app.problems import InvalidCredentials
+from app.auth import names, registration
+from app.auth.guard import current_user, open_to_all, require_user, signed_in
+from app.auth.schemas import Credentials, EmailOnly, NewPassword, Registration, SessionOut, TokenOnly
+from app.auth.sign_in import authenticate, sign_in
+from app.database import reading
+from app.models import Purpose, User
+from app.parts import parts
+from app.problems import ServiceUnavailable, TooManyAttempts
 from app.spotify import links
 from app.spotify.schemas import describe
+from app.user import account
 from app.user.schemas import UserOut
 
+log = logging.getLogger(__name__)
+
 blueprint = Blueprint("auth", __name__, description="Accounts and sessions")
+
+# Within an hour: accounts made and mails asked for from one address; mails to one person.
+REGISTRATIONS, MAIL_REQUESTS, MAILS = 100, 50, 5
 
 
 @blueprint.post("/api/register")
 @open_to_all
 @blueprint.arguments(Registration)
 @blueprint.response(201, UserOut, headers={"Location": {"schema": {"type": "string"}}})
-@blueprint.problems(400, 403, 409, 413, 415, 422, 503)
+@blueprint.problems(400, 403, 409, 413, 415, 422, 429, 503)
 def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     """Make an account and sign in to it
 
-    A Spotify connection that this visitor made before moves to the account.
+    A Spotify connection that this visitor made before moves to the account. A mail asks whether the
+    address is theirs.
     """
+    throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
     sessions.require_store()  # or there would be an account, and its maker told that there is none
-    user, link_id = create_account(**new, visitors_link_id=session.get("spotify_user_id"))
-    _sign_in(user, link_id)
+    visitors_link_id = None if current_user() else session.get("spotify_user_id")
+    user = registration.create_account(**new, visitors_link_id=visitors_link_id)
+    sign_in(user)
+    log.info("registered")
+    if parts().mailer.works:
+        account.mail_token(user, Purpose.EMAIL_VERIFICATION)
     return user, 201, {"Location": "/api/user"}
 
 
@@ -39,18 +53,15 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
 @open_to_all
 @blueprint.arguments(Credentials)
 @blueprint.response(200, UserOut)
-@blueprint.problems(400, 401, 403, 413, 415, 422, 503)
+@blueprint.problems(400, 401, 403, 413, 415, 422, 429, 503)
 def login(credentials: dict[str, str]) -> User:
-    """Sign in, with user name or e-mail address"""
-    wanted = names.normal_form(credentials["login"])
-    with reading() as db:
-        user = db.scalar(sa.select(User).where(sa.or_(User.username == wanted, User.email == wanted)))
-        link_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)) if user else None
-    if not passwords.matches(user.password_hash if user else None, credentials["password"]) or user is None:
-        raise InvalidCredentials
-    if passwords.is_outdated(user.password_hash):
-        _rehash(user, credentials["password"])
-    _sign_in(user, link_id)
+    """Sign in, with user name or e-mail address
+
+    Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
+    """
+    user = authenticate(credentials["login"], credentials["password"])
+    sign_in(user)
+    log.info("signed_in")
     return user
 
 
@@ -60,6 +71,8 @@ def login(credentials: dict[str, str]) -> User:
 @blueprint.problems(403, 503)
 def logout() -> None:
     """Sign out: the session is gone for good"""
+    if current_user() is not None:
+        log.info("signed_out")
     session.clear()
 
 
@@ -77,21 +90,76 @@ def get_session() -> dict[str, Any]:
     }
 
 
-def _sign_in(user: User, link_id: int | None) -> None:
-    """Begin a session of this user's, under a new id: one planted earlier must not become signed in."""
-    sessions.renew()
-    session["user_id"] = user.id
-    if link_id is not None:
-        session["spotify_user_id"] = link_id
-    g.user = user
-    links.look_again()
+@blueprint.post("/api/password-reset")
+@open_to_all
+@blueprint.arguments(EmailOnly)
+@blueprint.response(202)
+@blueprint.problems(400, 403, 413, 415, 422, 429, 503)
+def ask_for_password_reset(wanted: dict[str, str]) -> Response:
+    """Have a mail sent with which a new password can be chosen
+
+    Answers the same, in the same time, whether or not there is such an account.
+    """
+    _require_mail()
+    address = names.normal_form(wanted["email"])
+    throttle.count("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
+    with reading() as db:
+        user = db.scalar(sa.select(User).where(User.email == address))
+    log.info("password_reset_requested", extra={"account": user.id if user else None})
+    if _may_be_mailed(address) and user is not None:
+        account.mail_token(user, Purpose.PASSWORD_RESET)
+    return Response(status=202)
 
 
-def _rehash(user: User, password: str) -> None:
-    """Store the password with today's parameters, unless it was changed meanwhile."""
-    with writing() as db:
-        db.execute(
-            sa.update(User)
-            .where(User.id == user.id, User.password_hash == user.password_hash)
-            .values(password_hash=passwords.hash_password(password))
-        )
+@blueprint.put("/api/password-reset")
+@open_to_all
+@blueprint.arguments(NewPassword)
+@blueprint.response(204)
+@blueprint.problems(400, 403, 413, 415, 422, 503)
+def reset_password(chosen: dict[str, str]) -> None:
+    """Choose a new password with the token from the mail: all sessions end"""
+    sessions.require_store()
+    user = account.reset_password(chosen["token"], chosen["password"])
+    for name in (user.username, user.email):
+        throttle.forget(name)
+    sessions.end_all(user.id)
+    session.clear()
+
+
+@blueprint.post("/api/email-verification")
+@signed_in
+@blueprint.response(202)
+@blueprint.problems(401, 403, 429, 503)
+def ask_for_email_verification() -> Response:
+    """Have the mail sent again that asks whether the address is yours"""
+    _require_mail()
+    user = require_user()
+    if not user.email_verified:
+        throttle.count("mails", user.email, most=MAILS)
+        account.mail_token(user, Purpose.EMAIL_VERIFICATION)
+    return Response(status=202)
+
+
+@blueprint.put("/api/email-verification")
+@open_to_all
+@blueprint.arguments(TokenOnly)
+@blueprint.response(204)
+@blueprint.problems(400, 403, 413, 415, 422, 503)
+def verify_email(shown: dict[str, str]) -> None:
+    """Confirm the address with the token from the mail"""
+    user = account.verify_email(shown["token"])
+    log.info("email_verified", extra={"account": user.id})
+
+
+def _require_mail() -> None:
+    if not parts().mailer.works:
+        raise ServiceUnavailable("This server is not set up to send mail.")
+
+
+def _may_be_mailed(address: str) -> bool:
+    """Whether this person has not been sent too many mails this hour. Nobody is told."""
+    try:
+        throttle.count("mails", address, most=MAILS)
+    except TooManyAttempts:
+        return False
+    return True

@@ -7,36 +7,63 @@ from app.auth import names, passwords
 from app.spotify.schemas import SpotifyOut
 from app.user.schemas import UserOut
 
+BAD_USERNAME = "Use 2 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit."
+BAD_EMAIL = "Not a valid email address."
 
-class Registration(ma.Schema):
-    username = ma.fields.String(required=True, validate=validate.Length(max=200), metadata={"example": "ada"})
-    email = ma.fields.String(
-        required=True,
-        validate=validate.Length(max=500),
-        metadata={"format": "email", "example": "ada@example.com"},
-    )
-    password = ma.fields.String(
+
+def new_password() -> ma.fields.String:
+    """A password that is being chosen."""
+    return ma.fields.String(
         required=True,
         load_only=True,
         validate=validate.Length(min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH),
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
+
+def known_password() -> ma.fields.String:
+    """A password that is being shown."""
+    return ma.fields.String(
+        required=True,
+        load_only=True,
+        validate=validate.Length(max=passwords.MAX_LENGTH),
+        metadata={"format": "password", "example": "a long sentence is best"},
+    )
+
+
+def token() -> ma.fields.String:
+    """A token from a mail."""
+    return ma.fields.String(required=True, load_only=True, validate=validate.Length(max=200))
+
+
+class Identity(ma.Schema):
+    """Name and address, brought into their normal form; a `ValidationError` where that is neither."""
+
+    username = ma.fields.String(required=True, validate=validate.Length(max=200), metadata={"example": "ada"})
+    email = ma.fields.String(
+        required=True,
+        validate=validate.Length(max=500),
+        metadata={"format": "email", "example": "ada@example.com"},
+    )
+
     @ma.post_load
     def normalise(self, data: dict[str, Any], **_kwargs: object) -> dict[str, Any]:
-        """Name and address in their normal form; a `ValidationError` where that is neither."""
-        data["username"] = names.normal_form(data["username"])
-        data["email"] = names.normal_form(data["email"])
         errors = {}
-        if not names.is_username(data["username"]):
-            errors["username"] = [
-                "Use 2 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit."
-            ]
-        if not names.is_email(data["email"]):
-            errors["email"] = ["Not a valid email address."]
+        for field, good, message in (
+            ("username", names.is_username, BAD_USERNAME),
+            ("email", names.is_email, BAD_EMAIL),
+        ):
+            if field in data:
+                data[field] = names.normal_form(data[field])
+                if not good(data[field]):
+                    errors[field] = [message]
         if errors:
             raise ma.ValidationError(errors)
         return data
+
+
+class Registration(Identity):
+    password = new_password()
 
 
 class Credentials(ma.Schema):
@@ -45,12 +72,42 @@ class Credentials(ma.Schema):
         validate=validate.Length(max=500),
         metadata={"description": "User name or e-mail address", "example": "ada"},
     )
-    password = ma.fields.String(
+    password = known_password()
+
+
+class KnownPassword(ma.Schema):
+    password = known_password()
+
+
+class ProfileChange(Identity):
+    """Any of them; what is left out stays as it is."""
+
+    current_password = known_password()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"partial": True, **options})
+
+
+class PasswordChange(ma.Schema):
+    current_password = known_password()
+    new_password = new_password()
+
+
+class EmailOnly(ma.Schema):
+    email = ma.fields.String(
         required=True,
-        load_only=True,
-        validate=validate.Length(max=passwords.MAX_LENGTH),
-        metadata={"format": "password", "example": "a long sentence is best"},
+        validate=validate.Length(max=500),
+        metadata={"format": "email", "example": "ada@example.com"},
     )
+
+
+class TokenOnly(ma.Schema):
+    token = token()
+
+
+class NewPassword(ma.Schema):
+    token = token()
+    password = new_password()
 
 
 class SessionOut(ma.Schema):

@@ -2,8 +2,18 @@
 
 from app.models.access_token import AccessToken, GrantState
 from app.models.breaker import Breaker
+from app.models.one_time_token import OneTimeToken, Purpose
 from app.models.spotify_user import SpotifyUser
 from app.models.token_refresh import TokenRefresh
 from app.models.user import User
 
-__all__ = ["AccessToken", "Breaker", "GrantState", "SpotifyUser", "TokenRefresh", "User"]
+__all__ = [
+    "AccessToken",
+    "Breaker",
+    "GrantState",
+    "OneTimeToken",
+    "Purpose",
+    "SpotifyUser",
+    "TokenRefresh",
+    "User",
+]

@@ -18,6 +18,9 @@ class User(Base):
     email: Mapped[str] = mapped_column(exact_string(254), unique=True)
     email_verified_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     password_hash: Mapped[str] = mapped_column(exact_string(255))
+    # A session counts only while it names this number: a new password ends all that came before it,
+    # also one that is being stored at that moment.
+    session_epoch: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
 

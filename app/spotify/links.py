@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session, lazyload
 from app.auth.guard import current_user
 from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
-from app.models import SpotifyUser
-from app.problems import SpotifyAccountInUse, SpotifyAccountMismatch
+from app.models import SpotifyUser, User
+from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.spotify import due, tokens
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
@@ -39,6 +39,8 @@ def look_again() -> SpotifyUser | None:
 
 def _find_link() -> SpotifyUser | None:
     user, linked_id = current_user(), session.get("spotify_user_id")
+    if user is None and session.get("user_id") is not None:
+        return None  # a session that has ended is not a visitor's
     with reading() as db:
         link = db.get(SpotifyUser, linked_id) if linked_id is not None else None
         if link is not None and user is not None and link.user_id not in (None, user.id):
@@ -66,6 +68,7 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
     Raises:
         SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
         SpotifyAccountMismatch: the user has another Spotify account.
+        NotSignedIn: the user's account is gone.
     """
 
     def unit(db: Session) -> SpotifyUser:
@@ -131,6 +134,9 @@ def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
 def _check_ownership(db: Session, link: SpotifyUser | None, user_id: int | None) -> None:
     if user_id is None:
         return
+    # Locked, so that two links of one person's cannot be made at once, nor one for an account that goes.
+    if db.scalar(sa.select(User.id).where(User.id == user_id).with_for_update()) is None:
+        raise NotSignedIn
     if link is not None and link.user_id not in (None, user_id):
         raise SpotifyAccountInUse
     own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))

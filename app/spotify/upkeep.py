@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import database
 from app.database import write_again_on_conflict
-from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.models import AccessToken, GrantState, OneTimeToken, SpotifyUser, TokenRefresh
 from app.parts import parts
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ BATCH = 500
 def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
     """Do all of it, in small transactions. Returns how many rows each part has met."""
     met: dict[str, int] = {}
-    for part in (end_forgotten, erase_ended, prune_history, prune_visitors, remind):
+    for part in (end_forgotten, erase_ended, prune_history, prune_visitors, prune_one_time_tokens, remind):
         try:
             met[part.__name__] = _in_batches(part, stopping or threading.Event())
         except sa.exc.SQLAlchemyError as error:
@@ -126,6 +126,12 @@ def prune_visitors(db: Session, now: datetime) -> int:
         .limit(BATCH)
     )
     return _write(db, idle, sa.delete(SpotifyUser), SpotifyUser.id)
+
+
+def prune_one_time_tokens(db: Session, now: datetime) -> int:
+    """Delete mailed tokens that have expired."""
+    expired = sa.select(OneTimeToken.id).where(OneTimeToken.expires_at <= now).limit(BATCH)
+    return _write(db, expired, sa.delete(OneTimeToken), OneTimeToken.id)
 
 
 def _write(

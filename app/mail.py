@@ -1,0 +1,115 @@
+"""Mail to people: sent from the background, so that no answer waits for a mail server or tells by its
+time whether a mail was sent."""
+
+import logging
+import smtplib
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from urllib.parse import unquote, urlsplit
+
+from flask import Flask, current_app
+
+from config import Config, is_loopback
+
+log = logging.getLogger(__name__)
+
+SECONDS = 10  # for each step of the conversation with the mail server
+TRIES, PAUSE_SECONDS = 3, 2.0
+MOST_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class Mail:
+    to: str
+    subject: str
+    text: str
+
+
+class Mailer:
+    """Sends mails through MAIL_URL; in development without one it prints them."""
+
+    def __init__(self, config: Config) -> None:
+        self._url = urlsplit(config.mail_url)
+        self._from = config.mail_from
+        self._prints = not config.mail_url and config.app_env == "development"
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="mail")
+        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
+        self._closing = threading.Event()
+
+    @property
+    def works(self) -> bool:
+        """Whether this server can send mail at all."""
+        return self._prints or bool(self._url.hostname)
+
+    def soon(self, write: Callable[[], Mail | None]) -> None:
+        """Write a mail and send it, both in the background. `None` is no mail."""
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+        if not self.works or not self._waiting.acquire(blocking=False):
+            log.error("mail_not_sent", extra={"reason": "too many waiting" if self.works else "no MAIL_URL"})
+            return
+        self._pool.submit(self._work, app, write)
+
+    def close(self) -> None:
+        """Send what is waiting, each in one more try; take no more."""
+        self._closing.set()
+        self._pool.shutdown()
+
+    def _work(self, app: Flask, write: Callable[[], Mail | None]) -> None:
+        try:
+            with app.app_context():
+                mail = write()
+            if mail is not None:
+                self._send(mail)
+        except Exception:
+            log.exception("mail_failed")
+        finally:
+            self._waiting.release()
+
+    def _send(self, mail: Mail) -> None:
+        if self._prints:
+            sys.stderr.write(f"\n--- mail to {mail.to}: {mail.subject} ---\n{mail.text}--- end ---\n\n")
+            return
+        message = EmailMessage()
+        message["From"], message["To"], message["Subject"] = self._from, mail.to, mail.subject
+        message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=self._from.partition("@")[2])
+        message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies, please
+        message.set_content(mail.text)
+        for last in (False,) * (TRIES - 1) + (True,):
+            try:
+                self._hand_over(message)
+            except (OSError, smtplib.SMTPException) as error:
+                # The reason's class only: a server's words may quote the address.
+                log.error("mail_not_sent", extra={"reason": type(error).__name__, "final": last})
+                if last or self._closing.wait(PAUSE_SECONDS):
+                    return
+            else:
+                log.info("mail_sent")
+                return
+
+    def _hand_over(self, message: EmailMessage) -> None:
+        host, user = self._url.hostname or "", unquote(self._url.username or "")
+        context = ssl.create_default_context()
+        if self._url.scheme == "smtps":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(
+                host, self._url.port or 465, timeout=SECONDS, context=context
+            )
+        else:
+            server = smtplib.SMTP(host, self._url.port or 25, timeout=SECONDS)
+        with server:
+            server.ehlo()
+            secure = self._url.scheme == "smtps"
+            if not secure and server.has_extn("starttls"):
+                server.starttls(context=context)
+                server.ehlo()
+                secure = True
+            if user:
+                if not secure and not is_loopback(host):
+                    raise smtplib.SMTPException("The server offers no STARTTLS; the password is not sent.")
+                server.login(user, unquote(self._url.password or ""))
+            server.send_message(message)

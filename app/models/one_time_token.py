@@ -1,0 +1,28 @@
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, UTCDateTime, exact_string
+
+
+class Purpose(StrEnum):
+    PASSWORD_RESET = "password_reset"  # noqa: S105
+    EMAIL_VERIFICATION = "email_verification"
+
+
+class OneTimeToken(Base):
+    """A token that was mailed to a person: whoever shows it, reads the mail of that address.
+
+    Only its hash is kept. `email` is where it went: after a change of address it is worth nothing.
+    """
+
+    __tablename__ = "one_time_tokens"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    purpose: Mapped[str] = mapped_column(exact_string(32))
+    token_hash: Mapped[str] = mapped_column(exact_string(64), unique=True)
+    email: Mapped[str] = mapped_column(exact_string(254))
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

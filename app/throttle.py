@@ -1,0 +1,156 @@
+"""Bounds on guessing and on flooding, counted in Redis for all processes together.
+
+Guesses at a password are counted before they are looked at, so a hundred at once are no more than a
+hundred one after another. Without Redis nothing is guessed at all: the caller gets 503.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import redis
+from flask import request
+
+from app.parts import parts
+from app.problems import InvalidCredentials, TooManyAttempts
+
+log = logging.getLogger(__name__)
+
+# At one account from one address: so many guesses, then a wait of a second, doubled by each failure.
+FREE_GUESSES = 10
+LONGEST_WAIT_SECONDS = 900
+FORGOTTEN_AFTER_SECONDS = 86_400
+# Once so many guesses at an account have failed, from wherever, each address has a single one before it
+# waits. Nobody is locked out by this: who comes from a fresh address and knows the password is let in.
+ATTACKED_AFTER = 100
+# From one address, at all accounts together.
+ADDRESS_FAILURES = 100
+HOUR_SECONDS = 3600
+
+# Counts a guess as a failure and returns 0, or the milliseconds to wait, without counting it.
+_GUESS = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local pair, account, address = KEYS[1], KEYS[2], KEYS[3]
+local free, attacked, longest, forgotten, most, hour = unpack(ARGV)
+if tonumber(redis.call('GET', address) or 0) >= tonumber(most) then
+    return math.max(redis.call('PTTL', address), 1)
+end
+local wait = tonumber(redis.call('HGET', pair, 'until') or 0) - now
+if wait > 0 then return math.min(wait, longest * 1000) end
+local failures = redis.call('HINCRBY', pair, 'failures', 1)
+redis.call('EXPIRE', pair, forgotten)
+if redis.call('INCR', account) > tonumber(attacked) then free = 1 end
+redis.call('EXPIRE', account, forgotten)
+if redis.call('INCR', address) == 1 then redis.call('EXPIRE', address, hour) end
+if failures >= tonumber(free) then
+    local seconds = math.min(2 ^ math.min(failures - free, 20), longest)
+    redis.call('HSET', pair, 'until', string.format('%.0f', now + seconds * 1000))
+end
+return 0
+"""
+
+# Takes back a guess that was none: it was right, or nobody looked at it. A wait that others' failures
+# have earned goes on.
+_TAKE_BACK = """
+for _, key in ipairs({KEYS[2], KEYS[3]}) do
+    if redis.call('EXISTS', key) == 1 then redis.call('DECR', key) end
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+    local failures = redis.call('HINCRBY', KEYS[1], 'failures', -1)
+    if failures < tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'until') end
+end
+"""
+
+# Counts one more, or returns the milliseconds until the first of them is an hour old.
+_COUNT = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[1]) then
+    return math.max(redis.call('PTTL', KEYS[1]), 1)
+end
+if redis.call('INCR', KEYS[1]) == 1 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+
+
+@contextmanager
+def one_guess(account: str) -> Iterator[None]:
+    """One guess at an account's password, made in the block; `InvalidCredentials` from it is a failure.
+
+    `account` is what the caller calls it, whether or not there is such an account.
+
+    Raises:
+        TooManyAttempts: it is not this caller's turn yet. The block did not run.
+        redis.RedisError: it cannot be counted. The block did not run.
+    """
+    store, keys = parts().redis, _guess_keys(account)
+    numbers = (
+        FREE_GUESSES,
+        ATTACKED_AFTER,
+        LONGEST_WAIT_SECONDS,
+        FORGOTTEN_AFTER_SECONDS,
+        ADDRESS_FAILURES,
+        HOUR_SECONDS,
+    )
+    wait: Any = store.eval(_GUESS, 3, *keys, *map(str, numbers))
+    if wait:
+        log.warning("throttled", extra={"what": "guesses"})
+        raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
+    try:
+        yield
+    except InvalidCredentials:
+        raise
+    except BaseException:
+        # A server's trouble is not the caller's failure.
+        with suppress(redis.RedisError):
+            store.eval(_TAKE_BACK, 3, *keys, str(FREE_GUESSES))
+        raise
+    store.eval(_TAKE_BACK, 3, *keys, str(FREE_GUESSES))
+    store.delete(*keys[:2])
+
+
+def forget(account: str) -> None:
+    """Forget failed guesses at an account, from this caller's address: its owner has shown up by mail."""
+    parts().redis.delete(*_guess_keys(account)[:2])
+
+
+def count(what: str, key: str, *, most: int) -> None:
+    """Count something that may happen `most` times within an hour.
+
+    Raises:
+        TooManyAttempts
+        redis.RedisError
+    """
+    wait: Any = parts().redis.eval(_COUNT, 1, _key(what, key), str(most), str(HOUR_SECONDS))
+    if wait:
+        log.warning("throttled", extra={"what": what})
+        raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
+
+
+def client_address() -> str:
+    """Whom a request comes from, as far as one can tell: of IPv6 the /64 that one household has."""
+    try:
+        address = ipaddress.ip_address(request.remote_addr or "")
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _guess_keys(account: str) -> tuple[str, str, str]:
+    address = client_address()
+    return _key("pair", account, address), _key("account", account), _key("address", address)
+
+
+def _key(kind: str, *names: str) -> str:
+    """Redis learns neither names nor addresses: they are hashed, with the key that sessions are."""
+    text = "\0".join((kind, *names))
+    digest = hmac.new(parts().config.secret_key.encode(), text.encode(), hashlib.sha256).hexdigest()
+    return f"throttle:{kind}:{digest[:32]}"

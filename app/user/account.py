@@ -1,0 +1,147 @@
+"""What people do with their account: each a single transaction, after the password was proved."""
+
+import logging
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.auth import letters, one_time_tokens, passwords
+from app.auth.registration import refuse_taken
+from app.clock import utc_now
+from app.database import reading, write_again_on_conflict
+from app.mail import Mail
+from app.models import Purpose, SpotifyUser, TokenRefresh, User
+from app.parts import parts
+from app.problems import InvalidCredentials, NotSignedIn
+
+log = logging.getLogger(__name__)
+
+
+def change_profile(user: User, *, username: str, email: str) -> User:
+    """Give the account another name or address. A new address is not verified yet.
+
+    Raises:
+        UsernameTaken, EmailTaken
+    """
+    old_address = user.email
+
+    def unit(db: Session) -> User:
+        row = _locked(db, user)
+        if username != row.username:
+            refuse_taken(db, username=username)
+            row.username = username
+        if email != row.email:
+            refuse_taken(db, email=email)
+            row.email, row.email_verified_at = email, None
+        db.flush()
+        return row
+
+    changed = write_again_on_conflict(unit)
+    if changed.email != old_address:
+        log.info("email_changed")
+        parts().mailer.soon(lambda: letters.email_changed(old_address, changed))
+        mail_token(changed, Purpose.EMAIL_VERIFICATION)
+    return changed
+
+
+def change_password(user: User, new_password: str) -> User:
+    """Store a new password; every session from before it is over.
+
+    Raises:
+        InvalidCredentials: the password that was proved has been changed meanwhile.
+        ValidationError: the new one is too easy to guess.
+    """
+    passwords.refuse_guessable(new_password, field="new_password", username=user.username, email=user.email)
+    proved = user.password_hash
+    with passwords.turn():
+        password_hash = passwords.hash_password(new_password)
+
+    def unit(db: Session) -> User:
+        row = _locked(db, user)
+        if row.password_hash != proved:
+            raise InvalidCredentials("The password has been changed meanwhile.")
+        return store_password(row, password_hash)
+
+    changed = write_again_on_conflict(unit)
+    log.info("password_changed")
+    parts().mailer.soon(lambda: letters.password_changed(changed))
+    return changed
+
+
+def reset_password(token: str, password: str) -> User:
+    """Store a new password for whoever shows the token from the mail.
+
+    It also shows that the address is theirs.
+
+    Raises:
+        InvalidToken
+        ValidationError: the password is too easy to guess. The token stays good.
+    """
+    purpose = Purpose.PASSWORD_RESET
+    with reading() as db:
+        owner = one_time_tokens.owner_of(db, token, purpose)
+    passwords.refuse_guessable(password, field="password", username=owner.username, email=owner.email)
+    with passwords.turn():
+        password_hash = passwords.hash_password(password)
+
+    def unit(db: Session) -> User:
+        user = store_password(one_time_tokens.spend(db, token, purpose), password_hash)
+        user.email_verified_at = user.email_verified_at or utc_now()
+        return user
+
+    user = write_again_on_conflict(unit)
+    log.info("password_reset", extra={"account": user.id})
+    parts().mailer.soon(lambda: letters.password_changed(user))
+    return user
+
+
+def store_password(user: User, password_hash: str) -> User:
+    """Put a new password's hash into a locked row, and end what the old one began."""
+    user.password_hash, user.session_epoch = password_hash, user.session_epoch + 1
+    return user
+
+
+def verify_email(token: str) -> User:
+    """Note that whoever shows the token reads the account's mail.
+
+    Raises:
+        InvalidToken
+    """
+
+    def unit(db: Session) -> User:
+        user = one_time_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
+        user.email_verified_at = user.email_verified_at or utc_now()
+        return user
+
+    return write_again_on_conflict(unit)
+
+
+def mail_token(user: User, purpose: Purpose) -> None:
+    """Send the user a one-time token, from the background."""
+
+    def write() -> Mail | None:
+        token = write_again_on_conflict(lambda db: one_time_tokens.issue(db, user, purpose))
+        return letters.with_token(user, purpose, token) if token is not None else None
+
+    parts().mailer.soon(write)
+
+
+def erase(user: User) -> None:
+    """Delete the account with all that hangs on it: link, Spotify's tokens, history, mailed tokens."""
+
+    def unit(db: Session) -> None:
+        links = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
+        # The rest goes by ON DELETE CASCADE. The history outlives a link, but not its owner.
+        db.execute(sa.delete(User).where(User.id == user.id))
+        db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
+
+    write_again_on_conflict(unit)
+    log.info("account_deleted")
+    parts().mailer.soon(lambda: letters.account_deleted(user))
+
+
+def _locked(db: Session, user: User) -> User:
+    row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
+    if row is None:
+        raise NotSignedIn
+    return row

@@ -1,0 +1,45 @@
+"""What a person gets who asks for all that is held about them (GDPR, articles 15 and 20)."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from app import sessions
+from app.clock import utc_now
+from app.database import reading
+from app.models import SpotifyUser, TokenRefresh, User
+from app.spotify.schemas import describe
+
+
+def everything_about(user: User) -> dict[str, Any]:
+    """All personal data held, for `ExportOut`. No tokens, no password hash."""
+    with reading() as db:
+        link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
+        refreshes = (
+            list(
+                db.scalars(
+                    sa.select(TokenRefresh)
+                    .where(TokenRefresh.spotify_user_id == link.id)
+                    .order_by(TokenRefresh.id)
+                )
+            )
+            if link is not None
+            else []
+        )
+    return {
+        "exported_at": utc_now(),
+        "user": user,
+        "sessions": sessions.of_user(user.id),
+        "spotify": None if link is None else describe(link) | _more(link),
+        "spotify_refreshes": refreshes,
+    }
+
+
+def _more(link: SpotifyUser) -> dict[str, Any]:
+    return {
+        "product": link.product,
+        "country": link.country,
+        "connected_at": link.created_at,
+        "updated_at": link.updated_at,
+        "last_used_at": link.last_used_at,
+    }

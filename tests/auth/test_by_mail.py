@@ -1,0 +1,319 @@
+"""What goes by mail: forgotten passwords, and whether an address is its owner's."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import reading
+from app.models import OneTimeToken
+from app.spotify import upkeep
+from tests.conftest import running_app
+from tests.journeys import PASSWORD, login, register, slug
+from tests.mailbox import Mailbox, running_mailbox, token_in
+from tests.many import let_pass
+from tests.sandbox_client import SandboxClient
+from tests.services import eventually
+
+NEW_PASSWORD = "another sentence, and longer"
+ADA = "ada@example.com"
+RESET, VERIFY = "Choose a new password", "Is this your address?"
+
+
+@pytest.fixture
+def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
+    """Ada, signed in, whose mail server works and has brought the mail of her registration."""
+    register(client, "ada")
+    mailbox.wait_for(ADA, VERIFY)
+    return client
+
+
+def ask(client: FlaskClient, address: str = ADA) -> int:
+    return client.post("/api/password-reset", json={"email": address}).status_code
+
+
+def choose(client: FlaskClient, token: str, password: str = NEW_PASSWORD) -> tuple[int, str]:
+    response = client.put("/api/password-reset", json={"token": token, "password": password})
+    return response.status_code, "" if response.status_code == 204 else slug(response)
+
+
+def stored_tokens(app: Flask) -> list[OneTimeToken]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(OneTimeToken)))
+
+
+# --- forgotten passwords -------------------------------------------------------------------------
+
+
+def test_a_forgotten_password_is_replaced(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
+) -> None:
+    client = new_client()
+
+    assert ask(client, " ADA@example.com") == 202
+    token = token_in(mailbox.wait_for(ADA, RESET))
+    assert choose(client, token) == (204, "")
+
+    assert ada.get("/api/user").status_code == 401
+    assert login(new_client(), "ada").status_code == 401
+    again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
+    assert (again.status_code, again.json["email_verified"]) == (200, True)
+    assert mailbox.wait_for(ADA, "Your password was changed")
+
+
+def test_the_link_leads_to_the_app_and_keeps_the_token_to_the_browser(
+    ada: FlaskClient, mailbox: Mailbox
+) -> None:
+    ask(ada)
+
+    mail = mailbox.wait_for(ADA, RESET)
+
+    assert re.search(r"http://127\.0\.0\.1:5000/api/docs#password-reset=[\w-]{43}\s", mail.get_content())
+    assert mail["From"] == "no-reply@127.0.0.1"
+    assert mail["Auto-Submitted"] == "auto-generated"
+
+
+def test_a_token_is_good_once(ada: FlaskClient, mailbox: Mailbox) -> None:
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+
+    assert choose(ada, token) == (204, "")
+    assert choose(ada, token) == (400, "invalid-token")
+
+
+def test_one_used_token_uses_up_the_others(ada: FlaskClient, mailbox: Mailbox) -> None:
+    ask(ada)
+    first = token_in(mailbox.wait_for(ADA, RESET))
+    ask(ada)
+    eventually(lambda: len(mailbox.to(ADA, RESET)) == 2)
+
+    assert choose(ada, first) == (204, "")
+    assert choose(ada, token_in(mailbox.wait_for(ADA, RESET))) == (400, "invalid-token")
+
+
+def test_a_token_ends_after_an_hour(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, sandbox: SandboxClient
+) -> None:
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+    let_pass(app, sandbox, 3590)
+    with app.app_context():
+        upkeep.keep_up()
+    assert len(stored_tokens(app)) == 2
+    assert choose(ada, token, "password1") == (422, "validation-error")  # still good
+
+    let_pass(app, sandbox, 20)
+
+    assert choose(ada, token) == (400, "invalid-token")
+    with app.app_context():
+        upkeep.keep_up()
+    assert [row.purpose for row in stored_tokens(app)] == ["email_verification"]
+
+
+def test_a_token_is_for_the_address_it_was_sent_to(ada: FlaskClient, mailbox: Mailbox) -> None:
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+    ada.patch("/api/user", json={"email": "new@example.com", "current_password": PASSWORD})
+
+    assert choose(ada, token) == (400, "invalid-token")
+
+
+def test_a_token_is_for_one_purpose(ada: FlaskClient, mailbox: Mailbox) -> None:
+    token = token_in(mailbox.wait_for(ADA, VERIFY))
+
+    assert choose(ada, token) == (400, "invalid-token")
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 43, "\u0000", "A" * 200, "' OR 1=1 --"])
+def test_a_made_up_token_is_none(client: FlaskClient, token: str) -> None:
+    assert choose(client, token) == (400, "invalid-token")
+    response = client.put("/api/email-verification", json={"token": token})
+    assert (response.status_code, slug(response)) == (400, "invalid-token")
+
+
+def test_only_a_tokens_hash_is_stored(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+
+    for row in stored_tokens(app):
+        assert token not in {row.token_hash, row.email, row.purpose}
+
+
+def test_a_bad_password_does_not_cost_the_token(ada: FlaskClient, mailbox: Mailbox) -> None:
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+
+    assert choose(ada, token, "spotify123") == (422, "validation-error")
+    assert choose(ada, token, "ada@example.com") == (422, "validation-error")
+    assert choose(ada, token) == (204, "")
+
+
+def test_a_new_password_by_mail_ends_the_wait_after_wrong_ones(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
+) -> None:
+    client = new_client()
+    for _ in range(11):
+        last = client.post("/api/login", json={"login": "ada", "password": "not the password"})
+    assert last.status_code == 429
+    ask(client)
+
+    choose(client, token_in(mailbox.wait_for(ADA, RESET)))
+
+    assert client.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD}).status_code == 200
+
+
+def test_a7_nobody_learns_whether_an_address_has_an_account(ada: FlaskClient, mailbox: Mailbox) -> None:
+    answers = [
+        ada.post("/api/password-reset", json={"email": address})
+        for address in (ADA, "nobody@example.com", "not an address")
+    ]
+
+    for answer in answers:
+        assert (answer.status_code, answer.data) == (202, b"")
+        assert "Set-Cookie" not in answer.headers
+    assert len({str(sorted(answer.headers.keys())) for answer in answers}) == 1
+    mailbox.wait_for(ADA, RESET)
+    assert [mail["To"] for mail in mailbox.mails] == [ADA] * 2
+
+
+def test_nobodys_mailbox_is_flooded(ada: FlaskClient, mailbox: Mailbox) -> None:
+    assert [ask(ada) for _ in range(8)] == [202] * 8  # who asks does not learn that it was too often
+
+    eventually(lambda: len(mailbox.to(ADA, RESET)) == 5)
+    ada.post("/api/logout")
+    assert {ask(ada, f"person{number}@example.com") for number in range(42)} == {202}
+    response = ada.post("/api/password-reset", json={"email": ADA})
+    assert (response.status_code, slug(response)) == (429, "too-many-attempts")
+    assert 3500 < int(response.headers["Retry-After"]) <= 3600
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+def test_an_address_is_verified_by_the_mail_of_the_registration(ada: FlaskClient, mailbox: Mailbox) -> None:
+    token = token_in(mailbox.wait_for(ADA, VERIFY))
+    assert ada.get("/api/user").json["email_verified"] is False
+
+    answers = [ada.put("/api/email-verification", json={"token": token}).status_code for _ in range(2)]
+
+    assert answers == [204, 400]
+    assert ada.get("/api/user").json["email_verified"] is True
+
+
+def test_the_mail_can_be_asked_for_again(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+    assert ada.post("/api/email-verification").status_code == 202
+    eventually(lambda: len(mailbox.to(ADA, VERIFY)) == 2)
+    ada.put("/api/email-verification", json={"token": token_in(mailbox.wait_for(ADA, VERIFY))})
+
+    assert ada.post("/api/email-verification").status_code == 202  # there is nothing left to verify
+    assert stored_tokens(app) == []
+
+
+def test_asking_too_often_is_told(ada: FlaskClient) -> None:
+    answers = [ada.post("/api/email-verification").status_code for _ in range(6)]
+
+    assert answers == [202] * 5 + [429]
+
+
+def test_a_new_address_is_verified_anew_and_the_old_one_told(ada: FlaskClient, mailbox: Mailbox) -> None:
+    old = token_in(mailbox.wait_for(ADA, VERIFY))
+    ada.put("/api/email-verification", json={"token": old})
+
+    changed = ada.patch("/api/user", json={"email": "new@example.com", "current_password": PASSWORD})
+
+    assert changed.json["email_verified"] is False
+    assert mailbox.wait_for(ADA, "Your address was changed")
+    token = token_in(mailbox.wait_for("new@example.com", VERIFY))
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
+    assert ada.get("/api/user").json["email_verified"] is True
+
+
+def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
+) -> None:
+    token = token_in(mailbox.wait_for(ADA, VERIFY))
+
+    ada.delete("/api/user", json={"password": PASSWORD})
+
+    assert mailbox.wait_for(ADA, "Your account is deleted")
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+
+
+# --- the mail server -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app_of(env: dict[str, str]) -> Iterator[Callable[..., FlaskClient]]:
+    """Makes a visitor of an app with further settings."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_app({**env, **settings})).test_client()
+
+
+def test_a_mail_server_that_fails_is_asked_again(ada: FlaskClient, mailbox: Mailbox) -> None:
+    mailbox.refuse = "451 try again later"
+    ask(ada)
+    eventually(lambda: mailbox.tries >= 2)
+
+    mailbox.refuse = None
+
+    assert mailbox.wait_for(ADA, RESET)
+
+
+def test_no_answer_waits_for_the_mail_server(
+    app_of: Callable[..., FlaskClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = app_of(MAIL_URL="smtp://127.0.0.1:1")
+
+    register(client, "ada")
+
+    assert ask(client) == 202
+    eventually(lambda: "mail_not_sent" in caplog.text)
+
+
+def test_a_password_is_not_sent_in_the_clear(env: dict[str, str], app_of: Callable[..., FlaskClient]) -> None:
+    """To loopback it may be; the rule is tried with a name that is not known to be loopback."""
+    with running_mailbox(auth_require_tls=False, auth_required=False) as (box, url):
+        port = url.rsplit(":", 1)[1]
+        register(app_of(MAIL_URL=f"smtp://user:hunter2hunter2@127.0.0.2:{port}"), "ada")
+    assert box.mails == []
+
+
+def test_without_a_mail_server_development_prints(
+    app_of: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = app_of()
+    register(client, "ada")
+    printed = []
+
+    def was_printed() -> bool:
+        printed.append(capsys.readouterr().err)
+        return "#email-verification=" in "".join(printed)
+
+    eventually(was_printed)
+    assert f"mail to {ADA}: {VERIFY}" in "".join(printed)
+
+
+PRODUCTION = {
+    "APP_ENV": "production",
+    "FRONTEND_URL": "https://app.example.com/",
+    "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
+    "SPOTIFY_CLIENT_ID": "0123456789abcdef0123456789abcdef",
+}
+
+
+def test_without_a_mail_server_production_says_so(
+    app_of: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = app_of(**PRODUCTION)
+
+    response = client.post("/api/password-reset", json={"email": ADA}, base_url="https://api.example.com")
+
+    assert (response.status_code, slug(response)) == (503, "service-unavailable")
+    assert "mail" in response.json["detail"]
+    assert "mail to" not in capsys.readouterr().err

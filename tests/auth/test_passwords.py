@@ -1,0 +1,244 @@
+"""Passwords: which may be chosen, how they are kept, and what hashing them may cost (A1-A4, A7)."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import argon2
+import pytest
+import requests
+import sqlalchemy as sa
+import werkzeug.security
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.auth import passwords
+from app.database import reading, writing
+from app.models import User
+from app.problems import ServiceUnavailable, ValidationError
+from tests.journeys import PASSWORD, login, register, slug
+from tests.services import Server
+
+ADA = {"username": "ada", "email": "ada.lovelace@example.com"}
+LISTED = [
+    line
+    for line in (Path(passwords.__file__).with_name("common_passwords.txt")).read_text().splitlines()
+    if not line.startswith("# ")
+]
+
+
+@pytest.mark.parametrize(
+    ("password", "status"),
+    [
+        ("x7$kQ2z", 422),
+        ("x7$kQ2zp", 201),
+        ("fifteen letters", 201),
+        ("a passphrase of sixty-four characters, which is what OWASP wants", 201),
+        ("y" * 100 + "z" * 156, 201),
+        ("y" * 100 + "z" * 157, 422),
+        ("🎸🎻🎺🎷🥁🎹🪕🪗", 201),
+        ("       x", 201),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a1_eight_to_256_characters_of_any_kind(client: FlaskClient, password: str, status: int) -> None:
+    response = client.post("/api/register", json={**ADA, "password": password})
+
+    assert response.status_code == status, response.text
+
+
+def test_a1_a_megabyte_is_refused_before_it_is_hashed(client: FlaskClient) -> None:
+    response = client.post("/api/register", json={**ADA, "password": "x" * 1_000_000})
+
+    assert (response.status_code, slug(response)) == (413, "payload-too-large")
+
+
+def test_a1_every_character_counts(client: FlaskClient) -> None:
+    """bcrypt would stop at 72 bytes; others trim, fold or normalise."""
+    password = "Pass " + "ü" * 75 + " "
+    assert client.post("/api/register", json={**ADA, "password": password}).status_code == 201
+
+    for wrong in (password.strip(), password[:-2] + "u ", password.casefold()):
+        assert client.post("/api/login", json={"login": "ada", "password": wrong}).status_code == 401, wrong
+    assert client.post("/api/login", json={"login": "ada", "password": password}).status_code == 200
+
+
+def refused(password: str, **person: str) -> bool:
+    try:
+        passwords.refuse_guessable(password, field="password", **person)
+    except ValidationError as error:
+        return list(error.members["errors"]) == ["password"]  # type: ignore[call-overload]
+    return False
+
+
+def test_a2_every_common_password_is_refused() -> None:
+    assert len(LISTED) >= 3000
+    assert [word for word in LISTED if len(word) < passwords.MIN_LENGTH] == []
+    assert [word for word in LISTED if not refused(word)] == []
+    assert [word for word in LISTED if not refused(word.upper())] == []
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["spotify1", "Spotify2026!", "backline123", "Backline!!", "ada12345", "__ada__1", "ada.lovelace99",
+     "ADA.lovelace@example.com"],
+)  # fmt: skip
+def test_a2_the_products_words_and_ones_own_name_are_refused(client: FlaskClient, password: str) -> None:
+    response = client.post("/api/register", json={**ADA, "password": password})
+
+    assert (response.status_code, slug(response)) == (422, "validation-error")
+    assert list(response.json["errors"]) == ["password"]
+
+
+@pytest.mark.parametrize("password", ["ada lovelace wrote it", "spotify on a rainy day", "correct horse"])
+def test_a2_a_sentence_with_such_a_word_is_not(password: str) -> None:
+    assert not refused(password, **ADA)
+
+
+def test_a3_a_hash_says_how_it_was_made_and_is_renewed_where_that_is_weak(
+    new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(new_client(), "ada")
+
+    def stored() -> str:
+        with app.app_context(), reading() as db:
+            return db.scalars(sa.select(User.password_hash)).one()
+
+    parameters = argon2.extract_parameters(stored())
+    assert (parameters.type, parameters.memory_cost) == (argon2.low_level.Type.ID, 47_104)
+    assert (parameters.time_cost, parameters.parallelism) == (1, 1)
+    weak = argon2.PasswordHasher(time_cost=1, memory_cost=19_456, parallelism=1).hash(PASSWORD)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(password_hash=weak))
+
+    assert login(new_client(), "ada").status_code == 200
+
+    assert argon2.extract_parameters(stored()).memory_cost == 47_104
+
+
+def test_a3_a_hash_of_another_kind_opens_nothing(new_client: Callable[[], FlaskClient], app: Flask) -> None:
+    """Nobody has such rows: Backline has made none. What is not argon2 is a wrong password, not a 500."""
+    register(new_client(), "ada")
+    foreign = werkzeug.security.generate_password_hash(PASSWORD)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(password_hash=foreign))
+
+    assert login(new_client(), "ada").status_code == 401
+
+
+def test_a4_so_many_hashes_at_once_as_there_are_processors(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most, gate = 0, 0, threading.Lock()
+
+    def count(*_: object) -> bool:
+        nonlocal at_once, most
+        with gate:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)  # the work that is being counted
+        with gate:
+            at_once -= 1
+        return False
+
+    class Counted:
+        verify = count
+
+    monkeypatch.setattr(passwords, "_hasher", Counted())
+    monkeypatch.setattr(passwords, "_turns", threading.BoundedSemaphore(3))
+
+    def ask(_: int) -> None:
+        with app.app_context():
+            passwords.matches(None, "x")
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(ask, range(30)))
+
+    assert most == 3
+
+
+def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "_turns", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(passwords, "_LONGEST_WAIT_SECONDS", 0.05)
+    with passwords.turn():
+        busy = client.post("/api/login", json={"login": "ada", "password": "x"})
+        assert (busy.status_code, slug(busy)) == (503, "service-unavailable")
+        assert busy.headers["Retry-After"] == "1"
+        monkeypatch.setattr(passwords, "_in_line", 6)
+        with app.app_context(), pytest.raises(ServiceUnavailable):
+            passwords.matches(None, "x")
+        monkeypatch.setattr(passwords, "_in_line", 1)
+    assert client.post("/api/login", json={"login": "ada", "password": "x"}).status_code == 401
+
+
+@pytest.mark.processes
+def test_a4_a_flood_of_logins_leaves_the_rest_of_the_api_alive(
+    server: Callable[..., AbstractContextManager[Server]],
+) -> None:
+    """64 at once on one worker: memory stays bounded, and others are answered meanwhile."""
+    stop = threading.Event()
+
+    def flood(number: int) -> set[int]:
+        seen = set()
+        with requests.Session() as http:
+            http.trust_env = False
+            while not stop.is_set():
+                body = {"login": f"person{number}", "password": "not the password"}
+                headers = {"X-Requested-With": "test", "X-Forwarded-For": f"198.51.{number}.1"}
+                response = http.post(f"{api.url}/api/login", json=body, headers=headers, timeout=30)
+                seen.add(response.status_code)
+        return seen
+
+    with server(workers=1, TRUSTED_PROXIES="1") as api, ThreadPoolExecutor(64) as pool:
+        flooding = [pool.submit(flood, number) for number in range(64)]
+        times = []
+        for _ in range(40):
+            began = time.perf_counter()
+            assert requests.get(f"{api.url}/livez", timeout=30).status_code == 200
+            times.append(time.perf_counter() - began)
+        memory = max(_resident_kib(pid) for pid in api.workers)
+        stop.set()
+        seen = set().union(*(each.result() for each in flooding))
+
+    assert seen <= {401, 429, 503}
+    assert {401, 503} <= seen
+    # 46 MiB for each of the processors, above what the worker has anyway.
+    assert memory < (250 + 46 * 8) * 1024, memory
+    assert statistics.median(times) < 2, times
+
+
+def _resident_kib(pid: int) -> int:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmHWM" in line]
+    return int(line.split()[1])
+
+
+def test_a7_unknown_and_known_logins_cost_the_same_work(
+    new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: one hash of the same cost each. `docs/security.md` has the times."""
+    register(new_client(), "ada")
+    costs: list[tuple[int, int, int]] = []
+    verify = argon2.PasswordHasher.verify
+
+    def counted(self: argon2.PasswordHasher, hash: str, password: str) -> bool:  # noqa: A002
+        parameters = argon2.extract_parameters(hash)
+        costs.append((parameters.memory_cost, parameters.time_cost, parameters.parallelism))
+        return verify(self, hash, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", counted)
+    answers = [
+        new_client().post("/api/login", json={"login": name, "password": "not the password"})
+        for name in ("ada", "ada@example.com", "nobody", "nobody@example.com", "\u0000", "ADA")
+    ]
+
+    assert costs == [(47_104, 1, 1)] * 6
+    assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1
+    assert {str(sorted(answer.headers.keys())) for answer in answers} == {
+        str(sorted(answers[0].headers.keys()))
+    }

@@ -1,0 +1,436 @@
+"""The account: changed, exported, deleted; and where it is signed in."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import db, reading
+from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
+from tests.many import let_pass
+from tests.sandbox_client import SandboxClient
+
+NEW_PASSWORD = "another sentence, and longer"
+
+
+def store_of(app: Flask) -> redis.Redis:
+    found: redis.Redis = app.extensions["backline"].redis
+    return found
+
+
+def rows(app: Flask) -> dict[str, int]:
+    """How many rows each table has."""
+    with app.app_context(), reading() as session:
+        return {
+            name: session.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for name, table in db.metadata.tables.items()
+        }
+
+
+# --- name and address ----------------------------------------------------------------------------
+
+
+def test_a_name_can_be_changed(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
+    before = register(client, "ada")
+
+    response = client.patch("/api/user", json={"username": " LOVELACE "})
+
+    assert (response.status_code, response.json) == (200, {**before, "username": "lovelace"})
+    assert client.get("/api/user").json["username"] == "lovelace"
+    assert login(new_client(), "lovelace").status_code == 200
+    assert login(new_client(), "ada").status_code == 401
+
+
+def test_a_new_address_needs_the_password(client: FlaskClient) -> None:
+    register(client, "ada")
+
+    without = client.patch("/api/user", json={"email": "new@example.com"})
+    wrong = client.patch("/api/user", json={"email": "new@example.com", "current_password": "not it at all"})
+    unchanged = client.patch("/api/user", json={"email": "ADA@example.com "})
+
+    assert (without.status_code, list(without.json["errors"])) == (422, ["current_password"])
+    assert (wrong.status_code, slug(wrong)) == (401, "invalid-credentials")
+    assert (unchanged.status_code, unchanged.json["email"]) == (200, "ada@example.com")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"username": "Grace"}, "username-taken"),
+        ({"email": "GRACE@example.com", "current_password": PASSWORD}, "email-taken"),
+    ],
+)
+def test_what_is_taken_stays_taken(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], change: dict[str, str], problem: str
+) -> None:
+    register(new_client(), "grace")
+    before = register(client, "ada")
+
+    response = client.patch("/api/user", json={"username": "eve", **change})
+
+    assert (response.status_code, slug(response)) == (409, problem)
+    assert client.get("/api/user").json == before
+
+
+def test_nothing_to_change_changes_nothing(client: FlaskClient) -> None:
+    before = register(client, "ada")
+
+    assert client.patch("/api/user", json={}).json == before
+    assert client.patch("/api/user", json={"username": "ada"}).json == before
+
+
+def test_two_who_want_one_name_at_once_do_not_both_get_it(
+    new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    clients = [new_client() for _ in range(6)]
+    for each in clients:
+        register(each)
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda each: each.patch("/api/user", json={"username": "ada"}), clients))
+
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 5
+
+
+# --- the password --------------------------------------------------------------------------------
+
+
+def change_password(client: FlaskClient, current: str, new: str) -> int:
+    body = {"current_password": current, "new_password": new}
+    return client.put("/api/user/password", json=body).status_code
+
+
+def test_a8_a_new_password_ends_all_sessions_but_this_one(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(client, "ada")
+    login(elsewhere := new_client(), "ada")
+    stolen = client.get_cookie("session").value  # type: ignore[union-attr]
+
+    assert change_password(client, PASSWORD, NEW_PASSWORD) == 204
+
+    assert client.get("/api/user").status_code == 200
+    assert client.get_cookie("session").value != stolen  # type: ignore[union-attr]
+    assert elsewhere.get("/api/user").status_code == 401
+    assert elsewhere.get("/api/session").json == {"authenticated": False, "user": None, "spotify": None}
+    (old := new_client()).set_cookie("session", stolen)
+    assert old.get("/api/user").status_code == 401
+    assert login(new_client(), "ada").status_code == 401
+    again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
+    assert again.status_code == 200
+
+
+def test_a8_the_current_password_is_asked_for(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(client, "ada")
+
+    assert change_password(client, "not the password", NEW_PASSWORD) == 401
+    assert login(new_client(), "ada").status_code == 200
+
+
+def test_a8_guessing_the_current_password_is_throttled(client: FlaskClient) -> None:
+    register(client, "ada")
+
+    answers = [change_password(client, f"guess number {number}", NEW_PASSWORD) for number in range(12)]
+
+    assert answers == [401] * 10 + [429] * 2
+    # A guess at it by another way is the same guess.
+    assert client.delete("/api/user", json={"password": "guess"}).status_code == 429
+
+
+@pytest.mark.parametrize("new", ["short", "x" * 257, "password1", "spotify!", "ada@example.com", "ada12345"])
+def test_a_bad_new_password_changes_nothing(client: FlaskClient, new: str) -> None:
+    register(client, "ada")
+
+    response = client.put("/api/user/password", json={"current_password": PASSWORD, "new_password": new})
+
+    assert (response.status_code, list(response.json["errors"])) == (422, ["new_password"])
+    assert client.get("/api/user").status_code == 200
+
+
+def test_a_session_that_is_stored_while_the_password_changes_is_over(
+    client: FlaskClient, app: Flask, new_client: Callable[[], FlaskClient]
+) -> None:
+    """Its sign-in saw the old password; its session comes after all others have been ended."""
+    register(client, "ada")
+    login(late := new_client(), "ada")
+    store = store_of(app)
+    kept = {key: store.get(key) for key in store.keys("session:*")}
+
+    change_password(client, PASSWORD, NEW_PASSWORD)
+    for key, data in kept.items():
+        store.set(key, data)
+
+    assert late.get("/api/user").status_code == 401
+    assert late.get("/api/session").json["authenticated"] is False
+
+
+def test_a_session_that_is_over_does_not_reach_spotify(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    login(late := new_client(), "ada")
+    store = store_of(app)
+    kept = {key: store.get(key) for key in store.keys("session:*")}
+    change_password(client, PASSWORD, NEW_PASSWORD)
+    for key, data in kept.items():
+        store.set(key, data)
+
+    assert late.get("/api/spotify").json == {"status": "not_connected"}
+    assert late.get("/api/spotify/token").status_code == 409
+    assert late.delete("/api/spotify").status_code == 204
+    assert client.get("/api/spotify").json["status"] == "connected"
+
+
+# --- sessions ------------------------------------------------------------------------------------
+
+
+def sessions_of(client: FlaskClient) -> list[dict[str, object]]:
+    response = client.get("/api/user/sessions")
+    assert response.status_code == 200, response.text
+    found: list[dict[str, object]] = response.json["items"]
+    return found
+
+
+def test_b10_people_see_where_they_are_signed_in(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(client, "ada")
+    (phone := new_client()).environ_base |= {
+        "HTTP_USER_AGENT": "Phone/1.0 " + "x" * 500,
+        "REMOTE_ADDR": "203.0.113.9",
+    }
+    login(phone, "ada")
+    login(another := new_client(), "ada")
+    another.post("/api/logout")
+    register(new_client(), "grace")
+
+    seen = sessions_of(client)
+
+    assert [session["current"] for session in seen] == [True, False]
+    here, there = seen
+    assert (here["ip"], there["ip"]) == ("127.0.0.1", "203.0.113.9")
+    assert str(there["user_agent"]).startswith("Phone/1.0 ")
+    assert len(str(there["user_agent"])) == 256
+    assert {type(session["id"]) for session in seen} == {str}
+    cookies = {each.get_cookie("session").value for each in (client, phone)}  # type: ignore[union-attr]
+    assert cookies.isdisjoint(str(session["id"]) for session in seen)
+    for session in seen:
+        for moment in ("created_at", "last_seen_at"):
+            age = datetime.now(UTC) - datetime.fromisoformat(str(session[moment]))
+            assert timedelta(seconds=-2) < age < timedelta(minutes=1)
+
+
+def test_when_a_session_was_seen_last_costs_no_write(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(client, "ada")
+    login(phone := new_client(), "ada")
+    store = store_of(app)
+    phones = next(session["id"] for session in sessions_of(client) if not session["current"])
+    store.pexpire(f"session:{_rest(store, str(phones))}", timedelta(days=6, hours=1))
+    there = sessions_of(client)[1]
+    age = datetime.now(UTC) - datetime.fromisoformat(str(there["last_seen_at"]))
+    assert timedelta(hours=22, minutes=59) < age < timedelta(hours=23, minutes=1)
+
+    writes = store.info("commandstats").get("cmdstat_set", {}).get("calls", 0)
+    phone.get("/api/user")
+
+    assert store.info("commandstats").get("cmdstat_set", {}).get("calls", 0) == writes
+    there = sessions_of(client)[1]
+    assert datetime.now(UTC) - datetime.fromisoformat(str(there["last_seen_at"])) < timedelta(minutes=1)
+
+
+def _rest(store: redis.Redis, public_id: str) -> str:
+    [key] = store.keys(f"session:{public_id}*")
+    return key.decode().removeprefix("session:")
+
+
+def test_b10_one_session_can_be_ended(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
+    register(client, "ada")
+    login(phone := new_client(), "ada")
+    login(laptop := new_client(), "ada")
+    phones = next(session["id"] for session in sessions_of(phone) if session["current"])
+
+    for _ in range(2):
+        assert client.delete(f"/api/user/sessions/{phones}").status_code == 204
+
+    assert phone.get("/api/user").status_code == 401
+    assert laptop.get("/api/user").status_code == 200
+    assert len(sessions_of(client)) == 2
+
+
+def test_b10_all_others_can_be_ended(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(client, "ada")
+    others = [new_client() for _ in range(3)]
+    for other in others:
+        login(other, "ada")
+    register(grace := new_client(), "grace")
+
+    assert client.delete("/api/user/sessions").status_code == 204
+
+    assert [other.get("/api/user").status_code for other in others] == [401] * 3
+    assert client.get("/api/user").status_code == 200
+    assert grace.get("/api/user").status_code == 200
+    assert len(store_of(app).keys("session:*")) == 2
+
+
+def test_ending_this_session_signs_out(client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+    [here] = sessions_of(client)
+
+    assert client.delete(f"/api/user/sessions/{here['id']}").status_code == 204
+
+    assert client.get_cookie("session") is None
+    assert store_of(app).keys("session*") == []
+
+
+def test_anothers_session_is_answered_like_none(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(client, "ada")
+    register(grace := new_client(), "grace")
+    [graces] = sessions_of(grace)
+
+    answers = [client.delete(f"/api/user/sessions/{name}") for name in (graces["id"], "0" * 32, "nonsense")]
+
+    assert [(answer.status_code, answer.data) for answer in answers] == [(204, b"")] * 3
+    assert grace.get("/api/user").status_code == 200
+
+
+def test_sessions_that_end_by_themselves_are_not_listed(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(client, "ada")
+    login(new_client(), "ada")
+    store, [index] = store_of(app), store_of(app).keys("sessions-of:*")
+    phones = next(session["id"] for session in sessions_of(client) if not session["current"])
+    store.delete(f"session:{_rest(store, str(phones))}")
+
+    assert [session["current"] for session in sessions_of(client)] == [True]
+    assert store.zcard(index) == 1
+
+
+# --- the export ----------------------------------------------------------------------------------
+
+
+def test_the_export_is_all_there_is_and_no_token(client: FlaskClient, sandbox: SandboxClient) -> None:
+    user = register(client, "ada")
+    spotify = connect(client, sandbox)
+
+    response = client.get("/api/user/export")
+
+    assert response.status_code == 200
+    assert response.headers["Content-Disposition"].startswith("attachment")
+    export = response.json
+    assert export.keys() == {"exported_at", "user", "sessions", "spotify", "spotify_refreshes"}
+    assert user.items() <= export["user"].items()
+    assert spotify.items() <= export["spotify"].items()
+    assert len(export["sessions"]) == 1
+    assert "hash" not in response.text
+    assert "token" not in response.text.replace("access_token_expires_at", "")
+
+
+def test_every_personal_column_is_exported_or_known_to_be_none_of_theirs(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    export = client.get("/api/user/export").json
+    ours = {"password_hash", "session_epoch", "user_id", "spotify_id"}
+    said = {*export["user"], *export["spotify"]}
+
+    for table in ("users", "spotify_users"):
+        columns = {column.name for column in db.metadata.tables[table].columns}
+        renamed = {"created_at": "connected_at"} if table == "spotify_users" else {}
+        missing = {column for column in columns - ours if renamed.get(column, column) not in said}
+        assert missing == set(), table
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_a_deleted_account_leaves_nothing(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    login(elsewhere := new_client(), "ada")
+    new_client().post("/api/login", json={"login": "ada", "password": "not the password"})
+
+    assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+
+    assert set(rows(app).values()) == {0}
+    left = {key.decode().rsplit(":", 1)[0] for key in store_of(app).keys("*")}
+    # How often somebody at this address was wrong, and has registered, says nothing about the person.
+    assert left <= {"throttle:address", "throttle:registrations", "authorized"}
+    assert client.get_cookie("session") is None
+    assert elsewhere.get("/api/user").status_code == 401
+    assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}
+    assert login(new_client(), "ada").status_code == 401
+    assert register(new_client(), "ada")["username"] == "ada"
+
+
+def test_deleting_needs_the_password(client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+
+    wrong = client.delete("/api/user", json={"password": "not the password"})
+    without = client.delete("/api/user")
+
+    assert (wrong.status_code, slug(wrong)) == (401, "invalid-credentials")
+    assert (without.status_code, list(without.json["errors"])) == (422, ["password"])
+    assert rows(app)["users"] == 1
+
+
+def test_g3_an_account_that_is_deleted_while_its_token_is_refreshed_stays_deleted(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    let_pass(app, sandbox, 3600)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(another_tab(client).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+        sandbox.release()
+        answer = asking.result()
+
+    assert (answer.status_code, slug(answer)) == (409, "spotify-not-connected")
+    assert set(rows(app).values()) == {0}
+
+
+def test_g3_an_account_that_is_deleted_while_connecting_gets_no_link(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    slow = another_tab(client)
+    sandbox.fault(on="code", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(come_back, slow, callback)
+        sandbox.wait_for_held(1)
+        assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+        sandbox.release()
+        answer = connecting.result()
+
+    assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
+    assert set(rows(app).values()) == {0}
+
+
+def test_a_deleted_id_is_never_given_out_again(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    first = register(client, "ada")
+    client.delete("/api/user", json={"password": PASSWORD})
+
+    assert register(new_client(), "ada")["id"] > first["id"]
