@@ -120,6 +120,19 @@ class Config:
         if samesite == "None" and not secure:
             read.problems.append("SESSION_COOKIE_SAMESITE=None needs SESSION_COOKIE_SECURE=true (and https).")
 
+        cors_origins = read.origins(
+            "CORS_ORIGINS",
+            [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
+            needed=production,
+        )
+        if production and samesite == "Lax" and redirect_uri.endswith("/api/spotify/authorize"):
+            read.problems += [
+                f"CORS_ORIGINS: {origin} is on another site than {_origin(redirect_uri)}, so browsers would "
+                "not send the session's cookie from there. Set SESSION_COOKIE_SAMESITE=None if that is meant."
+                for origin in cors_origins
+                if not _may_be_same_site(origin, redirect_uri)
+            ]
+
         config = cls(
             app_env=app_env,
             secret_key=read.secret_key("SECRET_KEY"),
@@ -139,11 +152,7 @@ class Config:
             ),
             uses_sandbox=uses_sandbox,
             frontend_url=frontend_url,
-            cors_origins=read.origins(
-                "CORS_ORIGINS",
-                [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
-                needed=production,
-            ),
+            cors_origins=cors_origins,
             session_cookie_secure=secure,
             session_cookie_samesite=samesite,
             session_idle_seconds=read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=1),
@@ -215,6 +224,17 @@ def _origin(url: str) -> str:
     except ValueError:  # beyond 65535
         port = ""
     return f"{parts.scheme}://{host}{port}"
+
+
+def _may_be_same_site(one: str, other: str) -> bool:
+    """Whether a browser may take two URLs for one site: same scheme, and domain names that end alike.
+
+    What counts as a site depends on a list of public suffixes (`co.uk`) that browsers have; two labels
+    in common are enough to be let pass here.
+    """
+    first, second = urlsplit(one), urlsplit(other)
+    ends = [(url.hostname or "").split(".")[-2:] for url in (first, second)]
+    return first.scheme == second.scheme and ends[0] == ends[1]
 
 
 class _Reader:

@@ -21,6 +21,7 @@ from script.bootstrap import (
 PROGRAMS = {
     "mariadb-server": (("mariadbd",), "the tests on MariaDB"),
     "redis-server": (("redis-server",), "the tests of the app, nearly all"),
+    "nginx": (("nginx",), "the tests of deploy/nginx.conf"),
     "faketime": (("faketime",), "the tests with a wrong clock"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "the tests in a browser"),
 }
@@ -42,7 +43,17 @@ def main() -> None:
     except BootstrapError as error:
         sys.exit(str(error))
     os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *_workers(sys.argv[1:]), *sys.argv[1:]])  # noqa: S606
+
+
+def _workers(arguments: list[str]) -> list[str]:
+    """How many processes run the tests, each on servers of its own: one for a part of them.
+
+    One more than there are processors: much of the time goes by in waiting for servers to start.
+    """
+    if any(not argument.startswith("-") for argument in arguments):
+        return []
+    return ["-n", str((os.cpu_count() or 2) + 1), "--dist", "worksteal"]
 
 
 def missing_packages() -> set[str]:

@@ -11,7 +11,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests import leaks
+from tests import cookies, leaks
 from tests.journeys import PASSWORD
 from tests.mailbox import Mailbox, running_mailbox
 from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
@@ -83,11 +83,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 class ApiClient(FlaskClient):
-    """A client that sends what the SPA sends with every request."""
+    """A client that sends what the SPA sends with every request, and looks closely at cookies (B6)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.environ_base |= {"HTTP_X_REQUESTED_WITH": "test", "HTTP_ACCEPT": "application/json"}
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        response = super().open(*args, **kwargs)
+        lines = response.headers.getlist("Set-Cookie")
+        assert len(lines) <= 1, lines
+        for line in lines:
+            cookies.check(line)
+        return response
 
 
 def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:

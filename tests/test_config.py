@@ -183,6 +183,33 @@ def test_short_sessions_are_a_choice() -> None:
     assert (config.session_idle_seconds, config.session_max_seconds) == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("origins", "redirect_uri"),
+    [
+        ("https://app.other.com", "https://api.example.com/api/spotify/authorize"),
+        ("https://app.example.com,https://example.org", "https://api.example.com/api/spotify/authorize"),
+        ("http://app.example.com", "https://api.example.com/api/spotify/authorize"),
+    ],
+)
+def test_b7_an_app_on_another_site_needs_a_cookie_for_other_sites(origins: str, redirect_uri: str) -> None:
+    settings = {**PRODUCTION, "CORS_ORIGINS": origins, "SPOTIFY_REDIRECT_URI": redirect_uri}
+
+    assert "SESSION_COOKIE_SAMESITE" in problems_of(settings)
+    assert Config.from_env({**settings, "SESSION_COOKIE_SAMESITE": "None"}).cors_origins
+
+
+@pytest.mark.parametrize(
+    "redirect_uri",
+    [
+        "https://example.com/api/spotify/authorize",
+        "https://api.eu.example.com/api/spotify/authorize",
+        "https://app.other.com/callback",  # a page of the SPA: it does not say where the API is
+    ],
+)
+def test_b7_an_app_on_the_same_site_does_not(redirect_uri: str) -> None:
+    assert Config.from_env({**PRODUCTION, "SPOTIFY_REDIRECT_URI": redirect_uri})
+
+
 def test_a_cookie_for_other_sites_has_to_be_secure() -> None:
     wrong = {"SESSION_COOKIE_SAMESITE": "None", "SESSION_COOKIE_SECURE": "false"}
 

@@ -1,5 +1,6 @@
 """Sessions: kept in Redis, renewed at sign-in, and final when they end."""
 
+import ast
 import json
 import pickle
 import threading
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.cookies import SimpleCookie
 from pathlib import Path
 
+import flask
 import msgspec
 import pytest
 import redis
@@ -15,9 +17,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import clock
+from app.auth.guard import open_to_all
+from tests import cookies
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register
 from tests.sandbox_client import SandboxClient
-from tests.services import eventually
+from tests.services import ROOT, eventually
 
 
 def sid(client: FlaskClient) -> str:
@@ -47,7 +51,7 @@ def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
 # --- the cookie ----------------------------------------------------------------------------------
 
 
-def test_the_cookie_of_a_secure_site_is_bound_to_it(
+def test_b6_the_cookie_of_a_secure_site_is_bound_to_it(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env["SESSION_COOKIE_SECURE"] = "true"
@@ -79,7 +83,7 @@ def test_the_cookie_of_a_secure_site_is_bound_to_it(
     assert client.get("/api/user", **https).status_code == 401
 
 
-def test_the_cookie_for_another_sites_pages_is_partitioned(
+def test_b6_the_cookie_for_another_sites_pages_is_partitioned(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env |= {"SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_SAMESITE": "None"}
@@ -93,7 +97,7 @@ def test_the_cookie_for_another_sites_pages_is_partitioned(
     assert {"samesite=none", "secure", "partitioned", "httponly", "path=/"} <= attributes
 
 
-def test_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
+def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
     register(client)
 
     cookie = client.get_cookie("session")
@@ -101,17 +105,38 @@ def test_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient)
     assert (cookie.http_only, cookie.secure, cookie.same_site) == (True, False, "Lax")
 
 
-def test_strangers_get_neither_cookie_nor_key(client: FlaskClient, store: redis.Redis) -> None:
+def test_b8_strangers_get_neither_cookie_nor_key(client: FlaskClient, store: redis.Redis) -> None:
     for path in ("/api/session", "/api/spotify", "/api/user", "/api/openapi.json", "/api/nothing"):
         response = client.get(path)
         assert "Set-Cookie" not in response.headers
     assert store.keys("*") == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "session=abc; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "session={id}; Max-Age=2592000; Path=/; SameSite=Lax",
+        "session={id}; HttpOnly; Max-Age=2592000; Path=/api; SameSite=Lax",
+        "session={id}; HttpOnly; Max-Age=2592000; Path=/",
+        "session={id}; Domain=example.com; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "__Host-session={id}; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "__Host-session=; HttpOnly; Max-Age=0; Path=/; SameSite=Lax",
+        "__Host-session={id}; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=None",
+        "__Host-session={id}; Secure; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+    ],
+)
+def test_b6_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
+    """Every Set-Cookie that any test sees is checked so (`tests/conftest.py`)."""
+    with pytest.raises(AssertionError):
+        cookies.check(line.format(id="A" * 43))
+    cookies.check(f"__Host-session={'A' * 43}; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax")
+
+
 # --- ids -----------------------------------------------------------------------------------------
 
 
-def test_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
+def test_b2_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
     first_visit(client)
     ids = [sid(client)]
     register(client, "ada")
@@ -129,7 +154,7 @@ def test_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Re
 @pytest.mark.parametrize(
     "crafted", ["", "x", "A" * 43, "../../etc/passwd", "session:" + "A" * 35, "A" * 4_000, "ä" * 43]
 )
-def test_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
+def test_b1_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
     client.set_cookie("session", crafted)
 
     register(client)
@@ -156,7 +181,7 @@ def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox
     assert token.encode() not in dump
 
 
-def test_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
+def test_b2_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
     new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
@@ -200,7 +225,7 @@ class Bomb:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_data_that_is_not_ours_is_no_session(
+def test_b9_data_that_is_not_ours_is_no_session(
     client: FlaskClient, store: redis.Redis, tmp_path: Path, planted: bytes | str
 ) -> None:
     register(client)
@@ -218,7 +243,7 @@ def test_data_that_is_not_ours_is_no_session(
 # --- time ----------------------------------------------------------------------------------------
 
 
-def test_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
+def test_b5_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     week = 7 * 86_400
@@ -230,7 +255,7 @@ def test_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redi
     assert week - 5 <= store.ttl(key) <= week
 
 
-def test_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
+def test_b5_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     store.pexpire(key, 1)
@@ -239,7 +264,7 @@ def test_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
     assert client.get("/api/user").status_code == 401
 
 
-def test_a_session_ends_after_its_longest_life_however_much_it_is_used(
+def test_b5_a_session_ends_after_its_longest_life_however_much_it_is_used(
     client: FlaskClient, store: redis.Redis
 ) -> None:
     register(client)
@@ -269,7 +294,7 @@ def test_signing_in_starts_the_longest_life_anew(client: FlaskClient, store: red
 # --- ends are final ------------------------------------------------------------------------------
 
 
-def test_a_slow_request_does_not_bring_a_signed_out_session_back(
+def test_b3_a_slow_request_does_not_bring_a_signed_out_session_back(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """The slow one even writes to the session when it ends: it has just connected Spotify."""
@@ -290,7 +315,7 @@ def test_a_slow_request_does_not_bring_a_signed_out_session_back(
     assert client.get("/api/session").json["authenticated"] is False
 
 
-def test_a_visitor_who_leaves_while_connecting_has_left(
+def test_b3_a_visitor_who_leaves_while_connecting_has_left(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -307,31 +332,125 @@ def test_a_visitor_who_leaves_while_connecting_has_left(
     assert "Set-Cookie" not in answer.headers
 
 
-def test_no_session_is_revived_in_two_hundred_races(
-    new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis, sandbox: SandboxClient
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # it is Redis that is raced for
+def test_b3_no_session_is_revived_in_a_thousand_races(
+    new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis
 ) -> None:
-    user_id = register(seed := new_client(), "ada")["id"]
-    connect(seed, sandbox)
+    """A reader and a writer of the session are in the middle of their work when it is signed out."""
+    inside, left = threading.Semaphore(0), threading.Event()
+
+    @app.get("/api/slow")
+    @open_to_all
+    def slow() -> dict[str, bool]:
+        flask.session.get("user_id")
+        if "write" in flask.request.args:
+            flask.session["spotify_user_id"] = 1
+        inside.release()
+        left.wait(30)
+        return {}
+
+    user_id = register(new_client(), "ada")["id"]
+    store.flushdb()
     revived = 0
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(200):
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(1000):
             client = new_client()
             with client.session_transaction() as session:
                 session["user_id"] = user_id
-            assert client.get("/api/session").json["authenticated"] is True
-            tabs = [another_tab(client) for _ in range(4)]
-            start = threading.Barrier(4)
-
-            def act(number: int, tabs: list[FlaskClient] = tabs, start: threading.Barrier = start) -> None:
-                start.wait()
-                if number == 0:
-                    tabs[0].post("/api/logout")
-                else:  # writes the session: it had no link yet
-                    tabs[number].get("/api/spotify/authorize")
-
-            list(pool.map(act, range(4)))
+            left.clear()
+            requests = [
+                pool.submit(another_tab(client).get, path) for path in ("/api/slow", "/api/slow?write=1")
+            ]
+            for _ in requests:
+                inside.acquire()
+            tab = another_tab(client)
+            assert tab.post("/api/logout").status_code == 204
+            left.set()
+            for request in requests:
+                assert "Set-Cookie" not in request.result().headers
             revived += bool(client.get("/api/session").json["authenticated"])
+            revived += store.dbsize()
     assert revived == 0
+
+
+def test_b3_eight_writers_in_flight_do_not_bring_a_session_back(
+    new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Each has just connected Spotify, and puts that into its session."""
+    register(client := new_client(), "ada")
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(8)]
+    sandbox.fault(on="code", kind="park", times=8)
+    with ThreadPoolExecutor(8) as pool:
+        connecting = [pool.submit(come_back, another_tab(client), callback) for callback in callbacks]
+        sandbox.wait_for_held(8)
+        assert client.post("/api/logout").status_code == 204
+        sandbox.release()
+        answers = [each.result() for each in connecting]
+
+    assert all("Set-Cookie" not in answer.headers for answer in answers)
+    assert store.keys("session*") == []
+
+
+def test_b4_the_session_is_written_in_few_places() -> None:
+    """Whoever writes it when its id is given out loses nothing of anybody's; one field may change later."""
+    written: dict[str, set[str]] = {}
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.ctx, ast.Store | ast.Del)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "session"
+            ):
+                assert isinstance(node.slice, ast.Constant)
+                written.setdefault(path.relative_to(ROOT / "app").as_posix(), set()).add(node.slice.value)
+
+    assert written == {
+        "auth/sign_in.py": {"user_id", "epoch", "address", "user_agent", "spotify_user_id"},
+        "spotify/authorization.py": {"spotify_user_id"},
+        "spotify/routes.py": {"spotify_user_id"},
+    }
+
+
+def test_b4_parallel_writers_lose_nothing_of_each_others(
+    client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Two tabs connect at once, others read: who is signed in, since when and from where stays as it was."""
+    register(client, "ada")
+    [key] = session_keys(store)
+    before = msgspec.msgpack.decode(store.get(key))
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(
+                lambda act: act(),
+                [lambda back=back: come_back(another_tab(client), back) for back in callbacks]
+                + [lambda: another_tab(client).get("/api/session")] * 8,
+            )
+        )
+
+    assert {answer.status_code for answer in answers} == {200}
+    after = msgspec.msgpack.decode(store.get(key))
+    assert after.pop("spotify_user_id") is not None
+    assert {**after, "spotify_user_id": None} == before
+
+
+def test_b8_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Redis) -> None:
+    paths = ("/api/session", "/api/spotify", "/api/user", "/livez", "/api/nothing")
+    for number in range(1000):
+        response = client.get(paths[number % len(paths)])
+        assert "Set-Cookie" not in response.headers
+    assert store.dbsize() == 0
+
+
+def test_b8_a_cookie_is_set_when_its_id_is_given_out_and_not_again(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    for path in ("/api/user", "/api/session", "/api/spotify", "/api/spotify/authorize", "/api/user/sessions"):
+        assert "Set-Cookie" not in client.get(path).headers
 
 
 def test_both_of_two_sessions_of_one_person_live_on_their_own(new_client: Callable[[], FlaskClient]) -> None:

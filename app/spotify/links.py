@@ -72,6 +72,7 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
     """
 
     def unit(db: Session) -> SpotifyUser:
+        _lock_user(db, user_id)
         link = _known_account(db, profile)
         _check_ownership(db, link, user_id)
         if link is None:
@@ -106,6 +107,14 @@ def erase(link: SpotifyUser) -> None:
         db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
 
 
+def _lock_user(db: Session, user_id: int | None) -> None:
+    """So that two links of one person's cannot be made at once, nor one for an account that is going."""
+    if user_id is not None:
+        user = sa.select(User.id).where(User.id == user_id).with_for_update()
+        if db.scalar(user) is None:
+            raise NotSignedIn
+
+
 def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     """The row of this Spotify account, locked.
 
@@ -134,9 +143,6 @@ def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
 def _check_ownership(db: Session, link: SpotifyUser | None, user_id: int | None) -> None:
     if user_id is None:
         return
-    # Locked, so that two links of one person's cannot be made at once, nor one for an account that goes.
-    if db.scalar(sa.select(User.id).where(User.id == user_id).with_for_update()) is None:
-        raise NotSignedIn
     if link is not None and link.user_id not in (None, user_id):
         raise SpotifyAccountInUse
     own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))

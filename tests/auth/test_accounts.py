@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import argon2
 import pytest
@@ -14,6 +15,7 @@ from flask.testing import FlaskClient
 
 from app.database import reading, writing
 from app.models import User
+from tests.fault_proxy import FaultProxy
 from tests.journeys import PASSWORD, login, register, slug
 from tests.services import Server
 
@@ -75,7 +77,7 @@ def test_names_and_addresses_are_given_out_once(
 
 
 @pytest.mark.parametrize("other", ["adä", "ad\u0430", "ada."], ids=["umlaut", "cyrillic", "dot"])
-def test_names_that_only_look_alike_are_different_names(
+def test_h3_names_that_only_look_alike_are_different_names(
     new_client: Callable[[], FlaskClient], app: Flask, other: str
 ) -> None:
     register(new_client(), "ada")
@@ -154,7 +156,7 @@ def test_one_signs_in_by_name_or_address(new_client: Callable[[], FlaskClient], 
     assert client.get("/api/session").json["user"] == user
 
 
-def test_unknown_user_and_wrong_password_are_told_alike(new_client: Callable[[], FlaskClient]) -> None:
+def test_a7_unknown_user_and_wrong_password_are_told_alike(new_client: Callable[[], FlaskClient]) -> None:
     register(new_client(), "ada")
     answers = [
         new_client().post("/api/login", json={"login": name, "password": "not the password"})
@@ -167,7 +169,9 @@ def test_unknown_user_and_wrong_password_are_told_alike(new_client: Callable[[],
     assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1
 
 
-def test_an_unknown_user_costs_a_hash_as_well(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a7_an_unknown_user_costs_a_hash_as_well(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     verified = []
     verify = argon2.PasswordHasher.verify
 
@@ -182,7 +186,7 @@ def test_an_unknown_user_costs_a_hash_as_well(client: FlaskClient, monkeypatch: 
     assert (parameters.memory_cost, parameters.time_cost, parameters.parallelism) == (47_104, 1, 1)
 
 
-def test_an_outdated_hash_is_renewed_at_login(new_client: Callable[[], FlaskClient], app: Flask) -> None:
+def test_a3_an_outdated_hash_is_renewed_at_login(new_client: Callable[[], FlaskClient], app: Flask) -> None:
     register(new_client(), "ada")
     weak = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
     with app.app_context(), writing() as db:
@@ -217,7 +221,28 @@ def test_a_deleted_account_is_signed_in_no_more(client: FlaskClient, app: Flask)
     assert client.get("/api/session").json["authenticated"] is False
 
 
-def test_fifty_registrations_of_one_name_make_one_account(
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_h6_a_registration_whose_commit_goes_unanswered_is_looked_up(
+    env: dict[str, str], request: pytest.FixtureRequest, database_url: str
+) -> None:
+    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
+    with FaultProxy(socket) as mysql:
+        env["DATABASE_URL"] = f"mysql+mysqldb://root@127.0.0.1:{mysql.port}/backline?charset=utf8mb4"
+        app = request.getfixturevalue("app")
+        client = app.test_client()
+        mysql.drop_reply(b"COMMIT", since=b"INSERT INTO users")
+
+        response = client.post("/api/register", json=NEW)
+
+        mysql.wait_dropped()
+        assert response.status_code == 201, response.text
+        assert client.get("/api/user").json == response.json
+        assert len(stored(app)) == 1
+        again = client.post("/api/register", json=NEW)
+        assert (again.status_code, slug(again)) == (409, "username-taken")
+
+
+def test_h3_fifty_registrations_of_one_name_make_one_account(
     server: Callable[..., AbstractContextManager[Server]], app: Flask
 ) -> None:
     def attempt(number: int) -> tuple[int, str]:

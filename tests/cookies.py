@@ -1,0 +1,34 @@
+"""Set-Cookie, as strictly as RFC 6265bis (draft, section 4.1) wants it of servers, and our own rules."""
+
+import re
+
+NAME = r"(?:__Host-)?session"
+VALUE = r"[\w-]{43}|"  # empty where it is deleted
+LINE = re.compile(rf"({NAME})=({VALUE})((?:; [\w-]+(?:=[^;]*)?)*)", re.ASCII)
+
+
+def check(line: str) -> None:
+    """Fail unless this Set-Cookie is one that Backline may send, to give a session or to end it."""
+    match = LINE.fullmatch(line)
+    assert match, line
+    name, value, rest = match.groups()
+    found = [part.strip().partition("=")[::2] for part in rest.split(";")[1:]]
+    attributes = dict(found)
+    assert len(attributes) == len(found), f"an attribute stands twice: {line}"
+    assert len(line) < 4096
+    assert attributes.keys() <= {
+        "Expires",
+        "Max-Age",
+        "Secure",
+        "HttpOnly",
+        "Path",
+        "SameSite",
+        "Partitioned",
+    }
+    assert "HttpOnly" in attributes, line
+    assert attributes["Path"] == "/", line
+    assert attributes.get("SameSite") in ("Lax", "None"), line
+    assert (attributes["Max-Age"] == "0") == (value == ""), line
+    assert ("Secure" in attributes) == name.startswith("__Host-"), line
+    assert ("Partitioned" in attributes) == (attributes["SameSite"] == "None"), line
+    assert attributes["SameSite"] != "None" or "Secure" in attributes, line
