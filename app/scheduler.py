@@ -164,6 +164,7 @@ def run(app: Flask) -> None:
     if stop.is_alive():
         # An attempt that is left like this is taken up by the next process after its lease.
         log.warning("scheduler_abandons")
+        logging.shutdown()
         os._exit(0)
 
 

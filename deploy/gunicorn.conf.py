@@ -4,6 +4,7 @@ Meant to stand behind nginx on the same machine. Every line says why it is not l
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn puts its own directory there only after it has read this file
 
 from config import Config, ConfigError, read_environment  # noqa: E402
+from deploy.worker import Logger, Worker  # noqa: E402
 
 try:
     settings = Config.from_env(read_environment())
@@ -18,10 +20,12 @@ except ConfigError as error:
     sys.exit(f"Backline cannot start; the settings are not complete:\n{error}")
 
 if settings.app_env == "development":
-    sys.stderr.write("Backline runs with APP_ENV=development: not for the public.\n")
+    with suppress(OSError):  # a full disk behind it
+        sys.stderr.write("Backline runs with APP_ENV=development: not for the public.\n")
 
 # Requests wait for MySQL, Redis and Spotify, not for the processor: threads let one process wait for many.
-worker_class = "gthread"
+# This is gthread, with problem documents for what gunicorn refuses, which by default quote the request.
+worker_class = Worker
 workers = settings.web_concurrency
 threads = settings.threads
 
@@ -52,6 +56,8 @@ forwarder_headers = ""
 
 # The app logs a line for each request, without the query: codes and states of the Spotify flow travel there.
 accesslog = None
+# gunicorn's own lines are JSON as well, and quote nothing of a request.
+logger_class = Logger
 
 # It would be one socket in the home directory for every gunicorn of this user, to command the server with.
 control_socket_disable = True

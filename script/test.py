@@ -22,6 +22,8 @@ PROGRAMS = {
     "mariadb-server": (("mariadbd",), "the tests on MariaDB"),
     "redis-server": (("redis-server",), "the tests of the app, nearly all"),
     "nginx": (("nginx",), "the tests of deploy/nginx.conf"),
+    "openssl": (("openssl",), "the tests of deploy/nginx.conf"),
+    "curl": (("curl",), "the tests of deploy/nginx.conf and of the README"),
     "faketime": (("faketime",), "the tests with a wrong clock"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "the tests in a browser"),
 }

@@ -1,4 +1,4 @@
-"""The real servers that tests run on, as context managers: Redis, MariaDB, and the app under gunicorn.
+"""The real servers that tests run on, as context managers: Redis, MariaDB, the app under gunicorn, nginx.
 
 Each listens in a directory of its own and is killed at the end of its block. One whose test run is
 killed ends as well (on Linux), so nothing is left behind.
@@ -180,6 +180,10 @@ class Server:
         self.url = url
 
     @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
     def log(self) -> str:
         """What the server has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
@@ -231,6 +235,91 @@ def running_server(settings: Mapping[str, str], *, workers: int = 2, threads: in
                 process, lambda: http.get(f"{url}/readyz", timeout=5).status_code == 200, log, timeout=30
             )
             yield Server(process, url, log)
+
+
+class Nginx:
+    """deploy/nginx.conf, running: https for `HOST` on a port of the loopback interface."""
+
+    HOST = "api.example.com"
+
+    def __init__(self, port: int, home: Path) -> None:
+        self.port = port
+        self.certificate = home / "certificate.pem"
+        self.maintenance = home / "maintenance"
+        self._logs = [home / "access.log", home / "error.log", home / "log"]
+
+    @property
+    def lines(self) -> list[str]:
+        """The access log's."""
+        return self._logs[0].read_text(encoding="utf-8", errors="replace").splitlines()
+
+    @property
+    def log(self) -> str:
+        """Everything nginx has written so far, to whatever file."""
+        return "\n".join(
+            path.read_text(encoding="utf-8", errors="replace") for path in self._logs if path.exists()
+        )
+
+
+@contextmanager
+def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> Iterator[Nginx]:
+    """nginx before the server on port `upstream`, with deploy/nginx.conf as an operator would edit it.
+
+    `changes` are further texts in it, and what stands there instead.
+    """
+    nginx, openssl = _find("nginx", "nginx"), _find("openssl", "openssl")
+    port = free_port()
+    with _directory() as home:
+        api = Nginx(port, home)
+        (home / "nginx.conf").write_text(_nginx_conf(home, port, upstream, changes or {}))
+        _make_certificate(openssl, home)
+        command = [nginx, "-p", str(home), "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
+        try:
+            with _process(command, home / "log") as process:
+                _until_up(process, lambda: _accepts(port), home / "log")
+                yield api
+        finally:
+            leaks.look_at(api.log, "nginx's logs")
+
+
+def _accepts(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port)).close()
+    return True
+
+
+def _nginx_conf(home: Path, port: int, upstream: int, changes: Mapping[str, str]) -> str:
+    """deploy/nginx.conf for a user who is not root, on a machine that other tests run on too."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {home}/temporary/{kind};\n" for kind in kinds)
+    (home / "temporary").mkdir()
+    ours = {
+        "user www-data;": "user root;" if os.geteuid() == 0 else "",
+        "worker_processes auto;": "worker_processes 1;",
+        "/run/nginx.pid": f"{home}/pid",
+        "/run/backline-maintenance": f"{home}/maintenance",
+        "/var/log/nginx/error.log": f"{home}/error.log",
+        "/var/log/nginx/backline.log": f"{home}/access.log",
+        "http {": f"http {{\n{temporary}",
+        "server 127.0.0.1:5000;": f"server 127.0.0.1:{upstream};",
+        "https://app.example.com": "http://127.0.0.1:5173",
+        "listen [::]:443 ": "# ",
+        "listen 443 ": f"listen 127.0.0.1:{port} ",
+        f"/etc/letsencrypt/live/{Nginx.HOST}/fullchain.pem": f"{home}/certificate.pem",
+        f"/etc/letsencrypt/live/{Nginx.HOST}/privkey.pem": f"{home}/key.pem",
+    }
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    for old, new in {**changes, **ours}.items():
+        assert old in text, f"{old!r} no longer stands in deploy/nginx.conf"
+        text = text.replace(old, new)
+    return text
+
+
+def _make_certificate(openssl: str, home: Path) -> None:
+    """One for `Nginx.HOST`, that only who is given it believes."""
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    name = ["-subj", f"/CN={Nginx.HOST}", "-addext", f"subjectAltName=DNS:{Nginx.HOST}", "-days", "2"]
+    files = ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
+    subprocess.run([openssl, "req", "-x509", *curve, *name, *files], check=True, capture_output=True)
 
 
 def _find(program: str, package: str) -> str:

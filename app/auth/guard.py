@@ -1,5 +1,6 @@
 """Who may call a route. Every view says so with one of these; a view that does not is refused."""
 
+import logging
 from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
@@ -9,6 +10,8 @@ from flask import Flask, current_app, g, request, session
 from app.database import reading
 from app.models import User
 from app.problems import NotSignedIn
+
+log = logging.getLogger(__name__)
 
 View = TypeVar("View", bound=Callable[..., object])
 
@@ -67,5 +70,6 @@ def init_app(app: Flask) -> None:
         access = getattr(view, "access", None)
         if access is None:
             raise RuntimeError(f"{request.endpoint} does not say who may call it")
-        if access is Access.SIGNED_IN:
-            require_user()
+        if access is Access.SIGNED_IN and current_user() is None:
+            log.info("access_refused")
+            raise NotSignedIn

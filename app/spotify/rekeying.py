@@ -93,6 +93,7 @@ def rotate_keys(progress: Callable[[Moved], None]) -> Moved:
         moved.seen += len(rows)
         last_id = rows[-1].id
         progress(moved)
+    log.info("keys_rotated", extra={"sealed": moved.sealed, "unreadable": moved.unreadable})
     return moved
 
 

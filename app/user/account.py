@@ -37,6 +37,8 @@ def change_profile(user: User, *, username: str, email: str) -> User:
         return row
 
     changed = write_again_on_conflict(unit)
+    if changed.username != user.username:
+        log.info("username_changed")
     if changed.email != old_address:
         log.info("email_changed")
         parts().mailer.soon(lambda: letters.email_changed(old_address, changed))

@@ -1,0 +1,115 @@
+"""gunicorn's worker and logger, where its own do not fit: what it refuses itself, and how it logs.
+
+A request that gunicorn cannot read never reaches the app. By default it is answered in HTML that
+quotes it, and logged with what was quoted: a request line may hold the code and state of a Spotify flow.
+
+The arbiter loads this file, so it must not import the app at the top: workers that a HUP starts would
+inherit the old code.
+"""
+
+import json
+import logging
+import traceback
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn import glogging, util  # type: ignore[import-untyped]
+from gunicorn.http import errors  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+
+# Every other refusal is a 400. nginx.conf says the same, word for word, where it refuses first.
+REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    errors.LimitRequestLine: (414, "The request line is longer than 4 KiB."),
+    errors.LimitRequestHeaders: (
+        431,
+        "A header field is larger than 8 KiB, or there are too many: 100 is the most.",
+    ),
+    errors.ExpectationFailed: (417, "The Expect header may only say 100-continue."),
+    errors.UnsupportedTransferCoding: (501, "The only transfer coding is chunked."),
+}
+
+# Errors that share a class with refusals, and are not the client's.
+OURS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
+    """Threads, with refusals in the shape of `app/problems.py`."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer and log what went wrong outside the app. Nothing of the request goes into either."""
+        request_id = uuid.uuid4().hex
+        about: dict[str, Any] = {"reason": type(exc).__name__, "request_id": request_id}
+        status, detail = 500, None
+        if isinstance(exc, errors.ParseException) and not isinstance(exc, OURS):
+            status, detail = REFUSALS.get(type(exc), (400, None))
+            self.log.warning("request_refused", extra={**about, "status": status})
+        else:
+            # The error's text may quote a header, such as a cookie to be set; where it arose does not.
+            where = "".join(traceback.format_tb(exc.__traceback__))
+            self.log.error("request_failed", extra={**about, "traceback": where})
+        with suppress(Exception):  # the client may be gone
+            util.write_nonblock(client, answer(status, detail, request_id))
+
+
+def answer(status: int, detail: str | None, request_id: str) -> bytes:
+    """A whole response with a problem document, as `app/problems.py` and `app/headers.py` make them."""
+    from app.problems import MEDIA_TYPE, InternalError, MalformedRequest
+
+    kind = InternalError if status == 500 else MalformedRequest
+    document = {
+        "type": f"/problems/{kind.slug}",
+        "title": kind.title,
+        "status": status,
+        "detail": detail or kind.detail,
+        "instance": "/",  # the path may be what could not be read
+        "request_id": request_id,
+    }
+    body = json.dumps(document).encode()
+    head = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Connection: close",
+        f"Content-Type: {MEDIA_TYPE}",
+        f"Content-Length: {len(body)}",
+        f"X-Request-ID: {request_id}",
+        "X-Content-Type-Options: nosniff",
+        "Referrer-Policy: no-referrer",
+        "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
+        "Cache-Control: no-store",
+        "Vary: Origin",
+        # For nginx, which takes it away and adds what only it knows: the Origin, and whether it is https.
+        "X-Backline-Refusal: 1",
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """gunicorn's log as JSON lines, like those of `app/logs.py`, which takes it over in a worker."""
+
+    def setup(self, cfg: Any) -> None:
+        """Give gunicorn's own handlers the format. Called again when a HUP has loaded the settings anew."""
+        super().setup(cfg)
+        # Its debug lines quote what clients send, and all settings.
+        self.error_log.setLevel(max(self.error_log.level, logging.INFO))
+        for handler in self.error_log.handlers:
+            handler.setFormatter(Line())
+
+
+class Line(logging.Formatter):
+    """The same lines as `app.logs.JsonFormatter` writes, which the arbiter cannot ask (see above)."""
+
+    _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in self._standard},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str).replace("\x7f", "\\u007f")
