@@ -1,5 +1,6 @@
 """The WSGI application, for gunicorn and for `flask`."""
 
+import logging
 import sys
 
 import click
@@ -24,6 +25,7 @@ except ConfigError as error:
     sys.exit(3)
 
 logs.configure(level=config.log_level, style=config.log_format)
+logging.captureWarnings(True)  # Python writes them to standard error itself, however long that takes
 app = create_app(config)
 
 # gunicorn asks once, at its start (`deploy/gunicorn.conf.py`): a worker that is replaced must not

@@ -73,7 +73,8 @@ class Session(ServerSideSession):  # type: ignore[misc]
     def __init__(self, initial: dict[str, Any] | None = None, *, sid: str, stored: bool = False) -> None:
         super().__init__(initial, sid=sid)
         self.stored = stored
-        self.owner: int | None = self.get("user_id")  # as it was when the request began
+        # As it was when the request began. Not `self.get`: that would be to have used the session.
+        self.owner: int | None = dict.get(self, "user_id")
         self.moved = False
         self.unreachable = False
 
