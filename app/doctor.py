@@ -1,8 +1,10 @@
 """Is everything there? Each check says what it looked at and, if it failed, what to do."""
 
+import smtplib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 import sqlalchemy as sa
@@ -35,6 +37,7 @@ def examine() -> Iterator[Finding]:
     )
     yield from _database()
     yield _redis()
+    yield _mail()
     yield _spotify()
     if config.uses_sandbox:
         yield Finding(
@@ -87,6 +90,21 @@ def _redis() -> Finding:
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         return Finding(False, f"Redis {version}", "GETEX needs Redis 6.2 or newer.")
     return Finding(True, f"Redis {version}")
+
+
+def _mail() -> Finding:
+    mailer, host = parts().mailer, urlsplit(parts().config.mail_url).hostname
+    if mailer.prints:
+        return Finding(True, "mail: printed to standard error", "To send it, set MAIL_URL.")
+    if host is None:
+        return Finding(
+            True, "mail: none is sent", "For forgotten passwords and verified addresses, set MAIL_URL."
+        )
+    try:
+        mailer.examine()
+    except (OSError, smtplib.SMTPException) as error:
+        return Finding(False, f"mail: {host}: {type(error).__name__}", "Is it right? Check MAIL_URL.")
+    return Finding(True, f"mail: {host} answers, from {parts().config.mail_from}")
 
 
 def _spotify() -> Finding:

@@ -6,8 +6,9 @@ import smtplib
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
@@ -37,7 +38,7 @@ class Mailer:
     def __init__(self, config: Config) -> None:
         self._url = urlsplit(config.mail_url)
         self._from = config.mail_from
-        self._prints = not config.mail_url and config.app_env == "development"
+        self.prints = not config.mail_url and config.app_env == "development"
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="mail")
         self._waiting = threading.BoundedSemaphore(MOST_WAITING)
         self._closing = threading.Event()
@@ -45,7 +46,16 @@ class Mailer:
     @property
     def works(self) -> bool:
         """Whether this server can send mail at all."""
-        return self._prints or bool(self._url.hostname)
+        return self.prints or bool(self._url.hostname)
+
+    def examine(self) -> None:
+        """Say hello to the mail server, and sign in.
+
+        Raises:
+            OSError, smtplib.SMTPException: mails could not be sent.
+        """
+        with self._connection():
+            pass
 
     def soon(self, write: Callable[[], Mail | None]) -> None:
         """Write a mail and send it, both in the background. `None` is no mail."""
@@ -72,7 +82,7 @@ class Mailer:
             self._waiting.release()
 
     def _send(self, mail: Mail) -> None:
-        if self._prints:
+        if self.prints:
             sys.stderr.write(f"\n--- mail to {mail.to}: {mail.subject} ---\n{mail.text}--- end ---\n\n")
             return
         message = EmailMessage()
@@ -93,23 +103,26 @@ class Mailer:
                 return
 
     def _hand_over(self, message: EmailMessage) -> None:
+        with self._connection() as server:
+            server.send_message(message)
+
+    @contextmanager
+    def _connection(self) -> Iterator[smtplib.SMTP]:
+        """Speak with the mail server, as securely as it can."""
         host, user = self._url.hostname or "", unquote(self._url.username or "")
-        context = ssl.create_default_context()
-        if self._url.scheme == "smtps":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(
-                host, self._url.port or 465, timeout=SECONDS, context=context
-            )
-        else:
-            server = smtplib.SMTP(host, self._url.port or 25, timeout=SECONDS)
-        with server:
+        secure, context = self._url.scheme == "smtps", ssl.create_default_context()
+        with (
+            smtplib.SMTP_SSL(host, self._url.port or 465, timeout=SECONDS, context=context)
+            if secure
+            else smtplib.SMTP(host, self._url.port or 25, timeout=SECONDS)
+        ) as server:
             server.ehlo()
-            secure = self._url.scheme == "smtps"
             if not secure and server.has_extn("starttls"):
                 server.starttls(context=context)
                 server.ehlo()
                 secure = True
+            if user and not secure and not is_loopback(host):
+                raise smtplib.SMTPException("The server offers no STARTTLS; the password is not sent.")
             if user:
-                if not secure and not is_loopback(host):
-                    raise smtplib.SMTPException("The server offers no STARTTLS; the password is not sent.")
                 server.login(user, unquote(self._url.password or ""))
-            server.send_message(message)
+            yield server

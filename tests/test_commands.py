@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from app.database import reading
 from app.models import User
 from tests.journeys import PASSWORD, login, register
+from tests.mailbox import running_mailbox
 from tests.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
@@ -83,3 +84,14 @@ def test_commands_explain_themselves(app: Flask) -> None:
         result = runner.invoke(args=[*command, "--help"])
         assert result.exit_code == 0
         assert "Usage:" in result.output
+
+
+def test_the_doctor_speaks_with_the_mail_server(env: dict[str, str]) -> None:
+    with running_mailbox() as (_, url):
+        answers = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
+    away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")
+
+    assert "ok    mail: 127.0.0.1 answers, from us@example.com" in answers.stdout
+    assert "FAIL  mail: 127.0.0.1: ConnectionRefusedError" in away.stdout
+    assert away.returncode == 1
+    assert "hunter2" not in away.stdout + away.stderr

@@ -45,6 +45,18 @@ def account_deleted(user: User) -> Mail:
     return Mail(user.email, "Your account is deleted", f"Hello {user.username},\n\n{text}\n")
 
 
+def spotify_ends_soon(user: User, days: int) -> Mail:
+    """Reminds that Spotify ends every connection after six months, and this one soon."""
+    page = parts().config.frontend_url
+    when = "tomorrow" if days == 1 else f"in {days} days"
+    return Mail(
+        user.email,
+        "Please connect Spotify again",
+        f"Hello {user.username},\n\nevery half year Spotify asks anew whether you agree. Your connection "
+        f"ends {when}. Then please connect Spotify again: {page}\n",
+    )
+
+
 def _news(to: str, name: str, subject: str, text: str) -> Mail:
     alarm = _ALARM.format(page=parts().config.frontend_url)
     return Mail(to, subject, f"Hello {name},\n\n{text}{alarm}")

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import database
+from app.auth import letters
 from app.database import write_again_on_conflict
-from app.models import AccessToken, GrantState, OneTimeToken, SpotifyUser, TokenRefresh
+from app.models import AccessToken, GrantState, OneTimeToken, SpotifyUser, TokenRefresh, User
 from app.parts import parts
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def _in_batches(part: Callable[[Session, datetime], int], stopping: threading.Ev
 def remind(db: Session, now: datetime) -> int:
     """Record and tell that grants end in 30, 7 or 1 days: the nearest of them, once.
 
-    The person sees `reauthorize_by` in `GET /api/spotify`; the log line is for the operator.
+    By mail, where the address is verified; everybody sees `reauthorize_by` in `GET /api/spotify`.
     """
     return sum(_remind(db, now, days) for days in REMINDER_DAYS)
 
@@ -78,7 +79,25 @@ def _remind(db: Session, now: datetime, days: int) -> int:
     for row in due:
         row.reminded_days = days
         log.warning("spotify_grant_ends_soon", extra={"link": row.spotify_user_id, "days": days})
+        _mail_owner(db, row, days)
     return len(due)
+
+
+def _mail_owner(db: Session, row: AccessToken, days: int) -> None:
+    """Mail the reminder, once it is recorded, if there is an address that is known to be the owner's."""
+    owner = db.scalar(
+        sa.select(User)
+        .join(SpotifyUser, SpotifyUser.user_id == User.id)
+        .where(SpotifyUser.id == row.spotify_user_id, User.email_verified_at.is_not(None))
+    )
+    if owner is not None and parts().mailer.works:
+        mailer = parts().mailer
+        sa.event.listen(
+            db,
+            "after_commit",
+            lambda _: mailer.soon(lambda: letters.spotify_ends_soon(owner, days)),
+            once=True,
+        )
 
 
 def end_forgotten(db: Session, now: datetime) -> int:
