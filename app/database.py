@@ -2,6 +2,7 @@
 
 import logging
 import random
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,15 +16,24 @@ from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
 
+from app.door import Door
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+# A connection from the pool that does not answer within this is given up.
+PING_SECONDS = 1.0
+# How long a caller waits for another one's try to connect while the database is away.
+TURN_SECONDS = 0.2
+# A transaction in whose way others keep getting is begun anew for so long.
+CONFLICT_SECONDS = 5.0
 
 
 class Base(DeclarativeBase):
@@ -95,11 +105,14 @@ def init_app(app: Flask, url: str) -> None:
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(url)
     db.init_app(app)
     migrate.init_app(app, db, compare_type=True, render_as_batch=url.startswith("sqlite"))
+    with app.app_context():
+        engine = db.engine
     if url.startswith("sqlite"):
-        with app.app_context():
-            event.listen(db.engine, "do_connect", _sqlite_directory)
-            event.listen(db.engine, "connect", _sqlite_connect)
-            event.listen(db.engine, "begin", _sqlite_begin)
+        event.listen(engine, "do_connect", _sqlite_directory)
+        event.listen(engine, "connect", _sqlite_connect)
+        event.listen(engine, "begin", _sqlite_begin)
+    else:
+        _guard_mysql(engine, Door(TURN_SECONDS))
 
 
 @contextmanager
@@ -143,6 +156,7 @@ def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) 
     Raises:
         IntegrityError, OperationalError: the last attempt's, if none succeeded.
     """
+    until = time.monotonic() + CONFLICT_SECONDS
     for attempt in range(1, attempts + 1):
         try:
             with writing() as session:
@@ -151,7 +165,7 @@ def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) 
             if attempt == attempts:
                 raise
         except OperationalError as error:
-            if attempt == attempts or not _is_deadlock(error):
+            if attempt == attempts or not _is_deadlock(error) or time.monotonic() > until:
                 raise
         time.sleep(random.uniform(0.01, 0.05))  # or the same two would meet again at once
     raise AssertionError("unreachable")
@@ -192,11 +206,12 @@ def _engine_options(url: str) -> dict[str, Any]:
         return {"connect_args": {"timeout": 5}, "hide_parameters": True}
     return {
         # mysqlclient waits forever unless told otherwise: a stalled server would take every thread.
+        # A statement waits longer than for a lock; one that was cut off and a connect after it, 6 s.
         "connect_args": {
             "charset": "utf8mb4",
             "connect_timeout": 2,
-            "read_timeout": 5,
-            "write_timeout": 5,
+            "read_timeout": 4,
+            "write_timeout": 4,
             "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
         },
         # Under REPEATABLE READ, MySQL's default, looking for a row that is not there yet locks the
@@ -211,6 +226,35 @@ def _engine_options(url: str) -> dict[str, Any]:
         # An error message must never quote a row.
         "hide_parameters": True,
     }
+
+
+def _guard_mysql(engine: sa.Engine, door: Door) -> None:
+    """Connect through the door, close it when a connection breaks, and ping in time."""
+
+    def connect(
+        dialect: sa.Dialect, _record: object, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        refusal = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
+        return door.go(lambda: dialect.connect(*arguments, **named), refusal)
+
+    def notice(context: ExceptionContext) -> None:
+        if context.is_disconnect:
+            door.close()
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "handle_error", notice)
+    engine.dialect.do_ping = _mysql_ping  # type: ignore[assignment]
+
+
+def _mysql_ping(connection: Any) -> bool:
+    """See that a connection which has rested answers. The driver's own ping would wait for `read_timeout`."""
+    connection.send_query(b"DO 1")
+    answer = select.poll()
+    answer.register(connection.fileno(), select.POLLIN)
+    if not answer.poll(PING_SECONDS * 1000):
+        raise connection.OperationalError(2013, "no answer to a ping")
+    connection.read_query_result()
+    return True
 
 
 def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:

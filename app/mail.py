@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10  # for each step of the conversation with the mail server
 TRIES, PAUSE_SECONDS = 3, 2.0
+HEAD_START_SECONDS = 0.1
 MOST_WAITING = 1000
 
 
@@ -71,6 +72,8 @@ class Mailer:
         self._pool.shutdown()
 
     def _work(self, app: Flask, write: Callable[[], Mail | None]) -> None:
+        # Until whoever asked has been answered: writing would slow that down, and tell that there is a mail.
+        self._closing.wait(HEAD_START_SECONDS)
         try:
             with app.app_context():
                 mail = write()
