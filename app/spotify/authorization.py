@@ -1,5 +1,6 @@
 """The authorization flow behind `GET /api/spotify/authorize`: what each visit means, in order."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from app.auth.guard import current_user
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
 from app.problems import (
+    NotSignedIn,
     Problem,
     SpotifyAccessDenied,
     SpotifyMisconfigured,
@@ -21,6 +23,8 @@ from app.problems import (
 from app.spotify import breaker, links, pending, tokens
 from app.spotify.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError
 from app.spotify.refresh import GrantEnded
+
+log = logging.getLogger(__name__)
 
 _NOT_ON_ALLOWLIST = (
     "Spotify refuses this application or this person. If the application is in development mode, "
@@ -48,25 +52,36 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
     Raises:
         SpotifyAccessDenied, SpotifyStateMismatch, SpotifyAccountInUse, SpotifyAccountMismatch,
         SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured
+        NotSignedIn: the user has signed out while Spotify was asked.
     """
     user = current_user()
     user_id = user.id if user else None
     is_callback = code is not None or error is not None
+    joined = False
     if is_callback and state:
         verifier = pending.spend(state, user_id)
         if verifier is not None:
             return Connected(_come_back(code if error is None else None, state, verifier, user_id))
-        _join_twin(state, user_id)
+        joined = _join_twin(state, user_id)
 
     try:
         link, grant_ended = _living_link(), False
     except GrantEnded:
         link, grant_ended = None, True
     if link is not None:
+        if is_callback and not joined:
+            note_refusal(SpotifyStateMismatch())
         return Connected(link)
     if is_callback:
         raise SpotifyStateMismatch
+    if user is None and session.get("user_id") is not None:
+        sessions.renew()  # a session that has ended is not a visitor's; a new one is
     return AuthorizationRequired(pending.begin(user_id), grant_ended)
+
+
+def note_refusal(problem: Problem) -> None:
+    """Record that a callback was refused, and why."""
+    log.info("spotify_refused", extra={"reason": problem.slug})
 
 
 def _living_link() -> SpotifyUser | None:
@@ -97,29 +112,31 @@ def _come_back(code: str | None, state: str, verifier: str, user_id: int | None)
         if code is None:
             raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
         link = _connect(code, verifier, user_id)
-        if user_id is None and not sessions.move():
-            raise SpotifyStateMismatch  # the visitor has left meanwhile
         link_id = link.id
     finally:
         pending.settle(state, binding, user_id, link_id)
     session["spotify_user_id"] = link.id
     links.look_again()
+    log.info("spotify_connected", extra={"link": link.id})
     return link
 
 
-def _join_twin(state: str, user_id: int | None) -> None:
+def _join_twin(state: str, user_id: int | None) -> bool:
     """Take over the link that an equal callback has made: a double click, a reload, a prefetch.
+
+    Returns whether there was one.
 
     The browser shows one answer of the two, which may be this one; so a visitor, whose session the
     other has moved, gets a session of its own.
     """
     link_id = pending.twins_link(state, user_id)
     if link_id is None:
-        return
+        return False
     if user_id is None:
         sessions.renew()
     session["spotify_user_id"] = link_id
     links.look_again()
+    return True
 
 
 def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
@@ -133,6 +150,11 @@ def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
         raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
     except SpotifyError as error:
         raise as_problem(error) from None
+    # Who has left while Spotify was asked must not be linked any more, nor leave a link to nobody.
+    if user_id is None and not sessions.move():
+        raise SpotifyStateMismatch
+    if user_id is not None and not sessions.is_there():
+        raise NotSignedIn
     return links.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 

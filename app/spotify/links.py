@@ -100,15 +100,20 @@ def hand_over_visitors_link(db: Session, link_id: int, user_id: int) -> bool:
     return handed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
-def erase(link: SpotifyUser) -> None:
-    """Erase a link with its tokens and all that Spotify told about the person."""
+def erase(link: SpotifyUser) -> bool:
+    """Erase a link with its tokens and all that Spotify told about the person. False if it was gone."""
     with writing() as db:
         # Its tokens go with it: ON DELETE CASCADE.
-        db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
+        erased = db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
+        return erased.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
 def _lock_user(db: Session, user_id: int | None) -> None:
-    """So that two links of one person's cannot be made at once, nor one for an account that is going."""
+    """So that two links of one person's cannot be made at once, nor one for an account that is going.
+
+    Before the first look at any link: one that another callback of the same person's makes while
+    this one waits would be missed, and then be taken for a different account's.
+    """
     if user_id is not None:
         user = sa.select(User.id).where(User.id == user_id).with_for_update()
         if db.scalar(user) is None:

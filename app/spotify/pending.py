@@ -9,6 +9,7 @@ import hashlib
 import logging
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -64,13 +65,11 @@ def spend(state: str, user_id: int | None) -> str | None:
     raw: Any = parts().redis.getdel(_key(state))
     if raw is None:
         return None
-    try:
+    with suppress(msgspec.MsgspecError, Unreadable):
         pending = msgspec.msgpack.decode(raw, type=Pending)
         verifier = parts().sealer.open(pending.verifier, "verifier", _key(state))
-    except (msgspec.MsgspecError, Unreadable):
-        return None
-    if pending.session == sessions.binding() and pending.user_id == user_id:
-        return verifier
+        if pending.session == sessions.binding() and pending.user_id == user_id:
+            return verifier
     parts().redis.delete(_result_key(state))  # there will be none to wait for
     return None
 
@@ -94,7 +93,10 @@ def twins_link(state: str, user_id: int | None) -> int | None:
         raw: Any = parts().redis.get(_result_key(state))
         if raw is None:
             return None
-        result = msgspec.msgpack.decode(raw, type=Result)
+        try:
+            result = msgspec.msgpack.decode(raw, type=Result)
+        except msgspec.MsgspecError:
+            return None
         if result.session != sessions.binding() or result.user_id != user_id:
             return None
         if result.settled or time.monotonic() > deadline:

@@ -12,6 +12,7 @@ from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
 from app.parts import parts
 from app.problems import (
+    DEPENDENCY_DOWN,
     InsufficientScope,
     NotFound,
     Problem,
@@ -52,12 +53,17 @@ def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
         sessions.require_readable()
         visit = authorization.visit(**_callback_parameters())
     except Exception as error:
+        problem = as_problem(error)
+        if _is_callback():
+            authorization.note_refusal(problem)
         if not by_browser:
             raise
         # A person is looking at this: the SPA can say what went wrong, a page of JSON cannot.
-        if not isinstance(error, Problem):
+        if isinstance(error, DEPENDENCY_DOWN):
+            log.error("dependency_unavailable", extra={"reason": type(error).__name__})
+        elif not isinstance(error, Problem):
             log.exception("authorize_failed")
-        return _back_to_frontend(as_problem(error))
+        return _back_to_frontend(problem)
     if isinstance(visit, AuthorizationRequired):
         if by_browser:
             return redirect(visit.authorize_url, HTTPStatus.FOUND)
@@ -84,8 +90,8 @@ def get() -> dict[str, Any]:
 def disconnect() -> None:
     """Disconnect Spotify: tokens and personal data are erased"""
     link = links.current_link()
-    if link is not None:
-        links.erase(link)
+    if link is not None and links.erase(link):
+        log.info("spotify_disconnected", extra={"link": link.id})
     if "spotify_user_id" in session:
         del session["spotify_user_id"]
 
@@ -126,6 +132,11 @@ def _is_navigation() -> bool:
     """Whether a browser is loading a page, rather than a program asking for JSON."""
     best = request.accept_mimetypes.best_match(["application/json", "text/html"], default="application/json")
     return best == "text/html"
+
+
+def _is_callback() -> bool:
+    """Whether Spotify has sent the person here, or somebody who pretends so."""
+    return any(value for name in ("code", "error") for value in request.args.getlist(name))
 
 
 def _callback_parameters() -> dict[str, str | None]:

@@ -75,7 +75,7 @@ def test_a_first_visit_sends_a_browser_on_to_spotify(client: FlaskClient, sandbo
     assert response.headers["Location"].startswith(f"{sandbox.accounts_url}/authorize?")
 
 
-def test_two_visits_share_neither_state_nor_challenge(client: FlaskClient) -> None:
+def test_d2_two_visits_share_neither_state_nor_challenge(client: FlaskClient) -> None:
     one, two = (parse_qs(urlsplit(first_visit(client)).query) for _ in range(2))
 
     assert one["state"] != two["state"]
@@ -176,7 +176,7 @@ def test_a_known_account_that_nobody_owns_is_taken_by_the_user_who_connects_it(
     assert [row["user_id"] for row in rows(app)] == [user["id"]]
 
 
-def test_authorizing_again_stores_the_new_grant(
+def test_d9_authorizing_again_stores_the_new_grant(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -193,7 +193,7 @@ def test_authorizing_again_stores_the_new_grant(
     assert after["access_token"] != before["access_token"]
 
 
-def test_an_account_of_another_users_is_refused_and_nothing_changes(
+def test_d6_an_account_of_another_users_is_refused_and_nothing_changes(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     owner, other = new_client(), new_client()
@@ -210,7 +210,7 @@ def test_an_account_of_another_users_is_refused_and_nothing_changes(
     assert other.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_a_different_account_is_refused_until_the_old_one_is_disconnected(
+def test_d9_a_different_account_is_refused_until_the_old_one_is_disconnected(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -227,7 +227,7 @@ def test_a_different_account_is_refused_until_the_old_one_is_disconnected(
     assert connect(client, sandbox, person="aiko-87")["spotify_id"] == "aiko-87"
 
 
-def test_an_account_is_known_by_its_account_id_when_its_id_changes(
+def test_d6_an_account_is_known_by_its_account_id_when_its_id_changes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -241,7 +241,7 @@ def test_an_account_is_known_by_its_account_id_when_its_id_changes(
     assert row["spotify_id"] == "mira_new"
 
 
-def test_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
+def test_d6_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     mira, aiko = new_client(), new_client()
@@ -258,7 +258,7 @@ def test_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
     assert mira_id in {row["user_id"] for row in rows(app)}
 
 
-def test_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
+def test_d6_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     """Mira takes the id of a row from before Spotify sent account ids, which is somebody else's."""
@@ -300,7 +300,7 @@ def test_every_kind_of_account_can_connect(
     assert connect(client, sandbox, person=person)["spotify_id"] == person
 
 
-def test_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d12_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox: SandboxClient) -> None:
     sandbox.settings(granted_scopes=["user-read-private"])
 
     assert connect(client, sandbox)["scopes"] == ["user-read-private"]
@@ -309,7 +309,9 @@ def test_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox
     assert slug(response) == "insufficient-scope"
 
 
-def test_no_scope_in_the_answer_means_what_was_asked_for(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d12_no_scope_in_the_answer_means_what_was_asked_for(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
     """RFC 6749 section 5.1."""
     sandbox.settings(granted_scopes=[])
     asked = parse_qs(urlsplit(first_visit(client)).query)["scope"][0]
@@ -317,7 +319,7 @@ def test_no_scope_in_the_answer_means_what_was_asked_for(client: FlaskClient, sa
     assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
 
 
-def test_fifty_callbacks_for_one_account_by_two_users_make_one_link(
+def test_d6_fifty_callbacks_for_one_account_by_two_users_make_one_link(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     people = [new_client(), new_client()]
@@ -364,7 +366,7 @@ def test_denied_consent_says_so_and_spends_the_state(client: FlaskClient, sandbo
         ("code=" + "x" * 3000 + "&state=" + "y" * 60_000, "error-spotify-state-mismatch"),
     ],
 )
-def test_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
+def test_d10_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
     client: FlaskClient, query: str, expected: str
 ) -> None:
     state = answer_of(first_visit(client))["state"]
@@ -377,7 +379,7 @@ def test_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
     assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_a_browser_comes_back_to_the_frontend(
+def test_d4_a_browser_comes_back_to_the_frontend(
     env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
 ) -> None:
     env["FRONTEND_URL"] = "https://app.example.com/welcome?from=api"
@@ -400,20 +402,20 @@ def assert_refused_without_a_call(response: Any, sandbox: SandboxClient) -> None
     assert token_calls(sandbox) == 0
 
 
-def test_a_missing_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d1_a_missing_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
     code = answer_of(sandbox.consent(first_visit(client)))["code"]
 
     assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string={"code": code}), sandbox)
 
 
-def test_an_unknown_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d1_an_unknown_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
     code = answer_of(sandbox.consent(first_visit(client)))["code"]
     query = {"code": code, "state": "A" * 43}
 
     assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string=query), sandbox)
 
 
-def test_an_expired_state_is_refused(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_d1_an_expired_state_is_refused(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(first_visit(client))
     store = app.extensions["backline"].redis
     keys = store.keys("author*")
@@ -425,7 +427,7 @@ def test_an_expired_state_is_refused(client: FlaskClient, app: Flask, sandbox: S
     assert_refused_without_a_call(come_back(client, callback), sandbox)
 
 
-def test_another_sessions_state_is_refused_and_dies(
+def test_d1_another_sessions_state_is_refused_and_dies(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
@@ -437,7 +439,7 @@ def test_another_sessions_state_is_refused_and_dies(
     assert_refused_without_a_call(come_back(attacker, callback), sandbox)
 
 
-def test_a_stranger_without_a_session_cannot_use_a_state(
+def test_d7_a_stranger_without_a_session_cannot_use_a_state(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(new_client()))
@@ -448,7 +450,7 @@ def test_a_stranger_without_a_session_cannot_use_a_state(
     assert "Set-Cookie" not in response.headers
 
 
-def test_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d8_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
     client.post("/api/logout")
@@ -458,7 +460,7 @@ def test_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox:
     assert client.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_a_state_is_bound_to_the_user_as_well_as_to_the_session(
+def test_d1_a_state_is_bound_to_the_user_as_well_as_to_the_session(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Even if a session came to be another user's without a new id, which nothing here does."""
@@ -475,7 +477,9 @@ def test_a_state_is_bound_to_the_user_as_well_as_to_the_session(
     assert_refused_without_a_call(come_back(client, callback), sandbox)
 
 
-def test_a_replayed_callback_makes_no_second_token_call(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d3_a_replayed_callback_makes_no_second_token_call(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
     callback = sandbox.consent(first_visit(client))
     first = come_back(client, callback)
 
@@ -486,7 +490,7 @@ def test_a_replayed_callback_makes_no_second_token_call(client: FlaskClient, san
     assert token_calls(sandbox) == 1
 
 
-def test_a_replayed_callback_of_a_disconnected_link_is_refused(
+def test_d3_a_replayed_callback_of_a_disconnected_link_is_refused(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -500,7 +504,7 @@ def test_a_replayed_callback_of_a_disconnected_link_is_refused(
 
 
 @pytest.mark.parametrize("signed_in", [True, False])
-def test_twenty_equal_callbacks_at_once_make_one_token_call_and_have_one_answer(
+def test_d3_twenty_equal_callbacks_at_once_make_one_token_call_and_have_one_answer(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, signed_in: bool
 ) -> None:
     if signed_in:
@@ -524,14 +528,14 @@ def test_twenty_equal_callbacks_at_once_make_one_token_call_and_have_one_answer(
     assert len(rows(app)) == 1
 
 
-def test_a_double_of_a_denied_callback_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_d3_a_double_of_a_denied_callback_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(first_visit(client), decision="cancel")
     come_back(client, callback)
 
     assert slug(come_back(client, callback)) == "spotify-state-mismatch"
 
 
-def test_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
+def test_d7_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     victim, attacker = new_client(), new_client()
@@ -543,7 +547,7 @@ def test_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
     assert attacker.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_neither_state_nor_verifier_is_kept_readable(
+def test_d2_neither_state_nor_verifier_is_kept_readable(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     url = first_visit(client)
