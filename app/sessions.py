@@ -219,7 +219,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         found, idle = [], timedelta(seconds=self._config.session_idle_seconds)
         for key, raw, left in zip(keys, answers[::2], answers[1::2], strict=True):
             data = _decode(raw) if raw is not None else None
-            if data is None or data.user_id != user_id:
+            if data is None:
                 self.client.zrem(index, key)  # it has ended by itself
             elif data.epoch == current.get("epoch"):
                 found.append(
@@ -336,6 +336,12 @@ def binding() -> str:
     """What ties something kept elsewhere to this request's session; it tells nothing about the id."""
     interface, current = _current()
     return interface.binding(current)
+
+
+def is_there() -> bool:
+    """Whether the request's session has not ended since the request began."""
+    interface, current = _current()
+    return bool(interface.client.exists(interface.binding(current)))
 
 
 def require_readable() -> None:

@@ -13,17 +13,22 @@ import sqlalchemy as sa
 
 from tests.journeys import PASSWORD
 from tests.leaks import Net
+from tests.mailbox import running_mailbox, token_in
 from tests.sandbox_client import SandboxClient, answer_of
 from tests.services import Server
 
 
-def test_no_secret_is_written_anywhere(
+def test_j1_no_secret_is_written_anywhere(
     net: Net,
     server: Callable[..., AbstractContextManager[Server]],
     sandbox: SandboxClient,
     database_url: str,
 ) -> None:
-    with server(LOG_LEVEL="DEBUG") as api, requests.Session() as http:
+    with (
+        running_mailbox() as (mailbox, mail_url),
+        server(LOG_LEVEL="DEBUG", MAIL_URL=mail_url) as api,
+        requests.Session() as http,
+    ):
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
 
@@ -47,8 +52,26 @@ def test_no_secret_is_written_anywhere(
             assert call("GET", "/api/spotify/token").status_code in (409, 503)
         call("GET", "/api/spotify")
         call("GET", "/api/session")
+        new_password = "another sentence, and longer"
+        net.know("a password", new_password)
+        change = {"current_password": PASSWORD, "new_password": new_password}
+        assert call("PUT", "/api/user/password", json=change).status_code == 204
+        change = {"current_password": new_password, "email": "new@example.com"}
+        assert call("PATCH", "/api/user", json=change).status_code == 200
+        token = token_in(mailbox.wait_for("new@example.com", "Is this your address?"))
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 400
+        assert len(call("GET", "/api/user/sessions").json()["items"]) == 1
+        assert call("GET", "/api/user/export").json()["user"]["username"] == "ada"
+        assert call("POST", "/api/password-reset", json={"email": "new@example.com"}).status_code == 202
+        token = token_in(mailbox.wait_for("new@example.com", "Choose a new password"))
+        body = {"token": token, "password": PASSWORD}
+        assert call("PUT", "/api/password-reset", json=body).status_code == 204
+        call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
         assert '"route": "/api/spotify/authorize"' in api.log  # it was written to
         call("POST", "/api/logout")
+        call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+        assert call("DELETE", "/api/user", json={"password": PASSWORD}).status_code == 204
 
     places = net.places
     assert any(place.endswith("gunicorn.conf.py wsgi:app") for place in places)
@@ -56,7 +79,8 @@ def test_no_secret_is_written_anywhere(
         "the answer to GET /api/spotify/authorize",
         "the answer to GET /api/spotify/token",
         "Redis",
-        "the column access_tokens.refresh_token",
+        "the answer to GET /api/user/export",
+        "the answer to PUT /api/password-reset",
     }
     assert net.haul() == []
 

@@ -642,7 +642,7 @@ def test_fault11_an_account_whose_commit_was_not_acknowledged_is_looked_up(world
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_fault7_mysql_lost_in_the_middle_of_a_registration_can_be_understood(
+def test_i3_mysql_lost_in_the_middle_of_a_registration_can_be_understood(
     world: World, committed: bool
 ) -> None:
     world.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)

@@ -5,7 +5,6 @@ from app.models import Purpose, User
 from app.parts import parts
 
 _FOOT = "\n\nIf this was not you, you need do nothing.\n"
-_ALARM = "\n\nIf this was not you, ask for a new password at once: {page}\n"
 
 
 def with_token(user: User, purpose: Purpose, token: str) -> Mail:
@@ -29,13 +28,21 @@ def with_token(user: User, purpose: Purpose, token: str) -> Mail:
 
 def password_changed(user: User) -> Mail:
     """Tells the owner that there is a new password, and what to do if it is not theirs."""
-    return _news(user.email, user.username, "Your password was changed", "your password was changed.")
+    return Mail(
+        user.email,
+        "Your password was changed",
+        f"Hello {user.username},\n\nyour password was changed. If this was not you, ask for a new one at "
+        f"once: {parts().config.frontend_url}\n",
+    )
 
 
 def email_changed(old_address: str, user: User) -> Mail:
-    """Tells the old address that another one has taken its place."""
-    return _news(
-        old_address, user.username, "Your address was changed", "your account has another address now."
+    """Tells the old address that another one has taken its place; a new password would go to that one."""
+    return Mail(
+        old_address,
+        "Your address was changed",
+        f"Hello {user.username},\n\nyour account has another address now. If this was not you, somebody "
+        f"knows your password. Please tell the people who run {parts().config.frontend_url}.\n",
     )
 
 
@@ -55,8 +62,3 @@ def spotify_ends_soon(user: User, days: int) -> Mail:
         f"Hello {user.username},\n\nevery half year Spotify asks anew whether you agree. Your connection "
         f"ends {when}. Then please connect Spotify again: {page}\n",
     )
-
-
-def _news(to: str, name: str, subject: str, text: str) -> Mail:
-    alarm = _ALARM.format(page=parts().config.frontend_url)
-    return Mail(to, subject, f"Hello {name},\n\n{text}{alarm}")

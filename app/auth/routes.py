@@ -13,7 +13,7 @@ from app.auth.sign_in import authenticate, sign_in
 from app.database import reading
 from app.models import Purpose, User
 from app.parts import parts
-from app.problems import ServiceUnavailable, TooManyAttempts
+from app.problems import ServiceUnavailable
 from app.spotify import links
 from app.spotify.schemas import describe
 from app.user import account
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 blueprint = Blueprint("auth", __name__, description="Accounts and sessions")
 
-# Within an hour: accounts made and mails asked for from one address; mails to one person.
-REGISTRATIONS, MAIL_REQUESTS, MAILS = 100, 50, 5
+# Within an hour, from one address: accounts made, and mails asked for.
+REGISTRATIONS, MAIL_REQUESTS = 100, 50
 
 
 @blueprint.post("/api/register")
@@ -44,8 +44,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     user = registration.create_account(**new, visitors_link_id=visitors_link_id)
     sign_in(user)
     log.info("registered")
-    if parts().mailer.works:
-        account.mail_token(user, Purpose.EMAIL_VERIFICATION)
+    account.ask_to_verify(user)
     return user, 201, {"Location": "/api/user"}
 
 
@@ -106,7 +105,7 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     with reading() as db:
         user = db.scalar(sa.select(User).where(User.email == address))
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if _may_be_mailed(address) and user is not None:
+    if account.may_be_mailed(address) and user is not None:
         account.mail_token(user, Purpose.PASSWORD_RESET)
     return Response(status=202)
 
@@ -135,7 +134,7 @@ def ask_for_email_verification() -> Response:
     _require_mail()
     user = require_user()
     if not user.email_verified:
-        throttle.count("mails", user.email, most=MAILS)
+        account.count_mail(user.email)
         account.mail_token(user, Purpose.EMAIL_VERIFICATION)
     return Response(status=202)
 
@@ -154,12 +153,3 @@ def verify_email(shown: dict[str, str]) -> None:
 def _require_mail() -> None:
     if not parts().mailer.works:
         raise ServiceUnavailable("This server is not set up to send mail.")
-
-
-def _may_be_mailed(address: str) -> bool:
-    """Whether this person has not been sent too many mails this hour. Nobody is told."""
-    try:
-        throttle.count("mails", address, most=MAILS)
-    except TooManyAttempts:
-        return False
-    return True

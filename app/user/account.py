@@ -5,6 +5,7 @@ import logging
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app import throttle
 from app.auth import letters, one_time_tokens, passwords
 from app.auth.registration import refuse_taken
 from app.clock import utc_now
@@ -12,9 +13,11 @@ from app.database import reading, write_again_on_conflict
 from app.mail import Mail
 from app.models import Purpose, SpotifyUser, TokenRefresh, User
 from app.parts import parts
-from app.problems import InvalidCredentials, NotSignedIn
+from app.problems import InvalidCredentials, NotSignedIn, TooManyAttempts
 
 log = logging.getLogger(__name__)
+
+MAILS_AN_HOUR = 5
 
 
 def change_profile(user: User, *, username: str, email: str) -> User:
@@ -42,7 +45,7 @@ def change_profile(user: User, *, username: str, email: str) -> User:
     if changed.email != old_address:
         log.info("email_changed")
         parts().mailer.soon(lambda: letters.email_changed(old_address, changed))
-        mail_token(changed, Purpose.EMAIL_VERIFICATION)
+        ask_to_verify(changed)
     return changed
 
 
@@ -116,6 +119,30 @@ def verify_email(token: str) -> User:
         return user
 
     return write_again_on_conflict(unit)
+
+
+def ask_to_verify(user: User) -> None:
+    """Mail a new address the question whether it is its owner's, where mail can be sent at all."""
+    if parts().mailer.works and may_be_mailed(user.email):
+        mail_token(user, Purpose.EMAIL_VERIFICATION)
+
+
+def may_be_mailed(address: str) -> bool:
+    """Count a mail. False if there have been too many to this address this hour: then nobody is told."""
+    try:
+        count_mail(address)
+    except TooManyAttempts:
+        return False
+    return True
+
+
+def count_mail(address: str) -> None:
+    """Count a mail with a token to this address, of which somebody else may have made the request.
+
+    Raises:
+        TooManyAttempts
+    """
+    throttle.count("mails", address, most=MAILS_AN_HOUR)
 
 
 def mail_token(user: User, purpose: Purpose) -> None:

@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 blueprint = Blueprint("user", __name__, description="The signed-in person")
 
+# Within an hour: trying names and addresses tells which are taken.
+PROFILE_CHANGES = 30
+
 
 @blueprint.get("/api/user")
 @signed_in
@@ -40,6 +43,8 @@ def change(wanted: dict[str, str]) -> User:
     """
     user = require_user()
     username, email = wanted.get("username", user.username), wanted.get("email", user.email)
+    if (username, email) != (user.username, user.email):
+        throttle.count("profile-changes", str(user.id), most=PROFILE_CHANGES)
     if email != user.email:
         if "current_password" not in wanted:
             raise ValidationError(errors={"current_password": ["A new address needs the password."]})

@@ -180,11 +180,15 @@ def test_a7_nobody_learns_whether_an_address_has_an_account(ada: FlaskClient, ma
     assert [mail["To"] for mail in mailbox.mails] == [ADA] * 2
 
 
-def test_nobodys_mailbox_is_flooded(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_nobodys_mailbox_is_flooded(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     assert [ask(ada) for _ in range(8)] == [202] * 8  # who asks does not learn that it was too often
 
-    eventually(lambda: len(mailbox.to(ADA, RESET)) == 5)
-    ada.post("/api/logout")
+    app.extensions["backline"].mailer.close()
+    assert len(mailbox.to(ADA, RESET)) == 4  # and the mail of the registration
+
+
+def test_mails_are_asked_for_fifty_times_an_hour_from_one_address(ada: FlaskClient) -> None:
+    assert {ask(ada) for _ in range(8)} == {202}
     assert {ask(ada, f"person{number}@example.com") for number in range(42)} == {202}
     response = ada.post("/api/password-reset", json={"email": ADA})
     assert (response.status_code, slug(response)) == (429, "too-many-attempts")
@@ -214,9 +218,9 @@ def test_the_mail_can_be_asked_for_again(ada: FlaskClient, mailbox: Mailbox, app
 
 
 def test_asking_too_often_is_told(ada: FlaskClient) -> None:
-    answers = [ada.post("/api/email-verification").status_code for _ in range(6)]
+    answers = [ada.post("/api/email-verification").status_code for _ in range(5)]
 
-    assert answers == [202] * 5 + [429]
+    assert answers == [202] * 4 + [429]  # the mail of the registration was the first
 
 
 def test_a_new_address_is_verified_anew_and_the_old_one_told(ada: FlaskClient, mailbox: Mailbox) -> None:

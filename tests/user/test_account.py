@@ -1,5 +1,7 @@
 """The account: changed, exported, deleted; and where it is signed in."""
 
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -10,7 +12,12 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.auth import passwords
 from app.database import db, reading
+from app.problems import NotSignedIn
+from app.spotify import links
+from app.spotify.accounts import Grant
+from app.spotify.webapi import Profile
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
@@ -154,6 +161,26 @@ def test_a_bad_new_password_changes_nothing(client: FlaskClient, new: str) -> No
     assert client.get("/api/user").status_code == 200
 
 
+def test_of_two_new_passwords_at_once_one_is_stored(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has stolen a session and a password must not win over the owner who changes it first."""
+    register(client, "ada")
+    login(other := new_client(), "ada")
+    both_have_proved = threading.Barrier(2)
+    hash_password = passwords.hash_password
+
+    def hash_together(password: str) -> str:
+        both_have_proved.wait(30)
+        return hash_password(password)
+
+    monkeypatch.setattr(passwords, "hash_password", hash_together)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda each: change_password(each, PASSWORD, NEW_PASSWORD), (client, other)))
+
+    assert sorted(answers) == [204, 401]
+
+
 def test_a_session_that_is_stored_while_the_password_changes_is_over(
     client: FlaskClient, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -169,6 +196,9 @@ def test_a_session_that_is_stored_while_the_password_changes_is_over(
 
     assert late.get("/api/user").status_code == 401
     assert late.get("/api/session").json["authenticated"] is False
+    for key in kept:
+        store.zadd(store.keys("sessions-of:*")[0], {key: 4e9})
+    assert [session["current"] for session in sessions_of(client)] == [True]
 
 
 def test_a_session_that_is_over_does_not_reach_spotify(
@@ -372,7 +402,7 @@ def test_a_deleted_account_leaves_nothing(
     assert set(rows(app).values()) == {0}
     left = {key.decode().rsplit(":", 1)[0] for key in store_of(app).keys("*")}
     # How often somebody at this address was wrong, and has registered, says nothing about the person.
-    assert left <= {"throttle:address", "throttle:registrations", "authorized"}
+    assert left <= {"throttle:address", "throttle:registrations", "throttle:mails", "authorized"}
     assert client.get_cookie("session") is None
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}
@@ -427,6 +457,15 @@ def test_g3_an_account_that_is_deleted_while_connecting_gets_no_link(
     assert set(rows(app).values()) == {0}
 
 
+def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
+    profile, grant = Profile("mira_t_42", None, None, None, None, None), Grant("at", "rt", 3600, "streaming")
+
+    with app.app_context(), pytest.raises(NotSignedIn):
+        links.store_grant(profile, grant, user_id=1, asked=time.monotonic())
+
+    assert set(rows(app).values()) == {0}
+
+
 def test_a_deleted_id_is_never_given_out_again(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -434,3 +473,15 @@ def test_a_deleted_id_is_never_given_out_again(
     client.delete("/api/user", json={"password": PASSWORD})
 
     assert register(new_client(), "ada")["id"] > first["id"]
+
+
+def test_trying_which_names_are_taken_is_bounded(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(new_client(), "grace")
+    register(client, "ada")
+
+    answers = [client.patch("/api/user", json={"username": "grace"}).status_code for _ in range(31)]
+
+    assert answers == [409] * 30 + [429]
+    assert client.patch("/api/user", json={"username": "ada"}).status_code == 200  # it has that one
