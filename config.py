@@ -125,7 +125,8 @@ class Config:
             [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
             needed=production,
         )
-        if production and samesite == "Lax" and redirect_uri.endswith("/api/spotify/authorize"):
+        at_the_api = redirect_uri.endswith("/api/spotify/authorize")
+        if production and samesite == "Lax" and at_the_api and not read.problems:
             read.problems += [
                 f"CORS_ORIGINS: {origin} is on another site than {_origin(redirect_uri)}, so browsers would "
                 "not send the session's cookie from there. Set SESSION_COOKIE_SAMESITE=None if that is meant."

@@ -17,6 +17,7 @@ from app.clock import rfc3339
 from app.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_NESTING = 32
 
 View = TypeVar("View", bound=Callable[..., object])
 
@@ -105,6 +106,7 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse)
+        _refuse_nesting(value, MAX_NESTING)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # fails on 1e400, and on half a pair
     except (ValueError, RecursionError):
         raise MalformedRequest("The body is not valid JSON in UTF-8.") from None
@@ -116,6 +118,15 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("a member stands twice")
     return members
+
+
+def _refuse_nesting(value: Any, most: int) -> None:
+    if not isinstance(value, dict | list):
+        return
+    if most == 0:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value:
+        _refuse_nesting(inner, most - 1)
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Promises kept by a list: what has to hold for every route, setting and document."""
 
+import ast
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -182,3 +183,46 @@ def test_a_suite_that_cannot_run_is_named_and_in_ci_a_failure(monkeypatch: pytes
         monkeypatch.setenv("CI", "true")
         with pytest.raises(pytest.fail.Exception, match="apt-get install mariadb-server"):
             start(stack, Missing())
+
+
+def logged_events() -> set[str]:
+    """The names of all events that the product logs."""
+    found = set()
+    for path in [*(ROOT / "app").rglob("*.py"), ROOT / "deploy" / "worker.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
+                and ast.unparse(node.func.value) in ("log", "self.log")
+            ):
+                [event, *_] = node.args
+                assert isinstance(event, ast.Constant), f"{path}:{node.lineno}: an event is a constant"
+                found.add(event.value)
+    return found
+
+
+def test_j3_every_event_is_documented_and_every_documented_one_is_logged() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    table = text.partition("## Log events")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+
+    documented = set(re.findall(r"`(\w+)`", " ".join(rows)))
+
+    assert documented == logged_events()
+
+
+def test_every_requirement_has_a_test_that_is_named_for_it_where_the_page_says() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*\*([A-J]\d+)\*\* \|.*\| ([^|]*) \|$", text, re.MULTILINE)
+    wanted = {"A": 8, "B": 10, "C": 7, "D": 12, "G": 3, "H": 6, "I": 3, "J": 4}
+
+    assert [name for name, _ in rows] == [
+        f"{letter}{number}" for letter, count in wanted.items() for number in range(1, count + 1)
+    ]
+    for name, places in rows:
+        files = re.findall(r"`([\w/.]+\.py)`", places)
+        assert files, name
+        for file in files:
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^\s*def test_{name.lower()}_", source, re.MULTILINE), (name, file)

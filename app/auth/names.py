@@ -9,6 +9,12 @@ _USERNAME = re.compile(r"[^\W_][\w.-]{1,63}")
 # The shape only: whether an address works is known when a mail to it is answered.
 _EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]{1,64}@[^\s@<>()\[\],;:\\\"]+\.[^\s@<>()\[\],;:\\\".]+")
 
+# Letters and marks that are drawn as nothing ("default ignorable", and the blank of Braille). What else
+# is invisible is no letter or not printable.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+
 MAX_EMAIL = 254  # RFC 5321 section 4.5.3.1.3, less the angle brackets
 
 
@@ -20,9 +26,11 @@ def normal_form(text: str) -> str:
 
 def is_username(name: str) -> bool:
     """Whether a name in normal form may be a user name: 2 to 64 characters."""
-    return _USERNAME.fullmatch(name) is not None
+    return _USERNAME.fullmatch(name) is not None and not _INVISIBLE.search(name)
 
 
 def is_email(address: str) -> bool:
     """Whether an address in normal form may be an e-mail address."""
-    return len(address) <= MAX_EMAIL and address.isprintable() and _EMAIL.fullmatch(address) is not None
+    if len(address) > MAX_EMAIL or not address.isprintable() or _INVISIBLE.search(address):
+        return False
+    return _EMAIL.fullmatch(address) is not None

@@ -93,12 +93,9 @@ class PasswordChange(ma.Schema):
     new_password = new_password()
 
 
-class EmailOnly(ma.Schema):
-    email = ma.fields.String(
-        required=True,
-        validate=validate.Length(max=500),
-        metadata={"format": "email", "example": "ada@example.com"},
-    )
+class EmailOnly(Identity):
+    class Meta:
+        exclude = ("username",)
 
 
 class TokenOnly(ma.Schema):

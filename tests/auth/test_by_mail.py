@@ -49,7 +49,7 @@ def stored_tokens(app: Flask) -> list[OneTimeToken]:
 
 
 def test_a_forgotten_password_is_replaced(
-    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     client = new_client()
 
@@ -57,6 +57,7 @@ def test_a_forgotten_password_is_replaced(
     token = token_in(mailbox.wait_for(ADA, RESET))
     assert choose(client, token) == (204, "")
 
+    assert app.extensions["backline"].redis.keys("session*") == []
     assert ada.get("/api/user").status_code == 401
     assert login(new_client(), "ada").status_code == 401
     again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
