@@ -6,9 +6,10 @@ every column of the database, and what our programs print, if they run by `tests
 `leaks.look_at(output, "where")`. `tests/conftest.py` hauls the net in at the end of each test.
 
 Three places are exempt: a session's id in the Set-Cookie that issues it, the access token that
-`GET /api/spotify/token` is there for, and the mails that development prints, with the tokens in them. The `state` of an authorization may stand in the URL of the
-consent page that an answer names, and nowhere else. Left out is what is the same for everybody: the
-examples in the OpenAPI document, and Swagger UI's own files.
+`GET /api/spotify/token` is there for, and the mails that development prints, with the tokens in them.
+The `state` of an authorization may stand in the URL of the consent page that an answer names, and
+nowhere else. Left out is what is the same for everybody: the examples in the OpenAPI document, and
+Swagger UI's own files.
 """
 
 import base64

@@ -272,7 +272,7 @@ def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> It
     with _directory() as home:
         api = Nginx(port, home)
         (home / "nginx.conf").write_text(_nginx_conf(home, port, upstream, changes or {}))
-        _make_certificate(openssl, home)
+        make_certificate(openssl, home, f"DNS:{Nginx.HOST}")
         command = [nginx, "-p", str(home), "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
         try:
             with _process(command, home / "log") as process:
@@ -314,10 +314,10 @@ def _nginx_conf(home: Path, port: int, upstream: int, changes: Mapping[str, str]
     return text
 
 
-def _make_certificate(openssl: str, home: Path) -> None:
-    """One for `Nginx.HOST`, that only who is given it believes."""
+def make_certificate(openssl: str, home: Path, alternative: str) -> None:
+    """`key.pem` and `certificate.pem` for a name such as `DNS:example.com`. Nobody believes it unasked."""
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    name = ["-subj", f"/CN={Nginx.HOST}", "-addext", f"subjectAltName=DNS:{Nginx.HOST}", "-days", "2"]
+    name = ["-subj", "/CN=a test's", "-addext", f"subjectAltName={alternative}", "-days", "2"]
     files = ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
     subprocess.run([openssl, "req", "-x509", *curve, *name, *files], check=True, capture_output=True)
 

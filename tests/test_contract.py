@@ -49,7 +49,10 @@ from tests.sandbox_client import SandboxClient
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.slow,
+]
 
 EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
 WITHOUT_EFFECT = {400, 403, 404, 405, 413, 415}  # as other tests show

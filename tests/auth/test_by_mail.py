@@ -1,10 +1,14 @@
 """What goes by mail: forgotten passwords, and whether an address is its owner's."""
 
 import re
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from aiosmtpd.smtp import AuthResult, LoginPassword
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -16,7 +20,7 @@ from tests.journeys import PASSWORD, login, register, slug
 from tests.mailbox import Mailbox, running_mailbox, token_in
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
-from tests.services import eventually
+from tests.services import eventually, make_certificate
 
 NEW_PASSWORD = "another sentence, and longer"
 ADA = "ada@example.com"
@@ -281,12 +285,51 @@ def test_no_answer_waits_for_the_mail_server(
     eventually(lambda: "mail_not_sent" in caplog.text)
 
 
-def test_a_password_is_not_sent_in_the_clear(env: dict[str, str], app_of: Callable[..., FlaskClient]) -> None:
-    """To loopback it may be; the rule is tried with a name that is not known to be loopback."""
-    with running_mailbox(auth_require_tls=False, auth_required=False) as (box, url):
-        port = url.rsplit(":", 1)[1]
-        register(app_of(MAIL_URL=f"smtp://user:hunter2hunter2@127.0.0.2:{port}"), "ada")
-    assert box.mails == []
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_password_is_sent_in_the_clear_over_loopback_only(
+    app_of: Callable[..., FlaskClient],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    elsewhere: bool,
+) -> None:
+    if elsewhere:
+        monkeypatch.setattr("app.mail.is_loopback", lambda _: False)
+    shown: list[LoginPassword] = []
+
+    def authenticate(*arguments: Any) -> AuthResult:
+        shown.append(arguments[-1])
+        return AuthResult(success=True)
+
+    options = {"auth_require_tls": False, "auth_required": True, "authenticator": authenticate}
+    with running_mailbox(**options) as (box, url):
+        register(app_of(MAIL_URL=url.replace("//", "//us%40example.com:hunter%2Fhunter2@")), "ada")
+        eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
+
+    assert bool(box.mails) is not elsewhere
+    assert {(login.login, login.password) for login in shown} == (
+        set() if elsewhere else {(b"us@example.com", b"hunter/hunter2")}
+    )
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
+    app_of: Callable[..., FlaskClient],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    trusted: bool,
+) -> None:
+    make_certificate("openssl", tmp_path, "IP:127.0.0.1")
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    with running_mailbox(tls_context=context, require_starttls=True) as (box, url):
+        register(app_of(MAIL_URL=url), "ada")
+        eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
+
+    assert bool(box.mails) is trusted
 
 
 def test_without_a_mail_server_development_prints(
