@@ -319,26 +319,6 @@ def test_d12_no_scope_in_the_answer_means_what_was_asked_for(
     assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
 
 
-def test_d6_fifty_callbacks_for_one_account_by_two_users_make_one_link(
-    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
-) -> None:
-    people = [new_client(), new_client()]
-    for client in people:
-        register(client)
-    callbacks = [(client, sandbox.consent(first_visit(client))) for client in people for _ in range(25)]
-
-    def finish(visit: tuple[FlaskClient, str]) -> tuple[int, str]:
-        response = come_back(another_tab(visit[0]), visit[1])
-        return response.status_code, response.text
-
-    with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(finish, callbacks))
-
-    assert len(rows(app)) == 1
-    assert {status for status, _ in answers} == {200, 409}, answers
-    assert sum(status == 200 for status, _ in answers) == 25
-
-
 # --- coming back with an error -------------------------------------------------------------------
 
 
