@@ -37,6 +37,9 @@ View = TypeVar("View", bound=Callable[..., object])
 
 # Probes and the documentation work without Redis.
 _SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
+# Of one user; a sign-in beyond them ends the oldest. Nobody's list grows without end.
+MAX_SESSIONS = 100
+
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 
 
@@ -155,6 +158,8 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             encoded = msgspec.msgpack.encode(data)
             batch.set(key, encoded, ex=self._config.session_idle_seconds, xx=session.stored)
             batch.execute()
+        if data.user_id is not None and not session.stored:
+            self._end_oldest(data.user_id)
         if not session.stored or session.moved:
             response.set_cookie(
                 self._config.session_cookie_name,
@@ -202,6 +207,11 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         self.client.delete(store_id)
         if user_id is not None:
             self.client.zrem(_index(user_id), store_id)
+
+    def _end_oldest(self, user_id: int) -> None:
+        oldest: list[Any] = self.client.zrange(_index(user_id), 0, -MAX_SESSIONS - 1)
+        if oldest:
+            self.end(user_id, {key.decode() for key in oldest}.__contains__)
 
     def of_user(self, user_id: int, current: Session) -> list[ListedSession]:
         """The sessions of a user, the one seen last first.

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app import sessions
 from app.auth import passwords
 from app.database import db, reading
 from app.problems import NotSignedIn
@@ -348,6 +349,21 @@ def test_sessions_that_end_by_themselves_are_not_listed(
 
     assert [session["current"] for session in sessions_of(client)] == [True]
     assert store.zcard(index) == 1
+
+
+def test_h4_nobody_has_more_than_a_hundred_sessions(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sessions.MAX_SESSIONS == 100
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    register(client, "ada")
+    others = [new_client() for _ in range(3)]
+    for other in others:
+        login(other, "ada")
+
+    assert client.get("/api/user").status_code == 401
+    assert [other.get("/api/user").status_code for other in others] == [200] * 3
+    assert len(sessions_of(others[0])) == 3
 
 
 # --- the export ----------------------------------------------------------------------------------
