@@ -159,7 +159,7 @@ class Config:
             session_idle_seconds=read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=1),
             session_max_seconds=read.integer("SESSION_MAX_SECONDS", 30 * 86_400, least=1),
             trusted_proxies=read.integer("TRUSTED_PROXIES", 0, least=0, most=5),
-            trusted_hosts=read.words("TRUSTED_HOSTS"),
+            trusted_hosts=read.host_names("TRUSTED_HOSTS"),
             refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=1, most=86_400),
             refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
             refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
@@ -227,6 +227,14 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{host}{port}"
 
 
+def _is_host(name: str | None) -> bool:
+    """Whether a name could be looked up: `mail..example.com` could not."""
+    try:
+        return bool(name) and bool((name or "").encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _may_be_same_site(one: str, other: str) -> bool:
     """Whether a browser may take two URLs for one site: same scheme, and domain names that end alike.
 
@@ -260,6 +268,13 @@ class _Reader:
 
     def words(self, name: str) -> tuple[str, ...]:
         return tuple(word.strip() for word in self.text(name).split(",") if word.strip())
+
+    def host_names(self, name: str) -> tuple[str, ...]:
+        found = self.words(name)
+        for host in found:
+            if not re.fullmatch(r"\.?[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?", host):
+                self.problems.append(f"{name}: {host!r} is not a host name such as api.example.com.")
+        return found
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
         value = self.text(name, default)
@@ -321,7 +336,7 @@ class _Reader:
         value = self.text(name, default, needed=self.production)
         try:
             parsed = parse_redis_url(value)  # type: ignore[no-untyped-call]
-            good = bool(parsed.get("host") or parsed.get("path"))
+            good = _is_host(parsed.get("host")) or bool(parsed.get("path"))
         except ValueError:
             good = False
         if not good:
@@ -369,13 +384,14 @@ class _Reader:
         value = self.text(name)
         try:
             parts = urlsplit(value)
-            good = not value or (
-                parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
-            )
+            good = parts.scheme in ("smtp", "smtps") and _is_host(parts.hostname) and parts.port != 0
         except ValueError:
             good = False
-        if not good or (value and parts.path.strip("/")):
-            self.problems.append(f"{name} must look like smtp://user:password@mail.example.com:587.")
+        if value and (not good or parts.path.strip("/") or parts.query or parts.fragment):
+            self.problems.append(
+                f"{name} must look like smtp://user:password@mail.example.com:587, with special characters "
+                "of the password percent-encoded (# is %23)."
+            )
         return value
 
     def mail_address(self, name: str, default: str) -> str:

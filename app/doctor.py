@@ -60,7 +60,7 @@ def _database() -> Iterator[Finding]:
     try:
         with db.engine.connect() as connection:
             revision = MigrationContext.configure(connection).get_current_revision()
-    except sa.exc.SQLAlchemyError as error:
+    except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         yield Finding(
             False, f"database: {shown}: {type(error).__name__}", "Is it running? Check DATABASE_URL."
         )
@@ -84,7 +84,7 @@ def _database() -> Iterator[Finding]:
 def _redis() -> Finding:
     try:
         server: Any = parts().redis.info("server")
-    except redis.RedisError as error:
+    except (redis.RedisError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         return Finding(False, f"Redis: {type(error).__name__}", "Is it running? Check REDIS_URL.")
     version = str(server.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
@@ -102,7 +102,7 @@ def _mail() -> Finding:
         )
     try:
         mailer.examine()
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, smtplib.SMTPException, ValueError) as error:  # a password that is not ASCII
         return Finding(False, f"mail: {host}: {type(error).__name__}", "Is it right? Check MAIL_URL.")
     return Finding(True, f"mail: {host} answers, from {parts().config.mail_from}")
 

@@ -28,11 +28,15 @@ class Door:
         if not self._away:
             return self._try(connect)
         if not self._turn.acquire(timeout=self._turn_seconds):
-            raise refusal
-        try:
+            if self._away:
+                raise refusal
             return self._try(connect)
+        try:
+            if self._away:
+                return self._try(connect)
         finally:
             self._turn.release()
+        return self._try(connect)  # it is back, so nobody need wait for anybody
 
     def _try(self, connect: Callable[[], T]) -> T:
         try:

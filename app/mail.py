@@ -1,17 +1,18 @@
 """Mail to people: sent from the background, so that no answer waits for a mail server or tells by its
 time whether a mail was sent."""
 
+import atexit
 import logging
 import smtplib
 import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
+from queue import Full, Queue
 from urllib.parse import unquote, urlsplit
 
 from flask import Flask, current_app
@@ -24,6 +25,8 @@ SECONDS = 10  # for each step of the conversation with the mail server
 TRIES, PAUSE_SECONDS = 3, 2.0
 HEAD_START_SECONDS = 0.1
 MOST_WAITING = 1000
+THREADS = 2
+CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class Mailer:
         self._url = urlsplit(config.mail_url)
         self._from = config.mail_from
         self.prints = not config.mail_url and config.app_env == "development"
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="mail")
-        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
-        self._closing = threading.Event()
+        self._waiting: Queue[tuple[Flask, Callable[[], Mail | None]]] = Queue(MOST_WAITING)
+        self._starting, self._closing = threading.Lock(), threading.Event()
+        self._started = False
 
     @property
     def works(self) -> bool:
@@ -61,15 +64,35 @@ class Mailer:
     def soon(self, write: Callable[[], Mail | None]) -> None:
         """Write a mail and send it, both in the background. `None` is no mail."""
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-        if not self.works or not self._waiting.acquire(blocking=False):
-            log.error("mail_not_sent", extra={"reason": "too many waiting" if self.works else "no MAIL_URL"})
+        if not self.works:
+            log.error("mail_not_sent", extra={"reason": "no MAIL_URL"})
             return
-        self._pool.submit(self._work, app, write)
+        try:
+            self._waiting.put_nowait((app, write))
+        except Full:
+            log.error("mail_not_sent", extra={"reason": "too many waiting"})
+            return
+        with self._starting:
+            if not self._started:
+                for number in range(THREADS):
+                    threading.Thread(target=self._send_on, name=f"mail-{number}", daemon=True).start()
+                atexit.register(self.close)
+                self._started = True
 
     def close(self) -> None:
-        """Send what is waiting, each in one more try; take no more."""
+        """Send what is waiting, without new tries, but do not hold up the end of the process for long."""
         self._closing.set()
-        self._pool.shutdown()
+        with self._waiting.all_tasks_done:
+            self._waiting.all_tasks_done.wait_for(lambda: not self._waiting.unfinished_tasks, CLOSE_SECONDS)
+            left = self._waiting.unfinished_tasks
+        if left:
+            log.error("mail_not_sent", extra={"reason": "the process ended", "mails": left})
+
+    def _send_on(self) -> None:
+        while True:
+            app, write = self._waiting.get()
+            self._work(app, write)
+            self._waiting.task_done()
 
     def _work(self, app: Flask, write: Callable[[], Mail | None]) -> None:
         # Until whoever asked has been answered: writing would slow that down, and tell that there is a mail.
@@ -81,8 +104,6 @@ class Mailer:
                 self._send(mail)
         except Exception:
             log.exception("mail_failed")
-        finally:
-            self._waiting.release()
 
     def _send(self, mail: Mail) -> None:
         if self.prints:
@@ -95,7 +116,7 @@ class Mailer:
         message.set_content(mail.text)
         for last in (False,) * (TRIES - 1) + (True,):
             try:
-                self._hand_over(message)
+                self._hand_over(message, mail.to)
             except (OSError, smtplib.SMTPException) as error:
                 # The reason's class only: a server's words may quote the address.
                 log.error("mail_not_sent", extra={"reason": type(error).__name__, "final": last})
@@ -105,9 +126,10 @@ class Mailer:
                 log.info("mail_sent")
                 return
 
-    def _hand_over(self, message: EmailMessage) -> None:
+    def _hand_over(self, message: EmailMessage, to: str) -> None:
         with self._connection() as server:
-            server.send_message(message)
+            # To the address as it is, not to what may be read into a header of that text.
+            server.send_message(message, to_addrs=[to])
 
     @contextmanager
     def _connection(self) -> Iterator[smtplib.SMTP]:

@@ -67,13 +67,15 @@ class Outbound:
         """Close the connections that are kept for the next call."""
         self._session.close()
 
-    def send(self, method: str, url: str, **request: Any) -> Answer:
+    def send(self, method: str, url: str, *, within: float = TOTAL_SECONDS, **request: Any) -> Answer:
         """Send one request; keyword arguments are those of `requests.Session.request`.
+
+        The whole answer has to arrive `within` so many seconds.
 
         Raises:
             NoAnswer: whatever kept a whole answer from arriving. The request may have had its effect.
         """
-        _deadline.at = time.monotonic() + TOTAL_SECONDS
+        _deadline.at = time.monotonic() + within
         try:
             with self._session.request(
                 method,

@@ -273,6 +273,7 @@ class _LastResort:
         app.wsgi_app = self  # type: ignore[method-assign]
         app.process_response = self.finish  # type: ignore[method-assign]
         app.handle_exception = self.handle  # type: ignore[assignment]
+        app.log_exception = self.log  # type: ignore[method-assign]
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         begun: list[Any] = []
@@ -293,6 +294,10 @@ class _LastResort:
             return self._handle(error)
         log.error("dependency_unavailable", extra={"reason": type(error.__cause__ or error).__name__})
         return self._app.finalize_request(respond(problem), from_error_handler=True)
+
+    def log(self, exc_info: Any) -> None:
+        """Log what nobody foresaw. Flask's own line has the path in it, which the caller chose."""
+        log.error("request_failed", exc_info=exc_info)
 
     def finish(self, response: Response) -> Response:
         """What is done to every answer. Where that was the error, it would only fail again."""

@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import redis
@@ -37,10 +37,15 @@ View = TypeVar("View", bound=Callable[..., object])
 
 # Probes and the documentation work without Redis.
 _SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
+_SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
+
 # Of one user; a sign-in beyond them ends the oldest. Nobody's list grows without end.
 MAX_SESSIONS = 100
 
-_SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
+
+# What is planted in Redis must be no more than wrong: neither overflow a column nor last forever.
+RowId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**32)]
 
 
 class SessionData(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,12 +55,12 @@ class SessionData(msgspec.Struct, forbid_unknown_fields=True):
     once have nothing of each other's to lose.
     """
 
-    created_at: float
-    user_id: int | None = None
+    created_at: Moment
+    user_id: RowId | None = None
     epoch: int = 0
     address: str = ""
     user_agent: str = ""
-    spotify_user_id: int | None = None
+    spotify_user_id: RowId | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def _end_oldest(self, user_id: int) -> None:
         oldest: list[Any] = self.client.zrange(_index(user_id), 0, -MAX_SESSIONS - 1)
         if oldest:
-            self.end(user_id, {key.decode() for key in oldest}.__contains__)
+            self.end(user_id, lambda key: key.encode() in oldest)
 
     def of_user(self, user_id: int, current: Session) -> list[ListedSession]:
         """The sessions of a user, the one seen last first.

@@ -55,15 +55,15 @@ end
 return 0
 """
 
-# Takes back a guess that was none: it was right, or nobody looked at it. A wait that others' failures
-# have earned goes on.
+# Takes back a guess that was none: it was right, or nobody looked at it. A guess is let pass only where
+# no wait is pending, so the wait that stands there now is its own.
 _TAKE_BACK = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+    redis.call('HINCRBY', KEYS[1], 'failures', -1)
+    redis.call('HDEL', KEYS[1], 'until')
+end
 for _, key in ipairs({KEYS[2], KEYS[3]}) do
     if redis.call('EXISTS', key) == 1 then redis.call('DECR', key) end
-end
-if redis.call('EXISTS', KEYS[1]) == 1 then
-    local failures = redis.call('HINCRBY', KEYS[1], 'failures', -1)
-    if failures < tonumber(ARGV[1]) then redis.call('HDEL', KEYS[1], 'until') end
 end
 """
 
@@ -107,9 +107,9 @@ def one_guess(account: str) -> Iterator[None]:
     except BaseException:
         # A server's trouble is not the caller's failure.
         with suppress(redis.RedisError):
-            store.eval(_TAKE_BACK, 3, *keys, str(FREE_GUESSES))
+            store.eval(_TAKE_BACK, 3, *keys)
         raise
-    store.eval(_TAKE_BACK, 3, *keys, str(FREE_GUESSES))
+    store.eval(_TAKE_BACK, 3, *keys)
     store.delete(*keys[:2])
 
 

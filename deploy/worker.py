@@ -4,13 +4,14 @@ A request that gunicorn cannot read never reaches the app. By default it is answ
 quotes it, and logged with what was quoted: a request line may hold the code and state of a Spotify flow.
 
 The arbiter loads this file, so it must not import the app at the top: workers that a HUP starts would
-inherit the old code.
+inherit the old code. (They do inherit `config.py`: a release that changes it needs a restart.)
 """
 
 import json
 import logging
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -33,6 +34,19 @@ REFUSALS: dict[type[Exception], tuple[int, str]] = {
 
 # Errors that share a class with refusals, and are not the client's.
 OURS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
+
+
+# Closing a connection waits up to two seconds for the other side to close as well. gunicorn does that in
+# the one thread that accepts connections: a few clients that linger would stop the whole worker.
+_close_gracefully = util.close_graceful
+_closers = ThreadPoolExecutor(8, thread_name_prefix="close")
+
+
+def _close_elsewhere(*arguments: Any, **options: Any) -> None:
+    _closers.submit(_close_gracefully, *arguments, **options)
+
+
+util.close_graceful = _close_elsewhere
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types

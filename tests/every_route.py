@@ -18,7 +18,6 @@ from werkzeug.test import TestResponse
 from app.auth import passwords
 from app.auth.guard import Access
 from app.database import db, writing
-from app.mail import MOST_WAITING
 from tests.journeys import connect, login, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually
@@ -118,7 +117,7 @@ def ada(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
 def settled(app: Flask) -> None:
     """Wait until nothing is left to do in the background."""
     waiting = app.extensions["backline"].mailer._waiting
-    eventually(lambda: waiting._value == MOST_WAITING)
+    eventually(lambda: waiting.unfinished_tasks == 0)
 
 
 class Picture:

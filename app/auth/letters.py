@@ -36,10 +36,10 @@ def password_changed(user: User) -> Mail:
     )
 
 
-def email_changed(old_address: str, user: User) -> Mail:
-    """Tells the old address that another one has taken its place; a new password would go to that one."""
+def email_changed(user: User) -> Mail:
+    """Tells the address, which is still the old one, that another is taking its place."""
     return Mail(
-        old_address,
+        user.email,
         "Your address was changed",
         f"Hello {user.username},\n\nyour account has another address now. If this was not you, somebody "
         f"knows your password. Please tell the people who run {parts().config.frontend_url}.\n",

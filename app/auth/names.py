@@ -24,6 +24,14 @@ def normal_form(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
+def address_form(text: str) -> str:
+    """The normal form of an e-mail address: the same, but lower case.
+
+    Folding would make `straße` into `strasse`, which is another domain, and mail would go there.
+    """
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).strip()
+
+
 def is_username(name: str) -> bool:
     """Whether a name in normal form may be a user name: 2 to 64 characters."""
     return _USERNAME.fullmatch(name) is not None and not _INVISIBLE.search(name)
@@ -33,4 +41,6 @@ def is_email(address: str) -> bool:
     """Whether an address in normal form may be an e-mail address."""
     if len(address) > MAX_EMAIL or not address.isprintable() or _INVISIBLE.search(address):
         return False
+    if "=?" in address:
+        return False  # in a mail's header it would be read as encoded text (RFC 2047), for another address
     return _EMAIL.fullmatch(address) is not None

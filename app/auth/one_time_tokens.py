@@ -40,15 +40,20 @@ def spend(db: Session, token: str, purpose: Purpose) -> User:
     Raises:
         InvalidToken: it is unknown, used or expired, or was sent to an address that is no longer theirs.
     """
-    # The user first: everybody locks in this order, so that nobody deadlocks.
     owner = owner_of(db, token, purpose)
-    user = db.scalar(sa.select(User).where(User.id == owner.id).with_for_update())
-    row = db.scalar(sa.select(OneTimeToken.id).where(*_good(db, token, purpose)))
-    if user is None or row is None:
-        raise InvalidToken
+    # The user first: everybody locks in this order, so that nobody deadlocks. What was read before the
+    # lock may have changed, so all of it is read again.
+    again = sa.select(User).where(User.id == owner.id).with_for_update()
+    db.scalar(again.execution_options(populate_existing=True))
+    user = owner_of(db, token, purpose)
+    use_up(db, user, purpose)
+    return user
+
+
+def use_up(db: Session, user: User, purpose: Purpose) -> None:
+    """Let no token of this purpose be good any more."""
     used = sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, OneTimeToken.purpose == purpose)
     db.execute(used)
-    return user
 
 
 def owner_of(db: Session, token: str, purpose: Purpose) -> User:

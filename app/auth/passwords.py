@@ -35,9 +35,9 @@ _line = threading.Lock()
 def refuse_guessable(password: str, *, field: str, username: str = "", email: str = "") -> None:
     """See that a password is none that is tried first.
 
-    Those are the common ones (`common_passwords.txt`), the product's words and the person's own
-    name or address, also with digits and signs around them. Nothing is asked of how it is composed
-    (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
+    Those are the common ones (`common_passwords.txt`), and the product's words and the person's own
+    name or address, these also with digits and signs around them. Nothing is asked of how a password
+    is composed (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
 
     Raises:
         ValidationError: under the name of the field.

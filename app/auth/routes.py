@@ -6,7 +6,7 @@ from flask import Response, session
 
 from app import sessions, throttle
 from app.api import Blueprint
-from app.auth import names, registration
+from app.auth import registration
 from app.auth.guard import current_user, open_to_all, require_user, signed_in
 from app.auth.schemas import Credentials, EmailOnly, NewPassword, Registration, SessionOut, TokenOnly
 from app.auth.sign_in import authenticate, sign_in
@@ -38,8 +38,8 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     A Spotify connection that this visitor made before moves to the account. A mail asks whether the
     address is theirs.
     """
+    # Without Redis nobody gets further: or there would be an account, and its maker told that there is none.
     throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
-    sessions.require_store()  # or there would be an account, and its maker told that there is none
     visitors_link_id = None if current_user() else session.get("spotify_user_id")
     user = registration.create_account(**new, visitors_link_id=visitors_link_id)
     sign_in(user)
@@ -100,12 +100,12 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     Answers the same, in the same time, whether or not there is such an account.
     """
     _require_mail()
-    address = names.normal_form(wanted["email"])
+    address = wanted["email"]
     throttle.count("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
     with reading() as db:
         user = db.scalar(sa.select(User).where(User.email == address))
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if account.may_be_mailed(address) and user is not None:
+    if account.may_be_mailed(address, Purpose.PASSWORD_RESET) and user is not None:
         account.mail_token(user, Purpose.PASSWORD_RESET)
     return Response(status=202)
 
@@ -134,7 +134,7 @@ def ask_for_email_verification() -> Response:
     _require_mail()
     user = require_user()
     if not user.email_verified:
-        account.count_mail(user.email)
+        account.count_mail(user.email, Purpose.EMAIL_VERIFICATION)
         account.mail_token(user, Purpose.EMAIL_VERIFICATION)
     return Response(status=202)
 

@@ -49,12 +49,12 @@ class Identity(ma.Schema):
     @ma.post_load
     def normalise(self, data: dict[str, Any], **_kwargs: object) -> dict[str, Any]:
         errors = {}
-        for field, good, message in (
-            ("username", names.is_username, BAD_USERNAME),
-            ("email", names.is_email, BAD_EMAIL),
+        for field, form, good, message in (
+            ("username", names.normal_form, names.is_username, BAD_USERNAME),
+            ("email", names.address_form, names.is_email, BAD_EMAIL),
         ):
             if field in data:
-                data[field] = names.normal_form(data[field])
+                data[field] = form(data[field])
                 if not good(data[field]):
                     errors[field] = [message]
         if errors:

@@ -26,10 +26,10 @@ def authenticate(login: str, password: str) -> User:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    wanted = names.normal_form(login)
-    with throttle.one_guess(wanted):
+    name, address = names.normal_form(login), names.address_form(login)
+    with throttle.one_guess(name):
         with reading() as db:
-            found = db.scalar(sa.select(User).where(sa.or_(User.username == wanted, User.email == wanted)))
+            found = db.scalar(sa.select(User).where(sa.or_(User.username == name, User.email == address)))
         user = _with_password(found, password)
     if passwords.is_outdated(user.password_hash):
         _rehash(user, password)

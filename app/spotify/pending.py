@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 LIFE_SECONDS = 600
 RESULT_SECONDS = 60  # how long after its end an authorization's result can be asked for
-WAIT_SECONDS = 12.0  # for the twin that is at it; longer than its calls to Spotify take
+WAIT_SECONDS = 15.0  # for the twin that is at it; its calls to Spotify take 14 s at most
 
 
 class Pending(msgspec.Struct):

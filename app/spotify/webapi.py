@@ -20,6 +20,11 @@ class Profile:
     country: str | None
 
 
+# A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
+# before a proxy loses patience.
+ME_SECONDS = 4.0
+
+
 class SpotifyWebApi:
     def __init__(self, config: Config, outbound: Outbound) -> None:
         self._config = config
@@ -37,6 +42,7 @@ class SpotifyWebApi:
             answer = self._outbound.send(
                 "GET",
                 f"{self._config.spotify_api_url}/me",
+                within=ME_SECONDS,
                 headers={"Authorization": f"Bearer {access_token}", "Accept": "application/json"},
             )
         except NoAnswer as error:

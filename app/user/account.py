@@ -20,31 +20,34 @@ log = logging.getLogger(__name__)
 MAILS_AN_HOUR = 5
 
 
-def change_profile(user: User, *, username: str, email: str) -> User:
-    """Give the account another name or address. A new address is not verified yet.
+def change_profile(user: User, *, username: str | None, email: str | None) -> User:
+    """Give the account another name or address, each only if it is given: another tab may change the other.
+
+    A new address is not verified yet; the old one is told.
 
     Raises:
         UsernameTaken, EmailTaken
+        InvalidCredentials: the password that was proved for the address has been changed meanwhile.
     """
-    old_address = user.email
 
-    def unit(db: Session) -> User:
-        row = _locked(db, user)
-        if username != row.username:
+    def unit(db: Session) -> tuple[User, Mail | None]:
+        row, news = _locked(db, user, proved=email is not None), None
+        if username is not None and username != row.username:
             refuse_taken(db, username=username)
             row.username = username
-        if email != row.email:
+        if email is not None and email != row.email:
             refuse_taken(db, email=email)
+            news = letters.email_changed(row) if row.email_verified else None
             row.email, row.email_verified_at = email, None
         db.flush()
-        return row
+        return row, news
 
-    changed = write_again_on_conflict(unit)
-    if changed.username != user.username:
+    changed, news = write_again_on_conflict(unit)
+    if username is not None:
         log.info("username_changed")
-    if changed.email != old_address:
+    if email is not None:
         log.info("email_changed")
-        parts().mailer.soon(lambda: letters.email_changed(old_address, changed))
+        _tell(news)
         ask_to_verify(changed)
     return changed
 
@@ -57,19 +60,14 @@ def change_password(user: User, new_password: str) -> User:
         ValidationError: the new one is too easy to guess.
     """
     passwords.refuse_guessable(new_password, field="new_password", username=user.username, email=user.email)
-    proved = user.password_hash
     with passwords.turn():
         password_hash = passwords.hash_password(new_password)
 
-    def unit(db: Session) -> User:
-        row = _locked(db, user)
-        if row.password_hash != proved:
-            raise InvalidCredentials("The password has been changed meanwhile.")
-        return store_password(row, password_hash)
-
-    changed = write_again_on_conflict(unit)
+    changed = write_again_on_conflict(
+        lambda db: _store_password(db, _locked(db, user, proved=True), password_hash)
+    )
     log.info("password_changed")
-    parts().mailer.soon(lambda: letters.password_changed(changed))
+    _tell(letters.password_changed(changed) if changed.email_verified else None)
     return changed
 
 
@@ -90,19 +88,23 @@ def reset_password(token: str, password: str) -> User:
         password_hash = passwords.hash_password(password)
 
     def unit(db: Session) -> User:
-        user = store_password(one_time_tokens.spend(db, token, purpose), password_hash)
+        user = _store_password(db, one_time_tokens.spend(db, token, purpose), password_hash)
         user.email_verified_at = user.email_verified_at or utc_now()
         return user
 
     user = write_again_on_conflict(unit)
     log.info("password_reset", extra={"account": user.id})
-    parts().mailer.soon(lambda: letters.password_changed(user))
+    _tell(letters.password_changed(user))
     return user
 
 
-def store_password(user: User, password_hash: str) -> User:
-    """Put a new password's hash into a locked row, and end what the old one began."""
+def _store_password(db: Session, user: User, password_hash: str) -> User:
+    """Put a new password's hash into a locked row, and end what the old one began.
+
+    Tokens for yet another one as well: who reads the mailbox must not undo what its owner has just done.
+    """
     user.password_hash, user.session_epoch = password_hash, user.session_epoch + 1
+    one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
     return user
 
 
@@ -123,26 +125,26 @@ def verify_email(token: str) -> User:
 
 def ask_to_verify(user: User) -> None:
     """Mail a new address the question whether it is its owner's, where mail can be sent at all."""
-    if parts().mailer.works and may_be_mailed(user.email):
+    if parts().mailer.works and may_be_mailed(user.email, Purpose.EMAIL_VERIFICATION):
         mail_token(user, Purpose.EMAIL_VERIFICATION)
 
 
-def may_be_mailed(address: str) -> bool:
+def may_be_mailed(address: str, purpose: Purpose) -> bool:
     """Count a mail. False if there have been too many to this address this hour: then nobody is told."""
     try:
-        count_mail(address)
+        count_mail(address, purpose)
     except TooManyAttempts:
         return False
     return True
 
 
-def count_mail(address: str) -> None:
+def count_mail(address: str, purpose: Purpose) -> None:
     """Count a mail with a token to this address, of which somebody else may have made the request.
 
     Raises:
         TooManyAttempts
     """
-    throttle.count("mails", address, most=MAILS_AN_HOUR)
+    throttle.count("mails", f"{purpose} {address}", most=MAILS_AN_HOUR)
 
 
 def mail_token(user: User, purpose: Purpose) -> None:
@@ -156,21 +158,38 @@ def mail_token(user: User, purpose: Purpose) -> None:
 
 
 def erase(user: User) -> None:
-    """Delete the account with all that hangs on it: link, Spotify's tokens, history, mailed tokens."""
+    """Delete the account with all that hangs on it: link, Spotify's tokens, history, mailed tokens.
+
+    Raises:
+        InvalidCredentials: the password that was proved has been changed meanwhile.
+    """
 
     def unit(db: Session) -> None:
+        _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
         links = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
-        # The rest goes by ON DELETE CASCADE. The history outlives a link, but not its owner.
+        # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
 
     write_again_on_conflict(unit)
     log.info("account_deleted")
-    parts().mailer.soon(lambda: letters.account_deleted(user))
+    _tell(letters.account_deleted(user) if user.email_verified else None)
 
 
-def _locked(db: Session, user: User) -> User:
+def _tell(news: Mail | None) -> None:
+    """Send news, which go to verified addresses only: others may be a stranger's, who must not be flooded."""
+    if news is not None:
+        parts().mailer.soon(lambda: news)
+
+
+def _locked(db: Session, user: User, *, proved: bool = False) -> User:
+    """The account's row as it is now, locked.
+
+    `proved` says that the person has shown the password of `user`, which must still be the account's.
+    """
     row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
     if row is None:
         raise NotSignedIn
+    if proved and row.password_hash != user.password_hash:
+        raise InvalidCredentials("The password has been changed meanwhile.")
     return row

@@ -43,13 +43,17 @@ def change(wanted: dict[str, str]) -> User:
     """
     user = require_user()
     username, email = wanted.get("username", user.username), wanted.get("email", user.email)
+    if email != user.email and "current_password" not in wanted:
+        raise ValidationError(errors={"current_password": ["A new address needs the password."]})
     if (username, email) != (user.username, user.email):
         throttle.count("profile-changes", str(user.id), most=PROFILE_CHANGES)
     if email != user.email:
-        if "current_password" not in wanted:
-            raise ValidationError(errors={"current_password": ["A new address needs the password."]})
         prove(user, wanted["current_password"])
-    return account.change_profile(user, username=username, email=email)
+    return account.change_profile(
+        user,
+        username=username if username != user.username else None,
+        email=email if email != user.email else None,
+    )
 
 
 @blueprint.put("/api/user/password")

@@ -1,7 +1,10 @@
 """What goes by mail: forgotten passwords, and whether an address is its owner's."""
 
 import re
+import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,18 @@ import sqlalchemy as sa
 from aiosmtpd.smtp import AuthResult, LoginPassword
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
 
-from app.database import reading
-from app.models import OneTimeToken
+from app.auth import one_time_tokens
+from app.database import reading, writing
+from app.models import OneTimeToken, Purpose, User
 from app.spotify import upkeep
 from tests.conftest import running_app
 from tests.journeys import PASSWORD, login, register, slug
 from tests.mailbox import Mailbox, running_mailbox, token_in
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
-from tests.services import eventually, make_certificate
+from tests.services import ROOT, eventually, make_certificate, process_environment
 
 NEW_PASSWORD = "another sentence, and longer"
 ADA = "ada@example.com"
@@ -126,6 +131,47 @@ def test_a_token_is_for_the_address_it_was_sent_to(ada: FlaskClient, mailbox: Ma
     assert choose(ada, token) == (400, "invalid-token")
 
 
+def test_a_token_dies_with_the_password_it_would_replace(ada: FlaskClient, mailbox: Mailbox) -> None:
+    """Who reads the mailbox must not undo what its owner has just done."""
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert ada.put("/api/user/password", json=body).status_code == 204
+
+    assert choose(ada, token, "yet another sentence") == (400, "invalid-token")
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)  # SQLite lets nothing come in between
+@pytest.mark.parametrize("changed", ["email", "password"])
+def test_what_changes_while_a_token_is_spent_is_seen(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    ask(ada)
+    reset = token_in(mailbox.wait_for(ADA, RESET))
+    verification = token_in(mailbox.wait_for(ADA, VERIFY))
+    owner_of, looked = one_time_tokens.owner_of, []
+
+    def change_after_the_first_look(db: Session, token: str, purpose: Purpose) -> User:
+        found = owner_of(db, token, purpose)
+        looked.append(found)
+        if len(looked) == 1 + (changed == "password"):  # the route of the reset looks once before
+            with writing() as other:
+                new = {"email": "new@example.com"} if changed == "email" else {"session_epoch": 5}
+                other.execute(sa.update(User).values(**new))
+        return found
+
+    monkeypatch.setattr(one_time_tokens, "owner_of", change_after_the_first_look)
+    if changed == "email":
+        assert ada.put("/api/email-verification", json={"token": verification}).status_code == 400
+    else:
+        assert choose(ada, reset) == (204, "")
+
+    with app.app_context(), reading() as db:
+        user = db.scalars(sa.select(User)).one()
+    assert user.email_verified is (changed == "password")
+    assert user.session_epoch == (6 if changed == "password" else 0)
+
+
 def test_a_token_is_for_one_purpose(ada: FlaskClient, mailbox: Mailbox) -> None:
     token = token_in(mailbox.wait_for(ADA, VERIFY))
 
@@ -189,7 +235,7 @@ def test_nobodys_mailbox_is_flooded(ada: FlaskClient, mailbox: Mailbox, app: Fla
     assert [ask(ada) for _ in range(8)] == [202] * 8  # who asks does not learn that it was too often
 
     app.extensions["backline"].mailer.close()
-    assert len(mailbox.to(ADA, RESET)) == 4  # and the mail of the registration
+    assert len(mailbox.to(ADA, RESET)) == 5
 
 
 def test_mails_are_asked_for_fifty_times_an_hour_from_one_address(ada: FlaskClient) -> None:
@@ -223,9 +269,23 @@ def test_the_mail_can_be_asked_for_again(ada: FlaskClient, mailbox: Mailbox, app
 
 
 def test_asking_too_often_is_told(ada: FlaskClient) -> None:
+    ask(ada)  # which does not count here: anybody can do that
     answers = [ada.post("/api/email-verification").status_code for _ in range(5)]
 
     assert answers == [202] * 4 + [429]  # the mail of the registration was the first
+
+
+def test_an_address_that_is_nobodys_for_sure_gets_no_news(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask
+) -> None:
+    """It may be a stranger's, whom somebody wants to flood."""
+    for address in ("stranger@example.com", ADA, "stranger@example.com"):
+        change = {"email": address, "current_password": PASSWORD}
+        assert ada.patch("/api/user", json=change).status_code == 200
+    ada.delete("/api/user", json={"password": PASSWORD})
+
+    app.extensions["backline"].mailer.close()
+    assert {mail["Subject"] for mail in mailbox.mails} == {VERIFY}
 
 
 def test_a_new_address_is_verified_anew_and_the_old_one_told(ada: FlaskClient, mailbox: Mailbox) -> None:
@@ -244,12 +304,14 @@ def test_a_new_address_is_verified_anew_and_the_old_one_told(ada: FlaskClient, m
 def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
 ) -> None:
-    token = token_in(mailbox.wait_for(ADA, VERIFY))
+    ada.put("/api/email-verification", json={"token": token_in(mailbox.wait_for(ADA, VERIFY))})
+    ask(ada)
+    token = token_in(mailbox.wait_for(ADA, RESET))
 
     ada.delete("/api/user", json={"password": PASSWORD})
 
     assert mailbox.wait_for(ADA, "Your account is deleted")
-    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+    assert choose(ada, token) == (400, "invalid-token")
 
 
 # --- the mail server -----------------------------------------------------------------------------
@@ -272,6 +334,43 @@ def test_a_mail_server_that_fails_is_asked_again(ada: FlaskClient, mailbox: Mail
     mailbox.refuse = None
 
     assert mailbox.wait_for(ADA, RESET)
+
+
+@pytest.mark.processes
+def test_a_mail_server_that_hangs_does_not_hold_up_the_end_of_the_process(env: dict[str, str]) -> None:
+    """Not for longer than its bound; a process that waits for a mail to each of many would never end."""
+    program = (
+        "from wsgi import app\n"
+        "with app.app_context():\n"
+        "    mailer = app.extensions['backline'].mailer\n"
+        "    from app.mail import Mail\n"
+        "    for _ in range(20):\n"
+        "        mailer.soon(lambda: Mail('ada@example.com', 'x', 'y'))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**process_environment(env), "MAIL_URL": f"smtp://127.0.0.1:{port}"},
+            capture_output=True,
+            text=True,
+            timeout=60,  # 20 mails, 3 tries of 10 s each: it would be 300
+            check=False,
+        )
+
+    assert done.returncode == 0, done.stderr
+    assert '"reason": "the process ended", "mails": 20' in done.stderr
+
+
+def test_a_mail_goes_to_the_address_and_not_to_what_a_header_makes_of_it(
+    mailbox: Mailbox, client: FlaskClient
+) -> None:
+    body = {"username": "ada", "email": "=?utf-8?q?ceo?=@corp.example", "password": PASSWORD}
+
+    response = client.post("/api/register", json=body)
+
+    assert (response.status_code, list(response.json["errors"])) == (422, ["email"])
 
 
 def test_no_answer_waits_for_the_mail_server(

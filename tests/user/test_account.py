@@ -15,10 +15,12 @@ from flask.testing import FlaskClient
 from app import sessions
 from app.auth import passwords
 from app.database import db, reading
+from app.models import User
 from app.problems import NotSignedIn
 from app.spotify import links
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
+from app.user import account
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
@@ -83,6 +85,33 @@ def test_what_is_taken_stays_taken(
 
     assert (response.status_code, slug(response)) == (409, problem)
     assert client.get("/api/user").json == before
+
+
+def test_b4_two_tabs_that_change_different_things_lose_nothing(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tab that began first ends last: it must not put back what the other one has changed."""
+    register(client, "ada")
+    begun, go_on = threading.Event(), threading.Event()
+    change_profile = account.change_profile
+
+    def change_late(user: User, *, username: str | None, email: str | None) -> User:
+        if username is not None:
+            begun.set()
+            assert go_on.wait(30)
+        return change_profile(user, username=username, email=email)
+
+    monkeypatch.setattr(account, "change_profile", change_late)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(another_tab(client).patch, "/api/user", json={"username": "lovelace"})
+        assert begun.wait(30)
+        change = {"email": "new@example.com", "current_password": PASSWORD}
+        assert client.patch("/api/user", json=change).status_code == 200
+        go_on.set()
+        assert slow.result().status_code == 200
+
+    user = client.get("/api/user").json
+    assert (user["username"], user["email"]) == ("lovelace", "new@example.com")
 
 
 def test_nothing_to_change_changes_nothing(client: FlaskClient) -> None:
@@ -411,14 +440,17 @@ def test_a_deleted_account_leaves_nothing(
     register(client, "ada")
     connect(client, sandbox)
     login(elsewhere := new_client(), "ada")
-    new_client().post("/api/login", json={"login": "ada", "password": "not the password"})
+    (other := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.9"
+    other.post("/api/login", json={"login": "ada", "password": "not the password"})
 
     assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
     assert set(rows(app).values()) == {0}
     left = {key.decode().rsplit(":", 1)[0] for key in store_of(app).keys("*")}
     # How often somebody at this address was wrong, and has registered, says nothing about the person.
-    assert left <= {"throttle:address", "throttle:registrations", "throttle:mails", "authorized"}
+    assert left <= {f"throttle:{kind}" for kind in ("address", "registrations", "mails", "pair")} | {
+        "authorized"
+    }
     assert client.get_cookie("session") is None
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}
@@ -434,6 +466,24 @@ def test_deleting_needs_the_password(client: FlaskClient, app: Flask) -> None:
 
     assert (wrong.status_code, slug(wrong)) == (401, "invalid-credentials")
     assert (without.status_code, list(without.json["errors"])) == (422, ["password"])
+    assert rows(app)["users"] == 1
+
+
+def test_a_deletion_does_not_outlive_the_password_it_was_proved_with(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch, app: Flask
+) -> None:
+    register(client, "ada")
+    login(other := new_client(), "ada")
+    erase = account.erase
+
+    def erase_late(user: User) -> None:
+        assert change_password(other, PASSWORD, NEW_PASSWORD) == 204
+        erase(user)
+
+    monkeypatch.setattr(account, "erase", erase_late)
+    response = client.delete("/api/user", json={"password": PASSWORD})
+
+    assert (response.status_code, slug(response)) == (401, "invalid-credentials")
     assert rows(app)["users"] == 1
 
 
