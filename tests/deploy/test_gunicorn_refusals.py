@@ -5,7 +5,8 @@ import logging
 import signal
 import socket
 import sys
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 from typing import Any, NoReturn
 
 import pytest
@@ -65,6 +66,19 @@ def test_i1_h2_k4_d11_a_refusal_is_a_problem_that_quotes_nothing(api: Server, ca
     assert line["event"] == "request_refused"
     assert (line["status"], line["logger"]) == (status, "gunicorn.error")
     assert CODE not in api.log
+
+
+def test_clients_that_linger_do_not_stop_the_worker(api: Server) -> None:
+    """Each is answered and does not close; gunicorn would wait two seconds for one after another."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(6):
+            lingering = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+            lingering.sendall(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n")
+            assert lingering.recv(4096)
+        assert plainly(api.port, request("GET", "/livez", host="127.0.0.1")).status == 200
+
+    assert time.monotonic() - began < 6  # and not twelve
 
 
 def refusals_logged(api: Server, answer: Answer) -> list[dict[str, Any]]:
