@@ -7,8 +7,7 @@
 - The cookie is set once per id, and deleted with the attributes it was set with.
 - Strangers get neither a cookie nor a key.
 
-Beside them stands an index by user, so that people can see and end their sessions. It decides
-nothing: what is signed in is decided by the session itself, and its `epoch` (`app.auth.guard`).
+Beside them stands an index by user (`app.session_index`).
 """
 
 import hashlib
@@ -17,9 +16,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import redis
@@ -29,6 +26,7 @@ from flask_session.redis import RedisSessionInterface
 
 from app.clock import utc_now
 from app.problems import ServiceUnavailable
+from app.session_index import ListedSession, SessionData, SessionIndex, decode, names_session
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -38,41 +36,6 @@ View = TypeVar("View", bound=Callable[..., object])
 # Probes and the documentation work without Redis.
 _SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
-
-# Of one user; a sign-in beyond them ends the oldest. Nobody's list grows without end.
-MAX_SESSIONS = 100
-
-
-# What is planted in Redis must be no more than wrong: neither overflow a column nor last forever.
-RowId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**32)]
-
-
-class SessionData(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a session holds. `created_at` is in seconds since 1970.
-
-    All but `spotify_user_id` is written once, when the id is given out, so that two requests at
-    once have nothing of each other's to lose.
-    """
-
-    created_at: Moment
-    user_id: RowId | None = None
-    epoch: int = 0
-    address: str = ""
-    user_agent: str = ""
-    spotify_user_id: RowId | None = None
-
-
-@dataclass(frozen=True)
-class ListedSession:
-    """A session as its owner sees it. `id` names it, and opens nothing."""
-
-    id: str
-    current: bool
-    created_at: datetime
-    last_seen_at: datetime
-    ip: str
-    user_agent: str
 
 
 class Session(ServerSideSession):  # type: ignore[misc]
@@ -103,6 +66,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def __init__(self, app: Flask, config: Config, client: redis.Redis) -> None:
         super().__init__(app, client=client, key_prefix="session:", permanent=False, sid_length=32)
         self._config = config
+        self.index = SessionIndex(client, config)
 
     def open_session(self, app: Flask, request: Request) -> Session:
         sid = request.cookies.get(self._config.session_cookie_name, "")
@@ -154,17 +118,15 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def _store(self, app: Flask, session: Session, response: Response) -> None:
         session.setdefault("created_at", utc_now().timestamp())
         data = msgspec.convert(dict(session), SessionData)
-        key, most = self._get_store_id(session.sid), self._config.session_max_seconds
+        key, encoded = self._get_store_id(session.sid), msgspec.msgpack.encode(data)
         with self.client.pipeline(transaction=True) as batch:
             if data.user_id is not None and not session.stored:
                 # Together with the session, or one could live that its owner cannot see.
-                batch.zadd(_index(data.user_id), {key: data.created_at + most})
-                batch.expire(_index(data.user_id), most)
-            encoded = msgspec.msgpack.encode(data)
+                self.index.add(batch, data.user_id, key, data.created_at)
             batch.set(key, encoded, ex=self._config.session_idle_seconds, xx=session.stored)
             batch.execute()
         if data.user_id is not None and not session.stored:
-            self._end_oldest(data.user_id)
+            self.index.end_oldest(data.user_id)
         if not session.stored or session.moved:
             response.set_cookie(
                 self._config.session_cookie_name,
@@ -200,7 +162,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         raw = self.client.getex(store_id, ex=self._config.session_idle_seconds)
         if raw is None:
             return None
-        data = _decode(raw)
+        data = decode(raw)
         if data is None:
             return None
         if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
@@ -211,77 +173,13 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
     def _delete_session(self, store_id: str, user_id: int | None = None) -> None:
         self.client.delete(store_id)
         if user_id is not None:
-            self.client.zrem(_index(user_id), store_id)
-
-    def _end_oldest(self, user_id: int) -> None:
-        oldest: list[Any] = self.client.zrange(_index(user_id), 0, -MAX_SESSIONS - 1)
-        if oldest:
-            self.end(user_id, lambda key: key.encode() in oldest)
-
-    def of_user(self, user_id: int, current: Session) -> list[ListedSession]:
-        """The sessions of a user, the one seen last first.
-
-        When each was seen last is read off the idle time-out that every request starts anew, so it
-        costs no write.
-        """
-        index, now = _index(user_id), utc_now()
-        self.client.zremrangebyscore(index, "-inf", now.timestamp())
-        keys: list[Any] = self.client.zrange(index, 0, -1)
-        with self.client.pipeline(transaction=False) as batch:
-            for key in keys:
-                batch.get(key).pttl(key)
-            answers = batch.execute()
-        found, idle = [], timedelta(seconds=self._config.session_idle_seconds)
-        for key, raw, left in zip(keys, answers[::2], answers[1::2], strict=True):
-            data = _decode(raw) if raw is not None else None
-            if data is None:
-                self.client.zrem(index, key)  # it has ended by itself
-            elif data.epoch == current.get("epoch"):
-                found.append(
-                    ListedSession(
-                        id=_public_id(key.decode()),
-                        current=key.decode() == self._get_store_id(current.sid),
-                        created_at=datetime.fromtimestamp(data.created_at, UTC),
-                        last_seen_at=min(now, now - idle + timedelta(milliseconds=left)),
-                        ip=data.address,
-                        user_agent=data.user_agent,
-                    )
-                )
-        return sorted(found, key=lambda listed: listed.last_seen_at, reverse=True)
-
-    def end(self, user_id: int, chosen: Callable[[str], bool]) -> int:
-        """End the sessions of a user whose store id is chosen. Returns how many there were."""
-        keys: list[Any] = self.client.zrange(_index(user_id), 0, -1)
-        ended = [key for key in keys if chosen(key.decode())]
-        if not ended:
-            return 0
-        with self.client.pipeline(transaction=True) as batch:
-            batch.delete(*ended)
-            batch.zrem(_index(user_id), *ended)
-            gone: int = batch.execute()[0]
-        return gone
-
-
-def _decode(raw: bytes) -> SessionData | None:
-    try:
-        return msgspec.msgpack.decode(raw, type=SessionData)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-
-
-def _index(user_id: int) -> str:
-    return f"sessions-of:{user_id}"
-
-
-def _public_id(store_id: str) -> str:
-    """Half of the hash that Redis knows a session by: it names a session to its owner, and no more."""
-    return store_id.removeprefix("session:")[:32]
+            self.index.forget(user_id, store_id)
 
 
 def of_user(user_id: int) -> list[ListedSession]:
     """The sessions that a user has, the one seen last first."""
     interface, current = _current()
-    return interface.of_user(user_id, current)
+    return interface.index.listed(user_id, own=interface.binding(current), epoch=current.get("epoch", 0))
 
 
 def end_one(user_id: int, public_id: str) -> bool:
@@ -291,25 +189,25 @@ def end_one(user_id: int, public_id: str) -> bool:
     """
     interface, current = _current()
     own = interface.binding(current)
-    return interface.end(user_id, lambda key: key != own and _public_id(key) == public_id) > 0
+    return interface.index.end(user_id, lambda key: key != own and names_session(key) == public_id) > 0
 
 
 def end_others(user_id: int) -> int:
     """End all sessions of a user but the request's own. Returns how many there were."""
     interface, current = _current()
     own = interface.binding(current)
-    return interface.end(user_id, lambda key: key != own)
+    return interface.index.end(user_id, lambda key: key != own)
 
 
 def end_all(user_id: int) -> int:
     """End all sessions of a user. Returns how many there were."""
     interface, _ = _current()
-    return interface.end(user_id, lambda _: True)
+    return interface.index.end(user_id, lambda _: True)
 
 
 def is_own(public_id: str) -> bool:
     """Whether this names the request's own session."""
-    return _public_id(binding()) == public_id
+    return names_session(binding()) == public_id
 
 
 def start() -> None:

@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app import sessions
+from app import session_index
 from app.api import MAX_NESTING, parse_json
 from app.auth import names
 from app.database import db
 from app.models import User
 from app.outbound import Answer
 from app.problems import MalformedRequest
-from app.sessions import SessionData
+from app.session_index import SessionData
 from config import Config, ConfigError
 from tests.conftest import SETTINGS
 from tests.every_route import (
@@ -272,7 +272,7 @@ def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 @many
 @given(raw=st.binary())
 def test_h1_any_bytes_are_a_session_or_none(raw: bytes) -> None:
-    assert isinstance(sessions._decode(raw), SessionData | None)
+    assert isinstance(session_index.decode(raw), SessionData | None)
 
 
 _sessions = st.fixed_dictionaries(
@@ -295,9 +295,9 @@ _sessions = st.fixed_dictionaries(
 def test_h1_a_session_with_a_field_too_many_or_of_another_type_is_none(
     data: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    assert sessions._decode(msgspec.msgpack.encode(data)) == SessionData(**data)
+    assert session_index.decode(msgspec.msgpack.encode(data)) == SessionData(**data)
 
-    found = sessions._decode(msgspec.msgpack.encode(data | more))
+    found = session_index.decode(msgspec.msgpack.encode(data | more))
 
     if set(more) - {field.name for field in msgspec.structs.fields(SessionData)}:
         assert found is None

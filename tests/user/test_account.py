@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import sessions
+from app import session_index
 from app.auth import passwords
 from app.database import db, reading
 from app.models import User
@@ -383,8 +383,8 @@ def test_sessions_that_end_by_themselves_are_not_listed(
 def test_h4_nobody_has_more_than_a_hundred_sessions(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sessions.MAX_SESSIONS == 100
-    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    assert session_index.MAX_SESSIONS == 100
+    monkeypatch.setattr(session_index, "MAX_SESSIONS", 3)
     register(client, "ada")
     others = [new_client() for _ in range(3)]
     for other in others:
