@@ -67,15 +67,15 @@ class Outbound:
         """Close the connections that are kept for the next call."""
         self._session.close()
 
-    def send(self, method: str, url: str, *, within: float = TOTAL_SECONDS, **request: Any) -> Answer:
+    def send(self, method: str, url: str, *, within: float | None = None, **request: Any) -> Answer:
         """Send one request; keyword arguments are those of `requests.Session.request`.
 
-        The whole answer has to arrive `within` so many seconds.
+        The whole answer has to arrive `within` so many seconds (`TOTAL_SECONDS`).
 
         Raises:
             NoAnswer: whatever kept a whole answer from arriving. The request may have had its effect.
         """
-        _deadline.at = time.monotonic() + within
+        _deadline.at = time.monotonic() + (TOTAL_SECONDS if within is None else within)
         try:
             with self._session.request(
                 method,

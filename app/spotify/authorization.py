@@ -112,6 +112,8 @@ def _come_back(code: str | None, state: str, verifier: str, user_id: int | None)
         if code is None:
             raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
         link = _connect(code, verifier, user_id)
+        if user_id is None and not sessions.move():
+            raise SpotifyStateMismatch  # the visitor has left this very moment
         link_id = link.id
     finally:
         pending.settle(state, binding, user_id, link_id)
@@ -150,11 +152,9 @@ def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
         raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
     except SpotifyError as error:
         raise as_problem(error) from None
-    # Who has left while Spotify was asked must not be linked any more, nor leave a link to nobody.
-    if user_id is None and not sessions.move():
-        raise SpotifyStateMismatch
-    if user_id is not None and not sessions.is_there():
-        raise NotSignedIn
+    if not sessions.is_there():
+        # Who has left while Spotify was asked must not be linked any more, nor leave a link to nobody.
+        raise SpotifyStateMismatch if user_id is None else NotSignedIn
     return links.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 

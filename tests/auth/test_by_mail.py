@@ -1,5 +1,6 @@
 """What goes by mail: forgotten passwords, and whether an address is its owner's."""
 
+import gc
 import re
 import socket
 import ssl
@@ -411,6 +412,8 @@ def test_a_password_is_sent_in_the_clear_over_loopback_only(
     )
 
 
+# aiosmtpd leaves the connection lying about on which TLS was refused.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("trusted", [True, False])
 def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
     app_of: Callable[..., FlaskClient],
@@ -428,6 +431,7 @@ def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
         register(app_of(MAIL_URL=url), "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
 
+    gc.collect()  # here, where that is allowed for
     assert bool(box.mails) is trusted
 
 
