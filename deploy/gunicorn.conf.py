@@ -66,9 +66,10 @@ control_socket_disable = True
 def post_worker_init(worker: Any) -> None:
     """Refuse the start while a key is missing that stored tokens need (exit status 3 ends the arbiter too).
 
-    Only the first workers ask: one that replaces another must not take the rest of them down.
+    Only the very first worker asks: one that replaces another must not take the rest of them down, and when
+    two refuse at once, gunicorn stumbles over the second and ends with a traceback and another status.
     """
     from app.spotify.rekeying import require_keys
 
-    if worker.age <= workers:
+    if worker.age == 1:
         require_keys(worker.wsgi)

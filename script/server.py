@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.client
+import logging
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -61,6 +63,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         config = prepare()
+        hush_asyncio()
         try:
             asyncio.run(serve(config))
         finally:
@@ -69,6 +72,22 @@ def main() -> None:
         say("Everything has stopped.")
     except (CannotStartError, ProgramFailed) as error:
         sys.exit(f"\n{error}")
+
+
+def hush_asyncio() -> None:
+    """Let asyncio not complain of a program that was being started when Ctrl-C came.
+
+    Its loop is closed by then, and what it had of that program goes without one. The program itself is
+    ended, by the terminal and by `Programs`.
+    """
+    unraisable = sys.unraisablehook
+
+    def hook(seen: Any) -> None:
+        if str(seen.exc_value) != "Event loop is closed":
+            unraisable(seen)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: "that handles pid" not in str(record.msg))
 
 
 def prepare() -> Config:

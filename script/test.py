@@ -49,13 +49,10 @@ def main() -> None:
 
 
 def _workers(arguments: list[str]) -> list[str]:
-    """How many processes run the tests, each on servers of its own: one for a part of them.
-
-    One more than there are processors: much of the time goes by in waiting for servers to start.
-    """
+    """How many processes run the tests, each on servers of its own: one for a part of them."""
     if any(not argument.startswith("-") for argument in arguments):
         return []
-    return ["-n", str((os.cpu_count() or 2) + 1), "--dist", "worksteal"]
+    return ["-n", str(os.cpu_count() or 2), "--dist", "worksteal"]
 
 
 def missing_packages() -> set[str]:

@@ -46,7 +46,7 @@ MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)")
 LONGEST_VERIFIER = 128  # RFC 7636 section 4.1
 
 SESSION_COOKIE = re.compile(r"^((?:__Host-)?session=)([\w-]{43})(?=;|$)", re.ASCII)
-PRINTED_MAIL = re.compile(r"^--- mail to .*?^--- end ---$", re.DOTALL | re.MULTILINE)
+PRINTED_MAIL = re.compile(r"--- mail to .*?--- end ---", re.DOTALL)
 EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)

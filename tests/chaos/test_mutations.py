@@ -107,7 +107,7 @@ MUTATIONS = [
         "app/spotify/refresh.py",
         "LEASE = timedelta(seconds=30)",
         "LEASE = timedelta(seconds=0)",
-        ("redis_flushed",),
+        ("redis_flushed",) * 4,  # whether the second caller comes in time is chance
         frozenset({"drill"}),
     ),
     Mutation(
