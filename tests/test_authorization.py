@@ -28,7 +28,10 @@ from tests.every_route import (
 from tests.journeys import PASSWORD, another_tab, login, register, slug
 from tests.sandbox_client import SandboxClient
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,8 @@ from tests.every_route import (
 from tests.journeys import PASSWORD, another_tab, slug
 from tests.sandbox_client import SandboxClient
 
+pytestmark = pytest.mark.slow
+
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 many = settings(max_examples=100, deadline=None)
 on_servers = settings(

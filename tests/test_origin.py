@@ -89,7 +89,10 @@ UNLIKE = [
 ]
 
 # Purely HTTP: which database is behind it makes no difference.
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(autouse=True)

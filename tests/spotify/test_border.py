@@ -36,6 +36,8 @@ from tests.journeys import another_tab, come_back, connect, first_visit, login, 
 from tests.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
 from tests.services import Server, eventually
 
+pytestmark = pytest.mark.slow
+
 PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 PROGRAM = {"Accept": "application/json"}
 FRONTEND = "http://127.0.0.1:5000/api/docs"
