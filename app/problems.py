@@ -17,7 +17,6 @@ Problem
 import json
 import logging
 import uuid
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +218,6 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, respond)
     for kind in DEPENDENCY_DOWN:
         app.register_error_handler(kind, _dependency_down)
-    _LastResort(app)
 
 
 def respond(error: HTTPException) -> Response:
@@ -227,7 +225,7 @@ def respond(error: HTTPException) -> Response:
     problem = as_problem(error)
     if problem.code == 413:
         _read_away()
-    answer = _document(problem, request.environ)
+    answer = document(problem, request.environ)
     # 405 keeps its Allow; the shape's own two headers are ours.
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
@@ -257,76 +255,29 @@ def as_problem(error: BaseException) -> Problem:
 
 def request_id() -> str:
     """The current request's id: made here, never taken from outside, so that it cannot be forged."""
-    return _id_of(request.environ)
+    return id_of(request.environ)
 
 
-class _LastResort:
-    """Answers errors that come when nothing of the application's can answer any more.
-
-    Those are an error in finishing a request (`after_request`, saving the session, teardown), and
-    one in finishing the answer to an error. Each is logged once.
-    """
-
-    def __init__(self, app: Flask) -> None:
-        self._app, self._wsgi = app, app.wsgi_app
-        self._finish, self._handle = app.process_response, app.handle_exception
-        app.wsgi_app = self  # type: ignore[method-assign]
-        app.process_response = self.finish  # type: ignore[method-assign]
-        app.handle_exception = self.handle  # type: ignore[assignment]
-        app.log_exception = self.log  # type: ignore[method-assign]
-
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        begun: list[Any] = []
-        try:
-            # Teardown comes after the answer was made, which is held back until that is over.
-            body = self._wsgi(environ, lambda *answer: begun.append(answer))  # type: ignore[arg-type]
-        except Exception as error:
-            log.exception("request_failed", extra={"request_id": _id_of(environ)})
-            return _document(as_problem(error), environ)(environ, start_response)
-        start_response(*begun[-1])
-        return body
-
-    def handle(self, error: Exception) -> Response:
-        """Answer what no handler took; without a traceback where it was foreseen."""
-        request.environ["backline.failed"] = True
-        problem = as_problem(error)
-        if not isinstance(problem, ServiceUnavailable):
-            return self._handle(error)
-        log.error("dependency_unavailable", extra={"reason": type(error.__cause__ or error).__name__})
-        return self._app.finalize_request(respond(problem), from_error_handler=True)
-
-    def log(self, exc_info: Any) -> None:
-        """Log what nobody foresaw. Flask's own line has the path in it, which the caller chose."""
-        log.error("request_failed", exc_info=exc_info)
-
-    def finish(self, response: Response) -> Response:
-        """What is done to every answer. Where that was the error, it would only fail again."""
-        try:
-            return self._finish(response)
-        except Exception:
-            if "backline.failed" not in request.environ:
-                raise
-            return response
-
-
-def _document(problem: Problem, environ: "WSGIEnvironment") -> Response:
+def document(problem: Problem, environ: "WSGIEnvironment") -> Response:
+    """A problem's answer, also where there is no request any more."""
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
         "status": problem.code,
         "detail": problem.detail,
         "instance": Request(environ).path,
-        "request_id": _id_of(environ),
+        "request_id": id_of(environ),
         **problem.members,
     }
     answer = Response(json.dumps(body), problem.code, content_type=MEDIA_TYPE)
-    answer.headers["X-Request-ID"] = _id_of(environ)
+    answer.headers["X-Request-ID"] = id_of(environ)
     if problem.retry_after is not None:
         answer.headers["Retry-After"] = str(problem.retry_after)
     return answer
 
 
-def _id_of(environ: "WSGIEnvironment") -> str:
+def id_of(environ: "WSGIEnvironment") -> str:
+    """The id of the request that has this environment."""
     found: str = environ.setdefault("backline.request_id", uuid.uuid4().hex)
     return found
 
