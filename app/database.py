@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PING_SECONDS = 1.0
 # How long a caller waits for another one's try to connect while the database is away.
 TURN_SECONDS = 0.2
+CONNECT_SECONDS = 2
 # A transaction in whose way others keep getting is begun anew for so long.
 CONFLICT_SECONDS = 5.0
 
@@ -112,7 +113,7 @@ def init_app(app: Flask, url: str) -> None:
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
     else:
-        _guard_mysql(engine, Door(TURN_SECONDS))
+        _guard_mysql(engine, Door(TURN_SECONDS, CONNECT_SECONDS + 0.5))
 
 
 @contextmanager
@@ -209,7 +210,7 @@ def _engine_options(url: str) -> dict[str, Any]:
         # A statement waits longer than for a lock; one that was cut off and a connect after it, 6 s.
         "connect_args": {
             "charset": "utf8mb4",
-            "connect_timeout": 2,
+            "connect_timeout": CONNECT_SECONDS,
             "read_timeout": 4,
             "write_timeout": 4,
             "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
@@ -229,7 +230,7 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 
 def _guard_mysql(engine: sa.Engine, door: Door) -> None:
-    """Connect through the door, close it when a connection breaks, and ping in time."""
+    """Connect through the door, doubt the server when a connection breaks, and ping in time."""
 
     def connect(
         dialect: sa.Dialect, _record: object, arguments: tuple[Any, ...], named: dict[str, Any]
@@ -239,7 +240,7 @@ def _guard_mysql(engine: sa.Engine, door: Door) -> None:
 
     def notice(context: ExceptionContext) -> None:
         if context.is_disconnect:
-            door.close()
+            door.doubt()
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "handle_error", notice)

@@ -2,47 +2,58 @@
 
 import threading
 from collections.abc import Callable
+from enum import Enum
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+class _State(Enum):
+    OPEN = "the server answers"
+    IN_DOUBT = "a connection broke; whether the server is away, the next try will tell"
+    SHUT = "the last try failed"
 
 
 class Door:
     """Against a stalled server each try to connect takes its whole time-out. If all threads were busy
     with that, requests would queue for a thread, and be answered much later than any of them.
 
-    `turn_seconds` is how long a caller waits for another one's try.
+    A caller waits for another one's try: `doubt_seconds` where that will tell whether the server is away
+    at all (a try's own time-out at the least), and `turn_seconds` where it is known to be.
     """
 
-    def __init__(self, turn_seconds: float) -> None:
-        self._turn_seconds = turn_seconds
-        self._away = False
+    def __init__(self, turn_seconds: float, doubt_seconds: float) -> None:
+        self._patience = {_State.SHUT: turn_seconds, _State.IN_DOUBT: doubt_seconds}
+        self._state = _State.OPEN
         self._turn = threading.Lock()
 
-    def close(self) -> None:
+    def doubt(self) -> None:
         """A connection broke. Perhaps only this one; the next caller who needs a new one will know."""
-        self._away = True
+        if self._state is _State.OPEN:
+            self._state = _State.IN_DOUBT
 
     def go(self, connect: Callable[[], T], refusal: Exception) -> T:
         """Connect. While the server is away, and another thread is at it, raises the refusal."""
-        if not self._away:
+        found = self._state
+        if found is _State.OPEN:
             return self._try(connect)
-        if not self._turn.acquire(timeout=self._turn_seconds):
-            if self._away:
-                raise refusal
-            return self._try(connect)
-        try:
-            if self._away:
-                return self._try(connect)
-        finally:
-            self._turn.release()
+        if self._turn.acquire(timeout=self._patience[found]):
+            try:
+                if self._state is _State.SHUT and found is _State.IN_DOUBT:
+                    raise refusal  # somebody has just tried, and this caller has waited for it
+                if self._state is not _State.OPEN:
+                    return self._try(connect)
+            finally:
+                self._turn.release()
+        elif self._state is not _State.OPEN:
+            raise refusal
         return self._try(connect)  # it is back, so nobody need wait for anybody
 
     def _try(self, connect: Callable[[], T]) -> T:
         try:
             connection = connect()
         except Exception:
-            self._away = True
+            self._state = _State.SHUT
             raise
-        self._away = False
+        self._state = _State.OPEN
         return connection

@@ -19,6 +19,7 @@ from config import Config
 
 # How long a caller waits for another one's try to connect while Redis is away.
 TURN_SECONDS = 0.05
+CONNECT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Connections(redis.ConnectionPool):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._door = Door(TURN_SECONDS)
+        self._door = Door(TURN_SECONDS, CONNECT_SECONDS)
 
     def get_connection(self, *arguments: Any, **options: Any) -> Any:
         refusal = redis.ConnectionError("another thread is trying to connect")
@@ -60,7 +61,7 @@ def redis_client(url: str) -> redis.Redis:
         _Connections.from_url(
             url,
             socket_timeout=0.5,
-            socket_connect_timeout=0.5,
+            socket_connect_timeout=CONNECT_SECONDS,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
         )
