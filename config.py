@@ -73,6 +73,8 @@ class Config:
     refresh_active_days: int
     refresh_workers: int
     refresh_rate: int  # calls per second
+    gateway_share_seconds: int
+    gateway_budget: int  # calls to the Web API in any 30 seconds; 0: as many as Spotify allows
     playback_token_enabled: bool
     mail_url: str = field(repr=False)  # empty: development prints its mails, production sends none
     mail_from: str
@@ -164,6 +166,8 @@ class Config:
             refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
             refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
             refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
+            gateway_share_seconds=read.integer("GATEWAY_SHARE_SECONDS", 1, least=0, most=60),
+            gateway_budget=read.integer("GATEWAY_BUDGET", 0, least=0, most=1_000_000),
             playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
             mail_url=read.mail_url("MAIL_URL"),
             mail_from=read.mail_address("MAIL_FROM", f"no-reply@{urlsplit(frontend_url).hostname}"),

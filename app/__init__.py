@@ -16,13 +16,16 @@ from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
+from app.bulkhead import Bulkhead
 from app.locks import UserLocks
 from app.mail import Mailer
 from app.outbound import Outbound
 from app.parts import Parts, redis_client
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
+from app.spotify.gate import Gate
 from app.spotify.routes import blueprint as spotify
+from app.spotify.sharing import SharedAnswers
 from app.spotify.webapi import SpotifyWebApi
 from app.user.routes import blueprint as user
 from config import Config
@@ -50,14 +53,19 @@ def create_app(config: Config) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
-    outbound = Outbound()
+    outbound, gate = Outbound(), Gate(store, config)
+    # Half of a worker's threads are for what needs no Spotify.
+    bulkhead = Bulkhead(max(1, config.threads // 2))
     app.extensions["backline"] = Parts(
         config=config,
         redis=store,
         sealer=Sealer(config.token_encryption_keys),
         locks=UserLocks(store),
         accounts=SpotifyAccounts(config, outbound),
-        webapi=SpotifyWebApi(config, outbound),
+        webapi=SpotifyWebApi(config, outbound, gate),
+        gate=gate,
+        bulkhead=bulkhead,
+        shared=SharedAnswers(store, bulkhead),
         refreshes=SingleFlight(32, "refresh"),
         mailer=Mailer(config),
     )
@@ -77,7 +85,7 @@ def create_app(config: Config) -> Flask:
         supports_credentials=True,
         methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Content-Type", "X-Requested-With"],
-        expose_headers=["Location", "Retry-After", "X-Request-ID"],
+        expose_headers=["Age", "Location", "Retry-After", "X-Cache", "X-Request-ID"],
         max_age=3600,
         always_send=False,
     )

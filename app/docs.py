@@ -100,7 +100,22 @@ def _completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
                 operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
             if rule.arguments:
                 operation["responses"].setdefault("404", {"$ref": "#/components/responses/NOT_FOUND"})
+            if view is app.view_functions["spotify.web_api"]:
+                _let_spotify_answer(document, operation)
     return document
+
+
+def _let_spotify_answer(document: dict[str, Any], operation: dict[str, Any]) -> None:
+    """Through the gateway come Spotify's own answers too, of any status and type."""
+    anything: dict[str, Any] = {"content": {"*/*": {}}}
+    for status, response in operation["responses"].items():
+        if "$ref" in response:
+            ours = document["components"]["responses"][response["$ref"].rsplit("/", 1)[-1]]
+            both = {"content": {**ours["content"], **anything["content"]}}
+            # Its headers are promised for ours only.
+            operation["responses"][status] = {"description": ours["description"], **both}
+    for statuses in ("2XX", "4XX", "5XX"):
+        operation["responses"][statuses] = {"description": "Spotify's own answer", **anything}
 
 
 def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ def init_app(app: Flask, config: Config) -> None:
         headers.setdefault("Cache-Control", "no-store")
         if config.session_cookie_secure:
             headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
-        if response.status_code in (202, 204):
+        if response.status_code == 204 or (response.status_code == 202 and not response.get_data()):
             headers.pop("Content-Type", None)  # of nothing
         if request.path.startswith("/api/"):
             # Whether an answer carries CORS headers depends on the Origin, also when there is none.

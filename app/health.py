@@ -1,4 +1,4 @@
-"""For the operator's probes: is the process alive, can it serve. Not published by nginx."""
+"""For operators: is the process alive, can it serve, what has it done. Not published by nginx."""
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -6,7 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from flask import Blueprint, Flask, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from app import metrics
 from app.auth.guard import open_to_all
 from app.database import db
 from app.parts import parts
@@ -44,6 +46,13 @@ def readyz() -> Response:
         log.warning("not_ready", extra={"reasons": reasons})
         return _text("not ready\n", 503)
     return _text("ready\n", 200)
+
+
+@blueprint.get("/metrics")
+@open_to_all
+def numbers() -> Response:
+    """Counters for Prometheus, of all workers of this server."""
+    return Response(metrics.text(parts().gate.wait()), content_type=CONTENT_TYPE_LATEST)
 
 
 def _ask_database(engine: sa.Engine) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 CONNECT_SECONDS = 3.0
 FIRST_BYTE_SECONDS = 5.0
@@ -26,7 +26,14 @@ MAX_ANSWER_BYTES = 1024 * 1024
 
 
 class NoAnswer(Exception):
-    """No usable answer came: not connected, cut off, too slow, too big, or a broken certificate."""
+    """No usable answer came: not connected, cut off, too slow, too big, or a broken certificate.
+
+    `unsent` says that nothing of the request can have reached the other side.
+    """
+
+    def __init__(self, reason: str, *, unsent: bool = False) -> None:
+        super().__init__(reason)
+        self.unsent = unsent
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,18 @@ class Outbound:
         """Close the connections that are kept for the next call."""
         self._session.close()
 
-    def send(self, method: str, url: str, *, within: float | None = None, **request: Any) -> Answer:
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        within: float | None = None,
+        most: int = MAX_ANSWER_BYTES,
+        **request: Any,
+    ) -> Answer:
         """Send one request; keyword arguments are those of `requests.Session.request`.
 
-        The whole answer has to arrive `within` so many seconds (`TOTAL_SECONDS`).
+        The whole answer has to arrive `within` so many seconds (`TOTAL_SECONDS`), and be `most` bytes long.
 
         Raises:
             NoAnswer: whatever kept a whole answer from arriving. The request may have had its effect.
@@ -85,10 +100,10 @@ class Outbound:
                 timeout=(CONNECT_SECONDS, FIRST_BYTE_SECONDS),
                 **request,
             ) as response:
-                body = _read_body(response)
+                body = _read_body(response, most)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             # ValueError: broken framing or headers that the libraries let through as such.
-            raise NoAnswer(type(error).__name__) from error
+            raise NoAnswer(type(error).__name__, unsent=_is_unsent(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status_code, headers, body)
 
@@ -98,11 +113,17 @@ class _Session(requests.Session):
         """No answer is a redirect to us. Asked not to follow one, requests still reads all of its body."""
 
 
-def _read_body(response: requests.Response) -> bytes:
+def _is_unsent(error: Exception) -> bool:
+    """Whether it failed before there was a connection. One that was kept and has gone may have taken it."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(cause, NewConnectionError | ConnectTimeoutError | SSLError)
+
+
+def _read_body(response: requests.Response, most: int) -> bytes:
     body = bytearray()
     for chunk in response.iter_content(16_384):
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
+        if len(body) > most:
             raise NoAnswer("TooBig")
     return bytes(body)
 

@@ -9,11 +9,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.background import SingleFlight
+from app.bulkhead import Bulkhead
 from app.door import Door
 from app.locks import UserLocks
 from app.mail import Mailer
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
+from app.spotify.gate import Gate
+from app.spotify.sharing import SharedAnswers
 from app.spotify.webapi import SpotifyWebApi
 from config import Config
 
@@ -30,6 +33,9 @@ class Parts:
     locks: UserLocks
     accounts: SpotifyAccounts
     webapi: SpotifyWebApi
+    gate: Gate  # to the Web API, for all processes
+    bulkhead: Bulkhead  # for what waits for the Web API
+    shared: SharedAnswers  # of the Web API
     refreshes: SingleFlight[Any]  # of tokens, by link
     mailer: Mailer
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 READ_AWAY_BYTES = 1024 * 1024
+# So much of a body that nobody has read, and gunicorn gives up the connection without a word.
+UNREAD_BYTES = 64 * 1024
 
 
 class Problem(HTTPException):
@@ -225,6 +227,10 @@ def respond(error: HTTPException) -> Response:
     problem = as_problem(error)
     if problem.code == 413:
         _read_away()
+    elif (request.content_length or 0) >= UNREAD_BYTES:
+        request.max_content_length = READ_AWAY_BYTES
+        with suppress(Exception):
+            request.stream.read()
     answer = document(problem, request.environ)
     # 405 keeps its Allow; the shape's own two headers are ours.
     for name, value in error.get_headers():

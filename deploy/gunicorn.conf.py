@@ -3,7 +3,10 @@
 Meant to stand behind nginx on the same machine. Every line says why it is not left to the default.
 """
 
+import os
+import shutil
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,26 @@ logger_class = Logger
 
 # It would be one socket in the home directory for every gunicorn of this user, to command the server with.
 control_socket_disable = True
+
+
+# Where the workers put their numbers for /metrics, which whoever of them is asked adds up. Set before the
+# app is loaded; a HUP goes on with the same.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="backline-metrics-")
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """A worker that has gone has no current values any more; what it has counted stays."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)
+
+
+def on_exit(_server: Any) -> None:
+    """Leave nothing behind; a directory that the operator has chosen stays."""
+    metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    if metrics.name.startswith("backline-metrics-"):
+        shutil.rmtree(metrics, ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

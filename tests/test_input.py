@@ -604,7 +604,11 @@ def test_h4_ids_of_a_silly_form_are_of_nothing(
     ada(client, sandbox)
     before = Picture(app)
     document = documented(app)
-    with_ids = [route for route in every_route(app) if "{" in route.template and operation(document, route)]
+    with_ids = [
+        route
+        for route in every_route(app)
+        if "{" in route.template and operation(document, route) and not route.is_gateway
+    ]
     assert with_ids
     for route in with_ids:
         prefix = route.template.partition("{")[0]

@@ -376,7 +376,7 @@ def test_c4_a_write_of_our_own_is_not_refused_as_anothers(client: FlaskClient, a
         for kind, (headers, ours) in itertools.product(BODIES, signs()):
             if ours:
                 response = send(client, route, headers=headers, **BODIES[kind]({}))
-                assert response.status_code in (204, 401, 415, 422), (str(route), kind, headers)
+                assert response.status_code in (204, 401, 409, 415, 422), (str(route), kind, headers)
 
 
 def test_c4_the_same_requests_from_our_own_app_have_their_effect(
@@ -389,6 +389,8 @@ def test_c4_the_same_requests_from_our_own_app_have_their_effect(
     cookie = client.get_cookie("session")
     assert cookie is not None
     for route in writing_routes(app):
+        if route.is_gateway:
+            continue  # its effects are at Spotify
         client.set_cookie("session", cookie.value)
         response = send(client, route, json=good_body(document, route), headers={"Origin": SPA})
         settled(app)

@@ -35,7 +35,12 @@ OPEN = {
     "GET /api/docs",
     "GET /api/docs/start.js",
     "GET /api/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>",
+    "GET /api/spotify/v1/<path:path>",
+    "POST /api/spotify/v1/<path:path>",
+    "PUT /api/spotify/v1/<path:path>",
+    "DELETE /api/spotify/v1/<path:path>",
     "GET /livez",
+    "GET /metrics",
     "GET /readyz",
 }
 SIGNED_IN = {
@@ -131,6 +136,8 @@ def test_the_openapi_document_is_valid_and_covers_every_route(app: Flask, client
 def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
     document = client.get("/api/openapi.json").json
     for path, operations in document["paths"].items():
+        if path.startswith("/api/spotify/v1/"):
+            continue  # there they are Spotify's as well
         for method, operation in operations.items():
             if method == "parameters":
                 continue

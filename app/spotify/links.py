@@ -10,6 +10,7 @@ from app.auth.guard import current_user
 from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
 from app.models import SpotifyUser, User
+from app.parts import parts
 from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.spotify import due, tokens
 from app.spotify.accounts import Grant
@@ -105,7 +106,8 @@ def erase(link: SpotifyUser) -> bool:
     with writing() as db:
         # Its tokens go with it: ON DELETE CASCADE.
         erased = db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
-        return erased.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    parts().shared.erase(link.id)
+    return erased.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
 def _lock_user(db: Session, user_id: int | None) -> None:

@@ -81,10 +81,11 @@ def read(link_id: int) -> Reading:
     return found[0], found[1]
 
 
-def refresh(row: AccessToken, lead: timedelta, *, wait_seconds: float) -> Reading:
+def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) -> Reading:
     """Refresh, or share the result of whoever is refreshing. Returns the grant as it stands then.
 
-    A token that somebody else has refreshed since `row` was read is good if it lives at all.
+    A token that outlives `lead` need not be refreshed; without a lead it must be, however long it lives.
+    One that somebody else has refreshed since `row` was read is good if it lives at all.
 
     Raises:
         GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
@@ -95,7 +96,8 @@ def refresh(row: AccessToken, lead: timedelta, *, wait_seconds: float) -> Readin
         while True:
             row, now = read(link_id)
             overtaken = (row.grant_id, row.generation) != seen
-            if row.lasts(timedelta(0) if overtaken else lead, now=now):
+            needed = timedelta(0) if overtaken else lead
+            if needed is not None and row.lasts(needed, now=now):
                 return row, now
             check_may_try(row, now)
             if not row.is_leased(now):

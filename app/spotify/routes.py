@@ -1,4 +1,6 @@
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -10,6 +12,7 @@ from werkzeug.wrappers import Response
 from app import sessions
 from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
+from app.models import SpotifyUser
 from app.parts import parts
 from app.problems import (
     DEPENDENCY_DOWN,
@@ -22,10 +25,11 @@ from app.problems import (
     ValidationError,
     as_problem,
 )
-from app.spotify import authorization, links, pending, tokens
+from app.spotify import authorization, gateway, links, pending, tokens
 from app.spotify.authorization import AuthorizationRequired
+from app.spotify.calls import read_call
 from app.spotify.refresh import GrantEnded
-from app.spotify.schemas import AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
+from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 
 log = logging.getLogger(__name__)
 
@@ -107,18 +111,11 @@ def playback_token() -> dict[str, Any]:
     """
     if not parts().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
-    link = links.current_link()
-    if link is None:
-        raise SpotifyNotConnected
+    link = _connected_link()
     if "streaming" not in link.token.scopes:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
-    links.note_use(link)
-    try:
-        token = tokens.access_token_for(link.id)
-    except GrantEnded:
-        user = current_user()
-        url = pending.begin(user.id if user else None)
-        raise SpotifyReauthorizationRequired(authorize_url=url) from None
+    with _asking_to_connect_again():
+        token = tokens.access_token_for(link.id, tokens.PLAYBACK_LEAD, patience=1)
     return {
         "access_token": token.access_token,
         "token_type": "Bearer",
@@ -126,6 +123,49 @@ def playback_token() -> dict[str, Any]:
         "expires_at": token.expires_at,
         "scope": token.scope,
     }
+
+
+@blueprint.route(
+    "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
+)
+@open_to_all
+@blueprint.response(200, description="Spotify's answer, whatever its status and type, as it came")
+@blueprint.problems(400, 403, 409, 413, 415, 429, 503)
+def web_api(path: str) -> Response:
+    """The Web API on the person's behalf: everything behind `https://api.spotify.com/v1/`
+
+    Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
+    works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
+    (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+    """
+    call = read_call(request, path)
+    link = _connected_link()
+    with _asking_to_connect_again():
+        return gateway.forward(link.id, call)
+
+
+def _connected_link() -> SpotifyUser:
+    """The link this request may use, which counts as used.
+
+    Raises:
+        SpotifyNotConnected
+    """
+    link = links.current_link()
+    if link is None:
+        raise SpotifyNotConnected
+    links.note_use(link)
+    return link
+
+
+@contextmanager
+def _asking_to_connect_again() -> Iterator[None]:
+    """Where the grant has ended, say where to send the person."""
+    try:
+        yield
+    except GrantEnded:
+        user = current_user()
+        url = pending.begin(user.id if user else None)
+        raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 
 def _is_navigation() -> bool:

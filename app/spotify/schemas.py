@@ -64,3 +64,14 @@ class TokenOut(ma.Schema):
     expires_in = ma.fields.Integer(required=True)
     expires_at = Timestamp(required=True)
     scope = ma.fields.String(required=True)
+
+
+# For the OpenAPI document: what stands behind `/api/spotify/v1/`.
+WEB_API_PATH = {
+    "in": "path",
+    "name": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "A path of the Web API, such as `me/player` or `playlists/{id}/items`.",
+    "example": "me/player",
+}

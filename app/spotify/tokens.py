@@ -10,6 +10,7 @@ import time
 import uuid
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -30,10 +31,14 @@ log = logging.getLogger(__name__)
 
 # A request refreshes what would run out on the way to Spotify; everything sooner is the scheduler's.
 REQUEST_LEAD = timedelta(seconds=10)
+# The Web Playback SDK keeps its token; one that ends soon would have it ask again at once.
+PLAYBACK_LEAD = timedelta(minutes=5)
 # With less than this a token is as good as dead: it would not reach Spotify.
 LEAST_LIFE = timedelta(seconds=1)
 # How long a caller waits for a refresh; longer than a call to Spotify may take.
 WAIT_SECONDS = 12.0
+# A token that Spotify refuses so soon after it gave it is tried once more as it is.
+_JUST_REFRESHED = timedelta(seconds=5)
 _SCHEDULER_WAIT_SECONDS = 2.0
 
 
@@ -45,12 +50,20 @@ class LiveToken:
     scope: str
     expires_at: datetime
     expires_in: int  # seconds
+    version: tuple[str, int]  # grant id and generation
 
 
-def access_token_for(link_id: int, lead: timedelta = REQUEST_LEAD) -> LiveToken:
+def access_token_for(
+    link_id: int,
+    lead: timedelta = REQUEST_LEAD,
+    *,
+    patience: float = 0,
+    wait_seconds: float = WAIT_SECONDS,
+) -> LiveToken:
     """A token of this link that outlives `lead`, refreshed if it must be.
 
-    A token that still lives is served at once, while it is refreshed in the background.
+    A token that still lives is served while it is refreshed in the background, at once or after
+    `patience` seconds; for a dead one's refresh the caller waits, `wait_seconds` at most.
 
     Raises:
         GrantEnded: only a new consent helps.
@@ -61,14 +74,36 @@ def access_token_for(link_id: int, lead: timedelta = REQUEST_LEAD) -> LiveToken:
     if row.lasts(lead, now=now):
         return _open(row, now)
     if row.lasts(LEAST_LIFE, now=now):
-        if row.may_be_tried(now):
-            _start_refresh(row, lead)
+        if row.may_be_tried(now) or (patience and row.is_leased(now)):
+            refreshing = _start_refresh(row, lead)
+            with suppress(StillRunning, Problem, GrantEnded, *DEPENDENCY_DOWN):
+                if patience:
+                    return _open(*refreshing.result(patience))
         return _open(row, now)
     refresh.check_may_try(row, now)
-    try:
-        return _open(*_start_refresh(row, lead).result(WAIT_SECONDS))
-    except StillRunning:
-        raise SpotifyUnavailable(retry_after=1) from None
+    return _open(*_refreshed(row, lead, wait_seconds))
+
+
+def instead_of(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_SECONDS) -> LiveToken:
+    """A token in the place of one that Spotify has refused before its time.
+
+    Whoever else holds the refused one shares the refresh. It is the refused one itself if it is brand
+    new: refreshing again and again what is refused for another reason would help nobody.
+
+    Raises:
+        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
+    """
+    row, now = refresh.read(link_id)
+    if _version(row) != refused.version and row.lasts(LEAST_LIFE, now=now):
+        return _open(row, now)
+    if row.refreshed_at is not None and now - row.refreshed_at < _JUST_REFRESHED:
+        return _open(row, now)
+    deadline = time.monotonic() + wait_seconds
+    refresh.check_may_try(row, now)
+    renewed, now = _refreshed(row, None, wait_seconds)
+    if _version(renewed) == _version(row):  # joined somebody who saw no need to refresh it
+        renewed, now = _refreshed(row, None, max(0, deadline - time.monotonic()))
+    return _open(renewed, now)
 
 
 def refresh_ahead(link_id: int, lead: timedelta) -> bool:
@@ -114,7 +149,14 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
     db.flush()
 
 
-def _start_refresh(row: AccessToken, lead: timedelta) -> "Future[refresh.Reading]":
+def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) -> refresh.Reading:
+    try:
+        return _start_refresh(row, lead).result(wait_seconds)
+    except StillRunning:
+        raise SpotifyUnavailable(retry_after=1) from None
+
+
+def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.Reading]":
     """Refresh in the background, or join the refresh of this link that is under way in this process."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
 
@@ -138,4 +180,9 @@ def _open(row: AccessToken, now: datetime) -> LiveToken:
         row.scope,
         row.expires_at,
         expires_in=int((row.expires_at - now).total_seconds()),
+        version=_version(row),
     )
+
+
+def _version(row: AccessToken) -> tuple[str, int]:
+    return row.grant_id, row.generation

@@ -1,11 +1,28 @@
-"""api.spotify.com: the Web API, with a person's access token."""
+"""api.spotify.com: the Web API, with a person's access token. All calls to it are made here."""
 
+import logging
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from app.outbound import NoAnswer, Outbound
+from app import metrics
+from app.circuit import Circuit
+from app.outbound import Answer, NoAnswer, Outbound
 from app.spotify.accounts import Misconfigured, RateLimited, SpotifyError
+from app.spotify.calls import Call
+from app.spotify.gate import Gate
 from config import Config
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+CALL_SECONDS = 10.0
+# A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
+# before a proxy loses patience.
+ME_SECONDS = 4.0
+# From Spotify's edge: it is not there. A 500 may be this one call's own trouble.
+_AWAY = (502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -20,15 +37,80 @@ class Profile:
     country: str | None
 
 
-# A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
-# before a proxy loses patience.
-ME_SECONDS = 4.0
+class NotAnswered(SpotifyError):
+    """No answer came, or none is hoped for at present: try again in `retry_after` seconds."""
+
+    def __init__(self, retry_after: int, *, unsent: bool) -> None:
+        super().__init__("no_answer")
+        self.retry_after = retry_after
+        self.unsent = unsent
 
 
 class SpotifyWebApi:
-    def __init__(self, config: Config, outbound: Outbound) -> None:
-        self._config = config
+    def __init__(self, config: Config, outbound: Outbound, gate: Gate) -> None:
+        self._url = config.spotify_api_url
         self._outbound = outbound
+        self._gate = gate
+        self._circuit = Circuit()
+
+    def send(self, call: Call, access_token: str, *, within: float = CALL_SECONDS) -> Answer:
+        """Make a call, and once more where that can do no harm: a read, or what surely was not sent.
+
+        Any answer is returned as it came, but for a 429.
+
+        Raises:
+            RateLimited: Spotify wants us to wait, or our budget is used up.
+            NotAnswered: no answer within so many seconds, or none is hoped for.
+        """
+        deadline = time.monotonic() + within
+        try:
+            answer = self._once(call, access_token, within)
+        except NotAnswered as error:
+            left = deadline - time.monotonic()
+            if not (call.is_read or error.unsent) or error.retry_after > 1 or left < within / 2:
+                raise
+            return self._once(call, access_token, left)
+        left = deadline - time.monotonic()
+        if not call.is_read or answer.status not in (500, *_AWAY) or answer.retry_after or left < within / 2:
+            return answer
+        try:
+            return self._once(call, access_token, left)
+        except NotAnswered:
+            return answer
+
+    def _once(self, call: Call, access_token: str, within: float) -> Answer:
+        wait = self._circuit.wait()
+        if wait > 0:
+            raise NotAnswered(math.ceil(wait), unsent=True)
+        self._gate.pass_or_refuse(is_poll=call.is_poll)
+        headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
+        if call.content_type is not None:
+            headers["Content-Type"] = call.content_type
+        with metrics.web_api_call(call) as seen:
+            try:
+                answer = self._outbound.send(
+                    call.method,
+                    f"{self._url}/{call.target}",
+                    within=within,
+                    most=MAX_ANSWER_BYTES,
+                    headers=headers,
+                    data=call.body or None,
+                )
+            except NoAnswer as error:
+                self._note_failure(str(error))
+                raise NotAnswered(1, unsent=error.unsent) from error
+            seen(str(answer.status))
+        if answer.status in _AWAY:
+            self._note_failure(f"status_{answer.status}")
+        else:
+            self._circuit.succeeded()
+        if answer.status == 429:
+            raise RateLimited(self._gate.close(answer))
+        return answer
+
+    def _note_failure(self, reason: str) -> None:
+        if self._circuit.failed():
+            log.error("web_api_unavailable", extra={"reason": reason})
 
     def me(self, access_token: str) -> Profile:
         """Whose token this is: `GET /me`, which needs no scope.
@@ -38,19 +120,9 @@ class SpotifyWebApi:
                 allowlist gets this far and no further.
             SpotifyError: anything else.
         """
-        try:
-            answer = self._outbound.send(
-                "GET",
-                f"{self._config.spotify_api_url}/me",
-                within=ME_SECONDS,
-                headers={"Authorization": f"Bearer {access_token}", "Accept": "application/json"},
-            )
-        except NoAnswer as error:
-            raise SpotifyError("no_answer") from error
+        answer = self.send(Call("GET", "me"), access_token, within=ME_SECONDS)
         if answer.status == 403:
             raise Misconfigured("refused_by_web_api")
-        if answer.status == 429:
-            raise RateLimited(answer.retry_after)
         body = answer.json_object()
         spotify_id = _text(body.get("id"), 255)
         if answer.status != 200 or spotify_id is None:

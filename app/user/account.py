@@ -164,14 +164,16 @@ def erase(user: User) -> None:
         InvalidCredentials: the password that was proved has been changed meanwhile.
     """
 
-    def unit(db: Session) -> None:
+    def unit(db: Session) -> list[int]:
         _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
         links = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
         # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
+        return links
 
-    write_again_on_conflict(unit)
+    for link_id in write_again_on_conflict(unit):
+        parts().shared.erase(link_id)
     log.info("account_deleted")
     _tell(letters.account_deleted(user) if user.email_verified else None)
 

@@ -768,7 +768,7 @@ def test_d10_a_page_has_a_fixed_result_also_when_spotify_fails(
 ) -> None:
     callback = sandbox.consent(first_visit(client))
     if fault is not None:
-        sandbox.fault(on=on, kind=fault, times=1)
+        sandbox.fault(on=on, kind=fault, times=None)
 
     response = as_page(client, callback)
 

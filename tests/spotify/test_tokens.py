@@ -108,16 +108,37 @@ def test_an_expired_token_is_refreshed_again_and_again(
     assert row(app).authorized_at == authorized_at
 
 
-def test_a_token_about_to_run_out_is_given_while_it_is_refreshed(
+def test_a_token_with_less_than_five_minutes_left_is_replaced_at_once(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    soon(app, 5)
+    soon(app, 290)
 
-    assert connected.get("/api/spotify/token").json["expires_in"] <= 5
+    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a_second(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="park")
+    soon(app, 60)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] <= 60
+    sandbox.wait_for_held(1)
+    sandbox.release()
     eventually(lambda: row(app).generation == 1)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
     assert len(refreshes(sandbox)) == 1
+
+
+def test_a_token_about_to_run_out_is_given_where_its_refresh_fails(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    soon(app, 60)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] <= 60
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])

@@ -1,0 +1,49 @@
+"""The Web API's endpoints by name, for metrics: a path with its ids in it would be a label without end.
+
+Source: https://developer.spotify.com/documentation/web-api (its OpenAPI document of 2026-05-31).
+Deprecated ones are among them: older applications still have them.
+"""
+
+_LISTED = """
+albums  albums/{id}  albums/{id}/tracks
+artists  artists/{id}  artists/{id}/albums  artists/{id}/related-artists  artists/{id}/top-tracks
+audio-analysis/{id}  audio-features  audio-features/{id}
+audiobooks  audiobooks/{id}  audiobooks/{id}/chapters
+browse/categories  browse/categories/{id}  browse/categories/{id}/playlists
+browse/featured-playlists  browse/new-releases
+chapters  chapters/{id}
+episodes  episodes/{id}
+markets
+me
+me/albums  me/albums/contains
+me/audiobooks  me/audiobooks/contains
+me/episodes  me/episodes/contains
+me/following  me/following/contains
+me/library  me/library/contains
+me/player  me/player/currently-playing  me/player/devices  me/player/next  me/player/pause  me/player/play
+me/player/previous  me/player/queue  me/player/recently-played  me/player/repeat  me/player/seek
+me/player/shuffle  me/player/volume
+me/playlists
+me/shows  me/shows/contains
+me/top/artists  me/top/tracks
+me/tracks  me/tracks/contains
+playlists/{id}  playlists/{id}/followers  playlists/{id}/followers/contains
+playlists/{id}/images  playlists/{id}/items  playlists/{id}/tracks
+recommendations  recommendations/available-genre-seeds
+search
+shows  shows/{id}  shows/{id}/episodes
+tracks  tracks/{id}
+users/{id}  users/{id}/playlists
+"""
+ENDPOINTS = frozenset(_LISTED.split())
+OTHER = "other"
+
+
+def endpoint(path: str) -> str:
+    """Which endpoint a path leads to, such as `playlists/{id}/items`; `other` for one not known here."""
+    segments = path.split("/")
+    for place in (None, 1, 2):
+        named = "/".join("{id}" if at == place else segment for at, segment in enumerate(segments))
+        if named in ENDPOINTS:
+            return named
+    return OTHER

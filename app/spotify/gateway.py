@@ -1,0 +1,141 @@
+"""The gateway behind `/api/spotify/v1/{path}`: the Web API on a person's behalf, without its troubles.
+
+A read is shared with everybody who asks the same for this link (`app.spotify.sharing`), a write goes
+through and drops what was shared. Either is sent with the link's token, and a token that Spotify
+refuses is replaced once. The whole story, for those who write pages, is in `docs/gateway.md`.
+"""
+
+import time
+
+from flask import Response
+from werkzeug.datastructures import ResponseCacheControl
+from werkzeug.http import parse_cache_control_header
+
+from app import metrics
+from app.bulkhead import NoPlace
+from app.outbound import Answer
+from app.parts import parts
+from app.problems import InsufficientScope, Problem, SpotifyRateLimited, SpotifyUnavailable
+from app.spotify import tokens
+from app.spotify.accounts import RateLimited
+from app.spotify.calls import Call
+from app.spotify.refresh import GrantEnded
+from app.spotify.sharing import Served
+from app.spotify.webapi import CALL_SECONDS, NotAnswered
+
+# All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
+TOTAL_SECONDS = 15.0
+# What is not a poll is shared for as long as Spotify says, and no longer than this.
+MAX_SHARE_SECONDS = 300
+# Headers of an answer that are passed on. Lower case.
+_PASSED_ON = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
+# How Spotify says that a permission is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
+_MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
+
+
+def forward(link_id: int, call: Call) -> Response:
+    """Make the call for this link. Returns Spotify's answer, with how it was come by.
+
+    Raises:
+        GrantEnded, SpotifyNotConnected, InsufficientScope, SpotifyRateLimited, SpotifyUnavailable,
+        SpotifyMisconfigured
+    """
+    with metrics.gateway_request(call) as seen:
+        try:
+            served = _read(link_id, call) if call.is_read else _write(link_id, call)
+        except NoPlace:
+            seen("no-place")
+            raise SpotifyUnavailable("Too many calls wait for Spotify already.", retry_after=1) from None
+        except GrantEnded:
+            seen("spotify-reauthorization-required")
+            raise
+        except Problem as problem:
+            seen(problem.slug)
+            raise
+        refusal = _as_problem(served.answer)
+        seen(refusal.slug if refusal else _outcome(served.answer), served.cache)
+    if refusal is not None:
+        raise refusal
+    return _response(served)
+
+
+def _read(link_id: int, call: Call) -> Served:
+    return parts().shared.get(link_id, call.target, lambda: _fetch(link_id, call), lambda a: _life(call, a))
+
+
+def _write(link_id: int, call: Call) -> Served:
+    with parts().bulkhead.place():
+        try:
+            return Served(_fetch(link_id, call), "miss")
+        finally:
+            parts().shared.drop(link_id)  # also after no answer: it may have had its effect
+
+
+def _fetch(link_id: int, call: Call) -> Answer:
+    """Call Spotify with the link's token, and on a 401, in whatever wording, once more with another."""
+    deadline = time.monotonic() + TOTAL_SECONDS
+    webapi = parts().webapi
+    try:
+        token = tokens.access_token_for(link_id, wait_seconds=tokens.WAIT_SECONDS)
+        answer = webapi.send(call, token.access_token, within=_within(deadline))
+        if answer.status == 401 and not _lacks_permission(answer):
+            token = tokens.instead_of(token, link_id, wait_seconds=max(1, deadline - time.monotonic()))
+            answer = webapi.send(call, token.access_token, within=_within(deadline))
+    except RateLimited as error:
+        raise SpotifyRateLimited(retry_after=error.retry_after) from error
+    except NotAnswered as error:
+        raise SpotifyUnavailable(retry_after=error.retry_after) from error
+    return answer
+
+
+def _within(deadline: float) -> float:
+    """What is left for a call, a moment at the least: a token that was waited for should be used."""
+    return max(1.0, min(CALL_SECONDS, deadline - time.monotonic()))
+
+
+def _life(call: Call, answer: Answer) -> float:
+    """How many seconds an answer is good for others of this link."""
+    if answer.status in (401, 403):
+        return 0  # about the permission, which may be given any moment
+    if call.is_poll:
+        return parts().config.gateway_share_seconds
+    if answer.status != 200:
+        return 0
+    control = parse_cache_control_header(answer.headers.get("cache-control"), cls=ResponseCacheControl)
+    if control.no_store or control.no_cache:
+        return 0
+    return min(max(control.max_age or 0, 0), MAX_SHARE_SECONDS)
+
+
+def _lacks_permission(answer: Answer) -> bool:
+    """Whether the body proves that a scope is missing. Other 401s and 403s are passed on as they came."""
+    error = answer.json_object().get("error")
+    return isinstance(error, dict) and error.get("message") == _MISSING_SCOPE.get(answer.status, error)
+
+
+def _as_problem(answer: Answer) -> Problem | None:
+    """The few answers that are not passed on."""
+    if _lacks_permission(answer):
+        return InsufficientScope("Spotify was connected without the permission that this call needs.")
+    if 300 <= answer.status < 400 and answer.status != 304:
+        return SpotifyUnavailable("Spotify redirects, which this gateway does not follow.")
+    return None
+
+
+def _outcome(answer: Answer) -> str:
+    """How an answer counts. The owner's Premium and the allowlist are refused in plain text."""
+    if answer.status == 403 and not answer.json_object():
+        return "403-text"
+    return str(answer.status)
+
+
+def _response(served: Served) -> Response:
+    answer = served.answer
+    response = Response(answer.body, answer.status)
+    response.headers.pop("Content-Type")
+    for name in _PASSED_ON:
+        if name in answer.headers:
+            response.headers[name.title()] = answer.headers[name]
+    response.headers["X-Cache"] = served.cache
+    response.headers["Age"] = str(served.age)
+    return response
