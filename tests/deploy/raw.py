@@ -120,5 +120,5 @@ def may_read(answer: Answer, origin: str | None = ORIGIN) -> bool:
     found = [answer.headers.get_all(name, []) for name in names]
     if found == [[], [], []]:
         return False
-    assert found == [[origin], ["true"], ["Location, Retry-After, X-Request-ID"]]
+    assert found == [[origin], ["true"], ["Age, Location, Retry-After, X-Cache, X-Request-ID"]]
     return True

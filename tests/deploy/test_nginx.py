@@ -196,6 +196,24 @@ def test_h2_what_is_just_small_enough_reaches_the_app(nginx: Https) -> None:
     assert nginx.get("/api/session", *(f"X-{number}: x" for number in range(80))).status == 200
 
 
+COVER = ("PUT", "/api/spotify/v1/playlists/1/images", "Content-Type: image/jpeg")
+
+
+def test_h2_a_body_for_spotify_may_be_larger(nginx: Https) -> None:
+    for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
+        answer = nginx.raw(request(*COVER, body=b"x" * size))
+        assert (answer.status, answer.problem["type"]) == (status, f"/problems/{slug}")
+    assert answer.problem["detail"] == "256 KiB is the most."
+
+
+def test_h2_a_large_body_that_was_refused_unread_costs_nobody_the_next_request(nginx: Https) -> None:
+    for _ in range(8):
+        refused = nginx.raw(request(*COVER, "Origin: https://evil.test", body=b"x" * 262_144))
+        # Not a GET: nginx would send that again.
+        next_one = nginx.raw(request("POST", "/api/logout"))
+        assert (refused.status, next_one.status) == (403, 204)
+
+
 def test_h2_beyond_what_nginx_holds_it_refuses_as_well(nginx: Https) -> None:
     check_problem(nginx.get(f"/api/user?{'x' * 9_000}"), 414, "malformed-request")
     many = (f"X-{number}: {'x' * 8_000}" for number in range(9))
@@ -207,7 +225,7 @@ def test_i1_nginx_says_what_the_app_says() -> None:
     table = re.search(r"map \$status \$problem \{(.+?)\n    \}", text, re.DOTALL)
     assert table
     said = {
-        key: json.loads(f"{{{members}}}".replace("$status", "0"))
+        key: json.loads(f"{{{members}}}".replace("$status", "0").replace("$most_kib", "64"))
         for key, members in re.findall(r"^ +(\S+) '(.+)';$", table[1], re.MULTILINE)
     }
     kinds = {kind.slug: kind for kind in subclasses(problems.Problem)}
