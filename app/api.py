@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
 import flask_smorest
@@ -14,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from app import problems
 from app.clock import rfc3339
-from app.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from app.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NESTING = 32
@@ -26,7 +25,11 @@ class ProblemOut(ma.Schema):
     """An error, as RFC 9457 has it."""
 
     type = ma.fields.String(
-        required=True, metadata={"format": "uri-reference", "example": "/problems/not-found"}
+        required=True,
+        metadata={
+            "format": "uri-reference",
+            "enum": sorted(f"/problems/{kind.slug}" for kind in Problem.__subclasses__()),
+        },
     )
     title = ma.fields.String(required=True)
     status = ma.fields.Integer(required=True)
@@ -86,12 +89,14 @@ class _Parser(FlaskParser):
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
     ARGUMENTS_PARSER = _Parser()
 
-    def problems(self, *statuses: int) -> Callable[[View], View]:
-        """Say in the OpenAPI document with which errors a route may answer."""
+    def problems(self, *kinds: type[Problem]) -> Callable[[View], View]:
+        """Say in the OpenAPI document with which errors of its own a route may answer.
+
+        Those that all routes of its kind share are known there (`app.openapi`).
+        """
 
         def decorate(view: View) -> View:
-            for status in statuses:
-                view = self.alt_response(status, HTTPStatus(status).name)(view)
+            view.problems = kinds  # type: ignore[attr-defined]
             return view
 
         return decorate

@@ -1,16 +1,13 @@
 """The API's own description: the OpenAPI document, and a page to read it and try it."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import flask_swagger_ui
 from flask import Blueprint, Flask, Response, jsonify, render_template, send_from_directory
 
+from app import openapi
 from app.api import Api
-from app.auth.guard import Access, open_to_all
-from app.origin import SAFE_METHODS
-from app.parts import parts
+from app.auth.guard import open_to_all
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
@@ -31,30 +28,14 @@ _PAGE_POLICY = (
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 
-_REQUESTED_WITH = {
-    "in": "header",
-    "name": "X-Requested-With",
-    "required": True,
-    "schema": {"type": "string", "pattern": r"\S"},
-    "example": "XMLHttpRequest",
-    "description": "Any value: another site's page cannot set it.",
-}
-
-# Errors always carry these.
-_ERROR_HEADERS = {
-    "UNAUTHORIZED": {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
-    "TOO_MANY_REQUESTS": {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
-    "SERVICE_UNAVAILABLE": {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
-}
-
 
 def init_app(app: Flask, api: Api) -> None:
     blueprint = Blueprint("docs", __name__)
 
     @blueprint.get("/api/openapi.json")
     @open_to_all
-    def openapi() -> Response:
-        response = jsonify(_completed(api.spec.to_dict(), app))
+    def document() -> Response:
+        response = jsonify(openapi.completed(api.spec.to_dict(), app))
         response.headers["Cache-Control"] = "no-cache"
         return response
 
@@ -76,51 +57,3 @@ def init_app(app: Flask, api: Api) -> None:
         return send_from_directory(_ASSETS, name, max_age=86_400)
 
     app.register_blueprint(blueprint)
-
-
-def _completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
-    """The document with what flask-smorest cannot know: who may call, and which headers belong to it."""
-    components = document["components"]
-    components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
-    components["securitySchemes"] = {
-        "session": {"type": "apiKey", "in": "cookie", "name": parts().config.session_cookie_name}
-    }
-    for name, headers in _ERROR_HEADERS.items():
-        components["responses"][name]["headers"] = headers
-    for rule in app.url_map.iter_rules():
-        path = document["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
-        for method in (rule.methods or set()) & {name.upper() for name in path}:
-            operation, view = path[method.lower()], app.view_functions[rule.endpoint]
-            needed = getattr(view, "access", None) is Access.SIGNED_IN
-            operation["security"] = [{"session": []}] if needed else [{}, {"session": []}]
-            if method not in SAFE_METHODS:
-                header = {"$ref": "#/components/parameters/RequestedWith"}
-                operation["parameters"] = [*operation.get("parameters", []), header]
-            if "requestBody" in operation:
-                operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
-            if rule.arguments:
-                operation["responses"].setdefault("404", {"$ref": "#/components/responses/NOT_FOUND"})
-            if view is app.view_functions["spotify.web_api"]:
-                _let_spotify_answer(document, operation)
-    return document
-
-
-def _let_spotify_answer(document: dict[str, Any], operation: dict[str, Any]) -> None:
-    """Through the gateway come Spotify's own answers too, of any status and type."""
-    anything: dict[str, Any] = {"content": {"*/*": {}}}
-    for status, response in operation["responses"].items():
-        if "$ref" in response:
-            ours = document["components"]["responses"][response["$ref"].rsplit("/", 1)[-1]]
-            both = {"content": {**ours["content"], **anything["content"]}}
-            # Its headers are promised for ours only.
-            operation["responses"][status] = {"description": ours["description"], **both}
-    for statuses in ("2XX", "4XX", "5XX"):
-        operation["responses"][statuses] = {"description": "Spotify's own answer", **anything}
-
-
-def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Whether a body has to be there: none at all is the same as an empty object."""
-    content = body["content"].get("application/json", {})
-    name = content.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
-    schema = document["components"]["schemas"].get(name)
-    return schema is None or bool(schema.get("required"))

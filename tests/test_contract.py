@@ -194,7 +194,8 @@ def test_the_document_says_what_every_request_needs(app: Flask, document: dict[s
         statuses = set(found["responses"])
         assert ("401" in statuses) >= (route.access is Access.SIGNED_IN), route
         assert ("403" in statuses) >= route.writes, route
-        assert ({"400", "413", "415", "422"} <= statuses) >= ("requestBody" in found), route
+        readable = {"400", "413", "415"} | (set() if route.is_gateway else {"422"})
+        assert (readable <= statuses) >= ("requestBody" in found), route
         assert ("404" in statuses) >= ("{" in route.template), route
         assert "503" in statuses, route
 

@@ -13,7 +13,14 @@ from app.auth.sign_in import authenticate, sign_in
 from app.database import reading
 from app.models import Purpose, User
 from app.parts import parts
-from app.problems import ServiceUnavailable
+from app.problems import (
+    EmailTaken,
+    InvalidCredentials,
+    InvalidToken,
+    ServiceUnavailable,
+    TooManyAttempts,
+    UsernameTaken,
+)
 from app.spotify import links
 from app.spotify.schemas import describe
 from app.user import account
@@ -31,7 +38,7 @@ REGISTRATIONS, MAIL_REQUESTS = 100, 50
 @open_to_all
 @blueprint.arguments(Registration)
 @blueprint.response(201, UserOut, headers={"Location": {"schema": {"type": "string"}}})
-@blueprint.problems(400, 403, 409, 413, 415, 422, 429, 503)
+@blueprint.problems(UsernameTaken, EmailTaken, TooManyAttempts)
 def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     """Make an account and sign in to it
 
@@ -52,7 +59,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
 @open_to_all
 @blueprint.arguments(Credentials)
 @blueprint.response(200, UserOut)
-@blueprint.problems(400, 401, 403, 413, 415, 422, 429, 503)
+@blueprint.problems(InvalidCredentials, TooManyAttempts)
 def login(credentials: dict[str, str]) -> User:
     """Sign in, with user name or e-mail address
 
@@ -67,7 +74,6 @@ def login(credentials: dict[str, str]) -> User:
 @blueprint.post("/api/logout")
 @open_to_all
 @blueprint.response(204)
-@blueprint.problems(403, 503)
 def logout() -> None:
     """Sign out: the session is gone for good"""
     if current_user() is not None:
@@ -78,7 +84,6 @@ def logout() -> None:
 @blueprint.get("/api/session")
 @open_to_all
 @blueprint.response(200, SessionOut)
-@blueprint.problems(503)
 def get_session() -> dict[str, Any]:
     """Who is here: an app's first call, and never an error for a stranger"""
     user, link = current_user(), links.current_link()
@@ -93,7 +98,7 @@ def get_session() -> dict[str, Any]:
 @open_to_all
 @blueprint.arguments(EmailOnly)
 @blueprint.response(202)
-@blueprint.problems(400, 403, 413, 415, 422, 429, 503)
+@blueprint.problems(TooManyAttempts)
 def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     """Have a mail sent with which a new password can be chosen
 
@@ -114,7 +119,7 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
 @open_to_all
 @blueprint.arguments(NewPassword)
 @blueprint.response(204)
-@blueprint.problems(400, 403, 413, 415, 422, 503)
+@blueprint.problems(InvalidToken)
 def reset_password(chosen: dict[str, str]) -> None:
     """Choose a new password with the token from the mail: all sessions end"""
     sessions.require_store()
@@ -128,7 +133,7 @@ def reset_password(chosen: dict[str, str]) -> None:
 @blueprint.post("/api/email-verification")
 @signed_in
 @blueprint.response(202)
-@blueprint.problems(401, 403, 429, 503)
+@blueprint.problems(TooManyAttempts)
 def ask_for_email_verification() -> Response:
     """Have the mail sent again that asks whether the address is yours"""
     _require_mail()
@@ -143,7 +148,7 @@ def ask_for_email_verification() -> Response:
 @open_to_all
 @blueprint.arguments(TokenOnly)
 @blueprint.response(204)
-@blueprint.problems(400, 403, 413, 415, 422, 503)
+@blueprint.problems(InvalidToken)
 def verify_email(shown: dict[str, str]) -> None:
     """Confirm the address with the token from the mail"""
     user = account.verify_email(shown["token"])

@@ -17,11 +17,21 @@ from app.parts import parts
 from app.problems import (
     DEPENDENCY_DOWN,
     InsufficientScope,
+    MalformedRequest,
     NotFound,
+    NotSignedIn,
+    PayloadTooLarge,
     Problem,
     SpotifyAccessDenied,
+    SpotifyAccountInUse,
+    SpotifyAccountMismatch,
+    SpotifyMisconfigured,
     SpotifyNotConnected,
+    SpotifyRateLimited,
     SpotifyReauthorizationRequired,
+    SpotifyStateMismatch,
+    SpotifyUnavailable,
+    UnsupportedMediaType,
     ValidationError,
     as_problem,
 )
@@ -45,7 +55,17 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
 @blueprint.alt_response(
     303, description="A browser coming back: on to FRONTEND_URL, with ?spotify=…", success=True
 )
-@blueprint.problems(400, 401, 409, 422, 429, 503)
+@blueprint.problems(
+    SpotifyStateMismatch,
+    SpotifyAccessDenied,
+    NotSignedIn,
+    SpotifyAccountInUse,
+    SpotifyAccountMismatch,
+    ValidationError,
+    SpotifyRateLimited,
+    SpotifyUnavailable,
+    SpotifyMisconfigured,
+)
 def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
     """Connect Spotify, or come back from there
 
@@ -81,7 +101,6 @@ def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
 @blueprint.get("/api/spotify")
 @open_to_all
 @blueprint.response(200, SpotifyOut)
-@blueprint.problems(503)
 def get() -> dict[str, Any]:
     """Whether Spotify is connected, as whom, and until when"""
     return describe(links.current_link())
@@ -90,7 +109,6 @@ def get() -> dict[str, Any]:
 @blueprint.delete("/api/spotify")
 @open_to_all
 @blueprint.response(204)
-@blueprint.problems(403, 503)
 def disconnect() -> None:
     """Disconnect Spotify: tokens and personal data are erased"""
     link = links.current_link()
@@ -103,7 +121,14 @@ def disconnect() -> None:
 @blueprint.get("/api/spotify/token")
 @open_to_all
 @blueprint.response(200, TokenOut)
-@blueprint.problems(403, 404, 409, 503)
+@blueprint.problems(
+    InsufficientScope,
+    NotFound,
+    SpotifyNotConnected,
+    SpotifyReauthorizationRequired,
+    SpotifyUnavailable,
+    SpotifyMisconfigured,
+)
 def playback_token() -> dict[str, Any]:
     """A short-lived access token, for the Web Playback SDK only
 
@@ -130,7 +155,17 @@ def playback_token() -> dict[str, Any]:
 )
 @open_to_all
 @blueprint.response(200, description="Spotify's answer, whatever its status and type, as it came")
-@blueprint.problems(400, 403, 409, 413, 415, 429, 503)
+@blueprint.problems(
+    MalformedRequest,
+    InsufficientScope,
+    SpotifyNotConnected,
+    SpotifyReauthorizationRequired,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    SpotifyRateLimited,
+    SpotifyUnavailable,
+    SpotifyMisconfigured,
+)
 def web_api(path: str) -> Response:
     """The Web API on the person's behalf: everything behind `https://api.spotify.com/v1/`
 

@@ -9,7 +9,7 @@ from app.auth.guard import require_user, signed_in
 from app.auth.schemas import KnownPassword, PasswordChange, ProfileChange
 from app.auth.sign_in import prove, sign_in
 from app.models import User
-from app.problems import ValidationError
+from app.problems import EmailTaken, InvalidCredentials, TooManyAttempts, UsernameTaken, ValidationError
 from app.user import account
 from app.user.export import everything_about
 from app.user.schemas import ExportOut, SessionsOut, UserOut
@@ -25,7 +25,6 @@ PROFILE_CHANGES = 30
 @blueprint.get("/api/user")
 @signed_in
 @blueprint.response(200, UserOut)
-@blueprint.problems(401, 503)
 def get() -> User:
     """Who is signed in"""
     return require_user()
@@ -35,7 +34,7 @@ def get() -> User:
 @signed_in
 @blueprint.arguments(ProfileChange)
 @blueprint.response(200, UserOut)
-@blueprint.problems(400, 401, 403, 409, 413, 415, 422, 429, 503)
+@blueprint.problems(InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
 def change(wanted: dict[str, str]) -> User:
     """Change name or address
 
@@ -60,7 +59,7 @@ def change(wanted: dict[str, str]) -> User:
 @signed_in
 @blueprint.arguments(PasswordChange)
 @blueprint.response(204)
-@blueprint.problems(400, 401, 403, 413, 415, 422, 429, 503)
+@blueprint.problems(InvalidCredentials, TooManyAttempts)
 def change_password(chosen: dict[str, str]) -> None:
     """Choose a new password: this session gets a new id, all others end"""
     user = require_user()
@@ -74,7 +73,7 @@ def change_password(chosen: dict[str, str]) -> None:
 @signed_in
 @blueprint.arguments(KnownPassword)
 @blueprint.response(204)
-@blueprint.problems(400, 401, 403, 413, 415, 422, 429, 503)
+@blueprint.problems(InvalidCredentials, TooManyAttempts)
 def delete(shown: dict[str, str]) -> None:
     """Delete the account: with the connection to Spotify, its tokens, and every session"""
     user = require_user()
@@ -89,7 +88,6 @@ def delete(shown: dict[str, str]) -> None:
 @blueprint.get("/api/user/sessions")
 @signed_in
 @blueprint.response(200, SessionsOut)
-@blueprint.problems(401, 503)
 def list_sessions() -> dict[str, Any]:
     """Where one is signed in, the session seen last first"""
     return {"items": sessions.of_user(require_user().id)}
@@ -98,7 +96,6 @@ def list_sessions() -> dict[str, Any]:
 @blueprint.delete("/api/user/sessions")
 @signed_in
 @blueprint.response(204)
-@blueprint.problems(401, 403, 503)
 def end_other_sessions() -> None:
     """Sign out everywhere but here"""
     ended = sessions.end_others(require_user().id)
@@ -108,7 +105,6 @@ def end_other_sessions() -> None:
 @blueprint.delete("/api/user/sessions/<string:session_id>")
 @signed_in
 @blueprint.response(204)
-@blueprint.problems(401, 403, 503)
 def end_session(session_id: str) -> None:
     """End one session
 
@@ -124,7 +120,6 @@ def end_session(session_id: str) -> None:
 @blueprint.get("/api/user/export")
 @signed_in
 @blueprint.response(200, ExportOut, headers={"Content-Disposition": {"schema": {"type": "string"}}})
-@blueprint.problems(401, 503)
 def export() -> tuple[dict[str, Any], int, dict[str, str]]:
     """All personal data that is held, without tokens"""
     log.info("data_exported")

@@ -1,0 +1,150 @@
+"""The OpenAPI document: what flask-smorest makes of routes and schemas, completed with what it cannot know.
+
+That is who may call, which headers belong to a request, and every problem that an answer may be: each
+route names those of its own (`Blueprint.problems`), the rest follow from what it is.
+"""
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask
+from werkzeug.routing import Rule
+
+from app import problems
+from app.auth.guard import Access
+from app.origin import SAFE_METHODS
+from app.parts import parts
+from app.problems import Problem
+
+_REQUESTED_WITH = {
+    "in": "header",
+    "name": "X-Requested-With",
+    "required": True,
+    "schema": {"type": "string", "pattern": r"\S"},
+    "example": "XMLHttpRequest",
+    "description": "Any value: another site's page cannot set it.",
+}
+
+# Errors always carry these.
+_ERROR_HEADERS = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
+    429: {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
+}
+# Members that some problems have besides those that all have.
+_MEMBERS: dict[type[Problem], dict[str, Any]] = {
+    problems.ValidationError: {"errors": {"username": ["Missing data for required field."]}},
+    problems.SpotifyReauthorizationRequired: {
+        "authorize_url": "https://accounts.spotify.com/authorize?client_id=…"
+    },
+}
+
+# What a body for the gateway may be: whatever Spotify takes there.
+_WEB_API_BODY = {
+    "required": False,
+    "content": {
+        "application/json": {"schema": {}, "example": {"uris": ["spotify:track:4iV5W9uYEdYUVa79Axb7Rh"]}},
+        "image/jpeg": {"schema": {"type": "string", "contentEncoding": "base64"}},
+    },
+}
+
+
+def completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
+    """The document of flask-smorest, with what it cannot know."""
+    components = document["components"]
+    components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
+    components["securitySchemes"] = {
+        "session": {"type": "apiKey", "in": "cookie", "name": parts().config.session_cookie_name}
+    }
+    components["responses"] = {"DEFAULT_ERROR": components["responses"]["DEFAULT_ERROR"]}
+    for rule in app.url_map.iter_rules():
+        path = document["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
+        for method in (rule.methods or set()) & {name.upper() for name in path}:
+            _complete(path[method.lower()], document, app, rule, method)
+    return document
+
+
+def _complete(
+    operation: dict[str, Any], document: dict[str, Any], app: Flask, rule: Rule, method: str
+) -> None:
+    view = app.view_functions[rule.endpoint]
+    needed = getattr(view, "access", None) is Access.SIGNED_IN
+    operation["security"] = [{"session": []}] if needed else [{}, {"session": []}]
+    if method not in SAFE_METHODS:
+        header = {"$ref": "#/components/parameters/RequestedWith"}
+        operation["parameters"] = [*operation.get("parameters", []), header]
+    if "requestBody" in operation:
+        operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
+    kinds = [*getattr(view, "problems", ()), *_usual_problems(operation, rule, method, signed_in=needed)]
+    responses = {status: found for status, found in operation["responses"].items() if "$ref" not in found}
+    for status in sorted({kind.code for kind in kinds}):
+        responses[str(status)] = _refusal(status, (kind for kind in kinds if kind.code == status))
+    if view is app.view_functions["spotify.web_api"]:
+        _let_spotify_answer(responses)
+        if method not in SAFE_METHODS:
+            operation["requestBody"] = _WEB_API_BODY
+    responses["default"] = {"$ref": "#/components/responses/DEFAULT_ERROR"}
+    operation["responses"] = responses
+
+
+def _usual_problems(
+    operation: dict[str, Any], rule: Rule, method: str, *, signed_in: bool
+) -> list[type[Problem]]:
+    """What may happen at any route of this kind."""
+    found: list[type[Problem]] = [problems.ServiceUnavailable]  # MySQL or Redis may be away
+    if signed_in:
+        found.append(problems.NotSignedIn)
+    if method not in SAFE_METHODS:
+        found.append(problems.CrossSiteRequest)
+    if rule.arguments:
+        found.append(problems.NotFound)
+    if "requestBody" in operation:
+        found += [problems.MalformedRequest, problems.PayloadTooLarge, problems.UnsupportedMediaType]
+    if "422" in operation["responses"]:
+        found.append(problems.ValidationError)
+    return found
+
+
+def _refusal(status: int, kinds: Iterable[type[Problem]]) -> dict[str, Any]:
+    """An answer that may be any of these problems, with an example of each."""
+    named = sorted(set(kinds), key=lambda kind: kind.slug)
+    content = {
+        "schema": {"$ref": "#/components/schemas/ProblemOut"},
+        "examples": {kind.slug: {"summary": kind.title, "value": _example(kind)} for kind in named},
+    }
+    answer = {
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(kind.slug for kind in named)}",
+        "content": {problems.MEDIA_TYPE: content},
+    }
+    return answer | ({"headers": _ERROR_HEADERS[status]} if status in _ERROR_HEADERS else {})
+
+
+def _example(kind: type[Problem]) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{kind.slug}",
+        "title": kind.title,
+        "status": kind.code,
+        "detail": kind.detail,
+        "instance": "/api/…",
+        "request_id": "6f1d7c2f0b6e4a0c9d5e3b2a1f0e9d8c",
+        **_MEMBERS.get(kind, {}),
+    }
+
+
+def _let_spotify_answer(responses: dict[str, Any]) -> None:
+    """Through the gateway come Spotify's own answers too, of any status and type."""
+    for response in responses.values():
+        response.setdefault("content", {})["*/*"] = {}
+        response.pop("headers", None)  # which only ours are sure to have
+    for statuses in ("2XX", "4XX", "5XX"):
+        responses[statuses] = {"description": "Spotify's own answer", "content": {"*/*": {}}}
+
+
+def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:
+    """Whether a body has to be there: none at all is the same as an empty object."""
+    content = body["content"].get("application/json", {})
+    name = content.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
+    schema = document["components"]["schemas"].get(name)
+    return schema is None or bool(schema.get("required"))
