@@ -190,3 +190,18 @@ def test_the_docs_page_can_make_calls(page: Page, api: Server) -> None:
 
     expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("204")
     assert trouble == []
+
+
+def test_the_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:
+    page.goto(f"{api.url}/api/spotify/authorize")
+    page.get_by_role("radio", name="Mira T.").check()
+    page.get_by_role("button", name="Agree").click()
+    page.goto(f"{api.url}/api/docs")
+    operation = page.locator(".opblock-get").filter(has_text="/api/spotify/v1/")
+    operation.locator("button").first.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("textbox").fill("search?q=harbour lights&type=track")
+    operation.get_by_role("button", name="Execute").click()
+
+    expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("200")
+    expect(operation.locator(".request-url")).to_contain_text("/v1/search?q=harbour%20lights&type=track")

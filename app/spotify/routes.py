@@ -167,7 +167,7 @@ def playback_token() -> dict[str, Any]:
     SpotifyMisconfigured,
 )
 def web_api(path: str) -> Response:
-    """The Web API on the person's behalf: everything behind `https://api.spotify.com/v1/`
+    """The Web API on the person's behalf: all behind https://api.spotify.com/v1/
 
     Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time

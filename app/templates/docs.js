@@ -19,6 +19,8 @@ SwaggerUIBundle({
   // The session's cookie goes along by itself; every request that changes something needs this header.
   requestInterceptor: (request) => {
     request.headers["X-Requested-With"] = "backline-docs";
+    // OpenAPI knows no parameter with slashes in it; a path of the Web API has some, and perhaps a query.
+    request.url = request.url.replace(/(?<=\/api\/spotify\/v1\/).*/, (path) => encodeURI(decodeURIComponent(path)));
     return request;
   },
 });
