@@ -62,12 +62,15 @@ class SpotifyWebApi:
             RateLimited: Spotify wants us to wait, or our budget is used up.
             NotAnswered: no answer within so many seconds, or none is hoped for.
         """
+        wait = self._circuit.wait()
+        if wait > 0:
+            raise NotAnswered(math.ceil(wait), unsent=True)
         deadline = time.monotonic() + within
         try:
             answer = self._once(call, access_token, within)
         except NotAnswered as error:
             left = deadline - time.monotonic()
-            if not (call.is_read or error.unsent) or error.retry_after > 1 or left < within / 2:
+            if not (call.is_read or error.unsent) or left < within / 2:
                 raise
             return self._once(call, access_token, left)
         left = deadline - time.monotonic()
@@ -79,9 +82,6 @@ class SpotifyWebApi:
             return answer
 
     def _once(self, call: Call, access_token: str, within: float) -> Answer:
-        wait = self._circuit.wait()
-        if wait > 0:
-            raise NotAnswered(math.ceil(wait), unsent=True)
         self._gate.pass_or_refuse(is_poll=call.is_poll)
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
