@@ -439,6 +439,7 @@ def test_a_deleted_account_leaves_nothing(
 ) -> None:
     register(client, "ada")
     connect(client, sandbox)
+    assert client.get("/api/spotify/v1/me").headers["X-Cache"] == "miss"  # which is kept from now on
     login(elsewhere := new_client(), "ada")
     (other := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.9"
     other.post("/api/login", json={"login": "ada", "password": "not the password"})
@@ -446,7 +447,12 @@ def test_a_deleted_account_leaves_nothing(
     assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
     assert set(rows(app).values()) == {0}
-    left = {key.decode().rsplit(":", 1)[0] for key in store_of(app).keys("*")}
+    store = store_of(app)
+    # Of what Spotify has answered nothing; only, for a minute, that nothing more is to be kept.
+    [shared] = store.keys("shared:*")
+    assert store.hgetall(shared) == {b"erased": b"1"}
+    assert 0 < store.ttl(shared) <= 60
+    left = {key.decode().rsplit(":", 1)[0] for key in store.keys("*")} - {"shared"}
     # How often somebody at this address was wrong, and has registered, says nothing about the person.
     assert left <= {f"throttle:{kind}" for kind in ("address", "registrations", "mails", "pair")} | {
         "authorized"
