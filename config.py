@@ -406,8 +406,9 @@ class _Reader:
 
     def origins(self, name: str, default: list[str], *, needed: bool = False) -> tuple[str, ...]:
         """Exact origins. A wildcard with credentials would let any page read every answer."""
-        self.text(name, needed=needed)
         found = self.words(name) or tuple(dict.fromkeys(default))
+        if needed and not found:  # also where there is nothing but commas
+            self.problems.append(f"{name} is not set. See .env.example.")
         for origin in found:
             shape = re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin)
             if not shape or origin != _origin(origin):
