@@ -42,3 +42,12 @@ def test_what_fails_leaves_nothing(app: Flask) -> None:
             fail()
         with reading() as db:
             assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
+
+
+def test_j1_an_error_quotes_nothing_of_the_row(app: Flask) -> None:
+    """An error that nobody foresaw is logged with its traceback, and that with the error's own words."""
+    with app.app_context(), pytest.raises(sa.exc.IntegrityError) as failed, writing() as db:
+        db.execute(sa.insert(User).values(username="ada", email=None, password_hash="hunter2"))
+
+    assert "INSERT INTO users" in str(failed.value)
+    assert "hunter2" not in str(failed.value)
