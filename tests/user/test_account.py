@@ -442,7 +442,8 @@ def test_a_deleted_account_leaves_nothing(
     assert client.get("/api/spotify/v1/me").headers["X-Cache"] == "miss"  # which is kept from now on
     login(elsewhere := new_client(), "ada")
     (other := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.9"
-    other.post("/api/login", json={"login": "ada", "password": "not the password"})
+    for name in ("ada", "ada@example.com"):
+        other.post("/api/login", json={"login": name, "password": "not the password"})
 
     assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
