@@ -19,7 +19,7 @@ _SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
 # What a decoded path does not show any more: an encoded slash, backslash, dot, percent sign or control
 # character. Two servers in a row may read those in two ways.
 _ENCODED_TRICK = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
-_QUERY = re.compile(r"[!-~]*")
+_QUERY = re.compile(r"(?:[!-$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
