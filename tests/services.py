@@ -228,10 +228,11 @@ def running_server(settings: Mapping[str, str], *, workers: int = 2, threads: in
         "THREADS": str(threads),
         "SPOTIFY_REDIRECT_URI": f"{url}/api/spotify/authorize",
     }
-    environment = process_environment({**own, **settings})
     command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
     with _directory() as home, requests.Session() as http:
         http.trust_env = False
+        # It is killed, so it cannot clean up after itself.
+        environment = process_environment({**own, "TMPDIR": str(home), **settings})
         log = home / "log"
         with _process(command, log, env=environment) as process:
             _until_up(
