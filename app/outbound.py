@@ -163,6 +163,14 @@ class _DeadlineResponse(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
 
+    def begin(self) -> None:
+        """Read up to the answer's body. http.client takes `103 Early Hints` for the answer, and whoever
+        uses the connection next would get the one behind it: another person's."""
+        super().begin()
+        while self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
+
 
 class _DeadlineHTTPConnection(HTTPConnection):
     response_class = _DeadlineResponse
