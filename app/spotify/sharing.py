@@ -4,13 +4,14 @@ What is shared is one link's, under one key in Redis, so all processes share it 
 
     shared:{link}    hash; for each read, by a hash of its path and query:
         leader:…, lease:…     who is asking Spotify now, and until when that is believed
-        answer:…, by:…        the last answer, and whose it is
+        answer:…              the last answer
         at:…, until:…, next:… when it came, until when it is served, from when on the next may be fetched
 
-Whoever finds no answer asks Spotify (leads); the others wait for that. An answer that is still good is
-served while the next one is on its way: a page that is asked for steadily never waits. A write of the
-link drops the key, and with it the right of those who ask now to put their answer there: it may be of
-before the write. All times are Redis' own, in milliseconds.
+Whoever finds no answer asks Spotify (leads). The others wait for any answer to come after they have
+begun to: it is of a call that was under way then, or newer. An answer that is still good is served while
+the next one is on its way: a page that is asked for steadily never waits. A write of the link drops the
+key, and with it the right of those who ask now to put their answer there: it may be of before the write.
+All times are Redis' own, in milliseconds.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ LINGER_SECONDS = 5.0
 # After a disconnect nothing is kept for as long as a call may have been under way.
 ERASED_SECONDS = 60
 # Larger answers are fetched by each for itself; and so many reads of a link are kept, with their parts.
-MOST_BYTES, MOST_FIELDS = 2 * 1024 * 1024, 7 * 64
+MOST_BYTES, MOST_FIELDS = 2 * 1024 * 1024, 6 * 64
 
 _NOW = """
 local time = redis.call('TIME')
@@ -49,20 +50,21 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read = ARGV[1]
 """
 
-# Arguments: the read, my name, whom I have waited for (or ''), the lease. Answers `hit` with answer and age,
-# `lead` with the time and an answer that is still good (or not), or `wait` with the leader's name.
+# Arguments: the read, my name, since when I have waited (or ''), the lease. Answers `hit` with answer and
+# age, `lead` with the time and an answer that is still good (or not), or `wait` with the time.
 _JOIN = (
     _NOW
     + """
 local found = redis.call('HMGET', KEYS[1], 'answer:' .. read, 'until:' .. read, 'next:' .. read,
-                         'at:' .. read, 'by:' .. read, 'leader:' .. read, 'lease:' .. read, 'erased')
-if found[8] then return {'lead', now} end
-local good = found[1] and (tonumber(found[2]) > now or found[5] == ARGV[3])
-local led = found[6] and tonumber(found[7]) > now
-if good and (led or tonumber(found[3]) > now or found[5] == ARGV[3]) then
+                         'at:' .. read, 'lease:' .. read, 'erased')
+if found[6] then return {'lead', now} end
+local awaited = found[1] and ARGV[3] ~= '' and tonumber(found[4]) >= tonumber(ARGV[3])
+local good = found[1] and (awaited or tonumber(found[2]) > now)
+local led = found[5] and tonumber(found[5]) > now
+if good and (awaited or led or tonumber(found[3]) > now) then
   return {'hit', found[1], now - found[4]}
 end
-if led then return {'wait', found[6]} end
+if led then return {'wait', now} end
 redis.call('HSET', KEYS[1], 'leader:' .. read, ARGV[2], 'lease:' .. read, now + ARGV[4])
 if redis.call('PTTL', KEYS[1]) < 2 * ARGV[4] then redis.call('PEXPIRE', KEYS[1], 2 * ARGV[4]) end
 if good then return {'lead', now, found[1], now - found[4]} end
@@ -76,7 +78,7 @@ _LAND = (
     + """
 if redis.call('HGET', KEYS[1], 'leader:' .. read) ~= ARGV[2] then return 0 end
 if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[7]) then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 'answer:' .. read, ARGV[3], 'by:' .. read, ARGV[2], 'at:' .. read, now,
+redis.call('HSET', KEYS[1], 'answer:' .. read, ARGV[3], 'at:' .. read, now,
            'until:' .. read, now + ARGV[4], 'next:' .. read, ARGV[5] + ARGV[4])
 redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read)
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[6]) then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
@@ -147,14 +149,14 @@ class SharedAnswers:
             Whatever `fetch` raises, for its caller.
         """
         name = hashlib.sha256(target.encode()).hexdigest()[:32]
-        read, joined = _Read(_key(link_id), name, secrets.token_hex(8)), ""
+        read, since = _Read(_key(link_id), name, secrets.token_hex(8)), ""
         until, pause = time.monotonic() + WAIT_SECONDS, 0.01
         with ExitStack() as stack:
             has_place = False
             while True:
-                found, *rest = self._join(read, joined)
+                found, *rest = self._join(read, since)
                 if found == b"hit":
-                    return _served(rest[0], rest[1], "shared" if joined else "hit")
+                    return _served(rest[0], rest[1], "shared" if since else "hit")
                 leads, good = found == b"lead", rest[1:]
                 if not has_place:
                     try:
@@ -168,7 +170,7 @@ class SharedAnswers:
                     has_place = True
                 if leads:
                     return Served(self._lead(read, rest[0], fetch, life), "miss")
-                joined = rest[0].decode()
+                since = since or str(rest[0])
                 if time.monotonic() > until:
                     raise SpotifyUnavailable(retry_after=1)
                 time.sleep(pause)
@@ -209,9 +211,9 @@ class SharedAnswers:
             self._land(read, _Landed(answer.status, answer.headers, answer.body), asked, life(answer))
         return answer
 
-    def _join(self, read: _Read, joined: str) -> list[Any]:
+    def _join(self, read: _Read, since: str) -> list[Any]:
         found: Any = self._client.eval(
-            _JOIN, 1, read.key, read.name, read.me, joined, str(int(LEASE_SECONDS * 1000))
+            _JOIN, 1, read.key, read.name, read.me, since, str(int(LEASE_SECONDS * 1000))
         )
         return list(found)
 
