@@ -72,11 +72,19 @@ return {'lead', now}
 """
 )
 
-# Arguments: the read, my name, the answer, how long it is served, when it was asked for, how long it is kept.
+# Arguments: the read, my name, the answer, how long it is served, when it was asked for, how long it is kept,
+# the most fields, how long others linger. Those that nobody may have any more go: a page that polls keeps
+# the key for hours.
 _LAND = (
     _NOW
     + """
 if redis.call('HGET', KEYS[1], 'leader:' .. read) ~= ARGV[2] then return 0 end
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 6) == 'until:' and redis.call('HGET', KEYS[1], field) + ARGV[8] < now then
+    local old = string.sub(field, 7)
+    redis.call('HDEL', KEYS[1], 'answer:' .. old, 'at:' .. old, 'until:' .. old, 'next:' .. old)
+  end
+end
 if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[7]) then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], 'answer:' .. read, ARGV[3], 'at:' .. read, now,
            'until:' .. read, now + ARGV[4], 'next:' .. read, ARGV[5] + ARGV[4])
@@ -219,7 +227,8 @@ class SharedAnswers:
 
     def _land(self, read: _Read, landed: _Landed, asked: int, life: float) -> None:
         kept = max(life, LINGER_SECONDS)
-        values = [str(int(life * 1000)), str(asked), str(int(kept * 1000)), str(MOST_FIELDS)]
+        linger = str(int(LINGER_SECONDS * 1000))
+        values = [str(int(life * 1000)), str(asked), str(int(kept * 1000)), str(MOST_FIELDS), linger]
         encoded = msgspec.msgpack.encode(landed)
         self._quietly(lambda: self._client.eval(_LAND, 1, read.key, read.name, read.me, encoded, *values))
 
