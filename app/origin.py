@@ -54,5 +54,9 @@ def _what_is_foreign(allowed: frozenset[str]) -> str | None:
 
 
 def _own_origin() -> str:
-    """This API's own, for its docs page: a browser sets Host by the address it calls."""
-    return request.host_url.rstrip("/")
+    """This API's own, for its docs page: a browser sets Host by the address it calls.
+
+    Not `host_url`: that spells `xn--bcher-kva.example` as `bücher.example`, which no Origin does, and
+    fails on an `xn--` that means nothing.
+    """
+    return f"{request.scheme}://{request.host}"

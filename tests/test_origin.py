@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
+from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from app.auth.guard import open_to_all
 from tests.every_route import (
@@ -148,6 +148,31 @@ def test_a_write_without_the_signs_of_our_own_app_is_refused(
 )
 def test_our_own_pages_may_write(client: FlaskClient, headers: list[tuple[str, str]]) -> None:
     assert post(client, headers).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("xn--bcher-kva.example", "http://xn--bcher-kva.example", 201),
+        ("xn--bcher-kva.example", "http://bücher.example", 403),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000", 201),
+        ("127.0.0.1:80", "http://127.0.0.1", 201),
+    ],
+)
+def test_our_own_origin_is_the_host_as_it_was_sent(
+    client: FlaskClient, host: str, origin: str, status: int
+) -> None:
+    assert post(client, [("X-Requested-With", "x"), ("Host", host), ("Origin", origin)]).status_code == status
+
+
+@pytest.mark.parametrize("host", ["xn--", "xn--a-\xff", "a..b", "a b", "[::1", "a:b:c", ""])
+def test_a_host_that_is_none_is_nobodys_origin(app: Flask, host: str) -> None:
+    headers = {"Host": host, "X-Requested-With": "x", "Origin": SPA + "0"}
+    environ = create_environ("/api/logout", method="POST", headers=headers)
+
+    _, status, _ = run_wsgi_app(app, environ)  # a test client would trip over such a host itself
+
+    assert status in ("400 BAD REQUEST", "403 FORBIDDEN")
 
 
 def test_an_origin_with_brackets_is_no_pattern(env: dict[str, str], request: pytest.FixtureRequest) -> None:
