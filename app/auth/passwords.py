@@ -19,6 +19,10 @@ MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash without
 # What somebody who attacks this product would try first.
 _PRODUCT_WORDS = ("spotify", "backline", "password", "music", "playlist")
 
+# What is put around a word to make it pass.
+_SIGNS = " !?.,;:#$%&*+-_=@/\\()<>'\""
+_AROUND = "0123456789" + _SIGNS
+
 # OWASP ASVS 5.0 appendix C: argon2id with 46 MiB, one pass, one lane.
 _hasher = PasswordHasher(time_cost=1, memory_cost=47_104, parallelism=1)
 
@@ -43,9 +47,11 @@ def refuse_guessable(password: str, *, field: str, username: str = "", email: st
         ValidationError: under the name of the field.
     """
     folded = password.casefold()
-    bare = folded.strip("0123456789 !?.,;:#$%&*+-_=@/\\()<>'\"")
+    bare = folded.strip(_AROUND)
     own = {name for name in (username, email, email.partition("@")[0]) if name}
-    if folded in _common() or folded in own or bare in own or bare in _PRODUCT_WORDS:
+    # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
+    guesses = {*own, *(name.strip(_AROUND) for name in own), *_PRODUCT_WORDS} - {""}
+    if folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare}):
         raise ValidationError(
             errors={field: ["Too easy to guess: a common password, or much like your name. Choose another."]}
         )

@@ -94,7 +94,13 @@ def test_a2_the_products_words_and_ones_own_name_are_refused(client: FlaskClient
     assert list(response.json["errors"]) == ["password"]
 
 
+@pytest.mark.parametrize("password", ["ada1990!", "!ada1990", "ada19901", "ADA2026!!", "99ada1990@x.yz"])
+def test_a2_a_name_that_ends_in_digits_is_refused_with_others_around_it(password: str) -> None:
+    assert refused(password, username="ada1990", email="ada1990@x.yz")
+
+
 def test_a2_a_name_of_digits_is_a_name_too() -> None:
+    assert refused("1987-2002!", username="1987-2002", email="x@example.com")
     assert refused("1987-2002", username="1987-2002", email="x@example.com")
     assert not refused("2002-1987", username="1987-2002", email="x@example.com")
 
