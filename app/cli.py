@@ -130,10 +130,21 @@ def rotate_keys() -> None:
     click.echo(f"Every token is sealed with key {newest}; the others may be removed.")
 
 
+def _text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """What was typed, which may be no text: bytes that are not UTF-8 arrive as halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("It is not text in UTF-8.") from None
+    return value
+
+
 @users.command("create", cls=_Command)
-@click.argument("username")
-@click.argument("email")
-@click.password_option(help="Asked for when left out, which keeps it out of the shell's history.")
+@click.argument("username", callback=_text)
+@click.argument("email", callback=_text)
+@click.password_option(
+    callback=_text, help="Asked for when left out, which keeps it out of the shell's history."
+)
 def create(username: str, email: str, password: str) -> None:
     """Create an account."""
     try:

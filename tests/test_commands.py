@@ -36,6 +36,14 @@ def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: Flask
         assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 1
 
 
+def test_a_password_that_is_no_text_is_refused_without_a_traceback(env: dict[str, str]) -> None:
+    done = flask(env, "users", "create", "ada", "ada@example.com", "--password", "a long sentence \udcff")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "UTF-8" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
     done = flask(env, "doctor")
 
