@@ -7,7 +7,10 @@ import unicodedata
 # a login is a name or an address, never both), nothing invisible.
 _USERNAME = re.compile(r"[^\W_][\w.-]{1,63}")
 # The shape only: whether an address works is known when a mail to it is answered.
-_EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]{1,64}@[^\s@<>()\[\],;:\\\"]+\.[^\s@<>()\[\],;:\\\".]+")
+# No label of the domain is empty, or has the ideographic full stop, which mail servers take for a dot.
+_EMAIL = re.compile(
+    r"[^\s@<>()\[\],;:\\\"]{1,64}@([^\s@<>()\[\],;:\\\".\u3002]+\.)+[^\s@<>()\[\],;:\\\".\u3002]+"
+)
 
 # Letters and marks that are drawn as nothing ("default ignorable", and the blank of Braille). What else
 # is invisible is no letter or not printable.
