@@ -9,7 +9,7 @@ from app.api import Blueprint
 from app.auth import registration
 from app.auth.guard import current_user, open_to_all, require_user, signed_in
 from app.auth.schemas import Credentials, EmailOnly, NewPassword, Registration, SessionOut, TokenOnly
-from app.auth.sign_in import authenticate, sign_in
+from app.auth.sign_in import authenticate, forget_failures, sign_in
 from app.database import reading
 from app.models import Purpose, User
 from app.parts import parts
@@ -124,8 +124,7 @@ def reset_password(chosen: dict[str, str]) -> None:
     """Choose a new password with the token from the mail: all sessions end"""
     sessions.require_store()
     user = account.reset_password(chosen["token"], chosen["password"])
-    for name in (user.username, user.email):
-        throttle.forget(name)
+    forget_failures(user)
     sessions.end_all(user.id)
     session.clear()
 

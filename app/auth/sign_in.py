@@ -46,6 +46,12 @@ def prove(user: User, password: str) -> None:
         _with_password(user, password)
 
 
+def forget_failures(user: User) -> None:
+    """Forget failed guesses at the user's password, from this caller's address."""
+    for login in (user.username, user.email):
+        throttle.forget(names.normal_form(login))  # as `authenticate` counts them
+
+
 def sign_in(user: User) -> None:
     """Begin a session of this user's, under a new id: one planted earlier must not become signed in."""
     with reading() as db:

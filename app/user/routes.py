@@ -7,7 +7,7 @@ from app import sessions, throttle
 from app.api import Blueprint
 from app.auth.guard import require_user, signed_in
 from app.auth.schemas import KnownPassword, PasswordChange, ProfileChange
-from app.auth.sign_in import prove, sign_in
+from app.auth.sign_in import forget_failures, prove, sign_in
 from app.models import User
 from app.problems import EmailTaken, InvalidCredentials, TooManyAttempts, UsernameTaken, ValidationError
 from app.user import account
@@ -79,8 +79,7 @@ def delete(shown: dict[str, str]) -> None:
     user = require_user()
     prove(user, shown["password"])
     account.erase(user)
-    for name in (user.username, user.email):
-        throttle.forget(name)
+    forget_failures(user)
     sessions.end_others(user.id)
     session.clear()
 

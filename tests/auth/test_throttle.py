@@ -145,6 +145,20 @@ def test_a5_success_forgets_the_accounts_failures_and_not_the_addresss(
     assert int(store.get(address) or 0) == 19
 
 
+def test_a5_failures_are_forgotten_by_the_form_they_were_counted_under(
+    client: FlaskClient, store: redis.Redis, quick: None
+) -> None:
+    """An address keeps its ß, because mail for it would go elsewhere; guesses at it are counted without."""
+    address = "ada@straße.example"
+    client.post("/api/register", json={"username": "ada", "email": address, "password": PASSWORD})
+    assert statuses(client, address, 11)[-1] == 429
+
+    assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+
+    assert store.keys("throttle:pair:*") == []
+    assert guess(client, address).status_code == 401
+
+
 def test_a5_what_was_counted_outlives_the_process(
     env: dict[str, str], quick: None, redis_url: str, database_url: str
 ) -> None:
