@@ -35,6 +35,9 @@ View = TypeVar("View", bound=Callable[..., object])
 
 # Probes and the documentation work without Redis.
 _SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
+# A visitor who was sent to Spotify and holds nothing yet. As long as that takes at most: anybody can begin
+# as many as they like, and Redis must not keep each of them for days.
+VISIT_SECONDS = 600
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 
 
@@ -123,7 +126,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             if data.user_id is not None and not session.stored:
                 # Together with the session, or one could live that its owner cannot see.
                 self.index.add(batch, data.user_id, key, data.created_at)
-            batch.set(key, encoded, ex=self._config.session_idle_seconds, xx=session.stored)
+            batch.set(key, encoded, ex=self._idle_seconds(data), xx=session.stored)
             batch.execute()
         if data.user_id is not None and not session.stored:
             self.index.end_oldest(data.user_id)
@@ -168,7 +171,14 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
             self._delete_session(store_id, data.user_id)
             return None
+        if self._idle_seconds(data) < self._config.session_idle_seconds:
+            self.client.expire(store_id, self._idle_seconds(data))
         return msgspec.structs.asdict(data)
+
+    def _idle_seconds(self, data: SessionData) -> int:
+        holds_something = data.user_id is not None or data.spotify_user_id is not None
+        longest = self._config.session_idle_seconds
+        return longest if holds_something else min(VISIT_SECONDS, longest)
 
     def _delete_session(self, store_id: str, user_id: int | None = None) -> None:
         self.client.delete(store_id)

@@ -257,6 +257,26 @@ def test_b5_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.R
     assert week - 5 <= store.ttl(key) <= week
 
 
+def test_b5_a_visitors_session_lasts_once_it_holds_a_connection(
+    client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Whoever is sent to Spotify and never comes back leaves nothing for long, look around as they may."""
+    url, week = first_visit(client), 7 * 86_400
+    [key] = session_keys(store)
+    assert 595 <= store.ttl(key) <= 600
+    client.get("/api/session")
+    assert 595 <= store.ttl(key) <= 600
+
+    come_back(client, sandbox.consent(url))
+
+    [key] = session_keys(store)
+    assert week - 5 <= store.ttl(key) <= week
+    client.get("/api/session")
+    assert week - 5 <= store.ttl(key) <= week
+    client.delete("/api/spotify")
+    assert 595 <= store.ttl(key) <= 600
+
+
 def test_b5_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)

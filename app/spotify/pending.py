@@ -21,7 +21,7 @@ from app.sealing import Unreadable
 
 log = logging.getLogger(__name__)
 
-LIFE_SECONDS = 600
+LIFE_SECONDS = sessions.VISIT_SECONDS
 RESULT_SECONDS = 60  # how long after its end an authorization's result can be asked for
 WAIT_SECONDS = 15.0  # for the twin that is at it; its calls to Spotify take 14 s at most
 
