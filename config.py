@@ -176,7 +176,7 @@ class Config:
                 "Literal['json', 'console']", read.choice("LOG_FORMAT", "json", ("json", "console"))
             ),
             web_concurrency=read.integer("WEB_CONCURRENCY", 2, least=1),
-            threads=read.integer("THREADS", 8, least=1),
+            threads=read.integer("THREADS", 32, least=2),
             port=port,
         )
         if read.problems:

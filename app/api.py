@@ -71,14 +71,7 @@ class _Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"json": ma.RAISE}
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
-        try:
-            body = req.get_data()
-        except HTTPException:
-            raise
-        except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
-            raise MalformedRequest("The body's transfer coding is broken.") from None
-        if req.content_length is None and len(body) >= MAX_BODY_BYTES:
-            raise PayloadTooLarge  # a chunked body ends at the limit, without a word
+        body = read_body(req, MAX_BODY_BYTES)
         if not req.is_json:
             if body or req.content_type:
                 raise UnsupportedMediaType
@@ -100,6 +93,27 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
             return view
 
         return decorate
+
+
+def read_body(request: Request, most: int) -> bytes:
+    """A request's whole body, of `most` bytes at most.
+
+    Raises:
+        PayloadTooLarge
+        MalformedRequest: its transfer coding is broken.
+    """
+    if (request.content_length or 0) > most:
+        raise PayloadTooLarge(f"{most // 1024} KiB is the most.")
+    request.max_content_length = most + 1  # a chunked body ends at the limit, without a word
+    try:
+        body = request.get_data()
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
+        raise MalformedRequest("The body's transfer coding is broken.") from None
+    if len(body) > most:
+        raise PayloadTooLarge(f"{most // 1024} KiB is the most.")
+    return body
 
 
 def parse_json(body: bytes) -> Any:

@@ -1,56 +1,84 @@
-"""A bulkhead: who waits for a slow service may hold some of a worker's threads, and never all of them."""
+"""A bulkhead: who waits for a slow Spotify may hold some of a worker's threads, and never all of them."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+
+from app.problems import SpotifyUnavailable
 
 # What takes longer is slow. While nothing is, one may wait so long for a place, and hold a thread.
 SLOW_SECONDS = 0.5
+# How long a slow call is remembered that nobody has made another one after.
+REMEMBERED_SECONDS = 5.0
 
 
-class NoPlace(Exception):
-    """All places are taken."""
+class NoPlace(SpotifyUnavailable):
+    """All places are taken, or this caller has its share of them."""
+
+    detail = "Too many calls wait for Spotify already."
+    retry_after = 1
 
 
 class Bulkhead:
-    """So many places; who finds none is turned away: at once while the service is slow, and after a
-    moment while it is quick and places are given back soon."""
+    """So many places, of which one caller may have half. Who finds none is turned away: at once while
+    Spotify is slow, and after a moment while it is quick and places are given back soon."""
 
     def __init__(self, places: int) -> None:
-        self._places = threading.Semaphore(places)
-        self._lock = threading.Lock()
+        self._places = places
+        self._each = max(1, places // 2)
+        self._patient = threading.Semaphore(max(1, places // 2))
+        self._changed = threading.Condition()
         self._since: dict[object, float] = {}
-        self._last_took = 0.0
+        self._taken: Counter[Hashable] = Counter()
+        self._slow_until = 0.0
 
     @contextmanager
-    def place(self, *, patient: bool = True) -> Iterator[None]:
+    def place(self, who: Hashable, *, patient: bool = True) -> Iterator[None]:
         """Hold a place while the block runs.
 
         Raises:
             NoPlace
         """
-        if not self._take(patient):
+        if not (self._take_free(who) or (patient and self._wait_for_one(who))):
             raise NoPlace
-        held, began = object(), time.monotonic()
-        with self._lock:
-            self._since[held] = began
+        held = object()
+        with self._changed:
+            self._since[held] = time.monotonic()
         try:
             yield
         finally:
-            with self._lock:
-                del self._since[held]
-                self._last_took = time.monotonic() - began
-            self._places.release()
+            with self._changed:
+                now = time.monotonic()
+                slow = now - self._since.pop(held) > SLOW_SECONDS
+                self._slow_until = now + REMEMBERED_SECONDS if slow else 0.0
+                self._taken[who] -= 1
+                self._taken += Counter()  # forgets who has none
+                self._changed.notify_all()
 
-    def _take(self, patient: bool) -> bool:
-        until = time.monotonic() + SLOW_SECONDS
-        while not self._places.acquire(timeout=0.02 if patient else 0):
-            if not patient or self._is_slow() or time.monotonic() >= until:
+    def _take_free(self, who: Hashable) -> bool:
+        with self._changed:
+            if self._taken.total() >= self._places or self._taken[who] >= self._each:
                 return False
-        return True
+            self._taken[who] += 1
+            return True
+
+    def _wait_for_one(self, who: Hashable) -> bool:
+        if not self._patient.acquire(blocking=False):
+            return False  # or they would hold the threads that are left
+        try:
+            until = time.monotonic() + SLOW_SECONDS
+            while time.monotonic() < until and not self._is_slow():
+                if self._take_free(who):
+                    return True
+                with self._changed:
+                    self._changed.wait(0.02)
+            return False
+        finally:
+            self._patient.release()
 
     def _is_slow(self) -> bool:
-        with self._lock:
-            oldest = min(self._since.values(), default=time.monotonic())
-            return max(self._last_took, time.monotonic() - oldest) > SLOW_SECONDS
+        now = time.monotonic()
+        with self._changed:
+            return now < self._slow_until or now - min(self._since.values(), default=now) > SLOW_SECONDS

@@ -17,7 +17,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 CONNECT_SECONDS = 3.0
 FIRST_BYTE_SECONDS = 5.0
@@ -90,14 +90,15 @@ class Outbound:
         Raises:
             NoAnswer: whatever kept a whole answer from arriving. The request may have had its effect.
         """
-        _deadline.at = time.monotonic() + (TOTAL_SECONDS if within is None else within)
+        within = TOTAL_SECONDS if within is None else within
+        _deadline.at = time.monotonic() + within
         try:
             with self._session.request(
                 method,
                 url,
                 allow_redirects=False,
                 stream=True,
-                timeout=(CONNECT_SECONDS, FIRST_BYTE_SECONDS),
+                timeout=(min(CONNECT_SECONDS, within), min(FIRST_BYTE_SECONDS, within)),
                 **request,
             ) as response:
                 body = _read_body(response, most)
@@ -114,9 +115,12 @@ class _Session(requests.Session):
 
 
 def _is_unsent(error: Exception) -> bool:
-    """Whether it failed before there was a connection. One that was kept and has gone may have taken it."""
+    """Whether it failed before there was a connection. One that was kept and has gone may have taken it.
+
+    An error of TLS tells nothing: it may come while the answer is read.
+    """
     cause = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(cause, NewConnectionError | ConnectTimeoutError | SSLError)
+    return isinstance(cause, NewConnectionError | ConnectTimeoutError)
 
 
 def _read_body(response: requests.Response, most: int) -> bytes:

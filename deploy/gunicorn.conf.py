@@ -67,9 +67,13 @@ control_socket_disable = True
 
 
 # Where the workers put their numbers for /metrics, which whoever of them is asked adds up. Set before the
-# app is loaded; a HUP goes on with the same.
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="backline-metrics-")
+# app is loaded; a HUP goes on with the same, and another gunicorn that this one starts (USR2) has its own.
+# In memory, unless TMPDIR says where: a disk that is full would end the worker that counts something.
+metrics_prefix = f"backline-metrics-{os.getpid()}-"
+if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(metrics_prefix):
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
+        prefix=metrics_prefix, dir=os.environ.get("TMPDIR", worker_tmp_dir)
+    )
 
 
 def child_exit(_server: Any, worker: Any) -> None:
@@ -80,10 +84,8 @@ def child_exit(_server: Any, worker: Any) -> None:
 
 
 def on_exit(_server: Any) -> None:
-    """Leave nothing behind; a directory that the operator has chosen stays."""
-    metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    if metrics.name.startswith("backline-metrics-"):
-        shutil.rmtree(metrics, ignore_errors=True)
+    """Leave nothing behind."""
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -1,6 +1,7 @@
 """The authorization flow behind `GET /api/spotify/authorize`: what each visit means, in order."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
     is_callback = code is not None or error is not None
     joined = False
     if is_callback and state:
+        if (wait := parts().gate.wait()) > 0:
+            raise SpotifyRateLimited(retry_after=math.ceil(wait))  # and the code stays good for then
         verifier = pending.spend(state, user_id)
         if verifier is not None:
             return Connected(_come_back(code if error is None else None, state, verifier, user_id))

@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 from flask import Request
 
-from app.problems import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from app.api import read_body
+from app.problems import MalformedRequest, UnsupportedMediaType
 from app.spotify.endpoints import endpoint
 
 MAX_BODY_BYTES = 256 * 1024
@@ -19,7 +20,7 @@ _SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
 # What a decoded path does not show any more: an encoded slash, backslash, dot, percent sign or control
 # character. Two servers in a row may read those in two ways.
 _ENCODED_TRICK = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
-_QUERY = re.compile(r"(?:[!-$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
+_QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_call(request: Request, path: str) -> Call:
     query = request.query_string.decode("latin-1")
     if not _QUERY.fullmatch(query):
         raise MalformedRequest("The query is not percent-encoded.")
-    body = _read_body(request)
+    body = read_body(request, MAX_BODY_BYTES)
     method = "GET" if request.method == "HEAD" else request.method
     if body and method == "GET":
         raise MalformedRequest("A GET has no body.")
@@ -78,19 +79,3 @@ def read_call(request: Request, path: str) -> Call:
     return Call(
         method, quote(path, safe="/:@!$&'()*+,;=~"), query, body, request.content_type if body else None
     )
-
-
-def _read_body(request: Request) -> bytes:
-    too_large = PayloadTooLarge(f"{MAX_BODY_BYTES // 1024} KiB is the most.")
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise too_large
-    request.max_content_length = MAX_BODY_BYTES + 1  # a chunked body ends at the limit, without a word
-    try:
-        body = request.get_data(cache=False)
-    except MalformedRequest:
-        raise
-    except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
-        raise MalformedRequest("The body's transfer coding is broken.") from None
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large
-    return body

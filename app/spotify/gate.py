@@ -26,6 +26,9 @@ MAX_WAIT_SECONDS = 86_400
 # Of the budget, what polls may use. The rest is for what somebody clicks on.
 POLLS_SHARE = 0.8
 BUDGET_SECONDS = 30
+# What one link may use, whatever the budget: four calls a second, shared ones not counted. Or a single
+# person could close the gate for everybody.
+BUDGET_OF_ONE = 120
 
 # Only ever longer: a 429 that was under way says less than the one that closed the gate.
 _CLOSE = """
@@ -72,15 +75,17 @@ class Gate:
             self._until = time.monotonic() + shared
         return max(0.0, known, shared)
 
-    def pass_or_refuse(self, *, is_poll: bool) -> None:
-        """Let a call through, and count it.
+    def pass_or_refuse(self, link_id: int | None, *, is_poll: bool) -> None:
+        """Let a call through, and count it; `link_id` is whose it is, if there is a link yet.
 
         Raises:
-            RateLimited: the gate is closed, or the budget is used up.
+            RateLimited: the gate is closed, or a budget is used up.
         """
         wait = self.wait()
+        if wait <= 0 and link_id is not None:
+            wait = self._spend(f"{self._budget_key}:{link_id}", BUDGET_OF_ONE)
         if wait <= 0 and self._budget:
-            wait = self._spend(max(1, int(self._budget * (POLLS_SHARE if is_poll else 1))))
+            wait = self._spend(self._budget_key, max(1, int(self._budget * (POLLS_SHARE if is_poll else 1))))
         if wait > 0:
             raise RateLimited(math.ceil(wait))
 
@@ -103,10 +108,10 @@ class Gate:
     def _tell(self, seconds: float) -> None:
         self._client.eval(_CLOSE, 1, self._wait_key, str(math.ceil(seconds * 1000)))
 
-    def _spend(self, most: int) -> float:
+    def _spend(self, key: str, most: int) -> float:
         try:
             left: Any = self._client.eval(
-                _SPEND, 1, self._budget_key, str(most), str(BUDGET_SECONDS * 1000), uuid.uuid4().hex
+                _SPEND, 1, key, str(most), str(BUDGET_SECONDS * 1000), uuid.uuid4().hex
             )
         except redis.RedisError as error:
             # It is ours, not Spotify's: without it Spotify itself says when it is enough.

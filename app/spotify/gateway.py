@@ -15,7 +15,13 @@ from app import metrics
 from app.bulkhead import NoPlace
 from app.outbound import Answer
 from app.parts import parts
-from app.problems import InsufficientScope, Problem, SpotifyRateLimited, SpotifyUnavailable
+from app.problems import (
+    InsufficientScope,
+    Problem,
+    SpotifyRateLimited,
+    SpotifyReauthorizationRequired,
+    SpotifyUnavailable,
+)
 from app.spotify import tokens
 from app.spotify.accounts import RateLimited
 from app.spotify.calls import Call
@@ -40,57 +46,54 @@ def forward(link_id: int, call: Call) -> Response:
         GrantEnded, SpotifyNotConnected, InsufficientScope, SpotifyRateLimited, SpotifyUnavailable,
         SpotifyMisconfigured
     """
-    with metrics.gateway_request(call) as seen:
-        try:
-            served = _read(link_id, call) if call.is_read else _write(link_id, call)
-        except NoPlace:
-            seen("no-place")
-            raise SpotifyUnavailable("Too many calls wait for Spotify already.", retry_after=1) from None
-        except GrantEnded:
-            seen("spotify-reauthorization-required")
-            raise
-        except Problem as problem:
-            seen(problem.slug)
-            raise
-        refusal = _as_problem(served.answer)
-        seen(refusal.slug if refusal else _outcome(served.answer), served.cache)
-    if refusal is not None:
-        raise refusal
+    deadline = time.monotonic() + TOTAL_SECONDS
+    try:
+        served = (_read if call.is_read else _write)(link_id, call, deadline)
+        _refuse(served.answer)
+    except (Problem, GrantEnded) as error:
+        metrics.count_request(call, _name(error))
+        raise
+    metrics.count_request(call, _outcome(served.answer), served.cache)
     return _response(served)
 
 
-def _read(link_id: int, call: Call) -> Served:
-    return parts().shared.get(link_id, call.target, lambda: _fetch(link_id, call), lambda a: _life(call, a))
+def _read(link_id: int, call: Call, deadline: float) -> Served:
+    return parts().shared.get(
+        link_id,
+        call.target,
+        lambda: _fetch(link_id, call, deadline),
+        lambda answer: _life(call, answer),
+        deadline=deadline,
+    )
 
 
-def _write(link_id: int, call: Call) -> Served:
-    with parts().bulkhead.place():
+def _write(link_id: int, call: Call, deadline: float) -> Served:
+    with parts().bulkhead.place(link_id):
         try:
-            return Served(_fetch(link_id, call), "miss")
+            return Served(_fetch(link_id, call, deadline), "miss")
         finally:
             parts().shared.drop(link_id)  # also after no answer: it may have had its effect
 
 
-def _fetch(link_id: int, call: Call) -> Answer:
+def _fetch(link_id: int, call: Call, deadline: float) -> Answer:
     """Call Spotify with the link's token, and on a 401, in whatever wording, once more with another."""
-    deadline = time.monotonic() + TOTAL_SECONDS
+
+    def left(reserved: float = 0) -> float:
+        return max(1.0, deadline - time.monotonic() - reserved)
+
     webapi = parts().webapi
     try:
-        token = tokens.access_token_for(link_id, wait_seconds=tokens.WAIT_SECONDS)
-        answer = webapi.send(call, token.access_token, within=_within(deadline))
-        if answer.status == 401 and not _lacks_permission(answer):
-            token = tokens.instead_of(token, link_id, wait_seconds=max(1, deadline - time.monotonic()))
-            answer = webapi.send(call, token.access_token, within=_within(deadline))
+        # Of the time, a little is kept back for the call itself.
+        token = tokens.access_token_for(link_id, wait_seconds=min(tokens.WAIT_SECONDS, left(3)))
+        answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
+        if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
+            token = tokens.instead_of(token, link_id, wait_seconds=left(2))
+            answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
     except RateLimited as error:
         raise SpotifyRateLimited(retry_after=error.retry_after) from error
     except NotAnswered as error:
         raise SpotifyUnavailable(retry_after=error.retry_after) from error
     return answer
-
-
-def _within(deadline: float) -> float:
-    """What is left for a call, a moment at the least: a token that was waited for should be used."""
-    return max(1.0, min(CALL_SECONDS, deadline - time.monotonic()))
 
 
 def _life(call: Call, answer: Answer) -> float:
@@ -109,17 +112,26 @@ def _life(call: Call, answer: Answer) -> float:
 
 def _lacks_permission(answer: Answer) -> bool:
     """Whether the body proves that a scope is missing. Other 401s and 403s are passed on as they came."""
+    message = _MISSING_SCOPE.get(answer.status)
+    if message is None:
+        return False
     error = answer.json_object().get("error")
-    return isinstance(error, dict) and error.get("message") == _MISSING_SCOPE.get(answer.status, error)
+    return isinstance(error, dict) and error.get("message") == message
 
 
-def _as_problem(answer: Answer) -> Problem | None:
-    """The few answers that are not passed on."""
+def _refuse(answer: Answer) -> None:
+    """Raise what is said in the place of the few answers that are not passed on."""
     if _lacks_permission(answer):
-        return InsufficientScope("Spotify was connected without the permission that this call needs.")
+        raise InsufficientScope("Spotify was connected without the permission that this call needs.")
     if 300 <= answer.status < 400 and answer.status != 304:
-        return SpotifyUnavailable("Spotify redirects, which this gateway does not follow.")
-    return None
+        raise SpotifyUnavailable("Spotify redirects, which this gateway does not follow.")
+
+
+def _name(error: Exception) -> str:
+    """How a request counts that was not answered by Spotify."""
+    if isinstance(error, NoPlace):
+        return "no-place"
+    return error.slug if isinstance(error, Problem) else SpotifyReauthorizationRequired.slug
 
 
 def _outcome(answer: Answer) -> str:

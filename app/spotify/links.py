@@ -88,7 +88,9 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
         _ = link.token
         return link
 
-    return write_again_on_conflict(unit)
+    link = write_again_on_conflict(unit)
+    parts().shared.drop(link.id)  # what was read without a permission, for example
+    return link
 
 
 def hand_over_visitors_link(db: Session, link_id: int, user_id: int) -> bool:
@@ -106,7 +108,7 @@ def erase(link: SpotifyUser) -> bool:
     with writing() as db:
         # Its tokens go with it: ON DELETE CASCADE.
         erased = db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
-    parts().shared.erase(link.id)
+    parts().shared.drop(link.id)
     return erased.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 

@@ -11,6 +11,7 @@ import secrets
 import time
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import redis
@@ -55,6 +56,22 @@ def begin(user_id: int | None) -> str:
     _put(_result_key(state), Result(sessions.binding(), user_id), LIFE_SECONDS)
     sessions.start()
     return parts().accounts.authorize_url(state=state, verifier=verifier)
+
+
+def current(user_id: int | None) -> str:
+    """The URL of an authorization for this session and user, the last one while that is young.
+
+    For a page that asks every second: each new one would stay in Redis for ten minutes.
+    """
+    key = f"authorize-url:{sessions.binding()}:{user_id}"
+    raw: Any = parts().redis.get(key)
+    if raw is not None:
+        state = parse_qs(urlsplit(raw.decode()).query).get("state", [""])[0]
+        if parts().redis.exists(_key(state)):
+            return str(raw.decode())
+    url = begin(user_id)
+    parts().redis.set(key, url, ex=LIFE_SECONDS // 2)
+    return url
 
 
 def spend(state: str, user_id: int | None) -> str | None:

@@ -199,7 +199,7 @@ def _asking_to_connect_again() -> Iterator[None]:
         yield
     except GrantEnded:
         user = current_user()
-        url = pending.begin(user.id if user else None)
+        url = pending.current(user.id if user else None)
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 

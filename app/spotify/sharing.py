@@ -4,14 +4,16 @@ What is shared is one link's, under one key in Redis, so all processes share it 
 
     shared:{link}    hash; for each read, by a hash of its path and query:
         leader:…, lease:…     who is asking Spotify now, and until when that is believed
+        waited:…              somebody waits for that
         answer:…              the last answer
         at:…, until:…, next:… when it came, until when it is served, from when on the next may be fetched
 
 Whoever finds no answer asks Spotify (leads). The others wait for any answer to come after they have
 begun to: it is of a call that was under way then, or newer. An answer that is still good is served while
-the next one is on its way: a page that is asked for steadily never waits. A write of the link drops the
-key, and with it the right of those who ask now to put their answer there: it may be of before the write.
-All times are Redis' own, in milliseconds.
+the next one is on its way: a page that is asked for steadily never waits. What nobody may have any more,
+or nobody waits for, is not kept. A write of the link drops the key, and with it the right of those who ask
+now to put their answer there: it may be of before the write. So does the link's end, once it is committed:
+who asks later finds no token. All times are Redis' own, in milliseconds.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 import redis
 
-from app.bulkhead import Bulkhead, NoPlace
+from app.bulkhead import Bulkhead
 from app.outbound import Answer
 from app.problems import SpotifyUnavailable
 
@@ -35,19 +37,20 @@ log = logging.getLogger(__name__)
 
 # How long a leader is believed to be at work without a word. It says one every second.
 LEASE_SECONDS, BEAT_SECONDS = 3.0, 1.0
-# How long to wait for a leader; a little more than its own deadline.
-WAIT_SECONDS = 16.0
+# With less time left than this, nobody begins to ask Spotify.
+LEAST_SECONDS = 2.0
 # An answer is kept for those who wait for it, however short its life.
 LINGER_SECONDS = 5.0
-# After a disconnect nothing is kept for as long as a call may have been under way.
-ERASED_SECONDS = 60
-# Larger answers are fetched by each for itself; and so many reads of a link are kept, with their parts.
-MOST_BYTES, MOST_FIELDS = 2 * 1024 * 1024, 6 * 64
+# Larger answers are fetched by each for itself. Of one link's, so many bytes are kept at the most.
+MOST_BYTES, MOST_BYTES_OF_ONE = 512 * 1024, 4 * 1024 * 1024
 
 _NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read = ARGV[1]
+local function keep_for(ms)
+  if redis.call('PTTL', KEYS[1]) < tonumber(ms) then redis.call('PEXPIRE', KEYS[1], ms) end
+end
 """
 
 # Arguments: the read, my name, since when I have waited (or ''), the lease. Answers `hit` with answer and
@@ -55,41 +58,53 @@ local read = ARGV[1]
 _JOIN = (
     _NOW
     + """
-local found = redis.call('HMGET', KEYS[1], 'answer:' .. read, 'until:' .. read, 'next:' .. read,
-                         'at:' .. read, 'lease:' .. read, 'erased')
-if found[6] then return {'lead', now} end
-local awaited = found[1] and ARGV[3] ~= '' and tonumber(found[4]) >= tonumber(ARGV[3])
-local good = found[1] and (awaited or tonumber(found[2]) > now)
+local since, lease = ARGV[3], ARGV[4]
+local found = redis.call('HMGET', KEYS[1], 'answer:' .. read, 'at:' .. read, 'until:' .. read,
+                         'next:' .. read, 'lease:' .. read)
+local answer, at, good_until, next_from = found[1], found[2], found[3], found[4]
 local led = found[5] and tonumber(found[5]) > now
-if good and (awaited or led or tonumber(found[3]) > now) then
-  return {'hit', found[1], now - found[4]}
+local awaited = answer and since ~= '' and tonumber(at) >= tonumber(since)
+local good = answer and (awaited or tonumber(good_until) > now)
+if good and (awaited or led or tonumber(next_from) > now) then return {'hit', answer, now - at} end
+if led then
+  redis.call('HSET', KEYS[1], 'waited:' .. read, '1')
+  return {'wait', now}
 end
-if led then return {'wait', now} end
-redis.call('HSET', KEYS[1], 'leader:' .. read, ARGV[2], 'lease:' .. read, now + ARGV[4])
-if redis.call('PTTL', KEYS[1]) < 2 * ARGV[4] then redis.call('PEXPIRE', KEYS[1], 2 * ARGV[4]) end
-if good then return {'lead', now, found[1], now - found[4]} end
+redis.call('HSET', KEYS[1], 'leader:' .. read, ARGV[2], 'lease:' .. read, now + lease)
+redis.call('HDEL', KEYS[1], 'waited:' .. read)
+keep_for(2 * lease)
+if good then return {'lead', now, answer, now - at} end
 return {'lead', now}
 """
 )
 
-# Arguments: the read, my name, the answer, how long it is served, when it was asked for, how long it is kept,
-# the most fields, how long others linger. Those that nobody may have any more go: a page that polls keeps
-# the key for hours.
+# Arguments: the read, my name, the answer, its life, when it was asked for, how long others linger, how much
+# may be kept. What nobody may have any more goes: a page that polls keeps the key for hours.
 _LAND = (
     _NOW
     + """
+local answer, life, asked, linger, most = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7])
 if redis.call('HGET', KEYS[1], 'leader:' .. read) ~= ARGV[2] then return 0 end
+local waited = redis.call('HDEL', KEYS[1], 'waited:' .. read)
+redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read)
+local size = string.len(answer)
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if string.sub(field, 1, 6) == 'until:' and redis.call('HGET', KEYS[1], field) + ARGV[8] < now then
-    local old = string.sub(field, 7)
-    redis.call('HDEL', KEYS[1], 'answer:' .. old, 'at:' .. old, 'until:' .. old, 'next:' .. old)
+  if string.sub(field, 1, 6) == 'until:' then
+    local other = string.sub(field, 7)
+    if redis.call('HGET', KEYS[1], field) + linger < now then
+      redis.call('HDEL', KEYS[1], 'answer:' .. other, 'at:' .. other, 'until:' .. other, 'next:' .. other)
+    elseif other ~= read then
+      size = size + redis.call('HSTRLEN', KEYS[1], 'answer:' .. other)
+    end
   end
 end
-if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[7]) then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 'answer:' .. read, ARGV[3], 'at:' .. read, now,
-           'until:' .. read, now + ARGV[4], 'next:' .. read, ARGV[5] + ARGV[4])
-redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read)
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[6]) then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
+if size > most or (life == 0 and waited == 0) then
+  redis.call('HDEL', KEYS[1], 'answer:' .. read, 'at:' .. read, 'until:' .. read, 'next:' .. read)
+  return 0
+end
+redis.call('HSET', KEYS[1], 'answer:' .. read, answer, 'at:' .. read, now,
+           'until:' .. read, now + life, 'next:' .. read, asked + life)
+keep_for(math.max(life, linger))
 return 1
 """
 )
@@ -98,7 +113,7 @@ _RELEASE = (
     _NOW
     + """
 if redis.call('HGET', KEYS[1], 'leader:' .. read) == ARGV[2] then
-  redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read)
+  redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read, 'waited:' .. read)
 end
 """
 )
@@ -108,18 +123,22 @@ _STAY = (
     + """
 if redis.call('HGET', KEYS[1], 'leader:' .. read) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 'lease:' .. read, now + ARGV[3])
-if redis.call('PTTL', KEYS[1]) < 2 * ARGV[3] then redis.call('PEXPIRE', KEYS[1], 2 * ARGV[3]) end
+keep_for(2 * ARGV[3])
 return 1
 """
 )
 
+# How a read may have ended without an answer to share.
+_FAILED, _TOO_LARGE = 0, -1
+
 
 class _Landed(msgspec.Struct):
-    """How a read ended, for those who share it: an answer, or none (`status` 0)."""
+    """How a read ended, for those who share it: with an answer, or as `status` says without one."""
 
     status: int
     headers: dict[str, str] = {}
     body: bytes = b""
+    retry_after: int | None = None  # seconds, of a failure
 
 
 @dataclass(frozen=True)
@@ -147,58 +166,55 @@ class SharedAnswers:
         self._leases = _Leases(self._stay)
 
     def get(
-        self, link_id: int, target: str, fetch: Callable[[], Answer], life: Callable[[Answer], float]
+        self,
+        link_id: int,
+        target: str,
+        fetch: Callable[[], Answer],
+        life: Callable[[Answer], float],
+        *,
+        deadline: float,
     ) -> Served:
         """What this link reads at `target`: shared, or fetched. `life`: the seconds an answer is good.
 
+        `deadline` is when the caller wants to be told (`time.monotonic`), and `fetch` keeps it.
+
         Raises:
             NoPlace: too many wait for Spotify already.
-            SpotifyUnavailable: the one who asked got no answer, or did not come back.
+            SpotifyUnavailable: the one who asked got no answer, or not in time.
             Whatever `fetch` raises, for its caller.
         """
         name = hashlib.sha256(target.encode()).hexdigest()[:32]
-        read, since = _Read(_key(link_id), name, secrets.token_hex(8)), ""
-        until, pause = time.monotonic() + WAIT_SECONDS, 0.01
+        read, since, pause = _Read(_key(link_id), name, secrets.token_hex(8)), "", 0.01
         with ExitStack() as stack:
             has_place = False
             while True:
                 found, *rest = self._join(read, since)
                 if found == b"hit":
-                    return _served(rest[0], rest[1], "shared" if since else "hit")
+                    landed, age = _decoded(rest[0]), max(0, rest[1]) // 1000
+                    if landed.status == _TOO_LARGE:
+                        return Served(fetch(), "miss")
+                    return Served(_answer(landed), "shared" if since else "hit", age)
                 leads, good = found == b"lead", rest[1:]
-                if not has_place:
-                    try:
-                        stack.enter_context(self._bulkhead.place(patient=not good))
-                    except NoPlace:
-                        if leads:
-                            self._release(read)
-                        if good:
-                            return _served(good[0], good[1], "hit")
-                        raise
-                    has_place = True
+                try:
+                    _refuse_late(deadline)
+                    if not has_place:
+                        stack.enter_context(self._bulkhead.place(link_id, patient=not good))
+                        has_place = True
+                except SpotifyUnavailable:
+                    if leads:
+                        self._release(read)
+                    if good:
+                        return Served(_answer(_decoded(good[0])), "hit", max(0, good[1]) // 1000)
+                    raise
                 if leads:
                     return Served(self._lead(read, rest[0], fetch, life), "miss")
                 since = since or str(rest[0])
-                if time.monotonic() > until:
-                    raise SpotifyUnavailable(retry_after=1)
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.05)
 
     def drop(self, link_id: int) -> None:
-        """Forget what the link has read: it has written something."""
+        """Forget what the link has read: it has written something, has consented anew, or is gone."""
         self._quietly(lambda: self._client.unlink(_key(link_id)))
-
-    def erase(self, link_id: int) -> None:
-        """Forget it for good: the link is gone, and what is under way must not be kept any more."""
-
-        def work() -> None:
-            with self._client.pipeline(transaction=True) as batch:
-                batch.unlink(_key(link_id))
-                batch.hset(_key(link_id), "erased", "1")
-                batch.expire(_key(link_id), ERASED_SECONDS)
-                batch.execute()
-
-        self._quietly(work)
 
     def _lead(
         self, read: _Read, asked: int, fetch: Callable[[], Answer], life: Callable[[Answer], float]
@@ -207,14 +223,14 @@ class SharedAnswers:
         with self._leases.hold(read):
             try:
                 answer = fetch()
-            except SpotifyUnavailable:
-                self._land(read, _Landed(0), asked, 0)
+            except SpotifyUnavailable as failure:
+                self._land(read, _Landed(_FAILED, retry_after=failure.retry_after), asked, 0)
                 raise
             except BaseException:
                 self._release(read)  # it is about the caller: the next one finds out for itself
                 raise
         if len(answer.body) > MOST_BYTES:
-            self._release(read)
+            self._land(read, _Landed(_TOO_LARGE), asked, 0)
         else:
             self._land(read, _Landed(answer.status, answer.headers, answer.body), asked, life(answer))
         return answer
@@ -226,11 +242,11 @@ class SharedAnswers:
         return list(found)
 
     def _land(self, read: _Read, landed: _Landed, asked: int, life: float) -> None:
-        kept = max(life, LINGER_SECONDS)
-        linger = str(int(LINGER_SECONDS * 1000))
-        values = [str(int(life * 1000)), str(asked), str(int(kept * 1000)), str(MOST_FIELDS), linger]
         encoded = msgspec.msgpack.encode(landed)
-        self._quietly(lambda: self._client.eval(_LAND, 1, read.key, read.name, read.me, encoded, *values))
+        values = [int(life * 1000), asked, int(LINGER_SECONDS * 1000), MOST_BYTES_OF_ONE]
+        self._quietly(
+            lambda: self._client.eval(_LAND, 1, read.key, read.name, read.me, encoded, *map(str, values))
+        )
 
     def _release(self, read: _Read) -> None:
         self._quietly(lambda: self._client.eval(_RELEASE, 1, read.key, read.name, read.me))
@@ -261,8 +277,8 @@ class _Leases:
         with self._changed:
             self._held.add(read)
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._beat, name="leases", daemon=True).start()
+                self._running = True
         try:
             yield
         finally:
@@ -287,11 +303,20 @@ def _key(link_id: int) -> str:
     return f"shared:{link_id}"
 
 
-def _served(encoded: bytes, age_ms: int, cache: Literal["hit", "shared"]) -> Served:
+def _refuse_late(deadline: float) -> None:
+    """See that there is time left to ask Spotify."""
+    if time.monotonic() > deadline - LEAST_SECONDS:
+        raise SpotifyUnavailable(retry_after=1)
+
+
+def _decoded(encoded: bytes) -> _Landed:
     try:
-        landed = msgspec.msgpack.decode(encoded, type=_Landed)
+        return msgspec.msgpack.decode(encoded, type=_Landed)
     except msgspec.MsgspecError:  # planted, or of another release
-        raise SpotifyUnavailable from None
-    if landed.status == 0:
-        raise SpotifyUnavailable
-    return Served(Answer(landed.status, landed.headers, landed.body), cache, max(0, age_ms) // 1000)
+        return _Landed(_FAILED)
+
+
+def _answer(landed: _Landed) -> Answer:
+    if landed.status == _FAILED:
+        raise SpotifyUnavailable(retry_after=landed.retry_after)
+    return Answer(landed.status, landed.headers, landed.body)

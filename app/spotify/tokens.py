@@ -38,7 +38,7 @@ LEAST_LIFE = timedelta(seconds=1)
 # How long a caller waits for a refresh; longer than a call to Spotify may take.
 WAIT_SECONDS = 12.0
 # A token that Spotify refuses so soon after it gave it is tried once more as it is.
-_JUST_REFRESHED = timedelta(seconds=5)
+_JUST_REFRESHED = timedelta(minutes=1)
 _SCHEDULER_WAIT_SECONDS = 2.0
 
 

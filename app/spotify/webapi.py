@@ -23,6 +23,8 @@ CALL_SECONDS = 10.0
 ME_SECONDS = 4.0
 # From Spotify's edge: it is not there. A 500 may be this one call's own trouble.
 _AWAY = (502, 503, 504)
+# Why no answer came, where that says nothing of whether Spotify is there.
+_ONE_CALLS_OWN = ("TooBig", "InvalidURL", "InvalidHeader", "ValueError")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class SpotifyWebApi:
         self._gate = gate
         self._circuit = Circuit()
 
-    def send(self, call: Call, access_token: str, *, within: float = CALL_SECONDS) -> Answer:
+    def send(
+        self, call: Call, access_token: str, *, link_id: int | None = None, within: float = CALL_SECONDS
+    ) -> Answer:
         """Make a call, and once more where that can do no harm: a read, or what surely was not sent.
 
         Any answer is returned as it came, but for a 429.
@@ -67,49 +71,52 @@ class SpotifyWebApi:
             raise NotAnswered(math.ceil(wait), unsent=True)
         deadline = time.monotonic() + within
         try:
-            answer = self._once(call, access_token, within)
+            answer = self._once(call, access_token, link_id, within)
         except NotAnswered as error:
             left = deadline - time.monotonic()
             if not (call.is_read or error.unsent) or left < within / 2:
                 raise
-            return self._once(call, access_token, left)
+            return self._once(call, access_token, link_id, left)
         left = deadline - time.monotonic()
         if not call.is_read or answer.status not in (500, *_AWAY) or answer.retry_after or left < within / 2:
             return answer
         try:
-            return self._once(call, access_token, left)
-        except NotAnswered:
+            return self._once(call, access_token, link_id, left)
+        except (NotAnswered, RateLimited):
             return answer
 
-    def _once(self, call: Call, access_token: str, within: float) -> Answer:
-        self._gate.pass_or_refuse(is_poll=call.is_poll)
+    def _once(self, call: Call, access_token: str, link_id: int | None, within: float) -> Answer:
+        self._gate.pass_or_refuse(link_id, is_poll=call.is_poll)
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
-        with metrics.web_api_call(call) as seen:
-            try:
-                answer = self._outbound.send(
-                    call.method,
-                    f"{self._url}/{call.target}",
-                    within=within,
-                    most=MAX_ANSWER_BYTES,
-                    headers=headers,
-                    data=call.body or None,
-                )
-            except NoAnswer as error:
-                self._note_failure(str(error))
-                raise NotAnswered(1, unsent=error.unsent) from error
-            seen(str(answer.status))
+        began, status = time.perf_counter(), "none"
+        try:
+            answer = self._outbound.send(
+                call.method,
+                f"{self._url}/{call.target}",
+                within=within,
+                most=MAX_ANSWER_BYTES,
+                headers=headers,
+                data=call.body or None,
+            )
+            status = str(answer.status)
+        except NoAnswer as error:
+            if str(error) not in _ONE_CALLS_OWN:
+                self._note_failure(link_id, str(error))
+            raise NotAnswered(1, unsent=error.unsent) from error
+        finally:
+            metrics.count_call(call, status, time.perf_counter() - began)
         if answer.status in _AWAY:
-            self._note_failure(f"status_{answer.status}")
+            self._note_failure(link_id, f"status_{answer.status}")
         else:
             self._circuit.succeeded()
         if answer.status == 429:
             raise RateLimited(self._gate.close(answer))
         return answer
 
-    def _note_failure(self, reason: str) -> None:
-        if self._circuit.failed():
+    def _note_failure(self, link_id: int | None, reason: str) -> None:
+        if self._circuit.failed(link_id):
             log.error("web_api_unavailable", extra={"reason": reason})
 
     def me(self, access_token: str) -> Profile:

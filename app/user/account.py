@@ -173,7 +173,7 @@ def erase(user: User) -> None:
         return links
 
     for link_id in write_again_on_conflict(unit):
-        parts().shared.erase(link_id)
+        parts().shared.drop(link_id)
     log.info("account_deleted")
     _tell(letters.account_deleted(user) if user.email_verified else None)
 

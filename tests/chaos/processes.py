@@ -218,7 +218,7 @@ class ApiServer(Product):
     ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        own = {"PORT": str(port), "WEB_CONCURRENCY": "1", "THREADS": "8"}
+        own = {"PORT": str(port), "WEB_CONCURRENCY": "1", "THREADS": "8", "TMPDIR": str(home)}
         command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
         super().__init__(name, command, root, home, {**settings, **own}, upstreams)
 
