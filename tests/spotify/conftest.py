@@ -1,0 +1,30 @@
+"""For tests of the gateway: an upstream in Spotify's place, and a person who is connected."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.sandbox_client import SandboxClient
+from tests.upstream import Upstream, link, running_upstream
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """What the app takes for the Web API, in the place of the sandbox's. Tokens are the sandbox's still."""
+    with running_upstream() as found:
+        yield found
+
+
+@pytest.fixture
+def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
+    if "upstream" in request.fixturenames:
+        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
+    return env
+
+
+@pytest.fixture
+def linked(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream) -> FlaskClient:
+    """A visitor who has connected Spotify. The upstream has forgotten it, and answers `{}`."""
+    link(client, sandbox, upstream)
+    return client
