@@ -1,25 +1,55 @@
 """The outbound client: one whole answer from the host that was asked, or none."""
 
-import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from app import outbound
 from app.outbound import NoAnswer, Outbound
+from tests import services
+from tests.conftest import cannot_run
 from tests.sandbox_client import SandboxClient
-from tests.services import free_port
+from tests.services import Unavailable, free_port, make_certificate
+from tests.upstream import Reply, Upstream, running_upstream
 
 
 @pytest.fixture
-def client() -> Iterator[Outbound]:
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbound]:
     found = Outbound()
+    if "tls" in request.fixturenames:
+        request.getfixturevalue("tls")
+        found._session.verify = str(tmp_path / "certificate.pem")
     yield found
     found.close()
+
+
+@contextmanager
+def believing(home: Path, name: str) -> Iterator[tuple[Outbound, Upstream]]:
+    """An upstream over TLS with a certificate for this name, and a client that takes it for an authority."""
+    try:
+        make_certificate(services._find("openssl", "openssl"), home, name)
+    except Unavailable as error:
+        cannot_run(error)
+    found = Outbound()
+    found._session.verify = str(home / "certificate.pem")
+    with running_upstream(certificate=home) as running:
+        yield found, running
+    found.close()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[Upstream]:
+    """An upstream over TLS, which `client` believes."""
+    with believing(tmp_path, "IP:127.0.0.1") as (_, running):
+        yield running
 
 
 def ask(client: Outbound, sandbox: SandboxClient, **request: Any) -> outbound.Answer:
@@ -90,31 +120,104 @@ def test_cookies_are_neither_kept_nor_sent(client: Outbound, sandbox: SandboxCli
     assert all("cookie" not in {name.lower() for name in call["headers"]} for call in sandbox.calls())
 
 
-def test_a_connection_is_used_again(client: Outbound) -> None:
-    ports: list[int] = []
+def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: Outbound, tls: Upstream) -> None:
+    for number in range(50):
+        assert client.send("POST", f"{tls.url}/{number}", data=b"x" * number).body == b"{}"
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    assert (len(tls.calls), tls.handshakes) == (50, 1)
 
-        def do_GET(self) -> None:
-            ports.append(self.client_address[1])
-            self.send_response(200)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
 
-        def log_message(self, *args: object) -> None:
-            pass
+def test_threads_share_connections_and_each_gets_its_own_answer(client: Outbound, tls: Upstream) -> None:
+    tls.answer = lambda call: Reply(200, call.body + call.target.encode())
+    start = threading.Barrier(8)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for _ in range(5):
-            assert client.send("GET", f"http://127.0.0.1:{server.server_port}/").json_object() == {}
-        server.shutdown()
+    def ask_often(thread: int) -> list[bytes]:
+        start.wait()
+        numbers = range(thread, 400, 8)
+        return [client.send("POST", f"{tls.url}/{number}", data=b"%d" % number).body for number in numbers]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask_often, range(8)))
+
+    for thread, got in enumerate(answers):
+        assert got == [b"%d/v1/%d" % (number, number) for number in range(thread, 400, 8)]
+    assert len(tls.calls) == 400
+    assert 1 <= tls.handshakes <= 8
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tls: Upstream) -> None:
+    client = Outbound()
+    with pytest.raises(NoAnswer) as refused:
+        client.send("POST", f"{tls.url}/x", headers={"Authorization": "Bearer x"})
+    client.close()
+
+    assert refused.value.unsent
+    assert (tls.calls, tls.handshakes) == ([], 0)
+
+
+def test_a_certificate_of_another_host_is_refused(tmp_path: Path) -> None:
+    with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(NoAnswer):
+        client.send("GET", f"{running.url}/x")
+
+    assert running.calls == []
+
+
+def test_no_authority_and_no_proxy_of_the_environment_is_believed(
+    tls: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(tmp_path / "certificate.pem"))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, tls.url)
+    client = Outbound()
+
+    with pytest.raises(NoAnswer) as refused:
+        client.send("GET", f"{tls.url}/x")
+    client.close()
+
+    assert isinstance(refused.value.__cause__, requests.exceptions.SSLError)
+    assert not isinstance(refused.value.__cause__, requests.exceptions.ProxyError)
+
+
+def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: Outbound, tls: Upstream) -> None:
+    most = 8 * 1024 * 1024
+    tls.replies(Reply(200, b"x" * most), Reply(200, b"x" * (most + 1)), Reply())
+
+    assert len(client.send("GET", f"{tls.url}/x", most=most).body) == most
+    with pytest.raises(NoAnswer) as refused:
+        client.send("GET", f"{tls.url}/x", most=most)
+    assert not refused.value.unsent
+    # What was left of it is nobody's next answer.
+    assert client.send("GET", f"{tls.url}/x").body == b"{}"
+
+
+def test_what_comes_before_an_answer_is_not_it(client: Outbound) -> None:
+    """Hints (RFC 8297) may. The answer behind them must not become the next caller's."""
+    never = threading.Event()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                while asked := connection.recv(65_536):
+                    name = asked.split(b" ")[1]
+                    connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+                    never.wait(0.2)
+                    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name)
+                    connection.sendall(head + name)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        for name in ("ada", "bob"):
+            answer = client.send("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/{name}")
+            assert (answer.status, answer.body) == (200, f"/{name}".encode())
         client.close()
-
-    assert len(ports) == 5
-    assert len(set(ports)) == 1
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 @pytest.mark.parametrize(

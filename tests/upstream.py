@@ -8,6 +8,7 @@ The sandbox is for what Spotify would do; this is for what passes through us.
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class Upstream:
         self.answer: Callable[[Received], Reply] = lambda _: Reply()
         """What is answered; it may wait for something first."""
         self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
 
     def replies(self, *replies: Reply) -> None:
         """Answer with these, one after another; the last one stays."""
@@ -84,20 +86,30 @@ class Upstream:
             self.calls.append(call)
         return self.answer(call)
 
-    def connected(self) -> None:
+    def connected(self, connection: socket.socket) -> None:
         with self._lock:
             self.handshakes += 1
+            self._connections.add(connection)
+
+    def close_connections(self) -> None:
+        """Close those that rest, as a server does after a while."""
+        with self._lock:
+            resting, self._connections = self._connections, set()
+        for connection in resting:
+            with suppress(OSError):  # its client was first
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer takes 40 ms
     server: "_Server"
 
     def setup(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
             self.request.settimeout(10)
             self.request.do_handshake()
-        self.server.upstream.connected()
+        self.server.upstream.connected(self.request)
         super().setup()
 
     def handle_one_request(self) -> None:
@@ -146,7 +158,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 @contextmanager
 def running_upstream(port: int = 0, *, certificate: Path | None = None) -> Iterator[Upstream]:
-    """Listen on a port of the loopback interface; over TLS with `certificate.pem` and `key.pem` of a folder."""
+    """Listen on the loopback interface; over TLS with `certificate.pem` and `key.pem` of a folder."""
     with _Server(("127.0.0.1", port), _Handler) as server:
         if certificate is not None:
             server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
