@@ -20,10 +20,13 @@ from app.models.access_token import six_months_after
 from app.problems import SpotifyUnavailable
 from app.spotify import refresh
 from app.spotify.accounts import InvalidGrant, SpotifyError
-from tests.journeys import another_tab, connect, register, slug
+from tests.journeys import another_tab, come_back, connect, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually
+
+# For what is the same on every database.
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def row(app: Flask) -> AccessToken:
@@ -712,3 +715,70 @@ def test_without_a_link_there_is_no_token(client: FlaskClient) -> None:
 )
 def test_six_months_are_calendar_months(consent: str, end: str) -> None:
     assert six_months_after(datetime.fromisoformat(consent)) == datetime.fromisoformat(end)
+
+
+@SQLITE
+def test_without_streaming_there_is_no_token_for_playback(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Nor is it refreshed for nothing. A permission with a longer name is another one."""
+    sandbox.settings(granted_scopes=["user-read-private", "user-modify-playback-state"])
+    connect(client, sandbox)
+    expire(app)
+    for scope in (None, "user-read-private streaming-x", "x-streaming", "STREAMING", ""):
+        if scope is not None:
+            change(app, scope=scope)
+        response = client.get("/api/spotify/token")
+
+        assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "access_token" not in response.json
+    assert refreshes(sandbox) == []
+
+
+@SQLITE
+def test_a_token_is_never_shared_kept_or_written_down(
+    new_client: Callable[[], FlaskClient],
+    app: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """That neither a log nor Redis nor a column has it, the net below all tests sees to (tests/leaks.py)."""
+    ada, bob = new_client(), new_client()
+    connect(ada, sandbox)
+    connect(bob, sandbox, person="aiko-87")
+    given = {}
+    for name, client in (("ada", ada), ("bob", bob), ("ada again", ada)):
+        response = client.get("/api/spotify/token")
+        given[name] = response.json["access_token"]
+        assert response.headers["Cache-Control"] == "no-store"
+        assert not {"ETag", "Last-Modified", "Expires", "Age", "X-Cache", "Set-Cookie"} & {
+            *response.headers.keys()
+        }
+        assert "refresh_token" not in response.json
+
+    assert given["ada"] == given["ada again"] != given["bob"]
+    store: redis.Redis = app.extensions["backline"].redis
+    assert store.keys("shared:*") == []
+
+
+@SQLITE
+def test_a_token_is_given_to_a_get_only(connected: FlaskClient) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        response = connected.open("/api/spotify/token", method=method)
+        assert (response.status_code, slug(response)) == (405, "method-not-allowed")
+
+
+@SQLITE
+def test_a_token_of_a_grant_that_has_ended_is_not_given_again(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """The URL is this session's own, and connects it again."""
+    expire(app)
+    sandbox.revoke("mira_t_42")
+    url = connected.get("/api/spotify/token").json["authorize_url"]
+
+    answered = come_back(connected, sandbox.consent(url))
+
+    assert answered.json["status"] == "connected"
+    assert connected.get("/api/spotify/token").status_code == 200
