@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from urllib.parse import parse_qsl
 
 import pytest
@@ -15,9 +16,10 @@ from flask.testing import FlaskClient
 
 from app.spotify.endpoints import ENDPOINTS
 from tests.conftest import SPA_ORIGIN
+from tests.deploy.raw import plainly, request
 from tests.journeys import another_tab, slug
 from tests.sandbox_client import SandboxClient
-from tests.services import eventually
+from tests.services import Server, eventually
 from tests.upstream import JSON, Received, Reply, Upstream, link
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -231,6 +233,24 @@ def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
         assert response.headers["X-Request-ID"] != "of-spotify"
         ours = {*OF_OURS, "Content-Type", "Content-Length", "X-Cache", "Age", "X-Request-ID"}
         assert set(response.headers.keys()) <= ours, name
+
+
+def test_every_answer_comes_back_over_a_real_server_as_well(
+    server: Callable[..., AbstractContextManager[Server]], linked: FlaskClient, upstream: Upstream
+) -> None:
+    session = linked.get_cookie("session")
+    assert session is not None
+    with server(workers=1, threads=2) as api:
+        for number, (name, reply) in enumerate(ANSWERS.items()):
+            upstream.replies(reply)
+            target = f"{GATEWAY}/tracks/{number}"
+            answer = plainly(api.port, request("GET", target, f"Cookie: session={session.value}"))
+
+            assert (answer.status, answer.body) == (reply.status, reply.body), name
+            assert answer.headers.get_all("Content-Type", []) == list(filter(None, [reply.content_type])), (
+                name
+            )
+            assert answer.headers.get_all("X-Cache") == ["miss"]
 
 
 def test_the_headers_that_say_something_about_the_answer_come_along(
