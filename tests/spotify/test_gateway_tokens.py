@@ -5,13 +5,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests.journeys import come_back, slug
+from app.database import writing
+from app.models import AccessToken
+from tests.journeys import another_tab, come_back, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import Server
 from tests.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
@@ -155,6 +159,34 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
     sent = sorted((call.target, call.body) for call in upstream.calls)
     expected = [(f"/v1/me/player?n={number}", BODY + b" " * number) for number in range(20)]
     assert sent == sorted(itertools.chain(expected, expected))
+
+
+def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_used(
+    linked: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
+) -> None:
+    """Slow to refuse, Spotify has long accepted the token that was fetched meanwhile."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def answer(call: Received) -> Reply:
+        if call.token != old:
+            return Reply(204, b"", None)
+        if call.target == "/v1/me/player/next":
+            arrived.set()
+            assert go_on.wait(10)
+        return UNAUTHORIZED["since 2026"]
+
+    old = linked.get("/api/spotify/token").json["access_token"]
+    upstream.answer = answer
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(another_tab(linked).post, f"{GATEWAY}/me/player/next")
+        assert arrived.wait(10)
+        assert linked.put(f"{GATEWAY}/me/player/play").status_code == 204
+        with app.app_context(), writing() as db:
+            db.execute(sa.update(AccessToken).values(refreshed_at=datetime.now(UTC) - timedelta(minutes=1)))
+        go_on.set()
+        assert slow.result().status_code == 204
+
+    assert (len(upstream.calls), refreshes(sandbox)) == (4, 1)
 
 
 @pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
