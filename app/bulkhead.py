@@ -28,7 +28,6 @@ class Bulkhead:
     def __init__(self, places: int) -> None:
         self._places = places
         self._each = max(1, places // 2)
-        self._patient = threading.Semaphore(max(1, places // 2))
         self._changed = threading.Condition()
         self._since: dict[object, float] = {}
         self._taken: Counter[Hashable] = Counter()
@@ -65,18 +64,13 @@ class Bulkhead:
             return True
 
     def _wait_for_one(self, who: Hashable) -> bool:
-        if not self._patient.acquire(blocking=False):
-            return False  # or they would hold the threads that are left
-        try:
-            until = time.monotonic() + SLOW_SECONDS
-            while time.monotonic() < until and not self._is_slow():
-                if self._take_free(who):
-                    return True
-                with self._changed:
-                    self._changed.wait(0.02)
-            return False
-        finally:
-            self._patient.release()
+        until = time.monotonic() + SLOW_SECONDS
+        while time.monotonic() < until and not self._is_slow():
+            if self._take_free(who):
+                return True
+            with self._changed:
+                self._changed.wait(0.02)
+        return False
 
     def _is_slow(self) -> bool:
         now = time.monotonic()

@@ -58,6 +58,7 @@ class Gate:
         self._client = client
         self._wait_key = f"spotify-wait:{config.spotify_client_id}"
         self._budget_key = f"spotify-budget:{config.spotify_client_id}"
+        self._calls_key = f"spotify-calls:{config.spotify_client_id}"
         self._budget = config.gateway_budget
         self._until = 0.0  # `time.monotonic`
 
@@ -83,7 +84,7 @@ class Gate:
         """
         wait = self.wait()
         if wait <= 0 and link_id is not None:
-            wait = self._spend(f"{self._budget_key}:{link_id}", BUDGET_OF_ONE)
+            wait = self._spend(f"{self._calls_key}:{link_id}", BUDGET_OF_ONE)
         if wait <= 0 and self._budget:
             wait = self._spend(self._budget_key, max(1, int(self._budget * (POLLS_SHARE if is_poll else 1))))
         if wait > 0:

@@ -63,14 +63,16 @@ def current(user_id: int | None) -> str:
 
     For a page that asks every second: each new one would stay in Redis for ten minutes.
     """
-    key = f"authorize-url:{sessions.binding()}:{user_id}"
+    key, sealer = f"authorize-url:{sessions.binding()}:{user_id}", parts().sealer
     raw: Any = parts().redis.get(key)
     if raw is not None:
-        state = parse_qs(urlsplit(raw.decode()).query).get("state", [""])[0]
-        if parts().redis.exists(_key(state)):
-            return str(raw.decode())
+        with suppress(Unreadable):
+            url = sealer.open(raw, "url", key)
+            state = parse_qs(urlsplit(url).query)["state"][0]
+            if parts().redis.exists(_key(state)):  # not spent yet
+                return url
     url = begin(user_id)
-    parts().redis.set(key, url, ex=LIFE_SECONDS // 2)
+    parts().redis.set(key, sealer.seal(url, "url", key), ex=LIFE_SECONDS // 2)
     return url
 
 

@@ -98,10 +98,7 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     end
   end
 end
-if size > most or (life == 0 and waited == 0) then
-  redis.call('HDEL', KEYS[1], 'answer:' .. read, 'at:' .. read, 'until:' .. read, 'next:' .. read)
-  return 0
-end
+if size > most or (life == 0 and waited == 0) then return 0 end
 redis.call('HSET', KEYS[1], 'answer:' .. read, answer, 'at:' .. read, now,
            'until:' .. read, now + life, 'next:' .. read, asked + life)
 keep_for(math.max(life, linger))

@@ -76,7 +76,7 @@ def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
     assert grown.of(REQUESTS, **items, cache="miss") == 1
     assert grown.of(REQUESTS, **items, cache="hit") == 2
     assert grown.of(REQUESTS, **volume, outcome="404", cache="miss") == 1
-    assert grown.of(REQUESTS, **volume, outcome="insufficient-scope", cache="miss") == 1
+    assert grown.of(REQUESTS, **volume, outcome="insufficient-scope", cache="") == 1
     assert grown.of(REQUESTS, **volume, outcome="spotify-unavailable", cache="") == 1
     assert grown.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
     assert grown.of(REQUESTS) == 7

@@ -177,6 +177,11 @@ def test_a_slow_answer_is_none_when_the_deadline_has_passed(
 # --- the circuit breaker --------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _five_failures_of_one_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit, "FAILURES_OF_ONE", circuit.FAILURES)
+
+
 @pytest.fixture
 def tripped(linked: FlaskClient, upstream: Upstream) -> FlaskClient:
     """A person whose Spotify has just failed five times in a row."""

@@ -151,7 +151,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
             ).status_code
 
     # Enough places for all of them in one worker, should chance have it so.
-    with server(workers=2, threads=40) as api, ThreadPoolExecutor(20) as pool:
+    with server(workers=2, threads=80) as api, ThreadPoolExecutor(20) as pool:
         assert list(pool.map(call, range(20))) == [204] * 20
 
     assert refreshes(sandbox) == 1
