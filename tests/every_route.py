@@ -31,6 +31,7 @@ _MEMBERS = {
     "PATCH /api/user": {"username": "countess", "email": "countess@example.com"},
     "PUT /api/user/password": {"new_password": "another sentence, and longer"},
 }
+OF_THE_GATEWAY = (b"shared:", b"spotify-calls:")
 # A path's variable parts: such as there are none of.
 _PATH = {"session_id": "0" * 32, "name": "swagger-ui.css", "path": "me/player/devices"}
 
@@ -128,7 +129,7 @@ def settled(app: Flask) -> None:
 class Picture:
     """All rows of all tables and all of Redis, as they are now. Two are equal if nothing has changed.
 
-    Without what the gateway shares: that is read, kept for a moment, and nobody's.
+    Without what the gateway keeps for a moment: what it has read, and how often.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -141,7 +142,7 @@ class Picture:
                 ]
                 for table in db.metadata.sorted_tables
             }
-        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(b"shared:")]
+        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(OF_THE_GATEWAY)]
         with self._redis.pipeline() as batch:
             for name in names:
                 batch.dump(name).pttl(name)

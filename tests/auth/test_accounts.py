@@ -206,12 +206,15 @@ def test_h3_fifty_registrations_of_one_name_make_one_account(
     server: Callable[..., AbstractContextManager[Server]], app: Flask
 ) -> None:
     def attempt(number: int) -> tuple[int, str]:
-        response = requests.post(
-            f"{api.url}/api/register",
-            json={**NEW, "email": f"ada{number}@example.com"},
-            headers={"X-Requested-With": "test"},
-            timeout=60,
-        )
+        for _ in range(20):
+            response = requests.post(
+                f"{api.url}/api/register",
+                json={**NEW, "email": f"ada{number}@example.com"},
+                headers={"X-Requested-With": "test"},
+                timeout=60,
+            )
+            if response.status_code != 503:  # on a busy machine: too many wait for a turn at hashing
+                break
         return response.status_code, response.json().get("type", "")
 
     with server(workers=2, threads=8) as api, ThreadPoolExecutor(16) as pool:
