@@ -202,6 +202,25 @@ def test_g1_ids_of_anothers_in_query_and_body_are_not_looked_at(
             assert link["spotify_id"] not in response.text, route
 
 
+def test_g1_anothers_connection_is_none_also_where_the_session_names_it(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    with client.session_transaction("/api/session") as session:
+        adas = session["spotify_user_id"]
+    register(eve := new_client(), "eve")
+    with eve.session_transaction("/api/session") as session:
+        session["spotify_user_id"] = adas
+
+    assert eve.get("/api/spotify").json == {"status": "not_connected"}
+    assert eve.get("/api/session").json["spotify"] is None
+    assert slug(eve.get("/api/spotify/token")) == "spotify-not-connected"
+    assert slug(eve.get("/api/spotify/v1/me")) == "spotify-not-connected"
+    assert eve.get("/api/spotify/authorize").json["status"] == "authorization_required"
+    assert eve.delete("/api/spotify").status_code == 204
+    assert client.get("/api/spotify").json["status"] == "connected"
+
+
 # --- G2: what may be written ----------------------------------------------------------------------
 
 
