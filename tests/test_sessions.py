@@ -210,27 +210,36 @@ class Bomb:
         msgspec.msgpack.encode([1]),
         msgspec.msgpack.encode(1),
         msgspec.msgpack.encode({"user_id": 1}),
-        msgspec.msgpack.encode({"user_id": "1", "created_at": 1.0}),
-        msgspec.msgpack.encode({"user_id": 1, "created_at": 1.0, "is_admin": True}),
-        msgspec.msgpack.encode({"user_id": 1, "created_at": 4e9})[:-3],
-        msgspec.msgpack.encode({"user_id": 1, "created_at": float("nan")}),
-        msgspec.msgpack.encode({"user_id": 1, "created_at": 1e18}),
-        msgspec.msgpack.encode({"user_id": 1, "created_at": -1.0}),
-        msgspec.msgpack.encode({"user_id": 2**63, "created_at": 1.79e9}),
-        msgspec.msgpack.encode({"user_id": 0, "created_at": 1.79e9}),
-        msgspec.msgpack.encode({"user_id": 1, "created_at": 1.79e9, "spotify_user_id": 2**63}),
+        {"user_id": "1"},
+        {"user_id": 2**63},
+        {"user_id": 0},
+        {"is_admin": True},
+        {"created_at": float("nan")},
+        {"created_at": 1e18},
+        {"created_at": -1.0},
+        {"created_at": None},
+        {"spotify_user_id": 2**63},
         b"\x91" * 100_000,
+        "cut short",
         "pickle",
     ],
     ids=lambda value: repr(value)[:30],
 )
 def test_b9_data_that_is_not_ours_is_no_session(
-    client: FlaskClient, store: redis.Redis, tmp_path: Path, planted: bytes | str
+    client: FlaskClient, store: redis.Redis, tmp_path: Path, planted: bytes | dict[str, object] | str
 ) -> None:
+    """Where members are given, all others are as they were: those alone make it none of ours."""
     register(client)
     [key] = session_keys(store)
+    good = store.get(key)
     marker = tmp_path / "executed"
-    store.set(key, pickle.dumps(Bomb(marker)) if planted == "pickle" else planted)
+    if planted == "pickle":
+        planted = pickle.dumps(Bomb(marker))
+    elif planted == "cut short":
+        planted = good[:-3]
+    elif isinstance(planted, dict):
+        planted = msgspec.msgpack.encode({**msgspec.msgpack.decode(good), **planted})
+    store.set(key, planted)
 
     response = client.get("/api/session")
 
