@@ -1,0 +1,61 @@
+/** The two things pages do with the API: load something to show, and do something on a click. */
+import { ref, shallowRef, watch, type Ref, type ShallowRef } from "vue";
+import { problemOf, type Problem } from "./api";
+import { online } from "./online";
+
+interface Loading<T> {
+  data: ShallowRef<T | null>;
+  problem: Ref<Problem | null>;
+  load: () => Promise<void>;
+}
+
+/** Load at once; `load()` loads again. What is there already stays while that goes on, and when it fails. */
+export function useLoading<T>(fetch: () => Promise<T>): Loading<T> {
+  const data = shallowRef<T | null>(null);
+  const problem = ref<Problem | null>(null);
+  let newest = 0;
+
+  async function load(): Promise<void> {
+    const mine = ++newest;
+    problem.value = null;
+    try {
+      const loaded = await fetch();
+      if (mine === newest) data.value = loaded; // a slow older answer does not overwrite a newer one
+    } catch (error) {
+      if (mine === newest) problem.value = problemOf(error);
+    }
+  }
+
+  watch(online, (back) => {
+    if (back && problem.value) void load();
+  });
+  void load();
+  return { data, problem, load };
+}
+
+interface Deed<A extends unknown[]> {
+  busy: Ref<boolean>;
+  problem: Ref<Problem | null>;
+  run: (...given: A) => Promise<void>;
+}
+
+/** Do something once at a time: a second click while it goes on does nothing. */
+export function useDeed<A extends unknown[]>(deed: (...given: A) => Promise<void>): Deed<A> {
+  const busy = ref(false);
+  const problem = ref<Problem | null>(null);
+
+  async function run(...given: A): Promise<void> {
+    if (busy.value) return;
+    busy.value = true;
+    problem.value = null;
+    try {
+      await deed(...given);
+    } catch (error) {
+      problem.value = problemOf(error);
+    } finally {
+      busy.value = false;
+    }
+  }
+
+  return { busy, problem, run };
+}
