@@ -25,8 +25,8 @@ const http = axios.create({
   withCredentials: true,
   // The API turns away what changes something without this header: another site's form cannot set it.
   headers: { "X-Requested-With": "XMLHttpRequest", Accept: "application/json" },
-  // The API asks Spotify for 10 s at most. Whatever takes longer than this will not come.
-  timeout: 15_000,
+  // The API asks Spotify for 15 s at most. What takes longer than this will not come.
+  timeout: 20_000,
   // The API has no token in a cookie that would have to be copied into a header.
   xsrfCookieName: undefined,
   // A body that promises JSON and is none is an error here, not a string that surprises a page.
@@ -91,7 +91,7 @@ function waitBeforeRetry(error: AxiosError): number | undefined {
   const attempts = config?.attempts ?? 0;
   if (config?.method !== "get" || attempts >= RETRIES || axios.isCancel(error)) return undefined;
   if (!response) return navigator.onLine ? 0.4 * (attempts + 1) : undefined;
-  if (response.status !== 503) return undefined;
+  if (![502, 503, 504].includes(response.status)) return undefined;
   const wait = secondsUntilRetry(response) ?? 1;
   return wait <= LONGEST_WAIT_S ? wait : undefined;
 }
@@ -146,7 +146,10 @@ function asProblem(error: AxiosError): Problem {
 
 /** An error that the gateway passed on from Spotify: JSON with a message and perhaps a reason, or plain text. */
 function spotifysOwn(response: AxiosResponse): Pick<Problem, "slug" | "title" | "detail" | "errors" | "reason"> {
-  const said = (response.data as { error?: { message?: string; reason?: string } } | null)?.error;
+  // Its errors of 5xx are often pages for a browser; nothing in them helps anybody here.
+  if (response.status >= 500) return { slug: "spotify-unavailable", errors: {}, ...inWords("spotify-unavailable") };
+  const data = response.data as { error?: { message?: string; reason?: string } } | string | null;
+  const said = typeof data === "string" ? { message: data.slice(0, 200), reason: undefined } : data?.error;
   const words = inWords(said?.reason ?? "spotify-answered", { detail: said?.message });
   return { slug: "spotify-answered", reason: said?.reason, errors: {}, ...words };
 }

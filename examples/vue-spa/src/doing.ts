@@ -1,5 +1,5 @@
 /** The two things pages do with the API: load something to show, and do something on a click. */
-import { ref, shallowRef, watch, type Ref, type ShallowRef } from "vue";
+import { onScopeDispose, ref, shallowRef, watch, type Ref, type ShallowRef } from "vue";
 import { problemOf, type Problem } from "./api";
 import { online } from "./online";
 
@@ -9,25 +9,37 @@ interface Loading<T> {
   load: () => Promise<void>;
 }
 
-/** Load at once; `load()` loads again. What is there already stays while that goes on, and when it fails. */
+/**
+ * Load at once; `load()` loads again. What is there already stays while that goes on, and when it fails.
+ *
+ * It is tried again by itself when the network is back, and when the wait that the API asks for is over.
+ */
 export function useLoading<T>(fetch: () => Promise<T>): Loading<T> {
   const data = shallowRef<T | null>(null);
   const problem = ref<Problem | null>(null);
   let newest = 0;
+  let timer = 0;
 
   async function load(): Promise<void> {
+    window.clearTimeout(timer);
     const mine = ++newest;
     problem.value = null;
     try {
       const loaded = await fetch();
       if (mine === newest) data.value = loaded; // a slow older answer does not overwrite a newer one
     } catch (error) {
-      if (mine === newest) problem.value = problemOf(error);
+      if (mine !== newest) return;
+      problem.value = problemOf(error);
+      if (problem.value.retryAfter) timer = window.setTimeout(load, problem.value.retryAfter * 1000);
     }
   }
 
   watch(online, (back) => {
     if (back && problem.value) void load();
+  });
+  onScopeDispose(() => {
+    newest++; // an answer that is still to come finds nobody
+    window.clearTimeout(timer);
   });
   void load();
   return { data, problem, load };

@@ -34,7 +34,7 @@ export const router = createRouter({
     { path: "/sign-up", component: SignUp, meta: { title: "Sign up", stranger: true } },
     { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgotten password" } },
     { path: "/new-password", component: NewPassword, meta: { title: "New password" } },
-    { path: "/verify-email", component: VerifyEmail, meta: { title: "Your e-mail address" } },
+    { path: "/verify-email", component: VerifyEmail, meta: { title: "Your address" } },
     { path: "/callback", component: Callback, meta: { title: "Connecting Spotify" } },
     { path: "/now-playing", component: NowPlaying, meta: { title: "Now playing", signedIn: true } },
     { path: "/playlists", component: Playlists, meta: { title: "Playlists", signedIn: true } },
