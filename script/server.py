@@ -23,7 +23,8 @@ from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
 from config import ROOT, Config, ConfigError, is_loopback, read_environment
-from script import ports
+from script import demo, ports
+from script.demo import Demo
 from script.supervisor import ProgramFailed, Programs, Stopped, say
 
 REDIS_DATA = Path("instance/redis")
@@ -237,34 +238,42 @@ async def serve(config: Config) -> None:
         ProgramsEnd: why everything has ended.
     """
     async with Programs() as programs:
-        store = await programs.unless_ended(start(programs, config))
-        say(welcome(config, store))
+        store, app = await programs.unless_ended(start(programs, config))
+        say(welcome(config, store, app))
         await programs.until_ended()
 
 
-async def start(programs: Programs, config: Config) -> str:
-    """Start the programs, and wait until they serve. Returns a description of the Redis in use."""
+async def start(programs: Programs, config: Config) -> tuple[str, Demo | None]:
+    """Start the programs, and wait until they serve. Returns what the Redis in use is, and the demo app."""
+    app = asyncio.create_task(demo.prepare(programs, read_settings(), config))
     store, *_ = await asyncio.gather(
         start_redis(programs, config),
         start_sandbox(programs, config),
-        start_scheduler(programs),
-        start_api(programs, config),
+        start_scheduler(programs, app),
+        start_api(programs, config, app),
+        start_app(programs, app),
     )
     await answers(lambda: is_ready(config.port), "The API", "It runs, but is not ready; see its lines above.")
-    return store
+    return store, await app
 
 
-async def start_scheduler(programs: Programs) -> None:
+async def start_scheduler(programs: Programs, app: asyncio.Task[Demo | None]) -> None:
     """Bring the database up to date, then start the scheduler, which looks into it at once."""
     await programs.complete("migrate", *flask("db", "upgrade"), env=environment())
-    await programs.start("scheduler", *flask("scheduler"), env=environment())
+    await programs.start("scheduler", *flask("scheduler"), env=environment(await app))
 
 
-async def start_api(programs: Programs, config: Config) -> None:
+async def start_api(programs: Programs, config: Config, app: asyncio.Task[Demo | None]) -> None:
     """Start the API. It needs the others when it is asked something, not before: it starts beside them."""
     # The debugger would let anybody who can open the page run Python here; reloading is all that is wanted.
     command = flask("run", "--host", "127.0.0.1", "--port", str(config.port), "--reload", "--no-debugger")
-    await programs.start("api", *command, env=environment())
+    await programs.start("api", *command, env=environment(await app))
+
+
+async def start_app(programs: Programs, app: asyncio.Task[Demo | None]) -> None:
+    """Serve the demo app, if there is one."""
+    if (built := await app) is not None:
+        await demo.serve(programs, built)
 
 
 async def start_redis(programs: Programs, config: Config) -> str:
@@ -360,9 +369,14 @@ def flask(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "flask", *arguments]
 
 
-def environment() -> dict[str, str]:
-    """What the programs inherit. They read .env themselves, as they do everywhere."""
-    return {**os.environ, "FLASK_APP": "wsgi:app", "PYTHONUNBUFFERED": "1"}
+def environment(app: Demo | None = None) -> dict[str, str]:
+    """What the programs inherit. They read .env themselves, as they do everywhere.
+
+    Where the demo app is served, Spotify and the mails lead people to it, unless .env says where else.
+    """
+    is_set = read_settings().get("FRONTEND_URL", "").strip()
+    frontend = {"FRONTEND_URL": app.url} if app and not is_set else {}
+    return {**os.environ, **frontend, "FLASK_APP": "wsgi:app", "PYTHONUNBUFFERED": "1"}
 
 
 async def answers(asked: Callable[[], bool], who: str, otherwise: str) -> None:
@@ -391,9 +405,15 @@ def is_ready(port: int) -> bool:
         connection.close()
 
 
-def welcome(config: Config, store: str) -> str:
+def welcome(config: Config, store: str, app: Demo | None) -> str:
     """What to open, and where everything is."""
     api = f"http://127.0.0.1:{config.port}"
+    docs = f"{api}/api/docs"
+    to_open = (
+        f"{app.url}  (the demo app, from {demo.APP}; FRONTEND_URL leads there)\n  API       {docs}"
+        if app
+        else docs
+    )
     spotify = (
         f"{config.spotify_accounts_url}/  (the sandbox stands in until SPOTIFY_CLIENT_ID is set in .env)"
         if starts_sandbox(config)
@@ -402,7 +422,7 @@ def welcome(config: Config, store: str) -> str:
     return f"""
 Backline is running. Ctrl-C stops everything.
 
-  Open      {api}/api/docs
+  Open      {to_open}
   Try       curl -i {api}/api/session
   Spotify   {spotify}
   Database  {shown_database(config.database_url)}

@@ -108,14 +108,19 @@ class Programs:
         await self._stop_all()
 
     async def start(
-        self, name: str, *command: str, env: Mapping[str, str], serves_others: bool = False
+        self,
+        name: str,
+        *command: str,
+        env: Mapping[str, str],
+        serves_others: bool = False,
+        may_end: bool = False,
     ) -> Program:
-        """Start a program that is to run until the end. Its end is everybody's end.
+        """Start a program that is to run until the end. Its end is everybody's end, unless it may end.
 
         One that serves others is ended after them, so that none of them complains of its absence.
         """
         program = await self._spawn(name, command, env, serves_others=serves_others)
-        watch = asyncio.create_task(self._watch(program))
+        watch = asyncio.create_task(self._watch(program, may_end=may_end))
         self._watches.add(watch)
         return program
 
@@ -126,7 +131,11 @@ class Programs:
             ProgramFailed: it did not exit 0.
         """
         program = await self._spawn(name, command, env, serves_others=False)
-        status = await program.ended()
+        try:
+            status = await program.ended()
+        except asyncio.CancelledError:  # nobody waits for it any more
+            program.signal(signal.SIGTERM)
+            raise
         await program.said_all()
         self._running.remove(program)
         if status != 0:
@@ -178,10 +187,13 @@ class Programs:
         self._running.append(program)
         return program
 
-    async def _watch(self, program: Program) -> None:
+    async def _watch(self, program: Program, *, may_end: bool) -> None:
         status = await program.ended()
         await program.said_all()
-        self._end_with(_failure(program, status))
+        if may_end:
+            say(f"{_failure(program, status)}\nEverything else goes on.")
+        else:
+            self._end_with(_failure(program, status))
 
     def _end_with(self, reason: ProgramsEnd) -> None:
         if not self._end.done():

@@ -4,7 +4,7 @@ import { defineConfig, loadEnv, type Plugin } from "vite";
 const here = { host: "127.0.0.1", port: 5173, strictPort: true };
 
 export default defineConfig(({ mode }) => ({
-  plugins: [vue(), contentSecurityPolicy(loadEnv(mode, process.cwd()))],
+  plugins: [vue(), contentSecurityPolicy(loadEnv(mode, import.meta.dirname))],
   // 127.0.0.1 and not localhost: to a browser those are two sites, and the session's cookie belongs to one.
   // Another port would be another origin, which the API does not know.
   server: here,

@@ -3,13 +3,19 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.script.running import Environ, Run, Running
+from tests.services import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-LEFT_BEHIND = (".venv", ".pipenv", ".git", ".env", "instance", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_BEHIND = (
+    *(".venv", ".pipenv", ".git", ".env", "instance", "__pycache__", ".*_cache", ".hypothesis"),
+    *("node_modules", "dist"),
+)
 
 
 @pytest.fixture
@@ -58,7 +64,55 @@ def bare_environment() -> dict[str, str]:
         "SPOTIFY_",
         "DATABASE_",
         "REDIS_",
+        "FRONTEND_",
+        "CORS_",
+        "VITE_",
         "CI",
         "PORT",
     )
     return {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+
+
+@pytest.fixture
+def environ(bare_environment: Environ) -> Environ:
+    """Free ports for everything, so that a developer's own script/server can go on. No demo app."""
+    spotify, port = f"http://127.0.0.1:{free_port()}", free_port()
+    return {
+        **bare_environment,
+        "PORT": str(port),
+        "FRONTEND_URL": f"http://127.0.0.1:{port}/api/docs",
+        "SPOTIFY_ACCOUNTS_URL": spotify,
+        "SPOTIFY_API_URL": f"{spotify}/v1",
+        "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+    }
+
+
+@pytest.fixture
+def run(checkout: Path) -> Iterator[Run]:
+    """Starts script/server in the checkout with an environment."""
+    started: list[Running] = []
+
+    def start(environ: Environ) -> Running:
+        started.append(Running(checkout, environ))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.kill()
+
+
+@pytest.fixture
+def without(tmp_path: Path, environ: Environ) -> Callable[..., str]:
+    """Makes a PATH with everything but some programs."""
+
+    def path_without(*programs: str) -> str:
+        folder = tmp_path / "path"
+        folder.mkdir()
+        for directory in environ["PATH"].split(os.pathsep):
+            for program in Path(directory).glob("*"):
+                link = folder / program.name
+                if program.name not in programs and not link.is_symlink():
+                    link.symlink_to(program)
+        return str(folder)
+
+    return path_without

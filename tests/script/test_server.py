@@ -4,11 +4,9 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,120 +14,14 @@ import requests
 from sqlalchemy import make_url
 
 from script import ports, server
-from tests import leaks
-from tests.services import eventually, free_port
-
-Environ = dict[str, str]
-Run = Callable[..., "Running"]
-
-
-class Running:
-    """A script/server that was started, and what it has printed so far."""
-
-    def __init__(self, folder: Path, environ: Environ) -> None:
-        self.output = ""
-        self.process = subprocess.Popen(
-            ["script/server"],
-            cwd=folder,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-
-    def until_ready(self) -> "Running":
-        def ready_or_ended() -> bool:
-            return "Ctrl-C stops everything" in self.output or self.process.poll() is not None
-
-        eventually(ready_or_ended, timeout=60)
-        assert self.process.poll() is None, self.output
-        return self
-
-    def end(self, number: int = signal.SIGINT) -> int:
-        """Send a signal as a terminal does, and wait for the end. Returns the exit status."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(30)
-        self._reader.join(10)
-        assert not self._reader.is_alive(), "something still holds its output open"
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        leaks.look_at(self.output, "the output of script/server")
-        return status
-
-    def left_over(self) -> list[str]:
-        """The command lines of processes that it started, or that those started, and that still run."""
-        return [
-            (stat.parent / "cmdline").read_text().replace("\0", " ")
-            for stat in Path("/proc").glob("[0-9]*/stat")
-            if (fields := _fields(stat)) and fields[3] == str(self.process.pid) and fields[0] not in "ZX"
-        ]
-
-    def kill(self) -> None:
-        """Leave nothing behind, whatever state a failed test left this in."""
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            if (fields := _fields(stat)) and fields[3] == str(self.process.pid):
-                os.kill(int(stat.parent.name), signal.SIGKILL)
-        self.wait()
-
-
-def _fields(stat: Path) -> list[str]:
-    """A process's state, parent, group, session and so on: proc(5), from the third field on."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+from tests.script.running import Environ, Run
+from tests.services import eventually
 
 
 @pytest.fixture
-def environ(bare_environment: Environ) -> Environ:
-    """Free ports for everything, so that a developer's own script/server can go on."""
-    spotify = f"http://127.0.0.1:{free_port()}"
-    return {
-        **bare_environment,
-        "PORT": str(free_port()),
-        "SPOTIFY_ACCOUNTS_URL": spotify,
-        "SPOTIFY_API_URL": f"{spotify}/v1",
-        "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
-    }
-
-
-@pytest.fixture
-def run(checkout: Path) -> Iterator[Run]:
-    """Starts script/server in the checkout with an environment."""
-    started: list[Running] = []
-
-    def start(environ: Environ) -> Running:
-        started.append(Running(checkout, environ))
-        return started[-1]
-
-    yield start
-    for running in started:
-        running.kill()
-
-
-@pytest.fixture
-def without_redis(tmp_path: Path, environ: Environ) -> Environ:
+def without_redis(environ: Environ, without: Callable[..., str]) -> Environ:
     """A machine with everything but a redis-server."""
-    folder = tmp_path / "path"
-    folder.mkdir()
-    for directory in environ["PATH"].split(os.pathsep):
-        for program in Path(directory).glob("*"):
-            link = folder / program.name
-            if program.name != "redis-server" and not link.is_symlink():
-                link.symlink_to(program)
-    return {**environ, "PATH": str(folder)}
+    return {**environ, "PATH": without("redis-server")}
 
 
 def register(port: str) -> requests.Session:

@@ -1,0 +1,88 @@
+"""script/server in a test: started, read, and ended with all that it started."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import leaks
+from tests.services import eventually
+
+Environ = dict[str, str]
+Run = Callable[..., "Running"]
+
+
+class Running:
+    """A script/server that was started, and what it has printed so far."""
+
+    def __init__(self, folder: Path, environ: Environ) -> None:
+        self.output = ""
+        self.process = subprocess.Popen(
+            ["script/server"],
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+
+    def until_ready(self) -> "Running":
+        return self.until("Ctrl-C stops everything")
+
+    def until(self, text: str) -> "Running":
+        """Wait until it has printed this, running still."""
+
+        def said_or_ended() -> bool:
+            return text in self.output or self.process.poll() is not None
+
+        eventually(said_or_ended, timeout=60)
+        assert self.process.poll() is None, self.output
+        return self
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal as a terminal does, and wait for the end. Returns the exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(30)
+        self._reader.join(10)
+        assert not self._reader.is_alive(), "something still holds its output open"
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        leaks.look_at(self.output, "the output of script/server")
+        return status
+
+    def left_over(self) -> list[str]:
+        """The command lines of processes that it started, or that those started, and that still run."""
+        return [
+            (stat.parent / "cmdline").read_text().replace("\0", " ")
+            for stat in Path("/proc").glob("[0-9]*/stat")
+            if (fields := _fields(stat)) and fields[3] == str(self.process.pid) and fields[0] not in "ZX"
+        ]
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever state a failed test left this in."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            if (fields := _fields(stat)) and fields[3] == str(self.process.pid):
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+        self.wait()
+
+
+def _fields(stat: Path) -> list[str]:
+    """A process's state, parent, group, session and so on: proc(5), from the third field on."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
