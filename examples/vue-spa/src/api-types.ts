@@ -47,14 +47,80 @@ export interface paths {
                         "application/json": components["schemas"]["UserOut"];
                     };
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                403: components["responses"]["FORBIDDEN"];
-                409: components["responses"]["CONFLICT"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Conflict: email-taken, username-taken */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -105,14 +171,81 @@ export interface paths {
                         "application/json": components["schemas"]["UserOut"];
                     };
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unauthorized: invalid-credentials */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -154,8 +287,25 @@ export interface paths {
                     };
                     content?: never;
                 };
-                403: components["responses"]["FORBIDDEN"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -191,7 +341,16 @@ export interface paths {
                         "application/json": components["schemas"]["SessionOut"];
                     };
                 };
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -238,12 +397,61 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: invalid-token, malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -277,13 +485,71 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -328,12 +594,61 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: invalid-token, malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -360,10 +675,45 @@ export interface paths {
                     };
                     content?: never;
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -399,8 +749,26 @@ export interface paths {
                         "application/json": components["schemas"]["UserOut"];
                     };
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -433,14 +801,81 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unauthorized: invalid-credentials, not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -478,15 +913,90 @@ export interface paths {
                         "application/json": components["schemas"]["UserOut"];
                     };
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                409: components["responses"]["CONFLICT"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unauthorized: invalid-credentials, not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Conflict: email-taken, username-taken */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -527,14 +1037,81 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                413: components["responses"]["REQUEST_ENTITY_TOO_LARGE"];
-                415: components["responses"]["UNSUPPORTED_MEDIA_TYPE"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unauthorized: invalid-credentials, not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: too-many-attempts */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -571,8 +1148,26 @@ export interface paths {
                         "application/json": components["schemas"]["SessionsOut"];
                     };
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -601,9 +1196,35 @@ export interface paths {
                     };
                     content?: never;
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -652,10 +1273,44 @@ export interface paths {
                     };
                     content?: never;
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                403: components["responses"]["FORBIDDEN"];
-                404: components["responses"]["NOT_FOUND"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -691,8 +1346,26 @@ export interface paths {
                         "application/json": components["schemas"]["ExportOut"];
                     };
                 };
-                401: components["responses"]["UNAUTHORIZED"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Unauthorized: not-signed-in */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -752,12 +1425,63 @@ export interface paths {
                     };
                     content?: never;
                 };
-                400: components["responses"]["BAD_REQUEST"];
-                401: components["responses"]["UNAUTHORIZED"];
-                409: components["responses"]["CONFLICT"];
-                422: components["responses"]["UNPROCESSABLE_ENTITY"];
-                429: components["responses"]["TOO_MANY_REQUESTS"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Bad Request: spotify-state-mismatch */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unauthorized: not-signed-in, spotify-access-denied */
+                401: {
+                    headers: {
+                        "WWW-Authenticate": string;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Conflict: spotify-account-in-use, spotify-account-mismatch */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Unprocessable Entity: validation-error */
+                422: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Too Many Requests: spotify-rate-limited */
+                429: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -795,7 +1519,16 @@ export interface paths {
                         "application/json": components["schemas"]["SpotifyOut"];
                     };
                 };
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -824,8 +1557,25 @@ export interface paths {
                     };
                     content?: never;
                 };
-                403: components["responses"]["FORBIDDEN"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Forbidden: cross-site-request */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
@@ -863,16 +1613,681 @@ export interface paths {
                         "application/json": components["schemas"]["TokenOut"];
                     };
                 };
-                403: components["responses"]["FORBIDDEN"];
-                404: components["responses"]["NOT_FOUND"];
-                409: components["responses"]["CONFLICT"];
-                503: components["responses"]["SERVICE_UNAVAILABLE"];
+                /** @description Forbidden: insufficient-scope */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        "Retry-After": number;
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                    };
+                };
                 default: components["responses"]["DEFAULT_ERROR"];
             };
         };
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/spotify/v1/{path}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
+         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
+         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
+         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         */
+        get: {
+            parameters: {
+                query?: never;
+                header?: never;
+                path: {
+                    /**
+                     * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                     * @example me/player
+                     */
+                    path: string;
+                };
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Spotify's answer, whatever its status and type, as it came */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Forbidden: insufficient-scope */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Too Many Requests: spotify-rate-limited */
+                429: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "2XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "4XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "5XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                default: components["responses"]["DEFAULT_ERROR"];
+            };
+        };
+        /**
+         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
+         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
+         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
+         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         */
+        put: {
+            parameters: {
+                query?: never;
+                header: {
+                    /**
+                     * @description Any value: another site's page cannot set it.
+                     * @example XMLHttpRequest
+                     */
+                    "X-Requested-With": components["parameters"]["RequestedWith"];
+                };
+                path: {
+                    /**
+                     * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                     * @example me/player
+                     */
+                    path: string;
+                };
+                cookie?: never;
+            };
+            requestBody?: {
+                content: {
+                    /**
+                     * @example {
+                     *       "uris": [
+                     *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                     *       ]
+                     *     }
+                     */
+                    "application/json": unknown;
+                    "image/jpeg": string;
+                };
+            };
+            responses: {
+                /** @description Spotify's answer, whatever its status and type, as it came */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Forbidden: cross-site-request, insufficient-scope */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Too Many Requests: spotify-rate-limited */
+                429: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "2XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "4XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "5XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                default: components["responses"]["DEFAULT_ERROR"];
+            };
+        };
+        /**
+         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
+         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
+         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
+         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         */
+        post: {
+            parameters: {
+                query?: never;
+                header: {
+                    /**
+                     * @description Any value: another site's page cannot set it.
+                     * @example XMLHttpRequest
+                     */
+                    "X-Requested-With": components["parameters"]["RequestedWith"];
+                };
+                path: {
+                    /**
+                     * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                     * @example me/player
+                     */
+                    path: string;
+                };
+                cookie?: never;
+            };
+            requestBody?: {
+                content: {
+                    /**
+                     * @example {
+                     *       "uris": [
+                     *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                     *       ]
+                     *     }
+                     */
+                    "application/json": unknown;
+                    "image/jpeg": string;
+                };
+            };
+            responses: {
+                /** @description Spotify's answer, whatever its status and type, as it came */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Forbidden: cross-site-request, insufficient-scope */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Too Many Requests: spotify-rate-limited */
+                429: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "2XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "4XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "5XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                default: components["responses"]["DEFAULT_ERROR"];
+            };
+        };
+        /**
+         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
+         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
+         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
+         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         */
+        delete: {
+            parameters: {
+                query?: never;
+                header: {
+                    /**
+                     * @description Any value: another site's page cannot set it.
+                     * @example XMLHttpRequest
+                     */
+                    "X-Requested-With": components["parameters"]["RequestedWith"];
+                };
+                path: {
+                    /**
+                     * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                     * @example me/player
+                     */
+                    path: string;
+                };
+                cookie?: never;
+            };
+            requestBody?: {
+                content: {
+                    /**
+                     * @example {
+                     *       "uris": [
+                     *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                     *       ]
+                     *     }
+                     */
+                    "application/json": unknown;
+                    "image/jpeg": string;
+                };
+            };
+            responses: {
+                /** @description Spotify's answer, whatever its status and type, as it came */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Bad Request: malformed-request */
+                400: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Forbidden: cross-site-request, insufficient-scope */
+                403: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Not Found: not-found */
+                404: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+                409: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Request Entity Too Large: payload-too-large */
+                413: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Unsupported Media Type: unsupported-media-type */
+                415: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Too Many Requests: spotify-rate-limited */
+                429: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+                503: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/problem+json": components["schemas"]["ProblemOut"];
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "2XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "4XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                /** @description Spotify's own answer */
+                "5XX": {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "*/*": unknown;
+                    };
+                };
+                default: components["responses"]["DEFAULT_ERROR"];
+            };
+        };
         options?: never;
         head?: never;
         patch?: never;
@@ -885,9 +2300,9 @@ export interface components {
         ProblemOut: {
             /**
              * Format: uri-reference
-             * @example /problems/not-found
+             * @enum {string}
              */
-            type: string;
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -1110,101 +2525,8 @@ export interface components {
         };
     };
     responses: {
-        /** @description Unprocessable Entity */
-        UNPROCESSABLE_ENTITY: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Bad Request */
-        BAD_REQUEST: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Forbidden */
-        FORBIDDEN: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Conflict */
-        CONFLICT: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Request Entity Too Large */
-        REQUEST_ENTITY_TOO_LARGE: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Unsupported Media Type */
-        UNSUPPORTED_MEDIA_TYPE: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Too Many Requests */
-        TOO_MANY_REQUESTS: {
-            headers: {
-                "Retry-After": number;
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Service Unavailable */
-        SERVICE_UNAVAILABLE: {
-            headers: {
-                "Retry-After": number;
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
         /** @description Default error response */
         DEFAULT_ERROR: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Unauthorized */
-        UNAUTHORIZED: {
-            headers: {
-                "WWW-Authenticate": string;
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ProblemOut"];
-            };
-        };
-        /** @description Not Found */
-        NOT_FOUND: {
             headers: {
                 [name: string]: unknown;
             };
