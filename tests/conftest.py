@@ -10,8 +10,10 @@ import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
+from playwright.sync_api import Browser
 
 from tests import cookies, leaks
+from tests.browser import running_chromium
 from tests.journeys import PASSWORD
 from tests.mailbox import Mailbox, running_mailbox
 from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
@@ -28,6 +30,7 @@ from tests.services import (
 # Registered at the sandbox too: the same path on whatever port a server gets, and a page of an SPA.
 ANY_PORT_REDIRECT_URI = "http://127.0.0.1/api/spotify/authorize"
 SPA_REDIRECT_URI = "http://127.0.0.1:5173/callback"
+ANY_PORT_SPA_REDIRECT_URI = "http://127.0.0.1/callback"
 SPA_ORIGIN = "http://127.0.0.1:5173"
 
 # The settings that do not depend on a server; nothing of the developer's own .env comes in.
@@ -135,7 +138,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[SandboxClient]:
     """The sandbox Spotify in a process of its own, as just started at the beginning of each test."""
-    with running_sandbox([REDIRECT_URI, ANY_PORT_REDIRECT_URI, SPA_REDIRECT_URI]) as client:
+    registered = [REDIRECT_URI, ANY_PORT_REDIRECT_URI, SPA_REDIRECT_URI, ANY_PORT_SPA_REDIRECT_URI]
+    with running_sandbox(registered) as client:
         yield client
 
 
@@ -220,6 +224,13 @@ def env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, 
         "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
         "SPOTIFY_API_URL": sandbox.api_url,
     }
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser; each test opens a context of its own in it, which is a person who has been nowhere yet."""
+    with ExitStack() as stack:
+        yield start(stack, running_chromium())
 
 
 @pytest.fixture

@@ -1,18 +1,16 @@
 """A real browser: an app on one origin, the API on another, and the person's own clicks."""
 
 import http.server
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.conftest import start
 from tests.sandbox_client import SandboxClient
-from tests.services import Server, Unavailable
+from tests.services import Server
 
 # What an SPA does: one fetch with credentials and the header, the answer as it came.
 CALL = """
@@ -52,33 +50,6 @@ def pages() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@contextmanager
-def running_chromium() -> Iterator[Browser]:
-    """Debian's Chromium, without a window, and without calls home to hosts that are not here."""
-    path = shutil.which("chromium")
-    if path is None:
-        raise Unavailable("chromium is not installed: apt-get install chromium")
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    with ExitStack() as stack:
-        yield start(stack, running_chromium())
 
 
 @pytest.fixture

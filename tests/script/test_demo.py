@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -119,7 +120,8 @@ def test_packages_are_installed_where_they_are_missing_or_older_than_the_lock_fi
             (tmp_path / "node_modules/.package-lock.json").touch()
 
     def install() -> int:
-        asyncio.run(demo.install(cast("Programs", Npm())))
+        with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
+            thread.submit(asyncio.run, demo.install(cast("Programs", Npm()))).result()
         return len(installed)
 
     monkeypatch.setattr(demo, "APP", tmp_path)

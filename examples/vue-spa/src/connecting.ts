@@ -1,6 +1,6 @@
 /** The way to Spotify's consent page and back. */
 import { onBeforeUnmount, onMounted } from "vue";
-import { api, type Connection } from "./api";
+import { api, type Connection, type Problem } from "./api";
 import { DAY_MS } from "./format";
 import { notify } from "./notices";
 import { useDeed } from "./doing";
@@ -16,12 +16,18 @@ export function daysLeft(connection: Connection | null): number | undefined {
   return left < SOON_MS ? Math.max(0, Math.ceil(left / DAY_MS)) : undefined;
 }
 
-/** Send the person to Spotify. The page stays busy until it is left, so a second click begins nothing. */
+/**
+ * Send the person to Spotify. The page stays busy until it is left, so a second click begins nothing.
+ *
+ * `refused` is the problem that asks for a new consent, if one does: Spotify may know that the old one has
+ * ended before the API believes it, and then the way to a new one is in the problem.
+ */
 export function useConnecting() {
-  const connecting = useDeed(async () => {
+  const connecting = useDeed(async (refused?: Problem) => {
     const answer = await api.authorize();
-    if (answer.authorize_url) {
-      window.location.assign(answer.authorize_url);
+    const url = answer.authorize_url ?? refused?.authorizeUrl;
+    if (url) {
+      window.location.assign(url);
       await new Promise(() => undefined);
     }
     await sessionChanged(); // connected already, perhaps in another tab

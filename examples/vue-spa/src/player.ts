@@ -11,6 +11,7 @@ import { player as askPlayer, type Player } from "./spotify";
 const PLAYING_MS = 1_000;
 const STILL_MS = 2_000; // nothing moves, so a start is noticed soon enough
 const TROUBLE_MS = 5_000;
+const NOT_CONNECTED_MS = 30_000; // the person has to do something first
 const TICK_MS = 250;
 
 export function usePlayer() {
@@ -38,7 +39,8 @@ export function usePlayer() {
     } catch (error) {
       if (mine !== newest) return;
       problem.value = problemOf(error);
-      wait = Math.max(TROUBLE_MS, (problem.value.retryAfter ?? 0) * 1000);
+      const least = problem.value.status === 409 ? NOT_CONNECTED_MS : TROUBLE_MS;
+      wait = Math.max(least, (problem.value.retryAfter ?? 0) * 1000);
     }
     if (document.visibilityState === "visible") timer = window.setTimeout(poll, wait);
   }

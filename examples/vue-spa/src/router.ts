@@ -14,7 +14,7 @@ import SignIn from "./pages/SignIn.vue";
 import SignUp from "./pages/SignUp.vue";
 import TopTracks from "./pages/TopTracks.vue";
 import VerifyEmail from "./pages/VerifyEmail.vue";
-import { session, sessionKnown } from "./session";
+import { session, sessionChanged, sessionKnown } from "./session";
 
 declare module "vue-router" {
   interface RouteMeta {
@@ -60,6 +60,7 @@ router.beforeEach(async (to) => {
   }
   if (typeof to.query.spotify === "string") {
     tellResult(to.query.spotify);
+    void sessionChanged();
     const { spotify: _, ...query } = to.query;
     return { path: to.path, query, replace: true };
   }

@@ -45,9 +45,10 @@ export async function refreshSession(): Promise<void> {
   }
 }
 
-/** Take over what a call has just answered, and tell the other tabs. */
+/** Something has changed: see what, and tell the other tabs. */
 export async function sessionChanged(): Promise<void> {
-  await refreshSession();
+  first = refreshSession();
+  await first;
   otherTabs.postMessage("changed");
 }
 

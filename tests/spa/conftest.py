@@ -1,0 +1,91 @@
+"""The Vue app in a real browser, on one origin, and the API under gunicorn on another."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+
+from tests.conftest import FAILED, cannot_run
+from tests.sandbox_client import SandboxClient
+from tests.services import Server, Unavailable
+from tests.spa.pages import ROOT, Pages, build, serving
+
+KEPT = ROOT / "test-results"
+PATIENCE_MS = 10_000
+
+NewPerson = Callable[[], Page]
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory, sandbox: SandboxClient) -> Path:
+    """The app, built once."""
+    folder = tmp_path_factory.mktemp("spa") / "dist"
+    try:
+        build(folder, image_hosts=sandbox.url)
+    except Unavailable as error:
+        cannot_run(error)
+    return folder
+
+
+@pytest.fixture
+def spa(dist: Path) -> Iterator[Pages]:
+    with serving(dist) as pages:
+        yield pages
+
+
+@pytest.fixture
+def api(spa: Pages, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
+    """The API, which lets the app call it and leads people back there."""
+    with server(workers=1, CORS_ORIGINS=spa.origin, FRONTEND_URL=spa.origin) as running:
+        spa.api_url = running.url
+        yield running
+
+
+@pytest.fixture
+def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[NewPerson]:
+    """Opens browsers that have been nowhere yet. What a failed test saw in them is kept."""
+    opened: list[BrowserContext] = []
+    trouble: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text or "[Vue warn]" in message.text:
+            trouble.append(message.text)
+
+    def open_browser() -> Page:
+        context = chromium.new_context()
+        context.set_default_timeout(PATIENCE_MS)
+        context.tracing.start(screenshots=True, snapshots=True)
+        context.on("console", heard)
+        context.on("weberror", lambda error: trouble.append(str(error.error)))
+        opened.append(context)
+        return context.new_page()
+
+    yield open_browser
+    failed = request.node.stash.get(FAILED, None)
+    for number, context in enumerate(opened):
+        name = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{number}"
+        kept = keep(context, name if failed else None)
+        context.close()
+        if failed and kept:
+            failed.sections.append(("what the browser saw", f"{kept} (playwright show-trace), and pictures"))
+    assert trouble == []
+
+
+def keep(context: BrowserContext, name: str | None) -> Path | None:
+    """End the recording; under a name, keep it with a picture of every tab."""
+    if name is None:
+        context.tracing.stop()
+        return None
+    trace = KEPT / f"{name}.zip"
+    context.tracing.stop(path=trace)
+    for number, page in enumerate(context.pages):
+        page.screenshot(path=KEPT / f"{name}-{number}.png")
+    return trace
+
+
+@pytest.fixture
+def page(new_person: NewPerson) -> Page:
+    return new_person()

@@ -1,0 +1,100 @@
+"""The Vue app as it is deployed: built once, and its files served on an origin of their own."""
+
+import fcntl
+import http.server
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from script.demo import APP as FOLDER
+from tests.services import Unavailable
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+APP = ROOT / FOLDER
+# Where the app looks for the API until whoever serves it says otherwise: examples/vue-spa/.env.
+BUILT_FOR = "http://127.0.0.1:5000"
+
+
+class Pages:
+    """The app's files on an origin of their own, for the API at `api_url`."""
+
+    def __init__(self, dist: Path, origin: str) -> None:
+        self.dist = dist
+        self.origin = origin
+        self.api_url = BUILT_FOR
+
+    def file(self, path: str) -> tuple[bytes, str]:
+        """A file's content and type. Every other path is a page of the app's own router."""
+        found = (self.dist / path.partition("?")[0].lstrip("/")).resolve()
+        if found.is_relative_to(self.dist) and found.is_file() and found.name != "index.html":
+            kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+            return found.read_bytes(), kinds[found.suffix]
+        # As the app's README says: the API's address stands in this file alone.
+        page = (self.dist / "index.html").read_text(encoding="utf-8")
+        return page.replace(BUILT_FOR, self.api_url).encode(), "text/html; charset=utf-8"
+
+
+@contextmanager
+def serving(dist: Path, host: str = "127.0.0.1", certificate: Path | None = None) -> Iterator[Pages]:
+    """Serve the built app, over https if there is a folder with a certificate and its key."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content, kind = pages.file(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate / "certificate.pem", certificate / "key.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            scheme = "https"
+        pages = Pages(dist.resolve(), f"{scheme}://{host}:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield pages
+        server.shutdown()
+
+
+def node_modules() -> Path:
+    """The app's packages, as its lock file has them.
+
+    Raises:
+        Unavailable: there is no npm.
+    """
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise Unavailable("npm is not installed: apt-get install npm (Node 20.19 or newer)")
+    folder, lock = APP / "node_modules", APP / "package-lock.json"
+    finished = folder / ".package-lock.json"
+    with lock.open() as held:  # by one of several test processes; it goes with the process
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not finished.is_file() or finished.stat().st_mtime < lock.stat().st_mtime:
+            run(npm, "ci", "--include=dev")
+    return folder
+
+
+def build(target: Path, image_hosts: str) -> None:
+    """Build the app into a folder, as `npm run build` does."""
+    node_modules()
+    environ = {**os.environ, "VITE_API_URL": BUILT_FOR, "VITE_IMAGE_HOSTS": image_hosts}
+    run("npm", "run", "build", "--", "--outDir", str(target), "--logLevel", "warn", environ=environ)
+
+
+def run(*command: str, environ: dict[str, str] | None = None) -> str:
+    """Run a program in the app's folder. Returns what it printed."""
+    done = subprocess.run(command, cwd=APP, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout

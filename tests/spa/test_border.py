@@ -1,0 +1,125 @@
+"""What a browser keeps and lets through: the cookie, and other sites' pages."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser import FLAGS, chromium_path
+from tests.conftest import cannot_run, start
+from tests.services import Nginx, Server, Unavailable, _find, make_certificate, running_nginx
+from tests.spa.conftest import NewPerson
+from tests.spa.journeys import connect, expect_connected, go_to, sign_out, sign_up
+from tests.spa.pages import Pages, serving
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+# What another site's script can try: read, and write with a header that makes the browser ask first.
+TRY = """
+async ([method, url, headers]) => {
+  try {
+    const answer = await fetch(url, {method, credentials: "include", headers});
+    return answer.status;
+  } catch {
+    return "refused";
+  }
+}
+"""
+
+
+def cookies_of(page: Page) -> dict[str, dict[str, Any]]:
+    return {cookie["name"]: dict(cookie) for cookie in page.context.cookies()}
+
+
+def test_the_cookie_is_out_of_reach_and_gone_after_signing_out(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    cookie = cookies_of(page)["session"]
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")
+    assert page.evaluate("document.cookie") == ""
+    sign_out(page)
+    assert cookies_of(page) == {}
+
+
+APP_HOST = "app.example.com"
+
+
+def test_over_https_it_has_the_host_prefix_and_goes_as_well(
+    chromium: Browser,
+    dist: Path,
+    tmp_path: Path,
+    server: Callable[..., AbstractContextManager[Server]],
+) -> None:
+    """On two hosts of one site, with nginx before the API and a certificate of the test's own."""
+    with ExitStack() as stack:
+        try:
+            make_certificate(_find("openssl", "openssl"), tmp_path, f"DNS:{APP_HOST}")
+        except Unavailable as error:
+            cannot_run(error)
+        spa = stack.enter_context(serving(dist, APP_HOST, tmp_path))
+        secure = {
+            "SESSION_COOKIE_SECURE": "true",
+            "TRUSTED_PROXIES": "1",
+            "TRUSTED_HOSTS": Nginx.HOST,
+            "CORS_ORIGINS": spa.origin,
+            "FRONTEND_URL": spa.origin,
+        }
+        api = stack.enter_context(server(workers=1, **secure))
+        nginx = start(stack, running_nginx(api.port))
+        spa.api_url = f"https://{Nginx.HOST}:{nginx.port}"
+        names = f"--host-resolver-rules=MAP {APP_HOST} 127.0.0.1, MAP {Nginx.HOST} 127.0.0.1"
+        browser = chromium.browser_type.launch(executable_path=chromium_path(), args=[*FLAGS, names])
+        stack.callback(browser.close)
+        page = browser.new_context(ignore_https_errors=True).new_page()
+
+        sign_up(page, spa)
+        (name, cookie) = next(iter(cookies_of(page).items()))
+        assert name == "__Host-session"
+        assert (cookie["secure"], cookie["httpOnly"], cookie["domain"]) == (True, True, Nginx.HOST)
+        page.reload()
+        expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()
+        sign_out(page)
+        assert cookies_of(page) == {}
+
+
+def test_another_origins_page_can_neither_read_nor_write(
+    page: Page, new_person: NewPerson, api: Server, spa: Pages, dist: Path
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    with serving(dist) as other:
+        foreign = page.context.new_page()
+        other.api_url = api.url
+        foreign.goto(f"{other.origin}/icon.svg")  # no policy of ours stands in this page's way
+        for method, path, headers in (
+            ("GET", "/api/user", {}),
+            ("GET", "/api/spotify/token", {}),
+            ("GET", "/api/spotify/v1/me/player", {}),
+            ("POST", "/api/logout", {}),
+            ("POST", "/api/logout", {"X-Requested-With": "me"}),
+            ("DELETE", "/api/spotify", {"X-Requested-With": "me"}),
+            ("POST", "/api/spotify/v1/me/player/next", {"X-Requested-With": "me"}),
+        ):
+            assert foreign.evaluate(TRY, [method, f"{api.url}{path}", headers]) == "refused", (method, path)
+
+        # The app itself, on an origin that the API does not know, says that it cannot work.
+        foreign.goto(other.origin)
+        expect(foreign.get_by_role("alert")).to_contain_text("The server does not answer")
+    page.reload()
+    expect_connected(page)
+    go_to(page, "Now playing")
+    expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
+
+
+def test_without_an_api_the_page_says_so_and_goes_on_when_it_is_back(
+    page: Page, api: Server, spa: Pages
+) -> None:
+    sign_up(page, spa)
+    page.route(f"{api.url}/**", lambda route: route.abort())
+    page.goto(f"{spa.origin}/account")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("heading", name="Account")).to_be_visible()

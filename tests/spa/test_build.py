@@ -1,0 +1,62 @@
+"""What the app is made of: types that are the API's, a lock file without a host, and a strict policy."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from script.openapi import document
+from tests.conftest import cannot_run
+from tests.services import Unavailable
+from tests.spa.pages import APP, node_modules, run
+
+
+def test_the_types_are_those_of_the_api(tmp_path: Path) -> None:
+    """After a change of the API: script/openapi > openapi.json, and npm run types -- openapi.json."""
+    try:
+        node_modules()
+    except Unavailable as error:
+        cannot_run(error)
+    (tmp_path / "openapi.json").write_text(document(), encoding="utf-8")
+    run("npx", "openapi-typescript", str(tmp_path / "openapi.json"), "-o", str(tmp_path / "types.ts"))
+    assert (tmp_path / "types.ts").read_text() == (APP / "src/api-types.ts").read_text()
+
+
+def test_the_lock_file_names_no_host_of_a_registry() -> None:
+    packages = json.loads((APP / "package-lock.json").read_text())["packages"]
+    assert not any("resolved" in package for package in packages.values())
+    assert all("integrity" in package for path, package in packages.items() if path)
+
+
+@pytest.fixture
+def policy(dist: Path) -> dict[str, str]:
+    page = (dist / "index.html").read_text().replace("&#39;", "'")
+    found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    assert found
+    assert "<style" not in page
+    assert re.findall(r"<script(?![^>]* src=)", page) == []
+    return {name: rest for name, _, rest in (part.strip().partition(" ") for part in found[1].split(";"))}
+
+
+def test_the_page_may_run_nothing_but_its_own_files(policy: dict[str, str]) -> None:
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == "'self'"
+    assert policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["connect-src"].split() == ["'self'", "http://127.0.0.1:5000"]
+    assert "unsafe" not in " ".join(policy.values())
+
+
+def test_no_source_keeps_anything_in_the_browser() -> None:
+    for source in (APP / "src").rglob("*"):
+        if source.is_file():
+            text = source.read_text()
+            for store in (
+                "localStorage",
+                "sessionStorage",
+                "indexedDB",
+                "document.cookie",
+                "v-html",
+                "innerHTML",
+            ):
+                assert store not in text, (source, store)

@@ -1,0 +1,304 @@
+"""The whole story, as a person lives it: a real browser, the app on one origin, the API on another."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from email.message import EmailMessage
+
+import pytest
+import redis
+import sqlalchemy as sa
+from playwright.sync_api import Page, expect
+
+from tests.journeys import PASSWORD
+from tests.mailbox import Mailbox, token_in
+from tests.sandbox_client import SandboxClient
+from tests.services import Server
+from tests.spa.conftest import NewPerson
+from tests.spa.journeys import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up
+from tests.spa.pages import Pages
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def test_from_signing_up_to_coming_back(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page)
+    expect(page).to_have_url(f"{spa.origin}/")  # what came of it is told once, and is no part of the address
+    expect_connected(page)
+
+    go_to(page, "Now playing")
+    expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
+    expect(page.get_by_role("img", name="Cover of Tidewriting")).to_have_js_property("complete", value=True)
+    assert page.get_by_role("img", name="Cover of Tidewriting").evaluate("image => image.naturalWidth") > 0
+    progress = page.get_by_role("progressbar", name="Progress")
+    expect(progress).not_to_have_attribute("value", progress.get_attribute("value") or "")  # it moves
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_role("link", name="Every Rope Has a Name")).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Mira's phone").click()
+    expect(page.get_by_role("button", name="Mira's phone")).to_contain_text("Plays here")
+
+    sign_out(page)
+    page.get_by_role("main").get_by_role("link", name="Sign in").click()
+    sign_in(page)
+    expect_connected(page)
+
+
+def test_a_reload_changes_nothing_and_nothing_is_kept_in_the_page(
+    page: Page, api: Server, spa: Pages
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    go_to(page, "Account")
+    page.reload()
+    expect(page.get_by_role("heading", name="Account")).to_be_visible()
+    expect(page.get_by_text("This device")).to_be_visible()
+    stored = "[localStorage.length, sessionStorage.length, document.cookie]"
+    assert page.evaluate(stored) == [0, 0, ""]
+    assert page.evaluate("indexedDB.databases()") == []
+
+
+def test_what_happens_in_one_tab_is_seen_in_the_other(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    other = page.context.new_page()
+    other.goto(spa.origin)
+    expect(other.get_by_role("button", name="Connect Spotify")).to_be_visible()
+    connect(page)
+    other.bring_to_front()
+    expect_connected(other)
+
+    go_to(other, "Account")
+    sign_out(page)
+    expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    sign_in(other)
+    expect(other.get_by_role("heading", name="Account")).to_be_visible()
+
+
+def test_whoever_declines_is_told_that_nothing_changed(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    page.get_by_role("button", name="Connect Spotify").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("status").filter(has_text="You did not give access")).to_be_visible()
+    expect(page).to_have_url(f"{spa.origin}/")
+    connect(page)
+    expect_connected(page)
+
+
+def test_revoked_at_spotify_the_page_leads_back_into_it(
+    page: Page, api: Server, spa: Pages, sandbox: SandboxClient
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    sandbox.revoke("mira_t_42")
+    sandbox.expire_access_tokens()
+    go_to(page, "Top tracks")
+    expect(page.get_by_role("alert")).to_contain_text("Spotify asks for your consent again")
+    connect(page, "Connect again")
+    go_to(page, "Top tracks")
+    expect(page.get_by_role("listitem").first).to_be_visible()
+
+
+def test_a_session_that_ends_in_mid_click_leads_back_to_where_one_was(
+    page: Page, api: Server, spa: Pages, redis_url: str
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    go_to(page, "Now playing")
+    expect(page.get_by_role("button", name="Next")).to_be_enabled()
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_text("Your session has ended.")).to_be_visible()
+    sign_in(page)
+    expect(page.get_by_role("button", name="Next")).to_be_enabled()
+    expect(page).to_have_url(f"{spa.origin}/now-playing")
+
+
+def test_a_double_click_connects_once(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    begun: list[str] = []
+    page.on("request", lambda sent: begun.append(sent.url) if "/api/spotify/authorize" in sent.url else None)
+    page.get_by_role("button", name="Connect Spotify").dblclick()
+    agree(page)
+    expect_connected(page)
+    assert [url for url in begun if "code=" not in url and "OPTIONS" not in url] == [
+        f"{api.url}/api/spotify/authorize"
+    ]
+
+
+def test_the_back_button_after_the_callback_does_no_harm(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page)
+    page.go_back()  # Spotify's page, or the app as it was before
+    page.goto(spa.origin)
+    expect_connected(page)
+
+
+def test_back_from_spotify_without_an_answer_one_can_begin_again(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    page.get_by_role("button", name="Connect Spotify").click()
+    page.get_by_role("button", name="Agree").wait_for()
+    page.go_back()
+    connect(page)
+    expect_connected(page)
+
+
+def test_spotify_down_leaves_the_page_useful(
+    page: Page, api: Server, spa: Pages, sandbox: SandboxClient
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    go_to(page, "Now playing")
+    expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
+    sandbox.settings(outage=True)
+    expect(page.get_by_role("alert")).to_contain_text("Spotify does not answer at the moment")
+    expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
+    go_to(page, "Account")
+    expect(page.get_by_text("This device")).to_be_visible()
+    go_to(page, "Home")
+    expect_connected(page)
+    sandbox.settings(outage=False)
+    go_to(page, "Now playing")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=30_000)  # by itself
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_consent_that_ends_soon_is_said_and_renewed(
+    page: Page, api: Server, spa: Pages, env: dict[str, str]
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
+    engine = sa.create_engine(env["DATABASE_URL"])
+    with engine.begin() as db:
+        db.execute(sa.text("UPDATE access_tokens SET authorized_at = datetime('now', '-170 days')"))
+    engine.dispose()
+    page.reload()
+    expect(page.get_by_role("region", name="Spotify")).to_contain_text(re.compile(r"ends in \d+ days"))
+    page.get_by_role("button", name="Connect again").click()
+    expect(page.get_by_text("Spotify is connected.")).to_be_visible()  # Spotify knows that one has agreed
+    expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
+    expect_connected(page)
+
+
+def test_spotify_is_disconnected(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page)
+    page.get_by_role("button", name="Disconnect Spotify").click()
+    expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
+    expect(page.get_by_role("button", name="Connect Spotify")).to_be_visible()
+
+
+@pytest.mark.parametrize("mode", ["dev2026", "transition", "legacy"])
+def test_playlists_open_whatever_their_parts_are_called(
+    page: Page, api: Server, spa: Pages, sandbox: SandboxClient, mode: str
+) -> None:
+    sandbox.settings(mode=mode)
+    sign_up(page, spa)
+    connect(page)
+    go_to(page, "Playlists")
+    expect(page.get_by_role("link", name="Rainy tram Mira T. · 11 tracks")).to_be_visible()
+    page.get_by_role("link", name="Rainy tram Mira T.").click()
+    expect(page.get_by_role("heading", name="Rainy tram")).to_be_focused()
+    expect(page.get_by_role("listitem")).to_have_count(11)
+    expect(page.get_by_text("No longer available")).to_be_visible()
+    assert "https://open.spotify.com/track/" in str(
+        page.get_by_role("link", name="Harbour Lights").get_attribute("href")
+    )
+
+
+def test_it_works_where_spotify_sends_people_back_to_the_app_itself(
+    page: Page, spa: Pages, server: Callable[..., AbstractContextManager[Server]]
+) -> None:
+    origins = {"CORS_ORIGINS": spa.origin, "FRONTEND_URL": spa.origin}
+    with server(workers=1, **origins, SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback") as api:
+        spa.api_url = api.url
+        sign_up(page, spa)
+        connect(page)
+        expect_connected(page)
+        expect(page).to_have_url(f"{spa.origin}/")
+
+
+def link_in(mail: EmailMessage, spa: Pages) -> str:
+    """The link that the mail holds; it leads to the app."""
+    token_in(mail)
+    found = re.search(r"https?://\S+#\S+", mail.get_content())
+    assert found
+    assert found[0].startswith(spa.origin)
+    return found[0]
+
+
+def test_a_forgotten_password_comes_by_mail(page: Page, mailbox: Mailbox, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    page.goto(link_in(mailbox.wait_for("ada@example.com", "your address"), spa))
+    expect(page.get_by_text("Thank you: your address is verified.")).to_be_visible()
+    expect(page).to_have_url(f"{spa.origin}/verify-email")
+    sign_out(page)
+
+    page.goto(f"{spa.origin}/sign-in")
+    page.get_by_role("link", name="Forgotten your password?").click()
+    page.get_by_label("E-mail").fill("ada@example.com")
+    page.get_by_role("button", name="Send me a link").click()
+    expect(page.get_by_text("a mail is on its way")).to_be_visible()
+    page.goto(link_in(mailbox.wait_for("ada@example.com", "new password"), spa))
+    expect(page).to_have_url(f"{spa.origin}/new-password")
+    page.get_by_label("New password").fill("another long sentence")
+    page.get_by_role("button", name="Set new password").click()
+    expect(page.get_by_text("Your new password is set.")).to_be_visible()
+    sign_in(page, password="another long sentence")
+    expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()
+
+
+def test_another_device_is_listed_and_ended(
+    page: Page, new_person: NewPerson, api: Server, spa: Pages
+) -> None:
+    sign_up(page, spa)
+    elsewhere = new_person()
+    elsewhere.goto(f"{spa.origin}/account")
+    sign_in(elsewhere)
+    expect(elsewhere.get_by_role("heading", name="Account")).to_be_visible()
+    go_to(page, "Account")
+    page.get_by_role("button", name="End the session").click()
+    expect(page.get_by_text("Nowhere else.")).to_be_visible()
+    elsewhere.get_by_role("button", name="Save profile").click()
+    expect(elsewhere.get_by_text("Your session has ended.")).to_be_visible()
+
+
+def test_an_account_is_taken_along_and_deleted(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    go_to(page, "Account")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download my data").click()
+    assert '"username": "ada"' in download.value.path().read_text()
+    page.get_by_role("button", name="Delete my account").click()
+    page.get_by_label("Your password, to be sure").fill("not this one")
+    page.get_by_role("button", name="Delete it for good").click()
+    expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
+    page.get_by_label("Your password, to be sure").fill(PASSWORD)
+    page.get_by_role("button", name="Delete it for good").click()
+    expect(page.get_by_text("Your account is deleted")).to_be_visible()
+    page.goto(f"{spa.origin}/account")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_what_is_wrong_stands_at_the_field_and_a_pause_counts_down(
+    page: Page, api: Server, spa: Pages
+) -> None:
+    page.goto(f"{spa.origin}/sign-up")
+    page.get_by_label("User name").fill("a")
+    page.get_by_label("E-mail").fill("ada@example.com")
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Make my account").click()
+    field = page.get_by_label("User name")
+    expect(field).to_have_accessible_description(re.compile("2 to 64 letters"))
+    expect(field).to_be_focused()
+
+    page.goto(f"{spa.origin}/sign-in")
+    for _ in range(13):
+        sign_in(page, password="guessing")
+        expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
+    expect(page.get_by_role("alert")).to_contain_text("Too many attempts")
+    expect(page.get_by_role("timer")).to_contain_text(re.compile(r"in \d+ s"))
+    expect(page.get_by_role("timer")).to_have_count(0)  # the pause is over
