@@ -3,7 +3,6 @@
 import fcntl
 import http.server
 import os
-import shutil
 import ssl
 import subprocess
 import threading
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from script.demo import APP as FOLDER
+from script.demo import NoDemo, find_node
 from tests.services import Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -72,17 +72,18 @@ def node_modules() -> Path:
     """The app's packages, as its lock file has them.
 
     Raises:
-        Unavailable: there is no npm.
+        Unavailable: there is no Node, or no npm, that will do.
     """
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise Unavailable("npm is not installed: apt-get install npm (Node 20.19 or newer)")
+    try:
+        find_node()
+    except NoDemo as error:
+        raise Unavailable(f"the Vue app cannot be built: {error}") from error
     folder, lock = APP / "node_modules", APP / "package-lock.json"
     finished = folder / ".package-lock.json"
     with lock.open() as held:  # by one of several test processes; it goes with the process
         fcntl.flock(held, fcntl.LOCK_EX)
         if not finished.is_file() or finished.stat().st_mtime < lock.stat().st_mtime:
-            run(npm, "ci", "--include=dev")
+            run("npm", "ci", "--include=dev")
     return folder
 
 
