@@ -8,7 +8,7 @@ from email.message import EmailMessage
 import pytest
 import redis
 import sqlalchemy as sa
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.journeys import PASSWORD
 from tests.mailbox import Mailbox, token_in
@@ -302,3 +302,57 @@ def test_what_is_wrong_stands_at_the_field_and_a_pause_counts_down(
     expect(page.get_by_role("alert")).to_contain_text("Too many attempts")
     expect(page.get_by_role("timer")).to_contain_text(re.compile(r"in \d+ s"))
     expect(page.get_by_role("timer")).to_have_count(0)  # the pause is over
+
+
+def test_where_nothing_plays_the_page_says_what_to_do(
+    page: Page, api: Server, spa: Pages, sandbox: SandboxClient
+) -> None:
+    sign_up(page, spa)
+    connect(page, person="aiko-87")
+    go_to(page, "Now playing")
+    expect(page.get_by_text("Nothing plays right now")).to_be_visible()
+    expect(page.get_by_role("button", name="デスク")).to_contain_text("Play here")
+
+
+def test_without_premium_the_page_says_so_in_plain_words(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page, person="Jonas K.")
+    go_to(page, "Now playing")
+    page.get_by_role("button", name="Jonas's laptop").click()
+    expect(page.get_by_role("alert")).to_contain_text("This needs Spotify Premium")
+
+
+EPISODE = {
+    "type": "episode",
+    "id": "1",
+    "name": "The long way home",
+    "uri": "spotify:episode:1",
+    "external_urls": {"spotify": "https://open.spotify.com/episode/1"},
+    "duration_ms": 1_800_000,
+    "explicit": True,
+    "images": None,
+    "show": {"id": "2", "name": "Night trains", "uri": "spotify:show:2", "images": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "shown"),
+    [("ad", None, "An advertisement plays"), ("episode", EPISODE, "The long way home")],
+    ids=["ad", "episode"],
+)
+def test_what_is_no_track_is_shown_as_well(
+    page: Page, api: Server, spa: Pages, kind: str, item: object, shown: str
+) -> None:
+    """The sandbox plays music only, so its answer is changed on the way."""
+    sign_up(page, spa)
+    connect(page)
+
+    def change(route: Route) -> None:
+        answer = route.fetch()
+        body = {**answer.json(), "item": item, "currently_playing_type": kind}
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/api/spotify/v1/me/player?*", change)
+    go_to(page, "Now playing")
+    expect(page.get_by_text(shown, exact=True)).to_be_visible()
+    page.unroute_all(behavior="wait")
