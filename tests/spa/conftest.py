@@ -2,21 +2,22 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-from tests.conftest import FAILED, cannot_run
+from tests.conftest import FAILED, SETTINGS, cannot_run
 from tests.sandbox_client import SandboxClient
-from tests.services import Server, Unavailable
+from tests.services import Server, Unavailable, running_server
 from tests.spa.pages import ROOT, Pages, build, serving
 
 KEPT = ROOT / "test-results"
 PATIENCE_MS = 10_000
 
 NewPerson = Callable[[], Page]
+StartApi = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
@@ -30,18 +31,46 @@ def dist(tmp_path_factory: pytest.TempPathFactory, sandbox: SandboxClient) -> Pa
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spa(dist: Path) -> Iterator[Pages]:
     with serving(dist) as pages:
         yield pages
 
 
-@pytest.fixture
-def api(spa: Pages, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
-    """The API, which lets the app call it and leads people back there."""
-    with server(workers=1, CORS_ORIGINS=spa.origin, FRONTEND_URL=spa.origin) as running:
-        spa.api_url = running.url
+@pytest.fixture(scope="session")
+def _shared_api(spa: Pages, database_url: str, redis_url: str, sandbox: SandboxClient) -> Iterator[Server]:
+    settings = {name: value for name, value in SETTINGS.items() if name != "SPOTIFY_REDIRECT_URI"}
+    settings |= {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
+        "SPOTIFY_API_URL": sandbox.api_url,
+        "CORS_ORIGINS": spa.origin,
+        "FRONTEND_URL": spa.origin,
+    }
+    with running_server(settings, workers=1) as running:
         yield running
+
+
+@pytest.fixture
+def api(spa: Pages, _shared_api: Server) -> Server:
+    """The API, which lets the app call it and leads people back there. It runs for all tests."""
+    spa.api_url = _shared_api.url
+    return _shared_api
+
+
+@pytest.fixture
+def start_api(spa: Pages, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[StartApi]:
+    """Starts one for this test alone, with other settings, or because of what the test does to it."""
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> Server:
+            ours = {"CORS_ORIGINS": spa.origin, "FRONTEND_URL": spa.origin}
+            running = stack.enter_context(server(workers=1, **{**ours, **settings}))
+            spa.api_url = running.url
+            return running
+
+        yield start
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The whole story, as a person lives it: a real browser, the app on one origin, the API on another."""
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from email.message import EmailMessage
 
 import pytest
@@ -14,7 +12,7 @@ from tests.journeys import PASSWORD
 from tests.mailbox import Mailbox, token_in
 from tests.sandbox_client import SandboxClient
 from tests.services import Server
-from tests.spa.conftest import NewPerson
+from tests.spa.conftest import NewPerson, StartApi
 from tests.spa.journeys import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up
 from tests.spa.pages import Pages
 
@@ -146,8 +144,9 @@ def test_back_from_spotify_without_an_answer_one_can_begin_again(page: Page, api
 
 
 def test_spotify_down_leaves_the_page_useful(
-    page: Page, api: Server, spa: Pages, sandbox: SandboxClient
+    page: Page, start_api: StartApi, spa: Pages, sandbox: SandboxClient
 ) -> None:
+    start_api()
     sign_up(page, spa)
     connect(page)
     go_to(page, "Now playing")
@@ -166,12 +165,12 @@ def test_spotify_down_leaves_the_page_useful(
 
 
 def test_a_consent_that_ends_soon_is_said_and_renewed(
-    page: Page, api: Server, spa: Pages, env: dict[str, str]
+    page: Page, api: Server, spa: Pages, database_url: str
 ) -> None:
     sign_up(page, spa)
     connect(page)
     expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
-    engine = sa.create_engine(env["DATABASE_URL"])
+    engine = sa.create_engine(database_url)
     with engine.begin() as db:
         db.execute(sa.text("UPDATE access_tokens SET authorized_at = datetime('now', '-170 days')"))
     engine.dispose()
@@ -210,15 +209,13 @@ def test_playlists_open_whatever_their_parts_are_called(
 
 
 def test_it_works_where_spotify_sends_people_back_to_the_app_itself(
-    page: Page, spa: Pages, server: Callable[..., AbstractContextManager[Server]]
+    page: Page, spa: Pages, start_api: StartApi
 ) -> None:
-    origins = {"CORS_ORIGINS": spa.origin, "FRONTEND_URL": spa.origin}
-    with server(workers=1, **origins, SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback") as api:
-        spa.api_url = api.url
-        sign_up(page, spa)
-        connect(page)
-        expect_connected(page)
-        expect(page).to_have_url(f"{spa.origin}/")
+    start_api(SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback")
+    sign_up(page, spa)
+    connect(page)
+    expect_connected(page)
+    expect(page).to_have_url(f"{spa.origin}/")
 
 
 def link_in(mail: EmailMessage, spa: Pages) -> str:
@@ -230,7 +227,10 @@ def link_in(mail: EmailMessage, spa: Pages) -> str:
     return found[0]
 
 
-def test_a_forgotten_password_comes_by_mail(page: Page, mailbox: Mailbox, api: Server, spa: Pages) -> None:
+def test_a_forgotten_password_comes_by_mail(
+    page: Page, mailbox: Mailbox, start_api: StartApi, spa: Pages
+) -> None:
+    start_api()
     sign_up(page, spa)
     page.goto(link_in(mailbox.wait_for("ada@example.com", "your address"), spa))
     expect(page.get_by_text("Thank you: your address is verified.")).to_be_visible()
