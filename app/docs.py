@@ -17,7 +17,8 @@ A request that changes something needs a non-empty `X-Requested-With` header and
 `Origin`, an allowed one. Every error is a problem document (RFC 9457) with a `request_id`.
 
 Bodies are JSON in UTF-8, of 64 KiB at most and nested 32 levels deep at most. A member that is not
-listed is refused (422). A parameter in the query that is not listed is ignored.
+listed is refused (422). A parameter in the query that is not listed is ignored. Both are otherwise behind
+`/api/spotify/v1/`, where 256 KiB of anything that Spotify takes, and any query, are passed on.
 
 To connect Spotify in this browser, open [/api/spotify/authorize](/api/spotify/authorize).
 """

@@ -53,7 +53,9 @@ _WEB_API_BODY = {
 
 def completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
     """The document of flask-smorest, with what it cannot know."""
+    document["servers"] = [{"url": "/"}]  # where the document itself is
     components = document["components"]
+    del components["schemas"]["PaginationMetadata"]  # which nothing here has
     components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
     components["securitySchemes"] = {
         "session": {"type": "apiKey", "in": "cookie", "name": parts().config.session_cookie_name}
@@ -70,6 +72,9 @@ def _complete(
     operation: dict[str, Any], document: dict[str, Any], app: Flask, rule: Rule, method: str
 ) -> None:
     view = app.view_functions[rule.endpoint]
+    # Such as `user_change`; with the method where one view has several.
+    several = len((rule.methods or set()) - {"HEAD", "OPTIONS"}) > 1
+    operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if several else "")
     needed = getattr(view, "access", None) is Access.SIGNED_IN
     operation["security"] = [{"session": []}] if needed else [{}, {"session": []}]
     if method not in SAFE_METHODS:

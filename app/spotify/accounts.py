@@ -57,8 +57,8 @@ class SpotifyAccounts:
         self._config = config
         self._outbound = outbound
 
-    def authorize_url(self, *, state: str, verifier: str) -> str:
-        """Where to send the person for consent.
+    def authorize_url(self, *, state: str, verifier: str, ask_again: bool) -> str:
+        """Where to send the person for consent. With `ask_again` also whoever has given it before is asked.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/code-flow,
         RFC 7636 section 4.2 for the challenge.
@@ -72,6 +72,7 @@ class SpotifyAccounts:
             "state": state,
             "code_challenge_method": "S256",
             "code_challenge": challenge,
+            **({"show_dialog": "true"} if ask_again else {}),
         }
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 

@@ -44,11 +44,14 @@ class AuthorizationRequired:
     grant_ended: bool
 
 
-def visit(*, code: str | None, error: str | None, state: str | None) -> Connected | AuthorizationRequired:
+def visit(
+    *, code: str | None, error: str | None, state: str | None, again: bool = False
+) -> Connected | AuthorizationRequired:
     """Answer one visit.
 
     A callback that belongs to this session comes first, so that a connected person can authorize
-    again. One that does not belong changes nothing: a living link is still a living link.
+    again. One that does not belong changes nothing: a living link is still a living link. `again`
+    begins a new authorization while the link lives, whose grant goes on until the new one is there.
 
     Raises:
         SpotifyAccessDenied, SpotifyStateMismatch, SpotifyAccountInUse, SpotifyAccountMismatch,
@@ -67,10 +70,12 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
             return Connected(_come_back(code if error is None else None, state, verifier, user_id))
         joined = _join_twin(state, user_id)
 
-    try:
-        link, grant_ended = _living_link(), False
-    except GrantEnded:
-        link, grant_ended = None, True
+    link, grant_ended = None, False
+    if is_callback or not again:
+        try:
+            link = _living_link()
+        except GrantEnded:
+            grant_ended = True
     if link is not None:
         if is_callback and not joined:
             note_refusal(SpotifyStateMismatch())
@@ -79,7 +84,7 @@ def visit(*, code: str | None, error: str | None, state: str | None) -> Connecte
         raise SpotifyStateMismatch
     if user is None and session.get("user_id") is not None:
         sessions.renew()  # a session that has ended is not a visitor's; a new one is
-    return AuthorizationRequired(pending.begin(user_id), grant_ended)
+    return AuthorizationRequired(pending.begin(user_id, ask_again=again), grant_ended)
 
 
 def note_refusal(problem: Problem) -> None:

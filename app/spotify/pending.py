@@ -44,7 +44,7 @@ class Result(msgspec.Struct):
     link_id: int | None = None
 
 
-def begin(user_id: int | None) -> str:
+def begin(user_id: int | None, *, ask_again: bool = False) -> str:
     """Start an authorization for this session and user. Returns the URL at Spotify.
 
     `state` and verifier are 256 random bits each (RFC 9700 sections 2.1 and 2.1.1); the verifier
@@ -55,7 +55,7 @@ def begin(user_id: int | None) -> str:
     _put(_key(state), pending, LIFE_SECONDS)
     _put(_result_key(state), Result(sessions.binding(), user_id), LIFE_SECONDS)
     sessions.start()
-    return parts().accounts.authorize_url(state=state, verifier=verifier)
+    return parts().accounts.authorize_url(state=state, verifier=verifier, ask_again=ask_again)
 
 
 def current(user_id: int | None) -> str:

@@ -66,16 +66,16 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
     SpotifyUnavailable,
     SpotifyMisconfigured,
 )
-def authorize(_query: dict[str, str]) -> dict[str, Any] | Response:
+def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
     """Connect Spotify, or come back from there
 
-    Connected already: says so. Otherwise gives the URL at Spotify to send the person to. When
-    Spotify sends them back with `code` and `state`, or `error`, pass those on here.
+    Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
+    person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
     """
     by_browser = _is_navigation()
     try:
         sessions.require_readable()
-        visit = authorization.visit(**_callback_parameters())
+        visit = authorization.visit(**_callback_parameters(), again=query.get("reauthorize", False))
     except Exception as error:
         problem = as_problem(error)
         if _is_callback():

@@ -44,8 +44,11 @@ def describe(link: SpotifyUser | None) -> dict[str, Any]:
 
 
 class AuthorizeQuery(ma.Schema):
-    """What Spotify adds to the redirect URI; all absent on a first visit."""
+    """What Spotify adds to the redirect URI, absent on a first visit; and what may be asked for on one."""
 
+    reauthorize = ma.fields.Boolean(
+        metadata={"description": "Begin a new consent, and so another six months, though the old one lasts."}
+    )
     code = ma.fields.String()
     error = ma.fields.String()
     state = ma.fields.String()

@@ -23,6 +23,30 @@ def test_the_types_are_those_of_the_api(tmp_path: Path) -> None:
     assert (tmp_path / "types.ts").read_text() == (APP / "src/api-types.ts").read_text()
 
 
+# Prints what Redocly's validator has against the document whose path it is given.
+VALIDATE = """
+const { createConfig, lintFromString } = require("@redocly/openapi-core");
+const source = require("fs").readFileSync(process.argv[1], "utf-8");
+createConfig({ extends: ["minimal"], rules: { struct: "error", "no-invalid-media-type-examples": "error" } })
+  .then((config) => lintFromString({ source, config }))
+  .then((found) => console.log(JSON.stringify(found.map(({ ruleId, message }) => `${ruleId}: ${message}`))));
+"""
+
+
+def test_the_document_is_valid_to_a_second_validator_too(tmp_path: Path) -> None:
+    """The first is openapi-spec-validator, in tests/test_promises.py. This one makes the app's types."""
+    try:
+        node_modules()
+    except Unavailable as error:
+        cannot_run(error)
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(document(), encoding="utf-8")
+    bad.write_text(document().replace('"operationId":', '"operation":'), encoding="utf-8")
+
+    assert json.loads(run("node", "-e", VALIDATE, str(good))) == []
+    assert json.loads(run("node", "-e", VALIDATE, str(bad))) != []
+
+
 def test_the_lock_file_names_no_host_of_a_registry() -> None:
     packages = json.loads((APP / "package-lock.json").read_text())["packages"]
     assert not any("resolved" in package for package in packages.values())

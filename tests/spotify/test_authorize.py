@@ -193,6 +193,26 @@ def test_d9_authorizing_again_stores_the_new_grant(
     assert after["access_token"] != before["access_token"]
 
 
+def test_who_is_connected_can_consent_anew_and_keeps_the_old_grant_until_then(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    [before] = rows(app)
+
+    again = client.get("/api/spotify/authorize?reauthorize=true").json
+    assert again["status"] == "authorization_required"
+    assert "show_dialog=true" in again["authorize_url"]  # a consent that nobody gives is none
+    denied = come_back(client, sandbox.consent(again["authorize_url"], decision="cancel"))
+    assert (denied.status_code, rows(app)) == (401, [before])
+    again = client.get("/api/spotify/authorize?reauthorize=true").json
+    assert come_back(client, sandbox.consent(again["authorize_url"])).json["status"] == "connected"
+
+    [after] = rows(app)
+    assert after["grant_id"] != before["grant_id"]
+    assert client.get("/api/spotify/authorize").json["status"] == "connected"
+
+
 def test_d6_an_account_of_another_users_is_refused_and_nothing_changes(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:

@@ -1,6 +1,6 @@
 /** The way to Spotify's consent page and back. */
 import { onBeforeUnmount, onMounted } from "vue";
-import { api, type Connection, type Problem } from "./api";
+import { api, type Connection } from "./api";
 import { DAY_MS } from "./format";
 import { notify } from "./notices";
 import { useDeed } from "./doing";
@@ -19,13 +19,13 @@ export function daysLeft(connection: Connection | null): number | undefined {
 /**
  * Send the person to Spotify. The page stays busy until it is left, so a second click begins nothing.
  *
- * `refused` is the problem that asks for a new consent, if one does: Spotify may know that the old one has
- * ended before the API believes it, and then the way to a new one is in the problem.
+ * Whoever is connected already stays so, unless they `reauthorize`: that begins a consent of its own, and
+ * another six months. The old one goes on until the new one is given.
  */
 export function useConnecting() {
-  const connecting = useDeed(async (refused?: Problem) => {
-    const answer = await api.authorize();
-    const url = answer.authorize_url ?? refused?.authorizeUrl;
+  const connecting = useDeed(async ({ reauthorize = false } = {}) => {
+    const answer = await api.authorize(reauthorize ? { reauthorize: "true" } : {});
+    const url = answer.authorize_url;
     if (url) {
       window.location.assign(url);
       await new Promise(() => undefined);
