@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from app.problems import SpotifyUnavailable
 
 # What takes longer is slow. While nothing is, one may wait so long for a place, and hold a thread.
-SLOW_SECONDS = 0.5
-# How long a slow call is remembered that nobody has made another one after.
+SLOW_SECONDS = 0.3
+# For so long a Spotify that was slow counts as slow, also if one who came late was served quickly.
 REMEMBERED_SECONDS = 5.0
 
 
@@ -49,9 +49,8 @@ class Bulkhead:
             yield
         finally:
             with self._changed:
-                now = time.monotonic()
-                slow = now - self._since.pop(held) > SLOW_SECONDS
-                self._slow_until = now + REMEMBERED_SECONDS if slow else 0.0
+                self._note_slowness()  # this one may have been
+                del self._since[held]
                 self._taken[who] -= 1
                 self._taken += Counter()  # forgets who has none
                 self._changed.notify_all()
@@ -73,6 +72,11 @@ class Bulkhead:
         return False
 
     def _is_slow(self) -> bool:
-        now = time.monotonic()
         with self._changed:
-            return now < self._slow_until or now - min(self._since.values(), default=now) > SLOW_SECONDS
+            self._note_slowness()
+            return time.monotonic() < self._slow_until
+
+    def _note_slowness(self) -> None:
+        now = time.monotonic()
+        if now - min(self._since.values(), default=now) > SLOW_SECONDS:
+            self._slow_until = now + REMEMBERED_SECONDS

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 import redis
 
-from app.bulkhead import Bulkhead
+from app.bulkhead import Bulkhead, NoPlace
 from app.outbound import Answer
 from app.problems import SpotifyUnavailable
 
@@ -71,7 +71,6 @@ if led then
   return {'wait', now}
 end
 redis.call('HSET', KEYS[1], 'leader:' .. read, ARGV[2], 'lease:' .. read, now + lease)
-redis.call('HDEL', KEYS[1], 'waited:' .. read)
 keep_for(2 * lease)
 if good then return {'lead', now, answer, now - at} end
 return {'lead', now}
@@ -110,7 +109,7 @@ _RELEASE = (
     _NOW
     + """
 if redis.call('HGET', KEYS[1], 'leader:' .. read) == ARGV[2] then
-  redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read, 'waited:' .. read)
+  redis.call('HDEL', KEYS[1], 'leader:' .. read, 'lease:' .. read)
 end
 """
 )
@@ -191,23 +190,33 @@ class SharedAnswers:
                     if landed.status == _TOO_LARGE:
                         return Served(fetch(), "miss")
                     return Served(_answer(landed), "shared" if since else "hit", age)
-                leads, good = found == b"lead", rest[1:]
-                try:
-                    _refuse_late(deadline)
-                    if not has_place:
-                        stack.enter_context(self._bulkhead.place(link_id, patient=not good))
-                        has_place = True
-                except SpotifyUnavailable:
-                    if leads:
-                        self._release(read)
+                asked, *good = rest
+                since = since or str(asked)
+                in_time = time.monotonic() < deadline - LEAST_SECONDS
+                if found == b"lead":
+                    has_place = has_place or (in_time and self._takes_place(stack, link_id))
+                    if has_place and in_time:
+                        return Served(self._lead(read, asked, fetch, life), "miss")
+                    # Others may: all places may be held by those who would wait for this one.
+                    self._release(read)
                     if good:
                         return Served(_answer(_decoded(good[0])), "hit", max(0, good[1]) // 1000)
-                    raise
-                if leads:
-                    return Served(self._lead(read, rest[0], fetch, life), "miss")
-                since = since or str(rest[0])
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.05)
+                if not in_time:
+                    raise SpotifyUnavailable(retry_after=1)
+                if has_place:
+                    time.sleep(pause)
+                    pause = min(pause * 1.5, 0.05)
+                else:
+                    stack.enter_context(self._bulkhead.place(link_id))
+                    has_place = True
+
+    def _takes_place(self, stack: ExitStack, link_id: int) -> bool:
+        """Whether there is a place at once."""
+        try:
+            stack.enter_context(self._bulkhead.place(link_id, patient=False))
+        except NoPlace:
+            return False
+        return True
 
     def drop(self, link_id: int) -> None:
         """Forget what the link has read: it has written something, has consented anew, or is gone."""
@@ -298,12 +307,6 @@ class _Leases:
 
 def _key(link_id: int) -> str:
     return f"shared:{link_id}"
-
-
-def _refuse_late(deadline: float) -> None:
-    """See that there is time left to ask Spotify."""
-    if time.monotonic() > deadline - LEAST_SECONDS:
-        raise SpotifyUnavailable(retry_after=1)
 
 
 def _decoded(encoded: bytes) -> _Landed:

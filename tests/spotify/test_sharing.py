@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from app import bulkhead
 from app.bulkhead import Bulkhead
 from app.database import reading
 from app.models import SpotifyUser
@@ -675,6 +676,29 @@ def test_who_should_fetch_the_next_and_finds_no_place_takes_what_is_good(
         set_times(store, "until")
         assert slug(get(mira, "search?q=a")) == "spotify-unavailable"
     assert get(mira, "search?q=a").json == {"call": 2}  # nobody is left behind who seems to ask
+
+
+def test_who_finds_no_place_lets_others_ask(
+    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody would, while all places are held by those who wait for it."""
+    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)  # one waits for a place as long as it takes
+    waits, wait_for_one = threading.Event(), answers._bulkhead._wait_for_one
+
+    def waiting_for_one(who: object) -> bool:
+        waits.set()
+        return wait_for_one(who)
+
+    monkeypatch.setattr(answers._bulkhead, "_wait_for_one", waiting_for_one)
+    elsewhere = SharedAnswers(store, Bulkhead(8))
+    with ExitStack() as all_places:
+        for _ in range(16):
+            all_places.enter_context(answers._bulkhead.place(7))
+        waiting = tabs.submit(read, answers, "me", must_not_call, for_a_minute)
+        assert waits.wait(LONG)
+        assert store.hgetall("shared:7") == {}  # nobody seems to ask
+        assert read(elsewhere, "me", now(b"found"), for_a_minute).cache == "miss"
+    assert waiting.result(LONG).answer.body == b"found"
 
 
 # Writes
