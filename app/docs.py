@@ -1,5 +1,6 @@
 """The API's own description: the OpenAPI document, and a page to read it and try it."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import flask_swagger_ui
@@ -36,7 +37,7 @@ def init_app(app: Flask, api: Api) -> None:
     @blueprint.get("/api/openapi.json")
     @open_to_all
     def document() -> Response:
-        response = jsonify(openapi.completed(api.spec.to_dict(), app))
+        response = jsonify(openapi.completed(deepcopy(api.spec.to_dict()), app))
         response.headers["Cache-Control"] = "no-cache"
         return response
 

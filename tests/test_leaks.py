@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
@@ -49,9 +50,9 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = SpotifyAccounts.authorize_url
 
-    def spy(accounts: SpotifyAccounts, *, state: str, verifier: str) -> str:
+    def spy(accounts: SpotifyAccounts, *, verifier: str, **options: Any) -> str:
         seen.append(verifier)
-        return original(accounts, state=state, verifier=verifier)
+        return original(accounts, verifier=verifier, **options)
 
     monkeypatch.setattr(SpotifyAccounts, "authorize_url", spy)
     return seen

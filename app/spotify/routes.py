@@ -218,15 +218,12 @@ def _callback_parameters() -> dict[str, str | None]:
     """`code`, `error` and `state`; one sent without a value counts as absent (RFC 6749 section 3.1).
 
     Raises:
-        ValidationError: one of them stands twice.
+        ValidationError: one that this route knows stands twice.
     """
-    found: dict[str, str | None] = {}
-    for name in ("code", "error", "state"):
-        values = request.args.getlist(name)
-        if len(values) > 1:
+    for name in AuthorizeQuery().fields:
+        if len(request.args.getlist(name)) > 1:
             raise ValidationError(errors={name: ["May stand once only."]})
-        found[name] = values[0] if values and values[0] else None
-    return found
+    return {name: request.args.get(name) or None for name in ("code", "error", "state")}
 
 
 def _back_to_frontend(problem: Problem | None) -> Response:
