@@ -20,7 +20,7 @@ function contentSecurityPolicy(env: Record<string, string>): Plugin {
     "script-src 'self'",
     "style-src 'self'",
     `connect-src 'self' ${env.VITE_API_URL}`,
-    `img-src 'self' data: https://i.scdn.co https://*.scdn.co https://*.spotifycdn.com ${env.VITE_IMAGE_HOSTS}`,
+    `img-src 'self' https://*.scdn.co https://*.spotifycdn.com ${env.VITE_IMAGE_HOSTS}`,
     "base-uri 'none'",
     "form-action 'none'", // forms are sent by script, never by the browser itself
   ];
