@@ -2,6 +2,7 @@
 
 import re
 from email.message import EmailMessage
+from typing import Any
 
 import pytest
 import redis
@@ -195,6 +196,35 @@ def test_spotify_is_disconnected(page: Page, api: Server, spa: Pages) -> None:
     page.get_by_role("button", name="Disconnect Spotify").click()
     expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
     expect(page.get_by_role("button", name="Connect Spotify")).to_be_visible()
+
+
+LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk"
+
+
+def with_long_names(value: Any) -> Any:
+    """The JSON of an answer, where everything is called the same."""
+    if isinstance(value, list):
+        return [with_long_names(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: LONG if key == "name" else with_long_names(part) for key, part in value.items()}
+
+
+def test_a_name_that_is_one_long_word_makes_no_page_wider(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page)
+
+    def change(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=with_long_names(answer.json()))
+
+    page.route("**/api/spotify/v1/**", change)
+    page.set_viewport_size({"width": 320, "height": 640})
+    for name in ("Now playing", "Playlists", "Top tracks"):
+        go_to(page, name)
+        expect(page.get_by_text(LONG).first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == 320, name
+    page.unroute_all(behavior="wait")
 
 
 @pytest.mark.parametrize("mode", ["dev2026", "transition", "legacy"])
