@@ -71,8 +71,10 @@ def test_what_happens_in_one_tab_is_seen_in_the_other(page: Page, api: Server, s
     go_to(other, "Account")
     sign_out(page)
     expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    page.goto(f"{spa.origin}/sign-in")
     sign_in(other)
     expect(other.get_by_role("heading", name="Account")).to_be_visible()
+    expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()
 
 
 def test_whoever_declines_is_told_that_nothing_changed(page: Page, api: Server, spa: Pages) -> None:
