@@ -96,6 +96,9 @@ def test_revoked_at_spotify_the_page_leads_back_into_it(
     sandbox.expire_access_tokens()
     go_to(page, "Top tracks")
     expect(page.get_by_role("alert")).to_contain_text("Spotify asks for your consent again")
+    go_to(page, "Home")  # which offers it as well, while the API still waits and sees
+    page.reload()
+    expect(page.get_by_role("region", name="Spotify")).to_contain_text("Being checked")
     connect(page, "Connect again")
     go_to(page, "Top tracks")
     expect(page.get_by_role("listitem").first).to_be_visible()
