@@ -26,6 +26,7 @@ export function asMinutes(ms: number): string {
 /** 75 -> 1 min 15 s */
 export function asWait(seconds: number): string {
   if (seconds < 60) return `${seconds} s`;
+  if (seconds >= 3600) return `${Math.floor(seconds / 3600)} h ${Math.ceil((seconds % 3600) / 60)} min`;
   return `${Math.floor(seconds / 60)} min${seconds % 60 ? ` ${seconds % 60} s` : ""}`;
 }
 
