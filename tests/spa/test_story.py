@@ -315,9 +315,12 @@ def test_an_account_is_taken_along_and_deleted(page: Page, api: Server, spa: Pag
         page.get_by_role("button", name="Download my data").click()
     assert '"username": "ada"' in download.value.path().read_text()
     page.get_by_role("button", name="Delete my account").click()
+    expect(page.get_by_label("Your password, to be sure")).to_be_focused()
     page.get_by_label("Your password, to be sure").fill("not this one")
     page.get_by_role("button", name="Delete it for good").click()
-    expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong.")
+    field = page.get_by_label("Your password, to be sure")
+    expect(field).to_be_focused()
+    expect(field).to_have_accessible_description("This is not your password.")
     page.get_by_label("Your password, to be sure").fill(PASSWORD)
     page.get_by_role("button", name="Delete it for good").click()
     expect(page.get_by_text("Your account is deleted")).to_be_visible()
@@ -344,6 +347,38 @@ def test_what_is_wrong_stands_at_the_field_and_a_pause_counts_down(
     expect(page.get_by_role("alert")).to_contain_text("Too many attempts")
     expect(page.get_by_role("timer")).to_contain_text(re.compile(r"in \d+ s"))
     expect(page.get_by_role("timer")).to_have_count(0)  # the pause is over
+
+
+def test_a_name_that_is_taken_is_said_at_its_field(
+    page: Page, new_person: NewPerson, api: Server, spa: Pages
+) -> None:
+    sign_up(page, spa)
+    other = new_person()
+    other.goto(f"{spa.origin}/sign-up")
+    name = other.get_by_label("User name")
+    name.fill("ada")
+    other.get_by_label("E-mail").fill("other@example.com")
+    other.get_by_label("Password", exact=True).fill(PASSWORD)
+    other.get_by_role("button", name="Make my account").click()
+    expect(name).to_have_accessible_description(re.compile("taken"))
+    expect(name).to_be_focused()
+    name.press("End")
+    name.press_sequentially("2")
+    expect(name).to_have_accessible_description("")
+    name.press("Enter")
+    expect(other.get_by_role("heading", name="Hello, ada2")).to_be_visible()
+
+
+def test_the_first_page_begins_at_its_top_and_the_next_ones_at_their_heading(
+    page: Page, api: Server, spa: Pages
+) -> None:
+    page.goto(f"{spa.origin}/sign-up")
+    expect(page.get_by_role("heading", name="Sign up")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
+    page.get_by_role("banner").get_by_role("link", name="Sign in").press("Enter")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_focused()
+    expect(page).to_have_title("Sign in · Backline")
 
 
 def test_where_nothing_plays_the_page_says_what_to_do(

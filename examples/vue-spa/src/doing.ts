@@ -2,6 +2,7 @@
 import { onScopeDispose, ref, shallowRef, watch, type Ref, type ShallowRef } from "vue";
 import { problemOf, type Problem } from "./api";
 import { online } from "./online";
+import { inWords } from "./words";
 
 interface Loading<T> {
   data: ShallowRef<T | null>;
@@ -51,8 +52,15 @@ interface Deed<A extends unknown[]> {
   run: (...given: A) => Promise<void>;
 }
 
-/** Do something once at a time: a second click while it goes on does nothing. */
-export function useDeed<A extends unknown[]>(deed: (...given: A) => Promise<void>): Deed<A> {
+/**
+ * Do something once at a time: a second click while it goes on does nothing.
+ *
+ * `fields` names the problems that concern one field of the form: they are shown there, as if it were not valid.
+ */
+export function useDeed<A extends unknown[]>(
+  deed: (...given: A) => Promise<void>,
+  fields: Record<string, string> = {},
+): Deed<A> {
   const busy = ref(false);
   const problem = ref<Problem | null>(null);
 
@@ -63,11 +71,19 @@ export function useDeed<A extends unknown[]>(deed: (...given: A) => Promise<void
     try {
       await deed(...given);
     } catch (error) {
-      problem.value = problemOf(error);
+      problem.value = atField(problemOf(error), fields);
     } finally {
       busy.value = false;
     }
   }
 
   return { busy, problem, run };
+}
+
+function atField(problem: Problem, fields: Record<string, string>): Problem {
+  const field = fields[problem.slug];
+  if (!field) return problem;
+  const { title, detail } = problem.slug === "invalid-credentials" ? inWords("wrong-password") : problem;
+  const slug = "validation-error";
+  return { ...problem, slug, ...inWords(slug), errors: { [field]: [`${title}. ${detail}`.trim()] } };
 }

@@ -15,6 +15,7 @@ const WORDS: Record<string, Words> = {
   "validation-error": { title: "Please check what you entered", detail: "" },
   "not-signed-in": { title: "Please sign in", detail: "Your session has ended." },
   "invalid-credentials": { title: "That did not match", detail: "The name or the password is wrong." },
+  "wrong-password": { title: "This is not your password", detail: "" }, // of who is signed in
   "too-many-attempts": { title: "Too many attempts", detail: "For your account's safety there is a pause now." },
   "cross-site-request": {
     title: "The server does not accept this page",
