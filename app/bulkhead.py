@@ -23,24 +23,29 @@ class NoPlace(SpotifyUnavailable):
 
 class Bulkhead:
     """So many places, of which one caller may have half. Who finds none is turned away: at once while
-    Spotify is slow, and after a moment while it is quick and places are given back soon."""
+    Spotify is slow, and after a moment while it is quick and places are given back soon.
+
+    Who waits for a place holds a thread as well. So they are fewer than the places, or one person's many
+    calls, each a little quicker than slow, would hold all threads and keep everybody else out. Those who
+    join a call are served together, and soon: they may be many."""
 
     def __init__(self, places: int) -> None:
         self._places = places
         self._each = max(1, places // 2)
+        self._waiting = threading.Semaphore(places * 3 // 4)
         self._changed = threading.Condition()
         self._since: dict[object, float] = {}
         self._taken: Counter[Hashable] = Counter()
         self._slow_until = 0.0
 
     @contextmanager
-    def place(self, who: Hashable, *, patient: bool = True) -> Iterator[None]:
-        """Hold a place while the block runs.
+    def place(self, who: Hashable, *, patient: bool = True, joins: bool = False) -> Iterator[None]:
+        """Hold a place while the block runs. Who `joins` waits for what somebody with a place will bring.
 
         Raises:
             NoPlace
         """
-        if not (self._take_free(who) or (patient and self._wait_for_one(who))):
+        if not (self._take_free(who) or (patient and self._wait_for_one(who, joins=joins))):
             raise NoPlace
         held = object()
         with self._changed:
@@ -62,7 +67,17 @@ class Bulkhead:
             self._taken[who] += 1
             return True
 
-    def _wait_for_one(self, who: Hashable) -> bool:
+    def _wait_for_one(self, who: Hashable, *, joins: bool) -> bool:
+        if joins:
+            return self._wait(who)
+        if not self._waiting.acquire(blocking=False):
+            return False
+        try:
+            return self._wait(who)
+        finally:
+            self._waiting.release()
+
+    def _wait(self, who: Hashable) -> bool:
         until = time.monotonic() + SLOW_SECONDS
         while time.monotonic() < until and not self._is_slow():
             if self._take_free(who):

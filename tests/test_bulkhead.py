@@ -28,13 +28,13 @@ class Room:
         self._leaving: list[threading.Event] = []
         self._pool = ThreadPoolExecutor(16)
 
-    def enter(self, *, patient: bool = True) -> "Future[str]":
+    def enter(self, **options: bool) -> "Future[str]":
         leave = threading.Event()
         self._leaving.append(leave)
 
         def stay() -> str:
             try:
-                with self.bulkhead.place(object(), patient=patient):
+                with self.bulkhead.place(object(), **options):
                     self.holding += 1
                     leave.wait(LONG)
                     self.holding -= 1
@@ -117,6 +117,22 @@ def test_who_has_something_else_to_offer_does_not_wait_for_a_place(
     assert room.enter(patient=False).result(LONG / 2) == "turned away"
 
 
+def test_fewer_wait_for_a_place_than_there_are_places(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)
+    fill(room)
+    waiting = room.enter()
+    eventually(lambda: room.bulkhead._waiting._value == 0)
+
+    assert room.enter().result(LONG / 2) == "turned away"
+    joining = room.enter(joins=True)  # what another one brings, soon
+    threading.Event().wait(0.05)
+    assert not joining.done()
+
+    for number in range(5):
+        room.leave(number)
+    assert {waiting.result(LONG), joining.result(LONG)} == {"had a place"}
+
+
 def test_a_place_is_given_back_also_after_an_error() -> None:
     small = Bulkhead(1)
     for _ in range(3):
@@ -164,13 +180,35 @@ def test_never_are_more_inside_than_there_are_places() -> None:
             with lock:
                 inside -= 1
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(5) as pool:  # two may wait
         list(pool.map(visit, range(120)))
     assert most == 3
     assert small._since == {}
 
 
 # Over gunicorn
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_one_person_with_many_calls_that_are_not_quite_slow_leaves_threads_to_others(
+    server: Callable[..., AbstractContextManager[Server]], caller: requests.Session, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="api", kind="slow", seconds=0.4, times=None)
+    with server(workers=1, threads=8) as api, ThreadPoolExecutor(60) as pool:
+
+        def read(number: int) -> int:
+            url = f"{api.url}/api/spotify/v1/tracks/{number}"
+            return requests.get(url, headers=caller.headers, timeout=LONG).status_code
+
+        asked = [pool.submit(read, number) for number in range(60)]
+        sandbox.wait_for_held(2)
+        began = time.monotonic()
+        assert caller.get(f"{api.url}/api/session", timeout=LONG).status_code == 200
+        took = time.monotonic() - began
+        statuses = {one.result(LONG) for one in asked}
+    # They would take 60 / 8 turns of 0.4 s.
+    assert took < 1
+    assert statuses == {404, 503}
 
 
 @pytest.fixture

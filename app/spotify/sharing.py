@@ -207,7 +207,7 @@ class SharedAnswers:
                     time.sleep(pause)
                     pause = min(pause * 1.5, 0.05)
                 else:
-                    stack.enter_context(self._bulkhead.place(link_id))
+                    stack.enter_context(self._bulkhead.place(link_id, joins=found == b"wait"))
                     has_place = True
 
     def _takes_place(self, stack: ExitStack, link_id: int) -> bool:

@@ -685,9 +685,9 @@ def test_who_finds_no_place_lets_others_ask(
     monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)  # one waits for a place as long as it takes
     waits, wait_for_one = threading.Event(), answers._bulkhead._wait_for_one
 
-    def waiting_for_one(who: object) -> bool:
+    def waiting_for_one(who: object, **options: bool) -> bool:
         waits.set()
-        return wait_for_one(who)
+        return wait_for_one(who, **options)
 
     monkeypatch.setattr(answers._bulkhead, "_wait_for_one", waiting_for_one)
     elsewhere = SharedAnswers(store, Bulkhead(8))
