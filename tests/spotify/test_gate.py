@@ -227,7 +227,7 @@ def test_another_client_id_has_a_gate_of_its_own(
 
 
 def test_a_shorter_wait_does_not_open_it_earlier(
-    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
     here, there = (which.extensions["backline"].gate for which in (app, another_worker))
@@ -239,6 +239,13 @@ def test_a_shorter_wait_does_not_open_it_earlier(
     assert there.close(Answer(429, {"retry-after": "900"}, b"")) == 900
     assert wait_in(get(mira)) in is_about(900)
     assert calls(sandbox) == 0
+
+    # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
+    here.close(Answer(429, {"retry-after": "5"}, b""))
+    [key] = store.keys("spotify-wait:*")
+    assert store.ttl(key) in is_about(900)
+    store.delete(key)
+    assert 800 < here.wait() <= 900
 
 
 def test_a_redis_that_was_emptied_is_told_again(

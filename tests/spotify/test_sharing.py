@@ -168,7 +168,8 @@ def test_it_is_one_call_for_all_workers_of_gunicorn(
     mira: FlaskClient, server: StartServer, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="player", kind="slow", seconds=0.2, times=None)
-    with server(workers=2, threads=64, THREADS="64", GATEWAY_SHARE_SECONDS="20") as api:
+    # So many threads that one worker alone has a place for each of the callers, whomever they happen to meet.
+    with server(workers=2, threads=128, THREADS="128", GATEWAY_SHARE_SECONDS="20") as api:
 
         def over_http(_: int) -> requests.Response:
             return requests.get(f"{api.url}{V1}/{PLAYER}", headers=as_http(mira), timeout=LONG)
@@ -356,13 +357,16 @@ def test_the_beat_ends_with_the_last_call(mira: FlaskClient, app: Flask) -> None
 class Fetch:
     """A call to Spotify that is answered when the test says so."""
 
-    def __init__(self, body: bytes, status: int = 200) -> None:
-        self._answer = Answer(status, {}, body)
+    def __init__(self, body: bytes, *, raises: Exception | None = None) -> None:
+        self._answer = Answer(200, {}, body)
+        self._raises = raises
         self._began, self._answered = threading.Event(), threading.Event()
 
     def __call__(self) -> Answer:
         self._began.set()
         assert self._answered.wait(LONG)
+        if self._raises is not None:
+            raise self._raises
         return self._answer
 
     def wait_until_asked(self) -> None:
@@ -441,6 +445,44 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
     assert store.hget("shared:7", leader) == mine
     other.answer()
     assert taken.result(LONG).cache == "miss"
+
+
+def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
+    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "BEAT_SECONDS", LONG)
+    late, other = Fetch(b"", raises=SpotifyNotConnected()), Fetch(b"new")
+    paused = tabs.submit(read, answers, "me", late, for_a_minute)
+    late.wait_until_asked()
+    set_times(store, "lease")
+    taken = tabs.submit(read, answers, "me", other, for_a_minute)
+    other.wait_until_asked()
+    late.answer()
+    assert isinstance(paused.exception(LONG), SpotifyNotConnected)
+    other.answer()
+    assert taken.result(LONG).cache == "miss"
+    assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"new"
+
+
+def test_the_next_one_is_due_a_life_after_the_last_was_asked_for(
+    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+) -> None:
+    """Not after it came, or a slow Spotify would be asked less often than once in that time."""
+    call, before = Fetch(b"slow"), milliseconds(store)
+    asked = tabs.submit(read, answers, "me", call, for_a_minute)
+    call.wait_until_asked()
+    then = milliseconds(store)
+    eventually(lambda: milliseconds(store) > then + 50)
+    call.answer()
+    asked.result(LONG)
+    [following], [until] = times(store, b"next:"), times(store, b"until:")
+    assert before <= following - 60_000 <= then
+    assert until - 60_000 > then + 50
+
+
+def milliseconds(store: redis.Redis) -> int:
+    seconds, micro = store.time()
+    return int(seconds * 1000 + micro // 1000)
 
 
 class Waiter:
