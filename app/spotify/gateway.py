@@ -69,6 +69,8 @@ def _read(link_id: int, call: Call, deadline: float) -> Served:
 
 def _write(link_id: int, call: Call, deadline: float) -> Served:
     with parts().bulkhead.place(link_id):
+        # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
+        parts().shared.drop(link_id)
         try:
             return Served(_fetch(link_id, call, deadline), "miss")
         finally:

@@ -8,12 +8,12 @@ What is shared is one link's, under one key in Redis, so all processes share it 
         answer:…              the last answer
         at:…, until:…, next:… when it came, until when it is served, from when on the next may be fetched
 
-Whoever finds no answer asks Spotify (leads). The others wait for any answer to come after they have
-begun to: it is of a call that was under way then, or newer. An answer that is still good is served while
-the next one is on its way: a page that is asked for steadily never waits. What nobody may have any more,
-or nobody waits for, is not kept. A write of the link drops the key, and with it the right of those who ask
-now to put their answer there: it may be of before the write. So does the link's end, once it is committed:
-who asks later finds no token. All times are Redis' own, in milliseconds.
+Whoever finds no answer asks Spotify (leads). The others wait for any answer to come after they have begun to:
+it is of a call that was under way then, or newer. An answer that is still good is served while the next one
+is on its way: a page that is asked for steadily never waits. What nobody may have any more, or nobody waits
+for, is not kept. A write of the link drops the key, before it is sent and when it has ended, and with it the
+right of those who ask now to put their answer there: it may be of before the write. So does the link's end,
+once it is committed: who asks later finds no token. All times are Redis' own, in milliseconds.
 """
 
 import hashlib

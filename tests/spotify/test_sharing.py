@@ -774,6 +774,28 @@ def test_a_write_that_is_not_answered_drops_too(mira: FlaskClient, sandbox: Sand
     assert cache(get(mira)) == "miss"
 
 
+@pytest.mark.processes
+def test_a_write_drops_also_where_its_process_dies(
+    mira: FlaskClient, server: StartServer, upstream: Upstream, tabs: ThreadPoolExecutor
+) -> None:
+    with server(workers=1, SPOTIFY_API_URL=upstream.url) as api:
+
+        def call(method: str, path: str) -> requests.Response:
+            return requests.request(method, f"{api.url}{V1}/{path}", headers=as_http(mira), timeout=LONG)
+
+        upstream.headers = {"Cache-Control": "max-age=60"}
+        assert [call("GET", "search?q=a").headers["X-Cache"] for _ in range(2)] == ["miss", "hit"]
+        upstream.hold()
+        changing = tabs.submit(call, "PUT", "me/player/pause")
+        upstream.wait_for_held(1)
+        api.kill_worker()
+        with pytest.raises(requests.ConnectionError):
+            changing.result(LONG)
+        upstream.release()
+        again = eventually(lambda: call("GET", "search?q=a"))
+        assert again.headers["X-Cache"] == "miss"
+
+
 def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
     mira: FlaskClient, app: Flask, upstream: Upstream, tabs: ThreadPoolExecutor
 ) -> None:
