@@ -148,8 +148,9 @@ def _response(served: Served) -> Response:
     response = Response(answer.body, answer.status)
     response.headers.pop("Content-Type")
     for name in _PASSED_ON:
-        if name in answer.headers:
-            response.headers[name.title()] = answer.headers[name]
+        value = " ".join(answer.headers.get(name, "").split())  # it may be folded
+        if value and value.isprintable():  # gunicorn would refuse another one, and with it the answer
+            response.headers[name.title()] = value
     response.headers["X-Cache"] = served.cache
     response.headers["Age"] = str(served.age)
     return response

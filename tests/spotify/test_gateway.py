@@ -282,6 +282,8 @@ def test_a_header_that_is_folded_or_odd_does_not_break_an_answer(
 
     assert (response.status_code, response.data) == (200, b"[]")
     assert response.mimetype == "text/plain"
+    assert response.headers["Content-Language"] == "sv, de"
+    assert "ETag" not in response.headers  # gunicorn would answer 500 for it
 
 
 def test_a_packed_answer_arrives_unpacked(linked: FlaskClient, upstream: Upstream) -> None:
