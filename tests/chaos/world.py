@@ -49,6 +49,7 @@ SERVER_SETTINGS = {
 LEASE_SECONDS = 31  # a little more than a lease
 LEAD_SECONDS = 700  # how long a token that the schedulers look after lasts at the least
 SETTLE_SECONDS = 60  # within which everything has to be fresh after the last fault
+MOST_PAUSES = 6
 BREAKER_SECONDS = 600  # and how much longer it may take where a breaker has to close first
 LOGGED = ("access_tokens", "token_refreshes")
 
@@ -203,6 +204,7 @@ class World:
         """Let time pass until every grant that lives is fresh. The checker is told what is not by then."""
         self.heal()
         passed, seconds = 0.0, seconds + (BREAKER_SECONDS if self._breaker_is_open() else 0)
+        pauses = 0  # waited for: two confirmations, or a few of the longest pauses after failures
         stale = self.stale_links()
         if stale:
             self.resume_schedulers(2)
@@ -212,10 +214,10 @@ class World:
                 time.sleep(0.05)
                 stale = self.stale_links()
             waits = [wait for _, wait in stale]
-            if not stale or (passed >= seconds and not any(waits)):
+            if not stale or (passed >= seconds and (not any(waits) or pauses == MOST_PAUSES)):
                 break
             # Somebody who waits for a confirmation that is due in hours is not late before that.
-            step = 5.0 if passed < seconds else max(waits)
+            step, pauses = (5.0, pauses) if passed < seconds else (max(waits), pauses + 1)
             passed = passed + step if passed < seconds else 0.0
             self.pass_time(step)
         self._stale += [f"{what} {seconds:.0f} s after the last fault" for what, _ in stale]
@@ -426,7 +428,11 @@ class World:
         )
 
     def stale_links(self) -> list[tuple[str, float]]:
-        """Grants that live and are not fresh: a sentence each, and how long it waits for a confirmation."""
+        """Grants that live and are not fresh: a sentence each, and how long it is left alone as yet.
+
+        Either to be confirmed, or after many failures of its own, which may be for longer than anything
+        takes to settle: seven in a row make a pause of two minutes.
+        """
         good = {
             token
             for token, issued in as_issued(self.sandbox.tokens(), "refresh_tokens").items()
@@ -445,9 +451,13 @@ class World:
             if good.isdisjoint((change.refresh, change.spare)):
                 continue
             waits = (row.not_before - row.logged_at).total_seconds() if row.not_before else 0.0
-            confirming = waits if row.state != "active" and waits > 0 else 0.0
+            left_alone = waits if waits > 0 and (row.state != "active" or row.failures > 5) else 0.0
+            tried = f"{row.failures} failures, not before {waits:.0f} s"
             stale.append(
-                (f"link {change.link}, grant {change.grant[:8]} was {change.state} and not fresh", confirming)
+                (
+                    f"link {change.link}, grant {change.grant[:8]} was {change.state}, not fresh ({tried})",
+                    left_alone,
+                )
             )
         return stale
 
