@@ -40,6 +40,9 @@ SANDBOX_URL = "http://127.0.0.1:5001"
 AppEnv = Literal["development", "production"]
 SameSite = Literal["Lax", "None"]
 
+# What ALLOW_INSECURE may name: production accepts each of these only on purpose.
+INSECURE_PARTS = ("mail", "redis", "sqlite")
+
 
 class ConfigError(Exception):
     """The settings cannot be used. The message lists everything that is wrong, one line each."""
@@ -69,6 +72,7 @@ class Config:
     session_max_seconds: int
     trusted_proxies: int
     trusted_hosts: tuple[str, ...]
+    allow_insecure: frozenset[str]  # what production tolerates because the operator said so
     refresh_lead_seconds: int
     refresh_active_days: int
     refresh_workers: int
@@ -162,6 +166,7 @@ class Config:
             session_max_seconds=read.integer("SESSION_MAX_SECONDS", 30 * 86_400, least=1),
             trusted_proxies=read.integer("TRUSTED_PROXIES", 0, least=0, most=5),
             trusted_hosts=read.host_names("TRUSTED_HOSTS"),
+            allow_insecure=read.insecure_parts("ALLOW_INSECURE"),
             refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=1, most=86_400),
             refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
             refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
@@ -278,6 +283,13 @@ class _Reader:
         for host in found:
             if not re.fullmatch(r"\.?[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?", host):
                 self.problems.append(f"{name}: {host!r} is not a host name such as api.example.com.")
+        return found
+
+    def insecure_parts(self, name: str) -> frozenset[str]:
+        """The parts of a deployment that may be insecure. A word that means nothing is a mistake."""
+        found = frozenset(word.lower() for word in self.words(name))
+        if not found <= set(INSECURE_PARTS):
+            self.problems.append(f"{name} accepts these words only: {', '.join(INSECURE_PARTS)}.")
         return found
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:

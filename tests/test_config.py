@@ -148,6 +148,8 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("REDIS_URL", "redis://:hunter2@cache:port/0"),
         ("SESSION_MAX_SECONDS", "\u0661\u0662\u0663"),
         ("TRUSTED_PROXIES", "many"),
+        ("ALLOW_INSECURE", "postgres"),
+        ("ALLOW_INSECURE", "redis;sqlite"),
         ("REFRESH_WORKERS", "0"),
         ("LOG_LEVEL", "LOUD"),
         ("PORT", "70000"),
@@ -257,3 +259,11 @@ def test_secrets_are_not_in_the_repr() -> None:
 
     assert "hunter2" not in shown
     assert repr(bytes(32)) not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [("", set()), (" , ", set()), ("mail", {"mail"}), ("Redis, sqlite,", {"redis", "sqlite"})],
+)
+def test_operator_names_the_insecure_parts_to_accept(text: str, accepted: set[str]) -> None:
+    assert Config.from_env({**PRODUCTION, "ALLOW_INSECURE": text}).allow_insecure == accepted
