@@ -1,6 +1,6 @@
 """What a caller of the API meets while Redis or MySQL refuse, stall, restart, or break in the middle.
 
-The numbers in the names are the faults' in our fault matrix. Bounds are twice what is promised,
+The numbers in the names identify the faults. Bounds are twice what is promised,
 because tests run on busy machines.
 """
 

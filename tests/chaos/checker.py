@@ -1,7 +1,16 @@
-"""Asserts over a history what `reliability.md` 3.3 promises, as I1 to I8.
+"""Assert what must hold over a history of grants, refresh attempts, and calls to the token endpoint.
 
-Each violation is a sentence that names the link, the grant, the generation and, where there is one,
-the attempt or call. An empty list means that everything was as promised.
+I1  The generations of a grant are 0, 1, 2, ... without gaps or repeats.
+I2  A generation has one effective refresh.
+I3  A stored refresh token was issued for a call that presented the previous generation's, or is unchanged.
+I4  A generation costs one call, and at most one more for each fault.
+I5  Nothing is written to a grant after a disconnect or a new consent.
+I6  A stored access token is accepted until its stored expiry.
+I7  After the last fault, every live grant becomes fresh in time.
+I8  No connection is marked as ended unless its grant was really revoked.
+
+Each violation is a sentence that names the link, the grant, the generation, and, where there is one, the
+attempt or call. An empty list means that everything holds.
 """
 
 from collections import Counter, defaultdict
