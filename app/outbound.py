@@ -7,6 +7,8 @@ the environment, no cookies, a deadline for the whole call and a cap on the answ
 import http.client
 import io
 import json
+import math
+import re
 import socket
 import threading
 import time
@@ -18,6 +20,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from werkzeug.http import parse_date
+
+from app.clock import utc_now
 
 CONNECT_SECONDS = 3.0
 FIRST_BYTE_SECONDS = 5.0
@@ -54,9 +59,25 @@ class Answer:
 
     @property
     def retry_after(self) -> int | None:
-        """Seconds to wait, if the answer says so in digits."""
-        value = self.headers.get("retry-after", "")
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+        """Whole seconds to wait, if the answer says so."""
+        return retry_after(self.headers.get("retry-after", ""), since=self.headers.get("date", ""))
+
+
+def retry_after(value: str, *, since: str = "") -> int | None:
+    """Read a Retry-After header: seconds, rounded up, or None if it makes no sense.
+
+    `since` is the response's own Date header: a date is measured from it, so that a clock that differs
+    from the server's makes no difference. A date in the past means no wait at all.
+
+    Source: RFC 9110 section 10.2.3. Some servers send fractions of a second.
+    """
+    value = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{0,9})?", value):
+        return math.ceil(float(value))
+    until = parse_date(value) if value[:1].isalpha() else None
+    if until is None:
+        return None
+    return max(0, math.ceil((until - (parse_date(since) or utc_now())).total_seconds()))
 
 
 class Outbound:

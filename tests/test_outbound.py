@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -220,21 +222,53 @@ def test_what_comes_before_an_answer_is_not_it(client: Outbound) -> None:
         thread.join()
 
 
+RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
         ("7", 7),
         ("0", 0),
         ("86400", 86_400),
+        ("120 ", 120),
+        ("\t120", 120),
+        ("1.5", 2),
+        ("0.01", 1),
+        ("2.", 2),
+        ("30.0", 30),
+        # The three spellings of RFC 9110 section 5.6.7.
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 30),
+        ("Sunday, 06-Nov-94 08:50:07 GMT", 30),
+        ("Sun Nov  6 08:50:07 1994", 30),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        ("Sat, 05 Nov 1994 08:49:37 GMT", 0),
         ("", None),
         ("-1", None),
+        ("-1.5", None),
+        (".5", None),
         ("soon", None),
-        ("1.5", None),
+        ("1e3", None),
+        ("0x10", None),
+        ("nan", None),
+        ("inf", None),
+        ("1,5", None),
+        ("7, 7", None),
+        ("٣", None),
+        ("Sun, 32 Nov 1994 08:49:37 GMT", None),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", None),
         ("9" * 30, None),
     ],
 )
-def test_retry_after_is_read_in_seconds(header: str, seconds: int | None) -> None:
-    assert outbound.Answer(429, {"retry-after": header}, b"").retry_after == seconds
+def test_retry_after_is_read_as_seconds_or_a_date(header: str, seconds: int | None) -> None:
+    headers = {"retry-after": header, "date": RESPONDED}
+    assert outbound.Answer(429, headers, b"").retry_after == seconds
+
+
+@pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
+def test_retry_after_date_without_a_usable_date_header_is_measured_by_our_clock(date: dict[str, str]) -> None:
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert outbound.Answer(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])

@@ -23,7 +23,9 @@ _OUR_FAULT = ("invalid_client", "unauthorized_client", "unsupported_grant_type",
 
 
 class SpotifyError(Exception):
-    """Spotify refused, or did not answer. Worth another try later."""
+    """Spotify refused, or did not answer. Worth another try: in `retry_after` seconds, if it says so."""
+
+    retry_after: int | None = None
 
 
 class InvalidGrant(SpotifyError):
@@ -135,12 +137,14 @@ def _refusal(answer: Answer) -> SpotifyError:
     if answer.status == 429:
         return RateLimited(answer.retry_after)
     if answer.status in (400, 401):
-        error = answer.json_object().get("error")
-        if error == "invalid_grant" and answer.status == 400:
+        reason = answer.json_object().get("error")
+        if reason == "invalid_grant" and answer.status == 400:
             return InvalidGrant()
-        if error in _OUR_FAULT:
-            return Misconfigured(error)
-    return SpotifyError(f"status_{answer.status}")
+        if reason in _OUR_FAULT:
+            return Misconfigured(reason)
+    error = SpotifyError(f"status_{answer.status}")
+    error.retry_after = answer.retry_after
+    return error
 
 
 def _grant(answer: Answer) -> Grant:

@@ -172,4 +172,4 @@ def as_problem(error: SpotifyError) -> Problem:
         return SpotifyRateLimited(retry_after=error.retry_after)
     if isinstance(error, Misconfigured):
         return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "refused_by_web_api" else None)
-    return SpotifyUnavailable()
+    return SpotifyUnavailable(retry_after=error.retry_after)

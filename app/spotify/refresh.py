@@ -207,19 +207,20 @@ def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
     """Write down a failure and raise it, unless it is about the past: then take what there is now."""
     problem: GrantEnded | SpotifyUnavailable | SpotifyMisconfigured
     after: After
-    retry_after = error.retry_after if isinstance(error, RateLimited) else None
     if isinstance(error, InvalidGrant):
         outcome = Outcome.AGED if outcomes.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
         problem, after = GrantEnded(), partial(outcomes.after_refusal, row)
     else:
-        outcome, pause = _FAILURES.get(type(error), Outcome.UNAVAILABLE), outcomes.pause(row, retry_after)
+        outcome = _FAILURES.get(type(error), Outcome.UNAVAILABLE)
+        pause = outcomes.pause(row, error.retry_after)
         misconfigured = outcome is Outcome.MISCONFIGURED
         problem = SpotifyMisconfigured() if misconfigured else SpotifyUnavailable(retry_after=_seconds(pause))
         after = partial(outcomes.after_failure, row, pause)
         level = logging.ERROR if misconfigured else logging.WARNING
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
     ended = _finish(attempt, row, outcome, after)
-    breaker.note(ended, attempt.claimed_at, retry_after)
+    # Only a 429 is about all grants. A 503 may be about one host.
+    breaker.note(ended, attempt.claimed_at, error.retry_after if isinstance(error, RateLimited) else None)
     current, now = read(row.spotify_user_id)
     if ended is Outcome.SUPERSEDED and current.lasts(timedelta(0), now=now):
         return current, now

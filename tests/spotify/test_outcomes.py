@@ -422,8 +422,8 @@ TABLE = [
     Row("429 without Retry-After", fault("rate_limited", body="empty"), WAIT_AS_WE_LIKE),
     Row("429 for soon", answers(429, Retry_After="soon"), WAIT_AS_WE_LIKE),
     Row("429 for -1 s", answers(429, Retry_After="-1"), WAIT_AS_WE_LIKE),
-    Row("429 for 1.5 s", answers(429, Retry_After="1.5"), WAIT_AS_WE_LIKE),
-    Row("429 until a date", answers(429, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"), WAIT_AS_WE_LIKE),
+    Row("429 for 1.5 s", answers(429, Retry_After="1.5"), wait(2)),
+    Row("429 until a date", answers(429, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"), wait(86_400)),
     Row("429 for longer than the universe", answers(429, Retry_After="9" * 40), WAIT_AS_WE_LIKE),
     Row("429 that says invalid_grant", answers(429, oauth("invalid_grant"), Retry_After="7"), wait(7)),
     # Outages, as they have been seen.
@@ -432,7 +432,11 @@ TABLE = [
     Row("503 of Envoy", fault("envoy_503"), UNAVAILABLE),
     Row("503 without a body", fault("empty_503"), UNAVAILABLE),
     Row("503 in HTML", fault("html_503"), UNAVAILABLE),
-    Row("503 with Retry-After", answers(503, Retry_After="120"), UNAVAILABLE),
+    Row(
+        "503 with Retry-After",
+        answers(503, Retry_After="120"),
+        replace(UNAVAILABLE, retry_after=(120, 120), pause=(120 * SECOND, 120 * SECOND)),
+    ),
     Row("500 in JSON", fault("json_500"), UNAVAILABLE),
     Row("500 server_error", fault("server_error"), UNAVAILABLE),
     Row("504 without a body", fault("empty_504"), UNAVAILABLE),
