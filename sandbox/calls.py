@@ -48,7 +48,9 @@ def _targets(request: Request) -> list[str]:
     if not path.startswith("/v1"):
         return []
     is_player = path == "/v1/me/player" or path.startswith("/v1/me/player/")
-    return ["api", *(["me"] if path == "/v1/me" else []), *(["player"] if is_player else [])]
+    is_command = request.method != "GET"
+    targets = {"me": path == "/v1/me", "player": is_player, "command": is_command}
+    return ["api", *(target for target, applies in targets.items() if applies)]
 
 
 def _describe_token_call(call: Call, state: Sandbox, request: Request) -> None:

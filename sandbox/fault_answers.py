@@ -140,6 +140,8 @@ _API_ERRORS: dict[str, tuple[int, str, str]] = {
     "device_not_found": _regular(404, "Device not found"),
     "not_found": _regular(404, "Resource not found"),
     "no_content": (204, JSON, ""),
+    # Since 2024 some commands are answered like this. The label is wrong: it is not JSON.
+    "bare_word": (200, JSON, "q7RtZ0"),
 }
 ANSWERS = _OUTAGES | _SPOILT | _TOKEN_ERRORS | _API_ERRORS
 

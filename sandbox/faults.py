@@ -13,7 +13,7 @@ from sandbox.fault_answers import ANSWERS, TRANSPORT
 from sandbox.journal import Call
 from sandbox.settings import BadRequestBody, is_whole
 
-TARGETS = ("token", "refresh", "code", "me", "api", "player", "authorize")
+TARGETS = ("token", "refresh", "code", "me", "api", "player", "command", "authorize")
 HOLDING = ("park", "slow", "timeout")
 KINDS = sorted({*ANSWERS, *TRANSPORT, *HOLDING})
 RATE_LIMIT_BODIES = ("text", "json", "quota", "empty")

@@ -20,6 +20,11 @@ _SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
 # What a decoded path does not show any more: an encoded slash, backslash, dot, percent sign or control
 # character. Two servers in a row may read those in two ways.
 _ENCODED_TRICK = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
+# Longer lists of languages are cut, so that a header cannot make every read a different one at will.
+MAX_LANGUAGES = 8
+_LANGUAGE = re.compile(
+    r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
+)
 _QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
 
 
@@ -32,11 +37,17 @@ class Call:
     query: str = ""
     body: bytes = b""
     content_type: str | None = None
+    language: str = ""
+    """The Accept-Language header; empty if there is none."""
 
     @property
     def target(self) -> str:
-        """Path and query: what makes two reads the same."""
         return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def cache_key(self) -> str:
+        """What makes two reads of one connection the same: everything that Spotify's response depends on."""
+        return f"{self.target} {self.language.lower().replace(' ', '')}"
 
     @property
     def endpoint(self) -> str:
@@ -77,5 +88,16 @@ def read_call(request: Request, path: str) -> Call:
     if body and request.mimetype not in MEDIA_TYPES:
         raise UnsupportedMediaType(f"The Web API takes {' and '.join(MEDIA_TYPES)}.")
     return Call(
-        method, quote(path, safe="/:@!$&'()*+,;=~"), query, body, request.content_type if body else None
+        method,
+        quote(path, safe="/:@!$&'()*+,;=~"),
+        query,
+        body,
+        request.content_type if body else None,
+        _language(request.headers.get("Accept-Language", "")),
     )
+
+
+def _language(header: str) -> str:
+    """The valid language ranges of an Accept-Language header (RFC 9110 section 12.5.4)."""
+    ranges = (part.strip() for part in header[:1024].split(","))
+    return ", ".join([part for part in ranges if _LANGUAGE.fullmatch(part)][:MAX_LANGUAGES])

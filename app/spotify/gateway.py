@@ -60,7 +60,7 @@ def forward(link_id: int, call: Call) -> Response:
 def _read(link_id: int, call: Call, deadline: float) -> Served:
     return parts().shared.get(
         link_id,
-        call.target,
+        call.cache_key,
         lambda: _fetch(link_id, call, deadline),
         lambda answer: _life(call, answer),
         deadline=deadline,

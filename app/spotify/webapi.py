@@ -90,6 +90,8 @@ class SpotifyWebApi:
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
+        if call.language:
+            headers["Accept-Language"] = call.language
         began, status = time.perf_counter(), "none"
         try:
             answer = self._outbound.send(

@@ -95,6 +95,7 @@ API_ANSWERS = [
     ("device_not_found", 404, regular(404, "Device not found")),
     ("not_found", 404, regular(404, "Resource not found")),
     ("no_content", 204, ""),
+    ("bare_word", 200, "q7RtZ0"),
 ]
 OF_THE_WIRE = [
     "close",

@@ -399,6 +399,21 @@ def test_without_premium_the_page_says_so_in_plain_words(page: Page, api: Server
     expect(page.get_by_role("alert")).to_contain_text("This needs Spotify Premium")
 
 
+def test_command_succeeds_whatever_its_response_body_says(
+    page: Page, api: Server, spa: Pages, sandbox: SandboxClient
+) -> None:
+    sign_up(page, spa)
+    connect(page)
+    go_to(page, "Now playing")
+    sandbox.fault(on="command", kind="bare_word", after_effect=True, times=None)
+    with page.expect_response(lambda response: response.request.method == "PUT") as command:
+        page.get_by_role("button", name="Pause").click()
+    assert command.value.headers["content-type"] == "application/json"
+    page.wait_for_event("response", lambda response: "/me/player?" in response.url)  # what it shows next
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 EPISODE = {
     "type": "episode",
     "id": "1",

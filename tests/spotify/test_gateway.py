@@ -75,7 +75,15 @@ QUERY = "q=caf%C3%A9+%26%20%2F%3F%23%25&ids=1,2;3&ids=1,2;3&empty=&bare&u=spotif
 BODY = b'{"name" : "\xf0\x9f\x8e\xb5 \\u00e5", "n":1.0e0,\t"public":true,"public":false}\n'
 COVER = base64.b64encode(bytes(range(256)) * 600)
 # All that may be in a request besides. Which of them are the outbound client's is not the point.
-HEADERS = {"host", "user-agent", "accept", "accept-encoding", "connection", "authorization"}
+HEADERS = {
+    "host",
+    "user-agent",
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "connection",
+    "authorization",
+}
 OF_A_BROWSER = {
     "Origin": SPA_ORIGIN,
     "Referer": f"{SPA_ORIGIN}/a-page",
@@ -118,6 +126,7 @@ def test_every_call_arrives_as_it_was_sent_and_nothing_of_the_browsers_does(
         assert call.headers.get_all("Authorization") == [f"Bearer {token}"]
         assert call.headers["Host"] == upstream.url.split("/")[2]
         assert call.headers["User-Agent"] != "a browser"
+        assert call.headers.get_all("Accept-Language") == ["tlh"]
 
 
 def _body(method: str, template: str) -> tuple[str | None, bytes | None]:
@@ -160,6 +169,7 @@ def test_head_is_asked_as_get_and_answered_without_a_body(linked: FlaskClient, u
 
 ANSWERS = {
     "json": Reply(200, b'{"a" : [null, 1.0, "\\u00e5"]}\n', "application/json; charset=utf-8"),
+    "a bare word that is labeled as json": Reply(200, b"q7RtZ0", JSON),
     "bad json": Reply(200, b'{"a": ', JSON),
     "not utf-8": Reply(200, b'{"a": "\xe5"}', JSON),
     "created": Reply(201, b'{"snapshot_id":"x"}', JSON),
@@ -253,6 +263,44 @@ def test_every_answer_comes_back_over_a_real_server_as_well(
                 name
             )
             assert answer.headers.get_all("X-Cache") == ["miss"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ("ja", "ja"),
+        ("fr-CH, fr;q=0.9, *;q=0.5", "fr-CH, fr;q=0.9, *;q=0.5"),
+        ("zh-Hant-TW;q=1,,  ,de ;q=0", "zh-Hant-TW;q=1, de ;q=0"),
+        ("", None),
+        ("\u00e9, <script>, en;q=2, en;level=1", None),
+        (",".join(f"a{letter}" for letter in "abcdefghijklm"), "aa, ab, ac, ad, ae, af, ag, ah"),
+    ],
+)
+def test_language_is_passed_on_within_limits(
+    linked: FlaskClient, upstream: Upstream, sent: str, passed_on: str | None
+) -> None:
+    for method in ("GET", "PUT"):
+        linked.open(
+            f"{GATEWAY}/me",
+            method=method,
+            headers={"Accept-Language": sent.encode().decode("latin-1")},
+        )
+
+    assert [call.headers["Accept-Language"] for call in upstream.calls] == [passed_on] * 2
+
+
+def test_response_in_one_language_is_not_served_in_another(linked: FlaskClient, upstream: Upstream) -> None:
+    upstream.answer = lambda call: Reply(
+        200, (call.headers["Accept-Language"] or "none").encode(), headers=(("Cache-Control", "max-age=60"),)
+    )
+    languages = {"ja": b"ja", "en;q=0.5, de": b"en;q=0.5, de", None: b"none"}
+    for cached in ("miss", "hit"):
+        for language, body in languages.items():
+            headers = {"Accept-Language": language} if language else {}
+            response = linked.get(f"{GATEWAY}/tracks/1", headers=headers)
+            assert (response.data, response.headers["X-Cache"]) == (body, cached)
+    respelled = linked.get(f"{GATEWAY}/tracks/1", headers={"Accept-Language": "EN;q=0.5,DE"})
+    assert respelled.headers["X-Cache"] == "hit"
 
 
 def test_the_headers_that_say_something_about_the_answer_come_along(

@@ -96,9 +96,12 @@ function waitBeforeRetry(error: AxiosError): number | undefined {
   return wait <= LONGEST_WAIT_S ? wait : undefined;
 }
 
+/** What Retry-After says: seconds, or a date (RFC 9110, section 10.2.3). */
 function secondsUntilRetry(response: AxiosResponse): number | undefined {
-  const value = Number(response.headers["retry-after"] ?? NaN);
-  return Number.isFinite(value) ? value : undefined;
+  const header = String(response.headers["retry-after"] ?? "").trim();
+  if (/^\d{1,9}(\.\d*)?$/.test(header)) return Math.ceil(Number(header));
+  const date = /^[A-Za-z]/.test(header) ? Date.parse(header) : NaN;
+  return Number.isNaN(date) ? undefined : Math.max(0, Math.ceil((date - Date.now()) / 1000));
 }
 
 // --- What comes back ---------------------------------------------------------------------------------
@@ -158,6 +161,20 @@ async function get<T>(path: string, config?: AxiosRequestConfig): Promise<T> {
   return (await http.get<T>(path, config)).data;
 }
 
+/** For commands to Spotify: since 2024 it answers some with 200 and a bare word that it labels as JSON. */
+const COMMAND: AxiosRequestConfig = {
+  responseType: "text",
+  // A success is told by its status alone. A refusal may say why, if it can be read.
+  transformResponse: (body: string, _headers: unknown, status?: number) => {
+    if (status !== undefined && status < 400) return undefined;
+    try {
+      return JSON.parse(body) as unknown;
+    } catch {
+      return body;
+    }
+  },
+};
+
 async function send<T = void>(method: string, path: string, data?: object): Promise<T> {
   return (await http.request<T>({ method, url: path, data })).data;
 }
@@ -191,5 +208,7 @@ export const api = {
 
   /** Spotify's Web API on the person's behalf: see spotify.ts. */
   spotify: <T>(path: string, config?: AxiosRequestConfig) => get<T>(`/api/spotify/v1${path}`, config),
-  tellSpotify: (method: string, path: string, body?: object) => send(method, `/api/spotify/v1${path}`, body),
+  tellSpotify: async (method: string, path: string, body?: object): Promise<void> => {
+    await http.request({ method, url: `/api/spotify/v1${path}`, data: body, ...COMMAND });
+  },
 };
