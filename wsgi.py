@@ -32,3 +32,4 @@ app = create_app(config)
 # take the others down. `flask scheduler` asks for itself.
 if is_flask_run():
     rekeying.require_keys(app)
+    app.extensions["backline"].mailer.start(app)

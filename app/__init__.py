@@ -13,7 +13,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli, database, docs, headers, health, last_resort, logs, origin, problems, sessions
 from app.api import MAX_BODY_BYTES, Api
-from app.auth import guard
+from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
 from app.bulkhead import Bulkhead
@@ -67,7 +67,7 @@ def create_app(config: Config) -> Flask:
         bulkhead=bulkhead,
         shared=SharedAnswers(store, bulkhead),
         refreshes=SingleFlight(32, "refresh"),
-        mailer=Mailer(config),
+        mailer=Mailer(config, letters.write),
     )
     database.init_app(app, config.database_url)
 

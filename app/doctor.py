@@ -14,6 +14,7 @@ from flask import current_app
 from sqlalchemy.engine import make_url
 
 from app.database import db
+from app.mail import InsecureConnection
 from app.outbound import NoAnswer, Outbound
 from app.parts import parts
 from app.spotify import rekeying
@@ -102,6 +103,8 @@ def _mail() -> Finding:
         )
     try:
         mailer.examine()
+    except InsecureConnection as error:
+        return Finding(False, f"mail: {host} offers no encryption", str(error))
     except (OSError, smtplib.SMTPException, ValueError) as error:  # a password that is not ASCII
         return Finding(False, f"mail: {host}: {type(error).__name__}", "Is it right? Check MAIL_URL.")
     return Finding(True, f"mail: {host} answers, from {parts().config.mail_from}")

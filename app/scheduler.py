@@ -153,6 +153,8 @@ def run(app: Flask) -> None:
             misfire_grace_time=None,
             next_run_time=utc_now(),
         )
+    parts: Parts = app.extensions["backline"]
+    parts.mailer.start(app)
     ticker.start()
     log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})
     received = signal.sigwait(signals)

@@ -89,12 +89,15 @@ def on_exit(_server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Refuse the start while a key is missing that stored tokens need (exit status 3 ends the arbiter too).
+    """Refuse to start while a key is missing that stored tokens need, and start delivering mail.
 
-    Only the very first worker asks: one that replaces another must not take the rest of them down, and when
-    two refuse at once, gunicorn stumbles over the second and ends with a traceback and another status.
+    Exit status 3 ends the arbiter too. Only the very first worker asks for keys: a worker that replaces
+    another must not take the rest of them down, and when two refuse at once, gunicorn stumbles over the
+    second and ends with a traceback and another status.
     """
     from app.spotify.rekeying import require_keys
 
     if worker.age == 1:
         require_keys(worker.wsgi)
+    # Mails that an earlier worker left behind must not wait for the next request.
+    worker.wsgi.extensions["backline"].mailer.start(worker.wsgi)

@@ -17,7 +17,8 @@ from werkzeug.test import TestResponse
 
 from app.auth import passwords
 from app.auth.guard import Access
-from app.database import db, writing
+from app.database import db, reading, writing
+from app.models import OutgoingMail
 from tests.journeys import connect, login, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually
@@ -122,8 +123,13 @@ def ada(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
 
 def settled(app: Flask) -> None:
     """Wait until nothing is left to do in the background."""
-    waiting = app.extensions["backline"].mailer._waiting
-    eventually(lambda: waiting.unfinished_tasks == 0)
+    eventually(lambda: not waiting_mails(app))
+
+
+def waiting_mails(app: Flask) -> list[OutgoingMail]:
+    """The mails that have not been delivered yet."""
+    with app.app_context(), reading() as session:
+        return list(session.scalars(sa.select(OutgoingMail).order_by(OutgoingMail.id)))
 
 
 class Picture:

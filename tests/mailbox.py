@@ -16,12 +16,26 @@ from tests.services import eventually, free_port
 
 
 class Mailbox:
-    """What has been sent, in order. `refuse` is a reply that the server gives to every mail, if it is set."""
+    """What has been sent, in order.
+
+    `refuse` is a reply that the server gives to every mail, if it is set; `refuse_recipient` is one that
+    it gives to every RCPT, before it has seen the mail.
+    """
 
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
         self.refuse: str | None = None
+        self.refuse_recipient: str | None = None
         self.tries = 0
+
+    async def handle_RCPT(  # noqa: N802
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        if self.refuse_recipient is not None:
+            self.tries += 1
+            return self.refuse_recipient
+        envelope.rcpt_tos.append(address)
+        return "250 good"
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         self.tries += 1
@@ -50,7 +64,7 @@ class Mailbox:
 def running_mailbox(**options: Any) -> Iterator[tuple[Mailbox, str]]:
     """A mail server, and the MAIL_URL to reach it by. Options are aiosmtpd's."""
     mailbox = Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), **options)
+    controller = Controller(mailbox, hostname="127.0.0.1", **{"port": free_port(), **options})
     controller.start()
     try:
         yield mailbox, f"smtp://127.0.0.1:{controller.port}"

@@ -27,6 +27,9 @@ DESIGNED = {
         "scope expires_at authorized_at due_at attempt_id lease_until not_before failures refreshed_at "
         "ended_at reminded_days created_at updated_at"
     ),
+    "outgoing_mails": (
+        "id message_id kind user_id recipient arguments attempts due_at expires_at created_at"
+    ),
     "breakers": "name opened_at closed_at probe_at successes",
     "token_refreshes": (
         "id spotify_user_id grant_id generation attempt_id outcome effective started_at finished_at"

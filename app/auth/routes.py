@@ -110,8 +110,8 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     with reading() as db:
         user = db.scalar(sa.select(User).where(User.email == address))
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if account.may_be_mailed(address, Purpose.PASSWORD_RESET) and user is not None:
-        account.mail_token(user, Purpose.PASSWORD_RESET)
+    if account.may_be_mailed(address, Purpose.PASSWORD_RESET):
+        account.mail_password_reset(address)
     return Response(status=202)
 
 
@@ -139,7 +139,7 @@ def ask_for_email_verification() -> Response:
     user = require_user()
     if not user.email_verified:
         account.count_mail(user.email, Purpose.EMAIL_VERIFICATION)
-        account.mail_token(user, Purpose.EMAIL_VERIFICATION)
+        account.mail_verification(user)
     return Response(status=202)
 
 

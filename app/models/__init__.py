@@ -3,6 +3,7 @@
 from app.models.access_token import AccessToken, GrantState
 from app.models.breaker import Breaker
 from app.models.one_time_token import OneTimeToken, Purpose
+from app.models.outgoing_mail import MailKind, OutgoingMail
 from app.models.spotify_user import SpotifyUser
 from app.models.token_refresh import TokenRefresh
 from app.models.user import User
@@ -11,7 +12,9 @@ __all__ = [
     "AccessToken",
     "Breaker",
     "GrantState",
+    "MailKind",
     "OneTimeToken",
+    "OutgoingMail",
     "Purpose",
     "SpotifyUser",
     "TokenRefresh",

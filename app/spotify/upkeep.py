@@ -11,10 +11,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import database
-from app.auth import letters
+from app import database, outbox
 from app.database import write_again_on_conflict
-from app.models import AccessToken, GrantState, OneTimeToken, SpotifyUser, TokenRefresh, User
+from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
 from app.parts import parts
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,15 @@ BATCH = 500
 def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
     """Do all of it, in small transactions. Returns how many rows each part has met."""
     met: dict[str, int] = {}
-    for part in (end_forgotten, erase_ended, prune_history, prune_visitors, prune_one_time_tokens, remind):
+    for part in (
+        end_forgotten,
+        erase_ended,
+        prune_history,
+        prune_visitors,
+        prune_one_time_tokens,
+        drop_expired_mails,
+        remind,
+    ):
         try:
             met[part.__name__] = _in_batches(part, stopping or threading.Event())
         except sa.exc.SQLAlchemyError as error:
@@ -84,20 +91,15 @@ def _remind(db: Session, now: datetime, days: int) -> int:
 
 
 def _mail_owner(db: Session, row: AccessToken, days: int) -> None:
-    """Mail the reminder, once it is recorded, if there is an address that is known to be the owner's."""
+    """Mail the reminder, if there is an address that is known to be the owner's."""
     owner = db.scalar(
         sa.select(User)
         .join(SpotifyUser, SpotifyUser.user_id == User.id)
         .where(SpotifyUser.id == row.spotify_user_id, User.email_verified_at.is_not(None))
     )
     if owner is not None and parts().mailer.works:
-        mailer = parts().mailer
-        sa.event.listen(
-            db,
-            "after_commit",
-            lambda _: mailer.soon(lambda: letters.spotify_ends_soon(owner, days)),
-            once=True,
-        )
+        kind = MailKind.SPOTIFY_ENDS_SOON
+        parts().mailer.enqueue(db, kind, to=owner.email, user_id=owner.id, username=owner.username, days=days)
 
 
 def end_forgotten(db: Session, now: datetime) -> int:
@@ -151,6 +153,11 @@ def prune_one_time_tokens(db: Session, now: datetime) -> int:
     """Delete mailed tokens that have expired."""
     expired = sa.select(OneTimeToken.id).where(OneTimeToken.expires_at <= now).limit(BATCH)
     return _write(db, expired, sa.delete(OneTimeToken), OneTimeToken.id)
+
+
+def drop_expired_mails(db: Session, now: datetime) -> int:
+    """Delete mails that could not be delivered for as long as they were useful."""
+    return outbox.drop_expired(db, now, BATCH)
 
 
 def _write(

@@ -6,12 +6,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import throttle
-from app.auth import letters, one_time_tokens, passwords
+from app.auth import one_time_tokens, passwords
 from app.auth.registration import refuse_taken
 from app.clock import utc_now
-from app.database import reading, write_again_on_conflict
-from app.mail import Mail
-from app.models import Purpose, SpotifyUser, TokenRefresh, User
+from app.database import reading, write_again_on_conflict, writing
+from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
 from app.parts import parts
 from app.problems import InvalidCredentials, NotSignedIn, TooManyAttempts
 
@@ -30,24 +29,23 @@ def change_profile(user: User, *, username: str | None, email: str | None) -> Us
         InvalidCredentials: the password that was proved for the address has been changed meanwhile.
     """
 
-    def unit(db: Session) -> tuple[User, Mail | None]:
-        row, news = _locked(db, user, proved=email is not None), None
+    def unit(db: Session) -> User:
+        row = _locked(db, user, proved=email is not None)
         if username is not None and username != row.username:
             refuse_taken(db, username=username)
             row.username = username
         if email is not None and email != row.email:
             refuse_taken(db, email=email)
-            news = letters.email_changed(row) if row.email_verified else None
+            _tell(db, row, MailKind.EMAIL_CHANGED)
             row.email, row.email_verified_at = email, None
         db.flush()
-        return row, news
+        return row
 
-    changed, news = write_again_on_conflict(unit)
+    changed = write_again_on_conflict(unit)
     if username is not None:
         log.info("username_changed")
     if email is not None:
         log.info("email_changed")
-        _tell(news)
         ask_to_verify(changed)
     return changed
 
@@ -67,7 +65,6 @@ def change_password(user: User, new_password: str) -> User:
         lambda db: _store_password(db, _locked(db, user, proved=True), password_hash)
     )
     log.info("password_changed")
-    _tell(letters.password_changed(changed) if changed.email_verified else None)
     return changed
 
 
@@ -88,13 +85,13 @@ def reset_password(token: str, password: str) -> User:
         password_hash = passwords.hash_password(password)
 
     def unit(db: Session) -> User:
-        user = _store_password(db, one_time_tokens.spend(db, token, purpose), password_hash)
+        user = one_time_tokens.spend(db, token, purpose)
         user.email_verified_at = user.email_verified_at or utc_now()
+        _store_password(db, user, password_hash)
         return user
 
     user = write_again_on_conflict(unit)
     log.info("password_reset", extra={"account": user.id})
-    _tell(letters.password_changed(user))
     return user
 
 
@@ -105,6 +102,7 @@ def _store_password(db: Session, user: User, password_hash: str) -> User:
     """
     user.password_hash, user.session_epoch = password_hash, user.session_epoch + 1
     one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
+    _tell(db, user, MailKind.PASSWORD_CHANGED)
     return user
 
 
@@ -126,7 +124,7 @@ def verify_email(token: str) -> User:
 def ask_to_verify(user: User) -> None:
     """Mail a new address the question whether it is its owner's, where mail can be sent at all."""
     if parts().mailer.works and may_be_mailed(user.email, Purpose.EMAIL_VERIFICATION):
-        mail_token(user, Purpose.EMAIL_VERIFICATION)
+        mail_verification(user)
 
 
 def may_be_mailed(address: str, purpose: Purpose) -> bool:
@@ -147,14 +145,19 @@ def count_mail(address: str, purpose: Purpose) -> None:
     throttle.count("mails", f"{purpose} {address}", most=MAILS_AN_HOUR)
 
 
-def mail_token(user: User, purpose: Purpose) -> None:
-    """Send the user a one-time token, from the background."""
+def mail_password_reset(address: str) -> None:
+    """Mail a token to the account with this address, if there is one. That is looked up at delivery.
 
-    def write() -> Mail | None:
-        token = write_again_on_conflict(lambda db: one_time_tokens.issue(db, user, purpose))
-        return letters.with_token(user, purpose, token) if token is not None else None
+    The work here is the same in either case, so that its time tells nothing.
+    """
+    with writing() as db:
+        parts().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=address)
 
-    parts().mailer.soon(write)
+
+def mail_verification(user: User) -> None:
+    """Mail the user a token that verifies the address."""
+    with writing() as db:
+        parts().mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=user.email, user_id=user.id)
 
 
 def erase(user: User) -> None:
@@ -165,23 +168,27 @@ def erase(user: User) -> None:
     """
 
     def unit(db: Session) -> list[int]:
-        _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
+        row = _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
         links = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
         # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
+        # Mails that name no account because their sender did not know whether there is one.
+        db.execute(sa.delete(OutgoingMail).where(OutgoingMail.recipient == row.email))
+        _tell(db, row, MailKind.ACCOUNT_DELETED)
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
         return links
 
     for link_id in write_again_on_conflict(unit):
         parts().shared.drop(link_id)
     log.info("account_deleted")
-    _tell(letters.account_deleted(user) if user.email_verified else None)
 
 
-def _tell(news: Mail | None) -> None:
-    """Send news, which go to verified addresses only: others may be a stranger's, who must not be flooded."""
-    if news is not None:
-        parts().mailer.soon(lambda: news)
+def _tell(db: Session, user: User, kind: MailKind) -> None:
+    """Mail news to a verified address only: others may be a stranger's, who must not be flooded."""
+    if user.email_verified:
+        # The last one outlives the account.
+        user_id = None if kind is MailKind.ACCOUNT_DELETED else user.id
+        parts().mailer.enqueue(db, kind, to=user.email, user_id=user_id, username=user.username)
 
 
 def _locked(db: Session, user: User, *, proved: bool = False) -> User:

@@ -13,6 +13,7 @@ from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
 from app.models.access_token import six_months_after
 from app.scheduler import refresh_due
 from app.spotify import upkeep
+from tests.every_route import settled
 from tests.journeys import connect, register
 from tests.mailbox import Mailbox
 from tests.many import let_pass, link_many
@@ -185,7 +186,7 @@ def test_f8_a_reminder_goes_to_an_address_that_is_verified(
 
     keep_up(app)
     keep_up(app)
-    app.extensions["backline"].mailer.close()
+    settled(app)
 
     told = mailbox.to("ada@example.com", "connect Spotify again")
     assert len(told) == (1 if verified else 0)

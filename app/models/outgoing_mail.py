@@ -1,0 +1,51 @@
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.clock import utc_now
+from app.database import Base, UTCDateTime, exact_string
+
+
+class MailKind(StrEnum):
+    """What a mail is about. `app.auth.letters` has the text of each."""
+
+    PASSWORD_RESET = "password_reset"  # noqa: S105
+    EMAIL_VERIFICATION = "email_verification"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    EMAIL_CHANGED = "email_changed"
+    ACCOUNT_DELETED = "account_deleted"
+    SPOTIFY_ENDS_SOON = "spotify_ends_soon"
+
+    @property
+    def useful_for(self) -> timedelta:
+        """How long delivery is tried. People who asked for a mail ask again sooner than others."""
+        return _USEFUL_FOR.get(self, timedelta(days=4))  # RFC 5321 section 4.5.4.1: 4 to 5 days
+
+
+_USEFUL_FOR = {MailKind.PASSWORD_RESET: timedelta(hours=1), MailKind.EMAIL_VERIFICATION: timedelta(days=1)}
+
+
+class OutgoingMail(Base):
+    """A mail that the mail server has not accepted yet. See `app.outbox`.
+
+    It holds no secret: the text, and the token that may be in it, are made at delivery.
+    """
+
+    __tablename__ = "outgoing_mails"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    # The same for every attempt, so that mail programs can recognize a mail that arrives twice.
+    message_id: Mapped[str] = mapped_column(exact_string(32), unique=True)
+    kind: Mapped[str] = mapped_column(exact_string(32))
+    # Empty if the account is gone, or if its existence must not influence what is stored.
+    user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    recipient: Mapped[str] = mapped_column(exact_string(320), index=True)
+    arguments: Mapped[str] = mapped_column(sa.String(1000))  # what else the text needs, as JSON
+    attempts: Mapped[int] = mapped_column(default=0)
+    # The next attempt; while one is under way, the end of its lease.
+    due_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
