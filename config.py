@@ -9,13 +9,16 @@ import binascii
 import io
 import ipaddress
 import os
+import posixpath
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from redis.connection import parse_url as parse_redis_url
@@ -38,10 +41,22 @@ SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 SANDBOX_URL = "http://127.0.0.1:5001"
 
 AppEnv = Literal["development", "production"]
-SameSite = Literal["Lax", "None"]
+SameSite = Literal["Lax", "Strict", "None"]
+
+AUTHORIZE_PATH = "/api/spotify/authorize"
+# What Sentry and OpenTelemetry add to a page's requests, so that traces reach across the network.
+TRACE_HEADERS = ("sentry-trace", "baggage", "traceparent")
+# Pages in a native shell and pages of browser extensions have origins with these schemes.
+APP_SCHEMES = ("capacitor", "ionic", "tauri", "chrome-extension", "moz-extension")
 
 # What ALLOW_INSECURE may name: production accepts each of these only on purpose.
 INSECURE_PARTS = ("mail", "redis", "sqlite")
+
+# Headers that browsers and proxies set, and one that this API does not accept.
+_RESERVED_HEADERS = r"authorization|cookie|host|origin|(proxy|sec|x-forwarded)-.*|forwarded|x-real-ip"
+
+_NEW_TEXT_KEY = 'Make one: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+_NEW_BYTES_KEY = 'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'
 
 
 class ConfigError(Exception):
@@ -66,6 +81,7 @@ class Config:
     uses_sandbox: bool
     frontend_url: str
     cors_origins: tuple[str, ...]
+    cors_allow_headers: tuple[str, ...]  # request headers that apps may send besides those the API needs
     session_cookie_secure: bool
     session_cookie_samesite: SameSite
     session_idle_seconds: int
@@ -94,6 +110,18 @@ class Config:
         return timedelta(seconds=self.refresh_lead_seconds)
 
     @property
+    def redirects_to_api(self) -> bool:
+        """Whether Spotify sends browsers back to this API, and not to a page of the app."""
+        path = urlsplit(self.spotify_redirect_uri).path
+        exact = path.endswith(AUTHORIZE_PATH) and not any(part in path for part in ("//", "/./", "/../"))
+        return exact and self.spotify_redirect_uri.endswith(path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only browsers on this machine can use the API, which makes plain http safe."""
+        return _is_local(self.app_env, self.spotify_redirect_uri, self.trusted_hosts)
+
+    @property
     def session_cookie_name(self) -> str:
         """`__Host-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3.2)."""
         return "__Host-session" if self.session_cookie_secure else "session"
@@ -113,32 +141,14 @@ class Config:
         here = f"http://127.0.0.1:{port}"
 
         client_id = read.text("SPOTIFY_CLIENT_ID", needed=production)
-        if production and client_id == SANDBOX_CLIENT_ID:
-            read.problems.append("SPOTIFY_CLIENT_ID is the sandbox's, which is not for production.")
         client_secret = read.text("SPOTIFY_CLIENT_SECRET", needed=bool(client_id) or production)
         if client_secret and not client_id and not production:
-            read.problems.append("SPOTIFY_CLIENT_SECRET is set, but SPOTIFY_CLIENT_ID is not.")
+            read.report("SPOTIFY_CLIENT_SECRET", "is set, but SPOTIFY_CLIENT_ID is not. Set both or neither.")
         uses_sandbox = not client_id and not production
-        redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}/api/spotify/authorize")
+        redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}{AUTHORIZE_PATH}")
         frontend_url = read.url("FRONTEND_URL", f"{here}/api/docs", needed=production)
-        secure = read.boolean("SESSION_COOKIE_SECURE", default=not redirect_uri.startswith("http://"))
-        samesite = cast("SameSite", read.choice("SESSION_COOKIE_SAMESITE", "Lax", ("Lax", "None")))
-        if samesite == "None" and not secure:
-            read.problems.append("SESSION_COOKIE_SAMESITE=None needs SESSION_COOKIE_SECURE=true (and https).")
-
-        cors_origins = read.origins(
-            "CORS_ORIGINS",
-            [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
-            needed=production,
-        )
-        at_the_api = redirect_uri.endswith("/api/spotify/authorize")
-        if production and samesite == "Lax" and at_the_api and not read.problems:
-            read.problems += [
-                f"CORS_ORIGINS: {origin} is on another site than {_origin(redirect_uri)}, so browsers would "
-                "not send the session's cookie from there. Set SESSION_COOKIE_SAMESITE=None if that is meant."
-                for origin in cors_origins
-                if not _may_be_same_site(origin, redirect_uri)
-            ]
+        trusted_hosts = read.host_names("TRUSTED_HOSTS", needed=production)
+        is_local = _is_local(app_env, redirect_uri, trusted_hosts)
 
         config = cls(
             app_env=app_env,
@@ -159,13 +169,20 @@ class Config:
             ),
             uses_sandbox=uses_sandbox,
             frontend_url=frontend_url,
-            cors_origins=cors_origins,
-            session_cookie_secure=secure,
-            session_cookie_samesite=samesite,
+            cors_origins=read.origins(
+                "CORS_ORIGINS",
+                [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
+                needed=production,
+            ),
+            cors_allow_headers=read.header_names("CORS_ALLOW_HEADERS"),
+            session_cookie_secure=read.boolean("SESSION_COOKIE_SECURE", default=not is_local),
+            session_cookie_samesite=cast(
+                "SameSite", read.choice("SESSION_COOKIE_SAMESITE", "Lax", ("Lax", "Strict", "None"))
+            ),
             session_idle_seconds=read.integer("SESSION_IDLE_SECONDS", 7 * 86_400, least=1),
             session_max_seconds=read.integer("SESSION_MAX_SECONDS", 30 * 86_400, least=1),
             trusted_proxies=read.integer("TRUSTED_PROXIES", 0, least=0, most=5),
-            trusted_hosts=read.host_names("TRUSTED_HOSTS"),
+            trusted_hosts=trusted_hosts,
             allow_insecure=read.insecure_parts("ALLOW_INSECURE"),
             refresh_lead_seconds=read.integer("REFRESH_LEAD_SECONDS", 900, least=1, most=86_400),
             refresh_active_days=read.integer("REFRESH_ACTIVE_DAYS", 30, least=1),
@@ -184,6 +201,7 @@ class Config:
             threads=read.integer("THREADS", 32, least=2),
             port=port,
         )
+        read.check_combinations(config)
         if read.problems:
             raise ConfigError("\n".join(read.problems))
         return config
@@ -247,12 +265,186 @@ def _is_host(name: str | None) -> bool:
 def _may_be_same_site(one: str, other: str) -> bool:
     """Whether a browser may take two URLs for one site: same scheme, and domain names that end alike.
 
-    What counts as a site depends on a list of public suffixes (`co.uk`) that browsers have; two labels
-    in common are enough to be let pass here.
+    What counts as a site depends on a list of public suffixes (`co.uk`) that browsers have, so names that
+    share two labels pass here.
     """
     first, second = urlsplit(one), urlsplit(other)
-    ends = [(url.hostname or "").split(".")[-2:] for url in (first, second)]
-    return first.scheme == second.scheme and ends[0] == ends[1]
+    hosts = [url.hostname or "" for url in (first, second)]
+    if any(re.fullmatch(r"[0-9.]+|.*:.*", host) for host in hosts):  # an IP address is a site of its own
+        return first.scheme == second.scheme and hosts[0] == hosts[1]
+    return first.scheme == second.scheme and hosts[0].split(".")[-2:] == hosts[1].split(".")[-2:]
+
+
+def _host_name(entry: str) -> str:
+    """The name in an entry of TRUSTED_HOSTS, without its port and brackets."""
+    return urlsplit(f"//{entry}").hostname or ""
+
+
+def _is_local(app_env: AppEnv, redirect_uri: str, trusted_hosts: tuple[str, ...]) -> bool:
+    on_loopback = bool(trusted_hosts) and all(is_loopback(_host_name(host)) for host in trusted_hosts)
+    return urlsplit(redirect_uri).scheme == "http" and (on_loopback or app_env == "development")
+
+
+def _is_guessable(key: bytes) -> bool:
+    """Whether a key follows a pattern: few different bytes, a repeated unit, or steps of one size.
+
+    Random keys do not, in practice.
+    """
+    steps = Counter((after - before) % 256 for before, after in pairwise(key))
+    return (
+        len(set(key)) < 6
+        or max(steps.values()) > len(key) / 2
+        or any(key[unit:] == key[:-unit] for unit in range(1, len(key) // 2 + 1))
+    )
+
+
+def _is_placeholder(secret: str) -> bool:
+    """Whether a secret comes from a template: `CHANGE-ME-please`, `django-insecure-...`."""
+    letters = re.sub(r"[^a-z]", "", secret.lower())
+    known = r"change(me|this)|replaceme|yoursecret|placeholder|djangoinsecure|fortestsonly"
+    return re.search(known, letters) is not None
+
+
+# --- Rules about several settings. Each yields messages that begin with the name of a setting. --------
+
+
+def _cookie_rules(config: Config) -> Iterator[str]:
+    same_site = config.session_cookie_samesite
+    if same_site == "None" and not config.session_cookie_secure:
+        yield "SESSION_COOKIE_SAMESITE=None needs SESSION_COOKIE_SECURE=true, and https."
+    if config.redirects_to_api and same_site != "Lax":
+        reason = (
+            "browsers keep this cookie separately for each site that the app is on, so it would be missing"
+            if same_site == "None"
+            else "browsers would not send this cookie"
+        )
+        yield (
+            f"SESSION_COOKIE_SAMESITE={same_site} does not work while SPOTIFY_REDIRECT_URI leads to this "
+            f"API: {reason} when Spotify sends people back, and no one could connect Spotify. Point "
+            "SPOTIFY_REDIRECT_URI at a page of your app, or use Lax with app and API under one domain."
+        )
+
+
+def _redirect_uri_rule(config: Config) -> Iterator[str]:
+    """At this API, only one path completes an authorization."""
+    parts = urlsplit(config.spotify_redirect_uri)
+    origin = _origin(config.spotify_redirect_uri)
+    path = re.sub(r"[/\\]+", "/", unquote(parts.path)).partition(";")[0].lower()
+    path = posixpath.normpath(path).rstrip(". ")
+    is_api_host = (parts.hostname or "") in map(_host_name, config.trusted_hosts) or (
+        is_loopback(parts.hostname) and parts.port == config.port
+    )
+    serves_pages = origin in (*config.cors_origins, _origin(config.frontend_url))
+    is_api_path = path == "/api" or path.startswith("/api/") or not serves_pages
+    if not config.redirects_to_api and (path.endswith(AUTHORIZE_PATH) or (is_api_host and is_api_path)):
+        yield (
+            "SPOTIFY_REDIRECT_URI leads to this API, but not to the path that completes an authorization, "
+            f"so no one could connect Spotify. Use exactly {origin}{AUTHORIZE_PATH} (no slash at the end, no "
+            "query)."
+        )
+
+
+def _client_id_rule(config: Config) -> Iterator[str]:
+    if config.spotify_client_id == SANDBOX_CLIENT_ID:
+        yield "SPOTIFY_CLIENT_ID is the sandbox's. Use your own application's, from Spotify's dashboard."
+
+
+def _plain_http_rules(config: Config) -> Iterator[str]:
+    """Plain http is safe only where it does not leave the machine."""
+    if not config.is_local:
+        if config.redirects_to_api and config.spotify_redirect_uri.lower().startswith("http:"):
+            yield (
+                "SPOTIFY_REDIRECT_URI leads people to their own machine. Use the public https address of "
+                "this API, or of a page of your app."
+            )
+        if not config.session_cookie_secure:
+            yield (
+                "SESSION_COOKIE_SECURE=false would let the session cookie travel unencrypted. Remove the "
+                "line, or set it to true."
+            )
+    if _is_unsafe_http(config, config.frontend_url):
+        yield "FRONTEND_URL is plain http, so links in emails could be intercepted. Use https."
+    for origin in config.cors_origins:
+        if _is_unsafe_http(config, origin):
+            yield (
+                f"CORS_ORIGINS: {origin} is plain http, so anyone on the way could act through its pages. "
+                "Use https, and remove origins that are for development."
+            )
+
+
+def _is_unsafe_http(config: Config, url: str) -> bool:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    # Browsers never ask the network for a name such as tauri.localhost, where Tauri serves an app's pages.
+    is_safe = (config.is_local and is_loopback(host)) or host.endswith(".localhost")
+    return parts.scheme == "http" and not is_safe
+
+
+def _same_site_rule(config: Config) -> Iterator[str]:
+    """Only a redirect URI that leads to the API shows for certain where browsers reach the API."""
+    is_wrong_already = config.spotify_redirect_uri.lower().startswith("http:") and not config.is_local
+    if config.session_cookie_samesite == "None" or not config.redirects_to_api or is_wrong_already:
+        return
+    for origin in config.cors_origins:
+        if not _is_unsafe_http(config, origin) and not _may_be_same_site(origin, config.spotify_redirect_uri):
+            yield (
+                f"CORS_ORIGINS: {origin} is on another site than {_origin(config.spotify_redirect_uri)}, so "
+                "browsers would not send the session cookie from there. Serve both under one domain, or set "
+                "SESSION_COOKIE_SAMESITE=None and point SPOTIFY_REDIRECT_URI at a page of your app."
+            )
+
+
+def _database_rule(config: Config) -> Iterator[str]:
+    if make_url(config.database_url).get_backend_name() == "sqlite" and "sqlite" not in config.allow_insecure:
+        yield (
+            "DATABASE_URL is SQLite, which is for development. Use mysql+mysqldb://..., or accept it with "
+            "ALLOW_INSECURE=sqlite."
+        )
+
+
+def _redis_rule(config: Config) -> Iterator[str]:
+    if is_exposed_redis(config.redis_url) and "redis" not in config.allow_insecure:
+        yield (
+            "REDIS_URL reaches another machine without a password or TLS, so anyone on that network could "
+            "read and change sessions. Use redis://:password@... or rediss://..., or accept it with "
+            "ALLOW_INSECURE=redis."
+        )
+
+
+def is_exposed_redis(url: str) -> bool:
+    """Whether Redis is on another machine, with neither a password nor a verified TLS connection."""
+    parsed = parse_redis_url(url)  # type: ignore[no-untyped-call]
+    verified = url.lower().startswith("rediss:") and parsed.get("ssl_cert_reqs") != "none"
+    return not (verified or parsed.get("password") or parsed.get("path") or is_loopback(parsed.get("host")))
+
+
+def _secret_key_rule(config: Config) -> Iterator[str]:
+    if _is_guessable(config.secret_key.encode(errors="surrogateescape")) or _is_placeholder(
+        config.secret_key
+    ):
+        yield f"SECRET_KEY is easy to guess: it has a pattern, or is an example. {_NEW_TEXT_KEY}"
+
+
+def _token_keys_rule(config: Config) -> Iterator[str]:
+    if any(map(_is_guessable, config.token_encryption_keys)):
+        yield f"TOKEN_ENCRYPTION_KEYS has a key with a pattern, which is easy to guess. {_NEW_BYTES_KEY}"
+
+
+# Each rule with the settings it reads. It does not apply while one of them is invalid by itself.
+_Rules = tuple[tuple[Callable[[Config], Iterator[str]], set[str]], ...]
+_RULES: _Rules = (
+    (_cookie_rules, {"SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_SECURE", "SPOTIFY_REDIRECT_URI"}),
+    (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI", "TRUSTED_HOSTS", "CORS_ORIGINS", "FRONTEND_URL", "PORT"}),
+)
+_PRODUCTION_RULES: _Rules = (
+    (_client_id_rule, set()),
+    (_plain_http_rules, set()),
+    (_same_site_rule, {"SPOTIFY_REDIRECT_URI", "SESSION_COOKIE_SAMESITE"}),
+    (_database_rule, {"DATABASE_URL", "ALLOW_INSECURE"}),
+    (_redis_rule, {"REDIS_URL", "ALLOW_INSECURE"}),
+    (_secret_key_rule, {"SECRET_KEY"}),
+    (_token_keys_rule, {"TOKEN_ENCRYPTION_KEYS"}),
+)
 
 
 class _Reader:
@@ -262,63 +454,88 @@ class _Reader:
         self._environ = environ
         self.production = True
         self.problems: list[str] = []
+        self._invalid: set[str] = set()
+
+    def report(self, name: str, problem: str) -> None:
+        self._invalid.add(name)
+        self.problems.append(f"{name} {problem}")
+
+    def check_combinations(self, config: Config) -> None:
+        """Apply the rules about several settings. A setting that is already reported is left alone."""
+        invalid = self._invalid
+        for rule, settings in (*_RULES, *(_PRODUCTION_RULES if self.production else ())):
+            if invalid.isdisjoint(settings):
+                self.problems += [line for line in rule(config) if re.split("[ :=]", line)[0] not in invalid]
 
     def text(self, name: str, default: str = "", *, needed: bool = False) -> str:
         value = self._environ.get(name, "").strip()
         if not value and needed:
-            self.problems.append(f"{name} is not set. See .env.example.")
+            self.report(name, "is not set. See .env.example.")
         return value or default
 
     def visible_ascii(self, name: str, value: str) -> str:
         """A credential for HTTP's Basic scheme; a pasted typographic quote would fail there much later."""
         if not re.fullmatch(r"[!-~]*", value):
-            self.problems.append(f"{name} has characters that no Spotify credential has.")
+            self.report(name, "has characters that no Spotify credential has.")
         return value
 
     def words(self, name: str) -> tuple[str, ...]:
         return tuple(word.strip() for word in self.text(name).split(",") if word.strip())
 
-    def host_names(self, name: str) -> tuple[str, ...]:
+    def host_names(self, name: str, *, needed: bool) -> tuple[str, ...]:
+        """Names of this API. A leading dot stands for all names below a domain."""
         found = self.words(name)
+        if needed and not found:
+            self.report(name, "is not set. List the host names of this API, such as api.example.com.")
         for host in found:
-            if not re.fullmatch(r"\.?[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?", host):
-                self.problems.append(f"{name}: {host!r} is not a host name such as api.example.com.")
+            # ".com" would stand for half of the world.
+            label = "[A-Za-z0-9-]+"
+            host_name = rf"{label}(\.{label})*|\.{label}(\.{label})+"
+            if not re.fullmatch(rf"({host_name}|\[[0-9a-fA-F:]+\])(:\d{{1,5}})?", host):
+                self.report(name, f"has {host!r}, which is not a host name such as api.example.com.")
         return found
+
+    def header_names(self, name: str) -> tuple[str, ...]:
+        """Names of request headers, in addition to those for traces."""
+        found = self.words(name)
+        for header in found:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", header):
+                self.report(name, f"has {header!r}, which is not the name of a header. List exact names.")
+            elif re.fullmatch(_RESERVED_HEADERS, header, re.IGNORECASE):
+                self.report(name, f"has {header}, which apps must not set. Remove it.")
+        return tuple(dict.fromkeys((*TRACE_HEADERS, *found)))
 
     def insecure_parts(self, name: str) -> frozenset[str]:
         """The parts of a deployment that may be insecure. A word that means nothing is a mistake."""
         found = frozenset(word.lower() for word in self.words(name))
         if not found <= set(INSECURE_PARTS):
-            self.problems.append(f"{name} accepts these words only: {', '.join(INSECURE_PARTS)}.")
+            self.report(name, f"accepts these words only: {', '.join(INSECURE_PARTS)}.")
         return found
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
         value = self.text(name, default)
         match = next((choice for choice in allowed if choice.lower() == value.lower()), None)
         if match is None:
-            self.problems.append(f"{name} must be one of {', '.join(allowed)}.")
+            self.report(name, f"must be one of {', '.join(allowed)}.")
         return match or default
 
     def integer(self, name: str, default: int, *, least: int, most: int = 2**31 - 1) -> int:
         value = self.text(name, str(default))
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not least <= int(value) <= most:
-            self.problems.append(f"{name} must be a whole number from {least} to {most}.")
+            self.report(name, f"must be a whole number from {least} to {most}.")
             return default
         return int(value)
 
     def boolean(self, name: str, *, default: bool) -> bool:
         value = self.text(name, str(default)).lower()
         if value not in ("true", "false", "1", "0", "yes", "no"):
-            self.problems.append(f"{name} must be true or false.")
+            self.report(name, "must be true or false.")
         return value in ("true", "1", "yes")
 
     def secret_key(self, name: str) -> str:
         value = self.text(name)
         if not value or (self.production and len(value) < 16):
-            self.problems.append(
-                f"{name} is not set, or shorter than 16 characters. Make one: "
-                'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
-            )
+            self.report(name, f"is not set, or shorter than 16 characters. {_NEW_TEXT_KEY}")
         return value
 
     def keys(self, name: str) -> tuple[bytes, ...]:
@@ -326,9 +543,10 @@ class _Reader:
         words = self.words(name)
         keys = tuple(key for word in words if (key := _decode_key(word)) is not None)
         if not words or len(keys) != len(words):
-            self.problems.append(
-                f"{name} must be one or more keys of 32 bytes in base64, newest first, comma separated. "
-                'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'
+            self.report(
+                name,
+                "must be one or more keys of 32 bytes in base64, newest first, comma separated. "
+                f"{_NEW_BYTES_KEY}",
             )
         return keys
 
@@ -342,9 +560,10 @@ class _Reader:
         except (ArgumentError, ValueError):  # a port that is no number is a plain ValueError
             good = False
         if not good:
-            self.problems.append(
-                f"{name} must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 "
-                "or sqlite:////absolute/path."
+            self.report(
+                name,
+                "must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 "
+                "or sqlite:////absolute/path.",
             )
         return value
 
@@ -356,7 +575,7 @@ class _Reader:
         except ValueError:
             good = False
         if not good:
-            self.problems.append(f"{name} must look like redis://host:6379/0, rediss://… or unix:///path.")
+            self.report(name, "must look like redis://host:6379/0, rediss://… or unix:///path.")
         return value
 
     def url(self, name: str, default: str, *, needed: bool = False) -> str:
@@ -366,8 +585,8 @@ class _Reader:
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:  # an unclosed bracket, a port that is no number
             good = False
-        if not good or parts.username or parts.fragment or not re.fullmatch(r"[!-~]+", value):
-            self.problems.append(f"{name} must be an http(s) URL without a fragment or credentials.")
+        if not good or "@" in parts.netloc or "#" in value or not re.fullmatch(r"[!-[\]-~]+", value):
+            self.report(name, "must be an http(s) URL without a fragment or credentials.")
             return default
         return value
 
@@ -376,9 +595,9 @@ class _Reader:
         value = self.url(name, default).rstrip("/")
         parts = urlsplit(value)
         if parts.scheme == "http" and not is_loopback(parts.hostname):
-            self.problems.append(f"{name} must be https (http is accepted on loopback only).")
+            self.report(name, "must be https (http is accepted on loopback only).")
         if parts.query:
-            self.problems.append(f"{name} must not have a query.")
+            self.report(name, "must not have a query.")
         return value
 
     def redirect_uri(self, name: str, default: str) -> str:
@@ -388,10 +607,11 @@ class _Reader:
         """
         value = self.url(name, default, needed=self.production)
         parts = urlsplit(value)
-        if parts.scheme == "http" and (parts.hostname == "localhost" or not is_loopback(parts.hostname)):
-            self.problems.append(
-                f"{name} must be https, or http with the loopback address 127.0.0.1 or [::1]: "
-                "Spotify refuses anything else, localhost included."
+        if parts.hostname == "localhost" or (parts.scheme == "http" and not is_loopback(parts.hostname)):
+            self.report(
+                name,
+                "must be https, or http with the loopback address 127.0.0.1 or [::1]: "
+                "Spotify refuses anything else, localhost included.",
             )
         return value
 
@@ -404,29 +624,33 @@ class _Reader:
         except ValueError:
             good = False
         if value and (not good or parts.path.strip("/") or parts.query or parts.fragment):
-            self.problems.append(
-                f"{name} must look like smtp://user:password@mail.example.com:587, with special characters "
-                "of the password percent-encoded (# is %23)."
+            self.report(
+                name,
+                "must look like smtp://user:password@mail.example.com:587, with special characters "
+                "of the password percent-encoded (# is %23).",
             )
         return value
 
     def mail_address(self, name: str, default: str) -> str:
         value = self.text(name, default)
         if not re.fullmatch(r"[!-~]+@[!-~]+", value) or set(value) & set('<>,;"'):
-            self.problems.append(f"{name} must be a plain e-mail address, such as no-reply@example.com.")
+            self.report(name, "must be a plain e-mail address, such as no-reply@example.com.")
         return value
 
     def origins(self, name: str, default: list[str], *, needed: bool = False) -> tuple[str, ...]:
-        """Exact origins. A wildcard with credentials would let any page read every answer."""
+        """Exact origins. A wildcard with credentials would let any page read every response."""
         found = self.words(name) or tuple(dict.fromkeys(default))
-        if needed and not found:  # also where there is nothing but commas
-            self.problems.append(f"{name} is not set. See .env.example.")
+        if needed and not found:  # also if there is nothing but commas
+            self.report(name, "is not set. See .env.example.")
+        schemes = "|".join(("https?", *APP_SCHEMES))
         for origin in found:
-            shape = re.fullmatch(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?", origin)
+            shape = re.fullmatch(rf"(?:{schemes})://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{{1,5}})?", origin)
             if not shape or origin != _origin(origin):
-                self.problems.append(
-                    f"{name}: {origin!r} is not an exact origin such as https://app.example.com "
-                    "(lower case, no usual port, no path, no trailing slash, no wildcard)."
+                self.report(
+                    name,
+                    f"has {origin!r}, which is not an exact origin such as https://app.example.com or "
+                    "capacitor://localhost (lower case, no default port, no path, no slash at the end, no "
+                    f"wildcard; http, https, {', '.join(APP_SCHEMES)}).",
                 )
         return found
 

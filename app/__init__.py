@@ -84,7 +84,7 @@ def create_app(config: Config) -> Flask:
         origins=[re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins],
         supports_credentials=True,
         methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Content-Type", "X-Requested-With"],
+        allow_headers=["Content-Type", "X-Requested-With", *config.cors_allow_headers],
         expose_headers=["Age", "Location", "Retry-After", "X-Cache", "X-Request-ID"],
         max_age=3600,
         always_send=False,

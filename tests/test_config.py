@@ -1,13 +1,15 @@
 """Settings: complete, checked as a whole, and never shown."""
 
 import base64
+import re
 from pathlib import Path
 
 import pytest
 
-from config import Config, ConfigError, read_environment
+from config import AUTHORIZE_PATH, Config, ConfigError, read_environment
 
-KEY = base64.b64encode(bytes(32)).decode()
+KEY = "7wXoTzJ1mRk3vGd9PqYcB5sLhUeN0aZfWi2tKxQ8ypM="
+KEY_BYTES = base64.b64decode(KEY)
 DEVELOPMENT = {"APP_ENV": "development", "SECRET_KEY": "secret-hunter2", "TOKEN_ENCRYPTION_KEYS": KEY}
 PRODUCTION = {
     "SECRET_KEY": "secret-hunter2-and-more",
@@ -19,6 +21,15 @@ PRODUCTION = {
     "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
     "FRONTEND_URL": "https://app.example.com/",
     "CORS_ORIGINS": "https://app.example.com",
+    "TRUSTED_HOSTS": "api.example.com",
+}
+# With the redirect URI at a page of the app, and a cookie for other sites.
+CROSS_SITE = {
+    **PRODUCTION,
+    "SPOTIFY_REDIRECT_URI": "https://app.example.org/callback",
+    "CORS_ORIGINS": "https://app.example.org",
+    "FRONTEND_URL": "https://app.example.org/",
+    "SESSION_COOKIE_SAMESITE": "None",
 }
 
 
@@ -129,7 +140,7 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("TRUSTED_HOSTS", "https://api.example.com"),
         ("TRUSTED_HOSTS", "api.example.com/"),
         ("SESSION_COOKIE_SECURE", "maybe"),
-        ("SESSION_COOKIE_SAMESITE", "Strict"),
+        ("SESSION_COOKIE_SAMESITE", "Loose"),
         ("SESSION_IDLE_SECONDS", "0"),
         ("SESSION_IDLE_SECONDS", "-5"),
         ("SESSION_MAX_SECONDS", "0"),
@@ -211,14 +222,15 @@ def test_short_sessions_are_a_choice() -> None:
     [
         ("https://app.other.com", "https://api.example.com/api/spotify/authorize"),
         ("https://app.example.com,https://example.org", "https://api.example.com/api/spotify/authorize"),
-        ("http://app.example.com", "https://api.example.com/api/spotify/authorize"),
+        ("capacitor://localhost", "https://api.example.com/api/spotify/authorize"),
+        ("https://10.0.0.1", "https://192.168.0.1/api/spotify/authorize"),
     ],
 )
 def test_b7_an_app_on_another_site_needs_a_cookie_for_other_sites(origins: str, redirect_uri: str) -> None:
     settings = {**PRODUCTION, "CORS_ORIGINS": origins, "SPOTIFY_REDIRECT_URI": redirect_uri}
 
     assert "SESSION_COOKIE_SAMESITE" in problems_of(settings)
-    assert Config.from_env({**settings, "SESSION_COOKIE_SAMESITE": "None"}).cors_origins
+    assert Config.from_env({**CROSS_SITE, "CORS_ORIGINS": origins}).session_cookie_samesite == "None"
 
 
 @pytest.mark.parametrize(
@@ -251,14 +263,14 @@ def test_a_cookie_for_other_sites_has_to_be_secure() -> None:
 def test_a_key_may_be_written_in_any_usual_way(text: str) -> None:
     config = Config.from_env({**DEVELOPMENT, "TOKEN_ENCRYPTION_KEYS": f"{text}, {KEY}"})
 
-    assert config.token_encryption_keys == (bytes(range(224, 256)), bytes(32))
+    assert config.token_encryption_keys == (bytes(range(224, 256)), KEY_BYTES)
 
 
 def test_secrets_are_not_in_the_repr() -> None:
     shown = repr(Config.from_env(PRODUCTION))
 
     assert "hunter2" not in shown
-    assert repr(bytes(32)) not in shown
+    assert repr(KEY_BYTES) not in shown
 
 
 @pytest.mark.parametrize(
@@ -267,3 +279,313 @@ def test_secrets_are_not_in_the_repr() -> None:
 )
 def test_operator_names_the_insecure_parts_to_accept(text: str, accepted: set[str]) -> None:
     assert Config.from_env({**PRODUCTION, "ALLOW_INSECURE": text}).allow_insecure == accepted
+
+
+def insecure_names(changes: dict[str, str], settings: dict[str, str] = PRODUCTION) -> set[str]:
+    """The settings that production complains about, after these changes. Each complaint says what to do."""
+    try:
+        Config.from_env({**settings, **changes})
+    except ConfigError as error:
+        lines = str(error).splitlines()
+    else:
+        return set()
+    assert all(re.search(r"\. (Use|Make one|Remove|Point|Serve|List)|needs", line) for line in lines), lines
+    return {re.split("[ :=]", line)[0] for line in lines}
+
+
+def text_key(key: bytes) -> str:
+    return base64.b64encode(key).decode()
+
+
+INSECURE = [
+    ("SESSION_COOKIE_SECURE", "false"),
+    ("FRONTEND_URL", "http://app.example.com/"),
+    ("FRONTEND_URL", "HTTP://app.example.com/"),
+    ("FRONTEND_URL", "http://127.0.0.1:5173/"),
+    ("FRONTEND_URL", "http://localhost/"),
+    ("CORS_ORIGINS", "http://app.example.com"),
+    ("CORS_ORIGINS", "https://app.example.com,http://app.example.com:8080"),
+    ("CORS_ORIGINS", "https://app.example.com, http://127.0.0.1:5173"),
+    ("CORS_ORIGINS", "https://app.example.com, http://10.0.0.8"),
+    ("REDIS_URL", "redis://cache:6379/0"),
+    ("REDIS_URL", "redis://10.0.0.8"),
+    ("REDIS_URL", "redis://somebody@cache/0"),
+    ("REDIS_URL", "redis://:@cache/0"),
+    ("REDIS_URL", "redis://[2001:db8::1]:6379/0"),
+    ("REDIS_URL", "rediss://cache?ssl_cert_reqs=none"),
+    ("DATABASE_URL", "sqlite:////var/lib/backline.sqlite3"),
+    ("DATABASE_URL", "sqlite+pysqlite:////var/lib/backline.sqlite3"),
+    ("TRUSTED_HOSTS", " , "),
+    ("SECRET_KEY", "a" * 43),
+    ("SECRET_KEY", "01" * 20),
+    ("SECRET_KEY", "changeme" * 4),
+    ("SECRET_KEY", "please-Change_Me-1234"),
+    ("SECRET_KEY", "abcdefghijklmnopqrstuvwxyz"),
+    ("SECRET_KEY", "0123456789abcdef0123456789abcdef"),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(32))),
+    ("TOKEN_ENCRYPTION_KEYS", "ff" * 32),
+    ("TOKEN_ENCRYPTION_KEYS", f"{KEY},{text_key(b'k' * 32)}"),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(b"\x00\xff" * 16)),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(range(32)))),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(range(255, 223, -1)))),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(b"change me please" * 2)),
+    ("SPOTIFY_CLIENT_ID", "5a4db0c0ffee4b0cac1e5a4db0c0ffee"),
+    ("SPOTIFY_REDIRECT_URI", "http://127.0.0.1:5000/api/spotify/authorize"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), INSECURE)
+def test_production_refuses_an_insecure_setting(name: str, value: str) -> None:
+    assert insecure_names({name: value}) == {name}
+
+
+def test_production_reports_every_insecure_setting_at_once() -> None:
+    worst = {
+        "SESSION_COOKIE_SECURE": "false",
+        "FRONTEND_URL": "http://app.example.com/",
+        "CORS_ORIGINS": "http://app.example.com",
+        "REDIS_URL": "redis://cache",
+        "DATABASE_URL": "sqlite:////var/lib/backline.sqlite3",
+        "TRUSTED_HOSTS": "",
+        "SECRET_KEY": "x" * 32,
+        "TOKEN_ENCRYPTION_KEYS": text_key(bytes(32)),
+        "LOG_LEVEL": "LOUD",
+    }
+    message = problems_of({**PRODUCTION, **worst})
+
+    assert {re.split("[ :=]", line)[0] for line in message.splitlines()} == set(worst)
+    assert len(message.splitlines()) == len(worst)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("redis", "REDIS_URL", "redis://cache:6379/0"),
+        ("sqlite", "DATABASE_URL", "sqlite:////var/lib/backline.sqlite3"),
+    ],
+)
+def test_operator_accepts_one_insecure_part_and_no_other(part: str, name: str, value: str) -> None:
+    assert insecure_names({name: value, "ALLOW_INSECURE": part}) == set()
+    assert insecure_names({name: value, "ALLOW_INSECURE": "mail"}) == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "redis://127.0.0.1:6379/0"),
+        ("REDIS_URL", "redis://localhost"),
+        ("REDIS_URL", "redis://[::1]/0"),
+        ("REDIS_URL", "unix:///run/redis.sock"),
+        ("REDIS_URL", "rediss://cache:6379/0"),
+        ("REDIS_URL", "redis://cache/0?password=hunter2"),
+        ("SECRET_KEY", "Zm9vYmFyLXF1dXgtMTIzNDU"),
+        ("SECRET_KEY", "correct horse battery staple"),
+        ("TOKEN_ENCRYPTION_KEYS", "9f1c3b7e5a2d4860b1c7e3f5092a6d8c4b0e7f1935ac6d2840e9b3f7c15a8d60"),
+        ("TRUSTED_HOSTS", ".example.com"),
+        ("TRUSTED_HOSTS", "api.example.com:8443,[2001:db8::1]:443"),
+    ],
+)
+def test_production_accepts_a_setting_that_is_secure_enough(name: str, value: str) -> None:
+    assert insecure_names({name: value}) == set()
+
+
+def test_plain_http_is_accepted_where_it_stays_on_one_machine() -> None:
+    local = {
+        **PRODUCTION,
+        "TRUSTED_HOSTS": "127.0.0.1",
+        "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:5000/api/spotify/authorize",
+        "FRONTEND_URL": "http://127.0.0.1:5173/",
+        "CORS_ORIGINS": "http://127.0.0.1:5173",
+    }
+
+    assert not Config.from_env(local).session_cookie_secure
+    assert insecure_names({"TRUSTED_HOSTS": "api.example.com"}, local) == {
+        "SPOTIFY_REDIRECT_URI",
+        "FRONTEND_URL",
+        "CORS_ORIGINS",
+    }
+    assert insecure_names({"CORS_ORIGINS": "http://10.0.0.8:5173"}, local) == {"CORS_ORIGINS"}
+
+
+def test_desktop_app_with_a_loopback_redirect_keeps_a_secure_cookie() -> None:
+    desktop = {**PRODUCTION, "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:8888/callback"}
+
+    assert Config.from_env(desktop).session_cookie_secure
+    assert insecure_names({"SESSION_COOKIE_SECURE": "false"}, desktop) == {"SESSION_COOKIE_SECURE"}
+
+
+def test_development_accepts_what_production_refuses() -> None:
+    for name, value in INSECURE:
+        if name != "SPOTIFY_CLIENT_ID":  # it would need a secret
+            assert Config.from_env({**DEVELOPMENT, name: value}), name
+
+
+# --- Where Spotify sends browsers back to -----------------------------------------------------------
+
+API = "https://api.example.com"
+
+
+@pytest.mark.parametrize("samesite", ["None", "Strict"])
+def test_cookie_that_would_miss_the_callback_is_refused(samesite: str) -> None:
+    message = problems_of({**PRODUCTION, "SESSION_COOKIE_SAMESITE": samesite})
+
+    assert message.startswith(f"SESSION_COOKIE_SAMESITE={samesite} does not work")
+    assert "Point SPOTIFY_REDIRECT_URI at a page of your app" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_strict_cookie_works_with_a_redirect_to_a_page() -> None:
+    page = {**PRODUCTION, "SPOTIFY_REDIRECT_URI": "https://app.example.com/callback?from=spotify"}
+    config = Config.from_env({**page, "SESSION_COOKIE_SAMESITE": "strict"})
+
+    assert config.session_cookie_samesite == "Strict"
+    assert not config.redirects_to_api
+
+
+@pytest.mark.parametrize("samesite", ["Lax", "None"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"{API}/api/spotify/authorize/",
+        f"{API}//api/spotify/authorize",
+        f"{API}/api//spotify/authorize",
+        f"{API}/./api/spotify/authorize",
+        f"{API}/x/../api/spotify/authorize",
+        f"{API}/API/Spotify/Authorize",
+        f"{API}/api/spotify/%61uthorize",
+        f"{API}/api%2Fspotify%2Fauthorize",
+        f"{API}/api/spotify/authorize?",
+        f"{API}/api/spotify/authorize?from=spotify",
+        f"{API}/api/spotify/authorize;x",
+        f"{API}/api/spotify/authorize%20",
+        f"{API}/api/spotify/authorise",
+        f"{API}/api/spotify/callback",
+        f"{API}/api/spotify",
+        f"{API}/api",
+        f"{API}/callback",
+        f"{API}/",
+        f"{API}",
+        "https://API.example.com:443/api/spotify/authorize/",
+        "https://elsewhere.example.com/api/spotify/authorize/",
+    ],
+)
+def test_redirect_uri_at_the_api_has_one_spelling(uri: str, samesite: str) -> None:
+    changes = {"SPOTIFY_REDIRECT_URI": uri, "SESSION_COOKIE_SAMESITE": samesite}
+
+    assert insecure_names(changes) == {"SPOTIFY_REDIRECT_URI"}
+
+
+@pytest.mark.parametrize("settings", [PRODUCTION, DEVELOPMENT], ids=["production", "development"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://api.example.com#",
+        f"https://user@api.example.com{AUTHORIZE_PATH}",
+        f"https://@api.example.com{AUTHORIZE_PATH}",
+        rf"https://api.example.com\{AUTHORIZE_PATH}",
+        f"https://localhost{AUTHORIZE_PATH}",
+        f"http://localhost:5000{AUTHORIZE_PATH}",
+        f"http://2130706433{AUTHORIZE_PATH}",
+        "backline://callback",
+    ],
+)
+def test_redirect_uri_follows_the_rules_of_spotify(settings: dict[str, str], uri: str) -> None:
+    assert problems_of({**settings, "SPOTIFY_REDIRECT_URI": uri}).startswith("SPOTIFY_REDIRECT_URI must be")
+
+
+@pytest.mark.parametrize(
+    ("uri", "to_api"),
+    [
+        (f"{API}/api/spotify/authorize", True),
+        ("HTTPS://Api.Example.com:443/api/spotify/authorize", True),
+        (f"{API}/backend/api/spotify/authorize", True),  # behind a proxy that removes the prefix
+        ("https://app.example.com/callback", False),
+        ("https://app.example.com/", False),
+        ("https://app.example.com/api/callback", False),
+    ],
+)
+def test_redirect_uri_leads_to_the_api_or_to_a_page(uri: str, to_api: bool) -> None:
+    assert Config.from_env({**PRODUCTION, "SPOTIFY_REDIRECT_URI": uri}).redirects_to_api is to_api
+
+
+def test_page_on_the_host_of_the_api_is_a_page() -> None:
+    one_host = {**PRODUCTION, "FRONTEND_URL": f"{API}/app", "CORS_ORIGINS": API}
+
+    assert not Config.from_env({**one_host, "SPOTIFY_REDIRECT_URI": f"{API}/callback"}).redirects_to_api
+    assert insecure_names({"SPOTIFY_REDIRECT_URI": f"{API}/api/callback"}, one_host)
+
+
+def test_redirect_uri_is_checked_in_development_too() -> None:
+    wrong = {**DEVELOPMENT, "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:5000/api/spotify/authorize/"}
+
+    assert problems_of(wrong).startswith("SPOTIFY_REDIRECT_URI leads to this API, but not to the path")
+
+
+# --- Origins and headers of apps --------------------------------------------------------------------
+
+WRAPPED = [
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    "moz-extension://2f7c5f7e-6d4e-4f0c-9a4e-0a1b2c3d4e5f",
+    "https://localhost",
+    "http://tauri.localhost",
+]
+
+
+@pytest.mark.parametrize("settings", [CROSS_SITE, DEVELOPMENT], ids=["production", "development"])
+@pytest.mark.parametrize("origin", WRAPPED)
+def test_origin_of_a_wrapped_app_is_accepted(settings: dict[str, str], origin: str) -> None:
+    assert Config.from_env({**settings, "CORS_ORIGINS": origin}).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize("settings", [CROSS_SITE, DEVELOPMENT], ids=["production", "development"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "capacitor://*",
+        "capacitor://",
+        "capacitor://localhost/",
+        "capacitor://localhost/index.html",
+        "Capacitor://localhost",
+        "chrome-extension://*",
+        "safari-web-extension://2f7c5f7e",
+        "file://",
+        "app://localhost",
+        "data:text/html,x",
+    ],
+)
+def test_origin_of_another_scheme_or_form_is_refused(settings: dict[str, str], origin: str) -> None:
+    assert "an exact origin such as" in problems_of({**settings, "CORS_ORIGINS": origin})
+
+
+def test_header_names_are_added_to_those_of_traces() -> None:
+    traces = ("sentry-trace", "baggage", "traceparent")
+    assert Config.from_env(PRODUCTION).cors_allow_headers == traces
+
+    config = Config.from_env({**PRODUCTION, "CORS_ALLOW_HEADERS": "tracestate, X-App_Version,baggage"})
+    assert config.cors_allow_headers == (*traces, "tracestate", "X-App_Version")
+
+
+@pytest.mark.parametrize("settings", [PRODUCTION, DEVELOPMENT], ids=["production", "development"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "*",
+        "x-*",
+        "x-app, *",
+        "x app",
+        "x:app",
+        "x-äpp",
+        "^x$",
+        "(x)",
+        "x\r\nSet-Cookie",
+        "Authorization",
+        "cookie",
+        "X-Forwarded-For",
+        "Sec-Fetch-Site",
+    ],
+)
+def test_header_that_apps_cannot_be_allowed_is_refused(settings: dict[str, str], names: str) -> None:
+    assert problems_of({**settings, "CORS_ALLOW_HEADERS": names}).startswith("CORS_ALLOW_HEADERS has")

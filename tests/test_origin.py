@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from app.auth.guard import open_to_all
+from tests.conftest import running_app
 from tests.every_route import (
     SAFE,
     Picture,
@@ -235,6 +236,29 @@ def test_a_preflight_from_our_app_is_answered(client: FlaskClient) -> None:
     allowed = {name.strip().lower() for name in response.headers["Access-Control-Allow-Headers"].split(",")}
     assert allowed == {"content-type", "x-requested-with"}
     assert 0 < int(response.headers["Access-Control-Max-Age"]) <= 7200
+
+
+def test_preflight_allows_the_headers_of_traces_and_settings(env: dict[str, str]) -> None:
+    env["CORS_ALLOW_HEADERS"] = "tracestate, X-App.Version"
+    expected = ["baggage", "sentry-trace", "traceparent", "tracestate", "x-app.version"]
+    with running_app(env) as app:
+        for name in [*expected, "X-App-Version", "x-appxversion", "authorization", "x-evil"]:
+            asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
+            response = app.test_client().options("/api/user/password", headers={"Origin": SPA, **asked})
+            allowed = response.headers.get("Access-Control-Allow-Headers", "").lower()
+            assert (allowed == name) is (name in expected), name
+
+
+@pytest.mark.parametrize("origin", ["capacitor://localhost", "http://tauri.localhost"])
+def test_wrapped_app_may_write_and_read(env: dict[str, str], origin: str) -> None:
+    env["CORS_ORIGINS"] = f"{origin},chrome-extension://abcdefghijklmnop"
+    with running_app(env) as app:
+        for sent, status in ((origin, 204), (f"{origin}.evil.test", 403), (f"{origin}:81", 403)):
+            headers = {"Origin": sent, "Sec-Fetch-Site": "cross-site"}
+            response = app.test_client().post("/api/logout", headers=headers)
+            assert response.status_code == status, sent
+            assert response.headers.get("Access-Control-Allow-Origin") == (sent if status == 204 else None)
+        assert preflight(app.test_client(), origin).headers["Access-Control-Allow-Origin"] == origin
 
 
 def test_c1_a_preflight_from_elsewhere_is_not_answered(client: FlaskClient) -> None:

@@ -464,6 +464,10 @@ def test_without_a_mail_server_development_prints(
 
 PRODUCTION = {
     "APP_ENV": "production",
+    "ALLOW_INSECURE": "sqlite",
+    "SECRET_KEY": "Zm9vYmFyLXF1dXgtMTIzNDU",
+    "TOKEN_ENCRYPTION_KEYS": "7wXoTzJ1mRk3vGd9PqYcB5sLhUeN0aZfWi2tKxQ8ypM=",
+    "TRUSTED_HOSTS": "api.example.com",
     "FRONTEND_URL": "https://app.example.com/",
     "CORS_ORIGINS": "https://app.example.com",
     "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
