@@ -1,4 +1,4 @@
-"""The way to a server that may be away: while it is, one caller at a time tries it."""
+"""While a server is down, let one thread at a time try to reconnect."""
 
 import threading
 from collections.abc import Callable
@@ -15,15 +15,24 @@ class _State(Enum):
 
 
 class Door:
-    """Against a stalled server each try to connect takes its whole time-out. If all threads were busy
+    """Against a stalled server, each attempt to connect takes its whole timeout. If all threads were busy
     with that, requests would queue for a thread, and be answered much later than any of them.
 
-    A caller waits for another one's try: `doubt_seconds` where that will tell whether the server is away
-    at all (a try's own time-out at the least), and `turn_seconds` where it is known to be.
+    A caller waits for another one's attempt: `doubt_seconds` while it is unknown whether the server is
+    down (at least an attempt's own timeout), and `turn_seconds` once it is known to be.
+
+    An error for which `is_answer` is true comes from the server itself, such as "too many connections".
+    It is raised to its own caller and closes the door to no one else.
     """
 
-    def __init__(self, turn_seconds: float, doubt_seconds: float) -> None:
+    def __init__(
+        self,
+        turn_seconds: float,
+        doubt_seconds: float,
+        is_answer: Callable[[Exception], bool] = lambda _: False,
+    ) -> None:
         self._patience = {_State.SHUT: turn_seconds, _State.IN_DOUBT: doubt_seconds}
+        self._is_answer = is_answer
         self._state = _State.OPEN
         self._turn = threading.Lock()
 
@@ -52,8 +61,8 @@ class Door:
     def _try(self, connect: Callable[[], T]) -> T:
         try:
             connection = connect()
-        except Exception:
-            self._state = _State.SHUT
+        except Exception as error:
+            self._state = _State.OPEN if self._is_answer(error) else _State.SHUT
             raise
         self._state = _State.OPEN
         return connection

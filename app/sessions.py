@@ -113,7 +113,9 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         new = self._generate_sid(self.sid_length)
         try:
             self.client.rename(self._get_store_id(session.sid), self._get_store_id(new))
-        except redis.ResponseError:  # no such key
+        except redis.ResponseError as error:
+            if str(error) != "no such key":  # such as READONLY: the session may well be there
+                raise
             return False
         session.sid, session.moved, session.modified = new, True, True
         return True
@@ -226,14 +228,16 @@ def start() -> None:
 
 
 def require_store() -> None:
-    """See that a session could be saved, before doing what would need one.
+    """Check that a session can be saved, before doing what would need one.
+
+    It writes, because a Redis that is a replica or full answers a PING.
 
     Raises:
-        redis.RedisError: it could not.
+        redis.RedisError: it cannot.
     """
     interface, current = _current()
     if not current.stored:
-        interface.client.ping()
+        interface.client.set("session-probe", "", px=1000)
 
 
 def renew() -> None:

@@ -150,6 +150,12 @@ class FaultProxy:
         with self._changed:
             self._blackhole = True
 
+    def forget(self) -> None:
+        """Forget the connections open now, as a NAT does: neither side is told, new ones work."""
+        with self._changed:
+            for connection in self._connections:
+                connection.swallows = True
+
     def hold(self, direction: Direction, when: bytes, *, since: bytes | None = None) -> None:
         """Stop forwarding on each connection that shows `when`, from that very chunk until `release`.
 
