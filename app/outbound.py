@@ -19,12 +19,15 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 from werkzeug.http import parse_date
 
-from app.clock import utc_now
 
-CONNECT_SECONDS = 3.0
+from app import sockets
+from app.clock import utc_now
+from app.staleness import IDLE_SECONDS
+
+CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0
 TOTAL_SECONDS = 10.0
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -158,6 +161,18 @@ def _read_body(response: requests.Response, most: int) -> bytes:
 _deadline = threading.local()
 
 
+def _time_left() -> float:
+    """Seconds until the current call's deadline.
+
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left: float = _deadline.at - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the call's deadline has passed")
+    return left
+
+
 class _DeadlineReader(io.RawIOBase):
     """Reads that end at the call's deadline, however slowly the other side drips.
 
@@ -172,10 +187,8 @@ class _DeadlineReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = _deadline.at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the call's deadline has passed")
-        self._sock.settimeout(min(left, FIRST_BYTE_SECONDS))
+        """Read what has arrived, waiting for it no longer than the deadline allows."""
+        self._sock.settimeout(min(_time_left(), FIRST_BYTE_SECONDS))
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -197,12 +210,53 @@ class _DeadlineResponse(http.client.HTTPResponse):
             super().begin()
 
 
-class _DeadlineHTTPConnection(HTTPConnection):
+class _DeadlineConnection(HTTPConnection):
+    """Connects and sends within the call's deadline, and is not used again after a rest."""
+
     response_class = _DeadlineResponse
+    _used_at = 0.0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the pool may use it again. A NAT may have forgotten a connection that was idle for
+        some seconds; a write sent into it would be lost with its caller waiting."""
+        return super().is_connected and time.monotonic() - self._used_at < IDLE_SECONDS
+
+    def _new_conn(self) -> socket.socket:
+        # As urllib3's own, with its errors, but for the deadline.
+        try:
+            deadline = time.monotonic() + min(CONNECT_SECONDS, _time_left())
+            connection = sockets.connect(self._dns_host, self.port, deadline, self.socket_options or ())
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "connecting took too long") from error
+        except OSError as error:
+            raise NewConnectionError(self, "no address accepts connections") from error
+        # For the whole TLS handshake.
+        connection.settimeout(max(0.001, min(CONNECT_SECONDS, _deadline.at - time.monotonic())))
+        return connection
+
+    def send(self, data: Any) -> None:
+        """Send within the time left. A socket's timeout bounds all of it, not each piece."""
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(min(FIRST_BYTE_SECONDS, _time_left()))
+        super().send(data)
+        self._used_at = time.monotonic()
+
+    def getresponse(self) -> Any:
+        response = super().getresponse()
+        self._used_at = time.monotonic()
+        return response
 
 
-class _DeadlineHTTPSConnection(HTTPSConnection):
-    response_class = _DeadlineResponse
+class _DeadlineHTTPSConnection(_DeadlineConnection, HTTPSConnection):
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except TimeoutError as error:  # in the handshake: nothing has been sent
+            raise ConnectTimeoutError(self, "the TLS handshake took too long") from error
 
 
 class _DeadlineAdapter(HTTPAdapter):
@@ -210,5 +264,5 @@ class _DeadlineAdapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _DeadlineHTTPSConnection if pool.scheme == "https" else _DeadlineHTTPConnection
+        pool.ConnectionCls = _DeadlineHTTPSConnection if pool.scheme == "https" else _DeadlineConnection
         return pool
