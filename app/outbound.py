@@ -22,7 +22,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 from werkzeug.http import parse_date
 
-
 from app import sockets
 from app.clock import utc_now
 from app.staleness import IDLE_SECONDS
