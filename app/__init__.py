@@ -17,6 +17,7 @@ from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
 from app.bulkhead import Bulkhead
+from app.client_address import ClientAddress
 from app.locks import UserLocks
 from app.mail import Mailer
 from app.outbound import Outbound
@@ -50,7 +51,8 @@ def create_app(config: Config) -> Flask:
     app.url_map.merge_slashes = False
     if config.trusted_proxies:
         hops = config.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
+    app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
     outbound, gate = Outbound(), Gate(store, config)

@@ -6,7 +6,6 @@ hundred one after another. Without Redis nothing is guessed at all: the caller g
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import math
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import redis
 from flask import request
 
+from app.client_address import THIS_MACHINE, network, parse
 from app.parts import parts
 from app.problems import InvalidCredentials, TooManyAttempts
 
@@ -132,16 +132,8 @@ def count(what: str, key: str, *, most: int) -> None:
 
 
 def client_address() -> str:
-    """Whom a request comes from, as far as one can tell: of IPv6 the /64 that one household has."""
-    try:
-        address = ipaddress.ip_address(request.remote_addr or "")
-    except ValueError:
-        return ""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    """The address that a request is counted under. One household shares a /64 of IPv6."""
+    return network(parse(request.remote_addr or "") or THIS_MACHINE)
 
 
 def _guess_keys(account: str) -> tuple[str, str, str]:

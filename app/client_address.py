@@ -1,0 +1,73 @@
+"""The address a request comes from, the only one that throttling, sessions, and logs use.
+
+Proxies report it in X-Forwarded-For, in several spellings: Azure adds a port, others brackets and quotes,
+and some send a word such as `unknown` (RFC 7239 section 6). `request.remote_addr` is always an address.
+"""
+
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# The peer of a Unix socket has no address, and is on this machine.
+THIS_MACHINE = ipaddress.IPv4Address("127.0.0.1")
+
+
+class ClientAddress:
+    """WSGI middleware that sets REMOTE_ADDR to the client's address, as reported by trusted proxies."""
+
+    def __init__(self, app: "WSGIApplication", trusted_proxies: int) -> None:
+        self._app = app
+        self._trusted_proxies = trusted_proxies
+        self._reported: set[str] = set()
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        forwarded = str(environ.get("HTTP_X_FORWARDED_FOR", ""))
+        # The nearest proxy writes last, so the list is read from its end. The farther ones come first here.
+        entries = forwarded.rsplit(",", self._trusted_proxies)[-self._trusted_proxies :]
+        trusted = entries if self._trusted_proxies and forwarded else []
+        if forwarded and not self._trusted_proxies:
+            self._report_once("header_not_trusted")
+        elif forwarded and len(entries) < self._trusted_proxies:
+            self._report_once("fewer_proxies")
+        # A proxy that reports no address stands for its clients: all that is known of them is its own.
+        known = (parse(text) for text in (*trusted, str(environ.get("REMOTE_ADDR", ""))))
+        environ["REMOTE_ADDR"] = str(next((address for address in known if address), THIS_MACHINE))
+        return self._app(environ, start_response)
+
+    def _report_once(self, reason: str) -> None:
+        if reason not in self._reported:
+            self._reported.add(reason)
+            log.warning("proxy_settings_doubtful", extra={"reason": reason})
+
+
+def parse(text: str) -> Address | None:
+    """The address in an entry of X-Forwarded-For, without its port, brackets, quotes, and zone."""
+    text = text.strip(' \t"')
+    if len(text) > 100:
+        return None
+    bracketed = re.fullmatch(r"\[([^\]]*)\](?::\d{1,5})?", text)
+    with_port = re.fullmatch(r"([0-9.]+):\d{1,5}", text)
+    match = bracketed or with_port
+    try:
+        address = ipaddress.ip_address((match[1] if match else text).partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return None if address.is_unspecified else address
+
+
+def network(address: Address) -> str:
+    """What one household has: an IPv4 address, or the /64 of an IPv6 address."""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
