@@ -122,6 +122,11 @@ class Config:
         return _is_local(self.app_env, self.spotify_redirect_uri, self.trusted_hosts)
 
     @property
+    def frontend_origin(self) -> str:
+        """The origin of the app's pages, as a browser writes it."""
+        return _origin(self.frontend_url)
+
+    @property
     def session_cookie_name(self) -> str:
         """`__Host-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3.2)."""
         return "__Host-session" if self.session_cookie_secure else "session"
@@ -190,7 +195,7 @@ class Config:
             refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
             gateway_share_seconds=read.integer("GATEWAY_SHARE_SECONDS", 1, least=0, most=60),
             gateway_budget=read.integer("GATEWAY_BUDGET", 0, least=0, most=1_000_000),
-            playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=True),
+            playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=not production),
             mail_url=read.mail_url("MAIL_URL"),
             mail_from=read.mail_address("MAIL_FROM", f"no-reply@{urlsplit(frontend_url).hostname}"),
             log_level=read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),

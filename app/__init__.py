@@ -24,6 +24,7 @@ from app.outbound import Outbound
 from app.parts import Parts, redis_client
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
+from app.spotify.accounts_bulkhead import AccountsBulkhead
 from app.spotify.gate import Gate
 from app.spotify.routes import blueprint as spotify
 from app.spotify.sharing import SharedAnswers
@@ -64,6 +65,7 @@ def create_app(config: Config) -> Flask:
         sealer=Sealer(config.token_encryption_keys),
         locks=UserLocks(store),
         accounts=SpotifyAccounts(config, outbound),
+        accounts_bulkhead=AccountsBulkhead(config.threads),
         webapi=SpotifyWebApi(config, outbound, gate),
         gate=gate,
         bulkhead=bulkhead,

@@ -8,9 +8,11 @@ Which answers another origin may read is Flask-CORS' business; here its prefligh
 """
 
 import logging
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
+from app.parts import parts
 from app.problems import CrossSiteRequest
 from config import Config
 
@@ -51,6 +53,35 @@ def _what_is_foreign(allowed: frozenset[str]) -> str | None:
     if request.headers.get("Sec-Fetch-Site") == "cross-site" and not origins:
         return "Sec-Fetch-Site"
     return None
+
+
+def require_own_start() -> None:
+    """Refuse to start an authorization for another site, whose link or page may have sent the browser here.
+
+    A GET by navigation carries no Origin and no header of the app's, but browsers say where it comes from.
+    A client that does not is no browser, or an old one.
+
+    Raises:
+        CrossSiteRequest
+    """
+    sites = request.headers.getlist("Sec-Fetch-Site")
+    if all(site in ("same-origin", "same-site", "none") for site in sites):
+        return
+    config = parts().config
+    own = {*config.cors_origins, config.frontend_origin, _own_origin()}
+    referring = request.headers.getlist("Origin") or [_origin_of(request.headers.get("Referer", ""))]
+    if any(origin not in own for origin in referring):
+        log.warning("cross_site_refused", extra={"reason": "Sec-Fetch-Site"})
+        raise CrossSiteRequest("Connect Spotify from a page of the app. Another site must not start this.")
+
+
+def _origin_of(url: str) -> str:
+    """The origin of a Referer; empty if it has none."""
+    try:
+        found = urlsplit(url)
+    except ValueError:  # an unclosed bracket
+        return ""
+    return f"{found.scheme}://{found.netloc}"
 
 
 def _own_origin() -> str:

@@ -13,6 +13,7 @@ from app.mail import Mailer
 from app.redis_pool import redis_client
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
+from app.spotify.accounts_bulkhead import AccountsBulkhead
 from app.spotify.gate import Gate
 from app.spotify.sharing import SharedAnswers
 from app.spotify.webapi import SpotifyWebApi
@@ -28,6 +29,7 @@ class Parts:
     sealer: Sealer
     locks: UserLocks
     accounts: SpotifyAccounts
+    accounts_bulkhead: AccountsBulkhead  # for threads that wait for the accounts service
     webapi: SpotifyWebApi
     gate: Gate  # to the Web API, for all processes
     bulkhead: Bulkhead  # for what waits for the Web API

@@ -67,13 +67,40 @@ for _, key in ipairs({KEYS[2], KEYS[3]}) do
 end
 """
 
-# Counts one more, or returns the milliseconds until the first of them is an hour old.
+# Counts one more, or returns the milliseconds until the first of them is forgotten.
 _COUNT = """
 if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[1]) then
     return math.max(redis.call('PTTL', KEYS[1]), 1)
 end
 if redis.call('INCR', KEYS[1]) == 1 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 return 0
+"""
+
+# Adds to what did not succeed yet and to the caller's count, or returns the milliseconds until there may be
+# room.
+_RESERVE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local unfinished, each = KEYS[1], KEYS[2]
+local name, caller, most, most_each, window = unpack(ARGV)
+if tonumber(redis.call('HGET', each, caller) or 0) >= tonumber(most_each) then
+    return math.max(redis.call('PTTL', each), 1)
+end
+redis.call('ZREMRANGEBYSCORE', unfinished, '-inf', now)
+if redis.call('ZCARD', unfinished) >= tonumber(most) then
+    return math.max(redis.call('ZRANGE', unfinished, 0, 0, 'WITHSCORES')[2] - now, 1)
+end
+redis.call('HINCRBY', each, caller, 1)
+if redis.call('PTTL', each) < 0 then redis.call('PEXPIRE', each, window) end
+redis.call('ZADD', unfinished, now + window, name)
+redis.call('PEXPIRE', unfinished, window)
+return 0
+"""
+
+_RELEASE = """
+if ARGV[3] == '1' then redis.call('ZREM', KEYS[1], ARGV[1]) end
+local left = tonumber(redis.call('HGET', KEYS[2], ARGV[2]) or 0) - 1
+if left > 0 then redis.call('HSET', KEYS[2], ARGV[2], left) else redis.call('HDEL', KEYS[2], ARGV[2]) end
 """
 
 
@@ -118,17 +145,41 @@ def forget(account: str) -> None:
     parts().redis.delete(*_guess_keys(account)[:2])
 
 
-def count(what: str, key: str, *, most: int) -> None:
-    """Count something that may happen `most` times within an hour.
+def count(what: str, key: str, *, most: int, seconds: int = HOUR_SECONDS) -> None:
+    """Count something that may happen `most` times within so many seconds.
 
     Raises:
         TooManyAttempts
         redis.RedisError
     """
-    wait: Any = parts().redis.eval(_COUNT, 1, _key(what, key), str(most), str(HOUR_SECONDS))
+    wait: Any = parts().redis.eval(_COUNT, 1, _key(what, key), str(most), str(seconds))
     if wait:
         log.warning("throttled", extra={"what": what})
         raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
+
+
+def reserve(what: str, name: str, caller: str, *, most: int, most_each: int, seconds: int) -> str:
+    """Start something that takes a while, from the request's address. Returns what `release` needs.
+
+    An address may have `most` in so many seconds that did not succeed, and each caller there may have
+    `most_each` that have not come to an end. `name` is what is started.
+
+    Raises:
+        TooManyAttempts
+        redis.RedisError
+    """
+    room = _key(what, client_address())
+    limits = (str(most), str(most_each), str(seconds * 1000))
+    wait: Any = parts().redis.eval(_RESERVE, 2, room, f"{room}-each", name, caller, *limits)
+    if wait:
+        log.warning("throttled", extra={"what": what})
+        raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
+    return room
+
+
+def release(room: str, name: str, caller: str, *, succeeded: bool) -> None:
+    """Note that something has come to an end. With an empty `caller`, that was noted before."""
+    parts().redis.eval(_RELEASE, 2, room, f"{room}-each", name, caller, str(int(succeeded)))
 
 
 def client_address() -> str:

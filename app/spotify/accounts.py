@@ -1,6 +1,7 @@
 """accounts.spotify.com: where people consent, and where codes and refresh tokens become access tokens.
 
 SpotifyError            it did not work; trying again later may help
+├── NotSent             Spotify has not seen the request, so a code or token in it is as good as before
 ├── InvalidGrant        the code or refresh token is spent, revoked or expired; trying again is no use
 ├── Misconfigured       Spotify refuses *us*: client id, secret, or the person's place on our allowlist
 └── RateLimited         Spotify asks us to wait `retry_after` seconds
@@ -26,6 +27,10 @@ class SpotifyError(Exception):
     """Spotify refused, or did not answer. Worth another try: in `retry_after` seconds, if it says so."""
 
     retry_after: int | None = None
+
+
+class NotSent(SpotifyError):
+    """No connection was made, so the request cannot have had an effect."""
 
 
 class InvalidGrant(SpotifyError):
@@ -59,8 +64,11 @@ class SpotifyAccounts:
         self._config = config
         self._outbound = outbound
 
-    def authorize_url(self, *, state: str, verifier: str, ask_again: bool) -> str:
-        """Where to send the person for consent. With `ask_again` also whoever has given it before is asked.
+    def authorize_url(self, *, state: str, verifier: str) -> str:
+        """Return the URL at which a person consents.
+
+        `show_dialog` makes Spotify ask people who have consented before, too. Without it, Spotify would send
+        them straight back, and a visit to a URL would undo a disconnect, in this browser or any other.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/code-flow,
         RFC 7636 section 4.2 for the challenge.
@@ -74,7 +82,7 @@ class SpotifyAccounts:
             "state": state,
             "code_challenge_method": "S256",
             "code_challenge": challenge,
-            **({"show_dialog": "true"} if ask_again else {}),
+            "show_dialog": "true",
         }
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 
@@ -122,7 +130,7 @@ class SpotifyAccounts:
                 headers={"Accept": "application/json"},
             )
         except NoAnswer as error:
-            raise SpotifyError("no_answer") from error
+            raise (NotSent if error.unsent else SpotifyError)("no_answer") from error
         if answer.status != 200:
             raise _refusal(answer)
         return _grant(answer)

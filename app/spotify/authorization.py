@@ -1,4 +1,4 @@
-"""The authorization flow behind `GET /api/spotify/authorize`: what each visit means, in order."""
+"""The authorization flow behind `GET /api/spotify/authorize`: what each visit means."""
 
 import logging
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flask import session
 
-from app import sessions
+from app import origin, sessions, throttle
 from app.auth.guard import current_user
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
@@ -22,15 +22,30 @@ from app.problems import (
     SpotifyUnavailable,
 )
 from app.spotify import breaker, links, pending, tokens
-from app.spotify.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
+from app.spotify.pending import Authorization
 from app.spotify.refresh import GrantEnded
 
 log = logging.getLogger(__name__)
 
+# Codes that one address may send us in ten minutes: each is a call to Spotify.
+EXCHANGES_OF_ONE_ADDRESS, EXCHANGES_SECONDS = 1000, 600
 _NOT_ON_ALLOWLIST = (
     "Spotify refuses this application or this person. If the application is in development mode, "
     "its owner has to add the person to the allowlist in Spotify's developer dashboard."
 )
+# RFC 6749 section 4.1.2.1: what the authorization endpoint refuses because of the request, which is ours.
+# `access_denied` is the person's decision; everything else is Spotify's trouble.
+_OUR_FAULT = ("invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope")
+
+
+@dataclass(frozen=True)
+class Callback:
+    """What Spotify added to the redirect URI: a code or an error, and our state."""
+
+    code: str | None
+    error: str | None
+    state: str | None
 
 
 @dataclass(frozen=True)
@@ -44,52 +59,59 @@ class AuthorizationRequired:
     grant_ended: bool
 
 
-def visit(
-    *, code: str | None, error: str | None, state: str | None, again: bool = False
-) -> Connected | AuthorizationRequired:
-    """Answer one visit.
+def visit(callback: Callback | None, *, again: bool = False) -> Connected | AuthorizationRequired:
+    """Answer one visit, which is a callback or none.
 
-    A callback that belongs to this session comes first, so that a connected person can authorize
-    again. One that does not belong changes nothing: a living link is still a living link. `again`
-    begins a new authorization while the link lives, whose grant goes on until the new one is there.
+    | the visit                              | and then                                             |
+    |----------------------------------------|------------------------------------------------------|
+    | a callback of this session's           | finish the authorization, also while a connection lives |
+    | another callback                       | change nothing: a living connection, or an error     |
+    | none, a connection lives, not `again`  | that connection                                      |
+    | none otherwise                         | start an authorization                               |
 
     Raises:
         SpotifyAccessDenied, SpotifyStateMismatch, SpotifyAccountInUse, SpotifyAccountMismatch,
-        SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured
+        SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured, TooManyAttempts
+        CrossSiteRequest: another site would have an authorization started.
         NotSignedIn: the user has signed out while Spotify was asked.
     """
     user = current_user()
     user_id = user.id if user else None
-    is_callback = code is not None or error is not None
-    joined = False
-    if is_callback and state:
-        if (wait := parts().gate.wait()) > 0:
-            raise SpotifyRateLimited(retry_after=math.ceil(wait))  # and the code stays good for then
-        verifier = pending.spend(state, user_id)
-        if verifier is not None:
-            return Connected(_come_back(code if error is None else None, state, verifier, user_id))
-        joined = _join_twin(state, user_id)
-
+    if callback is not None:
+        return Connected(_finish(callback, user_id) or _unaffected_link())
     link, grant_ended = None, False
-    if is_callback or not again:
+    if not again:
         try:
             link = _living_link()
         except GrantEnded:
             grant_ended = True
     if link is not None:
-        if is_callback and not joined:
-            note_refusal(SpotifyStateMismatch())
         return Connected(link)
-    if is_callback:
-        raise SpotifyStateMismatch
+    origin.require_own_start()
     if user is None and session.get("user_id") is not None:
         sessions.renew()  # a session that has ended is not a visitor's; a new one is
-    return AuthorizationRequired(pending.begin(user_id, ask_again=again), grant_ended)
+    return AuthorizationRequired(pending.begin(user_id), grant_ended)
 
 
 def note_refusal(problem: Problem) -> None:
     """Record that a callback was refused, and why."""
     log.info("spotify_refused", extra={"reason": problem.slug})
+
+
+def _unaffected_link() -> SpotifyUser:
+    """The connection that this request may use although it came with somebody else's callback.
+
+    Raises:
+        SpotifyStateMismatch: there is none.
+    """
+    try:
+        link = _living_link()
+    except GrantEnded:
+        link = None
+    if link is None:
+        raise SpotifyStateMismatch
+    note_refusal(SpotifyStateMismatch())
+    return link
 
 
 def _living_link() -> SpotifyUser | None:
@@ -113,63 +135,128 @@ def _living_link() -> SpotifyUser | None:
     return links.look_again()
 
 
-def _come_back(code: str | None, state: str, verifier: str, user_id: int | None) -> SpotifyUser:
-    """Finish an authorization of this session's, and let an equal callback know how."""
-    binding, link_id = sessions.binding(), None
+def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
+    """Finish the authorization that the callback belongs to. None if it belongs to none of this session's.
+
+    Its state is used up by the first callback of the session that it is bound to.
+    """
+    if callback.state is None:
+        return None
+    found = pending.find(callback.state, user_id)
+    if found is None:
+        return None
+    if found.status == "open":
+        if callback.error is not None:
+            if (taken := pending.take(callback.state, found)) is not None:
+                pending.settle(callback.state, taken, None)
+                raise _refusal(callback.error)
+        elif (link := _connect(callback, found, user_id)) is not None:
+            return link
+    return _join_equal_callback(callback.state, user_id)
+
+
+def _refusal(error: str) -> Problem:
+    """What an error at Spotify's authorization endpoint means (RFC 6749 section 4.1.2.1)."""
+    if error == "access_denied":
+        return SpotifyAccessDenied("Spotify was not connected, because access was not given.")
+    if error in _OUR_FAULT:
+        log.error("authorization_misconfigured", extra={"reason": error})
+        return SpotifyMisconfigured("Spotify refuses this server's authorization requests.")
+    return SpotifyUnavailable("Spotify could not ask for consent. Start again in a moment.")
+
+
+def _connect(callback: Callback, found: Authorization, user_id: int | None) -> SpotifyUser | None:
+    """Exchange the code, and connect its account to this session. None if an equal callback was first."""
+    state, asked = callback.state or "", time.monotonic()
     try:
-        if code is None:
-            raise SpotifyAccessDenied("Spotify was not connected, because access was not given.")
-        link = _connect(code, verifier, user_id)
+        exchanged = _exchange(callback.code or "", state, found)
+    except Problem:
+        pending.note_return(state, found)
+        raise
+    if exchanged is None:
+        return None
+    taken, grant = exchanged
+    link_id = None
+    try:
+        link = _store(grant, user_id, asked=asked)
         if user_id is None and not sessions.move():
             raise SpotifyStateMismatch  # the visitor has left this very moment
         link_id = link.id
     finally:
-        pending.settle(state, binding, user_id, link_id)
+        pending.settle(state, taken, link_id)
     session["spotify_user_id"] = link.id
     links.look_again()
     log.info("spotify_connected", extra={"link": link.id})
     return link
 
 
-def _join_twin(state: str, user_id: int | None) -> bool:
-    """Take over the link that an equal callback has made: a double click, a reload, a prefetch.
+def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorization, Grant] | None:
+    """Use up the state, and trade the code for tokens. None if an equal callback was first.
 
-    Returns whether there was one.
-
-    The browser shows one answer of the two, which may be this one; so a visitor, whose session the
-    other has moved, gets a session of its own.
+    Whatever can be refused before that is, and a code that was surely not used can come again.
     """
-    link_id = pending.twins_link(state, user_id)
-    if link_id is None:
-        return False
-    if user_id is None:
-        sessions.renew()
-    session["spotify_user_id"] = link_id
-    links.look_again()
-    return True
+    if (wait := parts().gate.wait()) > 0:
+        raise SpotifyRateLimited(retry_after=math.ceil(wait))
+    address = throttle.client_address()
+    throttle.count("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
+    with parts().accounts_bulkhead.exchanging():
+        taken = pending.take(state, found)
+        if taken is None:
+            return None
+        try:
+            grant = parts().accounts.exchange(code, verifier=pending.verifier(state, taken))
+        except SpotifyError as error:
+            if isinstance(error, NotSent | RateLimited):
+                pending.reopen(state, taken)
+            else:
+                pending.settle(state, taken, None)
+            raise as_problem(error) from None
+    breaker.client_accepted()
+    return taken, grant
 
 
-def _connect(code: str, verifier: str, user_id: int | None) -> SpotifyUser:
-    """Turn the code into a stored grant. Nothing is stored before all of it is known."""
-    asked = time.monotonic()
+def _store(grant: Grant, user_id: int | None, *, asked: float) -> SpotifyUser:
+    """Store a new grant under the account that gave it. Nothing is stored before all of it is known.
+
+    `asked` is when the code was sent (`time.monotonic`).
+    """
     try:
-        grant = parts().accounts.exchange(code, verifier=verifier)
-        breaker.client_accepted()
         profile = parts().webapi.me(grant.access_token)
-    except InvalidGrant:
-        raise SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.") from None
     except SpotifyError as error:
         raise as_problem(error) from None
     if not sessions.is_there():
-        # Who has left while Spotify was asked must not be linked any more, nor leave a link to nobody.
+        # Whatever someone connected who has left while Spotify was asked would be out of their reach.
         raise SpotifyStateMismatch if user_id is None else NotSignedIn
     return links.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 
+def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
+    """Take over the connection that an equal callback has made: a double click, or a reload.
+
+    The browser shows one response of the two, which may be this one; so a visitor, whose session the
+    other callback has moved, gets a new session.
+    """
+    with parts().accounts_bulkhead.waiting() as waiter:
+        link_id = pending.wait_for_result(state, user_id, waiter)
+    if link_id is None:
+        return None
+    if user_id is None:
+        sessions.renew()
+    session["spotify_user_id"] = link_id
+    links.look_again()
+    try:
+        return _living_link()
+    except GrantEnded:
+        return None
+
+
 def as_problem(error: SpotifyError) -> Problem:
     """What a caller is told when Spotify fails us."""
+    if isinstance(error, InvalidGrant):
+        return SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.")
     if isinstance(error, RateLimited):
         return SpotifyRateLimited(retry_after=error.retry_after)
     if isinstance(error, Misconfigured):
+        log.error("authorization_misconfigured", extra={"reason": str(error)})
         return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "refused_by_web_api" else None)
     return SpotifyUnavailable(retry_after=error.retry_after)

@@ -1,135 +1,210 @@
-"""Authorizations under way: what was promised when a person was sent to Spotify.
+"""Authorizations in progress: what was agreed when a person was sent to Spotify, and how it ended.
 
-Each has its own key in Redis, named by a hash of the `state`, and can be taken out once. Keeping
-them out of the session means that two tabs cannot overwrite each other's. Beside it stands how it
-ended, for a browser that sends the callback twice and shows the second answer.
+Each has one key in Redis, named by a hash of its `state`. Keeping them out of the session means that
+two tabs cannot overwrite each other's. Only the session that a state is bound to can use it; an attempt
+by any other changes nothing. How it ended is kept for a minute, for a browser that sends the callback
+twice and shows the second response.
 """
 
 import hashlib
+import hmac
 import logging
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from contextlib import suppress
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Literal
 
 import msgspec
 import redis
 
-from app import sessions
+from app import sessions, throttle
+from app.clock import utc_now
 from app.parts import parts
+from app.problems import SpotifyUnavailable
 from app.sealing import Unreadable
+from app.spotify.accounts_bulkhead import Waiter
 
 log = logging.getLogger(__name__)
 
 LIFE_SECONDS = sessions.VISIT_SECONDS
-RESULT_SECONDS = 60  # how long after its end an authorization's result can be asked for
-WAIT_SECONDS = 15.0  # for the twin that is at it; its calls to Spotify take 14 s at most
+RESULT_SECONDS = 60  # how long an equal callback can ask for the connection that was made
+WAIT_SECONDS = 15.0  # for an equal callback that is being processed; its calls to Spotify take 14 s at most
+# Within `LIFE_SECONDS`: one session may have this many that have not come back, and one address this many
+# that have not led to a connection. An office behind one address needs hundreds.
+OF_ONE_SESSION, OF_ONE_ADDRESS = 30, 300
+# How long a page that polls gets the same URL.
+_SAME_URL_SECONDS = LIFE_SECONDS // 2
+
+# Replaces a value only if it is the one that was read, and keeps its time to live.
+_SWAP = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1
+"""
 
 
-class Pending(msgspec.Struct):
-    """Who may finish the authorization, and the PKCE verifier to finish it with (sealed)."""
+class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One authorization, as Redis holds it.
+
+    `taken` says that a callback is being processed, and `attempt` which one. `room` is what it is counted
+    in (`app.throttle`), and `returned` says that the person has come back, so the session has room again.
+    """
 
     session: str
     user_id: int | None
-    verifier: bytes
-
-
-class Result(msgspec.Struct):
-    """How an authorization ended, for whoever may know; not yet, while `settled` is false."""
-
-    session: str
-    user_id: int | None
-    settled: bool = False
+    verifier: bytes  # of PKCE, sealed
+    room: str = ""
+    status: Literal["open", "taken", "ended"] = "open"
+    attempt: str = ""
+    returned: bool = False
     link_id: int | None = None
 
 
-def begin(user_id: int | None, *, ask_again: bool = False) -> str:
+def begin(user_id: int | None) -> str:
     """Start an authorization for this session and user. Returns the URL at Spotify.
 
     `state` and verifier are 256 random bits each (RFC 9700 sections 2.1 and 2.1.1); the verifier
     never leaves this server.
+
+    Raises:
+        TooManyAttempts
     """
-    state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-    pending = Pending(sessions.binding(), user_id, parts().sealer.seal(verifier, "verifier", _key(state)))
-    _put(_key(state), pending, LIFE_SECONDS)
-    _put(_result_key(state), Result(sessions.binding(), user_id), LIFE_SECONDS)
-    sessions.start()
-    return parts().accounts.authorize_url(state=state, verifier=verifier, ask_again=ask_again)
+    state = secrets.token_urlsafe(32)
+    return _url(state, _begin(state, user_id))
 
 
 def current(user_id: int | None) -> str:
-    """The URL of an authorization for this session and user, the last one while that is young.
+    """The URL of an authorization for this session and user, the same one for five minutes while it is open.
 
-    For a page that asks every second: each new one would stay in Redis for ten minutes.
+    For a page that asks every second: each new one would stay in Redis for ten minutes. So that no second
+    key has to remember it, its state is derived from what is asked for, with our secret key.
+
+    Raises:
+        TooManyAttempts
     """
-    key, sealer = f"authorize-url:{sessions.binding()}:{user_id}", parts().sealer
-    raw: Any = parts().redis.get(key)
-    if raw is not None:
-        with suppress(Unreadable):
-            url = sealer.open(raw, "url", key)
-            state = parse_qs(urlsplit(url).query)["state"][0]
-            if parts().redis.exists(_key(state)):  # not spent yet
-                return url
-    url = begin(user_id)
-    parts().redis.set(key, sealer.seal(url, "url", key), ex=LIFE_SECONDS // 2)
-    return url
+    period = int(utc_now().timestamp()) // _SAME_URL_SECONDS
+    for number in range(OF_ONE_SESSION):
+        state = _derived_state(sessions.binding(), user_id, period, number)
+        found = find(state, user_id) or _begin(state, user_id)
+        if found.status == "open":
+            return _url(state, found)
+    return begin(user_id)
 
 
-def spend(state: str, user_id: int | None) -> str | None:
-    """Take an authorization out, once. Returns its verifier, or None where it does not belong.
-
-    The state dies at first use, whoever presents it (RFC 9700 section 4.2.4).
-    """
-    raw: Any = parts().redis.getdel(_key(state))
+def find(state: str, user_id: int | None) -> Authorization | None:
+    """This session's and user's authorization with this state, if there is one."""
+    raw: Any = parts().redis.get(_key(state))
     if raw is None:
         return None
     with suppress(msgspec.MsgspecError, Unreadable):
-        pending = msgspec.msgpack.decode(raw, type=Pending)
-        verifier = parts().sealer.open(pending.verifier, "verifier", _key(state))
-        if pending.session == sessions.binding() and pending.user_id == user_id:
-            return verifier
-    parts().redis.delete(_result_key(state))  # there will be none to wait for
+        found = msgspec.msgpack.decode(raw, type=Authorization)
+        verifier(state, found)  # raises if it cannot be opened
+        if found.session == sessions.binding() and found.user_id == user_id:
+            return found
     return None
 
 
-def settle(state: str, binding: str, user_id: int | None, link_id: int | None) -> None:
-    """Say how an authorization that was spent ended: with this link, or without any.
-
-    `binding` is the session's as it was when the callback came.
-    """
+def take(state: str, found: Authorization) -> Authorization | None:
+    """Begin to process the callback of an open authorization. None if an equal callback was first."""
+    taken = msgspec.structs.replace(found, status="taken", attempt=secrets.token_hex(8))
     try:
-        _put(_result_key(state), Result(binding, user_id, True, link_id), RESULT_SECONDS)
+        return taken if _swap(state, found, taken) else None
+    except redis.RedisError:
+        with suppress(redis.RedisError):
+            _swap(state, taken, found)  # only the reply may have been lost
+        raise
+
+
+def reopen(state: str, taken: Authorization) -> None:
+    """Let the callback come again: its code has not been used."""
+    with suppress(redis.RedisError):
+        _swap(state, taken, msgspec.structs.replace(taken, status="open", attempt=""))
+
+
+def note_return(state: str, found: Authorization) -> None:
+    """Note that the person has come back, although the callback has to come again."""
+    with suppress(redis.RedisError):
+        if not found.returned and _swap(state, found, msgspec.structs.replace(found, returned=True)):
+            _release(state, found, succeeded=False)
+
+
+def settle(state: str, taken: Authorization, link_id: int | None) -> None:
+    """Record how an authorization ended: with this connection, or without any."""
+    ended = msgspec.structs.replace(taken, status="ended", link_id=link_id)
+    try:
+        # One that failed is kept to its end, so that `current` does not use its state a second time.
+        life = {"keepttl": True} if link_id is None else {"ex": RESULT_SECONDS}
+        parts().redis.set(_key(state), msgspec.msgpack.encode(ended), xx=True, **life)
+        _release(state, taken, succeeded=link_id is not None)
     except redis.RedisError as error:
-        # What was connected stays connected; only a twin has to ask again.
+        # What was connected stays connected; only an equal callback has to ask again.
         log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
 
 
-def twins_link(state: str, user_id: int | None) -> int | None:
-    """The link that an equal callback of this session has made, or is making right now."""
+def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> int | None:
+    """The connection that an equal callback of this session has made, or is making right now.
+
+    Raises:
+        SpotifyUnavailable
+    """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        raw: Any = parts().redis.get(_result_key(state))
-        if raw is None:
+        found = find(state, user_id)
+        if found is None:
             return None
-        try:
-            result = msgspec.msgpack.decode(raw, type=Result)
-        except msgspec.MsgspecError:
-            return None
-        if result.session != sessions.binding() or result.user_id != user_id:
-            return None
-        if result.settled or time.monotonic() > deadline:
-            return result.link_id
+        if found.status == "open":
+            raise SpotifyUnavailable(retry_after=1)  # the other callback could not use its code: try again
+        if found.status == "ended" or time.monotonic() > deadline:
+            return found.link_id
+        waiter.require_place()
         time.sleep(0.05)
 
 
-def _put(key: str, value: Pending | Result, seconds: int) -> None:
-    parts().redis.set(key, msgspec.msgpack.encode(value), ex=seconds)
+def verifier(state: str, authorization: Authorization) -> str:
+    """The PKCE verifier to finish it with."""
+    return parts().sealer.open(authorization.verifier, "verifier", _key(state))
+
+
+def _begin(state: str, user_id: int | None) -> Authorization:
+    """Start an authorization with this state, or find the one that was started at the same moment."""
+    key, binding = _key(state), sessions.binding()
+    room = throttle.reserve(
+        "authorizations",
+        key,
+        binding,
+        most=OF_ONE_ADDRESS,
+        most_each=OF_ONE_SESSION,
+        seconds=LIFE_SECONDS,
+    )
+    sealed = parts().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
+    started = Authorization(binding, user_id, sealed, room)
+    sessions.start()
+    if parts().redis.set(key, msgspec.msgpack.encode(started), ex=LIFE_SECONDS, nx=True):
+        return started
+    return find(state, user_id) or started
+
+
+def _release(state: str, of: Authorization, *, succeeded: bool) -> None:
+    if of.room:
+        caller = "" if of.returned else of.session
+        throttle.release(of.room, _key(state), caller, succeeded=succeeded)
+
+
+def _url(state: str, authorization: Authorization) -> str:
+    return parts().accounts.authorize_url(state=state, verifier=verifier(state, authorization))
+
+
+def _derived_state(*of: object) -> str:
+    text = "\0".join(("authorization", *map(str, of)))
+    digest = hmac.new(parts().config.secret_key.encode(), text.encode(), hashlib.sha256).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _swap(state: str, old: Authorization, new: Authorization) -> bool:
+    values = (msgspec.msgpack.encode(old), msgspec.msgpack.encode(new))
+    return bool(parts().redis.eval(_SWAP, 1, _key(state), *values))
 
 
 def _key(state: str) -> str:
     return f"authorization:{hashlib.sha256(state.encode()).hexdigest()}"
-
-
-def _result_key(state: str) -> str:
-    return f"authorized:{hashlib.sha256(state.encode()).hexdigest()}"

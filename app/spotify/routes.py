@@ -16,12 +16,14 @@ from app.models import SpotifyUser
 from app.parts import parts
 from app.problems import (
     DEPENDENCY_DOWN,
+    CrossSiteRequest,
     InsufficientScope,
     MalformedRequest,
     NotFound,
     NotSignedIn,
     PayloadTooLarge,
     Problem,
+    ServiceUnavailable,
     SpotifyAccessDenied,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
@@ -31,17 +33,21 @@ from app.problems import (
     SpotifyReauthorizationRequired,
     SpotifyStateMismatch,
     SpotifyUnavailable,
+    TooManyAttempts,
     UnsupportedMediaType,
     ValidationError,
     as_problem,
 )
 from app.spotify import authorization, gateway, links, pending, tokens
-from app.spotify.authorization import AuthorizationRequired
+from app.spotify.authorization import AuthorizationRequired, Callback
 from app.spotify.calls import read_call
 from app.spotify.refresh import GrantEnded
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 
 log = logging.getLogger(__name__)
+
+# How browsers, today's and older ones, mark a request that nobody has asked for yet.
+_PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
@@ -65,28 +71,29 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
     SpotifyRateLimited,
     SpotifyUnavailable,
     SpotifyMisconfigured,
+    CrossSiteRequest,
+    TooManyAttempts,
 )
 def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
     """Connect Spotify, or come back from there
 
     Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
     person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
+    Only the app may start this, and not a link on another site.
     """
     by_browser = _is_navigation()
     try:
+        _refuse_preview()
         sessions.require_readable()
-        visit = authorization.visit(**_callback_parameters(), again=query.get("reauthorize", False))
+        visit = authorization.visit(_callback(), again=query.get("reauthorize", False))
     except Exception as error:
         problem = as_problem(error)
         if _is_callback():
             authorization.note_refusal(problem)
-        if not by_browser:
+        if not by_browser or isinstance(problem, CrossSiteRequest | _NotForPreviews):
             raise
+        _log_failure(error)
         # A person is looking at this: the SPA can say what went wrong, a page of JSON cannot.
-        if isinstance(error, DEPENDENCY_DOWN):
-            log.error("dependency_unavailable", extra={"reason": type(error).__name__})
-        elif not isinstance(error, Problem):
-            log.exception("authorize_failed")
         return _back_to_frontend(problem)
     if isinstance(visit, AuthorizationRequired):
         if by_browser:
@@ -132,7 +139,9 @@ def disconnect() -> None:
 def playback_token() -> dict[str, Any]:
     """A short-lived access token, for the Web Playback SDK only
 
-    Never the refresh token, and only where `streaming` was granted. Do not store it: ask again.
+    Never the refresh token, and only where `streaming` was granted. Do not store it: ask again. It has all
+    the scopes that were granted: Spotify has no way to limit it to playback. In production, this is on only
+    with `PLAYBACK_TOKEN_ENABLED=true`.
     """
     if not parts().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
@@ -141,6 +150,7 @@ def playback_token() -> dict[str, Any]:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
     with _asking_to_connect_again():
         token = tokens.access_token_for(link.id, tokens.PLAYBACK_LEAD, patience=1)
+    log.info("playback_token_issued", extra={"link": link.id})
     return {
         "access_token": token.access_token,
         "token_type": "Bearer",
@@ -209,21 +219,49 @@ def _is_navigation() -> bool:
     return best == "text/html"
 
 
+class _NotForPreviews(ServiceUnavailable):
+    """A browser discards a prefetch that gets this status, and sends the request when it is meant."""
+
+    detail = "This request was a prefetch or a HEAD, which changes nothing here. Send a GET."
+
+
+def _refuse_preview() -> None:
+    """Let nothing be started or used up by a request that a person did not make.
+
+    Browsers mark what they fetch ahead of a click (https://wicg.github.io/nav-speculation/prefetch.html).
+
+    Raises:
+        _NotForPreviews
+    """
+    purposes = " ".join(request.headers.get(name, "") for name in _PURPOSE_HEADERS).lower()
+    if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and _is_callback()):
+        raise _NotForPreviews
+
+
 def _is_callback() -> bool:
     """Whether Spotify has sent the person here, or somebody who pretends so."""
     return any(value for name in ("code", "error") for value in request.args.getlist(name))
 
 
-def _callback_parameters() -> dict[str, str | None]:
-    """`code`, `error` and `state`; one sent without a value counts as absent (RFC 6749 section 3.1).
+def _callback() -> Callback | None:
+    """What Spotify sent back, if anything; a parameter without a value is absent (RFC 6749 section 3.1).
 
     Raises:
-        ValidationError: one that this route knows stands twice.
+        ValidationError: a parameter that this route knows is repeated.
     """
     for name in AuthorizeQuery().fields:
         if len(request.args.getlist(name)) > 1:
             raise ValidationError(errors={name: ["May stand once only."]})
-    return {name: request.args.get(name) or None for name in ("code", "error", "state")}
+    code, error, state = (request.args.get(name) or None for name in ("code", "error", "state"))
+    return Callback(code, error, state) if code or error else None
+
+
+def _log_failure(error: Exception) -> None:
+    """Log what the error handlers would have logged."""
+    if isinstance(error, DEPENDENCY_DOWN):
+        log.error("dependency_unavailable", extra={"reason": type(error).__name__})
+    elif not isinstance(error, Problem):
+        log.error("authorize_failed", exc_info=error)
 
 
 def _back_to_frontend(problem: Problem | None) -> Response:

@@ -9,7 +9,6 @@ import logging
 import time
 import uuid
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as StillRunning
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -76,9 +75,10 @@ def access_token_for(
     if row.lasts(LEAST_LIFE, now=now):
         if row.may_be_tried(now) or (patience and row.is_leased(now)):
             refreshing = _start_refresh(row, lead)
-            with suppress(StillRunning, Problem, GrantEnded, *DEPENDENCY_DOWN):
+            with suppress(TimeoutError, Problem, GrantEnded, *DEPENDENCY_DOWN):
                 if patience:
-                    return _open(*refreshing.result(patience))
+                    with parts().accounts_bulkhead.waiting() as waiter:
+                        return _open(*waiter.result(refreshing, patience))
         return _open(row, now)
     refresh.check_may_try(row, now)
     return _open(*_refreshed(row, lead, wait_seconds))
@@ -150,10 +150,16 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
 
 
 def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) -> refresh.Reading:
-    try:
-        return _start_refresh(row, lead).result(wait_seconds)
-    except StillRunning:
-        raise SpotifyUnavailable(retry_after=1) from None
+    """Refresh, and wait for it.
+
+    Raises:
+        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
+    """
+    with parts().accounts_bulkhead.waiting() as waiter:
+        try:
+            return waiter.result(_start_refresh(row, lead), wait_seconds)
+        except TimeoutError:
+            raise SpotifyUnavailable(retry_after=1) from None
 
 
 def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.Reading]":

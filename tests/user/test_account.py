@@ -455,9 +455,8 @@ def test_a_deleted_account_leaves_nothing(
     assert 0 < store.ttl(calls) <= 30
     left = {key.decode().rsplit(":", 1)[0] for key in store.keys("*") if key != calls}
     # How often somebody at this address was wrong, and has registered, says nothing about the person.
-    assert left <= {f"throttle:{kind}" for kind in ("address", "registrations", "mails", "pair")} | {
-        "authorized"
-    }
+    kinds = ("address", "registrations", "mails", "pair", "exchanges")
+    assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization"}
     assert client.get_cookie("session") is None
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}

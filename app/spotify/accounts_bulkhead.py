@@ -1,0 +1,146 @@
+"""A bulkhead for accounts.spotify.com: while it is slow, at most half of a worker's threads wait for it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+from app.problems import SpotifyUnavailable
+
+T = TypeVar("T")
+
+# Anything that takes longer is slow. Until then, every caller may wait for its result.
+SLOW_SECONDS = 2.0
+# The service counts as slow for this long after something was.
+REMEMBERED_SECONDS = 5.0
+# How often a waiting thread looks whether the service has become slow.
+_SLICE_SECONDS = 0.2
+
+
+class AccountsBusy(SpotifyUnavailable):
+    """The service is slow, and enough threads are waiting for it."""
+
+    detail = "Spotify's accounts service responds slowly, and enough requests wait for it. Try again shortly."
+    retry_after = 2
+
+
+class AccountsBulkhead:
+    """Counts the threads that wait for the accounts service, whatever they wait for: the refresh of a
+    token, the exchange of a code, or another callback's exchange.
+
+    A wait that has lasted longer than `SLOW_SECONDS` makes the service count as slow. That covers calls
+    that another process makes, too. From then on, threads beyond half of the worker's are released, and
+    later callers are turned away immediately.
+
+    An exchange cannot be released: its thread makes the call. So no more than half of the threads
+    exchange codes at any time, and a queue that is smaller than that waits for a place.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._limit = max(1, threads // 2)
+        self._queue_limit = self._limit * 3 // 4
+        self._changed = threading.Condition()
+        self._since: dict[object, float] = {}  # a waiting thread's key: since when (`time.monotonic`)
+        self._exchanging = self._queued = 0
+        self._slow_until = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator["Waiter"]:
+        """Count the calling thread as waiting while the block runs.
+
+        Raises:
+            AccountsBusy: the service is slow, and enough threads wait for it.
+        """
+        waiter = Waiter(self)
+        with self._changed:
+            if len(self._since) >= self._limit and self._is_slow():
+                raise AccountsBusy
+            self._since[waiter] = time.monotonic()
+        try:
+            yield waiter
+        finally:
+            with self._changed:
+                self._is_slow()  # this wait may have shown it
+                self._since.pop(waiter, None)
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Hold a place for the exchange of a code, which the block makes.
+
+        Raises:
+            AccountsBusy: no place became free in time. The block did not run.
+        """
+        with self.waiting() as waiter:
+            self._take_place(waiter)
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._exchanging -= 1
+                    self._changed.notify()
+
+    def release_excess(self, waiter: "Waiter") -> None:
+        """End this thread's wait if the service is slow and more threads wait for it than may.
+
+        Raises:
+            AccountsBusy
+        """
+        with self._changed:
+            if len(self._since) > self._limit and self._is_slow():
+                del self._since[waiter]  # now, so that no more than the excess are released
+                raise AccountsBusy
+
+    def _take_place(self, waiter: "Waiter") -> None:
+        deadline = time.monotonic() + SLOW_SECONDS
+        with self._changed:
+            if self._exchanging >= self._limit and self._queued >= self._queue_limit:
+                raise AccountsBusy
+            self._queued += 1
+            try:
+                while self._exchanging >= self._limit:
+                    if time.monotonic() >= deadline:
+                        raise AccountsBusy
+                    self.release_excess(waiter)
+                    self._changed.wait(_SLICE_SECONDS)
+                self._exchanging += 1
+            finally:
+                self._queued -= 1
+
+    def _is_slow(self) -> bool:
+        now = time.monotonic()
+        if now - min(self._since.values(), default=now) > SLOW_SECONDS:
+            self._slow_until = now + REMEMBERED_SECONDS
+        return now < self._slow_until
+
+
+class Waiter:
+    """A thread that waits for the accounts service, and can be released."""
+
+    def __init__(self, bulkhead: AccountsBulkhead) -> None:
+        self._bulkhead = bulkhead
+
+    def require_place(self) -> None:
+        """Go on waiting, unless the service is slow and more threads wait for it than may.
+
+        Raises:
+            AccountsBusy
+        """
+        self._bulkhead.release_excess(self)
+
+    def result(self, future: "Future[T]", seconds: float) -> T:
+        """Wait for a result, for this long at most.
+
+        Raises:
+            AccountsBusy: this thread is released.
+            TimeoutError: there is no result yet.
+        """
+        deadline = time.monotonic() + seconds
+        while not future.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.require_place()
+            wait([future], min(left, _SLICE_SECONDS))
+        return future.result()
