@@ -128,8 +128,16 @@ class Config:
 
     @property
     def session_cookie_name(self) -> str:
-        """`__Host-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3.2)."""
-        return "__Host-session" if self.session_cookie_secure else "session"
+        """`__Host-Http-` needs Secure, which browsers refuse on plain http (RFC 6265bis section 4.1.3).
+
+        Cookies do not know ports, so on loopback the name must differ from that of other Flask apps.
+        """
+        return "__Host-Http-session" if self.session_cookie_secure else "backline_session"
+
+    @property
+    def old_session_cookie_name(self) -> str | None:
+        """The name before `__Host-Http-`. Still accepted for one release."""
+        return "__Host-session" if self.session_cookie_secure else None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Config":

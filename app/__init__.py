@@ -22,6 +22,7 @@ from app.locks import UserLocks
 from app.mail import Mailer
 from app.outbound import Outbound
 from app.parts import Parts, redis_client
+from app.redis_cipher import RedisCipher
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.accounts_bulkhead import AccountsBulkhead
@@ -56,12 +57,14 @@ def create_app(config: Config) -> Flask:
     app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
+    redis_cipher = RedisCipher(config.secret_key)
     outbound, gate = Outbound(), Gate(store, config)
     # Half of a worker's threads are for what needs no Spotify.
     bulkhead = Bulkhead(max(1, config.threads // 2))
     app.extensions["backline"] = Parts(
         config=config,
         redis=store,
+        redis_cipher=redis_cipher,
         sealer=Sealer(config.token_encryption_keys),
         locks=UserLocks(store),
         accounts=SpotifyAccounts(config, outbound),
@@ -77,7 +80,7 @@ def create_app(config: Config) -> Flask:
 
     # In the order in which a request meets them.
     logs.init_app(app)
-    sessions.init_app(app, config, store)
+    sessions.init_app(app, config, store, redis_cipher)
     origin.init_app(app, config)
     guard.init_app(app)
     headers.init_app(app, config)

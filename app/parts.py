@@ -10,6 +10,7 @@ from app.background import SingleFlight
 from app.bulkhead import Bulkhead
 from app.locks import UserLocks
 from app.mail import Mailer
+from app.redis_cipher import RedisCipher
 from app.redis_pool import redis_client
 from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
@@ -26,6 +27,7 @@ __all__ = ["Parts", "parts", "redis_client"]
 class Parts:
     config: Config
     redis: redis.Redis
+    redis_cipher: RedisCipher  # for values in Redis that grant something
     sealer: Sealer
     locks: UserLocks
     accounts: SpotifyAccounts

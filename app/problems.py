@@ -11,7 +11,8 @@ Problem
 ├── ServiceUnavailable 503          ├── SpotifyStateMismatch 400
 ├── CrossSiteRequest 403            ├── SpotifyUnavailable, SpotifyMisconfigured 503
 ├── InsufficientScope 403           ├── SpotifyRateLimited 429
-└── InvalidToken 400                └── TooManyAttempts 429
+├── FreshSignInRequired 403         └── TooManyAttempts 429
+└── InvalidToken 400
 """
 
 import json
@@ -106,6 +107,11 @@ class CrossSiteRequest(Problem):
 class NotSignedIn(Problem):
     code, slug, title = 401, "not-signed-in", "Please sign in"
     detail = "Send the session's cookie of a POST /api/login or /api/register."
+
+
+class FreshSignInRequired(Problem):
+    code, slug, title = 403, "fresh-sign-in-required", "Please confirm that it is you"
+    detail = "Sign in again, or send current_password. A sign-in counts for this for 15 minutes."
 
 
 class InvalidCredentials(Problem):

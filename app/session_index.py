@@ -1,46 +1,30 @@
-"""What a session holds, and the index by which people see and end theirs.
+"""The indexes by which people see and end their sessions.
 
-The index decides nothing: who is signed in is decided by the session itself, and its `epoch`
-(`app.auth.guard`).
+An index decides nothing: the session itself, with its `epoch` and `grant_id`, decides what it may do
+(`app.auth.guard`, `app.spotify.links`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import redis
 
 from app.clock import utc_now
+from app.redis_cipher import RedisCipher
+from app.session_data import SessionData, decode, index_of_grant, index_of_user
 from config import Config
 
-# Of one user; a sign-in beyond them ends the oldest. Nobody's list grows without end.
+# In one index; one more ends the oldest.
 MAX_SESSIONS = 100
-
-# What is planted in Redis must be no more than wrong: neither overflow a column nor last forever.
-RowId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**32)]
-
-
-class SessionData(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a session holds. `created_at` is in seconds since 1970.
-
-    All but `spotify_user_id` is written once, when the id is given out, so that two requests at
-    once have nothing of each other's to lose.
-    """
-
-    created_at: Moment
-    user_id: RowId | None = None
-    epoch: int = 0
-    address: str = ""
-    user_agent: str = ""
-    spotify_user_id: RowId | None = None
+_SESSION_KEY = re.compile(rb"session:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ListedSession:
-    """A session as its owner sees it. `id` names it, and opens nothing."""
+    """A session as its owner sees it. `id` identifies it and cannot be used to sign in."""
 
     id: str
     current: bool
@@ -50,32 +34,73 @@ class ListedSession:
     user_agent: str
 
 
-class SessionIndex:
-    """The sessions of each user: a sorted set in Redis of the names that it knows sessions by."""
+@dataclass(frozen=True)
+class SessionOwner:
+    """Whose sessions to list or end.
 
-    def __init__(self, client: redis.Redis, config: Config) -> None:
+    They are those signed in to the account, and those of visitors who use its connection through
+    `grant_id`, the current grant.
+    """
+
+    user_id: int
+    epoch: int | None
+    grant_id: str | None
+
+    @property
+    def indexes(self) -> list[str]:
+        indexes = [index_of_user(self.user_id)]
+        return indexes if self.grant_id is None else [*indexes, index_of_grant(self.grant_id)]
+
+
+class SessionIndex:
+    """Sorted sets in Redis with the keys of sessions, one for each account and each grant."""
+
+    def __init__(self, client: redis.Redis, cipher: RedisCipher, config: Config) -> None:
         self._client = client
+        self._cipher = cipher
         self._idle = timedelta(seconds=config.session_idle_seconds)
         self._max_seconds = config.session_max_seconds
 
-    def add(self, batch: Any, user_id: int, store_id: str, created_at: float) -> None:
-        """Put a session into the index, in a transaction with the session itself."""
-        batch.zadd(_key(user_id), {store_id: created_at + self._max_seconds})
-        batch.expire(_key(user_id), self._max_seconds)
+    def add(self, batch: Any, index: str, key: str, created_at: float) -> None:
+        """Add a session to an index, in the transaction that stores the session."""
+        batch.zadd(index, {key: created_at + self._max_seconds})
+        batch.expire(index, self._max_seconds)
 
-    def forget(self, user_id: int, store_id: str) -> None:
-        """Take a session out that has ended."""
-        self._client.zrem(_key(user_id), store_id)
+    def forget(self, index: str, key: str) -> None:
+        """Remove a session that has ended, or that no longer belongs here."""
+        self._client.zrem(index, key)
 
-    def listed(self, user_id: int, *, own: str, epoch: int) -> list[ListedSession]:
-        """The sessions that live, the one seen last first. `own` is the request's.
+    def listed(self, whose: SessionOwner, *, own: str) -> list[ListedSession]:
+        """The sessions that are alive, last seen first. `own` is the key of the current request's."""
+        found = [
+            self._describe(key, data, left, own)
+            for index in whose.indexes
+            for key, data, left in self._alive(index)
+            if data.index == index and data.listed_epoch == whose.epoch
+        ]
+        return sorted(found, key=lambda listed: listed.last_seen_at, reverse=True)
 
-        When each was seen last is read off the idle time-out that every request starts anew, so it
-        costs no write.
-        """
-        index, now = _key(user_id), utc_now()
-        self._client.zremrangebyscore(index, "-inf", now.timestamp())
-        keys = self._keys(user_id)
+    def end(self, indexes: Iterable[str], chosen: Callable[[str], bool]) -> int:
+        """End the sessions whose keys are chosen. Returns how many there were."""
+        return sum(self._end(index, [key for key in self._keys(index) if chosen(key)]) for index in indexes)
+
+    def end_oldest(self, index: str) -> None:
+        """End those beyond `MAX_SESSIONS`."""
+        self._end(index, self._keys(index)[:-MAX_SESSIONS])
+
+    def _end(self, index: str, keys: list[str]) -> int:
+        if not keys:
+            return 0
+        with self._client.pipeline(transaction=True) as batch:
+            batch.delete(*keys)
+            batch.zrem(index, *keys)
+            gone: int = batch.execute()[0]
+        return gone
+
+    def _alive(self, index: str) -> list[tuple[str, SessionData, int]]:
+        """The sessions of an index, with the milliseconds left until each times out."""
+        self._client.zremrangebyscore(index, "-inf", utc_now().timestamp())
+        keys = self._keys(index)
         with self._client.pipeline(transaction=False) as batch:
             for key in keys:
                 batch.get(key)
@@ -83,57 +108,31 @@ class SessionIndex:
             answers = batch.execute()
         found = []
         for key, raw, left in zip(keys, answers[::2], answers[1::2], strict=True):
-            data = decode(raw) if raw is not None else None
+            data = decode(self._cipher, key, raw) if raw is not None else None
             if data is None:
-                self._client.zrem(index, key)  # it has ended by itself
-            elif data.epoch == epoch:
-                found.append(
-                    ListedSession(
-                        id=names_session(key),
-                        current=key == own,
-                        created_at=datetime.fromtimestamp(data.created_at, UTC),
-                        last_seen_at=min(now, now - self._idle + timedelta(milliseconds=left)),
-                        ip=data.address,
-                        user_agent=data.user_agent,
-                    )
-                )
-        return sorted(found, key=lambda listed: listed.last_seen_at, reverse=True)
+                self.forget(index, key)  # it has timed out
+            else:
+                found.append((key, data, left))
+        return found
 
-    def end(self, user_id: int, chosen: Callable[[str], bool]) -> int:
-        """End the sessions whose name in Redis is chosen. Returns how many there were."""
-        ended = [key for key in self._keys(user_id) if chosen(key)]
-        if not ended:
-            return 0
-        with self._client.pipeline(transaction=True) as batch:
-            batch.delete(*ended)
-            batch.zrem(_key(user_id), *ended)
-            gone: int = batch.execute()[0]
-        return gone
+    def _describe(self, key: str, data: SessionData, left: int, own: str) -> ListedSession:
+        """Describe a session. Every request restarts its idle timeout, which tells when it was last seen."""
+        now = utc_now()
+        return ListedSession(
+            id=public_id(key),
+            current=key == own,
+            created_at=datetime.fromtimestamp(data.created_at, UTC),
+            last_seen_at=min(now, now - self._idle + timedelta(milliseconds=left)),
+            ip=data.address,
+            user_agent=data.user_agent,
+        )
 
-    def end_oldest(self, user_id: int) -> None:
-        """End those beyond `MAX_SESSIONS`."""
-        oldest = self._keys(user_id)[:-MAX_SESSIONS]
-        if oldest:
-            self.end(user_id, lambda key: key in oldest)
-
-    def _keys(self, user_id: int) -> list[str]:
-        """Oldest first."""
-        found: Any = self._client.zrange(_key(user_id), 0, -1)
-        return [key.decode() for key in found]
+    def _keys(self, index: str) -> list[str]:
+        """The keys of an index, oldest first. Anything that is not a session's key is left alone."""
+        found: Any = self._client.zrange(index, 0, -1)
+        return [key.decode() for key in found if _SESSION_KEY.fullmatch(key)]
 
 
-def decode(raw: bytes) -> SessionData | None:
-    """What a session holds; None for anything that is not ours."""
-    try:
-        return msgspec.msgpack.decode(raw, type=SessionData)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-
-
-def names_session(store_id: str) -> str:
-    """What names a session to its owner, and opens nothing: half of the hash that Redis knows it by."""
-    return store_id.removeprefix("session:")[:32]
-
-
-def _key(user_id: int) -> str:
-    return f"sessions-of:{user_id}"
+def public_id(key: str) -> str:
+    """What identifies a session to its owner: half of the hash that is its key in Redis."""
+    return key.removeprefix("session:")[:32]

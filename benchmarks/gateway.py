@@ -58,7 +58,7 @@ class World:
             query = answer_of(self.sandbox.consent(url, person=person))
             answer = http.get(authorize, params=query, timeout=LONGEST)
             answer.raise_for_status()
-            return f"session={http.cookies['session']}"
+            return f"backline_session={http.cookies['backline_session']}"
 
 
 @contextmanager

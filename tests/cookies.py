@@ -2,7 +2,7 @@
 
 import re
 
-NAME = r"(?:__Host-)?session"
+NAME = r"__Host-Http-session|__Host-session|backline_session"
 VALUE = r"[\w-]{43}|"  # empty where it is deleted
 LINE = re.compile(rf"({NAME})=({VALUE})((?:; [\w-]+(?:=[^;]*)?)*)", re.ASCII)
 
@@ -27,8 +27,9 @@ def check(line: str) -> None:
     }
     assert "HttpOnly" in attributes, line
     assert attributes["Path"] == "/", line
-    assert attributes.get("SameSite") in ("Lax", "None"), line
+    assert attributes.get("SameSite") in ("Lax", "None", "Strict"), line
     assert (attributes["Max-Age"] == "0") == (value == ""), line
+    assert name != "__Host-session" or value == "", f"the old name is only deleted: {line}"
     assert ("Secure" in attributes) == name.startswith("__Host-"), line
     assert ("Partitioned" in attributes) == (attributes["SameSite"] == "None"), line
     assert attributes["SameSite"] != "None" or "Secure" in attributes, line

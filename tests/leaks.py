@@ -45,7 +45,9 @@ RUN = re.compile(r"[\w-]{43,}", re.ASCII)
 MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)")
 LONGEST_VERIFIER = 128  # RFC 7636 section 4.1
 
-SESSION_COOKIE = re.compile(r"^((?:__Host-)?session=)([\w-]{43})(?=;|$)", re.ASCII)
+SESSION_COOKIE = re.compile(
+    r"^((?:__Host-Http-session|__Host-session|backline_session)=)([\w-]{43})(?=;|$)", re.ASCII
+)
 PRINTED_MAIL = re.compile(r"--- mail to .*?--- end ---", re.DOTALL)
 EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")

@@ -71,7 +71,7 @@ def test_g1_a_cookie_that_is_none_of_ours_is_a_strangers(
     client: FlaskClient, new_client: Callable[[], FlaskClient], cookie: str
 ) -> None:
     register(new_client(), "ada")
-    sent = {"Cookie": f"session={cookie}"}
+    sent = {"Cookie": f"backline_session={cookie}"}
 
     assert client.get("/api/user", headers=sent).status_code == 401
     seen = client.get("/api/session", headers=sent)

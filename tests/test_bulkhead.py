@@ -216,11 +216,11 @@ def caller(app: object, client: FlaskClient, sandbox: SandboxClient) -> Iterator
     """Somebody with a connection to Spotify, whose session other processes know too."""
     register(client)
     connect(client, sandbox)
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     with requests.Session() as http:
         http.trust_env = False
-        http.headers.update({"X-Requested-With": "test", "Cookie": f"session={cookie.value}"})
+        http.headers.update({"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"})
         yield http
     sandbox.clear_faults()
 

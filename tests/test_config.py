@@ -46,7 +46,7 @@ def test_development_needs_two_secrets_and_nothing_else() -> None:
     assert config.spotify_accounts_url == "http://127.0.0.1:5001"
     assert config.spotify_redirect_uri == "http://127.0.0.1:5000/api/spotify/authorize"
     assert config.database_url.startswith("sqlite:////")
-    assert config.session_cookie_name == "session"
+    assert config.session_cookie_name == "backline_session"
     assert "http://127.0.0.1:5173" in config.cors_origins
 
 
@@ -90,7 +90,7 @@ def test_production_is_the_default_outside_flasks_own_command() -> None:
 def test_production_is_secure_by_default() -> None:
     config = Config.from_env(PRODUCTION)
 
-    assert config.session_cookie_name == "__Host-session"
+    assert config.session_cookie_name == "__Host-Http-session"
     assert config.cors_origins == ("https://app.example.com",)
 
 

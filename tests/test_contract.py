@@ -143,7 +143,7 @@ def test_h1_every_answer_is_as_documented(
     settled(app)
     schema = contract(app, document)
     if who == "grace":
-        cookie = grace.get_cookie("session")
+        cookie = grace.get_cookie("backline_session")
         assert cookie is not None
 
         @schema.auth()
@@ -152,7 +152,7 @@ def test_h1_every_answer_is_as_documented(
                 return cookie.value
 
             def set(self, case: Any, data: str, context: object) -> None:
-                case.cookies["session"] = data
+                case.cookies["backline_session"] = data
 
     run = Run(schema)
 

@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app import session_index
+from app import session_data
 from app.api import MAX_NESTING, parse_json
 from app.auth import names
 from app.database import db
 from app.models import User
 from app.outbound import Answer
 from app.problems import MalformedRequest
-from app.session_index import SessionData
+from app.session_data import SessionData
 from config import Config, ConfigError
 from tests.conftest import SETTINGS
 from tests.every_route import (
@@ -274,14 +274,18 @@ def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 @many
 @given(raw=st.binary())
 def test_h1_any_bytes_are_a_session_or_none(raw: bytes) -> None:
-    assert isinstance(session_index.decode(raw), SessionData | None)
+    assert isinstance(session_data.unpack(raw), SessionData | None)
 
 
 _sessions = st.fixed_dictionaries(
-    {"created_at": st.floats(0, 2**32, exclude_max=True)},
+    {"created_at": st.floats(0, 2**30)},
     optional={
         "user_id": st.none() | st.integers(1, 2**31 - 1),
-        "epoch": st.integers(-(2**63), 2**63),
+        "epoch": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "cookie_set_at": st.floats(0, 2**32, exclude_max=True),
+        "signed_in_at": st.none() | st.floats(0, 2**32, exclude_max=True),
+        "grant_id": st.none() | st.text(),
+        "owner_epoch": st.none() | st.integers(-(2**63), 2**63 - 1),
         "address": st.text(),
         "user_agent": st.text(),
         "spotify_user_id": st.none() | st.integers(1, 2**31 - 1),
@@ -297,9 +301,9 @@ _sessions = st.fixed_dictionaries(
 def test_h1_a_session_with_a_field_too_many_or_of_another_type_is_none(
     data: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    assert session_index.decode(msgspec.msgpack.encode(data)) == SessionData(**data)
+    assert session_data.unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
 
-    found = session_index.decode(msgspec.msgpack.encode(data | more))
+    found = session_data.unpack(msgspec.msgpack.encode(data | more))
 
     if set(more) - {field.name for field in msgspec.structs.fields(SessionData)}:
         assert found is None
@@ -725,7 +729,7 @@ def test_h5_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: p
 def test_h5_a_503_says_when_to_try_again(env: dict[str, str], request: pytest.FixtureRequest) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client = request.getfixturevalue("client")
-    client.set_cookie("session", "A" * 43)
+    client.set_cookie("backline_session", "A" * 43)
     for route in every_route(client.application):
         if operation(documented(client.application), route):
             response = send(client, route)

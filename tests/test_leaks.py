@@ -182,7 +182,7 @@ def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
 ) -> None:
     monkeypatch.setattr(cookies, "check", lambda _: None)  # which these are not made to pass
     register(client)
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     assert net.haul() == []
 
@@ -190,14 +190,14 @@ def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
         {"body": f"you are {cookie.value}"},
         {"X_Session": cookie.value},
         {"Set_Cookie": f"other={cookie.value}; Path=/"},
-        {"Set_Cookie": f"session={'x' * 43}; Path=/{cookie.value}"},
+        {"Set_Cookie": f"backline_session={'x' * 43}; Path=/{cookie.value}"},
         {"body": f"joined_{cookie.value}_with_more"},
     ):
         says(**said)
         found = net.haul()
         assert kinds(found) == ["a session id"], said
         assert places(found) == {"the answer to GET /api/says"}
-    says(Set_Cookie=f"session={ACCESS_TOKEN}; Path=/")
+    says(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
     assert kinds(net.haul()) == ["an access token"]
 
 
@@ -213,7 +213,7 @@ def test_a_session_id_is_a_secret_of_logs_and_redis(
     register(client)
     client.get("/api/careless")
     with redis.Redis.from_url(redis_url) as store:
-        store.set(f"seen:{client.get_cookie('session').value}", 1)  # type: ignore[union-attr]
+        store.set(f"seen:{client.get_cookie('backline_session').value}", 1)  # type: ignore[union-attr]
     found = net.haul()
 
     assert kinds(found) == ["a session id", "a session id"]
@@ -314,7 +314,7 @@ def test_a_real_servers_answers_and_log_are_looked_at(
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
         http.get(f"{api.url}/api/spotify/authorize", timeout=10)
-        sid = http.cookies["session"]
+        sid = http.cookies["backline_session"]
     net.look_at(f"what the server issued is known: {sid}", "here")
 
     assert "the answer to GET /api/spotify/authorize" in net.places

@@ -192,10 +192,10 @@ def test_j3_a_line_before_the_session_is_open_and_an_answer_that_could_not_keep_
 ) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client, lines = request.getfixturevalue("client"), request.getfixturevalue("lines")
-    client.set_cookie("session", "A" * 43)
+    client.set_cookie("backline_session", "A" * 43)
 
     away = client.get("/api/session")
-    client.delete_cookie("session")
+    client.delete_cookie("backline_session")
     unsaved = client.get("/api/spotify/authorize")
 
     first = next(line for line in lines if line["event"] == "sessions_unavailable")

@@ -435,12 +435,12 @@ def test_c4_the_same_requests_from_our_own_app_have_their_effect(
     document = documented(app)
     ada(client, sandbox)
     before = Picture(app)
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     for route in writing_routes(app):
         if route.is_gateway:
             continue  # its effects are at Spotify
-        client.set_cookie("session", cookie.value)
+        client.set_cookie("backline_session", cookie.value)
         response = send(client, route, json=good_body(document, route), headers={"Origin": SPA})
         settled(app)
         if response.status_code == 400:

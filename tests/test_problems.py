@@ -152,7 +152,7 @@ def test_a_head_is_a_get_without_a_body(client: FlaskClient) -> None:
 def test_without_redis_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client = request.getfixturevalue("client")
-    client.set_cookie("session", "A" * 43)
+    client.set_cookie("backline_session", "A" * 43)
 
     response = client.get("/api/session", headers={"Origin": "http://127.0.0.1:5173"})
 

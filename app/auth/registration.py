@@ -15,10 +15,13 @@ from app.spotify import links
 PATIENCE_SECONDS = 2.0
 
 
-def create_account(*, username: str, email: str, password: str, visitors_link_id: int | None = None) -> User:
-    """Create the account, and give it the link its maker had as a visitor, if nobody owns that.
+def create_account(
+    *, username: str, email: str, password: str, visitors_connection: tuple[int, str] | None = None
+) -> User:
+    """Create the account, and give it the connection that the person made as a visitor.
 
-    Name and address are in their normal form.
+    Name and address are in their normal form. `visitors_connection` is its id and the grant they consented
+    to; it is handed over if it has no owner and still has that grant.
 
     Raises:
         UsernameTaken, EmailTaken, ValidationError
@@ -42,8 +45,8 @@ def create_account(*, username: str, email: str, password: str, visitors_link_id
         user = User(username=username, email=email, password_hash=password_hash)
         db.add(user)
         db.flush()
-        if visitors_link_id is not None:
-            links.hand_over_visitors_link(db, visitors_link_id, user.id)
+        if visitors_connection is not None:
+            links.hand_over_visitors_link(db, *visitors_connection, user.id)
         return user
 
     return write_until(time.monotonic() + PATIENCE_SECONDS, unit)

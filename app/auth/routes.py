@@ -47,8 +47,9 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     """
     # Without Redis nobody gets further: or there would be an account, and its maker told that there is none.
     throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
-    visitors_link_id = None if current_user() else session.get("spotify_user_id")
-    user = registration.create_account(**new, visitors_link_id=visitors_link_id)
+    link = None if current_user() else links.current_link()
+    visitors_connection = (link.id, link.token.grant_id) if link is not None else None
+    user = registration.create_account(**new, visitors_connection=visitors_connection)
     sign_in(user)
     log.info("registered")
     account.ask_to_verify(user)
@@ -125,7 +126,7 @@ def reset_password(chosen: dict[str, str]) -> None:
     sessions.require_store()
     user = account.reset_password(chosen["token"], chosen["password"])
     forget_failures(user)
-    sessions.end_all(user.id)
+    sessions.end_all(user.id, links.grant_of(user.id))
     session.clear()
 
 

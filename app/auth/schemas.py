@@ -21,10 +21,10 @@ def new_password() -> ma.fields.String:
     )
 
 
-def known_password() -> ma.fields.String:
+def known_password(*, required: bool = True) -> ma.fields.String:
     """A password that is being shown."""
     return ma.fields.String(
-        required=True,
+        required=required,
         load_only=True,
         validate=validate.Length(max=passwords.MAX_LENGTH),
         metadata={"format": "password", "example": "a long sentence is best"},
@@ -77,6 +77,12 @@ class Credentials(ma.Schema):
 
 class KnownPassword(ma.Schema):
     password = known_password()
+
+
+class PasswordIfNeeded(ma.Schema):
+    """Needed only if the sign-in was more than 15 minutes ago."""
+
+    current_password = known_password(required=False)
 
 
 class ProfileChange(Identity):

@@ -3,18 +3,17 @@
 import logging
 
 import sqlalchemy as sa
-from flask import g, request, session
+from flask import g, session
 
 from app import sessions, throttle
 from app.auth import names, passwords
+from app.clock import utc_now
 from app.database import reading, writing
-from app.models import SpotifyUser, User
-from app.problems import InvalidCredentials
+from app.models import User
+from app.problems import FreshSignInRequired, InvalidCredentials
 from app.spotify import links
 
 log = logging.getLogger(__name__)
-
-USER_AGENT_CHARS = 256
 
 
 def authenticate(login: str, password: str) -> User:
@@ -46,6 +45,19 @@ def prove(user: User, password: str) -> None:
         _with_password(user, password)
 
 
+def require_fresh_sign_in(user: User, current_password: str | None) -> None:
+    """Require a sign-in within the last 15 minutes or, where it was sent, the account's password.
+
+    Raises:
+        FreshSignInRequired: the sign-in is older, and no password was sent.
+        InvalidCredentials, TooManyAttempts, ServiceUnavailable
+    """
+    if current_password is not None:
+        prove(user, current_password)
+    elif not sessions.is_fresh():
+        raise FreshSignInRequired
+
+
 def forget_failures(user: User) -> None:
     """Forget failed guesses at the user's password, from this caller's address."""
     for login in (user.username, user.email):
@@ -54,16 +66,14 @@ def forget_failures(user: User) -> None:
 
 def sign_in(user: User) -> None:
     """Begin a session of this user's, under a new id: one planted earlier must not become signed in."""
-    with reading() as db:
-        link_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id))
+    link = links.owned_by(user.id)
     sessions.renew()
     session["user_id"], session["epoch"] = user.id, user.session_epoch
-    session["address"] = request.remote_addr or ""
-    session["user_agent"] = request.user_agent.string[:USER_AGENT_CHARS]
-    if link_id is not None:
-        session["spotify_user_id"] = link_id
+    session["signed_in_at"] = utc_now().timestamp()
+    sessions.note_client()
     g.user = user
-    links.look_again()
+    if link is not None:
+        links.remember(links.reference(link))
 
 
 def _with_password(user: User | None, password: str) -> User:

@@ -126,11 +126,11 @@ def _living_link() -> SpotifyUser | None:
     if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
         raise GrantEnded
     try:
-        tokens.access_token_for(link.id)
+        tokens.access_token_for(link.id, grant_id=links.required_grant())
     except SpotifyNotConnected:
         return None  # disconnected elsewhere, this very moment
     if session.get("spotify_user_id") != link.id:
-        session["spotify_user_id"] = link.id
+        links.remember(links.reference(link))
     links.note_use(link)
     return links.look_again()
 
@@ -176,16 +176,13 @@ def _connect(callback: Callback, found: Authorization, user_id: int | None) -> S
     if exchanged is None:
         return None
     taken, grant = exchanged
-    link_id = None
+    connection = None
     try:
         link = _store(grant, user_id, asked=asked)
-        if user_id is None and not sessions.move():
-            raise SpotifyStateMismatch  # the visitor has left this very moment
-        link_id = link.id
+        connection = links.reference(link)
     finally:
-        pending.settle(state, taken, link_id)
-    session["spotify_user_id"] = link.id
-    links.look_again()
+        pending.settle(state, taken, connection)
+    links.remember(connection)
     log.info("spotify_connected", extra={"link": link.id})
     return link
 
@@ -224,9 +221,12 @@ def _store(grant: Grant, user_id: int | None, *, asked: float) -> SpotifyUser:
         profile = parts().webapi.me(grant.access_token)
     except SpotifyError as error:
         raise as_problem(error) from None
-    if not sessions.is_there():
-        # Whatever someone connected who has left while Spotify was asked would be out of their reach.
-        raise SpotifyStateMismatch if user_id is None else NotSignedIn
+    # A person who has left in the meantime must not be connected, nor leave a connection behind that is
+    # out of reach. A visitor's session gets a new id, so that one planted earlier does not lead to it.
+    if user_id is None and not sessions.move():
+        raise SpotifyStateMismatch
+    if user_id is not None and not sessions.is_there():
+        raise NotSignedIn
     return links.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 
@@ -237,13 +237,12 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
     other callback has moved, gets a new session.
     """
     with parts().accounts_bulkhead.waiting() as waiter:
-        link_id = pending.wait_for_result(state, user_id, waiter)
-    if link_id is None:
+        connection = pending.wait_for_result(state, user_id, waiter)
+    if connection is None:
         return None
     if user_id is None:
         sessions.renew()
-    session["spotify_user_id"] = link_id
-    links.look_again()
+    links.remember(connection)
     try:
         return _living_link()
     except GrantEnded:

@@ -39,8 +39,10 @@ _PASSED_ON = ("content-type", "content-language", "etag", "last-modified", "loca
 _MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
 
-def forward(link_id: int, call: Call) -> Response:
+def forward(link_id: int, call: Call, *, grant_id: str | None = None) -> Response:
     """Make the call for this link. Returns Spotify's answer, with how it was come by.
+
+    With `grant_id`, only a token of that grant is used.
 
     Raises:
         GrantEnded, SpotifyNotConnected, InsufficientScope, SpotifyRateLimited, SpotifyUnavailable,
@@ -48,7 +50,7 @@ def forward(link_id: int, call: Call) -> Response:
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
-        served = (_read if call.is_read else _write)(link_id, call, deadline)
+        served = (_read if call.is_read else _write)(link_id, call, deadline, grant_id)
         _refuse(served.answer)
     except (Problem, GrantEnded) as error:
         metrics.count_request(call, _name(error))
@@ -57,27 +59,27 @@ def forward(link_id: int, call: Call) -> Response:
     return _response(served)
 
 
-def _read(link_id: int, call: Call, deadline: float) -> Served:
+def _read(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Served:
     return parts().shared.get(
         link_id,
         call.cache_key,
-        lambda: _fetch(link_id, call, deadline),
+        lambda: _fetch(link_id, call, deadline, grant_id),
         lambda answer: _life(call, answer),
         deadline=deadline,
     )
 
 
-def _write(link_id: int, call: Call, deadline: float) -> Served:
+def _write(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Served:
     with parts().bulkhead.place(link_id):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
         parts().shared.drop(link_id)
         try:
-            return Served(_fetch(link_id, call, deadline), "miss")
+            return Served(_fetch(link_id, call, deadline, grant_id), "miss")
         finally:
             parts().shared.drop(link_id)  # also after no answer: it may have had its effect
 
 
-def _fetch(link_id: int, call: Call, deadline: float) -> Answer:
+def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Answer:
     """Call Spotify with the link's token, and on a 401, in whatever wording, once more with another."""
 
     def left(reserved: float = 0) -> float:
@@ -86,10 +88,12 @@ def _fetch(link_id: int, call: Call, deadline: float) -> Answer:
     webapi = parts().webapi
     try:
         # Of the time, a little is kept back for the call itself.
-        token = tokens.access_token_for(link_id, wait_seconds=min(tokens.WAIT_SECONDS, left(3)))
+        wait_seconds = min(tokens.WAIT_SECONDS, left(3))
+        token = tokens.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
         answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
         if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
             token = tokens.instead_of(token, link_id, wait_seconds=left(2))
+            tokens.require_grant(token, grant_id)
             answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
     except RateLimited as error:
         raise SpotifyRateLimited(retry_after=error.retry_after) from error

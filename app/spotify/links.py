@@ -2,14 +2,16 @@
 
 from datetime import timedelta
 
+import msgspec
 import sqlalchemy as sa
 from flask import g, session
 from sqlalchemy.orm import Session, lazyload
 
+from app import sessions
 from app.auth.guard import current_user
 from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
-from app.models import SpotifyUser, User
+from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
 from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.spotify import due, tokens
@@ -20,11 +22,19 @@ from app.spotify.webapi import Profile
 _USE_IS_NOTED_EVERY = timedelta(hours=1)
 
 
-def current_link() -> SpotifyUser | None:
-    """The link this request may use: the session's, else the signed-in user's own.
+class ConnectionRef(msgspec.Struct, frozen=True):
+    """What a session stores of the connection that it uses."""
 
-    A session's link that belongs to another account than the one signed in does not count. A
-    visitor may use the link to a Spotify account that they have shown to be theirs.
+    spotify_user_id: int
+    grant_id: str
+    owner_epoch: int | None
+
+
+def current_link() -> SpotifyUser | None:
+    """The connection that this request may use: the signed-in user's own, or the one a visitor connected.
+
+    A visitor's session ends with the grant that it consented to itself. If the connection has an owner,
+    it also ends with the owner's sessions.
     """
     if "link" not in g:
         g.link = _find_link()
@@ -33,22 +43,68 @@ def current_link() -> SpotifyUser | None:
 
 
 def look_again() -> SpotifyUser | None:
-    """The same, read anew."""
+    """The same, read again."""
     g.pop("link", None)
     return current_link()
 
 
-def _find_link() -> SpotifyUser | None:
-    user, linked_id = current_user(), session.get("spotify_user_id")
-    if user is None and session.get("user_id") is not None:
-        return None  # a session that has ended is not a visitor's
+def owned_by(user_id: int) -> SpotifyUser | None:
+    """The connection that a user owns."""
     with reading() as db:
-        link = db.get(SpotifyUser, linked_id) if linked_id is not None else None
-        if link is not None and user is not None and link.user_id not in (None, user.id):
-            link = None
-        if link is None and user is not None:
-            link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
-    return link
+        return db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user_id))
+
+
+def grant_of(user_id: int) -> str | None:
+    """The current grant of the connection that a user owns."""
+    link = owned_by(user_id)
+    return None if link is None else link.token.grant_id
+
+
+def required_grant() -> str | None:
+    """The only grant that this request may use, for a visitor. None for the owner, who may use any."""
+    grant_id: str | None = None if current_user() is not None else session.get("grant_id")
+    return grant_id
+
+
+def reference(link: SpotifyUser) -> ConnectionRef:
+    """Describe a connection with its current grant, as a session stores it."""
+    with reading() as db:
+        return ConnectionRef(link.id, link.token.grant_id, _owner_epoch(db, link))
+
+
+def remember(connection: ConnectionRef) -> None:
+    """Let this session use the connection."""
+    session["spotify_user_id"] = connection.spotify_user_id
+    session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
+    if session.get("user_id") is None:
+        sessions.note_client()  # the connection's owner sees the session
+    g.pop("link", None)
+
+
+def forget() -> None:
+    """Take the connection out of this session."""
+    if session.get("spotify_user_id") is not None:
+        session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
+    g.pop("link", None)
+
+
+def _find_link() -> SpotifyUser | None:
+    user = current_user()
+    if user is not None:
+        return owned_by(user.id)
+    if session.get("user_id") is not None or session.get("spotify_user_id") is None:
+        return None  # an account's session that has ended is not a visitor's
+    with reading() as db:
+        link = db.get(SpotifyUser, session["spotify_user_id"])
+        if link is None or link.token.grant_id != session.get("grant_id"):
+            return None
+        return link if _owner_epoch(db, link) == session.get("owner_epoch") else None
+
+
+def _owner_epoch(db: Session, link: SpotifyUser) -> int | None:
+    if link.user_id is None:
+        return None
+    return db.scalar(sa.select(User.session_epoch).where(User.id == link.user_id))
 
 
 def note_use(link: SpotifyUser) -> None:
@@ -93,23 +149,46 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
     return link
 
 
-def hand_over_visitors_link(db: Session, link_id: int, user_id: int) -> bool:
-    """Give a link that nobody owns to a user. Returns whether there was one to give."""
-    handed = db.execute(
-        sa.update(SpotifyUser)
-        .where(SpotifyUser.id == link_id, SpotifyUser.user_id.is_(None))
-        .values(user_id=user_id, updated_at=utc_now())
-    )
-    return handed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+def hand_over_visitors_link(db: Session, link_id: int, grant_id: str, user_id: int) -> bool:
+    """Give a user the unowned connection that they made as a visitor. Returns whether it was still theirs."""
+    link = db.scalar(_locked(SpotifyUser.id == link_id))
+    if link is None or link.user_id is not None or _grant_id(db, link_id) != grant_id:
+        return False
+    link.user_id = user_id
+    return True
 
 
-def erase(link: SpotifyUser) -> bool:
-    """Erase a link with its tokens and all that Spotify told about the person. False if it was gone."""
+def disconnect() -> int | None:
+    """Disconnect Spotify for this session. Returns the id of the connection if it was erased.
+
+    A visitor cannot erase a connection that has an owner: their session only forgets it.
+    """
+    link, user = current_link(), current_user()
+    erased = link is not None and erase(link, user_id=user.id if user is not None else None)
+    forget()
+    return link.id if link is not None and erased else None
+
+
+def erase(link: SpotifyUser, *, user_id: int | None = None) -> bool:
+    """Erase a connection with its tokens and all that Spotify told about the person.
+
+    Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
+    A visitor's is erased only while its grant is the one that the caller has seen.
+    """
     with writing() as db:
+        found = db.scalar(_locked(SpotifyUser.id == link.id))
+        if found is None or found.user_id != user_id:
+            return False
+        if user_id is None and _grant_id(db, link.id) != link.token.grant_id:
+            return False
         # Its tokens go with it: ON DELETE CASCADE.
-        erased = db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
+        db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
     parts().shared.drop(link.id)
-    return erased.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    return True
+
+
+def _grant_id(db: Session, link_id: int) -> str | None:
+    return db.scalar(sa.select(AccessToken.grant_id).where(AccessToken.spotify_user_id == link_id))
 
 
 def _lock_user(db: Session, user_id: int | None) -> None:

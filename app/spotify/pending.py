@@ -23,11 +23,13 @@ from app.clock import utc_now
 from app.parts import parts
 from app.problems import SpotifyUnavailable
 from app.sealing import Unreadable
+from app.session_data import VISIT_SECONDS
 from app.spotify.accounts_bulkhead import Waiter
+from app.spotify.links import ConnectionRef
 
 log = logging.getLogger(__name__)
 
-LIFE_SECONDS = sessions.VISIT_SECONDS
+LIFE_SECONDS = VISIT_SECONDS
 RESULT_SECONDS = 60  # how long an equal callback can ask for the connection that was made
 WAIT_SECONDS = 15.0  # for an equal callback that is being processed; its calls to Spotify take 14 s at most
 # Within `LIFE_SECONDS`: one session may have this many that have not come back, and one address this many
@@ -58,7 +60,7 @@ class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
     returned: bool = False
-    link_id: int | None = None
+    connection: ConnectionRef | None = None
 
 
 def begin(user_id: int | None) -> str:
@@ -95,10 +97,11 @@ def current(user_id: int | None) -> str:
 def find(state: str, user_id: int | None) -> Authorization | None:
     """This session's and user's authorization with this state, if there is one."""
     raw: Any = parts().redis.get(_key(state))
-    if raw is None:
+    packed = parts().redis_cipher.decrypt(_key(state), raw) if raw is not None else None
+    if packed is None:
         return None
     with suppress(msgspec.MsgspecError, Unreadable):
-        found = msgspec.msgpack.decode(raw, type=Authorization)
+        found = msgspec.msgpack.decode(packed, type=Authorization)
         verifier(state, found)  # raises if it cannot be opened
         if found.session == sessions.binding() and found.user_id == user_id:
             return found
@@ -129,20 +132,20 @@ def note_return(state: str, found: Authorization) -> None:
             _release(state, found, succeeded=False)
 
 
-def settle(state: str, taken: Authorization, link_id: int | None) -> None:
+def settle(state: str, taken: Authorization, connection: ConnectionRef | None) -> None:
     """Record how an authorization ended: with this connection, or without any."""
-    ended = msgspec.structs.replace(taken, status="ended", link_id=link_id)
+    ended = msgspec.structs.replace(taken, status="ended", connection=connection)
     try:
         # One that failed is kept to its end, so that `current` does not use its state a second time.
-        life = {"keepttl": True} if link_id is None else {"ex": RESULT_SECONDS}
-        parts().redis.set(_key(state), msgspec.msgpack.encode(ended), xx=True, **life)
-        _release(state, taken, succeeded=link_id is not None)
+        life = {"keepttl": True} if connection is None else {"ex": RESULT_SECONDS}
+        parts().redis.set(_key(state), _encode(state, ended), xx=True, **life)
+        _release(state, taken, succeeded=connection is not None)
     except redis.RedisError as error:
         # What was connected stays connected; only an equal callback has to ask again.
         log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
 
 
-def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> int | None:
+def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> ConnectionRef | None:
     """The connection that an equal callback of this session has made, or is making right now.
 
     Raises:
@@ -156,7 +159,7 @@ def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> int | No
         if found.status == "open":
             raise SpotifyUnavailable(retry_after=1)  # the other callback could not use its code: try again
         if found.status == "ended" or time.monotonic() > deadline:
-            return found.link_id
+            return found.connection
         waiter.require_place()
         time.sleep(0.05)
 
@@ -180,7 +183,7 @@ def _begin(state: str, user_id: int | None) -> Authorization:
     sealed = parts().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
     started = Authorization(binding, user_id, sealed, room)
     sessions.start()
-    if parts().redis.set(key, msgspec.msgpack.encode(started), ex=LIFE_SECONDS, nx=True):
+    if parts().redis.set(key, _encode(state, started), ex=LIFE_SECONDS, nx=True):
         return started
     return find(state, user_id) or started
 
@@ -202,8 +205,12 @@ def _derived_state(*of: object) -> str:
 
 
 def _swap(state: str, old: Authorization, new: Authorization) -> bool:
-    values = (msgspec.msgpack.encode(old), msgspec.msgpack.encode(new))
+    values: Any = (_encode(state, old), _encode(state, new))
     return bool(parts().redis.eval(_SWAP, 1, _key(state), *values))
+
+
+def _encode(state: str, authorization: Authorization) -> bytes:
+    return parts().redis_cipher.encrypt(_key(state), msgspec.msgpack.encode(authorization))
 
 
 def _key(state: str) -> str:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from flask import request, session
+from flask import request
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
@@ -117,12 +117,13 @@ def get() -> dict[str, Any]:
 @open_to_all
 @blueprint.response(204)
 def disconnect() -> None:
-    """Disconnect Spotify: tokens and personal data are erased"""
-    link = links.current_link()
-    if link is not None and links.erase(link):
-        log.info("spotify_disconnected", extra={"link": link.id})
-    if "spotify_user_id" in session:
-        del session["spotify_user_id"]
+    """Disconnect Spotify: tokens and personal data are erased
+
+    A visitor's session that uses a connection with an owner only forgets it.
+    """
+    erased = links.disconnect()
+    if erased is not None:
+        log.info("spotify_disconnected", extra={"link": erased})
 
 
 @blueprint.get("/api/spotify/token")
@@ -149,7 +150,9 @@ def playback_token() -> dict[str, Any]:
     if "streaming" not in link.token.scopes:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
     with _asking_to_connect_again():
-        token = tokens.access_token_for(link.id, tokens.PLAYBACK_LEAD, patience=1)
+        token = tokens.access_token_for(
+            link.id, tokens.PLAYBACK_LEAD, patience=1, grant_id=links.required_grant()
+        )
     log.info("playback_token_issued", extra={"link": link.id})
     return {
         "access_token": token.access_token,
@@ -186,7 +189,7 @@ def web_api(path: str) -> Response:
     call = read_call(request, path)
     link = _connected_link()
     with _asking_to_connect_again():
-        return gateway.forward(link.id, call)
+        return gateway.forward(link.id, call, grant_id=links.required_grant())
 
 
 def _connected_link() -> SpotifyUser:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app import database
 from app.models import AccessToken, GrantState
 from app.parts import parts
-from app.problems import DEPENDENCY_DOWN, Problem, SpotifyUnavailable
+from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 from app.spotify import due, outcomes, refresh
 from app.spotify.accounts import Grant
 from app.spotify.refresh import GrantEnded
@@ -58,17 +58,37 @@ def access_token_for(
     *,
     patience: float = 0,
     wait_seconds: float = WAIT_SECONDS,
+    grant_id: str | None = None,
 ) -> LiveToken:
     """A token of this link that outlives `lead`, refreshed if it must be.
 
     A token that still lives is served while it is refreshed in the background, at once or after
-    `patience` seconds; for a dead one's refresh the caller waits, `wait_seconds` at most.
+    `patience` seconds; for a dead one's refresh the caller waits, `wait_seconds` at most. With `grant_id`,
+    only a token of that grant is returned.
 
     Raises:
         GrantEnded: only a new consent helps.
-        SpotifyNotConnected: the link is gone.
+        SpotifyNotConnected: the link is gone, or has another grant than `grant_id`.
         SpotifyUnavailable, SpotifyMisconfigured: no token now; the link itself is fine.
     """
+    token = _live_token(link_id, lead, patience=patience, wait_seconds=wait_seconds)
+    require_grant(token, grant_id)
+    return token
+
+
+def require_grant(token: LiveToken, grant_id: str | None) -> None:
+    """Require that a token is of this grant; of any, for None.
+
+    The grant may have been replaced since the caller looked up the connection.
+
+    Raises:
+        SpotifyNotConnected
+    """
+    if grant_id is not None and token.version[0] != grant_id:
+        raise SpotifyNotConnected
+
+
+def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds: float) -> LiveToken:
     row, now = refresh.read(link_id)
     if row.lasts(lead, now=now):
         return _open(row, now)

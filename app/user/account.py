@@ -11,6 +11,7 @@ from app.auth.registration import refuse_taken
 from app.clock import utc_now
 from app.database import reading, write_again_on_conflict, writing
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
+from app.models.user import new_session_epoch
 from app.parts import parts
 from app.problems import InvalidCredentials, NotSignedIn, TooManyAttempts
 
@@ -100,7 +101,7 @@ def _store_password(db: Session, user: User, password_hash: str) -> User:
 
     Tokens for yet another one as well: who reads the mailbox must not undo what its owner has just done.
     """
-    user.password_hash, user.session_epoch = password_hash, user.session_epoch + 1
+    user.password_hash, user.session_epoch = password_hash, new_session_epoch()
     one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
     _tell(db, user, MailKind.PASSWORD_CHANGED)
     return user

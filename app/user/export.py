@@ -29,7 +29,7 @@ def everything_about(user: User) -> dict[str, Any]:
     return {
         "exported_at": utc_now(),
         "user": user,
-        "sessions": sessions.of_user(user.id),
+        "sessions": sessions.of_user(user.id, link.token.grant_id if link is not None else None),
         "spotify": None if link is None else describe(link) | _more(link),
         "spotify_refreshes": refreshes,
     }

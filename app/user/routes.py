@@ -6,10 +6,18 @@ from flask import session
 from app import sessions, throttle
 from app.api import Blueprint
 from app.auth.guard import require_user, signed_in
-from app.auth.schemas import KnownPassword, PasswordChange, ProfileChange
-from app.auth.sign_in import forget_failures, prove, sign_in
+from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
+from app.auth.sign_in import forget_failures, prove, require_fresh_sign_in, sign_in
 from app.models import User
-from app.problems import EmailTaken, InvalidCredentials, TooManyAttempts, UsernameTaken, ValidationError
+from app.problems import (
+    EmailTaken,
+    FreshSignInRequired,
+    InvalidCredentials,
+    TooManyAttempts,
+    UsernameTaken,
+    ValidationError,
+)
+from app.spotify import links
 from app.user import account
 from app.user.export import everything_about
 from app.user.schemas import ExportOut, SessionsOut, UserOut
@@ -65,7 +73,7 @@ def change_password(chosen: dict[str, str]) -> None:
     user = require_user()
     prove(user, chosen["current_password"])
     changed = account.change_password(user, chosen["new_password"])
-    sessions.end_others(user.id)
+    sessions.end_others(user.id, links.grant_of(user.id))
     sign_in(changed)
 
 
@@ -78,9 +86,10 @@ def delete(shown: dict[str, str]) -> None:
     """Delete the account: with the connection to Spotify, its tokens, and every session"""
     user = require_user()
     prove(user, shown["password"])
+    grant_id = links.grant_of(user.id)
     account.erase(user)
     forget_failures(user)
-    sessions.end_others(user.id)
+    sessions.end_others(user.id, grant_id)
     session.clear()
 
 
@@ -88,31 +97,49 @@ def delete(shown: dict[str, str]) -> None:
 @signed_in
 @blueprint.response(200, SessionsOut)
 def list_sessions() -> dict[str, Any]:
-    """Where one is signed in, the session seen last first"""
-    return {"items": sessions.of_user(require_user().id)}
+    """Where one is signed in, the session seen last first
+
+    Includes sessions of visitors who use this account's Spotify connection, because they connected the same
+    Spotify account without signing in.
+    """
+    user = require_user()
+    return {"items": sessions.of_user(user.id, links.grant_of(user.id))}
 
 
 @blueprint.delete("/api/user/sessions")
 @signed_in
+@blueprint.arguments(PasswordIfNeeded, required=False)
 @blueprint.response(204)
-def end_other_sessions() -> None:
-    """Sign out everywhere but here"""
-    ended = sessions.end_others(require_user().id)
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
+def end_other_sessions(shown: dict[str, str]) -> None:
+    """Sign out everywhere but here
+
+    Needs a sign-in within the last 15 minutes, or `current_password`.
+    """
+    user = require_user()
+    require_fresh_sign_in(user, shown.get("current_password"))
+    ended = sessions.end_others(user.id, links.grant_of(user.id))
     log.info("sessions_ended", extra={"ended": ended})
 
 
 @blueprint.delete("/api/user/sessions/<string:session_id>")
 @signed_in
+@blueprint.arguments(PasswordIfNeeded, required=False)
 @blueprint.response(204)
-def end_session(session_id: str) -> None:
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
+def end_session(shown: dict[str, str], session_id: str) -> None:
     """End one session
 
-    Also 204 where there is none with this id: it has ended, or never was one of this person's.
+    Another session than this one needs a sign-in within the last 15 minutes, or `current_password`. Also
+    204 if there is none with this id: it has ended, or it never was one of this person's.
     """
     if sessions.is_own(session_id):
         log.info("signed_out")
         session.clear()
-    elif sessions.end_one(require_user().id, session_id):
+        return
+    user = require_user()
+    require_fresh_sign_in(user, shown.get("current_password"))
+    if sessions.end_one(user.id, links.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
 
 

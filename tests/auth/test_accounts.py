@@ -160,14 +160,14 @@ def test_one_signs_in_by_name_or_address(new_client: Callable[[], FlaskClient], 
 
 def test_signing_out_is_final_and_can_be_repeated(client: FlaskClient) -> None:
     register(client)
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
 
     assert client.post("/api/logout").status_code == 204
-    assert client.get_cookie("session") is None
+    assert client.get_cookie("backline_session") is None
     assert client.post("/api/logout").status_code == 204
 
-    client.set_cookie("session", cookie.value)
+    client.set_cookie("backline_session", cookie.value)
     assert client.get("/api/session").json["authenticated"] is False
     assert client.get("/api/user").status_code == 401
 

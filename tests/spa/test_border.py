@@ -36,7 +36,7 @@ def cookies_of(page: Page) -> dict[str, dict[str, Any]]:
 
 def test_the_cookie_is_out_of_reach_and_gone_after_signing_out(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
-    cookie = cookies_of(page)["session"]
+    cookie = cookies_of(page)["backline_session"]
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")
     assert page.evaluate("document.cookie") == ""
     sign_out(page)
@@ -76,7 +76,7 @@ def test_over_https_it_has_the_host_prefix_and_goes_as_well(
 
         sign_up(page, spa)
         (name, cookie) = next(iter(cookies_of(page).items()))
-        assert name == "__Host-session"
+        assert name == "__Host-Http-session"
         assert (cookie["secure"], cookie["httpOnly"], cookie["domain"]) == (True, True, Nginx.HOST)
         page.reload()
         expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()

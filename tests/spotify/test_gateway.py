@@ -208,7 +208,7 @@ OF_OURS = {
 }
 NOT_PASSED_ON = (
     ("Set-Cookie", "sp_t=1; Path=/"),
-    ("Set-Cookie", "session=; Path=/; Max-Age=0"),
+    ("Set-Cookie", "backline_session=; Path=/; Max-Age=0"),
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Credentials", "false"),
     ("Access-Control-Expose-Headers", "X-Secret"),
@@ -250,13 +250,13 @@ def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
 def test_every_answer_comes_back_over_a_real_server_as_well(
     server: Callable[..., AbstractContextManager[Server]], linked: FlaskClient, upstream: Upstream
 ) -> None:
-    session = linked.get_cookie("session")
+    session = linked.get_cookie("backline_session")
     assert session is not None
     with server(workers=1, threads=2) as api:
         for number, (name, reply) in enumerate(ANSWERS.items()):
             upstream.replies(reply)
             target = f"{GATEWAY}/tracks/{number}"
-            answer = plainly(api.port, request("GET", target, f"Cookie: session={session.value}"))
+            answer = plainly(api.port, request("GET", target, f"Cookie: backline_session={session.value}"))
 
             assert (answer.status, answer.body) == (reply.status, reply.body), name
             assert answer.headers.get_all("Content-Type", []) == list(filter(None, [reply.content_type])), (

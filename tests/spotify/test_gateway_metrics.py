@@ -123,10 +123,10 @@ def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
     server: StartServer, client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, tmp_path: Path
 ) -> None:
     link(client, sandbox, upstream)
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     with server(workers=2, threads=4, TMPDIR=str(tmp_path)) as api:
-        ours = {"Cookie": f"session={cookie.value}", "X-Requested-With": "test"}
+        ours = {"Cookie": f"backline_session={cookie.value}", "X-Requested-With": "test"}
 
         def call(times: int) -> None:
             # Each on a connection of its own, so that either worker gets some.

@@ -141,9 +141,9 @@ def api(
 
 
 def cookie(client: FlaskClient) -> str:
-    found = client.get_cookie("session")
+    found = client.get_cookie("backline_session")
     assert found is not None
-    return f"Cookie: session={found.value}"
+    return f"Cookie: backline_session={found.value}"
 
 
 def check(answer: Answer) -> None:

@@ -127,7 +127,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
 ) -> None:
     old = link(client, sandbox, upstream)
     sandbox.settings(latency_ms={"token": 300, "api": 0})
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     all_here = threading.Barrier(20, timeout=20)
 
@@ -146,7 +146,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
                 f"{api.url}{GATEWAY}/me/player?n={number}",
                 data=BODY + b" " * number,
                 headers={"X-Requested-With": "test", "Content-Type": JSON},
-                cookies={"session": cookie.value},
+                cookies={"backline_session": cookie.value},
                 timeout=30,
             ).status_code
 

@@ -185,9 +185,9 @@ def test_it_is_one_call_for_all_workers_of_gunicorn(
 
 def as_http(who: FlaskClient) -> dict[str, str]:
     """The headers by which another process takes a caller for this one."""
-    cookie = who.get_cookie("session")
+    cookie = who.get_cookie("backline_session")
     assert cookie is not None
-    return {"X-Requested-With": "test", "Cookie": f"session={cookie.value}"}
+    return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
 
 
 def test_another_path_or_query_is_another_call_and_a_person_never_gets_anothers_answer(

@@ -167,7 +167,7 @@ def test_twenty_callers_at_once_make_one_call_to_spotify(
 
 def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
     """Ask for the token from twenty connections at the same moment. Returns status and token of each."""
-    cookie = client.get_cookie("session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     start = threading.Barrier(20)
 
@@ -176,7 +176,9 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
             http.trust_env = False
             http.get(f"{api.url}/livez", timeout=10)  # connected, so that the calls leave together
             start.wait()
-            response = http.get(f"{api.url}/api/spotify/token", cookies={"session": cookie.value}, timeout=30)
+            response = http.get(
+                f"{api.url}/api/spotify/token", cookies={"backline_session": cookie.value}, timeout=30
+            )
             return response.status_code, response.json().get("access_token", response.text)
 
     with ThreadPoolExecutor(20) as pool:
@@ -264,14 +266,14 @@ def test_a_refresh_goes_on_when_its_caller_has_gone(
     sandbox: SandboxClient,
     server: Callable[..., AbstractContextManager[Server]],
 ) -> None:
-    cookie = connected.get_cookie("session")
+    cookie = connected.get_cookie("backline_session")
     assert cookie is not None
     expire(app)
     sandbox.fault(on="refresh", kind="park", times=1)
     with server(workers=1, threads=2) as api, requests.Session() as http:
         http.trust_env = False
         with pytest.raises(requests.ReadTimeout):
-            http.get(f"{api.url}/api/spotify/token", cookies={"session": cookie.value}, timeout=0.5)
+            http.get(f"{api.url}/api/spotify/token", cookies={"backline_session": cookie.value}, timeout=0.5)
         sandbox.wait_for_held(1)
         sandbox.release()
         eventually(lambda: row(app).generation == 1)

@@ -147,15 +147,15 @@ def test_a8_a_new_password_ends_all_sessions_but_this_one(
 ) -> None:
     register(client, "ada")
     login(elsewhere := new_client(), "ada")
-    stolen = client.get_cookie("session").value  # type: ignore[union-attr]
+    stolen = client.get_cookie("backline_session").value  # type: ignore[union-attr]
 
     assert change_password(client, PASSWORD, NEW_PASSWORD) == 204
 
     assert client.get("/api/user").status_code == 200
-    assert client.get_cookie("session").value != stolen  # type: ignore[union-attr]
+    assert client.get_cookie("backline_session").value != stolen  # type: ignore[union-attr]
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/session").json == {"authenticated": False, "user": None, "spotify": None}
-    (old := new_client()).set_cookie("session", stolen)
+    (old := new_client()).set_cookie("backline_session", stolen)
     assert old.get("/api/user").status_code == 401
     assert login(new_client(), "ada").status_code == 401
     again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
@@ -280,7 +280,7 @@ def test_b10_people_see_where_they_are_signed_in(
     assert str(there["user_agent"]).startswith("Phone/1.0 ")
     assert len(str(there["user_agent"])) == 256
     assert {type(session["id"]) for session in seen} == {str}
-    cookies = {each.get_cookie("session").value for each in (client, phone)}  # type: ignore[union-attr]
+    cookies = {each.get_cookie("backline_session").value for each in (client, phone)}  # type: ignore[union-attr]
     assert cookies.isdisjoint(str(session["id"]) for session in seen)
     for session in seen:
         for moment in ("created_at", "last_seen_at"):
@@ -350,7 +350,7 @@ def test_ending_this_session_signs_out(client: FlaskClient, app: Flask) -> None:
 
     assert client.delete(f"/api/user/sessions/{here['id']}").status_code == 204
 
-    assert client.get_cookie("session") is None
+    assert client.get_cookie("backline_session") is None
     assert store_of(app).keys("session*") == []
 
 
@@ -457,7 +457,7 @@ def test_a_deleted_account_leaves_nothing(
     # How often somebody at this address was wrong, and has registered, says nothing about the person.
     kinds = ("address", "registrations", "mails", "pair", "exchanges")
     assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization"}
-    assert client.get_cookie("session") is None
+    assert client.get_cookie("backline_session") is None
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}
     assert login(new_client(), "ada").status_code == 401

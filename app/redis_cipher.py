@@ -1,0 +1,33 @@
+"""Encryption of values in Redis that grant something, such as sessions."""
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+_VERSION = b"\x01"
+
+
+class RedisCipher:
+    """AES-256-SIV (RFC 5297) with a key derived from `SECRET_KEY`, and the Redis key as associated data.
+
+    Write access to Redis is therefore not enough to create a value, or to copy one to another key.
+    Equal values for the same key encrypt to equal bytes, so Redis can compare and set them.
+    """
+
+    def __init__(self, secret_key: str) -> None:
+        derive = HKDF(hashes.SHA256(), length=64, salt=None, info=b"backline values in redis, version 1")
+        self._cipher = AESSIV(derive.derive(secret_key.encode()))
+
+    def encrypt(self, key: str, value: bytes) -> bytes:
+        """Encrypt a value for this Redis key."""
+        return _VERSION + self._cipher.encrypt(value, [key.encode()])
+
+    def decrypt(self, key: str, encrypted: bytes) -> bytes | None:
+        """Decrypt the value of this Redis key. Returns None unless `encrypt` made it for the same key."""
+        if not encrypted.startswith(_VERSION):
+            return None
+        try:
+            return self._cipher.decrypt(encrypted[len(_VERSION) :], [key.encode()])
+        except InvalidTag:
+            return None

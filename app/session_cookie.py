@@ -1,0 +1,45 @@
+"""The cookie that carries a session's id."""
+
+from typing import Any
+
+from flask import Request, Response
+
+from config import Config
+
+
+class SessionCookie:
+    """Reads, sets and deletes the cookie, always with the same attributes."""
+
+    def __init__(self, config: Config) -> None:
+        self._name = config.session_cookie_name
+        self._old_name = config.old_session_cookie_name
+        self._attributes: dict[str, Any] = {
+            "path": "/",
+            "secure": config.session_cookie_secure,
+            "httponly": True,
+            "samesite": config.session_cookie_samesite,
+            # Browsers drop a cookie for another site's frames and fetches unless it is partitioned (CHIPS).
+            "partitioned": config.session_cookie_samesite == "None",
+        }
+
+    def sent_id(self, request: Request) -> tuple[str, bool]:
+        """The id in a request's cookie, or "", and whether that cookie has the old name."""
+        sid = request.cookies.get(self._name)
+        if sid is not None or self._old_name is None:
+            return sid or "", False
+        return request.cookies.get(self._old_name, ""), True
+
+    def set(self, request: Request, response: Response, sid: str, *, max_age: int) -> None:
+        """Set the cookie, and delete the one with the old name if the browser still has it."""
+        response.vary.add("Cookie")
+        response.set_cookie(self._name, sid, max_age=max_age, **self._attributes)
+        self._delete(self._old_name, request, response)
+
+    def delete(self, request: Request, response: Response) -> None:
+        """Delete the cookie, under either name."""
+        for name in (self._name, self._old_name):
+            self._delete(name, request, response)
+
+    def _delete(self, name: str | None, request: Request, response: Response) -> None:
+        if name is not None and name in request.cookies:
+            response.delete_cookie(name, **self._attributes)

@@ -1,0 +1,90 @@
+"""What a session holds, and how Redis stores it: msgpack of known fields, encrypted for its key."""
+
+from typing import Annotated
+
+import msgspec
+
+from app.clock import utc_now
+from app.redis_cipher import RedisCipher
+
+# How long a visitor has who was sent to Spotify and holds nothing yet. Anyone can begin as many visits as
+# they like, so Redis must not keep each of them for days.
+VISIT_SECONDS = 600
+# How far apart the clocks of our servers may be. A time further ahead than this is not one of ours.
+CLOCK_SKEW_SECONDS = 300
+
+# Limits on values, so that bad data can neither overflow a column nor last forever.
+RowId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**32)]
+Epoch = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class SessionData(msgspec.Struct, forbid_unknown_fields=True):
+    """All that a session holds. Times are in seconds since 1970.
+
+    Most of it is written once, together with a new session id, so that concurrent requests cannot
+    undo each other's changes. Only `cookie_set_at` and the connection change later.
+    """
+
+    created_at: Moment
+    # When the cookie was last set. Browsers may delete it after seven days, whatever its Max-Age.
+    cookie_set_at: Moment = 0
+    user_id: RowId | None = None
+    signed_in_at: Moment | None = None
+    epoch: Epoch | None = None  # the account's `session_epoch`
+    address: str = ""
+    user_agent: str = ""
+    # The connection, the grant that a visitor may use it through, and the `session_epoch` of its owner,
+    # with which the visitor's session ends. None for an unowned connection.
+    spotify_user_id: RowId | None = None
+    grant_id: str | None = None
+    owner_epoch: Epoch | None = None
+
+    @property
+    def listed_epoch(self) -> int | None:
+        """The epoch of the account whose owner sees this session."""
+        return self.owner_epoch if self.user_id is None else self.epoch
+
+    @property
+    def index(self) -> str | None:
+        """The index in Redis that lists this session. None for a visitor without a connection."""
+        if self.user_id is not None:
+            return index_of_user(self.user_id)
+        if self.spotify_user_id is not None and self.grant_id is not None:
+            return index_of_grant(self.grant_id)
+        return None
+
+
+def index_of_user(user_id: int) -> str:
+    """The key of the index of an account's sessions."""
+    return f"sessions-of:{user_id}"
+
+
+def index_of_grant(grant_id: str) -> str:
+    """The key of the index of visitors' sessions that hold this grant."""
+    return f"visitors-of:{grant_id}"
+
+
+def encode(cipher: RedisCipher, key: str, data: SessionData) -> bytes:
+    """Encode a session for its Redis key."""
+    return cipher.encrypt(key, msgspec.msgpack.encode(data))
+
+
+def decode(cipher: RedisCipher, key: str, raw: bytes) -> SessionData | None:
+    """Decode a session. Returns None for anything that this application did not store under this key."""
+    packed = cipher.decrypt(key, raw)
+    return None if packed is None else unpack(packed)
+
+
+def unpack(packed: bytes) -> SessionData | None:
+    """Read a session from msgpack. Returns None for anything else."""
+    try:
+        data = msgspec.msgpack.decode(packed, type=SessionData)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if is_in_future(data.created_at) else data
+
+
+def is_in_future(moment: float) -> bool:
+    """Whether a stored time is further ahead than the servers' clocks can differ."""
+    return moment > utc_now().timestamp() + CLOCK_SKEW_SECONDS

@@ -1,0 +1,32 @@
+"""Sessions as Redis stores them, for tests that read or change what is in one."""
+
+from typing import Any
+
+import msgspec
+import redis
+from flask import Flask
+
+
+def read(app: Flask, key: bytes) -> dict[str, Any]:
+    """What the session at this key holds."""
+    raw: Any = _store(app).get(key)
+    packed = app.extensions["backline"].redis_cipher.decrypt(key.decode(), raw)
+    assert packed is not None, "not encrypted for this key"
+    found: dict[str, Any] = msgspec.msgpack.decode(packed)
+    return found
+
+
+def write(app: Flask, key: bytes, data: dict[str, Any] | bytes) -> None:
+    """Store data for this key as the application does, with the time left that the session had."""
+    packed = data if isinstance(data, bytes) else msgspec.msgpack.encode(data)
+    _store(app).set(key, app.extensions["backline"].redis_cipher.encrypt(key.decode(), packed), keepttl=True)
+
+
+def change(app: Flask, key: bytes, **members: object) -> None:
+    """Change members of a session."""
+    write(app, key, {**read(app, key), **members})
+
+
+def _store(app: Flask) -> redis.Redis:
+    store: redis.Redis = app.extensions["backline"].redis
+    return store
