@@ -69,7 +69,7 @@ def test_a_forgotten_password_is_replaced(
     token = token_in(mailbox.wait_for(ADA, RESET))
     assert choose(client, token) == (204, "")
 
-    assert app.extensions["backline"].redis.keys("session*") == []
+    assert app.extensions["backline"].redis.keys("session*:*") == []
     assert ada.get("/api/user").status_code == 401
     assert login(new_client(), "ada").status_code == 401
     again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
