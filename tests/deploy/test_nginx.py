@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from email import message_from_string
 from threading import Thread
 
@@ -176,6 +178,100 @@ def test_c7_l4_too_many_requests_of_one_address_are_429(another_nginx: StartNgin
     assert may_read(second)
 
 
+BEHIND_CDN = {
+    "# set_real_ip_from 192.0.2.0/24;": "set_real_ip_from 127.0.0.8/31;",
+    "# real_ip_header": "real_ip_header",
+    "# real_ip_recursive": "real_ip_recursive",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "forwarded", "address"),
+    [
+        ("127.0.0.9", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.9", "203.0.113.7:51234", "203.0.113.7"),
+        ("127.0.0.9", "2001:db8::7, 127.0.0.8", "2001:db8::7"),
+        ("127.0.0.9", "10.0.0.1, 203.0.113.7", "203.0.113.7"),
+        ("127.0.0.9", "unknown", "127.0.0.9"),
+        ("127.0.0.3", "203.0.113.7", "127.0.0.3"),
+    ],
+)
+def test_visitor_behind_a_cdn_has_an_address_of_their_own(
+    another_nginx: StartNginx, api: Server, source: str, forwarded: str, address: str
+) -> None:
+    behind_cdn = another_nginx(api.port, BEHIND_CDN)
+
+    answer = behind_cdn.get("/api/session", f"X-Forwarded-For: {forwarded}", source=source)
+
+    assert answer.status == 200
+    assert logged(behind_cdn, answer)["address"] == address
+    wanted = answer.headers["X-Request-ID"]
+    lines = eventually(lambda: [json.loads(line) for line in api.log.splitlines() if wanted in line])
+    assert {line["client"] for line in lines} == {address}
+
+
+def test_limits_take_a_network_of_ipv6_for_one_visitor(another_nginx: StartNginx, api: Server) -> None:
+    strict = another_nginx(api.port, {**BEHIND_CDN, "rate=50r/s": "rate=1r/m", " burst=200 nodelay": ""})
+
+    statuses = [
+        (address, strict.get("/api/session", f"X-Forwarded-For: {address}", source="127.0.0.9").status)
+        for address in (
+            *("2001:db8::1", "2001:db8::a0a:ffff:ffff:ffff", "2001:db8:0:1::1", "2001:db8:0:1:a::"),
+            *("203.0.113.7", "203.0.113.8", "::ffff:203.0.113.7", "[::ffff:203.0.113.10]:443"),
+        )
+    ]
+
+    assert [status for _, status in statuses] == [200, 429, 200, 429, 200, 200, 429, 200], statuses
+
+
+def test_address_with_a_thousand_slow_connections_starves_no_other(
+    another_nginx: StartNginx, api: Server
+) -> None:
+    patient = another_nginx(
+        api.port,
+        {
+            "client_header_timeout 10s": "client_header_timeout 60s",
+            "client_body_timeout 10s": "client_body_timeout 60s",
+            "rate=50r/s": "rate=10000r/s",
+        },
+    )
+    idle = request("GET", "/api/session").replace(b"Connection: close", b"X: idle")
+    slow_header = idle[:-2]
+    slow_body = request("POST", "/api/login", "Content-Length: 9") + b"x"
+    with many_files(2_000), ExitStack() as stack:
+        for sent in (*[idle] * 300, *[slow_header, slow_body] * 500):
+            connection = stack.enter_context(patient.connection(source="127.0.0.2"))
+            connection.sendall(sent)
+
+        started = time.monotonic()
+        assert [patient.get("/api/session", source="127.0.0.1").status for _ in range(5)] == [200] * 5
+        assert time.monotonic() - started < 5
+        for target in ("/api/session", "/elsewhere"):
+            refused = patient.get(target, FROM_PAGE, source="127.0.0.2")
+            check_problem(refused, 429, "too-many-attempts", instance=target)
+            assert may_read(refused)
+
+
+@contextmanager
+def many_files(most: int) -> Iterator[None]:
+    """Let this process open this many files, if the system does."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(before, most), hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+
+
+def test_wrapped_app_may_read_what_nginx_answers(another_nginx: StartNginx) -> None:
+    origin = "capacitor://localhost"
+    line = f'# EDIT\n        "{origin}" "{origin}";\n    }}'
+    answer = another_nginx(free_port(), {"# EDIT\n    }": line}).get("/elsewhere", f"Origin: {origin}")
+
+    check_problem(answer, 404, "not-found", instance="/elsewhere")
+    assert may_read(answer, origin)
+
+
 def test_c7_the_app_has_its_own_headers_and_each_of_them_once(nginx: Https) -> None:
     for target, status in (("/api/session", 200), ("/api/nothing", 404), ("/api/user", 401)):
         answer = nginx.get(target, FROM_PAGE)
@@ -236,7 +332,7 @@ def test_i1_nginx_says_what_the_app_says() -> None:
     expected = {code for line in re.findall(r"error_page ([\d =]+)", text) for code in line.split()}
     assert expected == {
         *("400", "404", "405", "413", "414", "421", "429", "500", "501", "502", "503", "504", "505"),
-        *("494", "=431", "497", "=400"),
+        *("403", "=404", "494", "=431", "497", "=400"),
     }
 
 
