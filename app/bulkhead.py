@@ -1,97 +1,127 @@
-"""A bulkhead: who waits for a slow Spotify may hold some of a worker's threads, and never all of them."""
+"""A bulkhead: callers of a slow Spotify hold some of a worker's threads, and never all of them."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from app.problems import SpotifyUnavailable
 
-# What takes longer is slow. While nothing is, one may wait so long for a place, and hold a thread.
-SLOW_SECONDS = 0.3
-# For so long a Spotify that was slow counts as slow, also if one who came late was served quickly.
-REMEMBERED_SECONDS = 5.0
-
 
 class NoPlace(SpotifyUnavailable):
-    """All places are taken, or this caller has its share of them."""
+    """The bulkhead is full, or nothing became free in time."""
 
-    detail = "Too many calls wait for Spotify already."
+    detail = "Too many calls are waiting for Spotify. Try again in a moment."
     retry_after = 1
 
 
+@dataclass(eq=False)
+class Ticket:
+    """One caller's hold on a thread, with or without a place."""
+
+    caller: Hashable
+    has_place: bool = False
+    wants_place: bool = False
+    is_dismissed: bool = False
+    """Another caller needed the thread more. Whoever holds the ticket must stop waiting."""
+
+
 class Bulkhead:
-    """So many places, of which one caller may have half. Who finds none is turned away: at once while
-    Spotify is slow, and after a moment while it is quick and places are given back soon.
+    """Limits the calls under way (`places`, of which one caller may have half) and the callers in the queue.
 
-    Who waits for a place holds a thread as well. So they are fewer than the places, or one person's many
-    calls, each a little quicker than slow, would hold all threads and keep everybody else out. Those who
-    join a call are served together, and soon: they may be many."""
+    Queued callers hold threads too, so together they are fewer than the worker's threads. One caller may
+    fill the queue as long as nobody else needs it; then its newest requests make room.
+    """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, queue: int | None = None) -> None:
         self._places = places
-        self._each = max(1, places // 2)
-        self._waiting = threading.Semaphore(places * 3 // 4)
+        self._places_each = max(1, places // 2)
+        self._most = places + (places * 3 // 4 if queue is None else queue)
         self._changed = threading.Condition()
-        self._since: dict[object, float] = {}
-        self._taken: Counter[Hashable] = Counter()
-        self._slow_until = 0.0
+        self._tickets: list[Ticket] = []  # in the order of arrival
 
     @contextmanager
-    def place(self, who: Hashable, *, patient: bool = True, joins: bool = False) -> Iterator[None]:
-        """Hold a place while the block runs. Who `joins` waits for what somebody with a place will bring.
+    def ticket(self, caller: Hashable) -> Iterator[Ticket]:
+        """Hold a thread while the block runs.
 
         Raises:
-            NoPlace
+            NoPlace: no thread is left, and this caller holds its fair share of them.
         """
-        if not (self._take_free(who) or (patient and self._wait_for_one(who, joins=joins))):
-            raise NoPlace
-        held = object()
+        ticket = Ticket(caller)
         with self._changed:
-            self._since[held] = time.monotonic()
+            if len(self._tickets) >= self._most:
+                self._make_room_for(caller)
+            self._tickets.append(ticket)
         try:
-            yield
+            yield ticket
         finally:
             with self._changed:
-                self._note_slowness()  # this one may have been
-                del self._since[held]
-                self._taken[who] -= 1
-                self._taken += Counter()  # forgets who has none
+                ticket.has_place = False
+                if ticket in self._tickets:
+                    self._tickets.remove(ticket)
                 self._changed.notify_all()
 
-    def _take_free(self, who: Hashable) -> bool:
+    @contextmanager
+    def place(self, caller: Hashable, *, until: float = 0.0) -> Iterator[None]:
+        """Hold a place while the block runs. `until`: how long to wait for one (`time.monotonic`).
+
+        Raises:
+            NoPlace: the bulkhead is full, or no place became free in time.
+        """
+        with self.ticket(caller) as ticket:
+            self.take_place(ticket, until=until)
+            yield
+
+    def take_place(self, ticket: Ticket, *, until: float = 0.0) -> None:
+        """Give the ticket a place, unless it has one. `until`: how long to wait for it (`time.monotonic`).
+
+        Raises:
+            NoPlace: none became free in time, or another caller needed the thread more.
+        """
         with self._changed:
-            if self._taken.total() >= self._places or self._taken[who] >= self._each:
-                return False
-            self._taken[who] += 1
-            return True
+            ticket.wants_place = not ticket.has_place
+            try:
+                while ticket.wants_place and self._next() is not ticket:
+                    left = until - time.monotonic()
+                    if ticket.is_dismissed or left <= 0:
+                        raise NoPlace
+                    self._changed.wait(left)
+                ticket.has_place = True
+            finally:
+                ticket.wants_place = False
+                self._changed.notify_all()
 
-    def _wait_for_one(self, who: Hashable, *, joins: bool) -> bool:
-        if joins:
-            return self._wait(who)
-        if not self._waiting.acquire(blocking=False):
-            return False
-        try:
-            return self._wait(who)
-        finally:
-            self._waiting.release()
-
-    def _wait(self, who: Hashable) -> bool:
-        until = time.monotonic() + SLOW_SECONDS
-        while time.monotonic() < until and not self._is_slow():
-            if self._take_free(who):
-                return True
-            with self._changed:
-                self._changed.wait(0.02)
-        return False
-
-    def _is_slow(self) -> bool:
+    def give_place_back(self, ticket: Ticket) -> None:
+        """Let others have the ticket's place, but keep the thread."""
         with self._changed:
-            self._note_slowness()
-            return time.monotonic() < self._slow_until
+            ticket.has_place = False
+            self._changed.notify_all()
 
-    def _note_slowness(self) -> None:
-        now = time.monotonic()
-        if now - min(self._since.values(), default=now) > SLOW_SECONDS:
-            self._slow_until = now + REMEMBERED_SECONDS
+    def _next(self) -> Ticket | None:
+        """Return the ticket that may have the next place: of the caller with the fewest, the oldest."""
+        places = Counter(ticket.caller for ticket in self._tickets if ticket.has_place)
+        if places.total() >= self._places:
+            return None
+        waiting = [
+            ticket
+            for ticket in self._tickets
+            if ticket.wants_place and places[ticket.caller] < self._places_each
+        ]
+        return min(waiting, key=lambda ticket: places[ticket.caller], default=None)
+
+    def _make_room_for(self, caller: Hashable) -> None:
+        """Dismiss the newest waiting ticket of the caller that holds the most threads.
+
+        Raises:
+            NoPlace: `caller` would hold as many itself.
+        """
+        held = Counter(ticket.caller for ticket in self._tickets)
+        waiting = [ticket for ticket in self._tickets if not ticket.has_place]
+        victim = max(reversed(waiting), key=lambda ticket: held[ticket.caller], default=None)
+        if victim is None or held[victim.caller] <= held[caller] + 1:
+            raise NoPlace
+        victim.is_dismissed = True
+        self._tickets.remove(victim)
+        self._changed.notify_all()

@@ -1,9 +1,9 @@
 """What the gateway promises in numbers, measured with real processes: gunicorn, Redis, a sandbox, a database.
 
-    .venv/bin/python -m benchmarks.gateway [--mariadb] [--seconds 20] [tabs] [sluggish] [slow] [hits]
+    .venv/bin/python -m benchmarks.gateway [--mariadb] [--seconds 20] [tabs] [sluggish] [slow] [burst] [hits]
 
 It needs redis-server (and mariadbd), takes two minutes, and ends all that it has started. Without a name
-it measures all four:
+it measures everything:
 
     tabs      1,000 tabs of one person ask for /me/player, each again one second after its answer. What it
               costs Spotify, what is refused, how old the oldest answer is. Spotify takes 0.1 s.
@@ -12,6 +12,8 @@ it measures all four:
               for a call, and come back when Retry-After says, or one second after an answer. What
               GET /api/session takes meanwhile, and when idle: it is asked for 20 times a second, whether
               the one before has been answered or not.
+    burst     One person reads 40 different things at once, at several latencies. What is refused, and what
+              GET /api/session takes meanwhile for somebody else.
     hits      Requests per second that are answered with a shared answer, against GET /api/session's.
 
 The callers run on the same machine, so compare the ratios, and not the numbers with another machine's.
@@ -242,6 +244,32 @@ def measure_slow(world: World, seconds: float) -> None:
     )
 
 
+def measure_burst(world: World, seconds: float) -> None:
+    del seconds  # each burst takes as long as it takes
+    reads = 40
+    people = [str(person["id"]) for person in world.sandbox.seed(1)]
+    mine, other = world.connect("mira_t_42"), world.connect(people[0])
+    for latency in (0.1, 0.4, 0.7, 1.5):
+        world.sandbox.settings(latency_ms={"api": int(latency * 1000), "token": 0})
+        print(f"{reads} different reads of one person at once, Spotify takes {latency} s")
+        got: list[Got] = []
+
+        async def read(number: int, tab: Tab, latency: float = latency, got: list[Got] = got) -> None:
+            if tab not in begun:
+                begun.add(tab)
+                got.append(await tab.get(f"{V1}/tracks/{latency}-{number}"))
+            await asyncio.sleep(LONGEST)
+
+        begun: set[Tab] = set()
+        sampling = world.aside.submit(sample, world.port, other, 5)
+        asyncio.run(together([Tab(world.port, mine) for _ in range(reads)], read, 16))
+        busy = sampling.result()
+        told("answers", dict(Counter(answer.status for answer in got)), f"wanted: 404, {reads} times")
+        told("seconds until the last one", f"{max(answer.took for answer in got):.1f}", "wanted: below 15")
+        shown = " / ".join(f"{quantile(busy, part) * 1000:.0f}" for part in (0.5, 0.99))
+        told("GET /api/session of another person, ms, p50 / p99", shown, "wanted: p99 below 100")
+
+
 def sample(port: int, cookie: str, seconds: float) -> list[float]:
     """Ask for the session so many times a second. Returns what each took."""
 
@@ -281,6 +309,7 @@ MEASURES: dict[str, Callable[[World, float], None]] = {
     "tabs": measure_tabs,
     "sluggish": lambda world, seconds: measure_tabs(world, seconds, 0.7),
     "slow": measure_slow,
+    "burst": measure_burst,
     "hits": measure_hits,
 }
 

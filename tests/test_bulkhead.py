@@ -10,7 +10,6 @@ import pytest
 import requests
 from flask.testing import FlaskClient
 
-from app import bulkhead
 from app.bulkhead import Bulkhead, NoPlace
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
@@ -22,27 +21,35 @@ LONG = 30.0
 class Room:
     """A bulkhead, and threads that hold places in it until they are let go, or wait for one."""
 
-    def __init__(self, places: int) -> None:
-        self.bulkhead = Bulkhead(places)
-        self.holding = 0
+    def __init__(self, places: int, queue: int) -> None:
+        self.bulkhead = Bulkhead(places, queue)
+        self.holding: list[object] = []
         self._leaving: list[threading.Event] = []
         self._pool = ThreadPoolExecutor(16)
 
-    def enter(self, **options: bool) -> "Future[str]":
-        leave = threading.Event()
+    def enter(self, caller: object = None) -> "Future[str]":
+        """Enter as this caller, or as one of its own, with all the time there is."""
+        leave, caller = threading.Event(), caller or object()
         self._leaving.append(leave)
 
         def stay() -> str:
             try:
-                with self.bulkhead.place(object(), **options):
-                    self.holding += 1
+                with self.bulkhead.place(caller, until=time.monotonic() + LONG):
+                    self.holding.append(caller)
                     leave.wait(LONG)
-                    self.holding -= 1
+                    self.holding.remove(caller)
             except NoPlace:
                 return "turned away"
             return "had a place"
 
-        return self._pool.submit(stay)
+        before = self.queued
+        entering = self._pool.submit(stay)
+        eventually(lambda: entering.done() or self.queued > before or caller in self.holding)
+        return entering
+
+    @property
+    def queued(self) -> int:
+        return sum(ticket.wants_place for ticket in self.bulkhead._tickets)
 
     def leave(self, number: int) -> None:
         self._leaving[number].set()
@@ -54,117 +61,100 @@ class Room:
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    room = Room(2)
+def room() -> Iterator[Room]:
+    room = Room(2, 2)
     yield room
     room.close()
 
 
-def fill(room: Room) -> list["Future[str]"]:
-    inside = [room.enter(), room.enter()]
-    eventually(lambda: room.holding == 2)
-    return inside
-
-
-def slow(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let those who hold places have held them for long."""
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", 0.05)
-    eventually(room.bulkhead._is_slow)
-
-
-def test_while_the_service_is_slow_who_finds_no_place_is_turned_away_at_once(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(room)
-    slow(room, monkeypatch)
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG / 2)  # what a patient one would wait
-    room.bulkhead._since = {key: since - LONG for key, since in room.bulkhead._since.items()}
-
-    began = time.monotonic()
-    with pytest.raises(NoPlace), room.bulkhead.place(object()):
-        pass
-    assert time.monotonic() - began < LONG / 4
-
-
-def test_while_the_service_is_quick_one_waits_for_the_next_place(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)
-    fill(room)
-    waiting = room.enter()
-    with pytest.raises(NoPlace), room.bulkhead.place(object(), patient=False):
-        pass
-    assert not waiting.done()
-
+def test_bulkhead_gives_a_free_place_to_the_queue(room: Room) -> None:
+    first, second, waiting = room.enter(), room.enter(), room.enter()
+    assert (len(room.holding), room.queued) == (2, 1)
     room.leave(0)
-
-    eventually(lambda: room.holding == 2)
-    room.leave(2)
-    assert waiting.result(LONG) == "had a place"
-
-
-def test_one_waits_for_a_place_for_a_moment_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", 0.1)
-    fill(room)
-    assert room.enter().result(LONG) == "turned away"
+    assert first.result(LONG) == "had a place"
+    eventually(lambda: len(room.holding) == 2 and room.queued == 0)
+    room.close()
+    assert (second.result(LONG), waiting.result(LONG)) == ("had a place", "had a place")
 
 
-def test_who_has_something_else_to_offer_does_not_wait_for_a_place(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)
-    fill(room)
-    assert room.enter(patient=False).result(LONG / 2) == "turned away"
+def test_bulkhead_rejects_a_caller_whose_time_is_up(room: Room) -> None:
+    room.enter(), room.enter()
+    for until in (0.0, time.monotonic() + 0.05):
+        with pytest.raises(NoPlace), room.bulkhead.place("late", until=until):
+            pass
+    assert room.queued == 0
 
 
-def test_fewer_wait_for_a_place_than_there_are_places(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)
-    fill(room)
-    waiting = room.enter()
-    eventually(lambda: room.bulkhead._waiting._value == 0)
-
+def test_bulkhead_rejects_excess_callers_immediately(room: Room) -> None:
+    for _ in range(4):
+        room.enter()
+    assert (len(room.holding), room.queued) == (2, 2)
     assert room.enter().result(LONG / 2) == "turned away"
-    joining = room.enter(joins=True)  # what another one brings, soon
-    threading.Event().wait(0.05)
-    assert not joining.done()
 
-    for number in range(5):
-        room.leave(number)
-    assert {waiting.result(LONG), joining.result(LONG)} == {"had a place"}
+
+def test_bulkhead_dismisses_a_flooder_for_another_caller(room: Room) -> None:
+    """One caller may fill the queue, but others find room as long as they hold less."""
+    floods = [room.enter("ada") for _ in range(4)]
+    assert room.holding == ["ada"]  # half of the places
+
+    grace = room.enter("grace")
+    assert room.holding == ["ada", "grace"]
+    assert floods[-1].result(LONG) == "turned away"  # the newest
+    assert not any(flood.done() for flood in floods[:-1])
+    assert room.enter("ada").result(LONG) == "turned away"
+
+    room.close()
+    assert grace.result(LONG) == "had a place"
+    assert [flood.result(LONG) for flood in floods] == ["had a place"] * 3 + ["turned away"]
+
+
+def test_bulkhead_prefers_the_caller_with_the_fewest_places() -> None:
+    room = Room(4, 8)
+    ada = [room.enter("ada") for _ in range(5)]
+    bob = [room.enter("bob") for _ in range(3)]
+    grace = room.enter("grace")
+    assert sorted(map(str, room.holding)) == ["ada", "ada", "bob", "bob"]
+    room.leave(0)
+    assert ada[0].result(LONG) == "had a place"
+    eventually(lambda: "grace" in room.holding)
+    room.close()
+    assert {one.result(LONG) for one in [*ada, *bob, grace]} == {"had a place"}
 
 
 def test_a_place_is_given_back_also_after_an_error() -> None:
     small = Bulkhead(1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), small.place(object(), patient=False):
+        with pytest.raises(ZeroDivisionError), small.place(object()):
             raise ZeroDivisionError
-    with small.place(object(), patient=False), pytest.raises(NoPlace), small.place(object(), patient=False):
+    with small.place(object()), pytest.raises(NoPlace), small.place(object()):
         pass
-    with small.place(object(), patient=False):
+    with small.place(object()):
         pass
 
 
 def test_one_caller_has_half_of_the_places_and_the_others_are_for_others() -> None:
     shared = Bulkhead(4)
     with shared.place("ada"), shared.place("ada"):
-        with pytest.raises(NoPlace), shared.place("ada", patient=False):
+        with pytest.raises(NoPlace), shared.place("ada"):
             pass
-        with shared.place("grace", patient=False):
+        with shared.place("grace"):
             pass
-    with shared.place("ada", patient=False):
-        pass
-    assert not shared._taken
-
-
-def test_a_slow_call_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", -1.0)  # whatever a call takes
-    shared = Bulkhead(4)
     with shared.place("ada"):
         pass
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", 1.0)
-    assert shared._is_slow()
-    shared._slow_until -= bulkhead.REMEMBERED_SECONDS
-    assert not shared._is_slow()
+    assert not shared._tickets
+
+
+def test_ticket_gives_its_place_back_and_keeps_its_thread() -> None:
+    small = Bulkhead(1, 1)
+    with small.ticket("ada") as ticket:
+        small.take_place(ticket)
+        small.take_place(ticket)  # it has one
+        with pytest.raises(NoPlace), small.place("grace"):
+            pass
+        small.give_place_back(ticket)
+        with small.place("grace"), pytest.raises(NoPlace):
+            small.take_place(ticket)
+    assert not small._tickets
 
 
 def test_never_are_more_inside_than_there_are_places() -> None:
@@ -172,7 +162,7 @@ def test_never_are_more_inside_than_there_are_places() -> None:
 
     def visit(_: int) -> None:
         nonlocal inside, most
-        with small.place(object()):
+        with small.place(object(), until=time.monotonic() + LONG):
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -183,7 +173,7 @@ def test_never_are_more_inside_than_there_are_places() -> None:
     with ThreadPoolExecutor(5) as pool:  # two may wait
         list(pool.map(visit, range(120)))
     assert most == 3
-    assert small._since == {}
+    assert small._tickets == []
 
 
 # Over gunicorn
@@ -227,14 +217,14 @@ def caller(app: object, client: FlaskClient, sandbox: SandboxClient) -> Iterator
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("same", [True, False], ids=["the same read", "different reads"])
-def test_who_waits_for_spotify_holds_two_of_eight_threads_and_the_excess_is_told_at_once(
+def test_callers_of_a_hanging_spotify_leave_a_thread_to_others(
     server: Callable[..., AbstractContextManager[Server]],
     caller: requests.Session,
     sandbox: SandboxClient,
     same: bool,
 ) -> None:
     sandbox.fault(on="player", kind="park", times=None)
-    with server(workers=1, threads=8) as api, ThreadPoolExecutor(8) as pool:
+    with server(workers=1, threads=8) as api, ThreadPoolExecutor(12) as pool:
 
         def read(number: int) -> requests.Response:
             query = "" if same else f"?market=S{number}"
@@ -242,9 +232,10 @@ def test_who_waits_for_spotify_holds_two_of_eight_threads_and_the_excess_is_told
             return requests.get(url, headers=caller.headers, timeout=LONG)
 
         try:
-            asked = [pool.submit(read, number) for number in range(8)]
-            eventually(lambda: sum(one.done() for one in asked) == 6)
-            refused = [one.result() for one in asked if one.done()] + [read(9) for _ in range(10)]
+            # Two call Spotify and five wait; the excess is refused at once.
+            asked = [pool.submit(read, number) for number in range(12)]
+            eventually(lambda: sum(one.done() for one in asked) == 5)
+            refused = [one.result() for one in asked if one.done()] + [read(99) for _ in range(10)]
             others = [caller.get(f"{api.url}/api/session", timeout=5).status_code for _ in range(20)]
             calls = sandbox.calls(path="/v1/me/player")
         finally:
@@ -254,4 +245,28 @@ def test_who_waits_for_spotify_holds_two_of_eight_threads_and_the_excess_is_told
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
             assert answer.json()["type"] == "/problems/spotify-unavailable"
         assert len(calls) == (1 if same else 2)
-        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 2 + [503] * 6
+        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 7 + [503] * 5
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("latency_ms", [400, 700])
+def test_one_person_reads_much_at_once_and_all_of_it_is_served(
+    server: Callable[..., AbstractContextManager[Server]],
+    caller: requests.Session,
+    sandbox: SandboxClient,
+    latency_ms: int,
+) -> None:
+    """In waves, also right after a start. Somebody else is not held up."""
+    sandbox.settings(latency_ms={"api": latency_ms, "token": latency_ms})
+    with server(workers=1, threads=32) as api, ThreadPoolExecutor(28) as pool:
+
+        def read(number: int) -> int:
+            url = f"{api.url}/api/spotify/v1/tracks/{number}"
+            return requests.get(url, headers=caller.headers, timeout=LONG).status_code
+
+        asked = [pool.submit(read, number) for number in range(24)]
+        eventually(lambda: sandbox.calls(path="/v1/tracks/0"))
+        began = time.monotonic()
+        assert caller.get(f"{api.url}/api/session", timeout=LONG).status_code == 200
+        assert time.monotonic() - began < 1
+        assert {one.result(LONG) for one in asked} == {404}

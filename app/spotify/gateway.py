@@ -24,15 +24,14 @@ from app.problems import (
 )
 from app.spotify import tokens
 from app.spotify.accounts import RateLimited
+from app.spotify.cache import MAX_LIFE_SECONDS
 from app.spotify.calls import Call
 from app.spotify.refresh import GrantEnded
-from app.spotify.sharing import Served
+from app.spotify.sharing import LEAST_SECONDS, Fetch, Served
 from app.spotify.webapi import CALL_SECONDS, NotAnswered
 
 # All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
 TOTAL_SECONDS = 15.0
-# What is not a poll is shared for as long as Spotify says, and no longer than this.
-MAX_SHARE_SECONDS = 300
 # Headers of an answer that are passed on. Lower case.
 _PASSED_ON = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
 # How Spotify says that a permission is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
@@ -63,14 +62,14 @@ def _read(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Se
     return parts().shared.get(
         link_id,
         call.cache_key,
-        lambda: _fetch(link_id, call, deadline, grant_id),
-        lambda answer: _life(call, answer),
-        deadline=deadline,
+        Fetch(
+            lambda: _fetch(link_id, call, deadline, grant_id), lambda answer: _life(call, answer), deadline
+        ),
     )
 
 
 def _write(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Served:
-    with parts().bulkhead.place(link_id):
+    with parts().bulkhead.place(link_id, until=deadline - LEAST_SECONDS):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
         parts().shared.drop(link_id)
         try:
@@ -113,7 +112,7 @@ def _life(call: Call, answer: Answer) -> float:
     control = parse_cache_control_header(answer.headers.get("cache-control"), cls=ResponseCacheControl)
     if control.no_store or control.no_cache:
         return 0
-    return min(max(control.max_age or 0, 0), MAX_SHARE_SECONDS)
+    return min(max(control.max_age or 0, 0), MAX_LIFE_SECONDS)
 
 
 def _lacks_permission(answer: Answer) -> bool:

@@ -19,16 +19,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import bulkhead
 from app.bulkhead import Bulkhead
 from app.database import reading
 from app.models import SpotifyUser
 from app.outbound import Answer
 from app.problems import SpotifyNotConnected
+from app.spotify import cache as cache_module
 from app.spotify import gateway, sharing
 from app.spotify.accounts import RateLimited
 from app.spotify.gate import Gate
 from app.spotify.refresh import GrantEnded
+from app.spotify.sharing import Fetch as Call
 from app.spotify.sharing import Served, SharedAnswers
 from config import Config
 from tests.fault_proxy import FaultProxy
@@ -41,6 +42,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 PLAYER, V1 = "me/player", "/api/spotify/v1"
 LONG = 30.0
+HASH, LEADERS, INDEX = "shared:{7}", "shared:{7}:leaders", "shared:{7}:index"
 StartServer = Callable[..., AbstractContextManager[Server]]
 
 
@@ -114,7 +116,7 @@ def ask(
 
 def inside(app: Flask) -> int:
     """How many of this process's callers ask Spotify, or wait for one who does."""
-    return len(app.extensions["backline"].bulkhead._since)
+    return len(app.extensions["backline"].bulkhead._tickets)
 
 
 def cache(answer: TestResponse) -> str:
@@ -132,16 +134,24 @@ def player_calls(sandbox: SandboxClient) -> int:
 
 def set_times(store: redis.Redis, what: str) -> None:
     """Let a moment of all shared answers be long over: `until` they are served, for example."""
-    for key in store.keys("shared:*"):
-        for field in store.hkeys(key):
-            if field.startswith(what.encode()):
-                store.hset(key, field, 0)
+    set_to(store, what.encode(), 0)
+
+
+def end_leases(store: redis.Redis) -> None:
+    """Let every leader be one that has not been heard of for long."""
+    for key in store.keys("shared:*:leaders"):
+        for read in store.zrange(key, 0, -1):
+            store.zadd(key, {read: 0})
+
+
+def hashes(store: redis.Redis) -> list[bytes]:
+    return [key for key in store.keys("shared:*") if key.endswith(b"}")]
 
 
 def shared(store: redis.Redis) -> dict[bytes, bytes]:
     """All that Redis holds of what Spotify said: the fields of the hashes."""
     found: dict[bytes, bytes] = {}
-    for key in store.keys("shared:*"):
+    for key in hashes(store):
         found |= store.hgetall(key)
     return found
 
@@ -327,7 +337,7 @@ def test_a_leader_that_is_killed_strands_nobody(
         assert player_calls(sandbox) == 1
         api.kill_worker()
 
-        answers = [one.result(sharing.LEASE_SECONDS + 5) for one in asked]
+        answers = [one.result(cache_module.LEASE_SECONDS + 5) for one in asked]
 
     assert isinstance(lost.exception(LONG), requests.ConnectionError)
     assert caches(asked) == ["miss"] + ["shared"] * 4
@@ -338,7 +348,7 @@ def test_a_leader_that_is_killed_strands_nobody(
 def test_a_leader_slower_than_its_lease_keeps_it(
     mira: FlaskClient, app: Flask, sandbox: SandboxClient, tabs: ThreadPoolExecutor
 ) -> None:
-    seconds = sharing.LEASE_SECONDS + 1
+    seconds = cache_module.LEASE_SECONDS + 1
     sandbox.fault(on="player", kind="slow", seconds=seconds)
     asked = [ask(tabs, mira) for _ in range(4)]
     assert caches(asked) == ["miss"] + ["shared"] * 3
@@ -399,7 +409,7 @@ def read(
     answers: SharedAnswers, target: str, fetch: Callable[[], Answer], life: Callable[[Answer], float]
 ) -> Served:
     """Read as a link of the test's own, with all the time there is."""
-    return answers.get(7, target, fetch, life, deadline=time.monotonic() + LONG)
+    return answers.get(7, target, Call(fetch, life, time.monotonic() + LONG))
 
 
 def now(body: bytes) -> Fetch:
@@ -410,11 +420,11 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
     answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused for too long: another one has asked again meanwhile, and knows better."""
-    monkeypatch.setattr(sharing, "BEAT_SECONDS", LONG)
+    monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
     late = Fetch(b"old")
     paused = tabs.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
-    set_times(store, "lease")
+    end_leases(store)
     assert read(answers, "me", now(b"new"), for_a_minute).cache == "miss"
     late.answer()
 
@@ -426,23 +436,23 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
 def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
     answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
     late, other = Fetch(b"old"), Fetch(b"new")
     paused = tabs.submit(read, answers, "me", late, for_nobody_else)
     late.wait_until_asked()
     [leader] = [name for name in shared(store) if name.startswith(b"leader:")]
-    store.hset("shared:7", leader, "another process")
-    set_times(store, "lease")
-    until = b"lease:" + leader.partition(b":")[2]
+    store.hset(HASH, leader, "another process")
+    end_leases(store)
+    read_name = leader.partition(b":")[2]
     for _ in range(3):  # no beat of the late one's makes the lease longer
         threading.Event().wait(0.02)
-        assert store.hget("shared:7", until) == b"0"
+        assert store.zscore(LEADERS, read_name) == 0
     taken = tabs.submit(read, answers, "me", other, for_nobody_else)
     other.wait_until_asked()
-    mine = store.hget("shared:7", leader)
+    mine = store.hget(HASH, leader)
     late.answer()
     paused.result(LONG)
-    assert store.hget("shared:7", leader) == mine
+    assert store.hget(HASH, leader) == mine
     other.answer()
     assert taken.result(LONG).cache == "miss"
 
@@ -450,11 +460,11 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
 def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
     answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "BEAT_SECONDS", LONG)
+    monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
     late, other = Fetch(b"", raises=SpotifyNotConnected()), Fetch(b"new")
     paused = tabs.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
-    set_times(store, "lease")
+    end_leases(store)
     taken = tabs.submit(read, answers, "me", other, for_a_minute)
     other.wait_until_asked()
     late.answer()
@@ -524,7 +534,7 @@ def test_who_waits_takes_any_answer_that_has_come_meanwhile(
 def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
     answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
-    large = b"x" * (sharing.MOST_BYTES + 1)
+    large = b"x" * (cache_module.MAX_BYTES + 1)
     call = Fetch(large)
     asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
     call.wait_until_asked()
@@ -536,12 +546,74 @@ def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
 
 
 def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedAnswers, store: redis.Redis) -> None:
-    body = b"x" * (sharing.MOST_BYTES_OF_ONE // 20)
+    body = b"x" * (cache_module.MAX_BYTES_OF_ONE // 20)
     for number in range(40):
         read(answers, f"search?q={number}", now(body), for_a_minute)
-    assert sum(map(len, shared(store).values())) < sharing.MOST_BYTES_OF_ONE + 10_000
-    assert read(answers, "search?q=0", must_not_call, for_a_minute).cache == "hit"
-    assert 0 < store.pttl("shared:7") <= 60_000
+    assert sum(map(len, shared(store).values())) < cache_module.MAX_BYTES_OF_ONE + 10_000
+    # The newest are kept.
+    assert read(answers, "search?q=39", must_not_call, for_a_minute).cache == "hit"
+    assert read(answers, "search?q=0", now(b""), for_a_minute).cache == "miss"
+    assert 0 < store.pttl(HASH) <= 60_000
+
+    for number in range(cache_module.MAX_ENTRIES_OF_ONE + 50):
+        read(answers, f"me?{number}", now(b"small"), for_a_minute)
+    assert store.zcard(INDEX) == cache_module.MAX_ENTRIES_OF_ONE
+    assert store.hlen(HASH) == 4 * cache_module.MAX_ENTRIES_OF_ONE + 1
+    assert store.zcard(LEADERS) == 0
+    kept = sum(len(value) for name, value in shared(store).items() if name.startswith(b"entry:"))
+    assert int(store.hget(HASH, "bytes")) == kept
+
+
+def test_cache_forgets_who_waited_for_leaders_that_gave_up(
+    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+) -> None:
+    """Each read has a leader that gives up while another caller waits, and then nobody asks for it again."""
+    for number in range(20):
+        leader = cache_module.Read.of(7, f"search?q={number}")
+        waiting = cache_module.Read.of(7, f"search?q={number}")
+        assert answers._cache.join(leader).kind == "lead"
+        assert answers._cache.join(waiting).kind == "wait"
+        answers._cache.release(leader)
+    assert store.zcard(LEADERS) == 20
+    end_leases(store)
+    for number in range(2):
+        read(answers, f"me?{number}", now(b"x"), for_a_minute)
+    assert [name for name in shared(store) if name.startswith((b"waited:", b"leader:"))] == []
+    assert store.zcard(LEADERS) == 0
+
+
+def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
+    answers: SharedAnswers, store: redis.Redis
+) -> None:
+    """Counted in commands of the scripts, which the server reports."""
+
+    def commands(target: str) -> int:
+        before = store.info("stats")["total_commands_processed"]
+        assert read(answers, target, now(b"x"), for_a_minute).cache == "miss"
+        return int(store.info("stats")["total_commands_processed"]) - int(before)
+
+    few = commands("me")
+    for number in range(cache_module.MAX_ENTRIES_OF_ONE):
+        read(answers, f"me?{number}", now(b"small"), for_a_minute)
+    assert commands("search?q=a") <= few + 10  # one entry makes room
+
+
+@pytest.mark.parametrize("field", ["at", "until", "lease"])
+def test_cache_trusts_no_time_further_ahead_than_it_writes(
+    answers: SharedAnswers, store: redis.Redis, field: str
+) -> None:
+    """Redis failed over to a host whose clock is an hour behind."""
+    hour = 3_600_000
+    read(answers, "me", now(b"old"), for_a_minute)
+    if field == "lease":
+        store.flushall()
+        assert answers._cache.join(cache_module.Read.of(7, "me")).kind == "lead"
+        for name, lease in store.zrange(LEADERS, 0, -1, withscores=True):
+            store.zadd(LEADERS, {name: lease + hour})
+    else:
+        set_to(store, f"{field}:".encode(), times(store, f"{field}:".encode())[0] + hour)
+    assert read(answers, "me", now(b"new"), for_a_minute).answer.body == b"new"
+    assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"new"
 
 
 def test_what_is_good_for_nobody_else_and_nobody_waits_for_is_not_kept_at_all(
@@ -561,7 +633,8 @@ def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_i
     call.answer()
     assert {one.result(LONG).answer.body for one in asked} == {b"my playlists"}
     assert b"my playlists" in b"".join(shared(store).values())
-    set_times(store, "until")
+    for name in store.zrange(INDEX, 0, -1):
+        store.zadd(INDEX, {name: 0})
     read(answers, "me/player", now(b"a song"), for_a_minute)
 
     kept = b"".join(shared(store).values())
@@ -586,7 +659,7 @@ def test_what_changes_rarely_is_shared_as_long_as_spotify_allows(
         )
         assert (answers[0].data == answers[1].data) == (control in allowed)
         assert answers[1].headers["Cache-Control"] == "no-store"
-    assert 0 < store.pttl(store.keys("shared:*")[0]) <= 300_000
+    assert 0 < store.pttl(hashes(store)[0]) <= 300_000
     assert max(times(store, b"until:")) <= max(times(store, b"at:")) + 300_000
     set_times(store, "until")
     assert {cache(get(mira, f"search?q={number}")) for number in range(3)} == {"miss"}
@@ -614,8 +687,7 @@ def test_what_changes_by_the_second_is_shared_for_one(
     upstream.headers = {"Cache-Control": "private, max-age=0"}
     paths = [PLAYER, "me/player/currently-playing", "me/player/queue", "me/player?market=SE"]
     for path, upstream.status in product(paths, (200, 204, 404, 500)):
-        for key in store.keys("shared:*"):
-            store.delete(key)
+        store.delete(*store.keys("shared:*"), "none")
         upstream.headers["Retry-After"] = "1"  # or a 500 is tried again
         upstream.body = b"" if upstream.status == 204 else b"{}"
         first = get(mira, path)
@@ -627,7 +699,7 @@ def test_what_changes_by_the_second_is_shared_for_one(
         )
         assert until - at == 1000
         assert at - LONG * 1000 < following - 1000 <= at  # a second after it was asked for, not after it came
-        set_to(store, b"until:", at + 3_600_000)
+        set_to(store, b"until:", at + 300_000)
         set_to(store, b"next:", at + 3_600_000)
         again = get(another_tab(mira, another_worker), path)
         assert (again.status_code, again.headers["X-Cache"], again.data) == (
@@ -648,7 +720,7 @@ def times(store: redis.Redis, what: bytes) -> list[int]:
 
 
 def set_to(store: redis.Redis, what: bytes, value: int) -> None:
-    for key in store.keys("shared:*"):
+    for key in hashes(store):
         for field in store.hkeys(key):
             if field.startswith(what):
                 store.hset(key, field, value)
@@ -721,24 +793,16 @@ def test_who_should_fetch_the_next_and_finds_no_place_takes_what_is_good(
 
 
 def test_who_finds_no_place_lets_others_ask(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
-    monkeypatch.setattr(bulkhead, "SLOW_SECONDS", LONG)  # one waits for a place as long as it takes
-    waits, wait_for_one = threading.Event(), answers._bulkhead._wait_for_one
-
-    def waiting_for_one(who: object, **options: bool) -> bool:
-        waits.set()
-        return wait_for_one(who, **options)
-
-    monkeypatch.setattr(answers._bulkhead, "_wait_for_one", waiting_for_one)
     elsewhere = SharedAnswers(store, Bulkhead(8))
     with ExitStack() as all_places:
         for _ in range(16):
             all_places.enter_context(answers._bulkhead.place(7))
         waiting = tabs.submit(read, answers, "me", must_not_call, for_a_minute)
-        assert waits.wait(LONG)
-        assert store.hgetall("shared:7") == {}  # nobody seems to ask
+        eventually(lambda: any(ticket.wants_place for ticket in answers._bulkhead._tickets))
+        assert store.hgetall(HASH) == {}  # nobody seems to ask
         assert read(elsewhere, "me", now(b"found"), for_a_minute).cache == "miss"
     assert waiting.result(LONG).answer.body == b"found"
 
@@ -821,7 +885,7 @@ def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
     before = tabs.submit(read, answers, "me", old, for_a_minute)
     old.wait_until_asked()
     waiting = tabs.submit(read, answers, "me", now(b"new"), for_a_minute)
-    eventually(lambda: len(answers._bulkhead._since) == 2)
+    eventually(lambda: len(answers._bulkhead._tickets) == 2)
     answers.drop(7)
     assert waiting.result(LONG).answer.body == b"new"
     old.answer()
@@ -888,18 +952,23 @@ def test_garbage_in_redis_is_never_more_than_unavailable(
     mira: FlaskClient, upstream: Upstream, store: redis.Redis
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
-    for junk in ("a text", "a list", "answer", "until", "next", "lease", "at"):
+    for junk in ("a text", "a list", "entry", "until", "next", "bytes", "leaders", "index", "at"):
         assert [cache(get(mira, "search?q=a")) for _ in range(2)] == ["miss", "hit"]
-        [key] = store.keys("shared:*")
+        [key] = hashes(store)
         name = next(name for name in shared(store) if name.startswith(b"until:")).partition(b":")[2]
         if junk == "a text":
             store.set(key, "junk")
         elif junk == "a list":
             store.delete(key)
             store.rpush(key, "junk")
+        elif junk == "bytes":
+            store.hset(key, junk, b"\xff junk")
+            set_times(store, "until")
+        elif junk in ("leaders", "index"):
+            store.set(key + b":" + junk.encode(), "junk")
+            set_times(store, "until")
+            store.hset(key, b"leader:" + name, "somebody")
         else:
-            if junk == "lease":
-                store.hset(key, mapping={b"leader:" + name: "somebody", b"until:" + name: "0"})
             store.hset(key, junk.encode() + b":" + name, b"\xff junk")
 
         answer = get(mira, "search?q=a")
@@ -939,14 +1008,13 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         redis.Redis(port=port, protocol=2) as embedded,
     ):
         _until_up(process, embedded.ping, tmp_path / "log")
-        monkeypatch.setattr(sharing, "BEAT_SECONDS", 0.01)
+        monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
         answers, call = SharedAnswers(embedded, Bulkhead(8)), Fetch(b"first")
         asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
-        eventually(lambda: len(answers._bulkhead._since) == 3)
-        [leader] = [name for name in embedded.hkeys("shared:7") if name.startswith(b"lease:")]
-        lease = int(embedded.hget("shared:7", leader))
-        eventually(lambda: int(embedded.hget("shared:7", leader)) > lease)
+        eventually(lambda: len(answers._bulkhead._tickets) == 3)
+        [(leader, lease)] = embedded.zrange(LEADERS, 0, -1, withscores=True)
+        eventually(lambda: embedded.zscore(LEADERS, leader) > lease)
         call.answer()
         assert sorted(one.result(LONG).cache for one in asked) == ["miss", "shared", "shared"]
         assert read(answers, "me", must_not_call, for_a_minute).cache == "hit"
@@ -960,7 +1028,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"second"
         answers.drop(7)
         assert read(answers, "me", now(b"third"), for_nobody_else).cache == "miss"
-        assert embedded.hkeys("shared:7") == []  # nobody waited for it
+        assert embedded.hkeys(HASH) == []  # nobody waited for it
 
         config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
         gate = Gate(embedded, config)
