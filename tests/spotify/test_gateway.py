@@ -454,6 +454,6 @@ def kept(app: Flask) -> dict[bytes, bytes]:
     """What is shared, of all links."""
     store: redis.Redis = app.extensions["backline"].redis
     found: dict[bytes, bytes] = {}
-    for key in store.keys("shared:*"):
+    for key in store.keys("shared:*}"):
         found |= store.hgetall(key)
     return found
