@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 from app import session_data
 from app.api import MAX_NESTING, parse_json
 from app.auth import names
+from app.auth.usernames import is_username
 from app.database import db
 from app.models import User
 from app.outbound import Answer
@@ -381,10 +382,10 @@ def test_h3_names_and_addresses_are_visible_and_never_both(name: str) -> None:
     normal = names.normal_form(name)
     address = names.address_form(f"{name}@example.com")
 
-    assert not (names.is_username(normal) and names.is_email(normal))
-    for good, text in ((names.is_username(normal), normal), (names.is_email(address), address)):
+    assert not (is_username(normal) and names.is_email(normal))
+    for good, text in ((is_username(normal), normal), (names.is_email(address), address)):
         if good:
-            assert text.isprintable()
+            assert text.replace("\u200c", "").replace("\u200d", "").isprintable()
             assert not any(char.isspace() for char in text)
             assert not set(text) & set(INVISIBLE)
 
@@ -433,6 +434,10 @@ PAIRS = [
     ("ﬁona", "fiona", True),
     ("σίσυφος", "ΣΊΣΥΦΟΣ", True),
     ("αι", "α\u0345", True),
+    ("irem", "İREM", True),  # folding leaves a dot above the i
+    ("सुनील", "सुनील\u3000", True),
+    ("क़लम", "क\u093cलम", True),
+    ("مُحَمَّد", "محمد", False),
     ("ὦι", "\u1fa6", True),
     ("𐐨𐐩", "𐐀𐐁", True),
     ("x2", "x²", True),
@@ -455,7 +460,6 @@ REFUSED = [
         "ada\u3164",
         "\u1160\u1160",
         "ada😀",
-        "İo",
         "a\u0308\u0308b",
         "@da",
     ),

@@ -3,9 +3,6 @@
 import re
 import unicodedata
 
-# Letters and digits of any script, and . _ - between or after them. No spaces, no `@` (so that
-# a login is a name or an address, never both), nothing invisible.
-_USERNAME = re.compile(r"[^\W_][\w.-]{1,63}")
 # The shape only: whether an address works is known when a mail to it is answered.
 # No label of the domain is empty, or has the ideographic full stop, which mail servers take for a dot.
 _EMAIL = re.compile(
@@ -18,13 +15,17 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 
+_DOTTED_I = re.compile("i\u0307+")
+
 MAX_EMAIL = 254  # RFC 5321 section 4.5.3.1.3, less the angle brackets
 
 
 def normal_form(text: str) -> str:
     """NFKC, case-folded, trimmed: wide letters, `ADA ` and `ada` are one name."""
-    # Folding can undo the normal form (U+0345), so it is made once more.
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
+    # Folding can undo the normal form (U+0345), so normalize again. It also leaves a dot above the i of
+    # `İrem`, which nobody would see and nobody would type.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return unicodedata.normalize("NFKC", _DOTTED_I.sub("i", folded)).strip()
 
 
 def address_form(text: str) -> str:
@@ -33,11 +34,6 @@ def address_form(text: str) -> str:
     Folding would make `straße` into `strasse`, which is another domain, and mail would go there.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).strip()
-
-
-def is_username(name: str) -> bool:
-    """Whether a name in normal form may be a user name: 2 to 64 characters."""
-    return _USERNAME.fullmatch(name) is not None and not _INVISIBLE.search(name)
 
 
 def is_email(address: str) -> bool:

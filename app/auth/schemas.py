@@ -3,7 +3,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import validate
 
-from app.auth import names, passwords
+from app.auth import names, passwords, usernames
 from app.spotify.schemas import SpotifyOut
 from app.user.schemas import UserOut
 
@@ -50,7 +50,7 @@ class Identity(ma.Schema):
     def normalise(self, data: dict[str, Any], **_kwargs: object) -> dict[str, Any]:
         errors = {}
         for field, form, good, message in (
-            ("username", names.normal_form, names.is_username, BAD_USERNAME),
+            ("username", names.normal_form, usernames.is_username, BAD_USERNAME),
             ("email", names.address_form, names.is_email, BAD_EMAIL),
         ):
             if field in data:
