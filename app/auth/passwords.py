@@ -1,9 +1,12 @@
 """Passwords: which may be chosen, and argon2id, with the same work whether or not there is a user."""
 
 import os
+import re
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from app.problems import ServiceUnavailable, ValidationError
 
 MIN_LENGTH = 8  # OWASP ASVS 5.0 V6.2.1
 MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash without harm
+# Before `prepare`, which composes a character from four at most, and which takes long for longer text.
+MAX_TYPED_LENGTH = 4 * MAX_LENGTH
 
 # What somebody who attacks this product would try first.
 _PRODUCT_WORDS = ("spotify", "backline", "password", "music", "playlist")
@@ -29,11 +34,31 @@ _hasher = PasswordHasher(time_cost=1, memory_cost=47_104, parallelism=1)
 # Nobody's hash, of a value nobody knows, with the same cost as everybody else's.
 _NOBODY = "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
+# The space separators of Unicode (Zs) other than U+0020.
+_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+
 # One hash uses a processor for 50 ms or so, and 46 MiB: more at once than processors only take longer.
 _turns = threading.BoundedSemaphore(os.cpu_count() or 2)
 _LONGEST_WAIT_SECONDS = 1.0
 _in_line = 0
 _line = threading.Lock()
+
+
+class Match(Enum):
+    """How a password compares with a hash."""
+
+    NONE = auto()
+    PREPARED = auto()
+    AS_TYPED = auto()  # the hash is from a release that did not prepare passwords
+
+
+def prepare(password: str) -> str:
+    """Return the form that is hashed: one for all the ways in which keyboards send the same characters.
+
+    `é` is one code point or two, and a space may be a no-break space. Everything else counts as it is.
+    Source: RFC 8265 section 4.2.2 (OpaqueString).
+    """
+    return unicodedata.normalize("NFC", _SPACES.sub(" ", password))
 
 
 def refuse_guessable(password: str, *, field: str, username: str = "", email: str = "") -> None:
@@ -46,7 +71,7 @@ def refuse_guessable(password: str, *, field: str, username: str = "", email: st
     Raises:
         ValidationError: under the name of the field.
     """
-    folded = password.casefold()
+    folded = prepare(password).casefold()
     bare = folded.strip(_AROUND)
     own = {name for name in (username, email, email.partition("@")[0]) if name}
     # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
@@ -83,12 +108,13 @@ def turn() -> Iterator[None]:
 
 def hash_password(password: str) -> str:
     """The hash to store; its parameters are part of it. Take a `turn` for it."""
-    return _hasher.hash(password)
+    return _hasher.hash(prepare(password))
 
 
-def matches(password_hash: str | None, password: str) -> bool:
-    """Whether the password is the one that was hashed. Costs the same for `None`: an unknown user.
+def match(password_hash: str | None, password: str) -> Match:
+    """Compare a password with a hash. Costs the same for `None`: an unknown user.
 
+    A password that is not in its prepared form costs twice as much, whether or not there is a user.
     Takes a `turn`, unless so many wait for theirs that hardly a thread is left for other requests.
 
     Raises:
@@ -96,11 +122,20 @@ def matches(password_hash: str | None, password: str) -> bool:
     """
     if _in_line >= max(1, parts().config.threads - 2):
         raise ServiceUnavailable(retry_after=1)
+    prepared = prepare(password)
     with turn():
-        try:
-            return _hasher.verify(password_hash or _NOBODY, password) and password_hash is not None
-        except (Argon2Error, InvalidHashError):
-            return False
+        if _verifies(password_hash, prepared):
+            return Match.PREPARED
+        if prepared != password and _verifies(password_hash, password):
+            return Match.AS_TYPED
+    return Match.NONE
+
+
+def _verifies(password_hash: str | None, password: str) -> bool:
+    try:
+        return _hasher.verify(password_hash or _NOBODY, password) and password_hash is not None
+    except (Argon2Error, InvalidHashError):
+        return False
 
 
 def is_outdated(password_hash: str) -> bool:

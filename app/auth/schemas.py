@@ -11,12 +11,24 @@ BAD_USERNAME = "Use 2 to 64 letters, digits, '.', '_' or '-', beginning with a l
 BAD_EMAIL = "Not a valid email address."
 
 
+class PasswordLength(validate.Length):
+    """Bounds for the number of characters once a password is prepared."""
+
+    def __call__(self, value: Any) -> Any:
+        # Do not prepare a text that is too long anyway: normalizing can take long.
+        too_long = len(value) > passwords.MAX_TYPED_LENGTH
+        super().__call__(value if too_long else passwords.prepare(value))
+        return value
+
+
 def new_password() -> ma.fields.String:
     """A password that is being chosen."""
     return ma.fields.String(
         required=True,
         load_only=True,
-        validate=validate.Length(min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH),
+        validate=PasswordLength(
+            min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH, error="Use {min} to {max} characters."
+        ),
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
@@ -26,7 +38,7 @@ def known_password(*, required: bool = True) -> ma.fields.String:
     return ma.fields.String(
         required=required,
         load_only=True,
-        validate=validate.Length(max=passwords.MAX_LENGTH),
+        validate=validate.Length(max=passwords.MAX_TYPED_LENGTH),
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 

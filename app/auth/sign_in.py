@@ -29,8 +29,8 @@ def authenticate(login: str, password: str) -> User:
     with throttle.one_guess(name):
         with reading() as db:
             found = db.scalar(sa.select(User).where(sa.or_(User.username == name, User.email == address)))
-        user = _with_password(found, password)
-    if passwords.is_outdated(user.password_hash):
+        user, match = _with_password(found, password)
+    if match is passwords.Match.AS_TYPED or passwords.is_outdated(user.password_hash):
         _rehash(user, password)
     return user
 
@@ -76,16 +76,17 @@ def sign_in(user: User) -> None:
         links.remember(links.reference(link))
 
 
-def _with_password(user: User | None, password: str) -> User:
+def _with_password(user: User | None, password: str) -> tuple[User, passwords.Match]:
     """The user, if there is one and it has this password; the same work if not."""
-    if not passwords.matches(user.password_hash if user else None, password) or user is None:
+    match = passwords.match(user.password_hash if user else None, password)
+    if user is None or match is passwords.Match.NONE:
         log.warning("wrong_password", extra={"account": user.id if user else None})
         raise InvalidCredentials
-    return user
+    return user, match
 
 
 def _rehash(user: User, password: str) -> None:
-    """Store the password with today's parameters, unless it was changed meanwhile."""
+    """Store the password's hash as made today, unless it was changed meanwhile."""
     with passwords.turn():
         password_hash = passwords.hash_password(password)
     with writing() as db:

@@ -1,5 +1,6 @@
 """Passwords: which may be chosen, how they are kept, and what hashing them may cost (A1-A4, A7)."""
 
+import json
 import statistics
 import threading
 import time
@@ -58,13 +59,92 @@ def test_a1_a_megabyte_is_refused_before_it_is_hashed(client: FlaskClient) -> No
 
 
 def test_a1_every_character_counts(client: FlaskClient) -> None:
-    """bcrypt would stop at 72 bytes; others trim, fold or normalise."""
+    """bcrypt would stop at 72 bytes; others trim or fold."""
     password = "Pass " + "ü" * 75 + " "
     assert client.post("/api/register", json={**ADA, "password": password}).status_code == 201
 
     for wrong in (password.strip(), password[:-2] + "u ", password.casefold()):
         assert client.post("/api/login", json={"login": "ada", "password": wrong}).status_code == 401, wrong
     assert client.post("/api/login", json={"login": "ada", "password": password}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9 cr\u00e8me", "cafe\u0301 cre\u0300me"),
+        ("o\u0302\u0323 is Vietnamese", "\u1ed9 is Vietnamese"),
+        ("\ud55c\uad6d\uc5b4 password", "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 password"),
+        ("\u212bngstrom unit", "\u00c5ngstrom unit"),
+        *(("two words", f"two{space}words") for space in "\u00a0\u2003\u202f\u205f\u3000\u1680"),
+    ],
+    ids=ascii,
+)
+def test_password_is_the_same_from_every_keyboard(one: str, other: str) -> None:
+    assert passwords.prepare(one) == passwords.prepare(other)
+    assert passwords.prepare(passwords.prepare(other)) == passwords.prepare(other)
+
+
+@pytest.mark.parametrize(
+    "other", ["TWO words", "two  words", " two words", "two words\u200b", "two\twords", "\uff54wo words"]
+)
+def test_password_is_neither_folded_nor_trimmed(other: str) -> None:
+    """Case, width, and invisible characters count (RFC 8265 section 4.2.2)."""
+    assert passwords.prepare(other) != passwords.prepare("two words")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_password_in_another_form_is_accepted_by_every_route(
+    new_client: Callable[[], FlaskClient], client: FlaskClient
+) -> None:
+    composed, decomposed = "une caf\u00e9ti\u00e8re", "une\u00a0cafe\u0301tie\u0300re"
+    assert client.post("/api/register", json={**ADA, "password": decomposed}).status_code == 201
+    for password in (composed, decomposed):
+        response = new_client().post("/api/login", json={"login": "ada", "password": password})
+        assert response.status_code == 200
+
+    change = {"email": "new@example.com", "current_password": composed}
+    assert client.patch("/api/user", json=change).status_code == 200
+    change = {"current_password": composed, "new_password": decomposed + "!"}
+    assert client.put("/api/user/password", json=change).status_code == 204
+    assert client.delete("/api/user", json={"password": composed + "!"}).status_code == 204
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_password_hash_of_an_earlier_release_is_renewed(
+    new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    typed = "une\u00a0cafe\u0301tie\u0300re"
+    register(new_client(), "ada")
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(password_hash=passwords._hasher.hash(typed)))
+
+    def signs_in(password: str) -> int:
+        return new_client().post("/api/login", json={"login": "ada", "password": password}).status_code
+
+    assert signs_in(passwords.prepare(typed)) == 401
+    assert [signs_in(typed), signs_in(typed), signs_in(passwords.prepare(typed))] == [200] * 3
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("password", "status"),
+    [
+        ("e\u0301e\u0301e\u0301e\u0301", 422),  # four characters
+        ("e\u0301" * 256, 201),
+        ("e\u0301" * 257, 422),
+        ("\u0958" * 129, 422),  # each becomes two
+        ("\u0301\u0316" * 30_000 + "x", 413),
+        ("\u0301\u0316" * 15_000 + "x", 422),
+    ],
+    ids=["4", "256", "257", "258", "60,001", "30,001"],
+)
+def test_password_length_counts_prepared_characters(client: FlaskClient, password: str, status: int) -> None:
+    began = time.monotonic()
+    body = json.dumps({**ADA, "password": password}, ensure_ascii=False).encode()
+    response = client.post("/api/register", data=body, content_type="application/json")
+
+    assert response.status_code == status, response.text
+    assert time.monotonic() - began < 5
 
 
 def refused(password: str, **person: str) -> bool:
@@ -164,7 +244,7 @@ def test_a4_so_many_hashes_at_once_as_there_are_processors(
 
     def ask(_: int) -> None:
         with app.app_context():
-            passwords.matches(None, "x")
+            passwords.match(None, "x")
 
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(ask, range(30)))
@@ -184,7 +264,7 @@ def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
     threads = app.extensions["backline"].config.threads
     monkeypatch.setattr(passwords, "_in_line", threads - 2)
     with app.app_context(), pytest.raises(ServiceUnavailable):
-        passwords.matches(None, "x")
+        passwords.match(None, "x")
     monkeypatch.setattr(passwords, "_in_line", 0)
     assert client.post("/api/login", json={"login": "ada", "password": "x"}).status_code == 401
 
@@ -250,6 +330,10 @@ def test_a7_unknown_and_known_logins_cost_the_same_work(
     ]
 
     assert costs == [(47_104, 1, 1)] * 6
+    costs.clear()
+    for name in ("ada", "nobody"):  # a password that is compared in two forms, for both of them
+        new_client().post("/api/login", json={"login": name, "password": "not\u00a0the password"})
+    assert costs == [(47_104, 1, 1)] * 4
     assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1
     assert {str(sorted(answer.headers.keys())) for answer in answers} == {
         str(sorted(answers[0].headers.keys()))
