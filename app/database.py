@@ -91,12 +91,30 @@ def _sqlite_now(*_: object, **__: object) -> str:
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
-def exact_string(length: int) -> sa.String:
-    """Text that is equal only to itself.
+class exact_string(sa.types.TypeDecorator[str]):  # noqa: N801 - reads as the function beside it
+    """Text from outside that is equal only to itself, trailing blanks included.
 
-    MySQL's default collations take `ä` for `a` and `A` for `a`. What is the same name is our
-    rule (`app.auth.names`), not the column's, so such columns compare by code point.
+    MySQL's default collations take `ä` for `a` and `A` for `a`, and all that pad take `a ` for `a`. What
+    is the same name is our rule (`app.auth.names`), not the column's.
     """
+
+    impl = sa.String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        if dialect.name not in ("mysql", "mariadb"):
+            return super().load_dialect_impl(dialect)
+        # Each of the two has a collation by code point that does not pad, under a name of its own.
+        is_mariadb = getattr(dialect, "is_mariadb", False)
+        return mysql.VARCHAR(self.length, collation=f"utf8mb4_{'nopad' if is_mariadb else '0900'}_bin")
+
+
+def code_string(length: int) -> sa.String:
+    """Text that is made here, from an alphabet without blanks, and compared by code point."""
     return sa.String(length).with_variant(mysql.VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
 
 

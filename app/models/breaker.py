@@ -2,7 +2,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, UTCDateTime, exact_string
+from app.database import Base, UTCDateTime, code_string
 
 
 class Breaker(Base):
@@ -10,7 +10,7 @@ class Breaker(Base):
 
     __tablename__ = "breakers"
 
-    name: Mapped[str] = mapped_column(exact_string(32), primary_key=True)
+    name: Mapped[str] = mapped_column(code_string(32), primary_key=True)
     opened_at: Mapped[datetime] = mapped_column(UTCDateTime)
     closed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)  # empty while it is open
     probe_at: Mapped[datetime] = mapped_column(UTCDateTime)  # when the next single try may be made

@@ -4,7 +4,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, UTCDateTime, exact_string
+from app.database import Base, UTCDateTime, code_string, exact_string
 
 
 class Purpose(StrEnum):
@@ -22,7 +22,7 @@ class OneTimeToken(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    purpose: Mapped[str] = mapped_column(exact_string(32))
-    token_hash: Mapped[str] = mapped_column(exact_string(64), unique=True)
+    purpose: Mapped[str] = mapped_column(code_string(32))
+    token_hash: Mapped[str] = mapped_column(code_string(64), unique=True)
     email: Mapped[str] = mapped_column(exact_string(254))
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.clock import utc_now
-from app.database import Base, UTCDateTime, exact_string
+from app.database import Base, UTCDateTime, code_string, exact_string
 
 
 class MailKind(StrEnum):
@@ -38,8 +38,8 @@ class OutgoingMail(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     # The same for every attempt, so that mail programs can recognize a mail that arrives twice.
-    message_id: Mapped[str] = mapped_column(exact_string(32), unique=True)
-    kind: Mapped[str] = mapped_column(exact_string(32))
+    message_id: Mapped[str] = mapped_column(code_string(32), unique=True)
+    kind: Mapped[str] = mapped_column(code_string(32))
     # Empty if the account is gone, or if its existence must not influence what is stored.
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     recipient: Mapped[str] = mapped_column(exact_string(320), index=True)

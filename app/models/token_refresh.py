@@ -4,7 +4,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, UTCDateTime, exact_string
+from app.database import Base, UTCDateTime, code_string
 
 
 class Outcome(StrEnum):
@@ -37,10 +37,10 @@ class TokenRefresh(Base):
 
     id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
     spotify_user_id: Mapped[int]
-    grant_id: Mapped[str] = mapped_column(exact_string(32))
+    grant_id: Mapped[str] = mapped_column(code_string(32))
     generation: Mapped[int]
-    attempt_id: Mapped[str] = mapped_column(exact_string(32), unique=True)
-    outcome: Mapped[str | None] = mapped_column(exact_string(32))
+    attempt_id: Mapped[str] = mapped_column(code_string(32), unique=True)
+    outcome: Mapped[str | None] = mapped_column(code_string(32))
     effective: Mapped[int | None]
     started_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.clock import utc_now
-from app.database import Base, UTCDateTime, exact_string
+from app.database import Base, UTCDateTime, code_string, exact_string
 
 
 def new_session_epoch() -> int:
@@ -24,7 +24,7 @@ class User(Base):
     username: Mapped[str] = mapped_column(exact_string(64), unique=True)
     email: Mapped[str] = mapped_column(exact_string(254), unique=True)
     email_verified_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    password_hash: Mapped[str] = mapped_column(exact_string(255))
+    password_hash: Mapped[str] = mapped_column(code_string(255))
     # A session is valid only while it names this number, so a new number ends all of them, even one that
     # is being stored at that moment. It is random: after a backup is restored, ids are issued a second
     # time, and an old session must not belong to another person.
