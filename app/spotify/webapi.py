@@ -16,6 +16,7 @@ from config import Config
 
 log = logging.getLogger(__name__)
 
+_MAX_IMAGE_PIXELS = 100_000
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 CALL_SECONDS = 10.0
 # A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
@@ -154,8 +155,22 @@ def _text(value: object, most: int) -> str | None:
 
 
 def _widest_image(images: Any) -> str | None:
-    """The first image: Spotify lists the widest first."""
-    if not isinstance(images, list) or not images or not isinstance(images[0], dict):
-        return None
-    url = _text(images[0].get("url"), 2048)
-    return url if url is not None and url.startswith(("https://", "http://")) else None
+    """The widest image that has a width, or otherwise the first one that can be shown."""
+    found = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    usable = [(_width(image.get("width")), url) for image in found if (url := _image_url(image.get("url")))]
+    # Of equal widths, `max` takes the first.
+    return max(usable, key=lambda image: image[0], default=(0, None))[1]
+
+
+def _image_url(value: object) -> str | None:
+    url = _text(value, 2048)
+    return url if url is not None and url.lower().startswith(("https://", "http://")) else None
+
+
+def _width(value: object) -> float:
+    """A width in pixels, which may be written as text; 0 where there is none that an image can have."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:9])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_IMAGE_PIXELS:
+        return 0
+    return value
