@@ -11,6 +11,15 @@ import redis
 
 log = logging.getLogger(__name__)
 
+# Takes the lock if it is free, or if it would be held for longer than any of ours: then it is not one,
+# or was set before Redis' clock went back.
+_ACQUIRE = """
+if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+local left = redis.call('pttl', KEYS[1])
+if left >= 0 and left <= tonumber(ARGV[2]) then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 # Deletes the lock only if it is still ours: after a lease ran out it may be somebody else's.
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
@@ -45,7 +54,7 @@ class UserLocks:
         pause = 0.01
         while True:
             try:
-                if self._client.set(key, token, nx=True, px=self._lease_ms):
+                if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):
                     return True
             except redis.RedisError as error:
                 log.warning("lock_skipped", extra={"reason": type(error).__name__})

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, aliased
 from app import database
 from app.database import reading, write_again_on_conflict
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
 from app.problems import SpotifyMisconfigured, SpotifyUnavailable
 from app.spotify.outcomes import CONFIRM_AFTER
@@ -56,6 +57,7 @@ class _Rule:
     # A little less than a minute: a scheduler that looks every 30 s would be late for each.
     probe_every: timedelta = timedelta(seconds=55)
     successes: int = 1  # of probes, one after another
+    longest_wait: timedelta = timedelta(minutes=1)  # for a probe, whatever Spotify asks for
 
 
 _RULES = {
@@ -63,7 +65,9 @@ _RULES = {
         Outcome.INVALID_GRANT, window=timedelta(minutes=10), links=10, percent=5, successes=5
     ),
     Trouble.MISCONFIGURED: _Rule(Outcome.MISCONFIGURED),
-    Trouble.RATE_LIMITED: _Rule(Outcome.RATE_LIMITED, probe_every=timedelta(seconds=30)),
+    Trouble.RATE_LIMITED: _Rule(
+        Outcome.RATE_LIMITED, probe_every=timedelta(seconds=30), longest_wait=LONGEST_WAIT
+    ),
     Trouble.OUTAGE: _Rule(Outcome.UNAVAILABLE, links=10, percent=90, probe_every=timedelta(seconds=5)),
 }
 
@@ -81,18 +85,24 @@ def pass_or_wait(db: Session, at: datetime) -> None:
         SpotifyUnavailable, SpotifyMisconfigured: it is open, and the next probe is not due.
     """
     for breaker in db.scalars(sa.select(Breaker).where(_IS_OPEN)):
-        if breaker.probe_at > at or not _take_probe(db, breaker.name, at):
+        if _is_waiting(breaker, at) or not _take_probe(db, breaker.name, at):
             wait = _seconds_until(breaker.probe_at, at)
             if breaker.name == Trouble.MISCONFIGURED:
                 raise SpotifyMisconfigured(retry_after=wait)
             raise SpotifyUnavailable(retry_after=wait)
 
 
+def _is_waiting(breaker: Breaker, at: datetime) -> bool:
+    return is_ahead(breaker.probe_at, at, _RULES[Trouble(breaker.name)].longest_wait)
+
+
 def _take_probe(db: Session, name: str, at: datetime) -> bool:
+    rule = _RULES[Trouble(name)]
+    is_due = is_over(Breaker.probe_at, at, rule.longest_wait)
     taken = db.execute(
         sa.update(Breaker)
-        .where(Breaker.name == name, Breaker.closed_at.is_(None), Breaker.probe_at <= at)
-        .values(probe_at=at + _RULES[Trouble(name)].probe_every)
+        .where(Breaker.name == name, Breaker.closed_at.is_(None), is_due)
+        .values(probe_at=at + rule.probe_every)
     )
     return taken.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
@@ -105,7 +115,9 @@ def open_troubles() -> list[Breaker]:
 
 def held_for(at: datetime) -> int | None:
     """How many seconds until the next probe, where refreshing is held back."""
-    waits = [_seconds_until(breaker.probe_at, at) for breaker in open_troubles()]
+    waits = [
+        _seconds_until(breaker.probe_at, at) if _is_waiting(breaker, at) else 1 for breaker in open_troubles()
+    ]
     return max(waits, default=None)
 
 
@@ -151,30 +163,36 @@ def _close_misconfigured(db: Session) -> None:
 
 
 def _count_success(outcome: Outcome, began: datetime, db: Session) -> None:
-    proven = sa.and_(_IS_OPEN, Breaker.opened_at <= began)
+    at = database.now(db)
+    was_open = sa.or_(Breaker.opened_at <= began, Breaker.opened_at > at + CLOCK_TOLERANCE)
+    proven = sa.and_(_IS_OPEN, was_open)
     if outcome is not Outcome.REFRESHED:
         proven &= Breaker.name != Trouble.REVOCATIONS
     for breaker in db.scalars(sa.select(Breaker).where(proven).with_for_update()):
         breaker.successes += 1
         if breaker.successes >= _RULES[Trouble(breaker.name)].successes:
-            _close(db, breaker, database.now(db))
+            _close(db, breaker, at)
 
 
 def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: Session) -> None:
     at = database.now(db)
-    wait = rule.probe_every if retry_after is None else timedelta(seconds=min(max(retry_after, 1), 86_400))
+    asked_for = None if retry_after is None else timedelta(seconds=max(retry_after, 1))
+    wait = rule.probe_every if asked_for is None else min(asked_for, rule.longest_wait)
     breaker = _locked(db, trouble)
     if breaker.closed_at is None:
         breaker.successes = 0
-        if retry_after is not None:
-            breaker.probe_at = max(breaker.probe_at, at + wait)
+        if asked_for is not None:
+            waiting = _is_waiting(breaker, at)
+            breaker.probe_at = max(breaker.probe_at, at + wait) if waiting else at + wait
         return
-    since = max(at - rule.window, breaker.closed_at)  # what was before that has been dealt with
-    if not _is_trouble(db, rule, since):
+    since = at - rule.window
+    if breaker.closed_at <= at + CLOCK_TOLERANCE:
+        since = max(since, breaker.closed_at)  # what was before that has been dealt with
+    if not _is_trouble(db, rule, since, at):
         return
     breaker.opened_at, breaker.closed_at, breaker.probe_at, breaker.successes = at, None, at + wait, 0
     log.error("refreshing_held_back", extra={"trouble": trouble.value})
-    met = _met(db, rule, since)
+    met = _met(db, rule, since, at)
     if trouble is Trouble.REVOCATIONS:
         _take_back_marks(db, met, since)
     _end_pauses(db, met, rule, at)
@@ -194,11 +212,11 @@ def _locked(db: Session, trouble: Trouble) -> Breaker:
     return breaker
 
 
-def _is_trouble(db: Session, rule: _Rule, since: datetime) -> bool:
+def _is_trouble(db: Session, rule: _Rule, since: datetime, at: datetime) -> bool:
     if rule.links <= 1:
         return True
     links = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
-    tried = links.where(*_finished_since(since))
+    tried = links.where(*_finished_between(since, at))
     news = (TokenRefresh.outcome == rule.outcome, ~_refused_before(since))
     failed = db.execute(tried.where(*news)).scalar_one()
     return failed >= rule.links and failed * 100 > rule.percent * db.execute(tried).scalar_one()
@@ -219,22 +237,26 @@ def _refused_before(since: datetime) -> sa.ColumnElement[bool]:
     )
 
 
-def _finished_since(since: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+def _finished_between(since: datetime, at: datetime) -> tuple[sa.ColumnElement[bool], ...]:
     # The index is on `started_at`, and an attempt takes a minute at most.
-    return (TokenRefresh.finished_at >= since, TokenRefresh.started_at >= since - timedelta(minutes=1))
+    return (
+        TokenRefresh.finished_at.between(since, at + CLOCK_TOLERANCE),
+        TokenRefresh.started_at >= since - timedelta(minutes=1),
+    )
 
 
 def _close(db: Session, breaker: Breaker, at: datetime) -> None:
     breaker.closed_at = at
     log.warning("refreshing_goes_on", extra={"trouble": breaker.name})
     rule = _RULES[Trouble(breaker.name)]
-    _end_pauses(db, _met(db, rule, breaker.opened_at - rule.window), rule, at)
+    since = min(breaker.opened_at, at) - rule.window
+    _end_pauses(db, _met(db, rule, since, at), rule, at)
 
 
-def _met(db: Session, rule: _Rule, since: datetime) -> sa.ColumnElement[bool]:
+def _met(db: Session, rule: _Rule, since: datetime, at: datetime) -> sa.ColumnElement[bool]:
     """The grants that a trouble has met since then."""
     met = sa.select(TokenRefresh.spotify_user_id, TokenRefresh.grant_id).where(
-        *_finished_since(since), TokenRefresh.outcome == rule.outcome
+        *_finished_between(since, at), TokenRefresh.outcome == rule.outcome
     )
     found = db.execute(met.distinct()).all()
     # The links are for the index.

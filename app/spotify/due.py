@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import database
-from app.database import database_now, reading, write_again_on_conflict, writing
+from app.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, GrantState, SpotifyUser
 from app.parts import parts
 from app.spotify import outcomes
@@ -31,7 +31,7 @@ def reserve(limit: int, due_by: datetime) -> list[int]:
 
 def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
     now = database.now(db)
-    is_due = (AccessToken.due_at <= due_by, AccessToken.has_no_lease(now))
+    is_due = (AccessToken.is_due(due_by, now), AccessToken.has_no_lease(now))
     # Those that fail let the others go first: among many that are refused, the next probe of the
     # breaker has to be another one.
     order = (AccessToken.failures, AccessToken.expires_at)
@@ -69,9 +69,8 @@ def put_off(row: AccessToken) -> None:
 def count() -> int:
     """How many links are due now."""
     with reading() as db:
-        return db.execute(
-            sa.select(sa.func.count()).select_from(AccessToken).where(AccessToken.due_at <= database_now())
-        ).scalar_one()
+        now = database.now(db)
+        return db.execute(sa.select(sa.func.count()).where(AccessToken.is_due(now, now))).scalar_one()
 
 
 def put_to_sleep(unused_for: timedelta) -> int:
@@ -82,7 +81,7 @@ def put_to_sleep(unused_for: timedelta) -> int:
         asleep = db.execute(
             sa.update(AccessToken)
             .where(
-                AccessToken.due_at <= now,
+                AccessToken.is_due(now, now),
                 AccessToken.state == GrantState.ACTIVE,  # a suspect is asked about to the end
                 AccessToken.spotify_user_id.in_(unused),
             )

@@ -116,7 +116,7 @@ def instead_of(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_S
     row, now = refresh.read(link_id)
     if _version(row) != refused.version and row.lasts(LEAST_LIFE, now=now):
         return _open(row, now)
-    if row.refreshed_at is not None and now - row.refreshed_at < _JUST_REFRESHED:
+    if row.refreshed_at is not None and abs(now - row.refreshed_at) < _JUST_REFRESHED:
         return _open(row, now)
     deadline = time.monotonic() + wait_seconds
     refresh.check_may_try(row, now)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app import database, outbox
 from app.database import write_again_on_conflict
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
+from app.models.access_token import CLOCK_TOLERANCE
 from app.parts import parts
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
     """Do all of it, in small transactions. Returns how many rows each part has met."""
     met: dict[str, int] = {}
     for part in (
+        correct_times,
         end_forgotten,
         erase_ended,
         prune_history,
@@ -56,6 +58,26 @@ def _in_batches(part: Callable[[Session, datetime], int], stopping: threading.Ev
         met += batch
         if batch < BATCH:
             break
+    return met
+
+
+def correct_times(db: Session, now: datetime) -> int:
+    """Set to now what is recorded as later than now: a clock was ahead when it was written.
+
+    Until then it would keep an unused link alive, an ended grant's tokens in place, and an attempt in
+    the history. (Times that lie ahead by design are read with care instead, as in `AccessToken.is_paused`.)
+    """
+    late, met = now + CLOCK_TOLERANCE, 0
+    for column, condition in (
+        (SpotifyUser.last_used_at, sa.true()),
+        # Before the first refresh a token's life is counted from the consent; see `AccessToken.lasts`.
+        (AccessToken.authorized_at, AccessToken.refreshed_at <= late),
+        (AccessToken.ended_at, sa.true()),
+        (TokenRefresh.started_at, sa.true()),
+    ):
+        model = column.class_
+        wrong = sa.select(model.id).where(column > late, condition).limit(BATCH)
+        met += _write(db, wrong, sa.update(model).values({column.key: now}), model.id)
     return met
 
 
