@@ -6,7 +6,7 @@ import gzip
 import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Response
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sandbox.faults import Fault
 
 TRANSPORT = (
+    "changed_members",
     "close",
     "cut_body",
     "drip",
@@ -184,6 +185,8 @@ def spoilt(fault: Fault, answer: Response | None) -> Response:
 def _spoilt(fault: Fault, answer: Response | None) -> Response:
     original = answer.get_data() if answer else b'{"access_token":"BQ-never-issued"}'
     match fault.kind:
+        case "changed_members":
+            return Response(_changed(original, fault.members), content_type=JSON)
         case "rate_limited":
             return _answer(_RATE_LIMITS[fault.body])
         case "redirect_302" | "redirect_307":
@@ -207,6 +210,15 @@ def _spoilt(fault: Fault, answer: Response | None) -> Response:
 def _answer(parts: tuple[int, str, str]) -> Response:
     status, content_type, body = parts
     return Response(body, status, content_type=content_type)
+
+
+def _changed(original: bytes, members: dict[str, Any]) -> str:
+    """The answer with other values for some members of its JSON object."""
+    try:
+        value = json.loads(original)
+    except ValueError:
+        value = None
+    return _json({**value, **members} if isinstance(value, dict) else members)
 
 
 def _dropped() -> Iterator[bytes]:

@@ -46,6 +46,8 @@ class Fault:
     """The kind of body of `rate_limited`."""
     seconds: float | None = None
     """How long `park`, `slow` and `timeout` hold, and how long `drip` drips."""
+    members: dict[str, Any] = field(default_factory=dict)
+    """What `changed_members` puts into the JSON object of the answer, over what is there."""
     location: str = "https://elsewhere.invalid/"
     """Where `redirect_302` and `redirect_307` point."""
     bytes: int = 64 * 1024 * 1024
@@ -87,6 +89,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _is_number(v) and 0 <= v <= LONGEST_HOLD_S,
         f"0 to {LONGEST_HOLD_S:g}",
     ),
+    "members": (lambda v: isinstance(v, dict), "a JSON object"),
     "location": (lambda v: isinstance(v, str) and v != "" and v.isprintable(), "a URL"),
     "bytes": (lambda v: is_whole(v, 1, MOST_BYTES), f"1 to {MOST_BYTES}"),
 }

@@ -8,25 +8,27 @@ SpotifyError            it did not work; trying again later may help
 """
 
 import hashlib
-import math
+import time
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field, replace
-from typing import Any
 from urllib.parse import urlencode
 
-from app.outbound import Answer, NoAnswer, Outbound
+from app.outbound import TOTAL_SECONDS, Answer, NoAnswer, Outbound
+from app.spotify import token_response
 from config import Config
 
-# Our columns hold this much, sealed. Spotify's tokens are a few hundred characters.
-MAX_TOKEN_CHARS = 8192
 # Refusals that are about the application, never about the person (RFC 6749 section 5.2).
 _OUR_FAULT = ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope")
 
 
 class SpotifyError(Exception):
-    """Spotify refused, or did not answer. Worth another try: in `retry_after` seconds, if it says so."""
+    """Spotify refused, or did not answer. Worth another try: in `retry_after` seconds, if it says so.
+
+    `refresh_token` is a new one that came with a reply which is of no other use.
+    """
 
     retry_after: int | None = None
+    refresh_token: str | None = None
 
 
 class NotSent(SpotifyError):
@@ -93,12 +95,24 @@ class SpotifyAccounts:
             InvalidGrant: the code is not (or no longer) good.
             SpotifyError: anything else.
         """
-        grant = self._ask_for_token(
-            grant_type="authorization_code",
-            code=code,
-            redirect_uri=self._config.spotify_redirect_uri,
-            code_verifier=verifier,
-        )
+        deadline = time.monotonic() + TOTAL_SECONDS
+        try:
+            grant = self._ask_for_token(
+                grant_type="authorization_code",
+                code=code,
+                redirect_uri=self._config.spotify_redirect_uri,
+                code_verifier=verifier,
+            )
+        except SpotifyError as error:
+            left = deadline - time.monotonic()
+            if error.refresh_token is None or left <= 1:
+                raise
+            # The code is used up, but the refresh token that came with the reply is as good as a grant.
+            try:
+                grant = self._refresh(error.refresh_token, within=left)
+            except SpotifyError:
+                raise error from None  # which is about the code
+            grant = replace(grant, refresh_token=grant.refresh_token or error.refresh_token)
         if grant.refresh_token is None:
             raise SpotifyError("no_refresh_token")
         if grant.scope is None:
@@ -116,23 +130,26 @@ class SpotifyAccounts:
 
         Raises:
             InvalidGrant: the token is revoked or expired.
-            SpotifyError: anything else, including no answer within the deadline.
+            SpotifyError: anything else, including no answer within the deadline. Its `refresh_token`,
+                if any, takes the place of the one presented.
         """
-        return self._ask_for_token(grant_type="refresh_token", refresh_token=refresh_token)
+        return self._refresh(refresh_token)
 
-    def _ask_for_token(self, **form: str) -> Grant:
+    def _refresh(self, refresh_token: str, *, within: float | None = None) -> Grant:
+        return self._ask_for_token(within, grant_type="refresh_token", refresh_token=refresh_token)
+
+    def _ask_for_token(self, within: float | None = None, **form: str) -> Grant:
         try:
             answer = self._outbound.send(
                 "POST",
                 f"{self._config.spotify_accounts_url}/api/token",
+                within=within,
                 data=form,
                 auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
         except NoAnswer as error:
             raise (NotSent if error.unsent else SpotifyError)("no_answer") from error
-        if answer.status != 200:
-            raise _refusal(answer)
         return _grant(answer)
 
 
@@ -156,35 +173,14 @@ def _refusal(answer: Answer) -> SpotifyError:
 
 
 def _grant(answer: Answer) -> Grant:
-    body = answer.json_object()
-    access_token, refresh_token = body.get("access_token"), body.get("refresh_token")
-    scope = body.get("scope") or None  # RFC 6749 knows no empty one
-    expires_in: Any = body.get("expires_in")
-    if (
-        not _is_token(access_token)
-        or not (refresh_token is None or _is_token(refresh_token))
-        or not _is_life(expires_in)
-        or not (scope is None or _is_scope(scope))
-        or str(body.get("token_type", "Bearer")).lower() != "bearer"
-    ):
-        raise SpotifyError("malformed_token_answer")
-    # A life beyond a day would be news; it is believed for a day.
-    return Grant(str(access_token), refresh_token, max(1, min(int(expires_in), 86_400)), scope)
+    """What a reply gives.
 
-
-def _is_life(value: Any) -> bool:
-    """Seconds, as JSON writes them; `True` is a number only to Python."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_scope(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= 2048 and value.isascii()  # RFC 6749 appendix A.4
-
-
-def _is_token(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= MAX_TOKEN_CHARS
-        and value.isascii()
-        and value.isprintable()
-    )
+    Raises:
+        SpotifyError: no access token; with the refresh token, should the reply have one.
+    """
+    found = token_response.read(answer.body)
+    if answer.status == 200 and found.access_token is not None:
+        return Grant(found.access_token, found.refresh_token, found.expires_in, found.scope)
+    error = SpotifyError("no_access_token") if answer.status == 200 else _refusal(answer)
+    error.refresh_token = found.refresh_token
+    raise error

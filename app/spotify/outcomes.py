@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from app.models import AccessToken, GrantState
+from app.models.access_token import LONGEST_WAIT
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ After = Callable[[datetime], Values]
 FINAL_AGE = timedelta(days=180)
 # A younger grant that Spotify calls revoked is asked about again: it has been wrong before
 # (metabrainz/listenbrainz-server#1921). Two confirmations, then the person must consent anew.
-CONFIRM_AFTER = (timedelta(minutes=15), timedelta(hours=24))
+CONFIRM_AFTER = (timedelta(minutes=15), LONGEST_WAIT)
 
 _BACKOFF_MAX_SECONDS = 900.0
 _JITTER = 0.2
@@ -71,12 +72,12 @@ def after_refusal(row: AccessToken, at: datetime) -> Values:
 def pause(row: AccessToken, asked_for: int | None = None) -> timedelta:
     """How long to leave Spotify alone after a failure: longer each time, and as long as it asks for."""
     seconds = min(2.0 ** min(row.failures, 20), _BACKOFF_MAX_SECONDS) * random.uniform(0.5, 1)
-    return timedelta(seconds=max(seconds, min(asked_for or 0, 86_400)))
+    return min(timedelta(seconds=max(seconds, asked_for or 0)), LONGEST_WAIT)
 
 
-def after_failure(row: AccessToken, wait: timedelta, at: datetime) -> Values:
-    """What any other failure makes of a grant: nothing, but the next try waits."""
-    values: Values = {**_FREE, "not_before": at + wait, "due_at": at + wait}
+def after_failure(row: AccessToken, wait: timedelta, at: datetime, *, kept: Values | None = None) -> Values:
+    """What any other failure makes of a grant: the next try waits, and what came with it is `kept`."""
+    values: Values = {**_FREE, **(kept or {}), "not_before": at + wait, "due_at": at + wait}
     # A suspect's count is of Spotify's refusals; an outage confirms nothing.
     return values if row.state == GrantState.SUSPECT else {**values, "failures": row.failures + 1}
 

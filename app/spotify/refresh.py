@@ -11,41 +11,30 @@ argument, and what is promised when something breaks, is in `docs/custody.md`.
 import logging
 import math
 import time
-import uuid
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from app import database
-from app.database import database_now, reading, write_until
-from app.models import AccessToken, GrantState, TokenRefresh
+from app.database import database_now, reading
+from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.parts import parts
 from app.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
-from app.spotify import breaker, outcomes
+from app.spotify import attempts, breaker, outcomes
 from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.attempts import Attempt
 from app.spotify.outcomes import After, Values
-from app.spotify.vault import seal, unseal
+from app.spotify.vault import seal, seal_refresh_token, unseal
 
 log = logging.getLogger(__name__)
 
 # A grant's row, and what the database's clock said when it was read.
 Reading = tuple[AccessToken, datetime]
 
-LEASE = timedelta(seconds=30)  # outlasts the 10 s that a call may take
 # After so long without the lock a caller asks the database itself.
 LOCK_PATIENCE_SECONDS = 2.0
-# How long to go on trying to store an answer. Beyond the lease somebody else may have refreshed the
-# grant; but a new refresh token may be the only good one, so it is worth more patience.
-STORE_SECONDS, STORE_ONLY_COPY_SECONDS = 25.0, 300.0
-_CLAIM_SECONDS = 3.0
-# A call of 10 s that begins by then ends within the lease.
-_SEND_WITHIN_SECONDS = 15.0
-# A probe that was refused while the breaker doubts refusals leaves the next probe to another link.
-_REFUSED_PROBE_WAITS = timedelta(minutes=10)
 _UNREADABLE_WAITS = timedelta(hours=1)
 
 
@@ -55,15 +44,6 @@ class GrantEnded(Exception):
 
 class UnderWay(SpotifyUnavailable):
     """Somebody else is refreshing it, and takes longer than was waited for."""
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """A claim on one generation of a grant."""
-
-    id: str
-    claimed_at: datetime
-    send_until: float  # `time.monotonic`
 
 
 def read(link_id: int) -> Reading:
@@ -102,8 +82,9 @@ def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) ->
             check_may_try(row, now)
             if not row.is_leased(now):
                 refresh_token = _refresh_token(row)
-                attempt = _claim(row)
+                attempt = attempts.claim(row)
                 if attempt is not None:
+                    row.generation = attempt.generation
                     return _call(row, attempt, refresh_token)
             if time.monotonic() >= deadline:
                 raise UnderWay
@@ -116,7 +97,7 @@ def check_may_try(row: AccessToken, now: datetime) -> None:
     Raises:
         GrantEnded, SpotifyUnavailable
     """
-    waiting = row.not_before is not None and row.not_before > now
+    waiting = row.is_paused(now)
     if row.state == GrantState.REAUTHORIZATION_REQUIRED or (row.state == GrantState.SUSPECT and waiting):
         raise GrantEnded
     if waiting and row.not_before is not None:
@@ -133,48 +114,11 @@ def _refresh_token(row: AccessToken) -> str:
         return unseal(row, "refresh_token")
     except SpotifyUnavailable:
         with database.writing() as db:  # or the scheduler would ask, and report, every half minute
-            _update(db, row, {"due_at": database.now(db) + _UNREADABLE_WAITS})
+            attempts.update(db, row, {"due_at": database.now(db) + _UNREADABLE_WAITS})
         raise
 
 
-def _claim(row: AccessToken) -> _Attempt | None:
-    """Take the lease on this generation and note the attempt. None if somebody else was first.
-
-    Raises:
-        SpotifyUnavailable, SpotifyMisconfigured: refreshing is held back for everybody.
-    """
-    attempt_id, send_until = uuid.uuid4().hex, time.monotonic() + _SEND_WITHIN_SECONDS
-
-    def unit(db: Session) -> _Attempt | None:
-        mine = db.scalar(_attempt_row(attempt_id))
-        if mine is not None:
-            return _Attempt(attempt_id, mine.started_at, send_until)  # the answer to the COMMIT was lost
-        now = database.now(db)
-        claimed = _update(
-            db,
-            row,
-            {"attempt_id": attempt_id, "lease_until": now + LEASE},
-            AccessToken.has_no_lease(now),
-            AccessToken.has_no_pause(now),
-        )
-        if not claimed:
-            return None
-        breaker.pass_or_wait(db, now)
-        db.add(
-            TokenRefresh(
-                spotify_user_id=row.spotify_user_id,
-                grant_id=row.grant_id,
-                generation=row.generation,
-                attempt_id=attempt_id,
-                started_at=now,
-            )
-        )
-        return _Attempt(attempt_id, now, send_until)
-
-    return write_until(time.monotonic() + _CLAIM_SECONDS, unit)
-
-
-def _call(row: AccessToken, attempt: _Attempt, refresh_token: str) -> Reading:
+def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> Reading:
     """Call Spotify under a claim, and write down whatever it says."""
     if time.monotonic() > attempt.send_until:
         # Paused since the claim. The lease may end during the call; the next owner is left to make it.
@@ -182,12 +126,12 @@ def _call(row: AccessToken, attempt: _Attempt, refresh_token: str) -> Reading:
     try:
         grant = parts().accounts.refresh(refresh_token)
     except SpotifyError as error:
-        return _fail(row, attempt, error)
+        return _fail(row, attempt, error, refresh_token)
     _commit(row, attempt, grant, refresh_token)
     return read(row.spotify_user_id)
 
 
-def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -> None:
+def _commit(row: AccessToken, attempt: Attempt, grant: Grant, presented: str) -> None:
     """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
     life = timedelta(seconds=grant.expires_in)
     values = {
@@ -198,16 +142,17 @@ def _commit(row: AccessToken, attempt: _Attempt, grant: Grant, presented: str) -
     if grant.scope is not None:
         values["scope"] = grant.scope
     only_copy = values["refresh_token"] if grant.refresh_token not in (None, presented) else None
-    outcome = _finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
+    outcome = attempts.finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
     log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
     breaker.note(outcome, attempt.claimed_at)
 
 
-def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
+def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str) -> Reading:
     """Write down a failure and raise it, unless it is about the past: then take what there is now."""
     problem: GrantEnded | SpotifyUnavailable | SpotifyMisconfigured
     after: After
-    if isinstance(error, InvalidGrant):
+    kept = _kept_of(row, error, presented)
+    if isinstance(error, InvalidGrant) and not kept:
         outcome = Outcome.AGED if outcomes.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
         problem, after = GrantEnded(), partial(outcomes.after_refusal, row)
     else:
@@ -215,10 +160,10 @@ def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
         pause = outcomes.pause(row, error.retry_after)
         misconfigured = outcome is Outcome.MISCONFIGURED
         problem = SpotifyMisconfigured() if misconfigured else SpotifyUnavailable(retry_after=_seconds(pause))
-        after = partial(outcomes.after_failure, row, pause)
+        after = partial(outcomes.after_failure, row, pause, kept=kept)
         level = logging.ERROR if misconfigured else logging.WARNING
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
-    ended = _finish(attempt, row, outcome, after)
+    ended = attempts.finish(attempt, row, outcome, after, only_copy=kept.get("refresh_token"))
     # Only a 429 is about all grants. A 503 may be about one host.
     breaker.note(ended, attempt.claimed_at, error.retry_after if isinstance(error, RateLimited) else None)
     current, now = read(row.spotify_user_id)
@@ -232,70 +177,22 @@ def _fail(row: AccessToken, attempt: _Attempt, error: SpotifyError) -> Reading:
     raise problem from error
 
 
+def _kept_of(row: AccessToken, error: SpotifyError, presented: str) -> Values:
+    """The columns for a new refresh token that came with a failure.
+
+    It replaces the one that was presented: a server that uses tokens once may take a second use of
+    the old one for theft, and end the grant. The old one stays as the spare, should the new one be no good.
+    """
+    if error.refresh_token in (None, presented):
+        return {}
+    log.warning("refresh_token_salvaged", extra={"link": row.spotify_user_id})
+    return seal_refresh_token(row, error.refresh_token, spare=presented)
+
+
 _FAILURES: dict[type[SpotifyError], Outcome] = {
     Misconfigured: Outcome.MISCONFIGURED,
     RateLimited: Outcome.RATE_LIMITED,
 }
-
-
-def _finish(
-    attempt: _Attempt, row: AccessToken, outcome: Outcome, after: After, *, only_copy: object = None
-) -> Outcome:
-    """Write an attempt's end and what it means for the grant, in one transaction.
-
-    The grant is written only if it is still the one that was asked about: a consent, a
-    disconnect or another refresh since then makes this news about the past. Of such news only a
-    new refresh token of the same grant is kept, `only_copy`, as a spare.
-    """
-
-    def unit(db: Session) -> Outcome:
-        written = db.scalar(_attempt_row(attempt.id))
-        if written is not None and written.outcome is not None:
-            return Outcome(written.outcome)  # the answer to the COMMIT was lost
-        now = database.now(db)
-        doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-        values = outcomes.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
-        # A success is good whoever holds the lease by now. A failure must not end another's.
-        mine = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
-        ended = outcome if _update(db, row, values, *mine) else Outcome.SUPERSEDED
-        if ended is Outcome.SUPERSEDED and only_copy is not None:
-            same_grant = sa.and_(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id)
-            db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=only_copy))
-        db.execute(
-            sa.update(TokenRefresh)
-            .where(TokenRefresh.attempt_id == attempt.id)
-            .values(outcome=ended, effective=1 if ended is Outcome.REFRESHED else None, finished_at=now)
-        )
-        return ended
-
-    # Spotify's answer may be the only one: neither a deadlock nor a lost connection must cost it.
-    patience = STORE_SECONDS if only_copy is None else STORE_ONLY_COPY_SECONDS
-    try:
-        return write_until(time.monotonic() + patience, unit)
-    except sa.exc.SQLAlchemyError:
-        lost = {"link": row.spotify_user_id, "outcome": outcome, "only_copy": only_copy is not None}
-        log.error("token_answer_lost", extra=lost)
-        raise
-
-
-def _attempt_row(attempt_id: str) -> sa.Select[TokenRefresh]:
-    """Locked, so that a COMMIT of ours that is slow rather than lost is waited for."""
-    return sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
-
-
-def _update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
-    """Write to a grant's row if it is still at the generation that was read."""
-    updated = db.execute(
-        sa.update(AccessToken)
-        .where(
-            AccessToken.id == row.id,
-            AccessToken.grant_id == row.grant_id,
-            AccessToken.generation == row.generation,
-            *conditions,
-        )
-        .values(values)
-    )
-    return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
 def _seconds(pause: timedelta) -> int:

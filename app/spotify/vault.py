@@ -20,6 +20,15 @@ def seal(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> 
     }
 
 
+def seal_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -> dict[str, object]:
+    """The columns to write where there is a new refresh token, but no access token."""
+
+    def sealed(token: str) -> bytes:
+        return parts().sealer.seal(token, "refresh_token", row.spotify_user_id, row.grant_id)
+
+    return {"refresh_token": sealed(refresh_token), "spare_refresh_token": sealed(spare)}
+
+
 def unseal(row: AccessToken, column: str) -> str:
     """A token in the clear. One that our keys do not open is reported and left alone: a key may be missing.
 

@@ -202,13 +202,17 @@ class _Checker:
             self._violated("I3", after, f"its refresh token {change.refresh} came from nowhere")
 
     def _check_same_generation(self, generation: Generation, change: Change) -> None:
-        """I3: without a refresh no token changes; but a spare may be noted, and may take over."""
+        """I3: without a refresh no token changes; but a spare may be noted, and may take over.
+
+        So may a refresh token that came without an access token, in the answer to a call of this generation.
+        """
         before = generation.last
         erased = change.access is None or change.refresh is None
         if not erased and UNREADABLE not in change.tokens:
             if change.access != before.access:
                 self._violated("I3", generation, "its access token changed without a refresh")
-            if change.refresh not in (before.refresh, before.spare):
+            issued = {call.issued_refresh for call in self._history.calls if call.presented == before.refresh}
+            if change.refresh not in {before.refresh, before.spare, *issued}:
                 self._violated("I3", generation, "its refresh token changed without a refresh")
             if change.spare is not None and change.spare not in self._known_spares(generation):
                 self._violated("I3", generation, f"its spare token {change.spare} came from nowhere")

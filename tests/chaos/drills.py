@@ -502,6 +502,20 @@ def spotify_is_unwell(world: World) -> None:
         assert ada.token(world.servers[1]).status_code == 200
 
 
+@drill(grace_seconds=0)
+def answered_without_an_access_token(world: World) -> None:
+    """The new refresh token counts all the same: the old one may be used up."""
+    ada, link = _connected(world)
+    for access_token in (None, 17):
+        world.run_out(link)
+        members = {"access_token": access_token}
+        world.sandbox.fault(on="refresh", kind="changed_members", members=members, times=1, after_effect=True)
+        assert ada.token(world.servers[0]).status_code == 503
+        world.pass_time(20)
+        assert ada.token(world.servers[1]).status_code == 200
+    assert [call["status"] for call in world.refresh_calls()] == [200] * 4
+
+
 def _connected(world: World, person: str = MIRA) -> tuple[Browser, int]:
     browser = world.connected(person)
     return browser, world.link_of(person)

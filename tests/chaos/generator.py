@@ -31,12 +31,21 @@ SPOTIFY_FAULTS = {
     "close": 3,
     "truncated_json": 2,
     "lost": 5,
+    "changed_members": 3,
     "slow": 3,
     "false_invalid_grant": 1,
     "revoked": 1,
     "rate_limited": 0.5,
     "invalid_client": 0.3,
 }
+# What "changed_members" makes of an answer that has taken effect. None of it may cost a refresh token.
+CHANGED_MEMBERS: tuple[dict[str, object], ...] = (
+    {"access_token": None},
+    {"access_token": ["x"], "expires_in": None},
+    {"expires_in": "3600"},
+    {"expires_in": -1, "scope": ["streaming"]},
+    {"token_type": None},
+)
 ONCE = ("false_invalid_grant", "invalid_client")
 # What everybody suffers from is kept short, or little else would happen.
 FOR_ALL = ("mariadb killed", "mariadb paused", "redis killed")
@@ -221,6 +230,9 @@ class Chaos:
             return f"{person} revokes"
         if kind == "lost":
             sandbox.fault(on="refresh", kind="close", times=times, after_effect=True)
+        elif kind == "changed_members":
+            members = self._random.choice(CHANGED_MEMBERS)
+            sandbox.fault(on="refresh", kind=kind, times=times, members=members, after_effect=True)
         elif kind == "slow":
             sandbox.fault(on="refresh", kind="slow", times=times, seconds=self._random.choice((0.2, 1, 3)))
         elif kind == "rate_limited":

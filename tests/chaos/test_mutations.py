@@ -36,7 +36,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "compare-and-swap-removed",
-        "app/spotify/refresh.py",
+        "app/spotify/attempts.py",
         """            AccessToken.id == row.id,
             AccessToken.grant_id == row.grant_id,
             AccessToken.generation == row.generation,
@@ -50,20 +50,20 @@ MUTATIONS = [
     ),
     Mutation(
         "committed-twice",
-        "app/spotify/refresh.py",
-        """        ended = outcome if _update(db, row, values, *mine) else Outcome.SUPERSEDED
+        "app/spotify/attempts.py",
+        """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
 """,
-        """        ended = outcome if _update(db, row, values, *mine) else Outcome.SUPERSEDED
+        """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
         if "generation" in values:
             row.generation += 1
-            _update(db, row, {**values, "generation": row.generation + 1})
+            update(db, row, {**values, "generation": row.generation + 1})
 """,
         ("twenty_callers",),
         frozenset({"I1", "I2"}),
     ),
     Mutation(
         "row-count-ignored",
-        "app/spotify/refresh.py",
+        "app/spotify/attempts.py",
         "    return updated.rowcount == 1  #",
         "    return True  #",
         ("linked_anew_while_refreshing", "disconnected_while_refreshing"),
@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation(
         "lock-always-granted",
         "app/locks.py",
-        "if self._client.set(key, token, nx=True, px=self._lease_ms):",
+        "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
         "if True:",
         ("twenty_callers", "many_schedulers", "paused_beyond_its_lease", "linked_anew_while_refreshing"),
         schedulers=3,
@@ -80,14 +80,14 @@ MUTATIONS = [
     Mutation(
         "lock-never-granted",
         "app/locks.py",
-        "if self._client.set(key, token, nx=True, px=self._lease_ms):",
+        "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
         "if False:",
         ("twenty_callers",),
         schedulers=1,
     ),
     Mutation(
         "no-proof-kept",
-        "app/spotify/refresh.py",
+        "app/spotify/attempts.py",
         "effective=1 if ended is Outcome.REFRESHED else None",
         "effective=None",
         ("spotify_is_unwell",),
@@ -103,8 +103,17 @@ MUTATIONS = [
         rotate=True,
     ),
     Mutation(
-        "lease-too-short",
+        "salvaged-refresh-token-dropped",
         "app/spotify/refresh.py",
+        "if error.refresh_token in (None, presented):",
+        "if True:",
+        ("answered_without_an_access_token",),
+        frozenset({"drill"}),
+        rotate=True,
+    ),
+    Mutation(
+        "lease-too-short",
+        "app/models/access_token.py",
         "LEASE = timedelta(seconds=30)",
         "LEASE = timedelta(seconds=0)",
         ("redis_flushed",) * 4,  # whether the second caller comes in time is chance

@@ -140,7 +140,7 @@ def test_a_fault_at_the_web_api(mira: Visitor, kind: str, status: int, body: obj
 
 
 def test_every_kind_is_tested(sandbox: SandboxClient) -> None:
-    tested = {row[0] for row in TOKEN_ANSWERS + API_ANSWERS} | {*OF_THE_WIRE, *HOLDING}
+    tested = {row[0] for row in TOKEN_ANSWERS + API_ANSWERS} | {*OF_THE_WIRE, *HOLDING, "changed_members"}
     answer = requests.post(f"{sandbox.url}/_sandbox/faults", json={"on": "api", "kind": "?"}, timeout=10)
     assert set(answer.json()["allowed"]) == tested
 
@@ -253,6 +253,18 @@ def test_whether_a_spoilt_refresh_has_taken_effect(app: App, kind: str, after_ef
     assert (call["grant"], call["fault"]) == (1, kind)
     assert call["issued_refresh_token_id"] == (tokens[1]["id"] if after_effect else None)
     assert call["issued_access_token_id"] == (grant["access_tokens"][1]["id"] if after_effect else None)
+
+
+def test_changed_members_replace_those_of_the_answer(app: App) -> None:
+    app.sandbox.settings(rotate=True)
+    token = app.connect()["refresh_token"]
+    members = {"access_token": None, "expires_in": "3600"}
+    app.sandbox.fault(on="refresh", kind="changed_members", members=members, after_effect=True)
+
+    reply = app.refresh(token).json()
+
+    assert (reply["access_token"], reply["expires_in"], reply["token_type"]) == (None, "3600", "Bearer")
+    assert app.refresh(reply["refresh_token"]).status_code == 200
 
 
 @pytest.mark.parametrize("after_effect", [False, True])

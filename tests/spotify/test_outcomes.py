@@ -450,16 +450,6 @@ TABLE = [
     Row("200 with an empty token", answers(200, {**TOKEN, "access_token": ""}), UNAVAILABLE),
     Row("200 with a token of two lines", answers(200, {**TOKEN, "access_token": "a\r\nb"}), UNAVAILABLE),
     Row("200 with a token too long", answers(200, {**TOKEN, "access_token": "a" * 8193}), UNAVAILABLE),
-    Row("200 with an empty refresh token", answers(200, {**TOKEN, "refresh_token": ""}), UNAVAILABLE),
-    Row("200 with a scope in a list", answers(200, {**TOKEN, "scope": ["streaming"]}), UNAVAILABLE),
-    Row("200 with another type of token", answers(200, {**TOKEN, "token_type": "mac"}), UNAVAILABLE),
-    Row("200 for 0 s", answers(200, {**TOKEN, "expires_in": 0}), UNAVAILABLE),
-    Row("200 for -3600 s", answers(200, {**TOKEN, "expires_in": -3600}), UNAVAILABLE),
-    Row("200 for infinity", answers(200, {**TOKEN, "expires_in": float("inf")}), UNAVAILABLE),
-    Row("200 for NaN", answers(200, {**TOKEN, "expires_in": float("nan")}), UNAVAILABLE),
-    Row("200 for '3600'", answers(200, {**TOKEN, "expires_in": "3600"}), UNAVAILABLE),
-    Row("200 for true", answers(200, {**TOKEN, "expires_in": True}), UNAVAILABLE),
-    Row("200 for ever", answers(200, {"access_token": ACCESS_TOKEN, "token_type": "Bearer"}), UNAVAILABLE),
     Row("201 with a token", answers(201, TOKEN), UNAVAILABLE),
     Row("204", fault("no_content"), UNAVAILABLE),
     # Redirects, followed nowhere.
@@ -729,6 +719,8 @@ class Given:
     type: str = "application/json"
 
 
+NEW = {"refresh_token": REFRESH_TOKEN}
+
 GIVEN = [
     Given("without a refresh token", {}),
     Given("with refresh_token null", {"refresh_token": None}),
@@ -751,6 +743,20 @@ GIVEN = [
     Given("for 1e300 s, of which a day is believed", {"expires_in": 1e300}, life=86_400),
     Given("with token_type in lower case", {"token_type": "bearer"}),
     Given("with members unheard of", {"id_token": 5, "refresh_token_expires_in": 15_552_000}),
+    Given("with an empty refresh token", {"refresh_token": ""}),
+    Given("with a refresh token that is a number", {"refresh_token": 5}),
+    Given("with a scope in a list", {"scope": ["streaming"]}),
+    Given("with an empty scope", {"scope": " "}),
+    Given("with another type of token", {"token_type": "mac"}),
+    Given("with token_type null", {"token_type": None, "refresh_token": REFRESH_TOKEN}, **NEW),
+    Given("for '1800' s", {"expires_in": "1800", "refresh_token": REFRESH_TOKEN}, life=1800, **NEW),
+    Given("for '1800.5' s", {"expires_in": " 1800.5 "}, life=1800),
+    Given("for 0 s", {"expires_in": 0}),
+    Given("for -3600 s", {"expires_in": -3600, "refresh_token": REFRESH_TOKEN}, **NEW),
+    Given("for infinity", {"expires_in": float("inf")}),
+    Given("for NaN", {"expires_in": float("nan")}),
+    Given("for true", {"expires_in": True}),
+    Given("for an unknown time", {"expires_in": None, "refresh_token": REFRESH_TOKEN}, **NEW),
     Given("as text", {}, type="text/plain"),
 ]
 

@@ -57,41 +57,107 @@ def test_what_is_not_json_says_nothing_about_the_grant(body: bytes) -> None:
     assert type(_refusal(Answer(400, {}, body))) is SpotifyError
 
 
+def read(body: object, status: int = 200) -> Grant:
+    return _grant(Answer(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode()))
+
+
 @pytest.mark.parametrize(
-    "change",
+    "access_token", [None, "", 5, True, ["BQ-x"], {"BQ": "x"}, "x" * 8193, "a\r\nb", "ä", "\ud800"]
+)
+@pytest.mark.parametrize("status", [200, 201, 204, 302, 400, 401, 429, 500])
+def test_new_refresh_token_survives_without_an_access_token(status: int, access_token: object) -> None:
+    with pytest.raises(SpotifyError) as failure:
+        read({**GOOD, "access_token": access_token, "refresh_token": "AQ-new"}, status)
+
+    assert failure.value.refresh_token == "AQ-new"
+    assert "AQ-new" not in f"{failure.value!r} {failure.value}"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
     [
-        {"access_token": None},
-        {"access_token": ""},
-        {"access_token": 5},
-        {"access_token": "x" * 8193},
-        {"access_token": "a\r\nb"},
-        {"access_token": "ä"},
-        {"refresh_token": ""},
-        {"refresh_token": 5},
-        {"expires_in": "3600"},
-        {"expires_in": 0},
-        {"expires_in": -1},
-        {"expires_in": True},
-        {"expires_in": None},
-        {"scope": ["streaming"]},
-        {"scope": "x" * 2049},
-        {"scope": "\ud800"},
-        {"token_type": "MAC"},
+        ({"refresh_token": ""}, {}),
+        ({"refresh_token": 5}, {}),
+        ({"refresh_token": ["AQ-x"]}, {}),
+        ({"refresh_token": "\ud800"}, {}),
+        ({"refresh_token": "x" * 16_001}, {}),
+        ({"refresh_token": "x" * 16_000}, {"refresh_token": "x" * 16_000}),
+        ({"refresh_token": " AQ-x\n"}, {"refresh_token": "AQ-x"}),
+        ({"refresh_token": "AQ-ä"}, {"refresh_token": "AQ-ä"}),
+        ({"expires_in": 3600.0}, {}),
+        ({"expires_in": 0.5}, {"expires_in": 1}),
+        ({"expires_in": 10**9}, {"expires_in": 86_400}),
+        ({"expires_in": "1800"}, {"expires_in": 1800}),
+        ({"expires_in": " 1800.9 "}, {"expires_in": 1800}),
+        ({"expires_in": "1.8e3"}, {"expires_in": 1800}),
+        *(
+            ({"expires_in": value}, {"expires_in": 3600})
+            for value in (0, -1, True, None, "", "soon", "-5", "0", "nan", "inf", "1_800", "١٨٠٠", [60], {})
+        ),
+        ({"scope": ["streaming"]}, {"scope": None}),
+        ({"scope": "x" * 2049}, {"scope": None}),
+        ({"scope": "\ud800"}, {"scope": None}),
+        ({"scope": 5}, {"scope": None}),
+        ({"scope": " "}, {"scope": None}),
+        ({"scope": " streaming\n user-top-read"}, {"scope": "streaming user-top-read"}),
+        *(({"token_type": value}, {}) for value in ("MAC", "bearer", "", None, 5, ["Bearer"])),
+        ({"error": "none", "x": 9**99, "nested": {"access_token": "BQ-other"}}, {}),
     ],
 )
-def test_an_answer_that_is_not_as_promised_is_no_token(change: dict[str, object]) -> None:
-    with pytest.raises(SpotifyError):
-        _grant(Answer(200, {}, json.dumps({**GOOD, **change}).encode()))
+def test_malformed_member_costs_nothing_else(change: dict[str, object], expected: dict[str, object]) -> None:
+    good = {"access_token": "BQ-x", "refresh_token": None, "expires_in": 3600, "scope": "streaming"}
+
+    assert vars(read({**GOOD, **change})) == {**good, **expected}
 
 
-@pytest.mark.parametrize(("written", "taken"), [(3600.0, 3600), (0.5, 1), (10**9, 86_400)])
-def test_a_life_is_taken_in_whole_seconds_of_a_day_at_most(written: float, taken: int) -> None:
-    answer = Answer(200, {}, json.dumps({**GOOD, "expires_in": written}).encode())
-
-    assert _grant(answer).expires_in == taken
+def test_absent_member_is_none() -> None:
+    assert read({"access_token": "BQ-x"}) == Grant("BQ-x", None, 3600, None)
 
 
-def test_what_may_be_absent_is_none() -> None:
-    body = {"access_token": "BQ-x", "expires_in": 3600}
+WHOLE = b'{"access_token": "BQ-x", "refresh_token": "AQ-x", "expires_in": 1800, "scope": "streaming"}'
 
-    assert _grant(Answer(200, {}, json.dumps(body).encode())) == Grant("BQ-x", None, 3600, None)
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + WHOLE,
+        WHOLE.decode().encode("utf-16"),
+        WHOLE.decode().encode("utf-32-le"),
+        b"\r\n " + WHOLE + b"\n<!-- served by edge-7 -->",
+        WHOLE[:-1] + b', "note": "caf\xe9"}',
+        WHOLE[:-1] + b', "note": "two\nlines"}',
+        WHOLE[:-1] + b', "number": ' + b"9" * 5000 + b"}",
+        WHOLE[:-1] + b', "number": -Infinity}',
+        WHOLE[:-1] + b', "refresh_token": "", "access_token": null, "expires_in": "soon", "scope": 5}',
+        b'{"refresh_token": "AQ-before", "expires_in": 60, ' + WHOLE[1:],
+    ],
+)
+def test_reply_in_odd_json_is_read_whole(body: bytes) -> None:
+    assert read(body) == Grant("BQ-x", "AQ-x", 1800, "streaming")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        WHOLE[:60],
+        WHOLE[:-1] + b', "deep": ' + b"[" * 99_999,
+        b"[" + WHOLE + b"]",
+        b'{"access_token": "BQ-x" "refresh_token": "AQ-x"}',
+        b'<pre>{"refresh_token" : "AQ\\u002dx"',
+    ],
+)
+def test_refresh_token_is_salvaged_from_broken_json(body: bytes) -> None:
+    with pytest.raises(SpotifyError) as failure:
+        read(body)
+
+    assert failure.value.refresh_token == "AQ-x"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", WHOLE[:46], b"null", b'"AQ"', b"<html>", b"\xff\xfe\x00", b"[" * 99_999]
+)
+def test_reply_without_a_token_is_a_failure_and_no_more(body: bytes) -> None:
+    with pytest.raises(SpotifyError) as failure:
+        read(body)
+
+    assert failure.value.refresh_token is None

@@ -18,7 +18,7 @@ from app.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
 from app.problems import SpotifyUnavailable
-from app.spotify import refresh
+from app.spotify import attempts, refresh
 from app.spotify.accounts import InvalidGrant, SpotifyError
 from tests.journeys import another_tab, come_back, connect, register, slug
 from tests.many import let_pass
@@ -579,10 +579,10 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
         lease = row(app).attempt_id
         with app.app_context():
             first = history(app)[0]
-            attempt = refresh._Attempt(first.attempt_id, first.started_at, 0)
+            attempt = attempts.Attempt(first.attempt_id, 0, first.started_at, 0)
             error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("no_answer")
             with pytest.raises(SpotifyUnavailable):
-                refresh._fail(row(app), attempt, error)
+                refresh._fail(row(app), attempt, error, "RT")
         assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)
         sandbox.release()
         assert [next_owner.result().status_code, late.result().status_code] == [200, 200]
@@ -596,7 +596,7 @@ def test_a_claim_that_has_grown_old_is_not_used(
     """Who was paused between claim and call might present a token that the next owner has used by now."""
     expire(app)
     with monkeypatch.context() as paused:
-        paused.setattr(refresh, "_SEND_WITHIN_SECONDS", -1)
+        paused.setattr(attempts, "_SEND_WITHIN_SECONDS", -1)
         assert connected.get("/api/spotify/token").status_code == 503
     assert refreshes(sandbox) == []
 
