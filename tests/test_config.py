@@ -94,6 +94,12 @@ def test_production_is_secure_by_default() -> None:
     assert config.cors_origins == ("https://app.example.com",)
 
 
+def test_playback_tokens_are_off_in_production_unless_asked_for() -> None:
+    assert not Config.from_env(PRODUCTION).playback_token_enabled
+    assert Config.from_env({**PRODUCTION, "PLAYBACK_TOKEN_ENABLED": "true"}).playback_token_enabled
+    assert Config.from_env(DEVELOPMENT).playback_token_enabled
+
+
 def test_production_refuses_to_start_on_defaults_and_says_all_at_once() -> None:
     message = problems_of({"APP_ENV": "production"})
 

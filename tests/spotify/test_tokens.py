@@ -1,5 +1,6 @@
 """Token custody: refreshed on use, once, and nothing lost when Spotify fails."""
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -698,6 +699,21 @@ def test_the_token_for_playback_can_be_turned_off(
     response = client.get("/api/spotify/token")
 
     assert (response.status_code, slug(response)) == (404, "not-found")
+
+
+@SQLITE
+def test_each_playback_token_that_is_issued_is_logged(
+    connected: FlaskClient, app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+
+    token = connected.get("/api/spotify/token").json["access_token"]
+    change(app, scope="user-read-private")
+    connected.get("/api/spotify/token")
+
+    [issued] = [record for record in caplog.records if record.getMessage() == "playback_token_issued"]
+    assert vars(issued)["link"] == row(app).spotify_user_id
+    assert token not in str(vars(issued))
 
 
 def test_without_a_link_there_is_no_token(client: FlaskClient) -> None:
