@@ -124,7 +124,7 @@ class Config:
     @property
     def frontend_origin(self) -> str:
         """The origin of the app's pages, as a browser writes it."""
-        return _origin(self.frontend_url)
+        return origin_of(self.frontend_url)
 
     @property
     def session_cookie_name(self) -> str:
@@ -184,7 +184,7 @@ class Config:
             frontend_url=frontend_url,
             cors_origins=read.origins(
                 "CORS_ORIGINS",
-                [] if production else [_origin(frontend_url), "http://127.0.0.1:5173"],
+                [] if production else [origin_of(frontend_url), "http://127.0.0.1:5173"],
                 needed=production,
             ),
             cors_allow_headers=read.header_names("CORS_ALLOW_HEADERS"),
@@ -255,7 +255,7 @@ def _default_env(environ: Mapping[str, str]) -> AppEnv:
     return "development" if environ.get("FLASK_RUN_FROM_CLI") == "true" else "production"
 
 
-def _origin(url: str) -> str:
+def origin_of(url: str) -> str:
     """As a browser writes it in the Origin header: lower case, and no port where it is the usual one."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -275,7 +275,7 @@ def _is_host(name: str | None) -> bool:
         return False
 
 
-def _may_be_same_site(one: str, other: str) -> bool:
+def may_be_same_site(one: str, other: str) -> bool:
     """Whether a browser may take two URLs for one site: same scheme, and domain names that end alike.
 
     What counts as a site depends on a list of public suffixes (`co.uk`) that browsers have, so names that
@@ -288,13 +288,13 @@ def _may_be_same_site(one: str, other: str) -> bool:
     return first.scheme == second.scheme and hosts[0].split(".")[-2:] == hosts[1].split(".")[-2:]
 
 
-def _host_name(entry: str) -> str:
+def host_name(entry: str) -> str:
     """The name in an entry of TRUSTED_HOSTS, without its port and brackets."""
     return urlsplit(f"//{entry}").hostname or ""
 
 
 def _is_local(app_env: AppEnv, redirect_uri: str, trusted_hosts: tuple[str, ...]) -> bool:
-    on_loopback = bool(trusted_hosts) and all(is_loopback(_host_name(host)) for host in trusted_hosts)
+    on_loopback = bool(trusted_hosts) and all(is_loopback(host_name(host)) for host in trusted_hosts)
     return urlsplit(redirect_uri).scheme == "http" and (on_loopback or app_env == "development")
 
 
@@ -341,13 +341,13 @@ def _cookie_rules(config: Config) -> Iterator[str]:
 def _redirect_uri_rule(config: Config) -> Iterator[str]:
     """At this API, only one path completes an authorization."""
     parts = urlsplit(config.spotify_redirect_uri)
-    origin = _origin(config.spotify_redirect_uri)
+    origin = origin_of(config.spotify_redirect_uri)
     path = re.sub(r"[/\\]+", "/", unquote(parts.path)).partition(";")[0].lower()
     path = posixpath.normpath(path).rstrip(". ")
-    is_api_host = (parts.hostname or "") in map(_host_name, config.trusted_hosts) or (
+    is_api_host = (parts.hostname or "") in map(host_name, config.trusted_hosts) or (
         is_loopback(parts.hostname) and parts.port == config.port
     )
-    serves_pages = origin in (*config.cors_origins, _origin(config.frontend_url))
+    serves_pages = origin in (*config.cors_origins, origin_of(config.frontend_url))
     is_api_path = path == "/api" or path.startswith("/api/") or not serves_pages
     if not config.redirects_to_api and (path.endswith(AUTHORIZE_PATH) or (is_api_host and is_api_path)):
         yield (
@@ -399,11 +399,11 @@ def _same_site_rule(config: Config) -> Iterator[str]:
     if config.session_cookie_samesite == "None" or not config.redirects_to_api or is_wrong_already:
         return
     for origin in config.cors_origins:
-        if not _is_unsafe_http(config, origin) and not _may_be_same_site(origin, config.spotify_redirect_uri):
+        if not _is_unsafe_http(config, origin) and not may_be_same_site(origin, config.spotify_redirect_uri):
             yield (
-                f"CORS_ORIGINS: {origin} is on another site than {_origin(config.spotify_redirect_uri)}, so "
-                "browsers would not send the session cookie from there. Serve both under one domain, or set "
-                "SESSION_COOKIE_SAMESITE=None and point SPOTIFY_REDIRECT_URI at a page of your app."
+                f"CORS_ORIGINS: {origin} is on another site than {origin_of(config.spotify_redirect_uri)}, "
+                "so browsers would not send the session cookie from there. Serve both under one domain, or "
+                "set SESSION_COOKIE_SAMESITE=None and point SPOTIFY_REDIRECT_URI at a page of your app."
             )
 
 
@@ -658,7 +658,7 @@ class _Reader:
         schemes = "|".join(("https?", *APP_SCHEMES))
         for origin in found:
             shape = re.fullmatch(rf"(?:{schemes})://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{{1,5}})?", origin)
-            if not shape or origin != _origin(origin):
+            if not shape or origin != origin_of(origin):
                 self.report(
                     name,
                     f"has {origin!r}, which is not an exact origin such as https://app.example.com or "

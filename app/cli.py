@@ -176,7 +176,8 @@ def doctor_command() -> None:
     healthy = True
     for finding in doctor.examine():
         healthy &= finding.good
-        click.echo(f"{'ok  ' if finding.good else 'FAIL'}  {finding.what}")
+        mark = "FAIL" if not finding.good else "WARN" if finding.doubtful else "ok  "
+        click.echo(f"{mark}  {finding.what}")
         if finding.advice:
             click.echo(f"      {finding.advice}")
     sys.exit(0 if healthy else 1)

@@ -18,6 +18,7 @@ from app.mail import InsecureConnection
 from app.outbound import NoAnswer, Outbound
 from app.parts import parts
 from app.spotify import rekeying
+from config import Config, host_name, is_loopback, may_be_same_site, origin_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Finding:
     good: bool
     what: str
     advice: str = ""
+    doubtful: bool = False  # it works, but may not be what the operator means
 
 
 def examine() -> Iterator[Finding]:
@@ -36,6 +38,7 @@ def examine() -> Iterator[Finding]:
         f"settings: {config.app_env}",
         "Not for the public: set APP_ENV=production there." if development else "",
     )
+    yield from examine_settings(config)
     yield from _database()
     yield _redis()
     yield _mail()
@@ -53,6 +56,113 @@ def examine() -> Iterator[Finding]:
             f"Spotify application: {config.spotify_client_id}",
             f"Its dashboard must list this redirect URI, exactly: {config.spotify_redirect_uri}",
         )
+
+
+def examine_settings(config: Config) -> Iterator[Finding]:
+    """Look for settings that are allowed, but right only in an unusual deployment."""
+    yield from _proxies(config)
+    if config.app_env == "production":
+        yield from _insecure_parts(config)
+        yield from _callback(config)
+        yield from _cookies_across_sites(config)
+
+
+def _proxies(config: Config) -> Iterator[Finding]:
+    """Whether visitors are told apart. gunicorn listens on loopback, so the public comes through a proxy."""
+    count = config.trusted_proxies
+    if count == 1:
+        yield Finding(
+            True,
+            "client addresses: as reported by one proxy",
+            "If a CDN or load balancer is in front of nginx, enter its addresses in deploy/nginx.conf "
+            "(set_real_ip_from). Otherwise all visitors have its address and share the limits.",
+        )
+    elif count > 1:
+        yield Finding(
+            True,
+            f"client addresses: TRUSTED_PROXIES={count} expects {count} entries in X-Forwarded-For",
+            "deploy/nginx.conf writes only one, so all visitors may have one address and share the limits. "
+            "Behind it, set 1, and enter a CDN's addresses in deploy/nginx.conf (set_real_ip_from).",
+            doubtful=True,
+        )
+    elif not config.is_local:
+        yield Finding(
+            True,
+            "client addresses: TRUSTED_PROXIES is 0",
+            "Behind a proxy, all visitors have its address and share the limits. Set 1 for "
+            "deploy/nginx.conf, or the number of proxies that add to X-Forwarded-For.",
+            doubtful=True,
+        )
+
+
+def _insecure_parts(config: Config) -> Iterator[Finding]:
+    if config.allow_insecure:
+        yield Finding(
+            True,
+            f"accepted although insecure: {', '.join(sorted(config.allow_insecure))}",
+            "Remove from ALLOW_INSECURE what no longer applies.",
+            doubtful=True,
+        )
+    if unencrypted := list(_unencrypted(config)):
+        yield Finding(
+            True,
+            f"connections without TLS to another machine: {', '.join(unencrypted)}",
+            "In a network that others use too, turn TLS on: rediss://..., and ssl_ca in DATABASE_URL.",
+            doubtful=True,
+        )
+
+
+def _callback(config: Config) -> Iterator[Finding]:
+    callback = urlsplit(config.spotify_redirect_uri)
+    origin = origin_of(config.spotify_redirect_uri)
+    names = [host_name(host) for host in config.trusted_hosts]
+    if config.redirects_to_api:
+        if not any(_is_named(callback.hostname or "", name) for name in names):
+            yield Finding(
+                True,
+                f"SPOTIFY_REDIRECT_URI: {callback.hostname} is not in TRUSTED_HOSTS",
+                "Add it, unless a proxy changes the Host header. Otherwise no one can connect Spotify.",
+                doubtful=True,
+            )
+    elif callback.scheme == "https" and origin not in config.cors_origins and callback.hostname not in names:
+        yield Finding(
+            True,
+            f"SPOTIFY_REDIRECT_URI: {origin} is not in CORS_ORIGINS",
+            "Add it, unless that address opens an app. Otherwise its page cannot complete the connection.",
+            doubtful=True,
+        )
+
+
+def _cookies_across_sites(config: Config) -> Iterator[Finding]:
+    names = [host_name(host) for host in config.trusted_hosts]
+    if config.redirects_to_api or config.session_cookie_samesite == "None" or any(map(is_loopback, names)):
+        return
+    for origin in config.cors_origins:
+        if not any(may_be_same_site(origin, f"https://{name}") for name in names):
+            yield Finding(
+                True,
+                f"CORS_ORIGINS: {origin} is on another site than {', '.join(names)}",
+                "Browsers would not send the session cookie from there. Set SESSION_COOKIE_SAMESITE=None, or "
+                "serve app and API under one domain.",
+                doubtful=True,
+            )
+
+
+def _unencrypted(config: Config) -> Iterator[str]:
+    database, cache = make_url(config.database_url), urlsplit(config.redis_url)
+    is_mysql = database.get_backend_name() == "mysql" and "unix_socket" not in database.query
+    if (
+        is_mysql
+        and not is_loopback(database.host)
+        and not any(name.startswith("ssl") for name in database.query)
+    ):
+        yield "the database"
+    if cache.scheme == "redis" and not is_loopback(cache.hostname or "localhost"):
+        yield "Redis"
+
+
+def _is_named(host: str, name: str) -> bool:
+    return host == name or (name.startswith(".") and host.endswith(name))
 
 
 def _database() -> Iterator[Finding]:

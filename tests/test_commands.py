@@ -54,12 +54,14 @@ def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
 
 def test_the_doctor_names_what_is_missing_and_what_to_do(env: dict[str, str]) -> None:
     broken = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1"}
+    broken["TRUSTED_PROXIES"] = "2"
 
     done = flask({**env, **broken}, "doctor")
 
     assert done.returncode == 1
     assert "REDIS_URL" in done.stdout
     assert "SPOTIFY_ACCOUNTS_URL" in done.stdout
+    assert "WARN  client addresses: TRUSTED_PROXIES=2" in done.stdout
 
 
 def test_the_doctor_sees_an_empty_database(env: dict[str, str], tmp_path: object) -> None:

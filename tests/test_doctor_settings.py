@@ -1,0 +1,56 @@
+"""Settings that `flask doctor` doubts. None of them needs a server."""
+
+import pytest
+
+from app.doctor import examine_settings
+from config import Config
+from tests.test_config import CROSS_SITE, DEVELOPMENT, PRODUCTION
+
+GOOD = {**PRODUCTION, "TRUSTED_PROXIES": "1", "REDIS_URL": "rediss://cache"} | {
+    "DATABASE_URL": f"{PRODUCTION['DATABASE_URL']}&ssl_ca=/etc/ssl/ca.pem"
+}
+
+
+def doubts(settings: dict[str, str]) -> list[str]:
+    findings = list(examine_settings(Config.from_env(settings)))
+    assert all(finding.good for finding in findings)
+    return [f"{finding.what}: {finding.advice}" for finding in findings if finding.doubtful]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"TRUSTED_PROXIES": "0"}, ["TRUSTED_PROXIES is 0", "Set 1"]),
+        ({"TRUSTED_PROXIES": "2"}, ["TRUSTED_PROXIES=2", "set_real_ip_from"]),
+        ({"ALLOW_INSECURE": "sqlite,mail"}, ["mail, sqlite", "Remove from ALLOW_INSECURE"]),
+        ({"REDIS_URL": "redis://:hunter2@cache/0"}, ["without TLS", "Redis", "rediss://"]),
+        ({"DATABASE_URL": PRODUCTION["DATABASE_URL"]}, ["without TLS", "the database", "ssl_ca"]),
+        ({"TRUSTED_HOSTS": "backline.internal"}, ["api.example.com is not in TRUSTED_HOSTS"]),
+        ({"SPOTIFY_REDIRECT_URI": "https://www.example.com/cb"}, ["https://www.example.com is not in CORS"]),
+        (
+            {"CORS_ORIGINS": "https://a.example.org", "SPOTIFY_REDIRECT_URI": "https://a.example.org/cb"},
+            ["https://a.example.org is on another site than api.example.com", "SESSION_COOKIE_SAMESITE=None"],
+        ),
+    ],
+)
+def test_doubtful_setting_is_explained(changes: dict[str, str], words: list[str]) -> None:
+    (doubt,) = doubts({**GOOD, **changes})
+
+    assert all(word in doubt for word in words), doubt
+    assert "hunter2" not in doubt
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DEVELOPMENT,
+        GOOD,
+        {**CROSS_SITE, **{name: GOOD[name] for name in ("TRUSTED_PROXIES", "REDIS_URL", "DATABASE_URL")}},
+        {**GOOD, "TRUSTED_HOSTS": ".example.com"},
+        {**GOOD, "REDIS_URL": "unix:///run/redis.sock"},
+        {**GOOD, "DATABASE_URL": "mysql+mysqldb://u@localhost/db?unix_socket=/run/mysqld.sock"},
+        {**GOOD, "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:8888/callback"},
+    ],
+)
+def test_usual_settings_are_not_doubted(settings: dict[str, str]) -> None:
+    assert doubts(settings) == []
