@@ -11,10 +11,15 @@ import ipaddress
 import os
 import posixpath
 import re
+import shlex
+import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast
@@ -223,7 +228,8 @@ class Config:
 def read_environment() -> dict[str, str]:
     """The process's environment, over what the project's `.env` file says.
 
-    `FLASK_SKIP_DOTENV=1` leaves the file unread, as it does for Flask itself.
+    `FLASK_SKIP_DOTENV=1` leaves the file unread, as it does for Flask itself. If other users can read the
+    file, the process says so once on standard error.
 
     Raises:
         ConfigError: there is a `.env`, but it cannot be read.
@@ -237,7 +243,17 @@ def read_environment() -> dict[str, str]:
         file = dotenv_values(stream=io.StringIO(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{path} cannot be read: it has to be a text file in UTF-8.") from None
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        _warn_of_readable_file(path)
     return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
+
+
+@cache
+def _warn_of_readable_file(path: Path) -> None:
+    with suppress(OSError):  # a full disk behind it
+        sys.stderr.write(
+            f"Other users can read {path}, which holds secrets. Run: chmod 600 {shlex.quote(str(path))}\n"
+        )
 
 
 def is_loopback(host: str | None) -> bool:

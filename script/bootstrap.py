@@ -39,6 +39,8 @@ PIPENV_STAMP = PIPENV_VENV / ".stamp"
 LOG = PIPENV_HOME / "log"
 
 PIPENV_VERSION = "2026.10.3"
+# pipenv and what it needs, each with its version and hash. script/lock writes it.
+PIPENV_REQUIREMENTS = ROOT / "script/pipenv.txt"
 
 # Pipfile's names for the categories, and Pipfile.lock's.
 SECTIONS = {"packages": "default", "embedded": "embedded", "dev-packages": "develop", "mysql": "mysql"}
@@ -48,6 +50,8 @@ NETWORK_TROUBLE = re.compile(
     r"|Temporary failure in name|Name or service not known|nodename nor servname|Network is unreachable"
     r"|Connection (refused|reset)|No matching distribution found"
 )
+
+WRONG_HASH = re.compile(r"DO NOT MATCH THE HASHES")
 
 # What each thing mysqlclient is compiled with is called by the package managers people have here.
 BUILD_PACKAGES = {
@@ -204,12 +208,15 @@ def install(categories: set[str]) -> None:
 def install_pipenv() -> None:
     """Make .pipenv/venv hold the one version of pipenv that the lock file was made for.
 
+    Every file that pip fetches for it is checked against the hash in PIPENV_REQUIREMENTS.
+
     Raises:
         BootstrapError: this Python cannot make environments, or pip cannot fetch pipenv.
     """
     python = PIPENV_VENV / "bin/python"
     # The link dangles when the Python that it was made from is gone.
-    if python.exists() and PIPENV_STAMP.is_file() and PIPENV_STAMP.read_text() == PIPENV_VERSION:
+    made_from = hashlib.sha256(PIPENV_REQUIREMENTS.read_bytes()).hexdigest()
+    if python.exists() and PIPENV_STAMP.is_file() and PIPENV_STAMP.read_text() == made_from:
         return
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -220,8 +227,10 @@ def install_pipenv() -> None:
         )
     say(f"Installing pipenv {PIPENV_VERSION} into .pipenv.")
     run([base_python(), "-m", "venv", "--clear", str(PIPENV_VENV)])
-    run([str(python), "-m", "pip", "install", f"pipenv=={PIPENV_VERSION}"])
-    PIPENV_STAMP.write_text(PIPENV_VERSION)
+    # Wheels only: building from source would fetch what builds it, and of that there is no hash.
+    checked = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(PIPENV_REQUIREMENTS)]
+    run([str(python), "-m", "pip", "install", *checked])
+    PIPENV_STAMP.write_text(made_from)
 
 
 def discard_broken_venv() -> None:
@@ -394,6 +403,12 @@ def explain_failure(log: str) -> str:
             "The Python packages could not be fetched: the package index cannot be reached from here.\n"
             "Check the network (and HTTPS_PROXY or PIP_INDEX_URL, where one is needed), then run the same\n"
             f"command again. {where}"
+        )
+    if WRONG_HASH.search(log):
+        return (
+            "A Python package is not the file that was locked, so it was not installed. If a mirror is set\n"
+            "(PIP_INDEX_URL, pip's configuration), try without it. Do not lock the new hash before you know\n"
+            f"why it differs. {where}"
         )
     tail = "\n".join(f"    {line}" for line in log.rstrip().splitlines()[-15:])
     return f"pip or pipenv failed:\n{tail}\n{where}"

@@ -80,6 +80,25 @@ def test_a_dotenv_file_in_another_encoding_is_named(tmp_path: Path, monkeypatch:
         read_environment()
 
 
+@pytest.mark.parametrize(("mode", "said"), [(0o644, True), (0o640, True), (0o604, True), (0o600, False)])
+def test_dotenv_file_that_others_can_read_is_reported_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mode: int,
+    said: bool,
+) -> None:
+    monkeypatch.setattr("config.ROOT", tmp_path)
+    monkeypatch.delenv("FLASK_SKIP_DOTENV", raising=False)
+    (tmp_path / ".env").touch(mode=0o600)
+    (tmp_path / ".env").chmod(mode)
+
+    read_environment()
+    read_environment()
+
+    assert capsys.readouterr().err.count(f"chmod 600 {tmp_path}/.env") == int(said)
+
+
 def test_production_is_the_default_outside_flasks_own_command() -> None:
     assert Config.from_env(PRODUCTION).app_env == "production"
     assert (

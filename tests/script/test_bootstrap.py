@@ -1,6 +1,7 @@
 """script/bootstrap: what it says when something is missing, and that it is quick when nothing is."""
 
 import fcntl
+import hashlib
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,7 +153,8 @@ def test_a_venv_with_a_python_that_is_no_good_is_made_anew(
     (clone / ".venv/bin/python").chmod(0o755)
     (clone / ".pipenv/venv/bin").mkdir(parents=True)
     (clone / ".pipenv/venv/bin/python").symlink_to("/bin/false")
-    (clone / ".pipenv/venv/.stamp").write_text(bootstrap.PIPENV_VERSION)
+    requirements = (clone / "script/pipenv.txt").read_bytes()
+    (clone / ".pipenv/venv/.stamp").write_text(hashlib.sha256(requirements).hexdigest())
     done = subprocess.run(
         [BASE_PYTHON, "script/bootstrap.py"],
         cwd=clone,
@@ -163,6 +166,23 @@ def test_a_venv_with_a_python_that_is_no_good_is_made_anew(
     )
     assert "Making .venv anew: its Python does not run" in done.stdout
     assert "pip or pipenv failed" in done.stderr
+
+
+def test_pipenv_with_another_hash_is_not_installed(
+    clone: Path, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "pipenv-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pipenv.py", "")
+        wheel.writestr("pipenv-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: pipenv\nVersion: 1.0\n")
+        wheel.writestr("pipenv-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("pipenv-1.0.dist-info/RECORD", "")
+    (clone / "script/pipenv.txt").write_text(f"pipenv==1.0 --hash=sha256:{'0' * 64}\n")
+
+    done = run(clone, **bare_environment, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+
+    assert done.returncode == 1
+    assert "is not the file that was locked" in done.stderr
+    assert not list(clone.glob(".pipenv/venv/lib/*/site-packages/pipenv*"))
 
 
 @pytest.mark.parametrize("content", ["A=b\n".encode("utf-16"), "NAME=Zo\xeb\n".encode("latin-1"), None])

@@ -1,16 +1,19 @@
 """What all scripts have in common, and the lock file."""
 
 import json
+import re
 import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from script.lock import without_index
+from script import bootstrap
+from script.lock import requirements, without_index
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "script").iterdir() if path.is_file() and not path.suffix)
@@ -29,6 +32,32 @@ def test_the_lock_file_names_no_package_index() -> None:
     assert json.loads(text)["_meta"]["sources"] == []
     assert "://" not in text
     assert text == without_index(text)
+
+
+def test_pipenv_is_locked_with_all_it_needs() -> None:
+    text = (ROOT / "script/pipenv.txt").read_text()
+    locked = re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+
+    assert "://" not in text
+    assert len(locked) == text.count("==")
+    assert dict(locked)["pipenv"] == bootstrap.PIPENV_VERSION
+    assert {"virtualenv", "certifi", "setuptools"} <= set(dict(locked))
+
+
+def test_locking_pipenv_refuses_a_package_with_a_file_for_some_machines() -> None:
+    archive = {"hashes": {"sha256": "0" * 64}}
+    package = {"metadata": {"name": "Some-Package", "version": "1.0"}}
+
+    def reported(file: str) -> dict[str, Any]:
+        return {
+            "install": [package | {"download_info": {"url": f"https://x/{file}", "archive_info": archive}}]
+        }
+
+    assert f"some-package==1.0 \\\n    --hash=sha256:{'0' * 64}\n" in requirements(
+        reported("p-py3-none-any.whl")
+    )
+    with pytest.raises(bootstrap.BootstrapError, match="some machines only"):
+        requirements(reported("p-cp311-manylinux_x86_64.whl"))
 
 
 def test_locking_drops_the_index_and_keeps_the_rest() -> None:
