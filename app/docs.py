@@ -14,8 +14,9 @@ _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
 DESCRIPTION = """\
 The backend for a single-page app on Spotify. The session is a cookie, so call with credentials.
-A request that changes something needs a non-empty `X-Requested-With` header and, if it carries an
-`Origin`, an allowed one. Every error is a problem document (RFC 9457) with a `request_id`.
+A request that changes something or uses an access token (`/api/spotify/v1/`, `/api/spotify/token`) needs a
+non-empty `X-Requested-With` header and, if it carries an `Origin`, an allowed one. Every error is a
+problem document (RFC 9457) with a `request_id`.
 
 Bodies are JSON in UTF-8, of 64 KiB at most and nested 32 levels deep at most. A member that is not
 listed is refused (422). A parameter in the query that is not listed is ignored. Both are otherwise behind

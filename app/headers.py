@@ -5,6 +5,8 @@ from flask import Flask, Response, request
 from app.problems import request_id
 from config import Config
 
+CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
 
 def init_app(app: Flask, config: Config) -> None:
     @app.after_request
@@ -13,7 +15,10 @@ def init_app(app: Flask, config: Config) -> None:
         headers["X-Request-ID"] = request_id()
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
-        headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        # No other site's page may embed it or keep a handle on its window. `fetch` is CORS' business.
+        headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
         headers.setdefault("Cache-Control", "no-store")
         if config.session_cookie_secure:
             headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"

@@ -1,8 +1,10 @@
 """Turns away requests that another site made a browser send.
 
 Three signs, checked before any view runs: a header that a plain form cannot set, the Origin,
-and the browser's own Sec-Fetch-Site. No CSRF tokens are needed with them (RFC 9700 section 4.7,
-OWASP CSRF cheat sheet).
+and the browser's own Sec-Fetch headers. No CSRF tokens are needed with them (RFC 9700 section 4.7,
+OWASP CSRF cheat sheet). They protect what changes something, and reads through the gateway, which cost
+calls to Spotify and return what Spotify sends (RFC 10017). Other reads must not be opened or embedded by
+another site, but need no header.
 
 Which answers another origin may read is Flask-CORS' business; here its preflights are narrowed.
 """
@@ -20,16 +22,24 @@ log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+# Reads with a person's access token, or of the token itself.
+_TOKEN_READS = frozenset({"spotify.web_api", "spotify.playback_token"})
+# What a link on any page may lead to: where Spotify sends people back to, and what depends on nobody.
+_MAY_BE_LINKED = frozenset({"spotify.authorize", "docs.document", "docs.page", "docs.script", "docs.asset"})
+
 
 def init_app(app: Flask, config: Config) -> None:
     allowed = frozenset(config.cors_origins)
 
     @app.before_request
-    def refuse_cross_site_writes() -> None:
+    def refuse_cross_site_requests() -> None:
         # Where no view will run, the 404 or 405 says more than a 403.
-        if request.method in SAFE_METHODS or request.routing_exception is not None:
+        if request.method == "OPTIONS" or request.routing_exception is not None:
             return
-        reason = _what_is_foreign(allowed)
+        if request.method in SAFE_METHODS:
+            reason = _what_is_foreign_in_read(allowed)
+        else:
+            reason = _what_is_foreign(allowed)
         if reason is not None:
             log.warning("cross_site_refused", extra={"reason": reason})
             raise CrossSiteRequest
@@ -41,6 +51,32 @@ def init_app(app: Flask, config: Config) -> None:
             methods = sorted(set(response.allow) - {"HEAD", "OPTIONS"})
             response.headers["Access-Control-Allow-Methods"] = ", ".join(methods)
         return response
+
+
+def needs_header(endpoint: str, method: str) -> bool:
+    """Whether a request needs an X-Requested-With header."""
+    return method not in SAFE_METHODS or endpoint in _TOKEN_READS
+
+
+def refuses_other_sites(path: str, endpoint: str) -> bool:
+    """Whether another site must not even link to this."""
+    return path.startswith("/api/") and endpoint not in _MAY_BE_LINKED
+
+
+def _what_is_foreign_in_read(allowed: frozenset[str]) -> str | None:
+    """Which of the signs speaks against a read, if any."""
+    endpoint, origins = request.endpoint or "", request.headers.getlist("Origin")
+    if not refuses_other_sites(request.path, endpoint):
+        return None
+    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        # A navigation, or an element such as <img> or <script>, has no Origin. `fetch` always has one.
+        if request.headers.get("Sec-Fetch-Mode", "cors") != "cors":
+            return "Sec-Fetch-Mode"
+        if not origins:
+            return "Sec-Fetch-Site"
+    if endpoint in _TOKEN_READS:
+        return _what_is_foreign(allowed)
+    return None
 
 
 def _what_is_foreign(allowed: frozenset[str]) -> str | None:

@@ -90,6 +90,8 @@ def answer(status: int, detail: str | None, request_id: str) -> bytes:
         f"X-Request-ID: {request_id}",
         "X-Content-Type-Options: nosniff",
         "Referrer-Policy: no-referrer",
+        "Cross-Origin-Resource-Policy: same-origin",
+        "Cross-Origin-Opener-Policy: same-origin",
         "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
         "Cache-Control: no-store",
         "Vary: Origin",

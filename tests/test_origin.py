@@ -216,6 +216,62 @@ def test_without_an_origin_nothing_is_allowed_and_caches_are_told(client: FlaskC
     assert "Origin" in response.vary
 
 
+TOKEN_READS = ("/api/spotify/v1/me/player", "/api/spotify/token")
+# How a browser sends what another site's page makes it send.
+NAVIGATION = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Accept": "text/html"}
+ELEMENT = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+
+
+def test_other_sites_neither_open_nor_embed_any_read(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    linked = {"/api/spotify/authorize", "/api/openapi.json", "/api/docs", "/api/docs/start.js"}
+    reads = {route.path for route in every_route(app) if route.method == "GET"}
+    for path, sent, site in itertools.product(
+        sorted(reads), (NAVIGATION, ELEMENT, {}), ("cross-site", "same-site")
+    ):
+        for method in ("GET", "HEAD"):
+            response = client.open(path, method=method, headers={**sent, "Sec-Fetch-Site": site})
+            where = (method, path, sent, site)
+            if path in linked or path.startswith("/api/docs/") or not path.startswith("/api/"):
+                assert response.status_code < 400 or path == "/api/spotify/authorize", where
+            else:
+                assert response.status_code == 403, where
+            response.close()
+
+
+def test_person_may_open_a_read_and_our_pages_may_fetch_it(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    for path in ("/api/session", "/api/user/export", *TOKEN_READS):
+        for headers in (
+            {**NAVIGATION, "Sec-Fetch-Site": "none"},
+            {**NAVIGATION, "Sec-Fetch-Site": "same-origin"},
+            {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Origin": SPA},
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Origin": SPA},
+            {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"},
+            {},
+        ):
+            assert client.get(path, headers=headers).status_code in (200, 204), (path, headers)
+
+
+@pytest.mark.parametrize("path", TOKEN_READS)
+def test_read_with_a_token_needs_the_signs_of_our_own_app(
+    client: FlaskClient, sandbox: SandboxClient, path: str
+) -> None:
+    ada(client, sandbox)
+    for headers in (
+        {"X-Requested-With": ""},
+        {"X-Requested-With": "", "Origin": SPA},
+        {"Origin": "http://evil.test"},
+        {"Origin": "null", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"},
+    ):
+        response = client.get(path, headers=headers)
+        assert (response.status_code, slug(response)) == (403, "cross-site-request"), headers
+
+
 def preflight(client: FlaskClient, origin: str) -> Any:
     return client.options(
         "/api/login",

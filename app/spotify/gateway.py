@@ -13,6 +13,7 @@ from werkzeug.http import parse_cache_control_header
 
 from app import metrics
 from app.bulkhead import NoPlace
+from app.headers import CONTENT_POLICY
 from app.outbound import Answer
 from app.parts import parts
 from app.problems import (
@@ -34,6 +35,8 @@ from app.spotify.webapi import CALL_SECONDS, NotAnswered
 TOTAL_SECONDS = 15.0
 # Headers of an answer that are passed on. Lower case.
 _PASSED_ON = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
+# What a browser shows without running any of it. Anything else, and a body without a type, is sandboxed.
+_INERT = ("application/json", "text/plain", "image/jpeg")
 # How Spotify says that a permission is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
 _MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
@@ -154,6 +157,9 @@ def _response(served: Served) -> Response:
         value = " ".join(answer.headers.get(name, "").split())  # it may be folded
         if value and value.isprintable():  # gunicorn would refuse another one, and with it the answer
             response.headers[name.title()] = value
+    if answer.body and response.mimetype not in _INERT:
+        # Opened as a page, it must not run scripts as a page of this API.
+        response.headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
     response.headers["X-Cache"] = served.cache
     response.headers["Age"] = str(served.age)
     return response

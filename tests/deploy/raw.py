@@ -101,6 +101,8 @@ def check_problem(answer: Answer, status: int, slug: str, *, instance: str = "/"
     for name, value in {
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
         "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
         "Cache-Control": "no-store",
         "Vary": "Origin",

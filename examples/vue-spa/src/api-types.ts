@@ -164,11 +164,18 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Where one is signed in, the session seen last first */
+        /**
+         * Where one is signed in, the session seen last first
+         * @description Includes sessions of visitors who use this account's Spotify connection, because they connected the same
+         *     Spotify account without signing in.
+         */
         get: operations["user_list_sessions"];
         put?: never;
         post?: never;
-        /** Sign out everywhere but here */
+        /**
+         * Sign out everywhere but here
+         * @description Needs a sign-in within the last 15 minutes, or `current_password`.
+         */
         delete: operations["user_end_other_sessions"];
         options?: never;
         head?: never;
@@ -189,7 +196,8 @@ export interface paths {
         post?: never;
         /**
          * End one session
-         * @description Also 204 where there is none with this id: it has ended, or never was one of this person's.
+         * @description Another session than this one needs a sign-in within the last 15 minutes, or `current_password`. Also
+         *     204 if there is none with this id: it has ended, or it never was one of this person's.
          */
         delete: operations["user_end_session"];
         options?: never;
@@ -225,6 +233,7 @@ export interface paths {
          * Connect Spotify, or come back from there
          * @description Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
          *     person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
+         *     Only the app may start this, and not a link on another site.
          */
         get: operations["spotify_authorize"];
         put?: never;
@@ -246,7 +255,10 @@ export interface paths {
         get: operations["spotify_get"];
         put?: never;
         post?: never;
-        /** Disconnect Spotify: tokens and personal data are erased */
+        /**
+         * Disconnect Spotify: tokens and personal data are erased
+         * @description A visitor's session that uses a connection with an owner only forgets it.
+         */
         delete: operations["spotify_disconnect"];
         options?: never;
         head?: never;
@@ -262,7 +274,9 @@ export interface paths {
         };
         /**
          * A short-lived access token, for the Web Playback SDK only
-         * @description Never the refresh token, and only where `streaming` was granted. Do not store it: ask again.
+         * @description Never the refresh token, and only where `streaming` was granted. Do not store it: ask again. It has all
+         *     the scopes that were granted: Spotify has no way to limit it to playback. In production, this is on only
+         *     with `PLAYBACK_TOKEN_ENABLED=true`.
          */
         get: operations["spotify_playback_token"];
         put?: never;
@@ -328,7 +342,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -463,6 +477,13 @@ export interface components {
         };
         SessionsOut: {
             items: components["schemas"]["ListedSessionOut"][];
+        };
+        PasswordIfNeeded: {
+            /**
+             * Format: password
+             * @example a long sentence is best
+             */
+            current_password?: string;
         };
         ExportedUser: {
             id: number;
@@ -832,6 +853,15 @@ export interface operations {
                     "application/json": components["schemas"]["SessionOut"];
                 };
             };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
             /** @description Service Unavailable: service-unavailable */
             503: {
                 headers: {
@@ -1193,6 +1223,15 @@ export interface operations {
             401: {
                 headers: {
                     "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
                     [name: string]: unknown;
                 };
                 content: {
@@ -1563,6 +1602,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
             /** @description Service Unavailable: service-unavailable */
             503: {
                 headers: {
@@ -1589,7 +1637,11 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PasswordIfNeeded"];
+            };
+        };
         responses: {
             /** @description No Content */
             204: {
@@ -1598,7 +1650,16 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Unauthorized: not-signed-in */
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unauthorized: invalid-credentials, not-signed-in */
             401: {
                 headers: {
                     "WWW-Authenticate": string;
@@ -1608,9 +1669,46 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, fresh-sign-in-required */
             403: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unprocessable Entity: validation-error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Too Many Requests: too-many-attempts */
+            429: {
+                headers: {
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1645,7 +1743,11 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: never;
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PasswordIfNeeded"];
+            };
+        };
         responses: {
             /** @description No Content */
             204: {
@@ -1654,7 +1756,16 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Unauthorized: not-signed-in */
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unauthorized: invalid-credentials, not-signed-in */
             401: {
                 headers: {
                     "WWW-Authenticate": string;
@@ -1664,7 +1775,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, fresh-sign-in-required */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1676,6 +1787,43 @@ export interface operations {
             /** @description Not Found: not-found */
             404: {
                 headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unprocessable Entity: validation-error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Too Many Requests: too-many-attempts */
+            429: {
+                headers: {
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1718,6 +1866,15 @@ export interface operations {
             401: {
                 headers: {
                     "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
                     [name: string]: unknown;
                 };
                 content: {
@@ -1794,6 +1951,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
             /** @description Conflict: spotify-account-in-use, spotify-account-mismatch */
             409: {
                 headers: {
@@ -1812,7 +1978,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Too Many Requests: spotify-rate-limited */
+            /** @description Too Many Requests: spotify-rate-limited, too-many-attempts */
             429: {
                 headers: {
                     "Retry-After": number;
@@ -1851,6 +2017,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SpotifyOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
             /** @description Service Unavailable: service-unavailable */
@@ -1913,7 +2088,13 @@ export interface operations {
     spotify_playback_token: {
         parameters: {
             query?: never;
-            header?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
             path?: never;
             cookie?: never;
         };
@@ -1928,7 +2109,7 @@ export interface operations {
                     "application/json": components["schemas"]["TokenOut"];
                 };
             };
-            /** @description Forbidden: insufficient-scope */
+            /** @description Forbidden: cross-site-request, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1971,7 +2152,13 @@ export interface operations {
     spotify_web_api_get: {
         parameters: {
             query?: never;
-            header?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
             path: {
                 /**
                  * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
@@ -2002,7 +2189,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Forbidden: insufficient-scope */
+            /** @description Forbidden: cross-site-request, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;
