@@ -463,14 +463,14 @@ def _token_keys_rule(config: Config) -> Iterator[str]:
 _Rules = tuple[tuple[Callable[[Config], Iterator[str]], set[str]], ...]
 _RULES: _Rules = (
     (_cookie_rules, {"SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_SECURE", "SPOTIFY_REDIRECT_URI"}),
-    (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI", "TRUSTED_HOSTS", "CORS_ORIGINS", "FRONTEND_URL", "PORT"}),
+    (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI"}),
 )
 _PRODUCTION_RULES: _Rules = (
     (_client_id_rule, set()),
     (_plain_http_rules, set()),
     (_same_site_rule, {"SPOTIFY_REDIRECT_URI", "SESSION_COOKIE_SAMESITE"}),
-    (_database_rule, {"DATABASE_URL", "ALLOW_INSECURE"}),
-    (_redis_rule, {"REDIS_URL", "ALLOW_INSECURE"}),
+    (_database_rule, {"DATABASE_URL"}),
+    (_redis_rule, {"REDIS_URL"}),
     (_secret_key_rule, {"SECRET_KEY"}),
     (_token_keys_rule, {"TOKEN_ENCRYPTION_KEYS"}),
 )

@@ -374,6 +374,8 @@ def test_production_reports_every_insecure_setting_at_once() -> None:
         "TRUSTED_HOSTS": "",
         "SECRET_KEY": "x" * 32,
         "TOKEN_ENCRYPTION_KEYS": text_key(bytes(32)),
+        "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize/",
+        "ALLOW_INSECURE": "everything",
         "LOG_LEVEL": "LOUD",
     }
     message = problems_of({**PRODUCTION, **worst})

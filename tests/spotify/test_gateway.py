@@ -97,6 +97,9 @@ OF_A_BROWSER = {
     "Range": "bytes=0-1",
     "If-None-Match": '"x"',
     "X-HTTP-Method-Override": "DELETE",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "baggage": "userId=ada",
+    "sentry-trace": "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
 }
 
 
