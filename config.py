@@ -360,12 +360,13 @@ def _redirect_uri_rule(config: Config) -> Iterator[str]:
     origin = origin_of(config.spotify_redirect_uri)
     path = re.sub(r"[/\\]+", "/", unquote(parts.path)).partition(";")[0].lower()
     path = posixpath.normpath(path).rstrip(". ")
-    is_api_host = (parts.hostname or "") in map(host_name, config.trusted_hosts) or (
-        is_loopback(parts.hostname) and parts.port == config.port
-    )
-    serves_pages = origin in (*config.cors_origins, origin_of(config.frontend_url))
-    is_api_path = path == "/api" or path.startswith("/api/") or not serves_pages
-    if not config.redirects_to_api and (path.endswith(AUTHORIZE_PATH) or (is_api_host and is_api_path)):
+    if is_loopback(parts.hostname):
+        is_api = parts.port == config.port
+    else:
+        is_api_host = (parts.hostname or "") in map(host_name, config.trusted_hosts)
+        serves_pages = origin in (*config.cors_origins, origin_of(config.frontend_url))
+        is_api = is_api_host and (f"{path}/".startswith("/api/") or not serves_pages)
+    if not config.redirects_to_api and (is_api or path.endswith(AUTHORIZE_PATH)):
         yield (
             "SPOTIFY_REDIRECT_URI leads to this API, but not to the path that completes an authorization, "
             f"so no one could connect Spotify. Use exactly {origin}{AUTHORIZE_PATH} (no slash at the end, no "

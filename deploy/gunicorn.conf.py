@@ -20,7 +20,7 @@ from deploy.worker import Logger, Worker  # noqa: E402
 try:
     settings = Config.from_env(read_environment())
 except ConfigError as error:
-    sys.exit(f"Backline cannot start; the settings are not complete:\n{error}")
+    sys.exit(f"Backline cannot start. Correct these settings:\n{error}")
 
 if settings.app_env == "development":
     with suppress(OSError):  # a full disk behind it

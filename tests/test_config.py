@@ -543,9 +543,13 @@ def test_page_on_the_host_of_the_api_is_a_page() -> None:
 
 
 def test_redirect_uri_is_checked_in_development_too() -> None:
-    wrong = {**DEVELOPMENT, "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:5000/api/spotify/authorize/"}
+    for path in ("api/spotify/authorize/", "callback", ""):
+        wrong = {**DEVELOPMENT, "SPOTIFY_REDIRECT_URI": f"http://127.0.0.1:5000/{path}"}
+        assert problems_of(wrong).startswith("SPOTIFY_REDIRECT_URI leads to this API, but not to the path")
 
-    assert problems_of(wrong).startswith("SPOTIFY_REDIRECT_URI leads to this API, but not to the path")
+    for port in (5173, 8888):
+        right = {**DEVELOPMENT, "SPOTIFY_REDIRECT_URI": f"http://127.0.0.1:{port}/callback"}
+        assert not Config.from_env(right).redirects_to_api
 
 
 # --- Origins and headers of apps --------------------------------------------------------------------
