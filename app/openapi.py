@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
-from app import origin, problems
+from app import origin, problems, validation
 from app.auth.guard import Access
 from app.origin import SAFE_METHODS
 from app.parts import parts
@@ -35,7 +35,7 @@ _ERROR_HEADERS = {
 }
 # Members that some problems have besides those that all have.
 _MEMBERS: dict[type[Problem], dict[str, Any]] = {
-    problems.ValidationError: {"errors": {"username": ["Missing data for required field."]}},
+    problems.ValidationError: {"errors": {"username": [validation.REQUIRED]}},
     problems.SpotifyReauthorizationRequired: {
         "authorize_url": "https://accounts.spotify.com/authorize?client_id=…"
     },

@@ -49,8 +49,9 @@ def end_others(user_id: int, grant_id: str | None) -> int:
 
 
 def end_all(user_id: int, grant_id: str | None) -> int:
-    """End all sessions of a user. Returns how many there were."""
-    interface, _ = _current()
+    """End all sessions of a user, also outside a request. Returns how many there were."""
+    interface = current_app.session_interface
+    assert isinstance(interface, RedisSessions)
     return interface.index.end(SessionOwner(user_id, None, grant_id).indexes, lambda _: True)
 
 

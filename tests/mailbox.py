@@ -16,7 +16,7 @@ from tests.services import eventually, free_port
 
 
 class Mailbox:
-    """What has been sent, in order.
+    """What was sent, in order, and to whom according to the envelopes.
 
     `refuse` is a reply that the server gives to every mail, if it is set; `refuse_recipient` is one that
     it gives to every RCPT, before it has seen the mail.
@@ -24,6 +24,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
+        self.recipients: list[str] = []
         self.refuse: str | None = None
         self.refuse_recipient: str | None = None
         self.tries = 0
@@ -41,6 +42,7 @@ class Mailbox:
         self.tries += 1
         if self.refuse is not None:
             return self.refuse
+        self.recipients += envelope.rcpt_tos
         content = cast("bytes", envelope.original_content)
         self.mails.append(cast("EmailMessage", email.message_from_bytes(content, policy=default)))
         return "250 kept"
@@ -74,7 +76,7 @@ def running_mailbox(**options: Any) -> Iterator[tuple[Mailbox, str]]:
 
 def token_in(mail: EmailMessage) -> str:
     """The token of the link in a mail. From here on the net knows it for a secret."""
-    found = re.search(r"#(?:password-reset|email-verification)=([\w-]+)", mail.get_content())
+    found = re.search(r"#(?:password-reset|email-verification|email-change)=([\w-]+)", mail.get_content())
     assert found, mail.get_content()
     leaks.NET.know("a token from a mail", found[1])
     return found[1]

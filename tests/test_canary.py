@@ -56,11 +56,16 @@ def test_j1_no_secret_is_written_anywhere(
         net.know("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
         assert call("PUT", "/api/user/password", json=change).status_code == 204
+        token = token_in(mailbox.wait_for("ada@example.com", "Is this your address?"))
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         change = {"current_password": new_password, "email": "new@example.com"}
         assert call("PATCH", "/api/user", json=change).status_code == 200
         token = token_in(mailbox.wait_for("new@example.com", "Is this your address?"))
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 400
+        token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+        body = {"token": token, "decision": "confirm"}
+        assert call("PUT", "/api/email-change", json=body).status_code == 422
         assert len(call("GET", "/api/user/sessions").json()["items"]) == 1
         assert call("GET", "/api/user/export").json()["user"]["username"] == "ada"
         assert call("POST", "/api/password-reset", json={"email": "new@example.com"}).status_code == 202

@@ -45,6 +45,7 @@ from tests.every_route import (
 from tests.journeys import PASSWORD, come_back, connect, first_visit, register
 from tests.mailbox import Mailbox, token_in
 from tests.sandbox_client import SandboxClient
+from tests.services import eventually
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -265,6 +266,8 @@ def test_g2_every_success_of_every_route_has_documented_members_only(
     read(client.put("/api/email-verification", json={"token": token}))
     read(client.get("/api/user"))
     read(client.patch("/api/user", json={"username": "countess"}))
+    change = {"email": "new@example.com", "current_password": PASSWORD}
+    read(client.patch("/api/user", json=change))
     read(client.get("/api/spotify/authorize", headers=page))
     read(come_back(client, sandbox.consent(first_visit(client))))
     read(client.get("/api/spotify/authorize", headers=page))
@@ -284,6 +287,11 @@ def test_g2_every_success_of_every_route_has_documented_members_only(
     read(client.delete(f"/api/user/sessions/{'0' * 32}"))
     read(client.post("/api/logout"))
     read(client.post("/api/password-reset", json={"email": "ada@example.com"}))
+    token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
+    read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
+    token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+    read(client.put("/api/email-change", json={"token": token, "decision": "undo"}))
+    eventually(lambda: len(mailbox.to("ada@example.com", "Choose a new password")) == 2)
     token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
     read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
     read(client.post("/api/login", json={"login": "countess", "password": PASSWORD}))

@@ -16,8 +16,11 @@ from tests.test_scheduler import flask
 pytestmark = pytest.mark.processes
 
 DESIGNED = {
-    "users": "id username email email_verified_at password_hash session_epoch created_at updated_at",
-    "one_time_tokens": "id user_id purpose token_hash email expires_at",
+    "users": (
+        "id username email email_address email_verified_at pending_email pending_email_address "
+        "password_hash session_epoch disabled_at created_at updated_at"
+    ),
+    "one_time_tokens": "id user_id purpose token_hash email email_address expires_at",
     "spotify_users": (
         "id user_id spotify_id account_id display_name image_url product country "
         "created_at updated_at last_used_at"

@@ -26,6 +26,7 @@ OPEN = {
     "POST /api/password-reset",
     "PUT /api/password-reset",
     "PUT /api/email-verification",
+    "PUT /api/email-change",
     "GET /api/session",
     "GET /api/spotify/authorize",
     "GET /api/spotify",

@@ -42,7 +42,7 @@ def current_user() -> User | None:
         user_id = session.get("user_id")
         with reading() as db:
             user = db.get(User, user_id) if user_id is not None else None
-        if user is not None and user.session_epoch != session.get("epoch"):
+        if user is not None and (user.session_epoch != session.get("epoch") or user.disabled):
             user = None
         g.user = user  # only now: one whose transaction failed could not be looked at any more
     found: User | None = g.user

@@ -13,8 +13,10 @@ from pathlib import Path
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from app.auth import names
 from app.parts import parts
 from app.problems import ServiceUnavailable, ValidationError
+from app.validation import GUESSABLE
 
 MIN_LENGTH = 8  # OWASP ASVS 5.0 V6.2.1
 MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash without harm
@@ -36,6 +38,9 @@ _NOBODY = "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAA
 
 # The space separators of Unicode (Zs) other than U+0020.
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+
+# For an account whose owner has to choose a new password.
+UNUSABLE = _NOBODY
 
 # One hash uses a processor for 50 ms or so, and 46 MiB: more at once than processors only take longer.
 _turns = threading.BoundedSemaphore(os.cpu_count() or 2)
@@ -61,25 +66,30 @@ def prepare(password: str) -> str:
     return unicodedata.normalize("NFC", _SPACES.sub(" ", password))
 
 
-def refuse_guessable(password: str, *, field: str, username: str = "", email: str = "") -> None:
-    """See that a password is none that is tried first.
+def is_guessable(password: str, *, username: str = "", email: str = "") -> bool:
+    """Check whether a password is one that is tried first.
 
     Those are the common ones (`common_passwords.txt`), and the product's words and the person's own
-    name or address, these also with digits and signs around them. Nothing is asked of how a password
-    is composed (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
+    name or address, these also with digits and punctuation around them. There are no rules of
+    composition (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
+    """
+    folded = prepare(password).casefold()
+    bare = folded.strip(_AROUND)
+    address = names.address_form(email)
+    own = {name for name in (username, *names.spellings(email), address.partition("@")[0]) if name}
+    # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
+    guesses = {*own, *(name.strip(_AROUND) for name in own), *_PRODUCT_WORDS} - {""}
+    return folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare})
+
+
+def refuse_guessable(password: str, *, field: str, username: str = "", email: str = "") -> None:
+    """Raise if a password is guessable.
 
     Raises:
         ValidationError: under the name of the field.
     """
-    folded = prepare(password).casefold()
-    bare = folded.strip(_AROUND)
-    own = {name for name in (username, email, email.partition("@")[0]) if name}
-    # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
-    guesses = {*own, *(name.strip(_AROUND) for name in own), *_PRODUCT_WORDS} - {""}
-    if folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare}):
-        raise ValidationError(
-            errors={field: ["Too easy to guess: a common password, or much like your name. Choose another."]}
-        )
+    if is_guessable(password, username=username, email=email):
+        raise ValidationError(errors={field: [GUESSABLE]})
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import passwords
+from app.auth import names, one_time_tokens, passwords
 from app.database import reading, write_until
 from app.models import User
 from app.problems import EmailTaken, UsernameTaken
@@ -20,15 +20,14 @@ def create_account(
 ) -> User:
     """Create the account, and give it the connection that the person made as a visitor.
 
-    Name and address are in their normal form. `visitors_connection` is its id and the grant they consented
-    to; it is handed over if it has no owner and still has that grant.
+    `username` is in its normal form, `email` as it was entered. `visitors_connection` is its id and the
+    grant they consented to; it is handed over if it has no owner and still has that grant.
 
     Raises:
-        UsernameTaken, EmailTaken, ValidationError
+        UsernameTaken, EmailTaken
     """
-    passwords.refuse_guessable(password, field="password", username=username, email=email)
     with passwords.turn():
-        # Before the costly part as well: of fifty at once that want one name, one has to hash.
+        # Before the costly part as well, so that of fifty concurrent requests for one name, one has to hash.
         with reading() as db:
             refuse_taken(db, username=username, email=email)
         password_hash = passwords.hash_password(password)
@@ -42,7 +41,8 @@ def create_account(
         if made is not None:
             return made
         refuse_taken(db, username=username, email=email)
-        user = User(username=username, email=email, password_hash=password_hash)
+        user = User(username=username, password_hash=password_hash)
+        user.set_email(email, verified_at=None)
         db.add(user)
         db.flush()
         if visitors_connection is not None:
@@ -52,13 +52,24 @@ def create_account(
     return write_until(time.monotonic() + PATIENCE_SECONDS, unit)
 
 
-def refuse_taken(db: Session, *, username: str | None = None, email: str | None = None) -> None:
-    """Say plainly what is taken. The unique keys decide; this only finds out which of them did.
+def refuse_taken(
+    db: Session, *, username: str | None = None, email: str | None = None, except_for: int | None = None
+) -> None:
+    """Report which of the two is taken. The unique keys decide; this only finds out which of them did.
+
+    An address is also taken while its previous owner can still undo a change away from it.
 
     Raises:
         UsernameTaken, EmailTaken
     """
-    if username is not None and db.scalar(sa.select(User.id).where(User.username == username)) is not None:
+    others = sa.select(User.id).where(User.id != except_for) if except_for is not None else sa.select(User.id)
+    if username is not None and db.scalar(others.where(User.username == username)) is not None:
         raise UsernameTaken
-    if email is not None and db.scalar(sa.select(User.id).where(User.email == email)) is not None:
+    if email is None:
+        return
+    spellings = names.spellings(email)
+    if db.scalar(others.where(User.email.in_(spellings)).limit(1)) is not None:
+        raise EmailTaken
+    # Second, because a change of address reserves the old one before it gives it up.
+    if one_time_tokens.is_reserved(db, spellings, except_for=except_for):
         raise EmailTaken

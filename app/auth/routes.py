@@ -1,14 +1,21 @@
 import logging
 from typing import Any
 
-import sqlalchemy as sa
 from flask import Response, session
 
 from app import sessions, throttle
 from app.api import Blueprint
-from app.auth import registration
+from app.auth import lookup, registration
 from app.auth.guard import current_user, open_to_all, require_user, signed_in
-from app.auth.schemas import Credentials, EmailOnly, NewPassword, Registration, SessionOut, TokenOnly
+from app.auth.schemas import (
+    Credentials,
+    EmailChangeDecision,
+    EmailOnly,
+    NewPassword,
+    Registration,
+    SessionOut,
+    TokenOnly,
+)
 from app.auth.sign_in import authenticate, forget_failures, sign_in
 from app.database import reading
 from app.models import Purpose, User
@@ -23,7 +30,7 @@ from app.problems import (
 )
 from app.spotify import links
 from app.spotify.schemas import describe
-from app.user import account
+from app.user import account, email_change, mails
 from app.user.schemas import UserOut
 
 log = logging.getLogger(__name__)
@@ -52,7 +59,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     user = registration.create_account(**new, visitors_connection=visitors_connection)
     sign_in(user)
     log.info("registered")
-    account.ask_to_verify(user)
+    mails.ask_to_verify(user)
     return user, 201, {"Location": "/api/user"}
 
 
@@ -109,10 +116,10 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     address = wanted["email"]
     throttle.count("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
     with reading() as db:
-        user = db.scalar(sa.select(User).where(User.email == address))
+        user = lookup.by_email(db, address)
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if account.may_be_mailed(address, Purpose.PASSWORD_RESET):
-        account.mail_password_reset(address)
+    if mails.may_be_mailed(address, Purpose.PASSWORD_RESET):
+        mails.mail_password_reset(address)
     return Response(status=202)
 
 
@@ -135,12 +142,12 @@ def reset_password(chosen: dict[str, str]) -> None:
 @blueprint.response(202)
 @blueprint.problems(TooManyAttempts)
 def ask_for_email_verification() -> Response:
-    """Have the mail sent again that asks whether the address is yours"""
+    """Request another email that verifies the address, or the one that is to replace it"""
     _require_mail()
     user = require_user()
-    if not user.email_verified:
-        account.count_mail(user.email, Purpose.EMAIL_VERIFICATION)
-        account.mail_verification(user)
+    if user.email_to_verify is not None:
+        mails.count_mail(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
+        mails.mail_verification(user)
     return Response(status=202)
 
 
@@ -148,11 +155,31 @@ def ask_for_email_verification() -> Response:
 @open_to_all
 @blueprint.arguments(TokenOnly)
 @blueprint.response(204)
-@blueprint.problems(InvalidToken)
+@blueprint.problems(InvalidToken, EmailTaken)
 def verify_email(shown: dict[str, str]) -> None:
-    """Confirm the address with the token from the mail"""
-    user = account.verify_email(shown["token"])
-    log.info("email_verified", extra={"account": user.id})
+    """Verify an address with the token from the email
+
+    If it is the `pending_email`, it replaces the current address.
+    """
+    email_change.verify(shown["token"])
+
+
+@blueprint.put("/api/email-change")
+@open_to_all
+@blueprint.arguments(EmailChangeDecision)
+@blueprint.response(204)
+@blueprint.problems(InvalidToken, EmailTaken)
+def decide_email_change(decision: dict[str, str]) -> None:
+    """Undo a change of address with the token from the email to the old address
+
+    Restores that address and ends all sessions. The password no longer works; the address is sent a link to
+    choose a new one.
+    """
+    sessions.require_store()
+    user = email_change.undo(decision["token"])
+    forget_failures(user)
+    sessions.end_all(user.id, links.grant_of(user.id))
+    session.clear()
 
 
 def _require_mail() -> None:

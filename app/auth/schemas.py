@@ -4,11 +4,46 @@ import marshmallow as ma
 from marshmallow import validate
 
 from app.auth import names, passwords, usernames
+from app.auth.guard import require_user
 from app.spotify.schemas import SpotifyOut
 from app.user.schemas import UserOut
+from app.validation import (
+    EMAIL,
+    GUESSABLE,
+    LENGTH,
+    NOT_A_TOKEN,
+    PASSWORD_NEEDED,
+    UNDO_ONLY,
+    USERNAME,
+    Normalized,
+    Schema,
+    Text,
+    at_most,
+)
 
-BAD_USERNAME = "Use 2 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit."
-BAD_EMAIL = "Not a valid email address."
+
+def username() -> Normalized:
+    """A username, loaded in its normal form."""
+    return Normalized(
+        required=True,
+        most=200,
+        form=names.normal_form,
+        accepts=lambda text: usernames.is_username(names.normal_form(text)),
+        error=USERNAME,
+        metadata={"example": "ada"},
+    )
+
+
+def email() -> Normalized:
+    """An email address, loaded as mail is sent to it."""
+    return Normalized(
+        required=True,
+        most=500,
+        form=names.sending_form,
+        accepts=names.is_email,
+        error=EMAIL,
+        metadata={"format": "email", "example": "ada@example.com"},
+    )
 
 
 class PasswordLength(validate.Length):
@@ -21,106 +56,123 @@ class PasswordLength(validate.Length):
         return value
 
 
-def new_password() -> ma.fields.String:
+def new_password() -> Text:
     """A password that is being chosen."""
-    return ma.fields.String(
+    return Text(
         required=True,
         load_only=True,
-        validate=PasswordLength(
-            min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH, error="Use {min} to {max} characters."
-        ),
+        validate=[
+            PasswordLength(min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH, error=LENGTH),
+            _refuse_guessable,
+        ],
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
 
-def known_password(*, required: bool = True) -> ma.fields.String:
+def known_password(*, required: bool = True) -> Text:
     """A password that is being shown."""
-    return ma.fields.String(
+    return Text(
         required=required,
         load_only=True,
-        validate=validate.Length(max=passwords.MAX_TYPED_LENGTH),
+        validate=at_most(passwords.MAX_TYPED_LENGTH),
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
 
-def token() -> ma.fields.String:
-    """A token from a mail."""
-    return ma.fields.String(required=True, load_only=True, validate=validate.Length(max=200))
+def token() -> Text:
+    """A token from an email."""
+    return Text(required=True, load_only=True, validate=at_most(200, NOT_A_TOKEN))
 
 
-class Identity(ma.Schema):
-    """Name and address, brought into their normal form; a `ValidationError` where that is neither."""
-
-    username = ma.fields.String(required=True, validate=validate.Length(max=200), metadata={"example": "ada"})
-    email = ma.fields.String(
-        required=True,
-        validate=validate.Length(max=500),
-        metadata={"format": "email", "example": "ada@example.com"},
-    )
-
-    @ma.post_load
-    def normalise(self, data: dict[str, Any], **_kwargs: object) -> dict[str, Any]:
-        errors = {}
-        for field, form, good, message in (
-            ("username", names.normal_form, usernames.is_username, BAD_USERNAME),
-            ("email", names.address_form, names.is_email, BAD_EMAIL),
-        ):
-            if field in data:
-                data[field] = form(data[field])
-                if not good(data[field]):
-                    errors[field] = [message]
-        if errors:
-            raise ma.ValidationError(errors)
-        return data
+def _refuse_guessable(password: str) -> None:
+    # One of a wrong length is refused for that alone.
+    if passwords.MIN_LENGTH <= len(password) <= passwords.MAX_TYPED_LENGTH and passwords.is_guessable(
+        password
+    ):
+        raise ma.ValidationError(GUESSABLE)
 
 
-class Registration(Identity):
+class Registration(Schema):
+    username = username()
+    email = email()
     password = new_password()
 
+    @ma.validates_schema(skip_on_field_errors=False)
+    def validate_password(self, data: dict[str, str], **_options: object) -> None:
+        """Compare the password with the person's own names. Only fields that are valid are in `data`."""
+        own = {name: data[name] for name in ("username", "email") if name in data}
+        if "password" in data and passwords.is_guessable(data["password"], **own):
+            raise ma.ValidationError(GUESSABLE, "password")
 
-class Credentials(ma.Schema):
-    login = ma.fields.String(
+
+class Credentials(Schema):
+    login = Text(
         required=True,
-        validate=validate.Length(max=500),
-        metadata={"description": "User name or e-mail address", "example": "ada"},
+        validate=at_most(500),
+        metadata={"description": "Username or email address", "example": "ada"},
     )
     password = known_password()
 
 
-class KnownPassword(ma.Schema):
+class KnownPassword(Schema):
     password = known_password()
 
 
-class PasswordIfNeeded(ma.Schema):
+class PasswordIfNeeded(Schema):
     """Needed only if the sign-in was more than 15 minutes ago."""
 
     current_password = known_password(required=False)
 
 
-class ProfileChange(Identity):
+class ProfileChange(Schema):
     """Any of them; what is left out stays as it is."""
 
+    username = username()
+    email = email()
     current_password = known_password()
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"partial": True, **options})
 
+    @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
+    def validate_current_password(self, data: dict[str, str], original: Any, **_options: object) -> None:
+        """Require the password for a new address."""
+        is_new = "email" in data and require_user().email not in names.spellings(data["email"])
+        if is_new and "current_password" not in original:
+            raise ma.ValidationError(PASSWORD_NEEDED, "current_password")
 
-class PasswordChange(ma.Schema):
+
+class PasswordChange(Schema):
     current_password = known_password()
     new_password = new_password()
 
+    @ma.validates_schema(skip_on_field_errors=False)
+    def validate_new_password(self, data: dict[str, str], **_options: object) -> None:
+        """Compare the new password with the person's own names."""
+        user, password = require_user(), data.get("new_password")
+        if password and passwords.is_guessable(password, username=user.username, email=user.email):
+            raise ma.ValidationError(GUESSABLE, "new_password")
 
-class EmailOnly(Identity):
-    class Meta:
-        exclude = ("username",)
+
+class EmailOnly(Schema):
+    email = email()
 
 
-class TokenOnly(ma.Schema):
+class TokenOnly(Schema):
     token = token()
 
 
-class NewPassword(ma.Schema):
+class EmailChangeDecision(Schema):
+    token = token()
+    decision = Text(
+        required=True,
+        load_only=True,
+        validate=validate.OneOf(["undo"], error=UNDO_ONLY),
+        metadata={"example": "undo"},
+    )
+
+
+class NewPassword(Schema):
     token = token()
     password = new_password()
 

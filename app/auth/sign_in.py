@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from flask import g, session
 
 from app import sessions, throttle
-from app.auth import names, passwords
+from app.auth import lookup, names, passwords
 from app.clock import utc_now
 from app.database import reading, writing
 from app.models import User
@@ -25,10 +25,9 @@ def authenticate(login: str, password: str) -> User:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    name, address = names.normal_form(login), names.address_form(login)
-    with throttle.one_guess(name):
+    with throttle.one_guess(names.login_form(login)):
         with reading() as db:
-            found = db.scalar(sa.select(User).where(sa.or_(User.username == name, User.email == address)))
+            found = lookup.by_login(db, login)
         user, match = _with_password(found, password)
     if match is passwords.Match.AS_TYPED or passwords.is_outdated(user.password_hash):
         _rehash(user, password)
@@ -61,7 +60,7 @@ def require_fresh_sign_in(user: User, current_password: str | None) -> None:
 def forget_failures(user: User) -> None:
     """Forget failed guesses at the user's password, from this caller's address."""
     for login in (user.username, user.email):
-        throttle.forget(names.normal_form(login))  # as `authenticate` counts them
+        throttle.forget(names.login_form(login))  # as `authenticate` counts them
 
 
 def sign_in(user: User) -> None:
@@ -77,9 +76,12 @@ def sign_in(user: User) -> None:
 
 
 def _with_password(user: User | None, password: str) -> tuple[User, passwords.Match]:
-    """The user, if there is one and it has this password; the same work if not."""
+    """Return the user, if there is one and it has this password. Does the same work if not.
+
+    A disabled account is treated like an unknown one.
+    """
     match = passwords.match(user.password_hash if user else None, password)
-    if user is None or match is passwords.Match.NONE:
+    if user is None or user.disabled or match is passwords.Match.NONE:
         log.warning("wrong_password", extra={"account": user.id if user else None})
         raise InvalidCredentials
     return user, match

@@ -10,12 +10,14 @@ from app.database import Base, UTCDateTime, code_string, exact_string
 class Purpose(StrEnum):
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"
+    EMAIL_CHANGE = "email_change"  # restores the address that it was sent to
 
 
 class OneTimeToken(Base):
-    """A token that was mailed to a person: whoever shows it, reads the mail of that address.
+    """A token that was mailed to a person. Presenting it proves that one reads the mail of that address.
 
-    Only its hash is kept. `email` is where it went: after a change of address it is worth nothing.
+    Only its hash is stored. `email` is the address it was sent to, in its normal form, and
+    `email_address` the same as it was entered.
     """
 
     __tablename__ = "one_time_tokens"
@@ -24,5 +26,6 @@ class OneTimeToken(Base):
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     purpose: Mapped[str] = mapped_column(code_string(32))
     token_hash: Mapped[str] = mapped_column(code_string(64), unique=True)
-    email: Mapped[str] = mapped_column(exact_string(254))
+    email: Mapped[str] = mapped_column(exact_string(254), index=True)
+    email_address: Mapped[str | None] = mapped_column(exact_string(254))
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

@@ -4,6 +4,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.auth import names
 from app.clock import utc_now
 from app.database import Base, UTCDateTime, code_string, exact_string
 
@@ -14,7 +15,7 @@ def new_session_epoch() -> int:
 
 
 class User(Base):
-    """A person with an account here. Name and address are stored in their one normal form."""
+    """A person with an account here. `username`, `email` and `pending_email` are in their normal form."""
 
     __tablename__ = "users"
     # Ids are never given out twice, so an old session cannot come to mean a new account.
@@ -23,7 +24,13 @@ class User(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     username: Mapped[str] = mapped_column(exact_string(64), unique=True)
     email: Mapped[str] = mapped_column(exact_string(254), unique=True)
+    # As it was entered, for sending. Null for accounts that an earlier release created.
+    email_address: Mapped[str | None] = mapped_column(exact_string(254))
     email_verified_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # A new address that replaces a verified one as soon as it is verified itself. Until then it does not
+    # count: it is not reserved, and no one signs in or resets a password with it.
+    pending_email: Mapped[str | None] = mapped_column(exact_string(254))
+    pending_email_address: Mapped[str | None] = mapped_column(exact_string(254))
     password_hash: Mapped[str] = mapped_column(code_string(255))
     # A session is valid only while it names this number, so a new number ends all of them, even one that
     # is being stored at that moment. It is random: after a backup is restored, ids are issued a second
@@ -31,9 +38,48 @@ class User(Base):
     session_epoch: Mapped[int] = mapped_column(
         sa.BigInteger().with_variant(sa.Integer(), "sqlite"), default=new_session_epoch, server_default="0"
     )
+    # An operator disabled the account: it cannot be signed in to.
+    disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
 
     @property
     def email_verified(self) -> bool:
         return self.email_verified_at is not None
+
+    @property
+    def disabled(self) -> bool:
+        return self.disabled_at is not None
+
+    @property
+    def mail_to(self) -> str:
+        """The address that mail is sent to.
+
+        A release that does not know `email_address` may run next to this one and change `email` alone.
+        """
+        entered = self.email_address
+        if entered is not None and self.email in names.spellings(entered):
+            return entered
+        return names.sending_form(self.email)
+
+    @property
+    def email_to_verify(self) -> str | None:
+        """The address whose owner has yet to confirm it, as mail is sent to it."""
+        if self.pending_email is not None:
+            return self.pending_email_address
+        return None if self.email_verified else self.mail_to
+
+    def end_sessions(self) -> None:
+        """Make all sessions from before this moment invalid."""
+        self.session_epoch = new_session_epoch()
+
+    def set_email(self, entered: str, *, verified_at: datetime | None) -> None:
+        """Replace the address, and forget a pending one."""
+        self.email, self.email_address = names.address_form(entered), entered
+        self.email_verified_at = verified_at
+        self.set_pending_email(None)
+
+    def set_pending_email(self, entered: str | None) -> None:
+        """Note an address that is to replace the current one, or forget it."""
+        self.pending_email_address = entered
+        self.pending_email = names.address_form(entered) if entered is not None else None

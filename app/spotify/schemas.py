@@ -4,6 +4,7 @@ import marshmallow as ma
 
 from app.api import Timestamp
 from app.models import GrantState, SpotifyUser
+from app.validation import Flag, Schema
 
 
 class SpotifyOut(ma.Schema):
@@ -43,10 +44,10 @@ def describe(link: SpotifyUser | None) -> dict[str, Any]:
     }
 
 
-class AuthorizeQuery(ma.Schema):
+class AuthorizeQuery(Schema):
     """What Spotify adds to the redirect URI, absent on a first visit; and what may be asked for on one."""
 
-    reauthorize = ma.fields.Boolean(
+    reauthorize = Flag(
         metadata={"description": "Begin a new consent, and so another six months, though the old one lasts."}
     )
     code = ma.fields.String()

@@ -108,20 +108,24 @@ def _remind(db: Session, now: datetime, days: int) -> int:
     for row in due:
         row.reminded_days = days
         log.warning("spotify_grant_ends_soon", extra={"link": row.spotify_user_id, "days": days})
-        _mail_owner(db, row, days)
+        _mail_owner(db, row)
     return len(due)
 
 
-def _mail_owner(db: Session, row: AccessToken, days: int) -> None:
+def _mail_owner(db: Session, row: AccessToken) -> None:
     """Mail the reminder, if there is an address that is known to be the owner's."""
     owner = db.scalar(
         sa.select(User)
         .join(SpotifyUser, SpotifyUser.user_id == User.id)
-        .where(SpotifyUser.id == row.spotify_user_id, User.email_verified_at.is_not(None))
+        .where(
+            SpotifyUser.id == row.spotify_user_id,
+            User.email_verified_at.is_not(None),
+            User.disabled_at.is_(None),
+        )
     )
     if owner is not None and parts().mailer.works:
-        kind = MailKind.SPOTIFY_ENDS_SOON
-        parts().mailer.enqueue(db, kind, to=owner.email, user_id=owner.id, username=owner.username, days=days)
+        kind, expires_at = MailKind.SPOTIFY_ENDS_SOON, row.reauthorize_by.isoformat()
+        parts().mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
 
 
 def end_forgotten(db: Session, now: datetime) -> int:

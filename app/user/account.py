@@ -5,48 +5,50 @@ import logging
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import throttle
-from app.auth import one_time_tokens, passwords
+from app.auth import names, one_time_tokens, passwords
 from app.auth.registration import refuse_taken
 from app.clock import utc_now
-from app.database import reading, write_again_on_conflict, writing
+from app.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
-from app.models.user import new_session_epoch
 from app.parts import parts
-from app.problems import InvalidCredentials, NotSignedIn, TooManyAttempts
+from app.problems import InvalidCredentials, NotSignedIn
+from app.user import email_change
+from app.user.mails import ask_to_verify, tell
 
 log = logging.getLogger(__name__)
-
-MAILS_AN_HOUR = 5
 
 
 def change_profile(user: User, *, username: str | None, email: str | None) -> User:
     """Give the account another name or address, each only if it is given: another tab may change the other.
 
-    A new address is not verified yet; the old one is told.
+    `email` is as it was entered.
 
     Raises:
         UsernameTaken, EmailTaken
         InvalidCredentials: the password that was proved for the address has been changed meanwhile.
     """
+    is_new = email is not None and user.email not in names.spellings(email)
 
     def unit(db: Session) -> User:
-        row = _locked(db, user, proved=email is not None)
+        row = _locked(db, user, proved=is_new)
         if username is not None and username != row.username:
-            refuse_taken(db, username=username)
+            refuse_taken(db, username=username, except_for=row.id)
             row.username = username
-        if email is not None and email != row.email:
-            refuse_taken(db, email=email)
-            _tell(db, row, MailKind.EMAIL_CHANGED)
-            row.email, row.email_verified_at = email, None
+            tell(db, row, MailKind.USERNAME_CHANGED)
+        # Without the password, only a pending change may be canceled, if it has not taken effect meanwhile.
+        if email is not None and (is_new or row.email in names.spellings(email)):
+            email_change.request(db, row, email)
         db.flush()
         return row
 
     changed = write_again_on_conflict(unit)
     if username is not None:
         log.info("username_changed")
-    if email is not None:
-        log.info("email_changed")
+    if is_new:
+        if changed.pending_email is None:
+            log.info("email_changed")
+        else:
+            log.info("email_change_requested")
         ask_to_verify(changed)
     return changed
 
@@ -85,80 +87,43 @@ def reset_password(token: str, password: str) -> User:
     with passwords.turn():
         password_hash = passwords.hash_password(password)
 
-    def unit(db: Session) -> User:
-        user = one_time_tokens.spend(db, token, purpose)
+    def unit(db: Session) -> tuple[User, list[int]]:
+        user, _ = one_time_tokens.spend(db, token, purpose)
+        dropped = [] if user.email_verified else _drop_connections(db, user)
         user.email_verified_at = user.email_verified_at or utc_now()
         _store_password(db, user, password_hash)
-        return user
+        return user, dropped
 
-    user = write_again_on_conflict(unit)
+    user, dropped = write_again_on_conflict(unit)
+    for link_id in dropped:
+        parts().shared.drop(link_id)
+        log.info("spotify_disconnected", extra={"link": link_id})
     log.info("password_reset", extra={"account": user.id})
     return user
 
 
 def _store_password(db: Session, user: User, password_hash: str) -> User:
-    """Put a new password's hash into a locked row, and end what the old one began.
+    """Put a new password's hash into a locked row, and end what was begun with the old one.
 
-    Tokens for yet another one as well: who reads the mailbox must not undo what its owner has just done.
+    That includes tokens for another password and a pending change of address: someone who reads the
+    mailbox, or who knew the old password, must not undo what the owner has just done.
     """
-    user.password_hash, user.session_epoch = password_hash, new_session_epoch()
+    user.password_hash = password_hash
+    user.end_sessions()
     one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
-    _tell(db, user, MailKind.PASSWORD_CHANGED)
+    email_change.forget_pending(db, user)
+    tell(db, user, MailKind.PASSWORD_CHANGED)
     return user
 
 
-def verify_email(token: str) -> User:
-    """Note that whoever shows the token reads the account's mail.
+def _drop_connections(db: Session, user: User) -> list[int]:
+    """Delete the connections of an account whose address has not been proved until now.
 
-    Raises:
-        InvalidToken
+    Someone else may have registered it with this address, and connected their own Spotify account.
     """
-
-    def unit(db: Session) -> User:
-        user = one_time_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
-        user.email_verified_at = user.email_verified_at or utc_now()
-        return user
-
-    return write_again_on_conflict(unit)
-
-
-def ask_to_verify(user: User) -> None:
-    """Mail a new address the question whether it is its owner's, where mail can be sent at all."""
-    if parts().mailer.works and may_be_mailed(user.email, Purpose.EMAIL_VERIFICATION):
-        mail_verification(user)
-
-
-def may_be_mailed(address: str, purpose: Purpose) -> bool:
-    """Count a mail. False if there have been too many to this address this hour: then nobody is told."""
-    try:
-        count_mail(address, purpose)
-    except TooManyAttempts:
-        return False
-    return True
-
-
-def count_mail(address: str, purpose: Purpose) -> None:
-    """Count a mail with a token to this address, of which somebody else may have made the request.
-
-    Raises:
-        TooManyAttempts
-    """
-    throttle.count("mails", f"{purpose} {address}", most=MAILS_AN_HOUR)
-
-
-def mail_password_reset(address: str) -> None:
-    """Mail a token to the account with this address, if there is one. That is looked up at delivery.
-
-    The work here is the same in either case, so that its time tells nothing.
-    """
-    with writing() as db:
-        parts().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=address)
-
-
-def mail_verification(user: User) -> None:
-    """Mail the user a token that verifies the address."""
-    with writing() as db:
-        parts().mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=user.email, user_id=user.id)
+    dropped = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
+    db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id.in_(dropped)))
+    return dropped
 
 
 def erase(user: User) -> None:
@@ -174,8 +139,8 @@ def erase(user: User) -> None:
         # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
         # Mails that name no account because their sender did not know whether there is one.
-        db.execute(sa.delete(OutgoingMail).where(OutgoingMail.recipient == row.email))
-        _tell(db, row, MailKind.ACCOUNT_DELETED)
+        db.execute(sa.delete(OutgoingMail).where(OutgoingMail.recipient.in_(names.spellings(row.email))))
+        tell(db, row, MailKind.ACCOUNT_DELETED)
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
         return links
 
@@ -184,21 +149,13 @@ def erase(user: User) -> None:
     log.info("account_deleted")
 
 
-def _tell(db: Session, user: User, kind: MailKind) -> None:
-    """Mail news to a verified address only: others may be a stranger's, who must not be flooded."""
-    if user.email_verified:
-        # The last one outlives the account.
-        user_id = None if kind is MailKind.ACCOUNT_DELETED else user.id
-        parts().mailer.enqueue(db, kind, to=user.email, user_id=user_id, username=user.username)
-
-
 def _locked(db: Session, user: User, *, proved: bool = False) -> User:
     """The account's row as it is now, locked.
 
     `proved` says that the person has shown the password of `user`, which must still be the account's.
     """
     row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
-    if row is None:
+    if row is None or row.disabled:
         raise NotSignedIn
     if proved and row.password_hash != user.password_hash:
         raise InvalidCredentials("The password has been changed meanwhile.")

@@ -7,13 +7,17 @@ import sqlalchemy as sa
 from app import sessions
 from app.clock import utc_now
 from app.database import reading
-from app.models import SpotifyUser, TokenRefresh, User
+from app.models import OneTimeToken, Purpose, SpotifyUser, TokenRefresh, User
 from app.spotify.schemas import describe
 
 
 def everything_about(user: User) -> dict[str, Any]:
     """All personal data held, for `ExportOut`. No tokens, no password hash."""
     with reading() as db:
+        undoable = sa.select(OneTimeToken).where(
+            OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
+        )
+        previous_emails = list(db.scalars(undoable.order_by(OneTimeToken.id)))
         link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
         refreshes = (
             list(
@@ -28,11 +32,16 @@ def everything_about(user: User) -> dict[str, Any]:
         )
     return {
         "exported_at": utc_now(),
-        "user": user,
+        "user": _columns(user) | {"previous_emails": previous_emails},
         "sessions": sessions.of_user(user.id, link.token.grant_id if link is not None else None),
         "spotify": None if link is None else describe(link) | _more(link),
         "spotify_refreshes": refreshes,
     }
+
+
+def _columns(user: User) -> dict[str, Any]:
+    names = [*(column.key for column in sa.inspect(User).column_attrs), "email_verified"]
+    return {name: getattr(user, name) for name in names}
 
 
 def _more(link: SpotifyUser) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from flask import session
 
 from app import sessions, throttle
 from app.api import Blueprint
+from app.auth import names
 from app.auth.guard import require_user, signed_in
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
 from app.auth.sign_in import forget_failures, prove, require_fresh_sign_in, sign_in
@@ -15,7 +16,6 @@ from app.problems import (
     InvalidCredentials,
     TooManyAttempts,
     UsernameTaken,
-    ValidationError,
 )
 from app.spotify import links
 from app.user import account
@@ -44,22 +44,25 @@ def get() -> User:
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
 def change(wanted: dict[str, str]) -> User:
-    """Change name or address
+    """Change the username or the email address
 
-    A new address needs `current_password`, counts as not verified, and is sent a mail; so is the old one.
+    A new address needs `current_password`. It replaces one that is not verified at once; a verified one is
+    kept until the new one, `pending_email`, is verified with the link that is mailed to it. The verified
+    address is mailed a link that undoes the change for seven days. Sending the current address cancels a
+    change that is pending.
     """
     user = require_user()
-    username, email = wanted.get("username", user.username), wanted.get("email", user.email)
-    if email != user.email and "current_password" not in wanted:
-        raise ValidationError(errors={"current_password": ["A new address needs the password."]})
-    if (username, email) != (user.username, user.email):
+    username, email = wanted.get("username", user.username), wanted.get("email")
+    is_new = email is not None and user.email not in names.spellings(email)
+    cancels = email is not None and not is_new and user.pending_email is not None
+    if username != user.username or is_new or cancels:
         throttle.count("profile-changes", str(user.id), most=PROFILE_CHANGES)
-    if email != user.email:
+    if is_new:
         prove(user, wanted["current_password"])
     return account.change_profile(
         user,
         username=username if username != user.username else None,
-        email=email if email != user.email else None,
+        email=email if is_new or cancels else None,
     )
 
 

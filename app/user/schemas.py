@@ -9,6 +9,11 @@ class UserOut(ma.Schema):
     username = ma.fields.String(required=True)
     email = ma.fields.String(required=True)
     email_verified = ma.fields.Boolean(required=True)
+    pending_email = ma.fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Replaces `email` as soon as it is verified"},
+    )
     created_at = Timestamp(required=True)
 
 
@@ -25,8 +30,20 @@ class SessionsOut(ma.Schema):
     items = ma.fields.List(ma.fields.Nested(ListedSessionOut), required=True)
 
 
+class PreviousEmail(ma.Schema):
+    email = ma.fields.String(required=True)
+    email_address = ma.fields.String(required=True, allow_none=True)
+    expires_at = Timestamp(required=True)  # until when the change can be undone
+
+
 class ExportedUser(UserOut):
+    email_address = ma.fields.String(
+        required=True, allow_none=True, metadata={"description": "As it was entered, for sending"}
+    )
     email_verified_at = Timestamp(required=True, allow_none=True)
+    pending_email_address = ma.fields.String(required=True, allow_none=True)
+    previous_emails = ma.fields.List(ma.fields.Nested(PreviousEmail), required=True)
+    disabled_at = Timestamp(required=True, allow_none=True)
     updated_at = Timestamp(required=True)
 
 

@@ -31,7 +31,14 @@ def test_registering_makes_an_account_and_signs_in(client: FlaskClient, app: Fla
 
     assert response.status_code == 201
     assert response.headers["Location"] == "/api/user"
-    assert response.json.keys() == {"id", "username", "email", "email_verified", "created_at"}
+    assert response.json.keys() == {
+        "id",
+        "username",
+        "email",
+        "email_verified",
+        "pending_email",
+        "created_at",
+    }
     assert response.json["username"] == "ada"
     assert response.json["email_verified"] is False
     assert client.get("/api/user").json == response.json
@@ -131,7 +138,7 @@ def test_every_field_is_needed(client: FlaskClient, missing: str) -> None:
     response = client.post("/api/register", json=body)
 
     assert response.status_code == 422
-    assert response.json["errors"] == {missing: ["Missing data for required field."]}
+    assert response.json["errors"] == {missing: ["This field is required."]}
 
 
 @pytest.mark.parametrize(

@@ -291,19 +291,6 @@ def test_an_address_that_is_nobodys_for_sure_gets_no_news(
     assert {mail["Subject"] for mail in mailbox.mails} == {VERIFY}
 
 
-def test_a_new_address_is_verified_anew_and_the_old_one_told(ada: FlaskClient, mailbox: Mailbox) -> None:
-    old = token_in(mailbox.wait_for(ADA, VERIFY))
-    ada.put("/api/email-verification", json={"token": old})
-
-    changed = ada.patch("/api/user", json={"email": "new@example.com", "current_password": PASSWORD})
-
-    assert changed.json["email_verified"] is False
-    assert mailbox.wait_for(ADA, "Your address was changed")
-    token = token_in(mailbox.wait_for("new@example.com", VERIFY))
-    assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
-    assert ada.get("/api/user").json["email_verified"] is True
-
-
 def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
 ) -> None:

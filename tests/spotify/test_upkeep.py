@@ -190,7 +190,9 @@ def test_f8_a_reminder_goes_to_an_address_that_is_verified(
 
     told = mailbox.to("ada@example.com", "connect Spotify again")
     assert len(told) == (1 if verified else 0)
-    assert not told or "in 7 days" in told[0].get_content()
+    expires_at = row(app).reauthorize_by
+    date = f"{expires_at:%B} {expires_at.day}, {expires_at.year}"
+    assert not told or f"Your connection expires on {date}." in told[0].get_content()
 
 
 def test_a_new_consent_is_reminded_of_anew(

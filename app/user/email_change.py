@@ -1,0 +1,120 @@
+"""Changing the email address. A verified one is replaced only by another verified one, and can be restored.
+
+An address that was never verified proves nothing, so it is replaced at once.
+"""
+
+import logging
+
+from sqlalchemy.orm import Session
+
+from app.auth import names, one_time_tokens, passwords
+from app.auth.registration import refuse_taken
+from app.clock import utc_now
+from app.database import write_again_on_conflict
+from app.models import MailKind, Purpose, User
+from app.parts import parts
+from app.user.mails import tell
+
+log = logging.getLogger(__name__)
+
+
+def request(db: Session, user: User, entered: str) -> None:
+    """Change the address of an account whose row is locked, or begin to.
+
+    The current address, in any spelling, cancels a change that is pending.
+
+    Raises:
+        EmailTaken
+    """
+    forget_pending(db, user)
+    if user.email in names.spellings(entered):
+        return
+    refuse_taken(db, email=entered, except_for=user.id)
+    if user.email_verified:
+        user.set_pending_email(entered)
+        _tell_old_address(db, user, MailKind.EMAIL_CHANGE_REQUESTED)
+    else:
+        user.set_email(entered, verified_at=None)
+
+
+def forget_pending(db: Session, user: User) -> None:
+    """Cancel a pending change. The link that was mailed to the new address ends."""
+    if user.pending_email is not None:
+        user.set_pending_email(None)
+        one_time_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+
+
+def verify(token: str) -> None:
+    """Verify the address that this token was mailed to. A pending one replaces the current one.
+
+    Raises:
+        InvalidToken
+        EmailTaken: another account has it by now. The token remains valid.
+    """
+
+    def unit(db: Session) -> tuple[User, bool]:
+        user, spent = one_time_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
+        replaces = spent.email == user.pending_email
+        if replaces:
+            refuse_taken(db, email=spent.email_address, except_for=user.id)
+            _tell_old_address(db, user, MailKind.EMAIL_CHANGED)
+            user.set_email(spent.email_address, verified_at=utc_now())
+            one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
+        else:
+            user.email_verified_at = user.email_verified_at or utc_now()
+        one_time_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+        db.flush()
+        return user, replaces
+
+    user, replaced = write_again_on_conflict(unit)
+    log.info("email_verified", extra={"account": user.id})
+    if replaced:
+        log.info("email_changed", extra={"account": user.id})
+
+
+def undo(token: str) -> User:
+    """Restore the address that this token was mailed to, and shut out whoever changed it.
+
+    All sessions end, and the password no longer works: the owner chooses a new one by mail. Links to undo
+    an earlier change remain valid, so that the person who made this one cannot undo the owner's undo.
+
+    Raises:
+        InvalidToken
+        EmailTaken: another account has that address by now.
+    """
+
+    def unit(db: Session) -> User:
+        user, spent = one_time_tokens.spend(db, token, Purpose.EMAIL_CHANGE)
+        refuse_taken(db, email=spent.email_address, except_for=user.id)
+        user.set_email(spent.email_address, verified_at=utc_now())
+        user.password_hash = passwords.UNUSABLE
+        user.end_sessions()
+        one_time_tokens.use_up_all(db, user, except_changes_before=spent.id)
+        parts().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
+        db.flush()
+        return user
+
+    user = write_again_on_conflict(unit)
+    log.warning("email_change_undone", extra={"account": user.id})
+    return user
+
+
+def set_by_operator(db: Session, user: User, entered: str) -> None:
+    """Replace the address of an account whose row is locked, without the owner's password or mailbox.
+
+    Everything that was mailed before ends, including links to undo a change: an operator steps in where
+    the owner has lost the old mailbox.
+
+    Raises:
+        EmailTaken
+    """
+    refuse_taken(db, email=entered, except_for=user.id)
+    tell(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
+    user.set_email(entered, verified_at=None)
+    one_time_tokens.use_up_all(db, user)
+    db.flush()
+
+
+def _tell_old_address(db: Session, user: User, kind: MailKind) -> None:
+    if user.email_verified:
+        tell(db, user, kind, token_id=one_time_tokens.prepare_undo(db, user))

@@ -1,0 +1,294 @@
+"""Changing the email address: verified before it counts, and undone from the old mailbox."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import writing
+from app.models import AccessToken, MailKind
+from app.spotify import upkeep
+from tests.every_route import settled
+from tests.journeys import PASSWORD, connect, login, register, slug
+from tests.mailbox import Mailbox, token_in
+from tests.many import let_pass
+from tests.sandbox_client import SandboxClient
+
+ADA, NEW, OTHER = "ada@example.com", "new@example.com", "other@example.com"
+NEW_PASSWORD = "another sentence, and longer"
+VERIFY, RESET = "Is this your address?", "Choose a new password"
+REQUESTED, CHANGED = "Your email address is about to change", "Your email address was changed"
+
+
+def verify(client: FlaskClient, mailbox: Mailbox, address: str) -> tuple[int, str]:
+    token = token_in(mailbox.wait_for(address, VERIFY))
+    response = client.put("/api/email-verification", json={"token": token})
+    return response.status_code, "" if response.status_code == 204 else slug(response)
+
+
+def change(client: FlaskClient, address: str) -> dict[str, object]:
+    response = client.patch("/api/user", json={"email": address, "current_password": PASSWORD})
+    assert response.status_code == 200, response.text
+    found: dict[str, object] = response.json
+    return found
+
+
+def undo(client: FlaskClient, token: str) -> int:
+    return client.put("/api/email-change", json={"token": token, "decision": "undo"}).status_code
+
+
+def addresses(client: FlaskClient) -> tuple[str, bool, str | None]:
+    user = client.get("/api/user").json
+    return user["email"], user["email_verified"], user["pending_email"]
+
+
+@pytest.fixture
+def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
+    """Ada, signed in, whose address is verified."""
+    register(client, "ada")
+    assert verify(client, mailbox, ADA) == (204, "")
+    return client
+
+
+def test_new_address_counts_once_it_is_verified(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    changed = change(ada, "New@Example.com")
+
+    assert (changed["email"], changed["email_verified"], changed["pending_email"]) == (ADA, True, NEW)
+    assert ada.get("/api/session").json["user"] == changed
+    token = token_in(mailbox.wait_for("New@Example.com".replace("Example", "example"), VERIFY))
+    assert mailbox.wait_for(ADA, REQUESTED)
+    # Until then the new address has no rights at all.
+    assert login(new_client(), NEW).status_code == 401
+    assert ada.post("/api/password-reset", json={"email": NEW}).status_code == 202
+    settled(app)
+    assert [mail["Subject"] for mail in mailbox.mails if mail["To"].lower() == NEW] == [VERIFY]
+
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+
+    assert addresses(ada) == (NEW, True, None)
+    assert mailbox.wait_for(ADA, CHANGED)
+    assert login(new_client(), NEW).status_code == 200
+    assert login(new_client(), ADA).status_code == 401
+
+
+@pytest.mark.parametrize("taken_effect", [False, True])
+def test_old_address_undoes_a_change(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask, taken_effect: bool
+) -> None:
+    change(ada, NEW)
+    verification = token_in(mailbox.wait_for(NEW, VERIFY))
+    if taken_effect:
+        assert ada.put("/api/email-verification", json={"token": verification}).status_code == 204
+        ada.post("/api/password-reset", json={"email": NEW})
+        stolen = token_in(mailbox.wait_for(NEW, RESET))
+    token = token_in(mailbox.wait_for(ADA, REQUESTED))
+    stranger = new_client()
+
+    assert undo(stranger, token) == 204
+    assert undo(stranger, token) == 400
+
+    # Sessions, the password, and every link that was mailed to the new address have ended.
+    assert ada.get("/api/user").status_code == 401
+    assert login(stranger, "ada").status_code == 401
+    assert stranger.put("/api/email-verification", json={"token": verification}).status_code == 400
+    if taken_effect:
+        body = {"token": stolen, "password": NEW_PASSWORD}
+        assert stranger.put("/api/password-reset", json=body).status_code == 400
+    reset = token_in(mailbox.wait_for(ADA, RESET))
+    body = {"token": reset, "password": NEW_PASSWORD}
+    assert stranger.put("/api/password-reset", json=body).status_code == 204
+    signed_in = stranger.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
+    assert signed_in.status_code == 200
+    assert addresses(stranger) == (ADA, True, None)
+    settled(app)
+    assert CHANGED not in {mail["Subject"] for mail in mailbox.mails if mail["To"] == NEW}
+
+
+def test_first_owner_wins_over_later_changes(ada: FlaskClient, mailbox: Mailbox) -> None:
+    """A thief who moved the account can undo the next change, but not the owner's undo of the first."""
+    change(ada, NEW)
+    first = token_in(mailbox.wait_for(ADA, REQUESTED))
+    assert verify(ada, mailbox, NEW) == (204, "")
+    change(ada, OTHER)
+    second = token_in(mailbox.wait_for(NEW, REQUESTED))
+    change(ada, "yet-another@example.com")
+    third = [token_in(mail) for mail in mailbox.to(NEW, REQUESTED)][-1]
+
+    assert undo(ada, second) == 204
+    assert undo(ada, first) == 204
+    assert undo(ada, third) == 400
+    assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 400
+
+
+def test_changing_again_replaces_the_pending_address(ada: FlaskClient, mailbox: Mailbox) -> None:
+    change(ada, NEW)
+    token = token_in(mailbox.wait_for(NEW, VERIFY))
+
+    assert change(ada, OTHER)["pending_email"] == OTHER
+
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+    change(ada, NEW)  # which must not revive the first token
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+    # The current address cancels it, without a password.
+    canceled = ada.patch("/api/user", json={"email": "ADA@example.com"})
+    assert (canceled.status_code, canceled.json["pending_email"]) == (200, None)
+    assert verify(ada, mailbox, NEW) == (400, "invalid-token")
+    assert addresses(ada) == (ADA, True, None)
+
+
+def test_verification_of_a_pending_address_can_be_requested_again(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask
+) -> None:
+    change(ada, NEW)
+
+    assert ada.post("/api/email-verification").status_code == 202
+
+    settled(app)
+    assert len(mailbox.to(NEW, VERIFY)) == 2
+    assert len(mailbox.to(ADA, VERIFY)) == 1
+    assert verify(ada, mailbox, NEW) == (204, "")
+
+
+def test_pending_address_is_not_reserved(
+    ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
+) -> None:
+    change(ada, NEW)
+    token = token_in(mailbox.wait_for(NEW, VERIFY))
+    register(new_client(), "new")
+
+    response = ada.put("/api/email-verification", json={"token": token})
+
+    assert (response.status_code, slug(response)) == (409, "email-taken")
+    assert addresses(ada) == (ADA, True, NEW)
+
+
+def test_old_address_is_reserved_while_the_change_can_be_undone(
+    ada: FlaskClient,
+    mailbox: Mailbox,
+    new_client: Callable[[], FlaskClient],
+    app: Flask,
+    sandbox: SandboxClient,
+) -> None:
+    change(ada, NEW)
+    settled(app)
+    let_pass(app, sandbox, 6.9 * 86_400)
+    assert ada.post("/api/email-verification").status_code == 202
+    settled(app)
+    assert verify(ada, mailbox, NEW) == (204, "")
+    token = token_in(mailbox.wait_for(ADA, CHANGED))
+    settled(app)
+
+    # The seven days start again when the change takes effect.
+    let_pass(app, sandbox, 6.9 * 86_400)
+    body = {"username": "eve", "email": ADA, "password": PASSWORD}
+    taken = new_client().post("/api/register", json=body)
+    assert (taken.status_code, slug(taken)) == (409, "email-taken")
+    let_pass(app, sandbox, 0.2 * 86_400)
+    assert new_client().post("/api/register", json=body).status_code == 201
+    assert undo(new_client(), token) == 400
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_new_password_cancels_a_pending_change(ada: FlaskClient, mailbox: Mailbox, forgotten: bool) -> None:
+    """The change may have been requested by someone who knew the old password."""
+    change(ada, NEW)
+    if forgotten:
+        ada.post("/api/password-reset", json={"email": ADA})
+        body = {"token": token_in(mailbox.wait_for(ADA, RESET)), "password": NEW_PASSWORD}
+        assert ada.put("/api/password-reset", json=body).status_code == 204
+        ada.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
+    else:
+        body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        assert ada.put("/api/user/password", json=body).status_code == 204
+
+    assert verify(ada, mailbox, NEW) == (400, "invalid-token")
+    assert addresses(ada) == (ADA, True, None)
+    assert undo(ada, token_in(mailbox.wait_for(ADA, REQUESTED))) == 204
+
+
+def test_undo_needs_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
+    change(ada, NEW)
+    verification = token_in(mailbox.wait_for(NEW, VERIFY))
+    token = token_in(mailbox.wait_for(ADA, REQUESTED))
+
+    for wrong in ("", "A" * 43, verification):
+        assert undo(ada, wrong) == 400
+    confirm = ada.put("/api/email-change", json={"token": token, "decision": "confirm"})
+    assert (confirm.status_code, list(confirm.json["errors"])) == (422, ["decision"])
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
+    assert addresses(ada) == (ADA, True, NEW)
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_reset_that_proves_an_address_drops_older_connections(
+    mailbox: Mailbox, client: FlaskClient, sandbox: SandboxClient, verified: bool
+) -> None:
+    """Someone else may have registered the address and connected their own Spotify account."""
+    register(client, "ada")
+    if verified:
+        verify(client, mailbox, ADA)
+    connect(client, sandbox)
+    client.post("/api/password-reset", json={"email": ADA})
+    body = {"token": token_in(mailbox.wait_for(ADA, RESET)), "password": NEW_PASSWORD}
+
+    assert client.put("/api/password-reset", json=body).status_code == 204
+
+    client.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
+    status = client.get("/api/spotify").json["status"]
+    assert status == ("connected" if verified else "not_connected")
+
+
+def test_owner_is_told_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+    ada.patch("/api/user", json={"username": "ada"})  # as before
+    ada.patch("/api/user", json={"username": "countess"})
+
+    assert mailbox.wait_for(ADA, "Your username was changed")
+    settled(app)
+    assert len(mailbox.to(ADA, "Your username was changed")) == 1
+
+
+def test_emails_hold_nothing_that_a_user_chose(
+    mailbox: Mailbox, client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Anyone could have a text of their own sent to any address otherwise."""
+    ad = "win-1000-eur.example"
+    register(client, ad)
+    assert verify(client, mailbox, f"{ad}@example.com") == (204, "")
+    owner = f"{ad}@example.com"
+    connect(client, sandbox)
+    with app.app_context(), writing() as db:
+        soon = datetime.now(UTC) - timedelta(days=178)
+        db.execute(sa.update(AccessToken).values(authorized_at=soon))
+    with app.app_context():
+        upkeep.keep_up()
+    client.patch("/api/user", json={"username": f"{ad}.too"})
+    change(client, f"{ad}@elsewhere.example")
+    assert verify(client, mailbox, f"{ad}@elsewhere.example") == (204, "")
+    client.post("/api/password-reset", json={"email": f"{ad}@elsewhere.example"})
+    settled(app)
+    assert undo(client, token_in(mailbox.wait_for(owner, CHANGED))) == 204
+    token = token_in(mailbox.wait_for(owner, RESET))
+    assert client.put("/api/password-reset", json={"token": token, "password": PASSWORD}).status_code == 204
+    client.post("/api/login", json={"login": owner, "password": PASSWORD})
+    app.test_cli_runner().invoke(args=["users", "set-email", owner, f"{ad}@third.example"])
+    settled(app)
+    assert verify(client, mailbox, f"{ad}@third.example") == (204, "")
+    client.delete("/api/user", json={"password": PASSWORD})
+    settled(app)
+
+    home = "http://127.0.0.1:5000/api/docs"
+    kinds = set()
+    for mail in mailbox.mails:
+        text = mail.get_content()
+        kinds.add(re.sub(r"=[\w-]{43}", "", text))
+        assert ad not in f"{mail['Subject']} {text}"
+        assert "mira" not in text.lower()
+        assert {link.partition("#")[0] for link in re.findall(r"\w+://\S+", text)} == {home}, text
+    assert len(kinds) == len(MailKind), kinds  # each kind of email was sent
