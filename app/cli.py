@@ -2,45 +2,26 @@
 
 import sys
 from datetime import timedelta
-from typing import Any
 
 import click
-import marshmallow as ma
-import redis
 import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
 from app import database, doctor, scheduler
-from app.auth.registration import create_account
-from app.auth.schemas import Registration
 from app.clock import rfc3339
+from app.commands import Command
 from app.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.parts import parts
-from app.problems import Problem
 from app.spotify import breaker, due, rekeying
-
-
-class _Command(click.Command):
-    """A command that says in one line that MySQL or Redis is away, instead of with a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (sa.exc.SQLAlchemyError, redis.RedisError) as error:
-            raise click.ClickException(
-                f"MySQL or Redis does not answer as it should ({type(error).__name__}). "
-                "Ask `flask doctor`; after an update, run `flask db upgrade`."
-            ) from error
-
+from app.user.commands import users
 
 tokens = AppGroup("tokens", help="Spotify tokens in custody.")
-users = AppGroup("users", help="Accounts.")
 
 
-@tokens.command("refresh-due", cls=_Command)
+@tokens.command("refresh-due", cls=Command)
 def refresh_due() -> None:
     """Refresh what is due within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
     total = due.count()
@@ -57,7 +38,7 @@ def refresh_due() -> None:
         sys.exit(1)
 
 
-@tokens.command("status", cls=_Command)
+@tokens.command("status", cls=Command)
 def status() -> None:
     """Count links by state, and say what is due, what happened in the last hour and what is held back."""
     now = database.current_time()
@@ -105,7 +86,7 @@ def _keys() -> list[str]:
     ]
 
 
-@tokens.command("rotate-keys", cls=_Command)
+@tokens.command("rotate-keys", cls=Command)
 def rotate_keys() -> None:
     """Seal all tokens with the first of TOKEN_ENCRYPTION_KEYS, online.
 
@@ -128,37 +109,6 @@ def rotate_keys() -> None:
     if still:
         sys.exit(1)
     click.echo(f"Every token is sealed with key {newest}; the others may be removed.")
-
-
-def _text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """What was typed, which may be no text: bytes that are not UTF-8 arrive as halves of characters."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("It is not text in UTF-8.") from None
-    return value
-
-
-@users.command("create", cls=_Command)
-@click.argument("username", callback=_text)
-@click.argument("email", callback=_text)
-@click.password_option(
-    callback=_text, help="Asked for when left out, which keeps it out of the shell's history."
-)
-def create(username: str, email: str, password: str) -> None:
-    """Create an account."""
-    try:
-        new = Registration().load({"username": username, "email": email, "password": password})
-        user = create_account(**new)
-    except ma.ValidationError as error:
-        for field, messages in dict(error.messages_dict).items():
-            click.echo(f"{field}: {' '.join(messages)}", err=True)
-        sys.exit(1)
-    except Problem as problem:
-        errors = problem.members.get("errors")
-        click.echo(f"{problem.title}{f': {errors}' if errors else ''}", err=True)
-        sys.exit(1)
-    click.echo(f"created user {user.id}: {user.username} <{user.email}>")
 
 
 @click.command("scheduler")

@@ -90,7 +90,8 @@ def test_a_database_that_is_away_is_said_in_one_line(env: dict[str, str], tmp_pa
 
 def test_commands_explain_themselves(app: Flask) -> None:
     runner = app.test_cli_runner()
-    for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users", "create"]):
+    users = [["users", name] for name in ("create", "show", "set-email", "end-sessions", "disable", "enable")]
+    for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users"], *users):
         result = runner.invoke(args=[*command, "--help"])
         assert result.exit_code == 0
         assert "Usage:" in result.output

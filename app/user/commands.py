@@ -1,0 +1,171 @@
+"""`flask users`: the operator's commands for accounts."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import click
+import marshmallow as ma
+import sqlalchemy as sa
+from flask.cli import AppGroup
+from sqlalchemy.orm import Session
+
+from app import sessions
+from app.auth import lookup, names
+from app.auth.registration import create_account
+from app.auth.schemas import EmailOnly, Registration
+from app.clock import rfc3339, utc_now
+from app.commands import Command, text
+from app.database import reading, write_again_on_conflict
+from app.models import User
+from app.problems import Problem
+from app.spotify import links
+from app.user import email_change
+from app.user.mails import ask_to_verify
+
+log = logging.getLogger(__name__)
+
+users = AppGroup("users", help="Accounts. USER is a username, an email address, or an id.")
+
+
+class _UsersCommand(Command):
+    """A command that prints what is wrong with its arguments in one line each, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ma.ValidationError as error:
+            lines = [f"{field}: {' '.join(found)}" for field, found in dict(error.messages_dict).items()]
+        except Problem as problem:
+            lines = [problem.title]
+        for line in lines:
+            click.echo(line, err=True)
+        sys.exit(1)
+
+
+_user = click.argument("user", metavar="USER", callback=text)
+
+
+@users.command("create", cls=_UsersCommand)
+@click.argument("username", callback=text)
+@click.argument("email", callback=text)
+@click.password_option(
+    callback=text, help="Asked for when left out, which keeps it out of the shell's history."
+)
+def create(username: str, email: str, password: str) -> None:
+    """Create an account."""
+    new = Registration().load({"username": username, "email": email, "password": password})
+    user = create_account(**new)
+    click.echo(f"created user {user.id}: {user.username} <{user.email}>")
+
+
+@users.command("show", cls=_UsersCommand)
+@_user
+def show(user: str) -> None:
+    """Show an account, without secrets."""
+    found = _find(user)
+    link = links.owned_by(found.id)
+    rows = {
+        "id": found.id,
+        "username": found.username,
+        "email": f"{found.email} ({'verified' if found.email_verified else 'not verified'})",
+        "mail goes to": found.mail_to,
+        "pending email": found.pending_email or "none",
+        "created": rfc3339(found.created_at),
+        "disabled": rfc3339(found.disabled_at) if found.disabled_at is not None else "no",
+        "Spotify": "not connected" if link is None else f"{link.spotify_id} ({link.token.state})",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<16}{value}")
+
+
+@users.command("set-email", cls=_UsersCommand)
+@_user
+@click.argument("email", callback=text)
+def set_email(user: str, email: str) -> None:
+    """Replace the email address, for a person who has lost the old mailbox.
+
+    The new address has to be verified. A verified old one is told. All links that were mailed before end.
+    """
+    entered = EmailOnly().load({"email": email})["email"]
+    changed = _change(_find(user), lambda db, row: email_change.set_by_operator(db, row, entered))
+    log.info("email_changed", extra={"account": changed.id})
+    ask_to_verify(changed)
+    click.echo(
+        f"user {changed.id} ({changed.username}) now has the address {changed.email}, not verified yet"
+    )
+
+
+@users.command("end-sessions", cls=_UsersCommand)
+@_user
+def end_sessions(user: str) -> None:
+    """Sign the person out everywhere."""
+    changed = _change(_find(user), lambda _, row: row.end_sessions())
+    ended = sessions.end_all(changed.id, links.grant_of(changed.id))
+    log.info("sessions_ended", extra={"account": changed.id, "ended": ended})
+    click.echo(f"ended {ended} sessions of user {changed.id} ({changed.username})")
+
+
+@users.command("disable", cls=_UsersCommand)
+@_user
+def disable(user: str) -> None:
+    """End all sessions and refuse sign-in and password reset, until `flask users enable`.
+
+    The person is told that the login or the password is wrong. Nothing is deleted.
+    """
+
+    def unit(_: Session, row: User) -> None:
+        row.disabled_at = row.disabled_at or utc_now()
+        row.end_sessions()
+
+    changed = _change(_find(user), unit)
+    sessions.end_all(changed.id, links.grant_of(changed.id))
+    log.info("account_disabled", extra={"account": changed.id})
+    click.echo(f"disabled user {changed.id} ({changed.username})")
+
+
+@users.command("enable", cls=_UsersCommand)
+@_user
+def enable(user: str) -> None:
+    """Let a disabled account sign in again."""
+
+    def unit(_: Session, row: User) -> None:
+        row.disabled_at = None
+
+    changed = _change(_find(user), unit)
+    log.info("account_enabled", extra={"account": changed.id})
+    click.echo(f"enabled user {changed.id} ({changed.username})")
+
+
+def _find(called: str) -> User:
+    with reading() as db:
+        found = {user.id: user for user in (lookup.by_login(db, called), _by_id(db, called)) if user}
+    if not found:
+        raise click.ClickException(
+            f"There is no user {called!r}. Give a username, an email address, or an id."
+        )
+    if len(found) > 1:
+        raise click.ClickException(
+            f"{called!r} is the username of one user and the id of another. Give the email address."
+        )
+    return next(iter(found.values()))
+
+
+def _by_id(db: Session, called: str) -> User | None:
+    digits = names.normal_form(called)
+    is_id = digits.isdecimal() and len(digits) < 10  # what an INTEGER column can hold
+    return db.get(User, int(digits)) if is_id else None
+
+
+def _change(user: User, change: Callable[[Session, User], object]) -> User:
+    """Change an account's row, locked, in a transaction."""
+
+    def unit(db: Session) -> User:
+        row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
+        if row is None:
+            raise click.ClickException("The user has just been deleted.")
+        change(db, row)
+        db.flush()
+        return row
+
+    return write_again_on_conflict(unit)

@@ -1,0 +1,145 @@
+"""`flask users`, in this process: what an operator sees, and what it does to the person."""
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.database import reading
+from app.models import User
+from tests.every_route import settled
+from tests.journeys import PASSWORD, connect, login, register, slug
+from tests.mailbox import Mailbox, token_in
+from tests.sandbox_client import SandboxClient
+
+ADA, NEW = "ada@example.com", "new@example.com"
+VERIFY, RESET = "Is this your address?", "Choose a new password"
+
+
+def users(app: Flask, *arguments: str) -> tuple[int, str, str]:
+    result = app.test_cli_runner().invoke(args=["users", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
+    """Ada, signed in, whose address is verified."""
+    register(client, "ada")
+    token = token_in(mailbox.wait_for(ADA, VERIFY))
+    assert client.put("/api/email-verification", json={"token": token}).status_code == 204
+    return client
+
+
+def test_operator_sees_an_account(ada: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    connect(ada, sandbox)
+    ada.patch("/api/user", json={"email": NEW, "current_password": PASSWORD})
+    number = str(ada.get("/api/user").json["id"])
+
+    shown = {called: users(app, "show", called) for called in ("ada", " ADA", "Ada@Example.com", number)}
+
+    assert len(set(shown.values())) == 1
+    code, output, _ = shown["ada"]
+    rows = {line[:16].strip(): line[16:] for line in output.splitlines()}
+    assert (code, rows["id"], rows["username"]) == (0, number, "ada")
+    assert (rows["email"], rows["pending email"]) == (f"{ADA} (verified)", NEW)
+    assert (rows["disabled"], rows["Spotify"]) == ("no", "mira_t_42 (active)")
+    assert "argon2" not in output
+
+
+@pytest.mark.parametrize("command", ["show", "end-sessions", "disable", "enable", "set-email"])
+def test_command_for_an_unknown_or_ambiguous_user_does_nothing(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, command: str
+) -> None:
+    user = register(client, "ada")
+    more = [NEW] if command == "set-email" else []
+
+    for unknown in ("grace", "grace@example.com", "0", "-1", "99999", "9" * 30, "", "x" * 300):
+        code, output, error = users(app, command, "--", unknown, *more)
+        assert (code, output) == (1, ""), unknown
+        assert "no user" in error
+
+    # An id must not be mistaken for a username that somebody chose in order to be mistaken for it.
+    decoy = f"{user['id']:02}" if user["id"] < 10 else str(user["id"])
+    register(new_client(), decoy)
+    code, output, error = users(app, command, decoy, *more)
+    assert (code, output) == (1, "")
+    assert "email address" in error
+    assert client.get("/api/user").json == user
+
+
+def test_operator_replaces_an_address(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
+) -> None:
+    """For somebody who has lost the mailbox: nothing that was mailed to it works any more."""
+    ada.patch("/api/user", json={"email": "other@example.com", "current_password": PASSWORD})
+    undo = token_in(mailbox.wait_for(ADA, "about to change"))
+    register(new_client(), "grace")
+
+    assert users(app, "set-email", "ada", "grace@example.com")[0] == 1
+    assert users(app, "set-email", "ada", "nonsense")[0] == 1
+    code, output, error = users(app, "set-email", "ada", "New@example.com")
+
+    assert (code, error) == (0, "")
+    assert NEW in output
+    user = ada.get("/api/user").json
+    assert (user["email"], user["email_verified"], user["pending_email"]) == (NEW, False, None)
+    assert mailbox.wait_for(ADA, "Your email address was changed")
+    assert ada.put("/api/email-change", json={"token": undo, "decision": "undo"}).status_code == 400
+    token = token_in(mailbox.wait_for("New@example.com", VERIFY))
+    assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
+
+
+def test_operator_ends_sessions(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    register(client, "ada")
+    login(phone := new_client(), "ada")
+
+    code, output, _ = users(app, "end-sessions", "ada")
+
+    assert (code, "ended 2 sessions" in output) == (0, True)
+    assert [each.get("/api/user").status_code for each in (client, phone)] == [401, 401]
+    assert login(client, "ada").status_code == 200
+
+
+def test_g3_disabled_account_is_shut_until_it_is_enabled(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
+) -> None:
+    ada.post("/api/password-reset", json={"email": ADA})
+    before = token_in(mailbox.wait_for(ADA, RESET))
+    change = {"current_password": PASSWORD, "email": NEW}
+    assert ada.patch("/api/user", json=change).status_code == 200
+    mailed = {
+        "/api/email-verification": {"token": token_in(mailbox.wait_for(NEW, VERIFY))},
+        "/api/email-change": {
+            "token": token_in(mailbox.wait_for(ADA, "about to change")),
+            "decision": "undo",
+        },
+        "/api/password-reset": {"token": before, "password": "another sentence, and longer"},
+    }
+    settled(app)
+    sent = len(mailbox.mails)
+
+    for _ in range(2):
+        assert users(app, "disable", "ada")[0] == 0
+
+    assert ada.get("/api/user").status_code == 401
+    wrong, unknown = login(new_client(), "ada"), login(new_client(), "nobody")
+    assert (
+        (wrong.status_code, slug(wrong))
+        == (unknown.status_code, slug(unknown))
+        == (401, "invalid-credentials")
+    )
+    for path, body in mailed.items():
+        assert ada.put(path, json=body).status_code == 400, path
+    assert ada.post("/api/password-reset", json={"email": ADA}).status_code == 202
+    settled(app)
+    assert len(mailbox.mails) == sent
+
+    assert users(app, "enable", "ada")[0] == 0
+    assert login(ada, "ada").status_code == 200
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(User.disabled_at)).one() is None
