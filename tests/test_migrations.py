@@ -89,7 +89,9 @@ def test_rows_survive_the_way_back_and_forth(env: dict[str, str], app: Flask, sa
     erased, suspect, living = link_many(app, sandbox, 3)
     with app.app_context(), writing() as db:
         # Its link would go with it, if the way back made the table anew.
-        db.add(user := User(username="ada", email="ada@example.com", password_hash="x"))
+        user = User(username="ada", email="ada@example.com", password_hash="x")
+        other = User(username="bob", email="bob@example.com", password_hash="x", session_epoch=-(2**63))
+        db.add_all([user, other])
         db.flush()
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == living).values(user_id=user.id))
         ended = {"state": "reauthorization_required", "due_at": None, "ended_at": datetime.now(UTC)}
@@ -107,6 +109,9 @@ def test_rows_survive_the_way_back_and_forth(env: dict[str, str], app: Flask, sa
     with app.app_context(), reading() as db:
         assert keys_in_use() == before
         rows = {row.spotify_user_id: row for row in db.scalars(sa.select(AccessToken))}
+        epochs = set(db.scalars(sa.select(User.session_epoch)))
+    assert len(epochs) == 2
+    assert 0 not in epochs  # as in every row of the older schema
     assert rows[erased].refresh_token is None
     assert (rows[erased].due_at, rows[erased].ended_at is not None) == (None, True)
     assert rows[suspect].due_at == rows[suspect].not_before

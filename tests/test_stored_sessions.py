@@ -1,6 +1,8 @@
 """What Redis holds of a session grants nothing by itself: it is encrypted and bound to its key."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -9,11 +11,12 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.auth.guard import open_to_all
 from app.clock import utc_now
 from app.database import writing
 from app.models import User
 from tests import stored_sessions
-from tests.journeys import connect, login, register
+from tests.journeys import another_tab, connect, login, register
 from tests.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -250,3 +253,45 @@ def test_cookie_of_another_application_on_loopback_is_left_alone(client: FlaskCl
 
     assert client.get_cookie("session").value == "of-another-flask-app"  # type: ignore[union-attr]
     assert login(client, "ada").status_code == 200
+
+
+def test_of_requests_at_once_one_sets_the_cookie_again(client: FlaskClient) -> None:
+    register(client, "ada")
+    age(client, cookie_set_at=utc_now().timestamp() - DAY - 1)
+    tabs = [another_tab(client) for _ in range(8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda tab: tab.get("/api/user"), tabs))
+
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert sum(len(set_cookies(answer)) for answer in answers) == 1
+
+
+@pytest.mark.parametrize("change", ["disconnects", "signs out"])
+def test_setting_the_cookie_again_undoes_nothing(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, change: str
+) -> None:
+    """A slow request sets it, and saves its session after another one has changed that."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    @app.get("/api/slow")
+    @open_to_all
+    def slow() -> dict[str, bool]:
+        inside.set()
+        assert go_on.wait(30)
+        return {}
+
+    connect(client, sandbox)
+    age(client, cookie_set_at=utc_now().timestamp() - DAY - 1)
+    tab = another_tab(client)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(another_tab(client).get, "/api/slow")
+        assert inside.wait(30)
+        if change == "disconnects":
+            assert client.delete("/api/spotify").status_code == 204
+        else:
+            assert client.post("/api/logout").status_code == 204
+        go_on.set()
+        assert set_cookies(answer.result()) == []
+
+    assert tab.get("/api/spotify").json == {"status": "not_connected"}

@@ -21,6 +21,7 @@ from app.spotify import links
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
 from app.user import account
+from tests import stored_sessions
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient
@@ -342,6 +343,61 @@ def test_b10_all_others_can_be_ended(
     assert client.get("/api/user").status_code == 200
     assert grace.get("/api/user").status_code == 200
     assert len(store_of(app).keys("session:*")) == 2
+
+
+def age_sign_in(client: FlaskClient, **members: object) -> None:
+    app = client.application
+    for key in store_of(app).keys("session:*"):
+        stored_sessions.change(app, key, **members)
+
+
+def test_ending_other_sessions_needs_a_fresh_sign_in_or_the_password(
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
+) -> None:
+    register(client, "ada")
+    login(phone := new_client(), "ada")
+    login(laptop := new_client(), "ada")
+    age_sign_in(client, signed_in_at=datetime.now(UTC).timestamp() - 15 * 60 - 1)
+    phones = next(session["id"] for session in sessions_of(phone) if session["current"])
+
+    for path in ("/api/user/sessions", f"/api/user/sessions/{phones}"):
+        stale = client.delete(path)
+        wrong = client.delete(path, json={"current_password": "not the password"})
+        assert (stale.status_code, slug(stale)) == (403, "fresh-sign-in-required")
+        assert (wrong.status_code, slug(wrong)) == (401, "invalid-credentials")
+        assert phone.get("/api/user").status_code == 200
+    right = {"current_password": PASSWORD}
+    assert client.delete(f"/api/user/sessions/{phones}", json=right).status_code == 204
+    assert phone.get("/api/user").status_code == 401
+    assert client.delete("/api/user/sessions", json=right).status_code == 204
+    assert laptop.get("/api/user").status_code == 401
+
+
+def test_session_of_before_sign_ins_were_dated_is_not_fresh(client: FlaskClient) -> None:
+    register(client, "ada")
+    age_sign_in(client, signed_in_at=None)
+
+    assert client.delete("/api/user/sessions").status_code == 403
+
+
+def test_ending_this_session_needs_no_fresh_sign_in(client: FlaskClient) -> None:
+    register(client, "ada")
+    age_sign_in(client, signed_in_at=0)
+    [here] = sessions_of(client)
+
+    assert client.delete(f"/api/user/sessions/{here['id']}").status_code == 204
+    assert client.get("/api/user").status_code == 401
+
+
+def test_guessing_the_password_to_end_sessions_is_throttled(client: FlaskClient) -> None:
+    register(client, "ada")
+
+    answers = [
+        client.delete("/api/user/sessions", json={"current_password": f"guess {number}"}).status_code
+        for number in range(12)
+    ]
+
+    assert answers == [401] * 10 + [429] * 2
 
 
 def test_ending_this_session_signs_out(client: FlaskClient, app: Flask) -> None:
