@@ -304,6 +304,16 @@ def may_be_same_site(one: str, other: str) -> bool:
     return first.scheme == second.scheme and hosts[0].split(".")[-2:] == hosts[1].split(".")[-2:]
 
 
+def is_app_origin(origin: str) -> bool:
+    """Whether an origin is that of an app in a native shell, or of a browser extension.
+
+    These are on another site than any API, but not all of their requests follow the rules for cookies:
+    extensions have permissions for hosts, and shells can send requests outside of the web view.
+    """
+    parts = urlsplit(origin)
+    return parts.scheme in APP_SCHEMES or f".{parts.netloc}".endswith(".localhost")
+
+
 def host_name(entry: str) -> str:
     """The name in an entry of TRUSTED_HOSTS, without its port and brackets."""
     return urlsplit(f"//{entry}").hostname or ""
@@ -416,7 +426,9 @@ def _same_site_rule(config: Config) -> Iterator[str]:
     if config.session_cookie_samesite == "None" or not config.redirects_to_api or is_wrong_already:
         return
     for origin in config.cors_origins:
-        if not _is_unsafe_http(config, origin) and not may_be_same_site(origin, config.spotify_redirect_uri):
+        if _is_unsafe_http(config, origin) or is_app_origin(origin):
+            continue
+        if not may_be_same_site(origin, config.spotify_redirect_uri):
             yield (
                 f"CORS_ORIGINS: {origin} is on another site than {origin_of(config.spotify_redirect_uri)}, "
                 "so browsers would not send the session cookie from there. Serve both under one domain, or "

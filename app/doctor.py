@@ -18,7 +18,7 @@ from app.mail import InsecureConnection
 from app.outbound import NoAnswer, Outbound
 from app.parts import parts
 from app.spotify import rekeying
-from config import Config, host_name, is_loopback, may_be_same_site, origin_of
+from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,23 @@ def _callback(config: Config) -> Iterator[Finding]:
 
 def _cookies_across_sites(config: Config) -> Iterator[Finding]:
     names = [host_name(host) for host in config.trusted_hosts]
-    if config.redirects_to_api or config.session_cookie_samesite == "None" or any(map(is_loopback, names)):
+    if config.redirects_to_api:
+        names = [urlsplit(config.spotify_redirect_uri).hostname or ""]
+    if config.session_cookie_samesite == "None" or any(map(is_loopback, names)):
         return
     for origin in config.cors_origins:
         if not any(may_be_same_site(origin, f"https://{name}") for name in names):
+            exception = (
+                ", unless an extension has permission for this host or an app sends requests outside of its "
+                "web view"
+                if is_app_origin(origin)
+                else ""
+            )
             yield Finding(
                 True,
                 f"CORS_ORIGINS: {origin} is on another site than {', '.join(names)}",
-                "Browsers would not send the session cookie from there. Set SESSION_COOKIE_SAMESITE=None, or "
-                "serve app and API under one domain.",
+                f"The session cookie will not be sent from there{exception}. Set "
+                "SESSION_COOKIE_SAMESITE=None, or serve app and API under one domain.",
                 doubtful=True,
             )
 

@@ -247,7 +247,6 @@ def test_short_sessions_are_a_choice() -> None:
     [
         ("https://app.other.com", "https://api.example.com/api/spotify/authorize"),
         ("https://app.example.com,https://example.org", "https://api.example.com/api/spotify/authorize"),
-        ("capacitor://localhost", "https://api.example.com/api/spotify/authorize"),
         ("https://10.0.0.1", "https://192.168.0.1/api/spotify/authorize"),
     ],
 )
@@ -565,7 +564,9 @@ WRAPPED = [
 ]
 
 
-@pytest.mark.parametrize("settings", [CROSS_SITE, DEVELOPMENT], ids=["production", "development"])
+@pytest.mark.parametrize(
+    "settings", [PRODUCTION, CROSS_SITE, DEVELOPMENT], ids=["production", "cross-site", "development"]
+)
 @pytest.mark.parametrize("origin", WRAPPED)
 def test_origin_of_a_wrapped_app_is_accepted(settings: dict[str, str], origin: str) -> None:
     assert Config.from_env({**settings, "CORS_ORIGINS": origin}).cors_origins == (origin,)

@@ -26,6 +26,10 @@ def doubts(settings: dict[str, str]) -> list[str]:
         ({"REDIS_URL": "redis://:hunter2@cache/0"}, ["without TLS", "Redis", "rediss://"]),
         ({"DATABASE_URL": PRODUCTION["DATABASE_URL"]}, ["without TLS", "the database", "ssl_ca"]),
         ({"TRUSTED_HOSTS": "backline.internal"}, ["api.example.com is not in TRUSTED_HOSTS"]),
+        (
+            {"CORS_ORIGINS": "https://app.example.com,capacitor://localhost"},
+            ["capacitor://localhost is on another site", "unless", "SESSION_COOKIE_SAMESITE=None"],
+        ),
         ({"SPOTIFY_REDIRECT_URI": "https://www.example.com/cb"}, ["https://www.example.com is not in CORS"]),
         (
             {"CORS_ORIGINS": "https://a.example.org", "SPOTIFY_REDIRECT_URI": "https://a.example.org/cb"},
