@@ -76,6 +76,8 @@ class Config:
     secret_key: str = field(repr=False)
     token_encryption_keys: tuple[bytes, ...] = field(repr=False)  # newest first; 32 bytes each
     database_url: str = field(repr=False)
+    database_pool_size: int  # connections that a process keeps
+    database_max_overflow: int  # connections that it may have beyond those
     redis_url: str = field(repr=False)
     spotify_client_id: str
     spotify_client_secret: str = field(repr=False)
@@ -173,6 +175,8 @@ class Config:
             secret_key=read.secret_key("SECRET_KEY"),
             token_encryption_keys=read.keys("TOKEN_ENCRYPTION_KEYS"),
             database_url=read.database_url("DATABASE_URL", f"sqlite:///{ROOT}/instance/backline.sqlite3"),
+            database_pool_size=read.integer("DATABASE_POOL_SIZE", 16, least=1, most=1000),
+            database_max_overflow=read.integer("DATABASE_MAX_OVERFLOW", 16, least=0, most=1000),
             redis_url=read.redis_url("REDIS_URL", "redis://127.0.0.1:6379/0"),
             spotify_client_id=read.visible_ascii("SPOTIFY_CLIENT_ID", client_id) or SANDBOX_CLIENT_ID,
             spotify_client_secret=read.visible_ascii("SPOTIFY_CLIENT_SECRET", client_secret)

@@ -76,7 +76,7 @@ def create_app(config: Config) -> Flask:
         refreshes=SingleFlight(32, "refresh"),
         mailer=Mailer(config, letters.write),
     )
-    database.init_app(app, config.database_url)
+    database.init_app(app, config)
 
     # In the order in which a request meets them.
     logs.init_app(app)

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,24 +14,21 @@ from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
-from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Connection, ExceptionContext
+from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
 
-from app.door import Door
+from app import mysql
+from app.mysql_pool import error_code
+from config import Config
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# A connection from the pool that does not answer within this is given up.
-PING_SECONDS = 1.0
-# How long a caller waits for another one's try to connect while the database is away.
-TURN_SECONDS = 0.2
-CONNECT_SECONDS = 2
 # A transaction in whose way others keep getting is begun anew for so long.
 CONFLICT_SECONDS = 5.0
 
@@ -61,7 +57,7 @@ class UTCDateTime(sa.types.TypeDecorator[datetime]):
     DateTime(timezone=True) would hand back 12:00 for 12:00+02:00.
     """
 
-    impl = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    impl = sa.DateTime().with_variant(DATETIME(fsp=6), "mysql", "mariadb")
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
@@ -110,28 +106,29 @@ class exact_string(sa.types.TypeDecorator[str]):  # noqa: N801 - reads as the fu
             return super().load_dialect_impl(dialect)
         # Each of the two has a collation by code point that does not pad, under a name of its own.
         is_mariadb = getattr(dialect, "is_mariadb", False)
-        return mysql.VARCHAR(self.length, collation=f"utf8mb4_{'nopad' if is_mariadb else '0900'}_bin")
+        return VARCHAR(self.length, collation=f"utf8mb4_{'nopad' if is_mariadb else '0900'}_bin")
 
 
 def code_string(length: int) -> sa.String:
     """Text that is made here, from an alphabet without blanks, and compared by code point."""
-    return sa.String(length).with_variant(mysql.VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+    return sa.String(length).with_variant(VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
-def init_app(app: Flask, url: str) -> None:
+def init_app(app: Flask, config: Config) -> None:
     """Bind the engine to the application. Opens no connection."""
-    app.config["SQLALCHEMY_DATABASE_URI"] = url
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(url)
+    is_sqlite = config.database_url.startswith("sqlite")
+    app.config["SQLALCHEMY_DATABASE_URI"] = config.database_url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _SQLITE_OPTIONS if is_sqlite else mysql.engine_options(config)
     db.init_app(app)
-    migrate.init_app(app, db, compare_type=True, render_as_batch=url.startswith("sqlite"))
+    migrate.init_app(app, db, compare_type=True, render_as_batch=is_sqlite)
     with app.app_context():
         engine = db.engine
-    if url.startswith("sqlite"):
+    if is_sqlite:
         event.listen(engine, "do_connect", _sqlite_directory)
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
     else:
-        _guard_mysql(engine, Door(TURN_SECONDS, CONNECT_SECONDS + 0.5))
+        mysql.guard(engine)
 
 
 @contextmanager
@@ -216,64 +213,10 @@ def _is_deadlock(error: OperationalError) -> bool:
 
     After 1205 MySQL has undone one statement only; leaving the `writing()` block undid the rest.
     """
-    code = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    return code in (1213, 1205)
+    return error_code(error.orig) in (1213, 1205)
 
 
-def _engine_options(url: str) -> dict[str, Any]:
-    if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": 5}, "hide_parameters": True}
-    return {
-        # mysqlclient waits forever unless told otherwise: a stalled server would take every thread.
-        # A statement waits longer than for a lock; one that was cut off and a connect after it, 6 s.
-        "connect_args": {
-            "charset": "utf8mb4",
-            "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": 4,
-            "write_timeout": 4,
-            "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
-        },
-        # Under REPEATABLE READ, MySQL's default, looking for a row that is not there yet locks the
-        # gap it would go into: two who look before they insert deadlock. It needs row-based or mixed
-        # binary logs, which are the default.
-        "isolation_level": "READ COMMITTED",
-        "pool_pre_ping": True,
-        "pool_recycle": 1800,
-        "pool_size": 16,
-        "max_overflow": 32,
-        "pool_timeout": 2,
-        # An error message must never quote a row.
-        "hide_parameters": True,
-    }
-
-
-def _guard_mysql(engine: sa.Engine, door: Door) -> None:
-    """Connect through the door, doubt the server when a connection breaks, and ping in time."""
-
-    def connect(
-        dialect: sa.Dialect, _record: object, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> Any:
-        refusal = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
-        return door.go(lambda: dialect.connect(*arguments, **named), refusal)
-
-    def notice(context: ExceptionContext) -> None:
-        if context.is_disconnect:
-            door.doubt()
-
-    event.listen(engine, "do_connect", connect)
-    event.listen(engine, "handle_error", notice)
-    engine.dialect.do_ping = _mysql_ping  # type: ignore[assignment]
-
-
-def _mysql_ping(connection: Any) -> bool:
-    """See that a connection which has rested answers. The driver's own ping would wait for `read_timeout`."""
-    connection.send_query(b"DO 1")
-    answer = select.poll()
-    answer.register(connection.fileno(), select.POLLIN)
-    if not answer.poll(PING_SECONDS * 1000):
-        raise connection.OperationalError(2013, "no answer to a ping")
-    connection.read_query_result()
-    return True
+_SQLITE_OPTIONS: dict[str, Any] = {"connect_args": {"timeout": 5}, "hide_parameters": True}
 
 
 def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:

@@ -106,3 +106,17 @@ def test_while_the_server_is_away_one_tries_and_the_others_are_refused(server: S
     assert first.result() == "connected"
     server.settle(True)
     assert door.go(server.connect, REFUSAL) == "connected"
+
+
+def test_an_answer_of_the_server_refuses_nobody_else(server: Server) -> None:
+    def refuse() -> str:
+        raise ValueError("too many connections")
+
+    door = Door(0, LONG, lambda error: isinstance(error, ValueError))
+    with pytest.raises(ValueError, match="too many"):
+        door.go(refuse, REFUSAL)
+
+    asked = callers(door, server.connect, 4)
+    eventually(lambda: server.trying == 4)  # all at once, as while the server answers
+    server.settle(*[True] * 4)
+    assert [caller.result() for caller in asked] == ["connected"] * 4
