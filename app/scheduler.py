@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 30
 UPKEEP_SECONDS = 3600
+# How often to compare the host's clock with elapsed time, and the difference that counts as "was set".
+CLOCK_CHECK_SECONDS, CLOCK_STEP_SECONDS = 5, 2
 # How long what is running may take to end, when asked to. A call and its commit take less, unless
 # MySQL is away; then an answer that waits to be stored is given up.
 STOP_SECONDS = 15
@@ -156,6 +159,7 @@ def run(app: Flask) -> None:
     parts: Parts = app.extensions["backline"]
     parts.mailer.start(app)
     ticker.start()
+    threading.Thread(target=_follow_clock, args=(ticker, stopping), name="clock", daemon=True).start()
     log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})
     received = signal.sigwait(signals)
     log.info("scheduler_stopping", extra={"signal": signal.Signals(received).name})
@@ -168,6 +172,20 @@ def run(app: Flask) -> None:
         log.warning("scheduler_abandons")
         logging.shutdown()
         os._exit(0)
+
+
+def _follow_clock(ticker: BackgroundScheduler, stopping: threading.Event) -> None:
+    """Run all jobs at once when the host's clock was set, or the host was suspended.
+
+    APScheduler plans by that clock: after it was set back an hour, the next pass would be an hour away.
+    """
+    offset = utc_now().timestamp() - time.monotonic()
+    while not stopping.wait(CLOCK_CHECK_SECONDS):
+        before, offset = offset, utc_now().timestamp() - time.monotonic()
+        if abs(offset - before) > CLOCK_STEP_SECONDS:
+            log.warning("clock_was_set", extra={"seconds": round(offset - before)})
+            for job in ticker.get_jobs():
+                job.modify(next_run_time=utc_now())
 
 
 def _tick(app: Flask, stopping: threading.Event) -> None:

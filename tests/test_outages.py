@@ -275,6 +275,32 @@ def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @on_mariadb  # SQLite's clock is the host's own
 @pytest.mark.processes
+def test_scheduler_goes_on_after_its_clock_was_set(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        cannot_run(Unavailable("faketime is not installed: apt-get install faketime"))
+    offset, log = tmp_path / "offset", tmp_path / "log"
+    offset.write_text("+0")
+    faked = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    quick = {"TICK_SECONDS": 0.3, "CLOCK_CHECK_SECONDS": 0.3}
+    with scheduler({**env, **faked}, log, **quick):
+        eventually(lambda: "scheduler_started" in log.read_text(), timeout=30)
+        for number, change in enumerate(("-1h", "+1h"), 1):
+            offset.write_text(change)
+            eventually(lambda: log.read_text().count("clock_was_set") == number)  # noqa: B023
+            link_many(app, sandbox, 1)
+            eventually(lambda: fresh(app) == number)  # noqa: B023
+
+
+@on_mariadb  # SQLite's clock is the host's own
+@pytest.mark.processes
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_a_host_with_a_wrong_clock_harms_nobody(
     env: dict[str, str],

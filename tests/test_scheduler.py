@@ -226,10 +226,12 @@ def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app
 
 
 @contextmanager
-def scheduler(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the scheduler's process, with some of its module's constants changed."""
+    changed = f"import app.scheduler, flask.cli; vars(app.scheduler).update({constants}); flask.cli.main()"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"],
+            [sys.executable, "-c", changed, "--app", "wsgi:app", "scheduler"],
             cwd=ROOT,
             env=process_environment({**env, "LOG_LEVEL": "INFO"}),
             stdout=output,
