@@ -5,7 +5,10 @@ makes (PROMETHEUS_MULTIPROC_DIR), and any of them adds them all up.
 Source: https://prometheus.github.io/client_python/multiprocess/
 """
 
+import fcntl
+import os
 from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -44,16 +47,26 @@ def _at_no_cost() -> suppress:
 
 def text(gate_wait: float) -> bytes:
     """All numbers, in Prometheus' text format. `gate_wait`: see its help."""
-    registry = CollectorRegistry()
-    try:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    except ValueError:  # there is no directory to share: this process is all there is
-        registry.register(REGISTRY)
-    # Of the moment, and the same for all processes: nobody keeps it.
+    # Of the moment, and the same for all processes: no process keeps it.
     own = CollectorRegistry()
     Gauge(
         "backline_web_api_gate_wait_seconds",
         "How much longer Spotify wants no calls from this client id; 0 where the gate is open.",
         registry=own,
     ).set(gate_wait)
-    return generate_latest(registry) + generate_latest(own)
+    return _shared() + generate_latest(own)
+
+
+def _shared() -> bytes:
+    registry = CollectorRegistry()
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:  # this process is all there is
+        return generate_latest(REGISTRY)
+    try:
+        # `deploy/metrics.py` merges what dead workers counted; halfway, it would be counted twice.
+        with Path(directory, "merge.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            return generate_latest(registry)
+    except (OSError, ValueError):  # the directory was removed
+        return generate_latest(REGISTRY)

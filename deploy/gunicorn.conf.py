@@ -6,7 +6,6 @@ Meant to stand behind nginx on the same machine. Every line says why it is not l
 import os
 import shutil
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn puts its own directory there only after it has read this file
 
 from config import Config, ConfigError, read_environment  # noqa: E402
+from deploy import metrics  # noqa: E402
 from deploy.worker import Logger, Worker  # noqa: E402
 
 try:
@@ -66,21 +66,20 @@ logger_class = Logger
 control_socket_disable = True
 
 
-# Where the workers put their numbers for /metrics, which whoever of them is asked adds up. Set before the
+# Where the workers put their numbers for /metrics, which any of them adds up when it is asked. Set before the
 # app is loaded; a HUP goes on with the same, and another gunicorn that this one starts (USR2) has its own.
 # In memory, unless TMPDIR says where: a disk that is full would end the worker that counts something.
-metrics_prefix = f"backline-metrics-{os.getpid()}-"
-if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(metrics_prefix):
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
-        prefix=metrics_prefix, dir=os.environ.get("TMPDIR", worker_tmp_dir)
-    )
+own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
+if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.make_directory(os.environ.get("TMPDIR", worker_tmp_dir))
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """A worker that has gone has no current values any more; what it has counted stays."""
+    """Drop the current values of a worker that has ended, and keep what it has counted."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid)
+    metrics.merge_dead(os.environ["PROMETHEUS_MULTIPROC_DIR"])
 
 
 def on_exit(_server: Any) -> None:

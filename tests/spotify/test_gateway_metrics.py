@@ -155,9 +155,34 @@ def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
         assert told(REQUESTS) == calls + 4
         assert told(GATE) == 0
 
+        calls += 4
+        for _ in range(2):
+            before = set(api.workers)
+            api.signal(signal.SIGHUP)
+            eventually(lambda: len(api.workers) == 2 and not before & set(api.workers), timeout=30)  # noqa: B023
+            call(4)
+            calls += 4
+        eventually(lambda: counted_by() <= {"merged", *map(str, api.workers)})
+        assert told(REQUESTS) == told(f"{CALLS}_count") == calls
+
         api.signal(signal.SIGTERM)
         assert api.wait() == 0
         assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_of_a_killed_gunicorn_is_removed(server: StartServer, tmp_path: Path) -> None:
+    def directories() -> list[Path]:
+        return list(tmp_path.glob("backline-metrics-*"))
+
+    with server(workers=1, TMPDIR=str(tmp_path)) as first:
+        [left] = directories()
+        first.signal(signal.SIGKILL)
+        first.wait()
+        with server(workers=1, TMPDIR=str(tmp_path)):
+            [living] = directories()
+            assert living != left
+            with server(workers=1, TMPDIR=str(tmp_path)):
+                assert living in directories()  # its arbiter is alive
 
 
 def test_a_directory_of_the_operators_own_is_left_to_them(server: StartServer, tmp_path: Path) -> None:
