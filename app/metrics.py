@@ -6,7 +6,6 @@ Source: https://prometheus.github.io/client_python/multiprocess/
 """
 
 import fcntl
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,14 +58,11 @@ def text(gate_wait: float) -> bytes:
 
 def _shared() -> bytes:
     registry = CollectorRegistry()
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if not directory:  # this process is all there is
-        return generate_latest(REGISTRY)
     try:
+        collector = MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         # `deploy/metrics.py` merges what dead workers counted; halfway, it would be counted twice.
-        with Path(directory, "merge.lock").open("ab") as lock:
+        with Path(collector._path, "merge.lock").open("ab") as lock:  # noqa: SLF001
             fcntl.flock(lock, fcntl.LOCK_SH)
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
-    except (OSError, ValueError):  # the directory was removed
+    except (OSError, ValueError):  # there is no directory to share: this process is all there is
         return generate_latest(REGISTRY)
