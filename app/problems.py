@@ -126,8 +126,8 @@ class TooManyAttempts(Problem):
 
 
 class InvalidToken(Problem):
-    code, slug, title = 400, "invalid-token", "This link does not work (any more)"
-    detail = "The token is unknown, used or expired. Ask for a new mail."
+    code, slug, title = 400, "invalid-token", "This link is invalid or has expired"
+    detail = "It may have been used already. Request another email."
 
 
 class UsernameTaken(Problem):

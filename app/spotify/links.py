@@ -125,7 +125,7 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
     Raises:
         SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
         SpotifyAccountMismatch: the user has another Spotify account.
-        NotSignedIn: the user's account is gone.
+        NotSignedIn: the user's account is gone or disabled, or this session has ended.
     """
 
     def unit(db: Session) -> SpotifyUser:
@@ -192,15 +192,18 @@ def _grant_id(db: Session, link_id: int) -> str | None:
 
 
 def _lock_user(db: Session, user_id: int | None) -> None:
-    """So that two links of one person's cannot be made at once, nor one for an account that is going.
+    """Lock the account, so that it gets one connection at most and none once it or this session has ended.
 
-    Before the first look at any link: one that another callback of the same person's makes while
+    Before the first look at any connection: one that another callback of the same person's makes while
     this one waits would be missed, and then be taken for a different account's.
     """
-    if user_id is not None:
-        user = sa.select(User.id).where(User.id == user_id).with_for_update()
-        if db.scalar(user) is None:
-            raise NotSignedIn
+    if user_id is None:
+        return
+    columns = sa.select(User.session_epoch, User.disabled_at)
+    user = db.execute(columns.where(User.id == user_id).with_for_update()).one_or_none()
+    # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
+    if user is None or user.disabled_at is not None or user.session_epoch != session.get("epoch"):
+        raise NotSignedIn
 
 
 def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:

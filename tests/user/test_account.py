@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -14,8 +15,8 @@ from flask.testing import FlaskClient
 
 from app import session_index
 from app.auth import passwords
-from app.database import db, reading
-from app.models import User
+from app.database import db, reading, writing
+from app.models import SpotifyUser, User
 from app.problems import NotSignedIn
 from app.spotify import links
 from app.spotify.accounts import Grant
@@ -583,6 +584,26 @@ def test_g3_an_account_that_is_deleted_while_connecting_gets_no_link(
 
     assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
     assert set(rows(app).values()) == {0}
+
+
+def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password reset that comes at the last moment deletes what was connected before it."""
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    store_grant = links.store_grant
+
+    def store_late(profile: Profile, grant: Grant, **options: Any) -> SpotifyUser:
+        with writing() as session:
+            session.execute(sa.update(User).values(session_epoch=5))
+        return store_grant(profile, grant, **options)
+
+    monkeypatch.setattr(links, "store_grant", store_late)
+    answer = come_back(client, callback)
+
+    assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
+    assert rows(app)["spotify_users"] == 0
 
 
 def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
