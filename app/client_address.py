@@ -30,15 +30,15 @@ class ClientAddress:
         self._reported: set[str] = set()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        count = self._trusted_proxies
         forwarded = str(environ.get("HTTP_X_FORWARDED_FOR", ""))
-        # The nearest proxy writes last, so the list is read from its end. The farther ones come first here.
-        entries = forwarded.rsplit(",", self._trusted_proxies)[-self._trusted_proxies :]
-        trusted = entries if self._trusted_proxies and forwarded else []
-        if forwarded and not self._trusted_proxies:
+        # The nearest proxy adds the last entry, so the trusted ones are at the end, the farthest first.
+        trusted = forwarded.rsplit(",", count)[-count:] if forwarded and count else []
+        if forwarded and not count:
             self._report_once("header_not_trusted")
-        elif forwarded and len(entries) < self._trusted_proxies:
+        elif forwarded and len(trusted) < count:
             self._report_once("fewer_proxies")
-        # A proxy that reports no address stands for its clients: all that is known of them is its own.
+        # If a proxy reports no address, its own is the best that is known.
         known = (parse(text) for text in (*trusted, str(environ.get("REMOTE_ADDR", ""))))
         environ["REMOTE_ADDR"] = str(next((address for address in known if address), THIS_MACHINE))
         return self._app(environ, start_response)
