@@ -99,6 +99,19 @@ def test_b6_the_cookie_for_another_sites_pages_is_partitioned(
     assert {"samesite=none", "secure", "partitioned", "httponly", "path=/"} <= attributes
 
 
+def test_b6_cookie_is_strict_if_the_redirect_leads_to_a_page(
+    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    env |= {"SESSION_COOKIE_SAMESITE": "Strict", "SPOTIFY_REDIRECT_URI": SPA_REDIRECT_URI}
+    client = request.getfixturevalue("client")
+
+    connect(client, sandbox)
+
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    assert cookie.same_site == "Strict"
+
+
 def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
     register(client)
 
