@@ -171,7 +171,7 @@ def test_the_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Ser
     operation = page.locator(".opblock-get").filter(has_text="/api/spotify/v1/")
     operation.locator("button").first.click()
     operation.get_by_role("button", name="Try it out").click()
-    operation.get_by_role("textbox").fill("search?q=harbour lights&type=track")
+    operation.get_by_role("textbox", name="path").fill("search?q=harbour lights&type=track")
     operation.get_by_role("button", name="Execute").click()
 
     expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("200")
