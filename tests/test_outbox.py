@@ -20,6 +20,7 @@ from app import database, outbox
 from app.database import db, reading, writing
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
 from app.spotify import upkeep
+from tests import leaks
 from tests.conftest import running_app
 from tests.every_route import settled, waiting_mails
 from tests.journeys import PASSWORD, register
@@ -264,7 +265,7 @@ def test_waiting_mail_holds_no_token_and_goes_with_the_account(client: FlaskClie
     assert (left.kind, left.recipient, json.loads(left.arguments)) == (
         "account_deleted",
         ADA,
-        {"username": "ada"},
+        {},
     )
 
 
@@ -355,10 +356,12 @@ def test_scheduler_delivers_mail_that_a_process_left_behind(
         verify()
     command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=process_environment(env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, env=process_environment(env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as scheduler:
         try:
             assert mailbox.wait_for(ADA, "Your password was changed")
         finally:
             scheduler.terminate()
-            assert scheduler.wait(20) == 0
+            output = scheduler.communicate(timeout=20)
+    leaks.look_at(output[1], "the scheduler's log")
+    assert scheduler.returncode == 0
