@@ -31,6 +31,12 @@ class Circuit:
             self._next_try = now + PAUSE_SECONDS  # this caller's; the others wait for what it finds
             return 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a caller would have to wait now. Unlike `wait`, asking does not take the next try."""
+        with self._lock:
+            return self._is_open and time.monotonic() < self._next_try
+
     def succeeded(self) -> None:
         with self._lock:
             self._failures, self._is_open = 0, False

@@ -741,6 +741,43 @@ def test_fault9_a_connection_to_spotify_cut_before_its_commit_leaves_nothing(
     assert done.json()["status"] == "connected"
 
 
+@pytest.mark.parametrize("dependency", ["mysql", "store"])
+def test_fault7_a_callback_during_an_outage_can_come_again(
+    world: World, sandbox: SandboxClient, dependency: str
+) -> None:
+    """A code is not sent to Spotify while its grant could not be stored."""
+    first = call(world, "GET", "/api/spotify/authorize")
+    cookies = first.cookies.get_dict()
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    getattr(world, dependency).refuse()
+    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    assert sandbox.calls(path="/api/token") == []
+    getattr(world, dependency).restore()
+
+    done = eventually(lambda: _connected(world, cookies, back))
+
+    assert done["spotify"]["spotify_id"] == "mira_t_42"
+
+
+def test_fault1_a_state_survives_a_reply_that_was_lost(world: World, sandbox: SandboxClient) -> None:
+    first = call(world, "GET", "/api/spotify/authorize")
+    cookies = first.cookies.get_dict()
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    world.store.drop_reply(b"KEEPTTL")
+
+    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+
+    assert sandbox.calls(path="/api/token") == []
+    assert _connected(world, cookies, back)["status"] == "connected"
+
+
+def _connected(world: World, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
+    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    assert answer.status_code == 200, answer.text
+    connection: dict[str, Any] = answer.json()
+    return connection
+
+
 # --- the last resort -----------------------------------------------------------------------------
 
 

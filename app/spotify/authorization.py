@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flask import session
 
-from app import origin, sessions, throttle
+from app import database, origin, sessions, throttle
 from app.auth.guard import current_user
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
@@ -194,6 +194,9 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
     """
     if (wait := parts().gate.wait()) > 0:
         raise SpotifyRateLimited(retry_after=math.ceil(wait))
+    if parts().webapi.is_away:
+        raise SpotifyUnavailable
+    database.current_time()  # raises while the database is away: the grant could not be stored
     address = throttle.client_address()
     throttle.count("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
     with parts().accounts_bulkhead.exchanging():

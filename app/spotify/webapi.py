@@ -122,6 +122,11 @@ class SpotifyWebApi:
         if self._circuit.failed(link_id):
             log.error("web_api_unavailable", extra={"reason": reason})
 
+    @property
+    def is_away(self) -> bool:
+        """Whether calls fail at present, so that what leads to one had better not be started."""
+        return self._circuit.is_open
+
     def me(self, access_token: str) -> Profile:
         """Whose token this is: `GET /me`, which needs no scope.
 

@@ -214,6 +214,22 @@ def test_a_wait_for_me_costs_no_state(client: FlaskClient, sandbox: SandboxClien
     assert len(sandbox.calls(path="/api/token")) == 1
 
 
+def test_no_code_is_used_while_the_web_api_is_away(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(16)]
+    sandbox.fault(on="me", kind="google_502", times=None)
+    for callback in callbacks[:15]:  # so many failures in a row open the circuit
+        assert slug(come_back(client, callback)) == "spotify-unavailable"
+    sandbox.clear_calls()
+
+    assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
+    assert sandbox.calls() == []
+    sandbox.clear_faults()
+    app.extensions["backline"].webapi._circuit.succeeded()  # as another's try would find out
+    assert come_back(client, callbacks[15]).json["status"] == "connected"
+
+
 # --- other sites -----------------------------------------------------------------------------------
 
 FROM_ANOTHER_SITE = {
