@@ -13,6 +13,7 @@ from tests.every_route import settled
 from tests.journeys import PASSWORD, connect, login, register, slug
 from tests.mailbox import Mailbox, token_in
 from tests.sandbox_client import SandboxClient
+from tests.user.test_email_change import session_epoch
 
 ADA, NEW = "ada@example.com", "new@example.com"
 VERIFY, RESET = "Is this your address?", "Choose a new password"
@@ -97,10 +98,12 @@ def test_operator_ends_sessions(
 ) -> None:
     register(client, "ada")
     login(phone := new_client(), "ada")
+    epoch = session_epoch(app)
 
     code, output, _ = users(app, "end-sessions", "ada")
 
     assert (code, "ended 2 sessions" in output) == (0, True)
+    assert session_epoch(app) != epoch
     assert [each.get("/api/user").status_code for each in (client, phone)] == [401, 401]
     assert login(client, "ada").status_code == 200
 
@@ -121,11 +124,12 @@ def test_g3_disabled_account_is_shut_until_it_is_enabled(
         "/api/password-reset": {"token": before, "password": "another sentence, and longer"},
     }
     settled(app)
-    sent = len(mailbox.mails)
+    sent, epoch = len(mailbox.mails), session_epoch(app)
 
     for _ in range(2):
         assert users(app, "disable", "ada")[0] == 0
 
+    assert session_epoch(app) != epoch
     assert ada.get("/api/user").status_code == 401
     wrong, unknown = login(new_client(), "ada"), login(new_client(), "nobody")
     assert (
