@@ -1,11 +1,19 @@
-"""Encryption of values in Redis that grant something, such as sessions."""
+"""Values in Redis that grant something, such as sessions: encrypted, and replaced atomically."""
 
+from typing import Any
+
+import redis
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _VERSION = b"\x01"
+_COMPARE_AND_SET = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1
+"""
 
 
 class RedisCipher:
@@ -31,3 +39,9 @@ class RedisCipher:
             return self._cipher.decrypt(encrypted[len(_VERSION) :], [key.encode()])
         except InvalidTag:
             return None
+
+
+def compare_and_set(client: redis.Redis, key: str, old: bytes, new: bytes) -> bool:
+    """Replace a value if it is still the one that was read. Its time to live stays the same."""
+    values: Any = (old, new)
+    return bool(client.eval(_COMPARE_AND_SET, 1, key, *values))

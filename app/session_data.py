@@ -41,8 +41,8 @@ class SessionData(msgspec.Struct, forbid_unknown_fields=True):
     owner_epoch: Epoch | None = None
 
     @property
-    def listed_epoch(self) -> int | None:
-        """The epoch of the account whose owner sees this session."""
+    def account_epoch(self) -> int | None:
+        """The epoch of the account in whose list this session is."""
         return self.owner_epoch if self.user_id is None else self.epoch
 
     @property
@@ -63,6 +63,15 @@ def index_of_user(user_id: int) -> str:
 def index_of_grant(grant_id: str) -> str:
     """The key of the index of visitors' sessions that hold this grant."""
     return f"visitors-of:{grant_id}"
+
+
+def indexes_of_owner(user_id: int, grant_id: str | None) -> list[str]:
+    """The indexes of all sessions that a person sees and can end.
+
+    They are those signed in to the account, and those of visitors who use its connection through
+    `grant_id`, the current grant.
+    """
+    return [index_of_user(user_id), *([index_of_grant(grant_id)] if grant_id is not None else [])]
 
 
 def encode(cipher: RedisCipher, key: str, data: SessionData) -> bytes:

@@ -14,7 +14,7 @@ import redis
 
 from app.clock import utc_now
 from app.redis_cipher import RedisCipher
-from app.session_data import SessionData, decode, index_of_grant, index_of_user
+from app.session_data import SessionData, decode
 from config import Config
 
 # In one index; one more ends the oldest.
@@ -32,24 +32,6 @@ class ListedSession:
     last_seen_at: datetime
     ip: str
     user_agent: str
-
-
-@dataclass(frozen=True)
-class SessionOwner:
-    """Whose sessions to list or end.
-
-    They are those signed in to the account, and those of visitors who use its connection through
-    `grant_id`, the current grant.
-    """
-
-    user_id: int
-    epoch: int | None
-    grant_id: str | None
-
-    @property
-    def indexes(self) -> list[str]:
-        indexes = [index_of_user(self.user_id)]
-        return indexes if self.grant_id is None else [*indexes, index_of_grant(self.grant_id)]
 
 
 class SessionIndex:
@@ -70,13 +52,13 @@ class SessionIndex:
         """Remove a session that has ended, or that no longer belongs here."""
         self._client.zrem(index, key)
 
-    def listed(self, whose: SessionOwner, *, own: str) -> list[ListedSession]:
-        """The sessions that are alive, last seen first. `own` is the key of the current request's."""
+    def listed(self, indexes: Iterable[str], *, epoch: int | None, own: str) -> list[ListedSession]:
+        """The live sessions of an account with this epoch, last seen first. `own` is the request's key."""
         found = [
             self._describe(key, data, left, own)
-            for index in whose.indexes
+            for index in indexes
             for key, data, left in self._alive(index)
-            if data.index == index and data.listed_epoch == whose.epoch
+            if data.index == index and data.account_epoch == epoch
         ]
         return sorted(found, key=lambda listed: listed.last_seen_at, reverse=True)
 

@@ -28,7 +28,7 @@ from flask_session.redis import RedisSessionInterface
 
 from app.clock import utc_now
 from app.problems import ServiceUnavailable
-from app.redis_cipher import RedisCipher
+from app.redis_cipher import RedisCipher, compare_and_set
 from app.session_cookie import SessionCookie
 from app.session_data import VISIT_SECONDS, SessionData, decode, encode, is_in_future
 from app.session_index import SessionIndex
@@ -41,13 +41,6 @@ _SESSIONS_UNDER = re.compile(r"/api/(?!docs|openapi)")
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 # Safari keeps a cookie for seven days at most, so it is set again long before.
 COOKIE_RENEWAL_SECONDS = 86_400
-
-# Replaces the value of a key, unless another request has changed it since it was read.
-_COMPARE_AND_SET = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-return 1
-"""
 
 
 @dataclass(frozen=True)
@@ -170,13 +163,8 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
         key = self._get_store_id(sid)
         data = msgspec.structs.replace(stored.data, cookie_set_at=utc_now().timestamp())
         try:
-            renewed = self.client.eval(
-                _COMPARE_AND_SET,
-                1,
-                key,
-                stored.raw,
-                encode(self._cipher, key, data),
-            )
+            encoded = encode(self._cipher, key, data)
+            renewed = compare_and_set(self.client, key, stored.raw, encoded)
         except redis.RedisError as error:
             log.error("sessions_unavailable", extra={"reason": type(error).__name__})
             return  # the next request tries again

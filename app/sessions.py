@@ -12,8 +12,8 @@ from flask import Flask, current_app, request, session
 from app.clock import utc_now
 from app.problems import ServiceUnavailable
 from app.redis_cipher import RedisCipher
-from app.session_data import is_in_future
-from app.session_index import ListedSession, SessionOwner, public_id
+from app.session_data import indexes_of_owner, is_in_future
+from app.session_index import ListedSession, public_id
 from app.session_store import RedisSessions, Session
 from config import Config
 
@@ -26,8 +26,8 @@ FRESH_SECONDS = 900
 def of_user(user_id: int, grant_id: str | None) -> list[ListedSession]:
     """A user's sessions, last seen first, and those of visitors who hold the grant of their connection."""
     interface, current = _current()
-    owner = SessionOwner(user_id, current.get("epoch"), grant_id)
-    return interface.index.listed(owner, own=interface.binding(current))
+    indexes, own = indexes_of_owner(user_id, grant_id), interface.binding(current)
+    return interface.index.listed(indexes, epoch=current.get("epoch"), own=own)
 
 
 def end_one(user_id: int, grant_id: str | None, session_id: str) -> bool:
@@ -37,7 +37,7 @@ def end_one(user_id: int, grant_id: str | None, session_id: str) -> bool:
     """
     interface, current = _current()
     own = interface.binding(current)
-    indexes = SessionOwner(user_id, None, grant_id).indexes
+    indexes = indexes_of_owner(user_id, grant_id)
     return interface.index.end(indexes, lambda key: key != own and public_id(key) == session_id) > 0
 
 
@@ -45,14 +45,14 @@ def end_others(user_id: int, grant_id: str | None) -> int:
     """End all sessions of a user but the request's own. Returns how many there were."""
     interface, current = _current()
     own = interface.binding(current)
-    return interface.index.end(SessionOwner(user_id, None, grant_id).indexes, lambda key: key != own)
+    return interface.index.end(indexes_of_owner(user_id, grant_id), lambda key: key != own)
 
 
 def end_all(user_id: int, grant_id: str | None) -> int:
     """End all sessions of a user, also outside a request. Returns how many there were."""
     interface = current_app.session_interface
     assert isinstance(interface, RedisSessions)
-    return interface.index.end(SessionOwner(user_id, None, grant_id).indexes, lambda _: True)
+    return interface.index.end(indexes_of_owner(user_id, grant_id), lambda _: True)
 
 
 def is_own(session_id: str) -> bool:

@@ -22,6 +22,7 @@ from app import sessions, throttle
 from app.clock import utc_now
 from app.parts import parts
 from app.problems import SpotifyUnavailable
+from app.redis_cipher import compare_and_set
 from app.sealing import Unreadable
 from app.session_data import VISIT_SECONDS
 from app.spotify.accounts_bulkhead import Waiter
@@ -37,13 +38,6 @@ WAIT_SECONDS = 15.0  # for an equal callback that is being processed; its calls 
 OF_ONE_SESSION, OF_ONE_ADDRESS = 30, 300
 # How long a page that polls gets the same URL.
 _SAME_URL_SECONDS = LIFE_SECONDS // 2
-
-# Replaces a value only if it is the one that was read, and keeps its time to live.
-_SWAP = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-return 1
-"""
 
 
 class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -205,8 +199,7 @@ def _derived_state(*of: object) -> str:
 
 
 def _swap(state: str, old: Authorization, new: Authorization) -> bool:
-    values: Any = (_encode(state, old), _encode(state, new))
-    return bool(parts().redis.eval(_SWAP, 1, _key(state), *values))
+    return compare_and_set(parts().redis, _key(state), _encode(state, old), _encode(state, new))
 
 
 def _encode(state: str, authorization: Authorization) -> bytes:
