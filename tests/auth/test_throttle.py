@@ -51,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparing passwords costs nothing: for tests with hundreds of guesses that count something else."""
     monkeypatch.setattr(passwords, "hash_password", quick_hash)
     monkeypatch.setattr(passwords, "is_outdated", lambda _: False)
-    monkeypatch.setattr(passwords, "matches", lambda stored, password: stored == quick_hash(password))
+    monkeypatch.setattr(passwords, "_verifies", lambda stored, password: stored == quick_hash(password))
 
 
 @pytest.mark.parametrize("login", ["ada", "nobody"])
@@ -78,7 +78,7 @@ def test_a5_while_one_waits_not_even_the_right_password_is_looked_at(
 ) -> None:
     register(client, "ada")
     assert statuses(client, "ada", 10) == [401] * 10
-    monkeypatch.setattr(passwords, "matches", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr(passwords, "_verifies", lambda *_: pytest.fail("it was looked at"))
 
     assert guess(client, "ada", PASSWORD).status_code == 429
 
@@ -200,7 +200,7 @@ def test_a6_without_redis_no_password_is_looked_at(
     app = request.getfixturevalue("app")
     register(app.test_client(), "ada")
     looked = []
-    monkeypatch.setattr(passwords, "matches", lambda *_: looked.append(1))
+    monkeypatch.setattr(passwords, "_verifies", lambda *_: looked.append(1))
     away.refuse()
     away.cut()
 
@@ -219,7 +219,7 @@ def test_a_servers_trouble_is_not_the_callers_failure(
         raise passwords.ServiceUnavailable(retry_after=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(passwords, "matches", busy)
+        patch.setattr(passwords, "_verifies", busy)
         assert statuses(client, "ada", 20) == [503] * 20
 
     assert statuses(client, "ada", 11) == [401] * 10 + [429]
@@ -228,7 +228,7 @@ def test_a_servers_trouble_is_not_the_callers_failure(
         assert guess(client, "ada").status_code == 401
     wait_is_over(store)
     with monkeypatch.context() as patch:
-        patch.setattr(passwords, "matches", busy)
+        patch.setattr(passwords, "_verifies", busy)
         assert guess(client, "ada", PASSWORD).status_code == 503
     assert guess(client, "ada", PASSWORD).status_code == 200
 
