@@ -15,7 +15,7 @@ from app.locks import UserLocks
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.scheduler import Pass, refresh_due
-from app.spotify import breaker, due, upkeep
+from app.spotify import breaker, due, tokens, upkeep
 from app.spotify.breaker import Trouble
 from tests.journeys import connect
 from tests.many import let_pass, link_many
@@ -192,6 +192,20 @@ def test_use_is_noted_though_the_last_one_is_dated_ahead(
 
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(SpotifyUser.last_used_at)).one() <= now(app) + SECOND
+
+
+@SQLITE
+def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    link_id = row(app).spotify_user_id
+    with app.app_context():
+        refused = tokens.access_token_for(link_id)
+        change(app, AccessToken, refreshed_at=now(app) + CENTURY)
+
+        assert tokens.instead_of(refused, link_id).version != refused.version
+    assert refreshes(sandbox) == 1
 
 
 @pytest.mark.parametrize("lives_for", [None, 3600], ids=["for-ever", "for-an-hour"])
