@@ -101,7 +101,7 @@ class Config:
     refresh_workers: int
     refresh_rate: int  # calls per second
     gateway_share_seconds: int
-    gateway_budget: int  # calls to the Web API in any 30 seconds; 0: as many as Spotify allows
+    gateway_budget: int | None  # calls to the Web API in any 30 seconds; None: learned from refusals
     playback_token_enabled: bool
     mail_url: str = field(repr=False)  # empty: development prints its mails, production sends none
     mail_from: str
@@ -211,7 +211,7 @@ class Config:
             refresh_rate=read.integer("REFRESH_RATE", 20, least=1, most=10_000),
             refresh_workers=read.integer("REFRESH_WORKERS", 32, least=1, most=256),
             gateway_share_seconds=read.integer("GATEWAY_SHARE_SECONDS", 1, least=0, most=60),
-            gateway_budget=read.integer("GATEWAY_BUDGET", 0, least=0, most=1_000_000),
+            gateway_budget=read.integer_or_auto("GATEWAY_BUDGET", least=1, most=1_000_000),
             playback_token_enabled=read.boolean("PLAYBACK_TOKEN_ENABLED", default=not production),
             mail_url=read.mail_url("MAIL_URL"),
             mail_from=read.mail_address("MAIL_FROM", f"no-reply@{urlsplit(frontend_url).hostname}"),
@@ -570,6 +570,16 @@ class _Reader:
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not least <= int(value) <= most:
             self.report(name, f"must be a whole number from {least} to {most}.")
             return default
+        return int(value)
+
+    def integer_or_auto(self, name: str, *, least: int, most: int) -> int | None:
+        """A number, or None for `auto`, which is the default."""
+        value = self.text(name, "auto")
+        if value.lower() == "auto":
+            return None
+        if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not least <= int(value) <= most:
+            self.report(name, f"must be auto or a whole number from {least} to {most}.")
+            return None
         return int(value)
 
     def boolean(self, name: str, *, default: bool) -> bool:

@@ -52,7 +52,8 @@ def readyz() -> Response:
 @open_to_all
 def numbers() -> Response:
     """Counters for Prometheus, of all workers of this server."""
-    return Response(metrics.text(parts().gate.wait()), content_type=CONTENT_TYPE_LATEST)
+    gate = parts().gate
+    return Response(metrics.text(gate.wait(), gate.waits()), content_type=CONTENT_TYPE_LATEST)
 
 
 def _ask_database(engine: sa.Engine) -> None:

@@ -6,6 +6,7 @@ Source: https://prometheus.github.io/client_python/multiprocess/
 """
 
 import fcntl
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def _at_no_cost() -> suppress:
     return suppress(OSError, ValueError)
 
 
-def text(gate_wait: float) -> bytes:
-    """All numbers, in Prometheus' text format. `gate_wait`: see its help."""
+def text(gate_wait: float, endpoint_waits: Mapping[str, float]) -> bytes:
+    """All numbers, in Prometheus' text format. For the waits see their help."""
     # Of the moment, and the same for all processes: no process keeps it.
     own = CollectorRegistry()
     Gauge(
@@ -53,6 +54,14 @@ def text(gate_wait: float) -> bytes:
         "How much longer Spotify wants no calls from this client id; 0 where the gate is open.",
         registry=own,
     ).set(gate_wait)
+    of_endpoints = Gauge(
+        "backline_web_api_endpoint_wait_seconds",
+        "How much longer Spotify wants no calls to an endpoint; only those with a wait are listed.",
+        ["route"],
+        registry=own,
+    )
+    for route, wait in endpoint_waits.items():
+        of_endpoints.labels(route).set(wait)
     return _shared() + generate_latest(own)
 
 

@@ -23,6 +23,7 @@ from app.problems import (
 )
 from app.spotify import breaker, links, pending, tokens
 from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
+from app.spotify.gate import ME
 from app.spotify.pending import Authorization
 from app.spotify.refresh import GrantEnded
 
@@ -192,7 +193,7 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
 
     Whatever can be refused before that is, and a code that was surely not used can come again.
     """
-    if (wait := parts().gate.wait()) > 0:
+    if (wait := parts().gate.wait(ME)) > 0:
         raise SpotifyRateLimited(retry_after=math.ceil(wait))
     if parts().webapi.is_away:
         raise SpotifyUnavailable

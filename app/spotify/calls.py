@@ -8,8 +8,10 @@ from flask import Request
 
 from app.api import read_body
 from app.problems import MalformedRequest, UnsupportedMediaType
-from app.spotify.endpoints import endpoint
+from app.spotify.endpoints import endpoint, scope
 
+# With less time left than this, no call is begun.
+LEAST_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 # JSON, and a playlist's cover: https://developer.spotify.com/documentation/web-api/reference/upload-custom-playlist-cover
 MEDIA_TYPES = ("application/json", "image/jpeg")
@@ -52,6 +54,11 @@ class Call:
     @property
     def endpoint(self) -> str:
         return endpoint(self.path)
+
+    @property
+    def scope(self) -> str:
+        """What a 429 in response to this call is about."""
+        return scope(self.path)
 
     @property
     def is_read(self) -> bool:

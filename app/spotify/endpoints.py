@@ -1,4 +1,4 @@
-"""The Web API's endpoints by name, for metrics: a path with its ids in it would be a label without end.
+"""The Web API's endpoints by name, for metrics and waits. Paths have ids in them, so there are too many.
 
 Source: https://developer.spotify.com/documentation/web-api (its OpenAPI document of 2026-05-31).
 Deprecated ones are among them: older applications still have them.
@@ -37,6 +37,9 @@ users/{id}  users/{id}/playlists
 """
 ENDPOINTS = frozenset(_LISTED.split())
 OTHER = "other"
+_FIRST_WORDS = frozenset(path.partition("/")[0] for path in ENDPOINTS)
+# All that a 429 may be about, short of everything.
+SCOPES = ENDPOINTS | {OTHER} | {f"{OTHER}:{word}" for word in _FIRST_WORDS}
 
 
 def endpoint(path: str) -> str:
@@ -47,3 +50,9 @@ def endpoint(path: str) -> str:
         if named in ENDPOINTS:
             return named
     return OTHER
+
+
+def scope(path: str) -> str:
+    """What a 429 at this path is about: its endpoint, or the unknown ones that begin like it."""
+    found, first = endpoint(path), path.partition("/")[0]
+    return f"{OTHER}:{first}" if found == OTHER and first in _FIRST_WORDS else found

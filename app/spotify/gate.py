@@ -1,21 +1,29 @@
-"""Whether the Web API may be called at all: Spotify counts calls by client id, so all processes share this.
+"""Which calls to the Web API may be made now. All processes share this: Spotify counts by client id.
 
-A 429 closes the gate for everybody until its `Retry-After` is over. Nobody sleeps on it: who comes
-meanwhile is told at once how long it will be.
+A 429 is about its endpoint, or about the whole application, which Spotify does not say. It counts as being
+about everything if its body says `QUOTA_EXCEEDED`, if another endpoint was refused within the last ten
+seconds, or if a read of `/me` with the same token, the canary, is refused too. Calls that it is about are
+refused until its `Retry-After` is over; nobody sleeps. Where only our own budget is used up, a call waits for
+room in it as long as its deadline allows.
 
 Source: https://developer.spotify.com/documentation/web-api/concepts/rate-limits
 """
 
 import logging
 import math
+import random
+import threading
 import time
-import uuid
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import redis
 
 from app.outbound import Answer
 from app.spotify.accounts import RateLimited
+from app.spotify.budget import Budget
+from app.spotify.endpoints import SCOPES
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -23,99 +31,157 @@ log = logging.getLogger(__name__)
 # Where a 429 does not say how long: Spotify counts over 30 seconds, and its quotas over about a day.
 WAIT_SECONDS, QUOTA_WAIT_SECONDS = 30, 3600
 MAX_WAIT_SECONDS = 86_400
-# Of the budget, what polls may use. The rest is for what somebody clicks on.
-POLLS_SHARE = 0.8
-BUDGET_SECONDS = 30
-# What one link may use, whatever the budget: four calls a second, shared ones not counted. Or a single
-# person could close the gate for everybody.
-BUDGET_OF_ONE = 120
+# Two endpoints that are refused within this time mean that it is about everything.
+SECOND_REFUSAL_SECONDS = 10
+# A canary read is made once in this time, by all processes together.
+CANARY_SECONDS = 10
+# The scope of a wait for all calls, and that of `/me`, the canary, which callbacks need as well.
+ALL, ME = "", "me"
 
-# Only ever longer: a 429 that was under way says less than the one that closed the gate.
-_CLOSE = """
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], '1', 'PX', ARGV[1]) end
-"""
 
-# Counts a call, if the last 30 seconds have room for it: 0. Otherwise the milliseconds until they may have.
-_SPEND = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local window = tonumber(ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
-if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then
-  redis.call('ZADD', KEYS[1], now, ARGV[3])
-  redis.call('PEXPIRE', KEYS[1], window)
-  return 0
-end
-return math.max(1, redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] + window - now)
-"""
+@dataclass(frozen=True)
+class Refusal:
+    """What a 429 means: a wait of so many seconds, and whether a canary read should find out more."""
+
+    seconds: int
+    asks_for_canary: bool = False
 
 
 class Gate:
-    """Stands in Redis, and in the memory of each process that has met it: a Redis that was restarted
-    empty is told again by the first of them that asks."""
+    """The waits stand in Redis, and in the memory of each process that has met them: a Redis that was
+    restarted empty is told again by the first of them that asks."""
 
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
-        self._wait_key = f"spotify-wait:{config.spotify_client_id}"
-        self._budget_key = f"spotify-budget:{config.spotify_client_id}"
-        self._calls_key = f"spotify-calls:{config.spotify_client_id}"
-        self._budget = config.gateway_budget
-        self._until = 0.0  # `time.monotonic`
+        self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
+        self._keys_of_refusals = [
+            f"spotify-{name}:{{{config.spotify_client_id}}}" for name in ("refused", "canary")
+        ]
+        self._budget = Budget(client, config)
+        self._waits, self._close, self._refused = (
+            client.register_script((Path(__file__).parent / f"gate_{name}.lua").read_text())
+            for name in ("waits", "close", "refused")
+        )
+        self._lock = threading.Lock()
+        self._until: dict[str, float] = {}  # by scope, `time.monotonic`
+        self._last_refusal: tuple[str, float] | None = None  # scope, `time.monotonic`; without Redis
 
-    def wait(self) -> float:
-        """How many seconds nobody may call; 0 where the gate is open."""
-        known, shared = self._until - time.monotonic(), 0.0
-        try:
-            left: Any = self._client.pttl(self._wait_key)
-            shared = max(0.0, float(left) / 1000)
-            if known > shared + 1:
-                self._tell(known)
-        except redis.RedisError as error:
-            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
-        if shared > known:
-            self._until = time.monotonic() + shared
-        return max(0.0, known, shared)
+    def wait(self, scope: str = ALL) -> float:
+        """How many seconds no call of this scope may be made; 0 where there is no wait."""
+        waits = self._look(sorted({ALL, scope}))
+        return max(waits.values())
 
-    def pass_or_refuse(self, link_id: int | None, *, is_poll: bool) -> None:
+    def waits(self) -> dict[str, float]:
+        """All waits for a part of the calls, by scope."""
+        waits = self._look(sorted(SCOPES))
+        return {scope: wait for scope, wait in waits.items() if wait > 0}
+
+    def pass_or_refuse(
+        self, link_id: int | None, *, is_poll: bool, scope: str = ALL, until: float = 0.0
+    ) -> None:
         """Let a call through, and count it; `link_id` is whose it is, if there is a link yet.
 
+        `until`: how long to wait for room in the budget (`time.monotonic`).
+
         Raises:
-            RateLimited: the gate is closed, or a budget is used up.
+            RateLimited: Spotify wants a wait, or the budget has no room in time.
         """
-        wait = self.wait()
-        if wait <= 0 and link_id is not None:
-            wait = self._spend(f"{self._calls_key}:{link_id}", BUDGET_OF_ONE)
-        if wait <= 0 and self._budget:
-            wait = self._spend(self._budget_key, max(1, int(self._budget * (POLLS_SHARE if is_poll else 1))))
-        if wait > 0:
-            raise RateLimited(math.ceil(wait))
+        while True:
+            wait = self.wait(scope)
+            if wait > 0:
+                raise RateLimited(math.ceil(wait))
+            wait = self._budget.spend(link_id, is_poll=is_poll)
+            if wait <= 0:
+                return
+            if time.monotonic() + wait > until:
+                raise RateLimited(math.ceil(wait))
+            time.sleep(wait + random.uniform(0, 0.05))
+
+    def refused(self, scope: str, answer: Answer) -> Refusal:
+        """Note a 429 in response to a call of this scope, and begin the wait that it asks for."""
+        seconds, quota = _wait_of(answer)
+        about = "all" if quota else self._what_it_is_about(scope)
+        log.error(
+            "web_api_rate_limited",
+            extra={"seconds": seconds, "quota": quota, "route": "all" if about == "all" else scope},
+        )
+        if about == "all":
+            return Refusal(self._close_all(seconds))
+        self._begin(scope, seconds)
+        return Refusal(seconds, asks_for_canary=about == "ask" and self.wait(ME) <= 0)
 
     def close(self, answer: Answer) -> int:
-        """Close it for as long as a 429 asks. Returns the seconds."""
-        quota = answer.json_object().get("error")
-        exhausted = isinstance(quota, dict) and quota.get("reason") == "QUOTA_EXCEEDED"
-        asked = answer.retry_after
-        if asked is None:
-            asked = QUOTA_WAIT_SECONDS if exhausted else WAIT_SECONDS
-        seconds = min(max(asked, 1), MAX_WAIT_SECONDS)
-        log.error("web_api_rate_limited", extra={"seconds": seconds, "quota": exhausted})
-        self._until = max(self._until, time.monotonic() + seconds)
-        try:
-            self._tell(seconds)
-        except redis.RedisError as error:
-            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
+        """Let no call be made for as long as a 429 asks. Returns the seconds."""
+        seconds, quota = _wait_of(answer)
+        log.error("web_api_rate_limited", extra={"seconds": seconds, "quota": quota, "route": "all"})
+        return self._close_all(seconds)
+
+    def _close_all(self, seconds: int) -> int:
+        self._begin(ALL, seconds)
+        self._budget.learn()
         return seconds
 
-    def _tell(self, seconds: float) -> None:
-        self._client.eval(_CLOSE, 1, self._wait_key, str(math.ceil(seconds * 1000)))
-
-    def _spend(self, key: str, most: int) -> float:
+    def _what_it_is_about(self, scope: str) -> Literal["all", "ask", "one"]:
+        now = time.monotonic()
+        with self._lock:
+            last, self._last_refusal = self._last_refusal, (scope, now)
         try:
-            left: Any = self._client.eval(
-                _SPEND, 1, key, str(most), str(BUDGET_SECONDS * 1000), uuid.uuid4().hex
+            about: Any = self._refused(
+                self._keys_of_refusals, [scope, SECOND_REFUSAL_SECONDS * 1000, CANARY_SECONDS * 1000]
             )
         except redis.RedisError as error:
-            # It is ours, not Spotify's: without it Spotify itself says when it is enough.
-            log.warning("budget_not_counted", extra={"reason": type(error).__name__})
-            return 0
-        return float(left) / 1000
+            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
+            is_second = last is not None and last[0] != scope and now - last[1] < SECOND_REFUSAL_SECONDS
+            return "all" if is_second else "one"
+        found: Literal["all", "ask", "one"] = about.decode()
+        return "one" if found == "ask" and scope == ME else found
+
+    def _begin(self, scope: str, seconds: float) -> None:
+        with self._lock:
+            until = time.monotonic() + seconds
+            self._until[scope] = max(self._until.get(scope, 0.0), until)
+        self._tell(scope, seconds)
+
+    def _look(self, scopes: list[str]) -> dict[str, float]:
+        """The waits of these scopes: the longer of what Redis and this process know."""
+        found: dict[str, float] = {}
+        try:
+            left: Any = self._waits([self._key_of(scope) for scope in scopes], [MAX_WAIT_SECONDS * 1000])
+        except redis.RedisError as error:
+            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
+            left = None
+        for number, scope in enumerate(scopes):
+            shared = 0.0 if left is None else float(left[number]) / 1000
+            found[scope] = self._reconcile(scope, shared, told=left is not None)
+        return found
+
+    def _reconcile(self, scope: str, shared: float, *, told: bool) -> float:
+        now = time.monotonic()
+        with self._lock:
+            known = self._until.get(scope, 0.0) - now
+            if shared > known:
+                self._until[scope] = now + shared
+            elif known <= 0:
+                self._until.pop(scope, None)
+        if told and known > shared + 1:
+            self._tell(scope, known)
+        return max(0.0, known, shared)
+
+    def _tell(self, scope: str, seconds: float) -> None:
+        try:
+            self._close([self._key_of(scope)], [math.ceil(seconds * 1000)])
+        except redis.RedisError as error:
+            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
+
+    def _key_of(self, scope: str) -> str:
+        return f"{self._key}:{scope}" if scope else self._key
+
+
+def _wait_of(answer: Answer) -> tuple[int, bool]:
+    """For how many seconds a 429 asks, and whether it says that the application's quota is used up."""
+    error = answer.json_object().get("error")
+    quota = isinstance(error, dict) and error.get("reason") == "QUOTA_EXCEEDED"
+    asked = answer.retry_after
+    if asked is None:
+        asked = QUOTA_WAIT_SECONDS if quota else WAIT_SECONDS
+    return min(max(asked, 1), MAX_WAIT_SECONDS), quota

@@ -26,9 +26,9 @@ from app.problems import (
 from app.spotify import tokens
 from app.spotify.accounts import RateLimited
 from app.spotify.cache import MAX_LIFE_SECONDS
-from app.spotify.calls import Call
+from app.spotify.calls import LEAST_SECONDS, Call
 from app.spotify.refresh import GrantEnded
-from app.spotify.sharing import LEAST_SECONDS, Fetch, Served
+from app.spotify.sharing import Fetch, Served
 from app.spotify.webapi import CALL_SECONDS, NotAnswered
 
 # All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
@@ -87,16 +87,20 @@ def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> A
     def left(reserved: float = 0) -> float:
         return max(1.0, deadline - time.monotonic() - reserved)
 
-    webapi = parts().webapi
+    def send(access_token: str) -> Answer:
+        return parts().webapi.send(
+            call, access_token, link_id=link_id, within=min(CALL_SECONDS, left()), deadline=deadline
+        )
+
     try:
         # Of the time, a little is kept back for the call itself.
         wait_seconds = min(tokens.WAIT_SECONDS, left(3))
         token = tokens.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
-        answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
+        answer = send(token.access_token)
         if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
             token = tokens.instead_of(token, link_id, wait_seconds=left(2))
             tokens.require_grant(token, grant_id)
-            answer = webapi.send(call, token.access_token, link_id=link_id, within=min(CALL_SECONDS, left()))
+            answer = send(token.access_token)
     except RateLimited as error:
         raise SpotifyRateLimited(retry_after=error.retry_after) from error
     except NotAnswered as error:

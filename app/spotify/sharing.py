@@ -19,9 +19,7 @@ from app.outbound import Answer
 from app.problems import SpotifyUnavailable
 from app.spotify import cache
 from app.spotify.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
-
-# With less time left than this, nobody begins to ask Spotify.
-LEAST_SECONDS = 2.0
+from app.spotify.calls import LEAST_SECONDS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from app import metrics
 from app.circuit import Circuit
 from app.outbound import Answer, NoAnswer, Outbound
 from app.spotify.accounts import Misconfigured, RateLimited, SpotifyError
-from app.spotify.calls import Call
+from app.spotify.calls import LEAST_SECONDS, Call
 from app.spotify.gate import Gate
 from config import Config
 
@@ -22,6 +22,8 @@ CALL_SECONDS = 10.0
 # A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
 # before a proxy loses patience.
 ME_SECONDS = 4.0
+# A read that only shows whether Spotify refuses other calls as well.
+CANARY_SECONDS = 2.0
 # From Spotify's edge: it is not there. A 500 may be this one call's own trouble.
 _AWAY = (502, 503, 504)
 # Why no answer came, where that says nothing of whether Spotify is there.
@@ -57,11 +59,18 @@ class SpotifyWebApi:
         self._circuit = Circuit()
 
     def send(
-        self, call: Call, access_token: str, *, link_id: int | None = None, within: float = CALL_SECONDS
+        self,
+        call: Call,
+        access_token: str,
+        *,
+        link_id: int | None = None,
+        within: float = CALL_SECONDS,
+        deadline: float | None = None,
     ) -> Answer:
         """Make a call, and once more where that can do no harm: a read, or what surely was not sent.
 
-        Any answer is returned as it came, but for a 429.
+        Any answer is returned as it came, but for a 429. The call itself takes at most `within` seconds. It
+        may have to wait for its turn before, as long as the `deadline` (`time.monotonic`) allows.
 
         Raises:
             RateLimited: Spotify wants us to wait, or our budget is used up.
@@ -70,24 +79,50 @@ class SpotifyWebApi:
         wait = self._circuit.wait()
         if wait > 0:
             raise NotAnswered(math.ceil(wait), unsent=True)
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + within if deadline is None else deadline
+        self._wait_for_turn(call, link_id, deadline - LEAST_SECONDS)
+        within = min(within, max(1.0, deadline - time.monotonic()))
+        ends = time.monotonic() + within
         try:
             answer = self._once(call, access_token, link_id, within)
         except NotAnswered as error:
-            left = deadline - time.monotonic()
+            left = ends - time.monotonic()
             if not (call.is_read or error.unsent) or left < within / 2:
                 raise
+            self._wait_for_turn(call, link_id)
             return self._once(call, access_token, link_id, left)
-        left = deadline - time.monotonic()
+        left = ends - time.monotonic()
         if not call.is_read or answer.status not in (500, *_AWAY) or answer.retry_after or left < within / 2:
             return answer
         try:
+            self._wait_for_turn(call, link_id)
             return self._once(call, access_token, link_id, left)
         except (NotAnswered, RateLimited):
             return answer
 
+    def _wait_for_turn(self, call: Call, link_id: int | None, until: float = 0.0) -> None:
+        self._gate.pass_or_refuse(link_id, is_poll=call.is_poll, scope=call.scope, until=until)
+
     def _once(self, call: Call, access_token: str, link_id: int | None, within: float) -> Answer:
-        self._gate.pass_or_refuse(link_id, is_poll=call.is_poll)
+        answer = self._exchange(call, access_token, link_id, within)
+        if answer.status == 429:
+            raise RateLimited(self._refused(call, answer, access_token))
+        return answer
+
+    def _refused(self, call: Call, answer: Answer, access_token: str) -> int:
+        """Find out what a 429 is about. Returns the seconds that this call has to wait."""
+        refusal = self._gate.refused(call.scope, answer)
+        if not refusal.asks_for_canary:
+            return refusal.seconds
+        try:
+            canary = self._exchange(Call("GET", "me"), access_token, None, CANARY_SECONDS)
+        except NotAnswered:
+            return refusal.seconds
+        if canary.status != 429:
+            return refusal.seconds
+        return max(refusal.seconds, self._gate.close(canary))
+
+    def _exchange(self, call: Call, access_token: str, link_id: int | None, within: float) -> Answer:
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
@@ -114,8 +149,6 @@ class SpotifyWebApi:
             self._note_failure(link_id, f"status_{answer.status}")
         else:
             self._circuit.succeeded()
-        if answer.status == 429:
-            raise RateLimited(self._gate.close(answer))
         return answer
 
     def _note_failure(self, link_id: int | None, reason: str) -> None:

@@ -33,7 +33,7 @@ from app.spotify.sharing import Fetch as Call
 from app.spotify.sharing import Served, SharedAnswers
 from config import Config
 from tests.fault_proxy import FaultProxy
-from tests.journeys import PASSWORD, another_tab, connect, register, slug
+from tests.journeys import PASSWORD, another_tab, connect, login, register, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, _process, _until_up, eventually, free_port, process_environment
 from tests.slow_upstream import Upstream, running_upstream
@@ -260,12 +260,11 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
     mira: FlaskClient,
     new_client: Callable[[], FlaskClient],
     app: Flask,
-    sandbox: SandboxClient,
     tabs: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each browser is sent to a consent of its own: an `authorize_url` is good for one session."""
-    connect(elsewhere := new_client(), sandbox)  # as the same person
+    login(elsewhere := new_client(), register(mira)["username"])  # as the same person
     let_go = threading.Event()
 
     def ended(*_: object, **__: object) -> None:

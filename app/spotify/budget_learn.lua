@@ -1,0 +1,30 @@
+-- Spotify has refused the whole application: learn a limit from what was sent.
+-- KEYS: the learned limit, calls of everybody.
+-- ARGV: window (s), share of what was sent, the least limit, growth and its period (ms), how long it is kept (s).
+-- Returns the limit, or 0 if it was learned within the window.
+local time = redis.call('TIME')
+local second, now = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
+local window = tonumber(ARGV[1])
+
+local sent = 0
+for slot = 0, window do
+  local at, calls = string.match(redis.call('HGET', KEYS[2], slot) or '', '^(%d+):(%d+)$')
+  at = tonumber(at)
+  if at and at >= second - window and at <= second then sent = sent + tonumber(calls) end
+end
+local limit = math.floor(sent * tonumber(ARGV[2]))
+
+local learned = redis.call('HMGET', KEYS[1], 'limit', 'since')
+local former, since = tonumber(learned[1]), tonumber(learned[2])
+if former and since and since <= now then
+  -- Of many calls under way all are refused. And few are sent after a wait: that is no reason for a limit of few.
+  if now - since < window * 1000 then return 0 end
+  local periods = math.min(math.floor((now - since) / tonumber(ARGV[5])), 1000)
+  former = former * tonumber(ARGV[4]) ^ periods
+  limit = math.min(math.max(limit, math.floor(former / 2)), math.floor(former))
+end
+limit = math.max(limit, tonumber(ARGV[3]))
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'limit', string.format('%d', limit), 'since', string.format('%.0f', now))
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+return limit
