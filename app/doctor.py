@@ -2,31 +2,16 @@
 
 import smtplib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
-import redis
-import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from flask import current_app
 from sqlalchemy.engine import make_url
 
-from app.database import db
+from app.doctor_stores import examine_database, examine_redis
+from app.finding import Finding
 from app.mail import InsecureConnection
 from app.outbound import NoAnswer, Outbound
 from app.parts import parts
-from app.spotify import rekeying
 from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
-
-
-@dataclass(frozen=True)
-class Finding:
-    good: bool
-    what: str
-    advice: str = ""
-    doubtful: bool = False  # it works, but may not be what the operator means
 
 
 def examine() -> Iterator[Finding]:
@@ -39,8 +24,8 @@ def examine() -> Iterator[Finding]:
         "Not for the public: set APP_ENV=production there." if development else "",
     )
     yield from examine_settings(config)
-    yield from _database()
-    yield _redis()
+    yield from examine_database()
+    yield examine_redis()
     yield _mail()
     yield _spotify()
     if config.uses_sandbox:
@@ -171,44 +156,6 @@ def _unencrypted(config: Config) -> Iterator[str]:
 
 def _is_named(host: str, name: str) -> bool:
     return host == name or (name.startswith(".") and host.endswith(name))
-
-
-def _database() -> Iterator[Finding]:
-    # Without the query as well: a password may stand there.
-    shown = make_url(parts().config.database_url).set(query={}).render_as_string(hide_password=True)
-    try:
-        with db.engine.connect() as connection:
-            revision = MigrationContext.configure(connection).get_current_revision()
-    except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:  # a parameter in the URL that is none
-        yield Finding(
-            False, f"database: {shown}: {type(error).__name__}", "Is it running? Check DATABASE_URL."
-        )
-        return
-    yield Finding(True, f"database: {shown}")
-    head = ScriptDirectory(current_app.extensions["migrate"].directory).get_current_head()
-    if revision == head:
-        yield Finding(True, f"schema: {revision}")
-        missing = rekeying.missing_keys()
-        yield Finding(
-            not missing,
-            f"keys missing for stored tokens: {', '.join(missing)}" if missing else "keys of stored tokens",
-            "Put them back into TOKEN_ENCRYPTION_KEYS, behind the newest." if missing else "",
-        )
-    else:
-        yield Finding(
-            False, f"schema: {revision or 'empty'}, but this release needs {head}", "Run: flask db upgrade"
-        )
-
-
-def _redis() -> Finding:
-    try:
-        server: Any = parts().redis.info("server")
-    except (redis.RedisError, TypeError, ValueError) as error:  # a parameter in the URL that is none
-        return Finding(False, f"Redis: {type(error).__name__}", "Is it running? Check REDIS_URL.")
-    version = str(server.get("redis_version", "0"))
-    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-        return Finding(False, f"Redis {version}", "GETEX needs Redis 6.2 or newer.")
-    return Finding(True, f"Redis {version}")
 
 
 def _mail() -> Finding:

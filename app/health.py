@@ -4,7 +4,6 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-import sqlalchemy as sa
 from flask import Blueprint, Flask, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -12,6 +11,7 @@ from app import metrics
 from app.auth.guard import open_to_all
 from app.database import db
 from app.parts import parts
+from app.probes import probe_database, probe_redis, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ def livez() -> Response:
 @blueprint.get("/readyz")
 @open_to_all
 def readyz() -> Response:
-    """MySQL and Redis answer within a second. Why one does not is in the log, not in public."""
+    """MySQL and Redis can do within a second what requests need. If not, the reason is in the log."""
     engine, store = db.engine, parts().redis
-    answers: list[Future[Any]] = [_probes.submit(_ask_database, engine), _probes.submit(store.ping)]
+    answers: list[Future[Any]] = [_probes.submit(probe_database, engine), _probes.submit(probe_redis, store)]
     done, late = wait(answers, timeout=PROBE_SECONDS)
-    reasons = [type(error).__name__ for answer in done if (error := answer.exception()) is not None]
+    reasons = [reason_of(error) for answer in done if (error := answer.exception()) is not None]
     for answer in late:
         answer.cancel()
         reasons.append("TimeoutError")
@@ -54,11 +54,6 @@ def numbers() -> Response:
     """Counters for Prometheus, of all workers of this server."""
     gate = parts().gate
     return Response(metrics.text(gate.wait(), gate.waits()), content_type=CONTENT_TYPE_LATEST)
-
-
-def _ask_database(engine: sa.Engine) -> None:
-    with engine.connect() as connection:
-        connection.execute(sa.text("SELECT version_num FROM alembic_version"))  # there, and migrated
 
 
 def _text(body: str, status: int) -> Response:

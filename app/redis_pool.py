@@ -77,7 +77,8 @@ class _Watched:
             super().connect()  # type: ignore[misc]
             # A server that has too many clients says so, and closes the connection at once.
             self.send_command("PING", check_health=False)  # type: ignore[attr-defined]
-            self.read_response()
+            with suppress(redis.exceptions.NoPermissionError):  # an answer all the same
+                self.read_response()
         except redis.RedisError:
             self.disconnect()  # type: ignore[attr-defined]
             raise

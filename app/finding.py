@@ -1,0 +1,13 @@
+"""What `flask doctor` reports."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    good: bool
+    what: str
+    advice: str = ""
+    doubtful: bool = False  # it works, but may not be what the operator means

@@ -1,0 +1,95 @@
+"""Whether MySQL and Redis can do what requests need, not only answer. For /readyz and `flask doctor`."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import redis
+import sqlalchemy as sa
+from alembic.script import ScriptDirectory
+
+from app.database import Base
+from app.mysql_pool import error_code
+from config import ROOT
+
+_SCRIPT = (Path(__file__).parent / "probe.lua").read_text()
+_SCRIPT_HASH = hashlib.sha1(_SCRIPT.encode()).hexdigest()  # noqa: S324 - Redis' name for it
+# In a Redis Cluster they belong to different servers, as a session and the list of sessions do.
+_KEYS = ("session:probe", "session:probe-moved", "shared:probe", "sessions-of:probe")
+
+REPLICA = "It is a replica, or in maintenance."
+
+
+class Unusable(Exception):
+    """The server answers, but cannot do what requests need. The message says why."""
+
+
+def probe_redis(client: redis.Redis) -> None:
+    """Use every command that requests use, in one round trip.
+
+    Raises:
+        redis.RedisError: the server is down, or refuses one of them.
+    """
+    with client.pipeline(transaction=True) as batch:
+        batch.set(_KEYS[1], "", px=5000)
+        batch.eval(_SCRIPT, len(_KEYS), *_KEYS)
+        batch.script_load(_SCRIPT)
+        batch.evalsha(_SCRIPT_HASH, len(_KEYS), *_KEYS)
+        batch.execute()
+
+
+def probe_database(engine: sa.Engine) -> None:
+    """Check the schema, and every right on every table, without changing a row.
+
+    A schema that is newer than this release is right: a release adds to it first.
+
+    Raises:
+        Unusable
+        sqlalchemy.exc.SQLAlchemyError: the server is down, or refuses a statement.
+    """
+    with engine.execution_options(writes=True).connect() as connection:
+        revision = schema_revision(connection)
+        head, known = schema_revisions()
+        if revision is None or (revision in known and revision != head):
+            raise Unusable(f"The schema is {revision or 'empty'}, but this release needs {head}.")
+        if connection.dialect.name != "sqlite" and is_read_only(connection):
+            raise Unusable(REPLICA)
+        for table in Base.metadata.sorted_tables:
+            columns, nothing = list(table.columns), sa.false()
+            connection.execute(
+                sa.insert(table).from_select(
+                    columns, sa.select(*columns).where(nothing), include_defaults=False
+                )
+            )
+            connection.execute(sa.update(table).values({columns[0]: columns[0]}).where(nothing))
+            connection.execute(sa.delete(table).where(nothing))
+        connection.rollback()
+
+
+def schema_revision(connection: sa.Connection) -> str | None:
+    """Return the revision that the database has, or None if there is none."""
+    revision: str | None = connection.execute(
+        sa.text("SELECT version_num FROM alembic_version")
+    ).scalar_one_or_none()
+    return revision
+
+
+@cache
+def schema_revisions() -> tuple[str | None, frozenset[str]]:
+    """Return the revision that this release needs, and all that it knows."""
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+
+
+def is_read_only(connection: sa.Connection) -> bool:
+    """Whether a MySQL or MariaDB is a replica, also for users who could write to it all the same."""
+    value = connection.execute(sa.text("SELECT @@GLOBAL.read_only")).scalar_one()
+    return str(value) not in ("0", "OFF")
+
+
+def reason_of(error: BaseException) -> str:
+    """Name an error for the log, without quoting anything of the server's words but its own codes."""
+    if isinstance(error, Unusable):
+        return str(error)
+    code = error_code(getattr(error, "orig", None))
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
