@@ -50,8 +50,12 @@ class Pool(redis.ConnectionPool):
                 self._returned.wait(TURN_SECONDS)
 
     def release(self, connection: Any) -> None:
-        """Put a connection back."""
+        """Put a connection back; one that is not connected below those that are, which are used first."""
         super().release(connection)
+        with self._lock, suppress(ValueError):  # it may have been taken already
+            if connection._sock is None:  # noqa: SLF001
+                self._available_connections.remove(connection)
+                self._available_connections.insert(0, connection)
         with self._returned:
             self._returned.notify()
 

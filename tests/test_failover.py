@@ -181,14 +181,14 @@ def test_full_redis_serves_callers_one_after_another(old_primary: RedisServer) -
     """`maxclients` is reached: callers wait for a connection of ours instead of failing."""
     client = redis_client(f"unix://{old_primary.socket}")
     old_primary.client.config_set("maxclients", "3")
-    barrier = threading.Barrier(16)
+    barrier = threading.Barrier(8)
 
     def call(_: int) -> bool:
         barrier.wait()
         return all(client.set("x", "1") for _ in range(20))
 
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(call, range(16)))
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(8)))
     client.close()
 
 
