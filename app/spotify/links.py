@@ -23,7 +23,7 @@ _USE_IS_NOTED_EVERY = timedelta(hours=1)
 
 
 class ConnectionRef(msgspec.Struct, frozen=True):
-    """What a session stores of the connection that it uses."""
+    """What a session stores of the connection that it uses. `owner_epoch` is for visitors only."""
 
     spotify_user_id: int
     grant_id: str
@@ -67,7 +67,9 @@ def required_grant() -> str | None:
 
 
 def reference(link: SpotifyUser) -> ConnectionRef:
-    """Describe a connection with its current grant, as a session stores it."""
+    """Describe a connection with its current grant, as this session stores it."""
+    if current_user() is not None:
+        return ConnectionRef(link.id, link.token.grant_id, None)
     with reading() as db:
         return ConnectionRef(link.id, link.token.grant_id, _owner_epoch(db, link))
 
