@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 # A grant's row, and what the database's clock said when it was read.
 Reading = tuple[AccessToken, datetime]
 
-# After so long without the lock a caller asks the database itself.
-LOCK_PATIENCE_SECONDS = 2.0
+# After so long without the lock a caller asks the database itself. Less than what makes the accounts
+# service count as slow (`accounts_bulkhead.SLOW_SECONDS`): a lock that is lost says nothing about Spotify.
+LOCK_PATIENCE_SECONDS = 1.0
 _UNREADABLE_WAITS = timedelta(hours=1)
 
 
