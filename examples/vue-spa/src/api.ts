@@ -191,14 +191,18 @@ export const api = {
   setNewPassword: (body: Schemas["NewPassword"]) => send("PUT", "/api/password-reset", body),
   askToVerifyEmail: () => send("POST", "/api/email-verification"),
   verifyEmail: (body: Schemas["TokenOnly"]) => send("PUT", "/api/email-verification", body),
+  undoEmailChange: (body: { token: string; decision: "undo" }) => send("PUT", "/api/email-change", body),
 
   changeProfile: (body: Schemas["ProfileChange"]) => send<User>("PATCH", "/api/user", body),
   changePassword: (body: Schemas["PasswordChange"]) => send("PUT", "/api/user/password", body),
   deleteAccount: (body: Schemas["KnownPassword"]) => send("DELETE", "/api/user", body),
   exportData: () => get<Schemas["ExportOut"]>("/api/user/export"),
   sessions: () => get<Schemas["SessionsOut"]>("/api/user/sessions"),
-  endSession: (id: string) => send("DELETE", `/api/user/sessions/${encodeURIComponent(id)}`),
-  endOtherSessions: () => send("DELETE", "/api/user/sessions"),
+  // Ending sessions takes the password, unless the person has signed in within the last 15 minutes.
+  endSession: (id: string, current_password?: string) =>
+    send("DELETE", `/api/user/sessions/${encodeURIComponent(id)}`, current_password ? { current_password } : undefined),
+  endOtherSessions: (current_password?: string) =>
+    send("DELETE", "/api/user/sessions", current_password ? { current_password } : undefined),
 
   /** Begins to connect Spotify; with what Spotify sent the person back with, finishes it. */
   authorize: (params: Record<string, string> = {}) =>

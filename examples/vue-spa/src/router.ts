@@ -13,6 +13,7 @@ import Playlists from "./pages/Playlists.vue";
 import SignIn from "./pages/SignIn.vue";
 import SignUp from "./pages/SignUp.vue";
 import TopTracks from "./pages/TopTracks.vue";
+import UndoEmailChange from "./pages/UndoEmailChange.vue";
 import VerifyEmail from "./pages/VerifyEmail.vue";
 import { session, sessionChanged, sessionKnown } from "./session";
 
@@ -34,7 +35,8 @@ export const router = createRouter({
     { path: "/sign-up", component: SignUp, meta: { title: "Sign up", stranger: true } },
     { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgotten password" } },
     { path: "/new-password", component: NewPassword, meta: { title: "New password" } },
-    { path: "/verify-email", component: VerifyEmail, meta: { title: "Your address" } },
+    { path: "/verify-email", component: VerifyEmail, meta: { title: "Verify your email address" } },
+    { path: "/undo-email-change", component: UndoEmailChange, meta: { title: "Undo the change of your email address" } },
     { path: "/callback", component: Callback, meta: { title: "Connecting Spotify" } },
     { path: "/now-playing", component: NowPlaying, meta: { title: "Now playing", signedIn: true } },
     { path: "/playlists", component: Playlists, meta: { title: "Playlists", signedIn: true } },
@@ -47,7 +49,11 @@ export const router = createRouter({
 });
 
 // What mails lead to: FRONTEND_URL#password-reset=<token>.
-const MAILED: Record<string, string> = { "password-reset": "/new-password", "email-verification": "/verify-email" };
+const MAILED: Record<string, string> = {
+  "password-reset": "/new-password",
+  "email-verification": "/verify-email",
+  "email-change": "/undo-email-change",
+};
 
 /** The token a mail brought, in memory only: it leaves the address bar and the history at once. */
 export const mailed = { token: "" };

@@ -173,10 +173,12 @@ export function coverOf(item: Playable): Image[] {
   return (item.type === "episode" ? (item.images ?? item.show.images) : item.album.images) ?? [];
 }
 
-/** The smallest image that is still sharp at this width; Spotify's are widest first. */
-export function imageFor(images: Image[] | null | undefined, width: number): string | undefined {
-  const sharp = (images ?? []).filter((image) => (image.width ?? Infinity) >= width * devicePixelRatio);
-  return (sharp.at(-1) ?? images?.[0])?.url;
+/** The narrowest image that is still sharp at this width, otherwise the widest. Spotify promises no order. */
+export function imageFor(images: (Image | null)[] | null | undefined, width: number): string | undefined {
+  const usable = (images ?? []).filter((image): image is Image => Boolean(image?.url));
+  const widestFirst = usable.sort((one, other) => (other.width ?? 0) - (one.width ?? 0));
+  const sharp = widestFirst.filter((image) => (image.width ?? 0) >= width * devicePixelRatio);
+  return (sharp.at(-1) ?? widestFirst[0])?.url;
 }
 
 /** The item's page at Spotify. Only such an address is ever linked to. */

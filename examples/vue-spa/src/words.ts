@@ -16,6 +16,7 @@ const WORDS: Record<string, Words> = {
   "not-signed-in": { title: "Please sign in", detail: "Your session has ended." },
   "invalid-credentials": { title: "That did not match", detail: "The name or the password is wrong." },
   "wrong-password": { title: "This is not your password", detail: "" }, // of who is signed in
+  "fresh-sign-in-required": { title: "Please enter your password", detail: "You signed in some time ago." },
   "too-many-attempts": { title: "Too many attempts", detail: "For your account's safety there is a pause now." },
   "cross-site-request": {
     title: "The server does not accept this page",
