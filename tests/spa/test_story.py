@@ -4,11 +4,15 @@ import re
 from email.message import EmailMessage
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 import sqlalchemy as sa
 from playwright.sync_api import Page, Route, expect
 
+from app.redis_cipher import RedisCipher
+from app.session_data import decode, encode
+from tests.conftest import SETTINGS
 from tests.journeys import PASSWORD
 from tests.mailbox import Mailbox, token_in
 from tests.sandbox_client import SandboxClient
@@ -321,6 +325,68 @@ def test_another_device_is_listed_and_ended(
     expect(page.get_by_text("Nowhere else.")).to_be_visible()
     elsewhere.get_by_role("button", name="Save profile").click()
     expect(elsewhere.get_by_text("Your session has ended.")).to_be_visible()
+
+
+def test_ending_sessions_asks_for_the_password_after_15_minutes(
+    page: Page, new_person: NewPerson, api: Server, spa: Pages, redis_url: str
+) -> None:
+    sign_up(page, spa)
+    elsewhere = new_person()
+    elsewhere.goto(f"{spa.origin}/account")
+    sign_in(elsewhere)
+    expect(elsewhere.get_by_role("heading", name="Account")).to_be_visible()
+    age_sign_ins(redis_url)
+    go_to(page, "Account")
+    page.get_by_role("button", name="End all others").click()
+    field = page.get_by_label("Your password", exact=True)
+    expect(field).to_be_focused()
+    field.fill("not this one")
+    page.get_by_role("button", name="Continue").click()
+    expect(field).to_have_accessible_description("This is not your password.")
+    field.fill(PASSWORD)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_text("Nowhere else.")).to_be_visible()
+    expect(field).to_have_count(0)
+
+
+def age_sign_ins(redis_url: str) -> None:
+    """Move all sign-ins back to the longest time ago."""
+    cipher = RedisCipher(SETTINGS["SECRET_KEY"])
+    with redis.Redis.from_url(redis_url) as store:
+        for key in store.scan_iter("session:*"):
+            data = decode(cipher, key.decode(), store.get(key))
+            assert data is not None
+            aged = msgspec.structs.replace(data, signed_in_at=0)
+            store.set(key, encode(cipher, key.decode(), aged), keepttl=True)
+
+
+def test_new_address_waits_for_its_verification_and_can_be_undone(
+    page: Page, mailbox: Mailbox, start_api: StartApi, spa: Pages
+) -> None:
+    start_api()
+    sign_up(page, spa)
+    page.goto(link_in(mailbox.wait_for("ada@example.com", "your address"), spa))
+    page.get_by_role("button", name="Verify my address").click()
+    expect(page.get_by_text("Your email address is verified.")).to_be_visible()
+    go_to(page, "Account")
+    page.get_by_label("E-mail").fill("thief@example.com")
+    page.get_by_label("Your password, for the new address").fill(PASSWORD)
+    page.get_by_role("button", name="Save profile").click()
+    expect(
+        page.get_by_text("thief@example.com replaces ada@example.com as soon as you verify it.")
+    ).to_be_visible()
+    expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
+
+    page.goto(link_in(mailbox.wait_for("ada@example.com", "about to change"), spa))
+    page.get_by_role("button", name="Undo the change").click()
+    expect(page.get_by_text("Your old email address is back")).to_be_visible()
+    page.goto(link_in(mailbox.wait_for("ada@example.com", "new password"), spa))
+    page.get_by_label("New password").fill("another long sentence")
+    page.get_by_role("button", name="Set new password").click()
+    sign_in(page, password="another long sentence")
+    go_to(page, "Account")
+    expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
+    expect(page.get_by_text("replaces ada@example.com")).to_have_count(0)
 
 
 def test_an_account_is_taken_along_and_deleted(page: Page, api: Server, spa: Pages) -> None:

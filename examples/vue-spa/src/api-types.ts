@@ -108,10 +108,34 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        /** Confirm the address with the token from the mail */
+        /**
+         * Verify an address with the token from the email
+         * @description If it is the `pending_email`, it replaces the current address.
+         */
         put: operations["auth_verify_email"];
-        /** Have the mail sent again that asks whether the address is yours */
+        /** Request another email that verifies the address, or the one that is to replace it */
         post: operations["auth_ask_for_email_verification"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/email-change": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Undo a change of address with the token from the email to the old address
+         * @description Restores that address and ends all sessions. The password no longer works; the address is sent a link to
+         *     choose a new one.
+         */
+        put: operations["auth_decide_email_change"];
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -134,8 +158,11 @@ export interface paths {
         options?: never;
         head?: never;
         /**
-         * Change name or address
-         * @description A new address needs `current_password`, counts as not verified, and is sent a mail; so is the old one.
+         * Change the username or the email address
+         * @description A new address needs `current_password`. It replaces one that is not verified at once; a verified one is
+         *     kept until the new one, `pending_email`, is verified with the link that is mailed to it. The verified
+         *     address is mailed a link that undoes the change for seven days. Sending the current address cancels a
+         *     change that is pending.
          */
         patch: operations["user_change"];
         trace?: never;
@@ -374,12 +401,14 @@ export interface components {
             username: string;
             email: string;
             email_verified: boolean;
+            /** @description Replaces `email` as soon as it is verified */
+            pending_email: string | null;
             /** Format: date-time */
             created_at: string;
         };
         Credentials: {
             /**
-             * @description User name or e-mail address
+             * @description Username or email address
              * @example ada
              */
             login: string;
@@ -428,6 +457,14 @@ export interface components {
         };
         TokenOnly: {
             token: string;
+        };
+        EmailChangeDecision: {
+            token: string;
+            /**
+             * @example undo
+             * @enum {string}
+             */
+            decision: "undo";
         };
         ProfileChange: {
             /** @example ada */
@@ -485,15 +522,29 @@ export interface components {
              */
             current_password?: string;
         };
+        PreviousEmail: {
+            email: string;
+            email_address: string | null;
+            /** Format: date-time */
+            expires_at: string;
+        };
         ExportedUser: {
             id: number;
             username: string;
             email: string;
             email_verified: boolean;
+            /** @description Replaces `email` as soon as it is verified */
+            pending_email: string | null;
             /** Format: date-time */
             created_at: string;
+            /** @description As it was entered, for sending */
+            email_address: string | null;
             /** Format: date-time */
             email_verified_at: string | null;
+            pending_email_address: string | null;
+            previous_emails: components["schemas"]["PreviousEmail"][];
+            /** Format: date-time */
+            disabled_at: string | null;
             /** Format: date-time */
             updated_at: string;
         };
@@ -1097,6 +1148,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
+            /** @description Conflict: email-taken */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
             /** @description Request Entity Too Large: payload-too-large */
             413: {
                 headers: {
@@ -1182,6 +1242,99 @@ export interface operations {
             429: {
                 headers: {
                     "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Service Unavailable: service-unavailable */
+            503: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    auth_decide_email_change: {
+        parameters: {
+            query?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmailChangeDecision"];
+            };
+        };
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Bad Request: invalid-token, malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Conflict: email-taken */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unprocessable Entity: validation-error */
+            422: {
+                headers: {
                     [name: string]: unknown;
                 };
                 content: {

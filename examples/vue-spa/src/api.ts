@@ -191,7 +191,7 @@ export const api = {
   setNewPassword: (body: Schemas["NewPassword"]) => send("PUT", "/api/password-reset", body),
   askToVerifyEmail: () => send("POST", "/api/email-verification"),
   verifyEmail: (body: Schemas["TokenOnly"]) => send("PUT", "/api/email-verification", body),
-  undoEmailChange: (body: { token: string; decision: "undo" }) => send("PUT", "/api/email-change", body),
+  undoEmailChange: (body: Schemas["EmailChangeDecision"]) => send("PUT", "/api/email-change", body),
 
   changeProfile: (body: Schemas["ProfileChange"]) => send<User>("PATCH", "/api/user", body),
   changePassword: (body: Schemas["PasswordChange"]) => send("PUT", "/api/user/password", body),

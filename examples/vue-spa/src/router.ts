@@ -36,7 +36,7 @@ export const router = createRouter({
     { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgotten password" } },
     { path: "/new-password", component: NewPassword, meta: { title: "New password" } },
     { path: "/verify-email", component: VerifyEmail, meta: { title: "Verify your email address" } },
-    { path: "/undo-email-change", component: UndoEmailChange, meta: { title: "Undo the change of your email address" } },
+    { path: "/undo-email-change", component: UndoEmailChange, meta: { title: "Undo email change" } },
     { path: "/callback", component: Callback, meta: { title: "Connecting Spotify" } },
     { path: "/now-playing", component: NowPlaying, meta: { title: "Now playing", signedIn: true } },
     { path: "/playlists", component: Playlists, meta: { title: "Playlists", signedIn: true } },
