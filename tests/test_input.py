@@ -390,6 +390,30 @@ def test_h3_names_and_addresses_are_visible_and_never_both(name: str) -> None:
             assert not set(text) & set(INVISIBLE)
 
 
+_domains = st.lists(
+    st.sampled_from(
+        ["xn--", "bcher-kva", "strae-oqa", "ß", "ü", "u\u0308", "Σ", "A", "한", ".", "\uff0e", "\u3002", "-"]
+    )
+    | st.characters(codec="utf-8"),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(local=_names, domain=_domains)
+def test_h3_both_forms_of_an_address_agree(local: str, domain: str) -> None:
+    entered = f"{local}@{domain}.example"
+    normal = names.address_form(entered)
+
+    assert names.address_form(normal) == normal
+    if names.is_email(entered):
+        sent = names.sending_form(entered)
+        assert names.sending_form(sent) == sent
+        assert names.address_form(sent) == normal
+        assert sent.rpartition("@")[2].isascii()
+        assert normal in names.spellings(sent) & names.spellings(entered)
+
+
 @many
 @given(text=st.text(max_size=300))
 def test_h3_any_text_is_an_address_or_none(text: str) -> None:

@@ -43,6 +43,7 @@ from app.spotify.authorization import AuthorizationRequired, Callback
 from app.spotify.calls import read_call
 from app.spotify.refresh import GrantEnded
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
+from app.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ def _callback() -> Callback | None:
     """
     for name in AuthorizeQuery().fields:
         if len(request.args.getlist(name)) > 1:
-            raise ValidationError(errors={name: ["May stand once only."]})
+            raise ValidationError(errors={name: [REPEATED]})
     code, error, state = (request.args.get(name) or None for name in ("code", "error", "state"))
     return Callback(code, error, state) if code or error else None
 

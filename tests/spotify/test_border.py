@@ -799,7 +799,7 @@ def test_d10_a_parameter_that_stands_twice_is_refused_and_logged(
 
     response, page = visit(client, query, PROGRAM), visit(client, query, PAGE)
 
-    assert (response.status_code, response.json["errors"]) == (422, {twice: ["May stand once only."]})
+    assert (response.status_code, response.json["errors"]) == (422, {twice: ["Must not be repeated."]})
     assert result(page) == "error-validation-error"
     assert token_calls(sandbox) == 0
     assert logged(caplog, "spotify_refused", "reason") == ["validation-error"] * 2
