@@ -247,17 +247,19 @@ def read_environment() -> dict[str, str]:
         file = dotenv_values(stream=io.StringIO(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{path} cannot be read: it has to be a text file in UTF-8.") from None
-    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        _warn_of_readable_file(path)
+    _warn_of_readable_file(path)
     return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
 
 
 @cache
 def _warn_of_readable_file(path: Path) -> None:
-    with suppress(OSError):  # a full disk behind it
-        sys.stderr.write(
-            f"Other users can read {path}, which holds secrets. Run: chmod 600 {shlex.quote(str(path))}\n"
-        )
+    status = path.stat()
+    # A file of another owner may be ours to read by its group on purpose.
+    is_ours = status.st_uid == os.geteuid()
+    if status.st_mode & (stat.S_IRGRP | stat.S_IROTH if is_ours else stat.S_IROTH):
+        remedy = f"chmod {'600' if is_ours else 'o-rwx'} {shlex.quote(str(path))}"
+        with suppress(OSError):  # a full disk behind it
+            sys.stderr.write(f"Other users can read {path}, which holds secrets. Run: {remedy}\n")
 
 
 def is_loopback(host: str | None) -> bool:
