@@ -54,6 +54,7 @@ def both_keys(env: dict[str, str]) -> dict[str, str]:
 def works_with(env: dict[str, str], client: FlaskClient) -> bool:
     """Whether an app with these keys can give this client its token."""
     app = create_app(Config.from_env(env))
+    app.test_client_class = type(client)
     other = app.test_client()
     other._cookies = dict(client._cookies)
     status = other.get("/api/spotify/token").status_code
