@@ -9,6 +9,7 @@ inherit the old code. (They do inherit `config.py`: a release that changes it ne
 
 import json
 import logging
+import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +50,23 @@ def _close_elsewhere(*arguments: Any, **options: Any) -> None:
 util.close_graceful = _close_elsewhere
 
 
+# How much later a worker whose threads are all busy accepts a connection than an idle one.
+YIELD_SECONDS = 0.004
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """Threads, with refusals in the shape of `app/problems.py`."""
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection, but let a worker that is less busy be quicker.
+
+        All workers wake up for each connection. Without this, one of them may get most of a burst, and
+        refuse requests because its threads are taken while another one has some to spare.
+        """
+        busy = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
+        if self.cfg.workers > 1 and busy >= self.cfg.threads // 4:
+            time.sleep(YIELD_SECONDS * min(1.0, busy / self.cfg.threads))
+        super().accept(listener)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer and log what went wrong outside the app. Nothing of the request goes into either."""

@@ -264,7 +264,7 @@ def test_one_person_reads_much_at_once_and_all_of_it_is_served(
             url = f"{api.url}/api/spotify/v1/tracks/{number}"
             return requests.get(url, headers=caller.headers, timeout=LONG).status_code
 
-        asked = [pool.submit(read, number) for number in range(24)]
+        asked = [pool.submit(read, number) for number in range(28)]
         eventually(lambda: sandbox.calls(path="/v1/tracks/0"))
         began = time.monotonic()
         assert caller.get(f"{api.url}/api/session", timeout=LONG).status_code == 200

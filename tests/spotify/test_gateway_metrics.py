@@ -119,6 +119,23 @@ def test_the_gates_wait_is_told_and_that_it_is_over(
         assert 20 < waits(worker) <= 40
 
 
+def test_wait_of_one_endpoint_is_listed_in_the_metrics(
+    linked: FlaskClient, another_worker: Flask, upstream: Upstream
+) -> None:
+    def answer(call: Received) -> Reply:
+        refused = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
+        return refused if call.target.endswith("/images") else Reply()
+
+    upstream.answer = answer
+    assert linked.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
+    for who in (linked, another_worker.test_client()):
+        found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
+        route = frozenset({("route", "playlists/{id}/images")})
+        assert found.pop((GATE, frozenset())) == 0
+        assert list(found) == [("backline_web_api_endpoint_wait_seconds", route)]
+        assert 86_000 < found.popitem()[1] <= 86_400
+
+
 def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
     server: StartServer, client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, tmp_path: Path
 ) -> None:
