@@ -229,7 +229,7 @@ def test_other_sites_neither_open_nor_embed_any_read(
     linked = {"/api/spotify/authorize", "/api/openapi.json", "/api/docs", "/api/docs/start.js"}
     reads = {route.path for route in every_route(app) if route.method == "GET"}
     for path, sent, site in itertools.product(
-        sorted(reads), (NAVIGATION, ELEMENT, {}), ("cross-site", "same-site")
+        sorted(reads), (NAVIGATION, ELEMENT, {**NAVIGATION, "Origin": SPA}, {}), ("cross-site", "same-site")
     ):
         for method in ("GET", "HEAD"):
             response = client.open(path, method=method, headers={**sent, "Sec-Fetch-Site": site})
