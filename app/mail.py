@@ -5,9 +5,11 @@ import json
 import logging
 import random
 import smtplib
+import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import outbox
+from app import outbox, sockets
 from app.models import MailKind, OutgoingMail
 from config import Config, is_loopback
 
@@ -206,11 +208,9 @@ class Mailer:
     def _connect(self) -> smtplib.SMTP:
         host, context = self._url.hostname or "", ssl.create_default_context()
         if self._url.scheme == "smtps":
-            server: smtplib.SMTP = smtplib.SMTP_SSL(
-                host, self._url.port or 465, timeout=SECONDS, context=context
-            )
+            server: smtplib.SMTP = _SmtpOverTls(host, self._url.port or 465, timeout=SECONDS, context=context)
         else:
-            server = smtplib.SMTP(host, self._url.port or 25, timeout=SECONDS)
+            server = _Smtp(host, self._url.port or 25, timeout=SECONDS)
         try:
             server.ehlo()
             if self._url.scheme == "smtp":
@@ -241,6 +241,19 @@ class Mailer:
                 "It offers no STARTTLS, and a password is never sent in cleartext. Use a server with "
                 "STARTTLS or an smtps:// URL, or remove the password from MAIL_URL."
             )
+
+
+class _Smtp(smtplib.SMTP):
+    """Connects within its timeout, name lookup and all addresses included."""
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        connection = sockets.connect(host, port, time.monotonic() + timeout)
+        connection.settimeout(timeout)
+        return connection
+
+
+class _SmtpOverTls(smtplib.SMTP_SSL, _Smtp):
+    """The same, encrypted from the beginning."""
 
 
 def _set_timeout(server: smtplib.SMTP, seconds: float) -> None:

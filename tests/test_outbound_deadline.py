@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from app import outbound
+from app import mail, outbound
 from app.outbound import NoAnswer, Outbound
+from config import Config
+from tests.conftest import SETTINGS
 from tests.fault_proxy import FaultProxy
 from tests.upstream import Upstream, running_upstream
 
@@ -158,3 +160,18 @@ def test_write_is_not_sent_on_an_idle_connection(
 
         assert client.send("POST", url, within=2).status == 200
     assert upstream.handshakes == 2
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_slow_name_lookup_of_the_mail_server_ends_in_time(
+    resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(mail, "SECONDS", WITHIN)
+    never = threading.Event()
+    resolve(lambda: [("127.0.0.1", 1)] * never.wait(20))
+    config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        mail.Mailer(config, lambda _: None).examine()
+    assert time.monotonic() - began < LATE
+    never.set()
