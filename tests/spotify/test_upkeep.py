@@ -28,6 +28,7 @@ DAY = 86_400
 def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     register(client, "ada")
     connect(client, sandbox)
+    settled(client.application)  # or a mail might expire when time passes
     return client
 
 
