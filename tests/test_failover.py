@@ -71,6 +71,7 @@ def forbid(server: redis.Redis) -> None:
     server.execute_command("ACL", "SETUSER", "default", "-getex")
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("retire", [demote, lose_replicas, hide_stale_data, forbid])
 def test_session_works_seconds_after_redis_failover(
     env: dict[str, str], old_primary: RedisServer, new_primary: str, retire: Callable[[redis.Redis], None]
