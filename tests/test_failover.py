@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app import staleness
+from app import sessions, staleness
 from app.redis_pool import redis_client
 from tests.chaos.processes import RedisServer
 from tests.conftest import cannot_run, running_app
@@ -203,3 +203,14 @@ def test_idle_redis_connection_is_replaced(store: FaultProxy, monkeypatch: pytes
 
     assert client.set("x", "1")
     client.close()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_session_is_not_begun_on_a_replica(env: dict[str, str], old_primary: RedisServer) -> None:
+    """It would be missed only after an account was made."""
+    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+    with running_app(env) as app, app.test_request_context("/api/session"):
+        sessions.start()
+        demote(old_primary.client)
+        with pytest.raises(redis.ReadOnlyError):
+            sessions.require_store()
