@@ -14,8 +14,8 @@ _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
 DESCRIPTION = """\
 The backend for a single-page app on Spotify. The session is a cookie, so call with credentials.
-A request that changes something or uses an access token (`/api/spotify/v1/`, `/api/spotify/token`) needs a
-non-empty `X-Requested-With` header and, if it carries an `Origin`, an allowed one. Every error is a
+A request that changes something or goes to `/api/spotify/v1/` needs a non-empty `X-Requested-With` header
+and, if it carries an `Origin`, an allowed one. Every error is a
 problem document (RFC 9457) with a `request_id`.
 
 Bodies are JSON in UTF-8, of 64 KiB at most and nested 32 levels deep at most. A member that is not

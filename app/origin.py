@@ -3,8 +3,8 @@
 Three signs, checked before any view runs: a header that a plain form cannot set, the Origin,
 and the browser's own Sec-Fetch headers. No CSRF tokens are needed with them (RFC 9700 section 4.7,
 OWASP CSRF cheat sheet). They protect what changes something, and reads through the gateway, which cost
-calls to Spotify and return what Spotify sends (RFC 10017). Other reads must not be opened or embedded by
-another site, but need no header.
+calls to Spotify and return what Spotify sends (RFC 10017). A read of the access token needs no header, but
+an allowed Origin. Other sites must not open or embed any read.
 
 Which answers another origin may read is Flask-CORS' business; here its preflights are narrowed.
 """
@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
+_GATEWAY = "spotify.web_api"
 # Reads with a person's access token, or of the token itself.
-_TOKEN_READS = frozenset({"spotify.web_api", "spotify.playback_token"})
+_TOKEN_READS = frozenset({_GATEWAY, "spotify.playback_token"})
 # What a link on any page may lead to: where Spotify sends people back to, and what depends on nobody.
 _MAY_BE_LINKED = frozenset({"spotify.authorize", "docs.document", "docs.page", "docs.script", "docs.asset"})
 
@@ -55,7 +56,7 @@ def init_app(app: Flask, config: Config) -> None:
 
 def needs_header(endpoint: str, method: str) -> bool:
     """Whether a request needs an X-Requested-With header."""
-    return method not in SAFE_METHODS or endpoint in _TOKEN_READS
+    return method not in SAFE_METHODS or endpoint == _GATEWAY
 
 
 def refuses_other_sites(path: str, endpoint: str) -> bool:
@@ -82,7 +83,8 @@ def _what_is_foreign_in_read(allowed: frozenset[str]) -> str | None:
 def _what_is_foreign(allowed: frozenset[str]) -> str | None:
     """Which of the signs speaks against the request, if any."""
     origins = request.headers.getlist("Origin")
-    if not request.headers.get("X-Requested-With", "").strip():
+    has_header = request.headers.get("X-Requested-With", "").strip() != ""
+    if needs_header(request.endpoint or "", request.method) and not has_header:
         return "X-Requested-With"
     if any(origin not in allowed and origin != _own_origin() for origin in origins):
         return "Origin"

@@ -99,8 +99,8 @@ class ServiceUnavailable(Problem):
 class CrossSiteRequest(Problem):
     code, slug, title = 403, "cross-site-request", "Cross-site request refused"
     detail = (
-        "Call the API from a page of the app. A request that changes something or uses an access token needs "
-        "an X-Requested-With header and, if it carries an Origin, one of this API's allowed origins."
+        "Call the API from a page of the app. A request that changes something or goes to /api/spotify/v1/ "
+        "needs an X-Requested-With header and, if it carries an Origin, one of this API's allowed origins."
     )
 
 

@@ -2241,13 +2241,7 @@ export interface operations {
     spotify_playback_token: {
         parameters: {
             query?: never;
-            header: {
-                /**
-                 * @description Any value: another site's page cannot set it.
-                 * @example XMLHttpRequest
-                 */
-                "X-Requested-With": components["parameters"]["RequestedWith"];
-            };
+            header?: never;
             path?: never;
             cookie?: never;
         };
