@@ -6,11 +6,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import urllib3.util.connection
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import circuit
+from app import circuit, sockets
 from app.spotify import gateway
 from tests.journeys import another_tab, connect, slug
 from tests.sandbox_client import SandboxClient
@@ -119,17 +118,17 @@ def test_a_call_that_was_surely_not_sent_is_made_once_more(
     link(client, sandbox, upstream)
     port = free_port()
     app.extensions["backline"].webapi._url = f"http://127.0.0.1:{port}/v1"
-    really, appeared = urllib3.util.connection.create_connection, []
+    really, appeared = sockets.connect, []
     with ExitStack() as stack:
 
-        def connect_or_appear(address: tuple[str, int], *args: Any, **options: Any) -> Any:
+        def connect_or_appear(*args: Any, **options: Any) -> Any:
             try:
-                return really(address, *args, **options)
+                return really(*args, **options)
             except ConnectionRefusedError:
                 appeared.append(stack.enter_context(running_upstream(port)))
                 raise
 
-        monkeypatch.setattr(urllib3.util.connection, "create_connection", connect_or_appear)
+        monkeypatch.setattr(sockets, "connect", connect_or_appear)
         body = b"{}" if method != "GET" else b""
 
         response = client.open(
