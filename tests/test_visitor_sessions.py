@@ -16,7 +16,9 @@ from app.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import links, pending
+from app.spotify.sharing import SharedAnswers
 from tests import stored_sessions
+from tests.conftest import running_app
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, register, slug
 from tests.mailbox import Mailbox, token_in
 from tests.sandbox_client import SandboxClient, answer_of
@@ -138,6 +140,25 @@ def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
 
 
 @ONE_DATABASE
+def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
+    env: dict[str, str], sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env["GATEWAY_SHARE_SECONDS"] = "60"
+    with running_app(env) as app:
+        owner, visitor = owner_and_visitor(app.test_client, sandbox)
+        note_use = links.note_use
+
+        def note_use_late(link: SpotifyUser) -> None:
+            monkeypatch.setattr(links, "note_use", note_use)
+            meanwhile(consent_again, owner, sandbox)
+            meanwhile(owner.get, "/api/spotify/v1/me/player")
+
+        monkeypatch.setattr(links, "note_use", note_use_late)
+        assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
+        assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
+
+
+@ONE_DATABASE
 def test_equal_callback_joins_its_own_grant_only(
     client: FlaskClient, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +277,27 @@ def test_what_ends_the_owners_sessions_ends_a_visitors(
     assert act(owner, mailbox) == 204
 
     assert_not_connected(visitor)
+
+
+def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
+    mailbox: Mailbox, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the commit of the grant and the end of the request that stores the session."""
+    register(owner := new_client(), "ada")
+    connect(owner, sandbox)
+    callback = sandbox.consent(first_visit(visitor := new_client()))
+    drop = SharedAnswers.drop
+
+    def drop_late(shared: SharedAnswers, link_id: int) -> None:
+        monkeypatch.setattr(SharedAnswers, "drop", drop)
+        meanwhile(changes_the_password, owner, mailbox)
+        drop(shared, link_id)
+
+    monkeypatch.setattr(SharedAnswers, "drop", drop_late)
+    assert come_back(visitor, callback).json["status"] == "connected"
+
+    assert_not_connected(visitor)
+    assert owner.get("/api/spotify").json["status"] == "connected"
 
 
 @ONE_DATABASE

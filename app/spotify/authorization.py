@@ -24,6 +24,7 @@ from app.problems import (
 from app.spotify import breaker, links, pending, tokens
 from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
 from app.spotify.gate import ME
+from app.spotify.links import ConnectionRef
 from app.spotify.pending import Authorization
 from app.spotify.refresh import GrantEnded
 
@@ -179,8 +180,7 @@ def _connect(callback: Callback, found: Authorization, user_id: int | None) -> S
     taken, grant = exchanged
     connection = None
     try:
-        link = _store(grant, user_id, asked=asked)
-        connection = links.reference(link)
+        link, connection = _store(grant, user_id, asked=asked)
     finally:
         pending.settle(state, taken, connection)
     links.remember(connection)
@@ -216,10 +216,10 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
     return taken, grant
 
 
-def _store(grant: Grant, user_id: int | None, *, asked: float) -> SpotifyUser:
+def _store(grant: Grant, user_id: int | None, *, asked: float) -> tuple[SpotifyUser, ConnectionRef]:
     """Store a new grant under the account that gave it. Nothing is stored before all of it is known.
 
-    `asked` is when the code was sent (`time.monotonic`).
+    `asked` is when the code was sent (`time.monotonic`). Returns what `links.store_grant` does.
     """
     try:
         profile = parts().webapi.me(grant.access_token)

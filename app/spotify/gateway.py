@@ -14,6 +14,7 @@ from werkzeug.http import parse_cache_control_header
 from app import metrics
 from app.bulkhead import NoPlace
 from app.headers import CONTENT_POLICY
+from app.models import SpotifyUser
 from app.outbound import Answer
 from app.parts import parts
 from app.problems import (
@@ -41,10 +42,10 @@ _INERT = ("application/json", "text/plain", "image/jpeg")
 _MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
 
-def forward(link_id: int, call: Call, *, grant_id: str | None = None) -> Response:
+def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Response:
     """Make the call for this link. Returns Spotify's answer, with how it was come by.
 
-    With `grant_id`, only a token of that grant is used.
+    With `grant_id`, only a token of that grant is used. A read is shared within the link's grant only.
 
     Raises:
         GrantEnded, SpotifyNotConnected, InsufficientScope, SpotifyRateLimited, SpotifyUnavailable,
@@ -52,7 +53,7 @@ def forward(link_id: int, call: Call, *, grant_id: str | None = None) -> Respons
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
-        served = (_read if call.is_read else _write)(link_id, call, deadline, grant_id)
+        served = (_read if call.is_read else _write)(link, call, deadline, grant_id)
         _refuse(served.answer)
     except (Problem, GrantEnded) as error:
         metrics.count_request(call, _name(error))
@@ -61,24 +62,26 @@ def forward(link_id: int, call: Call, *, grant_id: str | None = None) -> Respons
     return _response(served)
 
 
-def _read(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Served:
+def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
     return parts().shared.get(
-        link_id,
-        call.cache_key,
+        link.id,
+        # With the grant: a visitor must not read through another one. Ids of links are also issued again
+        # after a backup is restored.
+        f"{link.token.grant_id} {call.cache_key}",
         Fetch(
-            lambda: _fetch(link_id, call, deadline, grant_id), lambda answer: _life(call, answer), deadline
+            lambda: _fetch(link.id, call, deadline, grant_id), lambda answer: _life(call, answer), deadline
         ),
     )
 
 
-def _write(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Served:
-    with parts().bulkhead.place(link_id, until=deadline - LEAST_SECONDS):
+def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
+    with parts().bulkhead.place(link.id, until=deadline - LEAST_SECONDS):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
-        parts().shared.drop(link_id)
+        parts().shared.drop(link.id)
         try:
-            return Served(_fetch(link_id, call, deadline, grant_id), "miss")
+            return Served(_fetch(link.id, call, deadline, grant_id), "miss")
         finally:
-            parts().shared.drop(link_id)  # also after no answer: it may have had its effect
+            parts().shared.drop(link.id)  # also after no answer: it may have had its effect
 
 
 def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Answer:

@@ -66,12 +66,9 @@ def required_grant() -> str | None:
     return grant_id
 
 
-def reference(link: SpotifyUser) -> ConnectionRef:
-    """Describe a connection with its current grant, as this session stores it."""
-    if current_user() is not None:
-        return ConnectionRef(link.id, link.token.grant_id, None)
-    with reading() as db:
-        return ConnectionRef(link.id, link.token.grant_id, _owner_epoch(db, link))
+def reference(link: SpotifyUser, owner_epoch: int | None = None) -> ConnectionRef:
+    """Describe a connection with its current grant, as a session stores it."""
+    return ConnectionRef(link.id, link.token.grant_id, owner_epoch)
 
 
 def remember(connection: ConnectionRef) -> None:
@@ -119,10 +116,14 @@ def note_use(link: SpotifyUser) -> None:
         due.wake(db, link.id)
 
 
-def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: float) -> SpotifyUser:
+def store_grant(
+    profile: Profile, grant: Grant, *, user_id: int | None, asked: float
+) -> tuple[SpotifyUser, ConnectionRef]:
     """Store what a consent gave: the account and its tokens, in one transaction.
 
-    `asked` is when the code was sent to Spotify (`time.monotonic`).
+    `asked` is when the code was sent to Spotify (`time.monotonic`). Returns the connection, and what the
+    session is to store of it. That is read in the same transaction: whatever ends the owner's sessions
+    after the commit must end this one too.
 
     Raises:
         SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
@@ -130,7 +131,7 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
         NotSignedIn: the user's account is gone or disabled, or this session has ended.
     """
 
-    def unit(db: Session) -> SpotifyUser:
+    def unit(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
         _lock_user(db, user_id)
         link = _known_account(db, profile)
         _check_ownership(db, link, user_id)
@@ -143,12 +144,11 @@ def store_grant(profile: Profile, grant: Grant, *, user_id: int | None, asked: f
         db.flush()  # gives a new link the id that its tokens are sealed with
         tokens.put_grant(db, link.id, grant, asked=asked)
         db.expire(link, ["token"])
-        _ = link.token
-        return link
+        return link, reference(link, _owner_epoch(db, link) if user_id is None else None)
 
-    link = write_again_on_conflict(unit)
+    link, stored = write_again_on_conflict(unit)
     parts().shared.drop(link.id)  # what was read without a permission, for example
-    return link
+    return link, stored
 
 
 def hand_over_visitors_link(db: Session, link_id: int, grant_id: str, user_id: int) -> bool:

@@ -190,7 +190,7 @@ def web_api(path: str) -> Response:
     call = read_call(request, path)
     link = _connected_link()
     with _asking_to_connect_again():
-        return gateway.forward(link.id, call, grant_id=links.required_grant())
+        return gateway.forward(link, call, grant_id=links.required_grant())
 
 
 def _connected_link() -> SpotifyUser:

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from app import session_index
 from app.auth import passwords
 from app.database import db, reading, writing
-from app.models import SpotifyUser, User
+from app.models import User
 from app.problems import NotSignedIn
 from app.spotify import links
 from app.spotify.accounts import Grant
@@ -594,7 +594,7 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
     callback = sandbox.consent(first_visit(client))
     store_grant = links.store_grant
 
-    def store_late(profile: Profile, grant: Grant, **options: Any) -> SpotifyUser:
+    def store_late(profile: Profile, grant: Grant, **options: Any) -> Any:
         with writing() as session:
             session.execute(sa.update(User).values(session_epoch=5))
         return store_grant(profile, grant, **options)
