@@ -233,3 +233,10 @@ def test_every_requirement_has_a_test_that_is_named_for_it_where_the_page_says()
         for file in files:
             source = (ROOT / "tests" / file).read_text(encoding="utf-8")
             assert re.search(rf"^\s*def test_{name.lower()}_", source, re.MULTILINE), (name, file)
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_document_names_existing_tests_and_modules(document: Path) -> None:
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", document.read_text(encoding="utf-8")))
+    folders = (ROOT, ROOT / "tests", ROOT / "app", ROOT / "app" / "spotify", ROOT / "app" / "user")
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
