@@ -126,7 +126,7 @@ class Config:
     @property
     def is_local(self) -> bool:
         """Whether only browsers on this machine can use the API, which makes plain http safe."""
-        return _is_local(self.app_env, self.spotify_redirect_uri, self.trusted_hosts)
+        return _is_local(self.app_env, self.spotify_redirect_uri, self.trusted_hosts, self.frontend_url)
 
     @property
     def frontend_origin(self) -> str:
@@ -168,7 +168,7 @@ class Config:
         redirect_uri = read.redirect_uri("SPOTIFY_REDIRECT_URI", f"{here}{AUTHORIZE_PATH}")
         frontend_url = read.url("FRONTEND_URL", f"{here}/api/docs", needed=production)
         trusted_hosts = read.host_names("TRUSTED_HOSTS", needed=production)
-        is_local = _is_local(app_env, redirect_uri, trusted_hosts)
+        is_local = _is_local(app_env, redirect_uri, trusted_hosts, frontend_url)
 
         config = cls(
             app_env=app_env,
@@ -321,13 +321,20 @@ def is_app_origin(origin: str) -> bool:
 
 
 def host_name(entry: str) -> str:
-    """The name in an entry of TRUSTED_HOSTS, without its port and brackets."""
-    return urlsplit(f"//{entry}").hostname or ""
+    """The name in an entry of TRUSTED_HOSTS, without its port."""
+    return entry.partition(":")[0]
 
 
-def _is_local(app_env: AppEnv, redirect_uri: str, trusted_hosts: tuple[str, ...]) -> bool:
-    on_loopback = bool(trusted_hosts) and all(is_loopback(host_name(host)) for host in trusted_hosts)
+def _is_local(app_env: AppEnv, redirect_uri: str, trusted_hosts: tuple[str, ...], frontend_url: str) -> bool:
+    # A proxy may call us by a loopback name, so TRUSTED_HOSTS alone does not show that visitors are here.
+    hosts = [*map(host_name, trusted_hosts), urlsplit(frontend_url).hostname]
+    on_loopback = bool(trusted_hosts) and all(map(_is_this_machine, hosts))
     return urlsplit(redirect_uri).scheme == "http" and (on_loopback or app_env == "development")
+
+
+def _is_this_machine(host: str | None) -> bool:
+    """Whether a browser looks for a host on its own machine. Names under `.localhost` never leave it."""
+    return is_loopback(host) or (host or "").endswith(".localhost")
 
 
 def _is_guessable(key: bytes) -> bool:
@@ -344,9 +351,12 @@ def _is_guessable(key: bytes) -> bool:
 
 
 def _is_placeholder(secret: str) -> bool:
-    """Whether a secret comes from a template: `CHANGE-ME-please`, `django-insecure-...`."""
+    """Whether a secret is an example or a common phrase: `CHANGE-ME-please`, `my-secret-key`."""
     letters = re.sub(r"[^a-z]", "", secret.lower())
-    known = r"change(me|this)|replaceme|yoursecret|placeholder|djangoinsecure|fortestsonly"
+    known = (
+        r"change(me|this)|replaceme|insert(key|secret)|secretkey|yoursecret|yourkey|encryptionkey|password|"
+        r"placeholder|qwertyuiop|djangoinsecure|fortestsonly"
+    )
     return re.search(known, letters) is not None
 
 
@@ -411,7 +421,7 @@ def _plain_http_rules(config: Config) -> Iterator[str]:
     if _is_unsafe_http(config, config.frontend_url):
         yield "FRONTEND_URL is plain http, so links in emails could be intercepted. Use https."
     for origin in config.cors_origins:
-        if _is_unsafe_http(config, origin):
+        if _is_unsafe_http(config, origin) and not _is_shell_page(origin):
             yield (
                 f"CORS_ORIGINS: {origin} is plain http, so anyone on the way could act through its pages. "
                 "Use https, and remove origins that are for development."
@@ -420,10 +430,12 @@ def _plain_http_rules(config: Config) -> Iterator[str]:
 
 def _is_unsafe_http(config: Config, url: str) -> bool:
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    # Browsers never ask the network for a name such as tauri.localhost, where Tauri serves an app's pages.
-    is_safe = (config.is_local and is_loopback(host)) or host.endswith(".localhost")
-    return parts.scheme == "http" and not is_safe
+    return parts.scheme == "http" and not (config.is_local and _is_this_machine(parts.hostname))
+
+
+def _is_shell_page(origin: str) -> bool:
+    """Whether an origin is one that Tauri serves an app's pages from, such as http://tauri.localhost."""
+    return urlsplit(origin).netloc.endswith(".localhost")
 
 
 def _same_site_rule(config: Config) -> Iterator[str]:
@@ -462,7 +474,8 @@ def _redis_rule(config: Config) -> Iterator[str]:
 def is_exposed_redis(url: str) -> bool:
     """Whether Redis is on another machine, with neither a password nor a verified TLS connection."""
     parsed = parse_redis_url(url)  # type: ignore[no-untyped-call]
-    verified = url.lower().startswith("rediss:") and parsed.get("ssl_cert_reqs") != "none"
+    checks_certificate = parsed.get("ssl_cert_reqs") != "none" and parsed.get("ssl_check_hostname", True)
+    verified = url.startswith("rediss:") and checks_certificate
     return not (verified or parsed.get("password") or parsed.get("path") or is_loopback(parsed.get("host")))
 
 
@@ -474,8 +487,9 @@ def _secret_key_rule(config: Config) -> Iterator[str]:
 
 
 def _token_keys_rule(config: Config) -> Iterator[str]:
-    if any(map(_is_guessable, config.token_encryption_keys)):
-        yield f"TOKEN_ENCRYPTION_KEYS has a key with a pattern, which is easy to guess. {_NEW_BYTES_KEY}"
+    keys = config.token_encryption_keys
+    if any(_is_guessable(key) or _is_placeholder(key.decode("latin-1")) for key in keys):
+        yield f"TOKEN_ENCRYPTION_KEYS has a key with a pattern, or an example. {_NEW_BYTES_KEY}"
 
 
 # Each rule with the settings it reads. It does not apply while one of them is invalid by itself.
@@ -532,15 +546,18 @@ class _Reader:
 
     def host_names(self, name: str, *, needed: bool) -> tuple[str, ...]:
         """Names of this API. A leading dot stands for all names below a domain."""
-        found = self.words(name)
+        found = tuple(host.lower() for host in self.words(name))  # as browsers send them
         if needed and not found:
             self.report(name, "is not set. List the host names of this API, such as api.example.com.")
         for host in found:
-            # ".com" would stand for half of the world.
-            label = "[A-Za-z0-9-]+"
-            host_name = rf"{label}(\.{label})*|\.{label}(\.{label})+"
-            if not re.fullmatch(rf"({host_name}|\[[0-9a-fA-F:]+\])(:\d{{1,5}})?", host):
-                self.report(name, f"has {host!r}, which is not a host name such as api.example.com.")
+            # ".com" would stand for half of the world. Werkzeug cannot compare IPv6 addresses.
+            label = "[a-z0-9-]+"
+            if not re.fullmatch(rf"({label}(\.{label})*|\.{label}(\.{label})+)(:\d{{1,5}})?", host):
+                self.report(
+                    name,
+                    f"has {host!r}, which is not a host name such as api.example.com. "
+                    "Use names (or IPv4 addresses), without https:// and wildcards.",
+                )
         return found
 
     def header_names(self, name: str) -> tuple[str, ...]:

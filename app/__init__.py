@@ -40,8 +40,8 @@ def create_app(config: Config) -> Flask:
     app.config.update(
         SECRET_KEY=config.secret_key,
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
-        # Probes call by the loopback address, whatever names the public uses.
-        TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "[::1]"] if config.trusted_hosts else None,
+        # Probes call this machine, whatever names the public uses.
+        TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "localhost"] if config.trusted_hosts else None,
         # An error is answered as a problem document in development too; the traceback is in the log.
         PROPAGATE_EXCEPTIONS=False,
         API_TITLE="Backline",

@@ -175,6 +175,8 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("REDIS_URL", "redis://re..dis:6379/0"),
         ("TRUSTED_HOSTS", "https://api.example.com"),
         ("TRUSTED_HOSTS", "api.example.com/"),
+        ("TRUSTED_HOSTS", "[2001:db8::1]:443"),
+        ("TRUSTED_HOSTS", "*.example.com"),
         ("SESSION_COOKIE_SECURE", "maybe"),
         ("SESSION_COOKIE_SAMESITE", "Loose"),
         ("SESSION_IDLE_SECONDS", "0"),
@@ -338,16 +340,19 @@ INSECURE = [
     ("FRONTEND_URL", "HTTP://app.example.com/"),
     ("FRONTEND_URL", "http://127.0.0.1:5173/"),
     ("FRONTEND_URL", "http://localhost/"),
+    ("FRONTEND_URL", "http://app.localhost/"),
     ("CORS_ORIGINS", "http://app.example.com"),
     ("CORS_ORIGINS", "https://app.example.com,http://app.example.com:8080"),
     ("CORS_ORIGINS", "https://app.example.com, http://127.0.0.1:5173"),
     ("CORS_ORIGINS", "https://app.example.com, http://10.0.0.8"),
+    ("CORS_ORIGINS", "https://app.example.com, http://app.localhost:5173"),
     ("REDIS_URL", "redis://cache:6379/0"),
     ("REDIS_URL", "redis://10.0.0.8"),
     ("REDIS_URL", "redis://somebody@cache/0"),
     ("REDIS_URL", "redis://:@cache/0"),
     ("REDIS_URL", "redis://[2001:db8::1]:6379/0"),
     ("REDIS_URL", "rediss://cache?ssl_cert_reqs=none"),
+    ("REDIS_URL", "rediss://cache?ssl_check_hostname=false"),
     ("DATABASE_URL", "sqlite:////var/lib/backline.sqlite3"),
     ("DATABASE_URL", "sqlite+pysqlite:////var/lib/backline.sqlite3"),
     ("TRUSTED_HOSTS", " , "),
@@ -355,6 +360,7 @@ INSECURE = [
     ("SECRET_KEY", "01" * 20),
     ("SECRET_KEY", "changeme" * 4),
     ("SECRET_KEY", "please-Change_Me-1234"),
+    ("SECRET_KEY", "my-super-secret-key"),
     ("SECRET_KEY", "abcdefghijklmnopqrstuvwxyz"),
     ("SECRET_KEY", "0123456789abcdef0123456789abcdef"),
     ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(32))),
@@ -364,6 +370,7 @@ INSECURE = [
     ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(range(32)))),
     ("TOKEN_ENCRYPTION_KEYS", text_key(bytes(range(255, 223, -1)))),
     ("TOKEN_ENCRYPTION_KEYS", text_key(b"change me please" * 2)),
+    ("TOKEN_ENCRYPTION_KEYS", text_key(b"your-secret-encryption-key-here!")),
     ("SPOTIFY_CLIENT_ID", "5a4db0c0ffee4b0cac1e5a4db0c0ffee"),
     ("SPOTIFY_REDIRECT_URI", "http://127.0.0.1:5000/api/spotify/authorize"),
 ]
@@ -419,7 +426,7 @@ def test_operator_accepts_one_insecure_part_and_no_other(part: str, name: str, v
         ("SECRET_KEY", "correct horse battery staple"),
         ("TOKEN_ENCRYPTION_KEYS", "9f1c3b7e5a2d4860b1c7e3f5092a6d8c4b0e7f1935ac6d2840e9b3f7c15a8d60"),
         ("TRUSTED_HOSTS", ".example.com"),
-        ("TRUSTED_HOSTS", "api.example.com:8443,[2001:db8::1]:443"),
+        ("TRUSTED_HOSTS", "api.example.com:8443,192.0.2.7"),
     ],
 )
 def test_production_accepts_a_setting_that_is_secure_enough(name: str, value: str) -> None:
@@ -444,8 +451,13 @@ def test_plain_http_is_accepted_where_it_stays_on_one_machine() -> None:
     assert insecure_names({"CORS_ORIGINS": "http://10.0.0.8:5173"}, local) == {"CORS_ORIGINS"}
 
 
-def test_desktop_app_with_a_loopback_redirect_keeps_a_secure_cookie() -> None:
-    desktop = {**PRODUCTION, "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:8888/callback"}
+@pytest.mark.parametrize("trusted_hosts", ["api.example.com", "127.0.0.1"])  # a proxy may rewrite the name
+def test_desktop_app_with_a_loopback_redirect_keeps_a_secure_cookie(trusted_hosts: str) -> None:
+    desktop = {
+        **PRODUCTION,
+        "SPOTIFY_REDIRECT_URI": "http://127.0.0.1:8888/callback",
+        "TRUSTED_HOSTS": trusted_hosts,
+    }
 
     assert Config.from_env(desktop).session_cookie_secure
     assert insecure_names({"SESSION_COOKIE_SECURE": "false"}, desktop) == {"SESSION_COOKIE_SECURE"}

@@ -268,6 +268,8 @@ def test_read_with_a_token_needs_the_signs_of_our_own_app(
         *(without_header if path.startswith("/api/spotify/v1/") else []),
         {"Origin": "http://evil.test"},
         {"Origin": "null", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"},
+        {"Origin": SPA, "Sec-Fetch-Site": "cross-site", **NAVIGATION},
+        {"Origin": SPA, "Sec-Fetch-Site": "cross-site", **ELEMENT},
     ):
         response = client.get(path, headers=headers)
         assert (response.status_code, slug(response)) == (403, "cross-site-request"), headers

@@ -164,7 +164,9 @@ def _response(served: Served) -> Response:
         value = " ".join(answer.headers.get(name, "").split())  # it may be folded
         if value and value.isprintable():  # gunicorn would refuse another one, and with it the answer
             response.headers[name.title()] = value
-    if answer.body and response.mimetype not in _INERT:
+    # Browsers take the last of several types: `application/json; charset=utf-8, text/html` is HTML.
+    is_inert = response.mimetype in _INERT and "," not in response.headers["Content-Type"]
+    if answer.body and not is_inert:
         # Opened as a page, it must not run scripts as a page of this API.
         response.headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
     response.headers["X-Cache"] = served.cache

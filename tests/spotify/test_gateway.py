@@ -197,9 +197,10 @@ ANSWERS = {
     "server error": Reply(500, b'{"error":{"status":500,"message":"Server error"}}', JSON),
     "server error in html": Reply(500, b"<h1>500</h1>", "text/html"),
     "unheard of": Reply(299, b"?", "text/x-new"),
+    "two types": Reply(200, b"<script>1</script>", "application/json; charset=utf-8, text/html"),
 }
 # What a browser might run, or take for something that it runs.
-SANDBOXED = {"html", "binary", "no type", "server error in html", "unheard of", "svg"}
+SANDBOXED = {"html", "binary", "no type", "server error in html", "unheard of", "svg", "two types"}
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 OF_OURS = {
     "X-Content-Type-Options": "nosniff",
