@@ -36,7 +36,10 @@ _MYSQL_ADVICE = {
         "Grant the user of DATABASE_URL its rights: GRANT SELECT, INSERT, UPDATE, DELETE ON database.* "
         "(and CREATE, ALTER, DROP, INDEX, REFERENCES for flask db upgrade).",
     ),
-    1045: "Check the user name and password in DATABASE_URL.",
+    **dict.fromkeys(
+        (1045, 1130, 1698),
+        "Check the user name and password in DATABASE_URL, and from where this user may connect.",
+    ),
     1047: "This Galera node is not part of its cluster. DATABASE_URL has to lead to one that is.",
     1049: "Create the database that DATABASE_URL names.",
     **dict.fromkeys(
@@ -60,6 +63,7 @@ _REDIS_ADVICE = {
     "OutOfMemoryError": "It is full. Raise maxmemory, or give it a server of its own.",
     "NOREPLICAS": "It accepts no writes until its replicas are back (min-replicas-to-write).",
     "MISCONF": "It cannot save to disk, and accepts no writes until it can. See its log.",
+    "max number of clients": "It accepts no more connections. Raise maxclients, or end other clients.",
     "BusyLoadingError": "It is loading its data. Try again when it is done.",
     "AuthenticationError": _CHECK_PASSWORD,
     "NOAUTH": _CHECK_PASSWORD,
@@ -179,4 +183,13 @@ def _redis_version(client: redis.Redis) -> str | None:
 def _redis_fault(error: Exception) -> Finding:
     name = type(error).__name__
     found = [advice for sign, advice in _REDIS_ADVICE.items() if sign == name or sign in str(error)]
-    return Finding(False, f"Redis: {name}", found[0] if found else "Is it running? Check REDIS_URL.")
+    if found:
+        return Finding(False, f"Redis: {name}", found[0])
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return Finding(False, f"Redis: {name}", "Is it running? Check REDIS_URL.")
+    said = str(error).rpartition("caused error: ")[2]  # without the command, if it was one of several
+    return Finding(
+        False,
+        f"Redis: {''.join(filter(str.isprintable, said))[:100]}",
+        "Check the parameters of REDIS_URL. It has to lead to a Redis that runs all commands.",
+    )

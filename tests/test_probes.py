@@ -81,6 +81,18 @@ def test_unusable_redis_is_reported(
 
 
 @on_sqlite
+@pytest.mark.parametrize(
+    ("parameter", "reason"), [("db=99", "DB index is out of range"), ("nonsense=1", "'nonsense'")]
+)
+def test_wrong_parameter_of_redis_is_reported(
+    env: dict[str, str], old_primary: RedisServer, parameter: str, reason: str
+) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}?{parameter}"
+    with running_app(env) as app:
+        check_unusable(app, f"{reason} Check the parameters of REDIS_URL.")
+
+
+@on_sqlite
 def test_redis_cluster_is_reported(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
     home, port = Path(tmp_path_factory.mktemp("cluster")), free_port()
     server = RedisServer(home)
