@@ -54,8 +54,9 @@ def parse(text: str) -> Address | None:
     text = text.strip(' \t"')
     if len(text) > 100:
         return None
-    bracketed = re.fullmatch(r"\[([^\]]*)\](?::\d{1,5})?", text)
-    with_port = re.fullmatch(r"([0-9.]+):\d{1,5}", text)
+    port = r":(?:\d{1,5}|_[\w.-]+)"  # the second is hidden on purpose
+    bracketed = re.fullmatch(rf"\[([^\]]*)\](?:{port})?", text)
+    with_port = re.fullmatch(rf"([0-9.]+){port}", text)
     match = bracketed or with_port
     try:
         address = ipaddress.ip_address((match[1] if match else text).partition("%")[0])
