@@ -25,8 +25,8 @@ from app.probes import (
 )
 from app.spotify import rekeying
 
-# SKIP LOCKED, by which schedulers share their work, and GETEX, which sessions use.
-LEAST_MYSQL, LEAST_MARIADB, LEAST_REDIS = (8, 0, 1), (10, 6, 0), (6, 2, 0)
+# SKIP LOCKED, by which schedulers share their work, collations that compare exactly, and GETEX for sessions.
+LEAST_MYSQL, LEAST_MARIADB, LEAST_REDIS = (8, 0, 17), (10, 6, 0), (6, 2, 0)
 
 _NOT_PRIMARY = "DATABASE_URL has to lead to the server that accepts writes."
 _MYSQL_ADVICE = {
@@ -132,7 +132,8 @@ def examine_version(version: str) -> Finding:
         return Finding(
             False,
             f"database server: {name} {number[1]}.{number[2]}.{number[3]}",
-            "Tokens are refreshed ahead of time with SKIP LOCKED, which needs MySQL 8.0.1 or MariaDB 10.6.",
+            "Use MySQL 8.0.17, MariaDB 10.6, or newer: Backline needs SKIP LOCKED to refresh tokens ahead of "
+            "time, and collations that compare exactly.",
         )
     return Finding(True, f"database server: {version}")
 

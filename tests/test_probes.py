@@ -225,12 +225,13 @@ def test_pools_that_may_exceed_the_servers_limit_are_reported(
         ("5.5.5-11.4.2-MariaDB-ubu2404", True),
         ("5.7.44-log", False),
         ("8.0.0-dmr", False),
-        ("8.0.1", True),
+        ("8.0.16", False),
+        ("8.0.17", True),
         ("8.0.36-0ubuntu0.22.04.1", True),
         ("9.1.0", True),
     ],
 )
-def test_database_server_without_skip_locked_is_reported(version: str, is_good: bool) -> None:
+def test_database_server_that_is_too_old_is_reported(version: str, is_good: bool) -> None:
     finding = examine_version(version)
     assert finding.good == is_good
-    assert is_good or "SKIP LOCKED" in finding.advice
+    assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in finding.advice
