@@ -26,6 +26,7 @@ from typing import Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
+from redis import ConnectionPool, RedisError
 from redis.connection import parse_url as parse_redis_url
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -632,13 +633,14 @@ class _Reader:
             good = url.drivername in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite")
             # A database in memory would be another one for every connection.
             good = good and url.database not in (None, "", ":memory:")
-        except (ArgumentError, ValueError):  # a port that is no number is a plain ValueError
+            url.get_dialect()().create_connect_args(url)  # reads the parameters
+        except (ArgumentError, ValueError):  # a number that is none is a plain ValueError
             good = False
         if not good:
             self.report(
                 name,
                 "must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 "
-                "or sqlite:////absolute/path.",
+                "or sqlite:////absolute/path. Numbers among its parameters must be numbers.",
             )
         return value
 
@@ -647,10 +649,15 @@ class _Reader:
         try:
             parsed = parse_redis_url(value)  # type: ignore[no-untyped-call]
             good = _is_host(parsed.get("host")) or bool(parsed.get("path"))
-        except ValueError:
+            ConnectionPool.from_url(value).make_connection()  # reads the parameters; connects to nothing
+        except (ValueError, TypeError, RedisError):
             good = False
         if not good:
-            self.report(name, "must look like redis://host:6379/0, rediss://… or unix:///path.")
+            self.report(
+                name,
+                "must look like redis://host:6379/0, rediss://... or unix:///path, with no parameters that "
+                "redis-py does not know.",
+            )
         return value
 
     def url(self, name: str, default: str, *, needed: bool = False) -> str:
@@ -661,7 +668,11 @@ class _Reader:
         except ValueError:  # an unclosed bracket, a port that is no number
             good = False
         if not good or "@" in parts.netloc or "#" in value or not re.fullmatch(r"[!-[\]-~]+", value):
-            self.report(name, "must be an http(s) URL without a fragment or credentials.")
+            self.report(
+                name,
+                "must be an http(s) URL without a fragment, credentials, or spaces, and with xn-- for a "
+                "domain that is not ASCII.",
+            )
             return default
         return value
 

@@ -30,7 +30,7 @@ LEAST_MYSQL, LEAST_MARIADB, LEAST_REDIS = (8, 0, 17), (10, 6, 0), (6, 2, 0)
 
 _NOT_PRIMARY = "DATABASE_URL has to lead to the server that accepts writes."
 _MYSQL_ADVICE = {
-    **dict.fromkeys((1290, 1836), _NOT_PRIMARY),
+    **dict.fromkeys((1290, 1836, 3032), _NOT_PRIMARY),
     **dict.fromkeys(
         (1044, 1142, 1143),
         "Grant the user of DATABASE_URL its rights: GRANT SELECT, INSERT, UPDATE, DELETE ON database.* "
@@ -155,9 +155,20 @@ def _examine_connections(allowed: int) -> Finding:
 
 
 def _database_fault(what: str, error: Exception) -> Finding:
-    code = error_code(getattr(error, "orig", None))
-    default = _NOT_PRIMARY if isinstance(error, Unusable) else "Is it running? Check DATABASE_URL."
-    return Finding(False, f"{what}: {reason_of(error)}", _MYSQL_ADVICE.get(code, default))
+    cause = getattr(error, "orig", None) or error
+    known = _NOT_PRIMARY if isinstance(error, Unusable) else _MYSQL_ADVICE.get(error_code(cause))
+    if known:
+        return Finding(False, f"{what}: {reason_of(error)}", known)
+    return Finding(
+        False,
+        f"{what}: {reason_of(error)}: {_excerpt(cause.args[-1] if cause.args else '')}",
+        "Check DATABASE_URL: is the server running, or the file writable?",
+    )
+
+
+def _excerpt(text: object) -> str:
+    """The beginning of what a server says. None of it is secret: no checks send data."""
+    return "".join(filter(str.isprintable, str(text)))[:100]
 
 
 def examine_redis() -> Finding:
@@ -191,6 +202,6 @@ def _redis_fault(error: Exception) -> Finding:
     said = str(error).rpartition("caused error: ")[2]  # without the command, if it was one of several
     return Finding(
         False,
-        f"Redis: {''.join(filter(str.isprintable, said))[:100]}",
+        f"Redis: {_excerpt(said)}",
         "Check the parameters of REDIS_URL. It has to lead to a Redis that runs all commands.",
     )

@@ -81,15 +81,10 @@ def test_unusable_redis_is_reported(
 
 
 @on_sqlite
-@pytest.mark.parametrize(
-    ("parameter", "reason"), [("db=99", "DB index is out of range"), ("nonsense=1", "'nonsense'")]
-)
-def test_wrong_parameter_of_redis_is_reported(
-    env: dict[str, str], old_primary: RedisServer, parameter: str, reason: str
-) -> None:
-    env["REDIS_URL"] = f"unix://{old_primary.socket}?{parameter}"
+def test_wrong_number_of_redis_is_reported(env: dict[str, str], old_primary: RedisServer) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}?db=99"
     with running_app(env) as app:
-        check_unusable(app, f"{reason} Check the parameters of REDIS_URL.")
+        check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
 
 
 @on_sqlite
