@@ -11,7 +11,7 @@ from flask import Flask
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import cli, database, docs, headers, health, last_resort, logs, origin, problems, sessions
+from app import cli, database, docs, error_handlers, headers, health, last_resort, logs, origin, sessions
 from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
@@ -96,7 +96,7 @@ def create_app(config: Config) -> Flask:
         max_age=3600,
         always_send=False,
     )
-    problems.init_app(app)
+    error_handlers.init_app(app)
     last_resort.init_app(app)
     api = Api(app)
     for blueprint in (auth, user, spotify):

@@ -11,7 +11,7 @@ from flask import Request, Response
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
-from app import problems
+from app import error_handlers, problems
 from app.clock import rfc3339
 from app.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
 
@@ -56,7 +56,7 @@ class Api(flask_smorest.Api):  # type: ignore[misc]
     ERROR_SCHEMA = ProblemOut
 
     def handle_http_exception(self, error: HTTPException) -> Response:
-        return problems.respond(error)
+        return error_handlers.respond(error)
 
     def _register_responses(self) -> None:
         # It documents errors under the media type of all other answers, and knows no setting for it.
@@ -103,7 +103,7 @@ def read_body(request: Request, most: int) -> bytes:
         MalformedRequest: its transfer coding is broken.
     """
     if (request.content_length or 0) > most:
-        raise PayloadTooLarge(f"{most // 1024} KiB is the most.")
+        raise PayloadTooLarge(f"Send at most {most // 1024} KiB.")
     request.max_content_length = most + 1  # a chunked body ends at the limit, without a word
     try:
         body = request.get_data()
@@ -112,7 +112,7 @@ def read_body(request: Request, most: int) -> bytes:
     except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
         raise MalformedRequest("The body's transfer coding is broken.") from None
     if len(body) > most:
-        raise PayloadTooLarge(f"{most // 1024} KiB is the most.")
+        raise PayloadTooLarge(f"Send at most {most // 1024} KiB.")
     return body
 
 

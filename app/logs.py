@@ -15,7 +15,8 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 from flask.globals import request_ctx
 
-from app.problems import MEDIA_TYPE, request_id
+from app.error_handlers import request_id
+from app.problems import MEDIA_TYPE
 from app.stderr import StderrHandler
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: Flask
     taken = flask(env, "users", "create", "ada", "other@example.com", "--password", PASSWORD)
     wrong = flask(env, "users", "create", "a b", "nowhere", "--password", "short")
 
-    assert (taken.returncode, taken.stderr.strip()) == (1, "This user name is taken")
+    assert (taken.returncode, taken.stderr.strip()) == (1, "This username is taken")
     assert wrong.returncode == 1
     assert {line.split(":")[0] for line in wrong.stderr.splitlines()} >= {"password"}
     with app.app_context(), reading() as db:

@@ -31,6 +31,7 @@ def check_shape(response: TestResponse, path: str) -> None:
     assert MEMBERS <= body.keys() <= MEMBERS | {"errors", "authorize_url"}
     assert body["status"] == response.status_code
     assert body["type"].startswith("/problems/")
+    assert body["detail"]
     assert body["instance"] == path
     assert body["request_id"] == response.headers["X-Request-ID"]
     assert not any(leak in response.text for leak in LEAKS)

@@ -149,7 +149,7 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
                     assert list(response["content"]) == ["application/problem+json"], (path, method, status)
 
 
-def test_every_problem_has_a_status_a_slug_and_a_title() -> None:
+def test_every_problem_has_a_status_a_slug_a_title_and_a_detail() -> None:
     kinds = problems.Problem.__subclasses__()
 
     assert len({kind.slug for kind in kinds}) == len(kinds)
@@ -157,6 +157,7 @@ def test_every_problem_has_a_status_a_slug_and_a_title() -> None:
         assert 400 <= kind.code < 600
         assert re.fullmatch(r"[a-z-]+", kind.slug)
         assert kind.title
+        assert kind.detail.endswith(".")
 
 
 def test_the_docs_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:

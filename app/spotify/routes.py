@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response
 from app import sessions
 from app.api import Blueprint
 from app.auth.guard import current_user, open_to_all
+from app.error_handlers import as_problem
 from app.models import SpotifyUser
 from app.parts import parts
 from app.problems import (
@@ -36,7 +37,6 @@ from app.problems import (
     TooManyAttempts,
     UnsupportedMediaType,
     ValidationError,
-    as_problem,
 )
 from app.spotify import authorization, gateway, links, pending, tokens
 from app.spotify.authorization import AuthorizationRequired, Callback

@@ -299,7 +299,7 @@ def test_h2_a_body_for_spotify_may_be_larger(nginx: Https) -> None:
     for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
         answer = nginx.raw(request(*COVER, body=b"x" * size))
         assert (answer.status, answer.problem["type"]) == (status, f"/problems/{slug}")
-    assert answer.problem["detail"] == "256 KiB is the most."
+    assert answer.problem["detail"] == "Send at most 256 KiB."
 
 
 def test_h2_a_large_body_that_was_refused_unread_costs_nobody_the_next_request(nginx: Https) -> None:

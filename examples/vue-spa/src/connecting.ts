@@ -61,7 +61,7 @@ const OTHERS: Record<string, { title: string; detail: string }> = {
     detail: "Disconnect it first.",
   },
   "spotify-misconfigured": {
-    title: "This server's Spotify application is not set up right",
+    title: "This server's Spotify application is misconfigured",
     detail: "Please tell the people who run it.",
   },
 };
