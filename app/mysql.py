@@ -102,7 +102,13 @@ class _Guard:
         """
         if self._staleness.is_stale(connection.connected_at, connection.used_at):
             raise DisconnectionError("the connection is too old, or was idle for too long")
-        is_primary = _ping(connection)
+        try:
+            is_primary = _ping(connection)
+        except connection.Error as error:
+            # As an error of the driver, SQLAlchemy would give up the pool by a clock that may be set.
+            self._door.doubt()
+            self._staleness.report_failure()
+            raise DisconnectionError("the connection no longer answers") from error
         if not is_primary and time.monotonic() - connection.connected_at > PAUSE_SECONDS:
             self._staleness.report_failure()
             raise DisconnectionError("the server has become a replica")

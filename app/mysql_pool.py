@@ -37,6 +37,9 @@ class SharingPool(QueuePool):
     `connected_at` and `used_at` (`time.monotonic`), which `app.mysql` sets.
     """
 
+    # SQLAlchemy's own name for its logger, so that its notes about each connection stay out of our log.
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._scarce_until = 0.0

@@ -1,10 +1,12 @@
 """Another MySQL takes over, forgets connections, or has too few of them for everyone."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -94,6 +96,22 @@ def test_error_reply_replaces_all_older_connections(proxy: FaultProxy, app: Flas
 
         for _ in range(2 * IDLE_CONNECTIONS):
             current_time()
+
+
+def test_clock_set_back_keeps_the_connections(
+    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(app)
+    proxy.cut()
+    with app.app_context():
+        current_time()
+    monkeypatch.setattr(sa.pool.base, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+    assert fill(app) == fill(app)
+
+
+def test_pool_does_not_log_each_connection(proxy: FaultProxy, app: Flask) -> None:
+    with app.app_context():
+        assert not db.engine.pool.logger.isEnabledFor(logging.INFO)
 
 
 def test_conflict_keeps_the_connections(proxy: FaultProxy, app: Flask) -> None:
