@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -20,6 +21,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
+from urllib3.response import HTTPResponse
 from werkzeug.http import parse_date
 
 from app import sockets
@@ -35,12 +37,14 @@ MAX_ANSWER_BYTES = 1024 * 1024
 class NoAnswer(Exception):
     """No usable answer came: not connected, cut off, too slow, too big, or a broken certificate.
 
-    `unsent` says that nothing of the request can have reached the other side.
+    `unsent` says that nothing of the request can have reached the other side; `received` is the part of the
+    response body that arrived.
     """
 
-    def __init__(self, reason: str, *, unsent: bool = False) -> None:
+    def __init__(self, reason: str, *, unsent: bool = False, received: bytes = b"") -> None:
         super().__init__(reason)
         self.unsent = unsent
+        self.received = received
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,31 @@ def _is_unsent(error: Exception) -> bool:
 
 
 def _read_body(response: requests.Response, most: int) -> bytes:
-    body = bytearray()
-    for chunk in response.iter_content(16_384):
-        body += chunk
-        if len(body) > most:
-            raise NoAnswer("TooBig")
-    return bytes(body)
+    """Read the whole body and decompress it.
+
+    Raises:
+        NoAnswer: with the part that arrived.
+    """
+    received = bytearray()
+    try:
+        # `read1` returns whatever has arrived; `read` discards that when the rest does not come.
+        while len(received) <= most and (data := response.raw.read1(16_384, decode_content=False)):
+            received += data
+        body = _decompressed(bytes(received), response, most)
+    except (HTTPError, OSError, ValueError) as error:
+        part = bytes(received)
+        with suppress(HTTPError):
+            part = _decompressed(part, response, most)
+        raise NoAnswer(type(error).__name__, received=part) from error
+    if max(len(received), len(body)) > most:
+        raise NoAnswer("TooBig", received=body)
+    return body
+
+
+def _decompressed(body: bytes, response: requests.Response, most: int) -> bytes:
+    """Undo the response's Content-Encoding. A result longer than `most` is cut one byte after it."""
+    encoding = {"Content-Encoding": response.headers.get("Content-Encoding", "")}
+    return HTTPResponse(io.BytesIO(body), headers=encoding, preload_content=False).read(most + 1)
 
 
 # The deadline of the call that this thread is making. A connection is taken from the pool inside

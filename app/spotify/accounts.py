@@ -148,8 +148,10 @@ class SpotifyAccounts:
                 auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
-        except NoAnswer as error:
-            raise (NotSent if error.unsent else SpotifyError)("no_answer") from error
+        except NoAnswer as no_answer:
+            error = (NotSent if no_answer.unsent else SpotifyError)("no_answer")
+            error.refresh_token = token_response.read(no_answer.received).refresh_token
+            raise error from no_answer
         return _grant(answer)
 
 

@@ -67,11 +67,14 @@ def _members(body: bytes) -> dict[str, list[Any]]:
         value, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         value = None
-    return value if isinstance(value, dict) else {"refresh_token": _salvaged(text)}
+    members: dict[str, list[Any]] = value if isinstance(value, dict) else {}
+    if members.keys().isdisjoint(("access_token", "refresh_token")):
+        members["refresh_token"] = _salvaged(text)
+    return members
 
 
 def _salvaged(text: str) -> list[str]:
-    """The refresh tokens that are complete in a text which is no JSON object, such as a truncated one."""
+    """The refresh tokens that are complete in a text which is truncated, or wraps them in something else."""
     return [_DECODER.decode(quoted) for quoted in _REFRESH_TOKEN.findall(text)]
 
 
