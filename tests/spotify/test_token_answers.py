@@ -142,6 +142,7 @@ def test_reply_in_odd_json_is_read_whole(body: bytes) -> None:
         WHOLE[:60],
         WHOLE[:-1] + b', "deep": ' + b"[" * 99_999,
         b"[" + WHOLE + b"]",
+        b'{"data": ' + WHOLE + b"}",
         b'{"access_token": "BQ-x" "refresh_token": "AQ-x"}',
         b'<pre>{"refresh_token" : "AQ\\u002dx"',
     ],

@@ -1,0 +1,84 @@
+"""A token response that is cut off or encoded wrongly: its refresh token is kept."""
+
+import gzip
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from app.outbound import Outbound
+from app.spotify.accounts import NotSent, SpotifyAccounts, SpotifyError
+from config import Config
+from tests.conftest import SETTINGS
+
+WHOLE = json.dumps({"access_token": "BQ-x", "refresh_token": "AQ-new", "pad": "x" * 30_000}).encode()
+GZIP = gzip.compress(WHOLE)
+CHUNKED = b"Transfer-Encoding: chunked"
+
+
+@pytest.fixture
+def replying() -> Iterator[Callable[[bytes], SpotifyAccounts]]:
+    """An accounts service that sends these bytes for its only reply, and then closes the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        outbound = Outbound()
+        threads = []
+
+        def reply(raw: bytes) -> SpotifyAccounts:
+            def serve() -> None:
+                connection, _ = listener.accept()
+                with connection, suppress(ConnectionError):  # a client that has seen enough closes it first
+                    connection.recv(65_536)
+                    connection.sendall(raw)
+
+            threads.append(threading.Thread(target=serve, daemon=True))
+            threads[-1].start()
+            return SpotifyAccounts(replace(Config.from_env(SETTINGS), spotify_accounts_url=url), outbound)
+
+        yield reply
+        outbound.close()
+        for thread in threads:
+            thread.join(10)
+
+
+def http(body: bytes, *headers: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", *headers, b"", body])
+
+
+def length(body: bytes) -> bytes:
+    return b"Content-Length: %d" % len(body)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        http(WHOLE[:-1], length(WHOLE)),
+        http(WHOLE[:60], length(WHOLE)),
+        http(b"%x\r\n%b" % (len(WHOLE), WHOLE[:-9]), CHUNKED),
+        http(b"40\r\n%b\r\nno number\r\n" % WHOLE[:64], CHUNKED),
+        http(GZIP[:-9], length(GZIP), b"Content-Encoding: gzip"),
+        http(WHOLE, length(WHOLE), b"Content-Encoding: gzip"),
+        http(WHOLE[:-2] + b"x" * 1_100_000),
+    ],
+    ids=["length", "early", "chunk", "chunk-size", "gzip", "no-gzip", "too-big"],
+)
+def test_refresh_token_survives_a_cut_reply(replying: Callable[[bytes], SpotifyAccounts], raw: bytes) -> None:
+    with pytest.raises(SpotifyError) as failure:
+        replying(raw).refresh("AQ-old")
+
+    assert (str(failure.value), failure.value.refresh_token) == ("no_answer", "AQ-new")
+    assert not isinstance(failure.value, NotSent)
+
+
+def test_refresh_token_that_is_cut_itself_is_not_used(
+    replying: Callable[[bytes], SpotifyAccounts],
+) -> None:
+    cut = WHOLE[: WHOLE.index(b"AQ-new") + 4]
+    with pytest.raises(SpotifyError) as failure:
+        replying(http(cut, length(WHOLE))).refresh("AQ-old")
+
+    assert failure.value.refresh_token is None
