@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from app import database
 from app.database import reading, write_again_on_conflict, write_until
 from app.models import MailKind, OutgoingMail
+from app.models.access_token import CLOCK_TOLERANCE
+from app.models.outgoing_mail import LONGEST_USEFUL
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,13 @@ def postpone(mail: OutgoingMail) -> None:
 
 
 def drop_expired(db: Session, now: datetime, limit: int) -> int:
-    """Delete mails whose time has passed without a delivery."""
+    """Delete mails whose time has passed without a delivery.
+
+    A time further ahead than we ever write is from a clock that was wrong, and starts again.
+    """
+    latest = now + LONGEST_USEFUL
+    too_late = sa.update(OutgoingMail).where(OutgoingMail.expires_at > latest + CLOCK_TOLERANCE)
+    db.execute(too_late.values(expires_at=latest))
     expired = sa.select(OutgoingMail).where(OutgoingMail.expires_at <= now).limit(limit)
     mails = list(db.scalars(expired.with_for_update(skip_locked=True)))
     for mail in mails:

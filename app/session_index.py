@@ -14,7 +14,7 @@ import redis
 
 from app.clock import utc_now
 from app.redis_cipher import RedisCipher
-from app.session_data import SessionData, decode
+from app.session_data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 
 # In one index; one more ends the oldest.
@@ -68,6 +68,7 @@ class SessionIndex:
 
     def end_oldest(self, index: str) -> None:
         """End those beyond `MAX_SESSIONS`."""
+        self._forget_ended(index)
         self._end(index, self._keys(index)[:-MAX_SESSIONS])
 
     def _end(self, index: str, keys: list[str]) -> int:
@@ -81,7 +82,7 @@ class SessionIndex:
 
     def _alive(self, index: str) -> list[tuple[str, SessionData, int]]:
         """The sessions of an index, with the milliseconds left until each times out."""
-        self._client.zremrangebyscore(index, "-inf", utc_now().timestamp())
+        self._forget_ended(index)
         keys = self._keys(index)
         with self._client.pipeline(transaction=False) as batch:
             for key in keys:
@@ -96,6 +97,12 @@ class SessionIndex:
             else:
                 found.append((key, data, left))
         return found
+
+    def _forget_ended(self, index: str) -> None:
+        """Remove sessions that have timed out, or were written while a clock was ahead."""
+        now = utc_now().timestamp()
+        self._client.zremrangebyscore(index, "-inf", now)
+        self._client.zremrangebyscore(index, now + self._max_seconds + CLOCK_SKEW_SECONDS, "+inf")
 
     def _describe(self, key: str, data: SessionData, left: int, own: str) -> ListedSession:
         """Describe a session. Every request restarts its idle timeout, which tells when it was last seen."""

@@ -32,17 +32,26 @@ ATTACKED_AFTER = 100
 ADDRESS_FAILURES = 100
 HOUR_SECONDS = 3600
 
+# A time that is further ahead than any we write is from before Redis' clock was set back. So are keys that
+# would be kept for too long. Neither may keep people waiting.
+_FORGET_IF_TOO_LONG = """
+local function forget_if_too_long(key, most)
+    if redis.call('PTTL', key) > most then redis.call('DEL', key) end
+end
+"""
+
 # Counts a guess as a failure and returns 0, or the milliseconds to wait, without counting it.
-_GUESS = """
+_GUESS = f"""{_FORGET_IF_TOO_LONG}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pair, account, address = KEYS[1], KEYS[2], KEYS[3]
 local free, attacked, longest, forgotten, most, hour = unpack(ARGV)
+forget_if_too_long(address, hour * 1000)
 if tonumber(redis.call('GET', address) or 0) >= tonumber(most) then
     return math.max(redis.call('PTTL', address), 1)
 end
 local wait = tonumber(redis.call('HGET', pair, 'until') or 0) - now
-if wait > 0 then return math.min(wait, longest * 1000) end
+if wait > 0 and wait <= longest * 1000 then return wait end
 local failures = redis.call('HINCRBY', pair, 'failures', 1)
 redis.call('EXPIRE', pair, forgotten)
 if redis.call('INCR', account) > tonumber(attacked) then free = 1 end
@@ -68,7 +77,8 @@ end
 """
 
 # Counts one more, or returns the milliseconds until the first of them is forgotten.
-_COUNT = """
+_COUNT = f"""{_FORGET_IF_TOO_LONG}
+forget_if_too_long(KEYS[1], ARGV[2] * 1000)
 if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[1]) then
     return math.max(redis.call('PTTL', KEYS[1]), 1)
 end
@@ -78,15 +88,17 @@ return 0
 
 # Adds to what did not succeed yet and to the caller's count, or returns the milliseconds until there may be
 # room.
-_RESERVE = """
+_RESERVE = f"""{_FORGET_IF_TOO_LONG}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local unfinished, each = KEYS[1], KEYS[2]
 local name, caller, most, most_each, window = unpack(ARGV)
+forget_if_too_long(each, tonumber(window))
 if tonumber(redis.call('HGET', each, caller) or 0) >= tonumber(most_each) then
     return math.max(redis.call('PTTL', each), 1)
 end
 redis.call('ZREMRANGEBYSCORE', unfinished, '-inf', now)
+redis.call('ZREMRANGEBYSCORE', unfinished, now + window + 1, '+inf')
 if redis.call('ZCARD', unfinished) >= tonumber(most) then
     return math.max(redis.call('ZRANGE', unfinished, 0, 0, 'WITHSCORES')[2] - now, 1)
 end

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import database
 from app.models import OneTimeToken, Purpose, User
+from app.models.access_token import is_over
 from app.problems import InvalidToken
 
 LIVES = {
@@ -117,7 +118,7 @@ def is_reserved(db: Session, spellings: set[str], *, except_for: int | None) -> 
     reserved = sa.select(OneTimeToken.id).where(
         OneTimeToken.email.in_(spellings),
         OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
-        OneTimeToken.expires_at > database.now(db),
+        _is_alive(db, Purpose.EMAIL_CHANGE),
     )
     if except_for is not None:
         reserved = reserved.where(OneTimeToken.user_id != except_for)
@@ -153,8 +154,13 @@ def _is_valid(db: Session, token: str, purpose: Purpose) -> tuple[sa.ColumnEleme
     return (
         OneTimeToken.token_hash == _hash(token),
         OneTimeToken.purpose == purpose,
-        OneTimeToken.expires_at > database.now(db),
+        _is_alive(db, purpose),
     )
+
+
+def _is_alive(db: Session, purpose: Purpose) -> sa.ColumnElement[bool]:
+    """In SQL: it has not expired, nor was it written while a clock was ahead."""
+    return sa.not_(is_over(OneTimeToken.expires_at, database.now(db), LIVES[purpose]))
 
 
 def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, to: str) -> OneTimeToken:

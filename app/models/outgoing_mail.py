@@ -25,9 +25,10 @@ class MailKind(StrEnum):
     @property
     def useful_for(self) -> timedelta:
         """How long delivery is tried. People who asked for a mail ask again sooner than others."""
-        return _USEFUL_FOR.get(self, timedelta(days=4))  # RFC 5321 section 4.5.4.1: 4 to 5 days
+        return _USEFUL_FOR.get(self, LONGEST_USEFUL)
 
 
+LONGEST_USEFUL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
 _USEFUL_FOR = {MailKind.PASSWORD_RESET: timedelta(hours=1), MailKind.EMAIL_VERIFICATION: timedelta(days=1)}
 
 

@@ -42,7 +42,12 @@ local limit = tonumber(ARGV[2])
 if not limit then
   local learned = redis.call('HMGET', KEYS[1], 'limit', 'since')
   limit = tonumber(learned[1])
-  local since = math.min(tonumber(learned[2]) or now, now)
+  local since = tonumber(learned[2]) or now
+  if limit and since > now then
+    -- It was learned while Redis' clock was ahead. It would not grow until then.
+    since = now
+    redis.call('HSET', KEYS[1], 'since', string.format('%.0f', now))
+  end
   local periods = math.min(math.floor((now - since) / tonumber(ARGV[6])), 1000)
   if limit and periods > 0 then limit = math.ceil(limit * tonumber(ARGV[5]) ^ periods) end
 end

@@ -123,7 +123,7 @@ class ResponseCache:
     def store(self, read: Read, response: CachedResponse, *, asked: int, life: float) -> None:
         """Store what a leader got; it began to lead when it `asked`, and may be served for `life` seconds."""
         times = [int(min(life, MAX_LIFE_SECONDS) * 1000), asked, int(GRACE_SECONDS * 1000)]
-        limits = [MAX_ENTRIES_OF_ONE, MAX_BYTES_OF_ONE]
+        limits = [MAX_ENTRIES_OF_ONE, MAX_BYTES_OF_ONE, MAX_LIFE_SECONDS * 1000]
         encoded = msgspec.msgpack.encode(response)
         self._quietly(
             lambda: self._store(_keys(read.connection), [read.name, read.caller, encoded, *times, *limits])

@@ -1,13 +1,13 @@
 -- Stores what a leader has fetched, unless the connection's entries were dropped meanwhile.
 -- KEYS: entries, leaders, index (of the entries, by when they go).
 -- ARGV: read, caller, entry, life in ms, when it was asked for, how long it is kept for waiters in ms,
---       limits: entries, bytes.
+--       limits: entries, bytes, life in ms.
 -- Returns 1 if it was stored.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read, caller, entry = ARGV[1], ARGV[2], ARGV[3]
 local life, asked, grace = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local max_entries, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
+local max_entries, max_bytes, longest = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 
 -- Returns how many bytes are left.
 local function remove(other)
@@ -32,6 +32,8 @@ redis.call('ZREM', KEYS[2], read)
 
 -- A page that polls keeps the key for hours: what has expired must go all the same.
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 16)) do remove(other) end
+-- So must what a clock that was ahead has written, or it would take the place of everything that comes later.
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], now + longest + 1, '+inf', 'LIMIT', 0, 16)) do remove(other) end
 if life == 0 and not lead[2] then return 0 end
 local bytes = remove(read)
 while redis.call('ZCARD', KEYS[3]) >= max_entries or bytes + string.len(entry) > max_bytes do

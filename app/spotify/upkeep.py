@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app import database, outbox
 from app.database import write_again_on_conflict
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
-from app.models.access_token import CLOCK_TOLERANCE
+from app.models.access_token import CLOCK_TOLERANCE, is_over
 from app.parts import parts
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 ERASED_AFTER = timedelta(days=7)
 HISTORY_KEPT_FOR = timedelta(days=30)
 REMINDER_DAYS = (1, 7, 30)
+# No mailed token lives longer: seven days, and one more in case the database's clock steps back.
+ONE_TIME_TOKENS_END = timedelta(days=8)
 SHORTEST_SIX_MONTHS, SURELY_ENDED_AFTER = timedelta(days=181), timedelta(days=190)
 # Rows written in one transaction: few enough that nobody waits for it.
 BATCH = 500
@@ -176,8 +178,12 @@ def prune_visitors(db: Session, now: datetime) -> int:
 
 
 def prune_one_time_tokens(db: Session, now: datetime) -> int:
-    """Delete mailed tokens that have expired."""
-    expired = sa.select(OneTimeToken.id).where(OneTimeToken.expires_at <= now).limit(BATCH)
+    """Delete mailed tokens that have expired, or would not for longer than any lives."""
+    expired = (
+        sa.select(OneTimeToken.id)
+        .where(is_over(OneTimeToken.expires_at, now, ONE_TIME_TOKENS_END))
+        .limit(BATCH)
+    )
     return _write(db, expired, sa.delete(OneTimeToken), OneTimeToken.id)
 
 
