@@ -16,7 +16,7 @@ from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
-from app.bulkhead import Bulkhead
+from app.bulkhead import WEB_API_QUEUE, Bulkhead, web_api_places
 from app.client_address import ClientAddress
 from app.locks import UserLocks
 from app.mail import Mailer
@@ -59,8 +59,7 @@ def create_app(config: Config) -> Flask:
     store = redis_client(config.redis_url)
     redis_cipher = RedisCipher(config.secret_key)
     outbound, gate = Outbound(), Gate(store, config)
-    # Half of a worker's threads are for what needs no Spotify.
-    bulkhead = Bulkhead(max(1, config.threads // 2))
+    bulkhead = Bulkhead(web_api_places(config.threads), WEB_API_QUEUE)
     app.extensions["backline"] = Parts(
         config=config,
         redis=store,

@@ -9,6 +9,26 @@ from dataclasses import dataclass
 
 from app.problems import SpotifyUnavailable
 
+# Calls to the Web API that each worker may have under way, even with few threads.
+_LEAST_PLACES = 16
+# Callers that may wait in each worker: for the Web API, and for a quick accounts service.
+WEB_API_QUEUE, ACCOUNTS_WAITERS = 64, 64
+
+
+def web_api_places(threads: int) -> int:
+    """Return how many calls to the Web API a worker may have under way."""
+    return max(_LEAST_PLACES, threads // 2)
+
+
+def accounts_waiters(threads: int) -> int:
+    """Return how many threads of a worker may wait for the accounts service."""
+    return max(ACCOUNTS_WAITERS, threads)
+
+
+def pool_size(threads: int) -> int:
+    """Return how many threads a worker needs, so that `threads` are left while both hosts of Spotify hang."""
+    return threads + web_api_places(threads) + WEB_API_QUEUE + accounts_waiters(threads)
+
 
 class NoPlace(SpotifyUnavailable):
     """The bulkhead is full, or nothing became free in time."""
@@ -31,14 +51,14 @@ class Ticket:
 class Bulkhead:
     """Limits the calls under way (`places`, of which one caller may have half) and the callers in the queue.
 
-    Queued callers hold threads too, so together they are fewer than the worker's threads. One caller may
+    Queued callers hold threads too, for which a worker has threads to spare (`pool_size`). One caller may
     fill the queue as long as nobody else needs it; then its newest requests make room.
     """
 
-    def __init__(self, places: int, queue: int | None = None) -> None:
+    def __init__(self, places: int, queue: int) -> None:
         self._places = places
         self._places_each = max(1, places // 2)
-        self._most = places + (places * 3 // 4 if queue is None else queue)
+        self._most = places + queue
         self._changed = threading.Condition()
         self._tickets: list[Ticket] = []  # in the order of arrival
 

@@ -1,8 +1,8 @@
 """What the gateway promises in numbers, measured with real processes: gunicorn, Redis, a sandbox, a database.
 
-    .venv/bin/python -m benchmarks.gateway [--mariadb] [--seconds 20] [tabs] [sluggish] [slow] [burst] [hits]
+    .venv/bin/python -m benchmarks.gateway [--mariadb] [--threads 32] [--seconds 20] [tabs] [hang] ...
 
-It needs redis-server (and mariadbd), takes two minutes, and ends all that it has started. Without a name
+It needs redis-server (and mariadbd), takes three minutes, and ends all that it has started. Without a name
 it measures everything:
 
     tabs      1,000 tabs of one person ask for /me/player, each again one second after its answer. What it
@@ -12,6 +12,8 @@ it measures everything:
               for a call, and come back when Retry-After says, or one second after an answer. What
               GET /api/session takes meanwhile, and when idle: it is asked for 20 times a second, whether
               the one before has been answered or not.
+    hang      200 callers, half of them of the Web API and half with dead tokens, while both hosts of Spotify
+              hang. What GET /api/session takes meanwhile.
     burst     One person reads 40 different things at once, at several latencies. What is refused, and what
               GET /api/session takes meanwhile for somebody else.
     hits      Requests per second that are answered with a shared answer, against GET /api/session's.
@@ -64,7 +66,7 @@ class World:
 
 
 @contextmanager
-def running_world(*, mariadb: bool) -> Iterator[World]:
+def running_world(*, mariadb: bool, threads: int) -> Iterator[World]:
     with ExitStack() as stack:
         # Not forked: there are threads by then.
         aside = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
@@ -81,7 +83,7 @@ def running_world(*, mariadb: bool) -> Iterator[World]:
         }
         del settings["SPOTIFY_REDIRECT_URI"]  # the server's own
         migrate(settings | {"SPOTIFY_REDIRECT_URI": ANY_PORT_REDIRECT_URI})
-        server = stack.enter_context(running_server(settings, workers=2, threads=32))
+        server = stack.enter_context(running_server(settings, workers=2, threads=threads))
         yield World(server.port, sandbox, aside)
 
 
@@ -240,8 +242,39 @@ def measure_slow(world: World, seconds: float) -> None:
     told(
         "calls to Spotify, and how many at a time",
         f"{calls}, {calls * SPOTIFY_SECONDS / took:.1f}",
-        "32 places",
+        "16 places in each worker, or half of its threads",
     )
+
+
+def measure_hang(world: World, seconds: float) -> None:
+    print(f"GET /api/session while {CALLERS} callers wait, and both hosts of Spotify hang")
+    people = [str(person["id"]) for person in world.sandbox.seed(2 * LINKS)]
+    other, living = world.connect("mira_t_42"), [world.connect(person) for person in people[:LINKS]]
+    world.sandbox.settings(expires_in=1)
+    dead = [world.connect(person) for person in people[LINKS:]]
+    got: Counter[str] = Counter()
+
+    async def call(number: int, tab: Tab) -> None:
+        path = f"{V1}/search?q={number}&type=track" if number % 2 else "/api/spotify/token"
+        answer = await tab.get(path)
+        got[f"{path.partition('?')[0]} {answer.status}"] += 1
+        await asyncio.sleep(int(answer.headers.get("retry-after", "1")))
+
+    tabs = [
+        Tab(world.port, (living if number % 2 else dead)[number // 2 % LINKS]) for number in range(CALLERS)
+    ]
+    time.sleep(1)  # until the tokens are dead
+    for host in ("api", "refresh"):
+        world.sandbox.fault(on=host, kind="park", times=None)
+    try:
+        sampling = world.aside.submit(sample, world.port, other, seconds)
+        asyncio.run(together(tabs, call, seconds))
+        times = sampling.result()
+    finally:
+        world.sandbox.clear_faults()
+    shown = " / ".join(f"{quantile(times, part) * 1000:.0f}" for part in (0.5, 0.99, 1))
+    told("GET /api/session, ms, p50 / p99 / max", shown, "wanted: p99 below 100")
+    told("answers to the callers", dict(got))
 
 
 def measure_burst(world: World, seconds: float) -> None:
@@ -309,6 +342,7 @@ MEASURES: dict[str, Callable[[World, float], None]] = {
     "tabs": measure_tabs,
     "sluggish": lambda world, seconds: measure_tabs(world, seconds, 0.7),
     "slow": measure_slow,
+    "hang": measure_hang,
     "burst": measure_burst,
     "hits": measure_hits,
 }
@@ -317,13 +351,14 @@ MEASURES: dict[str, Callable[[World, float], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--mariadb", action="store_true", help="on MariaDB instead of SQLite")
+    parser.add_argument("--threads", type=int, default=32, help="threads of each worker")
     parser.add_argument("--seconds", type=float, default=20, help="how long each is measured; 60 at the most")
     parser.add_argument("what", nargs="*", help=", ".join(MEASURES))
     asked: Any = parser.parse_args()
     if unknown := set(asked.what) - set(MEASURES):
         parser.error(f"there is no {', '.join(unknown)}")
     for name in asked.what or MEASURES:
-        with running_world(mariadb=asked.mariadb) as world:
+        with running_world(mariadb=asked.mariadb, threads=asked.threads) as world:
             MEASURES[name](world, min(asked.seconds, 60))
 
 

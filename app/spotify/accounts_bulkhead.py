@@ -7,6 +7,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+from app.bulkhead import accounts_waiters
 from app.problems import SpotifyUnavailable
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class AccountsBulkhead:
 
     def __init__(self, threads: int) -> None:
         self._limit = max(1, threads // 2)
+        self._most = accounts_waiters(threads)
         self._queue_limit = self._limit * 3 // 4
         self._changed = threading.Condition()
         self._since: dict[object, float] = {}  # a waiting thread's key: since when (`time.monotonic`)
@@ -55,7 +57,7 @@ class AccountsBulkhead:
         """
         waiter = Waiter(self)
         with self._changed:
-            if len(self._since) >= self._limit and self._is_slow():
+            if len(self._since) >= (self._limit if self._is_slow() else self._most):
                 raise AccountsBusy
             self._since[waiter] = time.monotonic()
         try:

@@ -774,9 +774,10 @@ def test_while_an_answer_is_good_and_the_next_is_fetched_nobody_else_waits(
     assert len(upstream.calls) == 2
 
 
-def test_who_should_fetch_the_next_and_finds_no_place_takes_what_is_good(
-    mira: FlaskClient, app: Flask, upstream: Upstream, store: redis.Redis
+def test_caller_without_a_place_is_served_what_is_good(
+    mira: FlaskClient, app: Flask, upstream: Upstream, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gateway, "TOTAL_SECONDS", 2.5)
     upstream.headers = {"Cache-Control": "max-age=60"}
     get(mira, "search?q=a")
     set_times(store, "next")
@@ -795,7 +796,7 @@ def test_who_finds_no_place_lets_others_ask(
     answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
-    elsewhere = SharedAnswers(store, Bulkhead(8))
+    elsewhere = SharedAnswers(store, Bulkhead(8, 6))
     with ExitStack() as all_places:
         for _ in range(16):
             all_places.enter_context(answers._bulkhead.place(7))
@@ -1008,7 +1009,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
     ):
         _until_up(process, embedded.ping, tmp_path / "log")
         monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
-        answers, call = SharedAnswers(embedded, Bulkhead(8)), Fetch(b"first")
+        answers, call = SharedAnswers(embedded, Bulkhead(8, 6)), Fetch(b"first")
         asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
         eventually(lambda: len(answers._bulkhead._tickets) == 3)
