@@ -179,9 +179,18 @@ def examine_redis() -> Finding:
         if version is not None and tuple(int(part) for part in version.split(".")[:3]) < LEAST_REDIS:
             return Finding(False, f"Redis {version}", "Sessions need GETEX, and so Redis 6.2 or newer.")
         probe_redis(client)
+        policy = _eviction_policy(client)
     except (redis.RedisError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         return _redis_fault(error)
-    return Finding(True, f"Redis {version or '(its version is not shown to this user)'}")
+    shown = f"Redis {version or '(its version is not shown to this user)'}"
+    if policy != "noeviction":
+        return Finding(
+            True,
+            f"{shown}: maxmemory-policy is {policy}",
+            "Set it to noeviction. Otherwise, a full Redis signs people out and forgets failed sign-ins.",
+            doubtful=True,
+        )
+    return Finding(True, shown)
 
 
 def _redis_version(client: redis.Redis) -> str | None:
@@ -190,6 +199,15 @@ def _redis_version(client: redis.Redis) -> str | None:
     except NoPermissionError:
         return None
     return str(server.get("redis_version", "0"))
+
+
+def _eviction_policy(client: redis.Redis) -> str:
+    """What Redis does when it is full. Without a limit, or the right to ask, it is taken to be safe."""
+    try:
+        memory: Any = client.info("memory")
+    except NoPermissionError:
+        return "noeviction"
+    return str(memory.get("maxmemory_policy", "noeviction")) if memory.get("maxmemory") else "noeviction"
 
 
 def _redis_fault(error: Exception) -> Finding:

@@ -81,6 +81,18 @@ def test_unusable_redis_is_reported(
 
 
 @on_sqlite
+def test_redis_that_evicts_sessions_is_doubted(env: dict[str, str], old_primary: RedisServer) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+    old_primary.client.config_set("maxmemory", "100mb")
+    with running_app(env) as app:
+        for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
+            old_primary.client.config_set("maxmemory-policy", policy)
+            check_usable(app)
+            report = app.test_cli_runner().invoke(args=["doctor"])
+            assert (f"maxmemory-policy is {policy}" in report.output) == is_doubted
+
+
+@on_sqlite
 def test_wrong_number_of_redis_is_reported(env: dict[str, str], old_primary: RedisServer) -> None:
     env["REDIS_URL"] = f"unix://{old_primary.socket}?db=99"
     with running_app(env) as app:
