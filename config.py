@@ -274,12 +274,12 @@ def is_loopback(host: str | None) -> bool:
 
 
 def _default_env(environ: Mapping[str, str]) -> AppEnv:
-    """Development under `flask …`, production under any WSGI server: safe where nobody thought of it."""
+    """Development under `flask ...`, production under any other server: the safe default."""
     return "development" if environ.get("FLASK_RUN_FROM_CLI") == "true" else "production"
 
 
 def origin_of(url: str) -> str:
-    """As a browser writes it in the Origin header: lower case, and no port where it is the usual one."""
+    """Return a URL's origin as browsers send it: in lower case, without the scheme's default port."""
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     usual = {"http": 80, "https": 443}.get(parts.scheme)
