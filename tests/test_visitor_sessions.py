@@ -246,6 +246,16 @@ def disconnects(owner: FlaskClient, _: Mailbox) -> int:
     return owner.delete("/api/spotify").status_code
 
 
+def is_signed_out_by_an_operator(owner: FlaskClient, _: Mailbox) -> int:
+    done = owner.application.test_cli_runner().invoke(args=["users", "end-sessions", "ada"])
+    return 204 if "ended 2 sessions" in done.stdout else done.exit_code
+
+
+def is_disabled(owner: FlaskClient, _: Mailbox) -> int:
+    done = owner.application.test_cli_runner().invoke(args=["users", "disable", "ada"])
+    return 204 if done.exit_code == 0 else done.exit_code
+
+
 def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
     """As after anything that ends sessions while Redis is away."""
     with owner.application.app_context(), writing() as db:
@@ -263,6 +273,8 @@ def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
         resets_the_password,
         deletes_the_account,
         disconnects,
+        is_signed_out_by_an_operator,
+        is_disabled,
         has_a_new_epoch,
     ],
 )

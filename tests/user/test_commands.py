@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 
 from app.database import reading
 from app.models import User
+from tests.conftest import running_app
 from tests.every_route import settled
 from tests.journeys import PASSWORD, connect, login, register, slug
 from tests.mailbox import Mailbox, token_in
@@ -106,6 +107,22 @@ def test_operator_ends_sessions(
     assert session_epoch(app) != epoch
     assert [each.get("/api/user").status_code for each in (client, phone)] == [401, 401]
     assert login(client, "ada").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("end-sessions", "ended all sessions"), ("disable", "disabled user")]
+)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_operator_ends_sessions_while_redis_is_away(
+    client: FlaskClient, env: dict[str, str], command: str, says: str
+) -> None:
+    register(client, "ada")
+
+    with running_app({**env, "REDIS_URL": "redis://127.0.0.1:1/0"}) as app:
+        code, output, _ = users(app, command, "ada")
+
+    assert (code, says in output) == (0, True)
+    assert client.get("/api/user").status_code == 401
 
 
 def test_g3_disabled_account_is_shut_until_it_is_enabled(
