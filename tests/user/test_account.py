@@ -374,6 +374,17 @@ def test_ending_other_sessions_needs_a_fresh_sign_in_or_the_password(
     assert laptop.get("/api/user").status_code == 401
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("path", ["/api/user/sessions", f"/api/user/sessions/{'0' * 32}"])
+def test_body_that_is_optional_may_be_empty_with_a_type(client: FlaskClient, path: str) -> None:
+    """Many HTTP libraries send the type of a body with every request."""
+    register(client, "ada")
+
+    assert client.delete(path, data=b"", content_type="application/json").status_code == 204
+    assert client.delete(path, data=b"{", content_type="application/json").status_code == 400
+    assert client.delete(path, data=b"a", content_type="text/plain").status_code == 415
+
+
 def test_session_of_before_sign_ins_were_dated_is_not_fresh(client: FlaskClient) -> None:
     register(client, "ada")
     age_sign_in(client, signed_in_at=None)
