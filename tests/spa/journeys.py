@@ -8,16 +8,16 @@ from tests.spa.pages import Pages
 
 def sign_up(page: Page, spa: Pages, name: str = "ada") -> None:
     page.goto(f"{spa.origin}/sign-up")
-    page.get_by_label("User name").fill(name)
-    page.get_by_label("E-mail").fill(f"{name}@example.com")
+    page.get_by_label("Username").fill(name)
+    page.get_by_label("Email").fill(f"{name}@example.com")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
-    page.get_by_role("button", name="Make my account").click()
+    page.get_by_role("button", name="Create account").click()
     expect(page.get_by_role("heading", name=f"Hello, {name}")).to_be_visible()
 
 
 def sign_in(page: Page, name: str = "ada", password: str = PASSWORD) -> None:
     """On the sign-in page."""
-    page.get_by_label("User name or e-mail").fill(name)
+    page.get_by_label("Username or email").fill(name)
     page.get_by_label("Password", exact=True).fill(password)
     page.get_by_role("button", name="Sign in").click()
 

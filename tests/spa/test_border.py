@@ -106,7 +106,7 @@ def test_another_origins_page_can_neither_read_nor_write(
 
         # The app itself, on an origin that the API does not know, says that it cannot work.
         foreign.goto(other.origin)
-        expect(foreign.get_by_role("alert")).to_contain_text("The server does not answer")
+        expect(foreign.get_by_role("alert")).to_contain_text("The server is not responding")
     page.reload()
     expect_connected(page)
     go_to(page, "Now playing")
@@ -119,7 +119,7 @@ def test_without_an_api_the_page_says_so_and_goes_on_when_it_is_back(
     sign_up(page, spa)
     page.route(f"{api.url}/**", lambda route: route.abort())
     page.goto(f"{spa.origin}/account")
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.get_by_role("alert")).to_contain_text("The server is not responding")
     page.unroute_all()
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("heading", name="Account")).to_be_visible()

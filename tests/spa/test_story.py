@@ -41,7 +41,7 @@ def test_from_signing_up_to_coming_back(page: Page, api: Server, spa: Pages) -> 
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
     page.get_by_role("button", name="Mira's phone").click()
-    expect(page.get_by_role("button", name="Mira's phone")).to_contain_text("Plays here")
+    expect(page.get_by_role("button", name="Mira's phone")).to_contain_text("Playing here")
 
     sign_out(page)
     page.get_by_role("main").get_by_role("link", name="Sign in").click()
@@ -85,7 +85,7 @@ def test_whoever_declines_is_told_that_nothing_changed(page: Page, api: Server, 
     sign_up(page, spa)
     page.get_by_role("button", name="Connect Spotify").click()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("status").filter(has_text="You did not give access")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Spotify was not connected")).to_be_visible()
     expect(page).to_have_url(f"{spa.origin}/")
     connect(page)
     expect_connected(page)
@@ -99,7 +99,7 @@ def test_revoked_at_spotify_the_page_leads_back_into_it(
     sandbox.revoke("mira_t_42")
     sandbox.expire_access_tokens()
     go_to(page, "Top tracks")
-    expect(page.get_by_role("alert")).to_contain_text("Spotify asks for your consent again")
+    expect(page.get_by_role("alert")).to_contain_text("Spotify needs your consent again")
     go_to(page, "Home")  # which offers it as well, while the API still waits and sees
     page.reload()
     expect(page.get_by_role("region", name="Spotify")).to_contain_text("Being checked")
@@ -167,7 +167,7 @@ def test_spotify_down_leaves_the_page_useful(
     go_to(page, "Now playing")
     expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
     sandbox.settings(outage=True)
-    expect(page.get_by_role("alert")).to_contain_text("Spotify does not answer at the moment")
+    expect(page.get_by_role("alert")).to_contain_text("Spotify is not responding")
     expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
     go_to(page, "Account")
     expect(page.get_by_text("This device")).to_be_visible()
@@ -299,10 +299,10 @@ def test_a_forgotten_password_comes_by_mail(
     sign_out(page)
 
     page.goto(f"{spa.origin}/sign-in")
-    page.get_by_role("link", name="Forgotten your password?").click()
-    page.get_by_label("E-mail").fill("ada@example.com")
-    page.get_by_role("button", name="Send me a link").click()
-    expect(page.get_by_text("a mail is on its way")).to_be_visible()
+    page.get_by_role("link", name="Forgot your password?").click()
+    page.get_by_label("Email").fill("ada@example.com")
+    page.get_by_role("button", name="Send link").click()
+    expect(page.get_by_text("an email is on its way")).to_be_visible()
     page.goto(link_in(mailbox.wait_for("ada@example.com", "new password"), spa))
     expect(page).to_have_url(f"{spa.origin}/new-password")
     page.get_by_label("New password").fill("another long sentence")
@@ -322,7 +322,7 @@ def test_another_device_is_listed_and_ended(
     expect(elsewhere.get_by_role("heading", name="Account")).to_be_visible()
     go_to(page, "Account")
     page.get_by_role("button", name="End the session").click()
-    expect(page.get_by_text("Nowhere else.")).to_be_visible()
+    expect(page.get_by_text("No other sessions.")).to_be_visible()
     elsewhere.get_by_role("button", name="Save profile").click()
     expect(elsewhere.get_by_text("Your session has ended.")).to_be_visible()
 
@@ -345,7 +345,7 @@ def test_ending_sessions_asks_for_the_password_after_15_minutes(
     expect(field).to_have_accessible_description("This is not your password.")
     field.fill(PASSWORD)
     page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_text("Nowhere else.")).to_be_visible()
+    expect(page.get_by_text("No other sessions.")).to_be_visible()
     expect(field).to_have_count(0)
 
 
@@ -369,18 +369,18 @@ def test_new_address_waits_for_its_verification_and_can_be_undone(
     page.get_by_role("button", name="Verify my address").click()
     expect(page.get_by_text("Your email address is verified.")).to_be_visible()
     go_to(page, "Account")
-    page.get_by_label("E-mail").fill("thief@example.com")
-    page.get_by_label("Your password, for the new address").fill(PASSWORD)
+    page.get_by_label("Email").fill("thief@example.com")
+    page.get_by_label("Your password, to change the address").fill(PASSWORD)
     page.get_by_role("button", name="Save profile").click()
     expect(
         page.get_by_text("thief@example.com replaces ada@example.com as soon as you verify it.")
     ).to_be_visible()
-    expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
-    page.get_by_label("User name").fill("ada2")
+    expect(page.get_by_label("Email")).to_have_value("ada@example.com")
+    page.get_by_label("Username").fill("ada2")
     page.get_by_role("button", name="Save profile").click()
     expect(page.get_by_text("Your profile is saved.")).to_be_visible()
     page.reload()
-    expect(page.get_by_label("User name")).to_have_value("ada2")
+    expect(page.get_by_label("Username")).to_have_value("ada2")
     expect(page.get_by_text("thief@example.com replaces ada@example.com as soon as")).to_be_visible()
 
     page.goto(link_in(mailbox.wait_for("ada@example.com", "about to change"), spa))
@@ -391,7 +391,7 @@ def test_new_address_waits_for_its_verification_and_can_be_undone(
     page.get_by_role("button", name="Set new password").click()
     sign_in(page, "ada2", password="another long sentence")
     go_to(page, "Account")
-    expect(page.get_by_label("E-mail")).to_have_value("ada@example.com")
+    expect(page.get_by_label("Email")).to_have_value("ada@example.com")
     expect(page.get_by_text("replaces ada@example.com")).to_have_count(0)
 
 
@@ -402,15 +402,15 @@ def test_an_account_is_taken_along_and_deleted(page: Page, api: Server, spa: Pag
         page.get_by_role("button", name="Download my data").click()
     assert '"username": "ada"' in download.value.path().read_text()
     page.get_by_role("button", name="Delete my account").click()
-    expect(page.get_by_label("Your password, to be sure")).to_be_focused()
-    page.get_by_label("Your password, to be sure").fill("not this one")
-    page.get_by_role("button", name="Delete it for good").click()
-    field = page.get_by_label("Your password, to be sure")
+    expect(page.get_by_label("Your password, to confirm")).to_be_focused()
+    page.get_by_label("Your password, to confirm").fill("not this one")
+    page.get_by_role("button", name="Delete permanently").click()
+    field = page.get_by_label("Your password, to confirm")
     expect(field).to_be_focused()
     expect(field).to_have_accessible_description("This is not your password.")
-    page.get_by_label("Your password, to be sure").fill(PASSWORD)
-    page.get_by_role("button", name="Delete it for good").click()
-    expect(page.get_by_text("Your account is deleted")).to_be_visible()
+    page.get_by_label("Your password, to confirm").fill(PASSWORD)
+    page.get_by_role("button", name="Delete permanently").click()
+    expect(page.get_by_text("everything in it are deleted")).to_be_visible()
     page.goto(f"{spa.origin}/account")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
@@ -419,11 +419,11 @@ def test_what_is_wrong_stands_at_the_field_and_a_pause_counts_down(
     page: Page, api: Server, spa: Pages
 ) -> None:
     page.goto(f"{spa.origin}/sign-up")
-    page.get_by_label("User name").fill("a")
-    page.get_by_label("E-mail").fill("ada@example.com")
+    page.get_by_label("Username").fill("a")
+    page.get_by_label("Email").fill("ada@example.com")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
-    page.get_by_role("button", name="Make my account").click()
-    field = page.get_by_label("User name")
+    page.get_by_role("button", name="Create account").click()
+    field = page.get_by_label("Username")
     expect(field).to_have_accessible_description(re.compile("2 to 64 letters"))
     expect(field).to_be_focused()
 
@@ -442,11 +442,11 @@ def test_a_name_that_is_taken_is_said_at_its_field(
     sign_up(page, spa)
     other = new_person()
     other.goto(f"{spa.origin}/sign-up")
-    name = other.get_by_label("User name")
+    name = other.get_by_label("Username")
     name.fill("ada")
-    other.get_by_label("E-mail").fill("other@example.com")
+    other.get_by_label("Email").fill("other@example.com")
     other.get_by_label("Password", exact=True).fill(PASSWORD)
-    other.get_by_role("button", name="Make my account").click()
+    other.get_by_role("button", name="Create account").click()
     expect(name).to_have_accessible_description(re.compile("taken"))
     expect(name).to_be_focused()
     name.press("End")
@@ -462,7 +462,7 @@ def test_the_first_page_begins_at_its_top_and_the_next_ones_at_their_heading(
     page.goto(f"{spa.origin}/sign-up")
     expect(page.get_by_role("heading", name="Sign up")).to_be_visible()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.get_by_role("banner").get_by_role("link", name="Sign in").press("Enter")
     expect(page.get_by_role("heading", name="Sign in")).to_be_focused()
     expect(page).to_have_title("Sign in · Backline")
@@ -474,7 +474,7 @@ def test_where_nothing_plays_the_page_says_what_to_do(
     sign_up(page, spa)
     connect(page, person="aiko-87")
     go_to(page, "Now playing")
-    expect(page.get_by_text("Nothing plays right now")).to_be_visible()
+    expect(page.get_by_text("Nothing is playing right now")).to_be_visible()
     expect(page.get_by_role("button", name="デスク")).to_contain_text("Play here")
 
 
@@ -516,7 +516,7 @@ EPISODE = {
 
 @pytest.mark.parametrize(
     ("kind", "item", "shown"),
-    [("ad", None, "An advertisement plays"), ("episode", EPISODE, "The long way home")],
+    [("ad", None, "An advertisement is playing"), ("episode", EPISODE, "The long way home")],
     ids=["ad", "episode"],
 )
 def test_what_is_no_track_is_shown_as_well(

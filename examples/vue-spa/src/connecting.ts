@@ -46,7 +46,7 @@ export function useConnecting() {
 export function tellResult(result: string): void {
   if (result === "connected") return notify("Spotify is connected.");
   const slug = result === "denied" ? "spotify-access-denied" : result.replace(/^error-/, "");
-  const { title, detail } = inWords(slug, OTHERS[slug] ?? { title: "Connecting Spotify did not work", detail: "" });
+  const { title, detail } = inWords(slug, OTHERS[slug] ?? { title: "Spotify could not be connected", detail: "" });
   notify(`${title}. ${detail}`.trim(), "bad");
 }
 
@@ -62,6 +62,6 @@ const OTHERS: Record<string, { title: string; detail: string }> = {
   },
   "spotify-misconfigured": {
     title: "This server's Spotify application is misconfigured",
-    detail: "Please tell the people who run it.",
+    detail: "Please tell its operator.",
   },
 };

@@ -33,7 +33,7 @@ export const router = createRouter({
     { path: "/", component: Home, meta: { title: "Home" } },
     { path: "/sign-in", component: SignIn, meta: { title: "Sign in", stranger: true } },
     { path: "/sign-up", component: SignUp, meta: { title: "Sign up", stranger: true } },
-    { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgotten password" } },
+    { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgot password" } },
     { path: "/new-password", component: NewPassword, meta: { title: "New password" } },
     { path: "/verify-email", component: VerifyEmail, meta: { title: "Verify your email address" } },
     { path: "/undo-email-change", component: UndoEmailChange, meta: { title: "Undo email change" } },
@@ -43,7 +43,7 @@ export const router = createRouter({
     { path: "/playlists/:id", component: Playlist, meta: { title: "Playlist", signedIn: true } },
     { path: "/top-tracks", component: TopTracks, meta: { title: "Top tracks", signedIn: true } },
     { path: "/account", component: Account, meta: { title: "Account", signedIn: true } },
-    { path: "/:unknown(.*)*", component: NotFound, meta: { title: "Nothing here" } },
+    { path: "/:unknown(.*)*", component: NotFound, meta: { title: "Page not found" } },
   ],
   scrollBehavior: (_to, _from, saved) => saved ?? { top: 0 },
 });
