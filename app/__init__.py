@@ -16,7 +16,7 @@ from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
 from app.background import SingleFlight
-from app.bulkhead import WEB_API_QUEUE, Bulkhead, web_api_places
+from app.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
 from app.client_address import ClientAddress
 from app.locks import UserLocks
 from app.mail import Mailer
@@ -72,7 +72,7 @@ def create_app(config: Config) -> Flask:
         gate=gate,
         bulkhead=bulkhead,
         shared=SharedAnswers(store, bulkhead),
-        refreshes=SingleFlight(32, "refresh"),
+        refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
         mailer=Mailer(config, letters.write),
     )
     database.init_app(app, config)

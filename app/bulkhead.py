@@ -12,7 +12,7 @@ from app.problems import SpotifyUnavailable
 # Calls to the Web API that each worker may have under way, even with few threads.
 _LEAST_PLACES = 16
 # Callers that may wait in each worker: for the Web API, and for a quick accounts service.
-WEB_API_QUEUE, ACCOUNTS_WAITERS = 64, 64
+WEB_API_QUEUE, ACCOUNTS_WAITERS = 64, 128
 
 
 def web_api_places(threads: int) -> int:

@@ -1,4 +1,4 @@
-"""A bulkhead for accounts.spotify.com: while it is slow, at most half of a worker's threads wait for it."""
+"""A bulkhead for accounts.spotify.com: while it is slow, few of a worker's threads wait for it."""
 
 import threading
 import time
@@ -12,8 +12,12 @@ from app.problems import SpotifyUnavailable
 
 T = TypeVar("T")
 
-# Anything that takes longer is slow. Until then, every caller may wait for its result.
-SLOW_SECONDS = 2.0
+# While the service responds within 2 s, every caller may wait for its result. A call that takes longer than
+# this is slow; a busy machine may notice a response late.
+SLOW_SECONDS = 2.25
+# A wait that takes longer is for a slow call, which another process may make. The difference is what locks
+# and the database may add to a call.
+SLOW_WAIT_SECONDS = 2.75
 # The service counts as slow for this long after something was.
 REMEMBERED_SECONDS = 5.0
 # How often a waiting thread looks whether the service has become slow.
@@ -31,11 +35,10 @@ class AccountsBulkhead:
     """Counts the threads that wait for the accounts service, whatever they wait for: the refresh of a
     token, the exchange of a code, or another callback's exchange.
 
-    A wait that has lasted longer than `SLOW_SECONDS` makes the service count as slow. That covers calls
-    that another process makes, too. From then on, threads beyond half of the worker's are released, and
-    later callers are turned away immediately.
+    Once a call or a wait has taken too long, the service counts as slow. From then on, threads beyond half
+    of `threads` are released, and later callers are turned away immediately.
 
-    An exchange cannot be released: its thread makes the call. So no more than half of the threads
+    An exchange cannot be released: its thread makes the call. So no more than half of `threads`
     exchange codes at any time, and a queue that is smaller than that waits for a place.
     """
 
@@ -44,7 +47,8 @@ class AccountsBulkhead:
         self._most = accounts_waiters(threads)
         self._queue_limit = self._limit * 3 // 4
         self._changed = threading.Condition()
-        self._since: dict[object, float] = {}  # a waiting thread's key: since when (`time.monotonic`)
+        self._waiting: set[Waiter] = set()
+        self._late_at: dict[object, float] = {}  # when a call or a wait that goes on becomes slow
         self._exchanging = self._queued = 0
         self._slow_until = 0.0
 
@@ -55,17 +59,8 @@ class AccountsBulkhead:
         Raises:
             AccountsBusy: the service is slow, and enough threads wait for it.
         """
-        waiter = Waiter(self)
-        with self._changed:
-            if len(self._since) >= (self._limit if self._is_slow() else self._most):
-                raise AccountsBusy
-            self._since[waiter] = time.monotonic()
-        try:
+        with self._admitted() as waiter, self._timed(SLOW_WAIT_SECONDS):
             yield waiter
-        finally:
-            with self._changed:
-                self._is_slow()  # this wait may have shown it
-                self._since.pop(waiter, None)
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
@@ -74,14 +69,21 @@ class AccountsBulkhead:
         Raises:
             AccountsBusy: no place became free in time. The block did not run.
         """
-        with self.waiting() as waiter:
+        with self._admitted() as waiter:
             self._take_place(waiter)
             try:
-                yield
+                with self.calling():
+                    yield
             finally:
                 with self._changed:
                     self._exchanging -= 1
                     self._changed.notify()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Time a call to the service, which the block makes."""
+        with self._timed(SLOW_SECONDS):
+            yield
 
     def release_excess(self, waiter: "Waiter") -> None:
         """End this thread's wait if the service is slow and more threads wait for it than may.
@@ -90,12 +92,38 @@ class AccountsBulkhead:
             AccountsBusy
         """
         with self._changed:
-            if len(self._since) > self._limit and self._is_slow():
-                del self._since[waiter]  # now, so that no more than the excess are released
+            if len(self._waiting) > self._limit and self._is_slow():
+                self._waiting.remove(waiter)  # now, so that no more than the excess are released
                 raise AccountsBusy
 
+    @contextmanager
+    def _admitted(self) -> Iterator["Waiter"]:
+        waiter = Waiter(self)
+        with self._changed:
+            if len(self._waiting) >= (self._limit if self._is_slow() else self._most):
+                raise AccountsBusy
+            self._waiting.add(waiter)
+        try:
+            yield waiter
+        finally:
+            with self._changed:
+                self._waiting.discard(waiter)
+
+    @contextmanager
+    def _timed(self, seconds: float) -> Iterator[None]:
+        """Let the service count as slow once the block takes longer than this."""
+        what = object()
+        with self._changed:
+            self._late_at[what] = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_slow()  # this block may have shown it
+                del self._late_at[what]
+
     def _take_place(self, waiter: "Waiter") -> None:
-        deadline = time.monotonic() + SLOW_SECONDS
+        deadline = time.monotonic() + SLOW_WAIT_SECONDS
         with self._changed:
             if self._exchanging >= self._limit and self._queued >= self._queue_limit:
                 raise AccountsBusy
@@ -112,7 +140,7 @@ class AccountsBulkhead:
 
     def _is_slow(self) -> bool:
         now = time.monotonic()
-        if now - min(self._since.values(), default=now) > SLOW_SECONDS:
+        if now > min(self._late_at.values(), default=now):
             self._slow_until = now + REMEMBERED_SECONDS
         return now < self._slow_until
 

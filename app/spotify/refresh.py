@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 # A grant's row, and what the database's clock said when it was read.
 Reading = tuple[AccessToken, datetime]
 
-# After so long without the lock a caller asks the database itself. Less than what makes the accounts
-# service count as slow (`accounts_bulkhead.SLOW_SECONDS`): a lock that is lost says nothing about Spotify.
+# After so long without the lock a caller asks the database itself. Less than the wait that makes the accounts
+# service count as slow (`app.spotify.accounts_bulkhead`): a lock that is lost says nothing about Spotify.
 LOCK_PATIENCE_SECONDS = 1.0
 _UNREADABLE_WAITS = timedelta(hours=1)
 
@@ -125,7 +125,8 @@ def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> Reading:
         # Paused since the claim. The lease may end during the call; the next owner is left to make it.
         raise SpotifyUnavailable
     try:
-        grant = parts().accounts.refresh(refresh_token)
+        with parts().accounts_bulkhead.calling():
+            grant = parts().accounts.refresh(refresh_token)
     except SpotifyError as error:
         return _fail(row, attempt, error, refresh_token)
     _commit(row, attempt, grant, refresh_token)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime, timedelta
 
@@ -28,7 +29,13 @@ StartServer = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture
 def quickly_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", 0.1)
+
+
+@pytest.fixture
+def quickly_slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", LONG)
 
 
 class Waiting:
@@ -71,12 +78,13 @@ def test_all_callers_are_served_while_the_service_is_quick(
     bulkhead: AccountsBulkhead, waiting: Waiting
 ) -> None:
     callers = waiting.start(10)
-    eventually(lambda: len(bulkhead._since) == 10)
+    eventually(lambda: len(bulkhead._waiting) == 10)
 
     waiting.close()
 
     assert [caller.result() for caller in callers] == ["served"] * 10
-    assert not bulkhead._since
+    assert not bulkhead._waiting
+    assert not bulkhead._late_at
 
 
 @pytest.mark.usefixtures("quickly_slow")
@@ -93,21 +101,50 @@ def test_callers_beyond_half_are_released_once_the_service_is_slow(
     assert sorted(caller.result() for caller in callers) == ["released"] * 8 + ["served"] * 2
 
 
-def test_service_counts_as_slow_for_a_while_after_a_slow_call(
-    bulkhead: AccountsBulkhead, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("quickly_slow_calls")
+def test_service_counts_as_slow_during_a_slow_call_and_for_a_while(
+    bulkhead: AccountsBulkhead, waiting: Waiting
 ) -> None:
-    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any wait is longer
-    with bulkhead.waiting():
-        pass
-    monkeypatch.undo()
+    with bulkhead.calling():
+        callers = waiting.start(3)
+        eventually(lambda: sum(caller.done() for caller in callers) == 1)
 
-    waiting.start(2)
-    eventually(lambda: len(bulkhead._since) == 2)
     with pytest.raises(AccountsBusy), bulkhead.waiting():
         pass
     bulkhead._slow_until -= accounts_bulkhead.REMEMBERED_SECONDS
     with bulkhead.waiting():
         pass
+
+
+@pytest.mark.usefixtures("quickly_slow_calls")
+def test_long_wait_for_quick_calls_does_not_count_as_slow(
+    bulkhead: AccountsBulkhead, waiting: Waiting
+) -> None:
+    """A wait lasts longer than its call: it may queue for a place, or notice the result late."""
+    callers = waiting.start(3)
+    with bulkhead.exchanging():
+        pass
+
+    assert not wait_for(callers, timeout=0.5, return_when=FIRST_COMPLETED).done
+    with bulkhead.waiting():
+        pass
+
+
+@ONE_DATABASE
+def test_refreshes_and_exchanges_are_timed(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any call takes longer
+    bulkhead = app.extensions["backline"].accounts_bulkhead
+
+    connect(client, sandbox)
+    assert bulkhead._slow_until > 0
+
+    bulkhead._slow_until = 0.0
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    assert client.get("/api/spotify/token").status_code == 200
+    assert bulkhead._slow_until > 0
 
 
 def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulkhead) -> None:
@@ -126,10 +163,10 @@ def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulk
         assert not queued.done()
         exchanges.close()
         assert queued.result(LONG) == "exchanged"
-    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._since) == 0
+    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiting) == 0
 
 
-@pytest.mark.usefixtures("quickly_slow")
+@pytest.mark.usefixtures("quickly_slow_calls")
 def test_exchanges_count_among_the_threads_that_wait(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     with bulkhead.exchanging(), bulkhead.exchanging():
         callers = waiting.start(3)
