@@ -6,12 +6,25 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
+# Resolvers wait for seconds before they ask again. One lost packet must not delay all callers for so long.
+ASK_AGAIN_SECONDS = 1.0
+MOST_THREADS = 4  # for one name
+
+
+@dataclass
+class _Lookup:
+    result: "Future[list[Address]]" = field(default_factory=Future)
+    asked_at: float = -ASK_AGAIN_SECONDS
+    threads: int = 0
+
+
 # Lookups in progress. Host names come from settings, so there are only a few.
-_lookups: dict[tuple[str, int], "Future[list[Address]]"] = {}
+_lookups: dict[tuple[str, int], _Lookup] = {}
 _lock = threading.Lock()
 
 
@@ -51,8 +64,8 @@ def connect(
 def lookup(host: str, port: int, deadline: float) -> list[Address]:
     """Look up a host's addresses, in the order in which to try them.
 
-    The system's resolver cannot be interrupted and may take half a minute. It runs in a thread of its
-    own, one per name; callers that ask for the same name meanwhile wait for the same result.
+    The system's resolver cannot be interrupted and may take half a minute, so it runs in threads of its
+    own. Callers that ask for the same name share the first result; when it takes long, one more asks.
 
     Raises:
         TimeoutError: the deadline passed. The lookup continues, for callers to come.
@@ -61,12 +74,26 @@ def lookup(host: str, port: int, deadline: float) -> list[Address]:
     literal = _literal(host, port)
     if literal is not None:
         return [literal]
+    while True:
+        running = _ask(host, port)
+        left = deadline - time.monotonic()
+        try:
+            return running.result(timeout=max(0.0, min(left, ASK_AGAIN_SECONDS)))
+        except TimeoutError:
+            if left <= ASK_AGAIN_SECONDS:
+                raise
+
+
+def _ask(host: str, port: int) -> "Future[list[Address]]":
+    """Start a lookup, unless one has been started just now."""
     with _lock:
-        running = _lookups.get((host, port))
-        if running is None:
-            running = _lookups[host, port] = Future()
-            threading.Thread(target=_resolve, args=(host, port, running), name="lookup", daemon=True).start()
-    return running.result(timeout=max(0.0, deadline - time.monotonic()))
+        lookup = _lookups.setdefault((host, port), _Lookup())
+        now = time.monotonic()
+        if now - lookup.asked_at >= ASK_AGAIN_SECONDS and lookup.threads < MOST_THREADS:
+            lookup.asked_at = now
+            lookup.threads += 1
+            threading.Thread(target=_resolve, args=(host, port, lookup), name="lookup", daemon=True).start()
+        return lookup.result
 
 
 def _literal(host: str, port: int) -> Address | None:
@@ -79,17 +106,19 @@ def _literal(host: str, port: int) -> Address | None:
     return None if address.scope_id else (socket.AF_INET6, (str(address), port, 0, 0))
 
 
-def _resolve(host: str, port: int, running: "Future[list[Address]]") -> None:
+def _resolve(host: str, port: int, lookup: _Lookup) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses: list[Address] = [(entry[0], entry[4]) for entry in found]
+        outcome: list[Address] | Exception = [(entry[0], entry[4]) for entry in found]
     except Exception as error:  # noqa: BLE001 - callers raise it
-        outcome: list[Address] | Exception = error
-    else:
-        outcome = addresses
+        outcome = error
     with _lock:
+        lookup.threads -= 1
+        is_settled = lookup.result.done() or (isinstance(outcome, Exception) and lookup.threads > 0)
+        if is_settled:
+            return
         del _lookups[host, port]
-    if isinstance(outcome, Exception):
-        running.set_exception(outcome)
-    else:
-        running.set_result(outcome)
+        if isinstance(outcome, Exception):
+            lookup.result.set_exception(outcome)
+        else:
+            lookup.result.set_result(outcome)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app import mail, outbound
+from app import mail, outbound, sockets
 from app.outbound import NoAnswer, Outbound
 from config import Config
 from tests.conftest import SETTINGS
@@ -57,8 +57,9 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[tupl
 
 
 def test_slow_name_lookup_ends_at_the_deadline(
-    client: Outbound, resolve: Callable[..., None], upstream: Upstream
+    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 60.0)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
 
     def wait() -> list[tuple[str, int]]:
@@ -74,6 +75,41 @@ def test_slow_name_lookup_ends_at_the_deadline(
     threading.Timer(0.1, found.set).start()
     assert client.send("POST", url).status == 200  # joins the same lookup
     assert len(lookups) == 1
+
+
+def test_lost_lookup_does_not_delay_all_others(
+    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.1)
+    port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
+
+    def lose_the_first() -> list[tuple[str, int]]:
+        lookups.append(1)
+        if len(lookups) == 1:
+            found.wait(20)
+        return [("127.0.0.1", port)]
+
+    resolve(lose_the_first)
+    assert client.send("POST", f"http://lost.spotify.invalid:{port}/v1/x").status == 200
+    found.set()
+
+
+def test_dead_resolver_holds_a_few_threads(
+    client: Outbound, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.01)
+    found, lookups = threading.Event(), []
+
+    def fail_late() -> list[tuple[str, int]]:
+        lookups.append(1)
+        found.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "temporary failure")
+
+    resolve(fail_late)
+    fail(client, "http://dead.spotify.invalid/v1/x")
+    assert len(lookups) == sockets.MOST_THREADS
+    found.set()
+    fail(client, "http://dead.spotify.invalid/v1/x")
 
 
 @contextmanager
