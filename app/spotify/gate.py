@@ -2,9 +2,12 @@
 
 A 429 is about its endpoint, or about the whole application, which Spotify does not say. It counts as being
 about everything if its body says `QUOTA_EXCEEDED`, if another endpoint was refused within the last ten
-seconds, or if a read of `/me` with the same token, the canary, is refused too. Calls that it is about are
-refused until its `Retry-After` is over; nobody sleeps. Where only our own budget is used up, a call waits for
-room in it as long as its deadline allows.
+seconds, or if a read of `/me` with the same token, the canary, is refused too. An endpoint whose 429 came
+while the canary was answered refuses by itself. From then on only the canary counts for it, or two such
+endpoints could block everything again and again.
+
+Calls that a 429 is about are refused until its `Retry-After` is over; nobody sleeps. Where only our own
+budget is used up, a call waits for room in it as long as its deadline allows.
 
 Source: https://developer.spotify.com/documentation/web-api/concepts/rate-limits
 """
@@ -35,6 +38,8 @@ MAX_WAIT_SECONDS = 86_400
 SECOND_REFUSAL_SECONDS = 10
 # A canary read is made once in this time, by all processes together.
 CANARY_SECONDS = 10
+# An endpoint is known for this long to refuse by itself.
+REFUSES_ALONE_SECONDS = 30 * 86_400
 # The scope of a wait for all calls, and that of `/me`, the canary, which callbacks need as well.
 ALL, ME = "", "me"
 
@@ -54,9 +59,10 @@ class Gate:
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
         self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
-        self._keys_of_refusals = [
-            f"spotify-{name}:{{{config.spotify_client_id}}}" for name in ("refused", "canary")
-        ]
+        self._refused_key, self._canary_key, self._alone_key = (
+            f"spotify-{name}:{{{config.spotify_client_id}}}"
+            for name in ("refused", "canary", "refuses-alone")
+        )
         self._budget = Budget(client, config)
         self._waits, self._close, self._refused = (
             client.register_script((Path(__file__).parent / f"gate_{name}.lua").read_text())
@@ -110,6 +116,13 @@ class Gate:
         self._begin(scope, seconds)
         return Refusal(seconds, asks_for_canary=about == "ask" and self.wait(ME) <= 0)
 
+    def refuses_alone(self, scope: str) -> None:
+        """Note that a scope was refused while the canary was answered."""
+        try:
+            self._client.set(f"{self._alone_key}:{scope}", 1, ex=REFUSES_ALONE_SECONDS)
+        except redis.RedisError as error:
+            log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
+
     def close(self, answer: Answer) -> int:
         """Let no call be made for as long as a 429 asks. Returns the seconds."""
         seconds, quota = _wait_of(answer)
@@ -127,7 +140,8 @@ class Gate:
             last, self._last_refusal = self._last_refusal, (scope, now)
         try:
             about: Any = self._refused(
-                self._keys_of_refusals, [scope, SECOND_REFUSAL_SECONDS * 1000, CANARY_SECONDS * 1000]
+                [self._refused_key, self._canary_key, f"{self._alone_key}:{scope}"],
+                [scope, SECOND_REFUSAL_SECONDS * 1000, CANARY_SECONDS * 1000],
             )
         except redis.RedisError as error:
             log.warning("gate_kept_alone", extra={"reason": type(error).__name__})

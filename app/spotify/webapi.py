@@ -118,6 +118,8 @@ class SpotifyWebApi:
             canary = self._exchange(Call("GET", "me"), access_token, None, CANARY_SECONDS)
         except NotAnswered:
             return refusal.seconds
+        if canary.status == 200:
+            self._gate.refuses_alone(call.scope)
         if canary.status != 429:
             return refusal.seconds
         return max(refusal.seconds, self._gate.close(canary))

@@ -397,6 +397,35 @@ def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
     assert get(mira, "me/player").status_code in (200, 204)
 
 
+def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    def call_both() -> None:
+        sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+        wait_in(put_cover(mira, "one"))
+        sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+        wait_in(get(another_tab(mira, another_worker), "search?q=a&type=track"))
+
+    def end_waits() -> None:
+        store.delete(*store.keys("spotify-wait:*"), *store.keys("spotify-budget:*"))
+        for worker in (app, another_worker):
+            worker.extensions["backline"].gate._until.clear()
+
+    call_both()
+    assert wait_in(get(mira)) in is_about(60)
+    end_waits()
+    store.delete(*store.keys("spotify-refused:*"))  # ten seconds later
+    call_both()
+    assert get(mira).status_code in (200, 204)
+
+    # But the canary still finds a limit on everything.
+    end_waits()
+    store.delete(*store.keys("spotify-canary:*"))
+    sandbox.fault(on="api", kind="rate_limited", retry_after=60, times=2)
+    wait_in(put_cover(mira, "one"))
+    assert wait_in(get(mira)) in is_about(60)
+
+
 def test_canary_is_read_once_by_all_processes(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
