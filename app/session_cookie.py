@@ -25,9 +25,13 @@ class SessionCookie:
     def sent_id(self, request: Request) -> tuple[str, bool]:
         """The id in a request's cookie, or "", and whether that cookie has the old name."""
         sid = request.cookies.get(self._name)
-        if sid is not None or self._old_name is None:
-            return sid or "", False
-        return request.cookies.get(self._old_name, ""), True
+        if sid is not None:
+            return sid, False
+        return self.old_id(request), True
+
+    def old_id(self, request: Request) -> str:
+        """The id in the cookie with the old name, or ""."""
+        return request.cookies.get(self._old_name, "") if self._old_name is not None else ""
 
     def set(self, request: Request, response: Response, sid: str, *, max_age: int) -> None:
         """Set the cookie, and delete the one with the old name if the browser still has it."""

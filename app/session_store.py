@@ -108,8 +108,7 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             if session:
                 self._store(session, response)
             else:
-                self._delete_session(session)
-                self._cookie.delete(request, response)
+                self._end(session, response)
         except redis.RedisError as error:
             session.unreachable = True  # Flask saves once more when it answers the error
             raise ServiceUnavailable from error
@@ -151,6 +150,14 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             self.index.end_oldest(data.index)
         if sets_cookie and was_stored:  # not if it was signed out during the request
             self._set_cookie(session.sid, data, response)
+
+    def _end(self, session: Session, response: Response) -> None:
+        """End a session, and the one that the browser may still have under the old name of the cookie."""
+        self._delete_session(session)
+        old_sid = self._cookie.old_id(request)
+        if _SID.fullmatch(old_sid):
+            self.client.delete(self._get_store_id(old_sid))
+        self._cookie.delete(request, response)
 
     def _is_cookie_due(self, stored: Stored) -> bool:
         """Whether to set the cookie again. A visitor without a connection has nothing to keep for long."""

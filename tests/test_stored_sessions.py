@@ -16,7 +16,7 @@ from app.clock import utc_now
 from app.database import writing
 from app.models import User
 from tests import stored_sessions
-from tests.journeys import another_tab, connect, login, register
+from tests.journeys import PASSWORD, another_tab, connect, login, register
 from tests.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -244,6 +244,27 @@ def test_signing_out_deletes_the_cookie_under_both_names(secure: dict[str, str],
     for name in ("__Host-session", "__Host-Http-session"):
         client.set_cookie(name, cookie.value, domain="api.example.com", secure=True)
     assert client.get("/api/user", **secure).status_code == 401
+
+
+def test_signing_out_ends_the_sessions_of_both_cookies(
+    secure: dict[str, str], client: FlaskClient, new_client: NewClient
+) -> None:
+    """A browser that met the earlier release in between has one under each name."""
+    held = {}
+    for name, browser in (("ada", client), ("grace", new_client())):
+        body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+        browser.post("/api/register", json=body, **secure)
+        cookie = browser.get_cookie("__Host-Http-session", domain="api.example.com")
+        assert cookie is not None
+        held[name] = cookie.value
+    client.set_cookie("__Host-session", held["grace"], domain="api.example.com", secure=True)
+
+    assert client.get("/api/user", **secure).json["username"] == "ada"
+    assert client.post("/api/logout", **secure).status_code == 204
+
+    for sid in held.values():
+        client.set_cookie("__Host-Http-session", sid, domain="api.example.com", secure=True)
+        assert client.get("/api/user", **secure).status_code == 401
 
 
 def test_cookie_of_another_application_on_loopback_is_left_alone(client: FlaskClient) -> None:
