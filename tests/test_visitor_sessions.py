@@ -105,21 +105,25 @@ def test_visitor_erases_a_connection_without_owner(
         assert db.scalar(sa.select(sa.func.count(SpotifyUser.id))) == 0
 
 
-def test_connection_that_gets_an_owner_meanwhile_is_not_erased(
-    new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+@ONE_DATABASE
+@pytest.mark.parametrize("other", ["an owner", "another visitor"])
+def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
+    new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     connect(visitor := new_client(), sandbox)
-    register(owner := new_client(), "ada")
+    newer = new_client()
+    if other == "an owner":
+        register(newer, "ada")
     erase = links.erase
 
     def erase_late(link: SpotifyUser, *, user_id: int | None = None) -> bool:
-        meanwhile(connect, owner, sandbox)
+        meanwhile(connect, newer, sandbox)
         return erase(link, user_id=user_id)
 
     monkeypatch.setattr(links, "erase", erase_late)
     assert visitor.delete("/api/spotify").status_code == 204
 
-    assert owner.get("/api/spotify").json["status"] == "connected"
+    assert newer.get("/api/spotify").json["status"] == "connected"
 
 
 @ONE_DATABASE
