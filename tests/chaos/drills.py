@@ -82,7 +82,7 @@ def twenty_callers(world: World) -> None:
     ada, link = _connected(world)
     for round_number in (1, 2):
         world.run_out(link)
-        asked = [world.later(ada.token, world.servers[n % 2]) for n in range(20)]
+        asked = [world.later(ada.awaited_token, world.servers[n % 2]) for n in range(20)]
         answers = [future.result() for future in asked]
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.json()["access_token"] for answer in answers}) == 1

@@ -91,8 +91,9 @@ class Program(ABC):
         """Stop it where it stands, as an overloaded machine or a suspended one does; if it runs at all."""
         if not self.is_running:
             return
-        os.kill(self.victim, signal.SIGSTOP)
-        self._paused.add(self.victim)
+        pid = self.victim
+        os.kill(pid, signal.SIGSTOP)
+        self._paused.add(pid)
 
     def resume(self) -> None:
         for pid in self._paused:
@@ -224,9 +225,9 @@ class ApiServer(Product):
 
     @property
     def victim(self) -> int:
-        """The worker."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(children[0])
+        """The worker. Between the end of one and the start of the next there is none."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return int(eventually(children.read_text).split()[0])
 
     def kill_worker(self) -> None:
         """Kill the worker outright. The arbiter starts another."""

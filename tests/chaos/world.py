@@ -105,6 +105,15 @@ class Browser:
             self.world.handed.append(Handed(datetime.now(UTC), self.person, token))
         return response
 
+    def awaited_token(self, server: ApiServer) -> requests.Response:
+        """Ask for the token, and again while Spotify counts as slow: on a busy machine it may."""
+        for _ in range(10):
+            response = self.token(server)
+            if response.status_code != 503:
+                break
+            time.sleep(int(response.headers["Retry-After"]))
+        return response
+
     def disconnect(self, server: ApiServer) -> requests.Response:
         return self.call("DELETE", "/api/spotify", server)
 

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from app.database import writing
 from app.models import AccessToken
-from app.spotify import accounts_bulkhead
+from app.spotify import accounts_bulkhead, refresh
 from app.spotify.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from tests.journeys import connect, first_visit, register
 from tests.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
@@ -277,3 +277,7 @@ def test_equal_callbacks_that_wait_count_in_another_process_too(
             sandbox.clear_faults()
         assert first.result(LONG).status_code == 200
         assert sorted(one.result(LONG).status_code for one in asked) == [200] * 2 + [503] * 6
+
+
+def test_lost_lock_does_not_make_spotify_count_as_slow() -> None:
+    assert refresh.LOCK_PATIENCE_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2
