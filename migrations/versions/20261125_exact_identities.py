@@ -15,8 +15,10 @@ depends_on = None
 
 # Every column that is looked up by, or must be unique in, text from outside.
 IDENTITIES = {
-    "users": {"username": "VARCHAR(64) {} NOT NULL", "email": "VARCHAR(254) {} NOT NULL"},
+    # First, so that a downgrade that must fail does so before it has changed anything. Our own rules keep
+    # blanks out of the others.
     "spotify_users": {"spotify_id": "VARCHAR(255) {} NOT NULL", "account_id": "VARCHAR(255) {} NULL"},
+    "users": {"username": "VARCHAR(64) {} NOT NULL", "email": "VARCHAR(254) {} NOT NULL"},
     # Compared with users.email.
     "one_time_tokens": {"email": "VARCHAR(254) {} NOT NULL"},
     "outgoing_mails": {"recipient": "VARCHAR(320) {} NOT NULL"},
