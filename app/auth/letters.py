@@ -62,7 +62,7 @@ def _email_changed(db: Session, mail: OutgoingMail) -> Mail | None:
 
 
 def _with_undo(db: Session, mail: OutgoingMail, subject: str, text: str) -> Mail | None:
-    token = one_time_tokens.renew(db, int(arguments_of(mail)["token_id"]))
+    token = one_time_tokens.issue_undo(db, mail.user_id, mail.recipient) if mail.user_id else None
     if token is None:
         return None
     return _mail(

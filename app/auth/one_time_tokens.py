@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -32,7 +32,6 @@ class Issued:
 class Spent:
     """A token that was presented. `email_address` is where it was sent."""
 
-    id: int
     email: str
     email_address: str
 
@@ -53,30 +52,36 @@ def issue(db: Session, user_id: int, purpose: Purpose) -> Issued | None:
     return Issued(token, to)
 
 
-def prepare_undo(db: Session, user: User) -> int:
-    """Reserve the user's address, which is about to be replaced. Returns the id of the token to undo that.
+def reserve_address(db: Session, user: User) -> None:
+    """Keep the user's address, which is about to be replaced, for as long as the change can be undone.
 
-    The token itself is made by `renew`, when it is mailed. Until then it is known to nobody.
+    The token that is stored here is known to nobody. `issue_undo` makes those that are mailed.
     """
-    row = _add(db, user, Purpose.EMAIL_CHANGE, _new_token(), email=user.email, to=user.mail_to)
-    db.flush()
-    return row.id
+    _add(db, user, Purpose.EMAIL_CHANGE, _new_token(), email=user.email, to=user.mail_to)
 
 
-def renew(db: Session, token_id: int) -> str | None:
-    """Replace a token and start its time again. None if it was used or has ended."""
-    token = _new_token()
-    lives_until = database.now(db) + LIVES[Purpose.EMAIL_CHANGE]
-    renewed = (
-        sa.update(OneTimeToken)
-        .where(OneTimeToken.id == token_id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE)
-        .values(token_hash=_hash(token), expires_at=lives_until)
+def issue_undo(db: Session, user_id: int, to: str) -> str | None:
+    """Create a token that restores this address, for seven days. None if it is no longer reserved.
+
+    Earlier ones remain valid: the mail server may have accepted an email although it did not say so.
+    """
+    # Locked, so that none is created while another transaction ends all of them.
+    user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
+    reserved = sa.select(OneTimeToken).where(
+        OneTimeToken.user_id == user_id,
+        OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
+        OneTimeToken.email_address == to,
     )
-    return token if db.execute(renewed).rowcount else None  # type: ignore[attr-defined]
+    row = db.scalar(reserved.limit(1))
+    if user is None or row is None:
+        return None
+    token = _new_token()
+    _add(db, user, Purpose.EMAIL_CHANGE, token, email=row.email, to=to)
+    return token
 
 
 def spend(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
-    """Use a token up. Returns its owner, whose row is locked. The caller ends the other tokens.
+    """Accept a token. Returns its owner, whose row is locked. The caller ends it, and others with it.
 
     Raises:
         InvalidToken: it is unknown, used or expired, was sent to an address that is no longer theirs, or
@@ -89,9 +94,7 @@ def spend(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
     db.scalar(again.execution_options(populate_existing=True))
     user = owner_of(db, token, purpose)
     row = db.scalars(sa.select(OneTimeToken).where(*_is_valid(db, token, purpose))).one()
-    spent = Spent(row.id, row.email, row.email_address or row.email)
-    db.execute(sa.delete(OneTimeToken).where(OneTimeToken.id == spent.id))
-    return user, spent
+    return user, Spent(row.email, row.email_address or row.email)
 
 
 def use_up(db: Session, user: User, *purposes: Purpose) -> None:
@@ -100,17 +103,35 @@ def use_up(db: Session, user: User, *purposes: Purpose) -> None:
     db.execute(ended)
 
 
-def use_up_all(db: Session, user: User, *, except_changes_before: int | None = None) -> None:
-    """End all of the user's tokens, except those that undo a change made before this token was issued."""
-    ended = sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id)
-    if except_changes_before is not None:
-        ended = ended.where(
-            sa.or_(
-                OneTimeToken.purpose != Purpose.EMAIL_CHANGE,
-                OneTimeToken.id > except_changes_before,
-            )
-        )
-    db.execute(ended)
+def use_up_all(db: Session, user: User) -> None:
+    """End all of the user's tokens."""
+    db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id))
+
+
+def restorable(db: Session, user: User) -> set[str]:
+    """Return the addresses that can replace the current one again, as they were entered."""
+    changes = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
+    entered = sa.func.coalesce(OneTimeToken.email_address, OneTimeToken.email)
+    return set(db.scalars(sa.select(entered).where(*changes, OneTimeToken.email != user.email)))
+
+
+def use_up_since(db: Session, user: User, restored: str) -> datetime | None:
+    """End all of the user's tokens, except those that restore an address from before this one.
+
+    Returns when this address was first about to be replaced. Ends none and returns None if that cannot be
+    undone any more.
+    """
+    changes = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
+    expires_at = OneTimeToken.expires_at
+    columns = sa.func.min(OneTimeToken.id), sa.func.min(expires_at), sa.func.max(expires_at)
+    found = db.execute(sa.select(*columns).where(*changes, OneTimeToken.email == restored)).one()
+    first_id, first_expires_at, last_expires_at = found
+    if first_id is None or last_expires_at <= database.now(db):
+        return None
+    ended = sa.or_(OneTimeToken.purpose != Purpose.EMAIL_CHANGE, OneTimeToken.id >= first_id)
+    db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, ended))
+    since: datetime = first_expires_at - LIVES[Purpose.EMAIL_CHANGE]
+    return since
 
 
 def is_reserved(db: Session, spellings: set[str], *, except_for: int | None) -> bool:

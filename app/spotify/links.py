@@ -1,6 +1,7 @@
 """Links between people and Spotify accounts: found, stored, handed over, erased."""
 
-from datetime import timedelta
+import logging
+from datetime import datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -17,6 +18,8 @@ from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatc
 from app.spotify import due, tokens
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
+
+log = logging.getLogger(__name__)
 
 # `last_used_at` decides who is worth refreshing, in days; finer than this it would only cost writes.
 _USE_IS_NOTED_EVERY = timedelta(hours=1)
@@ -187,6 +190,26 @@ def erase(link: SpotifyUser, *, user_id: int | None = None) -> bool:
         db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
     parts().shared.drop(link.id)
     return True
+
+
+def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) -> list[int]:
+    """Delete the connections that a user has consented to since then, or ever. Returns their ids.
+
+    The caller passes those to `note_deleted` once its transaction is committed.
+    """
+    found = sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id)
+    if since is not None:
+        found = found.join(AccessToken).where(AccessToken.authorized_at >= since)
+    deleted = list(db.scalars(found))
+    db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id.in_(deleted)))
+    return deleted
+
+
+def note_deleted(link_ids: list[int]) -> None:
+    """Forget what was read from Spotify over connections that are deleted."""
+    for link_id in link_ids:
+        parts().shared.drop(link_id)
+        log.info("spotify_disconnected", extra={"link": link_id})
 
 
 def _grant_id(db: Session, link_id: int) -> str | None:

@@ -12,6 +12,7 @@ from app.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
 from app.parts import parts
 from app.problems import InvalidCredentials, NotSignedIn
+from app.spotify import links
 from app.user import email_change
 from app.user.mails import ask_to_verify, tell
 
@@ -72,13 +73,11 @@ def change_password(user: User, new_password: str) -> User:
 
 
 def reset_password(token: str, password: str) -> User:
-    """Store a new password for whoever shows the token from the mail.
-
-    It also shows that the address is theirs.
+    """Store a new password with the token from the mail, which also verifies the address.
 
     Raises:
         InvalidToken
-        ValidationError: the password is too easy to guess. The token stays good.
+        ValidationError: the password is too easy to guess. The token remains valid.
     """
     purpose = Purpose.PASSWORD_RESET
     with reading() as db:
@@ -89,15 +88,14 @@ def reset_password(token: str, password: str) -> User:
 
     def unit(db: Session) -> tuple[User, list[int]]:
         user, _ = one_time_tokens.spend(db, token, purpose)
-        dropped = [] if user.email_verified else _drop_connections(db, user)
+        # Someone else may have registered with this address, and connected their own Spotify account.
+        dropped = [] if user.email_verified else links.delete_of_user(db, user.id)
         user.email_verified_at = user.email_verified_at or utc_now()
         _store_password(db, user, password_hash)
         return user, dropped
 
     user, dropped = write_again_on_conflict(unit)
-    for link_id in dropped:
-        parts().shared.drop(link_id)
-        log.info("spotify_disconnected", extra={"link": link_id})
+    links.note_deleted(dropped)
     log.info("password_reset", extra={"account": user.id})
     return user
 
@@ -116,18 +114,8 @@ def _store_password(db: Session, user: User, password_hash: str) -> User:
     return user
 
 
-def _drop_connections(db: Session, user: User) -> list[int]:
-    """Delete the connections of an account whose address has not been proved until now.
-
-    Someone else may have registered it with this address, and connected their own Spotify account.
-    """
-    dropped = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
-    db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id.in_(dropped)))
-    return dropped
-
-
 def erase(user: User) -> None:
-    """Delete the account with all that hangs on it: link, Spotify's tokens, history, mailed tokens.
+    """Delete the account with everything that belongs to it: connection, tokens, history, mailed tokens.
 
     Raises:
         InvalidCredentials: the password that was proved has been changed meanwhile.
@@ -135,14 +123,18 @@ def erase(user: User) -> None:
 
     def unit(db: Session) -> list[int]:
         row = _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
-        links = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
+        link_ids = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
+        # The person who changed the address may not be its owner.
+        told = one_time_tokens.restorable(db, row)
         # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
         # Mails that name no account because their sender did not know whether there is one.
         db.execute(sa.delete(OutgoingMail).where(OutgoingMail.recipient.in_(names.spellings(row.email))))
         tell(db, row, MailKind.ACCOUNT_DELETED)
-        db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(links)))
-        return links
+        for address in told:
+            parts().mailer.enqueue(db, MailKind.ACCOUNT_DELETED, to=address)
+        db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(link_ids)))
+        return link_ids
 
     for link_id in write_again_on_conflict(unit):
         parts().shared.drop(link_id)

@@ -13,6 +13,7 @@ from app.clock import utc_now
 from app.database import write_again_on_conflict
 from app.models import MailKind, Purpose, User
 from app.parts import parts
+from app.spotify import links
 from app.user.mails import tell
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def verify(token: str) -> None:
         replaces = spent.email == user.pending_email
         if replaces:
             refuse_taken(db, email=spent.email_address, except_for=user.id)
-            _tell_old_address(db, user, MailKind.EMAIL_CHANGED)
+            # An earlier owner who is back must not lose the address again to the one who had it meanwhile.
+            if one_time_tokens.use_up_since(db, user, spent.email) is None:
+                _tell_old_address(db, user, MailKind.EMAIL_CHANGED)
             user.set_email(spent.email_address, verified_at=utc_now())
             one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
         else:
@@ -73,28 +76,33 @@ def verify(token: str) -> None:
 
 
 def undo(token: str) -> User:
-    """Restore the address that this token was mailed to, and shut out whoever changed it.
+    """Restore the address that this token was mailed to, and shut out the person who changed it.
 
     All sessions end, and the password no longer works: the owner chooses a new one by mail. Links to undo
     an earlier change remain valid, so that the person who made this one cannot undo the owner's undo.
+    A Spotify account that was connected while another address was in effect may be another person's: that
+    connection is deleted.
 
     Raises:
         InvalidToken
         EmailTaken: another account has that address by now.
     """
 
-    def unit(db: Session) -> User:
+    def unit(db: Session) -> tuple[User, list[int]]:
         user, spent = one_time_tokens.spend(db, token, Purpose.EMAIL_CHANGE)
         refuse_taken(db, email=spent.email_address, except_for=user.id)
+        was_replaced = user.email != spent.email
         user.set_email(spent.email_address, verified_at=utc_now())
         user.password_hash = passwords.UNUSABLE
         user.end_sessions()
-        one_time_tokens.use_up_all(db, user, except_changes_before=spent.id)
+        since = one_time_tokens.use_up_since(db, user, spent.email)
+        deleted = links.delete_of_user(db, user.id, since=since) if was_replaced else []
         parts().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
         db.flush()
-        return user
+        return user, deleted
 
-    user = write_again_on_conflict(unit)
+    user, deleted = write_again_on_conflict(unit)
+    links.note_deleted(deleted)
     log.warning("email_change_undone", extra={"account": user.id})
     return user
 
@@ -103,18 +111,21 @@ def set_by_operator(db: Session, user: User, entered: str) -> None:
     """Replace the address of an account whose row is locked, without the owner's password or mailbox.
 
     Everything that was mailed before ends, including links to undo a change: an operator steps in where
-    the owner has lost the old mailbox.
+    the owner has lost the old mailbox. Another spelling of the current address remains verified.
 
     Raises:
         EmailTaken
     """
     refuse_taken(db, email=entered, except_for=user.id)
-    tell(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
-    user.set_email(entered, verified_at=None)
+    is_new = user.email not in names.spellings(entered)
+    if is_new:
+        tell(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
+    user.set_email(entered, verified_at=None if is_new else user.email_verified_at)
     one_time_tokens.use_up_all(db, user)
     db.flush()
 
 
 def _tell_old_address(db: Session, user: User, kind: MailKind) -> None:
     if user.email_verified:
-        tell(db, user, kind, token_id=one_time_tokens.prepare_undo(db, user))
+        one_time_tokens.reserve_address(db, user)
+        tell(db, user, kind)

@@ -1,5 +1,6 @@
 """What a person gets who asks for all that is held about them (GDPR, articles 15 and 20)."""
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,10 +15,7 @@ from app.spotify.schemas import describe
 def everything_about(user: User) -> dict[str, Any]:
     """All personal data held, for `ExportOut`. No tokens, no password hash."""
     with reading() as db:
-        undoable = sa.select(OneTimeToken).where(
-            OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
-        )
-        previous_emails = list(db.scalars(undoable.order_by(OneTimeToken.id)))
+        previous_emails = db.execute(_previous_emails(user)).all()
         link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
         refreshes = (
             list(
@@ -37,6 +35,14 @@ def everything_about(user: User) -> dict[str, Any]:
         "spotify": None if link is None else describe(link) | _more(link),
         "spotify_refreshes": refreshes,
     }
+
+
+def _previous_emails(user: User) -> sa.Select[str, str | None, datetime]:
+    """Addresses that can be restored, each with the time until when."""
+    email, entered = OneTimeToken.email, OneTimeToken.email_address
+    until = sa.func.max(OneTimeToken.expires_at).label("expires_at")
+    undoable = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
+    return sa.select(email, entered, until).where(*undoable).group_by(email, entered).order_by(until)
 
 
 def _columns(user: User) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from app.problems import TooManyAttempts
 MAILS_AN_HOUR = 5
 
 
-def tell(db: Session, user: User, kind: MailKind, **arguments: str | int) -> None:
+def tell(db: Session, user: User, kind: MailKind) -> None:
     """Mail news to a verified address only: others may be a stranger's, who must not be flooded."""
     if user.email_verified:
         # The last one outlives the account.
         user_id = None if kind is MailKind.ACCOUNT_DELETED else user.id
-        parts().mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id, **arguments)
+        parts().mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id)
 
 
 def ask_to_verify(user: User) -> None:

@@ -1,0 +1,173 @@
+"""Links that undo a change of address: which of them work, and what an undo leaves behind."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
+
+from app.auth import letters, one_time_tokens
+from app.database import reading
+from app.models import OutgoingMail, Purpose, User
+from tests.every_route import settled
+from tests.journeys import PASSWORD, another_tab, connect, register
+from tests.mailbox import Mailbox, token_in
+from tests.sandbox_client import SandboxClient
+from tests.services import eventually
+from tests.user.test_email_change import (
+    ADA,
+    CHANGED,
+    NEW,
+    NEW_PASSWORD,
+    OTHER,
+    REQUESTED,
+    RESET,
+    VERIFY,
+    addresses,
+    change,
+    undo,
+    verify,
+)
+
+
+@pytest.fixture
+def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
+    """Ada, signed in, whose address is verified."""
+    register(client, "ada")
+    assert verify(client, mailbox, ADA) == (204, "")
+    return client
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("used", [0, 1])
+def test_undo_link_works_in_each_copy_of_an_email(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch, used: int
+) -> None:
+    """A mail server can accept an email without our knowledge. Mail programs show one copy of it."""
+    monkeypatch.setattr("app.mail.POLL_SECONDS", 0.1)
+    settled(app)
+    keep = mailbox.handle_DATA
+
+    async def keep_and_complain(*arguments: Any) -> str:
+        await keep(*arguments)
+        return "451 later"
+
+    monkeypatch.setattr("app.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
+    monkeypatch.setattr(mailbox, "handle_DATA", keep_and_complain)
+    change(ada, NEW)
+    mailbox.wait_for(ADA, REQUESTED)
+    monkeypatch.setattr(mailbox, "handle_DATA", keep)
+    settled(app)
+    links = [token_in(mail) for mail in mailbox.to(ADA, REQUESTED)]
+    assert len(links) > 1
+
+    assert undo(ada, links[-used]) == 204
+
+    assert {undo(ada, token) for token in links} == {400}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_waiting_notice_gets_no_token_of_another_account(
+    ada: FlaskClient,
+    mailbox: Mailbox,
+    app: Flask,
+    new_client: Callable[[], FlaskClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SQLite gives the id of a deleted row to the next one."""
+    register(bob := new_client(), "bob")
+    assert verify(bob, mailbox, "bob@example.com") == (204, "")
+    settled(app)
+    monkeypatch.setattr("app.mail.Mailer._deliver_due", lambda _: True)
+    change(ada, NEW)
+    assert app.test_cli_runner().invoke(args=["users", "set-email", "ada", OTHER]).exit_code == 0
+    change(bob, NEW)
+
+    with app.app_context(), reading() as db:
+        waiting = list(db.scalars(sa.select(OutgoingMail).order_by(OutgoingMail.id)))
+    with app.app_context():
+        written = [(mail.recipient, mail.kind) for mail in waiting if letters.write(mail) is not None]
+
+    assert (ADA, "email_change_requested") not in written
+    assert ("bob@example.com", "email_change_requested") in written
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_undo_drops_a_connection_made_since_the_change(
+    ada: FlaskClient, mailbox: Mailbox, sandbox: SandboxClient, when: str
+) -> None:
+    """It belongs to the person with the new address, who may not be the one with the old address."""
+    if when == "before":
+        connect(ada, sandbox)
+    change(ada, NEW)
+    assert verify(ada, mailbox, NEW) == (204, "")
+    if when == "after":
+        connect(ada, sandbox)
+
+    assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 204
+
+    reset = token_in(mailbox.wait_for(ADA, RESET))
+    ada.put("/api/password-reset", json={"token": reset, "password": NEW_PASSWORD})
+    ada.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
+    assert addresses(ada) == (ADA, True, None)
+    status = ada.get("/api/spotify").json["status"]
+    assert status == ("connected" if when == "before" else "not_connected")
+
+
+def test_every_address_that_could_undo_a_change_learns_of_the_deletion(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask
+) -> None:
+    change(ada, NEW)
+    assert verify(ada, mailbox, NEW) == (204, "")
+
+    assert ada.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+
+    settled(app)
+    told = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account is deleted"]
+    assert sorted(told) == [ADA, NEW]
+
+
+def test_owner_who_changes_the_address_back_cannot_lose_it_again(ada: FlaskClient, mailbox: Mailbox) -> None:
+    """The link that was mailed to the address in between must not restore that one."""
+    change(ada, NEW)
+    assert verify(ada, mailbox, NEW) == (204, "")
+    sent = len(mailbox.to(ADA, VERIFY))
+    change(ada, ADA)
+    link = token_in(mailbox.wait_for(NEW, REQUESTED))
+    eventually(lambda: len(mailbox.to(ADA, VERIFY)) > sent)
+    assert verify(ada, mailbox, ADA) == (204, "")
+
+    assert undo(ada, link) == 400
+
+    assert addresses(ada) == (ADA, True, None)
+    assert mailbox.to(NEW, CHANGED) == []
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_undo_that_waits_for_a_verification_comes_out_on_top(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(ada, NEW)
+    link = token_in(mailbox.wait_for(ADA, REQUESTED))
+    look_up, calls = one_time_tokens.owner_of, []
+
+    def overtaken(db: Session, token: str, purpose: Purpose) -> User:
+        """Look the owner up, and let the change take effect before the row is locked."""
+        owner = look_up(db, token, purpose)
+        calls.append(purpose)
+        if calls == [Purpose.EMAIL_CHANGE]:
+            with ThreadPoolExecutor() as pool:
+                assert pool.submit(verify, another_tab(ada), mailbox, NEW).result() == (204, "")
+        return owner
+
+    monkeypatch.setattr(one_time_tokens, "owner_of", overtaken)
+
+    assert undo(ada, link) == 204
+
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(User.email)).one() == ADA
