@@ -8,22 +8,22 @@ import sqlalchemy as sa
 
 
 class Command(click.Command):
-    """A command that says in one line that MySQL or Redis is away, instead of with a traceback."""
+    """A command that reports in one line, without a traceback, that MySQL or Redis is down."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (sa.exc.SQLAlchemyError, redis.RedisError) as error:
             raise click.ClickException(
-                f"MySQL or Redis does not answer as it should ({type(error).__name__}). "
-                "Ask `flask doctor`; after an update, run `flask db upgrade`."
+                f"MySQL or Redis does not work as it should ({type(error).__name__}). "
+                "Run `flask doctor` to see why; after an update, run `flask db upgrade`."
             ) from error
 
 
 def text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Return what was typed, if it is text: bytes that are not UTF-8 arrive as halves of characters."""
+    """Return an argument if it is valid text: bytes that are not UTF-8 arrive as lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise click.BadParameter("It is not text in UTF-8.") from None
+        raise click.BadParameter("This is not valid UTF-8.") from None
     return value

@@ -94,6 +94,36 @@ def test_operator_replaces_an_address(
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
 
 
+def test_operator_corrects_the_spelling_of_an_address(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+    """It is the same mailbox, so it needs no proof and no alarm."""
+    settled(app)
+    sent = len(mailbox.mails)
+
+    code, output, error = users(app, "set-email", "ada", "Ada@EXAMPLE.com")
+
+    assert (code, error) == (0, "")
+    assert f"{ADA} (verified)" in output
+    assert ada.get("/api/user").json["email_verified"]
+    settled(app)
+    assert len(mailbox.mails) == sent
+    assert "Ada@example.com" in users(app, "show", "ada")[1]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_operator_learns_that_no_mail_was_sent(
+    client: FlaskClient, app: Flask, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(client, "ada")
+    with running_app({**env, "REDIS_URL": "redis://127.0.0.1:1/0"}) as cut_off:
+        # As in production without MAIL_URL.
+        monkeypatch.setattr(cut_off.extensions["backline"].mailer, "prints", False)
+        code, output, error = users(cut_off, "set-email", "ada", NEW)
+
+    assert (code, f"{NEW} (not verified)" in output) == (0, True)
+    assert "MAIL_URL is not set" in error
+    assert client.get("/api/user").json["email"] == NEW
+
+
 def test_operator_ends_sessions(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
