@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10  # for each step of connecting to the mail server
 # For each step of handing over a mail. Servers scan a mail before they accept it; giving up on them too
-# early would send it twice. RFC 5321 section 4.5.3.2 asks for even more.
-HANDOVER_SECONDS = 120
+# early would send it twice. All five steps must end before the lease that `app.outbox` has on the mail.
+HANDOVER_SECONDS = 100
 MAILS_PER_CONNECTION = 50  # some servers accept no more
 HEAD_START_SECONDS = 0.1
 POLL_SECONDS = 5.0  # mails from other processes, and those that were postponed
