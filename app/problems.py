@@ -122,7 +122,9 @@ class UsernameTaken(Problem):
 
 class EmailTaken(Problem):
     code, slug, title = 409, "email-taken", "This email address is taken"
-    detail = "An account with it exists. Sign in to that account."
+    detail = (
+        "Another account has it, or had it until recently. Sign in to that account, or use another address."
+    )
 
 
 class SpotifyNotConnected(Problem):

@@ -17,7 +17,7 @@ EMAIL = "Enter an email address, such as ada@example.com."
 LENGTH = "Use {min} to {max} characters."
 TOO_LONG = "Use at most {max} characters."
 GUESSABLE = (
-    "This password is easy to guess: it is common, or much like your username or email address. "
+    "This password is easy to guess: it is common, or too similar to your username or email address. "
     "Choose another one."
 )
 PASSWORD_NEEDED = "Enter your current password to change the email address."  # noqa: S105

@@ -1,4 +1,4 @@
-"""User names and e-mail addresses: the one normal form that decides whether two are the same."""
+"""Usernames and email addresses: the one normal form that decides whether two are the same."""
 
 import re
 import unicodedata
@@ -21,7 +21,10 @@ _DOTTED_I = re.compile("i\u0307+")
 
 # In octets: RFC 5321 section 4.5.3.1.3, less the angle brackets, and section 4.5.3.1.1.
 MAX_EMAIL, MAX_LOCAL_PART = 254, 64
-MAX_DOMAIN = 253
+MAX_DOMAIN, MAX_LABEL = 253, 63
+
+# In a domain, IDNA decides where the joiners that some scripts need are allowed.
+_JOINERS = str.maketrans("", "", "\u200c\u200d")
 
 
 def normal_form(text: str) -> str:
@@ -90,7 +93,8 @@ def _labels(domain: str) -> list[tuple[str, str]] | None:
         u_labels = [_u_label(label) for label in a_labels]
     except ValueError:  # the base class of idna's errors
         return None
-    return list(zip(a_labels, u_labels, strict=True)) if all(labels) else None
+    is_valid = all(0 < len(label) <= MAX_LABEL for label in a_labels)
+    return list(zip(a_labels, u_labels, strict=True)) if is_valid else None
 
 
 def _a_label(label: str) -> str:
@@ -107,13 +111,15 @@ def is_email(address: str) -> bool:
     address = unicodedata.normalize("NFKC", address).strip()
     normal, sent = address_form(address), sending_form(address)
     local, _, domain = sent.rpartition("@")
+    typed_local, at, typed_domain = address.rpartition("@")
+    visible = f"{typed_local}{at}{typed_domain.translate(_JOINERS)}"
     return (
         _EMAIL.fullmatch(address) is not None
         and _labels(domain) is not None
         and max(len(normal), len(sent.encode())) <= MAX_EMAIL
         and len(local.encode()) <= MAX_LOCAL_PART
-        and address.isprintable()
-        and not _INVISIBLE.search(address)
+        and visible.isprintable()
+        and not _INVISIBLE.search(visible)
         # In an email's header, `=?` starts encoded text (RFC 2047), which may stand for another address.
         and "=?" not in address
     )

@@ -73,7 +73,8 @@ def is_guessable(password: str, *, username: str = "", email: str = "") -> bool:
     name or address, these also with digits and punctuation around them. There are no rules of
     composition (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
     """
-    folded = prepare(password).casefold()
+    # NFKC, because full-width letters do not make a common password harder to guess.
+    folded = unicodedata.normalize("NFKC", prepare(password)).casefold()
     bare = folded.strip(_AROUND)
     address = names.address_form(email)
     own = {name for name in (username, *names.spellings(email), address.partition("@")[0]) if name}

@@ -69,7 +69,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def login(credentials: dict[str, str]) -> User:
-    """Sign in, with user name or e-mail address
+    """Sign in with a username or an email address
 
     Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
     """

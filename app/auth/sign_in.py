@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def authenticate(login: str, password: str) -> User:
-    """Whose login and password these are. `login` is a user name or an e-mail address.
+    """Return the user with this login, which is a username or an email address, and this password.
 
-    Nobody can tell whether there is such an account: an unknown one costs the same work, is
-    counted the same and answered the same.
+    An unknown login costs the same work, is counted the same, and gets the same response, so that no one
+    can tell whether there is such an account.
 
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable

@@ -165,7 +165,7 @@ def test_a2_every_common_password_is_refused() -> None:
 @pytest.mark.parametrize(
     "password",
     ["spotify1", "Spotify2026!", "backline123", "Backline!!", "ada12345", "__ada__1", "ada.lovelace99",
-     "ADA.lovelace@example.com"],
+     "ADA.lovelace@example.com", "\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44"],
 )  # fmt: skip
 def test_a2_the_products_words_and_ones_own_name_are_refused(client: FlaskClient, password: str) -> None:
     response = client.post("/api/register", json={**ADA, "password": password})
