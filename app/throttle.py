@@ -190,7 +190,7 @@ def reserve(what: str, name: str, caller: str, *, most: int, most_each: int, sec
 
 
 def release(room: str, name: str, caller: str, *, succeeded: bool) -> None:
-    """Note that something has come to an end. With an empty `caller`, that was noted before."""
+    """Note that something has come to an end."""
     parts().redis.eval(_RELEASE, 2, room, f"{room}-each", name, caller, str(int(succeeded)))
 
 

@@ -170,11 +170,7 @@ def _refusal(error: str) -> Problem:
 def _connect(callback: Callback, found: Authorization, user_id: int | None) -> SpotifyUser | None:
     """Exchange the code, and connect its account to this session. None if an equal callback was first."""
     state, asked = callback.state or "", time.monotonic()
-    try:
-        exchanged = _exchange(callback.code or "", state, found)
-    except Problem:
-        pending.note_return(state, found)
-        raise
+    exchanged = _exchange(callback.code or "", state, found)
     if exchanged is None:
         return None
     taken, grant = exchanged

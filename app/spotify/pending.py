@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 LIFE_SECONDS = VISIT_SECONDS
 RESULT_SECONDS = 60  # how long an equal callback can ask for the connection that was made
 WAIT_SECONDS = 15.0  # for an equal callback that is being processed; its calls to Spotify take 14 s at most
-# Within `LIFE_SECONDS`: one session may have this many that have not come back, and one address this many
-# that have not led to a connection. An office behind one address needs hundreds.
-OF_ONE_SESSION, OF_ONE_ADDRESS = 30, 300
+# Within `LIFE_SECONDS`: one session may have this many that have not ended, and one address this many
+# that have not led to a connection. An office of 300 people behind one address needs two for each.
+OF_ONE_SESSION, OF_ONE_ADDRESS = 30, 600
 # How long a page that polls gets the same URL.
 _SAME_URL_SECONDS = LIFE_SECONDS // 2
 
@@ -44,16 +44,15 @@ class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
     """One authorization, as Redis holds it.
 
     `taken` says that a callback is being processed, and `attempt` which one. `room` is what it is counted
-    in (`app.throttle`), and `returned` says that the person has come back, so the session has room again.
+    in (`app.throttle`).
     """
 
     session: str
     user_id: int | None
     verifier: bytes  # of PKCE, sealed
-    room: str = ""
+    room: str
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
-    returned: bool = False
     connection: ConnectionRef | None = None
 
 
@@ -119,13 +118,6 @@ def reopen(state: str, taken: Authorization) -> None:
         _swap(state, taken, msgspec.structs.replace(taken, status="open", attempt=""))
 
 
-def note_return(state: str, found: Authorization) -> None:
-    """Note that the person has come back, although the callback has to come again."""
-    with suppress(redis.RedisError):
-        if not found.returned and _swap(state, found, msgspec.structs.replace(found, returned=True)):
-            _release(state, found, succeeded=False)
-
-
 def settle(state: str, taken: Authorization, connection: ConnectionRef | None) -> None:
     """Record how an authorization ended: with this connection, or without any."""
     ended = msgspec.structs.replace(taken, status="ended", connection=connection)
@@ -133,7 +125,7 @@ def settle(state: str, taken: Authorization, connection: ConnectionRef | None) -
         # One that failed is kept to its end, so that `current` does not use its state a second time.
         life = {"keepttl": True} if connection is None else {"ex": RESULT_SECONDS}
         parts().redis.set(_key(state), _encode(state, ended), xx=True, **life)
-        _release(state, taken, succeeded=connection is not None)
+        throttle.release(taken.room, _key(state), taken.session, succeeded=connection is not None)
     except redis.RedisError as error:
         # What was connected stays connected; only an equal callback has to ask again.
         log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
@@ -180,12 +172,6 @@ def _begin(state: str, user_id: int | None) -> Authorization:
     if parts().redis.set(key, _encode(state, started), ex=LIFE_SECONDS, nx=True):
         return started
     return find(state, user_id) or started
-
-
-def _release(state: str, of: Authorization, *, succeeded: bool) -> None:
-    if of.room:
-        caller = "" if of.returned else of.session
-        throttle.release(of.room, _key(state), caller, succeeded=succeeded)
 
 
 def _url(state: str, authorization: Authorization) -> str:
