@@ -2,7 +2,7 @@
 
 Three keys for each connection, which go together:
 
-    shared:{7}          hash; for each read, by a hash of its path, query and language:
+    shared:{7}          hash; for each read, by a hash of its grant, path, query and language:
         entry:…                 the response
         at:…, until:…, next:…   when it came, until when it is served, from when on the next may be fetched
         leader:…, waited:…      who is asking Spotify now, and that another caller waits for it
