@@ -30,7 +30,7 @@ _JOINERS = str.maketrans("", "", "\u200c\u200d")
 def normal_form(text: str) -> str:
     """NFKC, case-folded, trimmed: wide letters, `ADA ` and `ada` are one name."""
     # Folding can undo the normal form (U+0345), so normalize again. It also leaves a dot above the i of
-    # `İrem`, which nobody would see and nobody would type.
+    # `İrem`, which cannot be seen and is not on keyboards.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return unicodedata.normalize("NFKC", _DOTTED_I.sub("i", folded)).strip()
 

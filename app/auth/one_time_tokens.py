@@ -55,7 +55,7 @@ def issue(db: Session, user_id: int, purpose: Purpose) -> Issued | None:
 def reserve_address(db: Session, user: User) -> None:
     """Keep the user's address, which is about to be replaced, for as long as the change can be undone.
 
-    The token that is stored here is known to nobody. `issue_undo` makes those that are mailed.
+    The token that is stored here is discarded. `issue_undo` creates those that are mailed.
     """
     _add(db, user, Purpose.EMAIL_CHANGE, _new_token(), email=user.email, to=user.mail_to)
 

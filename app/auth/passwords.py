@@ -33,7 +33,7 @@ _AROUND = "0123456789" + _SIGNS
 # OWASP ASVS 5.0 appendix C: argon2id with 46 MiB, one pass, one lane.
 _hasher = PasswordHasher(time_cost=1, memory_cost=47_104, parallelism=1)
 
-# Nobody's hash, of a value nobody knows, with the same cost as everybody else's.
+# The hash of an unknown value, at the same cost as any user's.
 _NOBODY = "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 # The space separators of Unicode (Zs) other than U+0020.

@@ -52,7 +52,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     A Spotify connection that this visitor made before moves to the account. A mail asks whether the
     address is theirs.
     """
-    # Without Redis nobody gets further: or there would be an account, and its maker told that there is none.
+    # First, because it fails without Redis: otherwise an account would exist although the response is 503.
     throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
     link = None if current_user() else links.current_link()
     visitors_connection = (link.id, link.token.grant_id) if link is not None else None

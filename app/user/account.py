@@ -150,5 +150,5 @@ def _locked(db: Session, user: User, *, proved: bool = False) -> User:
     if row is None or row.disabled:
         raise NotSignedIn
     if proved and row.password_hash != user.password_hash:
-        raise InvalidCredentials("The password has been changed meanwhile.")
+        raise InvalidCredentials("The password has just been changed. Sign in again with the new one.")
     return row
