@@ -147,6 +147,39 @@ def test_a_person_declines(page: Page, api: Server, spa: str, sandbox: SandboxCl
     assert call(page, api, "GET", "/api/spotify")["json"] == {"status": "not_connected"}
 
 
+def follow_link(page: Page, url: str) -> None:
+    """Click a link to this URL on the page that is open."""
+    page.evaluate(
+        """url => {
+      const link = document.createElement("a");
+      link.href = url;
+      link.textContent = "link";
+      document.body.append(link);
+    }""",
+        url,
+    )
+    page.get_by_role("link", name="link").click()
+
+
+def test_another_site_may_link_to_the_app_but_not_start_an_authorization(
+    page: Page, api: Server, spa: str
+) -> None:
+    authorize = f"{api.url}/api/spotify/authorize"
+    another_site = spa.replace("127.0.0.1", "localhost")
+
+    page.goto(another_site)
+    follow_link(page, authorize)
+    expect(page.get_by_text("/problems/cross-site-request")).to_be_visible()
+    assert page.context.cookies() == []
+
+    page.goto(another_site)
+    follow_link(page, spa)
+    page.wait_for_url(f"{spa}/")
+    assert call(page, api, "GET", "/api/spotify/authorize")["json"]["status"] == "authorization_required"
+    follow_link(page, authorize)
+    page.wait_for_url("**/authorize?client_id=*")
+
+
 def test_the_docs_page_can_make_calls(page: Page, api: Server) -> None:
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
