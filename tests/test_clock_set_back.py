@@ -120,7 +120,7 @@ def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -
     with app.app_context(), writing() as db:
         issued = one_time_tokens.issue(db, user_id, Purpose.PASSWORD_RESET)
         assert issued is not None
-        one_time_tokens.prepare_undo(db, db.get_one(User, user_id))
+        one_time_tokens.reserve_address(db, db.get_one(User, user_id))
     with app.app_context(), reading() as db:
         one_time_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
         assert one_time_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
