@@ -74,7 +74,7 @@ class SharingPool(QueuePool):
             self._close(record)
             return
         super()._do_return_conn(record)
-        if self._sweeper is None:
+        if self._sweeper is None or not self._sweeper.is_alive():
             self._sweeper = threading.Thread(target=_sweep, args=(weakref.ref(self),), daemon=True)
             self._sweeper.start()
 

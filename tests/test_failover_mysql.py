@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -19,6 +20,7 @@ from tests.conftest import running_app
 from tests.fake_mysql import refusing_mysql
 from tests.fault_proxy import FaultProxy
 from tests.journeys import PASSWORD
+from tests.services import eventually
 
 pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
@@ -175,3 +177,18 @@ def test_idle_process_returns_its_connections(
         fill(one)
         with other.app_context():
             current_time()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_idle_connections_are_closed_after_the_sweeper_died(
+    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", -1)  # an error in `sleep`
+    fill(app)
+    with app.app_context():
+        pool: Any = db.engine.pool
+    eventually(lambda: not pool._sweeper.is_alive())
+    monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(mysql_pool, "IDLE_SECONDS", 0.1)
+    fill(app)
+    eventually(lambda: pool.checkedin() == 0)
