@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app import database
+from app.auth import names
 from app.models import OneTimeToken, Purpose, User
 from app.models.access_token import is_over
 from app.problems import InvalidToken
@@ -121,10 +122,14 @@ def use_up_since(db: Session, user: User, restored: str) -> datetime | None:
     Returns when this address was first about to be replaced. Ends none and returns None if that cannot be
     undone any more.
     """
-    changes = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
     expires_at = OneTimeToken.expires_at
     columns = sa.func.min(OneTimeToken.id), sa.func.min(expires_at), sa.func.max(expires_at)
-    found = db.execute(sa.select(*columns).where(*changes, OneTimeToken.email == restored)).one()
+    changes = sa.select(*columns).where(
+        OneTimeToken.user_id == user.id,
+        OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
+        OneTimeToken.email.in_(names.spellings(restored)),
+    )
+    found = db.execute(changes).one()
     first_id, first_expires_at, last_expires_at = found
     if first_id is None or last_expires_at <= database.now(db):
         return None
