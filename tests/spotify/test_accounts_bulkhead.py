@@ -174,6 +174,14 @@ def test_exchanges_count_among_the_threads_that_wait(bulkhead: AccountsBulkhead,
         assert [caller.result(LONG) for caller in callers] == ["released"] * 3
 
 
+@ONE_DATABASE
+def test_each_caller_that_waits_has_a_refresh_under_way(app: Flask) -> None:
+    """Refreshes that queue for a thread would make a quick service look slow."""
+    built = app.extensions["backline"]
+
+    assert built.refreshes._pool._max_workers >= built.accounts_bulkhead._most
+
+
 # --- over gunicorn ---------------------------------------------------------------------------------
 
 
