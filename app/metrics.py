@@ -6,12 +6,14 @@ Source: https://prometheus.github.io/client_python/multiprocess/
 """
 
 import fcntl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from app.spotify.calls import Call
 
@@ -47,22 +49,29 @@ def _at_no_cost() -> suppress:
 
 def text(gate_wait: float, endpoint_waits: Mapping[str, float]) -> bytes:
     """All numbers, in Prometheus' text format. For the waits see their help."""
-    # Of the moment, and the same for all processes: no process keeps it.
-    own = CollectorRegistry()
-    Gauge(
-        "backline_web_api_gate_wait_seconds",
-        "How much longer Spotify wants no calls from this client id; 0 where the gate is open.",
-        registry=own,
-    ).set(gate_wait)
-    of_endpoints = Gauge(
-        "backline_web_api_endpoint_wait_seconds",
-        "How much longer Spotify wants no calls to an endpoint; only those with a wait are listed.",
-        ["route"],
-        registry=own,
-    )
-    for route, wait in endpoint_waits.items():
-        of_endpoints.labels(route).set(wait)
-    return _shared() + generate_latest(own)
+    return _shared() + generate_latest(_Waits(gate_wait, endpoint_waits))
+
+
+class _Waits(Collector):
+    """The waits of this moment. A `Gauge` would keep them in a file, which outlives its worker."""
+
+    def __init__(self, gate_wait: float, endpoint_waits: Mapping[str, float]) -> None:
+        self._gate_wait, self._endpoint_waits = gate_wait, endpoint_waits
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "backline_web_api_gate_wait_seconds",
+            "How much longer Spotify wants no calls from this client id; 0 where the gate is open.",
+            self._gate_wait,
+        )
+        of_endpoints = GaugeMetricFamily(
+            "backline_web_api_endpoint_wait_seconds",
+            "How much longer Spotify wants no calls to an endpoint; only those with a wait are listed.",
+            labels=["route"],
+        )
+        for route, wait in self._endpoint_waits.items():
+            of_endpoints.add_metric([route], wait)
+        yield of_endpoints
 
 
 def _shared() -> bytes:
