@@ -126,7 +126,8 @@ class ResponseCache:
         limits = [MAX_ENTRIES_OF_ONE, MAX_BYTES_OF_ONE, MAX_LIFE_SECONDS * 1000]
         encoded = msgspec.msgpack.encode(response)
         self._quietly(
-            lambda: self._store(_keys(read.connection), [read.name, read.caller, encoded, *times, *limits])
+            lambda: self._store(_keys(read.connection), [read.name, read.caller, encoded, *times, *limits]),
+            read.connection,
         )
 
     def release(self, read: Read) -> None:
@@ -144,12 +145,14 @@ class ResponseCache:
     def _about(self, read: Read) -> list[str | int]:
         return [read.name, read.caller, int(LEASE_SECONDS * 1000)]
 
-    def _quietly(self, work: Callable[[], object]) -> None:
+    def _quietly(self, work: Callable[[], object], connection: int | None = None) -> None:
         """Do it if possible: a caller that has its response must not lose it because of Redis."""
         try:
             work()
         except redis.RedisError as error:
             log.warning("sharing_failed", extra={"reason": type(error).__name__})
+            if connection is not None and isinstance(error, redis.ResponseError):
+                self.drop(connection)  # what is stored there makes no sense
 
 
 def _keys(connection: int) -> list[str]:

@@ -38,7 +38,11 @@ if life == 0 and not lead[2] then return 0 end
 local bytes = remove(read)
 while redis.call('ZCARD', KEYS[3]) >= max_entries or bytes + string.len(entry) > max_bytes do
   local first = redis.call('ZPOPMIN', KEYS[3])
-  if not first[1] then return 0 end
+  if not first[1] then
+    -- Redis has evicted the index, so nothing could be removed any more.
+    redis.call('UNLINK', KEYS[1], KEYS[2])
+    return 0
+  end
   bytes = remove(first[1])
 end
 redis.call('HSET', KEYS[1], 'entry:' .. read, entry, 'at:' .. read, now,

@@ -978,6 +978,22 @@ def test_garbage_in_redis_is_never_more_than_unavailable(
         assert write(mira).status_code == 200  # which drops it
 
 
+@pytest.mark.parametrize("spoilt", ["index gone", "index of another type"])
+def test_cache_repairs_itself(answers: SharedAnswers, store: redis.Redis, spoilt: str) -> None:
+    """At the next read of something else, as when Redis has evicted one of the keys."""
+    read(answers, "me", now(b"old"), for_a_minute)
+    if spoilt == "index of another type":
+        store.set(INDEX, "junk")
+    else:
+        store.delete(INDEX)
+        store.hset(HASH, "bytes", 4 * 1024 * 1024)
+
+    read(answers, "search?q=a", now(b"first"), for_a_minute)
+    read(answers, "search?q=a", now(b"second"), for_a_minute)
+
+    assert read(answers, "search?q=a", must_not_call, for_a_minute).cache == "hit"
+
+
 def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
     proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, tabs: ThreadPoolExecutor
 ) -> None:
