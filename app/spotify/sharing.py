@@ -76,7 +76,7 @@ class SharedAnswers:
         self._cache.drop(link_id)
 
     def _lead_or_wait(self, read: Read, found: Found, ticket: Ticket, fetch: Fetch) -> Served:
-        since, pause = found.now, 0.01
+        since, pause, began = found.now, 0.01, time.monotonic()
         while True:
             if found.kind == "lead":
                 if self._may_lead(ticket, fetch):
@@ -93,7 +93,7 @@ class SharedAnswers:
                 if time.monotonic() >= fetch.latest_start:
                     raise SpotifyUnavailable(retry_after=1)
                 time.sleep(pause)
-                pause = min(pause * 1.5, 0.05)
+                pause = min(pause * 1.5, _longest_pause(time.monotonic() - began))
             found = self._cache.join(read, since)
             if found.kind == "hit" and found.response is not None:
                 return self._shared(found.response, found.age, ticket, fetch)
@@ -169,6 +169,14 @@ class _Leases:
             with suppress(Exception):
                 for read in reads:
                     self._renew(read)
+
+
+def _longest_pause(waited: float) -> float:
+    """Return after how many seconds a waiting caller should look again.
+
+    Many may wait for a slow Spotify, and looking costs CPU time.
+    """
+    return min(max(0.05, waited / 20), 0.3)
 
 
 def _answer(response: CachedResponse) -> Answer:
