@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.bulkhead import accounts_waiters
 from app.database import writing
 from app.models import AccessToken
 from app.spotify import accounts_bulkhead, refresh
@@ -145,6 +146,14 @@ def test_refreshes_and_exchanges_are_timed(
         db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
     assert client.get("/api/spotify/token").status_code == 200
     assert bulkhead._slow_until > 0
+
+
+def test_no_more_wait_than_a_worker_has_threads_for(bulkhead: AccountsBulkhead) -> None:
+    with ExitStack() as waits:
+        for _ in range(accounts_waiters(threads=4)):
+            waits.enter_context(bulkhead.waiting())
+        with pytest.raises(AccountsBusy), bulkhead.waiting():
+            pass
 
 
 def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulkhead) -> None:
