@@ -178,6 +178,16 @@ def test_missing_key_keeps_the_connections(redis_url: str) -> None:
     client.close()
 
 
+def test_old_connection_is_replaced(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the server may lead to another one by now."""
+    client = redis_client(redis_url)
+    used = client.client_id()
+    assert client.client_id() == used
+    monkeypatch.setattr(staleness, "MAX_AGE_SECONDS", 0.0)
+    assert client.client_id() != used
+    client.close()
+
+
 def test_full_redis_serves_callers_one_after_another(old_primary: RedisServer) -> None:
     """`maxclients` is reached: callers wait for a connection of ours instead of failing."""
     client = redis_client(f"unix://{old_primary.socket}")
