@@ -106,16 +106,20 @@ class Browser:
         return response
 
     def awaited_token(self, server: ApiServer) -> requests.Response:
-        """Ask for the token, and again while Spotify counts as slow: on a busy machine it may."""
-        for _ in range(10):
-            response = self.token(server)
-            if response.status_code != 503:
-                break
-            time.sleep(int(response.headers["Retry-After"]))
-        return response
+        return follow_retry_after(lambda: self.token(server))
 
     def disconnect(self, server: ApiServer) -> requests.Response:
         return self.call("DELETE", "/api/spotify", server)
+
+
+def follow_retry_after(ask: Callable[[], requests.Response]) -> requests.Response:
+    """Ask again while Spotify counts as slow: on a busy machine, it may."""
+    for _ in range(10):
+        response = ask()
+        if response.status_code != 503:
+            break
+        time.sleep(int(response.headers["Retry-After"]))
+    return response
 
 
 @dataclass
@@ -261,8 +265,9 @@ class World:
 
     def visitor(self, person: str, server: ApiServer | None = None) -> Browser:
         """Somebody without an account, who has connected Spotify: quicker to have."""
-        browser = self.browser(person)
-        response = browser.connect(server or self.servers[0])
+        browser, server = self.browser(person), server or self.servers[0]
+        callback = browser.consent(server)
+        response = follow_retry_after(lambda: browser.come_back(server, callback))
         assert response.status_code == 200, response.text
         return browser
 

@@ -47,6 +47,8 @@ def _shared_api(spa: Pages, database_url: str, redis_url: str, sandbox: SandboxC
         "SPOTIFY_API_URL": sandbox.api_url,
         "CORS_ORIGINS": spa.origin,
         "FRONTEND_URL": spa.origin,
+        # Nothing listens there: other tests use the same database, and this server must not take their mail.
+        "MAIL_URL": "smtp://127.0.0.1:1",
     }
     with running_server(settings, workers=1) as running:
         yield running

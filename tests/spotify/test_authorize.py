@@ -708,9 +708,10 @@ def test_a_failing_spotify_stores_nothing_and_is_named(
     if status in (429, 503):
         assert int(response.headers["Retry-After"]) > 0
     assert rows(app) == []
-    # Nothing stands in the way of the next try, once the wait is over that Spotify has asked for.
+    # Another consent succeeds, once the wait is over that Spotify has asked for.
     sandbox.clear_faults()
-    assert eventually(lambda: connect(client, sandbox))["status"] == "connected"
+    callback = sandbox.consent(first_visit(client))
+    assert eventually(lambda: come_back(client, callback).json["status"] == "connected")
 
 
 def test_both_rows_are_written_in_one_transaction(

@@ -35,7 +35,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Sign in, with user name or e-mail address
+         * Sign in with a username or an email address
          * @description Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
          */
         post: operations["auth_login"];
