@@ -57,14 +57,16 @@ YIELD_SECONDS = 0.004
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """Threads, with refusals in the shape of `app/problems.py`."""
 
-    def get_thread_pool(self) -> ThreadPoolExecutor:
-        """Make the pool: `THREADS`, and threads to spare for requests that wait for Spotify.
+    def load_wsgi(self) -> None:
+        """Load the application, and make a pool of `THREADS` and threads to spare for waiting for Spotify.
 
-        They are started when they are needed.
+        They are started when they are needed. gunicorn asks for the pool before it handles signals. Importing
+        the application there takes a second, in which a SIGTERM would be lost.
         """
+        super().load_wsgi()
         from app.bulkhead import pool_size
 
-        return ThreadPoolExecutor(pool_size(self.cfg.threads), thread_name_prefix="request")
+        self.tpool = ThreadPoolExecutor(pool_size(self.cfg.threads), thread_name_prefix="request")
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, but let a worker that is less busy be quicker.
