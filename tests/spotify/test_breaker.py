@@ -188,8 +188,8 @@ def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
     sandbox.clear_faults()
     let_pass(app, sandbox, MINUTE)
     refresh_due(app)  # the probe
-    refresh_due(app)
-    assert fresh(app) == 50
+    # A pass leaves out what was reserved or locked when it began; the next one takes it.
+    eventually(lambda: refresh_due(app) and fresh(app) == 50)
 
 
 def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, sandbox: SandboxClient) -> None:
