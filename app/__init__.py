@@ -40,7 +40,7 @@ def create_app(config: Config) -> Flask:
     app.config.update(
         SECRET_KEY=config.secret_key,
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
-        # Probes call this machine, whatever names the public uses.
+        # Health probes use this machine's own names, not the public ones.
         TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "localhost"] if config.trusted_hosts else None,
         # An error is answered as a problem document in development too; the traceback is in the log.
         PROPAGATE_EXCEPTIONS=False,
