@@ -113,8 +113,9 @@ class _Worker:
                     due.give_back(link_id)
                     return None
                 refreshed = self._refresh(link_id)
-                if refreshed is False and breaker.open_troubles():
-                    self._ending = True
+                if refreshed is False:
+                    self._ending = self._ending or bool(breaker.open_troubles())
+                    # The breaker may have closed since it held this link back.
                     due.give_back(link_id)
             except DEPENDENCY_DOWN as error:
                 self._ending, self._failure = True, error

@@ -47,12 +47,12 @@ def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
 
 
 def give_back(link_id: int) -> None:
-    """Let others have what was reserved and came to nothing, unless it has a reason of its own to wait."""
+    """Let others have what was reserved and not refreshed, unless it has been rescheduled since."""
     with writing() as db:
         at = database.now(db)
         reserved = (
             AccessToken.spotify_user_id == link_id,
-            AccessToken.due_at.is_not(None),
+            AccessToken.due_at <= at + RESERVED_FOR,
             AccessToken.has_no_pause(at),
         )
         db.execute(sa.update(AccessToken).where(*reserved).values(due_at=at))

@@ -144,7 +144,9 @@ def test_a_double_click_connects_once(page: Page, api: Server, spa: Pages) -> No
 def test_the_back_button_after_the_callback_does_no_harm(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
-    page.go_back()  # Spotify's page, or the app as it was before
+    expect_connected(page)
+    page.go_back()
+    page.get_by_role("button", name="Agree").wait_for()
     page.goto(spa.origin)
     expect_connected(page)
 
