@@ -5,7 +5,8 @@ import sys
 
 import click
 
-from app import create_app, logs
+from app import create_app
+from app.infra import logs
 from app.spotify import rekeying
 from config import Config, ConfigError, read_environment
 

@@ -12,7 +12,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
 from app import error_handlers, problems
-from app.clock import rfc3339
+from app.infra.clock import rfc3339
 from app.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024

@@ -8,10 +8,11 @@ import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app import database, doctor, scheduler
-from app.clock import rfc3339
-from app.commands import Command
-from app.database import reading
+from app import doctor, scheduler
+from app.infra import database
+from app.infra.cli_command import Command
+from app.infra.clock import rfc3339
+from app.infra.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.parts import parts

@@ -9,11 +9,10 @@ import sqlalchemy as sa
 from redis.exceptions import NoPermissionError
 from sqlalchemy.engine import make_url
 
-from app.database import db
 from app.finding import Finding
-from app.mysql_pool import TOO_MANY_CONNECTIONS, error_code
-from app.parts import parts
-from app.probes import (
+from app.infra.database import db
+from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, error_code
+from app.infra.probes import (
     REPLICA,
     Unusable,
     is_read_only,
@@ -23,6 +22,7 @@ from app.probes import (
     schema_revision,
     schema_revisions,
 )
+from app.parts import parts
 from app.spotify import rekeying
 
 # SKIP LOCKED, by which schedulers share their work, collations that compare exactly, and GETEX for sessions.

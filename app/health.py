@@ -9,9 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import metrics
 from app.auth.guard import open_to_all
-from app.database import db
+from app.infra.database import db
+from app.infra.probes import probe_database, probe_redis, reason_of
 from app.parts import parts
-from app.probes import probe_database, probe_redis, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import outbox, sockets
+from app import outbox
+from app.infra import sockets
 from app.models import MailKind, OutgoingMail
 from config import Config, is_loopback
 

@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import database
-from app.database import reading, write_again_on_conflict, write_until
+from app.infra import database
+from app.infra.database import reading, write_again_on_conflict, write_until
 from app.models import MailKind, OutgoingMail
 from app.models.access_token import CLOCK_TOLERANCE
 from app.models.outgoing_mail import LONGEST_USEFUL

@@ -8,11 +8,11 @@ from flask import current_app
 
 from app.background import SingleFlight
 from app.bulkhead import Bulkhead
+from app.infra.encryption import Sealer
+from app.infra.redis_cipher import RedisCipher
+from app.infra.redis_client import redis_client
 from app.locks import UserLocks
 from app.mail import Mailer
-from app.redis_cipher import RedisCipher
-from app.redis_pool import redis_client
-from app.sealing import Sealer
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.accounts_bulkhead import AccountsBulkhead
 from app.spotify.gate import Gate

@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 
-from app import database
-from app.clock import utc_now
+from app.infra import database
+from app.infra.clock import utc_now
 from app.pace import Pace
 from app.parts import Parts
 from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from app.clock import utc_now
-from app.redis_cipher import RedisCipher
+from app.infra.clock import utc_now
+from app.infra.redis_cipher import RedisCipher
 
 # How long a visitor has who was sent to Spotify and holds nothing yet. Anyone can begin as many visits as
 # they like, so Redis must not keep each of them for days.

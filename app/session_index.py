@@ -12,8 +12,8 @@ from typing import Any
 
 import redis
 
-from app.clock import utc_now
-from app.redis_cipher import RedisCipher
+from app.infra.clock import utc_now
+from app.infra.redis_cipher import RedisCipher
 from app.session_data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 

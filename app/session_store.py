@@ -26,9 +26,9 @@ from flask import Flask, Request, Response, request
 from flask_session.base import ServerSideSession
 from flask_session.redis import RedisSessionInterface
 
-from app.clock import utc_now
+from app.infra.clock import utc_now
+from app.infra.redis_cipher import RedisCipher, compare_and_set
 from app.problems import ServiceUnavailable
-from app.redis_cipher import RedisCipher, compare_and_set
 from app.session_cookie import SessionCookie
 from app.session_data import VISIT_SECONDS, SessionData, decode, encode, is_in_future
 from app.session_index import SessionIndex

@@ -9,9 +9,9 @@ from typing import TypeVar
 import redis
 from flask import Flask, current_app, request, session
 
-from app.clock import utc_now
+from app.infra.clock import utc_now
+from app.infra.redis_cipher import RedisCipher
 from app.problems import ServiceUnavailable
-from app.redis_cipher import RedisCipher
 from app.session_data import indexes_of_owner, is_in_future
 from app.session_index import ListedSession, public_id
 from app.session_store import RedisSessions, Session

@@ -260,7 +260,7 @@ def another_worker(env: dict[str, str]) -> Iterator[Flask]:
 def running_app(env: dict[str, str]) -> Iterator[Flask]:
     """An application with these settings, in this process."""
     from app import create_app
-    from app.database import db
+    from app.infra.database import db
     from config import Config
 
     leaks.NET.know_settings(env)

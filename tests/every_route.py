@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from app.auth import passwords
 from app.auth.guard import Access
-from app.database import db, reading, writing
+from app.infra.database import db, reading, writing
 from app.models import OutgoingMail
 from tests.journeys import connect, login, register
 from tests.sandbox_client import SandboxClient

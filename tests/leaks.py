@@ -33,7 +33,8 @@ import sqlalchemy as sa
 import werkzeug.test
 
 import config
-from app import docs, logs
+from app import docs
+from app.infra import logs
 
 # What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)

@@ -5,8 +5,8 @@ from datetime import timedelta
 import sqlalchemy as sa
 from flask import Flask
 
-from app import database
-from app.database import db, reading, writing
+from app.infra import database
+from app.infra.database import db, reading, writing
 from app.models import AccessToken, SpotifyUser
 from app.spotify.vault import seal
 from tests.sandbox_client import SandboxClient

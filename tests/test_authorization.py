@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.auth.guard import Access
-from app.database import db, writing
+from app.infra.database import db, writing
 from app.models import User
 from tests.every_route import (
     Picture,

@@ -14,7 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.bulkhead import Bulkhead, NoPlace
-from app.database import writing
+from app.infra.database import writing
 from app.models import AccessToken
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient

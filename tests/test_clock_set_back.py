@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import database, outbox
+from app import outbox
 from app.auth import one_time_tokens
-from app.database import reading, writing
+from app.infra import database
+from app.infra.database import reading, writing
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.problems import InvalidToken
 from app.session_index import MAX_SESSIONS

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import reading
+from app.infra.database import reading
 from app.models import User
 from tests.journeys import PASSWORD, login, register
 from tests.mailbox import running_mailbox

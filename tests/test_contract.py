@@ -30,7 +30,7 @@ from schemathesis.schemas import BaseSchema
 from werkzeug.test import TestResponse
 
 from app.auth.guard import Access
-from app.database import writing
+from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from tests.every_route import (
     Picture,

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app import mysql, mysql_pool, staleness
-from app.database import current_time, db
+from app.infra import mysql, mysql_pool, staleness
+from app.infra.database import current_time, db
 from tests.conftest import running_app
 from tests.fake_mysql import refusing_mysql
 from tests.fault_proxy import FaultProxy

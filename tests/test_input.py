@@ -21,9 +21,9 @@ from app import session_data
 from app.api import MAX_NESTING, parse_json
 from app.auth import names
 from app.auth.usernames import is_username
-from app.database import db
+from app.infra.database import db
+from app.infra.http_client import Answer
 from app.models import User
-from app.outbound import Answer
 from app.problems import MalformedRequest
 from app.session_data import SessionData
 from config import Config, ConfigError

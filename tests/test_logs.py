@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import logs, stderr
 from app.auth.guard import open_to_all
+from app.infra import logs, stderr_handler
 from script.supervisor import dies_with_parent
 from tests import leaks
 from tests.conftest import SETTINGS
@@ -306,7 +306,7 @@ def test_j4_what_was_dropped_is_counted_once_somebody_reads() -> None:
 
     *written, last = read
     assert last["event"] == "log_lines_dropped"
-    assert len(written) > stderr.MAX_WAITING_LINES
+    assert len(written) > stderr_handler.MAX_WAITING_LINES
     assert len(written) + last["lines"] == 15_000
     numbers = [line["number"] for line in written]
     assert numbers == sorted(set(numbers))
@@ -317,7 +317,7 @@ def handler() -> Iterator[tuple[logging.Logger, int]]:
     """A logger whose lines are written by a handler like the app's, and the end of a pipe to read them at."""
     logger = logging.getLogger("tests.handler")
     with nobody_reads() as (reading, writing):
-        own = stderr.StderrHandler(writing)
+        own = stderr_handler.StderrHandler(writing)
         own.setFormatter(logs.JsonFormatter())
         logger.addHandler(own)
         logger.propagate = False

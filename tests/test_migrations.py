@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.spotify.rekeying import keys_in_use
 from tests.many import link_many

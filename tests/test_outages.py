@@ -17,7 +17,7 @@ import redis
 import sqlalchemy as sa
 from flask import Flask
 
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import AccessToken, TokenRefresh
 from app.spotify import tokens
 from app.spotify.tokens import LiveToken

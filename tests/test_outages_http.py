@@ -29,8 +29,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.auth.guard import open_to_all
-from app.database import current_time, write_again_on_conflict, writing
-from app.database import db as database
+from app.infra.database import current_time, write_again_on_conflict, writing
+from app.infra.database import db as database
 from app.models import User
 from tests import leaks
 from tests.chaos.processes import MariaDb, RedisServer

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import requests
 
-from app import outbound
-from app.outbound import NoAnswer, Outbound
+from app.infra import http_client
+from app.infra.http_client import NoAnswer, Outbound
 from tests import services
 from tests.conftest import cannot_run
 from tests.sandbox_client import SandboxClient
@@ -54,7 +54,7 @@ def tls(tmp_path: Path) -> Iterator[Upstream]:
         yield running
 
 
-def ask(client: Outbound, sandbox: SandboxClient, **request: Any) -> outbound.Answer:
+def ask(client: Outbound, sandbox: SandboxClient, **request: Any) -> http_client.Answer:
     return client.send("POST", f"{sandbox.accounts_url}/api/token", data={"grant_type": "x"}, **request)
 
 
@@ -82,14 +82,14 @@ def test_an_answer_that_is_not_whole_or_too_big_is_none(
 def test_a_slow_answer_ends_at_the_deadline(
     client: Outbound, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "TOTAL_SECONDS", 1.0)
+    monkeypatch.setattr(http_client, "TOTAL_SECONDS", 1.0)
     sandbox.fault(on="token", kind=kind)
     began = time.monotonic()
 
     with pytest.raises(NoAnswer):
         ask(client, sandbox)
 
-    assert time.monotonic() - began < outbound.FIRST_BYTE_SECONDS
+    assert time.monotonic() - began < http_client.FIRST_BYTE_SECONDS
     sandbox.clear_faults()
     assert ask(client, sandbox).status == 400  # the next call has a deadline of its own
 
@@ -262,15 +262,15 @@ RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
 )
 def test_retry_after_is_read_as_seconds_or_a_date(header: str, seconds: int | None) -> None:
     headers = {"retry-after": header, "date": RESPONDED}
-    assert outbound.Answer(429, headers, b"").retry_after == seconds
+    assert http_client.Answer(429, headers, b"").retry_after == seconds
 
 
 @pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
 def test_retry_after_date_without_a_usable_date_header_is_measured_by_our_clock(date: dict[str, str]) -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert outbound.Answer(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
+    assert http_client.Answer(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])
 def test_a_body_that_is_no_object_counts_as_empty(body: bytes) -> None:
-    assert outbound.Answer(200, {}, body).json_object() == {}
+    assert http_client.Answer(200, {}, body).json_object() == {}

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from app import mail, outbound, sockets
-from app.outbound import NoAnswer, Outbound
+from app import mail
+from app.infra import http_client, sockets
+from app.infra.http_client import NoAnswer, Outbound
 from config import Config
 from tests.conftest import SETTINGS
 from tests.fault_proxy import FaultProxy
@@ -184,7 +185,7 @@ def test_slow_tls_handshake_ends_at_the_deadline(
 def test_write_is_not_sent_on_an_idle_connection(
     client: Outbound, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.2)
     port = int(upstream.url.split(":")[2].split("/")[0])
     with FaultProxy(("127.0.0.1", port)) as nat:
         url = f"http://127.0.0.1:{nat.port}/v1/me/player/next"

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import database, outbox
-from app.database import db, reading, writing
+from app import outbox
+from app.infra import database
+from app.infra.database import db, reading, writing
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
 from app.spotify import upkeep
 from tests import leaks

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import db
 from app.doctor_stores import _RIGHTS, examine_version
-from app.probes import probe_redis
-from app.redis_pool import redis_client
+from app.infra.database import db
+from app.infra.probes import probe_redis
+from app.infra.redis_client import redis_client
 from app.scheduler import refresh_due
 from tests.chaos.processes import RedisServer
 from tests.conftest import running_app

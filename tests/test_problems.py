@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from app.auth.guard import open_to_all
-from app.database import reading
+from app.infra.database import reading
 from app.models import User
 from tests.journeys import slug
 from tests.services import Server

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sealing import Sealer, Unreadable
+from app.infra.encryption import Sealer, Unreadable
 
 OLD, NEW, OTHER = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
 PLACE = ("access_token", 7, "a" * 32)

@@ -12,8 +12,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth.guard import open_to_all
-from app.clock import utc_now
-from app.database import writing
+from app.infra.clock import utc_now
+from app.infra.database import writing
 from app.models import User
 from tests import stored_sessions
 from tests.journeys import PASSWORD, another_tab, connect, login, register

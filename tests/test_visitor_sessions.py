@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from app import session_index
 from app.auth import passwords
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import links, pending

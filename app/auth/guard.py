@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from flask import Flask, current_app, g, request, session
 
-from app.database import reading
+from app.infra.database import reading
 from app.models import User
 from app.problems import NotSignedIn
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from app.auth import lookup, one_time_tokens
-from app.database import write_again_on_conflict
+from app.infra.database import write_again_on_conflict
 from app.mail import Mail, arguments_of
 from app.models import MailKind, OutgoingMail, Purpose, User
 from app.parts import parts

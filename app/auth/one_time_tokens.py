@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import database
 from app.auth import names
+from app.infra import database
 from app.models import OneTimeToken, Purpose, User
 from app.models.access_token import is_over
 from app.problems import InvalidToken

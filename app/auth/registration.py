@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth import names, one_time_tokens, passwords
-from app.database import reading, write_until
+from app.infra.database import reading, write_until
 from app.models import User
 from app.problems import EmailTaken, UsernameTaken
 from app.spotify import links

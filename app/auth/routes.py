@@ -17,7 +17,7 @@ from app.auth.schemas import (
     TokenOnly,
 )
 from app.auth.sign_in import authenticate, forget_failures, sign_in
-from app.database import reading
+from app.infra.database import reading
 from app.models import Purpose, User
 from app.parts import parts
 from app.problems import (

@@ -7,8 +7,8 @@ from flask import g, session
 
 from app import sessions, throttle
 from app.auth import lookup, names, passwords
-from app.clock import utc_now
-from app.database import reading, writing
+from app.infra.clock import utc_now
+from app.infra.database import reading, writing
 from app.models import User
 from app.problems import FreshSignInRequired, InvalidCredentials
 from app.spotify import links

@@ -5,8 +5,8 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.clock import utc_now
-from app.database import Base, UTCDateTime, code_string
+from app.infra.clock import utc_now
+from app.infra.database import Base, UTCDateTime, code_string
 
 # How long one caller may keep others from refreshing. It outlasts the 10 s that a call may take.
 LEASE = timedelta(seconds=30)
@@ -26,12 +26,12 @@ class GrantState(StrEnum):
 
 
 class AccessToken(Base):
-    """One grant: what a person's consent gave us. Tokens are sealed (`app.sealing`).
+    """One grant: what a person's consent gave us. Tokens are sealed (`app.infra.encryption`).
 
     `grant_id` names the consent and is new with each one; `generation` counts the refreshes of
     that grant. Together they are the fence: a write that names an older pair touches no row.
 
-    Every time that decides something is the database's (`app.database.database_now`).
+    Every time that decides something is the database's (`app.infra.database.database_now`).
     """
 
     __tablename__ = "access_tokens"

@@ -2,7 +2,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, UTCDateTime, code_string
+from app.infra.database import Base, UTCDateTime, code_string
 
 
 class Breaker(Base):

@@ -4,7 +4,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.database import Base, UTCDateTime, code_string, exact_string
 
 
 class Purpose(StrEnum):

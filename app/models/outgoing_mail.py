@@ -4,8 +4,8 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.clock import utc_now
-from app.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.clock import utc_now
+from app.infra.database import Base, UTCDateTime, code_string, exact_string
 
 
 class MailKind(StrEnum):

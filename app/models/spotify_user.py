@@ -3,8 +3,8 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.clock import utc_now
-from app.database import Base, UTCDateTime, exact_string
+from app.infra.clock import utc_now
+from app.infra.database import Base, UTCDateTime, exact_string
 from app.models.access_token import AccessToken
 
 

@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.auth import names
-from app.clock import utc_now
-from app.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.clock import utc_now
+from app.infra.database import Base, UTCDateTime, code_string, exact_string
 
 
 def new_session_epoch() -> int:

@@ -13,7 +13,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from app.outbound import TOTAL_SECONDS, Answer, NoAnswer, Outbound
+from app.infra.http_client import TOTAL_SECONDS, Answer, NoAnswer, Outbound
 from app.spotify import token_response
 from config import Config
 

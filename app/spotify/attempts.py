@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import database
-from app.database import write_until
+from app.infra import database
+from app.infra.database import write_until
 from app.models import AccessToken, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from flask import session
 
-from app import database, origin, sessions, throttle
+from app import origin, sessions, throttle
 from app.auth.guard import current_user
+from app.infra import database
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
 from app.problems import (

@@ -19,8 +19,8 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from app import database
-from app.database import reading, write_again_on_conflict
+from app.infra import database
+from app.infra.database import reading, write_again_on_conflict
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import database
-from app.database import reading, write_again_on_conflict, writing
+from app.infra import database
+from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, GrantState, SpotifyUser
 from app.parts import parts
 from app.spotify import outcomes

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import redis
 
-from app.outbound import Answer
+from app.infra.http_client import Answer
 from app.spotify.accounts import RateLimited
 from app.spotify.budget import Budget
 from app.spotify.endpoints import SCOPES

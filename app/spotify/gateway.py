@@ -14,8 +14,8 @@ from werkzeug.http import parse_cache_control_header
 from app import metrics
 from app.bulkhead import NoPlace
 from app.headers import CONTENT_POLICY
+from app.infra.http_client import Answer
 from app.models import SpotifyUser
-from app.outbound import Answer
 from app.parts import parts
 from app.problems import (
     InsufficientScope,

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session, lazyload
 
 from app import sessions
 from app.auth.guard import current_user
-from app.clock import utc_now
-from app.database import reading, write_again_on_conflict, writing
+from app.infra.clock import utc_now
+from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
 from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch

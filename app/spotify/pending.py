@@ -19,11 +19,11 @@ import msgspec
 import redis
 
 from app import sessions, throttle
-from app.clock import utc_now
+from app.infra.clock import utc_now
+from app.infra.encryption import Unreadable
+from app.infra.redis_cipher import compare_and_set
 from app.parts import parts
 from app.problems import SpotifyUnavailable
-from app.redis_cipher import compare_and_set
-from app.sealing import Unreadable
 from app.session_data import VISIT_SECONDS
 from app.spotify.accounts_bulkhead import Waiter
 from app.spotify.links import ConnectionRef

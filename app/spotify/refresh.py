@@ -16,8 +16,8 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from app import database
-from app.database import database_now, reading
+from app.infra import database
+from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.parts import parts

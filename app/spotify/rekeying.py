@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import Session
 
-from app.database import db, reading, write_again_on_conflict
+from app.infra.database import db, reading, write_again_on_conflict
+from app.infra.encryption import Unreadable
 from app.models import AccessToken
 from app.parts import parts
-from app.sealing import Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import redis
 
 from app.bulkhead import Bulkhead, NoPlace, Ticket
-from app.outbound import Answer
+from app.infra.http_client import Answer
 from app.problems import SpotifyUnavailable
 from app.spotify import cache
 from app.spotify.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache

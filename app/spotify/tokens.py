@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from flask import current_app
 from sqlalchemy.orm import Session
 
-from app import database
+from app.infra import database
 from app.models import AccessToken, GrantState
 from app.parts import parts
 from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable

@@ -2,10 +2,10 @@
 
 import logging
 
+from app.infra.encryption import Unreadable
 from app.models import AccessToken
 from app.parts import parts
 from app.problems import SpotifyUnavailable
-from app.sealing import Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 
 from app.auth import names, one_time_tokens, passwords
 from app.auth.registration import refuse_taken
-from app.clock import utc_now
-from app.database import reading, write_again_on_conflict
+from app.infra.clock import utc_now
+from app.infra.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
 from app.parts import parts
 from app.problems import InvalidCredentials, NotSignedIn

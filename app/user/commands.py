@@ -15,9 +15,9 @@ from app import sessions
 from app.auth import lookup, names
 from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
-from app.clock import rfc3339, utc_now
-from app.commands import Command, text
-from app.database import reading, write_again_on_conflict
+from app.infra.cli_command import Command, text
+from app.infra.clock import rfc3339, utc_now
+from app.infra.database import reading, write_again_on_conflict
 from app.models import User
 from app.parts import parts
 from app.problems import Problem

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.auth import names, one_time_tokens, passwords
 from app.auth.registration import refuse_taken
-from app.clock import utc_now
-from app.database import write_again_on_conflict
+from app.infra.clock import utc_now
+from app.infra.database import write_again_on_conflict
 from app.models import MailKind, Purpose, User
 from app.parts import parts
 from app.spotify import links

@@ -6,8 +6,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from app import sessions
-from app.clock import utc_now
-from app.database import reading
+from app.infra.clock import utc_now
+from app.infra.database import reading
 from app.models import OneTimeToken, Purpose, SpotifyUser, TokenRefresh, User
 from app.spotify.schemas import describe
 

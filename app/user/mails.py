@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from app import throttle
 from app.auth import names
-from app.database import writing
+from app.infra.database import writing
 from app.models import MailKind, Purpose, User
 from app.parts import parts
 from app.problems import TooManyAttempts

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import User
 from tests.fault_proxy import FaultProxy
 from tests.journeys import PASSWORD, login, register, slug

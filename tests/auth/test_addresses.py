@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import names
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import User
 from tests.every_route import settled
 from tests.journeys import PASSWORD, login, slug

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app import doctor
 from app.auth import one_time_tokens
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
 from app.spotify import upkeep
 from tests.conftest import running_app
@@ -322,7 +322,7 @@ def test_a_mail_server_that_hangs_does_not_hold_up_the_end_of_the_process(
 ) -> None:
     program = (
         "from wsgi import app\n"
-        "from app.database import writing\n"
+        "from app.infra.database import writing\n"
         "from app.models import MailKind\n"
         "with app.app_context(), writing() as db:\n"
         "    for number in range(20):\n"

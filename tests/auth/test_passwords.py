@@ -18,7 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import passwords
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import User
 from app.problems import ServiceUnavailable, ValidationError
 from tests.journeys import PASSWORD, login, register, slug

@@ -17,7 +17,7 @@ import redis
 import requests
 import sqlalchemy as sa
 
-from app.sealing import Sealer, Unreadable
+from app.infra.encryption import Sealer, Unreadable
 from tests.chaos.history import (
     UNREADABLE,
     Attempt,

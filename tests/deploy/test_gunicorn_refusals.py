@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 from gunicorn.http.errors import InvalidResponseHeader
 
-from app import logs
+from app.infra import logs
 from deploy.worker import Line, Worker
 from tests.deploy.raw import Answer, check_problem, exchange, plainly, request
 from tests.services import Server, eventually, running_server

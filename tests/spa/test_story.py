@@ -10,7 +10,7 @@ import redis
 import sqlalchemy as sa
 from playwright.sync_api import Page, Route, expect
 
-from app.redis_cipher import RedisCipher
+from app.infra.redis_cipher import RedisCipher
 from app.session_data import decode, encode
 from tests.conftest import SETTINGS
 from tests.journeys import PASSWORD

@@ -14,7 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.bulkhead import accounts_waiters
-from app.database import writing
+from app.infra.database import writing
 from app.models import AccessToken
 from app.spotify import accounts_bulkhead, refresh
 from app.spotify.accounts_bulkhead import AccountsBulkhead, AccountsBusy

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from tests import stored_sessions
 from tests.journeys import another_tab, come_back, connect, first_visit, register, slug

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.database import writing
+from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from app.spotify import authorization, pending
 from config import Config

@@ -27,8 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app.database import reading, writing
-from app.logs import JsonFormatter
+from app.infra.database import reading, writing
+from app.infra.logs import JsonFormatter
 from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
 from app.spotify import links, pending

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.outbound import Outbound
+from app.infra.http_client import Outbound
 from app.spotify.accounts import NotSent, SpotifyAccounts, SpotifyError
 from config import Config
 from tests.conftest import SETTINGS

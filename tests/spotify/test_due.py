@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import database
-from app.database import reading, writing
+from app.infra import database
+from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.scheduler import Pass, refresh_due
 from app.spotify import due, outcomes

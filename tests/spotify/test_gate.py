@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.outbound import Answer
+from app.infra.http_client import Answer
 from app.parts import redis_client
 from app.spotify.accounts import RateLimited
 from app.spotify.budget import WINDOW_SECONDS

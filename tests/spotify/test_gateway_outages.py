@@ -9,7 +9,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import circuit, sockets
+from app import circuit
+from app.infra import sockets
 from app.spotify import gateway
 from tests.journeys import another_tab, connect, slug
 from tests.sandbox_client import SandboxClient

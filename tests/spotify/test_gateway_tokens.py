@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import writing
+from app.infra.database import writing
 from app.models import AccessToken
 from tests.journeys import another_tab, come_back, slug
 from tests.sandbox_client import SandboxClient

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import Base, exact_string, reading
+from app.infra.database import Base, exact_string, reading
 from app.models import SpotifyUser, User
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient

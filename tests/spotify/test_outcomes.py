@@ -35,8 +35,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import outbound
-from app.database import reading, writing
+from app.infra import http_client
+from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.breaker import Trouble
@@ -145,7 +145,7 @@ def within(play: Play, **seconds: float) -> Play:
 
     def shortened(stack: ExitStack, sandbox: SandboxClient) -> Spotify:
         for name, value in seconds.items():
-            stack.enter_context(patch.object(outbound, name, value))
+            stack.enter_context(patch.object(http_client, name, value))
         return play(stack, sandbox)
 
     return shortened

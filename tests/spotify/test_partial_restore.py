@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import AccessToken, TokenRefresh
 from tests.journeys import connect, register
 from tests.many import let_pass

@@ -16,11 +16,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
-from app.database import db as database
-from app.database import reading, writing
+from app.infra.database import db as database
+from app.infra.database import reading, writing
+from app.infra.encryption import Sealer
 from app.models import AccessToken
 from app.scheduler import refresh_due
-from app.sealing import Sealer
 from app.spotify import rekeying
 from app.spotify.rekeying import Moved, rotate_keys
 from app.spotify.vault import unseal

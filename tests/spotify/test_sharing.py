@@ -20,9 +20,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.bulkhead import Bulkhead
-from app.database import reading
+from app.infra.database import reading
+from app.infra.http_client import Answer
 from app.models import SpotifyUser
-from app.outbound import Answer
 from app.problems import SpotifyNotConnected
 from app.spotify import cache as cache_module
 from app.spotify import gateway, sharing

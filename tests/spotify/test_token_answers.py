@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.outbound import Answer
+from app.infra.http_client import Answer
 from app.spotify.accounts import (
     Grant,
     InvalidGrant,

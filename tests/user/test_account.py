@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from app import session_index
 from app.auth import passwords
-from app.database import db, reading, writing
+from app.infra.database import db, reading, writing
 from app.models import User
 from app.problems import NotSignedIn
 from app.spotify import links

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.database import reading
+from app.infra.database import reading
 from app.models import User
 from tests.conftest import running_app
 from tests.every_route import settled

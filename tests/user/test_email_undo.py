@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
 from app.auth import letters, names, one_time_tokens
-from app.database import reading, writing
+from app.infra.database import reading, writing
 from app.models import OutgoingMail, Purpose, User
 from tests.every_route import settled
 from tests.journeys import PASSWORD, another_tab, connect, register

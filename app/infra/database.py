@@ -22,8 +22,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
 
-from app import mysql
-from app.mysql_pool import error_code
+from app.infra import mysql
+from app.infra.mysql_pool import error_code
 from config import Config
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import Empty
 
-from app.staleness import IDLE_SECONDS
+from app.infra.staleness import IDLE_SECONDS
 
 # Server-wide and per user; 1226 also stands for hourly limits.
 TOO_MANY_CONNECTIONS = (1040, 1203, 1226)
@@ -34,7 +34,7 @@ class SharingPool(QueuePool):
     Callers wait for a connection of this process to be returned, or for the server to accept one more,
     whichever comes first. The limit is shared with other processes, so while connections are scarce none
     is kept for longer than a second, and idle ones are closed at all times. Connections have
-    `connected_at` and `used_at` (`time.monotonic`), which `app.mysql` sets.
+    `connected_at` and `used_at` (`time.monotonic`), which `app.infra.mysql` sets.
     """
 
     # SQLAlchemy's own name for its logger, so that its notes about each connection stay out of our log.

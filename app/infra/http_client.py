@@ -24,9 +24,9 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionErr
 from urllib3.response import HTTPResponse
 from werkzeug.http import parse_date
 
-from app import sockets
-from app.clock import utc_now
-from app.staleness import IDLE_SECONDS
+from app.infra import sockets
+from app.infra.clock import utc_now
+from app.infra.staleness import IDLE_SECONDS
 
 CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0

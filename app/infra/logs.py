@@ -16,8 +16,8 @@ from flask import Flask, Response, g, has_request_context, request
 from flask.globals import request_ctx
 
 from app.error_handlers import request_id
+from app.infra.stderr_handler import StderrHandler
 from app.problems import MEDIA_TYPE
-from app.stderr import StderrHandler
 
 log = logging.getLogger(__name__)
 

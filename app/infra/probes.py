@@ -8,8 +8,8 @@ import redis
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
-from app.database import Base
-from app.mysql_pool import error_code
+from app.infra.database import Base
+from app.infra.mysql_pool import error_code
 from config import ROOT
 
 _SCRIPT = (Path(__file__).parent / "probe.lua").read_text()
