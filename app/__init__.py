@@ -15,16 +15,16 @@ from app import cli, docs, error_handlers, headers, health, last_resort, origin,
 from app.api import MAX_BODY_BYTES, Api
 from app.auth import guard, letters
 from app.auth.routes import blueprint as auth
-from app.background import SingleFlight
-from app.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
 from app.client_address import ClientAddress
 from app.infra import database, logs
 from app.infra.encryption import Sealer
 from app.infra.http_client import Outbound
 from app.infra.redis_cipher import RedisCipher
-from app.locks import UserLocks
 from app.mail import Mailer
 from app.parts import Parts, redis_client
+from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
+from app.resilience.redis_lock import UserLocks
+from app.resilience.single_flight import SingleFlight
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.accounts_bulkhead import AccountsBulkhead
 from app.spotify.gate import Gate

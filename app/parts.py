@@ -6,13 +6,13 @@ from typing import Any, cast
 import redis
 from flask import current_app
 
-from app.background import SingleFlight
-from app.bulkhead import Bulkhead
 from app.infra.encryption import Sealer
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
-from app.locks import UserLocks
 from app.mail import Mailer
+from app.resilience.bulkhead import Bulkhead
+from app.resilience.redis_lock import UserLocks
+from app.resilience.single_flight import SingleFlight
 from app.spotify.accounts import SpotifyAccounts
 from app.spotify.accounts_bulkhead import AccountsBulkhead
 from app.spotify.gate import Gate

@@ -16,9 +16,9 @@ from flask import Flask
 
 from app.infra import database
 from app.infra.clock import utc_now
-from app.pace import Pace
 from app.parts import Parts
 from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
+from app.resilience.rate_limiter import Pace
 from app.spotify import breaker, due, tokens, upkeep
 from app.spotify.refresh import GrantEnded, UnderWay
 

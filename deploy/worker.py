@@ -64,7 +64,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         the application there takes a second, in which a SIGTERM would be lost.
         """
         super().load_wsgi()
-        from app.bulkhead import pool_size
+        from app.resilience.bulkhead import pool_size
 
         self.tpool = ThreadPoolExecutor(pool_size(self.cfg.threads), thread_name_prefix="request")
 

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.bulkhead import Bulkhead, NoPlace
 from app.infra.database import writing
 from app.models import AccessToken
+from app.resilience.bulkhead import Bulkhead, NoPlace
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
 from tests.services import Server, eventually

@@ -1,11 +1,11 @@
 """The circuit breaker by itself. What it does for calls: tests/spotify/test_gateway_outages.py."""
 
-from app import circuit
+from app.resilience import circuit_breaker
 
 
 def test_one_person_alone_needs_more_failures_than_two() -> None:
-    alone, together = circuit.Circuit(), circuit.Circuit()
-    for number in range(circuit.FAILURES):
+    alone, together = circuit_breaker.Circuit(), circuit_breaker.Circuit()
+    for number in range(circuit_breaker.FAILURES):
         assert alone.failed("ada") is False
         opened = together.failed(f"person {number % 2}")
     assert (alone.wait(), opened) == (0, True)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.door import Door
+from app.resilience.connect_guard import Door
 from tests.services import eventually
 
 REFUSAL = ConnectionError("another thread is trying")

@@ -20,8 +20,8 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.pace import Pace
 from app.parts import redis_client
+from app.resilience.rate_limiter import Pace
 from app.scheduler import Pass, refresh_due
 from tests import leaks
 from tests.journeys import connect, register

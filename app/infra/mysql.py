@@ -9,10 +9,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError, OperationalError
 
-from app.door import Door
 from app.infra import sockets
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, SharingPool, error_code
 from app.infra.staleness import PAUSE_SECONDS, Staleness
+from app.resilience.connect_guard import Door
 from config import Config
 
 # A pooled connection that does not answer within this is given up.

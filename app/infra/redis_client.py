@@ -11,9 +11,9 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from app.door import Door
 from app.infra import sockets
 from app.infra.staleness import Staleness
+from app.resilience.connect_guard import Door
 
 # How long a caller waits for another one's attempt to connect while Redis is down.
 TURN_SECONDS = 0.05

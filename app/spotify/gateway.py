@@ -12,7 +12,6 @@ from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
 from app import metrics
-from app.bulkhead import NoPlace
 from app.headers import CONTENT_POLICY
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
@@ -24,6 +23,7 @@ from app.problems import (
     SpotifyReauthorizationRequired,
     SpotifyUnavailable,
 )
+from app.resilience.bulkhead import NoPlace
 from app.spotify import tokens
 from app.spotify.accounts import RateLimited
 from app.spotify.cache import MAX_LIFE_SECONDS

@@ -14,9 +14,9 @@ from typing import Literal
 
 import redis
 
-from app.bulkhead import Bulkhead, NoPlace, Ticket
 from app.infra.http_client import Answer
 from app.problems import SpotifyUnavailable
+from app.resilience.bulkhead import Bulkhead, NoPlace, Ticket
 from app.spotify import cache
 from app.spotify.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
 from app.spotify.calls import LEAST_SECONDS

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import metrics
-from app.circuit import Circuit
 from app.infra.http_client import Answer, NoAnswer, Outbound
+from app.resilience.circuit_breaker import Circuit
 from app.spotify.accounts import Misconfigured, RateLimited, SpotifyError
 from app.spotify.calls import LEAST_SECONDS, Call
 from app.spotify.gate import Gate

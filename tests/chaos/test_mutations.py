@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lock-always-granted",
-        "app/locks.py",
+        "app/resilience/redis_lock.py",
         "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
         "if True:",
         ("twenty_callers", "many_schedulers", "paused_beyond_its_lease", "linked_anew_while_refreshing"),
@@ -79,7 +79,7 @@ MUTATIONS = [
     ),
     Mutation(
         "lock-never-granted",
-        "app/locks.py",
+        "app/resilience/redis_lock.py",
         "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
         "if False:",
         ("twenty_callers",),

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.bulkhead import accounts_waiters
 from app.infra.database import writing
 from app.models import AccessToken
+from app.resilience.bulkhead import accounts_waiters
 from app.spotify import accounts_bulkhead, refresh
 from app.spotify.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from tests.journeys import connect, first_visit, register

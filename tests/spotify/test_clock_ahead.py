@@ -11,9 +11,9 @@ from flask.testing import FlaskClient
 
 from app.infra import database
 from app.infra.database import reading, writing
-from app.locks import UserLocks
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.resilience.redis_lock import UserLocks
 from app.scheduler import Pass, refresh_due
 from app.spotify import breaker, due, tokens, upkeep
 from app.spotify.breaker import Trouble

@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import circuit
 from app.infra import sockets
+from app.resilience import circuit_breaker
 from app.spotify import gateway
 from tests.journeys import another_tab, connect, slug
 from tests.sandbox_client import SandboxClient
@@ -179,7 +179,7 @@ def test_a_slow_answer_is_none_when_the_deadline_has_passed(
 
 @pytest.fixture(autouse=True)
 def _five_failures_of_one_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuit, "FAILURES_OF_ONE", circuit.FAILURES)
+    monkeypatch.setattr(circuit_breaker, "FAILURES_OF_ONE", circuit_breaker.FAILURES)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
 def test_a_try_that_fails_keeps_it_open_and_the_next_one_is_after_the_pause(
     monkeypatch: pytest.MonkeyPatch, linked: FlaskClient, upstream: Upstream
 ) -> None:
-    monkeypatch.setattr(circuit, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)
     upstream.replies(NO_ANSWER)
     for _ in range(5):
         assert is_unavailable(linked.post(f"{GATEWAY}/me/player/next"))

@@ -19,11 +19,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.bulkhead import Bulkhead
 from app.infra.database import reading
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
 from app.problems import SpotifyNotConnected
+from app.resilience.bulkhead import Bulkhead
 from app.spotify import cache as cache_module
 from app.spotify import gateway, sharing
 from app.spotify.accounts import RateLimited

@@ -1,0 +1,1 @@
+"""Patterns that keep one slow or failing server from stopping everything else."""
