@@ -11,11 +11,9 @@ from flask import Flask
 from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import cli, docs, error_handlers, headers, health, last_resort, origin, sessions
-from app.api import MAX_BODY_BYTES, Api
-from app.auth import guard, letters
+from app import cli
+from app.auth import letters
 from app.auth.routes import blueprint as auth
-from app.client_address import ClientAddress
 from app.infra import database, logs
 from app.infra.encryption import Sealer
 from app.infra.http_client import Outbound
@@ -32,6 +30,9 @@ from app.spotify.routes import blueprint as spotify
 from app.spotify.sharing import SharedAnswers
 from app.spotify.webapi import SpotifyWebApi
 from app.user.routes import blueprint as user
+from app.web import access, csrf, docs, error_handlers, error_middleware, health, security_headers, sessions
+from app.web.api import MAX_BODY_BYTES, Api
+from app.web.client_address import ClientAddress
 from config import Config
 
 
@@ -81,14 +82,14 @@ def create_app(config: Config) -> Flask:
     # In the order in which a request meets them.
     logs.init_app(app)
     sessions.init_app(app, config, store, redis_cipher)
-    origin.init_app(app, config)
-    guard.init_app(app)
-    headers.init_app(app, config)
+    csrf.init_app(app, config)
+    access.init_app(app)
+    security_headers.init_app(app, config)
     CORS(
         app,
         resources=r"/api/*",
         # Patterns of our own making: Flask-CORS takes any text with a bracket in it, such as [::1], for one.
-        origins=[re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins],
+        origins=[re.compile(rf"{re.escape(csrf)}\Z") for csrf in config.cors_origins],
         supports_credentials=True,
         methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Content-Type", "X-Requested-With", *config.cors_allow_headers],
@@ -97,7 +98,7 @@ def create_app(config: Config) -> Flask:
         always_send=False,
     )
     error_handlers.init_app(app)
-    last_resort.init_app(app)
+    error_middleware.init_app(app)
     api = Api(app)
     for blueprint in (auth, user, spotify):
         api.register_blueprint(blueprint)

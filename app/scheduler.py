@@ -17,10 +17,10 @@ from flask import Flask
 from app.infra import database
 from app.infra.clock import utc_now
 from app.parts import Parts
-from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 from app.resilience.rate_limiter import Pace
 from app.spotify import breaker, due, tokens, upkeep
 from app.spotify.refresh import GrantEnded, UnderWay
+from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 
 log = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ YIELD_SECONDS = 0.004
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
-    """Threads, with refusals in the shape of `app/problems.py`."""
+    """Threads, with refusals in the shape of `app/web/problems.py`."""
 
     def load_wsgi(self) -> None:
         """Load the application, and make a pool of `THREADS` and threads to spare for waiting for Spotify.
@@ -96,8 +96,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
 
 def answer(status: int, detail: str | None, request_id: str) -> bytes:
-    """A whole response with a problem document, as `app/problems.py` and `app/headers.py` make them."""
-    from app.problems import MEDIA_TYPE, InternalError, MalformedRequest
+    """A whole response with a problem document, as `app/web/problems.py` and `app/web/security_headers.py` make them."""
+    from app.web.problems import MEDIA_TYPE, InternalError, MalformedRequest
 
     kind = InternalError if status == 500 else MalformedRequest
     document = {

@@ -16,9 +16,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.auth import passwords
-from app.auth.guard import Access
 from app.infra.database import db, reading, writing
 from app.models import OutgoingMail
+from app.web.access import Access
 from tests.journeys import connect, login, register
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually

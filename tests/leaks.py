@@ -33,8 +33,8 @@ import sqlalchemy as sa
 import werkzeug.test
 
 import config
-from app import docs
 from app.infra import logs
+from app.web import docs
 
 # What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
@@ -377,7 +377,7 @@ def _seeing_requests() -> AbstractContextManager[Any]:
 
     def send(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> Any:
         response = original(session, request, **options)
-        if "X-Request-ID" in response.headers:  # which all of ours have (app/headers.py)
+        if "X-Request-ID" in response.headers:  # which all of ours have (app/web/security_headers.py)
             NET.answer(
                 f"{response.request.method} {urlsplit(response.url).path}",
                 f"{response.status_code} {response.reason}",

@@ -9,9 +9,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.auth.guard import Access
 from app.infra.database import db, writing
 from app.models import User
+from app.web.access import Access
 from tests.every_route import (
     Picture,
     Route,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask, request
 
-from app import throttle
+from app.web import throttle
 from tests.conftest import running_app
 from tests.journeys import register
 

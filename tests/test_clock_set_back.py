@@ -13,9 +13,9 @@ from app.auth import one_time_tokens
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
-from app.problems import InvalidToken
-from app.session_index import MAX_SESSIONS
 from app.spotify import cache, pending, upkeep
+from app.web.problems import InvalidToken
+from app.web.session_index import MAX_SESSIONS
 from tests.journeys import first_visit, login, register
 
 TEN_DAYS = timedelta(days=10)

@@ -29,9 +29,9 @@ from schemathesis.engine import events, from_schema
 from schemathesis.schemas import BaseSchema
 from werkzeug.test import TestResponse
 
-from app.auth.guard import Access
 from app.infra.database import writing
 from app.models import AccessToken, GrantState
+from app.web.access import Access
 from tests.every_route import (
     Picture,
     Route,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from app import sessions
 from app.infra import staleness
 from app.infra.redis_client import redis_client
+from app.web import sessions
 from tests.chaos.processes import RedisServer
 from tests.conftest import cannot_run, running_app
 from tests.fault_proxy import FaultProxy

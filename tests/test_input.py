@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app import session_data
-from app.api import MAX_NESTING, parse_json
 from app.auth import names
 from app.auth.usernames import is_username
 from app.infra.database import db
 from app.infra.http_client import Answer
 from app.models import User
-from app.problems import MalformedRequest
-from app.session_data import SessionData
+from app.web import session_data
+from app.web.api import MAX_NESTING, parse_json
+from app.web.problems import MalformedRequest
+from app.web.session_data import SessionData
 from config import Config, ConfigError
 from tests.conftest import SETTINGS
 from tests.every_route import (

@@ -20,10 +20,10 @@ import sqlalchemy as sa
 from flask import Flask, session
 from flask.testing import FlaskClient
 
-from app.auth.guard import open_to_all
 from app.infra.database import writing
 from app.models import SpotifyUser
 from app.spotify.accounts import SpotifyAccounts
+from app.web.access import open_to_all
 from tests import cookies
 from tests.conftest import SETTINGS
 from tests.journeys import PASSWORD, connect, first_visit, register

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth.guard import open_to_all
 from app.infra import logs, stderr_handler
+from app.web.access import open_to_all
 from script.supervisor import dies_with_parent
 from tests import leaks
 from tests.conftest import SETTINGS

@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
-from app.auth.guard import open_to_all
+from app.web.access import open_to_all
 from tests.conftest import running_app
 from tests.every_route import (
     SAFE,

@@ -28,10 +28,10 @@ from flask.testing import FlaskClient
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.auth.guard import open_to_all
 from app.infra.database import current_time, write_again_on_conflict, writing
 from app.infra.database import db as database
 from app.models import User
+from app.web.access import open_to_all
 from tests import leaks
 from tests.chaos.processes import MariaDb, RedisServer
 from tests.conftest import SETTINGS, cannot_run

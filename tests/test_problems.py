@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app.auth.guard import open_to_all
 from app.infra.database import reading
 from app.models import User
+from app.web.access import open_to_all
 from tests.journeys import slug
 from tests.services import Server
 

@@ -10,8 +10,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from app import problems
-from app.auth.guard import Access
+from app.web import problems
+from app.web.access import Access
 from config import Config
 from tests.conftest import start
 from tests.services import Unavailable

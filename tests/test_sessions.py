@@ -16,8 +16,8 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth.guard import open_to_all
 from app.infra import clock
+from app.web.access import open_to_all
 from tests import cookies, stored_sessions
 from tests.conftest import SPA_REDIRECT_URI
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth.guard import open_to_all
 from app.infra.clock import utc_now
 from app.infra.database import writing
 from app.models import User
+from app.web.access import open_to_all
 from tests import stored_sessions
 from tests.journeys import PASSWORD, another_tab, connect, login, register
 from tests.sandbox_client import SandboxClient

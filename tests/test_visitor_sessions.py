@@ -10,13 +10,13 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import session_index
 from app.auth import passwords
 from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import links, pending
 from app.spotify.sharing import SharedAnswers
+from app.web import session_index
 from tests import stored_sessions
 from tests.conftest import running_app
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, register, slug

@@ -12,7 +12,7 @@ from app.auth import names
 from app.infra import database
 from app.models import OneTimeToken, Purpose, User
 from app.models.access_token import is_over
-from app.problems import InvalidToken
+from app.web.problems import InvalidToken
 
 LIVES = {
     Purpose.PASSWORD_RESET: timedelta(hours=1),

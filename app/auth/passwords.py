@@ -15,8 +15,8 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from app.auth import names
 from app.parts import parts
-from app.problems import ServiceUnavailable, ValidationError
-from app.validation import GUESSABLE
+from app.web.problems import ServiceUnavailable, ValidationError
+from app.web.validation import GUESSABLE
 
 MIN_LENGTH = 8  # OWASP ASVS 5.0 V6.2.1
 MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash without harm

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from app.auth import names, one_time_tokens, passwords
 from app.infra.database import reading, write_until
 from app.models import User
-from app.problems import EmailTaken, UsernameTaken
 from app.spotify import links
+from app.web.problems import EmailTaken, UsernameTaken
 
 # How long a lost connection to the database is followed up.
 PATIENCE_SECONDS = 2.0

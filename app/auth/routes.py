@@ -3,10 +3,7 @@ from typing import Any
 
 from flask import Response, session
 
-from app import sessions, throttle
-from app.api import Blueprint
 from app.auth import lookup, registration
-from app.auth.guard import current_user, open_to_all, require_user, signed_in
 from app.auth.schemas import (
     Credentials,
     EmailChangeDecision,
@@ -20,7 +17,14 @@ from app.auth.sign_in import authenticate, forget_failures, sign_in
 from app.infra.database import reading
 from app.models import Purpose, User
 from app.parts import parts
-from app.problems import (
+from app.spotify import links
+from app.spotify.schemas import describe
+from app.user import account, email_change, mails
+from app.user.schemas import UserOut
+from app.web import sessions, throttle
+from app.web.access import current_user, open_to_all, require_user, signed_in
+from app.web.api import Blueprint
+from app.web.problems import (
     EmailTaken,
     InvalidCredentials,
     InvalidToken,
@@ -28,10 +32,6 @@ from app.problems import (
     TooManyAttempts,
     UsernameTaken,
 )
-from app.spotify import links
-from app.spotify.schemas import describe
-from app.user import account, email_change, mails
-from app.user.schemas import UserOut
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import marshmallow as ma
 from marshmallow import validate
 
 from app.auth import names, passwords, usernames
-from app.auth.guard import require_user
 from app.spotify.schemas import SpotifyOut
 from app.user.schemas import UserOut
-from app.validation import (
+from app.web.access import require_user
+from app.web.validation import (
     EMAIL,
     GUESSABLE,
     LENGTH,

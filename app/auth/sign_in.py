@@ -5,13 +5,13 @@ import logging
 import sqlalchemy as sa
 from flask import g, session
 
-from app import sessions, throttle
 from app.auth import lookup, names, passwords
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
 from app.models import User
-from app.problems import FreshSignInRequired, InvalidCredentials
 from app.spotify import links
+from app.web import sessions, throttle
+from app.web.problems import FreshSignInRequired, InvalidCredentials
 
 log = logging.getLogger(__name__)
 

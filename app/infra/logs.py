@@ -15,9 +15,9 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 from flask.globals import request_ctx
 
-from app.error_handlers import request_id
 from app.infra.stderr_handler import StderrHandler
-from app.problems import MEDIA_TYPE
+from app.web.error_handlers import request_id
+from app.web.problems import MEDIA_TYPE
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 from flask import session
 
-from app import origin, sessions, throttle
-from app.auth.guard import current_user
 from app.infra import database
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
-from app.problems import (
+from app.spotify import breaker, links, pending, tokens
+from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
+from app.spotify.gate import ME
+from app.spotify.links import ConnectionRef
+from app.spotify.pending import Authorization
+from app.spotify.refresh import GrantEnded
+from app.web import csrf, sessions, throttle
+from app.web.access import current_user
+from app.web.problems import (
     NotSignedIn,
     Problem,
     SpotifyAccessDenied,
@@ -22,12 +28,6 @@ from app.problems import (
     SpotifyStateMismatch,
     SpotifyUnavailable,
 )
-from app.spotify import breaker, links, pending, tokens
-from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
-from app.spotify.gate import ME
-from app.spotify.links import ConnectionRef
-from app.spotify.pending import Authorization
-from app.spotify.refresh import GrantEnded
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def visit(callback: Callback | None, *, again: bool = False) -> Connected | Auth
             grant_ended = True
     if link is not None:
         return Connected(link)
-    origin.require_own_start()
+    csrf.require_own_start()
     if user is None and session.get("user_id") is not None:
         sessions.renew()  # a session that has ended is not a visitor's; a new one is
     return AuthorizationRequired(pending.begin(user_id), grant_ended)

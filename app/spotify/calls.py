@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 from flask import Request
 
-from app.api import read_body
-from app.problems import MalformedRequest, UnsupportedMediaType
 from app.spotify.endpoints import endpoint, scope
+from app.web.api import read_body
+from app.web.problems import MalformedRequest, UnsupportedMediaType
 
 # With less time left than this, no call is begun.
 LEAST_SECONDS = 2.0

@@ -12,17 +12,9 @@ from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
 from app import metrics
-from app.headers import CONTENT_POLICY
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
 from app.parts import parts
-from app.problems import (
-    InsufficientScope,
-    Problem,
-    SpotifyRateLimited,
-    SpotifyReauthorizationRequired,
-    SpotifyUnavailable,
-)
 from app.resilience.bulkhead import NoPlace
 from app.spotify import tokens
 from app.spotify.accounts import RateLimited
@@ -31,6 +23,14 @@ from app.spotify.calls import LEAST_SECONDS, Call
 from app.spotify.refresh import GrantEnded
 from app.spotify.sharing import Fetch, Served
 from app.spotify.webapi import CALL_SECONDS, NotAnswered
+from app.web.problems import (
+    InsufficientScope,
+    Problem,
+    SpotifyRateLimited,
+    SpotifyReauthorizationRequired,
+    SpotifyUnavailable,
+)
+from app.web.security_headers import CONTENT_POLICY
 
 # All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
 TOTAL_SECONDS = 15.0

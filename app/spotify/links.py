@@ -8,16 +8,16 @@ import sqlalchemy as sa
 from flask import g, session
 from sqlalchemy.orm import Session, lazyload
 
-from app import sessions
-from app.auth.guard import current_user
 from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
-from app.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.spotify import due, tokens
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
+from app.web import sessions
+from app.web.access import current_user
+from app.web.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 
 log = logging.getLogger(__name__)
 

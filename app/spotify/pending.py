@@ -18,15 +18,15 @@ from typing import Any, Literal
 import msgspec
 import redis
 
-from app import sessions, throttle
 from app.infra.clock import utc_now
 from app.infra.encryption import Unreadable
 from app.infra.redis_cipher import compare_and_set
 from app.parts import parts
-from app.problems import SpotifyUnavailable
-from app.session_data import VISIT_SECONDS
 from app.spotify.accounts_bulkhead import Waiter
 from app.spotify.links import ConnectionRef
+from app.web import sessions, throttle
+from app.web.problems import SpotifyUnavailable
+from app.web.session_data import VISIT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
     """One authorization, as Redis holds it.
 
     `taken` says that a callback is being processed, and `attempt` which one. `room` is what it is counted
-    in (`app.throttle`).
+    in (`app.web.throttle`).
     """
 
     session: str

@@ -21,12 +21,12 @@ from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.parts import parts
-from app.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 from app.spotify import attempts, breaker, outcomes
 from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
 from app.spotify.attempts import Attempt
 from app.spotify.outcomes import After, Values
 from app.spotify.vault import seal, seal_refresh_token, unseal
+from app.web.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

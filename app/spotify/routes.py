@@ -9,13 +9,18 @@ from flask import request
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
-from app import sessions
-from app.api import Blueprint
-from app.auth.guard import current_user, open_to_all
-from app.error_handlers import as_problem
 from app.models import SpotifyUser
 from app.parts import parts
-from app.problems import (
+from app.spotify import authorization, gateway, links, pending, tokens
+from app.spotify.authorization import AuthorizationRequired, Callback
+from app.spotify.calls import read_call
+from app.spotify.refresh import GrantEnded
+from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
+from app.web import sessions
+from app.web.access import current_user, open_to_all
+from app.web.api import Blueprint
+from app.web.error_handlers import as_problem
+from app.web.problems import (
     DEPENDENCY_DOWN,
     CrossSiteRequest,
     InsufficientScope,
@@ -38,12 +43,7 @@ from app.problems import (
     UnsupportedMediaType,
     ValidationError,
 )
-from app.spotify import authorization, gateway, links, pending, tokens
-from app.spotify.authorization import AuthorizationRequired, Callback
-from app.spotify.calls import read_call
-from app.spotify.refresh import GrantEnded
-from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
-from app.validation import REPEATED
+from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api import Timestamp
 from app.models import GrantState, SpotifyUser
-from app.validation import Flag, Schema
+from app.web.api import Timestamp
+from app.web.validation import Flag, Schema
 
 
 class SpotifyOut(ma.Schema):

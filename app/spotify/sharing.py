@@ -15,11 +15,11 @@ from typing import Literal
 import redis
 
 from app.infra.http_client import Answer
-from app.problems import SpotifyUnavailable
 from app.resilience.bulkhead import Bulkhead, NoPlace, Ticket
 from app.spotify import cache
 from app.spotify.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
 from app.spotify.calls import LEAST_SECONDS
+from app.web.problems import SpotifyUnavailable
 
 
 @dataclass(frozen=True)

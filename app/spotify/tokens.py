@@ -20,11 +20,11 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.models import AccessToken, GrantState
 from app.parts import parts
-from app.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 from app.spotify import due, outcomes, refresh
 from app.spotify.accounts import Grant
 from app.spotify.refresh import GrantEnded
 from app.spotify.vault import seal, unseal
+from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import logging
 from app.infra.encryption import Unreadable
 from app.models import AccessToken
 from app.parts import parts
-from app.problems import SpotifyUnavailable
+from app.web.problems import SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

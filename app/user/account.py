@@ -11,10 +11,10 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
 from app.parts import parts
-from app.problems import InvalidCredentials, NotSignedIn
 from app.spotify import links
 from app.user import email_change
 from app.user.mails import ask_to_verify, tell
+from app.web.problems import InvalidCredentials, NotSignedIn
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from flask.cli import AppGroup
 from sqlalchemy.orm import Session
 
-from app import sessions
 from app.auth import lookup, names
 from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
@@ -20,10 +19,11 @@ from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import User
 from app.parts import parts
-from app.problems import Problem
 from app.spotify import links
 from app.user import email_change
 from app.user.mails import mail_verification
+from app.web import sessions
+from app.web.problems import Problem
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app import sessions
 from app.infra.clock import utc_now
 from app.infra.database import reading
 from app.models import OneTimeToken, Purpose, SpotifyUser, TokenRefresh, User
 from app.spotify.schemas import describe
+from app.web import sessions
 
 
 def everything_about(user: User) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from sqlalchemy.orm import Session
 
-from app import throttle
 from app.auth import names
 from app.infra.database import writing
 from app.models import MailKind, Purpose, User
 from app.parts import parts
-from app.problems import TooManyAttempts
+from app.web import throttle
+from app.web.problems import TooManyAttempts
 
 MAILS_AN_HOUR = 5
 

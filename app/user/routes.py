@@ -3,24 +3,24 @@ from typing import Any
 
 from flask import session
 
-from app import sessions, throttle
-from app.api import Blueprint
 from app.auth import names
-from app.auth.guard import require_user, signed_in
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
 from app.auth.sign_in import forget_failures, prove, require_fresh_sign_in, sign_in
 from app.models import User
-from app.problems import (
+from app.spotify import links
+from app.user import account
+from app.user.export import everything_about
+from app.user.schemas import ExportOut, SessionsOut, UserOut
+from app.web import sessions, throttle
+from app.web.access import require_user, signed_in
+from app.web.api import Blueprint
+from app.web.problems import (
     EmailTaken,
     FreshSignInRequired,
     InvalidCredentials,
     TooManyAttempts,
     UsernameTaken,
 )
-from app.spotify import links
-from app.user import account
-from app.user.export import everything_about
-from app.user.schemas import ExportOut, SessionsOut, UserOut
 
 log = logging.getLogger(__name__)
 

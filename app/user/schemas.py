@@ -1,7 +1,7 @@
 import marshmallow as ma
 
-from app.api import Timestamp
 from app.spotify.schemas import SpotifyOut
+from app.web.api import Timestamp
 
 
 class UserOut(ma.Schema):

@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 from app.auth import passwords
 from app.infra.database import reading, writing
 from app.models import User
-from app.problems import ServiceUnavailable, ValidationError
+from app.web.problems import ServiceUnavailable, ValidationError
 from tests.journeys import PASSWORD, login, register, slug
 from tests.services import Server
 

@@ -10,8 +10,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import throttle
 from app.auth import passwords
+from app.web import throttle
 from tests.conftest import running_app
 from tests.fault_proxy import FaultProxy
 from tests.journeys import PASSWORD, register, slug

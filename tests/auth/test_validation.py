@@ -3,8 +3,8 @@
 import pytest
 from flask.testing import FlaskClient
 
-from app import validation
 from app.auth import schemas
+from app.web import validation
 from tests.journeys import register, slug
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -84,7 +84,7 @@ def exchange(connection: socket.socket, sent: bytes) -> Answer:
 
 
 def check_problem(answer: Answer, status: int, slug: str, *, instance: str = "/") -> None:
-    """It has the shape of app/problems.py, and the headers of app/headers.py."""
+    """It has the shape of app/web/problems.py, and the headers of app/web/security_headers.py."""
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), (
         answer.body
     )

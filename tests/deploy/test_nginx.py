@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from app import problems
+from app.web import problems
 from tests.conftest import cannot_run
 from tests.deploy.conftest import StartNginx
 from tests.deploy.raw import ORIGIN, Answer, Https, check_problem, exchange, may_read, plainly, request

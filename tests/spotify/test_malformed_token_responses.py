@@ -8,10 +8,10 @@ from flask.testing import FlaskClient
 from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.problems import SpotifyUnavailable
 from app.spotify import attempts, refresh
 from app.spotify.accounts import InvalidGrant, SpotifyError
 from app.spotify.vault import unseal
+from app.web.problems import SpotifyUnavailable
 from tests.journeys import connect, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient

@@ -22,7 +22,6 @@ from werkzeug.test import TestResponse
 from app.infra.database import reading
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
-from app.problems import SpotifyNotConnected
 from app.resilience.bulkhead import Bulkhead
 from app.spotify import cache as cache_module
 from app.spotify import gateway, sharing
@@ -31,6 +30,7 @@ from app.spotify.gate import Gate
 from app.spotify.refresh import GrantEnded
 from app.spotify.sharing import Fetch as Call
 from app.spotify.sharing import Served, SharedAnswers
+from app.web.problems import SpotifyNotConnected
 from config import Config
 from tests.fault_proxy import FaultProxy
 from tests.journeys import PASSWORD, another_tab, connect, login, register, slug

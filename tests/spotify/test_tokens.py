@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from app.problems import SpotifyUnavailable
 from app.spotify import attempts, refresh
 from app.spotify.accounts import InvalidGrant, SpotifyError
+from app.web.problems import SpotifyUnavailable
 from tests.journeys import another_tab, come_back, connect, register, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient

@@ -13,15 +13,15 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import session_index
 from app.auth import passwords
 from app.infra.database import db, reading, writing
 from app.models import User
-from app.problems import NotSignedIn
 from app.spotify import links
 from app.spotify.accounts import Grant
 from app.spotify.webapi import Profile
 from app.user import account
+from app.web import session_index
+from app.web.problems import NotSignedIn
 from tests import stored_sessions
 from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
 from tests.many import let_pass

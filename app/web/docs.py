@@ -6,9 +6,9 @@ from pathlib import Path
 import flask_swagger_ui
 from flask import Blueprint, Flask, Response, jsonify, render_template, send_from_directory
 
-from app import openapi
-from app.api import Api
-from app.auth.guard import open_to_all
+from app.web import openapi
+from app.web.access import open_to_all
+from app.web.api import Api
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 

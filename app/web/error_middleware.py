@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
 
-from app.error_handlers import as_problem, document, id_of, respond
-from app.problems import ServiceUnavailable
+from app.web.error_handlers import as_problem, document, id_of, respond
+from app.web.problems import ServiceUnavailable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, request
 
 from app.parts import parts
-from app.problems import CrossSiteRequest
+from app.web.problems import CrossSiteRequest
 from config import Config
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The indexes by which people see and end their sessions.
 
 An index decides nothing: the session itself, with its `epoch` and `grant_id`, decides what it may do
-(`app.auth.guard`, `app.spotify.links`).
+(`app.web.access`, `app.spotify.links`).
 """
 
 import re
@@ -14,7 +14,7 @@ import redis
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
-from app.session_data import CLOCK_SKEW_SECONDS, SessionData, decode
+from app.web.session_data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 
 # In one index; one more ends the oldest.

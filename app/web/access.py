@@ -9,7 +9,7 @@ from flask import Flask, current_app, g, request, session
 
 from app.infra.database import reading
 from app.models import User
-from app.problems import NotSignedIn
+from app.web.problems import NotSignedIn
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from flask import Request, Response
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
-from app import error_handlers, problems
 from app.infra.clock import rfc3339
-from app.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
+from app.web import error_handlers, problems
+from app.web.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NESTING = 32
@@ -87,7 +87,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
     def problems(self, *kinds: type[Problem]) -> Callable[[View], View]:
         """Say in the OpenAPI document with which errors of its own a route may answer.
 
-        Those that all routes of its kind share are known there (`app.openapi`).
+        Those that all routes of its kind share are known there (`app.web.openapi`).
         """
 
         def decorate(view: View) -> View:

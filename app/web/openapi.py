@@ -12,11 +12,11 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
-from app import origin, problems, validation
-from app.auth.guard import Access
-from app.origin import SAFE_METHODS
 from app.parts import parts
-from app.problems import Problem
+from app.web import csrf, problems, validation
+from app.web.access import Access
+from app.web.csrf import SAFE_METHODS
+from app.web.problems import Problem
 
 _REQUESTED_WITH = {
     "in": "header",
@@ -77,7 +77,7 @@ def _complete(
     operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if several else "")
     needed = getattr(view, "access", None) is Access.SIGNED_IN
     operation["security"] = [{"session": []}] if needed else [{}, {"session": []}]
-    if origin.needs_header(rule.endpoint, method):
+    if csrf.needs_header(rule.endpoint, method):
         header = {"$ref": "#/components/parameters/RequestedWith"}
         operation["parameters"] = [*operation.get("parameters", []), header]
     if "requestBody" in operation:
@@ -101,7 +101,7 @@ def _usual_problems(
     found: list[type[Problem]] = [problems.ServiceUnavailable]  # MySQL or Redis may be away
     if signed_in:
         found.append(problems.NotSignedIn)
-    if method not in SAFE_METHODS or origin.refuses_other_sites(rule.rule, rule.endpoint):
+    if method not in SAFE_METHODS or csrf.refuses_other_sites(rule.rule, rule.endpoint):
         found.append(problems.CrossSiteRequest)
     if rule.arguments:
         found.append(problems.NotFound)

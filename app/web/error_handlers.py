@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
-from app.problems import (
+from app.web.problems import (
     DEPENDENCY_DOWN,
     MEDIA_TYPE,
     InternalError,

@@ -2,7 +2,7 @@
 
 from flask import Flask, Response, request
 
-from app.error_handlers import request_id
+from app.web.error_handlers import request_id
 from config import Config
 
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""The errors of the API: one class for each kind. `app.error_handlers` makes the responses (RFC 9457).
+"""The errors of the API: one class for each kind. `app.web.error_handlers` makes the responses (RFC 9457).
 
 Problem
 ├── MalformedRequest 400            ├── NotSignedIn 401

@@ -1,6 +1,6 @@
 """The sessions of requests: what the rest of the application does with them.
 
-`app.session_store` keeps them in Redis, `app.session_index` lists and ends them.
+`app.web.session_store` keeps them in Redis, `app.web.session_index` lists and ends them.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from flask import Flask, current_app, request, session
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
-from app.problems import ServiceUnavailable
-from app.session_data import indexes_of_owner, is_in_future
-from app.session_index import ListedSession, public_id
-from app.session_store import RedisSessions, Session
+from app.web.problems import ServiceUnavailable
+from app.web.session_data import indexes_of_owner, is_in_future
+from app.web.session_index import ListedSession, public_id
+from app.web.session_store import RedisSessions, Session
 from config import Config
 
 View = TypeVar("View", bound=Callable[..., object])

@@ -8,7 +8,7 @@
 - The cookie is set when the id is issued and once a day after that, and deleted with the same attributes.
 - Visitors get neither a cookie nor a key until they need one.
 
-The indexes in `app.session_index` list and end sessions.
+The indexes in `app.web.session_index` list and end sessions.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ from flask_session.redis import RedisSessionInterface
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher, compare_and_set
-from app.problems import ServiceUnavailable
-from app.session_cookie import SessionCookie
-from app.session_data import VISIT_SECONDS, SessionData, decode, encode, is_in_future
-from app.session_index import SessionIndex
+from app.web.problems import ServiceUnavailable
+from app.web.session_cookie import SessionCookie
+from app.web.session_data import VISIT_SECONDS, SessionData, decode, encode, is_in_future
+from app.web.session_index import SessionIndex
 from config import Config
 
 log = logging.getLogger(__name__)

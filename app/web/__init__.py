@@ -1,0 +1,1 @@
+"""The HTTP edge: sessions, access, CSRF, throttling, errors, and the API document."""
