@@ -12,13 +12,12 @@ from flask_cors import CORS
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli
-from app.auth import letters
 from app.auth.routes import blueprint as auth
 from app.infra import database, logs
 from app.infra.encryption import Sealer
 from app.infra.http_client import Outbound
 from app.infra.redis_cipher import RedisCipher
-from app.mail import Mailer
+from app.mail.mailer import Mailer
 from app.parts import Parts, redis_client
 from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
 from app.resilience.redis_lock import UserLocks
@@ -29,6 +28,7 @@ from app.spotify.gate import Gate
 from app.spotify.routes import blueprint as spotify
 from app.spotify.sharing import SharedAnswers
 from app.spotify.webapi import SpotifyWebApi
+from app.user import emails
 from app.user.routes import blueprint as user
 from app.web import access, csrf, docs, error_handlers, error_middleware, health, security_headers, sessions
 from app.web.api import MAX_BODY_BYTES, Api
@@ -75,7 +75,7 @@ def create_app(config: Config) -> Flask:
         bulkhead=bulkhead,
         shared=SharedAnswers(store, bulkhead),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
-        mailer=Mailer(config, letters.write),
+        mailer=Mailer(config, emails.write),
     )
     database.init_app(app, config)
 

@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from app.doctor_stores import examine_database, examine_redis
 from app.finding import Finding
 from app.infra.http_client import NoAnswer, Outbound
-from app.mail import InsecureConnection
+from app.mail.mailer import InsecureConnection
 from app.parts import parts
 from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 

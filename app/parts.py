@@ -9,7 +9,7 @@ from flask import current_app
 from app.infra.encryption import Sealer
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
-from app.mail import Mailer
+from app.mail.mailer import Mailer
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import UserLocks
 from app.resilience.single_flight import SingleFlight

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import outbox
-from app.auth import one_time_tokens
+from app.auth import email_tokens
 from app.infra import database
 from app.infra.database import reading, writing
+from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify import cache, pending, upkeep
 from app.web.problems import InvalidToken
@@ -119,20 +119,20 @@ def test_learned_budget_grows(app: Flask, store: redis.Redis) -> None:
 def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -> None:
     user_id = register(client, "ada")["id"]
     with app.app_context(), writing() as db:
-        issued = one_time_tokens.issue(db, user_id, Purpose.PASSWORD_RESET)
+        issued = email_tokens.issue(db, user_id, Purpose.PASSWORD_RESET)
         assert issued is not None
-        one_time_tokens.reserve_address(db, db.get_one(User, user_id))
+        email_tokens.reserve_address(db, db.get_one(User, user_id))
     with app.app_context(), reading() as db:
-        one_time_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
-        assert one_time_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
+        email_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
+        assert email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
 
     with app.app_context(), writing() as db:
         ahead = list(db.scalars(sa.select(OneTimeToken.id)))
         db.execute(sa.update(OneTimeToken).values(expires_at=database.now(db) + TEN_DAYS))
     with app.app_context(), reading() as db:
         with pytest.raises(InvalidToken):
-            one_time_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
-        assert not one_time_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
+            email_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
+        assert not email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
 
     with app.app_context():
         upkeep.keep_up()

@@ -17,11 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from app.auth import names
 from app.auth.usernames import is_username
 from app.infra.database import db
 from app.infra.http_client import Answer
-from app.models import User
+from app.models import User, normalization
 from app.web import session_data
 from app.web.api import MAX_NESTING, parse_json
 from app.web.problems import MalformedRequest
@@ -374,22 +373,24 @@ _names = st.text(alphabet=_peculiar, max_size=12) | st.text(max_size=12)
 @settings(max_examples=1_000, deadline=None)
 @given(name=_names)
 def test_h3_the_normal_form_is_its_own(name: str) -> None:
-    normal = names.normal_form(name)
+    normal = normalization.normal_form(name)
 
-    assert names.normal_form(normal) == normal
-    assert names.normal_form(name.upper().lower()) == names.normal_form(name.upper().lower().casefold())
-    assert names.normal_form(f" \t{name}\u3000\n") == normal
+    assert normalization.normal_form(normal) == normal
+    assert normalization.normal_form(name.upper().lower()) == normalization.normal_form(
+        name.upper().lower().casefold()
+    )
+    assert normalization.normal_form(f" \t{name}\u3000\n") == normal
     assert normal == normal.strip()
 
 
 @many
 @given(name=_names)
 def test_h3_names_and_addresses_are_visible_and_never_both(name: str) -> None:
-    normal = names.normal_form(name)
-    address = names.address_form(f"{name}@example.com")
+    normal = normalization.normal_form(name)
+    address = normalization.address_form(f"{name}@example.com")
 
-    assert not (is_username(normal) and names.is_email(normal))
-    for good, text in ((is_username(normal), normal), (names.is_email(address), address)):
+    assert not (is_username(normal) and normalization.is_email(normal))
+    for good, text in ((is_username(normal), normal), (normalization.is_email(address), address)):
         if good:
             assert text.replace("\u200c", "").replace("\u200d", "").isprintable()
             assert not any(char.isspace() for char in text)
@@ -409,23 +410,23 @@ _domains = st.lists(
 @given(local=_names, domain=_domains)
 def test_h3_both_forms_of_an_address_agree(local: str, domain: str) -> None:
     entered = f"{local}@{domain}.example"
-    normal = names.address_form(entered)
+    normal = normalization.address_form(entered)
 
-    assert names.address_form(normal) == normal
-    if names.is_email(entered):
-        sent = names.sending_form(entered)
-        assert names.sending_form(sent) == sent
-        assert names.address_form(sent) == normal
+    assert normalization.address_form(normal) == normal
+    if normalization.is_email(entered):
+        sent = normalization.sending_form(entered)
+        assert normalization.sending_form(sent) == sent
+        assert normalization.address_form(sent) == normal
         assert sent.rpartition("@")[2].isascii()
-        assert normal in names.spellings(sent) & names.spellings(entered)
+        assert normal in normalization.spellings(sent) & normalization.spellings(entered)
 
 
 @many
 @given(text=st.text(max_size=300))
 def test_h3_any_text_is_an_address_or_none(text: str) -> None:
-    normal = names.address_form(text)
-    assert names.address_form(normal) == normal
-    if names.is_email(normal):
+    normal = normalization.address_form(text)
+    assert normalization.address_form(normal) == normal
+    if normalization.is_email(normal):
         local, _, domain = normal.rpartition("@")
         assert 1 <= len(local) <= 64
         assert "." in domain
@@ -440,7 +441,7 @@ def test_h3_any_text_is_an_address_or_none(text: str) -> None:
     | _names.map(lambda name: (name, f"{name}\0"))
 )
 def test_h3_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: tuple[str, str]) -> None:
-    one, other = (names.normal_form(name)[:64] for name in pair)
+    one, other = (normalization.normal_form(name)[:64] for name in pair)
     one, other = one.strip(), other.strip()
     stored = User(username=one, email="x@example.com", password_hash="x")
     with app.app_context(), sa.orm.Session(db.engine) as session:
@@ -504,7 +505,7 @@ def test_h3_two_names_are_one_account_exactly_if_their_normal_form_is(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     for number, (one, other, same) in enumerate(PAIRS):
-        assert (names.normal_form(one) == names.normal_form(other)) is same, (one, other)
+        assert (normalization.normal_form(one) == normalization.normal_form(other)) is same, (one, other)
         assert sign_up(new_client(), one, f"one{number}@example.com").status_code == 201, one
         second = sign_up(new_client(), other, f"other{number}@example.com")
         if same:
@@ -525,7 +526,7 @@ def test_h3_two_addresses_are_one_exactly_if_their_normal_form_is(
         addresses = [f"{name.strip()}@example.com" for name in (one, other)]
         assert sign_up(new_client(), f"one{number}", addresses[0]).status_code == 201, one
         second = sign_up(new_client(), f"other{number}", addresses[1])
-        same = names.address_form(addresses[0]) == names.address_form(addresses[1])
+        same = normalization.address_form(addresses[0]) == normalization.address_form(addresses[1])
         assert second.status_code == (409 if same else 201), (one, other)
         with app.app_context(), db.engine.begin() as connection:
             connection.execute(sa.delete(User))

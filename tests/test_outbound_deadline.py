@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app import mail
 from app.infra import http_client, sockets
 from app.infra.http_client import NoAnswer, Outbound
+from app.mail import mailer
 from config import Config
 from tests.conftest import SETTINGS
 from tests.fault_proxy import FaultProxy
@@ -203,12 +203,12 @@ def test_write_is_not_sent_on_an_idle_connection(
 def test_slow_name_lookup_of_the_mail_server_ends_in_time(
     resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr(mail, "SECONDS", WITHIN)
+    monkeypatch.setattr(mailer, "SECONDS", WITHIN)
     never = threading.Event()
     resolve(lambda: [("127.0.0.1", 1)] * never.wait(20))
     config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        mail.Mailer(config, lambda _: None).examine()
+        mailer.Mailer(config, lambda _: None).examine()
     assert time.monotonic() - began < LATE
     never.set()

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import outbox
 from app.infra import database
 from app.infra.database import db, reading, writing
+from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
 from app.spotify import upkeep
 from tests import leaks
@@ -36,10 +36,10 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the pauses between attempts."""
-    monkeypatch.setattr("app.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
-    monkeypatch.setattr("app.mail.POLL_SECONDS", 0.1)
-    monkeypatch.setattr("app.mail.LONGEST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr("app.mail.HEAD_START_SECONDS", 0.01)
+    monkeypatch.setattr("app.mail.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
+    monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("app.mail.mailer.LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("app.mail.mailer.HEAD_START_SECONDS", 0.01)
 
 
 def verify(user_id: int | None = None, count: int = 1, to: str = ADA) -> None:
@@ -245,7 +245,7 @@ def test_flood_does_not_fill_the_outbox(app: Flask, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def held_back(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is delivered, as while the mail server is away."""
-    monkeypatch.setattr("app.mail.Mailer.start", lambda *_: None)
+    monkeypatch.setattr("app.mail.mailer.Mailer.start", lambda *_: None)
 
 
 @on_sqlite

@@ -3,13 +3,12 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import names
-from app.models import User
+from app.models import User, normalization
 
 
 def by_login(db: Session, login: str) -> User | None:
     """Find the account with this username or email address."""
-    name = names.login_form(login)
+    name = normalization.login_form(login)
     if "@" in name:
         return by_email(db, login)
     return db.scalar(sa.select(User).where(User.username == name))
@@ -20,6 +19,6 @@ def by_email(db: Session, address: str) -> User | None:
 
     Earlier releases allowed an account for each spelling. Then it is the one with the spelling given here.
     """
-    found = db.scalars(sa.select(User).where(User.email.in_(names.spellings(address)))).all()
-    exact = names.lower_form(address)
+    found = db.scalars(sa.select(User).where(User.email.in_(normalization.spellings(address)))).all()
+    exact = normalization.lower_form(address)
     return max(found, key=lambda user: user.email == exact, default=None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from app.auth import names
+from app.models import normalization
 from app.parts import parts
 from app.web.problems import ServiceUnavailable, ValidationError
 from app.web.validation import GUESSABLE
@@ -76,8 +76,8 @@ def is_guessable(password: str, *, username: str = "", email: str = "") -> bool:
     # NFKC, because full-width letters do not make a common password harder to guess.
     folded = unicodedata.normalize("NFKC", prepare(password)).casefold()
     bare = folded.strip(_AROUND)
-    address = names.address_form(email)
-    own = {name for name in (username, *names.spellings(email), address.partition("@")[0]) if name}
+    address = normalization.address_form(email)
+    own = {name for name in (username, *normalization.spellings(email), address.partition("@")[0]) if name}
     # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
     guesses = {*own, *(name.strip(_AROUND) for name in own), *_PRODUCT_WORDS} - {""}
     return folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare})

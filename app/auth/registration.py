@@ -5,9 +5,9 @@ import time
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import names, one_time_tokens, passwords
+from app.auth import email_tokens, passwords
 from app.infra.database import reading, write_until
-from app.models import User
+from app.models import User, normalization
 from app.spotify import links
 from app.web.problems import EmailTaken, UsernameTaken
 
@@ -67,9 +67,9 @@ def refuse_taken(
         raise UsernameTaken
     if email is None:
         return
-    spellings = names.spellings(email)
+    spellings = normalization.spellings(email)
     if db.scalar(others.where(User.email.in_(spellings)).limit(1)) is not None:
         raise EmailTaken
     # Second, because a change of address reserves the old one before it gives it up.
-    if one_time_tokens.is_reserved(db, spellings, except_for=except_for):
+    if email_tokens.is_reserved(db, spellings, except_for=except_for):
         raise EmailTaken

@@ -4,6 +4,7 @@ from typing import Any
 from flask import Response, session
 
 from app.auth import lookup, registration
+from app.auth.login import authenticate, forget_failures, sign_in
 from app.auth.schemas import (
     Credentials,
     EmailChangeDecision,
@@ -13,13 +14,12 @@ from app.auth.schemas import (
     SessionOut,
     TokenOnly,
 )
-from app.auth.sign_in import authenticate, forget_failures, sign_in
 from app.infra.database import reading
 from app.models import Purpose, User
 from app.parts import parts
 from app.spotify import links
 from app.spotify.schemas import describe
-from app.user import account, email_change, mails
+from app.user import account, email_change, notifications
 from app.user.schemas import UserOut
 from app.web import sessions, throttle
 from app.web.access import current_user, open_to_all, require_user, signed_in
@@ -59,7 +59,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     user = registration.create_account(**new, visitors_connection=visitors_connection)
     sign_in(user)
     log.info("registered")
-    mails.ask_to_verify(user)
+    notifications.ask_to_verify(user)
     return user, 201, {"Location": "/api/user"}
 
 
@@ -118,8 +118,8 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     with reading() as db:
         user = lookup.by_email(db, address)
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if mails.may_be_mailed(address, Purpose.PASSWORD_RESET):
-        mails.mail_password_reset(address)
+    if notifications.may_be_mailed(address, Purpose.PASSWORD_RESET):
+        notifications.mail_password_reset(address)
     return Response(status=202)
 
 
@@ -146,8 +146,8 @@ def ask_for_email_verification() -> Response:
     _require_mail()
     user = require_user()
     if user.email_to_verify is not None:
-        mails.count_mail(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
-        mails.mail_verification(user)
+        notifications.count_mail(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
+        notifications.mail_verification(user)
     return Response(status=202)
 
 

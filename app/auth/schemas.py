@@ -3,7 +3,8 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import validate
 
-from app.auth import names, passwords, usernames
+from app.auth import passwords, usernames
+from app.models import normalization
 from app.spotify.schemas import SpotifyOut
 from app.user.schemas import UserOut
 from app.web.access import require_user
@@ -27,8 +28,8 @@ def username() -> Normalized:
     return Normalized(
         required=True,
         most=200,
-        form=names.normal_form,
-        accepts=lambda text: usernames.is_username(names.normal_form(text)),
+        form=normalization.normal_form,
+        accepts=lambda text: usernames.is_username(normalization.normal_form(text)),
         error=USERNAME,
         metadata={"example": "ada"},
     )
@@ -39,8 +40,8 @@ def email() -> Normalized:
     return Normalized(
         required=True,
         most=500,
-        form=names.sending_form,
-        accepts=names.is_email,
+        form=normalization.sending_form,
+        accepts=normalization.is_email,
         error=EMAIL,
         metadata={"format": "email", "example": "ada@example.com"},
     )
@@ -137,7 +138,7 @@ class ProfileChange(Schema):
     @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
     def validate_current_password(self, data: dict[str, str], original: Any, **_options: object) -> None:
         """Require the password for a new address."""
-        is_new = "email" in data and require_user().email not in names.spellings(data["email"])
+        is_new = "email" in data and require_user().email not in normalization.spellings(data["email"])
         if is_new and "current_password" not in original:
             raise ma.ValidationError(PASSWORD_NEEDED, "current_password")
 

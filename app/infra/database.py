@@ -91,7 +91,7 @@ class exact_string(sa.types.TypeDecorator[str]):  # noqa: N801 - reads as the fu
     """Text from outside that is equal only to itself, trailing blanks included.
 
     MySQL's default collations take `ä` for `a` and `A` for `a`, and all that pad take `a ` for `a`. What
-    is the same name is our rule (`app.auth.names`), not the column's.
+    is the same name is our rule (`app.models.normalization`), not the column's.
     """
 
     impl = sa.String

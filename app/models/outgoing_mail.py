@@ -9,7 +9,7 @@ from app.infra.database import Base, UTCDateTime, code_string, exact_string
 
 
 class MailKind(StrEnum):
-    """What a mail is about. `app.auth.letters` has the text of each."""
+    """What a mail is about. `app.user.emails` has the text of each."""
 
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"
@@ -33,7 +33,7 @@ _USEFUL_FOR = {MailKind.PASSWORD_RESET: timedelta(hours=1), MailKind.EMAIL_VERIF
 
 
 class OutgoingMail(Base):
-    """A mail that the mail server has not accepted yet. See `app.outbox`.
+    """A mail that the mail server has not accepted yet. See `app.mail.outbox`.
 
     It holds no secret: the text, and the token that may be in it, are made at delivery.
     """

@@ -4,9 +4,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.auth import names
 from app.infra.clock import utc_now
 from app.infra.database import Base, UTCDateTime, code_string, exact_string
+from app.models import normalization
 
 
 def new_session_epoch() -> int:
@@ -58,9 +58,9 @@ class User(Base):
         A release that does not know `email_address` may run next to this one and change `email` alone.
         """
         entered = self.email_address
-        if entered is not None and self.email in names.spellings(entered):
+        if entered is not None and self.email in normalization.spellings(entered):
             return entered
-        return names.sending_form(self.email)
+        return normalization.sending_form(self.email)
 
     @property
     def email_to_verify(self) -> str | None:
@@ -75,11 +75,11 @@ class User(Base):
 
     def set_email(self, entered: str, *, verified_at: datetime | None) -> None:
         """Replace the address, and forget a pending one."""
-        self.email, self.email_address = names.address_form(entered), entered
+        self.email, self.email_address = normalization.address_form(entered), entered
         self.email_verified_at = verified_at
         self.set_pending_email(None)
 
     def set_pending_email(self, entered: str | None) -> None:
         """Note an address that is to replace the current one, or forget it."""
         self.pending_email_address = entered
-        self.pending_email = names.address_form(entered) if entered is not None else None
+        self.pending_email = normalization.address_form(entered) if entered is not None else None

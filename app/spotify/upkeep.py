@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app import outbox
 from app.infra import database
 from app.infra.database import write_again_on_conflict
+from app.mail import outbox
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
 from app.models.access_token import CLOCK_TOLERANCE, is_over
 from app.parts import parts

@@ -5,15 +5,15 @@ import logging
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import names, one_time_tokens, passwords
+from app.auth import email_tokens, passwords
 from app.auth.registration import refuse_taken
 from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict
-from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User
+from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User, normalization
 from app.parts import parts
 from app.spotify import links
 from app.user import email_change
-from app.user.mails import ask_to_verify, tell
+from app.user.notifications import ask_to_verify, tell
 from app.web.problems import InvalidCredentials, NotSignedIn
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def change_profile(user: User, *, username: str | None, email: str | None) -> Us
         UsernameTaken, EmailTaken
         InvalidCredentials: the password that was proved for the address has been changed meanwhile.
     """
-    is_new = email is not None and user.email not in names.spellings(email)
+    is_new = email is not None and user.email not in normalization.spellings(email)
 
     def unit(db: Session) -> User:
         row = _locked(db, user, proved=is_new)
@@ -37,7 +37,7 @@ def change_profile(user: User, *, username: str | None, email: str | None) -> Us
             row.username = username
             tell(db, row, MailKind.USERNAME_CHANGED)
         # Without the password, only a pending change may be canceled, if it has not taken effect meanwhile.
-        if email is not None and (is_new or row.email in names.spellings(email)):
+        if email is not None and (is_new or row.email in normalization.spellings(email)):
             email_change.request(db, row, email)
         db.flush()
         return row
@@ -81,13 +81,13 @@ def reset_password(token: str, password: str) -> User:
     """
     purpose = Purpose.PASSWORD_RESET
     with reading() as db:
-        owner = one_time_tokens.owner_of(db, token, purpose)
+        owner = email_tokens.owner_of(db, token, purpose)
     passwords.refuse_guessable(password, field="password", username=owner.username, email=owner.email)
     with passwords.turn():
         password_hash = passwords.hash_password(password)
 
     def unit(db: Session) -> tuple[User, list[int]]:
-        user, _ = one_time_tokens.spend(db, token, purpose)
+        user, _ = email_tokens.spend(db, token, purpose)
         # Someone else may have registered with this address, and connected their own Spotify account.
         dropped = [] if user.email_verified else links.delete_of_user(db, user.id)
         user.email_verified_at = user.email_verified_at or utc_now()
@@ -108,7 +108,7 @@ def _store_password(db: Session, user: User, password_hash: str) -> User:
     """
     user.password_hash = password_hash
     user.end_sessions()
-    one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
+    email_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
     email_change.forget_pending(db, user)
     tell(db, user, MailKind.PASSWORD_CHANGED)
     return user
@@ -125,11 +125,13 @@ def erase(user: User) -> None:
         row = _locked(db, user, proved=True)  # before the look at its links: a callback may be making one
         link_ids = list(db.scalars(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user.id)))
         # The person who changed the address may not be its owner.
-        told = one_time_tokens.restorable(db, row)
+        told = email_tokens.restorable(db, row)
         # The rest goes by ON DELETE CASCADE.
         db.execute(sa.delete(User).where(User.id == user.id))
         # Mails that name no account because their sender did not know whether there is one.
-        db.execute(sa.delete(OutgoingMail).where(OutgoingMail.recipient.in_(names.spellings(row.email))))
+        db.execute(
+            sa.delete(OutgoingMail).where(OutgoingMail.recipient.in_(normalization.spellings(row.email)))
+        )
         tell(db, row, MailKind.ACCOUNT_DELETED)
         for address in told:
             parts().mailer.enqueue(db, MailKind.ACCOUNT_DELETED, to=address)

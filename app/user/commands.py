@@ -11,17 +11,17 @@ import sqlalchemy as sa
 from flask.cli import AppGroup
 from sqlalchemy.orm import Session
 
-from app.auth import lookup, names
+from app.auth import lookup
 from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
 from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, write_again_on_conflict
-from app.models import User
+from app.models import User, normalization
 from app.parts import parts
 from app.spotify import links
 from app.user import email_change
-from app.user.mails import mail_verification
+from app.user.notifications import mail_verification
 from app.web import sessions
 from app.web.problems import Problem
 
@@ -175,7 +175,7 @@ def _find(called: str) -> User:
 
 
 def _by_id(db: Session, called: str) -> User | None:
-    digits = names.normal_form(called)
+    digits = normalization.normal_form(called)
     is_id = digits.isdecimal() and len(digits) < 10  # what an INTEGER column can hold
     return db.get(User, int(digits)) if is_id else None
 

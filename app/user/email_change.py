@@ -7,14 +7,14 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from app.auth import names, one_time_tokens, passwords
+from app.auth import email_tokens, passwords
 from app.auth.registration import refuse_taken
 from app.infra.clock import utc_now
 from app.infra.database import write_again_on_conflict
-from app.models import MailKind, Purpose, User
+from app.models import MailKind, Purpose, User, normalization
 from app.parts import parts
 from app.spotify import links
-from app.user.mails import tell
+from app.user.notifications import tell
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def request(db: Session, user: User, entered: str) -> None:
         EmailTaken
     """
     forget_pending(db, user)
-    if user.email in names.spellings(entered):
+    if user.email in normalization.spellings(entered):
         return
     refuse_taken(db, email=entered, except_for=user.id)
     if user.email_verified:
@@ -42,7 +42,7 @@ def forget_pending(db: Session, user: User) -> None:
     """Cancel a pending change. The link that was mailed to the new address ends."""
     if user.pending_email is not None:
         user.set_pending_email(None)
-        one_time_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+        email_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
 
 
 def verify(token: str) -> None:
@@ -54,18 +54,18 @@ def verify(token: str) -> None:
     """
 
     def unit(db: Session) -> tuple[User, bool]:
-        user, spent = one_time_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
+        user, spent = email_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
         replaces = spent.email == user.pending_email
         if replaces:
             refuse_taken(db, email=spent.email_address, except_for=user.id)
             # An earlier owner who is back must not lose the address again to the one who had it meanwhile.
-            if one_time_tokens.use_up_since(db, user, spent.email) is None:
+            if email_tokens.use_up_since(db, user, spent.email) is None:
                 _tell_old_address(db, user, MailKind.EMAIL_CHANGED)
             user.set_email(spent.email_address, verified_at=utc_now())
-            one_time_tokens.use_up(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
+            email_tokens.use_up(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
         else:
             user.email_verified_at = user.email_verified_at or utc_now()
-        one_time_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+        email_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
         db.flush()
         return user, replaces
 
@@ -89,13 +89,13 @@ def undo(token: str) -> User:
     """
 
     def unit(db: Session) -> tuple[User, list[int]]:
-        user, spent = one_time_tokens.spend(db, token, Purpose.EMAIL_CHANGE)
+        user, spent = email_tokens.spend(db, token, Purpose.EMAIL_CHANGE)
         refuse_taken(db, email=spent.email_address, except_for=user.id)
         was_replaced = user.email != spent.email
         user.set_email(spent.email_address, verified_at=utc_now())
         user.password_hash = passwords.UNUSABLE
         user.end_sessions()
-        since = one_time_tokens.use_up_since(db, user, spent.email)
+        since = email_tokens.use_up_since(db, user, spent.email)
         deleted = links.delete_of_user(db, user.id, since=since) if was_replaced else []
         parts().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
         db.flush()
@@ -117,15 +117,15 @@ def set_by_operator(db: Session, user: User, entered: str) -> None:
         EmailTaken
     """
     refuse_taken(db, email=entered, except_for=user.id)
-    is_new = user.email not in names.spellings(entered)
+    is_new = user.email not in normalization.spellings(entered)
     if is_new:
         tell(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
     user.set_email(entered, verified_at=None if is_new else user.email_verified_at)
-    one_time_tokens.use_up_all(db, user)
+    email_tokens.use_up_all(db, user)
     db.flush()
 
 
 def _tell_old_address(db: Session, user: User, kind: MailKind) -> None:
     if user.email_verified:
-        one_time_tokens.reserve_address(db, user)
+        email_tokens.reserve_address(db, user)
         tell(db, user, kind)

@@ -3,10 +3,9 @@ from typing import Any
 
 from flask import session
 
-from app.auth import names
+from app.auth.login import forget_failures, prove, require_fresh_sign_in, sign_in
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
-from app.auth.sign_in import forget_failures, prove, require_fresh_sign_in, sign_in
-from app.models import User
+from app.models import User, normalization
 from app.spotify import links
 from app.user import account
 from app.user.export import everything_about
@@ -53,7 +52,7 @@ def change(wanted: dict[str, str]) -> User:
     """
     user = require_user()
     username, email = wanted.get("username", user.username), wanted.get("email")
-    is_new = email is not None and user.email not in names.spellings(email)
+    is_new = email is not None and user.email not in normalization.spellings(email)
     cancels = email is not None and not is_new and user.pending_email is not None
     if username != user.username or is_new or cancels:
         throttle.count("profile-changes", str(user.id), most=PROFILE_CHANGES)

@@ -7,9 +7,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth import names
 from app.infra.database import reading, writing
-from app.models import User
+from app.models import User, normalization
 from tests.every_route import settled
 from tests.journeys import PASSWORD, login, slug
 from tests.mailbox import Mailbox, token_in
@@ -171,7 +170,7 @@ def test_h3_a_domain_that_idna_does_not_allow_is_refused(client: FlaskClient) ->
 def test_h3_an_address_has_a_form_to_compare_and_a_form_to_send_to(
     entered: str, normal: str, sent: str
 ) -> None:
-    assert names.is_email(entered)
-    assert (names.address_form(entered), names.sending_form(entered)) == (normal, sent)
-    assert names.address_form(sent) == names.address_form(normal) == normal
-    assert names.sending_form(sent) == sent
+    assert normalization.is_email(entered)
+    assert (normalization.address_form(entered), normalization.sending_form(entered)) == (normal, sent)
+    assert normalization.address_form(sent) == normalization.address_form(normal) == normal
+    assert normalization.sending_form(sent) == sent

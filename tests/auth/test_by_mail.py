@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
 from app import doctor
-from app.auth import one_time_tokens
+from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
 from app.spotify import upkeep
@@ -152,7 +152,7 @@ def test_what_changes_while_a_token_is_spent_is_seen(
     ask(ada)
     reset = token_in(mailbox.wait_for(ADA, RESET))
     verification = token_in(mailbox.wait_for(ADA, VERIFY))
-    owner_of, looked = one_time_tokens.owner_of, []
+    owner_of, looked = email_tokens.owner_of, []
 
     def change_after_the_first_look(db: Session, token: str, purpose: Purpose) -> User:
         found = owner_of(db, token, purpose)
@@ -163,7 +163,7 @@ def test_what_changes_while_a_token_is_spent_is_seen(
                 other.execute(sa.update(User).values(**new))
         return found
 
-    monkeypatch.setattr(one_time_tokens, "owner_of", change_after_the_first_look)
+    monkeypatch.setattr(email_tokens, "owner_of", change_after_the_first_look)
     if changed == "email":
         assert ada.put("/api/email-verification", json={"token": verification}).status_code == 400
     else:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from flask.testing import FlaskClient
 
-from app.auth import names
 from app.auth.usernames import is_username
+from app.models import normalization
 from tests.journeys import PASSWORD
 
 GOOD = [
@@ -46,14 +46,14 @@ BAD = {
 @pytest.mark.parametrize("name", GOOD)
 def test_username_may_have_marks_in_any_form(name: str) -> None:
     for form in ("NFC", "NFD"):
-        normal = names.normal_form(unicodedata.normalize(form, name))
+        normal = normalization.normal_form(unicodedata.normalize(form, name))
         assert is_username(normal), ascii(normal)
-        assert normal == names.normal_form(name)
+        assert normal == normalization.normal_form(name)
 
 
 @pytest.mark.parametrize("name", BAD.values(), ids=BAD.keys())
 def test_username_must_show_what_it_is(name: str) -> None:
-    assert not is_username(names.normal_form(name))
+    assert not is_username(normalization.normal_form(name))
 
 
 def test_username_of_an_earlier_release_is_still_one() -> None:
@@ -61,8 +61,8 @@ def test_username_of_an_earlier_release_is_still_one() -> None:
     for code in range(0x110000):
         letter = chr(code)
         if letter.isalnum():
-            normal = names.normal_form(f"a{letter}b")
-            assert names.normal_form(normal) == normal
+            normal = normalization.normal_form(f"a{letter}b")
+            assert normalization.normal_form(normal) == normal
             if all(each.isalnum() for each in normal) and not set(normal) & set("\u115f\u1160"):
                 assert is_username(normal), hex(code)
 
@@ -73,6 +73,6 @@ def test_username_with_marks_registers_and_signs_in(new_client: Callable[[], Fla
         body = {"username": name, "email": f"p{number}@example.com", "password": PASSWORD}
         response = new_client().post("/api/register", json=body)
         assert response.status_code == 201, (name, response.text)
-        assert response.json["username"] == names.normal_form(name)
+        assert response.json["username"] == normalization.normal_form(name)
         login = {"login": unicodedata.normalize("NFD", name), "password": PASSWORD}
         assert new_client().post("/api/login", json=login).status_code == 200

@@ -11,9 +11,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from app.auth import letters, names, one_time_tokens
+from app.auth import email_tokens
 from app.infra.database import reading, writing
-from app.models import OutgoingMail, Purpose, User
+from app.models import OutgoingMail, Purpose, User, normalization
+from app.user import emails
 from tests.every_route import settled
 from tests.journeys import PASSWORD, another_tab, connect, register
 from tests.mailbox import Mailbox, token_in
@@ -49,7 +50,7 @@ def test_undo_link_works_in_each_copy_of_an_email(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch, used: int
 ) -> None:
     """A mail server can accept an email without our knowledge. Mail programs show one copy of it."""
-    monkeypatch.setattr("app.mail.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
     settled(app)
     keep = mailbox.handle_DATA
 
@@ -57,7 +58,7 @@ def test_undo_link_works_in_each_copy_of_an_email(
         await keep(*arguments)
         return "451 later"
 
-    monkeypatch.setattr("app.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
+    monkeypatch.setattr("app.mail.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
     monkeypatch.setattr(mailbox, "handle_DATA", keep_and_complain)
     change(ada, NEW)
     mailbox.wait_for(ADA, REQUESTED)
@@ -83,7 +84,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
     register(bob := new_client(), "bob")
     assert verify(bob, mailbox, "bob@example.com") == (204, "")
     settled(app)
-    monkeypatch.setattr("app.mail.Mailer._deliver_due", lambda _: True)
+    monkeypatch.setattr("app.mail.mailer.Mailer._deliver_due", lambda _: True)
     change(ada, NEW)
     assert app.test_cli_runner().invoke(args=["users", "set-email", "ada", OTHER]).exit_code == 0
     change(bob, NEW)
@@ -91,7 +92,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
     with app.app_context(), reading() as db:
         waiting = list(db.scalars(sa.select(OutgoingMail).order_by(OutgoingMail.id)))
     with app.app_context():
-        written = [(mail.recipient, mail.kind) for mail in waiting if letters.write(mail) is not None]
+        written = [(mail.recipient, mail.kind) for mail in waiting if emails.write(mail) is not None]
 
     assert (ADA, "email_change_requested") not in written
     assert ("bob@example.com", "email_change_requested") in written
@@ -149,7 +150,7 @@ def test_owner_who_changes_the_address_back_cannot_lose_it_again(
 
     assert undo(ada, link) == 400
 
-    assert addresses(ada) == (names.address_form(spelling), True, None)
+    assert addresses(ada) == (normalization.address_form(spelling), True, None)
     assert mailbox.to(NEW, CHANGED) == []
 
 
@@ -159,7 +160,7 @@ def test_undo_that_waits_for_a_verification_comes_out_on_top(
 ) -> None:
     change(ada, NEW)
     link = token_in(mailbox.wait_for(ADA, REQUESTED))
-    look_up, calls = one_time_tokens.owner_of, []
+    look_up, calls = email_tokens.owner_of, []
 
     def overtaken(db: Session, token: str, purpose: Purpose) -> User:
         """Look the owner up, and let the change take effect before the row is locked."""
@@ -170,7 +171,7 @@ def test_undo_that_waits_for_a_verification_comes_out_on_top(
                 assert pool.submit(verify, another_tab(ada), mailbox, NEW).result() == (204, "")
         return owner
 
-    monkeypatch.setattr(one_time_tokens, "owner_of", overtaken)
+    monkeypatch.setattr(email_tokens, "owner_of", overtaken)
 
     assert undo(ada, link) == 204
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 10_000
 # Strangers can request these in any number, so they leave room for the others.
 _REQUESTED = (MailKind.PASSWORD_RESET, MailKind.EMAIL_VERIFICATION)
-# Longer than handing over a mail can take: see the timeouts in `app.mail`.
+# Longer than handing over a mail can take: see the timeouts in `app.mail.mailer`.
 LEASE = timedelta(minutes=10)
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=15)
 # How long to try to record that a mail was accepted: otherwise it would be sent again.

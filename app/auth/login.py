@@ -5,10 +5,10 @@ import logging
 import sqlalchemy as sa
 from flask import g, session
 
-from app.auth import lookup, names, passwords
+from app.auth import lookup, passwords
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
-from app.models import User
+from app.models import User, normalization
 from app.spotify import links
 from app.web import sessions, throttle
 from app.web.problems import FreshSignInRequired, InvalidCredentials
@@ -25,7 +25,7 @@ def authenticate(login: str, password: str) -> User:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    with throttle.one_guess(names.login_form(login)):
+    with throttle.one_guess(normalization.login_form(login)):
         with reading() as db:
             found = lookup.by_login(db, login)
         user, match = _with_password(found, password)
@@ -60,7 +60,7 @@ def require_fresh_sign_in(user: User, current_password: str | None) -> None:
 def forget_failures(user: User) -> None:
     """Forget failed guesses at the user's password, from this caller's address."""
     for login in (user.username, user.email):
-        throttle.forget(names.login_form(login))  # as `authenticate` counts them
+        throttle.forget(normalization.login_form(login))  # as `authenticate` counts them
 
 
 def sign_in(user: User) -> None:

@@ -22,8 +22,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import outbox
 from app.infra import sockets
+from app.mail import outbox
 from app.models import MailKind, OutgoingMail
 from config import Config, is_loopback
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10  # for each step of connecting to the mail server
 # For each step of handing over a mail. Servers scan a mail before they accept it; giving up on them too
-# early would send it twice. All five steps must end before the lease that `app.outbox` has on the mail.
+# early would send it twice. All five steps must end before the lease that `app.mail.outbox` has on the mail.
 HANDOVER_SECONDS = 100
 MAILS_PER_CONNECTION = 50  # some servers accept no more
 HEAD_START_SECONDS = 0.1

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import names
 from app.infra import database
-from app.models import OneTimeToken, Purpose, User
+from app.models import OneTimeToken, Purpose, User, normalization
 from app.models.access_token import is_over
 from app.web.problems import InvalidToken
 
@@ -127,7 +126,7 @@ def use_up_since(db: Session, user: User, restored: str) -> datetime | None:
     changes = sa.select(*columns).where(
         OneTimeToken.user_id == user.id,
         OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
-        OneTimeToken.email.in_(names.spellings(restored)),
+        OneTimeToken.email.in_(normalization.spellings(restored)),
     )
     found = db.execute(changes).one()
     first_id, first_expires_at, last_expires_at = found

@@ -9,9 +9,9 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from app.auth import lookup, one_time_tokens
+from app.auth import email_tokens, lookup
 from app.infra.database import write_again_on_conflict
-from app.mail import Mail, arguments_of
+from app.mail.mailer import Mail, arguments_of
 from app.models import MailKind, OutgoingMail, Purpose, User
 from app.parts import parts
 
@@ -30,7 +30,7 @@ def write(mail: OutgoingMail) -> Mail | None:
 
 def _password_reset(db: Session, mail: OutgoingMail) -> Mail | None:
     user = lookup.by_email(db, mail.recipient)
-    issued = one_time_tokens.issue(db, user.id, Purpose.PASSWORD_RESET) if user is not None else None
+    issued = email_tokens.issue(db, user.id, Purpose.PASSWORD_RESET) if user is not None else None
     if issued is None:
         return None
     text = "We received a request to reset your password. To choose a new one, open this link within an hour:"
@@ -41,7 +41,7 @@ def _email_verification(db: Session, mail: OutgoingMail) -> Mail | None:
     user = db.get(User, mail.user_id)
     if user is None or user.email_to_verify != mail.recipient:
         return None
-    issued = one_time_tokens.issue(db, user.id, Purpose.EMAIL_VERIFICATION)
+    issued = email_tokens.issue(db, user.id, Purpose.EMAIL_VERIFICATION)
     if issued is None:
         return None
     text = "Please confirm your email address within 24 hours:"
@@ -62,7 +62,7 @@ def _email_changed(db: Session, mail: OutgoingMail) -> Mail | None:
 
 
 def _with_undo(db: Session, mail: OutgoingMail, subject: str, text: str) -> Mail | None:
-    token = one_time_tokens.issue_undo(db, mail.user_id, mail.recipient) if mail.user_id else None
+    token = email_tokens.issue_undo(db, mail.user_id, mail.recipient) if mail.user_id else None
     if token is None:
         return None
     return _mail(
@@ -76,7 +76,7 @@ def _with_undo(db: Session, mail: OutgoingMail, subject: str, text: str) -> Mail
 
 
 def _email_change_undone(db: Session, mail: OutgoingMail) -> Mail | None:
-    issued = one_time_tokens.issue(db, mail.user_id, Purpose.PASSWORD_RESET) if mail.user_id else None
+    issued = email_tokens.issue(db, mail.user_id, Purpose.PASSWORD_RESET) if mail.user_id else None
     if issued is None:
         return None
     text = (

@@ -1,10 +1,9 @@
-"""Mails to the owner of an account: which are sent, and how many. `app.auth.letters` has what they say."""
+"""Mails to the owner of an account: which are sent, and how many. `app.user.emails` has what they say."""
 
 from sqlalchemy.orm import Session
 
-from app.auth import names
 from app.infra.database import writing
-from app.models import MailKind, Purpose, User
+from app.models import MailKind, Purpose, User, normalization
 from app.parts import parts
 from app.web import throttle
 from app.web.problems import TooManyAttempts
@@ -42,7 +41,7 @@ def count_mail(address: str, purpose: Purpose) -> None:
     Raises:
         TooManyAttempts
     """
-    throttle.count("mails", f"{purpose} {names.address_form(address)}", most=MAILS_AN_HOUR)
+    throttle.count("mails", f"{purpose} {normalization.address_form(address)}", most=MAILS_AN_HOUR)
 
 
 def mail_password_reset(address: str) -> None:
@@ -51,7 +50,7 @@ def mail_password_reset(address: str) -> None:
     The work here is the same in either case, so that its time reveals nothing.
     """
     with writing() as db:
-        parts().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=names.address_form(address))
+        parts().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=normalization.address_form(address))
 
 
 def mail_verification(user: User) -> None:

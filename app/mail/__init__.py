@@ -1,0 +1,1 @@
+"""Emails: an outbox in the database, and the thread that delivers it."""
