@@ -7,7 +7,7 @@ import click
 
 from app import create_app
 from app.infra import logs
-from app.spotify import rekeying
+from app.spotify.tokens import key_rotation
 from config import Config, ConfigError, read_environment
 
 
@@ -32,5 +32,5 @@ app = create_app(config)
 # gunicorn asks once, at its start (`deploy/gunicorn.conf.py`): a worker that is replaced must not
 # take the others down. `flask scheduler` asks for itself.
 if is_flask_run():
-    rekeying.require_keys(app)
+    key_rotation.require_keys(app)
     app.extensions["backline"].mailer.start(app)

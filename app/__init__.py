@@ -22,12 +22,12 @@ from app.parts import Parts, redis_client
 from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
 from app.resilience.redis_lock import UserLocks
 from app.resilience.single_flight import SingleFlight
-from app.spotify.accounts import SpotifyAccounts
-from app.spotify.accounts_bulkhead import AccountsBulkhead
-from app.spotify.gate import Gate
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.web_api import SpotifyWebApi
+from app.spotify.gateway.shared_reads import SharedAnswers
 from app.spotify.routes import blueprint as spotify
-from app.spotify.sharing import SharedAnswers
-from app.spotify.webapi import SpotifyWebApi
 from app.user import emails
 from app.user.routes import blueprint as user
 from app.web import access, csrf, docs, error_handlers, error_middleware, health, security_headers, sessions
@@ -89,7 +89,7 @@ def create_app(config: Config) -> Flask:
         app,
         resources=r"/api/*",
         # Patterns of our own making: Flask-CORS takes any text with a bracket in it, such as [::1], for one.
-        origins=[re.compile(rf"{re.escape(csrf)}\Z") for csrf in config.cors_origins],
+        origins=[re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins],
         supports_credentials=True,
         methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Content-Type", "X-Requested-With", *config.cors_allow_headers],

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app import doctor, scheduler
+from app import doctor
 from app.infra import database
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
@@ -16,7 +16,7 @@ from app.infra.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.parts import parts
-from app.spotify import breaker, due, rekeying
+from app.spotify.tokens import breaker, key_rotation, refresh_queue, scheduler
 from app.user.commands import users
 
 tokens = AppGroup("tokens", help="Spotify tokens in custody.")
@@ -25,7 +25,7 @@ tokens = AppGroup("tokens", help="Spotify tokens in custody.")
 @tokens.command("refresh-due", cls=Command)
 def refresh_due() -> None:
     """Refresh what is due within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
-    total = due.count()
+    total = refresh_queue.count()
 
     def show(done: scheduler.Pass) -> None:
         if done.total % 50 == 0:
@@ -59,7 +59,7 @@ def status() -> None:
         lines = {
             **{state.value: by_state.get(state.value, 0) for state in GrantState},
             "active, but expired": db.execute(expired).scalar_one(),
-            "due now": due.count(),
+            "due now": refresh_queue.count(),
             "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",
             **{f"last hour: {outcome.value}": by_outcome.get(outcome.value, 0) for outcome in Outcome},
             "last hour: no outcome (yet)": by_outcome.get(None, 0),
@@ -80,7 +80,7 @@ def _held_back() -> list[str]:
 
 def _keys() -> list[str]:
     ours = parts().sealer.key_ids
-    in_use = {**dict.fromkeys(ours, 0), **rekeying.keys_in_use()}
+    in_use = {**dict.fromkeys(ours, 0), **key_rotation.keys_in_use()}
     return [
         f"key {key_id:<26}{count:>22} rows{'' if key_id in ours else ': MISSING from TOKEN_ENCRYPTION_KEYS'}"
         for key_id, count in in_use.items()
@@ -94,13 +94,13 @@ def rotate_keys() -> None:
     May be stopped and run again. Exits 1 while another key is still needed.
     """
 
-    def show(moved: rekeying.Moved) -> None:
+    def show(moved: key_rotation.Moved) -> None:
         click.echo(f"{moved.seen} of {moved.total} rows seen", err=True)
 
-    moved = rekeying.rotate_keys(show)
+    moved = key_rotation.rotate_keys(show)
     click.echo(f"sealed anew {moved.sealed}, unreadable {moved.unreadable}")
     newest = parts().sealer.newest_key_id
-    still = {key_id: count for key_id, count in rekeying.keys_in_use().items() if key_id != newest}
+    still = {key_id: count for key_id, count in key_rotation.keys_in_use().items() if key_id != newest}
     for key_id, count in still.items():
         known = key_id in parts().sealer.key_ids
         click.echo(
@@ -116,7 +116,7 @@ def rotate_keys() -> None:
 @with_appcontext
 def scheduler_command() -> None:
     """Refresh tokens ahead of time, until stopped. Any number of these may run."""
-    rekeying.require_keys(_app())
+    key_rotation.require_keys(_app())
     scheduler.run(_app())
 
 

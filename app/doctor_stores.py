@@ -23,7 +23,7 @@ from app.infra.probes import (
     schema_revisions,
 )
 from app.parts import parts
-from app.spotify import rekeying
+from app.spotify.tokens import key_rotation
 
 # SKIP LOCKED, by which schedulers share their work, collations that compare exactly, and GETEX for sessions.
 LEAST_MYSQL, LEAST_MARIADB, LEAST_REDIS = (8, 0, 17), (10, 6, 0), (6, 2, 0)
@@ -100,7 +100,7 @@ def examine_database() -> Iterator[Finding]:
     except (sa.exc.SQLAlchemyError, Unusable) as error:
         yield _database_fault("database", error)
         return
-    missing = rekeying.missing_keys()
+    missing = key_rotation.missing_keys()
     yield Finding(
         not missing,
         f"keys missing for stored tokens: {', '.join(missing)}" if missing else "keys of stored tokens",

@@ -13,11 +13,11 @@ from app.mail.mailer import Mailer
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import UserLocks
 from app.resilience.single_flight import SingleFlight
-from app.spotify.accounts import SpotifyAccounts
-from app.spotify.accounts_bulkhead import AccountsBulkhead
-from app.spotify.gate import Gate
-from app.spotify.sharing import SharedAnswers
-from app.spotify.webapi import SpotifyWebApi
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.web_api import SpotifyWebApi
+from app.spotify.gateway.shared_reads import SharedAnswers
 from config import Config
 
 __all__ = ["Parts", "parts", "redis_client"]

@@ -94,7 +94,7 @@ def post_worker_init(worker: Any) -> None:
     another must not take the rest of them down, and when two refuse at once, gunicorn stumbles over the
     second and ends with a traceback and another status.
     """
-    from app.spotify.rekeying import require_keys
+    from app.spotify.tokens.key_rotation import require_keys
 
     if worker.age == 1:
         require_keys(worker.wsgi)

@@ -96,7 +96,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
 
 def answer(status: int, detail: str | None, request_id: str) -> bytes:
-    """A whole response with a problem document, as `app/web/problems.py` and `app/web/security_headers.py` make them."""
+    """Return a whole response with a problem document, as `app.web` makes them."""
     from app.web.problems import MEDIA_TYPE, InternalError, MalformedRequest
 
     kind = InternalError if status == 500 else MalformedRequest

@@ -8,7 +8,7 @@ from flask import Flask
 from app.infra import database
 from app.infra.database import db, reading, writing
 from app.models import AccessToken, SpotifyUser
-from app.spotify.vault import seal
+from app.spotify.tokens.encryption import seal
 from tests.sandbox_client import SandboxClient
 
 

@@ -13,7 +13,9 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
-from app.spotify import cache, pending, upkeep
+from app.spotify.gateway import cache
+from app.spotify.oauth import state
+from app.spotify.tokens import maintenance
 from app.web.problems import InvalidToken
 from app.web.session_index import MAX_SESSIONS
 from tests.journeys import first_visit, login, register
@@ -71,10 +73,10 @@ def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: red
     first_visit(client)
     [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
     later = redis_time(store) * 1000
-    store.zadd(unfinished, {f"one-{number}": later for number in range(pending.OF_ONE_ADDRESS)})
+    store.zadd(unfinished, {f"one-{number}": later for number in range(state.OF_ONE_ADDRESS)})
     each = unfinished + b"-each"
     [binding] = store.hkeys(each)
-    store.hset(each, binding, pending.OF_ONE_SESSION)
+    store.hset(each, binding, state.OF_ONE_SESSION)
     store.pexpire(each, TEN_DAYS)
 
     first_visit(client)
@@ -135,7 +137,7 @@ def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -
         assert not email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
 
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(OneTimeToken.id).where(OneTimeToken.id.in_(ahead))).all() == []
 
@@ -149,7 +151,7 @@ def test_mail_is_not_tried_for_longer(app: Flask) -> None:
         mail.expires_at += TEN_DAYS
 
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
 
     with app.app_context(), reading() as db:
         end = db.scalars(sa.select(OutgoingMail.expires_at)).one()

@@ -22,7 +22,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import SpotifyUser
-from app.spotify.accounts import SpotifyAccounts
+from app.spotify.clients.accounts import SpotifyAccounts
 from app.web.access import open_to_all
 from tests import cookies
 from tests.conftest import SETTINGS

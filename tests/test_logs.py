@@ -398,7 +398,7 @@ def test_j4_the_thread_that_writes_takes_no_signal_from_who_waits_for_it() -> No
         import logging, os, signal, wsgi
         logging.getLogger("app.early").info("before")
         logging.getLogger().handlers[0].flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as app/scheduler.py does
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as app/spotify/tokens/scheduler.py does
         os.kill(os.getpid(), signal.SIGTERM)
         print(signal.sigwait({signal.SIGTERM}).name)
         """

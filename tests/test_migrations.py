@@ -8,7 +8,7 @@ from flask import Flask
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
-from app.spotify.rekeying import keys_in_use
+from app.spotify.tokens.key_rotation import keys_in_use
 from tests.many import link_many
 from tests.sandbox_client import SandboxClient
 from tests.test_scheduler import flask

@@ -19,8 +19,8 @@ from flask import Flask
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, TokenRefresh
-from app.spotify import tokens
-from app.spotify.tokens import LiveToken
+from app.spotify.tokens import service
+from app.spotify.tokens.service import LiveToken
 from tests import leaks
 from tests.conftest import cannot_run
 from tests.fault_proxy import FaultProxy
@@ -71,7 +71,7 @@ def link(app: Flask, sandbox: SandboxClient) -> int:
 
 def ask(app: Flask, link_id: int) -> LiveToken:
     with app.app_context():
-        return tokens.access_token_for(link_id)
+        return service.access_token_for(link_id)
 
 
 def row(app: Flask) -> AccessToken:

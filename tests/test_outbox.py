@@ -20,7 +20,7 @@ from app.infra import database
 from app.infra.database import db, reading, writing
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
-from app.spotify import upkeep
+from app.spotify.tokens import maintenance
 from tests import leaks
 from tests.conftest import running_app
 from tests.every_route import settled, waiting_mails
@@ -202,7 +202,7 @@ def test_expired_mail_is_dropped_and_logged(
             session.execute(sa.update(OutgoingMail).values(expires_at=database.now(session)))
         assert not outbox.is_waiting()
 
-        assert upkeep.keep_up()["drop_expired_mails"] == 1
+        assert maintenance.keep_up()["drop_expired_mails"] == 1
 
     assert waiting_mails(app) == []
     [record] = [record for record in caplog.records if record.message == "mail_not_sent"]

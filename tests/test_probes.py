@@ -14,7 +14,7 @@ from app.doctor_stores import _RIGHTS, examine_version
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
-from app.scheduler import refresh_due
+from app.spotify.tokens.scheduler import refresh_due
 from tests.chaos.processes import RedisServer
 from tests.conftest import running_app
 from tests.fault_proxy import FaultProxy

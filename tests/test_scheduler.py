@@ -22,7 +22,7 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.parts import redis_client
 from app.resilience.rate_limiter import Pace
-from app.scheduler import Pass, refresh_due
+from app.spotify.tokens.scheduler import Pass, refresh_due
 from tests import leaks
 from tests.journeys import connect, register
 from tests.sandbox_client import SandboxClient
@@ -228,7 +228,10 @@ def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app
 @contextmanager
 def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[subprocess.Popen[bytes]]:
     """Run the scheduler's process, with some of its module's constants changed."""
-    changed = f"import app.scheduler, flask.cli; vars(app.scheduler).update({constants}); flask.cli.main()"
+    changed = (
+        "import flask.cli; from app.spotify.tokens import scheduler; "
+        f"vars(scheduler).update({constants}); flask.cli.main()"
+    )
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", changed, "--app", "wsgi:app", "scheduler"],

@@ -14,8 +14,9 @@ from app.auth import passwords
 from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
-from app.spotify import links, pending
-from app.spotify.sharing import SharedAnswers
+from app.spotify import connections
+from app.spotify.gateway.shared_reads import SharedAnswers
+from app.spotify.oauth import state
 from app.web import session_index
 from tests import stored_sessions
 from tests.conftest import running_app
@@ -114,13 +115,13 @@ def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
     newer = new_client()
     if other == "an owner":
         register(newer, "ada")
-    erase = links.erase
+    erase = connections.erase
 
     def erase_late(link: SpotifyUser, *, user_id: int | None = None) -> bool:
         meanwhile(connect, newer, sandbox)
         return erase(link, user_id=user_id)
 
-    monkeypatch.setattr(links, "erase", erase_late)
+    monkeypatch.setattr(connections, "erase", erase_late)
     assert visitor.delete("/api/spotify").status_code == 204
 
     assert newer.get("/api/spotify").json["status"] == "connected"
@@ -132,13 +133,13 @@ def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
-    note_use = links.note_use
+    note_use = connections.note_use
 
     def note_use_late(link: SpotifyUser) -> None:
-        monkeypatch.setattr(links, "note_use", note_use)
+        monkeypatch.setattr(connections, "note_use", note_use)
         meanwhile(consent_again, owner, sandbox)
 
-    monkeypatch.setattr(links, "note_use", note_use_late)
+    monkeypatch.setattr(connections, "note_use", note_use_late)
     assert slug(visitor.get(path)) == "spotify-not-connected"
     assert owner.get(path).status_code == 200
 
@@ -150,14 +151,14 @@ def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
     env["GATEWAY_SHARE_SECONDS"] = "60"
     with running_app(env) as app:
         owner, visitor = owner_and_visitor(app.test_client, sandbox)
-        note_use = links.note_use
+        note_use = connections.note_use
 
         def note_use_late(link: SpotifyUser) -> None:
-            monkeypatch.setattr(links, "note_use", note_use)
+            monkeypatch.setattr(connections, "note_use", note_use)
             meanwhile(consent_again, owner, sandbox)
             meanwhile(owner.get, "/api/spotify/v1/me/player")
 
-        monkeypatch.setattr(links, "note_use", note_use_late)
+        monkeypatch.setattr(connections, "note_use", note_use_late)
         assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
         assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
 
@@ -169,16 +170,16 @@ def test_equal_callback_joins_its_own_grant_only(
     """The owner consents again after the first callback has ended and before the second looks."""
     register(owner := new_client(), "ada")
     callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
-    wait_for_result = pending.wait_for_result
+    wait_for_result = state.wait_for_result
 
     def wait_longer(*arguments: Any) -> Any:
         result = wait_for_result(*arguments)
         meanwhile(connect, owner, sandbox)
         return result
 
-    monkeypatch.setattr(pending, "wait_for_result", wait_longer)
+    monkeypatch.setattr(state, "wait_for_result", wait_longer)
     opened, go_on = threading.Event(), threading.Event()
-    find = pending.find
+    find = state.find
 
     def find_late(state: str, user_id: int | None) -> Any:
         """Let the tab open its session, as a second click does, before the first callback replaces it."""
@@ -188,7 +189,7 @@ def test_equal_callback_joins_its_own_grant_only(
             assert go_on.wait(30)
         return found
 
-    monkeypatch.setattr(pending, "find", find_late)
+    monkeypatch.setattr(state, "find", find_late)
     answers = []
     late = threading.Thread(target=lambda: answers.append(come_back(tab, callback)))
     late.start()

@@ -9,7 +9,7 @@ from app.auth import lookup, passwords
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
 from app.models import User, normalization
-from app.spotify import links
+from app.spotify import connections
 from app.web import sessions, throttle
 from app.web.problems import FreshSignInRequired, InvalidCredentials
 
@@ -65,14 +65,14 @@ def forget_failures(user: User) -> None:
 
 def sign_in(user: User) -> None:
     """Begin a session of this user's, under a new id: one planted earlier must not become signed in."""
-    link = links.owned_by(user.id)
+    link = connections.owned_by(user.id)
     sessions.renew()
     session["user_id"], session["epoch"] = user.id, user.session_epoch
     session["signed_in_at"] = utc_now().timestamp()
     sessions.note_client()
     g.user = user
     if link is not None:
-        links.remember(links.reference(link))
+        connections.remember(connections.reference(link))
 
 
 def _with_password(user: User | None, password: str) -> tuple[User, passwords.Match]:

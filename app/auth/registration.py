@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.auth import email_tokens, passwords
 from app.infra.database import reading, write_until
 from app.models import User, normalization
-from app.spotify import links
+from app.spotify import connections
 from app.web.problems import EmailTaken, UsernameTaken
 
 # How long a lost connection to the database is followed up.
@@ -46,7 +46,7 @@ def create_account(
         db.add(user)
         db.flush()
         if visitors_connection is not None:
-            links.hand_over_visitors_link(db, *visitors_connection, user.id)
+            connections.hand_over_visitors_link(db, *visitors_connection, user.id)
         return user
 
     return write_until(time.monotonic() + PATIENCE_SECONDS, unit)

@@ -17,7 +17,7 @@ from app.auth.schemas import (
 from app.infra.database import reading
 from app.models import Purpose, User
 from app.parts import parts
-from app.spotify import links
+from app.spotify import connections
 from app.spotify.schemas import describe
 from app.user import account, email_change, notifications
 from app.user.schemas import UserOut
@@ -54,7 +54,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     """
     # First, because it fails without Redis: otherwise an account would exist although the response is 503.
     throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
-    link = None if current_user() else links.current_link()
+    link = None if current_user() else connections.current_link()
     visitors_connection = (link.id, link.token.grant_id) if link is not None else None
     user = registration.create_account(**new, visitors_connection=visitors_connection)
     sign_in(user)
@@ -94,7 +94,7 @@ def logout() -> None:
 @blueprint.response(200, SessionOut)
 def get_session() -> dict[str, Any]:
     """Who is here: an app's first call, and never an error for a stranger"""
-    user, link = current_user(), links.current_link()
+    user, link = current_user(), connections.current_link()
     return {
         "authenticated": user is not None,
         "user": user,
@@ -133,7 +133,7 @@ def reset_password(chosen: dict[str, str]) -> None:
     sessions.require_store()
     user = account.reset_password(chosen["token"], chosen["password"])
     forget_failures(user)
-    sessions.end_all(user.id, links.grant_of(user.id))
+    sessions.end_all(user.id, connections.grant_of(user.id))
     session.clear()
 
 
@@ -178,7 +178,7 @@ def decide_email_change(decision: dict[str, str]) -> None:
     sessions.require_store()
     user = email_change.undo(decision["token"])
     forget_failures(user)
-    sessions.end_all(user.id, links.grant_of(user.id))
+    sessions.end_all(user.id, connections.grant_of(user.id))
     session.clear()
 
 

@@ -6,7 +6,7 @@ from app.infra.database import Base, UTCDateTime, code_string
 
 
 class Breaker(Base):
-    """Why refreshing is held back for everybody, if it is. See `app.spotify.breaker`."""
+    """Why refreshing is held back for everybody, if it is. See `app.spotify.tokens.breaker`."""
 
     __tablename__ = "breakers"
 

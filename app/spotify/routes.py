@@ -11,11 +11,14 @@ from werkzeug.wrappers import Response
 
 from app.models import SpotifyUser
 from app.parts import parts
-from app.spotify import authorization, gateway, links, pending, tokens
-from app.spotify.authorization import AuthorizationRequired, Callback
-from app.spotify.calls import read_call
-from app.spotify.refresh import GrantEnded
+from app.spotify import connections
+from app.spotify.gateway import proxy
+from app.spotify.gateway.request import read_call
+from app.spotify.oauth import flow, state
+from app.spotify.oauth.flow import AuthorizationRequired, Callback
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
+from app.spotify.tokens import service
+from app.spotify.tokens.refresh import GrantEnded
 from app.web import sessions
 from app.web.access import current_user, open_to_all
 from app.web.api import Blueprint
@@ -86,11 +89,11 @@ def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
     try:
         _refuse_preview()
         sessions.require_readable()
-        visit = authorization.visit(_callback(), again=query.get("reauthorize", False))
+        visit = flow.visit(_callback(), again=query.get("reauthorize", False))
     except Exception as error:
         problem = as_problem(error)
         if _is_callback():
-            authorization.note_refusal(problem)
+            flow.note_refusal(problem)
         if not by_browser or isinstance(problem, CrossSiteRequest | _NotForPreviews):
             raise
         _log_failure(error)
@@ -111,7 +114,7 @@ def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
 @blueprint.response(200, SpotifyOut)
 def get() -> dict[str, Any]:
     """Whether Spotify is connected, as whom, and until when"""
-    return describe(links.current_link())
+    return describe(connections.current_link())
 
 
 @blueprint.delete("/api/spotify")
@@ -122,7 +125,7 @@ def disconnect() -> None:
 
     A visitor's session that uses a connection with an owner only forgets it.
     """
-    erased = links.disconnect()
+    erased = connections.disconnect()
     if erased is not None:
         log.info("spotify_disconnected", extra={"link": erased})
 
@@ -151,8 +154,8 @@ def playback_token() -> dict[str, Any]:
     if "streaming" not in link.token.scopes:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
     with _asking_to_connect_again():
-        token = tokens.access_token_for(
-            link.id, tokens.PLAYBACK_LEAD, patience=1, grant_id=links.required_grant()
+        token = service.access_token_for(
+            link.id, service.PLAYBACK_LEAD, patience=1, grant_id=connections.required_grant()
         )
     log.info("playback_token_issued", extra={"link": link.id})
     return {
@@ -190,7 +193,7 @@ def web_api(path: str) -> Response:
     call = read_call(request, path)
     link = _connected_link()
     with _asking_to_connect_again():
-        return gateway.forward(link, call, grant_id=links.required_grant())
+        return proxy.forward(link, call, grant_id=connections.required_grant())
 
 
 def _connected_link() -> SpotifyUser:
@@ -199,10 +202,10 @@ def _connected_link() -> SpotifyUser:
     Raises:
         SpotifyNotConnected
     """
-    link = links.current_link()
+    link = connections.current_link()
     if link is None:
         raise SpotifyNotConnected
-    links.note_use(link)
+    connections.note_use(link)
     return link
 
 
@@ -213,7 +216,7 @@ def _asking_to_connect_again() -> Iterator[None]:
         yield
     except GrantEnded:
         user = current_user()
-        url = pending.current(user.id if user else None)
+        url = state.current(user.id if user else None)
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 

@@ -11,7 +11,7 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User, normalization
 from app.parts import parts
-from app.spotify import links
+from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import ask_to_verify, tell
 from app.web.problems import InvalidCredentials, NotSignedIn
@@ -89,13 +89,13 @@ def reset_password(token: str, password: str) -> User:
     def unit(db: Session) -> tuple[User, list[int]]:
         user, _ = email_tokens.spend(db, token, purpose)
         # Someone else may have registered with this address, and connected their own Spotify account.
-        dropped = [] if user.email_verified else links.delete_of_user(db, user.id)
+        dropped = [] if user.email_verified else connections.delete_of_user(db, user.id)
         user.email_verified_at = user.email_verified_at or utc_now()
         _store_password(db, user, password_hash)
         return user, dropped
 
     user, dropped = write_again_on_conflict(unit)
-    links.note_deleted(dropped)
+    connections.note_deleted(dropped)
     log.info("password_reset", extra={"account": user.id})
     return user
 

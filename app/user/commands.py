@@ -19,7 +19,7 @@ from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import User, normalization
 from app.parts import parts
-from app.spotify import links
+from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import mail_verification
 from app.web import sessions
@@ -66,7 +66,7 @@ def create(username: str, email: str, password: str) -> None:
 def show(user: str) -> None:
     """Show an account, without secrets."""
     found = _find(user)
-    link = links.owned_by(found.id)
+    link = connections.owned_by(found.id)
     rows = {
         "id": found.id,
         "username": found.username,
@@ -150,7 +150,7 @@ def _delete_sessions(user: User) -> int | None:
     None if Redis is away: they are not needed for the command to have its effect.
     """
     try:
-        return sessions.end_all(user.id, links.grant_of(user.id))
+        return sessions.end_all(user.id, connections.grant_of(user.id))
     except redis.RedisError as error:
         log.warning("sessions_unavailable", extra={"reason": type(error).__name__})
         return None

@@ -13,7 +13,7 @@ from app.infra.clock import utc_now
 from app.infra.database import write_again_on_conflict
 from app.models import MailKind, Purpose, User, normalization
 from app.parts import parts
-from app.spotify import links
+from app.spotify import connections
 from app.user.notifications import tell
 
 log = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ def undo(token: str) -> User:
         user.password_hash = passwords.UNUSABLE
         user.end_sessions()
         since = email_tokens.use_up_since(db, user, spent.email)
-        deleted = links.delete_of_user(db, user.id, since=since) if was_replaced else []
+        deleted = connections.delete_of_user(db, user.id, since=since) if was_replaced else []
         parts().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
         db.flush()
         return user, deleted
 
     user, deleted = write_again_on_conflict(unit)
-    links.note_deleted(deleted)
+    connections.note_deleted(deleted)
     log.warning("email_change_undone", extra={"account": user.id})
     return user
 

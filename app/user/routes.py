@@ -6,7 +6,7 @@ from flask import session
 from app.auth.login import forget_failures, prove, require_fresh_sign_in, sign_in
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
 from app.models import User, normalization
-from app.spotify import links
+from app.spotify import connections
 from app.user import account
 from app.user.export import everything_about
 from app.user.schemas import ExportOut, SessionsOut, UserOut
@@ -75,7 +75,7 @@ def change_password(chosen: dict[str, str]) -> None:
     user = require_user()
     prove(user, chosen["current_password"])
     changed = account.change_password(user, chosen["new_password"])
-    sessions.end_others(user.id, links.grant_of(user.id))
+    sessions.end_others(user.id, connections.grant_of(user.id))
     sign_in(changed)
 
 
@@ -88,7 +88,7 @@ def delete(shown: dict[str, str]) -> None:
     """Delete the account: with the connection to Spotify, its tokens, and every session"""
     user = require_user()
     prove(user, shown["password"])
-    grant_id = links.grant_of(user.id)
+    grant_id = connections.grant_of(user.id)
     account.erase(user)
     forget_failures(user)
     sessions.end_others(user.id, grant_id)
@@ -105,7 +105,7 @@ def list_sessions() -> dict[str, Any]:
     Spotify account without signing in.
     """
     user = require_user()
-    return {"items": sessions.of_user(user.id, links.grant_of(user.id))}
+    return {"items": sessions.of_user(user.id, connections.grant_of(user.id))}
 
 
 @blueprint.delete("/api/user/sessions")
@@ -120,7 +120,7 @@ def end_other_sessions(shown: dict[str, str]) -> None:
     """
     user = require_user()
     require_fresh_sign_in(user, shown.get("current_password"))
-    ended = sessions.end_others(user.id, links.grant_of(user.id))
+    ended = sessions.end_others(user.id, connections.grant_of(user.id))
     log.info("sessions_ended", extra={"ended": ended})
 
 
@@ -141,7 +141,7 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
         return
     user = require_user()
     require_fresh_sign_in(user, shown.get("current_password"))
-    if sessions.end_one(user.id, links.grant_of(user.id), session_id):
+    if sessions.end_one(user.id, connections.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
 
 

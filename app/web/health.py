@@ -7,10 +7,10 @@ from typing import Any
 from flask import Blueprint, Flask, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app import metrics
 from app.infra.database import db
 from app.infra.probes import probe_database, probe_redis, reason_of
 from app.parts import parts
+from app.spotify.clients import metrics
 from app.web.access import open_to_all
 
 log = logging.getLogger(__name__)

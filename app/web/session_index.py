@@ -1,7 +1,7 @@
 """The indexes by which people see and end their sessions.
 
 An index decides nothing: the session itself, with its `epoch` and `grant_id`, decides what it may do
-(`app.web.access`, `app.spotify.links`).
+(`app.web.access`, `app.spotify.connections`).
 """
 
 import re

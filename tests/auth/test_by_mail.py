@@ -21,7 +21,7 @@ from app import doctor
 from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
-from app.spotify import upkeep
+from app.spotify.tokens import maintenance
 from tests.conftest import running_app
 from tests.every_route import settled, waiting_mails
 from tests.journeys import PASSWORD, login, register, slug
@@ -114,7 +114,7 @@ def test_a_token_ends_after_an_hour(
     token = token_in(mailbox.wait_for(ADA, RESET))
     let_pass(app, sandbox, 3590)
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
     assert len(stored_tokens(app)) == 2
     assert choose(ada, token, "password1") == (422, "validation-error")  # still good
 
@@ -122,7 +122,7 @@ def test_a_token_ends_after_an_hour(
 
     assert choose(ada, token) == (400, "invalid-token")
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
     assert [row.purpose for row in stored_tokens(app)] == ["email_verification"]
 
 

@@ -29,7 +29,10 @@ from tests.services import (
 )
 
 # The scheduler as it is, but with passes every half second: a drill cannot wait for half a minute.
-_SCHEDULER = "import app.scheduler, flask.cli; app.scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
+_SCHEDULER = (
+    "import flask.cli; from app.spotify.tokens import scheduler; "
+    "scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
+)
 
 
 class Program(ABC):

@@ -36,7 +36,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "compare-and-swap-removed",
-        "app/spotify/attempts.py",
+        "app/spotify/tokens/attempts.py",
         """            AccessToken.id == row.id,
             AccessToken.grant_id == row.grant_id,
             AccessToken.generation == row.generation,
@@ -50,7 +50,7 @@ MUTATIONS = [
     ),
     Mutation(
         "committed-twice",
-        "app/spotify/attempts.py",
+        "app/spotify/tokens/attempts.py",
         """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
 """,
         """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
@@ -63,7 +63,7 @@ MUTATIONS = [
     ),
     Mutation(
         "row-count-ignored",
-        "app/spotify/attempts.py",
+        "app/spotify/tokens/attempts.py",
         "    return updated.rowcount == 1  #",
         "    return True  #",
         ("linked_anew_while_refreshing", "disconnected_while_refreshing"),
@@ -87,7 +87,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no-proof-kept",
-        "app/spotify/attempts.py",
+        "app/spotify/tokens/attempts.py",
         "effective=1 if ended is Outcome.REFRESHED else None",
         "effective=None",
         ("spotify_is_unwell",),
@@ -95,7 +95,7 @@ MUTATIONS = [
     ),
     Mutation(
         "new-refresh-token-forgotten",
-        "app/spotify/refresh.py",
+        "app/spotify/tokens/refresh.py",
         "grant.refresh_token or presented",
         "presented",
         ("twenty_callers",),
@@ -104,7 +104,7 @@ MUTATIONS = [
     ),
     Mutation(
         "salvaged-refresh-token-dropped",
-        "app/spotify/refresh.py",
+        "app/spotify/tokens/refresh.py",
         "if error.refresh_token in (None, presented):",
         "if True:",
         ("answered_without_an_access_token",),
@@ -121,7 +121,7 @@ MUTATIONS = [
     ),
     Mutation(
         "life-reckoned-too-long",
-        "app/spotify/outcomes.py",
+        "app/spotify/tokens/transitions.py",
         '"expires_at": claimed_at + life,',
         '"expires_at": claimed_at + life * 1.1,',
         ("twenty_callers",),
@@ -129,7 +129,7 @@ MUTATIONS = [
     ),
     Mutation(
         "refusals-believed-at-once",
-        "app/spotify/outcomes.py",
+        "app/spotify/tokens/transitions.py",
         "or confirmed >= len(CONFIRM_AFTER)",
         "or confirmed >= 0",
         ("revoked_by_mistake",),

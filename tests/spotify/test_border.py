@@ -31,8 +31,9 @@ from app.infra.database import reading, writing
 from app.infra.logs import JsonFormatter
 from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
-from app.spotify import links, pending
-from app.spotify.accounts_bulkhead import Waiter
+from app.spotify import connections
+from app.spotify.clients.accounts_bulkhead import Waiter
+from app.spotify.oauth import state
 from tests.journeys import another_tab, come_back, connect, first_visit, login, register, slug
 from tests.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
 from tests.services import Server, eventually
@@ -211,7 +212,7 @@ def verifier_of(app: Flask, state: str) -> str:
         raw: Any = parts().redis.get(pending_key(state))
         packed = parts().redis_cipher.decrypt(pending_key(state), raw)
         assert packed is not None
-        entry = msgspec.msgpack.decode(packed, type=pending.Authorization)
+        entry = msgspec.msgpack.decode(packed, type=state.Authorization)
         return parts().sealer.open(entry.verifier, "verifier", pending_key(state))
 
 
@@ -300,7 +301,7 @@ def test_d2_a_pending_entry_that_was_tampered_with_is_refused_at_once(
     response = come_back(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
-    assert time.monotonic() - began < pending.WAIT_SECONDS / 2  # it waits for no twin
+    assert time.monotonic() - began < state.WAIT_SECONDS / 2  # it waits for no twin
     assert token_calls(sandbox) == 0
 
 
@@ -339,13 +340,13 @@ def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answ
     if signed_in:
         register(client)
     callback = sandbox.consent(first_visit(client))
-    waiting, wait_for_result = threading.Semaphore(0), pending.wait_for_result
+    waiting, wait_for_result = threading.Semaphore(0), state.wait_for_result
 
     def counted(state: str, user_id: int | None, waiter: Waiter) -> int | None:
         waiting.release()
         return wait_for_result(state, user_id, waiter)
 
-    monkeypatch.setattr(pending, "wait_for_result", counted)
+    monkeypatch.setattr(state, "wait_for_result", counted)
     tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(20) as pool:
@@ -974,4 +975,4 @@ def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: Sandbox
         with reading() as db:
             link = db.scalars(sa.select(SpotifyUser)).one()
 
-        assert [links.erase(link) for _ in range(2)] == [True, False]
+        assert [connections.erase(link) for _ in range(2)] == [True, False]

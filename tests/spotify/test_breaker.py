@@ -13,9 +13,9 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.scheduler import Pass, refresh_due
-from app.spotify import breaker
-from app.spotify.breaker import Trouble
+from app.spotify.tokens import breaker
+from app.spotify.tokens.breaker import Trouble
+from app.spotify.tokens.scheduler import Pass, refresh_due
 from tests.journeys import connect
 from tests.many import fresh, let_pass, link_many, states
 from tests.sandbox_client import SandboxClient

@@ -14,9 +14,9 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import UserLocks
-from app.scheduler import Pass, refresh_due
-from app.spotify import breaker, due, tokens, upkeep
-from app.spotify.breaker import Trouble
+from app.spotify.tokens import breaker, maintenance, refresh_queue, service
+from app.spotify.tokens.breaker import Trouble
+from app.spotify.tokens.scheduler import Pass, refresh_due
 from tests.journeys import connect
 from tests.many import let_pass, link_many
 from tests.sandbox_client import SandboxClient
@@ -105,7 +105,7 @@ def test_scheduler_takes_up_a_connection_with_all_times_far_ahead(app: Flask, sa
     change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + CENTURY))
 
     with app.app_context():
-        assert due.count() == 3
+        assert refresh_queue.count() == 3
     assert refresh_due(app).refreshed == 3
     assert refresh_due(app) == Pass()
 
@@ -172,7 +172,7 @@ def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClien
         db.add(TokenRefresh(**where, started_at=later))
 
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
 
     with app.app_context(), reading() as db:
         columns = (SpotifyUser.last_used_at, AccessToken.authorized_at, AccessToken.ended_at)
@@ -201,10 +201,10 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
     connect(client, sandbox)
     link_id = row(app).spotify_user_id
     with app.app_context():
-        refused = tokens.access_token_for(link_id)
+        refused = service.access_token_for(link_id)
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
-        assert tokens.instead_of(refused, link_id).version != refused.version
+        assert service.instead_of(refused, link_id).version != refused.version
     assert refreshes(sandbox) == 1
 
 

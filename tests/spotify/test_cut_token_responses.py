@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from app.infra.http_client import Outbound
-from app.spotify.accounts import NotSent, SpotifyAccounts, SpotifyError
+from app.spotify.clients.accounts import NotSent, SpotifyAccounts, SpotifyError
 from config import Config
 from tests.conftest import SETTINGS
 

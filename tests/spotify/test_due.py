@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.scheduler import Pass, refresh_due
-from app.spotify import due, outcomes
+from app.spotify.tokens import refresh_queue, transitions
+from app.spotify.tokens.scheduler import Pass, refresh_due
 from tests.conftest import running_app
 from tests.journeys import connect, register
 from tests.many import fresh, let_pass, link_many
@@ -34,7 +34,7 @@ def env(env: dict[str, str]) -> dict[str, str]:
 
 def reserve(app: Flask, limit: int) -> list[int]:
     with app.app_context():
-        return due.reserve(limit, database.current_time())
+        return refresh_queue.reserve(limit, database.current_time())
 
 
 def due_at(app: Flask, link_id: int) -> datetime | None:
@@ -189,7 +189,7 @@ def test_unused_links_sleep_until_somebody_uses_them(
 def test_refreshes_of_those_who_connected_together_are_spread() -> None:
     expires_at, hour = datetime(2026, 11, 23, 12, tzinfo=UTC), timedelta(hours=1)
 
-    leads = [expires_at - outcomes.due(expires_at, hour, timedelta(minutes=15)) for _ in range(500)]
+    leads = [expires_at - transitions.due(expires_at, hour, timedelta(minutes=15)) for _ in range(500)]
 
     assert timedelta(minutes=12) <= min(leads) < timedelta(minutes=13)
     assert timedelta(minutes=17) < max(leads) <= timedelta(minutes=18)
@@ -198,7 +198,7 @@ def test_refreshes_of_those_who_connected_together_are_spread() -> None:
 def test_a_short_life_is_not_spent_on_refreshing() -> None:
     expires_at = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
-    lead = expires_at - outcomes.due(expires_at, timedelta(minutes=10), timedelta(minutes=15))
+    lead = expires_at - transitions.due(expires_at, timedelta(minutes=10), timedelta(minutes=15))
 
     assert timedelta(minutes=3) < lead <= timedelta(minutes=5)
 

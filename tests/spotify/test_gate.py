@@ -12,9 +12,9 @@ from werkzeug.test import TestResponse
 
 from app.infra.http_client import Answer
 from app.parts import redis_client
-from app.spotify.accounts import RateLimited
-from app.spotify.budget import WINDOW_SECONDS
-from app.spotify.gate import Gate
+from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.budget import WINDOW_SECONDS
+from app.spotify.clients.rate_limit import Gate
 from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
 from tests.conftest import running_app

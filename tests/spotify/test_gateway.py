@@ -14,7 +14,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.spotify.endpoints import ENDPOINTS
+from app.spotify.clients.endpoints import ENDPOINTS
 from tests.conftest import SPA_ORIGIN
 from tests.deploy.raw import plainly, request
 from tests.journeys import another_tab, slug

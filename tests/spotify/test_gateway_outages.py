@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app.infra import sockets
 from app.resilience import circuit_breaker
-from app.spotify import gateway
+from app.spotify.gateway import proxy
 from tests.journeys import another_tab, connect, slug
 from tests.sandbox_client import SandboxClient
 from tests.services import eventually, free_port
@@ -164,7 +164,7 @@ def test_a_slow_answer_is_none_when_the_deadline_has_passed(
     client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     connect(client, sandbox)
-    monkeypatch.setattr(gateway, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(proxy, "CALL_SECONDS", 1.0)
     sandbox.clear_calls()
     sandbox.fault(on="player", kind=kind, times=None)
 

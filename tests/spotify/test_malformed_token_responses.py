@@ -8,9 +8,9 @@ from flask.testing import FlaskClient
 from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.spotify import attempts, refresh
-from app.spotify.accounts import InvalidGrant, SpotifyError
-from app.spotify.vault import unseal
+from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.tokens import attempts, refresh
+from app.spotify.tokens.encryption import unseal
 from app.web.problems import SpotifyUnavailable
 from tests.journeys import connect, slug
 from tests.many import let_pass

@@ -39,8 +39,8 @@ from app.infra import http_client
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.spotify.breaker import Trouble
-from app.spotify.vault import unseal
+from app.spotify.tokens.breaker import Trouble
+from app.spotify.tokens.encryption import unseal
 from tests.journeys import another_tab, come_back, connect, slug
 from tests.many import let_pass
 from tests.sandbox_client import SandboxClient

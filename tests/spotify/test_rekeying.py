@@ -20,10 +20,10 @@ from app.infra.database import db as database
 from app.infra.database import reading, writing
 from app.infra.encryption import Sealer
 from app.models import AccessToken
-from app.scheduler import refresh_due
-from app.spotify import rekeying
-from app.spotify.rekeying import Moved, rotate_keys
-from app.spotify.vault import unseal
+from app.spotify.tokens import key_rotation
+from app.spotify.tokens.encryption import unseal
+from app.spotify.tokens.key_rotation import Moved, rotate_keys
+from app.spotify.tokens.scheduler import refresh_due
 from config import Config
 from tests.conftest import running_app
 from tests.journeys import connect, register
@@ -110,16 +110,16 @@ def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Read before a refresh, written after it: the old tokens must not come back."""
-    monkeypatch.setattr(rekeying, "BATCH", 2)
+    monkeypatch.setattr(key_rotation, "BATCH", 2)
     app = create_app(Config.from_env(both_keys))
     with app.app_context():
         with reading() as db:
             stale = list(db.scalars(sa.select(AccessToken)))
         with writing() as db:
             db.execute(sa.update(AccessToken).values(access_token=b"newer"))
-        anew = {row.id: new for row in stale if (new := rekeying._sealed_anew(row))}
+        anew = {row.id: new for row in stale if (new := key_rotation._sealed_anew(row))}
         with writing() as db:
-            assert rekeying._write(db, stale, anew) == 0
+            assert key_rotation._write(db, stale, anew) == 0
         with reading() as db:
             stored = set(db.scalars(sa.select(AccessToken.access_token)))
         assert stored == {b"newer"}
@@ -144,7 +144,7 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
     rotating.communicate()
     with app.app_context():
         old, new = app.extensions["backline"].sealer.newest_key_id, key_id(NEW_KEY)
-        halfway = rekeying.keys_in_use()
+        halfway = key_rotation.keys_in_use()
     assert 1000 <= halfway[new] < 3000
     assert sum(halfway.values()) == 3000
 
@@ -162,8 +162,8 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
     assert f"Every token is sealed with key {new}" in output
     assert refreshed > 0
     with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
-        assert rekeying.keys_in_use() == {new: 3000}
-        assert rekeying.missing_keys() == {}
+        assert key_rotation.keys_in_use() == {new: 3000}
+        assert key_rotation.missing_keys() == {}
         with reading() as db:
             rows = list(db.scalars(sa.select(AccessToken)))
         assert sum(row.generation for row in rows) == refreshed
@@ -233,7 +233,7 @@ def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]
     away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
 
     with running_app(away) as app:
-        rekeying.require_keys(app)
+        key_rotation.require_keys(app)
 
 
 def test_every_write_seals_both_tokens_with_the_newest_key(
@@ -245,7 +245,7 @@ def test_every_write_seals_both_tokens_with_the_newest_key(
             past = datetime.now(UTC) - timedelta(minutes=1)
             db.execute(sa.update(AccessToken).values(expires_at=past, due_at=past))
         assert refresh_due(newer).refreshed == 3
-        assert rekeying.keys_in_use() == {key_id(NEW_KEY): 3}
+        assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
 
 
 def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
@@ -255,9 +255,9 @@ def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
         db.execute(sa.update(AccessToken).values(key_id=None))
     with running_app(both_keys) as newer, newer.app_context():
         old = newer.extensions["backline"].sealer.key_ids[1]
-        assert rekeying.keys_in_use() == {old: 3}
+        assert key_rotation.keys_in_use() == {old: 3}
         assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=3)
-        assert rekeying.keys_in_use() == {key_id(NEW_KEY): 3}
+        assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
 
 
 def key_id(key: str) -> str:

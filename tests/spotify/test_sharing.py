@@ -23,13 +23,14 @@ from app.infra.database import reading
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
 from app.resilience.bulkhead import Bulkhead
-from app.spotify import cache as cache_module
-from app.spotify import gateway, sharing
-from app.spotify.accounts import RateLimited
-from app.spotify.gate import Gate
-from app.spotify.refresh import GrantEnded
-from app.spotify.sharing import Fetch as Call
-from app.spotify.sharing import Served, SharedAnswers
+from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.rate_limit import Gate
+from app.spotify.gateway import cache as cache_module
+from app.spotify.gateway import proxy as gateway
+from app.spotify.gateway import shared_reads
+from app.spotify.gateway.shared_reads import Fetch as Call
+from app.spotify.gateway.shared_reads import Served, SharedAnswers
+from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import SpotifyNotConnected
 from config import Config
 from tests.fault_proxy import FaultProxy
@@ -271,7 +272,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
         assert let_go.wait(LONG)
         raise GrantEnded
 
-    monkeypatch.setattr(gateway.tokens, "access_token_for", ended)
+    monkeypatch.setattr(gateway.service, "access_token_for", ended)
     asked = [ask(tabs, who) for who in (mira, elsewhere) for _ in range(3)]
     eventually(lambda: inside(app) == 6)
     let_go.set()
@@ -286,7 +287,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
     mira: FlaskClient, app: Flask, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, first = threading.Event(), threading.Lock()
-    access_token_for = gateway.tokens.access_token_for
+    access_token_for = gateway.service.access_token_for
 
     def once_gone(*arguments: Any, **options: Any) -> Any:
         if first.acquire(blocking=False):
@@ -294,7 +295,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
             raise SpotifyNotConnected
         return access_token_for(*arguments, **options)
 
-    monkeypatch.setattr(gateway.tokens, "access_token_for", once_gone)
+    monkeypatch.setattr(gateway.service, "access_token_for", once_gone)
     asked = [ask(tabs, mira) for _ in range(4)]
     eventually(lambda: inside(app) == 4)
     let_go.set()
@@ -499,7 +500,9 @@ class Waiter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._asleep, self._look = threading.Event(), threading.Event()
-        monkeypatch.setattr(sharing, "time", SimpleNamespace(sleep=self._sleep, monotonic=time.monotonic))
+        monkeypatch.setattr(
+            shared_reads, "time", SimpleNamespace(sleep=self._sleep, monotonic=time.monotonic)
+        )
 
     def _sleep(self, _: float) -> None:
         self._asleep.set()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from app.infra.http_client import Answer
-from app.spotify.accounts import (
+from app.spotify.clients.accounts import (
     Grant,
     InvalidGrant,
     Misconfigured,

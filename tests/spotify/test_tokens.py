@@ -19,8 +19,8 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from app.spotify import attempts, refresh
-from app.spotify.accounts import InvalidGrant, SpotifyError
+from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.tokens import attempts, refresh
 from app.web.problems import SpotifyUnavailable
 from tests.journeys import another_tab, come_back, connect, register, slug
 from tests.many import let_pass

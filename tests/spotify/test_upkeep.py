@@ -11,8 +11,8 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
 from app.models.access_token import six_months_after
-from app.scheduler import refresh_due
-from app.spotify import upkeep
+from app.spotify.tokens import maintenance
+from app.spotify.tokens.scheduler import refresh_due
 from tests.every_route import settled
 from tests.journeys import connect, register
 from tests.mailbox import Mailbox
@@ -39,7 +39,7 @@ def row(app: Flask) -> AccessToken:
 
 def keep_up(app: Flask) -> dict[str, int]:
     with app.app_context():
-        met = upkeep.keep_up()
+        met = maintenance.keep_up()
     # These are tested in tests/auth/test_by_mail.py and tests/test_outbox.py.
     del met["prune_one_time_tokens"], met["drop_expired_mails"]
     return {part: count for part, count in met.items() if count}

@@ -16,9 +16,9 @@ from flask.testing import FlaskClient
 from app.auth import passwords
 from app.infra.database import db, reading, writing
 from app.models import User
-from app.spotify import links
-from app.spotify.accounts import Grant
-from app.spotify.webapi import Profile
+from app.spotify import connections
+from app.spotify.clients.accounts import Grant
+from app.spotify.clients.web_api import Profile
 from app.user import account
 from app.web import session_index
 from app.web.problems import NotSignedIn
@@ -603,14 +603,14 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
     """A password reset that comes at the last moment deletes what was connected before it."""
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
-    store_grant = links.store_grant
+    store_grant = connections.store_grant
 
     def store_late(profile: Profile, grant: Grant, **options: Any) -> Any:
         with writing() as session:
             session.execute(sa.update(User).values(session_epoch=5))
         return store_grant(profile, grant, **options)
 
-    monkeypatch.setattr(links, "store_grant", store_late)
+    monkeypatch.setattr(connections, "store_grant", store_late)
     answer = come_back(client, callback)
 
     assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
@@ -621,7 +621,7 @@ def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
     profile, grant = Profile("mira_t_42", None, None, None, None, None), Grant("at", "rt", 3600, "streaming")
 
     with app.app_context(), pytest.raises(NotSignedIn):
-        links.store_grant(profile, grant, user_id=1, asked=time.monotonic())
+        connections.store_grant(profile, grant, user_id=1, asked=time.monotonic())
 
     assert set(rows(app).values()) == {0}
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, MailKind, User
-from app.spotify import upkeep
+from app.spotify.tokens import maintenance
 from tests.every_route import settled
 from tests.journeys import PASSWORD, connect, login, register, slug
 from tests.mailbox import Mailbox, token_in
@@ -276,7 +276,7 @@ def test_emails_hold_nothing_that_a_user_chose(
         soon = datetime.now(UTC) - timedelta(days=178)
         db.execute(sa.update(AccessToken).values(authorized_at=soon))
     with app.app_context():
-        upkeep.keep_up()
+        maintenance.keep_up()
     client.patch("/api/user", json={"username": f"{ad}.too"})
     change(client, f"{ad}@elsewhere.example")
     assert verify(client, mailbox, f"{ad}@elsewhere.example") == (204, "")

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from flask import Request
 
-from app.spotify.endpoints import endpoint, scope
+from app.spotify.clients.endpoints import endpoint, scope
 from app.web.api import read_body
 from app.web.problems import MalformedRequest, UnsupportedMediaType
 

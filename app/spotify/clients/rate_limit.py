@@ -24,9 +24,9 @@ from typing import Any, Literal
 import redis
 
 from app.infra.http_client import Answer
-from app.spotify.accounts import RateLimited
-from app.spotify.budget import Budget
-from app.spotify.endpoints import SCOPES
+from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.budget import Budget
+from app.spotify.clients.endpoints import SCOPES
 from config import Config
 
 log = logging.getLogger(__name__)

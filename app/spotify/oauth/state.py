@@ -22,8 +22,8 @@ from app.infra.clock import utc_now
 from app.infra.encryption import Unreadable
 from app.infra.redis_cipher import compare_and_set
 from app.parts import parts
-from app.spotify.accounts_bulkhead import Waiter
-from app.spotify.links import ConnectionRef
+from app.spotify.clients.accounts_bulkhead import Waiter
+from app.spotify.connections import ConnectionRef
 from app.web import sessions, throttle
 from app.web.problems import SpotifyUnavailable
 from app.web.session_data import VISIT_SECONDS

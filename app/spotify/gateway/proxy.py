@@ -1,6 +1,6 @@
 """The gateway behind `/api/spotify/v1/{path}`: the Web API on a person's behalf, without its troubles.
 
-A read is shared with everybody who asks the same for this link (`app.spotify.sharing`), a write goes
+A read is shared with everybody who asks the same for this link (`shared_reads`), a write goes
 through and drops what was shared. Either is sent with the link's token, and a token that Spotify
 refuses is replaced once. The whole story, for those who write pages, is in `docs/gateway.md`.
 """
@@ -11,18 +11,18 @@ from flask import Response
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from app import metrics
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
 from app.parts import parts
 from app.resilience.bulkhead import NoPlace
-from app.spotify import tokens
-from app.spotify.accounts import RateLimited
-from app.spotify.cache import MAX_LIFE_SECONDS
-from app.spotify.calls import LEAST_SECONDS, Call
-from app.spotify.refresh import GrantEnded
-from app.spotify.sharing import Fetch, Served
-from app.spotify.webapi import CALL_SECONDS, NotAnswered
+from app.spotify.clients import metrics
+from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.web_api import CALL_SECONDS, NotAnswered
+from app.spotify.gateway.cache import MAX_LIFE_SECONDS
+from app.spotify.gateway.request import LEAST_SECONDS, Call
+from app.spotify.gateway.shared_reads import Fetch, Served
+from app.spotify.tokens import service
+from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import (
     InsufficientScope,
     Problem,
@@ -97,12 +97,12 @@ def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> A
 
     try:
         # Of the time, a little is kept back for the call itself.
-        wait_seconds = min(tokens.WAIT_SECONDS, left(3))
-        token = tokens.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
+        wait_seconds = min(service.WAIT_SECONDS, left(3))
+        token = service.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
         answer = send(token.access_token)
         if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
-            token = tokens.instead_of(token, link_id, wait_seconds=left(2))
-            tokens.require_grant(token, grant_id)
+            token = service.instead_of(token, link_id, wait_seconds=left(2))
+            service.require_grant(token, grant_id)
             answer = send(token.access_token)
     except RateLimited as error:
         raise SpotifyRateLimited(retry_after=error.retry_after) from error

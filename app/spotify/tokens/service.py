@@ -1,6 +1,6 @@
 """Token custody: the one way to a working access token, for requests and the scheduler alike.
 
-A fresh token costs one read, and no lock. A stale one is refreshed (`app.spotify.refresh`) in the
+A fresh token costs one read, and no lock. A stale one is refreshed (`app.spotify.tokens.refresh`) in the
 background: whoever holds a token that still lives goes on with it at once, and whoever goes away
 takes nothing along.
 """
@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.models import AccessToken, GrantState
 from app.parts import parts
-from app.spotify import due, outcomes, refresh
-from app.spotify.accounts import Grant
-from app.spotify.refresh import GrantEnded
-from app.spotify.vault import seal, unseal
+from app.spotify.clients.accounts import Grant
+from app.spotify.tokens import refresh, refresh_queue, transitions
+from app.spotify.tokens.encryption import seal, unseal
+from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
@@ -132,10 +132,10 @@ def refresh_ahead(link_id: int, lead: timedelta) -> bool:
     Raises:
         GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured: it was not refreshed.
     """
-    lead = outcomes.latest_lead(lead)
+    lead = transitions.latest_lead(lead)
     row, now = refresh.read(link_id)
     if row.lasts(lead, now=now):
-        due.put_off(row)
+        refresh_queue.put_off(row)
         return False
     refresh.refresh(row, lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
     return True
@@ -158,7 +158,7 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
     row.scope = grant.scope or ""
     row.authorized_at = asked_at
     row.expires_at = asked_at + life
-    row.due_at = outcomes.due(row.expires_at, life, parts().config.refresh_lead)
+    row.due_at = transitions.due(row.expires_at, life, parts().config.refresh_lead)
     row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
     row.ended_at = row.reminded_days = row.spare_refresh_token = None
     row.failures = 0

@@ -21,11 +21,11 @@ from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.parts import parts
-from app.spotify import attempts, breaker, outcomes
-from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
-from app.spotify.attempts import Attempt
-from app.spotify.outcomes import After, Values
-from app.spotify.vault import seal, seal_refresh_token, unseal
+from app.spotify.clients.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.tokens import attempts, breaker, transitions
+from app.spotify.tokens.attempts import Attempt
+from app.spotify.tokens.encryption import seal, seal_refresh_token, unseal
+from app.spotify.tokens.transitions import After, Values
 from app.web.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Reading = tuple[AccessToken, datetime]
 
 # After so long without the lock a caller asks the database itself. Less than the wait that makes the accounts
-# service count as slow (`app.spotify.accounts_bulkhead`): a lock that is lost says nothing about Spotify.
+# service count as slow (`accounts_bulkhead`): a lock that is lost says nothing about Spotify.
 LOCK_PATIENCE_SECONDS = 1.0
 _UNREADABLE_WAITS = timedelta(hours=1)
 
@@ -137,7 +137,7 @@ def _commit(row: AccessToken, attempt: Attempt, grant: Grant, presented: str) ->
     """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
     life = timedelta(seconds=grant.expires_in)
     values = {
-        **outcomes.after_success(attempt.claimed_at, life, parts().config.refresh_lead),
+        **transitions.after_success(attempt.claimed_at, life, parts().config.refresh_lead),
         **seal(row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented),
         "generation": row.generation + 1,
     }
@@ -155,14 +155,14 @@ def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: st
     after: After
     kept = _kept_of(row, error, presented)
     if isinstance(error, InvalidGrant) and not kept:
-        outcome = Outcome.AGED if outcomes.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
-        problem, after = GrantEnded(), partial(outcomes.after_refusal, row)
+        outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
+        problem, after = GrantEnded(), partial(transitions.after_refusal, row)
     else:
         outcome = _FAILURES.get(type(error), Outcome.UNAVAILABLE)
-        pause = outcomes.pause(row, error.retry_after)
+        pause = transitions.pause(row, error.retry_after)
         misconfigured = outcome is Outcome.MISCONFIGURED
         problem = SpotifyMisconfigured() if misconfigured else SpotifyUnavailable(retry_after=_seconds(pause))
-        after = partial(outcomes.after_failure, row, pause, kept=kept)
+        after = partial(transitions.after_failure, row, pause, kept=kept)
         level = logging.ERROR if misconfigured else logging.WARNING
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
     ended = attempts.finish(attempt, row, outcome, after, only_copy=kept.get("refresh_token"))

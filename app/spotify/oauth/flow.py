@@ -10,12 +10,21 @@ from flask import session
 from app.infra import database
 from app.models import GrantState, SpotifyUser
 from app.parts import parts
-from app.spotify import breaker, links, pending, tokens
-from app.spotify.accounts import Grant, InvalidGrant, Misconfigured, NotSent, RateLimited, SpotifyError
-from app.spotify.gate import ME
-from app.spotify.links import ConnectionRef
-from app.spotify.pending import Authorization
-from app.spotify.refresh import GrantEnded
+from app.spotify import connections
+from app.spotify.clients.accounts import (
+    Grant,
+    InvalidGrant,
+    Misconfigured,
+    NotSent,
+    RateLimited,
+    SpotifyError,
+)
+from app.spotify.clients.rate_limit import ME
+from app.spotify.connections import ConnectionRef
+from app.spotify.oauth import state as oauth_state
+from app.spotify.oauth.state import Authorization
+from app.spotify.tokens import breaker, service
+from app.spotify.tokens.refresh import GrantEnded
 from app.web import csrf, sessions, throttle
 from app.web.access import current_user
 from app.web.problems import (
@@ -93,7 +102,7 @@ def visit(callback: Callback | None, *, again: bool = False) -> Connected | Auth
     csrf.require_own_start()
     if user is None and session.get("user_id") is not None:
         sessions.renew()  # a session that has ended is not a visitor's; a new one is
-    return AuthorizationRequired(pending.begin(user_id), grant_ended)
+    return AuthorizationRequired(oauth_state.begin(user_id), grant_ended)
 
 
 def note_refusal(problem: Problem) -> None:
@@ -123,19 +132,19 @@ def _living_link() -> SpotifyUser | None:
     Raises:
         GrantEnded, SpotifyUnavailable, SpotifyMisconfigured
     """
-    link = links.current_link()
+    link = connections.current_link()
     if link is None:
         return None
     if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
         raise GrantEnded
     try:
-        tokens.access_token_for(link.id, grant_id=links.required_grant())
+        service.access_token_for(link.id, grant_id=connections.required_grant())
     except SpotifyNotConnected:
         return None  # disconnected elsewhere, this very moment
     if session.get("spotify_user_id") != link.id:
-        links.remember(links.reference(link))
-    links.note_use(link)
-    return links.look_again()
+        connections.remember(connections.reference(link))
+    connections.note_use(link)
+    return connections.look_again()
 
 
 def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
@@ -145,13 +154,13 @@ def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
     """
     if callback.state is None:
         return None
-    found = pending.find(callback.state, user_id)
+    found = oauth_state.find(callback.state, user_id)
     if found is None:
         return None
     if found.status == "open":
         if callback.error is not None:
-            if (taken := pending.take(callback.state, found)) is not None:
-                pending.settle(callback.state, taken, None)
+            if (taken := oauth_state.take(callback.state, found)) is not None:
+                oauth_state.settle(callback.state, taken, None)
                 raise _refusal(callback.error)
         elif (link := _connect(callback, found, user_id)) is not None:
             return link
@@ -179,8 +188,8 @@ def _connect(callback: Callback, found: Authorization, user_id: int | None) -> S
     try:
         link, connection = _store(grant, user_id, asked=asked)
     finally:
-        pending.settle(state, taken, connection)
-    links.remember(connection)
+        oauth_state.settle(state, taken, connection)
+    connections.remember(connection)
     log.info("spotify_connected", extra={"link": link.id})
     return link
 
@@ -198,16 +207,16 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
     address = throttle.client_address()
     throttle.count("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
     with parts().accounts_bulkhead.exchanging():
-        taken = pending.take(state, found)
+        taken = oauth_state.take(state, found)
         if taken is None:
             return None
         try:
-            grant = parts().accounts.exchange(code, verifier=pending.verifier(state, taken))
+            grant = parts().accounts.exchange(code, verifier=oauth_state.verifier(state, taken))
         except SpotifyError as error:
             if isinstance(error, NotSent | RateLimited):
-                pending.reopen(state, taken)
+                oauth_state.reopen(state, taken)
             else:
-                pending.settle(state, taken, None)
+                oauth_state.settle(state, taken, None)
             raise as_problem(error) from None
     breaker.client_accepted()
     return taken, grant
@@ -228,7 +237,7 @@ def _store(grant: Grant, user_id: int | None, *, asked: float) -> tuple[SpotifyU
         raise SpotifyStateMismatch
     if user_id is not None and not sessions.is_there():
         raise NotSignedIn
-    return links.store_grant(profile, grant, user_id=user_id, asked=asked)
+    return connections.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 
 def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
@@ -238,12 +247,12 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
     other callback has moved, gets a new session.
     """
     with parts().accounts_bulkhead.waiting() as waiter:
-        connection = pending.wait_for_result(state, user_id, waiter)
+        connection = oauth_state.wait_for_result(state, user_id, waiter)
     if connection is None:
         return None
     if user_id is None:
         sessions.renew()
-    links.remember(connection)
+    connections.remember(connection)
     try:
         return _living_link()
     except GrantEnded:

@@ -16,9 +16,9 @@ import redis
 
 from app.infra.http_client import Answer
 from app.resilience.bulkhead import Bulkhead, NoPlace, Ticket
-from app.spotify import cache
-from app.spotify.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
-from app.spotify.calls import LEAST_SECONDS
+from app.spotify.gateway import cache
+from app.spotify.gateway.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
+from app.spotify.gateway.request import LEAST_SECONDS
 from app.web.problems import SpotifyUnavailable
 
 

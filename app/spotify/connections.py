@@ -12,9 +12,9 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.parts import parts
-from app.spotify import due, tokens
-from app.spotify.accounts import Grant
-from app.spotify.webapi import Profile
+from app.spotify.clients.accounts import Grant
+from app.spotify.clients.web_api import Profile
+from app.spotify.tokens import refresh_queue, service
 from app.web import sessions
 from app.web.access import current_user
 from app.web.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
@@ -116,7 +116,7 @@ def note_use(link: SpotifyUser) -> None:
         return
     with writing() as db:
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == link.id).values(last_used_at=now))
-        due.wake(db, link.id)
+        refresh_queue.wake(db, link.id)
 
 
 def store_grant(
@@ -145,7 +145,7 @@ def store_grant(
             link.user_id = user_id
         _describe(link, profile)
         db.flush()  # gives a new link the id that its tokens are sealed with
-        tokens.put_grant(db, link.id, grant, asked=asked)
+        service.put_grant(db, link.id, grant, asked=asked)
         db.expire(link, ["token"])
         return link, reference(link, _owner_epoch(db, link) if user_id is None else None)
 

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from app import metrics
 from app.infra.http_client import Answer, NoAnswer, Outbound
 from app.resilience.circuit_breaker import Circuit
-from app.spotify.accounts import Misconfigured, RateLimited, SpotifyError
-from app.spotify.calls import LEAST_SECONDS, Call
-from app.spotify.gate import Gate
+from app.spotify.clients import metrics
+from app.spotify.clients.accounts import Misconfigured, RateLimited, SpotifyError
+from app.spotify.clients.rate_limit import Gate
+from app.spotify.gateway.request import LEAST_SECONDS, Call
 from config import Config
 
 log = logging.getLogger(__name__)

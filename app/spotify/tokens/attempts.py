@@ -17,8 +17,8 @@ from app.infra.database import write_until
 from app.models import AccessToken, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome
-from app.spotify import breaker, outcomes
-from app.spotify.outcomes import After, Values
+from app.spotify.tokens import breaker, transitions
+from app.spotify.tokens.transitions import After, Values
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def finish(
             return Outcome(written.outcome)  # the answer to the COMMIT was lost
         now = database.now(db)
         doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-        values = outcomes.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
+        values = transitions.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
         # A success is good whoever holds the lease by now. A failure must not end another's.
         mine = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
         ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED

@@ -18,8 +18,8 @@ from app.infra import database
 from app.infra.clock import utc_now
 from app.parts import Parts
 from app.resilience.rate_limiter import Pace
-from app.spotify import breaker, due, tokens, upkeep
-from app.spotify.refresh import GrantEnded, UnderWay
+from app.spotify.tokens import breaker, maintenance, refresh_queue, service
+from app.spotify.tokens.refresh import GrantEnded, UnderWay
 from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def refresh_due(
     """Refresh every link that is due now, soonest deadline first, in a bounded pool at a bounded rate.
 
     Any number of passes at once share the work. A pass ends early when refreshing is held back for
-    everybody (`app.spotify.breaker`).
+    everybody (`app.spotify.tokens.breaker`).
 
     Raises:
         One of DEPENDENCY_DOWN: the database is away. Nothing more was asked of Spotify then.
@@ -77,7 +77,7 @@ class _Worker:
     def work(self, progress: Callable[[Pass], None]) -> Pass:
         done, running, more = Pass(), set[Future[bool | None]](), True
         with self._app.app_context():
-            due.put_to_sleep(timedelta(days=self._config.refresh_active_days))
+            refresh_queue.put_to_sleep(timedelta(days=self._config.refresh_active_days))
             started = database.current_time()
         with ThreadPoolExecutor(self._config.refresh_workers, thread_name_prefix="refresh") as pool:
             while more or running:
@@ -99,7 +99,7 @@ class _Worker:
         if self._over():
             return []
         with self._app.app_context():
-            return due.reserve(limit, due_by)
+            return refresh_queue.reserve(limit, due_by)
 
     def _over(self) -> bool:
         return self._ending or self._stopping.is_set()
@@ -110,13 +110,13 @@ class _Worker:
         with self._app.app_context():
             try:
                 if over:
-                    due.give_back(link_id)
+                    refresh_queue.give_back(link_id)
                     return None
                 refreshed = self._refresh(link_id)
                 if refreshed is False:
                     self._ending = self._ending or bool(breaker.open_troubles())
                     # The breaker may have closed since it held this link back.
-                    due.give_back(link_id)
+                    refresh_queue.give_back(link_id)
             except DEPENDENCY_DOWN as error:
                 self._ending, self._failure = True, error
                 return None
@@ -124,7 +124,7 @@ class _Worker:
 
     def _refresh(self, link_id: int) -> bool | None:
         try:
-            return tokens.refresh_ahead(link_id, self._config.refresh_lead) or None
+            return service.refresh_ahead(link_id, self._config.refresh_lead) or None
         except (SpotifyNotConnected, UnderWay):
             return None  # others have seen to it
         except (Problem, GrantEnded):
@@ -211,6 +211,6 @@ def _tick(app: Flask, stopping: threading.Event) -> None:
 def _keep_up(app: Flask, stopping: threading.Event) -> None:
     with app.app_context():
         try:
-            upkeep.keep_up(stopping)
+            maintenance.keep_up(stopping)
         except Exception:
             log.exception("upkeep_crashed")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 from app.infra.http_client import TOTAL_SECONDS, Answer, NoAnswer, Outbound
-from app.spotify import token_response
+from app.spotify.clients import token_response
 from config import Config
 
 # Refusals that are about the application, never about the person (RFC 6749 section 5.2).

@@ -24,7 +24,7 @@ from app.infra.database import reading, write_again_on_conflict
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
-from app.spotify.outcomes import CONFIRM_AFTER
+from app.spotify.tokens.transitions import CONFIRM_AFTER
 from app.web.problems import SpotifyMisconfigured, SpotifyUnavailable
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The two hosts of Spotify: the accounts service and the Web API."""

@@ -1,0 +1,1 @@
+"""The Web API on a person's behalf."""

@@ -1,0 +1,1 @@
+"""The authorization code flow that connects a person with Spotify."""

@@ -1,0 +1,1 @@
+"""Custody of tokens: stored, encrypted, and refreshed."""
