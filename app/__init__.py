@@ -17,11 +17,12 @@ from app.infra import database, logs
 from app.infra.encryption import Sealer
 from app.infra.http_client import Outbound
 from app.infra.redis_cipher import RedisCipher
+from app.infra.redis_client import redis_client
 from app.mail.mailer import Mailer
-from app.parts import Parts, redis_client
 from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
 from app.resilience.redis_lock import UserLocks
 from app.resilience.single_flight import SingleFlight
+from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.rate_limit import Gate
@@ -62,7 +63,7 @@ def create_app(config: Config) -> Flask:
     redis_cipher = RedisCipher(config.secret_key)
     outbound, gate = Outbound(), Gate(store, config)
     bulkhead = Bulkhead(web_api_places(config.threads), WEB_API_QUEUE)
-    app.extensions["backline"] = Parts(
+    app.extensions["backline"] = Services(
         config=config,
         redis=store,
         redis_cipher=redis_cipher,

@@ -8,14 +8,14 @@ import sqlalchemy as sa
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app import doctor
+from app.doctor import checks
 from app.infra import database
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
 from app.infra.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.parts import parts
+from app.services import services
 from app.spotify.tokens import breaker, key_rotation, refresh_queue, scheduler
 from app.user.commands import users
 
@@ -79,7 +79,7 @@ def _held_back() -> list[str]:
 
 
 def _keys() -> list[str]:
-    ours = parts().sealer.key_ids
+    ours = services().sealer.key_ids
     in_use = {**dict.fromkeys(ours, 0), **key_rotation.keys_in_use()}
     return [
         f"key {key_id:<26}{count:>22} rows{'' if key_id in ours else ': MISSING from TOKEN_ENCRYPTION_KEYS'}"
@@ -99,10 +99,10 @@ def rotate_keys() -> None:
 
     moved = key_rotation.rotate_keys(show)
     click.echo(f"sealed anew {moved.sealed}, unreadable {moved.unreadable}")
-    newest = parts().sealer.newest_key_id
+    newest = services().sealer.newest_key_id
     still = {key_id: count for key_id, count in key_rotation.keys_in_use().items() if key_id != newest}
     for key_id, count in still.items():
-        known = key_id in parts().sealer.key_ids
+        known = key_id in services().sealer.key_ids
         click.echo(
             f"Key {key_id} {'must stay' if known else 'is missing'}: {count} rows are sealed with it.",
             err=True,
@@ -125,7 +125,7 @@ def scheduler_command() -> None:
 def doctor_command() -> None:
     """Check that everything this needs is there and answers. Exits 1 if something is not."""
     healthy = True
-    for finding in doctor.examine():
+    for finding in checks.examine():
         healthy &= finding.good
         mark = "FAIL" if not finding.good else "WARN" if finding.doubtful else "ok  "
         click.echo(f"{mark}  {finding.what}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.doctor import examine_settings
+from app.doctor.checks import examine_settings
 from config import Config
 from tests.test_config import CROSS_SITE, DEVELOPMENT, PRODUCTION
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.doctor_stores import _RIGHTS, examine_version
+from app.doctor.stores import _RIGHTS, examine_version
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client

@@ -19,8 +19,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
+from app.infra.redis_client import redis_client
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.parts import redis_client
 from app.resilience.rate_limiter import Pace
 from app.spotify.tokens.scheduler import Pass, refresh_due
 from tests import leaks

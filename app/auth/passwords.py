@@ -14,7 +14,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from app.models import normalization
-from app.parts import parts
+from app.services import services
 from app.web.problems import ServiceUnavailable, ValidationError
 from app.web.validation import GUESSABLE
 
@@ -131,7 +131,7 @@ def match(password_hash: str | None, password: str) -> Match:
     Raises:
         ServiceUnavailable
     """
-    if _in_line >= max(1, parts().config.threads - 2):
+    if _in_line >= max(1, services().config.threads - 2):
         raise ServiceUnavailable(retry_after=1)
     prepared = prepare(password)
     with turn():

@@ -16,7 +16,7 @@ from app.auth.schemas import (
 )
 from app.infra.database import reading
 from app.models import Purpose, User
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.spotify.schemas import describe
 from app.user import account, email_change, notifications
@@ -183,5 +183,5 @@ def decide_email_change(decision: dict[str, str]) -> None:
 
 
 def _require_mail() -> None:
-    if not parts().mailer.works:
+    if not services().mailer.works:
         raise ServiceUnavailable("This server is not set up to send mail.")

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, lazyload
 from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, SpotifyUser, User
-from app.parts import parts
+from app.services import services
 from app.spotify.clients.accounts import Grant
 from app.spotify.clients.web_api import Profile
 from app.spotify.tokens import refresh_queue, service
@@ -150,7 +150,7 @@ def store_grant(
         return link, reference(link, _owner_epoch(db, link) if user_id is None else None)
 
     link, stored = write_again_on_conflict(unit)
-    parts().shared.drop(link.id)  # what was read without a permission, for example
+    services().shared.drop(link.id)  # what was read without a permission, for example
     return link, stored
 
 
@@ -188,7 +188,7 @@ def erase(link: SpotifyUser, *, user_id: int | None = None) -> bool:
             return False
         # Its tokens go with it: ON DELETE CASCADE.
         db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
-    parts().shared.drop(link.id)
+    services().shared.drop(link.id)
     return True
 
 
@@ -208,7 +208,7 @@ def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) 
 def note_deleted(link_ids: list[int]) -> None:
     """Forget what was read from Spotify over connections that are deleted."""
     for link_id in link_ids:
-        parts().shared.drop(link_id)
+        services().shared.drop(link_id)
         log.info("spotify_disconnected", extra={"link": link_id})
 
 

@@ -10,7 +10,7 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from app.models import SpotifyUser
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.spotify.gateway import proxy
 from app.spotify.gateway.request import read_call
@@ -148,7 +148,7 @@ def playback_token() -> dict[str, Any]:
     the scopes that were granted: Spotify has no way to limit it to playback. In production, this is on only
     with `PLAYBACK_TOKEN_ENABLED=true`.
     """
-    if not parts().config.playback_token_enabled:
+    if not services().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
     link = _connected_link()
     if "streaming" not in link.token.scopes:
@@ -279,6 +279,6 @@ def _back_to_frontend(problem: Problem | None) -> Response:
         result = "denied"
     else:
         result = f"error-{problem.slug}"
-    page = urlsplit(parts().config.frontend_url)
+    page = urlsplit(services().config.frontend_url)
     query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
     return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)

@@ -10,7 +10,7 @@ from app.auth.registration import refuse_taken
 from app.infra.clock import utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User, normalization
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import ask_to_verify, tell
@@ -134,12 +134,12 @@ def erase(user: User) -> None:
         )
         tell(db, row, MailKind.ACCOUNT_DELETED)
         for address in told:
-            parts().mailer.enqueue(db, MailKind.ACCOUNT_DELETED, to=address)
+            services().mailer.enqueue(db, MailKind.ACCOUNT_DELETED, to=address)
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(link_ids)))
         return link_ids
 
     for link_id in write_again_on_conflict(unit):
-        parts().shared.drop(link_id)
+        services().shared.drop(link_id)
     log.info("account_deleted")
 
 

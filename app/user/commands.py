@@ -18,7 +18,7 @@ from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, write_again_on_conflict
 from app.models import User, normalization
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import mail_verification
@@ -96,7 +96,7 @@ def set_email(user: str, email: str) -> None:
     click.echo(f"user {changed.id} ({changed.username}) now has the address {_email(changed)}")
     if changed.email_verified:
         return
-    if parts().mailer.works:
+    if services().mailer.works:
         mail_verification(changed)  # not limited like the requests of strangers, and so without Redis
     else:
         click.echo("No link to verify it was mailed: MAIL_URL is not set.", err=True)

@@ -12,7 +12,7 @@ from app.auth.registration import refuse_taken
 from app.infra.clock import utc_now
 from app.infra.database import write_again_on_conflict
 from app.models import MailKind, Purpose, User, normalization
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.user.notifications import tell
 
@@ -97,7 +97,7 @@ def undo(token: str) -> User:
         user.end_sessions()
         since = email_tokens.use_up_since(db, user, spent.email)
         deleted = connections.delete_of_user(db, user.id, since=since) if was_replaced else []
-        parts().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
+        services().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
         db.flush()
         return user, deleted
 

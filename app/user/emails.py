@@ -13,7 +13,7 @@ from app.auth import email_tokens, lookup
 from app.infra.database import write_again_on_conflict
 from app.mail.mailer import Mail, arguments_of
 from app.models import MailKind, OutgoingMail, Purpose, User
-from app.parts import parts
+from app.services import services
 
 _IGNORE = "If you didn't request this, you can ignore this email."
 _NOT_YOU = "If this wasn't you, choose a new password now:"
@@ -116,7 +116,7 @@ def _spotify_ends_soon(_db: Session, mail: OutgoingMail) -> Mail:
 
 
 def _home() -> str:
-    return parts().config.frontend_url
+    return services().config.frontend_url
 
 
 def _link(page: str, token: str) -> str:

@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from app.infra.database import writing
 from app.models import MailKind, Purpose, User, normalization
-from app.parts import parts
+from app.services import services
 from app.web import throttle
 from app.web.problems import TooManyAttempts
 
@@ -16,13 +16,13 @@ def tell(db: Session, user: User, kind: MailKind) -> None:
     if user.email_verified:
         # The last one outlives the account.
         user_id = None if kind is MailKind.ACCOUNT_DELETED else user.id
-        parts().mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id)
+        services().mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id)
 
 
 def ask_to_verify(user: User) -> None:
     """Mail a link that verifies a new address, where mail can be sent at all."""
     to = user.email_to_verify
-    if to is not None and parts().mailer.works and may_be_mailed(to, Purpose.EMAIL_VERIFICATION):
+    if to is not None and services().mailer.works and may_be_mailed(to, Purpose.EMAIL_VERIFICATION):
         mail_verification(user)
 
 
@@ -50,7 +50,7 @@ def mail_password_reset(address: str) -> None:
     The work here is the same in either case, so that its time reveals nothing.
     """
     with writing() as db:
-        parts().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=normalization.address_form(address))
+        services().mailer.enqueue(db, MailKind.PASSWORD_RESET, to=normalization.address_form(address))
 
 
 def mail_verification(user: User) -> None:
@@ -58,4 +58,4 @@ def mail_verification(user: User) -> None:
     to = user.email_to_verify
     if to is not None:
         with writing() as db:
-            parts().mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=to, user_id=user.id)
+            services().mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=to, user_id=user.id)

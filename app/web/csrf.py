@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
-from app.parts import parts
+from app.services import services
 from app.web.problems import CrossSiteRequest
 from config import Config
 
@@ -105,7 +105,7 @@ def require_own_start() -> None:
     sites = request.headers.getlist("Sec-Fetch-Site")
     if all(site in ("same-origin", "same-site", "none") for site in sites):
         return
-    config = parts().config
+    config = services().config
     own = {*config.cors_origins, config.frontend_origin, _own_origin()}
     referring = request.headers.getlist("Origin") or [_origin_of(request.headers.get("Referer", ""))]
     if any(origin not in own for origin in referring):

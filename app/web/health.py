@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.infra.database import db
 from app.infra.probes import probe_database, probe_redis, reason_of
-from app.parts import parts
+from app.services import services
 from app.spotify.clients import metrics
 from app.web.access import open_to_all
 
@@ -35,7 +35,7 @@ def livez() -> Response:
 @open_to_all
 def readyz() -> Response:
     """MySQL and Redis can do within a second what requests need. If not, the reason is in the log."""
-    engine, store = db.engine, parts().redis
+    engine, store = db.engine, services().redis
     answers: list[Future[Any]] = [_probes.submit(probe_database, engine), _probes.submit(probe_redis, store)]
     done, late = wait(answers, timeout=PROBE_SECONDS)
     reasons = [reason_of(error) for answer in done if (error := answer.exception()) is not None]
@@ -52,7 +52,7 @@ def readyz() -> Response:
 @open_to_all
 def numbers() -> Response:
     """Counters for Prometheus, of all workers of this server."""
-    gate = parts().gate
+    gate = services().gate
     return Response(metrics.text(gate.wait(), gate.waits()), content_type=CONTENT_TYPE_LATEST)
 
 

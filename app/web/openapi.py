@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
-from app.parts import parts
+from app.services import services
 from app.web import csrf, problems, validation
 from app.web.access import Access
 from app.web.csrf import SAFE_METHODS
@@ -58,7 +58,7 @@ def completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
     del components["schemas"]["PaginationMetadata"]  # which nothing here has
     components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
     components["securitySchemes"] = {
-        "session": {"type": "apiKey", "in": "cookie", "name": parts().config.session_cookie_name}
+        "session": {"type": "apiKey", "in": "cookie", "name": services().config.session_cookie_name}
     }
     components["responses"] = {"DEFAULT_ERROR": components["responses"]["DEFAULT_ERROR"]}
     for rule in app.url_map.iter_rules():

@@ -15,7 +15,7 @@ from typing import Any
 import redis
 from flask import request
 
-from app.parts import parts
+from app.services import services
 from app.web.client_address import THIS_MACHINE, network, parse
 from app.web.problems import InvalidCredentials, TooManyAttempts
 
@@ -126,7 +126,7 @@ def one_guess(account: str) -> Iterator[None]:
         TooManyAttempts: it is not this caller's turn yet. The block did not run.
         redis.RedisError: it cannot be counted. The block did not run.
     """
-    store, keys = parts().redis, _guess_keys(account)
+    store, keys = services().redis, _guess_keys(account)
     numbers = (
         FREE_GUESSES,
         ATTACKED_AFTER,
@@ -154,7 +154,7 @@ def one_guess(account: str) -> Iterator[None]:
 
 def forget(account: str) -> None:
     """Forget failed guesses at an account, from this caller's address: its owner has shown up by mail."""
-    parts().redis.delete(*_guess_keys(account)[:2])
+    services().redis.delete(*_guess_keys(account)[:2])
 
 
 def count(what: str, key: str, *, most: int, seconds: int = HOUR_SECONDS) -> None:
@@ -164,7 +164,7 @@ def count(what: str, key: str, *, most: int, seconds: int = HOUR_SECONDS) -> Non
         TooManyAttempts
         redis.RedisError
     """
-    wait: Any = parts().redis.eval(_COUNT, 1, _key(what, key), str(most), str(seconds))
+    wait: Any = services().redis.eval(_COUNT, 1, _key(what, key), str(most), str(seconds))
     if wait:
         log.warning("throttled", extra={"what": what})
         raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
@@ -182,7 +182,7 @@ def reserve(what: str, name: str, caller: str, *, most: int, most_each: int, sec
     """
     room = _key(what, client_address())
     limits = (str(most), str(most_each), str(seconds * 1000))
-    wait: Any = parts().redis.eval(_RESERVE, 2, room, f"{room}-each", name, caller, *limits)
+    wait: Any = services().redis.eval(_RESERVE, 2, room, f"{room}-each", name, caller, *limits)
     if wait:
         log.warning("throttled", extra={"what": what})
         raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
@@ -191,7 +191,7 @@ def reserve(what: str, name: str, caller: str, *, most: int, most_each: int, sec
 
 def release(room: str, name: str, caller: str, *, succeeded: bool) -> None:
     """Note that something has come to an end."""
-    parts().redis.eval(_RELEASE, 2, room, f"{room}-each", name, caller, str(int(succeeded)))
+    services().redis.eval(_RELEASE, 2, room, f"{room}-each", name, caller, str(int(succeeded)))
 
 
 def client_address() -> str:
@@ -207,5 +207,5 @@ def _guess_keys(account: str) -> tuple[str, str, str]:
 def _key(kind: str, *names: str) -> str:
     """Redis learns neither names nor addresses: they are hashed, with the key that sessions are."""
     text = "\0".join((kind, *names))
-    digest = hmac.new(parts().config.secret_key.encode(), text.encode(), hashlib.sha256).hexdigest()
+    digest = hmac.new(services().config.secret_key.encode(), text.encode(), hashlib.sha256).hexdigest()
     return f"throttle:{kind}:{digest[:32]}"

@@ -17,8 +17,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from app import doctor
 from app.auth import email_tokens
+from app.doctor import checks
 from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
 from app.spotify.tokens import maintenance
@@ -404,7 +404,7 @@ def test_mail_is_not_sent_in_cleartext_over_a_network(
         register(client, "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
         with client.application.app_context():
-            [finding] = [each for each in doctor.examine() if each.what.startswith("mail")]
+            [finding] = [each for each in checks.examine() if each.what.startswith("mail")]
 
     assert bool(box.mails) is bool(settings)
     assert finding.good is bool(settings)

@@ -30,7 +30,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import reading, writing
 from app.infra.logs import JsonFormatter
 from app.models import AccessToken, SpotifyUser, User
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.oauth import state
@@ -209,21 +209,21 @@ def pending_key(state: str) -> str:
 def verifier_of(app: Flask, state: str) -> str:
     """The verifier of a flow under way, which only somebody with Redis and the keys can read."""
     with app.app_context():
-        raw: Any = parts().redis.get(pending_key(state))
-        packed = parts().redis_cipher.decrypt(pending_key(state), raw)
+        raw: Any = services().redis.get(pending_key(state))
+        packed = services().redis_cipher.decrypt(pending_key(state), raw)
         assert packed is not None
         entry = msgspec.msgpack.decode(packed, type=state.Authorization)
-        return parts().sealer.open(entry.verifier, "verifier", pending_key(state))
+        return services().sealer.open(entry.verifier, "verifier", pending_key(state))
 
 
 def change_pending(app: Flask, state: str, **values: object) -> None:
     with app.app_context():
-        raw: Any = parts().redis.get(pending_key(state))
-        packed = parts().redis_cipher.decrypt(pending_key(state), raw)
+        raw: Any = services().redis.get(pending_key(state))
+        packed = services().redis_cipher.decrypt(pending_key(state), raw)
         assert packed is not None
         changed = msgspec.msgpack.encode({**msgspec.msgpack.decode(packed), **values})
-        encrypted = parts().redis_cipher.encrypt(pending_key(state), changed)
-        parts().redis.set(pending_key(state), encrypted, keepttl=True)
+        encrypted = services().redis_cipher.encrypt(pending_key(state), changed)
+        services().redis.set(pending_key(state), encrypted, keepttl=True)
 
 
 @ONE_DATABASE
@@ -269,7 +269,7 @@ def test_d2_spotify_refuses_a_wrong_verifier_and_nothing_is_stored(
     callback = sandbox.consent(first_visit(client))
     state = answer_of(callback)["state"]
     with app.app_context():
-        wrong = parts().sealer.seal("not-the-verifier-" * 3, "verifier", pending_key(state))
+        wrong = services().sealer.seal("not-the-verifier-" * 3, "verifier", pending_key(state))
     change_pending(app, state, verifier=wrong)
 
     response = come_back(client, callback)

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.infra.http_client import Answer
-from app.parts import redis_client
+from app.infra.redis_client import redis_client
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.budget import WINDOW_SECONDS
 from app.spotify.clients.rate_limit import Gate

@@ -13,8 +13,8 @@ from werkzeug.http import parse_cache_control_header
 
 from app.infra.http_client import Answer
 from app.models import SpotifyUser
-from app.parts import parts
 from app.resilience.bulkhead import NoPlace
+from app.services import services
 from app.spotify.clients import metrics
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.web_api import CALL_SECONDS, NotAnswered
@@ -63,7 +63,7 @@ def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Re
 
 
 def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
-    return parts().shared.get(
+    return services().shared.get(
         link.id,
         # With the grant: a visitor must not read through another one. Ids of links are also issued again
         # after a backup is restored.
@@ -75,13 +75,13 @@ def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) 
 
 
 def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
-    with parts().bulkhead.place(link.id, until=deadline - LEAST_SECONDS):
+    with services().bulkhead.place(link.id, until=deadline - LEAST_SECONDS):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
-        parts().shared.drop(link.id)
+        services().shared.drop(link.id)
         try:
             return Served(_fetch(link.id, call, deadline, grant_id), "miss")
         finally:
-            parts().shared.drop(link.id)  # also after no answer: it may have had its effect
+            services().shared.drop(link.id)  # also after no answer: it may have had its effect
 
 
 def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Answer:
@@ -91,7 +91,7 @@ def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> A
         return max(1.0, deadline - time.monotonic() - reserved)
 
     def send(access_token: str) -> Answer:
-        return parts().webapi.send(
+        return services().webapi.send(
             call, access_token, link_id=link_id, within=min(CALL_SECONDS, left()), deadline=deadline
         )
 
@@ -116,7 +116,7 @@ def _life(call: Call, answer: Answer) -> float:
     if answer.status in (401, 403):
         return 0  # about the permission, which may be given any moment
     if call.is_poll:
-        return parts().config.gateway_share_seconds
+        return services().config.gateway_share_seconds
     if answer.status != 200:
         return 0
     control = parse_cache_control_header(answer.headers.get("cache-control"), cls=ResponseCacheControl)

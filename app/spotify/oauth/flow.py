@@ -9,7 +9,7 @@ from flask import session
 
 from app.infra import database
 from app.models import GrantState, SpotifyUser
-from app.parts import parts
+from app.services import services
 from app.spotify import connections
 from app.spotify.clients.accounts import (
     Grant,
@@ -199,19 +199,19 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
 
     Whatever can be refused before that is, and a code that was surely not used can come again.
     """
-    if (wait := parts().gate.wait(ME)) > 0:
+    if (wait := services().gate.wait(ME)) > 0:
         raise SpotifyRateLimited(retry_after=math.ceil(wait))
-    if parts().webapi.is_away:
+    if services().webapi.is_away:
         raise SpotifyUnavailable
     database.current_time()  # raises while the database is away: the grant could not be stored
     address = throttle.client_address()
     throttle.count("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
-    with parts().accounts_bulkhead.exchanging():
+    with services().accounts_bulkhead.exchanging():
         taken = oauth_state.take(state, found)
         if taken is None:
             return None
         try:
-            grant = parts().accounts.exchange(code, verifier=oauth_state.verifier(state, taken))
+            grant = services().accounts.exchange(code, verifier=oauth_state.verifier(state, taken))
         except SpotifyError as error:
             if isinstance(error, NotSent | RateLimited):
                 oauth_state.reopen(state, taken)
@@ -228,7 +228,7 @@ def _store(grant: Grant, user_id: int | None, *, asked: float) -> tuple[SpotifyU
     `asked` is when the code was sent (`time.monotonic`). Returns what `links.store_grant` does.
     """
     try:
-        profile = parts().webapi.me(grant.access_token)
+        profile = services().webapi.me(grant.access_token)
     except SpotifyError as error:
         raise as_problem(error) from None
     # A person who has left in the meantime must not be connected, nor leave a connection behind that is
@@ -246,7 +246,7 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
     The browser shows one response of the two, which may be this one; so a visitor, whose session the
     other callback has moved, gets a new session.
     """
-    with parts().accounts_bulkhead.waiting() as waiter:
+    with services().accounts_bulkhead.waiting() as waiter:
         connection = oauth_state.wait_for_result(state, user_id, waiter)
     if connection is None:
         return None

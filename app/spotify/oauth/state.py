@@ -21,7 +21,7 @@ import redis
 from app.infra.clock import utc_now
 from app.infra.encryption import Unreadable
 from app.infra.redis_cipher import compare_and_set
-from app.parts import parts
+from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
 from app.web import sessions, throttle
@@ -89,8 +89,8 @@ def current(user_id: int | None) -> str:
 
 def find(state: str, user_id: int | None) -> Authorization | None:
     """This session's and user's authorization with this state, if there is one."""
-    raw: Any = parts().redis.get(_key(state))
-    packed = parts().redis_cipher.decrypt(_key(state), raw) if raw is not None else None
+    raw: Any = services().redis.get(_key(state))
+    packed = services().redis_cipher.decrypt(_key(state), raw) if raw is not None else None
     if packed is None:
         return None
     with suppress(msgspec.MsgspecError, Unreadable):
@@ -124,7 +124,7 @@ def settle(state: str, taken: Authorization, connection: ConnectionRef | None) -
     try:
         # One that failed is kept to its end, so that `current` does not use its state a second time.
         life = {"keepttl": True} if connection is None else {"ex": RESULT_SECONDS}
-        parts().redis.set(_key(state), _encode(state, ended), xx=True, **life)
+        services().redis.set(_key(state), _encode(state, ended), xx=True, **life)
         throttle.release(taken.room, _key(state), taken.session, succeeded=connection is not None)
     except redis.RedisError as error:
         # What was connected stays connected; only an equal callback has to ask again.
@@ -152,7 +152,7 @@ def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> Connecti
 
 def verifier(state: str, authorization: Authorization) -> str:
     """The PKCE verifier to finish it with."""
-    return parts().sealer.open(authorization.verifier, "verifier", _key(state))
+    return services().sealer.open(authorization.verifier, "verifier", _key(state))
 
 
 def _begin(state: str, user_id: int | None) -> Authorization:
@@ -166,30 +166,30 @@ def _begin(state: str, user_id: int | None) -> Authorization:
         most_each=OF_ONE_SESSION,
         seconds=LIFE_SECONDS,
     )
-    sealed = parts().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
+    sealed = services().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
     started = Authorization(binding, user_id, sealed, room)
     sessions.start()
-    if parts().redis.set(key, _encode(state, started), ex=LIFE_SECONDS, nx=True):
+    if services().redis.set(key, _encode(state, started), ex=LIFE_SECONDS, nx=True):
         return started
     return find(state, user_id) or started
 
 
 def _url(state: str, authorization: Authorization) -> str:
-    return parts().accounts.authorize_url(state=state, verifier=verifier(state, authorization))
+    return services().accounts.authorize_url(state=state, verifier=verifier(state, authorization))
 
 
 def _derived_state(*of: object) -> str:
     text = "\0".join(("authorization", *map(str, of)))
-    digest = hmac.new(parts().config.secret_key.encode(), text.encode(), hashlib.sha256).digest()
+    digest = hmac.new(services().config.secret_key.encode(), text.encode(), hashlib.sha256).digest()
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _swap(state: str, old: Authorization, new: Authorization) -> bool:
-    return compare_and_set(parts().redis, _key(state), _encode(state, old), _encode(state, new))
+    return compare_and_set(services().redis, _key(state), _encode(state, old), _encode(state, new))
 
 
 def _encode(state: str, authorization: Authorization) -> bytes:
-    return parts().redis_cipher.encrypt(_key(state), msgspec.msgpack.encode(authorization))
+    return services().redis_cipher.encrypt(_key(state), msgspec.msgpack.encode(authorization))
 
 
 def _key(state: str) -> str:

@@ -4,7 +4,7 @@ import logging
 
 from app.infra.encryption import Unreadable
 from app.models import AccessToken
-from app.parts import parts
+from app.services import services
 from app.web.problems import SpotifyUnavailable
 
 log = logging.getLogger(__name__)
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 def seal(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> dict[str, object]:
     """The columns to write. Both tokens always together, so that a row needs one key only."""
-    sealer = parts().sealer
+    sealer = services().sealer
     return {
         "access_token": sealer.seal(access_token, "access_token", link_id, grant_id),
         "refresh_token": sealer.seal(refresh_token, "refresh_token", link_id, grant_id),
@@ -24,7 +24,7 @@ def seal_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -> d
     """The columns to write where there is a new refresh token, but no access token."""
 
     def sealed(token: str) -> bytes:
-        return parts().sealer.seal(token, "refresh_token", row.spotify_user_id, row.grant_id)
+        return services().sealer.seal(token, "refresh_token", row.spotify_user_id, row.grant_id)
 
     return {"refresh_token": sealed(refresh_token), "spare_refresh_token": sealed(spare)}
 
@@ -37,7 +37,7 @@ def unseal(row: AccessToken, column: str) -> str:
     """
     sealed: bytes | None = getattr(row, column)
     try:
-        return parts().sealer.open(sealed or b"", column, row.spotify_user_id, row.grant_id)
+        return services().sealer.open(sealed or b"", column, row.spotify_user_id, row.grant_id)
     except Unreadable:
         log.error("token_unreadable", extra={"link": row.spotify_user_id, "column": column})
         raise SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.") from None

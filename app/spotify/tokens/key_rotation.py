@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.infra.database import db, reading, write_again_on_conflict
 from app.infra.encryption import Unreadable
 from app.models import AccessToken
-from app.parts import parts
+from app.services import services
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def keys_in_use() -> dict[str, int]:
 
 def missing_keys() -> dict[str, int]:
     """Keys that rows are sealed with and that are not among ours, with the number of those rows."""
-    ours = parts().sealer.key_ids
+    ours = services().sealer.key_ids
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in ours}
 
 
@@ -98,12 +98,12 @@ def rotate_keys(progress: Callable[[Moved], None]) -> Moved:
 
 
 def _left() -> int:
-    newest = parts().sealer.newest_key_id
+    newest = services().sealer.newest_key_id
     return sum(count for key_id, count in keys_in_use().items() if key_id != newest)
 
 
 def _next_batch(last_id: int) -> list[AccessToken]:
-    other = sa.or_(AccessToken.key_id != parts().sealer.newest_key_id, _UNNAMED)
+    other = sa.or_(AccessToken.key_id != services().sealer.newest_key_id, _UNNAMED)
     older = sa.and_(other, AccessToken.id > last_id)
     with reading() as session:
         return list(
@@ -113,7 +113,7 @@ def _next_batch(last_id: int) -> list[AccessToken]:
 
 def _sealed_anew(row: AccessToken) -> dict[str, object] | None:
     """A row's columns under the newest key. None if one cannot be read; that is reported, and left alone."""
-    sealer = parts().sealer
+    sealer = services().sealer
     new: dict[str, object] = {"key_id": sealer.newest_key_id}
     try:
         for column, sealed_as in _COLUMNS.items():

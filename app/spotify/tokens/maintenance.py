@@ -16,7 +16,7 @@ from app.infra.database import write_again_on_conflict
 from app.mail import outbox
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
 from app.models.access_token import CLOCK_TOLERANCE, is_over
-from app.parts import parts
+from app.services import services
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +126,9 @@ def _mail_owner(db: Session, row: AccessToken) -> None:
             User.disabled_at.is_(None),
         )
     )
-    if owner is not None and parts().mailer.works:
+    if owner is not None and services().mailer.works:
         kind, expires_at = MailKind.SPOTIFY_ENDS_SOON, row.reauthorize_by.isoformat()
-        parts().mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
+        services().mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
 
 
 def end_forgotten(db: Session, now: datetime) -> int:
@@ -169,7 +169,7 @@ def prune_history(db: Session, now: datetime) -> int:
 
 def prune_visitors(db: Session, now: datetime) -> int:
     """Delete links that belong to no account and that no session can reach any more."""
-    unreachable = now - timedelta(seconds=parts().config.session_max_seconds)
+    unreachable = now - timedelta(seconds=services().config.session_max_seconds)
     idle = (
         sa.select(SpotifyUser.id)
         .where(SpotifyUser.user_id.is_(None), SpotifyUser.last_used_at < unreachable)

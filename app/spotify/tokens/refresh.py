@@ -20,7 +20,7 @@ from app.infra import database
 from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
-from app.parts import parts
+from app.services import services
 from app.spotify.clients.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
 from app.spotify.tokens import attempts, breaker, transitions
 from app.spotify.tokens.attempts import Attempt
@@ -73,7 +73,7 @@ def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) ->
     """
     link_id, seen = row.spotify_user_id, (row.grant_id, row.generation)
     deadline = time.monotonic() + wait_seconds
-    with parts().locks.hold(link_id, patience=min(wait_seconds, LOCK_PATIENCE_SECONDS)):
+    with services().locks.hold(link_id, patience=min(wait_seconds, LOCK_PATIENCE_SECONDS)):
         while True:
             row, now = read(link_id)
             overtaken = (row.grant_id, row.generation) != seen
@@ -125,8 +125,8 @@ def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> Reading:
         # Paused since the claim. The lease may end during the call; the next owner is left to make it.
         raise SpotifyUnavailable
     try:
-        with parts().accounts_bulkhead.calling():
-            grant = parts().accounts.refresh(refresh_token)
+        with services().accounts_bulkhead.calling():
+            grant = services().accounts.refresh(refresh_token)
     except SpotifyError as error:
         return _fail(row, attempt, error, refresh_token)
     _commit(row, attempt, grant, refresh_token)
@@ -137,7 +137,7 @@ def _commit(row: AccessToken, attempt: Attempt, grant: Grant, presented: str) ->
     """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
     life = timedelta(seconds=grant.expires_in)
     values = {
-        **transitions.after_success(attempt.claimed_at, life, parts().config.refresh_lead),
+        **transitions.after_success(attempt.claimed_at, life, services().config.refresh_lead),
         **seal(row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented),
         "generation": row.generation + 1,
     }

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.infra.database import reading, write_again_on_conflict, writing
 from app.models import AccessToken, GrantState, SpotifyUser
-from app.parts import parts
+from app.services import services
 from app.spotify.tokens import transitions
 
 RESERVED_FOR = timedelta(seconds=30)
@@ -60,7 +60,7 @@ def give_back(link_id: int) -> None:
 
 def put_off(row: AccessToken) -> None:
     """Look at a link again when its token will be due: somebody else has refreshed it meanwhile."""
-    later = transitions.due(row.expires_at, row.life, parts().config.refresh_lead)
+    later = transitions.due(row.expires_at, row.life, services().config.refresh_lead)
     same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
     with writing() as db:
         db.execute(sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=later))

@@ -16,8 +16,8 @@ from flask import Flask
 
 from app.infra import database
 from app.infra.clock import utc_now
-from app.parts import Parts
 from app.resilience.rate_limiter import Pace
+from app.services import Services
 from app.spotify.tokens import breaker, maintenance, refresh_queue, service
 from app.spotify.tokens.refresh import GrantEnded, UnderWay
 from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
@@ -63,13 +63,13 @@ class _Worker:
     """One pass."""
 
     def __init__(self, app: Flask, stopping: threading.Event) -> None:
-        parts: Parts = app.extensions["backline"]
+        services: Services = app.extensions["backline"]
         self._app = app
-        self._config = parts.config
-        self._pace = Pace(parts.redis, "refresh:pace", parts.config.refresh_rate)
+        self._config = services.config
+        self._pace = Pace(services.redis, "refresh:pace", services.config.refresh_rate)
         # Three seconds' worth: a reservation must not end while it waits for its turn, though there
         # are ten schedulers.
-        self._at_once = min(2 * parts.config.refresh_workers, 3 * parts.config.refresh_rate)
+        self._at_once = min(2 * services.config.refresh_workers, 3 * services.config.refresh_rate)
         self._stopping = stopping
         self._ending = False
         self._failure: Exception | None = None
@@ -157,8 +157,8 @@ def run(app: Flask) -> None:
             misfire_grace_time=None,
             next_run_time=utc_now(),
         )
-    parts: Parts = app.extensions["backline"]
-    parts.mailer.start(app)
+    services: Services = app.extensions["backline"]
+    services.mailer.start(app)
     ticker.start()
     threading.Thread(target=_follow_clock, args=(ticker, stopping), name="clock", daemon=True).start()
     log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.infra import database
 from app.models import AccessToken, GrantState
-from app.parts import parts
+from app.services import services
 from app.spotify.clients.accounts import Grant
 from app.spotify.tokens import refresh, refresh_queue, transitions
 from app.spotify.tokens.encryption import seal, unseal
@@ -97,7 +97,7 @@ def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds:
             refreshing = _start_refresh(row, lead)
             with suppress(TimeoutError, Problem, GrantEnded, *DEPENDENCY_DOWN):
                 if patience:
-                    with parts().accounts_bulkhead.waiting() as waiter:
+                    with services().accounts_bulkhead.waiting() as waiter:
                         return _open(*waiter.result(refreshing, patience))
         return _open(row, now)
     refresh.check_may_try(row, now)
@@ -158,7 +158,7 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
     row.scope = grant.scope or ""
     row.authorized_at = asked_at
     row.expires_at = asked_at + life
-    row.due_at = transitions.due(row.expires_at, life, parts().config.refresh_lead)
+    row.due_at = transitions.due(row.expires_at, life, services().config.refresh_lead)
     row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
     row.ended_at = row.reminded_days = row.spare_refresh_token = None
     row.failures = 0
@@ -175,7 +175,7 @@ def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) ->
     Raises:
         GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
     """
-    with parts().accounts_bulkhead.waiting() as waiter:
+    with services().accounts_bulkhead.waiting() as waiter:
         try:
             return waiter.result(_start_refresh(row, lead), wait_seconds)
         except TimeoutError:
@@ -197,7 +197,7 @@ def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.
                 log.exception("token_refresh_crashed", extra={"link": row.spotify_user_id})
                 raise
 
-    return parts().refreshes.start(row.spotify_user_id, work)
+    return services().refreshes.start(row.spotify_user_id, work)
 
 
 def _open(row: AccessToken, now: datetime) -> LiveToken:

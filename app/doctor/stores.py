@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from redis.exceptions import NoPermissionError
 from sqlalchemy.engine import make_url
 
-from app.finding import Finding
+from app.doctor.result import CheckResult
 from app.infra.database import db
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, error_code
 from app.infra.probes import (
@@ -22,7 +22,7 @@ from app.infra.probes import (
     schema_revision,
     schema_revisions,
 )
-from app.parts import parts
+from app.services import services
 from app.spotify.tokens import key_rotation
 
 # SKIP LOCKED, by which schedulers share their work, collations that compare exactly, and GETEX for sessions.
@@ -75,10 +75,10 @@ _REDIS_ADVICE = {
 }
 
 
-def examine_database() -> Iterator[Finding]:
+def examine_database() -> Iterator[CheckResult]:
     """Check the server, its version, the schema, the rights on all tables, and the number of connections."""
     # Without the query: a password may be in it.
-    shown = make_url(parts().config.database_url).set(query={}).render_as_string(hide_password=True)
+    shown = make_url(services().config.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         with db.engine.connect() as connection:
             server = _server_findings(connection)
@@ -86,22 +86,22 @@ def examine_database() -> Iterator[Finding]:
     except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         yield _database_fault(f"database: {shown}", error)
         return
-    yield Finding(True, f"database: {shown}")
+    yield CheckResult(True, f"database: {shown}")
     yield from server
     head, _ = schema_revisions()
     if revision != head:
-        yield Finding(
+        yield CheckResult(
             False, f"schema: {revision or 'empty'}, but this release needs {head}", "Run: flask db upgrade"
         )
         return
-    yield Finding(True, f"schema: {revision}")
+    yield CheckResult(True, f"schema: {revision}")
     try:
         probe_database(db.engine)
     except (sa.exc.SQLAlchemyError, Unusable) as error:
         yield _database_fault("database", error)
         return
     missing = key_rotation.missing_keys()
-    yield Finding(
+    yield CheckResult(
         not missing,
         f"keys missing for stored tokens: {', '.join(missing)}" if missing else "keys of stored tokens",
         "Put them back into TOKEN_ENCRYPTION_KEYS, behind the newest." if missing else "",
@@ -112,40 +112,40 @@ def _revision(connection: sa.Connection) -> str | None:
     return schema_revision(connection) if sa.inspect(connection).has_table("alembic_version") else None
 
 
-def _server_findings(connection: sa.Connection) -> list[Finding]:
+def _server_findings(connection: sa.Connection) -> list[CheckResult]:
     if connection.dialect.name == "sqlite":
         return []
     version = str(connection.execute(sa.text("SELECT VERSION()")).scalar_one())
     found = [examine_version(version)]
     if is_read_only(connection):
-        found.append(Finding(False, f"database: {REPLICA}", _NOT_PRIMARY))
+        found.append(CheckResult(False, f"database: {REPLICA}", _NOT_PRIMARY))
     allowed = connection.execute(sa.text("SELECT @@GLOBAL.max_connections, @@max_user_connections")).one()
     return [*found, _examine_connections(min(int(number) for number in allowed if number))]
 
 
-def examine_version(version: str) -> Finding:
+def examine_version(version: str) -> CheckResult:
     """Check what `SELECT VERSION()` says."""
     mariadb = re.search(r"(\d+)\.(\d+)\.(\d+)-mariadb", version, re.IGNORECASE)
     number = mariadb or re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     name, least = ("MariaDB", LEAST_MARIADB) if mariadb else ("MySQL", LEAST_MYSQL)
     if number is not None and tuple(map(int, number.groups())) < least:
-        return Finding(
+        return CheckResult(
             False,
             f"database server: {name} {number[1]}.{number[2]}.{number[3]}",
             "Use MySQL 8.0.17, MariaDB 10.6, or newer: Backline needs SKIP LOCKED to refresh tokens ahead of "
             "time, and collations that compare exactly.",
         )
-    return Finding(True, f"database server: {version}")
+    return CheckResult(True, f"database server: {version}")
 
 
-def _examine_connections(allowed: int) -> Finding:
-    config = parts().config
+def _examine_connections(allowed: int) -> CheckResult:
+    config = services().config
     each = config.database_pool_size + config.database_max_overflow
     most = (config.web_concurrency + 1) * each
     what = f"database connections: {most} at most, with one scheduler; the server allows {allowed}"
     if most <= allowed:
-        return Finding(True, what)
-    return Finding(
+        return CheckResult(True, what)
+    return CheckResult(
         True,
         what,
         "When they run out, callers wait for one another. Allow more (max_connections, "
@@ -154,12 +154,12 @@ def _examine_connections(allowed: int) -> Finding:
     )
 
 
-def _database_fault(what: str, error: Exception) -> Finding:
+def _database_fault(what: str, error: Exception) -> CheckResult:
     cause = getattr(error, "orig", None) or error
     known = _NOT_PRIMARY if isinstance(error, Unusable) else _MYSQL_ADVICE.get(error_code(cause))
     if known:
-        return Finding(False, f"{what}: {reason_of(error)}", known)
-    return Finding(
+        return CheckResult(False, f"{what}: {reason_of(error)}", known)
+    return CheckResult(
         False,
         f"{what}: {reason_of(error)}: {_excerpt(cause.args[-1] if cause.args else '')}",
         "Check DATABASE_URL: is the server running, or the file writable?",
@@ -171,26 +171,26 @@ def _excerpt(text: object) -> str:
     return "".join(filter(str.isprintable, str(text)))[:100]
 
 
-def examine_redis() -> Finding:
+def examine_redis() -> CheckResult:
     """Check the version, and every command that Backline uses."""
-    client = parts().redis
+    client = services().redis
     try:
         version = _redis_version(client)
         if version is not None and tuple(int(part) for part in version.split(".")[:3]) < LEAST_REDIS:
-            return Finding(False, f"Redis {version}", "Sessions need GETEX, and so Redis 6.2 or newer.")
+            return CheckResult(False, f"Redis {version}", "Sessions need GETEX, and so Redis 6.2 or newer.")
         probe_redis(client)
         policy = _eviction_policy(client)
     except (redis.RedisError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         return _redis_fault(error)
     shown = f"Redis {version or '(its version is not shown to this user)'}"
     if policy != "noeviction":
-        return Finding(
+        return CheckResult(
             True,
             f"{shown}: maxmemory-policy is {policy}",
             "Set it to noeviction. Otherwise, a full Redis signs people out and forgets failed sign-ins.",
             doubtful=True,
         )
-    return Finding(True, shown)
+    return CheckResult(True, shown)
 
 
 def _redis_version(client: redis.Redis) -> str | None:
@@ -210,15 +210,15 @@ def _eviction_policy(client: redis.Redis) -> str:
     return str(memory.get("maxmemory_policy", "noeviction")) if memory.get("maxmemory") else "noeviction"
 
 
-def _redis_fault(error: Exception) -> Finding:
+def _redis_fault(error: Exception) -> CheckResult:
     name = type(error).__name__
     found = [advice for sign, advice in _REDIS_ADVICE.items() if sign == name or sign in str(error)]
     if found:
-        return Finding(False, f"Redis: {name}", found[0])
+        return CheckResult(False, f"Redis: {name}", found[0])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return Finding(False, f"Redis: {name}", "Is it running? Check REDIS_URL.")
+        return CheckResult(False, f"Redis: {name}", "Is it running? Check REDIS_URL.")
     said = str(error).rpartition("caused error: ")[2]  # without the command, if it was one of several
-    return Finding(
+    return CheckResult(
         False,
         f"Redis: {_excerpt(said)}",
         "Check the parameters of REDIS_URL. It has to lead to a Redis that runs all commands.",

@@ -6,19 +6,19 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
-from app.doctor_stores import examine_database, examine_redis
-from app.finding import Finding
+from app.doctor.result import CheckResult
+from app.doctor.stores import examine_database, examine_redis
 from app.infra.http_client import NoAnswer, Outbound
 from app.mail.mailer import InsecureConnection
-from app.parts import parts
+from app.services import services
 from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[CheckResult]:
     """Run all checks, in the order in which one would want to mend them."""
-    config = parts().config
+    config = services().config
     development = config.app_env == "development"
-    yield Finding(
+    yield CheckResult(
         True,
         f"settings: {config.app_env}",
         "Not for the public: set APP_ENV=production there." if development else "",
@@ -29,21 +29,21 @@ def examine() -> Iterator[Finding]:
     yield _mail()
     yield _spotify()
     if config.uses_sandbox:
-        yield Finding(
+        yield CheckResult(
             True,
             "Spotify application: the sandbox",
             "For the real Spotify set SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET "
             f"and register {config.spotify_redirect_uri} in its dashboard.",
         )
     else:
-        yield Finding(
+        yield CheckResult(
             True,
             f"Spotify application: {config.spotify_client_id}",
             f"Its dashboard must list this redirect URI, exactly: {config.spotify_redirect_uri}",
         )
 
 
-def examine_settings(config: Config) -> Iterator[Finding]:
+def examine_settings(config: Config) -> Iterator[CheckResult]:
     """Look for settings that are allowed, but right only in an unusual deployment."""
     yield from _proxies(config)
     if config.app_env == "production":
@@ -52,18 +52,18 @@ def examine_settings(config: Config) -> Iterator[Finding]:
         yield from _cookies_across_sites(config)
 
 
-def _proxies(config: Config) -> Iterator[Finding]:
+def _proxies(config: Config) -> Iterator[CheckResult]:
     """Whether visitors are told apart. gunicorn listens on loopback, so the public comes through a proxy."""
     count = config.trusted_proxies
     if count == 1:
-        yield Finding(
+        yield CheckResult(
             True,
             "client addresses: as reported by one proxy",
             "If a CDN or load balancer is in front of nginx, enter its addresses in deploy/nginx.conf "
             "(set_real_ip_from). Otherwise all visitors have its address and share the limits.",
         )
     elif count > 1:
-        yield Finding(
+        yield CheckResult(
             True,
             f"client addresses: TRUSTED_PROXIES={count} expects {count} entries in X-Forwarded-For",
             "deploy/nginx.conf writes only one, so all visitors may have one address and share the limits. "
@@ -71,7 +71,7 @@ def _proxies(config: Config) -> Iterator[Finding]:
             doubtful=True,
         )
     elif not config.is_local:
-        yield Finding(
+        yield CheckResult(
             True,
             "client addresses: TRUSTED_PROXIES is 0",
             "Behind a proxy, all visitors have its address and share the limits. Set 1 for "
@@ -80,16 +80,16 @@ def _proxies(config: Config) -> Iterator[Finding]:
         )
 
 
-def _insecure_parts(config: Config) -> Iterator[Finding]:
+def _insecure_parts(config: Config) -> Iterator[CheckResult]:
     if config.allow_insecure:
-        yield Finding(
+        yield CheckResult(
             True,
             f"accepted although insecure: {', '.join(sorted(config.allow_insecure))}",
             "Remove from ALLOW_INSECURE what no longer applies.",
             doubtful=True,
         )
     if unencrypted := list(_unencrypted(config)):
-        yield Finding(
+        yield CheckResult(
             True,
             f"connections without TLS to another machine: {', '.join(unencrypted)}",
             "In a network that others use too, turn TLS on: rediss://..., and ssl_ca in DATABASE_URL.",
@@ -97,20 +97,20 @@ def _insecure_parts(config: Config) -> Iterator[Finding]:
         )
 
 
-def _callback(config: Config) -> Iterator[Finding]:
+def _callback(config: Config) -> Iterator[CheckResult]:
     callback = urlsplit(config.spotify_redirect_uri)
     origin = origin_of(config.spotify_redirect_uri)
     names = [host_name(host) for host in config.trusted_hosts]
     if config.redirects_to_api:
         if not any(_is_named(callback.hostname or "", name) for name in names):
-            yield Finding(
+            yield CheckResult(
                 True,
                 f"SPOTIFY_REDIRECT_URI: {callback.hostname} is not in TRUSTED_HOSTS",
                 "Add it, unless a proxy changes the Host header. Otherwise no one can connect Spotify.",
                 doubtful=True,
             )
     elif callback.scheme == "https" and origin not in config.cors_origins and callback.hostname not in names:
-        yield Finding(
+        yield CheckResult(
             True,
             f"SPOTIFY_REDIRECT_URI: {origin} is not in CORS_ORIGINS",
             "Add it, unless that address opens an app. Otherwise its page cannot complete the connection.",
@@ -118,7 +118,7 @@ def _callback(config: Config) -> Iterator[Finding]:
         )
 
 
-def _cookies_across_sites(config: Config) -> Iterator[Finding]:
+def _cookies_across_sites(config: Config) -> Iterator[CheckResult]:
     names = [host_name(host) for host in config.trusted_hosts]
     if config.redirects_to_api:
         names = [urlsplit(config.spotify_redirect_uri).hostname or ""]
@@ -132,7 +132,7 @@ def _cookies_across_sites(config: Config) -> Iterator[Finding]:
                 if is_app_origin(origin)
                 else ""
             )
-            yield Finding(
+            yield CheckResult(
                 True,
                 f"CORS_ORIGINS: {origin} is on another site than {', '.join(names)}",
                 f"The session cookie will not be sent from there{exception}. Set "
@@ -158,29 +158,29 @@ def _is_named(host: str, name: str) -> bool:
     return host == name or (name.startswith(".") and host.endswith(name))
 
 
-def _mail() -> Finding:
-    mailer, host = parts().mailer, urlsplit(parts().config.mail_url).hostname
+def _mail() -> CheckResult:
+    mailer, host = services().mailer, urlsplit(services().config.mail_url).hostname
     if mailer.prints:
-        return Finding(True, "mail: printed to standard error", "To send it, set MAIL_URL.")
+        return CheckResult(True, "mail: printed to standard error", "To send it, set MAIL_URL.")
     if host is None:
-        return Finding(
+        return CheckResult(
             True, "mail: none is sent", "For forgotten passwords and verified addresses, set MAIL_URL."
         )
     try:
         mailer.examine()
     except InsecureConnection as error:
-        return Finding(False, f"mail: {host} offers no encryption", str(error))
+        return CheckResult(False, f"mail: {host} offers no encryption", str(error))
     except (OSError, smtplib.SMTPException, ValueError) as error:  # a password that is not ASCII
-        return Finding(False, f"mail: {host}: {type(error).__name__}", "Is it right? Check MAIL_URL.")
-    return Finding(True, f"mail: {host} answers, from {parts().config.mail_from}")
+        return CheckResult(False, f"mail: {host}: {type(error).__name__}", "Is it right? Check MAIL_URL.")
+    return CheckResult(True, f"mail: {host} answers, from {services().config.mail_from}")
 
 
-def _spotify() -> Finding:
-    url = parts().config.spotify_accounts_url
+def _spotify() -> CheckResult:
+    url = services().config.spotify_accounts_url
     try:
         Outbound().send("GET", f"{url}/")
     except NoAnswer as error:
-        return Finding(
+        return CheckResult(
             False, f"Spotify: {url} does not answer ({error})", "Check the network, or SPOTIFY_ACCOUNTS_URL."
         )
-    return Finding(True, f"Spotify: {url} answers")
+    return CheckResult(True, f"Spotify: {url} answers")

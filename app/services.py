@@ -8,7 +8,6 @@ from flask import current_app
 
 from app.infra.encryption import Sealer
 from app.infra.redis_cipher import RedisCipher
-from app.infra.redis_client import redis_client
 from app.mail.mailer import Mailer
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import UserLocks
@@ -20,11 +19,9 @@ from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.gateway.shared_reads import SharedAnswers
 from config import Config
 
-__all__ = ["Parts", "parts", "redis_client"]
-
 
 @dataclass(frozen=True)
-class Parts:
+class Services:
     config: Config
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something
@@ -40,6 +37,6 @@ class Parts:
     mailer: Mailer
 
 
-def parts() -> Parts:
-    """The parts of the current application."""
-    return cast("Parts", current_app.extensions["backline"])
+def services() -> Services:
+    """Return the services of the current application."""
+    return cast("Services", current_app.extensions["backline"])

@@ -1,0 +1,1 @@
+"""`flask doctor`: what the operator has to set right, and how."""
