@@ -38,8 +38,8 @@ from typing import Any
 import requests
 
 from tests.conftest import ANY_PORT_REDIRECT_URI, SETTINGS
-from tests.sandbox_client import SandboxClient, answer_of, running_sandbox
-from tests.services import migrate, running_mariadb, running_redis, running_server
+from tests.helpers.sandbox_client import SandboxClient, answer_of, running_sandbox
+from tests.helpers.servers import migrate, running_mariadb, running_redis, running_server
 
 V1 = "/api/spotify/v1"
 TABS, CALLERS, LINKS, SPOTIFY_SECONDS, SAMPLES_PER_SECOND = 1000, 200, 20, 5, 20

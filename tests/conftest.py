@@ -12,12 +12,18 @@ from flask import Flask
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser
 
-from tests import cookies, leaks
-from tests.browser import running_chromium
-from tests.journeys import PASSWORD
-from tests.mailbox import Mailbox, running_mailbox
-from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SandboxClient, running_sandbox
-from tests.services import (
+from tests.helpers import secret_scanner, set_cookie
+from tests.helpers.browser import running_chromium
+from tests.helpers.flows import PASSWORD
+from tests.helpers.mail_server import Mailbox, running_mailbox
+from tests.helpers.sandbox_client import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    REDIRECT_URI,
+    SandboxClient,
+    running_sandbox,
+)
+from tests.helpers.servers import (
     EmptyDatabase,
     Server,
     Unavailable,
@@ -98,7 +104,7 @@ class ApiClient(FlaskClient):
         # Two only where the cookie with the old name is deleted.
         assert len(lines) <= 1 + any(line.startswith("__Host-session=;") for line in lines), lines
         for line in lines:
-            cookies.check(line)
+            set_cookie.check(line)
         return response
 
 
@@ -158,39 +164,41 @@ def _redis(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(scope="session")
-def _redis_commands(redis_url: str) -> Iterator[leaks.RedisCommands]:
-    commands = leaks.RedisCommands(redis_url)
+def _redis_commands(redis_url: str) -> Iterator[secret_scanner.RedisCommands]:
+    commands = secret_scanner.RedisCommands(redis_url)
     yield commands
     commands.close()
 
 
 @pytest.fixture(scope="session")
-def _columns(database_url: str) -> Iterator[leaks.Columns]:
-    columns = leaks.Columns(database_url)
+def _columns(database_url: str) -> Iterator[secret_scanner.Columns]:
+    columns = secret_scanner.Columns(database_url)
     yield columns
     columns.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _listening() -> Iterator[None]:
-    leaks.NET.know("a password", PASSWORD)
-    leaks.NET.know_settings(SETTINGS)
-    with leaks.listening():
+    secret_scanner.NET.know("a password", PASSWORD)
+    secret_scanner.NET.know_settings(SETTINGS)
+    with secret_scanner.listening():
         yield
     # What the servers wrote that run until the end.
-    if found := leaks.NET.haul():
+    if found := secret_scanner.NET.haul():
         pytest.fail(_said(found), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
-def net(request: pytest.FixtureRequest) -> Iterator[leaks.Net]:
+def net(request: pytest.FixtureRequest) -> Iterator[secret_scanner.Net]:
     """The net under every test: it fails if the product says or keeps a secret where none belongs."""
     read = {"redis_url": "_redis_commands", "database_url": "_columns"}
     used = set(request.fixturenames)
-    leaks.NET.sources = [request.getfixturevalue(source) for place, source in read.items() if place in used]
-    yield leaks.NET
-    found = leaks.NET.haul()
-    leaks.NET.sources = []
+    secret_scanner.NET.sources = [
+        request.getfixturevalue(source) for place, source in read.items() if place in used
+    ]
+    yield secret_scanner.NET
+    found = secret_scanner.NET.haul()
+    secret_scanner.NET.sources = []
     if not found:
         return
     if failed := request.node.stash.get(FAILED, None):
@@ -199,12 +207,12 @@ def net(request: pytest.FixtureRequest) -> Iterator[leaks.Net]:
         pytest.fail(_said(found), pytrace=False)
 
 
-def _said(found: list[leaks.Leak]) -> str:
-    return "\n".join(["Secrets where none belong (tests/leaks.py):", *map(str, found)])
+def _said(found: list[secret_scanner.Leak]) -> str:
+    return "\n".join(["Secrets where none belong (tests/helpers/secret_scanner.py):", *map(str, found)])
 
 
 @pytest.fixture(autouse=True)
-def _a_clean_start(request: pytest.FixtureRequest, net: leaks.Net) -> None:
+def _a_clean_start(request: pytest.FixtureRequest, net: secret_scanner.Net) -> None:
     """Empty what the test uses, and only that: most tests use few of the servers."""
     used = set(request.fixturenames)
     if "sandbox" in used:
@@ -263,7 +271,7 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     from app.infra.database import db
     from config import Config
 
-    leaks.NET.know_settings(env)
+    secret_scanner.NET.know_settings(env)
     application = create_app(Config.from_env(env))
     application.test_client_class = ApiClient
     yield application
@@ -297,7 +305,7 @@ def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]
         *, workers: int = 2, threads: int = 8, **settings: str
     ) -> AbstractContextManager[Server]:
         shared = {name: value for name, value in env.items() if name != "SPOTIFY_REDIRECT_URI"}
-        leaks.NET.know_settings({**shared, **settings})
+        secret_scanner.NET.know_settings({**shared, **settings})
         return running_server({**shared, **settings}, workers=workers, threads=threads)
 
     return start_server

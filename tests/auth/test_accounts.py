@@ -14,9 +14,9 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import User
-from tests.fault_proxy import FaultProxy
-from tests.journeys import PASSWORD, login, register, slug
-from tests.services import Server
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import PASSWORD, login, register, slug
+from tests.helpers.servers import Server
 
 NEW = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 

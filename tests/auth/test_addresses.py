@@ -9,9 +9,9 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import User, normalization
-from tests.every_route import settled
-from tests.journeys import PASSWORD, login, slug
-from tests.mailbox import Mailbox, token_in
+from tests.helpers.flows import PASSWORD, login, slug
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import settled
 
 SPELLINGS = [
     "Ada@xn--bcher-kva.example",

@@ -23,12 +23,12 @@ from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
 from app.spotify.tokens import maintenance
 from tests.conftest import running_app
-from tests.every_route import settled, waiting_mails
-from tests.journeys import PASSWORD, login, register, slug
-from tests.mailbox import Mailbox, running_mailbox, token_in
-from tests.many import let_pass
-from tests.sandbox_client import SandboxClient
-from tests.services import ROOT, eventually, make_certificate, process_environment
+from tests.helpers.factories import let_pass
+from tests.helpers.flows import PASSWORD, login, register, slug
+from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
+from tests.helpers.route_matrix import settled, waiting_mails
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import ROOT, eventually, make_certificate, process_environment
 
 NEW_PASSWORD = "another sentence, and longer"
 ADA = "ada@example.com"

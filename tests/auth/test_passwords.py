@@ -21,8 +21,8 @@ from app.auth import passwords
 from app.infra.database import reading, writing
 from app.models import User
 from app.web.problems import ServiceUnavailable, ValidationError
-from tests.journeys import PASSWORD, login, register, slug
-from tests.services import Server
+from tests.helpers.flows import PASSWORD, login, register, slug
+from tests.helpers.servers import Server
 
 ADA = {"username": "ada", "email": "ada.lovelace@example.com"}
 LISTED = [

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from app.auth.usernames import is_username
 from app.models import normalization
-from tests.journeys import PASSWORD
+from tests.helpers.flows import PASSWORD
 
 GOOD = [
     *("सुनील", "தமிழ்", "สุดา", "שָׁלוֹם", "מִרְיָם", "مُحَمَّد", "Nguyễn", "Ḗliás", "हिन्दी९", "मराठी_१२३", "क्षितिज"),

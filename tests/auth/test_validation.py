@@ -5,7 +5,7 @@ from flask.testing import FlaskClient
 
 from app.auth import schemas
 from app.web import validation
-from tests.journeys import register, slug
+from tests.helpers.flows import register, slug
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

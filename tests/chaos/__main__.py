@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tests.chaos.checker import Report
 from tests.chaos.generator import Chaos
 from tests.chaos.world import World, running_world
-from tests.services import Unavailable
+from tests.helpers.servers import Unavailable
 
 ROUND_SECONDS = 30.0
 PROGRESS_SECONDS = 3.0

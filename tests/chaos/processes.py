@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.fault_proxy import FaultProxy, Upstream
-from tests.sandbox_client import SandboxClient
-from tests.services import (
+from tests.helpers.fault_proxy import FaultProxy, Upstream
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import (
     _process,
     eventually,
     free_port,

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.chaos import drills
+from tests.chaos import scenarios
 from tests.chaos.generator import Chaos
 from tests.chaos.world import World
 
@@ -23,11 +23,11 @@ def product(world: World) -> World:
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_every_kind_of_fault(product: World, rotate: bool) -> None:
     wrong = []
-    for name in drills.drills(rotate=rotate):
-        report, failure = drills.run(product, name, rotate=rotate)
+    for name in scenarios.drills(rotate=rotate):
+        report, failure = scenarios.run(product, name, rotate=rotate)
         wrong += [f"{name}: {sentence}" for sentence in report.violations]
         if failure is not None:
-            wrong.append(f"{name}: {failure or 'its own assertion failed'}\n{drills.where(failure)}")
+            wrong.append(f"{name}: {failure or 'its own assertion failed'}\n{scenarios.where(failure)}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import drills
+from tests.chaos import scenarios
 from tests.chaos.world import World
-from tests.services import ROOT
+from tests.helpers.servers import ROOT
 
 pytestmark = pytest.mark.processes
 
@@ -25,7 +25,7 @@ class Mutation:
     file: str
     old: str
     new: str
-    drills: tuple[str, ...]
+    scenarios: tuple[str, ...]
     breaks: frozenset[str] = frozenset()
     """The rules, one of which must be found broken: by the checker, or by the drill itself where it is
     stricter. None: everything has to be as promised."""
@@ -143,9 +143,9 @@ def test_a_mutation(world: World, tmp_path: Path, mutation: Mutation) -> None:
     world.run_product(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
     found, failures = [], []
     for name in mutation.drills:
-        report, failure = drills.run(world, name, rotate=mutation.rotate, settle=mutation.schedulers > 0)
+        report, failure = scenarios.run(world, name, rotate=mutation.rotate, settle=mutation.schedulers > 0)
         found += report.violations
-        failures += [f"{name}: {drills.where(failure)}"] if failure is not None else []
+        failures += [f"{name}: {scenarios.where(failure)}"] if failure is not None else []
 
     rules = {sentence.partition(":")[0] for sentence in found} | ({"drill"} if failures else set())
     if mutation.breaks:

@@ -32,9 +32,9 @@ from tests.chaos.history import (
 )
 from tests.chaos.processes import ApiServer, MariaDb, Product, RedisServer, SandboxSpotify, Scheduler
 from tests.conftest import SETTINGS
-from tests.fault_proxy import Upstream
-from tests.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
-from tests.services import ROOT, _directory, eventually, migrate
+from tests.helpers.fault_proxy import Upstream
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.servers import ROOT, _directory, eventually, migrate
 
 T = TypeVar("T")
 PASSWORD = "a long sentence is best"

@@ -9,7 +9,14 @@ from urllib.parse import urlencode
 import pytest
 import requests
 
-from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, TIMEOUT_S, SandboxClient, answer_of
+from tests.helpers.sandbox_client import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    REDIRECT_URI,
+    TIMEOUT_S,
+    SandboxClient,
+    answer_of,
+)
 
 ALL_SCOPES = (
     "playlist-modify-private playlist-modify-public playlist-read-collaborative playlist-read-private "

@@ -6,8 +6,8 @@ import re
 import pytest
 import requests
 
+from tests.helpers.sandbox_client import CLIENT_ID, REDIRECT_URI, SandboxClient, answer_of, running_sandbox
 from tests.sandbox.conftest import PKCE, App
-from tests.sandbox_client import CLIENT_ID, REDIRECT_URI, SandboxClient, answer_of, running_sandbox
 
 REFUSALS = [
     ({"client_id": "0" * 32}, "INVALID_CLIENT: Invalid client"),

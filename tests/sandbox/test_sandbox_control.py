@@ -7,8 +7,8 @@ import pytest
 import requests
 
 from sandbox import journal
+from tests.helpers.sandbox_client import SandboxClient, answer_of
 from tests.sandbox.conftest import PKCE, VERIFIER, App, Visitor
-from tests.sandbox_client import SandboxClient, answer_of
 
 UNKNOWN = [
     ("PATCH", "settings", {"rotat": True}, "unknown setting: rotat"),

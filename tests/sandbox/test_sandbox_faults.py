@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.helpers.sandbox_client import SandboxClient
 from tests.sandbox.conftest import App, Visitor
-from tests.sandbox_client import SandboxClient
 
 ENVOY = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import requests
 
+from tests.helpers.sandbox_client import ROOT, SandboxClient, running_sandbox
 from tests.sandbox.conftest import App
-from tests.sandbox_client import ROOT, SandboxClient, running_sandbox
 
 
 def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:

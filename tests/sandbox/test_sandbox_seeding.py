@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import requests
 
+from tests.helpers.sandbox_client import SandboxClient, answer_of
 from tests.sandbox.conftest import App
 from tests.sandbox.shapes import REFRESH_ANSWER, check
-from tests.sandbox_client import SandboxClient, answer_of
 
 DAY = timedelta(days=1)
 

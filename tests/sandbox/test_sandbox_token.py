@@ -4,9 +4,9 @@ import base64
 
 import pytest
 
+from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 from tests.sandbox.conftest import PKCE, VERIFIER, App
 from tests.sandbox.shapes import CODE_ANSWER, OAUTH_ERROR, REFRESH_ANSWER, check
-from tests.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 
 DAY = 86400
 BODY = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}

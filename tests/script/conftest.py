@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.servers import free_port
 from tests.script.running import Environ, Run, Running
-from tests.services import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEFT_BEHIND = (

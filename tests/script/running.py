@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import leaks
-from tests.services import eventually
+from tests.helpers import secret_scanner
+from tests.helpers.servers import eventually
 
 Environ = dict[str, str]
 Run = Callable[..., "Running"]
@@ -61,7 +61,7 @@ class Running:
         assert not self._reader.is_alive(), "something still holds its output open"
         assert self.process.stdout is not None
         self.process.stdout.close()
-        leaks.look_at(self.output, "the output of script/server")
+        secret_scanner.look_at(self.output, "the output of script/server")
         return status
 
     def left_over(self) -> list[str]:

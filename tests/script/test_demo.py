@@ -22,10 +22,10 @@ import requests
 from script import demo, ports
 from script.demo import NoDemo
 from script.supervisor import Programs
-from tests import leaks
 from tests.conftest import SETTINGS
+from tests.helpers import secret_scanner
+from tests.helpers.servers import free_port
 from tests.script.running import Environ, Run, Running
-from tests.services import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -208,7 +208,7 @@ def test_what_else_can_be_in_the_way_is_told(place: str) -> None:
     def config(**settings: str) -> Config:
         return Config.from_env({**SETTINGS, "CORS_ORIGINS": "", **settings})
 
-    leaks.NET.know_settings(SETTINGS)
+    secret_scanner.NET.know_settings(SETTINGS)
     assert demo.place({"FRONTEND_URL": f"{place}/"}, config(FRONTEND_URL=place)) == place
     with pytest.raises(NoDemo, match="FRONTEND_URL leads to another one"):
         demo.place({"FRONTEND_URL": "https://app.example.com"}, config())

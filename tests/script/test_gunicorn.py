@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.services import Server, eventually
+from tests.helpers.servers import Server, eventually
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 StartServer = Callable[..., AbstractContextManager[Server]]

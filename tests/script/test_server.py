@@ -14,8 +14,8 @@ import requests
 from sqlalchemy import make_url
 
 from script import ports, server
+from tests.helpers.servers import eventually
 from tests.script.running import Environ, Run
-from tests.services import eventually
 
 
 @pytest.fixture

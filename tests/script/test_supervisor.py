@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import eventually
+from tests.helpers.servers import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from tests.conftest import FAILED, SETTINGS, cannot_run
-from tests.sandbox_client import SandboxClient
-from tests.services import Server, Unavailable, running_server
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server, Unavailable, running_server
 from tests.spa.pages import ROOT, Pages, build, serving
 
 KEPT = ROOT / "test-results"

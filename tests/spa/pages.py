@@ -12,7 +12,7 @@ from pathlib import Path
 
 from script.demo import APP as FOLDER
 from script.demo import NoDemo, find_node
-from tests.services import Unavailable
+from tests.helpers.servers import Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 APP = ROOT / FOLDER

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import FLAGS, chromium_path
 from tests.conftest import cannot_run, start
-from tests.services import Nginx, Server, Unavailable, _find, make_certificate, running_nginx
+from tests.helpers.browser import FLAGS, chromium_path
+from tests.helpers.servers import Nginx, Server, Unavailable, _find, make_certificate, running_nginx
 from tests.spa.conftest import NewPerson
-from tests.spa.journeys import connect, expect_connected, go_to, sign_out, sign_up
+from tests.spa.flows import connect, expect_connected, go_to, sign_out, sign_up
 from tests.spa.pages import Pages, serving
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

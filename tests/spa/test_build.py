@@ -8,7 +8,7 @@ import pytest
 
 from script.openapi import document
 from tests.conftest import cannot_run
-from tests.services import Unavailable
+from tests.helpers.servers import Unavailable
 from tests.spa.pages import APP, node_modules, run
 
 
@@ -34,7 +34,7 @@ createConfig({ extends: ["minimal"], rules: { struct: "error", "no-invalid-media
 
 
 def test_the_document_is_valid_to_a_second_validator_too(tmp_path: Path) -> None:
-    """The first is openapi-spec-validator, in tests/test_promises.py. This one makes the app's types."""
+    """The first is openapi-spec-validator (tests/meta). This one makes the app's types."""
     try:
         node_modules()
     except Unavailable as error:

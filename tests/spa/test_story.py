@@ -13,12 +13,12 @@ from playwright.sync_api import Page, Route, expect
 from app.infra.redis_cipher import RedisCipher
 from app.web.session_data import decode, encode
 from tests.conftest import SETTINGS
-from tests.journeys import PASSWORD
-from tests.mailbox import Mailbox, token_in
-from tests.sandbox_client import SandboxClient
-from tests.services import Server
+from tests.helpers.flows import PASSWORD
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server
 from tests.spa.conftest import NewPerson, StartApi
-from tests.spa.journeys import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up
+from tests.spa.flows import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up
 from tests.spa.pages import Pages
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

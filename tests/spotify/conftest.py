@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from flask.testing import FlaskClient
 
-from tests.sandbox_client import SandboxClient
-from tests.upstream import Upstream, link, running_upstream
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.upstream import Upstream, link, running_upstream
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from app.spotify.clients.web_api import Profile
 from app.user import account
 from app.web import session_index
 from app.web.problems import NotSignedIn
-from tests import stored_sessions
-from tests.journeys import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
-from tests.many import let_pass
-from tests.sandbox_client import SandboxClient
+from tests.helpers import stored_sessions
+from tests.helpers.factories import let_pass
+from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.sandbox_client import SandboxClient
 
 NEW_PASSWORD = "another sentence, and longer"
 

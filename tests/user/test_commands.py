@@ -10,10 +10,10 @@ from flask.testing import FlaskClient
 from app.infra.database import reading
 from app.models import User
 from tests.conftest import running_app
-from tests.every_route import settled
-from tests.journeys import PASSWORD, connect, login, register, slug
-from tests.mailbox import Mailbox, token_in
-from tests.sandbox_client import SandboxClient
+from tests.helpers.flows import PASSWORD, connect, login, register, slug
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import settled
+from tests.helpers.sandbox_client import SandboxClient
 from tests.user.test_email_change import session_epoch
 
 ADA, NEW = "ada@example.com", "new@example.com"

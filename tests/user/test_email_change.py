@@ -12,11 +12,11 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, MailKind, User
 from app.spotify.tokens import maintenance
-from tests.every_route import settled
-from tests.journeys import PASSWORD, connect, login, register, slug
-from tests.mailbox import Mailbox, token_in
-from tests.many import let_pass
-from tests.sandbox_client import SandboxClient
+from tests.helpers.factories import let_pass
+from tests.helpers.flows import PASSWORD, connect, login, register, slug
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import settled
+from tests.helpers.sandbox_client import SandboxClient
 
 ADA, NEW, OTHER = "ada@example.com", "new@example.com", "other@example.com"
 NEW_PASSWORD = "another sentence, and longer"

@@ -15,11 +15,11 @@ from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OutgoingMail, Purpose, User, normalization
 from app.user import emails
-from tests.every_route import settled
-from tests.journeys import PASSWORD, another_tab, connect, register
-from tests.mailbox import Mailbox, token_in
-from tests.sandbox_client import SandboxClient
-from tests.services import eventually
+from tests.helpers.flows import PASSWORD, another_tab, connect, register
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import settled
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
 from tests.user.test_email_change import (
     ADA,
     CHANGED,

@@ -1,0 +1,41 @@
+"""The real browser that tests look through."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.helpers.servers import Unavailable
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextmanager
+def running_chromium() -> Iterator[Browser]:
+    """Debian's Chromium, without a window, and without calls home to hosts that are not here."""
+    path = chromium_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def chromium_path() -> str:
+    """Where Chromium is.
+
+    Raises:
+        Unavailable
+    """
+    path = shutil.which("chromium")
+    if path is None:
+        raise Unavailable("chromium is not installed: apt-get install chromium")
+    return path

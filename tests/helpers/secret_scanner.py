@@ -1,0 +1,405 @@
+"""A net under the whole suite: what a test makes the product say or keep is searched for secrets.
+
+Into it go the product's logs as of LOG_LEVEL=DEBUG, every answer, every command that Redis was sent,
+every column of the database, and what our programs print, if they run by `tests/helpers/servers.py` or
+`subprocess.run`. A test that reads the output of a process in another way hands it over, by one line:
+`leaks.look_at(output, "where")`. `tests/conftest.py` hauls the net in at the end of each test.
+
+Three places are exempt: a session's id in the Set-Cookie that issues it, the access token that
+`GET /api/spotify/token` is there for, and the mails that development prints, with the tokens in them.
+The `state` of an authorization may stand in the URL of the consent page that an answer names, and
+nowhere else. Left out is what is the same for everybody: the examples in the OpenAPI document, and
+Swagger UI's own files.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import quote, quote_plus, urlsplit
+
+import redis
+import requests
+import sqlalchemy as sa
+import werkzeug.test
+
+import config
+from app.infra import logs
+from app.web import docs
+
+# What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
+TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
+TOKEN_KINDS = {"A": "a code or refresh token", "B": "an access token"}
+
+# Session ids, states and verifiers are 256 random bits in base64url.
+ID_CHARS = 43
+RUN = re.compile(r"[\w-]{43,}", re.ASCII)
+MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)")
+LONGEST_VERIFIER = 128  # RFC 7636 section 4.1
+
+SESSION_COOKIE = re.compile(
+    r"^((?:__Host-Http-session|__Host-session|backline_session)=)([\w-]{43})(?=;|$)", re.ASCII
+)
+PRINTED_MAIL = re.compile(r"--- mail to .*?--- end ---", re.DOTALL)
+EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
+CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
+CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)
+STATE = re.compile(r"\bstate=([\w-]+)", re.ASCII)
+
+AROUND = 60  # characters shown on either side of what was found
+Texts = Iterable[tuple[str, str]]
+Span = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A secret where none belongs. The excerpt shows what is around it, never the secret."""
+
+    kind: str
+    where: str
+    excerpt: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.where}: {self.excerpt}"
+
+
+class Net:
+    """Collects texts and what is secret in them, and searches when it is hauled in: by then all is known."""
+
+    def __init__(self) -> None:
+        self.sources: list[Callable[[], Texts]] = []
+        """Places that are read when the net is hauled in."""
+        self._texts: list[tuple[str, str]] = []
+        self._phrases: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
+        self._challenges: set[str] = set()
+
+    # --- what is secret --------------------------------------------------------------------------
+
+    def know(self, kind: str, *values: str) -> None:
+        """These values are secret; each is found as it stands and as a URL or a form would have it."""
+        for value in values:
+            if len(value) < 12:
+                continue  # it would be found everywhere; no secret of the tests is so short
+            for form in (value, quote(value, safe=""), quote_plus(value)):
+                self._phrases[form] = kind
+
+    def know_settings(self, settings: Mapping[str, str]) -> None:
+        """The secrets among an app's settings, in the forms in which code handles them."""
+        self.know("the secret key", settings.get("SECRET_KEY", ""))
+        secret = settings.get("SPOTIFY_CLIENT_SECRET", "")
+        pair = f"{settings.get('SPOTIFY_CLIENT_ID', '')}:{secret}"
+        if secret:
+            self.know("the client secret", secret, base64.b64encode(pair.encode()).decode())
+        for key in settings.get("TOKEN_ENCRYPTION_KEYS", "").split(","):
+            self.know("an encryption key", key)
+            if (raw := config._decode_key(key)) is not None:
+                shown = repr(raw)[2:-1]  # in a traceback or the repr of a dataclass, and that again in JSON
+                self.know("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
+
+    # --- what is looked at -----------------------------------------------------------------------
+
+    def look_at(self, text: str | bytes, where: str) -> None:
+        """Nothing secret may stand in this text."""
+        self._texts.append((where, PRINTED_MAIL.sub("(a mail)", _text(text))))
+
+    def answer(
+        self, request: str, status: str, headers: Iterable[tuple[str, str]], body: bytes | None
+    ) -> None:
+        """An answer of ours to a request, as in `GET /path`. Learns what it issues."""
+        lines = [status]
+        for name, value in headers:
+            if name.lower() == "set-cookie":
+                value = SESSION_COOKIE.sub(self._issued, value)  # noqa: PLW2901 - without what belongs there
+            lines.append(f"{name}: {value}")
+        text = "\n".join([*lines, "", _searched(request, body or b"")])
+        self.look_at(CONSENT_URL.sub(self._begun, text), f"the answer to {request}")
+
+    def _issued(self, cookie: re.Match[str]) -> str:
+        self._ids[cookie[2]] = "a session id"
+        return f"{cookie[1]}(id)"
+
+    def _begun(self, url: re.Match[str]) -> str:
+        self._challenges.update(CHALLENGE.findall(url[0]))
+        self._ids.update(dict.fromkeys(STATE.findall(url[0]), "an authorization's state"))
+        return CHALLENGE.sub("code_challenge=(challenge)", STATE.sub("state=(state)", url[0]))
+
+    # --- what is found ---------------------------------------------------------------------------
+
+    @property
+    def places(self) -> set[str]:
+        """Where the texts come from that are in the net now."""
+        self._draw()
+        return {where for where, _ in self._texts}
+
+    def haul(self) -> list[Leak]:
+        """Search everything collected since the last time, and let go of it. One leak of a kind and place."""
+        self._draw()
+        texts, self._texts = self._texts, []
+        clean: set[str] = set()
+        leaks: dict[tuple[str, str], Leak] = {}
+        for where, text in texts:
+            if spans := self._spans(text, clean):
+                for kind, excerpt in _excerpts(text, spans):
+                    leaks.setdefault((kind, where), Leak(kind, where, excerpt))
+        return list(leaks.values())
+
+    def _draw(self) -> None:
+        for source in self.sources:
+            for where, text in source():
+                self.look_at(text, where)
+
+    def _spans(self, text: str, clean: set[str]) -> list[Span]:
+        """Where secrets begin and end, and which. Long words without any go into `clean`."""
+        found = [(match.start(), match.end(), TOKEN_KINDS[match[1]]) for match in TOKEN.finditer(text)]
+        for phrase, kind in self._phrases.items():
+            if phrase in text:
+                found += [
+                    (match.start(), match.end(), kind) for match in re.finditer(re.escape(phrase), text)
+                ]
+        for run in RUN.finditer(text):
+            if run[0] in clean:
+                continue
+            if ids := self._ids_in(run[0], in_a_hash=text[run.start() - 1 : run.start()] == "$"):
+                found += [(run.start() + start, run.start() + end, kind) for start, end, kind in ids]
+            else:
+                clean.add(run[0])
+        return found
+
+    def _ids_in(self, word: str, *, in_a_hash: bool) -> list[Span]:
+        if word == word.lower():
+            return []  # a hash in hexadecimal, or a name in the code
+        ends = range(ID_CHARS, len(word) + 1)
+        found = [
+            (end - ID_CHARS, end, kind)
+            for end in ends
+            if (kind := self._kind_of(word[end - ID_CHARS : end])) is not None
+        ]
+        if not found and len(word) <= LONGEST_VERIFIER and (kind := self._kind_of(word)) is not None:
+            found = [(0, len(word), kind)]
+        if not found and len(word) == ID_CHARS and MIXED.match(word) and not in_a_hash:
+            # Nobody saw it being issued: curl and Chromium speak with servers behind our back.
+            found = [(0, len(word), "an unknown id of 256 bits")]
+        return found
+
+    def _kind_of(self, word: str) -> str | None:
+        if word in self._ids:
+            return self._ids[word]
+        return "a PKCE verifier" if self._challenges and _challenge(word) in self._challenges else None
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _challenge(verifier: str) -> str:
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _searched(request: str, body: bytes) -> str:
+    """The body without the access token that it is there for, and without what is the same for everybody."""
+    if request.startswith("GET /api/docs/") and _is_a_packages(Path(request).name, body):
+        return ""  # fonts and pictures in base64, in which anything can be read
+    text = _text(body)
+    if request == "GET /api/spotify/token":
+        return _without_access_token(text)
+    if request == "GET /api/openapi.json":
+        return EXAMPLE.sub("", text)  # the tests' people sign up with the documented password
+    return text
+
+
+def _is_a_packages(name: str, body: bytes) -> bool:
+    file = docs._ASSETS / name
+    return file.is_file() and file.read_bytes() == body
+
+
+def _without_access_token(body: str) -> str:
+    """Without that one member. What else stands in its place, such as a refresh token, is kept."""
+    try:
+        members = json.loads(body)
+    except ValueError:
+        return body
+    if isinstance(members, dict) and _kind_of_token(members.get("access_token")) == TOKEN_KINDS["B"]:
+        del members["access_token"]
+    return json.dumps(members)
+
+
+def _kind_of_token(value: object) -> str | None:
+    match = TOKEN.fullmatch(value) if isinstance(value, str) else None
+    return TOKEN_KINDS[match[1]] if match else None
+
+
+def _excerpts(text: str, spans: list[Span]) -> Iterator[tuple[str, str]]:
+    """What is around each secret, with every secret in it masked."""
+    masked, at, marks = "", 0, []
+    for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= at:
+            masked += text[at:start]
+            marks.append((kind, len(masked)))
+            masked += f"[{kind}]"
+        at = max(at, end)  # of two that overlap, the first and longest gives its name to both
+    masked += text[at:]
+    for kind, mark in marks:
+        excerpt = masked[max(0, mark - AROUND) : mark + len(kind) + 2 + AROUND]
+        yield kind, " ".join(excerpt.split())
+
+
+# --- where the texts come from -----------------------------------------------------------------------
+
+
+class RedisCommands:
+    """Every command a Redis is sent, and so every key and value of any type, also those gone by now."""
+
+    def __init__(self, url: str) -> None:
+        self._client = redis.Redis.from_url(url, socket_timeout=10)
+        self._monitor: Any = self._client.monitor()  # type: ignore[no-untyped-call]
+        self._monitor.__enter__()
+
+    def __call__(self) -> Texts:
+        mark = secrets.token_hex(16)
+        self._client.echo(mark)
+        lines: list[str] = []
+        # The monitor's own way to read takes each command apart, which nobody needs here.
+        while mark not in (line := _text(self._monitor.connection.read_response())):
+            lines.append(line)
+        yield "Redis", "\n".join(lines)
+
+    def close(self) -> None:
+        self._monitor.__exit__()
+        self._client.close()
+
+
+class Columns:
+    """Every value in every column of a database."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        self._metadata = sa.MetaData()
+        self._metadata.reflect(self._engine)
+
+    def __call__(self) -> Texts:
+        with self._engine.connect() as connection:
+            for table in self._metadata.sorted_tables:
+                rows = connection.execute(table.select()).all()
+                for column, values in zip(table.columns, zip(*rows, strict=True), strict=False):
+                    yield f"the column {column}", "\n".join(map(_text, values))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+NET = Net()
+"""The one that all tests are above."""
+
+
+def look_at(text: str | bytes, where: str) -> None:
+    """Nothing secret may stand in this text: for the output of a process that a test started."""
+    NET.look_at(text, where)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Let go into the net what this process logs, what answers it gets from us, and what it has us print."""
+    with _hearing_logs(), _seeing_test_clients(), _seeing_requests(), _seeing_output():
+        yield
+
+
+@contextmanager
+def _hearing_logs() -> Iterator[None]:
+    """Every record that LOG_LEVEL=DEBUG would let through, formatted as in production.
+
+    Levels and handlers stay as they are, so that tests, and pytest's reports, see what they would.
+    """
+    formatter = logs.JsonFormatter()
+    levels = _levels_of_the_product()
+    enabled, handle = logging.Logger.isEnabledFor, logging.Logger.callHandlers
+
+    def is_enabled_for(logger: logging.Logger, level: int) -> bool:
+        return enabled(logger, level) or _lets_through(logger, level, levels)
+
+    def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+        if _lets_through(logger, record.levelno, levels):
+            NET.look_at(formatter.format(record), f"the log of {record.name}")
+        if enabled(logger, record.levelno):
+            handle(logger, record)
+
+    with (
+        patch.object(logging.Logger, "isEnabledFor", is_enabled_for),
+        patch.object(logging.Logger, "callHandlers", call_handlers),
+    ):
+        yield
+
+
+def _levels_of_the_product() -> dict[str, int]:
+    """The loggers that the product keeps quieter than LOG_LEVEL, and their levels."""
+    with patch("logging.config.dictConfig") as configured:
+        logs.configure(level="DEBUG", style="json")
+    names = logging.getLevelNamesMapping()
+    return {
+        name: names[settings["level"]] for name, settings in configured.call_args.args[0]["loggers"].items()
+    }
+
+
+def _lets_through(logger: logging.Logger, level: int, levels: Mapping[str, int]) -> bool:
+    above: logging.Logger | None = logger
+    while above is not None and above.parent is not None:
+        if own := levels.get(above.name) or above.level:
+            return level >= own
+        above = above.parent
+    return level >= logging.DEBUG
+
+
+def _seeing_test_clients() -> AbstractContextManager[Any]:
+    original = werkzeug.test.Client.open
+
+    def open_(client: werkzeug.test.Client, *args: Any, **kwargs: Any) -> werkzeug.test.TestResponse:
+        response = original(client, *args, **kwargs)
+        request = f"{response.request.method} {response.request.path}"
+        NET.answer(request, response.status, response.headers.items(), response.get_data())
+        return response
+
+    return patch.object(werkzeug.test.Client, "open", open_)
+
+
+def _seeing_requests() -> AbstractContextManager[Any]:
+    """Answers that `requests` got from our servers. Those of the sandbox are full of tokens, as they must."""
+    original = requests.Session.send
+
+    def send(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> Any:
+        response = original(session, request, **options)
+        if "X-Request-ID" in response.headers:  # which all of ours have (app/web/security_headers.py)
+            NET.answer(
+                f"{response.request.method} {urlsplit(response.url).path}",
+                f"{response.status_code} {response.reason}",
+                response.raw.headers.iteritems(),  # each Set-Cookie by itself
+                None if options.get("stream") else response.content,
+            )
+        return response
+
+    return patch.object(requests.Session, "send", send)
+
+
+def _seeing_output() -> AbstractContextManager[Any]:
+    """What our programs print to who waits for their end, as `subprocess.run` does."""
+    original = subprocess.Popen.communicate
+
+    def communicate(process: subprocess.Popen[Any], *args: Any, **options: Any) -> tuple[Any, Any]:
+        output = original(process, *args, **options)
+        if isinstance(process.args, list) and "wsgi:app" in process.args:
+            # Further words may be a password.
+            program = " ".join(process.args[: process.args.index("wsgi:app") + 2])
+            for text in filter(None, output):
+                NET.look_at(text, f"the output of {program}")
+        return output
+
+    return patch.object(subprocess.Popen, "communicate", communicate)

@@ -1,0 +1,384 @@
+"""The real servers that tests run on, as context managers: Redis, MariaDB, the app under gunicorn, nginx.
+
+Each listens in a directory of its own and is killed at the end of its block. One whose test run is
+killed ends as well (on Linux), so nothing is left behind.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import redis
+import requests
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from script.supervisor import dies_with_parent
+from tests.helpers import secret_scanner
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+
+class Unavailable(Exception):
+    """A server cannot be run here. The message names the package that is missing."""
+
+
+def eventually(condition: Callable[[], T], timeout: float = 10) -> T:
+    """Wait until `condition()` is true, and return what it returned. An error in it counts as not yet.
+
+    Raises:
+        AssertionError: it was not within `timeout` seconds; from the last error, if there was one.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        error: Exception | None = None
+        try:
+            if result := condition():
+                return result
+        except Exception as raised:  # noqa: BLE001 - whatever it is, it is the caller's condition
+            error = raised
+        if time.monotonic() > deadline:
+            raise AssertionError(f"it did not come true within {timeout} s") from error
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings, with what any process needs and nothing else of the developer's own environment."""
+    needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {**needed, "PYTHONUNBUFFERED": "1", **settings}
+
+
+@contextmanager
+def running_redis() -> Iterator[str]:
+    """A Redis server that keeps nothing on disk. Yields its URL."""
+    with _directory() as home:
+        path = home / "redis.sock"
+        with (
+            _process(redis_command(home), home / "log") as process,
+            redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as client,
+        ):
+            _until_up(process, client.ping, home / "log")
+            yield f"unix://{path}"
+
+
+def redis_command(home: Path) -> list[str]:
+    """What runs a Redis that keeps nothing on disk and listens on `home / "redis.sock"`."""
+    server = _find("redis-server", "redis-server")
+    settings = {"port": "0", "unixsocket": str(home / "redis.sock"), "dir": str(home)}
+    nothing_on_disk = {"save": "", "appendonly": "no"}
+    return [
+        server,
+        *(word for name, value in (settings | nothing_on_disk).items() for word in (f"--{name}", value)),
+    ]
+
+
+@contextmanager
+def running_mariadb(database: str = "backline") -> Iterator[str]:
+    """A MariaDB server with one empty database. Yields that database's SQLAlchemy URL."""
+    with _directory() as home:
+        path, log = home / "mariadb.sock", home / "log"
+        command = mariadb_command(home, database)
+        url = f"mysql+mysqldb://root@localhost/{database}?unix_socket={quote(str(path))}&charset=utf8mb4"
+        with _process(command, log) as process:
+            engine = sa.create_engine(url, poolclass=sa.NullPool)
+            _until_up(process, lambda: engine.connect().close() or True, log)
+            yield url
+
+
+def mariadb_command(home: Path, database: str = "backline") -> list[str]:
+    """Make a data directory in `home`. Returns what serves it on `home / "mariadb.sock"`."""
+    server = _find("mariadbd", "mariadb-server")
+    install = _find("mariadb-install-db", "mariadb-server")
+    try:
+        import MySQLdb  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(
+            "the Python package mysqlclient is not installed: script/bootstrap --mysql"
+        ) from error
+    # In a directory of its own: two that are installed at once delete each other's temporary tables.
+    (home / "temporary").mkdir()
+    places = [f"--datadir={home / 'data'}", f"--tmpdir={home / 'temporary'}"]
+    common = ["--no-defaults", *places, "--innodb-log-file-size=8M"]
+    if os.geteuid() == 0:
+        common.append("--user=root")  # mariadbd refuses to run as root unless told to
+    with (home / "log").open("w") as output:
+        subprocess.run(
+            [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
+            check=True,
+            stdout=output,
+            stderr=output,
+        )
+    (home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4;\n")
+    settings = [
+        f"--socket={home / 'mariadb.sock'}",
+        f"--init-file={home / 'init.sql'}",
+        "--skip-networking",
+        # Durability is of no use to a server whose data is thrown away.
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-flush-method=nosync",
+        "--innodb-doublewrite=0",
+        "--innodb-buffer-pool-size=32M",
+    ]
+    return [server, *common, *settings]
+
+
+def migrate(settings: Mapping[str, str], root: Path = ROOT) -> None:
+    """Run `flask db upgrade` in a process of its own, so that its logging does not leak into the tests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", "db", "upgrade"],
+        cwd=root,
+        env=process_environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"flask db upgrade failed:\n{done.stdout}{done.stderr}"
+
+
+class EmptyDatabase:
+    """Empties a migrated database between tests: rows go, the schema stays."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        metadata = sa.MetaData()
+        metadata.reflect(self._engine)
+        self._tables = [
+            table for table in reversed(metadata.sorted_tables) if table.name != "alembic_version"
+        ]
+
+    def __call__(self) -> None:
+        with self._engine.begin() as connection:
+            for table in self._tables:
+                connection.execute(table.delete())
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class Server:
+    """The app under gunicorn."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self._process = process
+        self._log = log
+        self.url = url
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def log(self) -> str:
+        """What the server has written so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers alive now."""
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
+    def processes(self) -> list[int]:
+        """The process ids of the arbiter and the workers."""
+        return [self._process.pid, *self.workers]
+
+    def kill_worker(self) -> int:
+        """Kill a worker outright, as the kernel does when memory runs out. Returns its process id."""
+        pid = self.workers[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the arbiter."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait until the server has ended. Returns its exit status."""
+        return self._process.wait(timeout)
+
+
+@contextmanager
+def running_server(settings: Mapping[str, str], *, workers: int = 2, threads: int = 8) -> Iterator[Server]:
+    """`gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port, ready to serve."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    own = {
+        "PORT": str(port),
+        "WEB_CONCURRENCY": str(workers),
+        "THREADS": str(threads),
+        "SPOTIFY_REDIRECT_URI": f"{url}/api/spotify/authorize",
+    }
+    command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+    with _directory() as home, requests.Session() as http:
+        http.trust_env = False
+        # It is killed, so it cannot clean up after itself.
+        environment = process_environment({**own, "TMPDIR": str(home), **settings})
+        log = home / "log"
+        with _process(command, log, env=environment) as process:
+            _until_up(
+                process, lambda: http.get(f"{url}/readyz", timeout=5).status_code == 200, log, timeout=30
+            )
+            yield Server(process, url, log)
+
+
+class Nginx:
+    """deploy/nginx.conf, running: https for `HOST` on a port of the loopback interface."""
+
+    HOST = "api.example.com"
+
+    def __init__(self, port: int, home: Path) -> None:
+        self.port = port
+        self.certificate = home / "certificate.pem"
+        self.maintenance = home / "maintenance"
+        self._logs = [home / "access.log", home / "error.log", home / "log"]
+
+    @property
+    def lines(self) -> list[str]:
+        """The access log's."""
+        return self._logs[0].read_text(encoding="utf-8", errors="replace").splitlines()
+
+    @property
+    def log(self) -> str:
+        """Everything nginx has written so far, to whatever file."""
+        return "\n".join(
+            path.read_text(encoding="utf-8", errors="replace") for path in self._logs if path.exists()
+        )
+
+
+@contextmanager
+def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> Iterator[Nginx]:
+    """nginx before the server on port `upstream`, with deploy/nginx.conf as an operator would edit it.
+
+    `changes` are further texts in it, and what stands there instead.
+    """
+    nginx, openssl = _find("nginx", "nginx"), _find("openssl", "openssl")
+    port = free_port()
+    with _directory() as home:
+        api = Nginx(port, home)
+        (home / "nginx.conf").write_text(_nginx_conf(home, port, upstream, changes or {}))
+        make_certificate(openssl, home, f"DNS:{Nginx.HOST}")
+        command = [nginx, "-p", str(home), "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"]
+        try:
+            with _process(command, home / "log") as process:
+                _until_up(process, lambda: _accepts(port), home / "log")
+                yield api
+        finally:
+            secret_scanner.look_at(api.log, "nginx's logs")
+
+
+def _accepts(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port)).close()
+    return True
+
+
+def _nginx_conf(home: Path, port: int, upstream: int, changes: Mapping[str, str]) -> str:
+    """deploy/nginx.conf for a user who is not root, on a machine that other tests run on too."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {home}/temporary/{kind};\n" for kind in kinds)
+    (home / "temporary").mkdir()
+    ours = {
+        "user www-data;": "user root;" if os.geteuid() == 0 else "",
+        "worker_processes auto;": "worker_processes 1;",
+        "/run/nginx.pid": f"{home}/pid",
+        "/run/backline-maintenance": f"{home}/maintenance",
+        "/var/log/nginx/error.log": f"{home}/error.log",
+        "/var/log/nginx/backline.log": f"{home}/access.log",
+        "http {": f"http {{\n{temporary}",
+        "server 127.0.0.1:5000;": f"server 127.0.0.1:{upstream};",
+        "https://app.example.com": "http://127.0.0.1:5173",
+        "listen [::]:443 ": "# ",
+        "listen 443 ": f"listen 127.0.0.1:{port} ",
+        f"/etc/letsencrypt/live/{Nginx.HOST}/fullchain.pem": f"{home}/certificate.pem",
+        f"/etc/letsencrypt/live/{Nginx.HOST}/privkey.pem": f"{home}/key.pem",
+    }
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    for old, new in {**changes, **ours}.items():
+        assert old in text, f"{old!r} no longer stands in deploy/nginx.conf"
+        text = text.replace(old, new)
+    return text
+
+
+def make_certificate(openssl: str, home: Path, alternative: str) -> None:
+    """`key.pem` and `certificate.pem` for a name such as `DNS:example.com`. Nobody believes it unasked."""
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    name = ["-subj", "/CN=a test's", "-addext", f"subjectAltName={alternative}", "-days", "2"]
+    files = ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
+    subprocess.run([openssl, "req", "-x509", *curve, *name, *files], check=True, capture_output=True)
+
+
+def _find(program: str, package: str) -> str:
+    # Debian keeps servers in /usr/sbin, which only root has on PATH.
+    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise Unavailable(f"{program} is not installed: apt-get install {package}")
+    return found
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """A directory of its own, with a path short enough for a Unix socket (104 characters on macOS)."""
+    with tempfile.TemporaryDirectory(prefix="backline-", dir="/tmp") as path:
+        yield Path(path)
+
+
+@contextmanager
+def _process(
+    command: list[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server with its output in a file. It is killed in the end, with all that it started."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+            preexec_fn=dies_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        secret_scanner.look_at(log.read_bytes(), f"the log of {' '.join(command)}")
+
+
+def _until_up(
+    process: subprocess.Popen[bytes], answers: Callable[[], object], log: Path, timeout: float = 15
+) -> None:
+    """Wait until a server answers; at once an error, with its log, when it has ended instead."""
+
+    def up_or_ended() -> bool:
+        return process.poll() is not None or bool(answers())
+
+    try:
+        eventually(up_or_ended, timeout)
+    finally:
+        ended = process.poll() is not None
+    if ended:
+        raise AssertionError(
+            f"{process.args} ended with {process.returncode}:\n{log.read_text(errors='replace')}"
+        )

@@ -1,0 +1,185 @@
+"""A Web API that records what reaches it, byte for byte, and answers what a test tells it.
+
+    with running_upstream() as upstream:
+        upstream.replies(Reply(401), Reply(200, b"{}"))
+
+The sandbox is for what Spotify would do; this is for what passes through us.
+"""
+
+import http.server
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+from flask.testing import FlaskClient
+
+from tests.helpers.flows import connect
+from tests.helpers.sandbox_client import SandboxClient
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request, as it came."""
+
+    method: str
+    target: str
+    headers: Message
+    body: bytes
+
+    @property
+    def token(self) -> str | None:
+        return (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. With `status` 0 there is none: the connection is closed without a word."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    content_type: str | None = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def problem_of_spotify(status: int, message: str, reason: str | None = None) -> Reply:
+    """The regular error object of the Web API."""
+    members = {"status": status, "message": message, **({"reason": reason} if reason else {})}
+    return Reply(status, json.dumps({"error": members}).encode())
+
+
+class Upstream:
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/v1"
+        self.calls: list[Received] = []
+        self.handshakes = 0
+        """So many connections have been made, over TLS or not."""
+        self.answer: Callable[[Received], Reply] = lambda _: Reply()
+        """What is answered; it may wait for something first."""
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+
+    def replies(self, *replies: Reply) -> None:
+        """Answer with these, one after another; the last one stays."""
+        left = list(replies)
+
+        def answer(_: Received) -> Reply:
+            with self._lock:
+                return left.pop(0) if len(left) > 1 else left[0]
+
+        self.answer = answer
+
+    def is_profile_of(self, spotify_id: str) -> None:
+        """Answer with this person's profile, for a consent."""
+        self.replies(Reply(200, json.dumps({"id": spotify_id}).encode()))
+
+    def received(self, call: Received) -> Reply:
+        with self._lock:
+            self.calls.append(call)
+        return self.answer(call)
+
+    def connected(self, connection: socket.socket) -> None:
+        with self._lock:
+            self.handshakes += 1
+            self._connections.add(connection)
+
+    def close_connections(self) -> None:
+        """Close those that rest, as a server does after a while."""
+        with self._lock:
+            resting, self._connections = self._connections, set()
+        for connection in resting:
+            with suppress(OSError):  # its client was first
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer takes 40 ms
+    server: "_Server"
+
+    def setup(self) -> None:
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.settimeout(10)
+            self.request.do_handshake()
+        self.server.upstream.connected(self.request)
+        super().setup()
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline()
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        target = self.requestline.split(" ")[1]  # `self.path` is not as it was sent
+        reply = self.server.upstream.received(Received(self.command, target, self.headers, body))
+        if reply.status:
+            self._send(reply)
+        else:
+            self.close_connection = True
+
+    def _send(self, reply: Reply) -> None:
+        self.send_response_only(reply.status)
+        for name, value in reply.headers:
+            self.send_header(name, value)
+        if reply.content_type is not None:
+            self.send_header("Content-Type", reply.content_type)
+        if reply.status not in (204, 304):
+            self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        with suppress(ConnectionError):  # who has had enough of it goes away
+            self.wfile.write(reply.body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    upstream: Upstream
+    tls: ssl.SSLContext | None = None
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        if self.tls is not None:
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def handle_error(self, *args: object) -> None:
+        """A client that went away, or did not believe the certificate, is what a test is about."""
+
+
+@contextmanager
+def running_upstream(port: int = 0, *, certificate: Path | None = None) -> Iterator[Upstream]:
+    """Listen on the loopback interface; over TLS with `certificate.pem` and `key.pem` of a folder."""
+    with _Server(("127.0.0.1", port), _Handler) as server:
+        if certificate is not None:
+            server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            server.tls.load_cert_chain(certificate / "certificate.pem", certificate / "key.pem")
+        scheme = "http" if certificate is None else "https"
+        server.upstream = Upstream(f"{scheme}://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server.upstream
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def link(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, person: str = "mira_t_42") -> str:
+    """Connect Spotify as this person. Returns their access token."""
+    upstream.is_profile_of(person)
+    connect(client, sandbox, person=person)
+    [asked] = [call for call in upstream.calls if call.target == "/v1/me"]
+    upstream.calls.clear()
+    upstream.replies(Reply())
+    assert asked.token is not None
+    return asked.token

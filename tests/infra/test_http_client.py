@@ -1,0 +1,276 @@
+"""The outbound client: one whole answer from the host that was asked, or none."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from app.infra import http_client
+from app.infra.http_client import NoAnswer, Outbound
+from tests.conftest import cannot_run
+from tests.helpers import servers
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Unavailable, free_port, make_certificate
+from tests.helpers.upstream import Reply, Upstream, running_upstream
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbound]:
+    found = Outbound()
+    if "tls" in request.fixturenames:
+        request.getfixturevalue("tls")
+        found._session.verify = str(tmp_path / "certificate.pem")
+    yield found
+    found.close()
+
+
+@contextmanager
+def believing(home: Path, name: str) -> Iterator[tuple[Outbound, Upstream]]:
+    """An upstream over TLS with a certificate for this name, and a client that takes it for an authority."""
+    try:
+        make_certificate(servers._find("openssl", "openssl"), home, name)
+    except Unavailable as error:
+        cannot_run(error)
+    found = Outbound()
+    found._session.verify = str(home / "certificate.pem")
+    with running_upstream(certificate=home) as running:
+        yield found, running
+    found.close()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[Upstream]:
+    """An upstream over TLS, which `client` believes."""
+    with believing(tmp_path, "IP:127.0.0.1") as (_, running):
+        yield running
+
+
+def ask(client: Outbound, sandbox: SandboxClient, **request: Any) -> http_client.Answer:
+    return client.send("POST", f"{sandbox.accounts_url}/api/token", data={"grant_type": "x"}, **request)
+
+
+@pytest.mark.parametrize("kind", ["redirect_302", "redirect_307"])
+def test_a_redirect_is_not_followed(client: Outbound, sandbox: SandboxClient, kind: str) -> None:
+    sandbox.fault(on="token", kind=kind, location=f"{sandbox.url}/_sandbox/people")
+
+    answer = ask(client, sandbox)
+
+    assert answer.status in (302, 307)
+    assert len(sandbox.calls()) == 1
+
+
+@pytest.mark.parametrize("kind", ["huge_body", "gzip_bomb", "close", "cut_body"])
+def test_an_answer_that_is_not_whole_or_too_big_is_none(
+    client: Outbound, sandbox: SandboxClient, kind: str
+) -> None:
+    sandbox.fault(on="token", kind=kind)
+
+    with pytest.raises(NoAnswer):
+        ask(client, sandbox)
+
+
+@pytest.mark.parametrize("kind", ["timeout", "drip"])
+def test_a_slow_answer_ends_at_the_deadline(
+    client: Outbound, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "TOTAL_SECONDS", 1.0)
+    sandbox.fault(on="token", kind=kind)
+    began = time.monotonic()
+
+    with pytest.raises(NoAnswer):
+        ask(client, sandbox)
+
+    assert time.monotonic() - began < http_client.FIRST_BYTE_SECONDS
+    sandbox.clear_faults()
+    assert ask(client, sandbox).status == 400  # the next call has a deadline of its own
+
+
+def test_nobody_there_is_no_answer(client: Outbound) -> None:
+    with pytest.raises(NoAnswer):
+        client.send("GET", f"http://127.0.0.1:{free_port()}/")
+
+
+def test_nothing_of_the_environment_is_sent_or_used(
+    client: Outbound, sandbox: SandboxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login x password y\n", encoding="utf-8")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+    answer = client.send("GET", f"{sandbox.api_url}/me", headers={"Authorization": "Bearer not-a-token"})
+
+    # Basic credentials from the file would have been a 400; a proxy, no answer.
+    assert answer.status == 401
+
+
+def test_cookies_are_neither_kept_nor_sent(client: Outbound, sandbox: SandboxClient) -> None:
+    for _ in range(2):
+        ask(client, sandbox)
+
+    assert all("cookie" not in {name.lower() for name in call["headers"]} for call in sandbox.calls())
+
+
+def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: Outbound, tls: Upstream) -> None:
+    for number in range(50):
+        assert client.send("POST", f"{tls.url}/{number}", data=b"x" * number).body == b"{}"
+
+    assert (len(tls.calls), tls.handshakes) == (50, 1)
+
+
+def test_threads_share_connections_and_each_gets_its_own_answer(client: Outbound, tls: Upstream) -> None:
+    tls.answer = lambda call: Reply(200, call.body + call.target.encode())
+    start = threading.Barrier(8)
+
+    def ask_often(thread: int) -> list[bytes]:
+        start.wait()
+        numbers = range(thread, 400, 8)
+        return [client.send("POST", f"{tls.url}/{number}", data=b"%d" % number).body for number in numbers]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask_often, range(8)))
+
+    for thread, got in enumerate(answers):
+        assert got == [b"%d/v1/%d" % (number, number) for number in range(thread, 400, 8)]
+    assert len(tls.calls) == 400
+    assert 1 <= tls.handshakes <= 8
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tls: Upstream) -> None:
+    client = Outbound()
+    with pytest.raises(NoAnswer) as refused:
+        client.send("POST", f"{tls.url}/x", headers={"Authorization": "Bearer x"})
+    client.close()
+
+    assert not refused.value.unsent  # an error of TLS may also come while the answer is read
+    assert (tls.calls, tls.handshakes) == ([], 0)
+
+
+def test_a_certificate_of_another_host_is_refused(tmp_path: Path) -> None:
+    with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(NoAnswer):
+        client.send("GET", f"{running.url}/x")
+
+    assert running.calls == []
+
+
+def test_no_authority_and_no_proxy_of_the_environment_is_believed(
+    tls: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(tmp_path / "certificate.pem"))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, tls.url)
+    client = Outbound()
+
+    with pytest.raises(NoAnswer) as refused:
+        client.send("GET", f"{tls.url}/x")
+    client.close()
+
+    assert isinstance(refused.value.__cause__, requests.exceptions.SSLError)
+    assert not isinstance(refused.value.__cause__, requests.exceptions.ProxyError)
+
+
+def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: Outbound, tls: Upstream) -> None:
+    most = 8 * 1024 * 1024
+    tls.replies(Reply(200, b"x" * most), Reply(200, b"x" * (most + 1)), Reply())
+
+    assert len(client.send("GET", f"{tls.url}/x", most=most).body) == most
+    with pytest.raises(NoAnswer) as refused:
+        client.send("GET", f"{tls.url}/x", most=most)
+    assert not refused.value.unsent
+    # What was left of it is nobody's next answer.
+    assert client.send("GET", f"{tls.url}/x").body == b"{}"
+
+
+def test_what_comes_before_an_answer_is_not_it(client: Outbound) -> None:
+    """Hints (RFC 8297) may. The answer behind them must not become the next caller's."""
+    never = threading.Event()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                while asked := connection.recv(65_536):
+                    name = asked.split(b" ")[1]
+                    connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+                    never.wait(0.2)
+                    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name)
+                    connection.sendall(head + name)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        for name in ("ada", "bob"):
+            answer = client.send("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/{name}")
+            assert (answer.status, answer.body) == (200, f"/{name}".encode())
+        client.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("86400", 86_400),
+        ("120 ", 120),
+        ("\t120", 120),
+        ("1.5", 2),
+        ("0.01", 1),
+        ("2.", 2),
+        ("30.0", 30),
+        # The three spellings of RFC 9110 section 5.6.7.
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 30),
+        ("Sunday, 06-Nov-94 08:50:07 GMT", 30),
+        ("Sun Nov  6 08:50:07 1994", 30),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        ("Sat, 05 Nov 1994 08:49:37 GMT", 0),
+        ("", None),
+        ("-1", None),
+        ("-1.5", None),
+        (".5", None),
+        ("soon", None),
+        ("1e3", None),
+        ("0x10", None),
+        ("nan", None),
+        ("inf", None),
+        ("1,5", None),
+        ("7, 7", None),
+        ("٣", None),
+        ("Sun, 32 Nov 1994 08:49:37 GMT", None),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", None),
+        ("9" * 30, None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_a_date(header: str, seconds: int | None) -> None:
+    headers = {"retry-after": header, "date": RESPONDED}
+    assert http_client.Answer(429, headers, b"").retry_after == seconds
+
+
+@pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
+def test_retry_after_date_without_a_usable_date_header_is_measured_by_our_clock(date: dict[str, str]) -> None:
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert http_client.Answer(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])
+def test_a_body_that_is_no_object_counts_as_empty(body: bytes) -> None:
+    assert http_client.Answer(200, {}, body).json_object() == {}

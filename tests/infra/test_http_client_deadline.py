@@ -1,0 +1,214 @@
+"""The outbound client's deadline holds whichever step is slow, and no idle connection is trusted."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from app.infra import http_client, sockets
+from app.infra.http_client import NoAnswer, Outbound
+from app.mail import mailer
+from config import Config
+from tests.conftest import SETTINGS
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.upstream import Upstream, running_upstream
+
+WITHIN = 0.5
+LATE = 3.0  # far beyond WITHIN, and far below what each step takes without a deadline
+
+
+@pytest.fixture
+def client() -> Iterator[Outbound]:
+    found = Outbound()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with running_upstream() as running:
+        yield running
+
+
+def fail(client: Outbound, url: str, **request: Any) -> NoAnswer:
+    """Make a call that gets no answer, and check that it ends in time."""
+    began = time.monotonic()
+    with pytest.raises(NoAnswer) as failed:
+        client.send("POST", url, within=WITHIN, **request)
+    assert time.monotonic() - began < LATE
+    return failed.value
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[tuple[str, int]]]], None]:
+    """Replaces the system's resolver with one that answers with these addresses for any name."""
+
+    def replace(addresses: Callable[[], list[tuple[str, int]]]) -> None:
+        def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses()]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return replace
+
+
+def test_slow_name_lookup_ends_at_the_deadline(
+    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 60.0)
+    port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
+
+    def wait() -> list[tuple[str, int]]:
+        lookups.append(1)
+        found.wait(20)
+        return [("127.0.0.1", port)]
+
+    resolve(wait)
+    url = f"http://api.spotify.invalid:{port}/v1/x"
+    with ThreadPoolExecutor(8) as pool:
+        assert all(error.unsent for error in pool.map(lambda _: fail(client, url), range(8)))
+    assert len(lookups) == 1  # callers share it, so that it holds one thread
+    threading.Timer(0.1, found.set).start()
+    assert client.send("POST", url).status == 200  # joins the same lookup
+    assert len(lookups) == 1
+
+
+def test_lost_lookup_does_not_delay_all_others(
+    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.1)
+    port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
+
+    def lose_the_first() -> list[tuple[str, int]]:
+        lookups.append(1)
+        if len(lookups) == 1:
+            found.wait(20)
+        return [("127.0.0.1", port)]
+
+    resolve(lose_the_first)
+    assert client.send("POST", f"http://lost.spotify.invalid:{port}/v1/x").status == 200
+    found.set()
+
+
+def test_dead_resolver_holds_a_few_threads(
+    client: Outbound, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.01)
+    found, lookups = threading.Event(), []
+
+    def fail_late() -> list[tuple[str, int]]:
+        lookups.append(1)
+        found.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "temporary failure")
+
+    resolve(fail_late)
+    fail(client, "http://dead.spotify.invalid/v1/x")
+    assert len(lookups) == sockets.MOST_THREADS
+    found.set()
+    fail(client, "http://dead.spotify.invalid/v1/x")
+
+
+@contextmanager
+def silent_listener() -> Iterator[tuple[str, int]]:
+    """An address at which connecting takes for ever, because the queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+def test_many_silent_addresses_share_the_deadline(client: Outbound, resolve: Callable[..., None]) -> None:
+    with silent_listener() as silent:
+        resolve(lambda: [silent] * 16)
+        assert fail(client, "http://api.spotify.invalid/").unsent
+
+
+def test_address_after_a_silent_one_is_reached(
+    client: Outbound, resolve: Callable[..., None], upstream: Upstream
+) -> None:
+    port = int(upstream.url.split(":")[2].split("/")[0])
+    with silent_listener() as silent:
+        resolve(lambda: [silent, ("127.0.0.1", port)])
+        assert client.send("POST", f"http://api.spotify.invalid:{port}/v1/x", within=2).status == 200
+
+
+@contextmanager
+def serving(handle: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Run `handle` for each connection, in a thread. Yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                stack.callback(connection.close)
+                threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def drip(connection: socket.socket) -> None:
+    """Begin a TLS record, and send it byte by byte."""
+    try:
+        connection.sendall(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.1)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("handle", [lambda _: None, drip], ids=["silent", "dripping"])
+def test_slow_tls_handshake_ends_at_the_deadline(
+    client: Outbound, handle: Callable[[socket.socket], None]
+) -> None:
+    with serving(handle) as port:
+        assert fail(client, f"https://127.0.0.1:{port}/").unsent
+
+
+def test_write_is_not_sent_on_an_idle_connection(
+    client: Outbound, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.2)
+    port = int(upstream.url.split(":")[2].split("/")[0])
+    with FaultProxy(("127.0.0.1", port)) as nat:
+        url = f"http://127.0.0.1:{nat.port}/v1/me/player/next"
+        for _ in range(2):
+            assert client.send("POST", url).status == 200
+        assert upstream.handshakes == 1
+        time.sleep(0.25)
+        nat.forget()
+
+        assert client.send("POST", url, within=2).status == 200
+    assert upstream.handshakes == 2
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_slow_name_lookup_of_the_mail_server_ends_in_time(
+    resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(mailer, "SECONDS", WITHIN)
+    never = threading.Event()
+    resolve(lambda: [("127.0.0.1", 1)] * never.wait(20))
+    config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        mailer.Mailer(config, lambda _: None).examine()
+    assert time.monotonic() - began < LATE
+    never.set()

@@ -1,0 +1,244 @@
+"""/readyz and `flask doctor` notice servers that answer, but cannot do what requests need."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.doctor.stores import _RIGHTS, examine_version
+from app.infra.database import db
+from app.infra.probes import probe_redis
+from app.infra.redis_client import redis_client
+from app.spotify.tokens.scheduler import refresh_due
+from tests.chaos.processes import RedisServer
+from tests.conftest import running_app
+from tests.helpers.factories import link_many
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import connect, login, register
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually, free_port
+from tests.system.test_failover import demote, forbid, hide_stale_data, lose_replicas, old_primary
+from tests.system.test_failover_mysql import admin, proxy
+
+__all__ = ["admin", "old_primary", "proxy"]  # fixtures
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+
+def check_unusable(app: Flask, advice: str) -> None:
+    assert app.test_client().get("/readyz").status_code == 503
+    report = app.test_cli_runner().invoke(args=["doctor"])
+    assert report.exit_code == 1
+    failed = report.output.partition("FAIL")[2]
+    assert advice in " ".join(failed.split()), report.output
+
+
+def check_usable(app: Flask) -> None:
+    assert app.test_client().get("/readyz").status_code == 200
+    report = app.test_cli_runner().invoke(args=["doctor"])
+    assert "FAIL" not in report.output
+
+
+def forbid_scripts(server: redis.Redis) -> None:
+    server.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
+
+
+def forbid_keys(server: redis.Redis) -> None:
+    server.execute_command("ACL", "SETUSER", "default", "resetkeys", "~session:*")
+
+
+def fill_up(server: redis.Redis) -> None:
+    server.config_set("maxmemory", 1)
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("spoil", "advice"),
+    [
+        (demote, "lead to the primary"),
+        (hide_stale_data, "lead to the primary"),
+        (lose_replicas, "min-replicas-to-write"),
+        (forbid, "ACL SETUSER"),
+        (forbid_scripts, "ACL SETUSER"),
+        (forbid_keys, "ACL SETUSER"),
+        (fill_up, "maxmemory"),
+    ],
+)
+def test_unusable_redis_is_reported(
+    env: dict[str, str], old_primary: RedisServer, spoil: Callable[[redis.Redis], None], advice: str
+) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+    with running_app(env) as app:
+        check_usable(app)
+        spoil(old_primary.client)
+        check_unusable(app, advice)
+
+
+@on_sqlite
+def test_redis_that_evicts_sessions_is_doubted(env: dict[str, str], old_primary: RedisServer) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+    old_primary.client.config_set("maxmemory", "100mb")
+    with running_app(env) as app:
+        for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
+            old_primary.client.config_set("maxmemory-policy", policy)
+            check_usable(app)
+            report = app.test_cli_runner().invoke(args=["doctor"])
+            assert (f"maxmemory-policy is {policy}" in report.output) == is_doubted
+
+
+@on_sqlite
+def test_wrong_number_of_redis_is_reported(env: dict[str, str], old_primary: RedisServer) -> None:
+    env["REDIS_URL"] = f"unix://{old_primary.socket}?db=99"
+    with running_app(env) as app:
+        check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
+
+
+@on_sqlite
+def test_redis_cluster_is_reported(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    home, port = Path(tmp_path_factory.mktemp("cluster")), free_port()
+    server = RedisServer(home)
+    server._command += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
+    server._command += ["--cluster-port", str(free_port())]
+    with server:
+        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        eventually(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"))
+        env["REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
+        with running_app(env) as app:
+            check_unusable(app, "This is a Redis Cluster")
+        server.client.close()
+
+
+@on_sqlite
+def test_rights_that_the_doctor_names_are_enough(
+    env: dict[str, str], old_primary: RedisServer, sandbox: SandboxClient
+) -> None:
+    old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *_RIGHTS.split())
+    env["REDIS_URL"] = f"unix://app:pw@{old_primary.socket}"
+    with running_app(env) as app:
+        check_usable(app)
+        use_everything(app, sandbox)
+
+
+@on_sqlite
+def test_probe_uses_every_redis_command_of_the_product(
+    env: dict[str, str], old_primary: RedisServer, sandbox: SandboxClient
+) -> None:
+    """If this fails, add the command to app/probe.lua, or call it in `probe_redis`."""
+    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+
+    @contextmanager
+    def recording() -> Iterator[set[str]]:
+        found: set[str] = set()
+        old_primary.client.config_resetstat()
+        yield found
+        found |= {name.removeprefix("cmdstat_") for name in old_primary.client.info("commandstats")}
+
+    with recording() as probed, redis_client(env["REDIS_URL"]) as client:
+        probe_redis(client)
+    with recording() as used, running_app(env) as app:
+        use_everything(app, sandbox)
+    assert used - probed - {"info", "config|resetstat"} == set()
+
+
+def use_everything(app: Flask, sandbox: SandboxClient) -> None:
+    """Sign up, connect, read, write, refresh, list and end sessions, and leave."""
+    client, other = app.test_client(), app.test_client()
+    user = register(client)
+    connect(client, sandbox)
+    login(other, user["username"])
+    login(app.test_client(), "nobody")
+    for _ in range(2):
+        assert client.get("/api/spotify/v1/me/player").status_code < 300
+    assert client.put("/api/spotify/v1/me/player/pause").status_code < 500
+    link_many(app, sandbox, 2)
+    assert refresh_due(app).refreshed == 2
+    assert len(client.get("/api/user/sessions").json["items"]) == 2
+    assert client.delete("/api/user/sessions").status_code == 204
+    assert client.delete("/api/spotify").status_code == 204
+    assert client.post("/api/logout").status_code == 204
+
+
+def change_schema(admin: sa.Engine, revision: str) -> None:
+    with admin.connect() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :to"), {"to": revision})
+
+
+def make_read_only(admin: sa.Engine) -> None:
+    with admin.connect() as connection:
+        connection.execute(sa.text("SET GLOBAL read_only = 1"))
+
+
+@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
+@on_mariadb
+def test_missing_right_in_mysql_is_reported(
+    proxy: FaultProxy, app: Flask, admin: sa.Engine, right: str
+) -> None:
+    check_usable(app)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"REVOKE {right} ON backline.* FROM app@localhost"))
+        connection.execute(sa.text("GRANT SELECT ON backline.alembic_version TO app@localhost"))
+    with app.app_context():
+        db.engine.dispose()  # a connection keeps the rights on its database that it began with
+    check_unusable(app, "GRANT SELECT, INSERT, UPDATE, DELETE")
+
+
+@on_mariadb
+def test_read_only_mysql_is_reported(
+    env: dict[str, str], proxy: FaultProxy, app: Flask, admin: sa.Engine, database_url: str
+) -> None:
+    make_read_only(admin)
+    check_unusable(app, "the server that accepts writes")
+    with running_app({**env, "DATABASE_URL": database_url}) as privileged:  # it could write all the same
+        check_unusable(privileged, "the server that accepts writes")
+
+
+@on_mariadb
+def test_older_schema_is_reported_and_a_newer_one_is_not(
+    app: Flask, admin: sa.Engine, client: FlaskClient
+) -> None:
+    with admin.connect() as connection:
+        current = str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one())
+    try:
+        change_schema(admin, "0001")
+        check_unusable(app, "flask db upgrade")
+        change_schema(admin, "of-tomorrow")  # the old release goes on while the new one is rolled out
+        assert client.get("/readyz").status_code == 200
+    finally:
+        change_schema(admin, current)
+
+
+@on_mariadb
+def test_pools_that_may_exceed_the_servers_limit_are_reported(
+    proxy: FaultProxy, app: Flask, admin: sa.Engine
+) -> None:
+    with admin.connect() as connection:
+        connection.execute(sa.text("ALTER USER app@localhost WITH MAX_USER_CONNECTIONS 50"))
+    report = app.test_cli_runner().invoke(args=["doctor"])
+    assert "WARN  database connections: 96 at most, with one scheduler; the server allows 50" in report.output
+
+
+@pytest.mark.parametrize(
+    ("version", "is_good"),
+    [
+        ("5.5.5-10.5.8-MariaDB-log", False),
+        ("10.5.29-MariaDB", False),
+        ("10.6.0-MariaDB", True),
+        ("5.5.5-11.4.2-MariaDB-ubu2404", True),
+        ("5.7.44-log", False),
+        ("8.0.0-dmr", False),
+        ("8.0.16", False),
+        ("8.0.17", True),
+        ("8.0.36-0ubuntu0.22.04.1", True),
+        ("9.1.0", True),
+    ],
+)
+def test_database_server_that_is_too_old_is_reported(version: str, is_good: bool) -> None:
+    finding = examine_version(version)
+    assert finding.good == is_good
+    assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in finding.advice

@@ -1,0 +1,374 @@
+"""Mail waits in the database until the mail server accepts it, across outages and restarts."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import database
+from app.infra.database import db, reading, writing
+from app.mail import outbox
+from app.models import MailKind, OneTimeToken, OutgoingMail, User
+from app.spotify.tokens import maintenance
+from tests.conftest import running_app
+from tests.helpers import secret_scanner
+from tests.helpers.flows import PASSWORD, register
+from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
+from tests.helpers.route_matrix import settled, waiting_mails
+from tests.helpers.servers import ROOT, Server, eventually, free_port, process_environment
+
+ADA = "ada@example.com"
+VERIFY = "Is this your address?"
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses between attempts."""
+    monkeypatch.setattr("app.mail.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
+    monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("app.mail.mailer.LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("app.mail.mailer.HEAD_START_SECONDS", 0.01)
+
+
+def verify(user_id: int | None = None, count: int = 1, to: str = ADA) -> None:
+    """Put mails into the outbox, as another process does."""
+    with writing() as session:
+        for _ in range(count):
+            outbox.add(session, MailKind.PASSWORD_CHANGED, to=to, user_id=user_id, username="ada")
+
+
+@on_sqlite
+@pytest.mark.processes
+def test_mail_survives_a_kill_and_an_outage_of_its_server(
+    server: Callable[..., AbstractContextManager[Server]], env: dict[str, str]
+) -> None:
+    port = free_port()
+    with server(workers=2, MAIL_URL=f"smtp://127.0.0.1:{port}") as first:
+        body = {"username": "ada", "email": ADA, "password": PASSWORD}
+        headers = {"X-Requested-With": "test"}
+        response = requests.post(f"{first.url}/api/register", json=body, headers=headers, timeout=10)
+        assert response.status_code == 201
+        eventually(lambda: '"mail_not_sent"' in first.log)
+        requests.post(f"{first.url}/api/password-reset", json={"email": ADA}, headers=headers, timeout=10)
+        for pid in first.processes:
+            subprocess.run(["kill", "-9", str(pid)], check=False)
+
+    with server(workers=2, MAIL_URL=f"smtp://127.0.0.1:{port}") as second:
+        eventually(lambda: '"mail_not_sent"' in second.log)
+        with running_mailbox(port=port) as (box, _):
+            back = time.monotonic()
+            box.wait(2)
+            waited = time.monotonic() - back
+            time.sleep(1)  # two workers share the work: what is sent twice is sent at once
+
+    assert sorted(mail["Subject"] for mail in box.mails) == ["Choose a new password", VERIFY]
+    assert waited < 60
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [("DATA", "451 later"), ("DATA", "421 going down"), ("RCPT", "450 greylisted"), ("RCPT", "421 too many")],
+)
+def test_mail_is_retried_after_a_temporary_refusal(
+    mailbox: Mailbox, client: FlaskClient, app: Flask, command: str, reply: str
+) -> None:
+    attribute = {"DATA": "refuse", "RCPT": "refuse_recipient"}[command]
+    setattr(mailbox, attribute, reply)
+    register(client, "ada")
+    eventually(lambda: mailbox.tries >= 3)
+    [waiting] = waiting_mails(app)
+    setattr(mailbox, attribute, None)
+
+    mail = mailbox.wait_for(ADA, VERIFY)
+
+    assert client.put("/api/email-verification", json={"token": token_in(mail)}).status_code == 204
+    assert mail["Message-ID"].startswith(f"<{waiting.message_id}@")
+    settled(app)
+    assert len(mailbox.mails) == 1
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(("command", "reply"), [("DATA", "554 no"), ("RCPT", "550 no such user")])
+def test_mail_is_given_up_after_a_permanent_refusal(
+    mailbox: Mailbox,
+    client: FlaskClient,
+    app: Flask,
+    caplog: pytest.LogCaptureFixture,
+    command: str,
+    reply: str,
+) -> None:
+    setattr(mailbox, {"DATA": "refuse", "RCPT": "refuse_recipient"}[command], reply)
+
+    register(client, "ada")
+    settled(app)
+
+    assert mailbox.tries == 1
+    [failure] = [record for record in caplog.records if record.message == "mail_not_sent"]
+    assert failure.__dict__["final"] is True
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("reply", [b"554 blocked\r\n", b"421 busy\r\n", b"", b"garbage\r\n"])
+def test_mail_waits_while_the_server_turns_connections_away(
+    env: dict[str, str], caplog: pytest.LogCaptureFixture, reply: bytes
+) -> None:
+    """Such a reply is not about the mail, so even a permanent one must not cost it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        env["MAIL_URL"] = f"smtp://127.0.0.1:{port}"
+        with running_app(env) as app:
+            register(app.test_client(), "ada")
+            for _ in range(3):
+                connection, _ = listener.accept()
+                connection.sendall(reply)
+                connection.close()
+            eventually(lambda: "mail_not_sent" in caplog.text)
+            [mail] = waiting_mails(app)
+            assert mail.attempts == 0
+            listener.close()
+            with running_mailbox(port=port) as (box, _):
+                assert box.wait_for(ADA, VERIFY)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_mail_is_sent_once_by_processes_that_share_the_outbox(
+    mailbox: Mailbox, app: Flask, another_worker: Flask
+) -> None:
+    with app.app_context():
+        verify(count=60)
+    for each in (app, another_worker):
+        each.extensions["backline"].mailer.start(each)
+
+    settled(app)
+
+    assert len(mailbox.mails) == 60
+    assert len({mail["Message-ID"] for mail in mailbox.mails}) == 60
+
+
+@on_sqlite
+def test_mail_of_a_process_that_died_is_sent_after_its_lease(mailbox: Mailbox, app: Flask) -> None:
+    with app.app_context():
+        verify()
+        claimed = outbox.claim()
+        assert claimed is not None
+        assert outbox.claim() is None
+        with writing() as session:
+            session.execute(sa.update(OutgoingMail).values(due_at=database.now(session)))
+        again = outbox.claim()
+        assert again is not None
+        assert again.message_id == claimed.message_id
+
+        outbox.postpone(claimed)  # too late: another process has it
+
+        [mail] = waiting_mails(app)
+        assert mail.due_at > again.due_at - timedelta(seconds=1)
+
+
+@on_sqlite
+def test_mail_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
+    with app.app_context():
+        verify()
+        with writing() as session:
+            session.execute(sa.update(OutgoingMail).values(due_at=database.now(session) + timedelta(days=2)))
+
+        assert outbox.claim() is not None
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+def test_expired_mail_is_dropped_and_logged(
+    mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    mailbox.refuse = "451 later"
+    with app.app_context():
+        verify()
+        with writing() as session:
+            session.execute(sa.update(OutgoingMail).values(expires_at=database.now(session)))
+        assert not outbox.is_waiting()
+
+        assert maintenance.keep_up()["drop_expired_mails"] == 1
+
+    assert waiting_mails(app) == []
+    [record] = [record for record in caplog.records if record.message == "mail_not_sent"]
+    assert (record.__dict__["reason"], record.__dict__["final"]) == ("expired", True)
+
+
+@on_sqlite
+def test_pauses_grow_up_to_a_limit(app: Flask) -> None:
+    with app.app_context():
+        verify()
+        pauses = []
+        for attempts in (1, 2, 5, 400):
+            mail = waiting_mails(app)[0]
+            mail.attempts = attempts
+            with writing() as session:
+                session.execute(sa.update(OutgoingMail).values(attempts=attempts))
+                now = database.now(session)
+            outbox.postpone(mail)
+            pauses.append((waiting_mails(app)[0].due_at - now).total_seconds())
+
+    for pause, expected in zip(pauses, (5, 10, 80, 900), strict=True):
+        assert expected * 0.79 < pause < expected * 1.21 + 1
+
+
+@on_sqlite
+def test_flood_does_not_fill_the_outbox(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MOST_WAITING", 3)
+    with app.app_context(), writing() as session:
+        for kind in [MailKind.PASSWORD_RESET] * 5 + [MailKind.PASSWORD_CHANGED] * 5:
+            outbox.add(session, kind, to=ADA)
+
+    # Notices still find room when strangers have requested too much.
+    assert [mail.kind for mail in waiting_mails(app)] == ["password_reset"] * 3 + ["password_changed"] * 3
+
+    with app.app_context(), writing() as session:
+        session.execute(sa.update(OutgoingMail).values(expires_at=database.now(session)))
+        assert outbox.add(session, MailKind.PASSWORD_RESET, to=ADA) is not None
+
+
+@pytest.fixture
+def held_back(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is delivered, as while the mail server is away."""
+    monkeypatch.setattr("app.mail.mailer.Mailer.start", lambda *_: None)
+
+
+@on_sqlite
+@pytest.mark.usefixtures("held_back")
+def test_waiting_mail_holds_no_token_and_goes_with_the_account(client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+    client.post("/api/password-reset", json={"email": ADA})
+    with app.app_context(), writing() as session:
+        session.execute(sa.update(User).values(email_verified_at=database.now(session)))
+    client.put(
+        "/api/user/password", json={"current_password": PASSWORD, "new_password": "another long sentence"}
+    )
+    assert [mail.kind for mail in waiting_mails(app)] == [
+        "email_verification",
+        "password_reset",
+        "password_changed",
+    ]
+    with app.app_context(), reading() as session:
+        assert list(session.scalars(sa.select(OneTimeToken))) == []
+
+    assert client.delete("/api/user", json={"password": "another long sentence"}).status_code == 204
+
+    [left] = waiting_mails(app)
+    assert (left.kind, left.recipient, json.loads(left.arguments)) == (
+        "account_deleted",
+        ADA,
+        {},
+    )
+
+
+@on_sqlite
+@pytest.mark.usefixtures("held_back")
+def test_reset_request_does_the_same_work_for_an_unknown_address(client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+    statements: list[str] = []
+    with app.app_context():
+        sa.event.listen(
+            db.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+        )
+    work = []
+    for address in (ADA, "bea@example.com"):
+        statements.clear()
+        assert client.post("/api/password-reset", json={"email": address}).status_code == 202
+        work.append(list(statements))
+
+    assert any("INSERT INTO outgoing_mails" in statement for statement in work[0])
+    assert work[0] == work[1]
+    assert [mail.user_id for mail in waiting_mails(app)][1:] == [None, None]
+
+
+@on_sqlite
+def test_mail_whose_change_is_rolled_back_is_not_sent(mailbox: Mailbox, app: Flask) -> None:
+    mailer = app.extensions["backline"].mailer
+    with app.app_context():
+        with suppress(RuntimeError), writing() as session:
+            mailer.enqueue(session, MailKind.ACCOUNT_DELETED, to=ADA, username="ada")
+            session.flush()
+            raise RuntimeError
+        with writing() as session:
+            mailer.enqueue(session, MailKind.ACCOUNT_DELETED, to="bea@example.com", username="bea")
+
+    settled(app)
+    assert [mail["To"] for mail in mailbox.mails] == ["bea@example.com"]
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+def test_server_that_hangs_up_instead_of_parting_is_no_failure(
+    mailbox: Mailbox,
+    app: Flask,
+    client: FlaskClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quits = []
+
+    async def handle_quit(server: Any, *_: Any) -> str:
+        quits.append(1)
+        server.transport.abort()
+        return "221 bye"
+
+    monkeypatch.setattr(mailbox, "handle_QUIT", handle_quit, raising=False)
+    register(client, "ada")
+
+    settled(app)
+    eventually(lambda: quits)
+    client.post("/api/password-reset", json={"email": ADA})
+    mailbox.wait_for(ADA, "Choose a new password")
+
+    assert len(mailbox.mails) == 2
+    assert "mail_not_sent" not in caplog.text
+
+
+@on_sqlite
+@pytest.mark.usefixtures("quickly")
+def test_one_broken_mail_does_not_hold_up_the_others(
+    mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    with app.app_context():
+        verify(to="a\n@example.com")
+        verify()
+        app.extensions["backline"].mailer.start(app)
+
+    assert mailbox.wait_for(ADA, "Your password was changed")
+    assert "mail_failed" in caplog.text
+    eventually(lambda: len(waiting_mails(app)) == 1)
+
+
+@on_sqlite
+@pytest.mark.processes
+def test_scheduler_delivers_mail_that_a_process_left_behind(
+    mailbox: Mailbox, env: dict[str, str], app: Flask
+) -> None:
+    with app.app_context():
+        verify()
+    command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=process_environment(env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as scheduler:
+        try:
+            assert mailbox.wait_for(ADA, "Your password was changed")
+        finally:
+            scheduler.terminate()
+            output = scheduler.communicate(timeout=20)
+    secret_scanner.look_at(output[1], "the scheduler's log")
+    assert scheduler.returncode == 0

@@ -1,0 +1,343 @@
+"""The fault proxy itself: each fault does what it says, and can be undone."""
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import redis
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.conftest import start
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.servers import eventually, running_mariadb, running_redis
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Answers every chunk with itself, and counts what it has read."""
+
+    def handle(self) -> None:
+        while chunk := self.request.recv(65_536):
+            self.server.heard += chunk  # type: ignore[attr-defined]
+            self.request.sendall(chunk)
+
+
+class EchoServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    heard = b""
+
+
+@pytest.fixture
+def echo() -> Iterator[EchoServer]:
+    with EchoServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def proxy(echo: EchoServer) -> Iterator[FaultProxy]:
+    with FaultProxy(("127.0.0.1", echo.server_address[1])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: FaultProxy) -> Iterator[socket.socket]:
+    with connected(proxy) as client:
+        yield client
+
+
+def connected(proxy: FaultProxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+
+
+def ask(client: socket.socket, text: bytes) -> bytes:
+    """Send some bytes and return as many, or fewer if the connection ends."""
+    client.sendall(text)
+    return answer(client, len(text))
+
+
+def answer(client: socket.socket, length: int) -> bytes:
+    received = b""
+    while len(received) < length and (chunk := client.recv(65_536)):
+        received += chunk
+    return received
+
+
+def says_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
+    """Whether nothing comes for a while, and the connection stays open."""
+    client.settimeout(seconds)
+    try:
+        client.recv(1)
+    except TimeoutError:
+        return True
+    finally:
+        client.settimeout(5)
+    return False
+
+
+def test_without_a_fault_bytes_pass_unchanged(proxy: FaultProxy, client: socket.socket) -> None:
+    long = bytes(range(256)) * 2000
+
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(answer, client, len(long))
+        client.sendall(long)
+
+        assert received.result() == long
+    assert proxy.connections == 1
+
+
+def test_a_closed_connection_is_forgotten(proxy: FaultProxy, client: socket.socket) -> None:
+    ask(client, b"hello")
+    client.close()
+
+    eventually(lambda: proxy.connections == 0)
+
+
+def test_refused_is_refused_until_it_is_restored(proxy: FaultProxy, client: socket.socket) -> None:
+    ask(client, b"hello")
+
+    proxy.refuse()
+
+    assert client.recv(1) == b""
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            connected(proxy)
+    proxy.restore()
+    with connected(proxy) as again:
+        assert ask(again, b"hello") == b"hello"
+
+
+def test_a_black_hole_accepts_and_says_nothing(
+    proxy: FaultProxy, client: socket.socket, echo: EchoServer
+) -> None:
+    ask(client, b"before ")
+
+    proxy.blackhole()
+
+    client.sendall(b"lost")
+    with connected(proxy) as another:
+        another.sendall(b"lost")
+        assert says_nothing(another)
+        assert says_nothing(client)
+        # What has lost bytes is of no use afterwards, and is told so.
+        proxy.restore()
+        assert (another.recv(1), client.recv(1)) == (b"", b"")
+    with connected(proxy) as again:
+        assert ask(again, b"after") == b"after"
+    assert echo.heard == b"before after"
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_held_chunk_waits_for_its_release(
+    proxy: FaultProxy, client: socket.socket, echo: EchoServer, direction: Any
+) -> None:
+    proxy.hold(direction, when=b"COMMIT")
+    assert ask(client, b"begin ") == b"begin "
+
+    client.sendall(b"\x07\0\0\0\x03COMMIT")
+    proxy.wait_held()
+
+    assert says_nothing(client)
+    assert (b"COMMIT" in echo.heard) == (direction == "down")
+    with connected(proxy) as another:
+        assert ask(another, b"others go on") == b"others go on"
+    proxy.release()
+    assert answer(client, 11) == b"\x07\0\0\0\x03COMMIT"
+    assert proxy.held == 0
+    assert ask(client, b"COMMIT") == b"COMMIT"
+
+
+def test_a_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.socket) -> None:
+    proxy.hold("up", when=b"COMMIT")
+
+    assert ask(client, b"...COM") == b"...COM"
+    client.sendall(b"MIT...")
+
+    proxy.wait_held()
+
+
+def test_a_pattern_that_passed_before_does_not_count(proxy: FaultProxy, client: socket.socket) -> None:
+    ask(client, b"COMMIT")
+    proxy.hold("up", when=b"COMMIT")
+
+    assert ask(client, b"...") == b"..."
+    assert proxy.held == 0
+
+
+def test_a_pattern_can_be_made_to_count_only_after_another(proxy: FaultProxy, client: socket.socket) -> None:
+    proxy.hold("up", when=b"COMMIT", since=b"UPDATE")
+
+    assert ask(client, b"SELECT; COMMIT") == b"SELECT; COMMIT"
+    assert ask(client, b"UPDATE") == b"UPDATE"
+    with connected(proxy) as another:
+        assert ask(another, b"COMMIT") == b"COMMIT"
+    client.sendall(b"COMMIT")
+
+    proxy.wait_held()
+
+
+def test_what_is_held_for_a_client_that_dies_never_arrives(
+    proxy: FaultProxy, client: socket.socket, echo: EchoServer
+) -> None:
+    ask(client, b"begin ")
+    proxy.hold("up", when=b"COMMIT")
+    client.sendall(b"COMMIT")
+    proxy.wait_held()
+    client.sendall(b" and more")
+
+    client.close()
+
+    eventually(lambda: proxy.connections == 0)
+    proxy.release()
+    assert echo.heard == b"begin "
+
+
+def test_waiting_for_a_hold_that_never_comes_fails(proxy: FaultProxy) -> None:
+    proxy.hold("up", when=b"COMMIT")
+
+    with pytest.raises(AssertionError, match="1 held connections"):
+        proxy.wait_held(timeout=0.05)
+
+
+def test_a_dropped_reply_is_lost_after_its_effect(
+    proxy: FaultProxy, client: socket.socket, echo: EchoServer
+) -> None:
+    proxy.drop_reply(after=b"COMMIT")
+    assert ask(client, b"begin ") == b"begin "
+
+    assert ask(client, b"COMMIT") == b""
+
+    assert echo.heard == b"begin COMMIT"
+    assert proxy.dropped == 1
+    with connected(proxy) as again:  # once only
+        assert ask(again, b"COMMIT") == b"COMMIT"
+
+
+def test_cut_connections_can_be_made_anew(proxy: FaultProxy, client: socket.socket) -> None:
+    ask(client, b"hello")
+
+    proxy.cut()
+
+    assert client.recv(1) == b""
+    with connected(proxy) as again:
+        assert ask(again, b"hello") == b"hello"
+
+
+def test_latency_delays_and_is_taken_back(proxy: FaultProxy, client: socket.socket) -> None:
+    proxy.latency(0.05)
+    began = time.monotonic()
+    ask(client, b"hello")
+    assert time.monotonic() - began >= 0.1
+
+    proxy.latency(60)
+    client.sendall(b"hello")
+    assert says_nothing(client)
+    proxy.restore()
+    assert answer(client, 5) == b"hello"
+
+
+def test_an_upstream_that_is_gone_closes_the_connection(proxy: FaultProxy, echo: EchoServer) -> None:
+    echo.server_close()
+
+    with connected(proxy) as client:
+        assert client.recv(1) == b""
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[FaultProxy]:
+    """A proxy in front of a Redis that listens on a Unix socket."""
+    with ExitStack() as stack:
+        path = start(stack, running_redis()).removeprefix("unix://")
+        yield stack.enter_context(FaultProxy(path))
+
+
+def redis_at(proxy: FaultProxy) -> redis.Redis:
+    return redis.Redis(port=proxy.port, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
+
+
+def test_redis_keeps_what_it_was_told_when_the_reply_is_lost(store: FaultProxy) -> None:
+    with redis_at(store) as client:
+        store.drop_reply(after=b"\r\nSET\r\n")  # the handshake has a CLIENT SETINFO
+        with pytest.raises(redis.ConnectionError):
+            client.set("lock:1", "mine", nx=True, px=60_000)
+        assert client.get("lock:1") == b"mine"
+
+        store.drop_reply(after=b"EVAL")
+        with pytest.raises(redis.ConnectionError):
+            client.eval("return redis.call('del', KEYS[1])", 1, "lock:1")
+        assert client.get("lock:1") is None
+
+
+def test_redis_in_a_black_hole_runs_into_the_time_out(store: FaultProxy) -> None:
+    with redis_at(store) as client:
+        client.ping()
+        store.blackhole()
+        with pytest.raises(redis.TimeoutError):
+            client.ping()
+        store.restore()
+        assert client.ping()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[tuple[FaultProxy, sa.Engine]]:
+    """A proxy in front of a MariaDB that listens on a Unix socket, an engine through it, and a table."""
+    with ExitStack() as stack:
+        url = start(stack, running_mariadb())
+        proxy = stack.enter_context(FaultProxy(parse_qs(urlsplit(url).query)["unix_socket"][0]))
+        direct = sa.create_engine(url)
+        with direct.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE counts (name VARCHAR(9) PRIMARY KEY, n INT)"))
+            connection.execute(sa.text("INSERT INTO counts VALUES ('a', 0)"))
+        direct.dispose()
+        engine = sa.create_engine(
+            f"mysql+mysqldb://root@127.0.0.1:{proxy.port}/backline", connect_args={"read_timeout": 5}
+        )
+        with closing(engine.raw_connection()):
+            yield proxy, engine
+        engine.dispose()
+
+
+def count_up(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE counts SET n = n + 1"))
+
+
+def count(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(sa.text("SELECT n FROM counts")).scalar_one())
+
+
+@pytest.mark.processes
+def test_a_commit_whose_reply_is_lost_has_happened(database: tuple[FaultProxy, sa.Engine]) -> None:
+    proxy, engine = database
+    before = count(engine)
+
+    proxy.drop_reply(after=b"COMMIT", since=b"UPDATE counts")
+    with pytest.raises(sa.exc.OperationalError, match="2013"):
+        count_up(engine)
+
+    assert count(engine) == before + 1
+
+
+@pytest.mark.processes
+def test_a_commit_is_held_until_its_release(database: tuple[FaultProxy, sa.Engine]) -> None:
+    proxy, engine = database
+    before = count(engine)
+    proxy.hold("up", when=b"COMMIT")
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(count_up, engine)
+        proxy.wait_held()
+        assert not counting.done()
+        proxy.release()
+        counting.result()
+
+    assert count(engine) == before + 1

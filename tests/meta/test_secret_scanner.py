@@ -1,0 +1,435 @@
+"""The net under the suite catches: each kind of secret, in each place, and nothing that belongs there."""
+
+import base64
+import hashlib
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+import redis
+import requests
+import sqlalchemy as sa
+from flask import Flask, session
+from flask.testing import FlaskClient
+
+from app.infra.database import writing
+from app.models import SpotifyUser
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.web.access import open_to_all
+from tests.conftest import SETTINGS
+from tests.helpers import set_cookie
+from tests.helpers.flows import PASSWORD, connect, first_visit, register
+from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, SandboxClient, answer_of
+from tests.helpers.secret_scanner import Leak, Net
+from tests.helpers.servers import ROOT, Server, process_environment
+
+CODE = "AQ" + "c0de_" * 40
+ACCESS_TOKEN = "BQ" + "t0ken-" * 40
+log = logging.getLogger("app.somewhere")
+
+
+def kinds(leaks: list[Leak]) -> list[str]:
+    return [leak.kind for leak in leaks]
+
+
+def places(leaks: list[Leak]) -> set[str]:
+    return {leak.where for leak in leaks}
+
+
+@pytest.fixture
+def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The verifiers of the authorizations that are begun."""
+    seen: list[str] = []
+    original = SpotifyAccounts.authorize_url
+
+    def spy(accounts: SpotifyAccounts, *, verifier: str, **options: Any) -> str:
+        seen.append(verifier)
+        return original(accounts, verifier=verifier, **options)
+
+    monkeypatch.setattr(SpotifyAccounts, "authorize_url", spy)
+    return seen
+
+
+# --- logs ----------------------------------------------------------------------------------------
+
+
+def test_a_token_in_a_log_is_found_at_any_level(net: Net) -> None:
+    log.debug("refreshed %s", ACCESS_TOKEN)
+    log.warning("refused", extra={"token": CODE})
+
+    found = net.haul()
+
+    assert set(kinds(found)) == {"an access token", "a code or refresh token"}
+    assert places(found) == {"the log of app.somewhere"}
+
+
+def test_a_token_in_a_traceback_is_found(net: Net) -> None:
+    try:
+        int(CODE)
+    except ValueError:
+        log.exception("failed")
+
+    assert kinds(net.haul()) == ["a code or refresh token"]
+
+
+def test_tests_see_no_more_of_the_log_than_without_the_net(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.debug("of no interest")
+    log.warning("of interest")
+
+    assert [record.message for record in caplog.records] == ["of interest"]
+
+
+def test_what_the_product_keeps_quiet_is_not_heard(net: Net) -> None:
+    """Werkzeug and urllib3 log whole URLs; `app/infra/logs.py` sees to it that they do not."""
+    logging.getLogger("urllib3.connectionpool").debug("GET /?code=%s", CODE)
+    assert net.haul() == []
+
+    logging.getLogger("urllib3.connectionpool").warning("GET /?code=%s", CODE)
+    assert places(net.haul()) == {"the log of urllib3.connectionpool"}
+
+
+def test_what_a_program_of_ours_prints_is_looked_at(net: Net) -> None:
+    command = [sys.executable, "-c", f"print('{CODE}')"]
+    subprocess.run(command, capture_output=True, check=True)
+    assert net.haul() == []  # it is not ours
+
+    subprocess.run([*command, "wsgi:app", "doctor", "--password"], capture_output=True, check=True)
+    [leak] = net.haul()
+    assert leak.kind == "a code or refresh token"
+    assert leak.where.startswith("the output of ")
+    assert leak.where.endswith(" wsgi:app doctor")
+
+
+def test_what_a_test_hands_over_is_looked_at(net: Net) -> None:
+    net.look_at(f"Traceback: {CODE}".encode(), "the scheduler's log")
+
+    assert places(net.haul()) == {"the scheduler's log"}
+
+
+# --- Redis and the database ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("SET", "key", f"\x01{ACCESS_TOKEN}"),
+        ("SET", f"token:{ACCESS_TOKEN}", "1"),
+        ("HSET", "hash", "field", ACCESS_TOKEN),
+        ("RPUSH", "list", ACCESS_TOKEN),
+        ("ZADD", "sorted", "1", ACCESS_TOKEN),
+        ("EVAL", "redis.call('set', 'key', ARGV[1])", "0", ACCESS_TOKEN),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_put_into_redis_is_found_though_it_is_gone_by_now(
+    net: Net, redis_url: str, command: tuple[str, ...]
+) -> None:
+    with redis.Redis.from_url(redis_url) as store:
+        store.execute_command(*command)
+        store.flushall()
+
+    found = net.haul()
+    assert (kinds(found), places(found)) == (["an access token"], {"Redis"})
+
+
+def test_a_token_in_a_column_is_found_and_a_sealed_one_is_none(
+    net: Net, client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    assert net.haul() == []
+
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(SpotifyUser).values(display_name=ACCESS_TOKEN[:200]))
+    found = net.haul()
+
+    assert (kinds(found), places(found)) == (["an access token"], {"the column spotify_users.display_name"})
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(SpotifyUser).values(display_name=None))
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
+    """Lets the app answer with a body and headers."""
+    said: list[tuple[str, dict[str, str]]] = []
+
+    @app.get("/api/says")
+    @open_to_all
+    def answer() -> tuple[str, dict[str, str]]:
+        return said[-1]
+
+    def say(body: str = "", **headers: str) -> None:
+        said.append((body, {name.replace("_", "-"): value for name, value in headers.items()}))
+        client.get("/api/says")
+
+    return say
+
+
+def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
+    net: Net, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(set_cookie, "check", lambda _: None)  # which these are not made to pass
+    register(client)
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    assert net.haul() == []
+
+    for said in (
+        {"body": f"you are {cookie.value}"},
+        {"X_Session": cookie.value},
+        {"Set_Cookie": f"other={cookie.value}; Path=/"},
+        {"Set_Cookie": f"backline_session={'x' * 43}; Path=/{cookie.value}"},
+        {"body": f"joined_{cookie.value}_with_more"},
+    ):
+        says(**said)
+        found = net.haul()
+        assert kinds(found) == ["a session id"], said
+        assert places(found) == {"the answer to GET /api/says"}
+    says(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
+    assert kinds(net.haul()) == ["an access token"]
+
+
+def test_a_session_id_is_a_secret_of_logs_and_redis(
+    net: Net, client: FlaskClient, app: Flask, redis_url: str
+) -> None:
+    @app.get("/api/careless")
+    @open_to_all
+    def careless() -> str:
+        log.info("request", extra={"sid": session.sid})  # type: ignore[attr-defined]
+        return ""
+
+    register(client)
+    client.get("/api/careless")
+    with redis.Redis.from_url(redis_url) as store:
+        store.set(f"seen:{client.get_cookie('backline_session').value}", 1)  # type: ignore[union-attr]
+    found = net.haul()
+
+    assert kinds(found) == ["a session id", "a session id"]
+    assert places(found) == {"the log of app.somewhere", "Redis"}
+
+
+def test_an_access_token_belongs_in_one_member_of_one_answer() -> None:
+    def caught(body: str, request: str = "GET /api/spotify/token") -> list[str]:
+        net = Net()
+        net.answer(request, "200 OK", [], body.encode())
+        return kinds(net.haul())
+
+    assert caught(f'{{"access_token": "{ACCESS_TOKEN}", "expires_in": 3600}}') == []
+    assert caught(f'{{"access_token": "{ACCESS_TOKEN}"}}', "GET /api/spotify") == ["an access token"]
+    assert caught(f'{{"access_token": "{ACCESS_TOKEN}"}}', "POST /api/spotify/token") == ["an access token"]
+    assert caught(f'{{"access_token": "{ACCESS_TOKEN}", "id": "{ACCESS_TOKEN}"}}') == ["an access token"]
+    assert caught(f'{{"spotify": {{"access_token": "{ACCESS_TOKEN}"}}}}') == ["an access token"]
+    assert caught(f'{{"access_token": "{CODE}"}}') == ["a code or refresh token"]
+    assert caught(f'[{{"access_token": "{ACCESS_TOKEN}"}}]') == ["an access token"]
+    assert caught(f"Error: {ACCESS_TOKEN}") == ["an access token"]
+
+
+def test_a_state_belongs_in_the_consent_pages_url_and_nowhere_else(
+    net: Net, client: FlaskClient, says: Callable[..., None], redis_url: str
+) -> None:
+    state = answer_of(first_visit(client))["state"]
+    client.get("/api/spotify/authorize", headers={"Accept": "text/html"})
+    assert net.haul() == []
+
+    says(f'{{"detail": "{state} is not yours"}}')
+    says(Location=f"http://127.0.0.1/callback?state={state}")
+    log.info("came back", extra={"url": f"/api/spotify/authorize?code=x&state={state}"})
+    with redis.Redis.from_url(redis_url) as store:
+        store.set(f"authorization:{state}", 1)
+    found = net.haul()
+
+    assert set(kinds(found)) == {"an authorization's state"}
+    assert places(found) == {"the answer to GET /api/says", "the log of app.somewhere", "Redis"}
+
+
+def test_what_is_the_same_for_everybody_is_left_out_as_long_as_it_is(client: FlaskClient) -> None:
+    with client.get("/api/docs/swagger-ui-bundle.js") as asset:
+        script = asset.data
+    path, example = "GET /api/docs/swagger-ui-bundle.js", f'{{"example": "{PASSWORD}"}}'.encode()
+
+    def caught(request: str, body: bytes) -> list[str]:
+        net = Net()
+        net.know("a password", PASSWORD)
+        net.answer(request, "200 OK", [], body)
+        return kinds(net.haul())
+
+    assert caught(path, script) == []
+    assert "a code or refresh token" in caught(path, script + CODE.encode())
+    assert caught("GET /api/openapi.json", example) == []
+    assert caught("GET /api/openapi.json", PASSWORD.encode()) == ["a password"]
+    assert caught("GET /api/user", example) == ["a password"]
+
+
+def test_a_verifier_is_known_by_its_challenge(net: Net, client: FlaskClient, verifiers: list[str]) -> None:
+    url = first_visit(client)
+    [verifier] = verifiers
+    assert answer_of(url)["code_challenge"] == _challenge(verifier)
+    log.info("exchange", extra={"form": f"code_verifier={verifier}&grant_type=x"})
+    assert kinds(net.haul()) == ["a PKCE verifier"]
+
+    log.info("exchange", extra={"form": f"v{verifier}"})
+    assert kinds(net.haul()) == ["a PKCE verifier"]
+
+
+@pytest.mark.parametrize("length", [43, 44, 127, 128])
+def test_a_verifier_of_any_length_is_found(length: int) -> None:
+    net, verifier = Net(), "Zm9v" * 32
+    url = f"https://accounts.spotify.com/authorize?state=s&code_challenge={_challenge(verifier[:length])}"
+    net.look_at(f"verifier={verifier[:length]}", "a log")
+    net.answer("GET /", "302 Found", [("Location", url)], b"")  # seen only after it
+
+    assert kinds(net.haul()) == ["a PKCE verifier"]
+
+
+def _challenge(verifier: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def test_an_id_is_found_that_nobody_saw_being_issued(net: Net) -> None:
+    """A browser's session, on a server that writes ids to its log."""
+    net.look_at(f"session {secrets.token_urlsafe(32)} opened", "a log")
+    net.look_at(
+        f"key {secrets.token_hex(32)}, {'a_rather_long_name_of_a_test_in_a_traceback_1'[:43]}", "a log"
+    )
+
+    assert kinds(net.haul()) == ["an unknown id of 256 bits"]
+
+
+def test_a_real_servers_answers_and_log_are_looked_at(
+    net: Net, server: Callable[..., AbstractContextManager[Server]]
+) -> None:
+    with server(workers=1) as api, requests.Session() as http:
+        http.trust_env = False
+        http.headers["X-Requested-With"] = "test"
+        http.get(f"{api.url}/api/spotify/authorize", timeout=10)
+        sid = http.cookies["backline_session"]
+    net.look_at(f"what the server issued is known: {sid}", "here")
+
+    assert "the answer to GET /api/spotify/authorize" in net.places
+    assert any(place.endswith("wsgi:app") for place in net.places)
+    assert [str(leak) for leak in net.haul()] == [
+        "a session id in here: what the server issued is known: [a session id]"
+    ]
+
+
+# --- settings and passwords ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (PASSWORD, "a password"),
+        (f"login=ada&password={quote_plus(PASSWORD)}", "a password"),
+        (CLIENT_SECRET, "the client secret"),
+        (base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode(), "the client secret"),
+        (SETTINGS["SECRET_KEY"], "the secret key"),
+        (SETTINGS["TOKEN_ENCRYPTION_KEYS"], "an encryption key"),
+        (repr((bytes(range(32)),)), "an encryption key"),
+        (bytes(range(32)).hex(), "an encryption key"),
+    ],
+)
+def test_settings_and_passwords_are_found(net: Net, text: str, kind: str) -> None:
+    log.info("starting", extra={"seen": text})
+
+    assert kinds(net.haul()) == [kind]
+
+
+# --- what is said about it -----------------------------------------------------------------------
+
+
+def test_a_report_says_what_and_where_and_never_the_secret() -> None:
+    net = Net()
+    net.know("a password", PASSWORD)
+    net.look_at(f'{{"event": "login", "password": "{PASSWORD}",\n "token": "{ACCESS_TOKEN}"}}', "a log")
+
+    around = '{"event": "login", "password": "[a password]", "token": "[an access token]"}'
+    assert [str(leak) for leak in net.haul()] == [
+        f"a password in a log: {around}",
+        f"an access token in a log: {around}",
+    ]
+
+
+def test_secrets_that_overlap_are_masked_as_one() -> None:
+    net = Net()
+    net.know("a password", ACCESS_TOKEN[-20:] + " and more")
+    net.look_at(f"token {ACCESS_TOKEN} and more.", "a log")
+
+    assert [leak.excerpt for leak in net.haul()] == ["token [an access token]."]
+
+
+def test_what_was_hauled_in_is_gone(net: Net) -> None:
+    log.info(CODE)
+
+    assert len(net.haul()) == 1
+    assert net.haul() == []
+
+
+A_SUITE = f"""
+import logging
+
+def test_of_nothing_else():
+    logging.getLogger("app").info("{ACCESS_TOKEN}")
+
+def test_that_is_clean():
+    logging.getLogger("app").info("nothing")
+
+def test_that_fails_anyway():
+    logging.getLogger("app").info("{ACCESS_TOKEN}")
+    assert 1 + 1 == 3
+"""
+
+
+@pytest.mark.processes
+def test_the_test_is_named_and_one_that_failed_anyway_keeps_its_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_suite.py").write_text(A_SUITE)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.conftest",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--tb=short"],
+        cwd=ROOT,
+        env=process_environment({"PYTHONPATH": os.fspath(ROOT)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    said = done.stdout
+    assert "1 failed, 2 passed, 1 error" in said
+    assert "ERROR at teardown of test_of_nothing_else" in said
+    failure = said.partition("FAILURES")[2]
+    assert "assert (1 + 1) == 3" in failure
+    assert "an access token in the log of app:" in failure
+    assert ACCESS_TOKEN not in said
+
+
+def test_who_reads_what_our_programs_print_in_their_own_way_hands_it_over() -> None:
+    reading = {
+        path.name: text
+        for path in (ROOT / "tests").rglob("*.py")
+        if '"wsgi:app"' in (text := path.read_text(encoding="utf-8")) and "subprocess.Popen(" in text
+    }
+
+    assert "servers.py" in reading
+    assert [
+        name for name, text in reading.items() if "leaks.look_at" not in text and ".communicate(" not in text
+    ] == []

@@ -1,0 +1,12 @@
+"""The circuit breaker by itself. What it does for calls: tests/spotify/gateway/test_outages.py."""
+
+from app.resilience import circuit_breaker
+
+
+def test_one_person_alone_needs_more_failures_than_two() -> None:
+    alone, together = circuit_breaker.Circuit(), circuit_breaker.Circuit()
+    for number in range(circuit_breaker.FAILURES):
+        assert alone.failed("ada") is False
+        opened = together.failed(f"person {number % 2}")
+    assert (alone.wait(), opened) == (0, True)
+    assert [alone.failed("ada") for _ in range(10)] == [False] * 9 + [True]

@@ -1,0 +1,301 @@
+"""A slow accounts service holds at most half of a worker's threads, whatever they wait for."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import writing
+from app.models import AccessToken
+from app.resilience.bulkhead import accounts_waiters
+from app.spotify.clients import accounts_bulkhead
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
+from app.spotify.tokens import refresh
+from tests.helpers.flows import connect, first_visit, register
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.servers import Server, eventually
+
+LONG = 30.0
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+StartServer = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture
+def quickly_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", 0.1)
+
+
+@pytest.fixture
+def quickly_slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", LONG)
+
+
+class Waiting:
+    """Threads that wait at a bulkhead for one result."""
+
+    def __init__(self, bulkhead: AccountsBulkhead) -> None:
+        self.result: Future[str] = Future()
+        self._bulkhead = bulkhead
+        self._pool = ThreadPoolExecutor(16)
+
+    def start(self, count: int) -> list["Future[str]"]:
+        return [self._pool.submit(self._wait) for _ in range(count)]
+
+    def _wait(self) -> str:
+        try:
+            with self._bulkhead.waiting() as waiter:
+                return waiter.result(self.result, LONG)
+        except AccountsBusy:
+            return "released"
+
+    def close(self) -> None:
+        self.result.set_result("served")
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def bulkhead() -> AccountsBulkhead:
+    return AccountsBulkhead(threads=4)
+
+
+@pytest.fixture
+def waiting(bulkhead: AccountsBulkhead) -> Iterator[Waiting]:
+    waiting = Waiting(bulkhead)
+    yield waiting
+    if not waiting.result.done():
+        waiting.close()
+
+
+def test_all_callers_are_served_while_the_service_is_quick(
+    bulkhead: AccountsBulkhead, waiting: Waiting
+) -> None:
+    callers = waiting.start(10)
+    eventually(lambda: len(bulkhead._waiting) == 10)
+
+    waiting.close()
+
+    assert [caller.result() for caller in callers] == ["served"] * 10
+    assert not bulkhead._waiting
+    assert not bulkhead._late_at
+
+
+@pytest.mark.usefixtures("quickly_slow")
+def test_callers_beyond_half_are_released_once_the_service_is_slow(
+    bulkhead: AccountsBulkhead, waiting: Waiting
+) -> None:
+    callers = waiting.start(10)
+    eventually(lambda: sum(caller.done() for caller in callers) == 8)
+
+    late = waiting.start(3)
+    assert [caller.result(LONG) for caller in late] == ["released"] * 3
+
+    waiting.close()
+    assert sorted(caller.result() for caller in callers) == ["released"] * 8 + ["served"] * 2
+
+
+@pytest.mark.usefixtures("quickly_slow_calls")
+def test_service_counts_as_slow_during_a_slow_call_and_for_a_while(
+    bulkhead: AccountsBulkhead, waiting: Waiting
+) -> None:
+    with bulkhead.calling():
+        callers = waiting.start(3)
+        eventually(lambda: sum(caller.done() for caller in callers) == 1)
+
+    with pytest.raises(AccountsBusy), bulkhead.waiting():
+        pass
+    bulkhead._slow_until -= accounts_bulkhead.REMEMBERED_SECONDS
+    with bulkhead.waiting():
+        pass
+
+
+@pytest.mark.usefixtures("quickly_slow_calls")
+def test_long_wait_for_quick_calls_does_not_count_as_slow(
+    bulkhead: AccountsBulkhead, waiting: Waiting
+) -> None:
+    """A wait lasts longer than its call: it may queue for a place, or notice the result late."""
+    callers = waiting.start(3)
+    with bulkhead.exchanging():
+        pass
+
+    assert not wait_for(callers, timeout=0.5, return_when=FIRST_COMPLETED).done
+    with bulkhead.waiting():
+        pass
+
+
+@ONE_DATABASE
+def test_refreshes_and_exchanges_are_timed(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any call takes longer
+    bulkhead = app.extensions["backline"].accounts_bulkhead
+
+    connect(client, sandbox)
+    assert bulkhead._slow_until > 0
+
+    bulkhead._slow_until = 0.0
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    assert client.get("/api/spotify/token").status_code == 200
+    assert bulkhead._slow_until > 0
+
+
+def test_no_more_wait_than_a_worker_has_threads_for(bulkhead: AccountsBulkhead) -> None:
+    with ExitStack() as waits:
+        for _ in range(accounts_waiters(threads=4)):
+            waits.enter_context(bulkhead.waiting())
+        with pytest.raises(AccountsBusy), bulkhead.waiting():
+            pass
+
+
+def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulkhead) -> None:
+    with ThreadPoolExecutor(1) as pool, ExitStack() as exchanges:
+        for _ in range(2):
+            exchanges.enter_context(bulkhead.exchanging())
+
+        def exchange() -> str:
+            with bulkhead.exchanging():
+                return "exchanged"
+
+        queued = pool.submit(exchange)
+        eventually(lambda: bulkhead._queued == 1)
+        with pytest.raises(AccountsBusy), bulkhead.exchanging():
+            pass
+        assert not queued.done()
+        exchanges.close()
+        assert queued.result(LONG) == "exchanged"
+    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiting) == 0
+
+
+@pytest.mark.usefixtures("quickly_slow_calls")
+def test_exchanges_count_among_the_threads_that_wait(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+    with bulkhead.exchanging(), bulkhead.exchanging():
+        callers = waiting.start(3)
+
+        assert [caller.result(LONG) for caller in callers] == ["released"] * 3
+
+
+@ONE_DATABASE
+def test_each_caller_that_waits_has_a_refresh_under_way(app: Flask) -> None:
+    """Refreshes that queue for a thread would make a quick service look slow."""
+    built = app.extensions["backline"]
+
+    assert built.refreshes._pool._max_workers >= built.accounts_bulkhead._most
+
+
+# --- over gunicorn ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def caller(client: FlaskClient, sandbox: SandboxClient) -> Iterator[requests.Session]:
+    """A signed-in person, whose session other processes know too."""
+    register(client)
+    cookie = client.get_cookie(client.application.extensions["backline"].config.session_cookie_name)
+    assert cookie is not None
+    with requests.Session() as http:
+        http.trust_env = False
+        http.headers.update({"X-Requested-With": "test", "Cookie": f"{cookie.key}={cookie.value}"})
+        yield http
+    sandbox.clear_faults()
+
+
+def get(caller: requests.Session, url: str, **params: str) -> requests.Response:
+    return requests.get(url, params=params, headers=caller.headers, timeout=LONG)
+
+
+def check_sessions_are_answered(caller: requests.Session, api: Server) -> None:
+    began = time.monotonic()
+    assert {get(caller, f"{api.url}/api/session").status_code for _ in range(20)} == {200}
+    assert time.monotonic() - began < 2  # one that met no free thread would take longer by itself
+
+
+def check_told_to_wait(responses: list[requests.Response]) -> None:
+    for response in responses:
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+        assert response.json()["type"] == "/problems/spotify-unavailable"
+
+
+@ONE_DATABASE
+def test_half_of_the_threads_wait_for_tokens_while_the_accounts_service_hangs(
+    server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    sandbox.fault(on="refresh", kind="park", times=None)
+    with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
+        try:
+            asked = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
+            eventually(lambda: sum(one.done() for one in asked) == 16)
+            check_sessions_are_answered(caller, api)
+            check_told_to_wait([one.result() for one in asked if one.done()])
+        finally:
+            sandbox.clear_faults()
+        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 4 + [503] * 16
+
+
+@ONE_DATABASE
+def test_half_of_the_threads_exchange_codes_while_the_accounts_service_hangs(
+    server: StartServer, client: FlaskClient, caller: requests.Session, sandbox: SandboxClient
+) -> None:
+    callbacks = [answer_of(sandbox.consent(first_visit(client))) for _ in range(12)]
+    sandbox.fault(on="code", kind="park", times=None)
+    with (
+        server(workers=1, threads=8, SPOTIFY_REDIRECT_URI=REDIRECT_URI) as api,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        try:
+            asked = [
+                pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback)
+                for callback in callbacks
+            ]
+            sandbox.wait_for_held(4)
+            eventually(lambda: sum(one.done() for one in asked) == 8)
+            check_sessions_are_answered(caller, api)
+            check_told_to_wait([one.result() for one in asked if one.done()])
+            assert len(sandbox.calls(path="/api/token")) == 4
+            again = next(callback for callback, one in zip(callbacks, asked, strict=True) if one.done())
+        finally:
+            sandbox.clear_faults()
+        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 4 + [503] * 8
+        # Neither its state nor its code was used.
+        assert get(caller, f"{api.url}/api/spotify/authorize", **again).json()["status"] == "connected"
+
+
+@ONE_DATABASE
+def test_equal_callbacks_that_wait_count_in_another_process_too(
+    server: StartServer,
+    client: FlaskClient,
+    app: Flask,
+    caller: requests.Session,
+    sandbox: SandboxClient,
+) -> None:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    sandbox.fault(on="code", kind="park", times=None)
+    with server(workers=1, threads=4) as api, ThreadPoolExecutor(9) as pool:
+        try:
+            first = pool.submit(client.get, "/api/spotify/authorize", query_string=callback)
+            sandbox.wait_for_held(1)  # in this process
+            asked = [
+                pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback) for _ in range(8)
+            ]
+            eventually(lambda: sum(one.done() for one in asked) == 6)
+            check_sessions_are_answered(caller, api)
+            check_told_to_wait([one.result() for one in asked if one.done()])
+        finally:
+            sandbox.clear_faults()
+        assert first.result(LONG).status_code == 200
+        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 2 + [503] * 6
+
+
+def test_lost_lock_does_not_make_spotify_count_as_slow() -> None:
+    assert refresh.LOCK_PATIENCE_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2

@@ -1,0 +1,148 @@
+"""A reply of the token endpoint with a mistake in it costs nobody the connection."""
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading
+from app.models import AccessToken, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.tokens import attempts, refresh
+from app.spotify.tokens.encryption import unseal
+from app.web.problems import SpotifyUnavailable
+from tests.helpers.factories import let_pass
+from tests.helpers.flows import connect, slug
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def connected(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> FlaskClient:
+    """A person whose access token has run out, at a Spotify that uses refresh tokens once."""
+    sandbox.settings(rotate=True, rotation_grace_s=0)
+    connect(client, sandbox)
+    let_pass(app, sandbox, 3700)
+    return client
+
+
+def row(app: Flask) -> AccessToken:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(AccessToken)).one()
+
+
+def token(client: FlaskClient) -> int:
+    return client.get("/api/spotify/token").status_code
+
+
+def statuses(sandbox: SandboxClient) -> list[int]:
+    return [call["status"] for call in sandbox.calls(grant_type="refresh_token")]
+
+
+@pytest.mark.parametrize("failed", [None, "", 17, ["BQ-x"]], ids=repr)
+def test_refresh_token_without_an_access_token_replaces_the_old_one(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, failed: object
+) -> None:
+    sandbox.fault(
+        on="refresh", kind="changed_members", members={"access_token": failed}, times=2, after_effect=True
+    )
+
+    for _ in range(2):
+        response = connected.get("/api/spotify/token")
+        assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
+        assert 1 <= int(response.headers["Retry-After"]) <= 2
+        let_pass(app, sandbox, 5)
+
+    assert token(connected) == 200
+    assert statuses(sandbox) == [200, 200, 200]  # never one that was used up
+    assert (row(app).generation, row(app).failures, row(app).spare_refresh_token) == (1, 0, None)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"expires_in": "3600"}, {"token_type": None, "scope": 5}, {"expires_in": {}, "token_type": "mac"}],
+    ids=str,
+)
+def test_malformed_reply_counts_with_what_is_usable(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, members: dict[str, object]
+) -> None:
+    sandbox.fault(on="refresh", kind="changed_members", members=members, after_effect=True)
+    scope = row(app).scope
+
+    response = connected.get("/api/spotify/token")
+
+    assert response.status_code == 200
+    assert 3500 < response.json["expires_in"] <= 3600
+    assert response.json["scope"] == scope
+    let_pass(app, sandbox, 3700)
+    assert token(connected) == 200
+    assert statuses(sandbox) == [200, 200]
+
+
+def test_refresh_token_that_is_no_good_gives_way_to_the_old_one(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(
+        on="refresh", kind="changed_members", members={"access_token": None, "refresh_token": "AQ-bogus"}
+    )
+
+    answers = []
+    for _ in range(3):
+        answers.append(token(connected))
+        let_pass(app, sandbox, 5)
+
+    assert answers == [503, 503, 200]
+    assert statuses(sandbox) == [200, 400, 200]
+    assert row(app).state == "active"
+
+
+def test_late_refresh_token_without_an_access_token_is_kept_as_a_spare(
+    connected: FlaskClient, app: Flask
+) -> None:
+    late = row(app)
+    assert token(connected) == 200
+    with app.app_context(), reading() as db:
+        begun = db.scalars(sa.select(TokenRefresh)).one()
+    error = SpotifyError("no_access_token")
+    error.refresh_token = "AQ-late"
+
+    with app.app_context():
+        refresh._fail(late, attempts.Attempt("another", 0, begun.started_at, 0), error, "AQ-old")
+
+        assert unseal(row(app), "refresh_token") not in ("AQ-late", "AQ-old")
+        spare = row(app)
+        spare.refresh_token = spare.spare_refresh_token
+        assert unseal(spare, "refresh_token") == "AQ-late"
+
+
+def test_refusal_with_a_new_refresh_token_is_no_refusal(connected: FlaskClient, app: Flask) -> None:
+    error = InvalidGrant()
+    error.refresh_token = "AQ-new"
+    with app.app_context():
+        claimed = row(app)
+        attempt = attempts.claim(claimed)
+        assert attempt is not None
+        with pytest.raises(SpotifyUnavailable):
+            refresh._fail(claimed, attempt, error, "AQ-old")
+
+        assert (row(app).state, unseal(row(app), "refresh_token")) == ("active", "AQ-new")
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(TokenRefresh.outcome)).one() == Outcome.UNAVAILABLE
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+@pytest.mark.parametrize("access_token", [None, 17], ids=repr)
+def test_consent_answered_without_an_access_token_still_connects(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, access_token: object, rotate: bool
+) -> None:
+    sandbox.settings(rotate=rotate, rotation_grace_s=0)
+    members = {"access_token": access_token, "expires_in": "3600", "token_type": None, "scope": ["x"]}
+    sandbox.fault(on="code", kind="changed_members", members=members, after_effect=True)
+
+    connect(client, sandbox)
+
+    assert token(client) == 200
+    let_pass(app, sandbox, 3700)
+    assert client.get("/api/spotify/v1/me").status_code == 200

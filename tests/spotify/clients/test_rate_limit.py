@@ -1,0 +1,682 @@
+"""When Spotify wants no calls (F5, S3): no process makes any that the 429 is about, and all others go on."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app.infra.http_client import Answer
+from app.infra.redis_client import redis_client
+from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.budget import WINDOW_SECONDS
+from app.spotify.clients.rate_limit import Gate
+from config import Config, ConfigError
+from tests.chaos.processes import RedisServer
+from tests.conftest import running_app
+from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
+from tests.helpers.slow_upstream import Upstream, running_upstream
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+NewClient = Callable[[], FlaskClient]
+
+
+@pytest.fixture
+def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
+    if "upstream" in request.fixturenames:
+        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
+    return {**env, "GATEWAY_SHARE_SECONDS": "0"}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with running_upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as direct:
+        yield direct
+
+
+@pytest.fixture
+def mira(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
+    """Somebody whose Spotify is connected, with nothing in the journal yet."""
+    connect(client, sandbox)
+    sandbox.clear_calls()
+    return client
+
+
+def get(who: FlaskClient, path: str = "me/player") -> TestResponse:
+    return who.get(f"/api/spotify/v1/{path}")
+
+
+def wait_in(answer: TestResponse) -> int:
+    """The seconds that somebody is told to wait, with the problem that belongs to it."""
+    assert (answer.status_code, slug(answer)) == (429, "spotify-rate-limited")
+    return int(answer.headers["Retry-After"])
+
+
+def is_about(seconds: int) -> range:
+    """So much, or a little less: some of it has passed."""
+    return range(max(1, seconds - 20), seconds + 1)
+
+
+def calls(sandbox: SandboxClient) -> int:
+    """Calls to the Web API so far, whosever."""
+    return len([call for call in sandbox.calls() if call["path"].startswith("/v1/")])
+
+
+def close(sandbox: SandboxClient, who: FlaskClient, retry_after: int | None, body: str = "text") -> int:
+    """Let Spotify answer a call and the canary with 429. Returns what the caller was told."""
+    members = {} if retry_after is None else {"retry_after": retry_after}
+    sandbox.fault(on="api", kind="rate_limited", body=body, times=1 if body == "quota" else 2, **members)
+    return wait_in(get(who))
+
+
+# How long
+
+
+@pytest.mark.parametrize("body", ["text", "json", "quota", "empty"])
+def test_a_429_closes_the_gate_for_as_long_as_it_says(
+    app: Flask,
+    mira: FlaskClient,
+    another_worker: Flask,
+    sandbox: SandboxClient,
+    store: redis.Redis,
+    body: str,
+) -> None:
+    elsewhere = another_tab(mira, another_worker)
+    unsaid = 3600 if body == "quota" else 30
+    for said, wait in (
+        (1, 1),
+        (35, 35),
+        (46_649, 46_649),
+        (86_400, 86_400),
+        (200_000, 86_400),
+        (0, 1),
+        (None, unsaid),
+    ):
+        sandbox.clear_calls()
+        assert close(sandbox, mira, said, body) == wait
+        if wait > 1:
+            assert [wait_in(get(who)) in is_about(wait) for who in (mira, elsewhere)] == [True, True]
+            assert wait_in(mira.put("/api/spotify/v1/me/player/pause")) in is_about(wait)
+        assert calls(sandbox) == (1 if body == "quota" else 2)  # with the canary
+        open_it(store, app, another_worker)
+
+
+def open_it(store: redis.Redis, *apps: Flask) -> None:
+    """Let the wait be over, for all who know of it."""
+    store.delete(*store.keys("spotify-*"), "none")
+    for app in apps:
+        app.extensions["backline"].gate._until.clear()
+
+
+def test_a_wait_that_is_no_number_of_seconds_counts_as_unsaid(
+    app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
+) -> None:
+    upstream.status = 429
+    senseless = ["soon", "-5", "1e3", "", "٣", "9" * 30, "Fri, 32 Dec 2027 23:59:59 GMT"]
+    for said in senseless:
+        upstream.headers = {"Retry-After": said.encode().decode("latin-1")}
+        assert wait_in(get(mira)) == 30, said
+        assert wait_in(get(mira)) in is_about(30)
+        open_it(store, app)
+    assert len(upstream.calls) == len(senseless)
+
+
+def test_a_body_that_only_looks_like_a_quotas_changes_nothing(
+    app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
+) -> None:
+    upstream.status = 429
+    for upstream.body in (
+        b'{"error": "QUOTA_EXCEEDED"}',
+        b'["QUOTA_EXCEEDED"]',
+        b'{"error": null}',
+        b"\xff",
+        b"[" * 9999,
+    ):
+        assert wait_in(get(mira)) == 30
+        open_it(store, app)
+
+
+def test_it_opens_by_itself(
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    assert close(sandbox, mira, 1) == 1
+    store.delete(*store.keys("spotify-budget:*"))  # what it has learned from that is not the point
+    for who in (mira, another_tab(mira, another_worker)):
+        eventually(lambda: get(who).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
+    assert calls(sandbox) == 4
+
+
+# For whom
+
+
+def test_it_is_closed_for_everybody_and_every_call(
+    app: Flask, mira: FlaskClient, new_client: NewClient, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    other = new_client()
+    connect(other, sandbox, person=next(p["id"] for p in sandbox.people() if p["id"] != "mira_t_42"))
+    close(sandbox, mira, 600)
+    sandbox.clear_calls()
+
+    for who in (mira, other, another_tab(other, another_worker)):
+        for answer in (
+            get(who, "me"),
+            get(who, "search?q=a&type=track"),
+            who.post("/api/spotify/v1/me/player/next"),
+            who.delete("/api/spotify/v1/me/library?uris=x"),
+        ):
+            assert wait_in(answer) in is_about(600)
+    assert calls(sandbox) == 0
+    assert other.get("/api/spotify").status_code == 200
+    assert other.get("/api/session").status_code == 200
+
+
+def test_who_connects_is_told_as_well_and_costs_no_call(
+    mira: FlaskClient, new_client: NewClient, sandbox: SandboxClient
+) -> None:
+    visitor = new_client()
+    callback = sandbox.consent(first_visit(visitor))
+    close(sandbox, mira, 600)
+    sandbox.clear_calls()
+
+    assert wait_in(come_back(visitor, callback)) in is_about(600)
+    assert calls(sandbox) == 0
+
+
+def test_a_429_for_a_callbacks_me_blocks_only_me(
+    mira: FlaskClient, new_client: NewClient, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    visitor = new_client()
+    callback = sandbox.consent(first_visit(visitor))
+    sandbox.fault(on="me", kind="rate_limited", retry_after=600)
+    assert wait_in(come_back(visitor, callback)) in is_about(600)
+    sandbox.clear_calls()
+
+    for who in (mira, another_tab(mira, another_worker)):
+        assert get(who).status_code in (200, 204)
+        assert wait_in(get(who, "me")) in is_about(600)
+    assert calls(sandbox) == 2
+
+    # The next person keeps the code until then.
+    late = new_client()
+    late_callback = sandbox.consent(first_visit(late))
+    sandbox.clear_calls()
+    assert wait_in(come_back(late, late_callback)) in is_about(600)
+    assert sandbox.calls() == []
+
+
+def test_answers_that_are_still_good_are_served_while_it_is_closed(
+    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
+) -> None:
+    env["GATEWAY_SHARE_SECONDS"] = "60"
+    mira = request.getfixturevalue("mira")
+    get(mira, "me/player/devices")
+    close(sandbox, mira, 600)
+    answer = get(mira, "me/player/devices")
+    assert (answer.status_code, answer.headers["X-Cache"]) == (200, "hit")
+
+
+def test_another_client_id_has_a_gate_of_its_own(
+    mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    close(sandbox, mira, 600)
+    assert Gate(store, Config.from_env(env)).wait() > 500
+    assert Gate(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).wait() == 0
+
+
+# For good
+
+
+def test_a_shorter_wait_does_not_open_it_earlier(
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    """Two calls are under way; the one that is answered last says less."""
+    here, there = (which.extensions["backline"].gate for which in (app, another_worker))
+    assert here.close(Answer(429, {"retry-after": "600"}, b"")) == 600
+    assert there.close(Answer(429, {"retry-after": "3"}, b"")) == 3
+    assert here.close(Answer(429, {"retry-after": "2"}, b"")) == 2
+    for who in (mira, another_tab(mira, another_worker)):
+        assert wait_in(get(who)) in is_about(600)
+    assert there.close(Answer(429, {"retry-after": "900"}, b"")) == 900
+    assert wait_in(get(mira)) in is_about(900)
+    assert calls(sandbox) == 0
+
+    # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
+    here.close(Answer(429, {"retry-after": "5"}, b""))
+    [key] = store.keys("spotify-wait:*")
+    assert store.ttl(key) in is_about(900)
+    store.delete(key)
+    assert 800 < here.wait() <= 900
+
+
+def test_a_redis_that_was_emptied_is_told_again(
+    client: FlaskClient,
+    app: Flask,
+    another_worker: Flask,
+    env: dict[str, str],
+    sandbox: SandboxClient,
+    store: redis.Redis,
+) -> None:
+    user = register(client)
+    connect(client, sandbox)
+    elsewhere = another_tab(client, another_worker)
+    close(sandbox, client, 46_649)
+    wait_in(get(elsewhere))
+    sandbox.clear_calls()
+    for who in (client, elsewhere):
+        store.flushall()
+        assert login(who, user["username"]).status_code == 200
+        assert wait_in(get(who)) in is_about(46_649)
+        with running_app(env) as fresh:  # has never met it
+            assert wait_in(get(another_tab(who, fresh))) in is_about(46_649)
+    assert calls(sandbox) == 0
+
+
+def test_it_outlives_redis_itself(
+    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
+) -> None:
+    with TemporaryDirectory(prefix="backline-", dir="/tmp") as home, RedisServer(Path(home)) as server:
+        env["REDIS_URL"] = f"unix://{server.socket}"
+        client, app = request.getfixturevalue("client"), request.getfixturevalue("app")
+        user = register(client)
+        connect(client, sandbox)
+        close(sandbox, client, 600)
+        sandbox.clear_calls()
+        server.kill()
+        assert app.extensions["backline"].gate.wait() > 500
+        assert slug(get(client)) == "service-unavailable"
+        server.start()
+        eventually(lambda: login(client, user["username"]).status_code == 200)
+        assert wait_in(get(client)) in is_about(600)
+        with running_app(env) as fresh:
+            assert fresh.extensions["backline"].gate.wait() > 500
+        server.client.close()
+    assert calls(sandbox) == 0
+
+
+def test_garbage_in_redis_does_not_break_it(
+    app: Flask, mira: FlaskClient, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    close(sandbox, mira, 600)
+    [key] = store.keys("spotify-wait:*}")
+    for plant in (
+        lambda: store.set(key, "junk"),
+        lambda: store.rpush(key, "junk"),
+        lambda: store.hset(key, "a", "b"),
+    ):
+        store.delete(key)
+        plant()
+        assert wait_in(get(mira)) in is_about(600)
+        assert store.ttl(key) > 500
+    store.set(key, 5_000_000, px=5_000_000)
+    assert wait_in(get(mira)) > 600  # the longer one of what Redis and the process know
+
+
+@pytest.mark.parametrize(
+    ("value", "milliseconds", "most"),
+    [("30000", 3_630_000, 30), ("9" * 15, 10**12, 86_400), ("-5", 50_000, 0), ("30000", None, 0)],
+    ids=["clock set back", "absurd", "negative", "without an end"],
+)
+def test_wait_is_trusted_no_further_ahead_than_it_began(
+    env: dict[str, str], app: Flask, store: redis.Redis, value: str, milliseconds: int | None, most: int
+) -> None:
+    config = Config.from_env(env)
+    store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
+    assert most - 5 <= Gate(store, config).wait() <= most
+    # It goes on from there, and does not begin again at each look.
+    assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
+
+
+# For which calls
+
+
+def test_a_429_blocks_only_its_endpoint(
+    app: Flask,
+    mira: FlaskClient,
+    new_client: NewClient,
+    another_worker: Flask,
+    sandbox: SandboxClient,
+    store: redis.Redis,
+) -> None:
+    other = new_client()
+    connect(other, sandbox, person=next(p["id"] for p in sandbox.people() if p["id"] != "mira_t_42"))
+    sandbox.fault(on="api", kind="rate_limited", retry_after=3600)
+    assert wait_in(put_cover(mira, "one")) == 3600
+    sandbox.clear_calls()
+
+    for who in (other, another_tab(mira, another_worker)):
+        assert wait_in(put_cover(who, "two")) in is_about(3600)
+        assert get(who).status_code in (200, 204)
+        assert get(who, "me").status_code == 200
+    assert calls(sandbox) == 4
+    connect(new_client(), sandbox)
+
+    store.flushall()  # Redis has lost it, and the process tells it again
+    gate = app.extensions["backline"].gate
+    assert gate.wait() == 0
+    assert gate.waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
+    fresh = Gate(store, app.extensions["backline"].config)
+    assert fresh.wait("playlists/{id}/images") > 3500
+
+
+def put_cover(who: FlaskClient, playlist: str) -> TestResponse:
+    return who.put(f"/api/spotify/v1/playlists/{playlist}/images", data=b"/9j/", content_type="image/jpeg")
+
+
+def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    elsewhere = another_tab(mira, another_worker)
+    sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+    wait_in(put_cover(mira, "one"))
+    sandbox.fault(on="api", kind="rate_limited", retry_after=70)
+    assert wait_in(get(elsewhere, "search?q=a&type=track")) == 70
+    assert wait_in(get(mira, "me/player")) in is_about(70)
+
+    # Later than that, it is the second one's own.
+    open_it(store, app, another_worker)
+    sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+    wait_in(put_cover(mira, "one"))
+    [key] = store.keys("spotify-refused:*")
+    assert 0 < store.pttl(key) <= 10_000
+    store.delete(key)
+    sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+    wait_in(get(elsewhere, "search?q=a&type=track"))
+    assert get(mira, "me/player").status_code in (200, 204)
+
+
+def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    def call_both() -> None:
+        sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+        wait_in(put_cover(mira, "one"))
+        sandbox.fault(on="api", kind="rate_limited", retry_after=60)
+        wait_in(get(another_tab(mira, another_worker), "search?q=a&type=track"))
+
+    def end_waits() -> None:
+        store.delete(*store.keys("spotify-wait:*"), *store.keys("spotify-budget:*"))
+        for worker in (app, another_worker):
+            worker.extensions["backline"].gate._until.clear()
+
+    call_both()
+    assert wait_in(get(mira)) in is_about(60)
+    end_waits()
+    store.delete(*store.keys("spotify-refused:*"))  # ten seconds later
+    call_both()
+    assert get(mira).status_code in (200, 204)
+
+    # But the canary still finds a limit on everything.
+    end_waits()
+    store.delete(*store.keys("spotify-canary:*"))
+    sandbox.fault(on="api", kind="rate_limited", retry_after=60, times=2)
+    wait_in(put_cover(mira, "one"))
+    assert wait_in(get(mira)) in is_about(60)
+
+
+def test_canary_is_read_once_by_all_processes(
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    sandbox.fault(on="api", kind="rate_limited", retry_after=1)
+    assert wait_in(put_cover(mira, "one")) == 1
+    assert [call["path"] for call in sandbox.calls("/v1/me")] == ["/v1/me"]
+    [key] = store.keys("spotify-canary:*")
+    assert 0 < store.pttl(key) <= 10_000
+    # It is refused again, at another process, while the canary's result still counts.
+    store.delete(*store.keys("spotify-wait:*"))
+    sandbox.fault(on="api", kind="rate_limited", retry_after=1)
+    assert wait_in(put_cover(another_tab(mira, another_worker), "one")) == 1
+    assert len(sandbox.calls("/v1/me")) == 1
+    assert get(mira).status_code in (200, 204)
+
+
+def test_canary_without_an_answer_blocks_no_more(mira: FlaskClient, sandbox: SandboxClient) -> None:
+    sandbox.fault(on="command", kind="rate_limited", retry_after=60)
+    sandbox.fault(on="me", kind="close", times=None)
+    assert wait_in(put_cover(mira, "one")) == 60
+    sandbox.clear_faults()
+    assert get(mira, "me").status_code == 200
+
+
+def test_unknown_paths_block_no_known_ones(mira: FlaskClient, upstream: Upstream) -> None:
+    upstream.status, upstream.headers = 429, {"Retry-After": "60"}
+    assert wait_in(get(mira, "me/no-such/thing")) == 60
+    upstream.status = 200
+    assert wait_in(get(mira, "me/another/thing")) in is_about(60)
+    for path in ("me/player", "me", "albums/no/such/thing", "no-such-thing"):
+        assert get(mira, path).status_code == 200, path
+
+
+def test_second_refusal_is_seen_without_redis(env: dict[str, str], app: Flask) -> None:
+    gate = Gate(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
+    refusal = Answer(429, {"retry-after": "60"}, b"")
+    assert not gate.refused("search", refusal).asks_for_canary
+    assert (gate.wait("me/player"), gate.wait("search") > 50) == (0, True)
+    gate.refused("me/player", refusal)
+    assert gate.wait() > 50
+
+
+# The budget
+
+
+def spent(store: redis.Redis, caller: object = None) -> int:
+    """How many calls are counted, of everybody or of one caller."""
+    [total] = store.keys("spotify-calls:*}")
+    key = total if caller is None else total + f":{caller}".encode()
+    return sum(int(value.partition(b":")[2]) for name, value in store.hgetall(key).items() if name.isdigit())
+
+
+def make_older(store: redis.Redis, seconds: int) -> None:
+    """Let all calls so far have been made so much earlier."""
+    for key in store.keys("spotify-calls:*"):
+        fields = store.hgetall(key)
+        store.delete(key)
+        for name, value in fields.items():
+            if name.isdigit():
+                second, _, calls = value.decode().partition(":")
+                earlier = int(second) - seconds
+                store.hset(key, str(earlier % (WINDOW_SECONDS + 1)), f"{earlier}:{calls}")
+            elif name.endswith(b"_at"):
+                store.hset(key, name, max(0, int(value) - seconds * 1000))
+            else:
+                store.hset(key, name, value)
+
+
+def spend(gate: Gate, caller: int | None, *, is_poll: bool = False) -> bool:
+    """Whether there is room for a call now."""
+    try:
+        gate.pass_or_refuse(caller, is_poll=is_poll)
+    except RateLimited:
+        return False
+    return True
+
+
+def spend_all(gate: Gate, caller: int | None, *, is_poll: bool = False) -> int:
+    """Make calls until there is no room. Returns their number."""
+    for number in range(1000):
+        if not spend(gate, caller, is_poll=is_poll):
+            return number
+    raise AssertionError("there is no limit")
+
+
+def gate_with(env: dict[str, str], store: redis.Redis, budget: str) -> Gate:
+    return Gate(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
+
+
+def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
+    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient, store: redis.Redis
+) -> None:
+    env["GATEWAY_BUDGET"] = "10"
+    mira, another_worker = (request.getfixturevalue(name) for name in ("mira", "another_worker"))
+    store.delete(*store.keys("spotify-calls:*"))  # what connecting has cost
+    tabs = [mira, another_tab(mira, another_worker)]
+
+    polls = [get(tabs[number % 2]) for number in range(8)]
+    assert {answer.status_code for answer in polls} <= {200, 204}
+    assert [wait_in(get(tab)) in range(1, 31) for tab in tabs] == [True, True]
+    clicks = [get(tabs[0], "me"), tabs[1].put("/api/spotify/v1/me/player/volume?volume_percent=20")]
+    assert max(answer.status_code for answer in clicks) < 300
+    assert [wait_in(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
+    assert calls(sandbox) == spent(store) == 10
+
+    make_older(store, 31)
+    assert get(mira, "me").status_code == 200
+
+
+def test_call_waits_for_room_in_the_budget_as_long_as_its_deadline_allows(
+    env: dict[str, str], request: pytest.FixtureRequest, store: redis.Redis
+) -> None:
+    env["GATEWAY_BUDGET"] = "2"
+    mira = request.getfixturevalue("mira")
+    store.delete(*store.keys("spotify-calls:*"))
+    assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
+    assert wait_in(get(mira, "me?late")) > 14  # longer than a request may take
+    make_older(store, 29)
+    assert get(mira, "me?patient").status_code == 200
+
+
+def test_one_person_gets_half_of_the_budget_while_others_make_calls(
+    env: dict[str, str], app: Flask, store: redis.Redis
+) -> None:
+    gate = gate_with(env, store, "20")
+    assert spend_all(gate, 1) == 20  # alone
+    assert not spend(gate, 2)
+    make_older(store, 31)
+    assert spend(gate, 2)
+    assert spend_all(gate, 1) == 10
+    assert spend_all(gate, 2) == 9
+    assert not spend(gate, 3)  # who has asked, all the same
+    make_older(store, 31)
+    assert spend_all(gate, 3, is_poll=True) == 16  # alone again, and polls
+    assert spend_all(gate, None) == 4
+
+
+def test_person_whose_call_was_refused_counts_as_somebody_else(
+    env: dict[str, str], app: Flask, store: redis.Redis
+) -> None:
+    gate = gate_with(env, store, "20")
+    assert spend_all(gate, 1) == 20
+    assert not spend(gate, 2)
+    total = store.keys("spotify-calls:*}")[0]
+    for name, value in store.hgetall(total).items():  # half a minute later, but for the last request
+        if name.isdigit():
+            store.hdel(total, name)
+            assert value
+    store.delete(*store.keys("spotify-calls:*}:1"))
+    assert spend_all(gate, 1) == 10
+    assert spend(gate, 2)
+
+
+def test_budget_is_learned_from_a_refusal_of_the_whole_application(
+    env: dict[str, str], app: Flask, store: redis.Redis
+) -> None:
+    gate, refusal = gate_with(env, store, "auto"), Answer(429, {"retry-after": "1"}, b"")
+    for number in range(300):
+        assert spend(gate, number % 3)
+    assert store.keys("spotify-budget:*") == []
+    gate.refused("search", refusal)  # of one endpoint
+    assert store.keys("spotify-budget:*") == []
+    gate.close(refusal)
+    gate.close(refusal)  # all that were under way are refused; it is learned once
+    [key] = store.keys("spotify-budget:*")
+    assert store.hget(key, "limit") == b"240"
+    assert 0 < store.ttl(key) <= 86_400
+
+    def later(minutes: int) -> int:
+        store.delete(*store.keys("spotify-calls:*"), *store.keys("spotify-wait:*"), "none")
+        gate._until.clear()
+        store.hincrby(key, "since", -minutes * 60_000)
+        return spend_all(gate, 1)
+
+    assert later(9) == 240
+    assert later(1) == 252
+    assert later(10) == 265  # 264.6
+
+    # Another refusal, and all that was sent meanwhile are a few calls after a wait.
+    store.delete(*store.keys("spotify-calls:*"))
+    spend(gate, 1)
+    gate.close(refusal)
+    assert store.hget(key, "limit") == b"132"
+    # Redis' clock was set back: the limit grows from then on, and not in some hours.
+    store.hincrby(key, "since", 3_600_000)
+    assert later(0) == 132
+
+
+def test_fixed_budget_learns_nothing(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+    gate = gate_with(env, store, "100")
+    spend(gate, 1)
+    gate.close(Answer(429, {}, b""))
+    assert store.keys("spotify-budget:*") == []
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "1.5", "unlimited"])
+def test_budget_is_auto_or_a_number_from_one(env: dict[str, str], app: Flask, budget: str) -> None:
+    with pytest.raises(ConfigError, match="GATEWAY_BUDGET must be auto or a whole number from 1"):
+        Config.from_env({**env, "GATEWAY_BUDGET": budget})
+
+
+def test_a_call_that_is_refused_does_not_count(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+    gate = gate_with(env, store, "1")
+    assert spend_all(gate, None, is_poll=True) == 1  # one is one, and not four fifths of it
+    assert spend_all(gate, None) == 0
+    assert spent(store) == spent(store, "connecting") == 1
+
+
+@pytest.mark.parametrize("trouble", ["away", "a text", "a list", "times ahead"])
+def test_what_cannot_be_counted_passes(
+    env: dict[str, str], app: Flask, store: redis.Redis, trouble: str
+) -> None:
+    config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
+    client = redis_client("redis://127.0.0.1:1/0") if trouble == "away" else store
+    key = f"spotify-calls:{{{config.spotify_client_id}}}"
+    if trouble == "a text":
+        store.set(key, "junk")
+    elif trouble == "a list":
+        store.rpush(key, "junk")
+    else:
+        ahead = milliseconds(store) + 10**9
+        fields = {str(slot): f"{ahead // 1000 + slot}:500" for slot in range(31)}
+        store.hset(key, mapping={**fields, "last": "2", "last_at": ahead, "other_at": ahead})
+    gate = Gate(client, config)
+    assert spend(gate, 1)
+    assert gate.close(Answer(429, {"retry-after": "100"}, b"")) == 100
+    with pytest.raises(RateLimited) as refused:
+        gate.pass_or_refuse(None, is_poll=True)
+    assert refused.value.retry_after in is_about(100)
+    if trouble in ("a text", "a list"):  # it is counted again
+        gate._until.clear()
+        store.delete(*store.keys("spotify-wait:*"))
+        assert spend_all(gate, 1) == 1
+
+
+def milliseconds(store: redis.Redis) -> int:
+    seconds, micro = store.time()
+    return int(seconds * 1000 + micro // 1000)
+
+
+def test_counting_takes_the_same_number_of_commands_after_many_calls(
+    env: dict[str, str], app: Flask, store: redis.Redis
+) -> None:
+    def commands() -> int:
+        before = int(store.info("stats")["total_commands_processed"])
+        spend(gate, 1)
+        return int(store.info("stats")["total_commands_processed"]) - before
+
+    gate = gate_with(env, store, "100000")
+    commands()
+    few = commands()
+    for number in range(300):
+        spend(gate, number)
+    assert commands() <= few + 35  # one caller or several

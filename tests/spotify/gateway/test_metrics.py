@@ -1,0 +1,236 @@
+"""What /metrics says of the gateway's calls, and what it never says."""
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.helpers.flows import another_tab
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server, eventually
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+GATEWAY = "/api/spotify/v1"
+REQUESTS = "backline_gateway_requests_total"
+CALLS = "backline_web_api_call_seconds"
+GATE = "backline_web_api_gate_wait_seconds"
+StartServer = Callable[..., AbstractContextManager[Server]]
+Sample = tuple[str, frozenset[tuple[str, str]]]
+
+
+def samples(text: str) -> dict[Sample, float]:
+    """The numbers in Prometheus' text format, by name and labels."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("backline_"):
+            name, labels, value = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line).groups()  # type: ignore[union-attr]
+            pairs = frozenset(re.findall(r'(\w+)="([^"]*)"', labels or ""))
+            assert (name, pairs) not in found
+            found[name, pairs] = float(value)
+    return found
+
+
+class Growth:
+    """By how much numbers have grown: those of this process are not ours alone."""
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._before = samples(read())
+
+    def of(self, name: str, **labels: str) -> float:
+        wanted, now = frozenset(labels.items()), samples(self._read())
+        keys = [key for key in now if key[0] == name and wanted <= key[1]]
+        return sum(now[key] - self._before.get(key, 0) for key in keys)
+
+
+def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
+    linked: FlaskClient, upstream: Upstream
+) -> None:
+    grown = Growth(lambda: linked.get("/metrics").text)
+    upstream.replies(Reply(200, b"{}", JSON, (("Cache-Control", "max-age=60"),)))
+    for _ in range(3):
+        linked.get(f"{GATEWAY}/playlists/37i9dQZF1DXcBWIGoYBM5M/items?fields=secret-query")
+    upstream.replies(problem_of_spotify(404, "Device not found"))
+    linked.put(f"{GATEWAY}/me/player/volume?device_id=secret-device")
+    upstream.replies(problem_of_spotify(403, "Insufficient client scope"))
+    linked.put(f"{GATEWAY}/me/player/volume")
+    upstream.replies(Reply(0))
+    linked.put(f"{GATEWAY}/me/player/volume")
+    upstream.replies(Reply(204, b"", None))
+    linked.delete(f"{GATEWAY}/no-such/endpoint-of-anybody's/secret-id")
+    linked.get(f"{GATEWAY}/../secret-path")
+    linked.open(f"{GATEWAY}/me", method="PROPFIND")
+
+    items = {"method": "GET", "route": "playlists/{id}/items", "outcome": "200"}
+    volume = {"method": "PUT", "route": "me/player/volume"}
+    assert grown.of(REQUESTS, **items, cache="miss") == 1
+    assert grown.of(REQUESTS, **items, cache="hit") == 2
+    assert grown.of(REQUESTS, **volume, outcome="404", cache="miss") == 1
+    assert grown.of(REQUESTS, **volume, outcome="insufficient-scope", cache="") == 1
+    assert grown.of(REQUESTS, **volume, outcome="spotify-unavailable", cache="") == 1
+    assert grown.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
+    assert grown.of(REQUESTS) == 7
+
+    text = linked.get("/metrics").text
+    assert "37i9" not in text
+    assert "secret" not in text
+    assert "endpoint-of" not in text
+
+
+def test_every_call_to_spotify_is_timed_by_route_and_status(linked: FlaskClient, upstream: Upstream) -> None:
+    grown = Growth(lambda: linked.get("/metrics").text)
+    upstream.replies(Reply(401), problem_of_spotify(502, "Bad gateway."), Reply(0), Reply(200))
+    linked.get(f"{GATEWAY}/tracks/x")
+    linked.get(f"{GATEWAY}/tracks/y")
+
+    track = {"method": "GET", "route": "tracks/{id}"}
+    for status, number in (("401", 1), ("502", 1), ("none", 1), ("200", 1)):
+        assert grown.of(f"{CALLS}_count", **track, status=status) == number, status
+        assert 0 < grown.of(f"{CALLS}_sum", **track, status=status) < 10
+        assert grown.of(f"{CALLS}_bucket", **track, status=status, le="+Inf") == number
+    assert grown.of(f"{CALLS}_count") == len(upstream.calls) == 4
+
+
+def test_the_gates_wait_is_told_and_that_it_is_over(
+    linked: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
+) -> None:
+    def waits(worker: Flask) -> float:
+        return samples(worker.test_client().get("/metrics").text)[GATE, frozenset()]
+
+    assert waits(app) == 0
+    upstream.replies(Reply(429, b"Too many requests", "text/plain", (("Retry-After", "40"),)))
+    grown = Growth(lambda: linked.get("/metrics").text)
+
+    assert linked.put(f"{GATEWAY}/me/player").status_code == 429
+
+    assert grown.of(REQUESTS, route="me/player", outcome="spotify-rate-limited", cache="") == 1
+    assert grown.of(f"{CALLS}_count", route="me/player", status="429") == 1
+    for worker in (app, another_worker):
+        assert 20 < waits(worker) <= 40
+
+
+def test_wait_of_one_endpoint_is_listed_in_the_metrics(
+    linked: FlaskClient, another_worker: Flask, upstream: Upstream
+) -> None:
+    def answer(call: Received) -> Reply:
+        refused = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
+        return refused if call.target.endswith("/images") else Reply()
+
+    upstream.answer = answer
+    assert linked.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
+    for who in (linked, another_worker.test_client()):
+        found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
+        route = frozenset({("route", "playlists/{id}/images")})
+        assert found.pop((GATE, frozenset())) == 0
+        assert list(found) == [("backline_web_api_endpoint_wait_seconds", route)]
+        assert 86_000 < found.popitem()[1] <= 86_400
+
+
+def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
+    server: StartServer, client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, tmp_path: Path
+) -> None:
+    link(client, sandbox, upstream)
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    with server(workers=2, threads=4, TMPDIR=str(tmp_path)) as api:
+        ours = {"Cookie": f"backline_session={cookie.value}", "X-Requested-With": "test"}
+
+        def call(times: int) -> None:
+            # Each on a connection of its own, so that either worker gets some.
+            for _ in range(times):
+                done = requests.put(f"{api.url}{GATEWAY}/me/player", headers=ours, timeout=10)
+                assert done.status_code == 200, done.text
+
+        def told(name: str) -> float:
+            text = requests.get(f"{api.url}/metrics", timeout=10).text
+            return sum(value for (found, _), value in samples(text).items() if found == name)
+
+        def counted_by() -> set[str]:
+            return {path.stem.rpartition("_")[2] for path in tmp_path.glob("backline-metrics-*/*.db")}
+
+        calls = 0
+        while calls < 10 or (len(counted_by()) < 2 and calls < 200):
+            call(5)
+            calls += 5
+        assert counted_by() == {str(pid) for pid in api.workers}
+        for _ in range(6):  # whoever is asked
+            assert told(REQUESTS) == told(f"{CALLS}_count") == calls
+
+        gone = api.kill_worker()
+        eventually(lambda: len(api.workers) == 2 and gone not in api.workers)
+        call(4)
+        assert told(REQUESTS) == calls + 4
+        assert told(GATE) == 0
+
+        calls += 4
+        for _ in range(2):
+            before = set(api.workers)
+            api.signal(signal.SIGHUP)
+            eventually(lambda: len(api.workers) == 2 and not before & set(api.workers), timeout=30)  # noqa: B023
+            call(4)
+            calls += 4
+        eventually(lambda: counted_by() <= {"merged", *map(str, api.workers)})
+        assert told(REQUESTS) == told(f"{CALLS}_count") == calls
+
+        api.signal(signal.SIGTERM)
+        assert api.wait() == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_of_a_killed_gunicorn_is_removed(server: StartServer, tmp_path: Path) -> None:
+    def directories() -> list[Path]:
+        return list(tmp_path.glob("backline-metrics-*"))
+
+    with server(workers=1, TMPDIR=str(tmp_path)) as first:
+        [left] = directories()
+        first.signal(signal.SIGKILL)
+        first.wait()
+        with server(workers=1, TMPDIR=str(tmp_path)):
+            [living] = directories()
+            assert living != left
+            with server(workers=1, TMPDIR=str(tmp_path)):
+                assert living in directories()  # its arbiter is alive
+
+
+def test_a_directory_of_the_operators_own_is_left_to_them(server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    with server(workers=1, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as api:
+        requests.get(f"{api.url}/metrics", timeout=10)
+        api.signal(signal.SIGTERM)
+        assert api.wait() == 0
+
+    assert (tmp_path / "kept").exists()
+
+
+def test_calls_that_are_joined_count_as_shared(
+    linked: FlaskClient, another_worker: Flask, upstream: Upstream
+) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def answer(_: Received) -> Reply:
+        arrived.set()
+        assert go_on.wait(10)
+        return Reply()
+
+    upstream.answer = answer
+    grown = Growth(lambda: another_worker.test_client().get("/metrics").text)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(another_tab(linked).get, f"{GATEWAY}/tracks/x")
+        assert arrived.wait(10)
+        second = pool.submit(another_tab(linked, another_worker).get, f"{GATEWAY}/tracks/x")
+        eventually(lambda: another_worker.extensions["backline"].bulkhead._tickets)  # it waits
+        go_on.set()
+        assert {first.result().headers["X-Cache"], second.result().headers["X-Cache"]} == {"miss", "shared"}
+
+    assert grown.of(REQUESTS, route="tracks/{id}", cache="shared") == 1
+    assert grown.of(f"{CALLS}_count", route="tracks/{id}") == 1

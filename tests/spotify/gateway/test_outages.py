@@ -1,0 +1,261 @@
+"""A Spotify that fails: what is tried again, what never is, and when it is left alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import sockets
+from app.resilience import circuit_breaker
+from app.spotify.gateway import proxy
+from tests.helpers.flows import another_tab, connect, slug
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually, free_port
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify, running_upstream
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+GATEWAY = "/api/spotify/v1"
+FINE = Reply(200, b'{"fine":1}')
+NO_ANSWER = Reply(0)
+FAILURES = {
+    "500": problem_of_spotify(500, "Internal server error"),
+    "502": problem_of_spotify(502, "Bad gateway."),
+    "502 html": Reply(502, b"<!DOCTYPE html><title>Error 502</title>", "text/html; charset=UTF-8"),
+    "503": Reply(503, b"upstream connect error or disconnect/reset before headers.", "text/plain"),
+    "503 empty": Reply(503, b"", None),
+    "504": Reply(504, b"", "text/plain"),
+}
+# Twice they would do something else than once, or might.
+WRITES = [("POST", "me/player/next"), ("PUT", "me/player/play"), ("DELETE", "playlists/x/items")]
+
+
+def is_unavailable(response: Any) -> bool:
+    assert (response.status_code, slug(response)) == (503, "spotify-unavailable"), response.text
+    assert 1 <= int(response.headers["Retry-After"]) <= 5
+    return True
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_read_that_fails_once_is_made_once_more(linked: FlaskClient, upstream: Upstream, kind: str) -> None:
+    upstream.replies(FAILURES[kind], FINE)
+
+    response = linked.get(f"{GATEWAY}/me/player?a=b")
+
+    assert (response.status_code, response.data) == (200, FINE.body)
+    assert [call.target for call in upstream.calls] == ["/v1/me/player?a=b"] * 2
+
+
+def test_a_read_that_fails_twice_is_answered_as_spotify_did(linked: FlaskClient, upstream: Upstream) -> None:
+    for number, reply in enumerate(FAILURES.values()):
+        upstream.calls.clear()
+        upstream.replies(Reply(500, b"the first"), reply)
+        response = linked.get(f"{GATEWAY}/tracks/{number}")
+        assert (response.status_code, response.data) == (reply.status, reply.body)
+        assert response.headers.get("Content-Type") == reply.content_type
+        assert len(upstream.calls) == 2
+        upstream.replies(FINE)
+        linked.get(f"{GATEWAY}/tracks/fine")  # or it would be five failures in a row in the end
+
+
+def test_an_answer_that_asks_for_a_wait_is_not_pressed(linked: FlaskClient, upstream: Upstream) -> None:
+    upstream.replies(Reply(503, b"later", "text/plain", (("Retry-After", "30"),)))
+
+    response = linked.get(f"{GATEWAY}/me/player")
+
+    assert (response.status_code, response.data, response.headers["Retry-After"]) == (503, b"later", "30")
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+def test_a_write_is_never_repeated_once_it_may_have_been_sent(
+    linked: FlaskClient, upstream: Upstream, method: str, path: str
+) -> None:
+    for number, reply in enumerate(FAILURES.values(), start=1):
+        upstream.replies(reply, FINE)
+        response = linked.open(f"{GATEWAY}/{path}", method=method)
+        assert (response.status_code, response.data) == (reply.status, reply.body)
+        assert len(upstream.calls) == number
+        linked.get(f"{GATEWAY}/tracks/{number}")
+        upstream.calls.pop()
+    upstream.calls.clear()
+    upstream.replies(NO_ANSWER, FINE)
+
+    assert is_unavailable(linked.open(f"{GATEWAY}/{path}", method=method))
+    assert len(upstream.calls) == 1
+
+
+def test_a_read_without_an_answer_is_made_once_more(linked: FlaskClient, upstream: Upstream) -> None:
+    upstream.replies(NO_ANSWER, FINE)
+    assert linked.get(f"{GATEWAY}/me/player").data == FINE.body
+    assert len(upstream.calls) == 2
+
+    upstream.calls.clear()
+    upstream.replies(NO_ANSWER)
+    assert is_unavailable(linked.get(f"{GATEWAY}/tracks/x"))
+    assert len(upstream.calls) == 2
+
+    upstream.calls.clear()
+    upstream.replies(FAILURES["502"], NO_ANSWER)
+    response = linked.get(f"{GATEWAY}/tracks/y")
+    assert (response.status_code, response.data) == (502, FAILURES["502"].body)
+    assert len(upstream.calls) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_a_call_that_was_surely_not_sent_is_made_once_more(
+    client: FlaskClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    """Nobody listens at first; the listener appears when the first connection has been refused."""
+    link(client, sandbox, upstream)
+    port = free_port()
+    app.extensions["backline"].webapi._url = f"http://127.0.0.1:{port}/v1"
+    really, appeared = sockets.connect, []
+    with ExitStack() as stack:
+
+        def connect_or_appear(*args: Any, **options: Any) -> Any:
+            try:
+                return really(*args, **options)
+            except ConnectionRefusedError:
+                appeared.append(stack.enter_context(running_upstream(port)))
+                raise
+
+        monkeypatch.setattr(sockets, "connect", connect_or_appear)
+        body = b"{}" if method != "GET" else b""
+
+        response = client.open(
+            f"{GATEWAY}/me/player", method=method, data=body, content_type=JSON if body else None
+        )
+
+        assert (response.status_code, response.data) == (200, b"{}")
+        [late] = appeared
+        assert [(call.method, call.target, call.body) for call in late.calls] == [
+            (method, "/v1/me/player", body)
+        ]
+
+
+def test_a_write_meets_a_connection_that_has_gone_meanwhile(linked: FlaskClient, upstream: Upstream) -> None:
+    """Spotify closes one that has rested. That is seen before it is used, and costs nobody a call."""
+    for _ in range(3):
+        assert linked.post(f"{GATEWAY}/me/player/next").status_code == 200
+        upstream.close_connections()
+
+    assert len(upstream.calls) == 3
+
+
+def test_nobody_there_is_unavailable(linked: FlaskClient, app: Flask, upstream: Upstream) -> None:
+    app.extensions["backline"].webapi._url = f"http://127.0.0.1:{free_port()}/v1"
+
+    for response in (linked.get(f"{GATEWAY}/me/player"), linked.post(f"{GATEWAY}/me/player/next")):
+        assert is_unavailable(response)
+
+
+@pytest.mark.parametrize("kind", ["timeout", "drip"])
+def test_a_slow_answer_is_none_when_the_deadline_has_passed(
+    client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    connect(client, sandbox)
+    monkeypatch.setattr(proxy, "CALL_SECONDS", 1.0)
+    sandbox.clear_calls()
+    sandbox.fault(on="player", kind=kind, times=None)
+
+    assert is_unavailable(client.get(f"{GATEWAY}/me/player"))
+    # What has used up its time is not repeated: the caller waits already.
+    assert len(sandbox.calls("/v1/me/player")) == 1
+    sandbox.clear_faults()
+
+
+# --- the circuit breaker --------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _five_failures_of_one_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit_breaker, "FAILURES_OF_ONE", circuit_breaker.FAILURES)
+
+
+@pytest.fixture
+def tripped(linked: FlaskClient, upstream: Upstream) -> FlaskClient:
+    """A person whose Spotify has just failed five times in a row."""
+    upstream.replies(FAILURES["503"])
+    for number in range(1, 6):
+        assert linked.post(f"{GATEWAY}/me/player/next").data == FAILURES["503"].body
+        assert len(upstream.calls) == number
+    upstream.calls.clear()
+    upstream.replies(FINE)
+    return linked
+
+
+def test_after_five_failures_in_a_row_nobody_calls(tripped: FlaskClient, upstream: Upstream) -> None:
+    for _ in range(3):
+        assert is_unavailable(tripped.post(f"{GATEWAY}/me/player/next"))
+        assert is_unavailable(tripped.get(f"{GATEWAY}/me/player"))
+
+    assert upstream.calls == []
+
+
+def test_failures_with_a_success_between_them_are_no_outage(linked: FlaskClient, upstream: Upstream) -> None:
+    for _ in range(3):
+        upstream.replies(*[FAILURES["503"]] * 4, FINE)
+        for _ in range(5):
+            linked.post(f"{GATEWAY}/me/player/next")
+    # Nor is what may be one call's own trouble, or an answer that says no.
+    for reply in (FAILURES["500"], Reply(404), Reply(403)):
+        upstream.replies(reply)
+        for _ in range(6):
+            linked.post(f"{GATEWAY}/me/player/next")
+
+    assert len(upstream.calls) == 33
+
+
+def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
+    tripped: FlaskClient, app: Flask, upstream: Upstream
+) -> None:
+    breaker = app.extensions["backline"].webapi._circuit
+    here, go_on = threading.Event(), threading.Event()
+
+    def answer(_: Received) -> Reply:
+        here.set()
+        assert go_on.wait(10)
+        return FINE
+
+    upstream.answer = answer
+    breaker._next_try = 0.0  # the pause is over
+    with ThreadPoolExecutor(1) as pool:
+        probe = pool.submit(another_tab(tripped).post, f"{GATEWAY}/me/player/next")
+        assert here.wait(10)
+        for _ in range(3):
+            assert is_unavailable(tripped.post(f"{GATEWAY}/me/player/next"))
+        assert len(upstream.calls) == 1
+        go_on.set()
+        assert probe.result().status_code == 200
+
+    for _ in range(3):
+        assert tripped.post(f"{GATEWAY}/me/player/next").status_code == 200
+    assert len(upstream.calls) == 4
+
+
+def test_a_try_that_fails_keeps_it_open_and_the_next_one_is_after_the_pause(
+    monkeypatch: pytest.MonkeyPatch, linked: FlaskClient, upstream: Upstream
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)
+    upstream.replies(NO_ANSWER)
+    for _ in range(5):
+        assert is_unavailable(linked.post(f"{GATEWAY}/me/player/next"))
+    assert len(upstream.calls) == 5
+
+    eventually(lambda: linked.post(f"{GATEWAY}/me/player/next") and len(upstream.calls) == 6)
+    assert is_unavailable(linked.post(f"{GATEWAY}/me/player/next"))
+    assert len(upstream.calls) == 6
+
+    upstream.replies(FINE)
+    eventually(lambda: linked.post(f"{GATEWAY}/me/player/next").status_code == 200)
+    assert len(upstream.calls) == 7

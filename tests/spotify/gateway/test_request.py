@@ -1,0 +1,324 @@
+"""What the gateway turns away: nothing of it reaches Spotify."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.helpers.flows import slug
+from tests.helpers.raw_http import Answer, plainly, request
+from tests.helpers.servers import Server
+from tests.helpers.upstream import JSON, Upstream
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+GATEWAY = "/api/spotify/v1"
+HOST = "127.0.0.1"
+MOST = 256 * 1024
+
+# What may stand between `/api/spotify/v1/` and a query, and each means something else to somebody.
+PATHS = [
+    # up and out
+    "..",
+    "../me",
+    "../../api/token",
+    "me/..",
+    "me/../me",
+    "me/player/../../../../admin",
+    "playlists/abc/../../me",
+    "me/...",
+    # here
+    ".",
+    "./me",
+    "me/.",
+    "me/./player",
+    # empty
+    "",
+    "/",
+    "/me",
+    "//evil.example/me",
+    "me/",
+    "me//player",
+    "me/player//",
+    # the same in other spellings
+    "%2e%2e/me",
+    "%2E%2e/me",
+    ".%2e/me",
+    "%2e/me",
+    "me/%2e%2e",
+    "me/%2e%2e/me",
+    "me/%2E",
+    "%2fme",
+    "me%2f",
+    "me%2f..%2f..%2fadmin",
+    "me/..%2fplayer",
+    "me%2Fplayer",
+    "playlists/a%2Fb",
+    "me/%2f",
+    # a separator to some
+    "me\\player",
+    "me/..\\..\\admin",
+    "me%5cplayer",
+    "me/..%5C..",
+    "%5c%5cevil.example",
+    # twice encoded
+    "me/%252e%252e/x",
+    "me/%252fx",
+    "me/%255c",
+    "me/%2500",
+    "me/%25",
+    "%256de",
+    # control characters
+    "me%00",
+    "me/%00",
+    "me/a%00b",
+    "me%0d%0aHost:%20evil.example",
+    "me/x%0d%0aX-Injected:%201",
+    "me/x%0a",
+    "me/x%0D",
+    "me/x%09",
+    "me/x%1f",
+    "me/x%7f",
+    # not UTF-8: bare, cut short, overlong slash and dot, a surrogate, beyond Unicode, Latin-1
+    "me/%ff",
+    "me/%c3",
+    "me/%c0%af",
+    "me/%c0%ae%c0%ae/x",
+    "me/%e0%80%af",
+    "me/%ed%a0%80",
+    "me/%f4%90%80%80",
+    "me/%e5sa",
+    # elsewhere
+    "http://evil.example/me",
+    "https://evil.example",
+    "https:evil.example",
+    "http:%2f%2fevil.example/me",
+    "https:/evil.example/me",
+    "file:///etc/passwd",
+    "evil.example/me",
+    "evil.example:443/me",
+    "@evil.example/me",
+    "%40evil.example/me",
+    "user:password@evil.example/me",
+    ":80/me",
+    ":@evil.example",
+    "127.0.0.1:6379/me",
+    "[::1]/me",
+    # the first word is none of Spotify's
+    ";/me",
+    "me;/player",
+    "me;x=../player",
+    "..;/me",
+    "me/..;/admin",
+    "me/.;/player",
+    "me@x",
+    "me:80",
+    "ME",
+    "Me/player",
+    "me%20/player",
+    "%20me",
+    "+me",
+    "me%3f/player",
+    "me%23/player",
+    "-me",
+    "m\u00e9",
+    "\uff4d\uff45",
+    "v1",
+    "1/me",
+    "*",
+]
+
+
+@pytest.fixture
+def api(
+    server: Callable[..., AbstractContextManager[Server]], linked: FlaskClient
+) -> Iterator[Callable[[bytes], Answer]]:
+    """The server, which answers bytes. Every request has to bring the link's cookie: see `ask`."""
+    with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
+        yield lambda sent: plainly(running.port, sent)
+
+
+def cookie(client: FlaskClient) -> str:
+    found = client.get_cookie("backline_session")
+    assert found is not None
+    return f"Cookie: backline_session={found.value}"
+
+
+def check(answer: Answer) -> None:
+    assert 400 <= answer.status < 500, answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_path_that_could_mean_something_else_is_refused(linked: FlaskClient, upstream: Upstream) -> None:
+    for path in PATHS:
+        for method in ("GET", "PUT"):
+            response = linked.open(f"{GATEWAY}/{path}", method=method)
+            assert 400 <= response.status_code < 500, (path, response.status)
+            assert slug(response) in ("malformed-request", "not-found"), path
+
+    assert upstream.calls == []
+
+
+def test_nor_does_it_pass_a_real_server(
+    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+) -> None:
+    """Byte for byte, also what no client library would send."""
+    raw = [path.encode() for path in PATHS]
+    raw += [
+        b"me/\xff",
+        b"me/\xc0\xae\xc0\xae/x",
+        b"me\x00",
+        b"me/a\tb",
+        b"me/a b",
+        b"me/%",
+        b"me/%zz",
+        b"me/%2",
+    ]
+    raw += [b"me/%u002e%u002e/x", b"me\r/player", b"me\x0b", b"me#/../x", b"me/\x7f"]
+    for path in raw:
+        sent = request("GET", "TARGET", cookie(linked), host=HOST)
+        answer = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
+        # What stands behind a `#` is no part of a request: nobody is asked for it.
+        if answer.status == 200:
+            assert path == b"me#/../x", path
+        else:
+            check(answer)
+
+    assert {call.target for call in upstream.calls} <= {"/v1/me"}
+
+
+OTHER_TARGETS = [
+    "http://evil.example/api/spotify/v1/../me",
+    "http://evil.example/v1/me",
+    "https://evil.example:443/",
+    "evil.example:443",
+    "//evil.example/api/spotify/v1/me",
+    "/api/spotify/v1/http://evil.example/",
+    "/api/spotify//v1/me",
+    "/api/spotify/v1/../v1/me",
+    "/api/spotify/./v1/me",
+    "/api/spotify/v2/me",
+    "/api/spotify/v1",
+    "/api/spotify/v1/",
+    "/API/spotify/v1/me",
+    "*",
+]
+
+
+def test_a_request_target_of_another_form_is_refused(
+    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+) -> None:
+    for target in OTHER_TARGETS:
+        check(api(request("GET", target, cookie(linked), host=HOST)))
+
+    assert upstream.calls == []
+
+
+def test_a_host_of_elsewhere_moves_no_call(
+    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+) -> None:
+    for host in ("evil.example", "api.spotify.com", "127.0.0.1@evil.example", "127.0.0.1.evil.example", ""):
+        check(api(request("GET", f"{GATEWAY}/me", cookie(linked), host=host)))
+    check(api(request("GET", f"{GATEWAY}/me", cookie(linked), "Host: evil.example", host=HOST)))
+    assert upstream.calls == []
+
+    # Of a whole URL only the path counts; who is called is in the settings.
+    answer = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(linked), host=HOST))
+
+    assert answer.status in (200, 400)
+    assert all(call.headers["Host"] in upstream.url for call in upstream.calls)
+
+
+def test_a_query_that_is_not_encoded_is_refused(linked: FlaskClient, upstream: Upstream) -> None:
+    for query in ("q=a b", "q=\u00e9", "q=\x7f", "q=100%", "q=%zz&x=%20", "q=%4", "q=%u0041"):
+        response = linked.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
+        assert (response.status_code, slug(response)) == (400, "malformed-request"), query
+
+    assert upstream.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "content_type", "body", "status", "expected"),
+    [
+        ("PUT", JSON, b" " * (MOST + 1), 413, "payload-too-large"),
+        ("PUT", "image/jpeg", b" " * (MOST + 1), 413, "payload-too-large"),
+        ("PUT", "text/plain", b"{}", 415, "unsupported-media-type"),
+        ("PUT", None, b"{}", 415, "unsupported-media-type"),
+        ("POST", "application/x-www-form-urlencoded", b"a=b", 415, "unsupported-media-type"),
+        ("POST", "multipart/form-data; boundary=x", b"--x--", 415, "unsupported-media-type"),
+        ("DELETE", "application/jsonp", b"{}", 415, "unsupported-media-type"),
+        ("PUT", "image/png", b"{}", 415, "unsupported-media-type"),
+        ("GET", JSON, b"{}", 400, "malformed-request"),
+        ("GET", "text/plain", b"x", 400, "malformed-request"),
+        ("HEAD", JSON, b"{}", 400, None),
+        ("PATCH", JSON, b"{}", 405, "method-not-allowed"),
+        ("TRACE", None, b"", 405, "method-not-allowed"),
+        ("CONNECT", None, b"", 405, "method-not-allowed"),
+    ],
+)
+def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
+    linked: FlaskClient,
+    upstream: Upstream,
+    method: str,
+    content_type: str | None,
+    body: bytes,
+    status: int,
+    expected: str | None,
+) -> None:
+    response = linked.open(f"{GATEWAY}/me/player", method=method, data=body, content_type=content_type)
+
+    assert response.status_code == status, response.text
+    if expected:
+        assert slug(response) == expected
+    assert upstream.calls == []
+
+
+def test_nor_does_it_pass_a_real_server_whole_or_in_chunks(
+    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+) -> None:
+    def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> Answer:
+        lines = [cookie(linked), f"Content-Type: {content_type}", *headers]
+        return api(request(method, f"{GATEWAY}/me/player", *lines, body=body, host=HOST))
+
+    in_chunks = "Transfer-Encoding: chunked"
+    refused = [
+        (413, put(b" " * (MOST + 1))),
+        (413, put(b" " * 4 * MOST)),
+        (413, put(chunked(b" " * MOST, b" "), in_chunks)),
+        (413, put(chunked(*[b" " * 65_536] * 40), in_chunks)),
+        (415, put(chunked(b"{}"), in_chunks, content_type="text/plain")),
+        (400, put(chunked(b"{}"), in_chunks, method="GET")),
+        (400, put(b"{}", method="GET")),
+        (400, put(b"zz\r\n{}\r\n0\r\n\r\n", in_chunks)),
+        (400, put(b"", "Content-Length: -1")),
+        (400, put(b"", "Content-Length: 1_0")),
+    ]
+    for status, answer in refused:
+        check(answer)
+        assert answer.status == status, answer.body
+    assert upstream.calls == []
+
+    for answer in (put(b" " * MOST), put(chunked(*[b" " * 65_536] * 4), in_chunks)):
+        assert answer.status == 200, answer.body
+    assert [call.body for call in upstream.calls] == [b" " * MOST] * 2
+    assert {call.headers["Transfer-Encoding"] for call in upstream.calls} == {None}
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(
+        f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n" for chunk in itertools.chain(chunks, [b""])
+    )
+
+
+def test_another_sites_page_cannot_make_a_call(linked: FlaskClient, upstream: Upstream) -> None:
+    for method, headers in (
+        ("POST", {"X-Requested-With": ""}),
+        ("PUT", {"Origin": "https://evil.example"}),
+        ("DELETE", {"Sec-Fetch-Site": "cross-site"}),
+    ):
+        response = linked.open(f"{GATEWAY}/me/player", method=method, headers=headers)
+        assert (response.status_code, slug(response)) == (403, "cross-site-request")
+
+    assert upstream.calls == []

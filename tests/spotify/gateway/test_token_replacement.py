@@ -1,0 +1,291 @@
+"""Tokens that Spotify refuses: replaced once, and a call made once more. Other refusals come through."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import writing
+from app.models import AccessToken
+from tests.helpers.flows import another_tab, come_back, slug
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+GATEWAY = "/api/spotify/v1"
+BODY = b'{"uris" : ["spotify:track:4iV5W9uYEdYUVa79Axb7Rh"],\n "position_ms":0}'
+
+# Every wording there has been, and what a proxy on the way might make of it.
+UNAUTHORIZED = {
+    "since 2026": problem_of_spotify(401, "Missing/invalid/expired access token"),
+    "expired": problem_of_spotify(401, "The access token expired"),
+    "invalid": problem_of_spotify(401, "Invalid access token"),
+    "no token": problem_of_spotify(401, "No token provided"),
+    "missing": problem_of_spotify(401, "Access token missing"),
+    "text": Reply(401, b"Unauthorized", "text/plain"),
+    "html": Reply(401, b"<h1>401</h1>", "text/html"),
+    "empty": Reply(401, b"", None),
+    "not an object": Reply(401, b'["Permissions missing"]', JSON),
+    "oauth's shape": Reply(401, b'{"error":"invalid_token","error_description":"Permissions missing"}', JSON),
+    "no message": Reply(401, b'{"error":{"status":401}}', JSON),
+    "403's message": problem_of_spotify(401, "Insufficient client scope"),
+}
+PERMISSIONS_MISSING = problem_of_spotify(401, "Permissions missing")
+INSUFFICIENT_SCOPE = problem_of_spotify(403, "Insufficient client scope")
+FORBIDDEN = {
+    "json": problem_of_spotify(403, "Forbidden"),
+    "premium": problem_of_spotify(403, "Player command failed: Premium required", "PREMIUM_REQUIRED"),
+    "restriction": problem_of_spotify(403, "Player command failed: Restriction violated", "UNKNOWN"),
+    "401's message": problem_of_spotify(403, "Permissions missing"),
+    "scope in another member": Reply(403, b'{"message":"Insufficient client scope"}', JSON),
+}
+FORBIDDEN_TEXTS = {
+    "allowlist": b"User not registered in the Developer Dashboard",
+    "allowlist 2024": b"Check settings on developer.spotify.com/dashboard, the user may not be registered.",
+    "allowlist 2026": b"The user is not registered for this application. "
+    b"Please check your settings on https://developer.spotify.com/dashboard.",
+    "owner's premium": b"Active premium subscription required for the owner of the app. When the "
+    b"subscription status changes, it can take a few hours before requests are allowed again.",
+    "scope": b"Insufficient client scope",
+    "empty": b"",
+}
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+@pytest.mark.parametrize(
+    ("method", "wording"), [("GET", "since 2026"), ("GET", "text"), *(("PUT", name) for name in UNAUTHORIZED)]
+)
+def test_a_refused_token_is_replaced_once_and_the_call_made_once_more(
+    client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, wording: str
+) -> None:
+    old = link(client, sandbox, upstream)
+    upstream.replies(UNAUTHORIZED[wording], Reply(200, b'{"fine":1}'))
+    body = BODY if method == "PUT" else b""
+
+    response = client.open(
+        f"{GATEWAY}/me/player?a=%2F&a=b", method=method, data=body, content_type=JSON if body else None
+    )
+
+    assert (response.status_code, response.data) == (200, b'{"fine":1}')
+    first, second = upstream.calls
+    assert first.token == old
+    assert second.token not in (old, None)
+    assert second.token == client.get("/api/spotify/token").json["access_token"]
+    assert (second.method, second.target, second.body) == (method, "/v1/me/player?a=%2F&a=b", body)
+    assert (first.method, first.target, first.body) == (second.method, second.target, second.body)
+    assert second.headers["Content-Type"] == first.headers["Content-Type"] == (JSON if body else None)
+    assert refreshes(sandbox) == 1
+
+
+@pytest.mark.parametrize("wording", ["since 2026", "text", "empty", "oauth's shape"])
+def test_a_second_refusal_comes_through_as_it_came(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, wording: str
+) -> None:
+    refusal = UNAUTHORIZED[wording]
+    upstream.replies(Reply(401, b"the first"), refusal)
+
+    response = linked.post(f"{GATEWAY}/me/player/next")
+
+    assert (response.status_code, response.data) == (401, refusal.body)
+    assert response.headers.get("Content-Type") == refusal.content_type
+    assert "WWW-Authenticate" not in response.headers  # a browser would ask for a password
+    assert (len(upstream.calls), refreshes(sandbox)) == (2, 1)
+
+
+def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again_and_again(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+) -> None:
+    upstream.replies(UNAUTHORIZED["expired"])
+
+    for number in range(4):
+        assert linked.get(f"{GATEWAY}/tracks/{number}").status_code == 401
+        assert linked.post(f"{GATEWAY}/me/player/next").status_code == 401
+
+    assert (len(upstream.calls), refreshes(sandbox)) == (16, 1)
+    upstream.replies(Reply(204, b"", None))
+    assert linked.post(f"{GATEWAY}/me/player/next").status_code == 204
+
+
+def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
+    server: Callable[..., AbstractContextManager[Server]],
+    client: FlaskClient,
+    sandbox: SandboxClient,
+    upstream: Upstream,
+) -> None:
+    old = link(client, sandbox, upstream)
+    sandbox.settings(latency_ms={"token": 300, "api": 0})
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    all_here = threading.Barrier(20, timeout=20)
+
+    def answer(call: Received) -> Reply:
+        if call.token != old:
+            return Reply(204, b"", None)
+        all_here.wait()
+        return UNAUTHORIZED["since 2026"]
+
+    upstream.answer = answer
+
+    def call(number: int) -> int:
+        with requests.Session() as http:
+            http.trust_env = False
+            return http.put(
+                f"{api.url}{GATEWAY}/me/player?n={number}",
+                data=BODY + b" " * number,
+                headers={"X-Requested-With": "test", "Content-Type": JSON},
+                cookies={"backline_session": cookie.value},
+                timeout=30,
+            ).status_code
+
+    # Enough places for all of them in one worker, should chance have it so.
+    with server(workers=2, threads=80) as api, ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(call, range(20))) == [204] * 20
+
+    assert refreshes(sandbox) == 1
+    assert len({call.token for call in upstream.calls}) == 2
+    sent = sorted((call.target, call.body) for call in upstream.calls)
+    expected = [(f"/v1/me/player?n={number}", BODY + b" " * number) for number in range(20)]
+    assert sent == sorted(itertools.chain(expected, expected))
+
+
+def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_used(
+    linked: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
+) -> None:
+    """Slow to refuse, Spotify has long accepted the token that was fetched meanwhile."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def answer(call: Received) -> Reply:
+        if call.token != old:
+            return Reply(204, b"", None)
+        if call.target == "/v1/me/player/next":
+            arrived.set()
+            assert go_on.wait(10)
+        return UNAUTHORIZED["since 2026"]
+
+    old = linked.get("/api/spotify/token").json["access_token"]
+    upstream.answer = answer
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(another_tab(linked).post, f"{GATEWAY}/me/player/next")
+        assert arrived.wait(10)
+        assert linked.put(f"{GATEWAY}/me/player/play").status_code == 204
+        with app.app_context(), writing() as db:
+            db.execute(sa.update(AccessToken).values(refreshed_at=datetime.now(UTC) - timedelta(minutes=1)))
+        go_on.set()
+        assert slow.result().status_code == 204
+
+    assert (len(upstream.calls), refreshes(sandbox)) == (4, 1)
+
+
+@pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_permission_that_is_missing_is_said_to_be_without_a_refresh(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, refusal: Reply
+) -> None:
+    upstream.replies(refusal)
+
+    response = linked.open(f"{GATEWAY}/me/player", method=method)
+
+    assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+    assert (len(upstream.calls), refreshes(sandbox)) == (1, 0)
+
+
+def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_be(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+) -> None:
+    for refusal in (PERMISSIONS_MISSING, INSUFFICIENT_SCOPE):
+        upstream.replies(UNAUTHORIZED["expired"], refusal)
+        assert slug(linked.put(f"{GATEWAY}/me/player")) == "insufficient-scope"
+
+    assert (len(upstream.calls), refreshes(sandbox)) == (4, 1)
+
+
+def test_every_other_403_comes_through_as_it_came(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+) -> None:
+    texts = [Reply(403, text, "text/plain; charset=utf-8") for text in FORBIDDEN_TEXTS.values()]
+    for reply in [*FORBIDDEN.values(), *texts]:
+        upstream.replies(reply)
+        for response in (linked.get(f"{GATEWAY}/me/player"), linked.put(f"{GATEWAY}/me/player/play")):
+            assert (response.status_code, response.data) == (403, reply.body)
+            assert response.content_type == reply.content_type
+            assert response.headers["X-Cache"] == "miss"  # the permission may be given any moment
+
+    assert refreshes(sandbox) == 0
+
+
+def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
+    linked: FlaskClient,
+    new_client: Callable[[], FlaskClient],
+    sandbox: SandboxClient,
+    upstream: Upstream,
+) -> None:
+    upstream.replies(UNAUTHORIZED["expired"])
+    sandbox.revoke("mira_t_42")
+
+    for response in (linked.get(f"{GATEWAY}/me/player"), linked.post(f"{GATEWAY}/me/player/next")):
+        assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
+        assert "X-Cache" not in response.headers
+    # Nobody asks Spotify for a token in vain again, and nothing is repeated.
+    assert (len(upstream.calls), refreshes(sandbox)) == (2, 1)
+
+    # The URL is this session's: it is of no use to another, and connects this one again.
+    callback = sandbox.consent(response.json["authorize_url"])
+    assert slug(come_back(new_client(), callback)) == "spotify-state-mismatch"
+    upstream.is_profile_of("mira_t_42")
+    assert come_back(linked, callback).json["status"] == "connected"
+    upstream.replies(Reply(200, b"[]"))
+    assert linked.get(f"{GATEWAY}/me/tracks").data == b"[]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("google_502", "spotify-unavailable"), ("invalid_client", "spotify-misconfigured")]
+)
+def test_a_token_that_cannot_be_replaced_now_costs_nobody_the_link(
+    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, kind: str, expected: str
+) -> None:
+    upstream.replies(UNAUTHORIZED["expired"])
+    sandbox.fault(on="refresh", kind=kind, times=None)
+
+    response = linked.put(f"{GATEWAY}/me/player")
+
+    assert (response.status_code, slug(response)) == (503, expected)
+    assert int(response.headers["Retry-After"]) >= 1
+    assert len(upstream.calls) == 1
+    assert linked.get("/api/spotify").json["status"] == "connected"
+
+
+def test_the_texts_of_a_403_are_counted_by_themselves(
+    linked: FlaskClient, app: Flask, upstream: Upstream
+) -> None:
+    before = numbers(linked, "403"), numbers(linked, "403-text")
+    for text in FORBIDDEN_TEXTS.values():
+        upstream.replies(Reply(403, text, "text/plain"))
+        linked.put(f"{GATEWAY}/me/player/play")
+    for reply in FORBIDDEN.values():
+        upstream.replies(reply)
+        linked.put(f"{GATEWAY}/me/player/play")
+
+    assert numbers(linked, "403") - before[0] == len(FORBIDDEN)
+    assert numbers(linked, "403-text") - before[1] == len(FORBIDDEN_TEXTS)
+
+
+def numbers(client: FlaskClient, outcome: str) -> float:
+    """How often a PUT to /me/player/play has ended so."""
+    start = "backline_gateway_requests_total{"
+    labels = ('method="PUT"', 'route="me/player/play"', f'outcome="{outcome}"')
+    lines = client.get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith(start) and all(label in line for label in labels)]
+    return sum(float(line.rpartition(" ")[2]) for line in found)

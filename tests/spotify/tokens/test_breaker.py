@@ -1,0 +1,370 @@
+"""When refreshing fails for everybody, it is nobody's fault: the breaker."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import database
+from app.infra.database import reading, writing
+from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.spotify.tokens import breaker
+from app.spotify.tokens.breaker import Trouble
+from app.spotify.tokens.scheduler import Pass, refresh_due
+from tests.helpers.factories import fresh, let_pass, link_many, states
+from tests.helpers.flows import connect
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
+
+# By the hundred, so on one database only: on the one that such numbers are for.
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)]
+
+MINUTE = 60
+
+
+@pytest.fixture
+def env(env: dict[str, str]) -> dict[str, str]:
+    return {**env, "REFRESH_RATE": "2000", "REFRESH_WORKERS": "8"}
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+def is_open(app: Flask) -> list[str]:
+    with app.app_context():
+        return [trouble.name for trouble in breaker.open_troubles()]
+
+
+def rows(app: Flask) -> list[AccessToken]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
+
+
+def test_a_storm_of_false_revocations_costs_nobody_the_link(app: Flask, sandbox: SandboxClient) -> None:
+    """1,000 links, half an hour in which Spotify calls every one of them revoked."""
+    link_many(app, sandbox, 1000)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    asked_first = refreshes(sandbox)
+    for _ in range(30):
+        assert states(app) == {GrantState.ACTIVE: 1000}
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert asked_first < 50  # ten to see it, and what was under way by then
+    assert refreshes(sandbox) <= asked_first + 31  # one a minute
+    sandbox.clear_faults()
+    minutes = 0
+    while fresh(app) < 1000:
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+        minutes += 1
+        assert minutes <= 10
+    assert states(app) == {GrantState.ACTIVE: 1000}
+    assert fresh(app) == 1000
+    assert is_open(app) == []
+
+
+def test_the_storm_takes_back_what_it_had_marked_before_it_was_seen(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 20)
+    [first, second, *_] = rows(app)
+    with app.app_context(), writing() as db:
+        # One was suspect for a day already, one had been confirmed once: the storm seems to confirm both.
+        twice = {"state": GrantState.SUSPECT, "failures": 2}
+        db.execute(sa.update(AccessToken).where(AccessToken.id == first.id).values(twice))
+        once = {"state": GrantState.SUSPECT, "failures": 1}
+        db.execute(sa.update(AccessToken).where(AccessToken.id == second.id).values(once))
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    found = rows(app)
+    assert [(row.state, row.failures) for row in found[:2]] == [
+        (GrantState.SUSPECT, 2),
+        (GrantState.SUSPECT, 1),
+    ]
+    assert {row.state for row in found[2:]} == {GrantState.ACTIVE}
+    assert all(row.ended_at is None and row.refresh_token for row in found)
+
+
+def test_real_revocations_among_many_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    """Twelve of 300 are four in a hundred: each of them is suspect, and the others are refreshed."""
+    link_many(app, sandbox, 300)
+    for number in range(1, 13):
+        sandbox.revoke(f"seed-{number * 24:05}")
+
+    done = refresh_due(app)
+
+    assert is_open(app) == []
+    assert done == Pass(refreshed=288, failed=12)
+    assert states(app) == {GrantState.ACTIVE: 288, GrantState.SUSPECT: 12}
+
+
+def test_nine_revoked_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 9)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+
+    refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.SUSPECT: 9}
+
+
+def test_aged_grants_end_by_the_hundred_and_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(authorized_at=datetime.now(UTC) - timedelta(days=190)))
+    sandbox.advance(190 * 86_400)
+
+    refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.REAUTHORIZATION_REQUIRED: 30}
+    with app.app_context(), reading() as db:
+        assert set(db.scalars(sa.select(TokenRefresh.outcome))) == {"aged"}
+
+
+def test_after_a_storm_a_real_revocation_counts_again(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    sandbox.clear_faults()
+    sandbox.revoke("seed-00007")
+    for _ in range(14):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.ACTIVE: 29, GrantState.SUSPECT: 1}
+
+
+def test_a_probe_that_fails_begins_the_count_anew(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    sandbox.clear_faults()
+    for successes in (1, 2, 3, 4):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+        assert the_breaker(app, Trouble.REVOCATIONS).successes == successes
+    sandbox.fault(on="refresh", kind="false_invalid_grant")
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)
+
+    assert the_breaker(app, Trouble.REVOCATIONS).successes == 0
+    assert is_open(app) == [Trouble.REVOCATIONS]
+
+
+def the_breaker(app: Flask, trouble: Trouble) -> Breaker:
+    with app.app_context(), reading() as db:
+        return db.get_one(Breaker, trouble)
+
+
+def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 50)
+    before = [(row.state, row.generation, row.refresh_token) for row in rows(app)]
+    sandbox.fault(on="refresh", kind="invalid_client", times=None)
+    refresh_due(app)
+    at_first = refreshes(sandbox)
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert at_first <= 8  # what was under way in its threads
+    assert refreshes(sandbox) == at_first + 3
+    assert is_open(app) == [Trouble.MISCONFIGURED]
+    assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
+    sandbox.clear_faults()
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)  # the probe
+    # A pass leaves out what was reserved or locked when it began; the next one takes it.
+    eventually(lambda: refresh_due(app) and fresh(app) == 50)
+
+
+def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 200)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    refresh_due(app)
+    at_first, started = refreshes(sandbox), time.monotonic()
+    for _ in range(20):
+        let_pass(app, sandbox, 5)
+        refresh_due(app)
+
+    assert is_open(app) == [Trouble.OUTAGE]
+    assert at_first < 30
+    # One every five seconds, of those that the passes themselves have taken, too.
+    assert refreshes(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
+    sandbox.clear_faults()
+    let_pass(app, sandbox, 5)
+    refresh_due(app)
+    refresh_due(app)
+    assert fresh(app) == 200
+    assert states(app) == {GrantState.ACTIVE: 200}
+
+
+def test_one_link_in_trouble_is_no_outage(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 40)
+    for number in range(1, 16):
+        sandbox.fault(on="refresh", kind="google_502", person=f"seed-{2 * number:05}", times=None)
+
+    done = refresh_due(app)
+
+    assert is_open(app) == []
+    assert done == Pass(refreshed=25, failed=15)
+
+
+def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=None)
+    refresh_due(app)
+    at_first = refreshes(sandbox)
+    sandbox.clear_faults()
+    for _ in range(3):
+        let_pass(app, sandbox, 30)
+        refresh_due(app)
+
+    assert at_first <= 8
+    assert refreshes(sandbox) == at_first
+    let_pass(app, sandbox, 31)
+    refresh_due(app)
+    refresh_due(app)
+    assert fresh(app) == 30
+
+
+def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClient) -> None:
+    """Restored, it holds tokens that were used since; where they are used once, all are refused."""
+    sandbox.settings(rotate=True)
+    link_many(app, sandbox, 40)
+    backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
+    assert refresh_due(app) == Pass(refreshed=40)
+    with app.app_context(), writing() as db:
+        for row_id, (token, generation, expires_at, due_at) in backup.items():
+            values = {"refresh_token": token, "generation": generation, "expires_at": expires_at}
+            db.execute(sa.update(AccessToken).where(AccessToken.id == row_id).values(**values, due_at=due_at))
+        db.execute(sa.delete(TokenRefresh))
+        db.execute(sa.delete(Breaker))
+
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, 86_400)
+
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert states(app) == {GrantState.ACTIVE: 40}
+    assert all(row.refresh_token for row in rows(app))
+
+
+def test_a_code_that_spotify_accepts_proves_the_secret_right(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    """Whoever has mended the secret and tries it out need not wait for the next probe."""
+    link_many(app, sandbox, 2)
+    sandbox.fault(on="refresh", kind="invalid_client", times=None)
+    refresh_due(app)
+    assert is_open(app) == [Trouble.MISCONFIGURED]
+    sandbox.clear_faults()
+
+    connect(client, sandbox)
+
+    assert is_open(app) == []
+    refresh_due(app)
+    assert fresh(app) == 3
+
+
+def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 30)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    refresh_due(app)
+    asked = refreshes(sandbox)
+
+    assert refresh_due(another_worker).refreshed == 0
+    assert refreshes(sandbox) == asked
+
+
+def test_grants_that_are_really_dead_do_not_keep_the_others_from_living(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    """Twelve of 200, and they come first: it looks like a storm, but it must not be one for ever."""
+    link_many(app, sandbox, 200)
+    for number in range(1, 13):
+        sandbox.revoke(f"seed-{number:05}")
+    refresh_due(app)
+    assert is_open(app) == [Trouble.REVOCATIONS]
+    for _ in range(25):
+        let_pass(app, sandbox, MINUTE)
+        refresh_due(app)
+
+    assert is_open(app) == []
+    assert states(app) == {GrantState.ACTIVE: 188, GrantState.SUSPECT: 12}
+    assert fresh(app) == 188
+    let_pass(app, sandbox, 86_400 + MINUTE)
+    for _ in range(3):
+        refresh_due(app)
+        let_pass(app, sandbox, 86_400 + MINUTE)
+    assert states(app) == {GrantState.ACTIVE: 188, GrantState.REAUTHORIZATION_REQUIRED: 12}
+
+
+def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 3)
+    sandbox.fault(on="refresh", kind="park", times=2)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=10)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=600)
+    with ThreadPoolExecutor(1) as pool:
+        first_pass = pool.submit(refresh_due, app)
+        sandbox.wait_for_held(2)
+        eventually(lambda: is_open(app) == [Trouble.RATE_LIMITED])
+        with app.app_context():
+            breaker.note(Outcome.RATE_LIMITED, datetime.now(UTC), retry_after=600)
+        sandbox.clear_faults()
+        first_pass.result()
+
+    with app.app_context():
+        assert 500 < (breaker.held_for(database.current_time()) or 0) <= 600
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])
+def test_a_refusal_too_shows_that_spotify_answers(app: Flask, sandbox: SandboxClient, kind: str) -> None:
+    link_many(app, sandbox, 3)
+    sandbox.fault(on="refresh", kind=kind, times=None)
+    refresh_due(app)
+    assert len(is_open(app)) == 1
+    sandbox.clear_faults()
+    for number in (1, 2, 3):
+        sandbox.revoke(f"seed-{number:05}")
+    let_pass(app, sandbox, MINUTE)
+    refresh_due(app)
+
+    assert is_open(app) == []
+
+
+@pytest.mark.parametrize("kind", ["unauthorized_client", "rate_limited"])
+def test_what_is_one_links_own_trouble_does_not_hold_the_others_back_for_long(
+    app: Flask, sandbox: SandboxClient, kind: str
+) -> None:
+    link_many(app, sandbox, 60)
+    sandbox.fault(on="refresh", kind=kind, person="seed-00001", times=None)
+    for _ in range(6):
+        refresh_due(app)
+        let_pass(app, sandbox, MINUTE)
+
+    assert fresh(app) == 59
+    assert states(app) == {GrantState.ACTIVE: 60}
+
+
+def test_a_trouble_that_only_a_later_release_knows_is_left_to_it(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 1)
+    with app.app_context(), writing() as db:
+        now = datetime.now(UTC)
+        db.add(Breaker(name="moonlight", opened_at=now, closed_at=None, probe_at=now + timedelta(days=1)))
+
+    assert refresh_due(app) == Pass(refreshed=1)

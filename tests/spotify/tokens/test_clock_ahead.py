@@ -1,0 +1,228 @@
+"""Times that were written while a clock was ahead are not waited for."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import database
+from app.infra.database import reading, writing
+from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.resilience.redis_lock import UserLocks
+from app.spotify.tokens import breaker, maintenance, refresh_queue, service
+from app.spotify.tokens.breaker import Trouble
+from app.spotify.tokens.scheduler import Pass, refresh_due
+from tests.helpers.factories import let_pass, link_many
+from tests.helpers.flows import connect
+from tests.helpers.sandbox_client import SandboxClient
+
+# All conditions once on each database; what is decided in Python, and each condition by itself, on one.
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
+CENTURY = 36_500 * DAY
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def now(app: Flask) -> datetime:
+    with app.app_context():
+        return database.current_time()
+
+
+def change(app: Flask, model: type[database.Base], **values: object) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(model).values(**values))
+
+
+def row(app: Flask) -> AccessToken:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(AccessToken)).one()
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+@pytest.mark.parametrize("ahead", [DAY + HOUR, CENTURY], ids=["a-day", "a-century"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("lease_until",),
+        ("not_before",),
+        ("expires_at",),
+        ("refreshed_at",),
+        ("refreshed_at", "expires_at"),
+        ("authorized_at", "expires_at"),
+    ],
+    ids="+".join,
+)
+@SQLITE
+def test_connection_with_times_far_ahead_is_refreshed(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, columns: tuple[str, ...], ahead: timedelta
+) -> None:
+    connect(client, sandbox)
+    let_pass(app, sandbox, 3700)
+    change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + ahead))
+
+    response = client.get("/api/spotify/token")
+
+    assert response.status_code == 200
+    assert 3500 < response.json["expires_in"] <= 3600
+    assert (row(app).generation, refreshes(sandbox)) == (1, 1)
+    assert row(app).expires_at < now(app) + HOUR
+    assert client.get("/api/spotify/token").status_code == 200
+    assert refreshes(sandbox) == 1
+
+
+@SQLITE
+def test_lease_and_pause_are_respected_as_far_as_they_are_written(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    let_pass(app, sandbox, 3700)
+    change(app, AccessToken, not_before=now(app) + DAY)
+    assert client.get("/api/spotify/token").status_code == 503
+
+    change(app, AccessToken, not_before=None, attempt_id="a" * 32, lease_until=now(app) + 30 * SECOND)
+    assert refresh_due(app) == Pass()
+
+    assert refreshes(sandbox) == 0
+
+
+def test_scheduler_takes_up_a_connection_with_all_times_far_ahead(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 3)
+    columns = ("due_at", "not_before", "lease_until", "refreshed_at", "expires_at")
+    change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + CENTURY))
+
+    with app.app_context():
+        assert refresh_queue.count() == 3
+    assert refresh_due(app).refreshed == 3
+    assert refresh_due(app) == Pass()
+
+
+@SQLITE
+@pytest.mark.parametrize("ahead", [2 * HOUR, CENTURY], ids=["two-hours", "a-century"])
+@pytest.mark.parametrize("trouble", [Trouble.OUTAGE, Trouble.MISCONFIGURED])
+def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, trouble: Trouble, ahead: timedelta
+) -> None:
+    connect(client, sandbox)
+    let_pass(app, sandbox, 3700)
+    with app.app_context(), writing() as db:
+        later = database.now(db) + ahead
+        db.add(Breaker(name=trouble, opened_at=later, closed_at=None, probe_at=later))
+
+    assert client.get("/api/spotify/token").status_code == 200
+
+    with app.app_context():
+        assert breaker.open_troubles() == []
+
+
+def test_breaker_closed_by_a_clock_ahead_can_open(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    links = link_many(app, sandbox, 12)
+    with app.app_context(), writing() as db:
+        later = database.now(db) + CENTURY
+        db.add(Breaker(name=Trouble.OUTAGE, opened_at=later, closed_at=later, probe_at=later))
+    sandbox.fault(on="refresh", kind="json_500", times=None)
+
+    refresh_due(app)
+
+    with app.app_context():
+        assert [found.name for found in breaker.open_troubles()] == [Trouble.OUTAGE]
+    assert len(links) == 12
+
+
+def test_attempts_far_ahead_make_no_trouble(app: Flask, sandbox: SandboxClient) -> None:
+    links = link_many(app, sandbox, 1)
+    with app.app_context(), writing() as db:
+        later = database.now(db) + CENTURY
+        for number in range(20):
+            attempt = {"attempt_id": f"{number:032}", "started_at": later, "finished_at": later}
+            where = {"spotify_user_id": 1000 + number, "grant_id": "g", "generation": 0}
+            db.add(TokenRefresh(**where, **attempt, outcome=Outcome.INVALID_GRANT))
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
+
+    refresh_due(app)
+
+    with app.app_context():
+        assert breaker.open_troubles() == []
+    assert row(app).state == "suspect"
+    assert len(links) == 1
+
+
+def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 1)
+    later, before = now(app) + CENTURY, now(app)
+    change(app, SpotifyUser, last_used_at=later)
+    change(app, AccessToken, authorized_at=later, refreshed_at=before, ended_at=later)
+    with app.app_context(), writing() as db:
+        where = {"spotify_user_id": 1, "grant_id": "g", "generation": 0, "attempt_id": "a"}
+        db.add(TokenRefresh(**where, started_at=later))
+
+    with app.app_context():
+        maintenance.keep_up()
+
+    with app.app_context(), reading() as db:
+        columns = (SpotifyUser.last_used_at, AccessToken.authorized_at, AccessToken.ended_at)
+        moments = [*db.execute(sa.select(*columns).join(AccessToken)).one()]
+        moments += db.scalars(sa.select(TokenRefresh.started_at))
+    assert all(before - SECOND <= moment <= now(app) for moment in moments)
+
+
+@SQLITE
+def test_use_is_noted_though_the_last_one_is_dated_ahead(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    change(app, SpotifyUser, last_used_at=now(app) + CENTURY)
+
+    client.get("/api/spotify/authorize")
+
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(SpotifyUser.last_used_at)).one() <= now(app) + SECOND
+
+
+@SQLITE
+def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    link_id = row(app).spotify_user_id
+    with app.app_context():
+        refused = service.access_token_for(link_id)
+        change(app, AccessToken, refreshed_at=now(app) + CENTURY)
+
+        assert service.instead_of(refused, link_id).version != refused.version
+    assert refreshes(sandbox) == 1
+
+
+@pytest.mark.parametrize("lives_for", [None, 3600], ids=["for-ever", "for-an-hour"])
+def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for: int | None) -> None:
+    store.set("lock:link:7", "someone", ex=lives_for)
+
+    with UserLocks(store).hold(7, patience=0):
+        assert store.get("lock:link:7") != b"someone"
+        assert 0 < store.pttl("lock:link:7") <= 30_000
+
+    assert not store.exists("lock:link:7")
+
+
+def test_lock_of_another_caller_is_left_alone(store: redis.Redis) -> None:
+    store.set("lock:link:7", "someone", px=30_000)
+
+    with UserLocks(store).hold(7, patience=0):
+        assert store.get("lock:link:7") == b"someone"
+
+    assert store.get("lock:link:7") == b"someone"

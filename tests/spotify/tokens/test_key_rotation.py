@@ -1,0 +1,275 @@
+"""Changing the key that tokens are sealed with, while they are in use."""
+
+import base64
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import create_app
+from app.infra.database import db as database
+from app.infra.database import reading, writing
+from app.infra.encryption import Sealer
+from app.models import AccessToken
+from app.spotify.tokens import key_rotation
+from app.spotify.tokens.encryption import unseal
+from app.spotify.tokens.key_rotation import Moved, rotate_keys
+from app.spotify.tokens.scheduler import refresh_due
+from config import Config
+from tests.conftest import running_app
+from tests.helpers.factories import link_many
+from tests.helpers.flows import connect, register
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import ROOT, Server, eventually, free_port, process_environment
+from tests.spotify.tokens.test_scheduler import flask
+
+NEW_KEY = base64.b64encode(bytes([7]) * 32).decode()
+
+
+@pytest.fixture
+def connected(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> list[FlaskClient]:
+    """Three people with a link each, sealed with the old key."""
+    clients = []
+    for person in ("mira_t_42", "jonas.k", "aiko-87"):
+        register(client := new_client())
+        connect(client, sandbox, person=person)
+        clients.append(client)
+    return clients
+
+
+@pytest.fixture
+def both_keys(env: dict[str, str]) -> dict[str, str]:
+    return {**env, "TOKEN_ENCRYPTION_KEYS": f"{NEW_KEY},{env['TOKEN_ENCRYPTION_KEYS']}"}
+
+
+def works_with(env: dict[str, str], client: FlaskClient) -> bool:
+    """Whether an app with these keys can give this client its token."""
+    app = create_app(Config.from_env(env))
+    app.test_client_class = type(client)
+    other = app.test_client()
+    other._cookies = dict(client._cookies)
+    status = other.get("/api/spotify/token").status_code
+    with app.app_context():
+        database.engine.dispose()
+    app.extensions["backline"].redis.close()
+    return status == 200
+
+
+@pytest.mark.processes
+def test_after_it_the_old_key_can_go(
+    env: dict[str, str], both_keys: dict[str, str], connected: list[FlaskClient]
+) -> None:
+    only_new = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
+    assert works_with(both_keys, connected[0])
+    assert not works_with(only_new, connected[0])
+
+    first = flask(both_keys, "tokens", "rotate-keys")
+    again = flask(both_keys, "tokens", "rotate-keys")
+
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("sealed anew 3, unreadable 0\nEvery token is sealed with key ")
+    assert again.stdout.startswith("sealed anew 0, unreadable 0\nEvery token is sealed with key ")
+    assert all(works_with(only_new, client) for client in connected)
+
+
+@pytest.mark.processes
+def test_an_unreadable_row_is_reported_and_left_alone(
+    both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
+) -> None:
+    with app.app_context(), writing() as db:
+        row = db.scalars(sa.select(AccessToken).order_by(AccessToken.id)).first()
+        assert row is not None
+        assert row.refresh_token is not None
+        row.refresh_token = damaged = row.refresh_token[:-1] + bytes([row.refresh_token[-1] ^ 1])
+        kept = (row.id, row.access_token, damaged)
+
+    done = flask(both_keys, "tokens", "rotate-keys")
+
+    assert done.returncode == 1
+    assert done.stdout == "sealed anew 2, unreadable 1\n"
+    assert "must stay: 1 rows" in done.stderr
+    with app.app_context(), reading() as db:
+        row = db.get(AccessToken, kept[0])
+        assert row is not None
+        assert (row.id, row.access_token, row.refresh_token) == kept
+
+
+def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
+    both_keys: dict[str, str],
+    connected: list[FlaskClient],
+    sandbox: SandboxClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Read before a refresh, written after it: the old tokens must not come back."""
+    monkeypatch.setattr(key_rotation, "BATCH", 2)
+    app = create_app(Config.from_env(both_keys))
+    with app.app_context():
+        with reading() as db:
+            stale = list(db.scalars(sa.select(AccessToken)))
+        with writing() as db:
+            db.execute(sa.update(AccessToken).values(access_token=b"newer"))
+        anew = {row.id: new for row in stale if (new := key_rotation._sealed_anew(row))}
+        with writing() as db:
+            assert key_rotation._write(db, stale, anew) == 0
+        with reading() as db:
+            stored = set(db.scalars(sa.select(AccessToken.access_token)))
+        assert stored == {b"newer"}
+        assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=0, unreadable=3)
+        database.engine.dispose()
+    app.extensions["backline"].redis.close()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
+    both_keys: dict[str, str], env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
+    """Killed half-way and run again, with refreshes going on: no row is lost, overwritten or passed over."""
+    link_many(app, sandbox, 3000)
+    rotating = start_flask(both_keys, "tokens", "rotate-keys")
+    assert rotating.stderr is not None
+    for line in rotating.stderr:
+        if line.startswith("1000 of 3000 rows seen"):
+            break
+    rotating.kill()
+    rotating.communicate()
+    with app.app_context():
+        old, new = app.extensions["backline"].sealer.newest_key_id, key_id(NEW_KEY)
+        halfway = key_rotation.keys_in_use()
+    assert 1000 <= halfway[new] < 3000
+    assert sum(halfway.values()) == 3000
+
+    # Refreshed by a process that still knows only the old key, and by one that knows both.
+    with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "500"}) as newer:
+        again = start_flask(both_keys, "tokens", "rotate-keys")
+        stopping = threading.Event()
+        refreshing = [pool.submit(refresh_due, newer, stopping=stopping)]
+        output, errors = again.communicate(timeout=100)
+        stopping.set()
+        refreshed = sum(future.result().refreshed for future in refreshing)
+
+    assert again.returncode == 0, errors
+    assert f"of {halfway[old]} rows seen" in errors  # what had been moved was passed over
+    assert f"Every token is sealed with key {new}" in output
+    assert refreshed > 0
+    with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
+        assert key_rotation.keys_in_use() == {new: 3000}
+        assert key_rotation.missing_keys() == {}
+        with reading() as db:
+            rows = list(db.scalars(sa.select(AccessToken)))
+        assert sum(row.generation for row in rows) == refreshed
+        for row in rows:
+            assert unseal(row, "access_token").startswith("BQ")
+            assert unseal(row, "refresh_token").startswith("AQ")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"],
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "0"],
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"],
+    ],
+    ids=["gunicorn", "flask run", "flask scheduler"],
+)
+def test_without_a_key_in_use_nothing_starts(
+    env: dict[str, str], connected: list[FlaskClient], command: list[str]
+) -> None:
+    settings = process_environment({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY, "PORT": str(free_port())})
+
+    done = subprocess.run(
+        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 3
+    assert "TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with" in done.stderr
+    assert "(3 rows)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert NEW_KEY not in done.stderr
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_replaced_does_not_ask(
+    connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
+) -> None:
+    """While hosts get the new key one after another, a row may need a key that this one has not got yet."""
+    with server(workers=1) as api:
+        with app.app_context(), writing() as db:
+            db.execute(sa.update(AccessToken).values(key_id="00000000"))
+        lost = api.kill_worker()
+        eventually(lambda: len(api.workers) == 1 and lost not in api.workers)
+        # What the lost one had accepted is lost with it.
+        eventually(lambda: requests.get(f"{api.url}/livez", timeout=10).status_code == 200)
+        assert "Worker failed to boot" not in api.log
+
+
+@pytest.mark.processes
+def test_the_commands_that_mend_it_still_run(env: dict[str, str], connected: list[FlaskClient]) -> None:
+    without = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
+
+    doctor = flask(without, "doctor")
+    status = flask(without, "tokens", "status")
+    rotation = flask(without, "tokens", "rotate-keys")
+
+    assert "FAIL  keys missing for stored tokens" in doctor.stdout
+    assert "3 rows: MISSING from TOKEN_ENCRYPTION_KEYS" in status.stdout
+    assert rotation.returncode == 1
+    assert "is missing: 3 rows are sealed with it" in rotation.stderr
+
+
+@pytest.mark.processes
+def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]) -> None:
+    """It is no reason to refuse the start: the API answers 503 until the database is back."""
+    away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
+
+    with running_app(away) as app:
+        key_rotation.require_keys(app)
+
+
+def test_every_write_seals_both_tokens_with_the_newest_key(
+    both_keys: dict[str, str], connected: list[FlaskClient], sandbox: SandboxClient
+) -> None:
+    """Also the refresh token that did not change: a row must need one key only."""
+    with running_app(both_keys) as newer, newer.app_context():
+        with writing() as db:
+            past = datetime.now(UTC) - timedelta(minutes=1)
+            db.execute(sa.update(AccessToken).values(expires_at=past, due_at=past))
+        assert refresh_due(newer).refreshed == 3
+        assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
+
+
+def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
+    both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
+) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(key_id=None))
+    with running_app(both_keys) as newer, newer.app_context():
+        old = newer.extensions["backline"].sealer.key_ids[1]
+        assert key_rotation.keys_in_use() == {old: 3}
+        assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=3)
+        assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
+
+
+def key_id(key: str) -> str:
+    return Sealer([base64.b64decode(key)]).newest_key_id
+
+
+def start_flask(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=process_environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,209 @@
+"""What custody owes over time: reminders, and that nothing is kept longer than it is needed."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading, writing
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
+from app.models.access_token import six_months_after
+from app.spotify.tokens import maintenance
+from app.spotify.tokens.scheduler import refresh_due
+from tests.helpers.factories import let_pass, link_many
+from tests.helpers.flows import connect, register
+from tests.helpers.mail_server import Mailbox
+from tests.helpers.route_matrix import settled
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = pytest.mark.slow
+
+DAY = 86_400
+
+
+@pytest.fixture
+def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
+    register(client, "ada")
+    connect(client, sandbox)
+    settled(client.application)  # or a mail might expire when time passes
+    return client
+
+
+def row(app: Flask) -> AccessToken:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(AccessToken)).one()
+
+
+def keep_up(app: Flask) -> dict[str, int]:
+    with app.app_context():
+        met = maintenance.keep_up()
+    # These are tested in tests/auth/test_by_mail.py and tests/mail/test_outbox.py.
+    del met["prune_one_time_tokens"], met["drop_expired_mails"]
+    return {part: count for part, count in met.items() if count}
+
+
+def six_months_before(end: datetime) -> datetime:
+    days = (timedelta(days=days) for days in range(180, 190))
+    return next(end - length for length in days if six_months_after(end - length) <= end)
+
+
+def end(app: Flask) -> None:
+    with app.app_context(), writing() as db:
+        now = datetime.now(UTC)
+        values = {"state": GrantState.REAUTHORIZATION_REQUIRED, "ended_at": now, "due_at": None}
+        db.execute(sa.update(AccessToken).values(values))
+
+
+def test_the_tokens_of_an_ended_grant_are_erased_after_a_week(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    end(app)
+    let_pass(app, sandbox, 7 * DAY - 60)
+    assert keep_up(app) == {}
+    assert row(app).refresh_token is not None
+
+    let_pass(app, sandbox, 61)
+
+    assert keep_up(app) == {"erase_ended": 1}
+    assert keep_up(app) == {}
+    erased = row(app)
+    assert (erased.access_token, erased.refresh_token, erased.key_id) == (None, None, None)
+
+
+def test_an_erased_link_can_be_connected_again(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    end(app)
+    let_pass(app, sandbox, 8 * DAY)
+    keep_up(app)
+    # A week without a visit ends the session too.
+    connected.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
+
+    assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
+    assert connected.get("/api/spotify/token").status_code == 409
+    assert connect(connected, sandbox)["status"] == "connected"
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).ended_at is None
+
+
+def test_history_is_kept_for_a_month(app: Flask, sandbox: SandboxClient) -> None:
+    with app.app_context(), writing() as db:
+        for number, days in enumerate((1, 29, 31, 400)):
+            began = datetime.now(UTC) - timedelta(days=days)
+            db.add(
+                TokenRefresh(
+                    spotify_user_id=1,
+                    grant_id="g",
+                    generation=number,
+                    attempt_id=str(number),
+                    started_at=began,
+                )
+            )
+
+    assert keep_up(app) == {"prune_history": 2}
+    with app.app_context(), reading() as db:
+        assert set(db.scalars(sa.select(TokenRefresh.generation))) == {0, 1}
+
+
+def test_large_numbers_are_pruned_in_small_transactions(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 1200)
+    let_pass(app, sandbox, 31 * DAY)
+
+    assert keep_up(app) == {"prune_visitors": 1200}
+
+
+def test_links_of_visitors_go_when_no_session_can_reach_them(
+    app: Flask, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    connect(new_client(), sandbox, person="jonas.k")  # a visitor's
+    register(owner := new_client(), "ada")
+    connect(owner, sandbox, person="mira_t_42")
+    let_pass(app, sandbox, 30 * DAY - 60)
+    assert keep_up(app) == {}
+
+    let_pass(app, sandbox, 61)
+
+    assert keep_up(app) == {"prune_visitors": 1}
+    with app.app_context(), reading() as db:
+        assert list(db.scalars(sa.select(SpotifyUser.spotify_id))) == ["mira_t_42"]
+        assert len(db.scalars(sa.select(AccessToken)).all()) == 1
+
+
+def test_reminders_come_a_month_a_week_and_a_day_ahead_once_each(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = []
+    for days_left in (31, 29, 20, 7, 6, 2, 1, 0.5):
+        with app.app_context(), writing() as db:
+            end = datetime.now(UTC) + timedelta(days=days_left) - timedelta(minutes=1)
+            db.execute(sa.update(AccessToken).values(authorized_at=six_months_before(end)))
+        recorded.append((days_left, keep_up(app).get("remind", 0), row(app).reminded_days))
+
+    assert [days for days, told, _ in recorded if told] == [29, 7, 1]
+    assert [days for *_, days in recorded] == [None, 30, 30, 7, 7, 7, 1, 1]
+    assert [record.days for record in caplog.records if record.message == "spotify_grant_ends_soon"] == [  # type: ignore[attr-defined]
+        30,
+        7,
+        1,
+    ]
+
+
+def test_a_grant_that_nobody_used_to_its_end_is_ended_and_erased(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Asleep since its first month, it would keep its tokens for ever: Spotify is not asked about it."""
+    let_pass(app, sandbox, 31 * DAY)
+    refresh_due(app)
+    assert row(app).due_at is None
+
+    let_pass(app, sandbox, 160 * DAY)
+    assert keep_up(app)["end_forgotten"] == 1
+    assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
+    let_pass(app, sandbox, 8 * DAY)
+    assert keep_up(app) == {"erase_ended": 1}
+
+
+def test_a_suspect_does_not_fall_asleep(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    let_pass(app, sandbox, 29 * DAY + DAY // 2)
+    sandbox.revoke("mira_t_42")
+    refresh_due(app)
+    for _ in range(2):
+        let_pass(app, sandbox, DAY)
+        refresh_due(app)
+
+    assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_f8_a_reminder_goes_to_an_address_that_is_verified(
+    mailbox: Mailbox, connected: FlaskClient, app: Flask, verified: bool
+) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(User).values(email_verified_at=datetime.now(UTC) if verified else None))
+        authorized_at = six_months_before(datetime.now(UTC) + timedelta(days=6))
+        db.execute(sa.update(AccessToken).values(authorized_at=authorized_at))
+
+    keep_up(app)
+    keep_up(app)
+    settled(app)
+
+    told = mailbox.to("ada@example.com", "connect Spotify again")
+    assert len(told) == (1 if verified else 0)
+    expires_at = row(app).reauthorize_by
+    date = f"{expires_at:%B} {expires_at.day}, {expires_at.year}"
+    assert not told or f"Your connection expires on {date}." in told[0].get_content()
+
+
+def test_a_new_consent_is_reminded_of_anew(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    with app.app_context(), writing() as db:
+        values = {"reminded_days": 1, "state": GrantState.REAUTHORIZATION_REQUIRED}
+        db.execute(sa.update(AccessToken).values(values))
+
+    connect(connected, sandbox)
+
+    assert row(app).reminded_days is None

@@ -1,0 +1,269 @@
+"""The scheduler's work list: shared by any number of schedulers, and never in the way of a person."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import database
+from app.infra.database import reading, writing
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.spotify.tokens import refresh_queue, transitions
+from app.spotify.tokens.scheduler import Pass, refresh_due
+from tests.conftest import running_app
+from tests.helpers.factories import fresh, let_pass, link_many
+from tests.helpers.flows import connect, register
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
+
+pytestmark = pytest.mark.slow
+
+DAY = 86_400
+
+
+@pytest.fixture
+def env(env: dict[str, str]) -> dict[str, str]:
+    return {**env, "REFRESH_RATE": "2000", "REFRESH_WORKERS": "8"}
+
+
+def reserve(app: Flask, limit: int) -> list[int]:
+    with app.app_context():
+        return refresh_queue.reserve(limit, database.current_time())
+
+
+def due_at(app: Flask, link_id: int) -> datetime | None:
+    with app.app_context(), reading() as db:
+        wanted = sa.select(AccessToken.due_at).where(AccessToken.spotify_user_id == link_id)
+        return db.execute(wanted).scalar_one()
+
+
+def test_a_batch_is_reserved_soonest_deadline_first(app: Flask, sandbox: SandboxClient) -> None:
+    links = link_many(app, sandbox, 30)
+
+    assert reserve(app, 10) == links[:10]
+    assert reserve(app, 10) == links[10:20]
+    assert reserve(app, 100) == links[20:]
+    assert reserve(app, 100) == []
+
+
+def test_what_a_dead_scheduler_had_reserved_is_due_again_soon(app: Flask, sandbox: SandboxClient) -> None:
+    links = link_many(app, sandbox, 5)
+    reserve(app, 5)
+    let_pass(app, sandbox, 29)
+    assert reserve(app, 5) == []
+
+    let_pass(app, sandbox, 2)
+
+    assert reserve(app, 5) == links
+
+
+def test_what_is_being_refreshed_is_not_reserved(app: Flask, sandbox: SandboxClient) -> None:
+    links = link_many(app, sandbox, 2)
+    with app.app_context(), writing() as db:
+        lease = {"attempt_id": "a" * 32, "lease_until": datetime.now(UTC) + timedelta(seconds=30)}
+        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == links[0]).values(lease))
+
+    assert reserve(app, 5) == links[1:]
+
+
+def test_many_schedulers_never_reserve_the_same_link(app: Flask, sandbox: SandboxClient) -> None:
+    links = link_many(app, sandbox, 400)
+
+    def drain(_: int) -> list[int]:
+        mine: list[int] = []
+        while batch := reserve(app, 7):
+            mine += batch
+        return mine
+
+    with ThreadPoolExecutor(5) as pool:
+        taken = Counter(link_id for mine in pool.map(drain, range(5)) for link_id in mine)
+
+    assert taken == Counter(links)
+
+
+def test_five_passes_at_once_make_one_call_for_each_link(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 200)
+    sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
+
+    def one_pass(_: int) -> Pass:
+        with running_app(env) as scheduler:
+            return refresh_due(scheduler)
+
+    with ThreadPoolExecutor(5) as pool:
+        passes = list(pool.map(one_pass, range(5)))
+
+    assert sum(done.refreshed for done in passes) == 200
+    assert sum(done.failed for done in passes) == 0
+    assert len(sandbox.calls(grant_type="refresh_token")) == 200
+    assert fresh(app) == 200
+
+
+def test_two_schedulers_together_keep_the_rate(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
+    link_many(app, sandbox, 121)
+    with ThreadPoolExecutor(2) as pool, running_app({**env, "REFRESH_RATE": "40"}) as slow:
+        began = time.monotonic()
+        passes = list(pool.map(lambda _: refresh_due(slow), range(2)))
+        took = time.monotonic() - began
+
+    assert sum(done.refreshed for done in passes) == 121
+    assert took >= 3  # 120 turns after the first, at 40 a second
+
+
+def test_a_person_does_not_wait_for_the_backlog(
+    env: dict[str, str],
+    app: Flask,
+    client: FlaskClient,
+    sandbox: SandboxClient,
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    link_many(app, sandbox, 30, expired_for=3600)
+    with app.app_context(), writing() as db:
+        mine = AccessToken.spotify_user_id.in_(
+            sa.select(SpotifyUser.id).where(SpotifyUser.user_id.is_not(None))
+        )
+        now = datetime.now(UTC)
+        db.execute(sa.update(AccessToken).where(mine).values(expires_at=now, due_at=now))
+    sandbox.clear_calls()
+    stopping = threading.Event()
+    with running_app({**env, "REFRESH_RATE": "1"}) as slow, ThreadPoolExecutor(1) as pool:
+        backlog = pool.submit(refresh_due, slow, stopping=stopping)
+        sandbox.wait_for_calls(1)
+
+        assert client.get("/api/spotify/token").status_code == 200
+
+        people = [call["person"] for call in sandbox.calls(grant_type="refresh_token")]
+        stopping.set()
+        backlog.result()
+    assert "mira_t_42" in people[:5]
+    assert len(people) < 10
+
+
+def test_what_was_reserved_and_not_begun_is_given_back_when_stopped(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
+    links = link_many(app, sandbox, 12)
+    stopping = threading.Event()
+    with running_app({**env, "REFRESH_RATE": "1"}) as slow, ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(refresh_due, slow, stopping=stopping)
+        sandbox.wait_for_calls(1)
+        stopping.set()
+        done = stopped.result(timeout=10)
+
+    assert 1 <= done.refreshed < 12
+    with app.app_context(), reading() as db:
+        stale = sa.select(AccessToken.spotify_user_id).where(AccessToken.generation == 0)
+        left = set(db.scalars(stale))
+    assert reserve(app, 20) == [link_id for link_id in links if link_id in left]
+
+
+def test_unused_links_sleep_until_somebody_uses_them(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    with app.app_context(), reading() as db:
+        link_id = db.execute(sa.select(SpotifyUser.id)).scalar_one()
+    let_pass(app, sandbox, 31 * DAY)
+
+    assert refresh_due(app) == Pass()
+    assert due_at(app, link_id) is None
+
+    client.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
+    assert client.get("/api/spotify/token").status_code == 200
+    assert due_at(app, link_id) is not None
+    let_pass(app, sandbox, 3600)
+    assert refresh_due(app) == Pass(refreshed=1)
+
+
+def test_refreshes_of_those_who_connected_together_are_spread() -> None:
+    expires_at, hour = datetime(2026, 11, 23, 12, tzinfo=UTC), timedelta(hours=1)
+
+    leads = [expires_at - transitions.due(expires_at, hour, timedelta(minutes=15)) for _ in range(500)]
+
+    assert timedelta(minutes=12) <= min(leads) < timedelta(minutes=13)
+    assert timedelta(minutes=17) < max(leads) <= timedelta(minutes=18)
+
+
+def test_a_short_life_is_not_spent_on_refreshing() -> None:
+    expires_at = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+    lead = expires_at - transitions.due(expires_at, timedelta(minutes=10), timedelta(minutes=15))
+
+    assert timedelta(minutes=3) < lead <= timedelta(minutes=5)
+
+
+def test_what_the_scheduler_finds_due_it_refreshes_whatever_the_jitter(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    """The earliest that jitter lets a token be due, it must not be found fresh: it would be due for ever."""
+    connect(client, sandbox)
+    with app.app_context(), writing() as db:
+        now = datetime.now(UTC)
+        values = {"expires_at": now + timedelta(minutes=17.9), "refreshed_at": now - timedelta(minutes=42)}
+        db.execute(sa.update(AccessToken).values(**values, due_at=now))
+
+    assert refresh_due(app) == Pass(refreshed=1)
+
+
+def test_what_somebody_else_has_refreshed_is_looked_at_when_it_is_due_again(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(due_at=datetime.now(UTC)))
+
+    assert refresh_due(app) == Pass()
+
+    with app.app_context(), reading() as db:
+        row = db.scalars(sa.select(AccessToken)).one()
+        assert row.due_at is not None
+        assert timedelta(minutes=11) < row.expires_at - row.due_at < timedelta(minutes=19)
+
+
+def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_time(
+    app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    link_many(app, sandbox, 1)
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(refresh_token=b"\x01damaged"))
+
+    assert refresh_due(app) == Pass(failed=1)
+    for _ in range(5):
+        let_pass(app, sandbox, 600)
+        assert refresh_due(app) == Pass()
+
+    assert [record.message for record in caplog.records].count("token_unreadable") == 1
+    with app.app_context(), reading() as db:
+        row = db.scalars(sa.select(AccessToken)).one()
+        assert (row.state, row.refresh_token, row.failures) == (GrantState.ACTIVE, b"\x01damaged", 0)
+        assert db.scalars(sa.select(TokenRefresh)).all() == []
+    assert sandbox.calls(grant_type="refresh_token") == []
+
+
+def test_an_attempt_that_died_is_taken_up_after_its_lease(app: Flask, sandbox: SandboxClient) -> None:
+    link_many(app, sandbox, 1)
+    sandbox.fault(on="refresh", kind="park")
+    with ThreadPoolExecutor(1) as pool:
+        dying = pool.submit(refresh_due, app)
+        sandbox.wait_for_held(1)
+        assert reserve(app, 1) == []
+        let_pass(app, sandbox, 31)
+        eventually(lambda: refresh_due(app) == Pass(refreshed=1))
+        sandbox.release()
+        dying.result()
+
+    assert fresh(app) == 1
+    with app.app_context(), reading() as db:
+        outcomes_ = list(db.scalars(sa.select(TokenRefresh.outcome).order_by(TokenRefresh.id)))
+    assert outcomes_ == ["superseded", "refreshed"]

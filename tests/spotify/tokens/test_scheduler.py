@@ -1,0 +1,284 @@
+"""Refreshing ahead of time: the pass, the command, and the process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading, writing
+from app.infra.redis_client import redis_client
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.resilience.rate_limiter import Pace
+from app.spotify.tokens.scheduler import Pass, refresh_due
+from tests.helpers import secret_scanner
+from tests.helpers.flows import connect, register
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually, process_environment
+
+ROOT = Path(__file__).resolve().parents[3]
+PEOPLE = ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"]
+
+
+@pytest.fixture
+def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[int]:
+    """Four links whose tokens run out in 2, 4, 6 and 8 minutes. Returns their ids in that order."""
+    for person in PEOPLE:
+        register(client := new_client())
+        connect(client, sandbox, person=person)
+    with app.app_context(), writing() as db:
+        rows = list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
+        for number, row in enumerate(rows, 1):
+            row.expires_at = datetime.now(UTC) + timedelta(minutes=2 * number)
+            row.refreshed_at = row.expires_at - timedelta(hours=1)
+            row.due_at = datetime.now(UTC)
+        return [row.spotify_user_id for row in rows]
+
+
+def change(app: Flask, link_id: int, **values: object) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == link_id).values(**values))
+
+
+def generations(app: Flask) -> list[int]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(AccessToken.generation).order_by(AccessToken.id)))
+
+
+def refreshes(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    assert refresh_due(app) == Pass(refreshed=4, failed=0)
+    assert generations(app) == [1, 1, 1, 1]
+    assert refresh_due(app) == Pass()
+    assert refreshes(sandbox) == 4
+
+
+def test_what_lasts_longer_than_the_lead_is_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    later = datetime.now(UTC) + timedelta(minutes=30)
+    change(app, links[3], expires_at=later, due_at=later - timedelta(minutes=15))
+
+    assert refresh_due(app).refreshed == 3
+    assert generations(app) == [1, 1, 1, 0]
+
+
+@pytest.fixture
+def env(env: dict[str, str]) -> dict[str, str]:
+    """One thread is enough here, and makes the order of calls the order of the work."""
+    return {**env, "REFRESH_WORKERS": "1"}
+
+
+def test_the_soonest_deadline_goes_first(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    for minutes, link_id in enumerate(reversed(links), 1):
+        change(app, link_id, expires_at=datetime.now(UTC) + timedelta(minutes=minutes))
+
+    refresh_due(app)
+
+    with app.app_context(), reading() as db:
+        order = list(db.scalars(sa.select(TokenRefresh.spotify_user_id).order_by(TokenRefresh.id)))
+    assert order == links[::-1]
+
+
+def test_people_who_are_long_gone_are_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    with app.app_context(), writing() as db:
+        long_ago = datetime.now(UTC) - timedelta(days=31)
+        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == links[0]).values(last_used_at=long_ago))
+
+    assert refresh_due(app).refreshed == 3
+    assert generations(app) == [0, 1, 1, 1]
+
+
+def test_ended_grants_and_running_pauses_are_left_alone(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    change(app, links[0], state=GrantState.REAUTHORIZATION_REQUIRED, due_at=None)
+    change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon, due_at=soon)
+    change(app, links[2], not_before=soon, due_at=soon)
+
+    assert refresh_due(app) == Pass(refreshed=1, failed=0)
+    assert generations(app) == [0, 0, 0, 1]
+
+
+def test_a_suspect_is_asked_about_again_when_its_time_has_come(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
+    change(app, links[0], state=GrantState.SUSPECT, failures=1, not_before=datetime.now(UTC))
+
+    assert refresh_due(app).refreshed == 4
+    with app.app_context(), reading() as db:
+        assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
+
+
+def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> None:
+    store: redis.Redis = app.extensions["backline"].redis
+    paces = [Pace(store, "pace", rate=5), Pace(store, "pace", rate=5)]
+
+    pauses = [paces[turn % 2].next_turn() for turn in range(11)]
+
+    assert pauses[0] == 0
+    assert 1.8 < pauses[10] <= 2.0
+
+
+def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
+    """Redis' clock was set back, or another Redis has taken over."""
+    store: redis.Redis = app.extensions["backline"].redis
+    store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
+
+    assert Pace(store, "pace", rate=5).next_turn() == 0
+
+
+@pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
+def test_nonsense_in_the_place_of_the_next_turn_does_no_harm(app: Flask, planted: str) -> None:
+    store: redis.Redis = app.extensions["backline"].redis
+    store.set("pace", planted)
+
+    assert Pace(store, "pace", rate=5).next_turn() == pytest.approx(0, abs=0.01)
+
+
+def test_without_redis_each_process_keeps_the_rate_alone() -> None:
+    pace = Pace(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
+
+    pauses = [pace.next_turn() for _ in range(11)]
+
+    assert 1.8 < pauses[10] <= 2.0
+
+
+def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    change(app, links[1], refresh_token=b"damaged")
+    sandbox.fault(on="refresh", kind="google_502", person="aiko-87", times=None)
+
+    assert refresh_due(app) == Pass(refreshed=2, failed=2)
+    assert generations(app) == [1, 0, 0, 1]
+
+
+def test_two_passes_at_once_share_the_work(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+    sandbox.settings(latency_ms={"token": 200, "api": 0})
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: refresh_due(app), range(2)))
+
+    assert generations(app) == [1, 1, 1, 1]
+    assert refreshes(sandbox) == 4
+
+
+def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=process_environment(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,  # type: ignore[call-overload]
+    )
+
+
+@pytest.mark.processes
+def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
+    done = flask(env, "tokens", "refresh-due")
+
+    assert (done.returncode, done.stdout) == (0, "refreshed 4, failed 0\n")
+    assert generations(app) == [1, 1, 1, 1]
+
+
+@pytest.mark.processes
+def test_the_command_fails_if_a_link_did(
+    env: dict[str, str], links: list[int], sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+
+    done = flask(env, "tokens", "refresh-due")
+
+    assert (done.returncode, done.stdout) == (1, "refreshed 0, failed 4\n")
+
+
+@pytest.mark.processes
+def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app: Flask) -> None:
+    change(app, links[0], state=GrantState.SUSPECT)
+    change(app, links[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
+
+    done = flask(env, "tokens", "status")
+
+    lines = dict(re.split(r"\s{2,}", line) for line in done.stdout.splitlines())
+    assert lines["active"] == "3"
+    assert lines["suspect"] == "1"
+    assert lines["reauthorization_required"] == "0"
+    assert lines["active, but expired"] == "1"
+
+
+@contextmanager
+def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the scheduler's process, with some of its module's constants changed."""
+    changed = (
+        "import flask.cli; from app.spotify.tokens import scheduler; "
+        f"vars(scheduler).update({constants}); flask.cli.main()"
+    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", changed, "--app", "wsgi:app", "scheduler"],
+            cwd=ROOT,
+            env=process_environment({**env, "LOG_LEVEL": "INFO"}),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        secret_scanner.look_at(log.read_bytes(), "the scheduler's log")
+
+
+@pytest.mark.processes
+def test_three_schedulers_share_the_work_and_end_when_asked(
+    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    sandbox.settings(latency_ms={"token": 200, "api": 0})
+    with (
+        scheduler(env, tmp_path / "1") as one,
+        scheduler(env, tmp_path / "2") as two,
+        scheduler(env, tmp_path / "3") as three,
+    ):
+        eventually(lambda: generations(app) == [1, 1, 1, 1], timeout=30)
+        for log in ("1", "2", "3"):
+            eventually(lambda: b"scheduler_started" in (tmp_path / log).read_bytes())  # noqa: B023
+        for process, number in ((one, signal.SIGTERM), (two, signal.SIGINT), (three, signal.SIGTERM)):
+            os.kill(process.pid, number)
+        assert [process.wait(timeout=15) for process in (one, two, three)] == [0, 0, 0]
+
+    assert refreshes(sandbox) == 4
+
+
+@pytest.mark.processes
+def test_a_scheduler_finishes_the_call_it_is_making(
+    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    sandbox.fault(on="refresh", kind="park", times=None)
+    with scheduler({**env, "REFRESH_WORKERS": "2"}, tmp_path / "log") as process:
+        sandbox.wait_for_held(2, timeout=30)
+        os.kill(process.pid, signal.SIGTERM)
+        eventually(lambda: b"scheduler_stopping" in (tmp_path / "log").read_bytes())
+        sandbox.clear_faults()
+        assert process.wait(timeout=15) == 0
+
+    assert sorted(generations(app)) == [0, 0, 1, 1]
+    assert refreshes(sandbox) == 2

@@ -1,0 +1,810 @@
+"""Token custody: refreshed on use, once, and nothing lost when Spotify fails."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading, writing
+from app.models import AccessToken, GrantState, TokenRefresh
+from app.models.access_token import six_months_after
+from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.tokens import attempts, refresh
+from app.web.problems import SpotifyUnavailable
+from tests.helpers.factories import let_pass
+from tests.helpers.flows import another_tab, come_back, connect, register, slug
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server, eventually
+
+# For what is the same on every database.
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def row(app: Flask) -> AccessToken:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(AccessToken)).one()
+
+
+def history(app: Flask) -> list[TokenRefresh]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(TokenRefresh).order_by(TokenRefresh.id)))
+
+
+def change(app: Flask, **values: object) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(**values))
+
+
+def expire(app: Flask, seconds: float = 60) -> None:
+    """Let the stored access token have run out this many seconds ago, also at Spotify."""
+    change(app, expires_at=datetime.now(UTC) - timedelta(seconds=seconds))
+
+
+def soon(app: Flask, seconds: float) -> None:
+    """Let a token of the usual hour run out in this many seconds."""
+    end = datetime.now(UTC) + timedelta(seconds=seconds)
+    change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
+
+
+def refreshes(sandbox: SandboxClient) -> list[dict[str, Any]]:
+    return sandbox.calls(grant_type="refresh_token")
+
+
+@pytest.fixture
+def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
+    """A person with an account, and Spotify connected to it."""
+    register(client, "ada")
+    connect(client, sandbox)
+    return client
+
+
+def test_a_fresh_token_is_given_without_a_call(connected: FlaskClient, sandbox: SandboxClient) -> None:
+    sandbox.clear_calls()
+
+    response = connected.get("/api/spotify/token")
+
+    assert response.status_code == 200
+    assert response.json.keys() == {"access_token", "token_type", "expires_in", "expires_at", "scope"}
+    assert response.json["token_type"] == "Bearer"
+    assert 3500 < response.json["expires_in"] <= 3600
+    assert response.headers["Cache-Control"] == "no-store"
+    assert sandbox.calls() == []
+
+
+def test_the_token_works_at_spotify(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    expire(app)
+    sandbox.expire_access_tokens()
+
+    token = connected.get("/api/spotify/token").json["access_token"]
+
+    me = requests.get(f"{sandbox.api_url}/me", headers={"Authorization": f"Bearer {token}"}, timeout=5)
+    assert me.json()["id"] == "mira_t_42"
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_an_expired_token_is_refreshed_again_and_again(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, rotate: bool
+) -> None:
+    sandbox.settings(rotate=rotate)
+    authorized_at = row(app).authorized_at
+    given = {connected.get("/api/spotify/token").json["access_token"]}
+    for generation in (1, 2, 3):
+        expire(app)
+        response = connected.get("/api/spotify/token")
+        assert response.status_code == 200, response.text
+        given.add(response.json["access_token"])
+        assert row(app).generation == generation
+
+    assert len(given) == 4
+    assert len(refreshes(sandbox)) == 3
+    assert [attempt.outcome for attempt in history(app)] == ["refreshed"] * 3
+    assert [attempt.generation for attempt in history(app)] == [0, 1, 2]
+    assert row(app).authorized_at == authorized_at
+
+
+def test_a_token_with_less_than_five_minutes_left_is_replaced_at_once(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    soon(app, 290)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a_second(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="park")
+    soon(app, 60)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] <= 60
+    sandbox.wait_for_held(1)
+    sandbox.release()
+    eventually(lambda: row(app).generation == 1)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_token_about_to_run_out_is_given_where_its_refresh_fails(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    soon(app, 60)
+
+    assert connected.get("/api/spotify/token").json["expires_in"] <= 60
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_twenty_callers_at_once_make_one_call_to_spotify(
+    server: Callable[..., AbstractContextManager[Server]],
+    app: Flask,
+    client: FlaskClient,
+    sandbox: SandboxClient,
+    rotate: bool,
+) -> None:
+    sandbox.settings(rotate=rotate, latency_ms={"token": 300, "api": 0})
+    register(client, "ada")
+    connect(client, sandbox)
+    with server(workers=2, threads=8) as api:
+        for round_number in (1, 2):
+            expire(app)
+            answers = twenty_at_once(api, client)
+            assert [status for status, _ in answers] == [200] * 20
+            assert len({token for _, token in answers}) == 1
+            assert len(refreshes(sandbox)) == round_number
+    assert [attempt.outcome for attempt in history(app)] == ["refreshed", "refreshed"]
+
+
+def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
+    """Ask for the token from twenty connections at the same moment. Returns status and token of each."""
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    start = threading.Barrier(20)
+
+    def ask(_: int) -> tuple[int, str]:
+        with requests.Session() as http:
+            http.trust_env = False
+            http.headers["X-Requested-With"] = "test"
+            http.get(f"{api.url}/livez", timeout=10)  # connected, so that the calls leave together
+            start.wait()
+            for _ in range(10):
+                response = http.get(
+                    f"{api.url}/api/spotify/token", cookies={"backline_session": cookie.value}, timeout=30
+                )
+                if response.status_code != 503:
+                    break
+                # On a busy machine the call may take so long that Spotify counts as slow.
+                time.sleep(int(response.headers["Retry-After"]))
+            return response.status_code, response.json().get("access_token", response.text)
+
+    with ThreadPoolExecutor(20) as pool:
+        return list(pool.map(ask, range(20)))
+
+
+def test_tokens_that_live_for_seconds_are_shared_as_well(
+    server: Callable[..., AbstractContextManager[Server]],
+    app: Flask,
+    client: FlaskClient,
+    sandbox: SandboxClient,
+) -> None:
+    """Shorter than the lead, such a token is never fresh enough; those who waited take it all the same."""
+    sandbox.settings(rotate=True, latency_ms={"token": 200, "api": 0}, expires_in=8)
+    register(client, "ada")
+    connect(client, sandbox)
+    expire(app)
+    with server(workers=2, threads=8) as api:
+        answers = twenty_at_once(api, client)
+
+    assert [status for status, _ in answers] == [200] * 20
+    assert len({token for _, token in answers}) == 1
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_who_waited_takes_a_token_that_lives_however_little_is_left(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    before = row(app)
+    connected.get("/api/spotify/token")
+    now = datetime.now(UTC)
+    change(app, refreshed_at=now - timedelta(seconds=50), expires_at=now + timedelta(seconds=10))
+
+    with app.app_context():
+        after, _ = refresh.refresh(before, timedelta(minutes=15), wait_seconds=12)
+
+    assert after.generation == 1
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_without_the_lock_there_is_still_one_call(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    """Redis forgets the lock while a refresh is under way: the claim in the database still holds."""
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(3) as pool:
+        tabs = [another_tab(connected, worker) for worker in (app, another_worker, another_worker)]
+        first = pool.submit(tabs[0].get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        store: redis.Redis = app.extensions["backline"].redis
+        assert store.delete(*store.keys("lock:*")) == 1
+        others = [pool.submit(tab.get, "/api/spotify/token") for tab in tabs[1:]]
+        eventually(lambda: store.keys("lock:*"))
+        sandbox.release()
+        answers = [future.result() for future in [first, *others]]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert len({answer.json["access_token"] for answer in answers}) == 1
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_who_has_a_living_token_never_waits(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    """Neither the one who finds it about to run out, nor those after, here and in other workers."""
+    soon(app, 9)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    for tab in (connected, another_tab(connected), another_tab(connected, another_worker)):
+        response = tab.get("/api/spotify/token")
+
+        assert response.status_code == 200
+        assert response.json["expires_in"] < 10
+        sandbox.wait_for_held(1)
+    sandbox.release()
+    eventually(lambda: row(app).generation == 1)
+    assert connected.get("/api/spotify/token").json["expires_in"] > 3500
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_refresh_goes_on_when_its_caller_has_gone(
+    connected: FlaskClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    server: Callable[..., AbstractContextManager[Server]],
+) -> None:
+    cookie = connected.get_cookie("backline_session")
+    assert cookie is not None
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with server(workers=1, threads=2) as api, requests.Session() as http:
+        http.trust_env = False
+        http.headers["X-Requested-With"] = "test"
+        with pytest.raises(requests.ReadTimeout):
+            http.get(f"{api.url}/api/spotify/token", cookies={"backline_session": cookie.value}, timeout=0.5)
+        sandbox.wait_for_held(1)
+        sandbox.release()
+        eventually(lambda: row(app).generation == 1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["google_502", "envoy_503", "empty_503", "truncated_json", "no_access_token", "wrong_types", "close"],
+)
+def test_an_outage_costs_nobody_the_link(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, kind: str
+) -> None:
+    expire(app)
+    before = row(app)
+    sandbox.fault(on="refresh", kind=kind, times=None)
+
+    response = connected.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
+    assert int(response.headers["Retry-After"]) >= 1
+    after = row(app)
+    assert (after.state, after.generation) == (GrantState.ACTIVE, 0)
+    assert after.refresh_token == before.refresh_token
+    assert after.attempt_id is None
+    assert connected.get("/api/spotify").json["status"] == "connected"
+    # When Spotify is back and the pause is over, everything is as before.
+    sandbox.clear_faults()
+    change(app, not_before=None)
+    assert connected.get("/api/spotify/token").status_code == 200
+
+
+def test_callers_during_an_outage_share_the_failure(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    change(app, failures=5)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+
+    answers = [connected.get("/api/spotify/token") for _ in range(5)]
+
+    assert {answer.status_code for answer in answers} == {503}
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_the_pause_grows_with_each_failure(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="google_502", times=None)
+    pauses = []
+    for failures in (1, 2, 3, 4, 5, 6):
+        asked_at = datetime.now(UTC)
+        connected.get("/api/spotify/token")
+        paused = row(app)
+        assert paused.failures == failures
+        assert paused.not_before is not None
+        pauses.append((paused.not_before - asked_at).total_seconds())
+        change(app, not_before=None)
+
+    # Jitter takes up to half away, so each is compared with the one after the next.
+    assert all(later > sooner for sooner, later in zip(pauses, pauses[2:], strict=False))
+
+
+def test_a_request_to_wait_is_heeded(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=1)
+
+    first = connected.get("/api/spotify/token")
+    again = connected.get("/api/spotify/token")
+
+    for response in (first, again):
+        assert response.status_code == 503
+        assert 100 < int(response.headers["Retry-After"]) <= 121
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_our_own_misconfiguration_touches_nobody(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="invalid_client", times=1)
+
+    response = connected.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (503, "spotify-misconfigured")
+    assert row(app).state == GrantState.ACTIVE
+
+
+def test_a_revoked_grant_is_suspect_first_and_its_token_is_kept(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    before = row(app)
+    sandbox.revoke("mira_t_42")
+
+    response = connected.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
+    assert response.json["authorize_url"].startswith(f"{sandbox.accounts_url}/authorize?")
+    assert connected.get("/api/spotify").json["status"] == "suspect"
+    after = row(app)
+    assert after.refresh_token == before.refresh_token
+    assert after.not_before is not None
+    assert timedelta(minutes=14) < after.not_before - datetime.now(UTC) <= timedelta(minutes=15)
+    # Until then nobody asks Spotify again.
+    assert connected.get("/api/spotify/token").status_code == 409
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_suspect_that_was_called_revoked_by_mistake_recovers(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
+    assert connected.get("/api/spotify/token").status_code == 409
+    change(app, not_before=datetime.now(UTC) - timedelta(seconds=1))
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert connected.get("/api/spotify").json["status"] == "connected"
+    assert row(app).failures == 0
+
+
+def test_a_grant_is_over_only_after_two_confirmations(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.revoke("mira_t_42")
+    states = []
+    for _ in range(3):
+        connected.get("/api/spotify/token")
+        states.append(row(app).state)
+        change(app, not_before=datetime.now(UTC) - timedelta(seconds=1))
+
+    assert states == [GrantState.SUSPECT, GrantState.SUSPECT, GrantState.REAUTHORIZATION_REQUIRED]
+    assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
+    assert connected.get("/api/spotify/token").status_code == 409
+    assert len(refreshes(sandbox)) == 3
+
+
+def test_an_outage_between_confirmations_confirms_nothing(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
+    connected.get("/api/spotify/token")
+    sandbox.fault(on="refresh", kind="google_502", times=4)
+    for _ in range(4):
+        change(app, not_before=datetime.now(UTC) - timedelta(seconds=1))
+        assert connected.get("/api/spotify/token").status_code == 503
+
+    assert (row(app).state, row(app).failures) == (GrantState.SUSPECT, 1)
+
+
+def test_a_grant_of_six_months_is_over_at_once(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    change(app, authorized_at=datetime.now(UTC) - timedelta(days=181))
+    sandbox.advance(190 * 86_400)
+
+    assert connected.get("/api/spotify/token").status_code == 409
+    assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
+
+
+def test_a_suspect_whose_access_token_lives_is_served_it(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    soon(app, 9)
+    sandbox.revoke("mira_t_42")
+
+    response = connected.get("/api/spotify/token")
+
+    assert response.status_code == 200
+    eventually(lambda: row(app).state == GrantState.SUSPECT)
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert len(refreshes(sandbox)) == 1
+
+
+def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    tab = another_tab(connected)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(tab.get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        assert connected.delete("/api/spotify").status_code == 204
+        sandbox.release()
+        answer = late.result()
+
+    assert (answer.status_code, slug(answer)) == (409, "spotify-not-connected")
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(AccessToken)).all() == []
+    assert [attempt.outcome for attempt in history(app)] == ["superseded"]
+
+
+def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    tab = another_tab(connected)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(tab.get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        change(app, state=GrantState.REAUTHORIZATION_REQUIRED)  # so that a new consent is offered
+        connect(connected, sandbox)
+        renewed = row(app)
+        sandbox.release()
+        answer = late.result()
+
+    assert answer.status_code == 200
+    assert row(app).access_token == renewed.access_token
+    assert row(app).generation == 0
+    assert [attempt.outcome for attempt in history(app)] == ["superseded"]
+
+
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_a_holder_that_outlived_its_lease_writes_nothing(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, rotate: bool
+) -> None:
+    """Paused for longer than the lease, it comes back with news about the generation before.
+
+    With rotating tokens the news is that its token is revoked; the grant is none the worse for it.
+    """
+    sandbox.settings(rotate=rotate)
+    expire(app)
+    tab = another_tab(connected, another_worker)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(tab.get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        store: redis.Redis = app.extensions["backline"].redis
+        store.delete(*store.keys("lock:*"))
+        change(app, lease_until=datetime.now(UTC) - timedelta(seconds=1))
+        answer = connected.get("/api/spotify/token")
+        stored = row(app)
+        sandbox.release()
+        late_answer = late.result()
+
+    assert (answer.status_code, late_answer.status_code) == (200, 200)
+    assert late_answer.json["access_token"] == answer.json["access_token"]
+    assert row(app).access_token == stored.access_token
+    assert (row(app).generation, row(app).state) == (1, GrantState.ACTIVE)
+    assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
+
+
+def test_a_new_refresh_token_that_came_too_late_is_kept_as_a_spare(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    """Where tokens are used once, the late one may turn out to be the only good one."""
+    sandbox.settings(rotate=True, rotation_grace_s=3600)
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", after_effect=True)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        let_pass(app, sandbox, 31)
+        assert connected.get("/api/spotify/token").status_code == 200
+        sandbox.release()
+        assert late.result().status_code == 200
+    kept = row(app)
+    assert kept.generation == 1
+    assert kept.spare_refresh_token is not None
+
+    expire(app)
+    sandbox.fault(on="refresh", kind="false_invalid_grant")
+    refused = connected.get("/api/spotify/token")
+
+    assert (refused.status_code, slug(refused)) == (503, "spotify-unavailable")
+    swapped = row(app)
+    assert (swapped.state, swapped.generation, swapped.failures) == (GrantState.ACTIVE, 1, 0)
+    assert (swapped.refresh_token, swapped.spare_refresh_token) == (kept.spare_refresh_token, None)
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).generation == 2
+
+
+def test_a_spare_that_was_not_needed_is_dropped(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    change(app, spare_refresh_token=b"whatever")
+    expire(app)
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).spare_refresh_token is None
+
+
+@pytest.mark.parametrize("kind", ["close", "false_invalid_grant"])
+def test_a_late_failure_does_not_end_the_next_owners_lease(
+    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, kind: str
+) -> None:
+    """Paused beyond its lease, it wakes with bad news while the next owner is calling."""
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=2)
+    with ThreadPoolExecutor(2) as pool:
+        late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        let_pass(app, sandbox, 31)
+        app.extensions["backline"].redis.delete(f"lock:link:{row(app).spotify_user_id}")
+        next_owner = pool.submit(connected.get, "/api/spotify/token")
+        sandbox.wait_for_held(2)
+        lease = row(app).attempt_id
+        with app.app_context():
+            first = history(app)[0]
+            attempt = attempts.Attempt(first.attempt_id, 0, first.started_at, 0)
+            error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("no_answer")
+            with pytest.raises(SpotifyUnavailable):
+                refresh._fail(row(app), attempt, error, "RT")
+        assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)
+        sandbox.release()
+        assert [next_owner.result().status_code, late.result().status_code] == [200, 200]
+
+    assert len(refreshes(sandbox)) == 2
+
+
+def test_a_claim_that_has_grown_old_is_not_used(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was paused between claim and call might present a token that the next owner has used by now."""
+    expire(app)
+    with monkeypatch.context() as paused:
+        paused.setattr(attempts, "_SEND_WITHIN_SECONDS", -1)
+        assert connected.get("/api/spotify/token").status_code == 503
+    assert refreshes(sandbox) == []
+
+    let_pass(app, sandbox, 31)
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert [attempt.outcome for attempt in history(app)] == [None, "refreshed"]
+
+
+def test_an_attempt_that_died_is_taken_up_after_its_lease(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    change(app, attempt_id="f" * 32, lease_until=datetime.now(UTC) - timedelta(seconds=1))
+
+    assert connected.get("/api/spotify/token").status_code == 200
+    assert row(app).lease_until is None
+
+
+def test_the_database_refuses_a_second_effective_refresh(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    connected.get("/api/spotify/token")
+    [done] = history(app)
+    twin = TokenRefresh(
+        spotify_user_id=done.spotify_user_id,
+        grant_id=done.grant_id,
+        generation=done.generation,
+        attempt_id="e" * 32,
+        outcome="refreshed",
+        effective=1,
+        started_at=datetime.now(UTC),
+    )
+
+    with pytest.raises(sa.exc.IntegrityError), app.app_context(), writing() as db:
+        db.add(twin)
+
+
+def test_tokens_are_sealed_in_the_database(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    token = connected.get("/api/spotify/token").json["access_token"]
+
+    stored = row(app)
+
+    assert token.encode() not in stored.access_token
+    assert not stored.refresh_token.startswith(b"AQ")
+
+
+def test_another_users_ciphertext_does_not_open(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    for name, person in (("ada", "mira_t_42"), ("bob", "aiko-87")):
+        client = new_client()
+        register(client, name)
+        connect(client, sandbox, person=person)
+    with app.app_context(), writing() as db:
+        ada, bob = db.scalars(sa.select(AccessToken).order_by(AccessToken.id))
+        bob.access_token = ada.access_token
+        db.flush()
+        before = db.execute(sa.text("SELECT count(*) FROM access_tokens")).scalar()
+
+    response = client.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
+    assert before == 2
+    assert client.get("/api/spotify").json["status"] == "connected"
+
+
+def test_use_is_noted_at_most_once_an_hour(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    def last_used() -> datetime:
+        with app.app_context(), reading() as db:
+            return db.execute(sa.text("SELECT last_used_at FROM spotify_users")).scalar()
+
+    noted = last_used()
+    connected.get("/api/spotify/token")
+    assert last_used() == noted
+    with app.app_context(), writing() as db:
+        from app.models import SpotifyUser
+
+        db.execute(sa.update(SpotifyUser).values(last_used_at=datetime.now(UTC) - timedelta(hours=2)))
+    old = last_used()
+
+    connected.get("/api/spotify/token")
+
+    assert last_used() != old
+
+
+def test_the_token_for_playback_can_be_turned_off(
+    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
+) -> None:
+    env["PLAYBACK_TOKEN_ENABLED"] = "false"
+    client = request.getfixturevalue("client")
+    connect(client, sandbox)
+
+    response = client.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (404, "not-found")
+
+
+@SQLITE
+def test_each_playback_token_that_is_issued_is_logged(
+    connected: FlaskClient, app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+
+    token = connected.get("/api/spotify/token").json["access_token"]
+    change(app, scope="user-read-private")
+    connected.get("/api/spotify/token")
+
+    [issued] = [record for record in caplog.records if record.getMessage() == "playback_token_issued"]
+    assert vars(issued)["link"] == row(app).spotify_user_id
+    assert token not in str(vars(issued))
+
+
+def test_without_a_link_there_is_no_token(client: FlaskClient) -> None:
+    response = client.get("/api/spotify/token")
+
+    assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
+
+
+@pytest.mark.parametrize(
+    ("consent", "end"),
+    [
+        ("2026-01-15T10:00:00+00:00", "2026-07-15T10:00:00+00:00"),
+        ("2026-08-31T10:00:00+00:00", "2027-02-28T10:00:00+00:00"),
+        ("2027-08-30T00:00:00+00:00", "2028-02-29T00:00:00+00:00"),
+        ("2026-12-31T23:59:59+00:00", "2027-06-30T23:59:59+00:00"),
+    ],
+)
+def test_six_months_are_calendar_months(consent: str, end: str) -> None:
+    assert six_months_after(datetime.fromisoformat(consent)) == datetime.fromisoformat(end)
+
+
+@SQLITE
+def test_without_streaming_there_is_no_token_for_playback(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """Nor is it refreshed for nothing. A permission with a longer name is another one."""
+    sandbox.settings(granted_scopes=["user-read-private", "user-modify-playback-state"])
+    connect(client, sandbox)
+    expire(app)
+    for scope in (None, "user-read-private streaming-x", "x-streaming", "STREAMING", ""):
+        if scope is not None:
+            change(app, scope=scope)
+        response = client.get("/api/spotify/token")
+
+        assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "access_token" not in response.json
+    assert refreshes(sandbox) == []
+
+
+@SQLITE
+def test_a_token_is_never_shared_kept_or_written_down(
+    new_client: Callable[[], FlaskClient],
+    app: Flask,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The secret scanner checks after every test that logs, Redis, and columns do not have it."""
+    ada, bob = new_client(), new_client()
+    connect(ada, sandbox)
+    connect(bob, sandbox, person="aiko-87")
+    given = {}
+    for name, client in (("ada", ada), ("bob", bob), ("ada again", ada)):
+        response = client.get("/api/spotify/token")
+        given[name] = response.json["access_token"]
+        assert response.headers["Cache-Control"] == "no-store"
+        assert not {"ETag", "Last-Modified", "Expires", "Age", "X-Cache", "Set-Cookie"} & {
+            *response.headers.keys()
+        }
+        assert "refresh_token" not in response.json
+
+    assert given["ada"] == given["ada again"] != given["bob"]
+    store: redis.Redis = app.extensions["backline"].redis
+    assert store.keys("shared:*") == []
+
+
+@SQLITE
+def test_a_token_is_given_to_a_get_only(connected: FlaskClient) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        response = connected.open("/api/spotify/token", method=method)
+        assert (response.status_code, slug(response)) == (405, "method-not-allowed")
+
+
+@SQLITE
+def test_a_token_of_a_grant_that_has_ended_is_not_given_again(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    """The URL is this session's own, and connects it again."""
+    expire(app)
+    sandbox.revoke("mira_t_42")
+    url = connected.get("/api/spotify/token").json["authorize_url"]
+
+    answered = come_back(connected, sandbox.consent(url))
+
+    assert answered.json["status"] == "connected"
+    assert connected.get("/api/spotify/token").status_code == 200

@@ -1,0 +1,171 @@
+"""What gunicorn answers where a request does not reach the app, and its log (deploy/worker.py)."""
+
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack, closing
+from typing import Any, NoReturn
+
+import pytest
+from gunicorn.http.errors import InvalidResponseHeader
+
+from app.infra import logs
+from deploy.worker import Line, Worker
+from tests.helpers.raw_http import Answer, check_problem, exchange, plainly, request
+from tests.helpers.servers import Server, eventually, running_server
+
+pytestmark = pytest.mark.processes
+
+CODE = "a-secret-code-of-spotify"
+CALLBACK = f"/api/spotify/authorize?code={CODE}&state={CODE}"
+CHUNKED = b"0\r\n\r\n"
+
+REFUSED = {
+    "method": (request("g#t", CALLBACK), 400),
+    "line": (f"GET {CALLBACK}\r\n\r\n".encode(), 400),
+    "version": (f"GET {CALLBACK} HTTP/9.9\r\nHost: x\r\n\r\n".encode(), 400),
+    "target": (request("GET", f"{CALLBACK}&x=\xff"), 400),
+    "header name": (request("GET", CALLBACK, f"X {CODE}: a"), 400),
+    "header value": (request("GET", CALLBACK, f"X: {CODE}\x01"), 400),
+    "obs-fold": (request("GET", CALLBACK, "X: a\r\n b"), 400),
+    "space before the colon": (request("GET", CALLBACK, "X : a"), 400),
+    "bare CR": (request("GET", CALLBACK, "X: a\rY: b"), 400),
+    "two Hosts": (request("GET", CALLBACK, f"Host: {CODE}"), 400),
+    "two lengths": (request("GET", CALLBACK, "Content-Length: 1", "Content-Length: 2"), 400),
+    "length and chunked": (
+        request("GET", CALLBACK, "Content-Length: 4", "Transfer-Encoding: chunked", body=CHUNKED),
+        400,
+    ),
+    "chunked in HTTP/1.0": (
+        request("GET", CALLBACK, "Transfer-Encoding: chunked", body=CHUNKED).replace(
+            b"HTTP/1.1", b"HTTP/1.0"
+        ),
+        400,
+    ),
+    "long line": (request("GET", f"{CALLBACK}{'x' * 4096}"), 414),
+    "long header": (request("GET", CALLBACK, f"X: {CODE}{'x' * 8192}"), 431),
+    "many headers": (request("GET", CALLBACK, *(f"X-{number}: {CODE}" for number in range(101))), 431),
+    "expectation": (request("GET", CALLBACK, f"Expect: {CODE}"), 417),
+    "transfer coding": (request("GET", CALLBACK, f"Transfer-Encoding: {CODE}, chunked"), 501),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_i1_h2_k4_d11_a_refusal_is_a_problem_that_quotes_nothing(api: Server, case: str) -> None:
+    sent, status = REFUSED[case]
+
+    answer = plainly(api.port, sent)
+
+    check_problem(answer, status, "malformed-request")
+    assert answer.headers["Connection"] == "close"
+    assert CODE not in str(answer.headers) + answer.body.decode()
+    line = eventually(lambda: refusals_logged(api, answer))[0]
+    assert line["event"] == "request_refused"
+    assert (line["status"], line["logger"]) == (status, "gunicorn.error")
+    assert CODE not in api.log
+
+
+def test_clients_that_linger_do_not_stop_the_worker(api: Server) -> None:
+    """Each is answered and does not close; gunicorn would wait two seconds for one after another."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(6):
+            lingering = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+            lingering.sendall(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n")
+            assert lingering.recv(4096)
+        assert plainly(api.port, request("GET", "/livez", host="127.0.0.1")).status == 200
+
+    assert time.monotonic() - began < 6  # and not twelve
+
+
+def refusals_logged(api: Server, answer: Answer) -> list[dict[str, Any]]:
+    wanted = answer.problem["request_id"]
+    return [json.loads(line) for line in api.log.splitlines() if wanted in line]
+
+
+def test_j2_every_line_of_gunicorns_own_is_one_of_json(api: Server) -> None:
+    read = gunicorns_lines(api)
+
+    assert any(line["event"].startswith("Listening at") for line in read)
+    assert all({"time", "level", "event"} <= line.keys() for line in read)
+
+
+def gunicorns_lines(api: Server) -> list[dict[str, Any]]:
+    """What it has logged so far, of which every line has to be JSON."""
+    # The arbiter warns of APP_ENV=development before it knows how to log.
+    lines = [line for line in api.log.splitlines() if not line.startswith("Backline runs with")]
+    return [line for line in map(json.loads, lines) if line["logger"] == "gunicorn.error"]
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
+
+
+def test_d11_j2_nor_with_debug_lines_asked_for_nor_after_a_hup(behind_nginx: dict[str, str]) -> None:
+    asked = {**behind_nginx, "GUNICORN_CMD_ARGS": "--log-level debug"}
+    with running_server(asked, workers=1) as api:
+        first = api.workers
+        api.signal(signal.SIGHUP)
+        eventually(lambda: len(api.workers) == 1 and api.workers != first)
+        # gunicorn would tell what the client had sent before it went away.
+        with closing(socket.create_connection(("127.0.0.1", api.port))) as connection:
+            connection.sendall(f"GET {CALLBACK} HTTP/1.1\r\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+        answer = plainly(api.port, REFUSED["method"][0])
+
+        assert len(eventually(lambda: refusals_logged(api, answer))) == 1
+        assert CODE not in api.log
+        assert all(line["level"] != "DEBUG" for line in gunicorns_lines(api))
+
+
+class Recorder:
+    """In place of gunicorn's logger."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def error(self, event: str, extra: dict[str, Any]) -> None:
+        self.written.append(f"{event} {extra}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(f"of {CODE}"), InvalidResponseHeader(f"Set-Cookie: {CODE}")],
+    ids=["any", "our header"],
+)
+def test_i1_an_error_outside_the_app_is_a_500_and_the_log_says_where_it_arose(error: Exception) -> None:
+    worker, log = Worker.__new__(Worker), Recorder()
+    worker.log = log
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        try:
+            fail(error)
+        except Exception as raised:  # noqa: BLE001 - as gunicorn does
+            worker.handle_error(None, ours, None, raised)
+        answer = exchange(theirs, b"GET / HTTP/1.1\r\n\r\n")
+
+    check_problem(answer, 500, "internal-error")
+    (written,) = log.written
+    assert answer.problem["request_id"] in written
+    assert type(error).__name__ in written
+    assert "test_gunicorn_refusals.py" in written
+    assert CODE not in written + answer.body.decode()
+
+
+@pytest.mark.parametrize("kind", ["plain", "with fields", "with a traceback"])
+def test_j2_its_lines_are_those_of_the_app(kind: str) -> None:
+    record = logging.makeLogRecord({"name": "gunicorn.error", "levelname": "INFO", "msg": 'a "b"\n%s\x7f'})
+    record.args = ("c",)
+    if kind == "with fields":
+        vars(record).update(status=400, reason="x\ny")
+    if kind == "with a traceback":
+        try:
+            fail(ValueError())
+        except ValueError:
+            record.exc_info = sys.exc_info()
+
+    assert Line().format(record) == logs.JsonFormatter().format(record)

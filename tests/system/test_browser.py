@@ -1,0 +1,211 @@
+"""A real browser: an app on one origin, the API on another, and the person's own clicks."""
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import Server
+
+# What an SPA does: one fetch with credentials and the header, the answer as it came.
+CALL = """
+async ([method, url, body]) => {
+  try {
+    const response = await fetch(url, {
+      method,
+      credentials: "include",
+      headers: {"X-Requested-With": "spa", ...(body ? {"Content-Type": "application/json"} : {})},
+      body: body ? JSON.stringify(body) : undefined,
+    });
+    const text = await response.text();
+    return {status: response.status, json: text ? JSON.parse(text) : null};
+  } catch (error) {
+    return {status: 0, error: String(error)};
+  }
+}
+"""
+NEW = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
+
+
+@contextmanager
+def pages() -> Iterator[str]:
+    """An empty page on an origin of its own. Yields the origin."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>app</title><link rel=icon href=data:,>")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A tab of a browser that has been nowhere yet."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def spa() -> Iterator[str]:
+    """The origin of our own app's page."""
+    with pages() as origin:
+        yield origin
+
+
+@pytest.fixture
+def api(spa: str, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
+    """The API, which lets the app's page call it and sends browsers back there."""
+    with server(CORS_ORIGINS=spa, FRONTEND_URL=f"{spa}/welcome") as running:
+        yield running
+
+
+def call(page: Page, api: Server, method: str, path: str, body: object = None) -> Any:
+    return page.evaluate(CALL, [method, f"{api.url}{path}", body])
+
+
+def test_a_session_persists_across_requests_from_another_origin(page: Page, api: Server, spa: str) -> None:
+    """The oldest bug of every SPA: signed in, and the next request is a stranger's."""
+    page.goto(spa)
+    assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is False
+
+    assert call(page, api, "POST", "/api/register", NEW)["status"] == 201
+
+    assert call(page, api, "GET", "/api/user")["json"]["username"] == "ada"
+    page.reload()
+    assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is True
+    tab = page.context.new_page()
+    tab.goto(spa)
+    assert call(tab, api, "GET", "/api/session")["json"]["user"]["username"] == "ada"
+    assert page.evaluate("document.cookie") == ""  # no script can read it
+
+    assert call(page, api, "POST", "/api/logout")["status"] == 204
+    assert page.context.cookies() == []
+    assert call(tab, api, "GET", "/api/user")["status"] == 401
+
+
+def test_another_sites_page_can_neither_write_nor_read(page: Page, api: Server, spa: str) -> None:
+    page.goto(spa)
+    call(page, api, "POST", "/api/register", NEW)
+    with pages() as evil:
+        page.goto(evil)
+        assert call(page, api, "GET", "/api/user")["status"] == 0
+        assert call(page, api, "POST", "/api/logout")["status"] == 0
+        page.evaluate(
+            """(url) => new Promise((done) => {
+                const frame = document.createElement("iframe");
+                frame.name = "answer";
+                frame.onload = done;
+                document.body.append(frame);
+                const form = document.createElement("form");
+                Object.assign(form, {method: "post", action: url, target: "answer"});
+                document.body.append(form);
+                form.submit();
+            })""",
+            f"{api.url}/api/logout",
+        )
+    page.goto(spa)
+
+    assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is True
+
+
+def test_a_person_connects_spotify(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
+    page.goto(spa)
+    call(page, api, "POST", "/api/register", NEW)
+
+    page.goto(f"{api.url}/api/spotify/authorize")
+    page.get_by_role("radio", name="Mira T.").check()
+    page.get_by_role("button", name="Agree").click()
+
+    expect(page).to_have_url(f"{spa}/welcome?spotify=connected")
+    spotify = call(page, api, "GET", "/api/spotify")["json"]
+    assert (spotify["status"], spotify["spotify_id"]) == ("connected", "mira_t_42")
+    assert call(page, api, "GET", "/api/spotify/token")["status"] == 200
+
+
+def test_a_person_declines(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
+    page.goto(f"{api.url}/api/spotify/authorize")
+    page.get_by_role("button", name="Cancel").click()
+
+    expect(page).to_have_url(f"{spa}/welcome?spotify=denied")
+    assert call(page, api, "GET", "/api/spotify")["json"] == {"status": "not_connected"}
+
+
+def follow_link(page: Page, url: str) -> None:
+    """Click a link to this URL on the page that is open."""
+    page.evaluate(
+        """url => {
+      const link = document.createElement("a");
+      link.href = url;
+      link.textContent = "link";
+      document.body.append(link);
+    }""",
+        url,
+    )
+    page.get_by_role("link", name="link").click()
+
+
+def test_another_site_may_link_to_the_app_but_not_start_an_authorization(
+    page: Page, api: Server, spa: str
+) -> None:
+    authorize = f"{api.url}/api/spotify/authorize"
+    another_site = spa.replace("127.0.0.1", "localhost")
+
+    page.goto(another_site)
+    follow_link(page, authorize)
+    expect(page.get_by_text("/problems/cross-site-request")).to_be_visible()
+    assert page.context.cookies() == []
+
+    page.goto(another_site)
+    follow_link(page, spa)
+    page.wait_for_url(f"{spa}/")
+    assert call(page, api, "GET", "/api/spotify/authorize")["json"]["status"] == "authorization_required"
+    follow_link(page, authorize)
+    page.wait_for_url("**/authorize?client_id=*")
+
+
+def test_the_docs_page_can_make_calls(page: Page, api: Server) -> None:
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.goto(f"{api.url}/api/docs?spotify=connected")
+
+    expect(page.get_by_role("status")).to_contain_text("Spotify is connected")
+    operation = page.locator(".opblock-post").filter(has_text="/api/logout")
+    operation.locator("button").first.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+
+    expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("204")
+    assert trouble == []
+
+
+def test_the_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:
+    page.goto(f"{api.url}/api/spotify/authorize")
+    page.get_by_role("radio", name="Mira T.").check()
+    page.get_by_role("button", name="Agree").click()
+    page.goto(f"{api.url}/api/docs")
+    operation = page.locator(".opblock-get").filter(has_text="/api/spotify/v1/")
+    operation.locator("button").first.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("textbox", name="path").fill("search?q=harbour lights&type=track")
+    operation.get_by_role("button", name="Execute").click()
+
+    expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("200")
+    expect(operation.locator(".request-url")).to_contain_text("/v1/search?q=harbour%20lights&type=track")

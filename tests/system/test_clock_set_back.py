@@ -1,0 +1,158 @@
+"""Times written while a clock was ahead neither keep people out nor keep anything valid."""
+
+from datetime import timedelta
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.auth import email_tokens
+from app.infra import database
+from app.infra.database import reading, writing
+from app.mail import outbox
+from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
+from app.spotify.gateway import cache
+from app.spotify.oauth import state
+from app.spotify.tokens import maintenance
+from app.web.problems import InvalidToken
+from app.web.session_index import MAX_SESSIONS
+from tests.helpers.flows import first_visit, login, register
+
+TEN_DAYS = timedelta(days=10)
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def store(app: Flask) -> redis.Redis:
+    found: redis.Redis = app.extensions["backline"].redis
+    return found
+
+
+def redis_time(store: redis.Redis, ahead: timedelta = TEN_DAYS) -> float:
+    """Seconds since 1970 on a clock that is ahead."""
+    return float(store.time()[0]) + ahead.total_seconds()
+
+
+def wrong_password(client: FlaskClient) -> int:
+    return client.post("/api/login", json={"login": "ada", "password": "not the password"}).status_code
+
+
+@SQLITE
+def test_wait_after_wrong_passwords_ends(client: FlaskClient, store: redis.Redis) -> None:
+    register(client, "ada")
+    assert [wrong_password(client) for _ in range(11)][-1] == 429
+    [pair], [address] = store.keys("throttle:pair:*"), store.keys("throttle:address:*")
+    store.hset(pair, "until", int(redis_time(store) * 1000))
+    store.set(address, 1000, px=TEN_DAYS)
+
+    assert login(client, "ada").status_code == 200
+
+
+@SQLITE
+def test_full_count_of_an_action_starts_again(client: FlaskClient, store: redis.Redis) -> None:
+    def resets() -> int:
+        return client.post("/api/password-reset", json={"email": "ada@example.com"}).status_code
+
+    resets()
+    counts = [key for key in store.keys("throttle:*") if store.type(key) == b"string"]
+    assert counts
+    for key in counts:
+        store.set(key, 1000, ex=3600)
+    assert resets() == 429
+
+    for key in counts:
+        store.pexpire(key, TEN_DAYS)
+
+    assert resets() != 429
+
+
+@SQLITE
+def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: redis.Redis) -> None:
+    first_visit(client)
+    [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
+    later = redis_time(store) * 1000
+    store.zadd(unfinished, {f"one-{number}": later for number in range(state.OF_ONE_ADDRESS)})
+    each = unfinished + b"-each"
+    [binding] = store.hkeys(each)
+    store.hset(each, binding, state.OF_ONE_SESSION)
+    store.pexpire(each, TEN_DAYS)
+
+    first_visit(client)
+
+
+@SQLITE
+def test_new_session_is_not_the_oldest(client: FlaskClient, store: redis.Redis) -> None:
+    user = register(client, "ada")
+    later = redis_time(store, timedelta(days=400))
+    store.zadd(
+        f"sessions-of:{user['id']}", {f"session:{number:064x}": later for number in range(MAX_SESSIONS)}
+    )
+
+    assert login(client, "ada").status_code == 200
+
+    assert client.get("/api/user").status_code == 200
+    assert len(client.get("/api/user/sessions").json) == 1
+
+
+@SQLITE
+def test_cached_responses_make_room_for_new_ones(store: redis.Redis) -> None:
+    found = cache.ResponseCache(store)
+    later = redis_time(store) * 1000
+    store.zadd("shared:{7}:index", {f"{number:032x}": later for number in range(cache.MAX_ENTRIES_OF_ONE)})
+    reads = [cache.Read.of(7, f"search?q={number}") for number in range(30)]
+    for read in reads:
+        found.store(read, cache.CachedResponse(200), asked=found.join(read).now, life=60)
+
+    assert [found.join(cache.Read.of(7, f"search?q={number}")).kind for number in range(30)] == ["hit"] * 30
+
+
+@SQLITE
+def test_learned_budget_grows(app: Flask, store: redis.Redis) -> None:
+    budget = app.extensions["backline"].gate._budget
+    store.hset(budget._limit_key, mapping={"limit": 10, "since": int(redis_time(store) * 1000)})
+
+    assert budget.spend(7, is_poll=False) == 0
+
+    assert int(store.hget(budget._limit_key, "since")) <= redis_time(store, timedelta(0)) * 1000 + 1000
+
+
+def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -> None:
+    user_id = register(client, "ada")["id"]
+    with app.app_context(), writing() as db:
+        issued = email_tokens.issue(db, user_id, Purpose.PASSWORD_RESET)
+        assert issued is not None
+        email_tokens.reserve_address(db, db.get_one(User, user_id))
+    with app.app_context(), reading() as db:
+        email_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
+        assert email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
+
+    with app.app_context(), writing() as db:
+        ahead = list(db.scalars(sa.select(OneTimeToken.id)))
+        db.execute(sa.update(OneTimeToken).values(expires_at=database.now(db) + TEN_DAYS))
+    with app.app_context(), reading() as db:
+        with pytest.raises(InvalidToken):
+            email_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
+        assert not email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
+
+    with app.app_context():
+        maintenance.keep_up()
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(OneTimeToken.id).where(OneTimeToken.id.in_(ahead))).all() == []
+
+
+@SQLITE
+def test_mail_is_not_tried_for_longer(app: Flask) -> None:
+    with app.app_context(), writing() as db:
+        mail = outbox.add(db, MailKind.PASSWORD_CHANGED, to="ada@example.com")
+        assert mail is not None
+        mail.due_at += timedelta(minutes=15)  # so that it is not delivered meanwhile
+        mail.expires_at += TEN_DAYS
+
+    with app.app_context():
+        maintenance.keep_up()
+
+    with app.app_context(), reading() as db:
+        end = db.scalars(sa.select(OutgoingMail.expires_at)).one()
+        assert end <= database.now(db) + timedelta(days=4)

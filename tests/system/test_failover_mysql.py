@@ -1,0 +1,194 @@
+"""Another MySQL takes over, forgets connections, or has too few of them for everyone."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from app.infra import mysql, mysql_pool, staleness
+from app.infra.database import current_time, db
+from tests.conftest import running_app
+from tests.helpers.fake_mysql import refusing_mysql
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import PASSWORD
+from tests.helpers.servers import eventually
+
+pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+IDLE_CONNECTIONS = 4
+GRANTED = "SELECT, INSERT, UPDATE, DELETE"
+
+
+@pytest.fixture
+def admin(database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(database_url, isolation_level="AUTOCOMMIT")
+    yield engine
+    with engine.connect() as connection:
+        connection.execute(sa.text("SET GLOBAL read_only = 0"))
+    engine.dispose()
+
+
+@pytest.fixture
+def proxy(database_url: str, admin: sa.Engine, env: dict[str, str]) -> Iterator[FaultProxy]:
+    """Between the app, which has a user without privileges on the server, and MariaDB."""
+    with admin.connect() as connection:
+        connection.execute(sa.text("CREATE OR REPLACE USER app@localhost IDENTIFIED BY 'pw'"))
+        connection.execute(sa.text(f"GRANT {GRANTED} ON backline.* TO app@localhost"))
+    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
+    with FaultProxy(socket) as proxy:
+        env["DATABASE_URL"] = f"mysql+mysqldb://app:pw@127.0.0.1:{proxy.port}/backline?charset=utf8mb4"
+        yield proxy
+
+
+def fill(app: Flask) -> set[int]:
+    """Leave several idle connections in the pool. Returns their ids."""
+    with app.app_context(), ExitStack() as stack:
+        connections = [stack.enter_context(db.engine.connect()) for _ in range(IDLE_CONNECTIONS)]
+        return {connection.connection.dbapi_connection.thread_id() for connection in connections}  # type: ignore[union-attr]
+
+
+def account(name: str) -> dict[str, str]:
+    return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+
+
+def test_read_only_mysql_loses_its_connections(proxy: FaultProxy, app: Flask, admin: sa.Engine) -> None:
+    old, client = fill(app), app.test_client()
+    with admin.connect() as connection:
+        connection.execute(sa.text("SET GLOBAL read_only = 1"))
+    assert client.post("/api/register", json=account("ada")).status_code == 503
+    with admin.connect() as connection:
+        connection.execute(sa.text("SET GLOBAL read_only = 0"))
+
+    assert client.post("/api/register", json=account("ada")).status_code == 201
+    assert not old & fill(app)
+
+
+def test_demoted_mysql_is_left_before_a_write_fails(
+    proxy: FaultProxy, app: Flask, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "PAUSE_SECONDS", 0.0)
+    old = fill(app)
+    with admin.connect() as connection:
+        connection.execute(sa.text("SET GLOBAL read_only = 1"))
+
+    with app.app_context():
+        current_time()
+    assert not old & fill(app)
+
+
+@pytest.mark.parametrize("code", [1290, 1836, 1047, 1053, 1927, 3032, 3100, 1142, 1044, 1146, 9001])
+def test_error_reply_replaces_all_older_connections(proxy: FaultProxy, app: Flask, code: int) -> None:
+    fill(app)  # SQLAlchemy asks the first server it meets about itself
+    with refusing_mysql(code) as wrong, app.app_context():
+        db.engine.dispose()
+        right, proxy.upstream = proxy.upstream, wrong
+        fill(app)
+        proxy.upstream = right
+        with pytest.raises(sa.exc.OperationalError):
+            current_time()
+
+        for _ in range(2 * IDLE_CONNECTIONS):
+            current_time()
+
+
+def test_clock_set_back_keeps_the_connections(
+    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(app)
+    proxy.cut()
+    with app.app_context():
+        current_time()
+    monkeypatch.setattr(sa.pool.base, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+    assert fill(app) == fill(app)
+
+
+def test_pool_does_not_log_each_connection(proxy: FaultProxy, app: Flask) -> None:
+    with app.app_context():
+        assert not db.engine.pool.logger.isEnabledFor(logging.INFO)
+
+
+def test_conflict_keeps_the_connections(proxy: FaultProxy, app: Flask) -> None:
+    old = fill(app)
+    with app.app_context(), db.engine.connect() as one, db.engine.connect() as other:
+        one.execute(sa.text("SELECT * FROM alembic_version FOR UPDATE"))
+        other.execute(sa.text("SET SESSION innodb_lock_wait_timeout = 0"))
+        with pytest.raises(sa.exc.OperationalError, match="1205"):
+            other.execute(sa.text("SELECT * FROM alembic_version FOR UPDATE"))
+    assert fill(app) == old
+
+
+def test_idle_mysql_connection_is_replaced(
+    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staleness, "IDLE_SECONDS", 0.1)
+    fill(app)
+    time.sleep(0.15)
+    proxy.forget()
+    began = time.monotonic()
+    with app.app_context():
+        current_time()
+
+    assert time.monotonic() - began < 0.9  # a ping into the forgotten connection takes a second
+
+
+def test_busy_process_shares_a_few_connections(
+    proxy: FaultProxy, env: dict[str, str], admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MAX_USER_CONNECTIONS is less than what one pool may have: callers wait, and none is refused."""
+    monkeypatch.setattr(mysql_pool, "SHARE_SECONDS", 0.1)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"ALTER USER app@localhost WITH MAX_USER_CONNECTIONS {IDLE_CONNECTIONS}"))
+    done = threading.Event()
+
+    def work(app: Flask) -> None:
+        with app.app_context():
+            while not done.is_set():
+                current_time()
+
+    with running_app(env) as one, running_app(env) as other, ThreadPoolExecutor(12) as pool:
+        fill(one)  # takes them all
+        busy = [pool.submit(work, one) for _ in range(12)]
+        try:
+            with other.app_context():
+                for _ in range(5):
+                    current_time()
+        finally:
+            done.set()
+        for worker in busy:
+            worker.result()
+
+
+def test_idle_process_returns_its_connections(
+    proxy: FaultProxy, env: dict[str, str], admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_pool, "IDLE_SECONDS", 0.2)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"ALTER USER app@localhost WITH MAX_USER_CONNECTIONS {IDLE_CONNECTIONS}"))
+    with running_app(env) as one, running_app(env) as other:
+        fill(one)
+        with other.app_context():
+            current_time()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_idle_connections_are_closed_after_the_sweeper_died(
+    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", -1)  # an error in `sleep`
+    fill(app)
+    with app.app_context():
+        pool: Any = db.engine.pool
+    eventually(lambda: not pool._sweeper.is_alive())
+    monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(mysql_pool, "IDLE_SECONDS", 0.1)
+    fill(app)
+    eventually(lambda: pool.checkedin() == 0)

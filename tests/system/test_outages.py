@@ -1,0 +1,325 @@
+"""Refreshing while MySQL or Redis is away, loses answers, or has another idea of the time."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import redis
+import sqlalchemy as sa
+from flask import Flask
+
+from app.infra.database import reading, writing
+from app.models import AccessToken, TokenRefresh
+from app.spotify.tokens import service
+from app.spotify.tokens.service import LiveToken
+from tests.conftest import cannot_run
+from tests.helpers import secret_scanner
+from tests.helpers.factories import fresh, link_many
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import ROOT, Unavailable, eventually, process_environment
+from tests.spotify.tokens.test_scheduler import scheduler
+
+# A reply to the COMMIT of the transaction in which this statement stood is lost.
+CLAIM, COMMIT = b"INSERT INTO token_refreshes", b"UPDATE token_refreshes"
+
+
+@pytest.fixture
+def mysql(database_url: str) -> Iterator[FaultProxy]:
+    """Between the app and MariaDB. For tests on MariaDB only: `@on_mariadb`."""
+    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
+    with FaultProxy(socket) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[FaultProxy]:
+    """Between the app and Redis."""
+    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        yield proxy
+
+
+on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+
+@pytest.fixture
+def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
+    """Servers are reached through the proxies that a test asks for."""
+    if "mysql" in request.fixturenames:
+        port = request.getfixturevalue("mysql").port
+        env = {**env, "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{port}/backline?charset=utf8mb4"}
+    if "store" in request.fixturenames:
+        env = {**env, "REDIS_URL": f"redis://127.0.0.1:{request.getfixturevalue('store').port}/0"}
+    return env
+
+
+@pytest.fixture
+def link(app: Flask, sandbox: SandboxClient) -> int:
+    """A link whose access token has expired."""
+    [link_id] = link_many(app, sandbox, 1)
+    return link_id
+
+
+def ask(app: Flask, link_id: int) -> LiveToken:
+    with app.app_context():
+        return service.access_token_for(link_id)
+
+
+def row(app: Flask) -> AccessToken:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(AccessToken)).one()
+
+
+def outcomes(app: Flask) -> list[str | None]:
+    with app.app_context(), reading() as db:
+        return list(db.scalars(sa.select(TokenRefresh.outcome).order_by(TokenRefresh.id)))
+
+
+def calls(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
+@pytest.mark.parametrize("fault", ["refuse", "blackhole"])
+def test_without_redis_refreshing_goes_on_and_stays_single(
+    store: FaultProxy, app: Flask, another_worker: Flask, link: int, sandbox: SandboxClient, fault: str
+) -> None:
+    getattr(store, fault)()
+    store.cut()
+    sandbox.settings(rotate=True)
+    sandbox.fault(on="refresh", kind="park")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, app, link)
+        sandbox.wait_for_held(1)
+        second = pool.submit(ask, another_worker, link)
+        sandbox.release()
+        given = {first.result().access_token, second.result().access_token}
+
+    assert len(given) == 1
+    assert calls(sandbox) == 1
+    assert outcomes(app) == ["refreshed"]
+
+
+def test_a_lock_whose_acknowledgement_is_lost_is_given_back(
+    store: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, redis_url: str
+) -> None:
+    store.drop_reply(b"lock:link")
+
+    ask(app, link)
+
+    store.wait_dropped()
+    assert calls(sandbox) == 1
+    with redis.Redis.from_url(redis_url) as direct:
+        assert direct.keys("lock:*") == []
+
+
+def test_a_release_whose_answer_is_lost_harms_nobody(
+    store: FaultProxy, app: Flask, link: int, sandbox: SandboxClient
+) -> None:
+    store.drop_reply(b"EVAL")
+
+    assert ask(app, link).expires_in > 3500
+
+    store.wait_dropped()
+    assert outcomes(app) == ["refreshed"]
+
+
+@on_mariadb
+@pytest.mark.parametrize("transaction", [CLAIM, COMMIT], ids=["claim", "commit"])
+@pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
+def test_a_lost_reply_to_the_commit_is_looked_up(
+    mysql: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, transaction: bytes, rotate: bool
+) -> None:
+    sandbox.settings(rotate=rotate)
+    mysql.drop_reply(b"COMMIT", since=transaction)
+
+    assert ask(app, link).expires_in > 3500
+
+    mysql.wait_dropped()
+    assert calls(sandbox) == 1
+    assert outcomes(app) == ["refreshed"]
+    assert (row(app).generation, row(app).lease_until) == (1, None)
+
+
+@on_mariadb
+def test_a_commit_that_is_slow_and_not_lost_is_waited_for(
+    app: Flask, link: int, sandbox: SandboxClient, database_url: str
+) -> None:
+    """The first try's reader has given up, its COMMIT is still under way: the second must see its result."""
+    sandbox.fault(on="refresh", kind="park")
+    first_try = sa.create_engine(database_url)
+    with ThreadPoolExecutor(1) as pool, first_try.connect() as slow:
+        asking = pool.submit(ask, app, link)
+        sandbox.wait_for_held(1)
+        slow.execute(sa.text("UPDATE token_refreshes SET outcome = 'refreshed', effective = 1"))
+        slow.execute(
+            sa.text(
+                "UPDATE access_tokens SET generation = 1, lease_until = NULL, attempt_id = NULL, "
+                "expires_at = UTC_TIMESTAMP(6) + INTERVAL 1 HOUR"
+            )
+        )
+        sandbox.release()
+        eventually(lambda: waits_for_a_lock(app))
+        slow.commit()
+
+        assert asking.result().expires_in > 3500
+    first_try.dispose()
+    with app.app_context(), reading() as db:
+        attempt = db.scalars(sa.select(TokenRefresh)).one()
+    assert (attempt.outcome, attempt.effective) == ("refreshed", 1)
+    assert row(app).generation == 1
+
+
+def waits_for_a_lock(app: Flask) -> bool:
+    with app.app_context(), reading() as db:
+        status = db.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")).one()
+    return int(status[1]) > 0
+
+
+@on_mariadb
+@pytest.mark.parametrize("fault", ["refuse", "cut"])
+def test_an_answer_is_stored_when_mysql_comes_back(
+    mysql: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str
+) -> None:
+    """Between Spotify's answer and the commit MySQL goes away: with tokens used once, all would be lost."""
+    sandbox.settings(rotate=True)
+    sandbox.fault(on="refresh", kind="park", after_effect=True)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, app, link)
+        sandbox.wait_for_held(1)
+        getattr(mysql, fault)()
+        sandbox.release()
+        eventually(lambda: sandbox.calls(grant_type="refresh_token")[0]["finished_at"])
+        mysql.restore()
+
+        assert asking.result().expires_in > 3500
+
+    assert row(app).generation == 1
+    assert outcomes(app) == ["refreshed"]
+
+
+@on_mariadb
+@pytest.mark.processes
+def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
+    mysql: FaultProxy, env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    mysql.refuse()
+    log = tmp_path / "log"
+    with scheduler(env, log):
+        eventually(lambda: log.read_text().count("refresh_pass_failed") >= 3, timeout=40)
+        assert calls(sandbox) == 0
+
+        mysql.restore()
+        link_many(app, sandbox, 5)
+
+        eventually(lambda: fresh(app) == 5, timeout=40)
+    assert calls(sandbox) == 5
+    assert "Traceback" not in log.read_text()
+
+
+@on_mariadb
+@pytest.mark.processes
+def test_a_scheduler_that_cannot_store_an_answer_ends_all_the_same(
+    mysql: FaultProxy, env: dict[str, str], app: Flask, link: int, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    sandbox.fault(on="refresh", kind="park")
+    log = tmp_path / "log"
+    with scheduler(env, log) as process:
+        sandbox.wait_for_held(1, timeout=30)
+        mysql.refuse()
+        sandbox.release()
+        eventually(lambda: "database_away" in log.read_text())
+        os.kill(process.pid, signal.SIGTERM)
+
+        assert process.wait(timeout=30) == 0
+    mysql.restore()
+    # Nothing is lost: after the lease the next one takes it up, with the token that is still good.
+    with app.app_context(), writing() as db:
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        db.execute(sa.update(AccessToken).values(lease_until=past))
+    assert ask(app, link).expires_in > 3500
+    assert outcomes(app) == [None, "refreshed"]
+
+
+@pytest.fixture
+def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a `flask` command on a host whose clock is wrong by some minutes."""
+    faketime = shutil.which("faketime")
+    if faketime is None:
+        cannot_run(Unavailable("faketime is not installed: apt-get install faketime"))
+
+    def run(minutes: int, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments]
+        done = subprocess.run(
+            [str(faketime), "-f", f"{minutes:+}m", *command],
+            cwd=ROOT,
+            env={**process_environment(env), "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        secret_scanner.look_at(done.stdout + done.stderr, "the output of flask at another time")
+        return done
+
+    return run
+
+
+@on_mariadb  # SQLite's clock is the host's own
+@pytest.mark.processes
+def test_scheduler_goes_on_after_its_clock_was_set(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
+) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        cannot_run(Unavailable("faketime is not installed: apt-get install faketime"))
+    offset, log = tmp_path / "offset", tmp_path / "log"
+    offset.write_text("+0")
+    faked = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    quick = {"TICK_SECONDS": 0.3, "CLOCK_CHECK_SECONDS": 0.3}
+    with scheduler({**env, **faked}, log, **quick):
+        eventually(lambda: "scheduler_started" in log.read_text(), timeout=30)
+        for number, change in enumerate(("-1h", "+1h"), 1):
+            offset.write_text(change)
+            eventually(lambda: log.read_text().count("clock_was_set") == number)  # noqa: B023
+            link_many(app, sandbox, 1)
+            eventually(lambda: fresh(app) == number)  # noqa: B023
+
+
+@on_mariadb  # SQLite's clock is the host's own
+@pytest.mark.processes
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_a_host_with_a_wrong_clock_harms_nobody(
+    env: dict[str, str],
+    app: Flask,
+    link: int,
+    sandbox: SandboxClient,
+    at_another_time: Callable[..., subprocess.CompletedProcess[str]],
+    minutes: int,
+) -> None:
+    began = time.time()
+    expired = at_another_time(minutes, env, "tokens", "refresh-due")
+    refreshed = row(app)
+    with app.app_context(), writing() as db:
+        # Due in five minutes; a clock that is ten ahead would think it was.
+        in_five = datetime.now(UTC) + timedelta(minutes=5)
+        db.execute(sa.update(AccessToken).values(due_at=in_five))
+    not_yet = at_another_time(minutes, env, "tokens", "refresh-due")
+
+    assert expired.stdout == "refreshed 1, failed 0\n", expired.stderr
+    assert not_yet.stdout == "refreshed 0, failed 0\n"
+    assert began + 3590 < refreshed.expires_at.timestamp() < time.time() + 3600
+    assert calls(sandbox) == 1

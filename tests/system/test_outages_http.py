@@ -1,0 +1,884 @@
+"""What a caller of the API meets while Redis or MySQL refuse, stall, restart, or break in the middle.
+
+The numbers in the names identify the faults. Bounds are twice what is promised,
+because tests run on busy machines.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import requests
+import sqlalchemy as sa
+from flask import Flask, Response
+from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.infra.database import current_time, write_again_on_conflict, writing
+from app.infra.database import db as database
+from app.models import User
+from app.web.access import open_to_all
+from tests.chaos.processes import MariaDb, RedisServer
+from tests.conftest import SETTINGS, cannot_run
+from tests.helpers import secret_scanner
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import PASSWORD
+from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.servers import EmptyDatabase, Server, Unavailable, eventually, migrate, running_server
+
+pytestmark = pytest.mark.processes
+
+REDIS_SECONDS, REFUSED_SECONDS, STALLED_SECONDS, RECOVERY_SECONDS = 2.0, 6.0, 12.0, 10.0
+HEADERS = {"X-Requested-With": "test", "Accept": "application/json"}
+
+
+@dataclass
+class World:
+    """One gunicorn worker with its own MariaDB and Redis, and a proxy before each of them."""
+
+    database: MariaDb
+    redis: RedisServer
+    mysql: FaultProxy
+    store: FaultProxy
+    settings: dict[str, str]
+    api: Server
+    empty: EmptyDatabase
+
+    def as_new(self) -> None:
+        """Undo what a test may have done, and empty the servers."""
+        for program in (self.database, self.redis):
+            program.resume()
+            program.start()
+        for proxy in (self.mysql, self.store):
+            proxy.restore()
+        self.redis.client.replicaof("NO", "ONE")
+        self.redis.client.config_set("maxmemory", 0)
+        self.redis.client.flushall()
+        self.empty._engine.dispose()  # its connections may have been killed
+        self.empty()
+        eventually(lambda: call(self, "GET", "/readyz").status_code == 200)
+
+    def sql(self, statement: str, **values: object) -> list[Any]:
+        """Run a statement past the app and its proxy."""
+        with self.database._engine.begin() as connection:
+            found = connection.execute(sa.text(statement), values)
+            return list(found) if found.returns_rows else []
+
+    def kill_connections(self, having: str = "TRUE") -> int:
+        """KILL the app's connections to MariaDB. Returns how many there were."""
+        mine = "user = 'root' AND id != CONNECTION_ID() AND command != 'Daemon'"
+        ids = self.sql(f"SELECT id FROM information_schema.processlist WHERE {mine} AND ({having})")
+        for (connection,) in ids:
+            self.sql(f"KILL {int(connection)}")
+        return len(ids)
+
+
+@pytest.fixture(scope="module")
+def _world(sandbox: SandboxClient) -> Iterator[World]:
+    with ExitStack() as stack:
+        homes = [
+            Path(stack.enter_context(TemporaryDirectory(prefix="backline-", dir="/tmp"))) for _ in range(2)
+        ]
+        try:
+            mariadb, store = MariaDb(homes[0]), RedisServer(homes[1])
+        except Unavailable as error:
+            cannot_run(error)
+        stack.callback(store.client.close)
+        stack.callback(mariadb._engine.dispose)
+        for program in (mariadb, store):
+            stack.enter_context(program)
+        to_mysql, to_store = (stack.enter_context(FaultProxy(one.socket)) for one in (mariadb, store))
+        settings = {
+            **SETTINGS,
+            "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{to_mysql.port}/backline?charset=utf8mb4",
+            "REDIS_URL": f"redis://127.0.0.1:{to_store.port}/0",
+            "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
+            "SPOTIFY_API_URL": sandbox.api_url,
+        }
+        secret_scanner.NET.know_settings(settings)
+        migrate(settings)
+        shared = {name: value for name, value in settings.items() if name != "SPOTIFY_REDIRECT_URI"}
+        api = stack.enter_context(running_server(shared, workers=1))
+        empty = EmptyDatabase(mariadb.url)
+        stack.callback(empty.close)
+        yield World(mariadb, store, to_mysql, to_store, settings, api, empty)
+
+
+@pytest.fixture
+def world(_world: World) -> Iterator[World]:
+    _world.as_new()
+    workers = _world.api.workers
+    yield _world
+    _world.as_new()
+    assert _world.api.workers == workers, "a worker was replaced"
+
+
+@pytest.fixture
+def env(world: World) -> dict[str, str]:
+    """The app in this process uses the same servers, through the same proxies."""
+    return world.settings
+
+
+def call(
+    world: World, method: str, path: str, *, cookies: dict[str, str] | None = None, **sent: Any
+) -> requests.Response:
+    headers = HEADERS | sent.pop("headers", {})
+    with requests.Session() as http:
+        http.trust_env = False
+        return http.request(
+            method,
+            world.api.url + path,
+            cookies=cookies,
+            headers=headers,
+            timeout=30,
+            allow_redirects=False,
+            **sent,
+        )
+
+
+def account(name: str = "ada") -> dict[str, str]:
+    return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+
+
+def sign_up(world: World, name: str = "ada") -> dict[str, str]:
+    """Register. Returns the cookies."""
+    answer = call(world, "POST", "/api/register", json=account(name))
+    assert answer.status_code == 201, answer.text
+    return answer.cookies.get_dict()
+
+
+@pytest.fixture
+def cookies(world: World, sandbox: SandboxClient) -> dict[str, str]:
+    """The cookies of somebody who is signed in and connected."""
+    cookies = sign_up(world)
+    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+    callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
+    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=answer_of(callback))
+    assert answer.json()["status"] == "connected", answer.text
+    return cookies
+
+
+def users(world: World, name: str = "ada") -> int:
+    [(count,)] = world.sql("SELECT COUNT(*) FROM users WHERE username = :name", name=name)
+    return int(count)
+
+
+def check_unavailable(answer: requests.Response) -> None:
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert int(answer.headers["Retry-After"]) > 0
+    assert answer.json()["type"] == "/problems/service-unavailable"
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+def check_recovered(world: World, cookies: dict[str, str]) -> None:
+    """Within the time, and from then on for good."""
+    paths = ["/api/session", "/api/user", "/api/spotify", "/api/spotify/token"] * 4
+
+    def statuses() -> set[int]:
+        with ThreadPoolExecutor(8) as pool:
+            return {answer.status_code for answer in pool.map(ask, paths)}
+
+    def ask(path: str) -> requests.Response:
+        return call(world, "GET", path, cookies=cookies)
+
+    # The first burst replaces all connections. On a busy machine, one may take longer than it is given.
+    began = time.monotonic()
+    eventually(lambda: statuses() == {200}, RECOVERY_SECONDS)
+    assert time.monotonic() - began < RECOVERY_SECONDS
+    assert statuses() == {200}
+
+
+# --- every route ---------------------------------------------------------------------------------
+
+# What a route gets, so that it goes as far as it can.
+GIVEN = {
+    "login": "ada",
+    "username": "grace",
+    "email": "grace@example.com",
+    "password": PASSWORD,
+    "current_password": PASSWORD,
+    "new_password": "quite another sentence",
+}
+NEEDS_NOTHING = re.compile(r"/livez|/metrics|/api/docs.*|/api/openapi\.json")
+NEEDS_REDIS_ONLY = {("POST", "/api/logout")}
+CALLERS_OWN_FAULT = {400, 403, 404, 405, 413, 415, 422}
+
+
+class Call(NamedTuple):
+    method: str
+    path: str
+    body: dict[str, str]
+
+
+def every_call(app: Flask) -> list[Call]:
+    """Each method of each route, the sign-out last: it would make strangers of the others."""
+    document: dict[str, Any] = app.test_client().get("/api/openapi.json").get_json()
+    found = []
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<any\('([^']+)'[^>]*>", r"\1", rule.rule)
+        path = re.sub(r"<int:[^>]*>", "1", path)
+        path = re.sub(r"<[^>]*>", "x", path)
+        template = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        for method in sorted(rule.methods or ()):
+            operation = document["paths"].get(template, {}).get(method.lower(), {})
+            found.append(
+                Call(method, path, {name: GIVEN.get(name, "x") for name in _fields(document, operation)})
+            )
+    return sorted(found, key=lambda one: ((one.method, one.path) in NEEDS_REDIS_ONLY, one.path, one.method))
+
+
+def _fields(document: dict[str, Any], operation: dict[str, Any]) -> list[str]:
+    content = operation.get("requestBody", {}).get("content", {})
+    schema = content.get("application/json", {}).get("schema", {})
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
+    return list(schema.get("properties", {}))
+
+
+def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is_there: bool) -> str | None:
+    """What is wrong with an answer while a dependency is away; None if nothing is."""
+    status, slug = (
+        answer.status_code,
+        json.loads(answer.text).get("type", "") if answer.text[:1] == "{" else "",
+    )
+    if one.path == "/readyz" and one.method != "OPTIONS":
+        return None if status == 503 else "is not ready, and does not say so"
+    if NEEDS_NOTHING.fullmatch(one.path) or (one.method == "OPTIONS" and not signed_in):
+        return None if status == 200 else "needs no dependency"  # browsers send no cookie with OPTIONS
+    if status == 503:
+        headers = {"Retry-After", "X-Request-ID"} - set(answer.headers)
+        is_problem = answer.headers["Content-Type"] == "application/problem+json"
+        return f"lacks {headers}" if headers else None if is_problem else "is no problem document"
+    if status >= 500:
+        return "is an error of ours"
+    if status in CALLERS_OWN_FAULT:
+        return None
+    if redis_is_there and (one.method, one.path) in NEEDS_REDIS_ONLY:
+        return None
+    if signed_in and one.method != "OPTIONS":
+        return "takes somebody who is signed in for a stranger, or does without what it needs"
+    if status == 401:
+        return None if slug in ("", "/problems/not-signed-in") else "cannot be known"
+    if one.method in ("GET", "HEAD", "OPTIONS") or status == 409:
+        return None
+    # A stranger has nothing to sign out of and nothing to disconnect.
+    return None if status == 204 and one.path in ("/api/logout", "/api/spotify") else "cannot have been done"
+
+
+def check_every_route(
+    world: World, app: Flask, cookies: dict[str, str], seconds: float, *, redis_is_there: bool
+) -> None:
+    calls = every_call(app)
+
+    def ask(case: tuple[Call, dict[str, str]]) -> str | None:
+        one, jar = case
+        began = time.monotonic()
+        answer = call(world, one.method, one.path, cookies=jar, json=one.body or None)
+        took = time.monotonic() - began
+        wrong = complaint(one, answer, signed_in=bool(jar), redis_is_there=redis_is_there)
+        if took > seconds:
+            wrong = f"took {took:.1f} s"
+        return (
+            wrong
+            and f"{one.method} {one.path} {'signed in' if jar else 'a stranger'}: {wrong}: {answer.text}"
+        )
+
+    last = [one for one in calls if (one.method, one.path) in NEEDS_REDIS_ONLY]
+    with ThreadPoolExecutor(8) as pool:
+        cases = list(product([one for one in calls if one not in last], [cookies, {}]))
+        complaints = [*pool.map(ask, cases), *map(ask, product(last, [{}]))]
+    assert [wrong for wrong in complaints if wrong] == []
+
+
+def test_fault1_while_redis_refuses_every_route_says_so(
+    world: World, app: Flask, cookies: dict[str, str]
+) -> None:
+    world.store.refuse()
+    check_every_route(world, app, cookies, REDIS_SECONDS, redis_is_there=False)
+    check_unavailable(call(world, "POST", "/api/logout", cookies=cookies))
+
+    world.store.restore()
+    check_recovered(world, cookies)
+    assert re.findall(r".*Traceback.*", world.api.log) == []
+
+
+def test_fault2_while_redis_stalls_every_route_says_so_in_time(
+    world: World, app: Flask, cookies: dict[str, str]
+) -> None:
+    world.store.blackhole()
+    check_every_route(world, app, cookies, REDIS_SECONDS, redis_is_there=False)
+
+    world.store.restore()
+    check_recovered(world, cookies)
+
+
+def test_fault7_while_mysql_refuses_every_route_says_so(
+    world: World, app: Flask, cookies: dict[str, str]
+) -> None:
+    world.mysql.refuse()
+    check_every_route(world, app, cookies, REFUSED_SECONDS, redis_is_there=True)
+
+    world.mysql.restore()
+    check_recovered(world, cookies)
+
+
+def test_fault8_while_mysql_stalls_every_route_says_so_in_time(
+    world: World, app: Flask, cookies: dict[str, str]
+) -> None:
+    world.mysql.blackhole()
+    check_every_route(world, app, cookies, STALLED_SECONDS, redis_is_there=True)
+
+    world.mysql.restore()
+    check_recovered(world, cookies)
+
+
+@pytest.mark.parametrize("dependency", ["store", "mysql"])
+def test_fault1_and_7_a_browser_is_sent_back_to_the_app_with_the_reason(
+    world: World, cookies: dict[str, str], dependency: str
+) -> None:
+    getattr(world, dependency).refuse()
+
+    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, headers={"Accept": "text/html"})
+
+    assert answer.status_code == 303
+    assert answer.headers["Location"].endswith("spotify=error-service-unavailable")
+
+
+# --- the servers themselves ----------------------------------------------------------------------
+
+
+def test_fault1_redis_killed_and_started_again_is_used_again(world: World, cookies: dict[str, str]) -> None:
+    world.redis.kill()
+    check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
+
+    world.redis.start()
+
+    # It has lost the sessions, so people sign in again, and have their connection.
+    again = eventually(
+        lambda: call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}),
+        RECOVERY_SECONDS,
+    )
+    assert again.status_code == 200, again.text
+    check_recovered(world, again.cookies.get_dict())
+    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 401
+
+
+def test_fault2_a_stopped_redis_holds_nobody_up(world: World, cookies: dict[str, str]) -> None:
+    world.redis.pause()
+    answers = timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
+    alive = timed(lambda: call(world, "GET", "/livez"), 1)
+    world.redis.resume()
+
+    for answer, seconds in answers:
+        check_unavailable(answer)
+        assert seconds < REDIS_SECONDS
+    assert alive[0][0].status_code == 200
+    check_recovered(world, cookies)
+
+
+def test_fault2_a_slow_redis_only_costs_time(world: World, cookies: dict[str, str]) -> None:
+    world.store.latency(0.05)
+
+    for answer, seconds in timed(lambda: call(world, "GET", "/api/spotify/token", cookies=cookies), 4):
+        assert answer.status_code == 200
+        assert seconds < REDIS_SECONDS
+
+
+def test_fault6_a_full_redis_refuses_what_is_new_and_still_serves_the_rest(
+    world: World, cookies: dict[str, str]
+) -> None:
+    world.redis.client.config_set("maxmemory", 1)
+
+    check_unavailable(call(world, "POST", "/api/register", json=account("grace")))
+    check_unavailable(call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+    served = [call(world, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
+    assert [answer.status_code for answer in served] == [200, 200]
+    assert users(world, "grace") == 0
+
+    world.redis.client.config_set("maxmemory", 0)
+    assert call(world, "POST", "/api/register", json=account("grace")).status_code == 201
+
+
+def test_fault6_a_redis_that_became_a_replica_is_away_until_it_is_a_master(
+    world: World, cookies: dict[str, str]
+) -> None:
+    world.redis.client.replicaof("127.0.0.1", "1")
+
+    check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
+    check_unavailable(call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+
+    world.redis.client.replicaof("NO", "ONE")
+    check_recovered(world, cookies)
+
+
+def test_fault7_mysql_killed_and_started_again_is_used_again(world: World, cookies: dict[str, str]) -> None:
+    world.database.kill()
+    for answer, seconds in timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 16):
+        check_unavailable(answer)
+        assert seconds < REFUSED_SECONDS
+    assert call(world, "GET", "/readyz").status_code == 503
+
+    world.database.start()
+
+    check_recovered(world, cookies)
+    eventually(lambda: call(world, "GET", "/readyz").status_code == 200)
+
+
+def test_fault8_a_stopped_mysql_holds_nobody_up_for_long(world: World, cookies: dict[str, str]) -> None:
+    world.database.pause()
+    # Eight times as many callers as there are threads: they must not queue behind each other's time-outs.
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(timed, lambda: call(world, "GET", "/api/user", cookies=cookies), 64)
+        not_ready = timed(lambda: call(world, "GET", "/readyz"), 1)[0]
+        answers = waiting.result()
+    world.database.resume()
+
+    assert not_ready[0].status_code == 503
+    for answer, seconds in answers:
+        check_unavailable(answer)
+        assert seconds < STALLED_SECONDS
+    check_recovered(world, cookies)
+
+
+def test_fault8_a_statement_that_stalls_is_cut_off(world: World, cookies: dict[str, str]) -> None:
+    world.mysql.hold("down", b"spotify_users")
+    [(answer, seconds)] = timed(lambda: call(world, "GET", "/api/spotify", cookies=cookies), 1)
+    world.mysql.release()
+
+    check_unavailable(answer)
+    assert seconds < STALLED_SECONDS
+    check_recovered(world, cookies)
+
+
+def test_fault8_a_resting_connection_that_stalls_is_given_up_sooner_than_a_statement(
+    world: World, app: Flask
+) -> None:
+    with app.app_context():
+        current_time()
+        world.mysql.blackhole()
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            current_time()
+
+    # A second for the ping, two for the connection that is to take its place.
+    assert time.monotonic() - began < 5
+
+
+def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[requests.Response, float]]:
+    """Ask so many times at once. Returns the answers, and how long each took."""
+
+    def one(_: int) -> tuple[requests.Response, float]:
+        began = time.monotonic()
+        return ask(), time.monotonic() - began
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+# --- connections that break ----------------------------------------------------------------------
+
+
+def test_fault9_a_connection_killed_while_it_rests_is_not_missed(
+    world: World, cookies: dict[str, str]
+) -> None:
+    timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
+    assert world.kill_connections() > 0
+
+    answers = timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 16)
+
+    assert [answer.status_code for answer, _ in answers] == [200] * 16
+
+
+def test_fault9_mysql_restarted_while_nobody_calls_is_not_missed(
+    world: World, cookies: dict[str, str]
+) -> None:
+    os.kill(world.database.pid, signal.SIGTERM)
+    eventually(lambda: not world.database.is_running)
+    world.database.kill()
+    world.database.start()
+
+    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 200
+
+
+def test_fault9_a_connection_killed_in_the_middle_leaves_no_half(world: World) -> None:
+    world.mysql.hold("up", b"COMMIT", since=b"INSERT INTO users")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(call, world, "POST", "/api/register", json=account())
+        world.mysql.wait_held()
+        assert world.kill_connections("id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)")
+        world.mysql.release()
+        answer = asking.result()
+
+    # Whole, because it was begun anew.
+    assert answer.status_code == 201, answer.text
+    assert users(world) == 1
+    assert call(world, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
+
+
+# --- transactions in each other's way ------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(world: World) -> None:
+    for name in ("ada", "grace"):
+        world.sql(
+            "INSERT INTO users (username, email, password_hash, created_at, updated_at) "
+            "VALUES (:name, :name, 'x', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))",
+            name=name,
+        )
+
+
+def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, str | None]]:
+    """Adds a route that changes two rows one after another. The first two calls meet in the middle."""
+    meeting = threading.Barrier(2)
+    met: set[str] = set()
+
+    @app.post("/api/both/<first>/<second>")
+    @open_to_all
+    def both(first: str, second: str) -> Response:
+        def unit(db: Session) -> None:
+            for name in (first, second):
+                change = sa.update(User).where(User.username == name)
+                db.execute(change.values(password_hash=User.password_hash + first[0]))
+                if name == first and first not in met:
+                    met.add(first)
+                    meeting.wait(10)
+
+        if again:
+            write_again_on_conflict(unit)
+        else:
+            with writing() as db:
+                unit(db)
+        return Response(status=204)
+
+    def ask(first: str, second: str) -> tuple[int, str | None]:
+        answer = app.test_client().post(f"/api/both/{first}/{second}", headers=HEADERS)
+        return answer.status_code, answer.headers.get("Retry-After")
+
+    return ask
+
+
+def hashes(world: World) -> list[str]:
+    return [value for (value,) in world.sql("SELECT password_hash FROM users ORDER BY username")]
+
+
+@pytest.mark.usefixtures("pair")
+def test_fault10_the_victim_of_a_deadlock_begins_anew(world: World, app: Flask) -> None:
+    ask = change_both(app, again=True)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
+
+    assert [answer.result() for answer in answers] == [(204, None)] * 2
+    assert [sorted(value) for value in hashes(world)] == [["a", "g", "x"]] * 2
+
+
+@pytest.mark.usefixtures("pair")
+def test_fault10_a_victim_that_may_not_begin_anew_leaves_no_half(world: World, app: Flask) -> None:
+    ask = change_both(app, again=False)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
+
+    assert sorted(answer.result() for answer in answers) == [(204, None), (503, "5")]
+    assert hashes(world)[0] == hashes(world)[1]
+    assert ask("ada", "grace")[0] == 204
+
+
+def test_fault10_waiting_for_a_lock_ends_and_leaves_nothing_behind(
+    world: World, cookies: dict[str, str]
+) -> None:
+    with world.database._engine.connect() as other:
+        other.execute(sa.text("SELECT id FROM spotify_users FOR UPDATE"))
+        [(answer, seconds)] = timed(lambda: call(world, "DELETE", "/api/spotify", cookies=cookies), 1)
+        other.rollback()
+
+    check_unavailable(answer)
+    assert seconds < STALLED_SECONDS
+    check_recovered(world, cookies)
+    assert call(world, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
+
+
+@pytest.mark.usefixtures("pair")
+def test_fault10_the_half_before_a_lock_that_was_not_had_is_undone(world: World, app: Flask) -> None:
+    """MySQL undoes the one statement only (1205), so whoever committed then would keep half."""
+
+    def unit(db: Session) -> None:
+        db.execute(sa.text("SET SESSION innodb_lock_wait_timeout = 1"))
+        db.execute(sa.update(User).where(User.username == "ada").values(password_hash="half"))
+        db.execute(sa.update(User).where(User.username == "grace").values(password_hash="half"))
+
+    with world.database._engine.connect() as other, app.app_context():
+        other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
+        with pytest.raises(OperationalError, match="1205"):
+            write_again_on_conflict(unit, attempts=1)
+        other.rollback()
+        database.engine.dispose()
+        assert hashes(world) == ["x", "x"]
+
+
+# --- half effects --------------------------------------------------------------------------------
+
+WRITES_ACCOUNT = b"INSERT INTO users"
+
+
+def test_fault11_an_account_whose_commit_was_not_acknowledged_is_looked_up(world: World) -> None:
+    dropped = world.mysql.dropped
+    world.mysql.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
+
+    answer = call(world, "POST", "/api/register", json=account())
+
+    assert world.mysql.dropped > dropped
+    assert answer.status_code == 201, answer.text
+    assert users(world) == 1
+    assert call(world, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
+    assert call(world, "POST", "/api/register", json=account()).status_code == 409
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_i3_mysql_lost_in_the_middle_of_a_registration_can_be_understood(
+    world: World, committed: bool
+) -> None:
+    world.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(call, world, "POST", "/api/register", json=account())
+        world.mysql.wait_held()
+        if committed:
+            world.mysql.hold("down", b"")  # lets the COMMIT go, and holds its answer
+            eventually(lambda: users(world) == 1)
+        world.mysql.refuse()
+        answer = asking.result()
+    check_unavailable(answer)
+    assert "Set-Cookie" not in answer.headers
+    world.mysql.restore()
+
+    again = call(world, "POST", "/api/register", json=account())
+    assert (again.status_code, users(world)) == (409 if committed else 201, 1)
+    signed_in = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    assert signed_in.status_code == 200
+
+
+def test_fault9_a_sign_in_that_loses_mysql_can_be_repeated(world: World) -> None:
+    sign_up(world)
+    world.mysql.drop_reply(b"FROM users")
+
+    first = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    again = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+
+    check_unavailable(first)
+    assert again.status_code == 200, again.text
+
+
+@pytest.mark.parametrize("lost", [b"SET", b"EXEC"])
+def test_fault1_a_sign_in_whose_session_may_not_be_stored_gives_no_cookie(world: World, lost: bytes) -> None:
+    sign_up(world)
+    world.store.drop_reply(b"\r\n" + lost + b"\r\n")
+
+    first = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    again = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+
+    check_unavailable(first)
+    assert "Set-Cookie" not in first.headers
+    assert again.status_code == 200
+
+
+def test_fault1_a_sign_out_without_an_answer_can_be_repeated(world: World, cookies: dict[str, str]) -> None:
+    world.store.drop_reply(b"\r\nDEL\r\n")
+
+    first = call(world, "POST", "/api/logout", cookies=cookies)
+    again = call(world, "POST", "/api/logout", cookies=cookies)
+
+    check_unavailable(first)
+    assert again.status_code == 204
+    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 401
+    assert world.redis.client.keys("session:*") == []
+
+
+def test_fault11_a_connection_whose_commit_was_not_acknowledged_is_there(
+    world: World, sandbox: SandboxClient
+) -> None:
+    cookies = sign_up(world)
+    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    world.mysql.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
+
+    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    again = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+
+    assert first.status_code in (200, 503), first.text
+    assert (again.status_code, again.json()["status"]) == (200, "connected")
+    assert len(world.sql("SELECT id FROM spotify_users")) == 1
+
+
+def test_fault9_a_connection_to_spotify_cut_before_its_commit_leaves_nothing(
+    world: World, sandbox: SandboxClient
+) -> None:
+    cookies = sign_up(world)
+    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    world.mysql.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(call, world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+        world.mysql.wait_held()
+        world.mysql.cut()
+        world.mysql.release()
+        answer = asking.result()
+
+    check_unavailable(answer)
+    assert world.sql("SELECT id FROM spotify_users") == []
+    # The state is spent; the way begins anew.
+    again = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    assert again.status_code == 400
+    fresh = call(world, "GET", "/api/spotify/authorize", cookies=cookies).json()
+    back = answer_of(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
+    done = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    assert done.json()["status"] == "connected"
+
+
+@pytest.mark.parametrize("dependency", ["mysql", "store"])
+def test_fault7_a_callback_during_an_outage_can_come_again(
+    world: World, sandbox: SandboxClient, dependency: str
+) -> None:
+    """A code is not sent to Spotify while its grant could not be stored."""
+    first = call(world, "GET", "/api/spotify/authorize")
+    cookies = first.cookies.get_dict()
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    getattr(world, dependency).refuse()
+    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    assert sandbox.calls(path="/api/token") == []
+    getattr(world, dependency).restore()
+
+    done = eventually(lambda: _connected(world, cookies, back))
+
+    assert done["spotify"]["spotify_id"] == "mira_t_42"
+
+
+def test_fault1_a_state_survives_a_reply_that_was_lost(world: World, sandbox: SandboxClient) -> None:
+    first = call(world, "GET", "/api/spotify/authorize")
+    cookies = first.cookies.get_dict()
+    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    world.store.drop_reply(b"KEEPTTL")
+
+    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+
+    assert sandbox.calls(path="/api/token") == []
+    assert _connected(world, cookies, back)["status"] == "connected"
+
+
+def _connected(world: World, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
+    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    assert answer.status_code == 200, answer.text
+    connection: dict[str, Any] = answer.json()
+    return connection
+
+
+# --- the last resort -----------------------------------------------------------------------------
+
+
+def broken_view(app: Flask, fail: Callable[[], None]) -> None:
+    @app.get("/api/breaks")
+    @open_to_all
+    def breaks() -> Response:
+        with writing() as db:
+            db.add(User(username="half", email="half@example.com", password_hash="x"))
+            db.flush()
+            fail()
+        return Response(status=204)
+
+
+def broken_before(app: Flask, fail: Callable[[], None]) -> None:
+    app.before_request(fail)
+    working_view(app)
+
+
+def broken_after(app: Flask, fail: Callable[[], None]) -> None:
+    @app.after_request
+    def after(response: Response) -> Response:
+        fail()
+        return response
+
+    working_view(app)
+
+
+def broken_teardown(app: Flask, fail: Callable[[], None]) -> None:
+    app.teardown_request(lambda _: fail())
+    working_view(app)
+
+
+def broken_open(app: Flask, fail: Callable[[], None]) -> None:
+    real = app.session_interface.open_session
+
+    def open_session(*arguments: Any) -> Any:
+        fail()
+        return real(*arguments)
+
+    app.session_interface.open_session = open_session  # type: ignore[assignment]
+    working_view(app)
+
+
+def broken_save(app: Flask, fail: Callable[[], None]) -> None:
+    real = app.session_interface.save_session
+
+    def save_session(*arguments: Any) -> None:
+        fail()
+        real(*arguments)
+
+    app.session_interface.save_session = save_session  # type: ignore[assignment]
+    working_view(app)
+
+
+def working_view(app: Flask) -> None:
+    @app.get("/api/breaks")
+    @open_to_all
+    def works() -> Response:
+        return Response(status=204)
+
+
+PLACES = [broken_view, broken_before, broken_after, broken_teardown, broken_open, broken_save]
+ERRORS = [(ZeroDivisionError, 500), (redis.ConnectionError, 503)]
+
+
+@pytest.mark.parametrize(("kind", "status"), ERRORS, ids=["bug", "away"])
+@pytest.mark.parametrize("place", PLACES)
+def test_i2_whatever_breaks_where_is_one_answer_and_one_line(
+    world: World,
+    app: Flask,
+    client: FlaskClient,
+    caplog: pytest.LogCaptureFixture,
+    place: Callable[[Flask, Callable[[], None]], None],
+    kind: type[Exception],
+    status: int,
+) -> None:
+    breaks = [True]
+
+    def fail() -> None:
+        if breaks:
+            raise kind("hunter2")
+
+    place(app, fail)
+
+    answer = client.get("/api/breaks")
+    breaks.clear()
+
+    assert answer.status_code == status
+    assert answer.content_type == "application/problem+json"
+    assert answer.get_json()["request_id"] == answer.headers["X-Request-ID"]
+    assert "hunter2" not in answer.text
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info or status == 503
+    assert client.get("/api/breaks").status_code == 204
+    assert users(world, "half") == (1 if place is broken_view else 0)
+    assert client.get("/api/session").get_json()["authenticated"] is False

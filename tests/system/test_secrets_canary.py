@@ -1,0 +1,101 @@
+"""Nothing secret in any log, answer, Redis key or column: looked for, after a day's worth of events.
+
+tests/helpers/secret_scanner.py looks for the same after every test. This test covers the most, on a
+server with the most verbose logs.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+
+import requests
+import sqlalchemy as sa
+
+from tests.helpers.flows import PASSWORD
+from tests.helpers.mail_server import running_mailbox, token_in
+from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.secret_scanner import Net
+from tests.helpers.servers import Server
+
+
+def test_j1_no_secret_is_written_anywhere(
+    net: Net,
+    server: Callable[..., AbstractContextManager[Server]],
+    sandbox: SandboxClient,
+    database_url: str,
+) -> None:
+    with (
+        running_mailbox() as (mailbox, mail_url),
+        server(LOG_LEVEL="DEBUG", MAIL_URL=mail_url) as api,
+        requests.Session() as http,
+    ):
+        http.trust_env = False
+        http.headers["X-Requested-With"] = "test"
+
+        def call(method: str, path: str, **options: object) -> requests.Response:
+            return http.request(method, f"{api.url}{path}", timeout=30, **options)  # type: ignore[arg-type]
+
+        account = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+        call("POST", "/api/register", json=account)
+        call("POST", "/api/register", json=account)
+        call("POST", "/api/login", json={"login": "ada", "password": "not " + PASSWORD})
+        call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+        url = call("GET", "/api/spotify/authorize").json()["authorize_url"]
+        back = answer_of(sandbox.consent(url))
+        call("GET", "/api/spotify/authorize", params={**back, "state": "wrong"})
+        call("GET", "/api/spotify/authorize", params=back)
+        call("GET", "/api/spotify/authorize", params=back)
+        assert call("GET", "/api/spotify/token").json()["access_token"]
+        for fault in ("google_502", "close", "wrong_types", "invalid_client", "false_invalid_grant"):
+            sandbox.fault(on="refresh", kind=fault)
+            expire(database_url)
+            assert call("GET", "/api/spotify/token").status_code in (409, 503)
+        call("GET", "/api/spotify")
+        call("GET", "/api/session")
+        new_password = "another sentence, and longer"
+        net.know("a password", new_password)
+        change = {"current_password": PASSWORD, "new_password": new_password}
+        assert call("PUT", "/api/user/password", json=change).status_code == 204
+        token = token_in(mailbox.wait_for("ada@example.com", "Is this your address?"))
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
+        change = {"current_password": new_password, "email": "new@example.com"}
+        assert call("PATCH", "/api/user", json=change).status_code == 200
+        token = token_in(mailbox.wait_for("new@example.com", "Is this your address?"))
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
+        assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 400
+        token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+        body = {"token": token, "decision": "confirm"}
+        assert call("PUT", "/api/email-change", json=body).status_code == 422
+        assert len(call("GET", "/api/user/sessions").json()["items"]) == 1
+        assert call("GET", "/api/user/export").json()["user"]["username"] == "ada"
+        assert call("POST", "/api/password-reset", json={"email": "new@example.com"}).status_code == 202
+        token = token_in(mailbox.wait_for("new@example.com", "Choose a new password"))
+        body = {"token": token, "password": PASSWORD}
+        assert call("PUT", "/api/password-reset", json=body).status_code == 204
+        call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+        assert '"route": "/api/spotify/authorize"' in api.log  # it was written to
+        call("POST", "/api/logout")
+        call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+        assert call("DELETE", "/api/user", json={"password": PASSWORD}).status_code == 204
+
+    places = net.places
+    assert any(place.endswith("gunicorn.conf.py wsgi:app") for place in places)
+    assert places >= {
+        "the answer to GET /api/spotify/authorize",
+        "the answer to GET /api/spotify/token",
+        "Redis",
+        "the answer to GET /api/user/export",
+        "the answer to PUT /api/password-reset",
+    }
+    assert net.haul() == []
+
+
+def expire(database_url: str) -> None:
+    """Let the token have run out, and no pause stand in the way."""
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        past = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=1)
+        connection.execute(
+            sa.text("UPDATE access_tokens SET expires_at = :past, not_before = NULL"), {"past": past}
+        )
+    engine.dispose()

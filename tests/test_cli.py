@@ -1,0 +1,108 @@
+"""The operator's commands, run as an operator runs them."""
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import reading
+from app.models import User
+from tests.helpers.flows import PASSWORD, login, register
+from tests.helpers.mail_server import running_mailbox
+from tests.spotify.tokens.test_scheduler import flask
+
+pytestmark = pytest.mark.processes
+
+
+def test_an_operator_makes_an_account(env: dict[str, str], client: FlaskClient) -> None:
+    done = flask(env, "users", "create", "Ada", "ada@example.com", input=f"{PASSWORD}\n{PASSWORD}\n")
+
+    assert done.returncode == 0, done.stderr
+    assert "ada <ada@example.com>" in done.stdout
+    assert PASSWORD not in done.stdout + done.stderr
+    assert login(client, "ada").status_code == 200
+
+
+def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: FlaskClient, app: Flask) -> None:
+    register(client, "ada")
+
+    taken = flask(env, "users", "create", "ada", "other@example.com", "--password", PASSWORD)
+    wrong = flask(env, "users", "create", "a b", "nowhere", "--password", "short")
+
+    assert (taken.returncode, taken.stderr.strip()) == (1, "This username is taken")
+    assert wrong.returncode == 1
+    assert {line.split(":")[0] for line in wrong.stderr.splitlines()} >= {"password"}
+    with app.app_context(), reading() as db:
+        assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 1
+
+
+def test_a_password_that_is_no_text_is_refused_without_a_traceback(env: dict[str, str]) -> None:
+    done = flask(env, "users", "create", "ada", "ada@example.com", "--password", "a long sentence \udcff")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "UTF-8" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
+    done = flask(env, "doctor")
+
+    assert done.returncode == 0, done.stdout
+    assert "FAIL" not in done.stdout
+    assert "a-secret-key" not in done.stdout
+
+
+def test_the_doctor_names_what_is_missing_and_what_to_do(env: dict[str, str]) -> None:
+    broken = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1"}
+    broken["TRUSTED_PROXIES"] = "2"
+
+    done = flask({**env, **broken}, "doctor")
+
+    assert done.returncode == 1
+    assert "REDIS_URL" in done.stdout
+    assert "SPOTIFY_ACCOUNTS_URL" in done.stdout
+    assert "WARN  client addresses: TRUSTED_PROXIES=2" in done.stdout
+
+
+def test_the_doctor_sees_an_empty_database(env: dict[str, str], tmp_path: object) -> None:
+    done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "doctor")
+
+    assert done.returncode == 1
+    assert "flask db upgrade" in done.stdout
+
+
+def test_incomplete_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
+    done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor")
+
+    assert done.returncode != 0
+    assert "SECRET_KEY" in done.stderr
+    assert "DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_is_away_is_said_in_one_line(env: dict[str, str], tmp_path: object) -> None:
+    done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "tokens", "status")
+
+    assert done.returncode == 1
+    assert "flask db upgrade" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_commands_explain_themselves(app: Flask) -> None:
+    runner = app.test_cli_runner()
+    users = [["users", name] for name in ("create", "show", "set-email", "end-sessions", "disable", "enable")]
+    for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users"], *users):
+        result = runner.invoke(args=[*command, "--help"])
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+
+
+def test_the_doctor_speaks_with_the_mail_server(env: dict[str, str]) -> None:
+    with running_mailbox() as (_, url):
+        answers = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
+    away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")
+
+    assert "ok    mail: 127.0.0.1 answers, from us@example.com" in answers.stdout
+    assert "FAIL  mail: 127.0.0.1: ConnectionRefusedError" in away.stdout
+    assert away.returncode == 1
+    assert "hunter2" not in away.stdout + away.stderr

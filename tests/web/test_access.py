@@ -1,0 +1,288 @@
+"""Who may do what, over every route there is: strangers nothing, and what is anothers' might not exist."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app.infra.database import db, writing
+from app.models import User
+from app.web.access import Access
+from tests.helpers.flows import PASSWORD, another_tab, login, register, slug
+from tests.helpers.route_matrix import (
+    Picture,
+    Route,
+    ada,
+    body_schema,
+    documented,
+    every_route,
+    good_body,
+    hash_quickly,
+    operation,
+    send,
+    settled,
+)
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    hash_quickly(monkeypatch)
+
+
+def routes_of_people(app: Flask) -> list[Route]:
+    return [route for route in every_route(app) if route.access is Access.SIGNED_IN]
+
+
+def check_refused_everywhere(client: FlaskClient) -> None:
+    """Every route that needs an account answers 401, and nothing happens."""
+    app = client.application
+    document, before = documented(app), Picture(app)
+    for route in routes_of_people(app):
+        response = send(client, route, json=good_body(document, route))
+        assert (response.status_code, slug(response)) == (401, "not-signed-in"), route
+        assert response.headers["WWW-Authenticate"], route
+        assert "Set-Cookie" not in response.headers, route
+        settled(app)
+        assert Picture(app) == before, route
+
+
+def test_g1_a_stranger_may_do_nothing_that_needs_an_account(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+
+    check_refused_everywhere(new_client())
+
+
+@pytest.mark.parametrize(
+    "cookie", ["A" * 43, "A" * 42 + "é", "A" * 5000, "../../etc/passwd", "\x00", "1", '"']
+)
+def test_g1_a_cookie_that_is_none_of_ours_is_a_strangers(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], cookie: str
+) -> None:
+    register(new_client(), "ada")
+    sent = {"Cookie": f"backline_session={cookie}"}
+
+    assert client.get("/api/user", headers=sent).status_code == 401
+    seen = client.get("/api/session", headers=sent)
+    assert seen.json == {"authenticated": False, "user": None, "spotify": None}
+
+
+def by_deleting(client: FlaskClient) -> None:
+    assert another_tab(client).delete("/api/user", json={"password": PASSWORD}).status_code == 204
+
+
+def by_deleting_the_row(client: FlaskClient) -> None:
+    with client.application.app_context(), writing() as session:
+        session.execute(sa.delete(User).where(User.username == "ada"))
+
+
+def by_signing_out(client: FlaskClient) -> None:
+    assert another_tab(client).post("/api/logout").status_code == 204
+
+
+def by_a_new_password(client: FlaskClient) -> None:
+    login(elsewhere := client.application.test_client(), "ada")
+    change = {"current_password": PASSWORD, "new_password": "another sentence, and longer"}
+    assert elsewhere.put("/api/user/password", json=change).status_code == 204
+
+
+def by_a_new_password_while_it_was_stored(client: FlaskClient) -> None:
+    """The session comes back after all have been ended; its epoch is over."""
+    store = client.application.extensions["backline"].redis
+    kept = {key: store.get(key) for key in store.keys("session:*")}
+    by_a_new_password(client)
+    for key, data in kept.items():
+        store.set(key, data)
+
+
+def by_ending_it_elsewhere(client: FlaskClient) -> None:
+    login(elsewhere := client.application.test_client(), "ada")
+    assert elsewhere.delete("/api/user/sessions").status_code == 204
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        by_deleting,
+        by_deleting_the_row,
+        by_signing_out,
+        by_a_new_password,
+        by_a_new_password_while_it_was_stored,
+        by_ending_it_elsewhere,
+    ],
+)
+def test_g1_a_session_that_has_ended_is_a_strangers(
+    client: FlaskClient, sandbox: SandboxClient, ended: Callable[[FlaskClient], None]
+) -> None:
+    ada(client, sandbox)
+    ended(client)
+    settled(client.application)
+
+    check_refused_everywhere(client)
+
+
+def id_of_a_session(client: FlaskClient) -> str:
+    [session] = client.get("/api/user/sessions").json["items"]
+    return str(session["id"])
+
+
+# How to get an id of one's own of each kind that stands in a path. A new kind has to have its line here.
+IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": id_of_a_session}
+
+
+def test_g1_what_is_anothers_is_answered_like_what_there_is_not(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    document = documented(app)
+    ada(client, sandbox)
+    register(stranger := new_client(), "eve")
+    settled(app)
+    before, checked = Picture(app), 0
+    for route in routes_of_people(app):
+        for kind, own_id in IDS.items():
+            if f"{{{kind}}}" not in route.template:
+                continue
+            adas, missing = own_id(client), "f" * len(own_id(client))
+            answers = [
+                stranger.open(
+                    route.template.format(**{kind: name}),
+                    method=route.method,
+                    json=good_body(document, route),
+                )
+                for name in (adas, missing)
+            ]
+            assert bare(answers[0], adas) == bare(answers[1], missing), route
+            assert Picture(app) == before, route
+            checked += 1
+    assert checked == sum("{" in route.template for route in routes_of_people(app)), "a kind of id is new"
+
+
+def bare(response: TestResponse, name: str) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """An answer without what differs from one to the next: the request's id, and the name asked for."""
+    headers = [header for header in response.headers if header[0] != "X-Request-ID"]
+    request_id = response.headers["X-Request-ID"]
+    return (
+        response.status_code,
+        response.data.replace(request_id.encode(), b"").replace(name.encode(), b""),
+        headers,
+    )
+
+
+def test_g1_ids_of_anothers_in_query_and_body_are_not_looked_at(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    document = documented(app)
+    person = ada(client, sandbox).get("/api/user").json
+    link = client.get("/api/spotify").json
+    ids = {
+        "id": person["id"],
+        "user_id": person["id"],
+        "username": "ada",
+        "spotify_id": link["spotify_id"],
+        "account_id": link["account_id"],
+        "session_id": id_of_a_session(client),
+        "spotify_user_id": 1,
+    }
+    register(eve := new_client(), "eve")
+    for route in every_route(app):
+        if route.method == "GET" and operation(document, route):
+            response = eve.get(route.path, query_string=ids, json=ids)
+            assert '"ada' not in response.text, route
+            assert link["spotify_id"] not in response.text, route
+
+
+def test_g1_anothers_connection_is_none_also_where_the_session_names_it(
+    client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    with client.session_transaction("/api/session") as session:
+        adas = session["spotify_user_id"]
+    register(eve := new_client(), "eve")
+    with eve.session_transaction("/api/session") as session:
+        session["spotify_user_id"] = adas
+
+    assert eve.get("/api/spotify").json == {"status": "not_connected"}
+    assert eve.get("/api/session").json["spotify"] is None
+    assert slug(eve.get("/api/spotify/token")) == "spotify-not-connected"
+    assert slug(eve.get("/api/spotify/v1/me")) == "spotify-not-connected"
+    assert eve.get("/api/spotify/authorize").json["status"] == "authorization_required"
+    assert eve.delete("/api/spotify").status_code == 204
+    assert client.get("/api/spotify").json["status"] == "connected"
+
+
+# --- G2: what may be written ----------------------------------------------------------------------
+
+
+def columns() -> list[str]:
+    found = {column.name for table in db.metadata.tables.values() for column in table.columns}
+    return sorted(found | {"role", "is_admin", "gen", "__class__", "constructor"})
+
+
+def test_g2_no_column_can_be_set_by_naming_it(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    document = documented(app)
+    ada(client, sandbox)
+    before = Picture(app)
+    bodies = {route: schema for route in every_route(app) if (schema := body_schema(document, route))}
+    assert bodies
+    for route, schema in bodies.items():
+        good = good_body(document, route) or {}
+        forbidden = [name for name in columns() if name not in schema["properties"]]
+        for name, value in ((name, value) for name in forbidden for value in (1, None)):
+            response = send(client, route, json={**good, name: value})
+            assert (response.status_code, slug(response)) == (422, "validation-error"), (route, name)
+            assert list(response.json["errors"]) == [name], route
+        everything: dict[str, Any] = {**good, **dict.fromkeys(forbidden, "x")}
+        assert set(send(client, route, json=everything).json["errors"]) == set(forbidden), route
+        settled(app)
+        assert Picture(app) == before, route
+
+
+def test_g2_no_column_can_be_set_in_the_query(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    before = Picture(app)
+
+    response = client.patch("/api/user", json={}, query_string=dict.fromkeys(columns(), "1"))
+
+    assert response.status_code == 200
+    assert Picture(app) == before
+
+
+def test_g2_a_change_of_name_or_address_changes_just_that(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    [before] = rows(app)
+
+    client.patch("/api/user", json={"username": "countess"})
+    [named] = rows(app)
+    body = {"email": "countess@example.com", "current_password": PASSWORD}
+    client.patch("/api/user", json=body)
+    [moved] = rows(app)
+
+    assert changed(before, named) == {"username", "updated_at"}
+    # The old one was not verified, so it is replaced at once.
+    assert changed(named, moved) == {"email", "email_address", "updated_at"}
+
+
+def rows(app: Flask) -> list[dict[str, Any]]:
+    with app.app_context(), db.engine.connect() as connection:
+        return [dict(row) for row in connection.execute(sa.select(User.__table__)).mappings()]
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}

@@ -1,0 +1,105 @@
+"""What went wrong in similar projects in 2026 does not happen here.
+
+`docs/security.md` lists the advisories, with the test of each.
+"""
+
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.helpers.flows import first_visit, register
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+Client = Callable[[], FlaskClient]
+NEW_PASSWORD = "another long sentence"
+
+
+@pytest.fixture
+def secrets(mailbox: Mailbox, app: Flask, sandbox: SandboxClient) -> dict[str, str]:
+    """One live secret of each kind, all of them ada's."""
+    client = app.test_client()
+    register(client, "ada")
+    verification = token_in(mailbox.wait_for("ada@example.com", "address"))
+    client.post("/api/password-reset", json={"email": "ada@example.com"})
+    reset = token_in(mailbox.wait_for("ada@example.com", "password"))
+    state = parse_qs(urlsplit(first_visit(client)).query)["state"][0]
+    [cookie] = client._cookies.values()
+    return {"session": cookie.value, "state": state, "verification": verification, "reset": reset}
+
+
+def test_no_secret_is_accepted_as_another_kind(
+    secrets: dict[str, str], app: Flask, new_client: Client
+) -> None:
+    """A state was a sign-in link (better-auth CVE-2026-114607), a session id (LemonLDAP CVE-2026-19349)."""
+    cookie_name = app.extensions["backline"].config.session_cookie_name
+    for kind, secret in secrets.items():
+        stranger = new_client()
+        if kind != "session":
+            stranger.set_cookie(cookie_name, secret)
+            assert not stranger.get("/api/session").json["authenticated"], kind
+            stranger = new_client()
+        if kind != "verification":
+            refused = stranger.put("/api/email-verification", json={"token": secret})
+            assert refused.json["type"] == "/problems/invalid-token", kind
+        if kind != "reset":
+            refused = stranger.put("/api/password-reset", json={"token": secret, "password": NEW_PASSWORD})
+            assert refused.json["type"] == "/problems/invalid-token", kind
+        # Even the right state connects nothing from another session.
+        answer = stranger.get("/api/spotify/authorize", query_string={"code": "a-code", "state": secret})
+        assert answer.json["type"] == "/problems/spotify-state-mismatch", kind
+
+    # Every one of them still works where it belongs.
+    owner = new_client()
+    owner.set_cookie(cookie_name, secrets["session"])
+    assert owner.get("/api/session").json["authenticated"]
+    assert owner.put("/api/email-verification", json={"token": secrets["verification"]}).status_code == 204
+    reset = {"token": secrets["reset"], "password": NEW_PASSWORD}
+    assert owner.put("/api/password-reset", json=reset).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-Uri": "/livez"},  # oauth2-proxy CVE-2026-40575, CVE-2026-76835
+        {"X-Original-URL": "/livez"},
+        {"X-Rewrite-URL": "/livez"},
+        {"User-Agent": "GoogleHC/1.0"},  # oauth2-proxy CVE-2026-34457
+        {"User-Agent": "kube-probe/1.30"},
+        {"Authorization": "Bearer"},  # Auth.js GHSA-xmf8-cvqr-rfgj
+        {"Authorization": "Bearer \xff\x00"},
+        {"Authorization": "Basic !!!"},
+    ],
+)
+def test_no_header_replaces_a_session(client: FlaskClient, headers: dict[str, str]) -> None:
+    assert client.get("/api/user", headers=headers).status_code == 401
+    assert client.get("/api/session", headers=headers).json["authenticated"] is False
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/user%23/livez", "/api/user;/livez", "/livez/../api/user", "/api//user"]
+)
+def test_no_spelling_of_a_path_evades_its_access_rule(client: FlaskClient, path: str) -> None:
+    """oauth2-proxy CVE-2026-41059: `#` in a path widened a pattern of open routes."""
+    assert client.get(path).status_code in (401, 404)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ada\uff20evil.example@example.com",  # Auth.js GHSA-7rqj-j65f-68wh: a look-alike of @
+        "ada\ufe6bevil.example@example.com",
+        "ada@evil.example@example.com",  # oauth2-proxy CVE-2026-40574
+        '"ada@evil.example"@example.com',
+    ],
+)
+def test_address_with_two_domains_is_refused(client: FlaskClient, address: str) -> None:
+    wanted = {"username": "ada", "email": address, "password": NEW_PASSWORD}
+    refused = client.post("/api/register", json=wanted)
+    assert refused.status_code == 422
+    assert list(refused.json["errors"]) == ["email"]

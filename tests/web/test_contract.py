@@ -1,0 +1,317 @@
+"""The OpenAPI document is kept: schemathesis sends what it allows and what not, and reads the answers.
+
+All its phases run, on the app in this process, as a stranger and as somebody who is signed in and has
+connected Spotify. Each request finds everything as it was in the beginning, so none depends on those
+before it. `CONTRACT_EXAMPLES` sets the number of examples per route and phase.
+
+Two of its checks are left out:
+
+- `positive_data_acceptance`: that a name is taken, a password easy to guess, a token from no mail, no
+  schema can say. Our own tests do, route by route.
+- `ignored_auth`: of an app in this process it takes its own mistake for an error (schemathesis 4.32
+  passes `max_redirects` on to werkzeug). `tests/web/test_access.py` calls every route without a session.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import schemathesis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.protocols import Validator
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events, from_schema
+from schemathesis.schemas import BaseSchema
+from werkzeug.test import TestResponse
+
+from app.infra.database import writing
+from app.models import AccessToken, GrantState
+from app.web.access import Access
+from tests.helpers.flows import PASSWORD, come_back, connect, first_visit, register
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import (
+    Picture,
+    Route,
+    body_schema,
+    documented,
+    every_route,
+    hash_quickly,
+    operation,
+    settled,
+)
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.slow,
+]
+
+EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
+WITHOUT_EFFECT = {400, 403, 404, 405, 413, 415}  # as other tests show
+PHASES = {"examples", "coverage", "fuzzing", "stateful"}
+
+
+@pytest.fixture(autouse=True)
+def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    hash_quickly(monkeypatch)
+
+
+class Run:
+    """What schemathesis did and found."""
+
+    def __init__(self, schema: BaseSchema) -> None:
+        self.requests: Counter[str] = Counter()
+        self.phases: set[str] = set()
+        self.wrong: dict[tuple[str, str, str], str] = {}
+        self.statuses: Counter[int] = Counter()
+        for event in from_schema(schema).execute():
+            if isinstance(event, events.ScenarioFinished):
+                self._read(event)
+            elif isinstance(event, events.NonFatalError):
+                self.wrong["error", event.label, type(event.value).__name__] = str(event.value)
+
+    def _read(self, scenario: events.ScenarioFinished) -> None:
+        recorder = scenario.recorder
+        for case_id, interaction in recorder.interactions.items():
+            self.phases.add(scenario.phase.value)
+            self.requests[recorder.cases[case_id].value.operation.label] += 1
+            if interaction.response is not None:
+                self.statuses[interaction.response.status_code] += 1
+        for checks in recorder.checks.values():
+            for check in checks:
+                if (info := check.failure_info) is not None:
+                    kind = (check.name, recorder.label, type(info.failure).__name__)
+                    self.wrong.setdefault(kind, f"{info.failure.message}\n{info.code_sample}")
+
+
+@pytest.fixture
+def document(app: Flask) -> dict[str, Any]:
+    """The document without its `default`, in whose place any answer would be as documented."""
+    found = documented(app)
+    for operations in found["paths"].values():
+        for members in operations.values():
+            if isinstance(members, dict):
+                members["responses"].pop("default", None)
+    return found
+
+
+def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
+    """The document, ready to be run against the app, with every request starting from what is there now."""
+    before, last = Picture(app), [200]
+
+    def from_the_beginning(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        def keep_status(status: str, *answer: Any) -> Any:
+            last[0] = int(status[:3])
+            return start_response(status, *answer)
+
+        if last[0] not in WITHOUT_EFFECT:
+            settled(app)
+            before.restore()
+        return app(environ, keep_status)
+
+    schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig(seed=1))
+    schema.app = from_the_beginning
+    for phase in ("fuzzing", "stateful"):
+        generation = getattr(schema.config.phases, phase).generation
+        generation.max_examples, generation.database = EXAMPLES, "none"
+    for left_out in ("positive_data_acceptance", "ignored_auth"):
+        getattr(schema.config.checks, left_out).enabled = False
+    return schema
+
+
+# A warning about its own speed when it is about to show a long example.
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+@pytest.mark.parametrize("who", ["stranger", "grace"])
+def test_h1_every_answer_is_as_documented(
+    new_client: Callable[[], FlaskClient],
+    app: Flask,
+    sandbox: SandboxClient,
+    document: dict[str, Any],
+    who: str,
+) -> None:
+    register(new_client(), "ada")  # whose names and password stand in the document
+    register(grace := new_client(), "grace")
+    connect(grace, sandbox)
+    settled(app)
+    schema = contract(app, document)
+    if who == "grace":
+        cookie = grace.get_cookie("backline_session")
+        assert cookie is not None
+
+        @schema.auth()
+        class SignedIn:
+            def get(self, case: object, context: object) -> str:
+                return cookie.value
+
+            def set(self, case: Any, data: str, context: object) -> None:
+                case.cookies["backline_session"] = data
+
+    run = Run(schema)
+
+    assert run.wrong == {}
+    assert run.phases == PHASES
+    assert {f"{route}" for route in every_route(app) if operation(document, route)} == set(run.requests)
+    assert [status for status in run.statuses if status >= 500] == []
+    assert {200, 204, 405, 415, 422} <= set(run.statuses)
+
+
+def test_g2_every_answer_lists_all_its_members_and_allows_no_other(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+
+    assert [name for name, schema in schemas.items() if schema["additionalProperties"] is not False] == []
+
+
+SECRET = {"password", "password_hash", "session_epoch", "token_hash", "refresh_token", "spare_refresh_token"}
+OURS = {"user_id", "key_id", "grant_id", "generation", "attempt_id", "lease_until", "failures", "state"}
+
+
+def test_g2_no_answer_is_documented_to_have_what_is_secret_or_ours(
+    app: Flask, document: dict[str, Any]
+) -> None:
+    bodies = [body_schema(document, route) for route in every_route(app)]
+    answers = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
+
+    assert [name for name, each in answers.items() if set(each["properties"]) & (SECRET | OURS)] == []
+    assert [name for name, each in answers.items() if "access_token" in each["properties"]] == ["TokenOut"]
+
+
+def test_the_document_says_what_every_request_needs(app: Flask, document: dict[str, Any]) -> None:
+    for route in every_route(app):
+        if not (found := operation(document, route)):
+            continue
+        anybody = [] if route.access is Access.SIGNED_IN else [{}]
+        assert found["security"] == [*anybody, {"session": []}], route
+        header = {"$ref": "#/components/parameters/RequestedWith"}
+        assert (header in found.get("parameters", [])) is (route.writes or route.is_gateway), route
+        statuses = set(found["responses"])
+        assert ("401" in statuses) >= (route.access is Access.SIGNED_IN), route
+        assert ("403" in statuses) >= route.writes, route
+        readable = {"400", "413", "415"} | (set() if route.is_gateway else {"422"})
+        assert (readable <= statuses) >= ("requestBody" in found), route
+        assert ("404" in statuses) >= ("{" in route.template), route
+        assert "503" in statuses, route
+
+
+class Reader:
+    """Compares answers with the document, and remembers which successes it has seen."""
+
+    def __init__(self, document: dict[str, Any], routes: list[Route]) -> None:
+        self._document, self._routes = document, routes
+        self.seen: set[tuple[str, int]] = set()
+
+    def read(self, response: TestResponse) -> TestResponse:
+        method, path = response.request.method, response.request.path
+        [route] = [
+            route for route in self._routes if route.method == method and _matches(route.template, path)
+        ]
+        answer = operation(self._document, route)["responses"][str(response.status_code)]
+        if "$ref" in answer:
+            answer = self._document["components"]["responses"][answer["$ref"].rsplit("/", 1)[-1]]
+        if "content" in answer:
+            [(media_type, content)] = answer["content"].items()
+            assert response.content_type == media_type, route
+            self._validator(content["schema"]).validate(response.json)
+        else:
+            assert response.status_code >= 300 or response.data == b"", route
+        for name in answer.get("headers", {}):
+            assert name in response.headers, (route, name)
+        self.seen.add((str(route), response.status_code))
+        return response
+
+    def successes(self) -> set[tuple[str, int]]:
+        return {
+            (str(route), int(status))
+            for route in self._routes
+            for status in operation(self._document, route).get("responses", {})
+            if int(status) < 400
+        }
+
+    def _validator(self, schema: dict[str, Any]) -> Validator:
+        whole = {**schema, "components": self._document["components"]}
+        return Draft202012Validator(whole, format_checker=FormatChecker())
+
+
+def _matches(template: str, path: str) -> bool:
+    parts, found = template.split("/"), path.split("/")
+    return len(parts) == len(found) and all(
+        part == there or part.startswith("{") for part, there in zip(parts, found, strict=True)
+    )
+
+
+def test_g2_every_success_of_every_route_has_documented_members_only(
+    mailbox: Mailbox, request: pytest.FixtureRequest, sandbox: SandboxClient
+) -> None:
+    """A life with every success in it that the document knows. A new route has to have its place here."""
+    app: Flask = request.getfixturevalue("app")
+    document = request.getfixturevalue("document")
+    reader = Reader(document, [route for route in every_route(app) if not route.is_gateway])
+    read, client = reader.read, app.test_client()
+    page = {"Accept": "text/html"}
+
+    read(client.get("/api/session"))
+    new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+    read(client.post("/api/register", json=new))
+    read(client.post("/api/email-verification"))
+    token = token_in(mailbox.wait_for("ada@example.com", "Is this your address?"))
+    read(client.put("/api/email-verification", json={"token": token}))
+    read(client.get("/api/user"))
+    read(client.patch("/api/user", json={"username": "countess"}))
+    change = {"email": "new@example.com", "current_password": PASSWORD}
+    read(client.patch("/api/user", json=change))
+    read(client.get("/api/spotify/authorize", headers=page))
+    read(come_back(client, sandbox.consent(first_visit(client))))
+    read(client.get("/api/spotify/authorize", headers=page))
+    for path in (
+        "/api/session",
+        "/api/spotify",
+        "/api/spotify/token",
+        "/api/user/export",
+        "/api/user/sessions",
+    ):
+        read(client.get(path))
+    read(client.delete("/api/spotify"))
+    read(client.get("/api/spotify"))
+    changed = {"current_password": PASSWORD, "new_password": f"{PASSWORD} indeed"}
+    read(client.put("/api/user/password", json=changed))
+    read(client.delete("/api/user/sessions"))
+    read(client.delete(f"/api/user/sessions/{'0' * 32}"))
+    read(client.post("/api/logout"))
+    read(client.post("/api/password-reset", json={"email": "ada@example.com"}))
+    token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
+    read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
+    token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+    read(client.put("/api/email-change", json={"token": token, "decision": "undo"}))
+    eventually(lambda: len(mailbox.to("ada@example.com", "Choose a new password")) == 2)
+    token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
+    read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
+    read(client.post("/api/login", json={"login": "countess", "password": PASSWORD}))
+    read(client.delete("/api/user", json={"password": PASSWORD}))
+
+    assert reader.successes() - reader.seen == set()
+
+
+def test_g2_every_state_of_a_connection_has_documented_members_only(
+    client: FlaskClient, app: Flask, document: dict[str, Any], sandbox: SandboxClient
+) -> None:
+    reader = Reader(document, every_route(app))
+    register(client, "ada")
+    connect(client, sandbox)
+
+    for state in GrantState:
+        with app.app_context(), writing() as db:
+            ended = {"access_token": None} if state is GrantState.REAUTHORIZATION_REQUIRED else {}
+            db.execute(sa.update(AccessToken).values(state=state, **ended))
+        for path in ("/api/session", "/api/spotify", "/api/spotify/token", "/api/user/export"):
+            reader.read(client.get(path))
+        reader.read(client.get("/api/spotify/authorize"))
+
+    assert ("GET /api/spotify/token", 409) in reader.seen

@@ -1,0 +1,776 @@
+"""Whatever is sent: an answer that says what is wrong with it, and nothing changed."""
+
+# ruff: noqa: RUF001 - letters that are taken for others are what some of this is about
+
+import json
+import string
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from app.auth.usernames import is_username
+from app.infra.database import db
+from app.infra.http_client import Answer
+from app.models import User, normalization
+from app.web import session_data
+from app.web.api import MAX_NESTING, parse_json
+from app.web.problems import MalformedRequest
+from app.web.session_data import SessionData
+from config import Config, ConfigError
+from tests.conftest import SETTINGS
+from tests.helpers.flows import PASSWORD, another_tab, slug
+from tests.helpers.route_matrix import (
+    METHODS,
+    Picture,
+    Route,
+    ada,
+    body_schema,
+    documented,
+    every_route,
+    good_body,
+    hash_quickly,
+    operation,
+    send,
+    settled,
+)
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = pytest.mark.slow
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+many = settings(max_examples=100, deadline=None)
+on_servers = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    hash_quickly(monkeypatch)
+
+
+def with_a_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]]:
+    """The routes that take a body, with the body's schema and a good body."""
+    document = documented(app)
+    return [
+        (route, schema, good_body(document, route) or {})
+        for route in every_route(app)
+        if (schema := body_schema(document, route)) is not None
+    ]
+
+
+# --- H1: bodies -----------------------------------------------------------------------------------
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+UNREADABLE = {
+    "half an object": b"{",
+    "nothing but space": b" \n",
+    "two values": b"{} {}",
+    "a comment": b"{} // no",
+    "a trailing comma": b'{"a": 1,}',
+    "single quotes": b"{'a': 1}",
+    "NaN": b'{"a": NaN}',
+    "Infinity": b'{"a": Infinity}',
+    "-Infinity": b'{"a": [-Infinity]}',
+    "1e400": b'{"a": 1e400}',
+    "-1e400": b'{"a": -1e400}',
+    "5,000 digits": b'{"a": ' + b"9" * 5_000 + b"}",
+    "-5,000 digits": b'{"a": -' + b"9" * 5_000 + b"}",
+    "half a pair": b'{"a": "\\ud800"}',
+    "half a pair as a name": b'{"\\udc00": 1}',
+    "half a pair in UTF-8": b'{"a": "\xed\xa0\x80"}',
+    "a member twice": b'{"a": 1, "a": 1}',
+    "a member twice, escaped": b'{"a": 1, "\\u0061": 1}',
+    "a member twice, inside": b'{"a": [{"b": 1, "b": 2}]}',
+    "bad UTF-8": b'{"a": "\xff"}',
+    "an overlong slash": b'{"a": "\xc0\xaf"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"a": 1}'.encode("utf-16-le"),
+    "UTF-32": '{"a": 1}'.encode("utf-32"),
+    "Latin-1": '{"a": "ä"}'.encode("latin-1"),
+    "a byte order mark": '{"a": 1}'.encode("utf-8-sig"),
+    "a bare NUL": b'{"a": "\x00"}',
+    "NUL after it": b"{}\x00",
+    "a bare newline": b'{"a": "\n"}',
+    "33 levels": b'{"a": ' + nested(32) + b"}",
+    "33 levels of objects": b'{"a":' * 33 + b"1" + b"}" * 33,
+    "1,000 levels": nested(1_000),
+    "60,000 levels": b"[" * 60_000,
+    "30,000 levels, closed": nested(30_000),
+    "30,000 objects": b'{"a":' * 10_000,
+}
+READABLE_BUT_WRONG = {
+    "a list": b"[]",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"1",
+    "a text": b'"text"',
+    "an empty text": b'""',
+    "32 levels": nested(32),
+    "a name of none": b'{"": 1}',
+    "a name with NUL": b'{"\\u0000": 1}',
+    "a prototype": b'{"__proto__": {}}',
+    "4,000 digits": b'{"a": ' + b"9" * 4_000 + b"}",
+}
+
+
+@on_sqlite
+def test_h1_no_body_is_a_server_error_and_none_that_is_refused_has_an_effect(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    before = Picture(app)
+    routes = with_a_body(app)
+    assert routes
+    for route, _, _ in routes:
+        for wanted, bodies in ((400, UNREADABLE), (422, READABLE_BUT_WRONG)):
+            for kind, body in bodies.items():
+                response = send(client, route, data=body, content_type="application/json")
+                assert response.status_code == wanted, (route, kind, response.text)
+                assert slug(response) == {400: "malformed-request", 422: "validation-error"}[wanted]
+        settled(app)
+        assert Picture(app) == before, route
+
+
+WRONG_VALUES = [
+    *(None, True, 0, -1, 2**63, 10**400, 1.5, 1e308, [], {}, ["text"], {"$ne": ""}, "", "\0", "nul\0in it"),
+    *("\x1b[31m", "\r\nX-Evil: 1", "a" * 60_000, "😀" * 500, "\u202e\u200b", "' OR 1=1 --", "{{7*7}} %s%n"),
+]
+
+
+@on_sqlite
+def test_h1_no_value_of_any_member_is_a_server_error(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    before = Picture(app)
+    for route, schema, good in with_a_body(app):
+        for name in schema["properties"]:
+            for value in WRONG_VALUES:
+                response = send(another_tab(client), route, json={**good, name: value})
+                assert response.status_code < 500, (route, name, value)
+                assert response.status_code < 300 or slug(response), (route, name, value)
+                if response.status_code not in (400, 422):  # which have no effect, as the test above shows
+                    settled(app)
+                    before.restore()
+            missing = {member: there for member, there in good.items() if member != name}
+            response = send(another_tab(client), route, json=missing)
+            if name in schema.get("required", []):
+                assert (response.status_code, list(response.json["errors"])) == (422, [name]), route
+            settled(app)
+            before.restore()
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [("username", "ad\0a"), ("username", "ada\0"), ("email", "a\0@example.com"), ("email", "a@b\0.de")],
+)
+def test_h1_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> None:
+    new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD, member: value}
+
+    response = client.post("/api/register", json=new)
+
+    assert (response.status_code, list(response.json["errors"])) == (422, [member])
+
+
+def test_h1_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClient, app: Flask) -> None:
+    """Hashers written in C have ended a password there."""
+    password = f"{PASSWORD}\0and what follows"
+    new = {"username": "ada", "email": "ada@example.com", "password": password}
+    assert client.post("/api/register", json=new).status_code == 201
+
+    def signs_in(login: str, password: str) -> int:
+        return client.post("/api/login", json={"login": login, "password": password}).status_code
+
+    assert signs_in("ada", PASSWORD) == 401
+    assert signs_in("ada", f"{PASSWORD}\0and other things") == 401
+    assert signs_in("ada\0", password) == 401
+    assert signs_in("ada", password) == 200
+
+
+def test_h1_a_nul_in_a_token_is_no_token(client: FlaskClient) -> None:
+    response = client.put("/api/email-verification", json={"token": "nonsense\0"})
+
+    assert (response.status_code, slug(response)) == (400, "invalid-token")
+
+
+@pytest.mark.parametrize("levels", [MAX_NESTING, MAX_NESTING + 1])
+@pytest.mark.parametrize("shape", ["lists", "objects", "both"])
+def test_h1_nesting_ends_at_its_limit(levels: int, shape: str) -> None:
+    value: Any = 1
+    for level in range(levels):
+        as_list = shape == "lists" or (shape == "both" and level % 2)
+        value = [value] if as_list else {"a": value}
+    body = json.dumps(value).encode()
+
+    if levels <= MAX_NESTING:
+        assert parse_json(body) == value
+    else:
+        with pytest.raises(MalformedRequest):
+            parse_json(body)
+
+
+_numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+_json = st.recursive(
+    st.none() | st.booleans() | _numbers | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+_pieces = st.lists(
+    st.sampled_from([*'{}[],:"\\0-.e+ ', "\\u", "d800", "NaN", "null", "tru"]), max_size=40
+).map("".join)
+_halves = st.text(st.characters(codec=None)).map(lambda text: text.encode("utf-8", "surrogatepass"))
+
+
+@many
+@given(value=_json)
+def test_h1_what_is_json_is_read_as_it_was_meant(value: object) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+    assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
+
+
+@many
+@given(body=st.binary() | _halves | _pieces.map(str.encode))
+def test_h1_any_bytes_are_json_or_malformed(body: bytes) -> None:
+    try:
+        value = parse_json(body)
+    except MalformedRequest:
+        return
+    json.dumps(value, allow_nan=False).encode()
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+# --- H1: the parsers of everything else -------------------------------------------------------------
+
+_text = st.text() | st.text(alphabet=string.printable)
+
+
+_near = st.sampled_from(["0", "-0", "00", "1.5", "1e3", "٣", "²", " 5", "5 ", "+5", "9" * 30, "0x1f"])
+
+
+@many
+@given(value=_text | _near)
+@example("Wed, 21 Oct 2026 07:28:00 GMT")
+def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
+    """A date counts from the response's own Date."""
+    headers = {"retry-after": value, "date": "Wed, 21 Oct 2026 07:27:00 GMT"}
+    seconds = Answer(429, headers, b"").retry_after
+
+    if value.strip()[:1].isalpha():
+        assert seconds is None or seconds >= 0
+        assert seconds == 60 or value != "Wed, 21 Oct 2026 07:28:00 GMT"
+    else:
+        assert seconds is None or (0 <= seconds < 10**9 and seconds - 1 < float(value) <= seconds)
+
+
+@many
+@given(raw=st.binary())
+def test_h1_any_bytes_are_a_session_or_none(raw: bytes) -> None:
+    assert isinstance(session_data.unpack(raw), SessionData | None)
+
+
+_sessions = st.fixed_dictionaries(
+    {"created_at": st.floats(0, 2**30)},
+    optional={
+        "user_id": st.none() | st.integers(1, 2**31 - 1),
+        "epoch": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "cookie_set_at": st.floats(0, 2**32, exclude_max=True),
+        "signed_in_at": st.none() | st.floats(0, 2**32, exclude_max=True),
+        "grant_id": st.none() | st.text(),
+        "owner_epoch": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "address": st.text(),
+        "user_agent": st.text(),
+        "spotify_user_id": st.none() | st.integers(1, 2**31 - 1),
+    },
+)
+
+
+@many
+@given(
+    data=_sessions,
+    more=st.dictionaries(st.text(), _json.filter(lambda value: not _is_huge(value)), max_size=2),
+)
+def test_h1_a_session_with_a_field_too_many_or_of_another_type_is_none(
+    data: dict[str, Any], more: dict[str, Any]
+) -> None:
+    assert session_data.unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
+
+    found = session_data.unpack(msgspec.msgpack.encode(data | more))
+
+    if set(more) - {field.name for field in msgspec.structs.fields(SessionData)}:
+        assert found is None
+    else:
+        assert isinstance(found, SessionData | None)
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a number is in it that msgpack does not know."""
+    if isinstance(value, dict | list):
+        return any(map(_is_huge, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+_hostile = st.sampled_from(
+    [
+        *("//", "@", ",", "*", "null", "true ", "-1", "1e5", "٣", "9" * 5_000, "http://", "https://["),
+        *("http://[::1", "http://a:b", "http://a:99999", "http://a:-1", "https://a:0", "https://a]"),
+        *("http://\u2100.com", "http://a\u2044b", "http://exa mple", "http://xn--a"),
+        *("mysql+mysqldb://", "mysql+mysqldb://u:p@h:x/d", "sqlite://", "sqlite:///\0"),
+        *(
+            "redis://:",
+            "redis://a:b/c",
+            "unix://",
+            "unix:",
+            "redis://h/0?socket_timeout=x",
+            "rediss://h?db=y",
+        ),
+        *("redis://h:0x50", "redis://h?ssl=maybe", "smtp://[", "smtp://a:99999", "smtps://u:p@"),
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(sorted(set(Config.__dataclass_fields__) - {"uses_sandbox"})).map(str.upper),
+        _hostile | st.text(max_size=60) | st.tuples(_hostile, st.text(max_size=10)).map("".join),
+        max_size=4,
+    ),
+    production=st.booleans(),
+)
+def test_h1_any_settings_are_good_or_said_to_be_bad(changes: dict[str, str], production: bool) -> None:
+    environment = {**SETTINGS, "APP_ENV": "production" if production else "development", **changes}
+    with suppress(ConfigError):
+        assert isinstance(Config.from_env(environment), Config)
+
+
+# --- H3: what is one name ---------------------------------------------------------------------------
+
+INVISIBLE = "\u200b\u200d\u2060\ufeff\u00ad\u202e\u2066\u061c\u034f\ufe0f\u115f\u1160\u2800\U000e0101"
+# Characters that fold, compose, expand, vanish, turn the direction or need four bytes.
+_peculiar = st.sampled_from(
+    "aAäÄ\u0308ßẞsSıIİi\u0307K\u212akÅ\u212båﬁﬀ\u0345ι\u1fb3\u03c3\u03c2Σ０Ａａ\uff21①²ªºǅǆ"
+    f"\u00a0\u2003\u3000 \t\n\u3164{INVISIBLE}"
+    "😀𝐚𝒜𐐀𐐨가각\u1100\u1161Ⓐ\u2126ΩθϑΘϴµμ\0.-_@0"
+)
+_names = st.text(alphabet=_peculiar, max_size=12) | st.text(max_size=12)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(name=_names)
+def test_h3_the_normal_form_is_its_own(name: str) -> None:
+    normal = normalization.normal_form(name)
+
+    assert normalization.normal_form(normal) == normal
+    assert normalization.normal_form(name.upper().lower()) == normalization.normal_form(
+        name.upper().lower().casefold()
+    )
+    assert normalization.normal_form(f" \t{name}\u3000\n") == normal
+    assert normal == normal.strip()
+
+
+@many
+@given(name=_names)
+def test_h3_names_and_addresses_are_visible_and_never_both(name: str) -> None:
+    normal = normalization.normal_form(name)
+    address = normalization.address_form(f"{name}@example.com")
+
+    assert not (is_username(normal) and normalization.is_email(normal))
+    for good, text in ((is_username(normal), normal), (normalization.is_email(address), address)):
+        if good:
+            assert text.replace("\u200c", "").replace("\u200d", "").isprintable()
+            assert not any(char.isspace() for char in text)
+            assert not set(text) & set(INVISIBLE)
+
+
+_domains = st.lists(
+    st.sampled_from(
+        ["xn--", "bcher-kva", "strae-oqa", "ß", "ü", "u\u0308", "Σ", "A", "한", ".", "\uff0e", "\u3002", "-"]
+    )
+    | st.characters(codec="utf-8"),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(local=_names, domain=_domains)
+def test_h3_both_forms_of_an_address_agree(local: str, domain: str) -> None:
+    entered = f"{local}@{domain}.example"
+    normal = normalization.address_form(entered)
+
+    assert normalization.address_form(normal) == normal
+    if normalization.is_email(entered):
+        sent = normalization.sending_form(entered)
+        assert normalization.sending_form(sent) == sent
+        assert normalization.address_form(sent) == normal
+        assert sent.rpartition("@")[2].isascii()
+        assert normal in normalization.spellings(sent) & normalization.spellings(entered)
+
+
+@many
+@given(text=st.text(max_size=300))
+def test_h3_any_text_is_an_address_or_none(text: str) -> None:
+    normal = normalization.address_form(text)
+    assert normalization.address_form(normal) == normal
+    if normalization.is_email(normal):
+        local, _, domain = normal.rpartition("@")
+        assert 1 <= len(local) <= 64
+        assert "." in domain
+        assert len(normal) <= 254
+
+
+@on_servers
+@given(
+    pair=st.tuples(_names, _names)
+    | _names.map(lambda name: (name, name.swapcase()))
+    | _names.map(lambda name: (name, f"{name} "))
+    | _names.map(lambda name: (name, f"{name}\0"))
+)
+def test_h3_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: tuple[str, str]) -> None:
+    one, other = (normalization.normal_form(name)[:64] for name in pair)
+    one, other = one.strip(), other.strip()
+    stored = User(username=one, email="x@example.com", password_hash="x")
+    with app.app_context(), sa.orm.Session(db.engine) as session:
+        session.add(stored)
+        session.flush()
+        found = session.scalar(sa.select(User.id).where(User.username == other))
+        session.rollback()
+
+    assert (found is not None) is (one == other)
+
+
+# Pairs of names, and whether they are one account's. The column's own idea of it would often be another.
+PAIRS = [
+    ("ada", "ADA", True),
+    ("ada", " ada\u3000", True),
+    ("ada", "ａｄａ", True),
+    ("ada", "𝐚𝐝𝐚", True),
+    ("kay", "\u212aay", True),
+    ("ängström", "\u212bngstro\u0308m".replace("\u212b", "A\u0308"), True),
+    ("strasse", "Straße", True),
+    ("ﬁona", "fiona", True),
+    ("σίσυφος", "ΣΊΣΥΦΟΣ", True),
+    ("αι", "α\u0345", True),
+    ("irem", "İREM", True),  # folding leaves a dot above the i
+    ("सुनील", "सुनील\u3000", True),
+    ("क़लम", "क\u093cलम", True),
+    ("مُحَمَّد", "محمد", False),
+    ("ὦι", "\u1fa6", True),
+    ("𐐨𐐩", "𐐀𐐁", True),
+    ("x2", "x²", True),
+    ("ada", "adä", False),
+    ("ada", "ad\u0430", False),
+    ("ada", "ada0", False),
+    ("ada", "adá", False),
+    ("io", "ıo", False),
+    ("o1", "ol", False),
+    ("nn", "ññ", False),
+    ("ada", "ada_", False),
+    ("가나", "각나", False),
+]
+REFUSED = [
+    *(f"a{mark}da" for mark in INVISIBLE),
+    *(
+        "ad a",
+        "a\tda",
+        "ada\u0345\u034f",
+        "ada\u3164",
+        "\u1160\u1160",
+        "ada😀",
+        "a\u0308\u0308b",
+        "@da",
+    ),
+]
+
+
+def sign_up(client: FlaskClient, name: str, address: str) -> TestResponse:
+    return client.post("/api/register", json={"username": name, "email": address, "password": PASSWORD})
+
+
+def test_h3_two_names_are_one_account_exactly_if_their_normal_form_is(
+    new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    for number, (one, other, same) in enumerate(PAIRS):
+        assert (normalization.normal_form(one) == normalization.normal_form(other)) is same, (one, other)
+        assert sign_up(new_client(), one, f"one{number}@example.com").status_code == 201, one
+        second = sign_up(new_client(), other, f"other{number}@example.com")
+        if same:
+            assert (second.status_code, slug(second)) == (409, "username-taken"), (one, other)
+            body = {"login": other, "password": PASSWORD}
+            assert new_client().post("/api/login", json=body).status_code == 200, other
+        else:
+            assert second.status_code == 201, (one, other)
+        with app.app_context(), db.engine.begin() as connection:
+            connection.execute(sa.delete(User))
+        app.extensions["backline"].redis.flushall()
+
+
+def test_h3_two_addresses_are_one_exactly_if_their_normal_form_is(
+    new_client: Callable[[], FlaskClient], app: Flask
+) -> None:
+    for number, (one, other, _) in enumerate(PAIRS[::4]):
+        addresses = [f"{name.strip()}@example.com" for name in (one, other)]
+        assert sign_up(new_client(), f"one{number}", addresses[0]).status_code == 201, one
+        second = sign_up(new_client(), f"other{number}", addresses[1])
+        same = normalization.address_form(addresses[0]) == normalization.address_form(addresses[1])
+        assert second.status_code == (409 if same else 201), (one, other)
+        with app.app_context(), db.engine.begin() as connection:
+            connection.execute(sa.delete(User))
+
+
+@on_sqlite
+def test_h3_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], FlaskClient]) -> None:
+    """Folded, one would be the other, and whoever has that domain would get the mails."""
+    for number, address in enumerate(("x@straße.example", "x@strasse.example")):
+        response = sign_up(new_client(), f"person{number}", address.title())
+        assert (response.status_code, response.json["email"]) == (201, address)
+        body = {"login": address.upper() if "ß" not in address else address, "password": PASSWORD}
+        assert new_client().post("/api/login", json=body).status_code == 200
+
+
+@on_sqlite
+def test_h3_a_name_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
+    for name in REFUSED:
+        response = sign_up(client, name, "ada@example.com")
+        assert response.status_code == 422, ascii(name)
+        assert list(response.json["errors"]) == ["username"]
+
+
+@on_sqlite
+def test_h3_an_address_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
+    for mark in INVISIBLE:
+        response = sign_up(client, "ada", f"a{mark}da@example.com")
+        assert response.status_code == 422, ascii(mark)
+        assert list(response.json["errors"]) == ["email"]
+
+
+# --- H4: queries and paths --------------------------------------------------------------------------
+
+
+def readable(app: Flask) -> list[Route]:
+    document = documented(app)
+    return [route for route in every_route(app) if route.method == "GET" and operation(document, route)]
+
+
+def query_parameters(document: dict[str, Any], route: Route) -> list[str]:
+    found = operation(document, route).get("parameters", [])
+    return [parameter["name"] for parameter in found if parameter.get("in") == "query"]
+
+
+def steady(response: TestResponse) -> object:
+    """An answer without what is new each time."""
+    body = response.json
+    for name in ("authorize_url", "exported_at", "request_id", "expires_in"):
+        body.pop(name, None)
+    for session in [*body.get("items", []), *body.get("sessions", [])]:
+        session.pop("last_seen_at")
+    return response.status_code, body
+
+
+IGNORED = [
+    "utm_source=mail",
+    "page=-1&page=2",
+    "id=1",
+    "=",
+    "&&&",
+    "%00",
+    "%ff=%fe",
+    "a[]=1",
+    "?",
+    "x" * 3_000,
+]
+
+
+@on_sqlite
+@pytest.mark.parametrize("who", ["stranger", "ada"])
+def test_h4_parameters_that_no_route_knows_are_ignored(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, who: str
+) -> None:
+    if who == "ada":
+        ada(client, sandbox)
+    for route in readable(app):
+        plain = steady(client.get(route.path))
+        for query in IGNORED:
+            assert steady(client.get(route.path, query_string=query)) == plain, (route, query)
+
+
+@on_sqlite
+def test_h4_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app: Flask) -> None:
+    document, checked = documented(app), 0
+    for route in readable(app):
+        for name in query_parameters(document, route):
+            for query in (f"{name}=1&{name}=2", f"{name}=1&{name}=1", f"{name}=&{name}="):
+                response = client.get(route.path, query_string=query)
+                assert (response.status_code, slug(response)) == (422, "validation-error"), (route, query)
+                assert list(response.json["errors"]) == [name]
+                checked += 1
+    assert checked
+
+
+@on_sqlite
+def test_h4_any_value_of_a_parameter_is_a_clients_error_or_none(client: FlaskClient, app: Flask) -> None:
+    values = ["", "%00", "%ff", "%ed%a0%80", "x" * 5000, "%0d%0aX-Evil:%201", "💥", "..%2f", "%", "+", "[]"]
+    document = documented(app)
+    for route in readable(app):
+        for name in query_parameters(document, route):
+            for value in values:
+                response = client.get(route.path, query_string=f"{name}={value}")
+                assert response.status_code < 500, (route, name, value)
+                assert "X-Evil" not in response.headers
+
+
+SILLY = [
+    *("%00", "%ff", "%ed%a0%80", "%0d%0aX-Evil:1", "..", "%2e%2e", "..%2f..", "%2f", "a%2fb", "%20", "%25"),
+    *("-1", "0", "null", "NaN", "*", "%2525", "'", "';--", "{session_id}", "<script>", "a;b", "a,b", "[a-z]"),
+    *("💥", "x" * 5_000),
+]
+
+
+@on_sqlite
+def test_h4_ids_of_a_silly_form_are_of_nothing(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    before = Picture(app)
+    document = documented(app)
+    with_ids = [
+        route
+        for route in every_route(app)
+        if "{" in route.template and operation(document, route) and not route.is_gateway
+    ]
+    assert with_ids
+    for route in with_ids:
+        prefix = route.template.partition("{")[0]
+        for silly in SILLY:
+            response = client.open(f"{prefix}{silly}", method=route.method)
+            assert response.status_code in (204, 404), (route, silly)
+        assert Picture(app) == before, route
+
+
+# --- H5: methods, statuses and headers ----------------------------------------------------------------
+
+
+@on_sqlite
+def test_h5_any_other_method_is_a_405_that_names_those_that_are(client: FlaskClient, app: Flask) -> None:
+    own: dict[str, set[str]] = {}
+    for route in every_route(app):
+        own.setdefault(route.path, {"OPTIONS"}).update(
+            {"GET", "HEAD"} if route.method == "GET" else {route.method}
+        )
+    for path, allowed in own.items():
+        for method in (*METHODS, "TRACE", "CONNECT", "PROPFIND", "QUERY", "NONSENSE"):
+            response = client.open(path, method=method, buffered=True)
+            assert (response.status_code == 405) is (method not in allowed), (path, method)
+            if response.status_code == 405 or method == "OPTIONS":
+                assert set(response.allow) == allowed, path
+            if response.status_code == 405 and method != "HEAD":
+                assert slug(response) == "method-not-allowed", (path, method)
+
+
+@on_sqlite
+def test_h5_a_head_is_a_get_without_a_body(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    for client in (new_client(), ada(new_client(), sandbox)):
+        for route in every_route(app):
+            if route.method == "GET":
+                head = another_tab(client).head(route.path, buffered=True)
+                get = another_tab(client).get(route.path, buffered=True)
+                assert head.data == b"", route
+                assert head.status_code == get.status_code, route
+                assert set(head.headers.keys()) == set(get.headers.keys()), route
+                assert head.content_type == get.content_type, route
+
+
+@on_sqlite
+def test_h5_a_body_is_of_a_known_type_then_readable_then_valid(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    for route, schema, good in with_a_body(app):
+        text = json.dumps(good)
+        for other in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/xml",
+            "nonsense",
+            "json",
+        ):
+            response = send(client, route, data=text, content_type=other)
+            assert (response.status_code, slug(response)) == (415, "unsupported-media-type"), (route, other)
+        for media_type in ("application/json", "application/json; charset=utf-8", "APPLICATION/JSON"):
+            assert send(client, route, data="{", content_type=media_type).status_code == 400, route
+            wrong = send(client, route, data='{"no such member": 1}', content_type=media_type)
+            assert (wrong.status_code, "no such member" in wrong.json["errors"]) == (422, True), route
+        large = send(client, route, data=b" " * 65_537, content_type="application/json")
+        assert (large.status_code, slug(large)) == (413, "payload-too-large"), route
+        if schema.get("required"):
+            without = send(client, route)
+            assert (without.status_code, set(without.json["errors"])) == (422, set(schema["required"])), route
+
+
+@on_sqlite
+def test_h5_what_ends_something_can_be_repeated(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    ada(client, sandbox)
+    [session] = client.get("/api/user/sessions").json["items"]
+    for method, path in (
+        ("DELETE", "/api/spotify"),
+        ("DELETE", "/api/user/sessions"),
+        ("DELETE", f"/api/user/sessions/{'0' * 32}"),
+        ("POST", "/api/logout"),
+    ):
+        after: list[Picture] = []
+        for _ in range(3):
+            response = client.open(path, method=method)
+            assert (response.status_code, response.data) == (204, b""), path
+            assert "Content-Type" not in response.headers, path
+            after.append(Picture(app))
+        assert after[0] == after[1] == after[2], path
+    assert session["current"]
+
+
+@on_sqlite
+def test_h5_what_is_made_has_a_place(client: FlaskClient) -> None:
+    response = sign_up(client, "ada", "ada@example.com")
+
+    assert response.status_code == 201
+    assert client.get(response.headers["Location"]).json == response.json
+
+
+@on_sqlite
+def test_h5_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    client = request.getfixturevalue("client")
+    body = {"login": "ada", "password": "not it"}
+    answers = [client.post("/api/login", json=body) for _ in range(12)]
+
+    assert [answer.status_code for answer in answers] == [401] * 10 + [429] * 2
+    assert all(answer.headers["WWW-Authenticate"] for answer in answers[:10])
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers[10:])
+
+
+@on_sqlite
+def test_h5_a_503_says_when_to_try_again(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+    client.set_cookie("backline_session", "A" * 43)
+    for route in every_route(client.application):
+        if operation(documented(client.application), route):
+            response = send(client, route)
+            assert (response.status_code, slug(response)) == (503, "service-unavailable"), route
+            assert int(response.headers["Retry-After"]) > 0, route

@@ -1,0 +1,256 @@
+"""Every error in one shape (RFC 9457), whoever makes it."""
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import requests
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from app.infra.database import reading
+from app.models import User
+from app.web.access import open_to_all
+from tests.helpers.flows import slug
+from tests.helpers.servers import Server
+
+MEMBERS = {"type", "title", "status", "detail", "instance", "request_id"}
+LEAKS = ("Traceback", "sqlalchemy", "site-packages", "SELECT", "INSERT", "werkzeug", "0x")
+
+
+def check_shape(response: TestResponse, path: str) -> None:
+    body = response.json
+    assert response.content_type == "application/problem+json"
+    assert MEMBERS <= body.keys() <= MEMBERS | {"errors", "authorize_url"}
+    assert body["status"] == response.status_code
+    assert body["type"].startswith("/problems/")
+    assert body["detail"]
+    assert body["instance"] == path
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    assert not any(leak in response.text for leak in LEAKS)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status", "problem"),
+    [
+        ("GET", "/nothing", {}, 404, "not-found"),
+        ("GET", "/api/nothing", {}, 404, "not-found"),
+        ("POST", "/api/nothing", {}, 404, "not-found"),
+        ("GET", "/api//session", {}, 404, "not-found"),
+        ("DELETE", "/api/login", {}, 405, "method-not-allowed"),
+        ("GET", "/api/login", {}, 405, "method-not-allowed"),
+        ("POST", "/api/login", {"data": "{"}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": b"\xff\xfe{}"}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": '{"login": "a", "login": "b"}'}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": '{"login": NaN}'}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": '{"login": "\\ud800"}'}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": '{"login": 1e400}'}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": "[" * 60_000}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": "9" * 6_000}, 400, "malformed-request"),
+        ("POST", "/api/login", {"data": "[]"}, 422, "validation-error"),
+        ("POST", "/api/login", {"data": "null"}, 422, "validation-error"),
+        ("POST", "/api/login", {"data": '"text"'}, 422, "validation-error"),
+        ("POST", "/api/login", {"data": "{}"}, 422, "validation-error"),
+        (
+            "POST",
+            "/api/login",
+            {"data": "login=a", "content_type": "text/plain"},
+            415,
+            "unsupported-media-type",
+        ),
+        ("POST", "/api/login", {"data": {"login": "a"}, "content_type": None}, 415, "unsupported-media-type"),
+        ("POST", "/api/login", {"data": " " * 65_537}, 413, "payload-too-large"),
+        ("GET", "/api/user", {}, 401, "not-signed-in"),
+        ("GET", "/api/spotify/token", {}, 409, "spotify-not-connected"),
+    ],
+)
+def test_i1_errors_have_one_shape(
+    client: FlaskClient, method: str, path: str, sent: dict[str, str], status: int, problem: str
+) -> None:
+    if "data" in sent:
+        sent = {"content_type": "application/json", **sent}
+        sent = {name: value for name, value in sent.items() if value is not None}
+    response = client.open(path, method=method, base_url="http://evil.example", **sent)
+    assert "evil" not in response.text + str(response.headers)
+
+    assert (response.status_code, slug(response)) == (status, problem)
+    check_shape(response, path)
+    if status == 405:
+        assert response.headers["Allow"]
+
+
+def test_an_unforeseen_error_tells_the_log_and_not_the_caller(
+    app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/api/fails")
+    @open_to_all
+    def fails() -> None:
+        raise ZeroDivisionError("a secret: hunter2")
+
+    response = client.get("/api/fails", headers={"Origin": "http://127.0.0.1:5173"})
+
+    assert (response.status_code, slug(response)) == (500, "internal-error")
+    check_shape(response, "/api/fails")
+    assert "hunter2" not in response.text
+    assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5173"
+    assert any(record.exc_info for record in caplog.records)
+    assert client.get("/api/session").status_code == 200
+
+
+def test_a_route_that_does_not_say_who_may_call_it_is_refused(app: Flask, client: FlaskClient) -> None:
+    @app.get("/api/undeclared")
+    def undeclared() -> str:
+        return "secret"
+
+    response = client.get("/api/undeclared")
+
+    assert response.status_code == 500
+    assert "secret" not in response.text
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+def test_any_bytes_are_a_clients_error(client: FlaskClient, body: bytes) -> None:
+    response = client.post("/api/login", data=body, content_type="application/json")
+
+    assert 400 <= response.status_code < 500
+    check_shape(response, "/api/login")
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(login=_json, password=_json, more=st.dictionaries(st.sampled_from(["x", "id", ""]), _json, max_size=1))
+def test_any_json_is_a_clients_error(
+    client: FlaskClient, login: object, password: object, more: dict[str, object]
+) -> None:
+    body = json.dumps({"login": login, "password": password, **more})
+    response = client.post("/api/login", data=body, content_type="application/json")
+
+    assert 400 <= response.status_code < 500
+    check_shape(response, "/api/login")
+
+
+def test_a_head_is_a_get_without_a_body(client: FlaskClient) -> None:
+    response = client.head("/api/session")
+
+    assert response.status_code == 200
+    assert response.data == b""
+
+
+def test_without_redis_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+    client.set_cookie("backline_session", "A" * 43)
+
+    response = client.get("/api/session", headers={"Origin": "http://127.0.0.1:5173"})
+
+    assert (response.status_code, slug(response)) == (503, "service-unavailable")
+    check_shape(response, "/api/session")
+    assert int(response.headers["Retry-After"]) > 0
+    assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5173"
+    for path in ("/livez", "/api/docs", "/api/openapi.json"):
+        assert client.get(path).status_code == 200
+    assert client.get("/readyz").status_code == 503
+
+
+def test_a_session_that_cannot_be_saved_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    client = request.getfixturevalue("client")
+
+    response = register_without_checks(client)
+
+    assert (response.status_code, slug(response)) == (503, "service-unavailable")
+    assert "Set-Cookie" not in response.headers
+    with client.application.app_context(), reading() as db:  # nor is there half of an account
+        assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
+
+
+def test_without_a_database_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+    env["DATABASE_URL"] = (
+        "mysql+mysqldb://root@localhost/backline?unix_socket=/nowhere/mysql.sock"
+        if env["DATABASE_URL"].startswith("mysql")
+        else "sqlite:////dev/null/backline.sqlite3"
+    )
+    client = request.getfixturevalue("client")
+
+    response = register_without_checks(client)
+
+    assert (response.status_code, slug(response)) == (503, "service-unavailable")
+    assert client.get("/livez").status_code == 200
+    assert client.get("/readyz").status_code == 503
+
+
+def register_without_checks(client: FlaskClient) -> TestResponse:
+    return client.post(
+        "/api/register",
+        json={"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"},
+    )
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}XX0\r\n\r\n"])
+def test_broken_chunks_are_a_clients_error(
+    server: Callable[..., AbstractContextManager[Server]], body: bytes
+) -> None:
+    head = (
+        b"POST /api/login HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Requested-With: x\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with server(workers=1) as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(head + body)
+            answer = connection.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-request" in answer
+
+
+def test_another_host_than_those_served_is_refused_and_probes_are_not(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["TRUSTED_HOSTS"] = "API.example.com"
+    client = request.getfixturevalue("client")
+
+    refused = client.get("/api/session", base_url="http://evil.example")
+
+    assert (refused.status_code, slug(refused)) == (400, "malformed-request")
+    assert client.get("/api/session", base_url="http://api.example.com").status_code == 200
+    for host in ("127.0.0.1", "localhost"):
+        assert client.get("/readyz", base_url=f"http://{host}:5000").status_code == 200
+
+
+def test_a_database_that_was_not_migrated_is_not_ready(
+    env: dict[str, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    env["DATABASE_URL"] = f"sqlite:///{tmp_path}/new.sqlite3"
+
+    assert request.getfixturevalue("client").get("/readyz").status_code == 503
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
+def test_h2_a_body_that_is_too_large_does_not_cost_the_next_request(
+    server: Callable[..., AbstractContextManager[Server]], chunked: bool
+) -> None:
+    big = b'"' + b"x" * 300_000 + b'"'
+    headers = {"X-Requested-With": "test", "Content-Type": "application/json"}
+    with server() as api, requests.Session() as http:
+        http.trust_env = False
+        for _ in range(10):
+            body = iter([big[:50_000], big[50_000:]]) if chunked else big
+            refused = http.post(f"{api.url}/api/login", data=body, headers=headers, timeout=10)
+            assert refused.status_code == 413
+            assert refused.json()["type"] == "/problems/payload-too-large"
+            assert http.get(f"{api.url}/api/session", timeout=10).status_code == 200

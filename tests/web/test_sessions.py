@@ -1,0 +1,520 @@
+"""Sessions: kept in Redis, renewed at sign-in, and final when they end."""
+
+import ast
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.cookies import SimpleCookie
+from pathlib import Path
+
+import flask
+import msgspec
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra import clock
+from app.web.access import open_to_all
+from tests.conftest import SPA_REDIRECT_URI
+from tests.helpers import set_cookie, stored_sessions
+from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import ROOT, eventually
+
+
+def sid(client: FlaskClient) -> str:
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    return cookie.value
+
+
+@pytest.fixture
+def store(app: Flask) -> redis.Redis:
+    """The Redis that the app keeps its sessions in."""
+    found: redis.Redis = app.extensions["backline"].redis
+    return found
+
+
+def session_keys(store: redis.Redis) -> list[bytes]:
+    return store.keys("session:*")
+
+
+def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
+    """Name and attributes of the only Set-Cookie."""
+    [line] = headers
+    [(name, morsel)] = SimpleCookie(line).items()
+    return name, {key: value for key, value in morsel.items() if value != "" and key != "expires"}
+
+
+# --- the cookie ----------------------------------------------------------------------------------
+
+
+def test_b6_the_cookie_of_a_secure_site_is_bound_to_it(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env["SESSION_COOKIE_SECURE"] = "true"
+    client = request.getfixturevalue("client")
+    https = {"base_url": "https://api.example.com"}
+    body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+
+    signed_in = client.post("/api/register", json=body, **https)
+    again = client.get("/api/user", **https)
+    signed_out = client.post("/api/logout", **https)
+
+    name, attributes = set_cookie_of(signed_in.headers.getlist("Set-Cookie"))
+    assert name == "__Host-Http-session"
+    assert attributes == {
+        "max-age": str(30 * 86_400),
+        "path": "/",
+        "secure": True,
+        "httponly": True,
+        "samesite": "Lax",
+    }
+    assert again.status_code == 200
+    assert again.headers.getlist("Set-Cookie") == []
+    # A browser ignores the deletion of a `__Host-` cookie that does not carry its attributes.
+    name, attributes = set_cookie_of(signed_out.headers.getlist("Set-Cookie"))
+    assert name == "__Host-Http-session"
+    assert attributes["max-age"] == "0"
+    assert attributes["secure"] is True
+    assert attributes["path"] == "/"
+    assert client.get("/api/user", **https).status_code == 401
+
+
+def test_b6_the_cookie_for_another_sites_pages_is_partitioned(
+    env: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    env |= {"SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_SAMESITE": "None"}
+    env["SPOTIFY_REDIRECT_URI"] = SPA_REDIRECT_URI
+    client = request.getfixturevalue("client")
+    body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+
+    response = client.post("/api/register", json=body, base_url="https://api.example.com")
+
+    [line] = response.headers.getlist("Set-Cookie")
+    attributes = {part.strip().lower() for part in line.split(";")[1:]}
+    assert {"samesite=none", "secure", "partitioned", "httponly", "path=/"} <= attributes
+
+
+def test_b6_cookie_is_strict_if_the_redirect_leads_to_a_page(
+    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+) -> None:
+    env |= {"SESSION_COOKIE_SAMESITE": "Strict", "SPOTIFY_REDIRECT_URI": SPA_REDIRECT_URI}
+    client = request.getfixturevalue("client")
+
+    connect(client, sandbox)
+
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    assert cookie.same_site == "Strict"
+
+
+def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
+    register(client)
+
+    cookie = client.get_cookie("backline_session")
+    assert cookie is not None
+    assert (cookie.http_only, cookie.secure, cookie.same_site) == (True, False, "Lax")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backline_session=abc; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "backline_session={id}; Max-Age=2592000; Path=/; SameSite=Lax",
+        "backline_session={id}; HttpOnly; Max-Age=2592000; Path=/api; SameSite=Lax",
+        "backline_session={id}; HttpOnly; Max-Age=2592000; Path=/",
+        "backline_session={id}; Domain=example.com; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "session={id}; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "__Host-session={id}; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "__Host-Http-session={id}; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+        "__Host-Http-session=; HttpOnly; Max-Age=0; Path=/; SameSite=Lax",
+        "__Host-Http-session={id}; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=None",
+        "__Host-Http-session={id}; Secure; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
+    ],
+)
+def test_b6_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
+    """Every Set-Cookie that any test sees is checked so (`tests/conftest.py`)."""
+    with pytest.raises(AssertionError):
+        set_cookie.check(line.format(id="A" * 43))
+    set_cookie.check(
+        f"__Host-Http-session={'A' * 43}; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax"
+    )
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def test_b2_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
+    first_visit(client)
+    ids = [sid(client)]
+    register(client, "ada")
+    ids.append(sid(client))
+    login(client, "ada")
+    ids.append(sid(client))
+
+    assert len(set(ids)) == 3
+    assert len(session_keys(store)) == 1
+    for old in ids[:2]:
+        client.set_cookie("backline_session", old)
+        assert client.get("/api/session").json["authenticated"] is False
+
+
+@pytest.mark.parametrize(
+    "crafted", ["", "x", "A" * 43, "../../etc/passwd", "session:" + "A" * 35, "A" * 4_000, "ä" * 43]
+)
+def test_b1_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
+    client.set_cookie("backline_session", crafted)
+
+    register(client)
+
+    assert sid(client) != crafted
+    assert len(session_keys(store)) == 1
+
+
+def test_redis_does_not_know_the_id(client: FlaskClient, store: redis.Redis) -> None:
+    register(client)
+
+    dump = b"".join(key + (store.dump(key) or b"") for key in store.keys("*"))
+
+    assert sid(client).encode() not in dump
+
+
+def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox: SandboxClient) -> None:
+    register(client)
+    connect(client, sandbox)
+    token = client.get("/api/spotify/token").json["access_token"]
+
+    dump = b"".join(key + (store.dump(key) or b"") for key in store.keys("*"))
+
+    assert token.encode() not in dump
+
+
+def test_b2_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
+    new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    attacker, victim = new_client(), new_client()
+    first_visit(attacker)
+    planted = sid(attacker)
+    victim.set_cookie("backline_session", planted)
+
+    connect(victim, sandbox)
+
+    assert sid(victim) != planted
+    assert victim.get("/api/spotify").json["status"] == "connected"
+    assert attacker.get("/api/spotify").json == {"status": "not_connected"}
+    assert len(session_keys(store)) == 1
+
+
+# --- what is in Redis is not trusted -------------------------------------------------------------
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        b"",
+        b"junk \xff\xfe",
+        json.dumps({"user_id": 1, "created_at": 0}).encode(),
+        msgspec.msgpack.encode([1]),
+        msgspec.msgpack.encode(1),
+        msgspec.msgpack.encode({"user_id": 1}),
+        {"user_id": "1"},
+        {"user_id": 2**63},
+        {"user_id": 0},
+        {"is_admin": True},
+        {"created_at": float("nan")},
+        {"created_at": 1e18},
+        {"created_at": -1.0},
+        {"created_at": None},
+        {"created_at": 2.0**32 - 1},  # far in the future
+        {"epoch": 2**63},
+        {"spotify_user_id": 2**63},
+        b"\x91" * 100_000,
+        "cut short",
+        "pickle",
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_b9_data_that_is_not_ours_is_no_session(
+    client: FlaskClient,
+    app: Flask,
+    store: redis.Redis,
+    tmp_path: Path,
+    planted: bytes | dict[str, object] | str,
+) -> None:
+    """Where members are given, all others are as they were: those alone make it none of ours."""
+    register(client)
+    [key] = session_keys(store)
+    good = msgspec.msgpack.encode(stored_sessions.read(app, key))
+    marker = tmp_path / "executed"
+    if planted == "pickle":
+        planted = pickle.dumps(Bomb(marker))
+    elif planted == "cut short":
+        planted = good[:-3]
+    elif isinstance(planted, dict):
+        planted = msgspec.msgpack.encode({**msgspec.msgpack.decode(good), **planted})
+    stored_sessions.write(app, key, planted)
+
+    response = client.get("/api/session")
+
+    assert (response.status_code, response.json["authenticated"]) == (200, False)
+    for path in ("/api/user", "/api/user/sessions", "/api/user/export"):
+        assert client.get(path).status_code == 401
+    for path in ("/api/spotify", "/api/spotify/authorize"):
+        assert client.get(path).status_code == 200
+    assert not marker.exists()
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def test_b5_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
+    register(client)
+    [key] = session_keys(store)
+    week = 7 * 86_400
+    assert week - 5 <= store.ttl(key) <= week
+    store.expire(key, 100)
+
+    client.get("/api/user")
+
+    assert week - 5 <= store.ttl(key) <= week
+
+
+def test_b5_a_visitors_session_lasts_once_it_holds_a_connection(
+    client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Whoever is sent to Spotify and never comes back leaves nothing for long, look around as they may."""
+    url, week = first_visit(client), 7 * 86_400
+    [key] = session_keys(store)
+    assert 595 <= store.ttl(key) <= 600
+    client.get("/api/session")
+    assert 595 <= store.ttl(key) <= 600
+
+    come_back(client, sandbox.consent(url))
+
+    [key] = session_keys(store)
+    assert week - 5 <= store.ttl(key) <= week
+    client.get("/api/session")
+    assert week - 5 <= store.ttl(key) <= week
+    client.delete("/api/spotify")
+    assert 595 <= store.ttl(key) <= 600
+
+
+def test_b5_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
+    register(client)
+    [key] = session_keys(store)
+    store.pexpire(key, 1)
+    eventually(lambda: not store.exists(key))
+
+    assert client.get("/api/user").status_code == 401
+
+
+def test_b5_a_session_ends_after_its_longest_life_however_much_it_is_used(
+    client: FlaskClient, app: Flask, store: redis.Redis
+) -> None:
+    register(client)
+    [key] = session_keys(store)
+    now = clock.utc_now().timestamp()
+    stored_sessions.change(app, key, created_at=now - 30 * 86_400 + 60)
+    assert client.get("/api/user").status_code == 200
+    stored_sessions.change(app, key, created_at=now - 30 * 86_400 - 60)
+
+    assert client.get("/api/user").status_code == 401
+    assert session_keys(store) == []
+
+
+def test_signing_in_starts_the_longest_life_anew(client: FlaskClient, app: Flask, store: redis.Redis) -> None:
+    register(client, "ada")
+    [key] = session_keys(store)
+    data = stored_sessions.read(app, key)
+    stored_sessions.change(app, key, created_at=data["created_at"] - 86_400)
+
+    login(client, "ada")
+
+    [key] = session_keys(store)
+    assert stored_sessions.read(app, key)["created_at"] >= data["created_at"]
+
+
+# --- ends are final ------------------------------------------------------------------------------
+
+
+def test_b3_a_slow_request_does_not_bring_a_signed_out_session_back(
+    client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """The slow one even writes to the session when it ends: it has just connected Spotify."""
+    register(client, "ada")
+    callback = sandbox.consent(first_visit(client))
+    slow = another_tab(client)
+    old = sid(client)
+    sandbox.fault(on="code", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(come_back, slow, callback)
+        sandbox.wait_for_held(1)
+        assert client.post("/api/logout").status_code == 204
+        sandbox.release()
+        connecting.result()
+
+    assert session_keys(store) == []
+    client.set_cookie("backline_session", old)
+    assert client.get("/api/session").json["authenticated"] is False
+
+
+def test_b3_a_visitor_who_leaves_while_connecting_has_left(
+    client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    callback = sandbox.consent(first_visit(client))
+    slow = another_tab(client)
+    sandbox.fault(on="code", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        connecting = pool.submit(come_back, slow, callback)
+        sandbox.wait_for_held(1)
+        client.post("/api/logout")
+        sandbox.release()
+        answer = connecting.result()
+
+    assert session_keys(store) == []
+    assert "Set-Cookie" not in answer.headers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # it is Redis that is raced for
+def test_b3_no_session_is_revived_in_a_thousand_races(
+    new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis
+) -> None:
+    """A reader and a writer of the session are in the middle of their work when it is signed out."""
+    inside, left = threading.Semaphore(0), threading.Event()
+
+    @app.get("/api/slow")
+    @open_to_all
+    def slow() -> dict[str, bool]:
+        flask.session.get("user_id")
+        if "write" in flask.request.args:
+            flask.session["spotify_user_id"] = 1
+        inside.release()
+        left.wait(30)
+        return {}
+
+    user_id = register(new_client(), "ada")["id"]
+    store.flushdb()
+    revived = 0
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(1000):
+            client = new_client()
+            with client.session_transaction() as session:
+                session["user_id"] = user_id
+            left.clear()
+            requests = [
+                pool.submit(another_tab(client).get, path) for path in ("/api/slow", "/api/slow?write=1")
+            ]
+            for _ in requests:
+                inside.acquire()
+            tab = another_tab(client)
+            assert tab.post("/api/logout").status_code == 204
+            left.set()
+            for request in requests:
+                assert "Set-Cookie" not in request.result().headers
+            revived += bool(client.get("/api/session").json["authenticated"])
+            revived += store.dbsize()
+    assert revived == 0
+
+
+def test_b3_eight_writers_in_flight_do_not_bring_a_session_back(
+    new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Each has just connected Spotify, and puts that into its session."""
+    register(client := new_client(), "ada")
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(8)]
+    sandbox.fault(on="code", kind="park", times=8)
+    with ThreadPoolExecutor(8) as pool:
+        connecting = [pool.submit(come_back, another_tab(client), callback) for callback in callbacks]
+        sandbox.wait_for_held(8)
+        assert client.post("/api/logout").status_code == 204
+        sandbox.release()
+        answers = [each.result() for each in connecting]
+
+    assert all("Set-Cookie" not in answer.headers for answer in answers)
+    assert store.keys("session*") == []
+
+
+def test_b4_the_session_is_written_in_few_places() -> None:
+    """Concurrent requests cannot undo each other's changes to what is written with the id."""
+    written: dict[str, set[str]] = {}
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.ctx, ast.Store | ast.Del)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "session"
+            ):
+                assert isinstance(node.slice, ast.Constant)
+                written.setdefault(path.relative_to(ROOT / "app").as_posix(), set()).add(node.slice.value)
+
+    assert written == {
+        "auth/login.py": {"user_id", "epoch", "signed_in_at"},
+        "web/sessions.py": {"address", "user_agent"},
+        "web/session_store.py": {"cookie_set_at"},
+        "spotify/connections.py": {"spotify_user_id", "grant_id", "owner_epoch"},
+    }
+
+
+def test_b4_parallel_writers_lose_nothing_of_each_others(
+    client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
+) -> None:
+    """Two tabs connect at once, others read: who is signed in, since when and from where stays as it was."""
+    register(client, "ada")
+    [key] = session_keys(store)
+    before = stored_sessions.read(app, key)
+    callbacks = [sandbox.consent(first_visit(client)) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(
+                lambda act: act(),
+                [lambda back=back: come_back(another_tab(client), back) for back in callbacks]
+                + [lambda: another_tab(client).get("/api/session")] * 8,
+            )
+        )
+
+    assert {answer.status_code for answer in answers} == {200}
+    after = stored_sessions.read(app, key)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"spotify_user_id", "grant_id"}
+
+
+def test_b8_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Redis) -> None:
+    paths = ("/api/session", "/api/spotify", "/api/user", "/livez", "/api/nothing")
+    for number in range(1000):
+        response = client.get(paths[number % len(paths)])
+        assert "Set-Cookie" not in response.headers
+    assert store.dbsize() == 0
+
+
+def test_b8_a_cookie_is_set_when_its_id_is_given_out_and_not_again(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
+    register(client, "ada")
+    connect(client, sandbox)
+    for path in ("/api/user", "/api/session", "/api/spotify", "/api/spotify/authorize", "/api/user/sessions"):
+        assert "Set-Cookie" not in client.get(path).headers
+
+
+def test_both_of_two_sessions_of_one_person_live_on_their_own(new_client: Callable[[], FlaskClient]) -> None:
+    one, two = new_client(), new_client()
+    register(one, "ada")
+    login(two, "ada")
+
+    one.post("/api/logout")
+
+    assert one.get("/api/user").status_code == 401
+    assert two.get("/api/user").status_code == 200

@@ -1,0 +1,257 @@
+"""Guessing is slow, wherever it comes from, and locks nobody out (A5, A6)."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app.auth import passwords
+from app.web import throttle
+from tests.conftest import running_app
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import PASSWORD, register, slug
+
+
+def guess(
+    client: FlaskClient, login: str, password: str = "not the password", *, ip: str = ""
+) -> TestResponse:
+    if ip:
+        client.environ_base["REMOTE_ADDR"] = ip
+    return client.post("/api/login", json={"login": login, "password": password})
+
+
+def statuses(client: FlaskClient, login: str, times: int, **options: str) -> list[int]:
+    return [guess(client, login, **options).status_code for _ in range(times)]
+
+
+@pytest.fixture
+def store(app: Flask) -> redis.Redis:
+    found: redis.Redis = app.extensions["backline"].redis
+    return found
+
+
+def wait_is_over(store: redis.Redis) -> None:
+    """Let every wait that has begun be over; what was counted stays counted."""
+    for key in store.keys("throttle:pair:*"):
+        if store.hexists(key, "until"):
+            store.hset(key, "until", 0)
+
+
+def quick_hash(password: str) -> str:
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing passwords costs nothing: for tests with hundreds of guesses that count something else."""
+    monkeypatch.setattr(passwords, "hash_password", quick_hash)
+    monkeypatch.setattr(passwords, "is_outdated", lambda _: False)
+    monkeypatch.setattr(passwords, "_verifies", lambda stored, password: stored == quick_hash(password))
+
+
+@pytest.mark.parametrize("login", ["ada", "nobody"])
+def test_a5_ten_guesses_are_free_then_each_doubles_a_wait(
+    new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None, login: str
+) -> None:
+    register(new_client(), "ada")
+    client = new_client()
+    assert statuses(client, login, 10) == [401] * 10
+
+    waits = []
+    for _ in range(12):
+        refused = guess(client, login)
+        assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+        waits.append(int(refused.headers["Retry-After"]))
+        wait_is_over(store)
+        assert guess(client, login).status_code == 401
+
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900]
+
+
+def test_a5_while_one_waits_not_even_the_right_password_is_looked_at(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(client, "ada")
+    assert statuses(client, "ada", 10) == [401] * 10
+    monkeypatch.setattr(passwords, "_verifies", lambda *_: pytest.fail("it was looked at"))
+
+    assert guess(client, "ada", PASSWORD).status_code == 429
+
+
+def test_a5_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
+    client: FlaskClient, app: Flask, quick: None
+) -> None:
+    register(client, "ada")
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: guess(app.test_client(), "ada").status_code, range(100)))
+
+    assert sorted(answers) == [401] * 10 + [429] * 90
+
+
+@pytest.mark.parametrize("addresses", [1, 50])
+def test_a5_nobody_is_locked_out_from_elsewhere(
+    new_client: Callable[[], FlaskClient], app: Flask, quick: None, addresses: int
+) -> None:
+    """A hundred guesses, from one address or from fifty: a fresh address with the right password gets in."""
+    register(new_client(), "ada")
+    client = new_client()
+    for number in range(100):
+        guess(client, "ada", ip=f"198.51.100.{number % addresses}")
+
+    assert guess(new_client(), "ada", PASSWORD, ip="203.0.113.7").status_code == 200
+
+
+def test_a5_an_account_under_attack_gives_each_address_one_guess(
+    new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None
+) -> None:
+    register(new_client(), "ada")
+    client = new_client()
+    for number in range(10):
+        assert set(statuses(client, "ada", 10, ip=f"198.51.100.{number}")) == {401}
+
+    assert statuses(client, "ada", 3, ip="198.51.100.77") == [401, 429, 429]
+    assert guess(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200  # and that ends it
+    assert statuses(client, "ada", 3, ip="198.51.100.78") == [401] * 3
+
+
+def test_a5_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
+    new_client: Callable[[], FlaskClient], quick: None
+) -> None:
+    register(new_client(), "ada")
+    client = new_client()
+    answers = [guess(client, f"person{number}").status_code for number in range(101)]
+
+    refused = guess(client, "ada", PASSWORD)
+    assert answers == [401] * 100 + [429]
+    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
+    assert guess(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200
+
+
+def test_a5_success_forgets_the_accounts_failures_and_not_the_addresss(
+    client: FlaskClient, store: redis.Redis, quick: None
+) -> None:
+    register(client, "ada")
+    statuses(client, "ada", 9)
+    assert guess(client, "ada", PASSWORD).status_code == 200
+
+    assert statuses(client, "ada", 10) == [401] * 10
+    [address] = store.keys("throttle:address:*")
+    assert int(store.get(address) or 0) == 19
+
+
+def test_a5_failures_are_forgotten_by_the_form_they_were_counted_under(
+    client: FlaskClient, store: redis.Redis, quick: None
+) -> None:
+    """An address keeps its ß, because mail for it would go elsewhere; guesses at it are counted without."""
+    address = "ada@straße.example"
+    client.post("/api/register", json={"username": "ada", "email": address, "password": PASSWORD})
+    assert statuses(client, address, 11)[-1] == 429
+
+    assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
+
+    assert store.keys("throttle:pair:*") == []
+    assert guess(client, address).status_code == 401
+
+
+def test_a5_what_was_counted_outlives_the_process(
+    env: dict[str, str], quick: None, redis_url: str, database_url: str
+) -> None:
+    with running_app(env) as app:
+        register(app.test_client(), "ada")
+        statuses(app.test_client(), "ada", 10)
+    with running_app(env) as app:
+        assert guess(app.test_client(), "ada").status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("::ffff:203.0.113.9", "203.0.113.9", True),
+        ("203.0.113.9", "203.0.113.10", False),
+    ],
+)
+def test_a5_a_household_is_one_address(app: Flask, one: str, other: str, same: bool) -> None:
+    seen = []
+    for address in (one, other):
+        with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
+            seen.append(throttle.client_address())
+
+    assert (seen[0] == seen[1]) is same
+
+
+@pytest.fixture
+def away(redis_url: str) -> object:
+    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        yield proxy
+
+
+def test_a6_without_redis_no_password_is_looked_at(
+    away: FaultProxy, env: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env["REDIS_URL"] = f"redis://127.0.0.1:{away.port}/0"
+    app = request.getfixturevalue("app")
+    register(app.test_client(), "ada")
+    looked = []
+    monkeypatch.setattr(passwords, "_verifies", lambda *_: looked.append(1))
+    away.refuse()
+    away.cut()
+
+    answers = [guess(app.test_client(), "ada", PASSWORD) for _ in range(50)]
+
+    assert {(answer.status_code, slug(answer)) for answer in answers} == {(503, "service-unavailable")}
+    assert looked == []
+
+
+def test_a_servers_trouble_is_not_the_callers_failure(
+    client: FlaskClient, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(client, "ada")
+
+    def busy(*_: object) -> bool:
+        raise passwords.ServiceUnavailable(retry_after=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passwords, "_verifies", busy)
+        assert statuses(client, "ada", 20) == [503] * 20
+
+    assert statuses(client, "ada", 11) == [401] * 10 + [429]
+    for _ in range(8):
+        wait_is_over(store)
+        assert guess(client, "ada").status_code == 401
+    wait_is_over(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(passwords, "_verifies", busy)
+        assert guess(client, "ada", PASSWORD).status_code == 503
+    assert guess(client, "ada", PASSWORD).status_code == 200
+
+
+def test_redis_learns_neither_names_nor_addresses(client: FlaskClient, store: redis.Redis) -> None:
+    register(client, "ada")
+    guess(client, "ada@example.com")
+
+    keys = b" ".join(store.keys("throttle:*"))
+
+    assert b"ada" not in keys
+    assert b"127.0.0.1" not in keys
+
+
+def test_accounts_are_made_at_a_hundred_an_hour_from_one_address(
+    new_client: Callable[[], FlaskClient], quick: None
+) -> None:
+    for _ in range(100):
+        register(new_client())
+    body = {"username": "more", "email": "more@example.com", "password": PASSWORD}
+
+    refused = new_client().post("/api/register", json=body)
+    (elsewhere := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.7"
+
+    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+    assert elsewhere.post("/api/register", json=body).status_code == 201
