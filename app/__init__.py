@@ -14,20 +14,20 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app import cli
 from app.auth.routes import blueprint as auth
 from app.infra import database, logs
-from app.infra.encryption import Sealer
-from app.infra.http_client import Outbound
+from app.infra.encryption import TokenCipher
+from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
 from app.mail.mailer import Mailer
 from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
-from app.resilience.redis_lock import UserLocks
+from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
 from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
-from app.spotify.gateway.shared_reads import SharedAnswers
+from app.spotify.gateway.shared_reads import SharedReads
 from app.spotify.routes import blueprint as spotify
 from app.user import emails
 from app.user.routes import blueprint as user
@@ -61,20 +61,20 @@ def create_app(config: Config) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
     redis_cipher = RedisCipher(config.secret_key)
-    outbound, gate = Outbound(), Gate(store, config)
+    outbound, gate = HttpClient(), SpotifyRateLimiter(store, config)
     bulkhead = Bulkhead(web_api_places(config.threads), WEB_API_QUEUE)
     app.extensions["backline"] = Services(
         config=config,
         redis=store,
         redis_cipher=redis_cipher,
-        sealer=Sealer(config.token_encryption_keys),
-        locks=UserLocks(store),
+        sealer=TokenCipher(config.token_encryption_keys),
+        locks=RedisLocks(store),
         accounts=SpotifyAccounts(config, outbound),
         accounts_bulkhead=AccountsBulkhead(config.threads),
         webapi=SpotifyWebApi(config, outbound, gate),
         gate=gate,
         bulkhead=bulkhead,
-        shared=SharedAnswers(store, bulkhead),
+        shared=SharedReads(store, bulkhead),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
         mailer=Mailer(config, emails.write),
     )

@@ -25,9 +25,9 @@ tokens = AppGroup("tokens", help="Spotify tokens in custody.")
 @tokens.command("refresh-due", cls=Command)
 def refresh_due() -> None:
     """Refresh what is due within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
-    total = refresh_queue.count()
+    total = refresh_queue.count_due()
 
-    def show(done: scheduler.Pass) -> None:
+    def show(done: scheduler.RefreshStats) -> None:
         if done.total % 50 == 0:
             click.echo(f"{done.total} of {total} done", err=True)
 
@@ -42,7 +42,7 @@ def refresh_due() -> None:
 @tokens.command("status", cls=Command)
 def status() -> None:
     """Count links by state, and say what is due, what happened in the last hour and what is held back."""
-    now = database.current_time()
+    now = database.read_db_now()
     with reading() as db:
         states = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
         by_state = dict(db.execute(states).all())
@@ -59,7 +59,7 @@ def status() -> None:
         lines = {
             **{state.value: by_state.get(state.value, 0) for state in GrantState},
             "active, but expired": db.execute(expired).scalar_one(),
-            "due now": refresh_queue.count(),
+            "due now": refresh_queue.count_due(),
             "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",
             **{f"last hour: {outcome.value}": by_outcome.get(outcome.value, 0) for outcome in Outcome},
             "last hour: no outcome (yet)": by_outcome.get(None, 0),
@@ -74,7 +74,7 @@ def _held_back() -> list[str]:
     return [
         f"Refreshing is held back: {trouble.name}, since {rfc3339(trouble.opened_at)}; "
         f"one try at {rfc3339(trouble.probe_at)}."
-        for trouble in breaker.open_troubles()
+        for trouble in breaker.open_breakers()
     ]
 
 
@@ -94,7 +94,7 @@ def rotate_keys() -> None:
     May be stopped and run again. Exits 1 while another key is still needed.
     """
 
-    def show(moved: key_rotation.Moved) -> None:
+    def show(moved: key_rotation.RotationProgress) -> None:
         click.echo(f"{moved.seen} of {moved.total} rows seen", err=True)
 
     moved = key_rotation.rotate_keys(show)
@@ -125,7 +125,7 @@ def scheduler_command() -> None:
 def doctor_command() -> None:
     """Check that everything this needs is there and answers. Exits 1 if something is not."""
     healthy = True
-    for finding in checks.examine():
+    for finding in checks.run_checks():
         healthy &= finding.good
         mark = "FAIL" if not finding.good else "WARN" if finding.doubtful else "ok  "
         click.echo(f"{mark}  {finding.what}")

@@ -6,17 +6,17 @@ from typing import Any, cast
 import redis
 from flask import current_app
 
-from app.infra.encryption import Sealer
+from app.infra.encryption import TokenCipher
 from app.infra.redis_cipher import RedisCipher
 from app.mail.mailer import Mailer
 from app.resilience.bulkhead import Bulkhead
-from app.resilience.redis_lock import UserLocks
+from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
-from app.spotify.gateway.shared_reads import SharedAnswers
+from app.spotify.gateway.shared_reads import SharedReads
 from config import Config
 
 
@@ -25,14 +25,14 @@ class Services:
     config: Config
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something
-    sealer: Sealer
-    locks: UserLocks
+    sealer: TokenCipher
+    locks: RedisLocks
     accounts: SpotifyAccounts
     accounts_bulkhead: AccountsBulkhead  # for threads that wait for the accounts service
     webapi: SpotifyWebApi
-    gate: Gate  # to the Web API, for all processes
+    gate: SpotifyRateLimiter  # to the Web API, for all processes
     bulkhead: Bulkhead  # for what waits for the Web API
-    shared: SharedAnswers  # of the Web API
+    shared: SharedReads  # of the Web API
     refreshes: SingleFlight[Any]  # of tokens, by link
     mailer: Mailer
 

@@ -13,7 +13,7 @@ from app.models import OneTimeToken, Purpose, User, normalization
 from app.models.access_token import is_over
 from app.web.problems import InvalidToken
 
-LIVES = {
+TTL = {
     Purpose.PASSWORD_RESET: timedelta(hours=1),
     Purpose.EMAIL_VERIFICATION: timedelta(days=1),
     Purpose.EMAIL_CHANGE: timedelta(days=7),
@@ -80,7 +80,7 @@ def issue_undo(db: Session, user_id: int, to: str) -> str | None:
     return token
 
 
-def spend(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
+def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
     """Accept a token. Returns its owner, whose row is locked. The caller ends it, and others with it.
 
     Raises:
@@ -97,13 +97,13 @@ def spend(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
     return user, Spent(row.email, row.email_address or row.email)
 
 
-def use_up(db: Session, user: User, *purposes: Purpose) -> None:
+def revoke(db: Session, user: User, *purposes: Purpose) -> None:
     """End the user's tokens for these purposes."""
     ended = sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, OneTimeToken.purpose.in_(purposes))
     db.execute(ended)
 
 
-def use_up_all(db: Session, user: User) -> None:
+def revoke_all(db: Session, user: User) -> None:
     """End all of the user's tokens."""
     db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id))
 
@@ -115,7 +115,7 @@ def restorable(db: Session, user: User) -> set[str]:
     return set(db.scalars(sa.select(entered).where(*changes, OneTimeToken.email != user.email)))
 
 
-def use_up_since(db: Session, user: User, restored: str) -> datetime | None:
+def revoke_since(db: Session, user: User, restored: str) -> datetime | None:
     """End all of the user's tokens, except those that restore an address from before this one.
 
     Returns when this address was first about to be replaced. Ends none and returns None if that cannot be
@@ -130,11 +130,11 @@ def use_up_since(db: Session, user: User, restored: str) -> datetime | None:
     )
     found = db.execute(changes).one()
     first_id, first_expires_at, last_expires_at = found
-    if first_id is None or last_expires_at <= database.now(db):
+    if first_id is None or last_expires_at <= database.db_now(db):
         return None
     ended = sa.or_(OneTimeToken.purpose != Purpose.EMAIL_CHANGE, OneTimeToken.id >= first_id)
     db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, ended))
-    since: datetime = first_expires_at - LIVES[Purpose.EMAIL_CHANGE]
+    since: datetime = first_expires_at - TTL[Purpose.EMAIL_CHANGE]
     return since
 
 
@@ -185,7 +185,7 @@ def _is_valid(db: Session, token: str, purpose: Purpose) -> tuple[sa.ColumnEleme
 
 def _is_alive(db: Session, purpose: Purpose) -> sa.ColumnElement[bool]:
     """In SQL: it has not expired, nor was it written while a clock was ahead."""
-    return sa.not_(is_over(OneTimeToken.expires_at, database.now(db), LIVES[purpose]))
+    return sa.not_(is_over(OneTimeToken.expires_at, database.db_now(db), TTL[purpose]))
 
 
 def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, to: str) -> OneTimeToken:
@@ -195,7 +195,7 @@ def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, t
         token_hash=_hash(token),
         email=email,
         email_address=to,
-        expires_at=database.now(db) + LIVES[purpose],
+        expires_at=database.db_now(db) + TTL[purpose],
     )
     db.add(row)
     return row

@@ -25,26 +25,26 @@ def authenticate(login: str, password: str) -> User:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    with throttle.one_guess(normalization.login_form(login)):
+    with throttle.attempt(normalization.login_form(login)):
         with reading() as db:
             found = lookup.by_login(db, login)
         user, match = _with_password(found, password)
-    if match is passwords.Match.AS_TYPED or passwords.is_outdated(user.password_hash):
+    if match is passwords.Match.AS_TYPED or passwords.needs_rehash(user.password_hash):
         _rehash(user, password)
     return user
 
 
-def prove(user: User, password: str) -> None:
+def confirm_password(user: User, password: str) -> None:
     """See that the signed-in person knows the account's password, before what cannot be undone.
 
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    with throttle.one_guess(user.username):
+    with throttle.attempt(user.username):
         _with_password(user, password)
 
 
-def require_fresh_sign_in(user: User, current_password: str | None) -> None:
+def require_recent_login(user: User, current_password: str | None) -> None:
     """Require a sign-in within the last 15 minutes or, where it was sent, the account's password.
 
     Raises:
@@ -52,27 +52,27 @@ def require_fresh_sign_in(user: User, current_password: str | None) -> None:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
     if current_password is not None:
-        prove(user, current_password)
+        confirm_password(user, current_password)
     elif not sessions.is_fresh():
         raise FreshSignInRequired
 
 
-def forget_failures(user: User) -> None:
+def reset_attempts(user: User) -> None:
     """Forget failed guesses at the user's password, from this caller's address."""
     for login in (user.username, user.email):
-        throttle.forget(normalization.login_form(login))  # as `authenticate` counts them
+        throttle.reset(normalization.login_form(login))  # as `authenticate` counts them
 
 
-def sign_in(user: User) -> None:
+def start_session(user: User) -> None:
     """Begin a session of this user's, under a new id: one planted earlier must not become signed in."""
     link = connections.owned_by(user.id)
-    sessions.renew()
+    sessions.regenerate()
     session["user_id"], session["epoch"] = user.id, user.session_epoch
     session["signed_in_at"] = utc_now().timestamp()
     sessions.note_client()
     g.user = user
     if link is not None:
-        connections.remember(connections.reference(link))
+        connections.attach_to_session(connections.reference(link))
 
 
 def _with_password(user: User | None, password: str) -> tuple[User, passwords.Match]:
@@ -80,7 +80,7 @@ def _with_password(user: User | None, password: str) -> tuple[User, passwords.Ma
 
     A disabled account is treated like an unknown one.
     """
-    match = passwords.match(user.password_hash if user else None, password)
+    match = passwords.verify(user.password_hash if user else None, password)
     if user is None or user.disabled or match is passwords.Match.NONE:
         log.warning("wrong_password", extra={"account": user.id if user else None})
         raise InvalidCredentials
@@ -89,7 +89,7 @@ def _with_password(user: User | None, password: str) -> tuple[User, passwords.Ma
 
 def _rehash(user: User, password: str) -> None:
     """Store the password's hash as made today, unless it was changed meanwhile."""
-    with passwords.turn():
+    with passwords.hashing_slot():
         password_hash = passwords.hash_password(password)
     with writing() as db:
         db.execute(

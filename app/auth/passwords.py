@@ -66,7 +66,7 @@ def prepare(password: str) -> str:
     return unicodedata.normalize("NFC", _SPACES.sub(" ", password))
 
 
-def is_guessable(password: str, *, username: str = "", email: str = "") -> bool:
+def is_common(password: str, *, username: str = "", email: str = "") -> bool:
     """Check whether a password is one that is tried first.
 
     Those are the common ones (`common_passwords.txt`), and the product's words and the person's own
@@ -83,18 +83,18 @@ def is_guessable(password: str, *, username: str = "", email: str = "") -> bool:
     return folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare})
 
 
-def refuse_guessable(password: str, *, field: str, username: str = "", email: str = "") -> None:
+def validate_strength(password: str, *, field: str, username: str = "", email: str = "") -> None:
     """Raise if a password is guessable.
 
     Raises:
         ValidationError: under the name of the field.
     """
-    if is_guessable(password, username=username, email=email):
+    if is_common(password, username=username, email=email):
         raise ValidationError(errors={field: [GUESSABLE]})
 
 
 @contextmanager
-def turn() -> Iterator[None]:
+def hashing_slot() -> Iterator[None]:
     """A turn at the processor, for the hashing in the block.
 
     As many at once as there are processors; the rest wait for a second at most.
@@ -122,7 +122,7 @@ def hash_password(password: str) -> str:
     return _hasher.hash(prepare(password))
 
 
-def match(password_hash: str | None, password: str) -> Match:
+def verify(password_hash: str | None, password: str) -> Match:
     """Compare a password with a hash. Costs the same for `None`: an unknown user.
 
     A password that is not in its prepared form costs twice as much, whether or not there is a user.
@@ -134,7 +134,7 @@ def match(password_hash: str | None, password: str) -> Match:
     if _in_line >= max(1, services().config.threads - 2):
         raise ServiceUnavailable(retry_after=1)
     prepared = prepare(password)
-    with turn():
+    with hashing_slot():
         if _verifies(password_hash, prepared):
             return Match.PREPARED
         if prepared != password and _verifies(password_hash, password):
@@ -149,7 +149,7 @@ def _verifies(password_hash: str | None, password: str) -> bool:
         return False
 
 
-def is_outdated(password_hash: str) -> bool:
+def needs_rehash(password_hash: str) -> bool:
     """Whether the hash was made with other parameters than today's."""
     return _hasher.check_needs_rehash(password_hash)
 

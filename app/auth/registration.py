@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, passwords
-from app.infra.database import reading, write_until
+from app.infra.database import reading, run_in_transaction_until
 from app.models import User, normalization
 from app.spotify import connections
 from app.web.problems import EmailTaken, UsernameTaken
@@ -26,10 +26,10 @@ def create_account(
     Raises:
         UsernameTaken, EmailTaken
     """
-    with passwords.turn():
+    with passwords.hashing_slot():
         # Before the costly part as well, so that of fifty concurrent requests for one name, one has to hash.
         with reading() as db:
-            refuse_taken(db, username=username, email=email)
+            require_available(db, username=username, email=email)
         password_hash = passwords.hash_password(password)
 
     def unit(db: Session) -> User:
@@ -40,19 +40,19 @@ def create_account(
         )
         if made is not None:
             return made
-        refuse_taken(db, username=username, email=email)
+        require_available(db, username=username, email=email)
         user = User(username=username, password_hash=password_hash)
         user.set_email(email, verified_at=None)
         db.add(user)
         db.flush()
         if visitors_connection is not None:
-            connections.hand_over_visitors_link(db, *visitors_connection, user.id)
+            connections.claim_anonymous(db, *visitors_connection, user.id)
         return user
 
-    return write_until(time.monotonic() + PATIENCE_SECONDS, unit)
+    return run_in_transaction_until(time.monotonic() + PATIENCE_SECONDS, unit)
 
 
-def refuse_taken(
+def require_available(
     db: Session, *, username: str | None = None, email: str | None = None, except_for: int | None = None
 ) -> None:
     """Report which of the two is taken. The unique keys decide; this only finds out which of them did.

@@ -4,7 +4,7 @@ from typing import Any
 from flask import Response, session
 
 from app.auth import lookup, registration
-from app.auth.login import authenticate, forget_failures, sign_in
+from app.auth.login import authenticate, reset_attempts, start_session
 from app.auth.schemas import (
     Credentials,
     EmailChangeDecision,
@@ -22,7 +22,7 @@ from app.spotify.schemas import describe
 from app.user import account, email_change, notifications
 from app.user.schemas import UserOut
 from app.web import sessions, throttle
-from app.web.access import current_user, open_to_all, require_user, signed_in
+from app.web.access import current_user, login_required, public, require_user
 from app.web.api import Blueprint
 from app.web.problems import (
     EmailTaken,
@@ -42,7 +42,7 @@ REGISTRATIONS, MAIL_REQUESTS = 100, 50
 
 
 @blueprint.post("/api/register")
-@open_to_all
+@public
 @blueprint.arguments(Registration)
 @blueprint.response(201, UserOut, headers={"Location": {"schema": {"type": "string"}}})
 @blueprint.problems(UsernameTaken, EmailTaken, TooManyAttempts)
@@ -53,18 +53,18 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     address is theirs.
     """
     # First, because it fails without Redis: otherwise an account would exist although the response is 503.
-    throttle.count("registrations", throttle.client_address(), most=REGISTRATIONS)
-    link = None if current_user() else connections.current_link()
+    throttle.hit("registrations", throttle.client_address(), most=REGISTRATIONS)
+    link = None if current_user() else connections.current_connection()
     visitors_connection = (link.id, link.token.grant_id) if link is not None else None
     user = registration.create_account(**new, visitors_connection=visitors_connection)
-    sign_in(user)
+    start_session(user)
     log.info("registered")
     notifications.ask_to_verify(user)
     return user, 201, {"Location": "/api/user"}
 
 
 @blueprint.post("/api/login")
-@open_to_all
+@public
 @blueprint.arguments(Credentials)
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
@@ -74,13 +74,13 @@ def login(credentials: dict[str, str]) -> User:
     Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
     """
     user = authenticate(credentials["login"], credentials["password"])
-    sign_in(user)
+    start_session(user)
     log.info("signed_in")
     return user
 
 
 @blueprint.post("/api/logout")
-@open_to_all
+@public
 @blueprint.response(204)
 def logout() -> None:
     """Sign out: the session is gone for good"""
@@ -90,11 +90,11 @@ def logout() -> None:
 
 
 @blueprint.get("/api/session")
-@open_to_all
+@public
 @blueprint.response(200, SessionOut)
 def get_session() -> dict[str, Any]:
     """Who is here: an app's first call, and never an error for a stranger"""
-    user, link = current_user(), connections.current_link()
+    user, link = current_user(), connections.current_connection()
     return {
         "authenticated": user is not None,
         "user": user,
@@ -103,7 +103,7 @@ def get_session() -> dict[str, Any]:
 
 
 @blueprint.post("/api/password-reset")
-@open_to_all
+@public
 @blueprint.arguments(EmailOnly)
 @blueprint.response(202)
 @blueprint.problems(TooManyAttempts)
@@ -114,7 +114,7 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     """
     _require_mail()
     address = wanted["email"]
-    throttle.count("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
+    throttle.hit("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
     with reading() as db:
         user = lookup.by_email(db, address)
     log.info("password_reset_requested", extra={"account": user.id if user else None})
@@ -124,7 +124,7 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
 
 
 @blueprint.put("/api/password-reset")
-@open_to_all
+@public
 @blueprint.arguments(NewPassword)
 @blueprint.response(204)
 @blueprint.problems(InvalidToken)
@@ -132,13 +132,13 @@ def reset_password(chosen: dict[str, str]) -> None:
     """Choose a new password with the token from the mail: all sessions end"""
     sessions.require_store()
     user = account.reset_password(chosen["token"], chosen["password"])
-    forget_failures(user)
+    reset_attempts(user)
     sessions.end_all(user.id, connections.grant_of(user.id))
     session.clear()
 
 
 @blueprint.post("/api/email-verification")
-@signed_in
+@login_required
 @blueprint.response(202)
 @blueprint.problems(TooManyAttempts)
 def ask_for_email_verification() -> Response:
@@ -152,7 +152,7 @@ def ask_for_email_verification() -> Response:
 
 
 @blueprint.put("/api/email-verification")
-@open_to_all
+@public
 @blueprint.arguments(TokenOnly)
 @blueprint.response(204)
 @blueprint.problems(InvalidToken, EmailTaken)
@@ -165,7 +165,7 @@ def verify_email(shown: dict[str, str]) -> None:
 
 
 @blueprint.put("/api/email-change")
-@open_to_all
+@public
 @blueprint.arguments(EmailChangeDecision)
 @blueprint.response(204)
 @blueprint.problems(InvalidToken, EmailTaken)
@@ -177,7 +177,7 @@ def decide_email_change(decision: dict[str, str]) -> None:
     """
     sessions.require_store()
     user = email_change.undo(decision["token"])
-    forget_failures(user)
+    reset_attempts(user)
     sessions.end_all(user.id, connections.grant_of(user.id))
     session.clear()
 

@@ -87,9 +87,7 @@ def token() -> Text:
 
 def _refuse_guessable(password: str) -> None:
     # One of a wrong length is refused for that alone.
-    if passwords.MIN_LENGTH <= len(password) <= passwords.MAX_TYPED_LENGTH and passwords.is_guessable(
-        password
-    ):
+    if passwords.MIN_LENGTH <= len(password) <= passwords.MAX_TYPED_LENGTH and passwords.is_common(password):
         raise ma.ValidationError(GUESSABLE)
 
 
@@ -102,7 +100,7 @@ class Registration(Schema):
     def validate_password(self, data: dict[str, str], **_options: object) -> None:
         """Compare the password with the person's own names. Only fields that are valid are in `data`."""
         own = {name: data[name] for name in ("username", "email") if name in data}
-        if "password" in data and passwords.is_guessable(data["password"], **own):
+        if "password" in data and passwords.is_common(data["password"], **own):
             raise ma.ValidationError(GUESSABLE, "password")
 
 
@@ -151,7 +149,7 @@ class PasswordChange(Schema):
     def validate_new_password(self, data: dict[str, str], **_options: object) -> None:
         """Compare the new password with the person's own names."""
         user, password = require_user(), data.get("new_password")
-        if password and passwords.is_guessable(password, username=user.username, email=user.email):
+        if password and passwords.is_common(password, username=user.username, email=user.email):
             raise ma.ValidationError(GUESSABLE, "new_password")
 
 

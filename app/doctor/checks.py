@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from app.doctor.result import CheckResult
-from app.doctor.stores import examine_database, examine_redis
-from app.infra.http_client import NoAnswer, Outbound
+from app.doctor.stores import check_database, check_redis
+from app.infra.http_client import HttpClient, TransportError
 from app.mail.mailer import InsecureConnection
 from app.services import services
 from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
 
-def examine() -> Iterator[CheckResult]:
+def run_checks() -> Iterator[CheckResult]:
     """Run all checks, in the order in which one would want to mend them."""
     config = services().config
     development = config.app_env == "development"
@@ -23,9 +23,9 @@ def examine() -> Iterator[CheckResult]:
         f"settings: {config.app_env}",
         "Not for the public: set APP_ENV=production there." if development else "",
     )
-    yield from examine_settings(config)
-    yield from examine_database()
-    yield examine_redis()
+    yield from check_settings(config)
+    yield from check_database()
+    yield check_redis()
     yield _mail()
     yield _spotify()
     if config.uses_sandbox:
@@ -43,7 +43,7 @@ def examine() -> Iterator[CheckResult]:
         )
 
 
-def examine_settings(config: Config) -> Iterator[CheckResult]:
+def check_settings(config: Config) -> Iterator[CheckResult]:
     """Look for settings that are allowed, but right only in an unusual deployment."""
     yield from _proxies(config)
     if config.app_env == "production":
@@ -178,8 +178,8 @@ def _mail() -> CheckResult:
 def _spotify() -> CheckResult:
     url = services().config.spotify_accounts_url
     try:
-        Outbound().send("GET", f"{url}/")
-    except NoAnswer as error:
+        HttpClient().send("GET", f"{url}/")
+    except TransportError as error:
         return CheckResult(
             False, f"Spotify: {url} does not answer ({error})", "Check the network, or SPOTIFY_ACCOUNTS_URL."
         )

@@ -75,13 +75,13 @@ _REDIS_ADVICE = {
 }
 
 
-def examine_database() -> Iterator[CheckResult]:
+def check_database() -> Iterator[CheckResult]:
     """Check the server, its version, the schema, the rights on all tables, and the number of connections."""
     # Without the query: a password may be in it.
     shown = make_url(services().config.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         with db.engine.connect() as connection:
-            server = _server_findings(connection)
+            server = _check_server(connection)
             revision = _revision(connection)
     except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:  # a parameter in the URL that is none
         yield _database_fault(f"database: {shown}", error)
@@ -112,18 +112,18 @@ def _revision(connection: sa.Connection) -> str | None:
     return schema_revision(connection) if sa.inspect(connection).has_table("alembic_version") else None
 
 
-def _server_findings(connection: sa.Connection) -> list[CheckResult]:
+def _check_server(connection: sa.Connection) -> list[CheckResult]:
     if connection.dialect.name == "sqlite":
         return []
     version = str(connection.execute(sa.text("SELECT VERSION()")).scalar_one())
-    found = [examine_version(version)]
+    found = [check_version(version)]
     if is_read_only(connection):
         found.append(CheckResult(False, f"database: {REPLICA}", _NOT_PRIMARY))
     allowed = connection.execute(sa.text("SELECT @@GLOBAL.max_connections, @@max_user_connections")).one()
-    return [*found, _examine_connections(min(int(number) for number in allowed if number))]
+    return [*found, _check_connections(min(int(number) for number in allowed if number))]
 
 
-def examine_version(version: str) -> CheckResult:
+def check_version(version: str) -> CheckResult:
     """Check what `SELECT VERSION()` says."""
     mariadb = re.search(r"(\d+)\.(\d+)\.(\d+)-mariadb", version, re.IGNORECASE)
     number = mariadb or re.match(r"(\d+)\.(\d+)\.(\d+)", version)
@@ -138,7 +138,7 @@ def examine_version(version: str) -> CheckResult:
     return CheckResult(True, f"database server: {version}")
 
 
-def _examine_connections(allowed: int) -> CheckResult:
+def _check_connections(allowed: int) -> CheckResult:
     config = services().config
     each = config.database_pool_size + config.database_max_overflow
     most = (config.web_concurrency + 1) * each
@@ -171,7 +171,7 @@ def _excerpt(text: object) -> str:
     return "".join(filter(str.isprintable, str(text)))[:100]
 
 
-def examine_redis() -> CheckResult:
+def check_redis() -> CheckResult:
     """Check the version, and every command that Backline uses."""
     client = services().redis
     try:

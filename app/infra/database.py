@@ -152,18 +152,18 @@ def writing() -> Iterator[Session]:
         yield session
 
 
-def now(db: Session) -> datetime:
+def db_now(db: Session) -> datetime:
     """What the database's clock says."""
     return db.execute(sa.select(database_now())).scalar_one()
 
 
-def current_time() -> datetime:
+def read_db_now() -> datetime:
     """The same, asked for on its own."""
     with reading() as session:
-        return now(session)
+        return db_now(session)
 
 
-def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
+def run_in_transaction(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
     """Run `unit` in a transaction, and once more from its start if another one got in its way.
 
     For units that look before they insert: the second look sees what the first could not.
@@ -187,7 +187,7 @@ def write_again_on_conflict(unit: Callable[[Session], T], *, attempts: int = 4) 
     raise AssertionError("unreachable")
 
 
-def write_until(deadline: float, unit: Callable[[Session], T]) -> T:
+def run_in_transaction_until(deadline: float, unit: Callable[[Session], T]) -> T:
     """The same, and go on trying while the database is away, until `deadline` (`time.monotonic`).
 
     A connection that breaks during COMMIT leaves open whether it took effect. So this is for units
@@ -199,7 +199,7 @@ def write_until(deadline: float, unit: Callable[[Session], T]) -> T:
     pause = 0.05
     while True:
         try:
-            return write_again_on_conflict(unit)
+            return run_in_transaction(unit)
         except (OperationalError, InterfaceError, NoConnectionFree) as error:
             if time.monotonic() + pause >= deadline:
                 raise

@@ -13,11 +13,11 @@ _NONCE_BYTES = 12  # the 96 bits that GCM is made for (NIST SP 800-38D section 8
 _HEADER_BYTES = len(_VERSION) + _KEY_ID_BYTES + _NONCE_BYTES
 
 
-class Unreadable(Exception):
+class DecryptionError(Exception):
     """The sealed value is damaged, belongs elsewhere, or its key is not among ours."""
 
 
-class Sealer:
+class TokenCipher:
     """Seals with the newest key and opens with any.
 
     A sealed value is `version (1) | key id (4) | nonce (12) | ciphertext and tag`. Its associated
@@ -57,11 +57,11 @@ class Sealer:
         )
         cipher = self._ciphers.get(header[len(_VERSION) :])
         if not header.startswith(_VERSION) or cipher is None or len(nonce) != _NONCE_BYTES:
-            raise Unreadable("The sealed value names no key of ours.")
+            raise DecryptionError("The sealed value names no key of ours.")
         try:
             return cipher.decrypt(nonce, sealed[_HEADER_BYTES:], _associated(header, context)).decode()
         except InvalidTag:
-            raise Unreadable("The sealed value is damaged or belongs elsewhere.") from None
+            raise DecryptionError("The sealed value is damaged or belongs elsewhere.") from None
 
 
 def _key_id(key: bytes) -> bytes:

@@ -31,10 +31,10 @@ from app.infra.staleness import IDLE_SECONDS
 CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0
 TOTAL_SECONDS = 10.0
-MAX_ANSWER_BYTES = 1024 * 1024
+MAX_RESPONSE_BYTES = 1024 * 1024
 
 
-class NoAnswer(Exception):
+class TransportError(Exception):
     """No usable answer came: not connected, cut off, too slow, too big, or a broken certificate.
 
     `unsent` says that nothing of the request can have reached the other side; `received` is the part of the
@@ -48,7 +48,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """What came back: the status, the headers (names in lower case) and the raw body."""
 
     status: int
@@ -86,7 +86,7 @@ def retry_after(value: str, *, since: str = "") -> int | None:
     return max(0, math.ceil((until - (parse_date(since) or utc_now())).total_seconds()))
 
 
-class Outbound:
+class HttpClient:
     """Sends requests and reads whole answers within `TOTAL_SECONDS`. Safe to share between threads."""
 
     def __init__(self) -> None:
@@ -107,9 +107,9 @@ class Outbound:
         url: str,
         *,
         within: float | None = None,
-        most: int = MAX_ANSWER_BYTES,
+        most: int = MAX_RESPONSE_BYTES,
         **request: Any,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Send one request; keyword arguments are those of `requests.Session.request`.
 
         The whole answer has to arrive `within` so many seconds (`TOTAL_SECONDS`), and be `most` bytes long.
@@ -131,9 +131,9 @@ class Outbound:
                 body = _read_body(response, most)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             # ValueError: broken framing or headers that the libraries let through as such.
-            raise NoAnswer(type(error).__name__, unsent=_is_unsent(error)) from error
+            raise TransportError(type(error).__name__, unsent=_was_not_sent(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, body)
+        return HttpResponse(response.status_code, headers, body)
 
 
 class _Session(requests.Session):
@@ -141,7 +141,7 @@ class _Session(requests.Session):
         """No answer is a redirect to us. Asked not to follow one, requests still reads all of its body."""
 
 
-def _is_unsent(error: Exception) -> bool:
+def _was_not_sent(error: Exception) -> bool:
     """Whether it failed before there was a connection. One that was kept and has gone may have taken it.
 
     An error of TLS tells nothing: it may come while the answer is read.
@@ -166,9 +166,9 @@ def _read_body(response: requests.Response, most: int) -> bytes:
         part = bytes(received)
         with suppress(HTTPError):
             part = _decompressed(part, response, most)
-        raise NoAnswer(type(error).__name__, received=part) from error
+        raise TransportError(type(error).__name__, received=part) from error
     if max(len(received), len(body)) > most:
-        raise NoAnswer("TooBig", received=body)
+        raise TransportError("TooBig", received=body)
     return body
 
 

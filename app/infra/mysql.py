@@ -12,7 +12,7 @@ from sqlalchemy.exc import DisconnectionError, OperationalError
 from app.infra import sockets
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, SharingPool, error_code
 from app.infra.staleness import PAUSE_SECONDS, Staleness
-from app.resilience.connect_guard import Door
+from app.resilience.connect_guard import ConnectGuard
 from config import Config
 
 # A pooled connection that does not answer within this is given up.
@@ -65,7 +65,7 @@ def guard(engine: sa.Engine) -> None:
 
 class _Guard:
     def __init__(self) -> None:
-        self._door = Door(TURN_SECONDS, CONNECT_SECONDS + 0.5, _is_answer)
+        self._door = ConnectGuard(TURN_SECONDS, CONNECT_SECONDS + 0.5, _is_answer)
         self._staleness = Staleness()
 
     def connect(

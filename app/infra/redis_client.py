@@ -13,7 +13,7 @@ from redis.retry import Retry
 
 from app.infra import sockets
 from app.infra.staleness import Staleness
-from app.resilience.connect_guard import Door
+from app.resilience.connect_guard import ConnectGuard
 
 # How long a caller waits for another one's attempt to connect while Redis is down.
 TURN_SECONDS = 0.05
@@ -33,7 +33,7 @@ class Pool(redis.ConnectionPool):
         super().__init__(
             connection_class=_OURS.get(connection_class, connection_class),
             staleness=Staleness(),
-            door=Door(TURN_SECONDS, CONNECT_SECONDS, _is_answer),
+            door=ConnectGuard(TURN_SECONDS, CONNECT_SECONDS, _is_answer),
             **options,
         )
 
@@ -63,7 +63,7 @@ class Pool(redis.ConnectionPool):
 class _Watched:
     """A connection that looks at the errors it receives, and reconnects when it has become stale."""
 
-    def __init__(self, *, staleness: Staleness, door: Door, **options: Any) -> None:
+    def __init__(self, *, staleness: Staleness, door: ConnectGuard, **options: Any) -> None:
         self._staleness, self._door = staleness, door
         self._connected_at = self._used_at = 0.0
         self._is_connecting = False

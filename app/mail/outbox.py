@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import reading, write_again_on_conflict, write_until
+from app.infra.database import reading, run_in_transaction, run_in_transaction_until
 from app.models import MailKind, OutgoingMail
 from app.models.access_token import CLOCK_TOLERANCE
 from app.models.outgoing_mail import LONGEST_USEFUL
@@ -36,7 +36,7 @@ def add(
     db: Session, kind: MailKind, *, to: str, user_id: int | None = None, **arguments: str | int
 ) -> OutgoingMail | None:
     """Store a mail in the caller's transaction. Returns None if too many are waiting."""
-    now, most = database.now(db), MOST_WAITING if kind in _REQUESTED else 2 * MOST_WAITING
+    now, most = database.db_now(db), MOST_WAITING if kind in _REQUESTED else 2 * MOST_WAITING
     # Counting ends at the limit, so that a full table does not slow down requests.
     waiting = sa.select(OutgoingMail.id).where(OutgoingMail.expires_at > now).limit(most).subquery()
     if db.execute(sa.select(sa.func.count()).select_from(waiting)).scalar_one() >= most:
@@ -59,26 +59,26 @@ def add(
 def is_waiting() -> bool:
     """Whether a mail is due."""
     with reading() as db:
-        return db.scalar(sa.select(OutgoingMail.id).where(*_due(database.now(db))).limit(1)) is not None
+        return db.scalar(sa.select(OutgoingMail.id).where(*_due(database.db_now(db))).limit(1)) is not None
 
 
 def claim() -> OutgoingMail | None:
     """Take the mail that has been due the longest, for a lease's time."""
 
     def unit(db: Session) -> OutgoingMail | None:
-        now = database.now(db)
+        now = database.db_now(db)
         longest_due = sa.select(OutgoingMail).where(*_due(now)).order_by(OutgoingMail.due_at).limit(1)
         mail = db.scalar(longest_due.with_for_update(skip_locked=True))
         if mail is not None:
             mail.due_at, mail.attempts = now + LEASE, mail.attempts + 1
         return mail
 
-    return write_again_on_conflict(unit)
+    return run_in_transaction(unit)
 
 
 def remove(mail: OutgoingMail) -> None:
     """Forget a mail that was accepted, was refused for good, or is no longer needed."""
-    write_until(
+    run_in_transaction_until(
         time.monotonic() + PATIENCE_SECONDS,
         lambda db: db.execute(sa.delete(OutgoingMail).where(OutgoingMail.id == mail.id)),
     )
@@ -91,9 +91,9 @@ def postpone(mail: OutgoingMail) -> None:
     def unit(db: Session) -> None:
         # Unless the lease has ended and another process is trying.
         ours = OutgoingMail.id == mail.id, OutgoingMail.attempts == mail.attempts
-        db.execute(sa.update(OutgoingMail).where(*ours).values(due_at=database.now(db) + pause))
+        db.execute(sa.update(OutgoingMail).where(*ours).values(due_at=database.db_now(db) + pause))
 
-    write_again_on_conflict(unit)
+    run_in_transaction(unit)
 
 
 def drop_expired(db: Session, now: datetime, limit: int) -> int:

@@ -30,7 +30,7 @@ def pool_size(threads: int) -> int:
     return threads + web_api_places(threads) + WEB_API_QUEUE + accounts_waiters(threads)
 
 
-class NoPlace(SpotifyUnavailable):
+class BulkheadFull(SpotifyUnavailable):
     """The bulkhead is full, or nothing became free in time."""
 
     detail = "Too many calls are waiting for Spotify. Try again in a moment."
@@ -106,7 +106,7 @@ class Bulkhead:
                 while ticket.wants_place and self._next() is not ticket:
                     left = until - time.monotonic()
                     if ticket.is_dismissed or left <= 0:
-                        raise NoPlace
+                        raise BulkheadFull
                     self._changed.wait(left)
                 ticket.has_place = True
             finally:
@@ -141,7 +141,7 @@ class Bulkhead:
         waiting = [ticket for ticket in self._tickets if not ticket.has_place]
         victim = max(reversed(waiting), key=lambda ticket: held[ticket.caller], default=None)
         if victim is None or held[victim.caller] <= held[caller] + 1:
-            raise NoPlace
+            raise BulkheadFull
         victim.is_dismissed = True
         self._tickets.remove(victim)
         self._changed.notify_all()

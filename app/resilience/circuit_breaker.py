@@ -9,7 +9,7 @@ FAILURES, FAILURES_OF_ONE = 5, 15
 PAUSE_SECONDS = 5.0
 
 
-class Circuit:
+class CircuitBreaker:
     """Counts failures in a row. When they are enough it is open: one call in `PAUSE_SECONDS` goes through
     (half-open), and its success closes it. Each process has its own."""
 

@@ -14,7 +14,7 @@ class _State(Enum):
     SHUT = "the last try failed"
 
 
-class Door:
+class ConnectGuard:
     """Against a stalled server, each attempt to connect takes its whole timeout. If all threads were busy
     with that, requests would queue for a thread, and be answered much later than any of them.
 

@@ -22,7 +22,7 @@ return string.format('%.0f', turn - now)
 """
 
 
-class Pace:
+class RateLimiter:
     """Spreads turns evenly: at most `rate` a second.
 
     The turns of all processes are counted in Redis. Without it each process counts its own.

@@ -24,7 +24,7 @@ return 1
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
 
-class UserLocks:
+class RedisLocks:
     """Leases in Redis, one per link.
 
     The lease runs out on its own, so a crashed holder blocks its user for `lease_seconds` at

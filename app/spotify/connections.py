@@ -9,10 +9,10 @@ from flask import g, session
 from sqlalchemy.orm import Session, lazyload
 
 from app.infra.clock import utc_now
-from app.infra.database import reading, write_again_on_conflict, writing
+from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.services import services
-from app.spotify.clients.accounts import Grant
+from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
 from app.spotify.tokens import refresh_queue, service
 from app.web import sessions
@@ -33,22 +33,22 @@ class ConnectionRef(msgspec.Struct, frozen=True):
     owner_epoch: int | None
 
 
-def current_link() -> SpotifyUser | None:
+def current_connection() -> SpotifyUser | None:
     """The connection that this request may use: the signed-in user's own, or the one a visitor connected.
 
     A visitor's session ends with the grant that it consented to itself. If the connection has an owner,
     it also ends with the owner's sessions.
     """
     if "link" not in g:
-        g.link = _find_link()
+        g.link = _find_connection()
     found: SpotifyUser | None = g.link
     return found
 
 
-def look_again() -> SpotifyUser | None:
+def reload_current() -> SpotifyUser | None:
     """The same, read again."""
     g.pop("link", None)
-    return current_link()
+    return current_connection()
 
 
 def owned_by(user_id: int) -> SpotifyUser | None:
@@ -74,7 +74,7 @@ def reference(link: SpotifyUser, owner_epoch: int | None = None) -> ConnectionRe
     return ConnectionRef(link.id, link.token.grant_id, owner_epoch)
 
 
-def remember(connection: ConnectionRef) -> None:
+def attach_to_session(connection: ConnectionRef) -> None:
     """Let this session use the connection."""
     session["spotify_user_id"] = connection.spotify_user_id
     session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
@@ -83,14 +83,14 @@ def remember(connection: ConnectionRef) -> None:
     g.pop("link", None)
 
 
-def forget() -> None:
+def detach_from_session() -> None:
     """Take the connection out of this session."""
     if session.get("spotify_user_id") is not None:
         session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
     g.pop("link", None)
 
 
-def _find_link() -> SpotifyUser | None:
+def _find_connection() -> SpotifyUser | None:
     user = current_user()
     if user is not None:
         return owned_by(user.id)
@@ -109,18 +109,18 @@ def _owner_epoch(db: Session, link: SpotifyUser) -> int | None:
     return db.scalar(sa.select(User.session_epoch).where(User.id == link.user_id))
 
 
-def note_use(link: SpotifyUser) -> None:
+def touch(link: SpotifyUser) -> None:
     """Remember that a person used the link: unused ones are not refreshed ahead of time."""
     now = utc_now()
     if abs(now - link.last_used_at) < _USE_IS_NOTED_EVERY:  # a host's clock may have been ahead
         return
     with writing() as db:
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == link.id).values(last_used_at=now))
-        refresh_queue.wake(db, link.id)
+        refresh_queue.reactivate(db, link.id)
 
 
 def store_grant(
-    profile: Profile, grant: Grant, *, user_id: int | None, asked: float
+    profile: Profile, grant: TokenResponse, *, user_id: int | None, asked: float
 ) -> tuple[SpotifyUser, ConnectionRef]:
     """Store what a consent gave: the account and its tokens, in one transaction.
 
@@ -145,16 +145,16 @@ def store_grant(
             link.user_id = user_id
         _describe(link, profile)
         db.flush()  # gives a new link the id that its tokens are sealed with
-        service.put_grant(db, link.id, grant, asked=asked)
+        service.store_grant(db, link.id, grant, asked=asked)
         db.expire(link, ["token"])
         return link, reference(link, _owner_epoch(db, link) if user_id is None else None)
 
-    link, stored = write_again_on_conflict(unit)
+    link, stored = run_in_transaction(unit)
     services().shared.drop(link.id)  # what was read without a permission, for example
     return link, stored
 
 
-def hand_over_visitors_link(db: Session, link_id: int, grant_id: str, user_id: int) -> bool:
+def claim_anonymous(db: Session, link_id: int, grant_id: str, user_id: int) -> bool:
     """Give a user the unowned connection that they made as a visitor. Returns whether it was still theirs."""
     link = db.scalar(_locked(SpotifyUser.id == link_id))
     if link is None or link.user_id is not None or _grant_id(db, link_id) != grant_id:
@@ -168,13 +168,13 @@ def disconnect() -> int | None:
 
     A visitor cannot erase a connection that has an owner: their session only forgets it.
     """
-    link, user = current_link(), current_user()
-    erased = link is not None and erase(link, user_id=user.id if user is not None else None)
-    forget()
+    link, user = current_connection(), current_user()
+    erased = link is not None and delete(link, user_id=user.id if user is not None else None)
+    detach_from_session()
     return link.id if link is not None and erased else None
 
 
-def erase(link: SpotifyUser, *, user_id: int | None = None) -> bool:
+def delete(link: SpotifyUser, *, user_id: int | None = None) -> bool:
     """Erase a connection with its tokens and all that Spotify told about the person.
 
     Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
@@ -205,7 +205,7 @@ def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) 
     return deleted
 
 
-def note_deleted(link_ids: list[int]) -> None:
+def forget_cached_reads(link_ids: list[int]) -> None:
     """Forget what was read from Spotify over connections that are deleted."""
     for link_id in link_ids:
         services().shared.drop(link_id)

@@ -20,7 +20,7 @@ from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, Spot
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
 from app.web import sessions
-from app.web.access import current_user, open_to_all
+from app.web.access import current_user, public
 from app.web.api import Blueprint
 from app.web.error_handlers import as_problem
 from app.web.problems import (
@@ -57,8 +57,8 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
 
 
 @blueprint.get("/api/spotify/authorize")
-@open_to_all
-@sessions.checks_itself
+@public
+@sessions.handles_missing_store
 @blueprint.arguments(AuthorizeQuery, location="query")
 @blueprint.response(200, AuthorizeOut)
 @blueprint.alt_response(302, description="A browser's first visit: on to Spotify", success=True)
@@ -89,7 +89,7 @@ def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
     try:
         _refuse_preview()
         sessions.require_readable()
-        visit = flow.visit(_callback(), again=query.get("reauthorize", False))
+        visit = flow.authorize(_callback(), again=query.get("reauthorize", False))
     except Exception as error:
         problem = as_problem(error)
         if _is_callback():
@@ -110,15 +110,15 @@ def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
 
 
 @blueprint.get("/api/spotify")
-@open_to_all
+@public
 @blueprint.response(200, SpotifyOut)
 def get() -> dict[str, Any]:
     """Whether Spotify is connected, as whom, and until when"""
-    return describe(connections.current_link())
+    return describe(connections.current_connection())
 
 
 @blueprint.delete("/api/spotify")
-@open_to_all
+@public
 @blueprint.response(204)
 def disconnect() -> None:
     """Disconnect Spotify: tokens and personal data are erased
@@ -131,7 +131,7 @@ def disconnect() -> None:
 
 
 @blueprint.get("/api/spotify/token")
-@open_to_all
+@public
 @blueprint.response(200, TokenOut)
 @blueprint.problems(
     InsufficientScope,
@@ -170,7 +170,7 @@ def playback_token() -> dict[str, Any]:
 @blueprint.route(
     "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
 )
-@open_to_all
+@public
 @blueprint.response(200, description="Spotify's answer, whatever its status and type, as it came")
 @blueprint.problems(
     MalformedRequest,
@@ -202,10 +202,10 @@ def _connected_link() -> SpotifyUser:
     Raises:
         SpotifyNotConnected
     """
-    link = connections.current_link()
+    link = connections.current_connection()
     if link is None:
         raise SpotifyNotConnected
-    connections.note_use(link)
+    connections.touch(link)
     return link
 
 

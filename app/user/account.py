@@ -6,9 +6,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, passwords
-from app.auth.registration import refuse_taken
+from app.auth.registration import require_available
 from app.infra.clock import utc_now
-from app.infra.database import reading, write_again_on_conflict
+from app.infra.database import reading, run_in_transaction
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User, normalization
 from app.services import services
 from app.spotify import connections
@@ -33,7 +33,7 @@ def change_profile(user: User, *, username: str | None, email: str | None) -> Us
     def unit(db: Session) -> User:
         row = _locked(db, user, proved=is_new)
         if username is not None and username != row.username:
-            refuse_taken(db, username=username, except_for=row.id)
+            require_available(db, username=username, except_for=row.id)
             row.username = username
             tell(db, row, MailKind.USERNAME_CHANGED)
         # Without the password, only a pending change may be canceled, if it has not taken effect meanwhile.
@@ -42,7 +42,7 @@ def change_profile(user: User, *, username: str | None, email: str | None) -> Us
         db.flush()
         return row
 
-    changed = write_again_on_conflict(unit)
+    changed = run_in_transaction(unit)
     if username is not None:
         log.info("username_changed")
     if is_new:
@@ -61,11 +61,11 @@ def change_password(user: User, new_password: str) -> User:
         InvalidCredentials: the password that was proved has been changed meanwhile.
         ValidationError: the new one is too easy to guess.
     """
-    passwords.refuse_guessable(new_password, field="new_password", username=user.username, email=user.email)
-    with passwords.turn():
+    passwords.validate_strength(new_password, field="new_password", username=user.username, email=user.email)
+    with passwords.hashing_slot():
         password_hash = passwords.hash_password(new_password)
 
-    changed = write_again_on_conflict(
+    changed = run_in_transaction(
         lambda db: _store_password(db, _locked(db, user, proved=True), password_hash)
     )
     log.info("password_changed")
@@ -82,20 +82,20 @@ def reset_password(token: str, password: str) -> User:
     purpose = Purpose.PASSWORD_RESET
     with reading() as db:
         owner = email_tokens.owner_of(db, token, purpose)
-    passwords.refuse_guessable(password, field="password", username=owner.username, email=owner.email)
-    with passwords.turn():
+    passwords.validate_strength(password, field="password", username=owner.username, email=owner.email)
+    with passwords.hashing_slot():
         password_hash = passwords.hash_password(password)
 
     def unit(db: Session) -> tuple[User, list[int]]:
-        user, _ = email_tokens.spend(db, token, purpose)
+        user, _ = email_tokens.redeem(db, token, purpose)
         # Someone else may have registered with this address, and connected their own Spotify account.
         dropped = [] if user.email_verified else connections.delete_of_user(db, user.id)
         user.email_verified_at = user.email_verified_at or utc_now()
         _store_password(db, user, password_hash)
         return user, dropped
 
-    user, dropped = write_again_on_conflict(unit)
-    connections.note_deleted(dropped)
+    user, dropped = run_in_transaction(unit)
+    connections.forget_cached_reads(dropped)
     log.info("password_reset", extra={"account": user.id})
     return user
 
@@ -108,13 +108,13 @@ def _store_password(db: Session, user: User, password_hash: str) -> User:
     """
     user.password_hash = password_hash
     user.end_sessions()
-    email_tokens.use_up(db, user, Purpose.PASSWORD_RESET)
+    email_tokens.revoke(db, user, Purpose.PASSWORD_RESET)
     email_change.forget_pending(db, user)
     tell(db, user, MailKind.PASSWORD_CHANGED)
     return user
 
 
-def erase(user: User) -> None:
+def delete_account(user: User) -> None:
     """Delete the account with everything that belongs to it: connection, tokens, history, mailed tokens.
 
     Raises:
@@ -138,7 +138,7 @@ def erase(user: User) -> None:
         db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(link_ids)))
         return link_ids
 
-    for link_id in write_again_on_conflict(unit):
+    for link_id in run_in_transaction(unit):
         services().shared.drop(link_id)
     log.info("account_deleted")
 

@@ -16,7 +16,7 @@ from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
 from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339, utc_now
-from app.infra.database import reading, write_again_on_conflict
+from app.infra.database import reading, run_in_transaction
 from app.models import User, normalization
 from app.services import services
 from app.spotify import connections
@@ -191,4 +191,4 @@ def _change(user: User, change: Callable[[Session, User], object]) -> User:
         db.flush()
         return row
 
-    return write_again_on_conflict(unit)
+    return run_in_transaction(unit)

@@ -8,9 +8,9 @@ import logging
 from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, passwords
-from app.auth.registration import refuse_taken
+from app.auth.registration import require_available
 from app.infra.clock import utc_now
-from app.infra.database import write_again_on_conflict
+from app.infra.database import run_in_transaction
 from app.models import MailKind, Purpose, User, normalization
 from app.services import services
 from app.spotify import connections
@@ -30,7 +30,7 @@ def request(db: Session, user: User, entered: str) -> None:
     forget_pending(db, user)
     if user.email in normalization.spellings(entered):
         return
-    refuse_taken(db, email=entered, except_for=user.id)
+    require_available(db, email=entered, except_for=user.id)
     if user.email_verified:
         user.set_pending_email(entered)
         _tell_old_address(db, user, MailKind.EMAIL_CHANGE_REQUESTED)
@@ -42,7 +42,7 @@ def forget_pending(db: Session, user: User) -> None:
     """Cancel a pending change. The link that was mailed to the new address ends."""
     if user.pending_email is not None:
         user.set_pending_email(None)
-        email_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+        email_tokens.revoke(db, user, Purpose.EMAIL_VERIFICATION)
 
 
 def verify(token: str) -> None:
@@ -54,22 +54,22 @@ def verify(token: str) -> None:
     """
 
     def unit(db: Session) -> tuple[User, bool]:
-        user, spent = email_tokens.spend(db, token, Purpose.EMAIL_VERIFICATION)
+        user, spent = email_tokens.redeem(db, token, Purpose.EMAIL_VERIFICATION)
         replaces = spent.email == user.pending_email
         if replaces:
-            refuse_taken(db, email=spent.email_address, except_for=user.id)
+            require_available(db, email=spent.email_address, except_for=user.id)
             # An earlier owner who is back must not lose the address again to the one who had it meanwhile.
-            if email_tokens.use_up_since(db, user, spent.email) is None:
+            if email_tokens.revoke_since(db, user, spent.email) is None:
                 _tell_old_address(db, user, MailKind.EMAIL_CHANGED)
             user.set_email(spent.email_address, verified_at=utc_now())
-            email_tokens.use_up(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
+            email_tokens.revoke(db, user, Purpose.PASSWORD_RESET)  # mailed to the old address
         else:
             user.email_verified_at = user.email_verified_at or utc_now()
-        email_tokens.use_up(db, user, Purpose.EMAIL_VERIFICATION)
+        email_tokens.revoke(db, user, Purpose.EMAIL_VERIFICATION)
         db.flush()
         return user, replaces
 
-    user, replaced = write_again_on_conflict(unit)
+    user, replaced = run_in_transaction(unit)
     log.info("email_verified", extra={"account": user.id})
     if replaced:
         log.info("email_changed", extra={"account": user.id})
@@ -89,20 +89,20 @@ def undo(token: str) -> User:
     """
 
     def unit(db: Session) -> tuple[User, list[int]]:
-        user, spent = email_tokens.spend(db, token, Purpose.EMAIL_CHANGE)
-        refuse_taken(db, email=spent.email_address, except_for=user.id)
+        user, spent = email_tokens.redeem(db, token, Purpose.EMAIL_CHANGE)
+        require_available(db, email=spent.email_address, except_for=user.id)
         was_replaced = user.email != spent.email
         user.set_email(spent.email_address, verified_at=utc_now())
         user.password_hash = passwords.UNUSABLE
         user.end_sessions()
-        since = email_tokens.use_up_since(db, user, spent.email)
+        since = email_tokens.revoke_since(db, user, spent.email)
         deleted = connections.delete_of_user(db, user.id, since=since) if was_replaced else []
         services().mailer.enqueue(db, MailKind.EMAIL_CHANGE_UNDONE, to=user.mail_to, user_id=user.id)
         db.flush()
         return user, deleted
 
-    user, deleted = write_again_on_conflict(unit)
-    connections.note_deleted(deleted)
+    user, deleted = run_in_transaction(unit)
+    connections.forget_cached_reads(deleted)
     log.warning("email_change_undone", extra={"account": user.id})
     return user
 
@@ -116,12 +116,12 @@ def set_by_operator(db: Session, user: User, entered: str) -> None:
     Raises:
         EmailTaken
     """
-    refuse_taken(db, email=entered, except_for=user.id)
+    require_available(db, email=entered, except_for=user.id)
     is_new = user.email not in normalization.spellings(entered)
     if is_new:
         tell(db, user, MailKind.EMAIL_SET_BY_OPERATOR)
     user.set_email(entered, verified_at=None if is_new else user.email_verified_at)
-    email_tokens.use_up_all(db, user)
+    email_tokens.revoke_all(db, user)
     db.flush()
 
 

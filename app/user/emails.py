@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, lookup
-from app.infra.database import write_again_on_conflict
+from app.infra.database import run_in_transaction
 from app.mail.mailer import Mail, arguments_of
 from app.models import MailKind, OutgoingMail, Purpose, User
 from app.services import services
@@ -25,7 +25,7 @@ def write(mail: OutgoingMail) -> Mail | None:
 
     One-time tokens are issued here, at delivery, so that the outbox holds none.
     """
-    return write_again_on_conflict(lambda db: _WRITERS[MailKind(mail.kind)](db, mail))
+    return run_in_transaction(lambda db: _WRITERS[MailKind(mail.kind)](db, mail))
 
 
 def _password_reset(db: Session, mail: OutgoingMail) -> Mail | None:

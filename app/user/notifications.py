@@ -41,7 +41,7 @@ def count_mail(address: str, purpose: Purpose) -> None:
     Raises:
         TooManyAttempts
     """
-    throttle.count("mails", f"{purpose} {normalization.address_form(address)}", most=MAILS_AN_HOUR)
+    throttle.hit("mails", f"{purpose} {normalization.address_form(address)}", most=MAILS_AN_HOUR)
 
 
 def mail_password_reset(address: str) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 from flask import session
 
-from app.auth.login import forget_failures, prove, require_fresh_sign_in, sign_in
+from app.auth.login import confirm_password, require_recent_login, reset_attempts, start_session
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
 from app.models import User, normalization
 from app.spotify import connections
@@ -11,7 +11,7 @@ from app.user import account
 from app.user.export import everything_about
 from app.user.schemas import ExportOut, SessionsOut, UserOut
 from app.web import sessions, throttle
-from app.web.access import require_user, signed_in
+from app.web.access import login_required, require_user
 from app.web.api import Blueprint
 from app.web.problems import (
     EmailTaken,
@@ -30,7 +30,7 @@ PROFILE_CHANGES = 30
 
 
 @blueprint.get("/api/user")
-@signed_in
+@login_required
 @blueprint.response(200, UserOut)
 def get() -> User:
     """Who is signed in"""
@@ -38,7 +38,7 @@ def get() -> User:
 
 
 @blueprint.patch("/api/user")
-@signed_in
+@login_required
 @blueprint.arguments(ProfileChange)
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
@@ -55,9 +55,9 @@ def change(wanted: dict[str, str]) -> User:
     is_new = email is not None and user.email not in normalization.spellings(email)
     cancels = email is not None and not is_new and user.pending_email is not None
     if username != user.username or is_new or cancels:
-        throttle.count("profile-changes", str(user.id), most=PROFILE_CHANGES)
+        throttle.hit("profile-changes", str(user.id), most=PROFILE_CHANGES)
     if is_new:
-        prove(user, wanted["current_password"])
+        confirm_password(user, wanted["current_password"])
     return account.change_profile(
         user,
         username=username if username != user.username else None,
@@ -66,37 +66,37 @@ def change(wanted: dict[str, str]) -> User:
 
 
 @blueprint.put("/api/user/password")
-@signed_in
+@login_required
 @blueprint.arguments(PasswordChange)
 @blueprint.response(204)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def change_password(chosen: dict[str, str]) -> None:
     """Choose a new password: this session gets a new id, all others end"""
     user = require_user()
-    prove(user, chosen["current_password"])
+    confirm_password(user, chosen["current_password"])
     changed = account.change_password(user, chosen["new_password"])
     sessions.end_others(user.id, connections.grant_of(user.id))
-    sign_in(changed)
+    start_session(changed)
 
 
 @blueprint.delete("/api/user")
-@signed_in
+@login_required
 @blueprint.arguments(KnownPassword)
 @blueprint.response(204)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def delete(shown: dict[str, str]) -> None:
     """Delete the account: with the connection to Spotify, its tokens, and every session"""
     user = require_user()
-    prove(user, shown["password"])
+    confirm_password(user, shown["password"])
     grant_id = connections.grant_of(user.id)
-    account.erase(user)
-    forget_failures(user)
+    account.delete_account(user)
+    reset_attempts(user)
     sessions.end_others(user.id, grant_id)
     session.clear()
 
 
 @blueprint.get("/api/user/sessions")
-@signed_in
+@login_required
 @blueprint.response(200, SessionsOut)
 def list_sessions() -> dict[str, Any]:
     """Where one is signed in, the session seen last first
@@ -109,7 +109,7 @@ def list_sessions() -> dict[str, Any]:
 
 
 @blueprint.delete("/api/user/sessions")
-@signed_in
+@login_required
 @blueprint.arguments(PasswordIfNeeded, required=False)
 @blueprint.response(204)
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
@@ -119,13 +119,13 @@ def end_other_sessions(shown: dict[str, str]) -> None:
     Needs a sign-in within the last 15 minutes, or `current_password`.
     """
     user = require_user()
-    require_fresh_sign_in(user, shown.get("current_password"))
+    require_recent_login(user, shown.get("current_password"))
     ended = sessions.end_others(user.id, connections.grant_of(user.id))
     log.info("sessions_ended", extra={"ended": ended})
 
 
 @blueprint.delete("/api/user/sessions/<string:session_id>")
-@signed_in
+@login_required
 @blueprint.arguments(PasswordIfNeeded, required=False)
 @blueprint.response(204)
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
@@ -140,13 +140,13 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
         session.clear()
         return
     user = require_user()
-    require_fresh_sign_in(user, shown.get("current_password"))
+    require_recent_login(user, shown.get("current_password"))
     if sessions.end_one(user.id, connections.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
 
 
 @blueprint.get("/api/user/export")
-@signed_in
+@login_required
 @blueprint.response(200, ExportOut, headers={"Content-Disposition": {"schema": {"type": "string"}}})
 def export() -> tuple[dict[str, Any], int, dict[str, str]]:
     """All personal data that is held, without tokens"""

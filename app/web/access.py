@@ -21,13 +21,13 @@ class Access(Enum):
     SIGNED_IN = "signed in"
 
 
-def open_to_all(view: View) -> View:
+def public(view: View) -> View:
     """Anybody may call this, signed in or not."""
     view.access = Access.ANYONE  # type: ignore[attr-defined]
     return view
 
 
-def signed_in(view: View) -> View:
+def login_required(view: View) -> View:
     """Only with an account; others get 401."""
     view.access = Access.SIGNED_IN  # type: ignore[attr-defined]
     return view

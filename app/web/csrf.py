@@ -38,9 +38,9 @@ def init_app(app: Flask, config: Config) -> None:
         if request.method == "OPTIONS" or request.routing_exception is not None:
             return
         if request.method in SAFE_METHODS:
-            reason = _what_is_foreign_in_read(allowed)
+            reason = _read_rejection_reason(allowed)
         else:
-            reason = _what_is_foreign(allowed)
+            reason = _rejection_reason(allowed)
         if reason is not None:
             log.warning("cross_site_refused", extra={"reason": reason})
             raise CrossSiteRequest
@@ -59,15 +59,15 @@ def needs_header(endpoint: str, method: str) -> bool:
     return method not in SAFE_METHODS or endpoint == _GATEWAY
 
 
-def refuses_other_sites(path: str, endpoint: str) -> bool:
+def rejects_other_sites(path: str, endpoint: str) -> bool:
     """Whether another site must not even link to this."""
     return path.startswith("/api/") and endpoint not in _MAY_BE_LINKED
 
 
-def _what_is_foreign_in_read(allowed: frozenset[str]) -> str | None:
+def _read_rejection_reason(allowed: frozenset[str]) -> str | None:
     """Which of the signs speaks against a read, if any."""
     endpoint, origins = request.endpoint or "", request.headers.getlist("Origin")
-    if not refuses_other_sites(request.path, endpoint):
+    if not rejects_other_sites(request.path, endpoint):
         return None
     if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
         # A navigation, or an element such as <img> or <script>, has no Origin. `fetch` always has one.
@@ -76,11 +76,11 @@ def _what_is_foreign_in_read(allowed: frozenset[str]) -> str | None:
         if not origins:
             return "Sec-Fetch-Site"
     if endpoint in _TOKEN_READS:
-        return _what_is_foreign(allowed)
+        return _rejection_reason(allowed)
     return None
 
 
-def _what_is_foreign(allowed: frozenset[str]) -> str | None:
+def _rejection_reason(allowed: frozenset[str]) -> str | None:
     """Which of the signs speaks against the request, if any."""
     origins = request.headers.getlist("Origin")
     has_header = request.headers.get("X-Requested-With", "").strip() != ""
@@ -93,7 +93,7 @@ def _what_is_foreign(allowed: frozenset[str]) -> str | None:
     return None
 
 
-def require_own_start() -> None:
+def require_same_site_start() -> None:
     """Refuse to start an authorization for another site, whose link or page may have sent the browser here.
 
     A GET by navigation carries no Origin and no header of the app's, but browsers say where it comes from.

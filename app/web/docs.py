@@ -7,7 +7,7 @@ import flask_swagger_ui
 from flask import Blueprint, Flask, Response, jsonify, render_template, send_from_directory
 
 from app.web import openapi
-from app.web.access import open_to_all
+from app.web.access import public
 from app.web.api import Api
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
@@ -36,26 +36,26 @@ def init_app(app: Flask, api: Api) -> None:
     blueprint = Blueprint("docs", __name__)
 
     @blueprint.get("/api/openapi.json")
-    @open_to_all
+    @public
     def document() -> Response:
         response = jsonify(openapi.completed(deepcopy(api.spec.to_dict()), app))
         response.headers["Cache-Control"] = "no-cache"
         return response
 
     @blueprint.get("/api/docs")
-    @open_to_all
+    @public
     def page() -> Response:
         response = Response(render_template("docs.html"), content_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         return response
 
     @blueprint.get("/api/docs/start.js")
-    @open_to_all
+    @public
     def script() -> Response:
         return Response(render_template("docs.js"), content_type="text/javascript; charset=utf-8")
 
     @blueprint.get("/api/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>")
-    @open_to_all
+    @public
     def asset(name: str) -> Response:
         return send_from_directory(_ASSETS, name, max_age=86_400)
 

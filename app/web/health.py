@@ -11,7 +11,7 @@ from app.infra.database import db
 from app.infra.probes import probe_database, probe_redis, reason_of
 from app.services import services
 from app.spotify.clients import metrics
-from app.web.access import open_to_all
+from app.web.access import public
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +25,14 @@ _probes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="probe")
 
 
 @blueprint.get("/livez")
-@open_to_all
+@public
 def livez() -> Response:
     """The process answers. Touches nothing else."""
     return _text("alive\n", 200)
 
 
 @blueprint.get("/readyz")
-@open_to_all
+@public
 def readyz() -> Response:
     """MySQL and Redis can do within a second what requests need. If not, the reason is in the log."""
     engine, store = db.engine, services().redis
@@ -49,7 +49,7 @@ def readyz() -> Response:
 
 
 @blueprint.get("/metrics")
-@open_to_all
+@public
 def numbers() -> Response:
     """Counters for Prometheus, of all workers of this server."""
     gate = services().gate

@@ -101,7 +101,7 @@ def _usual_problems(
     found: list[type[Problem]] = [problems.ServiceUnavailable]  # MySQL or Redis may be away
     if signed_in:
         found.append(problems.NotSignedIn)
-    if method not in SAFE_METHODS or csrf.refuses_other_sites(rule.rule, rule.endpoint):
+    if method not in SAFE_METHODS or csrf.rejects_other_sites(rule.rule, rule.endpoint):
         found.append(problems.CrossSiteRequest)
     if rule.arguments:
         found.append(problems.NotFound)

@@ -57,10 +57,10 @@ def end_all(user_id: int, grant_id: str | None) -> int:
 
 def is_own(session_id: str) -> bool:
     """Whether this identifies the request's own session."""
-    return public_id(binding()) == session_id
+    return public_id(session_key()) == session_id
 
 
-def start() -> None:
+def persist() -> None:
     """Keep this request's session from now on, also if nothing else is put into it."""
     session.setdefault("created_at", utc_now().timestamp())
 
@@ -92,7 +92,7 @@ def require_store() -> None:
         interface.client.set("session-probe", "", px=1000)
 
 
-def renew() -> None:
+def regenerate() -> None:
     """Empty this request's session and give it a new id: before every change of who is signed in.
 
     The old id is dead at once, so one that was planted beforehand is worth nothing.
@@ -101,7 +101,7 @@ def renew() -> None:
     interface.renew(current)
 
 
-def move() -> bool:
+def rotate_id() -> bool:
     """Give this request's session a new id at once, and keep what is in it. False if it has ended.
 
     For a visitor who becomes somebody, without signing in, by connecting Spotify: an id that was
@@ -111,13 +111,13 @@ def move() -> bool:
     return interface.move(current)
 
 
-def binding() -> str:
+def session_key() -> str:
     """What ties something kept elsewhere to this request's session; it tells nothing about the id."""
     interface, current = _current()
     return interface.binding(current)
 
 
-def is_there() -> bool:
+def exists() -> bool:
     """Whether the request's session has not ended since the request began."""
     interface, current = _current()
     return bool(interface.client.exists(interface.binding(current)))
@@ -133,7 +133,7 @@ def require_readable() -> None:
         raise ServiceUnavailable
 
 
-def checks_itself(view: View) -> View:
+def handles_missing_store(view: View) -> View:
     """This view calls `require_readable` where it can answer in its own way."""
     view.checks_session_itself = True  # type: ignore[attr-defined]
     return view

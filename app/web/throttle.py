@@ -22,12 +22,12 @@ from app.web.problems import InvalidCredentials, TooManyAttempts
 log = logging.getLogger(__name__)
 
 # At one account from one address: so many guesses, then a wait of a second, doubled by each failure.
-FREE_GUESSES = 10
+FREE_ATTEMPTS = 10
 LONGEST_WAIT_SECONDS = 900
 FORGOTTEN_AFTER_SECONDS = 86_400
 # Once so many guesses at an account have failed, from wherever, each address has a single one before it
 # waits. Nobody is locked out by this: who comes from a fresh address and knows the password is let in.
-ATTACKED_AFTER = 100
+ACCOUNT_FAILURE_LIMIT = 100
 # From one address, at all accounts together.
 ADDRESS_FAILURES = 100
 HOUR_SECONDS = 3600
@@ -41,7 +41,7 @@ end
 """
 
 # Counts a guess as a failure and returns 0, or the milliseconds to wait, without counting it.
-_GUESS = f"""{_FORGET_IF_TOO_LONG}
+_ATTEMPT = f"""{_FORGET_IF_TOO_LONG}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pair, account, address = KEYS[1], KEYS[2], KEYS[3]
@@ -117,7 +117,7 @@ if left > 0 then redis.call('HSET', KEYS[2], ARGV[2], left) else redis.call('HDE
 
 
 @contextmanager
-def one_guess(account: str) -> Iterator[None]:
+def attempt(account: str) -> Iterator[None]:
     """One guess at an account's password, made in the block; `InvalidCredentials` from it is a failure.
 
     `account` is what the caller calls it, whether or not there is such an account.
@@ -126,16 +126,16 @@ def one_guess(account: str) -> Iterator[None]:
         TooManyAttempts: it is not this caller's turn yet. The block did not run.
         redis.RedisError: it cannot be counted. The block did not run.
     """
-    store, keys = services().redis, _guess_keys(account)
+    store, keys = services().redis, _attempt_keys(account)
     numbers = (
-        FREE_GUESSES,
-        ATTACKED_AFTER,
+        FREE_ATTEMPTS,
+        ACCOUNT_FAILURE_LIMIT,
         LONGEST_WAIT_SECONDS,
         FORGOTTEN_AFTER_SECONDS,
         ADDRESS_FAILURES,
         HOUR_SECONDS,
     )
-    wait: Any = store.eval(_GUESS, 3, *keys, *map(str, numbers))
+    wait: Any = store.eval(_ATTEMPT, 3, *keys, *map(str, numbers))
     if wait:
         log.warning("throttled", extra={"what": "guesses"})
         raise TooManyAttempts(retry_after=math.ceil(int(wait) / 1000))
@@ -152,12 +152,12 @@ def one_guess(account: str) -> Iterator[None]:
     store.delete(*keys[:2])
 
 
-def forget(account: str) -> None:
+def reset(account: str) -> None:
     """Forget failed guesses at an account, from this caller's address: its owner has shown up by mail."""
-    services().redis.delete(*_guess_keys(account)[:2])
+    services().redis.delete(*_attempt_keys(account)[:2])
 
 
-def count(what: str, key: str, *, most: int, seconds: int = HOUR_SECONDS) -> None:
+def hit(what: str, key: str, *, most: int, seconds: int = HOUR_SECONDS) -> None:
     """Count something that may happen `most` times within so many seconds.
 
     Raises:
@@ -199,7 +199,7 @@ def client_address() -> str:
     return network(parse(request.remote_addr or "") or THIS_MACHINE)
 
 
-def _guess_keys(account: str) -> tuple[str, str, str]:
+def _attempt_keys(account: str) -> tuple[str, str, str]:
     address = client_address()
     return _key("pair", account, address), _key("account", account), _key("address", address)
 

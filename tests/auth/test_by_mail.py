@@ -114,7 +114,7 @@ def test_a_token_ends_after_an_hour(
     token = token_in(mailbox.wait_for(ADA, RESET))
     let_pass(app, sandbox, 3590)
     with app.app_context():
-        maintenance.keep_up()
+        maintenance.run()
     assert len(stored_tokens(app)) == 2
     assert choose(ada, token, "password1") == (422, "validation-error")  # still good
 
@@ -122,7 +122,7 @@ def test_a_token_ends_after_an_hour(
 
     assert choose(ada, token) == (400, "invalid-token")
     with app.app_context():
-        maintenance.keep_up()
+        maintenance.run()
     assert [row.purpose for row in stored_tokens(app)] == ["email_verification"]
 
 
@@ -404,7 +404,7 @@ def test_mail_is_not_sent_in_cleartext_over_a_network(
         register(client, "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
         with client.application.app_context():
-            [finding] = [each for each in checks.examine() if each.what.startswith("mail")]
+            [finding] = [each for each in checks.run_checks() if each.what.startswith("mail")]
 
     assert bool(box.mails) is bool(settings)
     assert finding.good is bool(settings)

@@ -149,7 +149,7 @@ def test_password_length_counts_prepared_characters(client: FlaskClient, passwor
 
 def refused(password: str, **person: str) -> bool:
     try:
-        passwords.refuse_guessable(password, field="password", **person)
+        passwords.validate_strength(password, field="password", **person)
     except ValidationError as error:
         return list(error.members["errors"]) == ["password"]  # type: ignore[call-overload]
     return False
@@ -244,7 +244,7 @@ def test_a4_so_many_hashes_at_once_as_there_are_processors(
 
     def ask(_: int) -> None:
         with app.app_context():
-            passwords.match(None, "x")
+            passwords.verify(None, "x")
 
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(ask, range(30)))
@@ -257,14 +257,14 @@ def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
 ) -> None:
     monkeypatch.setattr(passwords, "_turns", threading.BoundedSemaphore(1))
     monkeypatch.setattr(passwords, "_LONGEST_WAIT_SECONDS", 0.05)
-    with passwords.turn():
+    with passwords.hashing_slot():
         busy = client.post("/api/login", json={"login": "ada", "password": "x"})
         assert (busy.status_code, slug(busy)) == (503, "service-unavailable")
         assert busy.headers["Retry-After"] == "1"
     threads = app.extensions["backline"].config.threads
     monkeypatch.setattr(passwords, "_in_line", threads - 2)
     with app.app_context(), pytest.raises(ServiceUnavailable):
-        passwords.match(None, "x")
+        passwords.verify(None, "x")
     monkeypatch.setattr(passwords, "_in_line", 0)
     assert client.post("/api/login", json={"login": "ada", "password": "x"}).status_code == 401
 

@@ -17,7 +17,7 @@ import redis
 import requests
 import sqlalchemy as sa
 
-from app.infra.encryption import Sealer, Unreadable
+from app.infra.encryption import DecryptionError, TokenCipher
 from tests.chaos.history import (
     UNREADABLE,
     Attempt,
@@ -147,7 +147,7 @@ class World:
         self._shifts: list[Shift] = []
         self._stale: list[str] = []
         keys = [base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")]
-        self._sealer = Sealer(keys)
+        self._sealer = TokenCipher(keys)
         self._pool = ThreadPoolExecutor(48, thread_name_prefix="client")
         self._numbers = itertools.count(1)
         self.servers: list[ApiServer] = []
@@ -425,7 +425,7 @@ class World:
                 return None
             try:
                 return short_id(self._sealer.open(sealed, context, row.spotify_user_id, row.grant_id))
-            except Unreadable:
+            except DecryptionError:
                 return UNREADABLE
 
         return Change(

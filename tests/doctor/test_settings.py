@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.doctor.checks import examine_settings
+from app.doctor.checks import check_settings
 from config import Config
 from tests.test_config import CROSS_SITE, DEVELOPMENT, PRODUCTION
 
@@ -12,7 +12,7 @@ GOOD = {**PRODUCTION, "TRUSTED_PROXIES": "1", "REDIS_URL": "rediss://cache"} | {
 
 
 def doubts(settings: dict[str, str]) -> list[str]:
-    findings = list(examine_settings(Config.from_env(settings)))
+    findings = list(check_settings(Config.from_env(settings)))
     assert all(finding.good for finding in findings)
     return [f"{finding.what}: {finding.advice}" for finding in findings if finding.doubtful]
 

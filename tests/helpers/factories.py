@@ -8,7 +8,7 @@ from flask import Flask
 from app.infra import database
 from app.infra.database import db, reading, writing
 from app.models import AccessToken, SpotifyUser
-from app.spotify.tokens.encryption import seal
+from app.spotify.tokens.encryption import encrypt_tokens
 from tests.helpers.sandbox_client import SandboxClient
 
 
@@ -19,7 +19,7 @@ def link_many(app: Flask, sandbox: SandboxClient, count: int, *, expired_for: fl
     """
     people = sandbox.seed(count)
     with app.app_context(), writing() as session:
-        now = database.now(session)
+        now = database.db_now(session)
         links = [SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people]
         session.add_all(links)
         session.flush()
@@ -34,7 +34,7 @@ def link_many(app: Flask, sandbox: SandboxClient, count: int, *, expired_for: fl
                     expires_at=expires_at,
                     due_at=expires_at - timedelta(minutes=15),
                     authorized_at=expires_at - timedelta(hours=1),
-                    **seal(link.id, grant_id, person["access_token"], person["refresh_token"]),
+                    **encrypt_tokens(link.id, grant_id, person["access_token"], person["refresh_token"]),
                 )
             )
         return [link.id for link in links]
@@ -74,5 +74,5 @@ def states(app: Flask) -> dict[str, int]:
 def fresh(app: Flask) -> int:
     """How many access tokens live."""
     with app.app_context(), reading() as session:
-        living = AccessToken.expires_at > database.now(session)
+        living = AccessToken.expires_at > database.db_now(session)
         return session.execute(sa.select(sa.func.count()).where(living)).scalar_one()

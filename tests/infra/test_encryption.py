@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.infra.encryption import Sealer, Unreadable
+from app.infra.encryption import DecryptionError, TokenCipher
 
 OLD, NEW, OTHER = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
 PLACE = ("access_token", 7, "a" * 32)
@@ -12,7 +12,7 @@ PLACE = ("access_token", 7, "a" * 32)
 
 @given(text=st.text())
 def test_what_is_sealed_opens_again(text: str) -> None:
-    sealer = Sealer([NEW])
+    sealer = TokenCipher([NEW])
 
     assert sealer.open(sealer.seal(text, *PLACE), *PLACE) == text
 
@@ -29,37 +29,37 @@ def test_what_is_sealed_opens_again(text: str) -> None:
     ],
 )
 def test_nothing_opens_in_another_place(place: tuple[object, ...]) -> None:
-    sealer = Sealer([NEW])
+    sealer = TokenCipher([NEW])
 
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionError):
         sealer.open(sealer.seal("secret", *PLACE), *place)
 
 
 def test_no_changed_byte_goes_unnoticed() -> None:
-    sealer = Sealer([NEW])
+    sealer = TokenCipher([NEW])
     sealed = sealer.seal("secret", *PLACE)
 
     for position in range(len(sealed)):
         changed = bytearray(sealed)
         changed[position] ^= 1
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionError):
             sealer.open(bytes(changed), *PLACE)
     for length in range(len(sealed)):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionError):
             sealer.open(sealed[:length], *PLACE)
 
 
 def test_old_keys_open_and_the_newest_seals() -> None:
-    before, after = Sealer([OLD]), Sealer([NEW, OLD])
+    before, after = TokenCipher([OLD]), TokenCipher([NEW, OLD])
     sealed = before.seal("secret", *PLACE)
 
     assert after.open(sealed, *PLACE) == "secret"
-    assert Sealer([NEW]).open(after.seal("secret", *PLACE), *PLACE) == "secret"
-    with pytest.raises(Unreadable):
-        Sealer([OTHER]).open(sealed, *PLACE)
+    assert TokenCipher([NEW]).open(after.seal("secret", *PLACE), *PLACE) == "secret"
+    with pytest.raises(DecryptionError):
+        TokenCipher([OTHER]).open(sealed, *PLACE)
 
 
 def test_equal_secrets_look_different() -> None:
-    sealer = Sealer([NEW])
+    sealer = TokenCipher([NEW])
 
     assert len({sealer.seal("secret", *PLACE) for _ in range(1000)}) == 1000

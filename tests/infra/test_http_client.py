@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from app.infra import http_client
-from app.infra.http_client import NoAnswer, Outbound
+from app.infra.http_client import HttpClient, TransportError
 from tests.conftest import cannot_run
 from tests.helpers import servers
 from tests.helpers.sandbox_client import SandboxClient
@@ -24,8 +24,8 @@ from tests.helpers.upstream import Reply, Upstream, running_upstream
 
 
 @pytest.fixture
-def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbound]:
-    found = Outbound()
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HttpClient]:
+    found = HttpClient()
     if "tls" in request.fixturenames:
         request.getfixturevalue("tls")
         found._session.verify = str(tmp_path / "certificate.pem")
@@ -34,13 +34,13 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outbound]
 
 
 @contextmanager
-def believing(home: Path, name: str) -> Iterator[tuple[Outbound, Upstream]]:
+def believing(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
     """An upstream over TLS with a certificate for this name, and a client that takes it for an authority."""
     try:
         make_certificate(servers._find("openssl", "openssl"), home, name)
     except Unavailable as error:
         cannot_run(error)
-    found = Outbound()
+    found = HttpClient()
     found._session.verify = str(home / "certificate.pem")
     with running_upstream(certificate=home) as running:
         yield found, running
@@ -54,12 +54,12 @@ def tls(tmp_path: Path) -> Iterator[Upstream]:
         yield running
 
 
-def ask(client: Outbound, sandbox: SandboxClient, **request: Any) -> http_client.Answer:
+def ask(client: HttpClient, sandbox: SandboxClient, **request: Any) -> http_client.HttpResponse:
     return client.send("POST", f"{sandbox.accounts_url}/api/token", data={"grant_type": "x"}, **request)
 
 
 @pytest.mark.parametrize("kind", ["redirect_302", "redirect_307"])
-def test_a_redirect_is_not_followed(client: Outbound, sandbox: SandboxClient, kind: str) -> None:
+def test_a_redirect_is_not_followed(client: HttpClient, sandbox: SandboxClient, kind: str) -> None:
     sandbox.fault(on="token", kind=kind, location=f"{sandbox.url}/_sandbox/people")
 
     answer = ask(client, sandbox)
@@ -70,23 +70,23 @@ def test_a_redirect_is_not_followed(client: Outbound, sandbox: SandboxClient, ki
 
 @pytest.mark.parametrize("kind", ["huge_body", "gzip_bomb", "close", "cut_body"])
 def test_an_answer_that_is_not_whole_or_too_big_is_none(
-    client: Outbound, sandbox: SandboxClient, kind: str
+    client: HttpClient, sandbox: SandboxClient, kind: str
 ) -> None:
     sandbox.fault(on="token", kind=kind)
 
-    with pytest.raises(NoAnswer):
+    with pytest.raises(TransportError):
         ask(client, sandbox)
 
 
 @pytest.mark.parametrize("kind", ["timeout", "drip"])
 def test_a_slow_answer_ends_at_the_deadline(
-    client: Outbound, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "TOTAL_SECONDS", 1.0)
     sandbox.fault(on="token", kind=kind)
     began = time.monotonic()
 
-    with pytest.raises(NoAnswer):
+    with pytest.raises(TransportError):
         ask(client, sandbox)
 
     assert time.monotonic() - began < http_client.FIRST_BYTE_SECONDS
@@ -94,13 +94,13 @@ def test_a_slow_answer_ends_at_the_deadline(
     assert ask(client, sandbox).status == 400  # the next call has a deadline of its own
 
 
-def test_nobody_there_is_no_answer(client: Outbound) -> None:
-    with pytest.raises(NoAnswer):
+def test_nobody_there_is_no_answer(client: HttpClient) -> None:
+    with pytest.raises(TransportError):
         client.send("GET", f"http://127.0.0.1:{free_port()}/")
 
 
 def test_nothing_of_the_environment_is_sent_or_used(
-    client: Outbound, sandbox: SandboxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, sandbox: SandboxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1 login x password y\n", encoding="utf-8")
@@ -115,21 +115,21 @@ def test_nothing_of_the_environment_is_sent_or_used(
     assert answer.status == 401
 
 
-def test_cookies_are_neither_kept_nor_sent(client: Outbound, sandbox: SandboxClient) -> None:
+def test_cookies_are_neither_kept_nor_sent(client: HttpClient, sandbox: SandboxClient) -> None:
     for _ in range(2):
         ask(client, sandbox)
 
     assert all("cookie" not in {name.lower() for name in call["headers"]} for call in sandbox.calls())
 
 
-def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: Outbound, tls: Upstream) -> None:
+def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: HttpClient, tls: Upstream) -> None:
     for number in range(50):
         assert client.send("POST", f"{tls.url}/{number}", data=b"x" * number).body == b"{}"
 
     assert (len(tls.calls), tls.handshakes) == (50, 1)
 
 
-def test_threads_share_connections_and_each_gets_its_own_answer(client: Outbound, tls: Upstream) -> None:
+def test_threads_share_connections_and_each_gets_its_own_answer(client: HttpClient, tls: Upstream) -> None:
     tls.answer = lambda call: Reply(200, call.body + call.target.encode())
     start = threading.Barrier(8)
 
@@ -148,8 +148,8 @@ def test_threads_share_connections_and_each_gets_its_own_answer(client: Outbound
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tls: Upstream) -> None:
-    client = Outbound()
-    with pytest.raises(NoAnswer) as refused:
+    client = HttpClient()
+    with pytest.raises(TransportError) as refused:
         client.send("POST", f"{tls.url}/x", headers={"Authorization": "Bearer x"})
     client.close()
 
@@ -158,7 +158,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tl
 
 
 def test_a_certificate_of_another_host_is_refused(tmp_path: Path) -> None:
-    with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(NoAnswer):
+    with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(TransportError):
         client.send("GET", f"{running.url}/x")
 
     assert running.calls == []
@@ -171,9 +171,9 @@ def test_no_authority_and_no_proxy_of_the_environment_is_believed(
         monkeypatch.setenv(name, str(tmp_path / "certificate.pem"))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, tls.url)
-    client = Outbound()
+    client = HttpClient()
 
-    with pytest.raises(NoAnswer) as refused:
+    with pytest.raises(TransportError) as refused:
         client.send("GET", f"{tls.url}/x")
     client.close()
 
@@ -181,19 +181,19 @@ def test_no_authority_and_no_proxy_of_the_environment_is_believed(
     assert not isinstance(refused.value.__cause__, requests.exceptions.ProxyError)
 
 
-def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: Outbound, tls: Upstream) -> None:
+def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: HttpClient, tls: Upstream) -> None:
     most = 8 * 1024 * 1024
     tls.replies(Reply(200, b"x" * most), Reply(200, b"x" * (most + 1)), Reply())
 
     assert len(client.send("GET", f"{tls.url}/x", most=most).body) == most
-    with pytest.raises(NoAnswer) as refused:
+    with pytest.raises(TransportError) as refused:
         client.send("GET", f"{tls.url}/x", most=most)
     assert not refused.value.unsent
     # What was left of it is nobody's next answer.
     assert client.send("GET", f"{tls.url}/x").body == b"{}"
 
 
-def test_what_comes_before_an_answer_is_not_it(client: Outbound) -> None:
+def test_what_comes_before_an_answer_is_not_it(client: HttpClient) -> None:
     """Hints (RFC 8297) may. The answer behind them must not become the next caller's."""
     never = threading.Event()
 
@@ -262,15 +262,15 @@ RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
 )
 def test_retry_after_is_read_as_seconds_or_a_date(header: str, seconds: int | None) -> None:
     headers = {"retry-after": header, "date": RESPONDED}
-    assert http_client.Answer(429, headers, b"").retry_after == seconds
+    assert http_client.HttpResponse(429, headers, b"").retry_after == seconds
 
 
 @pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
 def test_retry_after_date_without_a_usable_date_header_is_measured_by_our_clock(date: dict[str, str]) -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert http_client.Answer(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
+    assert http_client.HttpResponse(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])
 def test_a_body_that_is_no_object_counts_as_empty(body: bytes) -> None:
-    assert http_client.Answer(200, {}, body).json_object() == {}
+    assert http_client.HttpResponse(200, {}, body).json_object() == {}

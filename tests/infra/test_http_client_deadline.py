@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.infra import http_client, sockets
-from app.infra.http_client import NoAnswer, Outbound
+from app.infra.http_client import HttpClient, TransportError
 from app.mail import mailer
 from config import Config
 from tests.conftest import SETTINGS
@@ -23,8 +23,8 @@ LATE = 3.0  # far beyond WITHIN, and far below what each step takes without a de
 
 
 @pytest.fixture
-def client() -> Iterator[Outbound]:
-    found = Outbound()
+def client() -> Iterator[HttpClient]:
+    found = HttpClient()
     yield found
     found.close()
 
@@ -35,10 +35,10 @@ def upstream() -> Iterator[Upstream]:
         yield running
 
 
-def fail(client: Outbound, url: str, **request: Any) -> NoAnswer:
+def fail(client: HttpClient, url: str, **request: Any) -> TransportError:
     """Make a call that gets no answer, and check that it ends in time."""
     began = time.monotonic()
-    with pytest.raises(NoAnswer) as failed:
+    with pytest.raises(TransportError) as failed:
         client.send("POST", url, within=WITHIN, **request)
     assert time.monotonic() - began < LATE
     return failed.value
@@ -58,7 +58,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[tupl
 
 
 def test_slow_name_lookup_ends_at_the_deadline(
-    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 60.0)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
@@ -79,7 +79,7 @@ def test_slow_name_lookup_ends_at_the_deadline(
 
 
 def test_lost_lookup_does_not_delay_all_others(
-    client: Outbound, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.1)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
@@ -96,7 +96,7 @@ def test_lost_lookup_does_not_delay_all_others(
 
 
 def test_dead_resolver_holds_a_few_threads(
-    client: Outbound, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.01)
     found, lookups = threading.Event(), []
@@ -127,14 +127,14 @@ def silent_listener() -> Iterator[tuple[str, int]]:
         yield listener.getsockname()
 
 
-def test_many_silent_addresses_share_the_deadline(client: Outbound, resolve: Callable[..., None]) -> None:
+def test_many_silent_addresses_share_the_deadline(client: HttpClient, resolve: Callable[..., None]) -> None:
     with silent_listener() as silent:
         resolve(lambda: [silent] * 16)
         assert fail(client, "http://api.spotify.invalid/").unsent
 
 
 def test_address_after_a_silent_one_is_reached(
-    client: Outbound, resolve: Callable[..., None], upstream: Upstream
+    client: HttpClient, resolve: Callable[..., None], upstream: Upstream
 ) -> None:
     port = int(upstream.url.split(":")[2].split("/")[0])
     with silent_listener() as silent:
@@ -176,14 +176,14 @@ def drip(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("handle", [lambda _: None, drip], ids=["silent", "dripping"])
 def test_slow_tls_handshake_ends_at_the_deadline(
-    client: Outbound, handle: Callable[[socket.socket], None]
+    client: HttpClient, handle: Callable[[socket.socket], None]
 ) -> None:
     with serving(handle) as port:
         assert fail(client, f"https://127.0.0.1:{port}/").unsent
 
 
 def test_write_is_not_sent_on_an_idle_connection(
-    client: Outbound, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.2)
     port = int(upstream.url.split(":")[2].split("/")[0])

@@ -19,7 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.infra import logs, stderr_handler
-from app.web.access import open_to_all
+from app.web.access import public
 from script.supervisor import dies_with_parent
 from tests.conftest import SETTINGS
 from tests.helpers import secret_scanner
@@ -147,7 +147,7 @@ def test_j3_a_request_is_one_line_with_all_its_fields(
     outcome: str,
 ) -> None:
     @app.get("/api/fails/<int:number>")
-    @open_to_all
+    @public
     def fails(number: int) -> None:
         raise ZeroDivisionError
 
@@ -169,7 +169,7 @@ def test_j3_every_line_of_a_request_says_who_and_where(
     app: Flask, client: FlaskClient, lines: list[dict[str, Any]]
 ) -> None:
     @app.get("/api/tells")
-    @open_to_all
+    @public
     def tells() -> str:
         logging.getLogger("a.library").warning("told", extra={"client": "its own"})
         logging.getLogger("app.somewhere").warning("told")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.doctor.stores import _RIGHTS, examine_version
+from app.doctor.stores import _RIGHTS, check_version
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
@@ -239,6 +239,6 @@ def test_pools_that_may_exceed_the_servers_limit_are_reported(
     ],
 )
 def test_database_server_that_is_too_old_is_reported(version: str, is_good: bool) -> None:
-    finding = examine_version(version)
+    finding = check_version(version)
     assert finding.good == is_good
     assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in finding.advice

@@ -169,7 +169,7 @@ def test_mail_of_a_process_that_died_is_sent_after_its_lease(mailbox: Mailbox, a
         assert claimed is not None
         assert outbox.claim() is None
         with writing() as session:
-            session.execute(sa.update(OutgoingMail).values(due_at=database.now(session)))
+            session.execute(sa.update(OutgoingMail).values(due_at=database.db_now(session)))
         again = outbox.claim()
         assert again is not None
         assert again.message_id == claimed.message_id
@@ -185,7 +185,9 @@ def test_mail_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
     with app.app_context():
         verify()
         with writing() as session:
-            session.execute(sa.update(OutgoingMail).values(due_at=database.now(session) + timedelta(days=2)))
+            session.execute(
+                sa.update(OutgoingMail).values(due_at=database.db_now(session) + timedelta(days=2))
+            )
 
         assert outbox.claim() is not None
 
@@ -199,10 +201,10 @@ def test_expired_mail_is_dropped_and_logged(
     with app.app_context():
         verify()
         with writing() as session:
-            session.execute(sa.update(OutgoingMail).values(expires_at=database.now(session)))
+            session.execute(sa.update(OutgoingMail).values(expires_at=database.db_now(session)))
         assert not outbox.is_waiting()
 
-        assert maintenance.keep_up()["drop_expired_mails"] == 1
+        assert maintenance.run()["drop_expired_mails"] == 1
 
     assert waiting_mails(app) == []
     [record] = [record for record in caplog.records if record.message == "mail_not_sent"]
@@ -219,7 +221,7 @@ def test_pauses_grow_up_to_a_limit(app: Flask) -> None:
             mail.attempts = attempts
             with writing() as session:
                 session.execute(sa.update(OutgoingMail).values(attempts=attempts))
-                now = database.now(session)
+                now = database.db_now(session)
             outbox.postpone(mail)
             pauses.append((waiting_mails(app)[0].due_at - now).total_seconds())
 
@@ -238,7 +240,7 @@ def test_flood_does_not_fill_the_outbox(app: Flask, monkeypatch: pytest.MonkeyPa
     assert [mail.kind for mail in waiting_mails(app)] == ["password_reset"] * 3 + ["password_changed"] * 3
 
     with app.app_context(), writing() as session:
-        session.execute(sa.update(OutgoingMail).values(expires_at=database.now(session)))
+        session.execute(sa.update(OutgoingMail).values(expires_at=database.db_now(session)))
         assert outbox.add(session, MailKind.PASSWORD_RESET, to=ADA) is not None
 
 
@@ -254,7 +256,7 @@ def test_waiting_mail_holds_no_token_and_goes_with_the_account(client: FlaskClie
     register(client, "ada")
     client.post("/api/password-reset", json={"email": ADA})
     with app.app_context(), writing() as session:
-        session.execute(sa.update(User).values(email_verified_at=database.now(session)))
+        session.execute(sa.update(User).values(email_verified_at=database.db_now(session)))
     client.put(
         "/api/user/password", json={"current_password": PASSWORD, "new_password": "another long sentence"}
     )

@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 from app.infra.database import writing
 from app.models import SpotifyUser
 from app.spotify.clients.accounts import SpotifyAccounts
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.conftest import SETTINGS
 from tests.helpers import set_cookie
 from tests.helpers.flows import PASSWORD, connect, first_visit, register
@@ -166,7 +166,7 @@ def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
     said: list[tuple[str, dict[str, str]]] = []
 
     @app.get("/api/says")
-    @open_to_all
+    @public
     def answer() -> tuple[str, dict[str, str]]:
         return said[-1]
 
@@ -205,7 +205,7 @@ def test_a_session_id_is_a_secret_of_logs_and_redis(
     net: Net, client: FlaskClient, app: Flask, redis_url: str
 ) -> None:
     @app.get("/api/careless")
-    @open_to_all
+    @public
     def careless() -> str:
         log.info("request", extra={"sid": session.sid})  # type: ignore[attr-defined]
         return ""
@@ -431,5 +431,5 @@ def test_who_reads_what_our_programs_print_in_their_own_way_hands_it_over() -> N
 
     assert "servers.py" in reading
     assert [
-        name for name, text in reading.items() if "leaks.look_at" not in text and ".communicate(" not in text
+        name for name, text in reading.items() if "secret_scanner.look_at" not in text and ".communicate(" not in text
     ] == []

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import AccessToken
-from app.resilience.bulkhead import Bulkhead, NoPlace
+from app.resilience.bulkhead import Bulkhead, BulkheadFull
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
@@ -43,7 +43,7 @@ class Room:
                     self.holding.append(caller)
                     leave.wait(LONG)
                     self.holding.remove(caller)
-            except NoPlace:
+            except BulkheadFull:
                 return "turned away"
             return "had a place"
 
@@ -85,7 +85,7 @@ def test_bulkhead_gives_a_free_place_to_the_queue(room: Room) -> None:
 def test_bulkhead_rejects_a_caller_whose_time_is_up(room: Room) -> None:
     room.enter(), room.enter()
     for until in (0.0, time.monotonic() + 0.05):
-        with pytest.raises(NoPlace), room.bulkhead.place("late", until=until):
+        with pytest.raises(BulkheadFull), room.bulkhead.place("late", until=until):
             pass
     assert room.queued == 0
 
@@ -131,7 +131,7 @@ def test_a_place_is_given_back_also_after_an_error() -> None:
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), small.place(object()):
             raise ZeroDivisionError
-    with small.place(object()), pytest.raises(NoPlace), small.place(object()):
+    with small.place(object()), pytest.raises(BulkheadFull), small.place(object()):
         pass
     with small.place(object()):
         pass
@@ -140,7 +140,7 @@ def test_a_place_is_given_back_also_after_an_error() -> None:
 def test_one_caller_has_half_of_the_places_and_the_others_are_for_others() -> None:
     shared = Bulkhead(4, 0)
     with shared.place("ada"), shared.place("ada"):
-        with pytest.raises(NoPlace), shared.place("ada"):
+        with pytest.raises(BulkheadFull), shared.place("ada"):
             pass
         with shared.place("grace"):
             pass
@@ -154,10 +154,10 @@ def test_ticket_gives_its_place_back_and_keeps_its_thread() -> None:
     with small.ticket("ada") as ticket:
         small.take_place(ticket)
         small.take_place(ticket)  # it has one
-        with pytest.raises(NoPlace), small.place("grace"):
+        with pytest.raises(BulkheadFull), small.place("grace"):
             pass
         small.give_place_back(ticket)
-        with small.place("grace"), pytest.raises(NoPlace):
+        with small.place("grace"), pytest.raises(BulkheadFull):
             small.take_place(ticket)
     assert not small._tickets
 

@@ -4,7 +4,7 @@ from app.resilience import circuit_breaker
 
 
 def test_one_person_alone_needs_more_failures_than_two() -> None:
-    alone, together = circuit_breaker.Circuit(), circuit_breaker.Circuit()
+    alone, together = circuit_breaker.CircuitBreaker(), circuit_breaker.CircuitBreaker()
     for number in range(circuit_breaker.FAILURES):
         assert alone.failed("ada") is False
         opened = together.failed(f"person {number % 2}")

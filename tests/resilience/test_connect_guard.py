@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from app.resilience.connect_guard import Door
+from app.resilience.connect_guard import ConnectGuard
 from tests.helpers.servers import eventually
 
 REFUSAL = ConnectionError("another thread is trying")
@@ -56,7 +56,7 @@ class Turn:
         self._lock.release()
 
 
-def callers(door: Door, connect: Callable[[], str], count: int) -> list["Future[str]"]:
+def callers(door: ConnectGuard, connect: Callable[[], str], count: int) -> list["Future[str]"]:
     pool = ThreadPoolExecutor(count)
     asked = [pool.submit(door.go, connect, REFUSAL) for _ in range(count)]
     pool.shutdown(wait=False)
@@ -64,7 +64,7 @@ def callers(door: Door, connect: Callable[[], str], count: int) -> list["Future[
 
 
 def test_all_connect_at_once_while_the_server_answers(server: Server) -> None:
-    asked = callers(Door(LONG, LONG), server.connect, 4)
+    asked = callers(ConnectGuard(LONG, LONG), server.connect, 4)
     eventually(lambda: server.trying == 4)
     server.settle(*[True] * 4)
     assert [caller.result() for caller in asked] == ["connected"] * 4
@@ -73,7 +73,7 @@ def test_all_connect_at_once_while_the_server_answers(server: Server) -> None:
 def test_after_a_broken_connection_nobody_is_refused_before_it_is_known_that_the_server_is_away(
     server: Server,
 ) -> None:
-    door = Door(0, LONG)  # where it is known to be away, nobody would wait
+    door = ConnectGuard(0, LONG)  # where it is known to be away, nobody would wait
     door.doubt()
     asked = callers(door, server.connect, 4)
     eventually(lambda: server.trying == 1)
@@ -82,7 +82,7 @@ def test_after_a_broken_connection_nobody_is_refused_before_it_is_known_that_the
 
 
 def test_who_has_waited_for_a_try_that_failed_does_not_try_once_more(server: Server) -> None:
-    door = Door(0, LONG)
+    door = ConnectGuard(0, LONG)
     door.doubt()
     door._turn = turn = Turn()  # type: ignore[assignment]
     asked = callers(door, server.connect, 4)
@@ -93,7 +93,7 @@ def test_who_has_waited_for_a_try_that_failed_does_not_try_once_more(server: Ser
 
 
 def test_while_the_server_is_away_one_tries_and_the_others_are_refused(server: Server) -> None:
-    door = Door(0, LONG)
+    door = ConnectGuard(0, LONG)
     server.settle(False)
     with pytest.raises(TimeoutError):
         door.go(server.connect, REFUSAL)
@@ -112,7 +112,7 @@ def test_an_answer_of_the_server_refuses_nobody_else(server: Server) -> None:
     def refuse() -> str:
         raise ValueError("too many connections")
 
-    door = Door(0, LONG, lambda error: isinstance(error, ValueError))
+    door = ConnectGuard(0, LONG, lambda error: isinstance(error, ValueError))
     with pytest.raises(ValueError, match="too many"):
         door.go(refuse, REFUSAL)
 

@@ -15,7 +15,7 @@ from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import connections
-from app.spotify.gateway.shared_reads import SharedAnswers
+from app.spotify.gateway.shared_reads import SharedReads
 from app.spotify.oauth import state
 from app.web import session_index
 from tests.conftest import running_app
@@ -115,13 +115,13 @@ def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
     newer = new_client()
     if other == "an owner":
         register(newer, "ada")
-    erase = connections.erase
+    erase = connections.delete
 
     def erase_late(link: SpotifyUser, *, user_id: int | None = None) -> bool:
         meanwhile(connect, newer, sandbox)
         return erase(link, user_id=user_id)
 
-    monkeypatch.setattr(connections, "erase", erase_late)
+    monkeypatch.setattr(connections, "delete", erase_late)
     assert visitor.delete("/api/spotify").status_code == 204
 
     assert newer.get("/api/spotify").json["status"] == "connected"
@@ -133,13 +133,13 @@ def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
-    note_use = connections.note_use
+    note_use = connections.touch
 
     def note_use_late(link: SpotifyUser) -> None:
-        monkeypatch.setattr(connections, "note_use", note_use)
+        monkeypatch.setattr(connections, "touch", note_use)
         meanwhile(consent_again, owner, sandbox)
 
-    monkeypatch.setattr(connections, "note_use", note_use_late)
+    monkeypatch.setattr(connections, "touch", note_use_late)
     assert slug(visitor.get(path)) == "spotify-not-connected"
     assert owner.get(path).status_code == 200
 
@@ -151,14 +151,14 @@ def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
     env["GATEWAY_SHARE_SECONDS"] = "60"
     with running_app(env) as app:
         owner, visitor = owner_and_visitor(app.test_client, sandbox)
-        note_use = connections.note_use
+        note_use = connections.touch
 
         def note_use_late(link: SpotifyUser) -> None:
-            monkeypatch.setattr(connections, "note_use", note_use)
+            monkeypatch.setattr(connections, "touch", note_use)
             meanwhile(consent_again, owner, sandbox)
             meanwhile(owner.get, "/api/spotify/v1/me/player")
 
-        monkeypatch.setattr(connections, "note_use", note_use_late)
+        monkeypatch.setattr(connections, "touch", note_use_late)
         assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
         assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
 
@@ -303,14 +303,14 @@ def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
     register(owner := new_client(), "ada")
     connect(owner, sandbox)
     callback = sandbox.consent(first_visit(visitor := new_client()))
-    drop = SharedAnswers.drop
+    drop = SharedReads.drop
 
-    def drop_late(shared: SharedAnswers, link_id: int) -> None:
-        monkeypatch.setattr(SharedAnswers, "drop", drop)
+    def drop_late(shared: SharedReads, link_id: int) -> None:
+        monkeypatch.setattr(SharedReads, "drop", drop)
         meanwhile(changes_the_password, owner, mailbox)
         drop(shared, link_id)
 
-    monkeypatch.setattr(SharedAnswers, "drop", drop_late)
+    monkeypatch.setattr(SharedReads, "drop", drop_late)
     assert come_back(visitor, callback).json["status"] == "connected"
 
     assert_not_connected(visitor)

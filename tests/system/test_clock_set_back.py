@@ -130,14 +130,14 @@ def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -
 
     with app.app_context(), writing() as db:
         ahead = list(db.scalars(sa.select(OneTimeToken.id)))
-        db.execute(sa.update(OneTimeToken).values(expires_at=database.now(db) + TEN_DAYS))
+        db.execute(sa.update(OneTimeToken).values(expires_at=database.db_now(db) + TEN_DAYS))
     with app.app_context(), reading() as db:
         with pytest.raises(InvalidToken):
             email_tokens.owner_of(db, issued.token, Purpose.PASSWORD_RESET)
         assert not email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
 
     with app.app_context():
-        maintenance.keep_up()
+        maintenance.run()
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(OneTimeToken.id).where(OneTimeToken.id.in_(ahead))).all() == []
 
@@ -151,8 +151,8 @@ def test_mail_is_not_tried_for_longer(app: Flask) -> None:
         mail.expires_at += TEN_DAYS
 
     with app.app_context():
-        maintenance.keep_up()
+        maintenance.run()
 
     with app.app_context(), reading() as db:
         end = db.scalars(sa.select(OutgoingMail.expires_at)).one()
-        assert end <= database.now(db) + timedelta(days=4)
+        assert end <= database.db_now(db) + timedelta(days=4)

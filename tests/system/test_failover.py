@@ -221,7 +221,7 @@ def test_session_is_not_begun_on_a_replica(env: dict[str, str], old_primary: Red
     """It would be missed only after an account was made."""
     env["REDIS_URL"] = f"unix://{old_primary.socket}"
     with running_app(env) as app, app.test_request_context("/api/session"):
-        sessions.start()
+        sessions.persist()
         demote(old_primary.client)
         with pytest.raises(redis.ReadOnlyError):
             sessions.require_store()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra import mysql, mysql_pool, staleness
-from app.infra.database import current_time, db
+from app.infra.database import db, read_db_now
 from tests.conftest import running_app
 from tests.helpers.fake_mysql import refusing_mysql
 from tests.helpers.fault_proxy import FaultProxy
@@ -81,7 +81,7 @@ def test_demoted_mysql_is_left_before_a_write_fails(
         connection.execute(sa.text("SET GLOBAL read_only = 1"))
 
     with app.app_context():
-        current_time()
+        read_db_now()
     assert not old & fill(app)
 
 
@@ -94,10 +94,10 @@ def test_error_reply_replaces_all_older_connections(proxy: FaultProxy, app: Flas
         fill(app)
         proxy.upstream = right
         with pytest.raises(sa.exc.OperationalError):
-            current_time()
+            read_db_now()
 
         for _ in range(2 * IDLE_CONNECTIONS):
-            current_time()
+            read_db_now()
 
 
 def test_clock_set_back_keeps_the_connections(
@@ -106,7 +106,7 @@ def test_clock_set_back_keeps_the_connections(
     fill(app)
     proxy.cut()
     with app.app_context():
-        current_time()
+        read_db_now()
     monkeypatch.setattr(sa.pool.base, "time", SimpleNamespace(time=lambda: time.time() - 3600))
     assert fill(app) == fill(app)
 
@@ -135,7 +135,7 @@ def test_idle_mysql_connection_is_replaced(
     proxy.forget()
     began = time.monotonic()
     with app.app_context():
-        current_time()
+        read_db_now()
 
     assert time.monotonic() - began < 0.9  # a ping into the forgotten connection takes a second
 
@@ -152,7 +152,7 @@ def test_busy_process_shares_a_few_connections(
     def work(app: Flask) -> None:
         with app.app_context():
             while not done.is_set():
-                current_time()
+                read_db_now()
 
     with running_app(env) as one, running_app(env) as other, ThreadPoolExecutor(12) as pool:
         fill(one)  # takes them all
@@ -160,7 +160,7 @@ def test_busy_process_shares_a_few_connections(
         try:
             with other.app_context():
                 for _ in range(5):
-                    current_time()
+                    read_db_now()
         finally:
             done.set()
         for worker in busy:
@@ -176,7 +176,7 @@ def test_idle_process_returns_its_connections(
     with running_app(env) as one, running_app(env) as other:
         fill(one)
         with other.app_context():
-            current_time()
+            read_db_now()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -28,10 +28,10 @@ from flask.testing import FlaskClient
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.infra.database import current_time, write_again_on_conflict, writing
 from app.infra.database import db as database
+from app.infra.database import read_db_now, run_in_transaction, writing
 from app.models import User
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.chaos.processes import MariaDb, RedisServer
 from tests.conftest import SETTINGS, cannot_run
 from tests.helpers import secret_scanner
@@ -469,11 +469,11 @@ def test_fault8_a_resting_connection_that_stalls_is_given_up_sooner_than_a_state
     world: World, app: Flask
 ) -> None:
     with app.app_context():
-        current_time()
+        read_db_now()
         world.mysql.blackhole()
         began = time.monotonic()
         with pytest.raises(OperationalError):
-            current_time()
+            read_db_now()
 
     # A second for the ping, two for the connection that is to take its place.
     assert time.monotonic() - began < 5
@@ -549,7 +549,7 @@ def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, s
     met: set[str] = set()
 
     @app.post("/api/both/<first>/<second>")
-    @open_to_all
+    @public
     def both(first: str, second: str) -> Response:
         def unit(db: Session) -> None:
             for name in (first, second):
@@ -560,7 +560,7 @@ def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, s
                     meeting.wait(10)
 
         if again:
-            write_again_on_conflict(unit)
+            run_in_transaction(unit)
         else:
             with writing() as db:
                 unit(db)
@@ -624,7 +624,7 @@ def test_fault10_the_half_before_a_lock_that_was_not_had_is_undone(world: World,
     with world.database._engine.connect() as other, app.app_context():
         other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
         with pytest.raises(OperationalError, match="1205"):
-            write_again_on_conflict(unit, attempts=1)
+            run_in_transaction(unit, attempts=1)
         other.rollback()
         database.engine.dispose()
         assert hashes(world) == ["x", "x"]
@@ -790,7 +790,7 @@ def _connected(world: World, cookies: dict[str, str], back: dict[str, str]) -> d
 
 def broken_view(app: Flask, fail: Callable[[], None]) -> None:
     @app.get("/api/breaks")
-    @open_to_all
+    @public
     def breaks() -> Response:
         with writing() as db:
             db.add(User(username="half", email="half@example.com", password_hash="x"))
@@ -842,7 +842,7 @@ def broken_save(app: Flask, fail: Callable[[], None]) -> None:
 
 def working_view(app: Flask) -> None:
     @app.get("/api/breaks")
-    @open_to_all
+    @public
     def works() -> Response:
         return Response(status=204)
 

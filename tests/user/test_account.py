@@ -17,7 +17,7 @@ from app.auth import passwords
 from app.infra.database import db, reading, writing
 from app.models import User
 from app.spotify import connections
-from app.spotify.clients.accounts import Grant
+from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
 from app.user import account
 from app.web import session_index
@@ -548,13 +548,13 @@ def test_a_deletion_does_not_outlive_the_password_it_was_proved_with(
 ) -> None:
     register(client, "ada")
     login(other := new_client(), "ada")
-    erase = account.erase
+    erase = account.delete_account
 
     def erase_late(user: User) -> None:
         assert change_password(other, PASSWORD, NEW_PASSWORD) == 204
         erase(user)
 
-    monkeypatch.setattr(account, "erase", erase_late)
+    monkeypatch.setattr(account, "delete_account", erase_late)
     response = client.delete("/api/user", json={"password": PASSWORD})
 
     assert (response.status_code, slug(response)) == (401, "invalid-credentials")
@@ -605,7 +605,7 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
     callback = sandbox.consent(first_visit(client))
     store_grant = connections.store_grant
 
-    def store_late(profile: Profile, grant: Grant, **options: Any) -> Any:
+    def store_late(profile: Profile, grant: TokenResponse, **options: Any) -> Any:
         with writing() as session:
             session.execute(sa.update(User).values(session_epoch=5))
         return store_grant(profile, grant, **options)
@@ -618,7 +618,10 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
 
 
 def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
-    profile, grant = Profile("mira_t_42", None, None, None, None, None), Grant("at", "rt", 3600, "streaming")
+    profile, grant = (
+        Profile("mira_t_42", None, None, None, None, None),
+        TokenResponse("at", "rt", 3600, "streaming"),
+    )
 
     with app.app_context(), pytest.raises(NotSignedIn):
         connections.store_grant(profile, grant, user_id=1, asked=time.monotonic())

@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.conftest import running_app
 from tests.helpers.flows import PASSWORD, first_visit, register, slug
 from tests.helpers.route_matrix import (
@@ -581,7 +581,7 @@ def test_c6_another_sites_link_connects_nobody_to_its_makers_spotify(
 
 def failing(app: Flask) -> None:
     @app.get("/api/fails")
-    @open_to_all
+    @public
     def fails() -> None:
         raise ZeroDivisionError
 

@@ -19,7 +19,7 @@ from werkzeug.test import TestResponse
 
 from app.auth.usernames import is_username
 from app.infra.database import db
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.models import User, normalization
 from app.web import session_data
 from app.web.api import MAX_NESTING, parse_json
@@ -268,7 +268,7 @@ _near = st.sampled_from(["0", "-0", "00", "1.5", "1e3", "٣", "²", " 5", "5 ", 
 def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
     """A date counts from the response's own Date."""
     headers = {"retry-after": value, "date": "Wed, 21 Oct 2026 07:27:00 GMT"}
-    seconds = Answer(429, headers, b"").retry_after
+    seconds = HttpResponse(429, headers, b"").retry_after
 
     if value.strip()[:1].isalpha():
         assert seconds is None or seconds >= 0

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from app.infra.database import reading
 from app.models import User
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.helpers.flows import slug
 from tests.helpers.servers import Server
 
@@ -90,7 +90,7 @@ def test_an_unforeseen_error_tells_the_log_and_not_the_caller(
     app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/api/fails")
-    @open_to_all
+    @public
     def fails() -> None:
         raise ZeroDivisionError("a secret: hunter2")
 

@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.infra import clock
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.conftest import SPA_REDIRECT_URI
 from tests.helpers import set_cookie, stored_sessions
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register
@@ -396,7 +396,7 @@ def test_b3_no_session_is_revived_in_a_thousand_races(
     inside, left = threading.Semaphore(0), threading.Event()
 
     @app.get("/api/slow")
-    @open_to_all
+    @public
     def slow() -> dict[str, bool]:
         flask.session.get("user_id")
         if "write" in flask.request.args:

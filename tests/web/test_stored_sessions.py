@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from app.infra.clock import utc_now
 from app.infra.database import writing
 from app.models import User
-from app.web.access import open_to_all
+from app.web.access import public
 from tests.helpers import stored_sessions
 from tests.helpers.flows import PASSWORD, another_tab, connect, login, register
 from tests.helpers.sandbox_client import SandboxClient
@@ -296,7 +296,7 @@ def test_setting_the_cookie_again_undoes_nothing(
     inside, go_on = threading.Event(), threading.Event()
 
     @app.get("/api/slow")
-    @open_to_all
+    @public
     def slow() -> dict[str, bool]:
         inside.set()
         assert go_on.wait(30)

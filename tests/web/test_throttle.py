@@ -50,7 +50,7 @@ def quick_hash(password: str) -> str:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparing passwords costs nothing: for tests with hundreds of guesses that count something else."""
     monkeypatch.setattr(passwords, "hash_password", quick_hash)
-    monkeypatch.setattr(passwords, "is_outdated", lambda _: False)
+    monkeypatch.setattr(passwords, "needs_rehash", lambda _: False)
     monkeypatch.setattr(passwords, "_verifies", lambda stored, password: stored == quick_hash(password))
 
 

@@ -13,7 +13,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
-from app.infra.http_client import TOTAL_SECONDS, Answer, NoAnswer, Outbound
+from app.infra.http_client import TOTAL_SECONDS, HttpClient, HttpResponse, TransportError
 from app.spotify.clients import token_response
 from config import Config
 
@@ -52,7 +52,7 @@ class RateLimited(SpotifyError):
 
 
 @dataclass(frozen=True)
-class Grant:
+class TokenResponse:
     """What the token endpoint gave. `refresh_token` is None where the old one stays good."""
 
     access_token: str = field(repr=False)
@@ -62,7 +62,7 @@ class Grant:
 
 
 class SpotifyAccounts:
-    def __init__(self, config: Config, outbound: Outbound) -> None:
+    def __init__(self, config: Config, outbound: HttpClient) -> None:
         self._config = config
         self._outbound = outbound
 
@@ -88,7 +88,7 @@ class SpotifyAccounts:
         }
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 
-    def exchange(self, code: str, *, verifier: str) -> Grant:
+    def exchange(self, code: str, *, verifier: str) -> TokenResponse:
         """Trade an authorization code for tokens. A code works once, for about ten minutes.
 
         Raises:
@@ -120,7 +120,7 @@ class SpotifyAccounts:
             return replace(grant, scope=" ".join(self._config.spotify_scopes))
         return grant
 
-    def refresh(self, refresh_token: str) -> Grant:
+    def refresh(self, refresh_token: str) -> TokenResponse:
         """Trade a refresh token for a new access token.
 
         Spotify may leave `refresh_token` out of the answer; the old one then stays good. It
@@ -135,10 +135,10 @@ class SpotifyAccounts:
         """
         return self._refresh(refresh_token)
 
-    def _refresh(self, refresh_token: str, *, within: float | None = None) -> Grant:
+    def _refresh(self, refresh_token: str, *, within: float | None = None) -> TokenResponse:
         return self._ask_for_token(within, grant_type="refresh_token", refresh_token=refresh_token)
 
-    def _ask_for_token(self, within: float | None = None, **form: str) -> Grant:
+    def _ask_for_token(self, within: float | None = None, **form: str) -> TokenResponse:
         try:
             answer = self._outbound.send(
                 "POST",
@@ -148,14 +148,14 @@ class SpotifyAccounts:
                 auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
-        except NoAnswer as no_answer:
+        except TransportError as no_answer:
             error = (NotSent if no_answer.unsent else SpotifyError)("no_answer")
             error.refresh_token = token_response.read(no_answer.received).refresh_token
             raise error from no_answer
         return _grant(answer)
 
 
-def _refusal(answer: Answer) -> SpotifyError:
+def _refusal(answer: HttpResponse) -> SpotifyError:
     """What an answer other than 200 means.
 
     Only a 400 with an OAuth error says anything about the grant or about us. `error_description`
@@ -174,7 +174,7 @@ def _refusal(answer: Answer) -> SpotifyError:
     return error
 
 
-def _grant(answer: Answer) -> Grant:
+def _grant(answer: HttpResponse) -> TokenResponse:
     """What a reply gives.
 
     Raises:
@@ -182,7 +182,7 @@ def _grant(answer: Answer) -> Grant:
     """
     found = token_response.read(answer.body)
     if answer.status == 200 and found.access_token is not None:
-        return Grant(found.access_token, found.refresh_token, found.expires_in, found.scope)
+        return TokenResponse(found.access_token, found.refresh_token, found.expires_in, found.scope)
     error = SpotifyError("no_access_token") if answer.status == 200 else _refusal(answer)
     error.refresh_token = found.refresh_token
     raise error

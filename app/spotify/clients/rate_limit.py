@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import redis
 
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.budget import Budget
 from app.spotify.clients.endpoints import SCOPES
@@ -52,7 +52,7 @@ class Refusal:
     asks_for_canary: bool = False
 
 
-class Gate:
+class SpotifyRateLimiter:
     """The waits stand in Redis, and in the memory of each process that has met them: a Redis that was
     restarted empty is told again by the first of them that asks."""
 
@@ -103,7 +103,7 @@ class Gate:
                 raise RateLimited(math.ceil(wait))
             time.sleep(wait + random.uniform(0, 0.05))
 
-    def refused(self, scope: str, answer: Answer) -> Refusal:
+    def refused(self, scope: str, answer: HttpResponse) -> Refusal:
         """Note a 429 in response to a call of this scope, and begin the wait that it asks for."""
         seconds, quota = _wait_of(answer)
         about = "all" if quota else self._what_it_is_about(scope)
@@ -123,7 +123,7 @@ class Gate:
         except redis.RedisError as error:
             log.warning("gate_kept_alone", extra={"reason": type(error).__name__})
 
-    def close(self, answer: Answer) -> int:
+    def close(self, answer: HttpResponse) -> int:
         """Let no call be made for as long as a 429 asks. Returns the seconds."""
         seconds, quota = _wait_of(answer)
         log.error("web_api_rate_limited", extra={"seconds": seconds, "quota": quota, "route": "all"})
@@ -191,7 +191,7 @@ class Gate:
         return f"{self._key}:{scope}" if scope else self._key
 
 
-def _wait_of(answer: Answer) -> tuple[int, bool]:
+def _wait_of(answer: HttpResponse) -> tuple[int, bool]:
     """For how many seconds a 429 asks, and whether it says that the application's quota is used up."""
     error = answer.json_object().get("error")
     quota = isinstance(error, dict) and error.get("reason") == "QUOTA_EXCEEDED"

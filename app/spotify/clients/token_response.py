@@ -28,7 +28,7 @@ _MAX_LIFETIME_SECONDS = LONGEST_WAIT.total_seconds()
 
 
 @dataclass(frozen=True)
-class TokenResponse:
+class ParsedTokenResponse:
     """What is usable of a reply; None where a member is absent or of no use."""
 
     access_token: str | None = field(repr=False)
@@ -37,7 +37,7 @@ class TokenResponse:
     scope: str | None
 
 
-def read(body: bytes) -> TokenResponse:
+def read(body: bytes) -> ParsedTokenResponse:
     """Read a reply of the token endpoint, whatever its status, content type, or condition.
 
     `token_type` is ignored: Spotify's Web API knows bearer tokens only.
@@ -51,7 +51,7 @@ def read(body: bytes) -> TokenResponse:
             log.warning("token_response_malformed", extra={"member": name})
         return found
 
-    return TokenResponse(
+    return ParsedTokenResponse(
         access_token=usable("access_token", _access_token),
         refresh_token=usable("refresh_token", _refresh_token),
         expires_in=usable("expires_in", _seconds) or DEFAULT_LIFETIME_SECONDS,

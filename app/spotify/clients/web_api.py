@@ -6,18 +6,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from app.infra.http_client import Answer, NoAnswer, Outbound
-from app.resilience.circuit_breaker import Circuit
+from app.infra.http_client import HttpClient, HttpResponse, TransportError
+from app.resilience.circuit_breaker import CircuitBreaker
 from app.spotify.clients import metrics
 from app.spotify.clients.accounts import Misconfigured, RateLimited, SpotifyError
-from app.spotify.clients.rate_limit import Gate
-from app.spotify.gateway.request import LEAST_SECONDS, Call
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.gateway.request import MIN_SECONDS, Call
 from config import Config
 
 log = logging.getLogger(__name__)
 
 _MAX_IMAGE_PIXELS = 100_000
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 CALL_SECONDS = 10.0
 # A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
 # before a proxy loses patience.
@@ -42,7 +42,7 @@ class Profile:
     country: str | None
 
 
-class NotAnswered(SpotifyError):
+class WebApiTransportError(SpotifyError):
     """No answer came, or none is hoped for at present: try again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int, *, unsent: bool) -> None:
@@ -52,11 +52,11 @@ class NotAnswered(SpotifyError):
 
 
 class SpotifyWebApi:
-    def __init__(self, config: Config, outbound: Outbound, gate: Gate) -> None:
+    def __init__(self, config: Config, outbound: HttpClient, gate: SpotifyRateLimiter) -> None:
         self._url = config.spotify_api_url
         self._outbound = outbound
         self._gate = gate
-        self._circuit = Circuit()
+        self._circuit = CircuitBreaker()
 
     def send(
         self,
@@ -66,7 +66,7 @@ class SpotifyWebApi:
         link_id: int | None = None,
         within: float = CALL_SECONDS,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Make a call, and once more where that can do no harm: a read, or what surely was not sent.
 
         Any answer is returned as it came, but for a 429. The call itself takes at most `within` seconds. It
@@ -78,14 +78,14 @@ class SpotifyWebApi:
         """
         wait = self._circuit.wait()
         if wait > 0:
-            raise NotAnswered(math.ceil(wait), unsent=True)
+            raise WebApiTransportError(math.ceil(wait), unsent=True)
         deadline = time.monotonic() + within if deadline is None else deadline
-        self._wait_for_turn(call, link_id, deadline - LEAST_SECONDS)
+        self._wait_for_turn(call, link_id, deadline - MIN_SECONDS)
         within = min(within, max(1.0, deadline - time.monotonic()))
         ends = time.monotonic() + within
         try:
             answer = self._once(call, access_token, link_id, within)
-        except NotAnswered as error:
+        except WebApiTransportError as error:
             left = ends - time.monotonic()
             if not (call.is_read or error.unsent) or left < within / 2:
                 raise
@@ -97,26 +97,26 @@ class SpotifyWebApi:
         try:
             self._wait_for_turn(call, link_id)
             return self._once(call, access_token, link_id, left)
-        except (NotAnswered, RateLimited):
+        except (WebApiTransportError, RateLimited):
             return answer
 
     def _wait_for_turn(self, call: Call, link_id: int | None, until: float = 0.0) -> None:
         self._gate.pass_or_refuse(link_id, is_poll=call.is_poll, scope=call.scope, until=until)
 
-    def _once(self, call: Call, access_token: str, link_id: int | None, within: float) -> Answer:
+    def _once(self, call: Call, access_token: str, link_id: int | None, within: float) -> HttpResponse:
         answer = self._exchange(call, access_token, link_id, within)
         if answer.status == 429:
             raise RateLimited(self._refused(call, answer, access_token))
         return answer
 
-    def _refused(self, call: Call, answer: Answer, access_token: str) -> int:
+    def _refused(self, call: Call, answer: HttpResponse, access_token: str) -> int:
         """Find out what a 429 is about. Returns the seconds that this call has to wait."""
         refusal = self._gate.refused(call.scope, answer)
         if not refusal.asks_for_canary:
             return refusal.seconds
         try:
             canary = self._exchange(Call("GET", "me"), access_token, None, CANARY_SECONDS)
-        except NotAnswered:
+        except WebApiTransportError:
             return refusal.seconds
         if canary.status == 200:
             self._gate.refuses_alone(call.scope)
@@ -124,7 +124,7 @@ class SpotifyWebApi:
             return refusal.seconds
         return max(refusal.seconds, self._gate.close(canary))
 
-    def _exchange(self, call: Call, access_token: str, link_id: int | None, within: float) -> Answer:
+    def _exchange(self, call: Call, access_token: str, link_id: int | None, within: float) -> HttpResponse:
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
@@ -136,15 +136,15 @@ class SpotifyWebApi:
                 call.method,
                 f"{self._url}/{call.target}",
                 within=within,
-                most=MAX_ANSWER_BYTES,
+                most=MAX_RESPONSE_BYTES,
                 headers=headers,
                 data=call.body or None,
             )
             status = str(answer.status)
-        except NoAnswer as error:
+        except TransportError as error:
             if str(error) not in _ONE_CALLS_OWN:
                 self._note_failure(link_id, str(error))
-            raise NotAnswered(1, unsent=error.unsent) from error
+            raise WebApiTransportError(1, unsent=error.unsent) from error
         finally:
             metrics.count_call(call, status, time.perf_counter() - began)
         if answer.status in _AWAY:

@@ -34,7 +34,7 @@ LEASE_SECONDS, BEAT_SECONDS = 3.0, 1.0
 # A response is kept for those who wait for it, however short its life.
 GRACE_SECONDS = 5.0
 # Longest life of an entry.
-MAX_LIFE_SECONDS = 300
+MAX_TTL_SECONDS = 300
 # Larger responses are not stored. Of one connection's, so much is kept.
 MAX_BYTES, MAX_BYTES_OF_ONE, MAX_ENTRIES_OF_ONE = 512 * 1024, 4 * 1024 * 1024, 200
 
@@ -109,7 +109,7 @@ class ResponseCache:
                 read.caller,
                 "" if since is None else since,
                 int(LEASE_SECONDS * 1000),
-                MAX_LIFE_SECONDS * 1000,
+                MAX_TTL_SECONDS * 1000,
             ],
         )
         kind, *rest = found
@@ -122,8 +122,8 @@ class ResponseCache:
 
     def store(self, read: Read, response: CachedResponse, *, asked: int, life: float) -> None:
         """Store what a leader got; it began to lead when it `asked`, and may be served for `life` seconds."""
-        times = [int(min(life, MAX_LIFE_SECONDS) * 1000), asked, int(GRACE_SECONDS * 1000)]
-        limits = [MAX_ENTRIES_OF_ONE, MAX_BYTES_OF_ONE, MAX_LIFE_SECONDS * 1000]
+        times = [int(min(life, MAX_TTL_SECONDS) * 1000), asked, int(GRACE_SECONDS * 1000)]
+        limits = [MAX_ENTRIES_OF_ONE, MAX_BYTES_OF_ONE, MAX_TTL_SECONDS * 1000]
         encoded = msgspec.msgpack.encode(response)
         self._quietly(
             lambda: self._store(_keys(read.connection), [read.name, read.caller, encoded, *times, *limits]),

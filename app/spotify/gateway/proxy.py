@@ -11,16 +11,16 @@ from flask import Response
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
-from app.resilience.bulkhead import NoPlace
+from app.resilience.bulkhead import BulkheadFull
 from app.services import services
 from app.spotify.clients import metrics
 from app.spotify.clients.accounts import RateLimited
-from app.spotify.clients.web_api import CALL_SECONDS, NotAnswered
-from app.spotify.gateway.cache import MAX_LIFE_SECONDS
-from app.spotify.gateway.request import LEAST_SECONDS, Call
-from app.spotify.gateway.shared_reads import Fetch, Served
+from app.spotify.clients.web_api import CALL_SECONDS, WebApiTransportError
+from app.spotify.gateway.cache import MAX_TTL_SECONDS
+from app.spotify.gateway.request import MIN_SECONDS, Call
+from app.spotify.gateway.shared_reads import Fetch, SharedResponse
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import (
@@ -62,7 +62,7 @@ def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Re
     return _response(served)
 
 
-def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
+def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
     return services().shared.get(
         link.id,
         # With the grant: a visitor must not read through another one. Ids of links are also issued again
@@ -74,23 +74,23 @@ def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) 
     )
 
 
-def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> Served:
-    with services().bulkhead.place(link.id, until=deadline - LEAST_SECONDS):
+def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
+    with services().bulkhead.place(link.id, until=deadline - MIN_SECONDS):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
         services().shared.drop(link.id)
         try:
-            return Served(_fetch(link.id, call, deadline, grant_id), "miss")
+            return SharedResponse(_fetch(link.id, call, deadline, grant_id), "miss")
         finally:
             services().shared.drop(link.id)  # also after no answer: it may have had its effect
 
 
-def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> Answer:
+def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> HttpResponse:
     """Call Spotify with the link's token, and on a 401, in whatever wording, once more with another."""
 
     def left(reserved: float = 0) -> float:
         return max(1.0, deadline - time.monotonic() - reserved)
 
-    def send(access_token: str) -> Answer:
+    def send(access_token: str) -> HttpResponse:
         return services().webapi.send(
             call, access_token, link_id=link_id, within=min(CALL_SECONDS, left()), deadline=deadline
         )
@@ -101,17 +101,17 @@ def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> A
         token = service.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
         answer = send(token.access_token)
         if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
-            token = service.instead_of(token, link_id, wait_seconds=left(2))
+            token = service.replace_rejected(token, link_id, wait_seconds=left(2))
             service.require_grant(token, grant_id)
             answer = send(token.access_token)
     except RateLimited as error:
         raise SpotifyRateLimited(retry_after=error.retry_after) from error
-    except NotAnswered as error:
+    except WebApiTransportError as error:
         raise SpotifyUnavailable(retry_after=error.retry_after) from error
     return answer
 
 
-def _life(call: Call, answer: Answer) -> float:
+def _life(call: Call, answer: HttpResponse) -> float:
     """How many seconds an answer is good for others of this link."""
     if answer.status in (401, 403):
         return 0  # about the permission, which may be given any moment
@@ -122,10 +122,10 @@ def _life(call: Call, answer: Answer) -> float:
     control = parse_cache_control_header(answer.headers.get("cache-control"), cls=ResponseCacheControl)
     if control.no_store or control.no_cache:
         return 0
-    return min(max(control.max_age or 0, 0), MAX_LIFE_SECONDS)
+    return min(max(control.max_age or 0, 0), MAX_TTL_SECONDS)
 
 
-def _lacks_permission(answer: Answer) -> bool:
+def _lacks_permission(answer: HttpResponse) -> bool:
     """Whether the body proves that a scope is missing. Other 401s and 403s are passed on as they came."""
     message = _MISSING_SCOPE.get(answer.status)
     if message is None:
@@ -134,7 +134,7 @@ def _lacks_permission(answer: Answer) -> bool:
     return isinstance(error, dict) and error.get("message") == message
 
 
-def _refuse(answer: Answer) -> None:
+def _refuse(answer: HttpResponse) -> None:
     """Raise what is said in the place of the few answers that are not passed on."""
     if _lacks_permission(answer):
         raise InsufficientScope("Spotify was connected without the permission that this call needs.")
@@ -144,19 +144,19 @@ def _refuse(answer: Answer) -> None:
 
 def _name(error: Exception) -> str:
     """How a request counts that was not answered by Spotify."""
-    if isinstance(error, NoPlace):
+    if isinstance(error, BulkheadFull):
         return "no-place"
     return error.slug if isinstance(error, Problem) else SpotifyReauthorizationRequired.slug
 
 
-def _outcome(answer: Answer) -> str:
+def _outcome(answer: HttpResponse) -> str:
     """How an answer counts. The owner's Premium and the allowlist are refused in plain text."""
     if answer.status == 403 and not answer.json_object():
         return "403-text"
     return str(answer.status)
 
 
-def _response(served: Served) -> Response:
+def _response(served: SharedResponse) -> Response:
     answer = served.answer
     response = Response(answer.body, answer.status)
     response.headers.pop("Content-Type")

@@ -11,7 +11,7 @@ from app.web.api import read_body
 from app.web.problems import MalformedRequest, UnsupportedMediaType
 
 # With less time left than this, no call is begun.
-LEAST_SECONDS = 2.0
+MIN_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 # JSON, and a playlist's cover: https://developer.spotify.com/documentation/web-api/reference/upload-custom-playlist-cover
 MEDIA_TYPES = ("application/json", "image/jpeg")

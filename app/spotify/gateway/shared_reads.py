@@ -14,19 +14,19 @@ from typing import Literal
 
 import redis
 
-from app.infra.http_client import Answer
-from app.resilience.bulkhead import Bulkhead, NoPlace, Ticket
+from app.infra.http_client import HttpResponse
+from app.resilience.bulkhead import Bulkhead, BulkheadFull, Ticket
 from app.spotify.gateway import cache
 from app.spotify.gateway.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
-from app.spotify.gateway.request import LEAST_SECONDS
+from app.spotify.gateway.request import MIN_SECONDS
 from app.web.problems import SpotifyUnavailable
 
 
 @dataclass(frozen=True)
-class Served:
+class SharedResponse:
     """An answer, how it was come by, and its age in seconds."""
 
-    answer: Answer
+    answer: HttpResponse
     cache: Literal["hit", "shared", "miss"]
     age: int = 0
 
@@ -35,22 +35,22 @@ class Served:
 class Fetch:
     """How to make a call to Spotify, how many seconds its answer lives, and the deadline (monotonic)."""
 
-    make: Callable[[], Answer]
-    life: Callable[[Answer], float]
+    make: Callable[[], HttpResponse]
+    life: Callable[[HttpResponse], float]
     deadline: float
 
     @property
     def latest_start(self) -> float:
-        return self.deadline - LEAST_SECONDS
+        return self.deadline - MIN_SECONDS
 
 
-class SharedAnswers:
+class SharedReads:
     def __init__(self, client: redis.Redis, bulkhead: Bulkhead) -> None:
         self._cache = ResponseCache(client)
         self._bulkhead = bulkhead
         self._leases = _Leases(self._cache.renew)
 
-    def get(self, link_id: int, key: str, fetch: Fetch) -> Served:
+    def get(self, link_id: int, key: str, fetch: Fetch) -> SharedResponse:
         """What this link reads as `key`: shared, or fetched.
 
         Raises:
@@ -61,35 +61,35 @@ class SharedAnswers:
         read = Read.of(link_id, key)
         found = self._cache.join(read)
         if found.kind == "hit" and found.response is not None:
-            return Served(_answer(found.response), "hit", found.age)
+            return SharedResponse(_answer(found.response), "hit", found.age)
         try:
             with self._bulkhead.ticket(link_id) as ticket:
                 return self._lead_or_wait(read, found, ticket, fetch)
-        except NoPlace:
+        except BulkheadFull:
             self._cache.release(read)
             if found.response is None:
                 raise
-            return Served(_answer(found.response), "hit", found.age)
+            return SharedResponse(_answer(found.response), "hit", found.age)
 
     def drop(self, link_id: int) -> None:
         """Forget what the link has read: it has written something, has consented again, or is gone."""
         self._cache.drop(link_id)
 
-    def _lead_or_wait(self, read: Read, found: Found, ticket: Ticket, fetch: Fetch) -> Served:
+    def _lead_or_wait(self, read: Read, found: Found, ticket: Ticket, fetch: Fetch) -> SharedResponse:
         since, pause, began = found.now, 0.01, time.monotonic()
         while True:
             if found.kind == "lead":
                 if self._may_lead(ticket, fetch):
-                    return Served(self._fetch_as_leader(read, found.now, fetch), "miss")
+                    return SharedResponse(self._fetch_as_leader(read, found.now, fetch), "miss")
                 # Others may lead: all places may be held by callers that wait for this very read.
                 self._cache.release(read)
                 if found.response is not None:
-                    return Served(_answer(found.response), "hit", found.age)
+                    return SharedResponse(_answer(found.response), "hit", found.age)
                 self._bulkhead.take_place(ticket, until=fetch.latest_start)
             else:
                 self._bulkhead.give_place_back(ticket)
                 if ticket.is_dismissed:
-                    raise NoPlace
+                    raise BulkheadFull
                 if time.monotonic() >= fetch.latest_start:
                     raise SpotifyUnavailable(retry_after=1)
                 time.sleep(pause)
@@ -104,18 +104,18 @@ class SharedAnswers:
             return False
         try:
             self._bulkhead.take_place(ticket)
-        except NoPlace:
+        except BulkheadFull:
             return False
         return True
 
-    def _shared(self, response: CachedResponse, age: int, ticket: Ticket, fetch: Fetch) -> Served:
+    def _shared(self, response: CachedResponse, age: int, ticket: Ticket, fetch: Fetch) -> SharedResponse:
         """What another caller has fetched. What was too large to be stored is fetched by each for itself."""
         if response.status != TOO_LARGE:
-            return Served(_answer(response), "shared", age)
+            return SharedResponse(_answer(response), "shared", age)
         self._bulkhead.take_place(ticket, until=fetch.latest_start)
-        return Served(fetch.make(), "miss")
+        return SharedResponse(fetch.make(), "miss")
 
-    def _fetch_as_leader(self, read: Read, asked: int, fetch: Fetch) -> Answer:
+    def _fetch_as_leader(self, read: Read, asked: int, fetch: Fetch) -> HttpResponse:
         """Ask Spotify for everybody. A failure is everybody's too."""
         with self._leases.hold(read):
             try:
@@ -179,7 +179,7 @@ def _longest_pause(waited: float) -> float:
     return min(max(0.05, waited / 20), 0.3)
 
 
-def _answer(response: CachedResponse) -> Answer:
+def _answer(response: CachedResponse) -> HttpResponse:
     if response.status == FAILED:
         raise SpotifyUnavailable(retry_after=response.retry_after)
-    return Answer(response.status, response.headers, response.body)
+    return HttpResponse(response.status, response.headers, response.body)

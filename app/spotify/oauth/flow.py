@@ -12,12 +12,12 @@ from app.models import GrantState, SpotifyUser
 from app.services import services
 from app.spotify import connections
 from app.spotify.clients.accounts import (
-    Grant,
     InvalidGrant,
     Misconfigured,
     NotSent,
     RateLimited,
     SpotifyError,
+    TokenResponse,
 )
 from app.spotify.clients.rate_limit import ME
 from app.spotify.connections import ConnectionRef
@@ -71,7 +71,7 @@ class AuthorizationRequired:
     grant_ended: bool
 
 
-def visit(callback: Callback | None, *, again: bool = False) -> Connected | AuthorizationRequired:
+def authorize(callback: Callback | None, *, again: bool = False) -> Connected | AuthorizationRequired:
     """Answer one visit, which is a callback or none.
 
     | the visit                              | and then                                             |
@@ -99,10 +99,10 @@ def visit(callback: Callback | None, *, again: bool = False) -> Connected | Auth
             grant_ended = True
     if link is not None:
         return Connected(link)
-    csrf.require_own_start()
+    csrf.require_same_site_start()
     if user is None and session.get("user_id") is not None:
-        sessions.renew()  # a session that has ended is not a visitor's; a new one is
-    return AuthorizationRequired(oauth_state.begin(user_id), grant_ended)
+        sessions.regenerate()  # a session that has ended is not a visitor's; a new one is
+    return AuthorizationRequired(oauth_state.create(user_id), grant_ended)
 
 
 def note_refusal(problem: Problem) -> None:
@@ -132,7 +132,7 @@ def _living_link() -> SpotifyUser | None:
     Raises:
         GrantEnded, SpotifyUnavailable, SpotifyMisconfigured
     """
-    link = connections.current_link()
+    link = connections.current_connection()
     if link is None:
         return None
     if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
@@ -142,9 +142,9 @@ def _living_link() -> SpotifyUser | None:
     except SpotifyNotConnected:
         return None  # disconnected elsewhere, this very moment
     if session.get("spotify_user_id") != link.id:
-        connections.remember(connections.reference(link))
-    connections.note_use(link)
-    return connections.look_again()
+        connections.attach_to_session(connections.reference(link))
+    connections.touch(link)
+    return connections.reload_current()
 
 
 def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
@@ -159,8 +159,8 @@ def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
         return None
     if found.status == "open":
         if callback.error is not None:
-            if (taken := oauth_state.take(callback.state, found)) is not None:
-                oauth_state.settle(callback.state, taken, None)
+            if (taken := oauth_state.consume(callback.state, found)) is not None:
+                oauth_state.record_result(callback.state, taken, None)
                 raise _refusal(callback.error)
         elif (link := _connect(callback, found, user_id)) is not None:
             return link
@@ -188,13 +188,13 @@ def _connect(callback: Callback, found: Authorization, user_id: int | None) -> S
     try:
         link, connection = _store(grant, user_id, asked=asked)
     finally:
-        oauth_state.settle(state, taken, connection)
-    connections.remember(connection)
+        oauth_state.record_result(state, taken, connection)
+    connections.attach_to_session(connection)
     log.info("spotify_connected", extra={"link": link.id})
     return link
 
 
-def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorization, Grant] | None:
+def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorization, TokenResponse] | None:
     """Use up the state, and trade the code for tokens. None if an equal callback was first.
 
     Whatever can be refused before that is, and a code that was surely not used can come again.
@@ -203,11 +203,11 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
         raise SpotifyRateLimited(retry_after=math.ceil(wait))
     if services().webapi.is_away:
         raise SpotifyUnavailable
-    database.current_time()  # raises while the database is away: the grant could not be stored
+    database.read_db_now()  # raises while the database is away: the grant could not be stored
     address = throttle.client_address()
-    throttle.count("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
+    throttle.hit("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
     with services().accounts_bulkhead.exchanging():
-        taken = oauth_state.take(state, found)
+        taken = oauth_state.consume(state, found)
         if taken is None:
             return None
         try:
@@ -216,13 +216,13 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
             if isinstance(error, NotSent | RateLimited):
                 oauth_state.reopen(state, taken)
             else:
-                oauth_state.settle(state, taken, None)
+                oauth_state.record_result(state, taken, None)
             raise as_problem(error) from None
     breaker.client_accepted()
     return taken, grant
 
 
-def _store(grant: Grant, user_id: int | None, *, asked: float) -> tuple[SpotifyUser, ConnectionRef]:
+def _store(grant: TokenResponse, user_id: int | None, *, asked: float) -> tuple[SpotifyUser, ConnectionRef]:
     """Store a new grant under the account that gave it. Nothing is stored before all of it is known.
 
     `asked` is when the code was sent (`time.monotonic`). Returns what `links.store_grant` does.
@@ -233,9 +233,9 @@ def _store(grant: Grant, user_id: int | None, *, asked: float) -> tuple[SpotifyU
         raise as_problem(error) from None
     # A person who has left in the meantime must not be connected, nor leave a connection behind that is
     # out of reach. A visitor's session gets a new id, so that one planted earlier does not lead to it.
-    if user_id is None and not sessions.move():
+    if user_id is None and not sessions.rotate_id():
         raise SpotifyStateMismatch
-    if user_id is not None and not sessions.is_there():
+    if user_id is not None and not sessions.exists():
         raise NotSignedIn
     return connections.store_grant(profile, grant, user_id=user_id, asked=asked)
 
@@ -251,8 +251,8 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
     if connection is None:
         return None
     if user_id is None:
-        sessions.renew()
-    connections.remember(connection)
+        sessions.regenerate()
+    connections.attach_to_session(connection)
     try:
         return _living_link()
     except GrantEnded:

@@ -19,7 +19,7 @@ import msgspec
 import redis
 
 from app.infra.clock import utc_now
-from app.infra.encryption import Unreadable
+from app.infra.encryption import DecryptionError
 from app.infra.redis_cipher import compare_and_set
 from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
@@ -30,14 +30,14 @@ from app.web.session_data import VISIT_SECONDS
 
 log = logging.getLogger(__name__)
 
-LIFE_SECONDS = VISIT_SECONDS
+TTL_SECONDS = VISIT_SECONDS
 RESULT_SECONDS = 60  # how long an equal callback can ask for the connection that was made
 WAIT_SECONDS = 15.0  # for an equal callback that is being processed; its calls to Spotify take 14 s at most
 # Within `LIFE_SECONDS`: one session may have this many that have not ended, and one address this many
 # that have not led to a connection. An office of 300 people behind one address needs two for each.
 OF_ONE_SESSION, OF_ONE_ADDRESS = 30, 600
 # How long a page that polls gets the same URL.
-_SAME_URL_SECONDS = LIFE_SECONDS // 2
+_SAME_URL_SECONDS = TTL_SECONDS // 2
 
 
 class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,7 +56,7 @@ class Authorization(msgspec.Struct, frozen=True, omit_defaults=True):
     connection: ConnectionRef | None = None
 
 
-def begin(user_id: int | None) -> str:
+def create(user_id: int | None) -> str:
     """Start an authorization for this session and user. Returns the URL at Spotify.
 
     `state` and verifier are 256 random bits each (RFC 9700 sections 2.1 and 2.1.1); the verifier
@@ -80,11 +80,11 @@ def current(user_id: int | None) -> str:
     """
     period = int(utc_now().timestamp()) // _SAME_URL_SECONDS
     for number in range(OF_ONE_SESSION):
-        state = _derived_state(sessions.binding(), user_id, period, number)
+        state = _derived_state(sessions.session_key(), user_id, period, number)
         found = find(state, user_id) or _begin(state, user_id)
         if found.status == "open":
             return _url(state, found)
-    return begin(user_id)
+    return create(user_id)
 
 
 def find(state: str, user_id: int | None) -> Authorization | None:
@@ -93,15 +93,15 @@ def find(state: str, user_id: int | None) -> Authorization | None:
     packed = services().redis_cipher.decrypt(_key(state), raw) if raw is not None else None
     if packed is None:
         return None
-    with suppress(msgspec.MsgspecError, Unreadable):
+    with suppress(msgspec.MsgspecError, DecryptionError):
         found = msgspec.msgpack.decode(packed, type=Authorization)
         verifier(state, found)  # raises if it cannot be opened
-        if found.session == sessions.binding() and found.user_id == user_id:
+        if found.session == sessions.session_key() and found.user_id == user_id:
             return found
     return None
 
 
-def take(state: str, found: Authorization) -> Authorization | None:
+def consume(state: str, found: Authorization) -> Authorization | None:
     """Begin to process the callback of an open authorization. None if an equal callback was first."""
     taken = msgspec.structs.replace(found, status="taken", attempt=secrets.token_hex(8))
     try:
@@ -118,7 +118,7 @@ def reopen(state: str, taken: Authorization) -> None:
         _swap(state, taken, msgspec.structs.replace(taken, status="open", attempt=""))
 
 
-def settle(state: str, taken: Authorization, connection: ConnectionRef | None) -> None:
+def record_result(state: str, taken: Authorization, connection: ConnectionRef | None) -> None:
     """Record how an authorization ended: with this connection, or without any."""
     ended = msgspec.structs.replace(taken, status="ended", connection=connection)
     try:
@@ -157,19 +157,19 @@ def verifier(state: str, authorization: Authorization) -> str:
 
 def _begin(state: str, user_id: int | None) -> Authorization:
     """Start an authorization with this state, or find the one that was started at the same moment."""
-    key, binding = _key(state), sessions.binding()
+    key, binding = _key(state), sessions.session_key()
     room = throttle.reserve(
         "authorizations",
         key,
         binding,
         most=OF_ONE_ADDRESS,
         most_each=OF_ONE_SESSION,
-        seconds=LIFE_SECONDS,
+        seconds=TTL_SECONDS,
     )
     sealed = services().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
     started = Authorization(binding, user_id, sealed, room)
-    sessions.start()
-    if services().redis.set(key, _encode(state, started), ex=LIFE_SECONDS, nx=True):
+    sessions.persist()
+    if services().redis.set(key, _encode(state, started), ex=TTL_SECONDS, nx=True):
         return started
     return find(state, user_id) or started
 

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import write_until
+from app.infra.database import run_in_transaction_until
 from app.models import AccessToken, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome
 from app.spotify.tokens import breaker, transitions
-from app.spotify.tokens.transitions import After, Values
+from app.spotify.tokens.transitions import Transition, Values
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def claim(row: AccessToken) -> Attempt | None:
         mine = db.scalar(_attempt_row(attempt_id))
         if mine is not None:  # the answer to the COMMIT was lost
             return Attempt(attempt_id, mine.generation, mine.started_at, send_until)
-        now = database.now(db)
+        now = database.db_now(db)
         generation = _unused_generation(db, row)
         claimed = update(
             db,
@@ -65,7 +65,7 @@ def claim(row: AccessToken) -> Attempt | None:
         )
         if not claimed:
             return None
-        breaker.pass_or_wait(db, now)
+        breaker.require_closed(db, now)
         db.add(
             TokenRefresh(
                 spotify_user_id=row.spotify_user_id,
@@ -77,7 +77,7 @@ def claim(row: AccessToken) -> Attempt | None:
         )
         return Attempt(attempt_id, generation, now, send_until)
 
-    return write_until(time.monotonic() + _CLAIM_SECONDS, unit)
+    return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, unit)
 
 
 def _unused_generation(db: Session, row: AccessToken) -> int:
@@ -101,7 +101,7 @@ def _unused_generation(db: Session, row: AccessToken) -> int:
 
 
 def finish(
-    attempt: Attempt, row: AccessToken, outcome: Outcome, after: After, *, only_copy: object = None
+    attempt: Attempt, row: AccessToken, outcome: Outcome, after: Transition, *, only_copy: object = None
 ) -> Outcome:
     """Write an attempt's end and what it means for the grant, in one transaction.
 
@@ -114,7 +114,7 @@ def finish(
         written = db.scalar(_attempt_row(attempt.id))
         if written is not None and written.outcome is not None:
             return Outcome(written.outcome)  # the answer to the COMMIT was lost
-        now = database.now(db)
+        now = database.db_now(db)
         doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
         values = transitions.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
         # A success is good whoever holds the lease by now. A failure must not end another's.
@@ -133,7 +133,7 @@ def finish(
     # Spotify's answer may be the only one: neither a deadlock nor a lost connection must cost it.
     patience = STORE_SECONDS if only_copy is None else STORE_ONLY_COPY_SECONDS
     try:
-        return write_until(time.monotonic() + patience, unit)
+        return run_in_transaction_until(time.monotonic() + patience, unit)
     except sa.exc.SQLAlchemyError:
         lost = {"link": row.spotify_user_id, "outcome": outcome, "only_copy": only_copy is not None}
         log.error("token_answer_lost", extra=lost)

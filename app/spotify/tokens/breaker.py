@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from app.infra import database
-from app.infra.database import reading, write_again_on_conflict
+from app.infra.database import reading, run_in_transaction
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
@@ -37,7 +37,7 @@ _FAILURES_OF_ALL = 3
 _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-class Trouble(StrEnum):
+class Reason(StrEnum):
     """Why refreshing fails for everybody."""
 
     REVOCATIONS = "revocations"  # so many young grants called revoked that it cannot be true
@@ -61,22 +61,22 @@ class _Rule:
 
 
 _RULES = {
-    Trouble.REVOCATIONS: _Rule(
+    Reason.REVOCATIONS: _Rule(
         Outcome.INVALID_GRANT, window=timedelta(minutes=10), links=10, percent=5, successes=5
     ),
-    Trouble.MISCONFIGURED: _Rule(Outcome.MISCONFIGURED),
-    Trouble.RATE_LIMITED: _Rule(
+    Reason.MISCONFIGURED: _Rule(Outcome.MISCONFIGURED),
+    Reason.RATE_LIMITED: _Rule(
         Outcome.RATE_LIMITED, probe_every=timedelta(seconds=30), longest_wait=LONGEST_WAIT
     ),
-    Trouble.OUTAGE: _Rule(Outcome.UNAVAILABLE, links=10, percent=90, probe_every=timedelta(seconds=5)),
+    Reason.OUTAGE: _Rule(Outcome.UNAVAILABLE, links=10, percent=90, probe_every=timedelta(seconds=5)),
 }
 
 
 # A later release may know more troubles than this one.
-_IS_OPEN = sa.and_(Breaker.closed_at.is_(None), Breaker.name.in_([trouble.value for trouble in Trouble]))
+_IS_OPEN = sa.and_(Breaker.closed_at.is_(None), Breaker.name.in_([trouble.value for trouble in Reason]))
 
 
-def pass_or_wait(db: Session, at: datetime) -> None:
+def require_closed(db: Session, at: datetime) -> None:
     """Let a refresh through, as the probe where the breaker is open.
 
     In the transaction that claims the refresh: without a claim no probe is used up.
@@ -87,17 +87,17 @@ def pass_or_wait(db: Session, at: datetime) -> None:
     for breaker in db.scalars(sa.select(Breaker).where(_IS_OPEN)):
         if _is_waiting(breaker, at) or not _take_probe(db, breaker.name, at):
             wait = _seconds_until(breaker.probe_at, at)
-            if breaker.name == Trouble.MISCONFIGURED:
+            if breaker.name == Reason.MISCONFIGURED:
                 raise SpotifyMisconfigured(retry_after=wait)
             raise SpotifyUnavailable(retry_after=wait)
 
 
 def _is_waiting(breaker: Breaker, at: datetime) -> bool:
-    return is_ahead(breaker.probe_at, at, _RULES[Trouble(breaker.name)].longest_wait)
+    return is_ahead(breaker.probe_at, at, _RULES[Reason(breaker.name)].longest_wait)
 
 
 def _take_probe(db: Session, name: str, at: datetime) -> bool:
-    rule = _RULES[Trouble(name)]
+    rule = _RULES[Reason(name)]
     is_due = is_over(Breaker.probe_at, at, rule.longest_wait)
     taken = db.execute(
         sa.update(Breaker)
@@ -107,16 +107,16 @@ def _take_probe(db: Session, name: str, at: datetime) -> bool:
     return taken.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
-def open_troubles() -> list[Breaker]:
+def open_breakers() -> list[Breaker]:
     """What holds refreshing back now; usually nothing."""
     with reading() as db:
         return list(db.scalars(sa.select(Breaker).where(_IS_OPEN)))
 
 
-def held_for(at: datetime) -> int | None:
+def retry_after(at: datetime) -> int | None:
     """How many seconds until the next probe, where refreshing is held back."""
     waits = [
-        _seconds_until(breaker.probe_at, at) if _is_waiting(breaker, at) else 1 for breaker in open_troubles()
+        _seconds_until(breaker.probe_at, at) if _is_waiting(breaker, at) else 1 for breaker in open_breakers()
     ]
     return max(waits, default=None)
 
@@ -127,10 +127,10 @@ def doubts_revocations(db: Session) -> bool:
     The answer holds until the transaction ends: who marks a grant and who opens the breaker wait
     for each other, so that no mark is overlooked when marks are taken back.
     """
-    return _locked(db, Trouble.REVOCATIONS).closed_at is None
+    return _locked(db, Reason.REVOCATIONS).closed_at is None
 
 
-def note(outcome: Outcome, began: datetime, retry_after: int | None = None) -> None:
+def record_outcome(outcome: Outcome, began: datetime, retry_after: int | None = None) -> None:
     """Open or close the breaker after an attempt, once its outcome stands in the history.
 
     A success counts if it `began` while the breaker was open: one from before proves nothing.
@@ -150,32 +150,32 @@ def client_accepted() -> None:
 def _change(unit: Callable[[Session], None], *, though_closed: bool = False) -> None:
     """Write, if there is reason to. Whoever brings the news must not fail for it: more will come."""
     try:
-        if though_closed or open_troubles():
-            write_again_on_conflict(unit)
+        if though_closed or open_breakers():
+            run_in_transaction(unit)
     except sa.exc.SQLAlchemyError as error:
         log.warning("breaker_not_told", extra={"reason": type(error).__name__})
 
 
 def _close_misconfigured(db: Session) -> None:
-    breaker = _locked(db, Trouble.MISCONFIGURED)
+    breaker = _locked(db, Reason.MISCONFIGURED)
     if breaker.closed_at is None:
-        _close(db, breaker, database.now(db))
+        _close(db, breaker, database.db_now(db))
 
 
 def _count_success(outcome: Outcome, began: datetime, db: Session) -> None:
-    at = database.now(db)
+    at = database.db_now(db)
     was_open = sa.or_(Breaker.opened_at <= began, Breaker.opened_at > at + CLOCK_TOLERANCE)
     proven = sa.and_(_IS_OPEN, was_open)
     if outcome is not Outcome.REFRESHED:
-        proven &= Breaker.name != Trouble.REVOCATIONS
+        proven &= Breaker.name != Reason.REVOCATIONS
     for breaker in db.scalars(sa.select(Breaker).where(proven).with_for_update()):
         breaker.successes += 1
-        if breaker.successes >= _RULES[Trouble(breaker.name)].successes:
+        if breaker.successes >= _RULES[Reason(breaker.name)].successes:
             _close(db, breaker, at)
 
 
-def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: Session) -> None:
-    at = database.now(db)
+def _count_failure(trouble: Reason, rule: _Rule, retry_after: int | None, db: Session) -> None:
+    at = database.db_now(db)
     asked_for = None if retry_after is None else timedelta(seconds=max(retry_after, 1))
     wait = rule.probe_every if asked_for is None else min(asked_for, rule.longest_wait)
     breaker = _locked(db, trouble)
@@ -193,7 +193,7 @@ def _count_failure(trouble: Trouble, rule: _Rule, retry_after: int | None, db: S
     breaker.opened_at, breaker.closed_at, breaker.probe_at, breaker.successes = at, None, at + wait, 0
     log.error("refreshing_held_back", extra={"trouble": trouble.value})
     met = _met(db, rule, since, at)
-    if trouble is Trouble.REVOCATIONS:
+    if trouble is Reason.REVOCATIONS:
         _take_back_marks(db, met, since)
     _end_pauses(db, met, rule, at)
 
@@ -202,7 +202,7 @@ def _seconds_until(moment: datetime, at: datetime) -> int:
     return max(1, math.ceil((moment - at).total_seconds()))
 
 
-def _locked(db: Session, trouble: Trouble) -> Breaker:
+def _locked(db: Session, trouble: Reason) -> Breaker:
     """The breaker's row, locked until the transaction ends; made where there is none yet."""
     breaker = db.get(Breaker, trouble, with_for_update=True)
     if breaker is None:
@@ -248,7 +248,7 @@ def _finished_between(since: datetime, at: datetime) -> tuple[sa.ColumnElement[b
 def _close(db: Session, breaker: Breaker, at: datetime) -> None:
     breaker.closed_at = at
     log.warning("refreshing_goes_on", extra={"trouble": breaker.name})
-    rule = _RULES[Trouble(breaker.name)]
+    rule = _RULES[Reason(breaker.name)]
     since = min(breaker.opened_at, at) - rule.window
     _end_pauses(db, _met(db, rule, since, at), rule, at)
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from app.infra.encryption import Unreadable
+from app.infra.encryption import DecryptionError
 from app.models import AccessToken
 from app.services import services
 from app.web.problems import SpotifyUnavailable
@@ -10,7 +10,7 @@ from app.web.problems import SpotifyUnavailable
 log = logging.getLogger(__name__)
 
 
-def seal(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> dict[str, object]:
+def encrypt_tokens(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> dict[str, object]:
     """The columns to write. Both tokens always together, so that a row needs one key only."""
     sealer = services().sealer
     return {
@@ -20,7 +20,7 @@ def seal(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> 
     }
 
 
-def seal_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -> dict[str, object]:
+def encrypt_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -> dict[str, object]:
     """The columns to write where there is a new refresh token, but no access token."""
 
     def sealed(token: str) -> bytes:
@@ -29,7 +29,7 @@ def seal_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -> d
     return {"refresh_token": sealed(refresh_token), "spare_refresh_token": sealed(spare)}
 
 
-def unseal(row: AccessToken, column: str) -> str:
+def decrypt_token(row: AccessToken, column: str) -> str:
     """A token in the clear. One that our keys do not open is reported and left alone: a key may be missing.
 
     Raises:
@@ -38,6 +38,6 @@ def unseal(row: AccessToken, column: str) -> str:
     sealed: bytes | None = getattr(row, column)
     try:
         return services().sealer.open(sealed or b"", column, row.spotify_user_id, row.grant_id)
-    except Unreadable:
+    except DecryptionError:
         log.error("token_unreadable", extra={"link": row.spotify_user_id, "column": column})
         raise SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.") from None

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import Session
 
-from app.infra.database import db, reading, write_again_on_conflict
-from app.infra.encryption import Unreadable
+from app.infra.database import db, reading, run_in_transaction
+from app.infra.encryption import DecryptionError
 from app.models import AccessToken
 from app.services import services
 
@@ -32,7 +32,7 @@ _KEY_IN_TOKEN = sa.func.lower(sa.func.hex(sa.func.substr(AccessToken.refresh_tok
 
 
 @dataclass
-class Moved:
+class RotationProgress:
     """How far it has come: rows to move at the start, looked at, sealed anew, and not readable."""
 
     total: int = 0
@@ -79,17 +79,17 @@ def require_keys(app: Flask) -> None:
         sys.exit(3)
 
 
-def rotate_keys(progress: Callable[[Moved], None]) -> Moved:
+def rotate_keys(progress: Callable[[RotationProgress], None]) -> RotationProgress:
     """Seal every token with the newest key. `progress` is called after each batch.
 
     It may be stopped at any time and run again: what has been moved is passed over. A row that a
     refresh or a new consent writes meanwhile is left to them; they seal with the newest key too.
     """
-    moved, last_id = Moved(total=_left()), 0
+    moved, last_id = RotationProgress(total=_left()), 0
     while rows := _next_batch(last_id):
-        sealed_anew = {row.id: new for row in rows if (new := _sealed_anew(row)) is not None}
+        sealed_anew = {row.id: new for row in rows if (new := _reencrypted(row)) is not None}
         moved.unreadable += len(rows) - len(sealed_anew)
-        moved.sealed += write_again_on_conflict(lambda session: _write(session, rows, sealed_anew))  # noqa: B023
+        moved.sealed += run_in_transaction(lambda session: _write(session, rows, sealed_anew))  # noqa: B023
         moved.seen += len(rows)
         last_id = rows[-1].id
         progress(moved)
@@ -111,7 +111,7 @@ def _next_batch(last_id: int) -> list[AccessToken]:
         )
 
 
-def _sealed_anew(row: AccessToken) -> dict[str, object] | None:
+def _reencrypted(row: AccessToken) -> dict[str, object] | None:
     """A row's columns under the newest key. None if one cannot be read; that is reported, and left alone."""
     sealer = services().sealer
     new: dict[str, object] = {"key_id": sealer.newest_key_id}
@@ -121,7 +121,7 @@ def _sealed_anew(row: AccessToken) -> dict[str, object] | None:
             if old is not None:
                 place = (sealed_as, row.spotify_user_id, row.grant_id)
                 new[column] = sealer.seal(sealer.open(old, *place), *place)
-    except Unreadable:
+    except DecryptionError:
         # The key it needs may only be missing.
         log.error("token_unreadable", extra={"link": row.spotify_user_id})
         return None

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import write_again_on_conflict
+from app.infra.database import run_in_transaction
 from app.mail import outbox
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
 from app.models.access_token import CLOCK_TOLERANCE, is_over
@@ -31,7 +31,7 @@ SHORTEST_SIX_MONTHS, SURELY_ENDED_AFTER = timedelta(days=181), timedelta(days=19
 BATCH = 500
 
 
-def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
+def run(stopping: threading.Event | None = None) -> dict[str, int]:
     """Do all of it, in small transactions. Returns how many rows each part has met."""
     met: dict[str, int] = {}
     for part in (
@@ -57,7 +57,7 @@ def keep_up(stopping: threading.Event | None = None) -> dict[str, int]:
 def _in_batches(part: Callable[[Session, datetime], int], stopping: threading.Event) -> int:
     met = 0
     while not stopping.is_set():
-        batch = write_again_on_conflict(lambda db: part(db, database.now(db)))
+        batch = run_in_transaction(lambda db: part(db, database.db_now(db)))
         met += batch
         if batch < BATCH:
             break

@@ -21,17 +21,17 @@ from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.services import services
-from app.spotify.clients.accounts import Grant, InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.clients.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError, TokenResponse
 from app.spotify.tokens import attempts, breaker, transitions
 from app.spotify.tokens.attempts import Attempt
-from app.spotify.tokens.encryption import seal, seal_refresh_token, unseal
-from app.spotify.tokens.transitions import After, Values
+from app.spotify.tokens.encryption import decrypt_token, encrypt_refresh_token, encrypt_tokens
+from app.spotify.tokens.transitions import Transition, Values
 from app.web.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 
 # A grant's row, and what the database's clock said when it was read.
-Reading = tuple[AccessToken, datetime]
+GrantSnapshot = tuple[AccessToken, datetime]
 
 # After so long without the lock a caller asks the database itself. Less than the wait that makes the accounts
 # service count as slow (`accounts_bulkhead`): a lock that is lost says nothing about Spotify.
@@ -43,11 +43,11 @@ class GrantEnded(Exception):
     """Spotify no longer honours the grant; the person has to consent again."""
 
 
-class UnderWay(SpotifyUnavailable):
+class RefreshInProgress(SpotifyUnavailable):
     """Somebody else is refreshing it, and takes longer than was waited for."""
 
 
-def read(link_id: int) -> Reading:
+def read(link_id: int) -> GrantSnapshot:
     """A link's grant as it is committed now.
 
     Raises:
@@ -62,7 +62,7 @@ def read(link_id: int) -> Reading:
     return found[0], found[1]
 
 
-def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) -> Reading:
+def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) -> GrantSnapshot:
     """Refresh, or share the result of whoever is refreshing. Returns the grant as it stands then.
 
     A token that outlives `lead` need not be refreshed; without a lead it must be, however long it lives.
@@ -80,7 +80,7 @@ def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) ->
             needed = timedelta(0) if overtaken else lead
             if needed is not None and row.lasts(needed, now=now):
                 return row, now
-            check_may_try(row, now)
+            require_refreshable(row, now)
             if not row.is_leased(now):
                 refresh_token = _refresh_token(row)
                 attempt = attempts.claim(row)
@@ -88,11 +88,11 @@ def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) ->
                     row.generation = attempt.generation
                     return _call(row, attempt, refresh_token)
             if time.monotonic() >= deadline:
-                raise UnderWay
+                raise RefreshInProgress
             time.sleep(0.1)
 
 
-def check_may_try(row: AccessToken, now: datetime) -> None:
+def require_refreshable(row: AccessToken, now: datetime) -> None:
     """Share an earlier answer while it counts: a refusal, or a failure just now.
 
     Raises:
@@ -112,14 +112,14 @@ def _refresh_token(row: AccessToken) -> str:
         SpotifyUnavailable
     """
     try:
-        return unseal(row, "refresh_token")
+        return decrypt_token(row, "refresh_token")
     except SpotifyUnavailable:
         with database.writing() as db:  # or the scheduler would ask, and report, every half minute
-            attempts.update(db, row, {"due_at": database.now(db) + _UNREADABLE_WAITS})
+            attempts.update(db, row, {"due_at": database.db_now(db) + _UNREADABLE_WAITS})
         raise
 
 
-def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> Reading:
+def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> GrantSnapshot:
     """Call Spotify under a claim, and write down whatever it says."""
     if time.monotonic() > attempt.send_until:
         # Paused since the claim. The lease may end during the call; the next owner is left to make it.
@@ -133,12 +133,14 @@ def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> Reading:
     return read(row.spotify_user_id)
 
 
-def _commit(row: AccessToken, attempt: Attempt, grant: Grant, presented: str) -> None:
+def _commit(row: AccessToken, attempt: Attempt, grant: TokenResponse, presented: str) -> None:
     """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
     life = timedelta(seconds=grant.expires_in)
     values = {
         **transitions.after_success(attempt.claimed_at, life, services().config.refresh_lead),
-        **seal(row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented),
+        **encrypt_tokens(
+            row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented
+        ),
         "generation": row.generation + 1,
     }
     if grant.scope is not None:
@@ -146,13 +148,13 @@ def _commit(row: AccessToken, attempt: Attempt, grant: Grant, presented: str) ->
     only_copy = values["refresh_token"] if grant.refresh_token not in (None, presented) else None
     outcome = attempts.finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
     log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
-    breaker.note(outcome, attempt.claimed_at)
+    breaker.record_outcome(outcome, attempt.claimed_at)
 
 
-def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str) -> Reading:
+def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str) -> GrantSnapshot:
     """Write down a failure and raise it, unless it is about the past: then take what there is now."""
     problem: GrantEnded | SpotifyUnavailable | SpotifyMisconfigured
-    after: After
+    after: Transition
     kept = _kept_of(row, error, presented)
     if isinstance(error, InvalidGrant) and not kept:
         outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
@@ -167,15 +169,17 @@ def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: st
         log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
     ended = attempts.finish(attempt, row, outcome, after, only_copy=kept.get("refresh_token"))
     # Only a 429 is about all grants. A 503 may be about one host.
-    breaker.note(ended, attempt.claimed_at, error.retry_after if isinstance(error, RateLimited) else None)
+    breaker.record_outcome(
+        ended, attempt.claimed_at, error.retry_after if isinstance(error, RateLimited) else None
+    )
     current, now = read(row.spotify_user_id)
     if ended is Outcome.SUPERSEDED and current.lasts(timedelta(0), now=now):
         return current, now
     if isinstance(problem, GrantEnded) and current.state == GrantState.ACTIVE:
         # The refusal is not believed, or there is a spare to try.
-        raise SpotifyUnavailable(retry_after=breaker.held_for(now) or 1) from error
+        raise SpotifyUnavailable(retry_after=breaker.retry_after(now) or 1) from error
     if isinstance(problem, SpotifyUnavailable | SpotifyMisconfigured):
-        problem.retry_after = breaker.held_for(now) or problem.retry_after
+        problem.retry_after = breaker.retry_after(now) or problem.retry_after
     raise problem from error
 
 
@@ -188,7 +192,7 @@ def _kept_of(row: AccessToken, error: SpotifyError, presented: str) -> Values:
     if error.refresh_token in (None, presented):
         return {}
     log.warning("refresh_token_salvaged", extra={"link": row.spotify_user_id})
-    return seal_refresh_token(row, error.refresh_token, spare=presented)
+    return encrypt_refresh_token(row, error.refresh_token, spare=presented)
 
 
 _FAILURES: dict[type[SpotifyError], Outcome] = {

@@ -11,18 +11,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import reading, write_again_on_conflict, writing
+from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, GrantState, SpotifyUser
 from app.services import services
 from app.spotify.tokens import transitions
 
-RESERVED_FOR = timedelta(seconds=30)
+CLAIM_DURATION = timedelta(seconds=30)
 
 
-def reserve(limit: int, due_by: datetime) -> list[int]:
+def claim_batch(limit: int, due_by: datetime) -> list[int]:
     """Take up to so many links that were due then, soonest deadline first. Any number of schedulers may."""
     for _ in range(100):
-        candidates, taken = write_again_on_conflict(lambda db: _take(db, limit, due_by))
+        candidates, taken = run_in_transaction(lambda db: _take(db, limit, due_by))
         if taken or not candidates:
             return taken
         time.sleep(0.01)  # Others have locked every one of them, and are about to move them on.
@@ -30,7 +30,7 @@ def reserve(limit: int, due_by: datetime) -> list[int]:
 
 
 def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
-    now = database.now(db)
+    now = database.db_now(db)
     is_due = (AccessToken.is_due(due_by, now), AccessToken.has_no_lease(now))
     # Those that fail let the others go first: among many that are refused, the next probe of the
     # breaker has to be another one.
@@ -42,41 +42,41 @@ def _take(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
     free = sa.select(AccessToken.id, AccessToken.spotify_user_id).where(AccessToken.id.in_(ids), *is_due)
     taken = db.execute(free.order_by(*order).with_for_update(skip_locked=True)).all()
     mine = AccessToken.id.in_([row_id for row_id, _ in taken])
-    db.execute(sa.update(AccessToken).where(mine).values(due_at=now + RESERVED_FOR))
+    db.execute(sa.update(AccessToken).where(mine).values(due_at=now + CLAIM_DURATION))
     return len(ids), [link_id for _, link_id in taken]
 
 
-def give_back(link_id: int) -> None:
+def release(link_id: int) -> None:
     """Let others have what was reserved and not refreshed, unless it has been rescheduled since."""
     with writing() as db:
-        at = database.now(db)
+        at = database.db_now(db)
         reserved = (
             AccessToken.spotify_user_id == link_id,
-            AccessToken.due_at <= at + RESERVED_FOR,
+            AccessToken.due_at <= at + CLAIM_DURATION,
             AccessToken.has_no_pause(at),
         )
         db.execute(sa.update(AccessToken).where(*reserved).values(due_at=at))
 
 
-def put_off(row: AccessToken) -> None:
+def reschedule(row: AccessToken) -> None:
     """Look at a link again when its token will be due: somebody else has refreshed it meanwhile."""
-    later = transitions.due(row.expires_at, row.life, services().config.refresh_lead)
+    later = transitions.next_refresh_at(row.expires_at, row.life, services().config.refresh_lead)
     same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
     with writing() as db:
         db.execute(sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=later))
 
 
-def count() -> int:
+def count_due() -> int:
     """How many links are due now."""
     with reading() as db:
-        now = database.now(db)
+        now = database.db_now(db)
         return db.execute(sa.select(sa.func.count()).where(AccessToken.is_due(now, now))).scalar_one()
 
 
-def put_to_sleep(unused_for: timedelta) -> int:
+def deactivate_idle(unused_for: timedelta) -> int:
     """Take links off the list that nobody has used for so long, until somebody does. Returns how many."""
     with writing() as db:
-        now = database.now(db)
+        now = database.db_now(db)
         unused = sa.select(SpotifyUser.id).where(SpotifyUser.last_used_at < now - unused_for)
         asleep = db.execute(
             sa.update(AccessToken)
@@ -91,11 +91,11 @@ def put_to_sleep(unused_for: timedelta) -> int:
     return asleep.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
-def wake(db: Session, link_id: int) -> None:
+def reactivate(db: Session, link_id: int) -> None:
     """Put a link back on the list, if it was asleep."""
     asleep = sa.and_(
         AccessToken.spotify_user_id == link_id,
         AccessToken.due_at.is_(None),
         AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED,
     )
-    db.execute(sa.update(AccessToken).where(asleep).values(due_at=database.now(db)))
+    db.execute(sa.update(AccessToken).where(asleep).values(due_at=database.db_now(db)))

@@ -16,10 +16,10 @@ from flask import Flask
 
 from app.infra import database
 from app.infra.clock import utc_now
-from app.resilience.rate_limiter import Pace
+from app.resilience.rate_limiter import RateLimiter
 from app.services import Services
 from app.spotify.tokens import breaker, maintenance, refresh_queue, service
-from app.spotify.tokens.refresh import GrantEnded, UnderWay
+from app.spotify.tokens.refresh import GrantEnded, RefreshInProgress
 from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ STOP_SECONDS = 15
 
 
 @dataclass
-class Pass:
+class RefreshStats:
     """What one pass did: links that needed a refresh and had one, and links that could have none."""
 
     refreshed: int = 0
@@ -46,8 +46,11 @@ class Pass:
 
 
 def refresh_due(
-    app: Flask, *, stopping: threading.Event | None = None, progress: Callable[[Pass], None] | None = None
-) -> Pass:
+    app: Flask,
+    *,
+    stopping: threading.Event | None = None,
+    progress: Callable[[RefreshStats], None] | None = None,
+) -> RefreshStats:
     """Refresh every link that is due now, soonest deadline first, in a bounded pool at a bounded rate.
 
     Any number of passes at once share the work. A pass ends early when refreshing is held back for
@@ -56,17 +59,17 @@ def refresh_due(
     Raises:
         One of DEPENDENCY_DOWN: the database is away. Nothing more was asked of Spotify then.
     """
-    return _Worker(app, stopping or threading.Event()).work(progress or (lambda _: None))
+    return RefreshPass(app, stopping or threading.Event()).work(progress or (lambda _: None))
 
 
-class _Worker:
+class RefreshPass:
     """One pass."""
 
     def __init__(self, app: Flask, stopping: threading.Event) -> None:
         services: Services = app.extensions["backline"]
         self._app = app
         self._config = services.config
-        self._pace = Pace(services.redis, "refresh:pace", services.config.refresh_rate)
+        self._pace = RateLimiter(services.redis, "refresh:pace", services.config.refresh_rate)
         # Three seconds' worth: a reservation must not end while it waits for its turn, though there
         # are ten schedulers.
         self._at_once = min(2 * services.config.refresh_workers, 3 * services.config.refresh_rate)
@@ -74,11 +77,11 @@ class _Worker:
         self._ending = False
         self._failure: Exception | None = None
 
-    def work(self, progress: Callable[[Pass], None]) -> Pass:
-        done, running, more = Pass(), set[Future[bool | None]](), True
+    def work(self, progress: Callable[[RefreshStats], None]) -> RefreshStats:
+        done, running, more = RefreshStats(), set[Future[bool | None]](), True
         with self._app.app_context():
-            refresh_queue.put_to_sleep(timedelta(days=self._config.refresh_active_days))
-            started = database.current_time()
+            refresh_queue.deactivate_idle(timedelta(days=self._config.refresh_active_days))
+            started = database.read_db_now()
         with ThreadPoolExecutor(self._config.refresh_workers, thread_name_prefix="refresh") as pool:
             while more or running:
                 if more and len(running) <= self._at_once / 2:
@@ -99,7 +102,7 @@ class _Worker:
         if self._over():
             return []
         with self._app.app_context():
-            return refresh_queue.reserve(limit, due_by)
+            return refresh_queue.claim_batch(limit, due_by)
 
     def _over(self) -> bool:
         return self._ending or self._stopping.is_set()
@@ -110,13 +113,13 @@ class _Worker:
         with self._app.app_context():
             try:
                 if over:
-                    refresh_queue.give_back(link_id)
+                    refresh_queue.release(link_id)
                     return None
                 refreshed = self._refresh(link_id)
                 if refreshed is False:
-                    self._ending = self._ending or bool(breaker.open_troubles())
+                    self._ending = self._ending or bool(breaker.open_breakers())
                     # The breaker may have closed since it held this link back.
-                    refresh_queue.give_back(link_id)
+                    refresh_queue.release(link_id)
             except DEPENDENCY_DOWN as error:
                 self._ending, self._failure = True, error
                 return None
@@ -124,8 +127,8 @@ class _Worker:
 
     def _refresh(self, link_id: int) -> bool | None:
         try:
-            return service.refresh_ahead(link_id, self._config.refresh_lead) or None
-        except (SpotifyNotConnected, UnderWay):
+            return service.refresh_if_due(link_id, self._config.refresh_lead) or None
+        except (SpotifyNotConnected, RefreshInProgress):
             return None  # others have seen to it
         except (Problem, GrantEnded):
             return False  # the attempt's row and the log say why
@@ -146,7 +149,7 @@ def run(app: Flask) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     ticker = BackgroundScheduler(timezone="UTC")
     # The due rows are the work list, so a late tick must still run, and missed ones count once.
-    for job, seconds in ((_tick, TICK_SECONDS), (_keep_up, UPKEEP_SECONDS)):
+    for job, seconds in ((_tick, TICK_SECONDS), (_run_maintenance, UPKEEP_SECONDS)):
         ticker.add_job(
             job,
             "interval",
@@ -208,9 +211,9 @@ def _tick(app: Flask, stopping: threading.Event) -> None:
         return
 
 
-def _keep_up(app: Flask, stopping: threading.Event) -> None:
+def _run_maintenance(app: Flask, stopping: threading.Event) -> None:
     with app.app_context():
         try:
-            maintenance.keep_up(stopping)
+            maintenance.run(stopping)
         except Exception:
             log.exception("upkeep_crashed")

@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.models import AccessToken, GrantState
 from app.services import services
-from app.spotify.clients.accounts import Grant
+from app.spotify.clients.accounts import TokenResponse
 from app.spotify.tokens import refresh, refresh_queue, transitions
-from app.spotify.tokens.encryption import seal, unseal
+from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 
@@ -33,7 +33,7 @@ REQUEST_LEAD = timedelta(seconds=10)
 # The Web Playback SDK keeps its token; one that ends soon would have it ask again at once.
 PLAYBACK_LEAD = timedelta(minutes=5)
 # With less than this a token is as good as dead: it would not reach Spotify.
-LEAST_LIFE = timedelta(seconds=1)
+MIN_TTL = timedelta(seconds=1)
 # How long a caller waits for a refresh; longer than a call to Spotify may take.
 WAIT_SECONDS = 12.0
 # A token that Spotify refuses so soon after it gave it is tried once more as it is.
@@ -92,7 +92,7 @@ def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds:
     row, now = refresh.read(link_id)
     if row.lasts(lead, now=now):
         return _open(row, now)
-    if row.lasts(LEAST_LIFE, now=now):
+    if row.lasts(MIN_TTL, now=now):
         if row.may_be_tried(now) or (patience and row.is_leased(now)):
             refreshing = _start_refresh(row, lead)
             with suppress(TimeoutError, Problem, GrantEnded, *DEPENDENCY_DOWN):
@@ -100,11 +100,11 @@ def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds:
                     with services().accounts_bulkhead.waiting() as waiter:
                         return _open(*waiter.result(refreshing, patience))
         return _open(row, now)
-    refresh.check_may_try(row, now)
+    refresh.require_refreshable(row, now)
     return _open(*_refreshed(row, lead, wait_seconds))
 
 
-def instead_of(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_SECONDS) -> LiveToken:
+def replace_rejected(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_SECONDS) -> LiveToken:
     """A token in the place of one that Spotify has refused before its time.
 
     Whoever else holds the refused one shares the refresh. It is the refused one itself if it is brand
@@ -114,19 +114,19 @@ def instead_of(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_S
         GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
     """
     row, now = refresh.read(link_id)
-    if _version(row) != refused.version and row.lasts(LEAST_LIFE, now=now):
+    if _version(row) != refused.version and row.lasts(MIN_TTL, now=now):
         return _open(row, now)
     if row.refreshed_at is not None and abs(now - row.refreshed_at) < _JUST_REFRESHED:
         return _open(row, now)
     deadline = time.monotonic() + wait_seconds
-    refresh.check_may_try(row, now)
+    refresh.require_refreshable(row, now)
     renewed, now = _refreshed(row, None, wait_seconds)
     if _version(renewed) == _version(row):  # joined somebody who saw no need to refresh it
         renewed, now = _refreshed(row, None, max(0, deadline - time.monotonic()))
     return _open(renewed, now)
 
 
-def refresh_ahead(link_id: int, lead: timedelta) -> bool:
+def refresh_if_due(link_id: int, lead: timedelta) -> bool:
     """Refresh this link's token if it is due within `lead`. Returns whether there was need to.
 
     Raises:
@@ -135,18 +135,18 @@ def refresh_ahead(link_id: int, lead: timedelta) -> bool:
     lead = transitions.latest_lead(lead)
     row, now = refresh.read(link_id)
     if row.lasts(lead, now=now):
-        refresh_queue.put_off(row)
+        refresh_queue.reschedule(row)
         return False
     refresh.refresh(row, lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
     return True
 
 
-def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
+def store_grant(db: Session, link_id: int, grant: TokenResponse, *, asked: float) -> None:
     """Put a new consent's grant in the place of the old one, whose refreshes can write no more.
 
     `asked` is when the code was sent to Spotify (`time.monotonic`): its life is counted from there.
     """
-    asked_at = database.now(db) - timedelta(seconds=time.monotonic() - asked)
+    asked_at = database.db_now(db) - timedelta(seconds=time.monotonic() - asked)
     row = db.scalar(sa.select(AccessToken).where(AccessToken.spotify_user_id == link_id).with_for_update())
     if row is None:
         row = AccessToken(spotify_user_id=link_id)
@@ -158,18 +158,20 @@ def put_grant(db: Session, link_id: int, grant: Grant, *, asked: float) -> None:
     row.scope = grant.scope or ""
     row.authorized_at = asked_at
     row.expires_at = asked_at + life
-    row.due_at = transitions.due(row.expires_at, life, services().config.refresh_lead)
+    row.due_at = transitions.next_refresh_at(row.expires_at, life, services().config.refresh_lead)
     row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
     row.ended_at = row.reminded_days = row.spare_refresh_token = None
     row.failures = 0
     if grant.refresh_token is None:
         raise ValueError("A grant without a refresh token cannot be kept.")
-    for column, value in seal(link_id, row.grant_id, grant.access_token, grant.refresh_token).items():
+    for column, value in encrypt_tokens(
+        link_id, row.grant_id, grant.access_token, grant.refresh_token
+    ).items():
         setattr(row, column, value)
     db.flush()
 
 
-def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) -> refresh.Reading:
+def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) -> refresh.GrantSnapshot:
     """Refresh, and wait for it.
 
     Raises:
@@ -182,11 +184,11 @@ def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) ->
             raise SpotifyUnavailable(retry_after=1) from None
 
 
-def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.Reading]":
+def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.GrantSnapshot]":
     """Refresh in the background, or join the refresh of this link that is under way in this process."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def work() -> refresh.Reading:
+    def work() -> refresh.GrantSnapshot:
         with app.app_context():
             try:
                 return refresh.refresh(row, lead, wait_seconds=WAIT_SECONDS)
@@ -202,7 +204,7 @@ def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.
 
 def _open(row: AccessToken, now: datetime) -> LiveToken:
     return LiveToken(
-        unseal(row, "access_token"),
+        decrypt_token(row, "access_token"),
         row.scope,
         row.expires_at,
         expires_in=int((row.expires_at - now).total_seconds()),

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 Values = dict[str, object]
 # What an answer makes of a grant, once it is known when that is written down.
-After = Callable[[datetime], Values]
+Transition = Callable[[datetime], Values]
 
 # Spotify's answer is final once a grant is this old: it was due (six months after the consent).
 FINAL_AGE = timedelta(days=180)
@@ -29,7 +29,7 @@ _JITTER = 0.2
 _FREE: Values = {"attempt_id": None, "lease_until": None}
 
 
-def due(expires_at: datetime, life: timedelta, lead: timedelta) -> datetime:
+def next_refresh_at(expires_at: datetime, life: timedelta, lead: timedelta) -> datetime:
     """When to refresh ahead of time: `lead` before the end, but not in the first half of a short life.
 
     A fifth more or less, so that those who connected together are not refreshed together.
@@ -91,7 +91,7 @@ def after_success(claimed_at: datetime, life: timedelta, lead: timedelta) -> Val
         **_FREE,
         "state": GrantState.ACTIVE,
         "expires_at": claimed_at + life,
-        "due_at": due(claimed_at + life, life, lead),
+        "due_at": next_refresh_at(claimed_at + life, life, lead),
         "refreshed_at": claimed_at,
         "spare_refresh_token": None,
         "not_before": None,

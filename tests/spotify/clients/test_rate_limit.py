@@ -10,11 +10,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.infra.redis_client import redis_client
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.budget import WINDOW_SECONDS
-from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
 from tests.conftest import running_app
@@ -232,8 +232,8 @@ def test_another_client_id_has_a_gate_of_its_own(
     mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     close(sandbox, mira, 600)
-    assert Gate(store, Config.from_env(env)).wait() > 500
-    assert Gate(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).wait() == 0
+    assert SpotifyRateLimiter(store, Config.from_env(env)).wait() > 500
+    assert SpotifyRateLimiter(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).wait() == 0
 
 
 # For good
@@ -244,17 +244,17 @@ def test_a_shorter_wait_does_not_open_it_earlier(
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
     here, there = (which.extensions["backline"].gate for which in (app, another_worker))
-    assert here.close(Answer(429, {"retry-after": "600"}, b"")) == 600
-    assert there.close(Answer(429, {"retry-after": "3"}, b"")) == 3
-    assert here.close(Answer(429, {"retry-after": "2"}, b"")) == 2
+    assert here.close(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
+    assert there.close(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
+    assert here.close(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
     for who in (mira, another_tab(mira, another_worker)):
         assert wait_in(get(who)) in is_about(600)
-    assert there.close(Answer(429, {"retry-after": "900"}, b"")) == 900
+    assert there.close(HttpResponse(429, {"retry-after": "900"}, b"")) == 900
     assert wait_in(get(mira)) in is_about(900)
     assert calls(sandbox) == 0
 
     # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
-    here.close(Answer(429, {"retry-after": "5"}, b""))
+    here.close(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
     assert store.ttl(key) in is_about(900)
     store.delete(key)
@@ -334,7 +334,7 @@ def test_wait_is_trusted_no_further_ahead_than_it_began(
 ) -> None:
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
-    assert most - 5 <= Gate(store, config).wait() <= most
+    assert most - 5 <= SpotifyRateLimiter(store, config).wait() <= most
     # It goes on from there, and does not begin again at each look.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 
@@ -367,7 +367,7 @@ def test_a_429_blocks_only_its_endpoint(
     gate = app.extensions["backline"].gate
     assert gate.wait() == 0
     assert gate.waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
-    fresh = Gate(store, app.extensions["backline"].config)
+    fresh = SpotifyRateLimiter(store, app.extensions["backline"].config)
     assert fresh.wait("playlists/{id}/images") > 3500
 
 
@@ -460,8 +460,8 @@ def test_unknown_paths_block_no_known_ones(mira: FlaskClient, upstream: Upstream
 
 
 def test_second_refusal_is_seen_without_redis(env: dict[str, str], app: Flask) -> None:
-    gate = Gate(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
-    refusal = Answer(429, {"retry-after": "60"}, b"")
+    gate = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
+    refusal = HttpResponse(429, {"retry-after": "60"}, b"")
     assert not gate.refused("search", refusal).asks_for_canary
     assert (gate.wait("me/player"), gate.wait("search") > 50) == (0, True)
     gate.refused("me/player", refusal)
@@ -494,7 +494,7 @@ def make_older(store: redis.Redis, seconds: int) -> None:
                 store.hset(key, name, value)
 
 
-def spend(gate: Gate, caller: int | None, *, is_poll: bool = False) -> bool:
+def spend(gate: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
     """Whether there is room for a call now."""
     try:
         gate.pass_or_refuse(caller, is_poll=is_poll)
@@ -503,7 +503,7 @@ def spend(gate: Gate, caller: int | None, *, is_poll: bool = False) -> bool:
     return True
 
 
-def spend_all(gate: Gate, caller: int | None, *, is_poll: bool = False) -> int:
+def spend_all(gate: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
     """Make calls until there is no room. Returns their number."""
     for number in range(1000):
         if not spend(gate, caller, is_poll=is_poll):
@@ -511,8 +511,8 @@ def spend_all(gate: Gate, caller: int | None, *, is_poll: bool = False) -> int:
     raise AssertionError("there is no limit")
 
 
-def gate_with(env: dict[str, str], store: redis.Redis, budget: str) -> Gate:
-    return Gate(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
+def gate_with(env: dict[str, str], store: redis.Redis, budget: str) -> SpotifyRateLimiter:
+    return SpotifyRateLimiter(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
 
 
 def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
@@ -582,7 +582,7 @@ def test_person_whose_call_was_refused_counts_as_somebody_else(
 def test_budget_is_learned_from_a_refusal_of_the_whole_application(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    gate, refusal = gate_with(env, store, "auto"), Answer(429, {"retry-after": "1"}, b"")
+    gate, refusal = gate_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert spend(gate, number % 3)
     assert store.keys("spotify-budget:*") == []
@@ -617,7 +617,7 @@ def test_budget_is_learned_from_a_refusal_of_the_whole_application(
 def test_fixed_budget_learns_nothing(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
     gate = gate_with(env, store, "100")
     spend(gate, 1)
-    gate.close(Answer(429, {}, b""))
+    gate.close(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
 
 
@@ -649,9 +649,9 @@ def test_what_cannot_be_counted_passes(
         ahead = milliseconds(store) + 10**9
         fields = {str(slot): f"{ahead // 1000 + slot}:500" for slot in range(31)}
         store.hset(key, mapping={**fields, "last": "2", "last_at": ahead, "other_at": ahead})
-    gate = Gate(client, config)
+    gate = SpotifyRateLimiter(client, config)
     assert spend(gate, 1)
-    assert gate.close(Answer(429, {"retry-after": "100"}, b"")) == 100
+    assert gate.close(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
     with pytest.raises(RateLimited) as refused:
         gate.pass_or_refuse(None, is_poll=True)
     assert refused.value.retry_after in is_about(100)

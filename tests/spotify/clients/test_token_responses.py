@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.spotify.clients.accounts import (
-    Grant,
     InvalidGrant,
     Misconfigured,
     RateLimited,
     SpotifyError,
+    TokenResponse,
     _grant,
     _refusal,
 )
@@ -47,18 +47,18 @@ GOOD = {"access_token": "BQ-x", "token_type": "Bearer", "expires_in": 3600, "sco
 def test_a_refusal_is_read_by_status_and_error_alone(
     status: int, body: object, kind: type[SpotifyError]
 ) -> None:
-    assert type(_refusal(Answer(status, {}, json.dumps(body).encode()))) is kind
+    assert type(_refusal(HttpResponse(status, {}, json.dumps(body).encode()))) is kind
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"<html>502</html>", b'{"error": "invalid_gr', b"\xff\xfe", b"[" * 99_999]
 )
 def test_what_is_not_json_says_nothing_about_the_grant(body: bytes) -> None:
-    assert type(_refusal(Answer(400, {}, body))) is SpotifyError
+    assert type(_refusal(HttpResponse(400, {}, body))) is SpotifyError
 
 
-def read(body: object, status: int = 200) -> Grant:
-    return _grant(Answer(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode()))
+def read(body: object, status: int = 200) -> TokenResponse:
+    return _grant(HttpResponse(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode()))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_malformed_member_costs_nothing_else(change: dict[str, object], expected
 
 
 def test_absent_member_is_none() -> None:
-    assert read({"access_token": "BQ-x"}) == Grant("BQ-x", None, 3600, None)
+    assert read({"access_token": "BQ-x"}) == TokenResponse("BQ-x", None, 3600, None)
 
 
 WHOLE = b'{"access_token": "BQ-x", "refresh_token": "AQ-x", "expires_in": 1800, "scope": "streaming"}'
@@ -133,7 +133,7 @@ WHOLE = b'{"access_token": "BQ-x", "refresh_token": "AQ-x", "expires_in": 1800, 
     ],
 )
 def test_reply_in_odd_json_is_read_whole(body: bytes) -> None:
-    assert read(body) == Grant("BQ-x", "AQ-x", 1800, "streaming")
+    assert read(body) == TokenResponse("BQ-x", "AQ-x", 1800, "streaming")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.infra.http_client import Outbound
+from app.infra.http_client import HttpClient
 from app.spotify.clients.accounts import NotSent, SpotifyAccounts, SpotifyError
 from config import Config
 from tests.conftest import SETTINGS
@@ -25,7 +25,7 @@ def replying() -> Iterator[Callable[[bytes], SpotifyAccounts]]:
     """An accounts service that sends these bytes for its only reply, and then closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        outbound = Outbound()
+        outbound = HttpClient()
         threads = []
 
         def reply(raw: bytes) -> SpotifyAccounts:

@@ -20,16 +20,16 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.infra.database import reading
-from app.infra.http_client import Answer
+from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.accounts import RateLimited
-from app.spotify.clients.rate_limit import Gate
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.gateway import cache as cache_module
 from app.spotify.gateway import proxy as gateway
 from app.spotify.gateway import shared_reads
 from app.spotify.gateway.shared_reads import Fetch as Call
-from app.spotify.gateway.shared_reads import Served, SharedAnswers
+from app.spotify.gateway.shared_reads import SharedReads, SharedResponse
 from app.spotify.tokens.refresh import GrantEnded
 from app.web.problems import SpotifyNotConnected
 from config import Config
@@ -312,7 +312,7 @@ def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
     sandbox.fault(on="player", kind="rate_limited", retry_after=40, times=None)
     asked = [ask(tabs, mira) for _ in range(3)]
     eventually(lambda: inside(app) == 3 and sandbox.held() == 1)
-    app.extensions["backline"].gate.close(Answer(429, {"retry-after": "40"}, b""))
+    app.extensions["backline"].gate.close(HttpResponse(429, {"retry-after": "40"}, b""))
     sandbox.release()
 
     assert caches(asked) == ["miss", "shared", "shared"]  # it was under way
@@ -368,11 +368,11 @@ class Fetch:
     """A call to Spotify that is answered when the test says so."""
 
     def __init__(self, body: bytes, *, raises: Exception | None = None) -> None:
-        self._answer = Answer(200, {}, body)
+        self._answer = HttpResponse(200, {}, body)
         self._raises = raises
         self._began, self._answered = threading.Event(), threading.Event()
 
-    def __call__(self) -> Answer:
+    def __call__(self) -> HttpResponse:
         self._began.set()
         assert self._answered.wait(LONG)
         if self._raises is not None:
@@ -387,27 +387,30 @@ class Fetch:
         return self
 
 
-def must_not_call() -> Answer:
+def must_not_call() -> HttpResponse:
     raise AssertionError("one call too many")
 
 
-def for_a_minute(_: Answer) -> float:
+def for_a_minute(_: HttpResponse) -> float:
     return 60
 
 
-def for_nobody_else(_: Answer) -> float:
+def for_nobody_else(_: HttpResponse) -> float:
     return 0
 
 
 @pytest.fixture
-def answers(app: Flask) -> SharedAnswers:
-    found: SharedAnswers = app.extensions["backline"].shared
+def answers(app: Flask) -> SharedReads:
+    found: SharedReads = app.extensions["backline"].shared
     return found
 
 
 def read(
-    answers: SharedAnswers, target: str, fetch: Callable[[], Answer], life: Callable[[Answer], float]
-) -> Served:
+    answers: SharedReads,
+    target: str,
+    fetch: Callable[[], HttpResponse],
+    life: Callable[[HttpResponse], float],
+) -> SharedResponse:
     """Read as a link of the test's own, with all the time there is."""
     return answers.get(7, target, Call(fetch, life, time.monotonic() + LONG))
 
@@ -417,7 +420,7 @@ def now(body: bytes) -> Fetch:
 
 
 def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused for too long: another one has asked again meanwhile, and knows better."""
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
@@ -434,7 +437,7 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
 
 
 def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
     late, other = Fetch(b"old"), Fetch(b"new")
@@ -458,7 +461,7 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
 
 
 def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
     late, other = Fetch(b"", raises=SpotifyNotConnected()), Fetch(b"new")
@@ -475,7 +478,7 @@ def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
 
 
 def test_the_next_one_is_due_a_life_after_the_last_was_asked_for(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """Not after it came, or a slow Spotify would be asked less often than once in that time."""
     call, before = Fetch(b"slow"), milliseconds(store)
@@ -516,7 +519,7 @@ class Waiter:
 
 
 def test_who_waits_takes_any_answer_that_has_come_meanwhile(
-    answers: SharedAnswers, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a busy page starves them: at each look another one asks, and the answer is never theirs."""
     waiter, call = Waiter(monkeypatch), Fetch(b"first")
@@ -534,7 +537,7 @@ def test_who_waits_takes_any_answer_that_has_come_meanwhile(
 
 
 def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     large = b"x" * (cache_module.MAX_BYTES + 1)
     call = Fetch(large)
@@ -547,7 +550,7 @@ def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
     assert sum(map(len, shared(store).values())) < 200
 
 
-def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedAnswers, store: redis.Redis) -> None:
+def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedReads, store: redis.Redis) -> None:
     body = b"x" * (cache_module.MAX_BYTES_OF_ONE // 20)
     for number in range(40):
         read(answers, f"search?q={number}", now(body), for_a_minute)
@@ -567,7 +570,7 @@ def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedAnswers, store: re
 
 
 def test_cache_forgets_who_waited_for_leaders_that_gave_up(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """Each read has a leader that gives up while another caller waits, and then nobody asks for it again."""
     for number in range(20):
@@ -585,7 +588,7 @@ def test_cache_forgets_who_waited_for_leaders_that_gave_up(
 
 
 def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
-    answers: SharedAnswers, store: redis.Redis
+    answers: SharedReads, store: redis.Redis
 ) -> None:
     """Counted in commands of the scripts, which the server reports."""
 
@@ -602,7 +605,7 @@ def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
 
 @pytest.mark.parametrize("field", ["at", "until", "lease"])
 def test_cache_trusts_no_time_further_ahead_than_it_writes(
-    answers: SharedAnswers, store: redis.Redis, field: str
+    answers: SharedReads, store: redis.Redis, field: str
 ) -> None:
     """Redis failed over to a host whose clock is an hour behind."""
     hour = 3_600_000
@@ -619,14 +622,14 @@ def test_cache_trusts_no_time_further_ahead_than_it_writes(
 
 
 def test_what_is_good_for_nobody_else_and_nobody_waits_for_is_not_kept_at_all(
-    answers: SharedAnswers, store: redis.Redis
+    answers: SharedReads, store: redis.Redis
 ) -> None:
     read(answers, "me", now(b"ada@example.com"), for_nobody_else)
     assert shared(store) == {}
 
 
 def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_is_asked_for(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """A page that polls for hours keeps the key alive, and Spotify's terms want nothing stored for long."""
     call = Fetch(b"my playlists")
@@ -796,10 +799,10 @@ def test_caller_without_a_place_is_served_what_is_good(
 
 
 def test_who_finds_no_place_lets_others_ask(
-    answers: SharedAnswers, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
-    elsewhere = SharedAnswers(store, Bulkhead(8, 6))
+    elsewhere = SharedReads(store, Bulkhead(8, 6))
     with ExitStack() as all_places:
         for _ in range(16):
             all_places.enter_context(answers._bulkhead.place(7))
@@ -882,7 +885,7 @@ def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
 
 
 def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
-    answers: SharedAnswers, tabs: ThreadPoolExecutor
+    answers: SharedReads, tabs: ThreadPoolExecutor
 ) -> None:
     old = Fetch(b"old")
     before = tabs.submit(read, answers, "me", old, for_a_minute)
@@ -982,7 +985,7 @@ def test_garbage_in_redis_is_never_more_than_unavailable(
 
 
 @pytest.mark.parametrize("spoilt", ["index gone", "index of another type"])
-def test_cache_repairs_itself(answers: SharedAnswers, store: redis.Redis, spoilt: str) -> None:
+def test_cache_repairs_itself(answers: SharedReads, store: redis.Redis, spoilt: str) -> None:
     """At the next read of something else, as when Redis has evicted one of the keys."""
     read(answers, "me", now(b"old"), for_a_minute)
     if spoilt == "index of another type":
@@ -1028,7 +1031,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
     ):
         _until_up(process, embedded.ping, tmp_path / "log")
         monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
-        answers, call = SharedAnswers(embedded, Bulkhead(8, 6)), Fetch(b"first")
+        answers, call = SharedReads(embedded, Bulkhead(8, 6)), Fetch(b"first")
         asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
         eventually(lambda: len(answers._bulkhead._tickets) == 3)
@@ -1050,12 +1053,12 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         assert embedded.hkeys(HASH) == []  # nobody waited for it
 
         config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
-        gate = Gate(embedded, config)
+        gate = SpotifyRateLimiter(embedded, config)
         for _ in range(4):
             gate.pass_or_refuse(None, is_poll=True)
         with pytest.raises(RateLimited) as over_budget:
             gate.pass_or_refuse(None, is_poll=True)
         assert 0 < over_budget.value.retry_after <= 30
         gate.pass_or_refuse(None, is_poll=False)
-        assert gate.close(Answer(429, {"retry-after": "100"}, b"")) == 100
-        assert 90 < Gate(embedded, config).wait() <= 100
+        assert gate.close(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
+        assert 90 < SpotifyRateLimiter(embedded, config).wait() <= 100

@@ -975,4 +975,4 @@ def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: Sandbox
         with reading() as db:
             link = db.scalars(sa.select(SpotifyUser)).one()
 
-        assert [connections.erase(link) for _ in range(2)] == [True, False]
+        assert [connections.delete(link) for _ in range(2)] == [True, False]

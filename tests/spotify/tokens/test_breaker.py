@@ -14,8 +14,8 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.tokens import breaker
-from app.spotify.tokens.breaker import Trouble
-from app.spotify.tokens.scheduler import Pass, refresh_due
+from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers.factories import fresh, let_pass, link_many, states
 from tests.helpers.flows import connect
 from tests.helpers.sandbox_client import SandboxClient
@@ -38,7 +38,7 @@ def refreshes(sandbox: SandboxClient) -> int:
 
 def is_open(app: Flask) -> list[str]:
     with app.app_context():
-        return [trouble.name for trouble in breaker.open_troubles()]
+        return [trouble.name for trouble in breaker.open_breakers()]
 
 
 def rows(app: Flask) -> list[AccessToken]:
@@ -85,7 +85,7 @@ def test_the_storm_takes_back_what_it_had_marked_before_it_was_seen(
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
 
-    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert is_open(app) == [Reason.REVOCATIONS]
     found = rows(app)
     assert [(row.state, row.failures) for row in found[:2]] == [
         (GrantState.SUSPECT, 2),
@@ -104,7 +104,7 @@ def test_real_revocations_among_many_links_are_no_storm(app: Flask, sandbox: San
     done = refresh_due(app)
 
     assert is_open(app) == []
-    assert done == Pass(refreshed=288, failed=12)
+    assert done == RefreshStats(refreshed=288, failed=12)
     assert states(app) == {GrantState.ACTIVE: 288, GrantState.SUSPECT: 12}
 
 
@@ -154,16 +154,16 @@ def test_a_probe_that_fails_begins_the_count_anew(app: Flask, sandbox: SandboxCl
     for successes in (1, 2, 3, 4):
         let_pass(app, sandbox, MINUTE)
         refresh_due(app)
-        assert the_breaker(app, Trouble.REVOCATIONS).successes == successes
+        assert the_breaker(app, Reason.REVOCATIONS).successes == successes
     sandbox.fault(on="refresh", kind="false_invalid_grant")
     let_pass(app, sandbox, MINUTE)
     refresh_due(app)
 
-    assert the_breaker(app, Trouble.REVOCATIONS).successes == 0
-    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert the_breaker(app, Reason.REVOCATIONS).successes == 0
+    assert is_open(app) == [Reason.REVOCATIONS]
 
 
-def the_breaker(app: Flask, trouble: Trouble) -> Breaker:
+def the_breaker(app: Flask, trouble: Reason) -> Breaker:
     with app.app_context(), reading() as db:
         return db.get_one(Breaker, trouble)
 
@@ -183,7 +183,7 @@ def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
 
     assert at_first <= 8  # what was under way in its threads
     assert refreshes(sandbox) == at_first + 3
-    assert is_open(app) == [Trouble.MISCONFIGURED]
+    assert is_open(app) == [Reason.MISCONFIGURED]
     assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
     sandbox.clear_faults()
     let_pass(app, sandbox, MINUTE)
@@ -201,7 +201,7 @@ def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, san
         let_pass(app, sandbox, 5)
         refresh_due(app)
 
-    assert is_open(app) == [Trouble.OUTAGE]
+    assert is_open(app) == [Reason.OUTAGE]
     assert at_first < 30
     # One every five seconds, of those that the passes themselves have taken, too.
     assert refreshes(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
@@ -221,7 +221,7 @@ def test_one_link_in_trouble_is_no_outage(app: Flask, sandbox: SandboxClient) ->
     done = refresh_due(app)
 
     assert is_open(app) == []
-    assert done == Pass(refreshed=25, failed=15)
+    assert done == RefreshStats(refreshed=25, failed=15)
 
 
 def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxClient) -> None:
@@ -247,7 +247,7 @@ def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClien
     sandbox.settings(rotate=True)
     link_many(app, sandbox, 40)
     backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
-    assert refresh_due(app) == Pass(refreshed=40)
+    assert refresh_due(app) == RefreshStats(refreshed=40)
     with app.app_context(), writing() as db:
         for row_id, (token, generation, expires_at, due_at) in backup.items():
             values = {"refresh_token": token, "generation": generation, "expires_at": expires_at}
@@ -259,7 +259,7 @@ def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClien
         refresh_due(app)
         let_pass(app, sandbox, 86_400)
 
-    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert is_open(app) == [Reason.REVOCATIONS]
     assert states(app) == {GrantState.ACTIVE: 40}
     assert all(row.refresh_token for row in rows(app))
 
@@ -271,7 +271,7 @@ def test_a_code_that_spotify_accepts_proves_the_secret_right(
     link_many(app, sandbox, 2)
     sandbox.fault(on="refresh", kind="invalid_client", times=None)
     refresh_due(app)
-    assert is_open(app) == [Trouble.MISCONFIGURED]
+    assert is_open(app) == [Reason.MISCONFIGURED]
     sandbox.clear_faults()
 
     connect(client, sandbox)
@@ -299,7 +299,7 @@ def test_grants_that_are_really_dead_do_not_keep_the_others_from_living(
     for number in range(1, 13):
         sandbox.revoke(f"seed-{number:05}")
     refresh_due(app)
-    assert is_open(app) == [Trouble.REVOCATIONS]
+    assert is_open(app) == [Reason.REVOCATIONS]
     for _ in range(25):
         let_pass(app, sandbox, MINUTE)
         refresh_due(app)
@@ -322,14 +322,14 @@ def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: Sandbo
     with ThreadPoolExecutor(1) as pool:
         first_pass = pool.submit(refresh_due, app)
         sandbox.wait_for_held(2)
-        eventually(lambda: is_open(app) == [Trouble.RATE_LIMITED])
+        eventually(lambda: is_open(app) == [Reason.RATE_LIMITED])
         with app.app_context():
-            breaker.note(Outcome.RATE_LIMITED, datetime.now(UTC), retry_after=600)
+            breaker.record_outcome(Outcome.RATE_LIMITED, datetime.now(UTC), retry_after=600)
         sandbox.clear_faults()
         first_pass.result()
 
     with app.app_context():
-        assert 500 < (breaker.held_for(database.current_time()) or 0) <= 600
+        assert 500 < (breaker.retry_after(database.read_db_now()) or 0) <= 600
 
 
 @pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])
@@ -367,4 +367,4 @@ def test_a_trouble_that_only_a_later_release_knows_is_left_to_it(app: Flask, san
         now = datetime.now(UTC)
         db.add(Breaker(name="moonlight", opened_at=now, closed_at=None, probe_at=now + timedelta(days=1)))
 
-    assert refresh_due(app) == Pass(refreshed=1)
+    assert refresh_due(app) == RefreshStats(refreshed=1)

@@ -13,10 +13,10 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.resilience.redis_lock import UserLocks
+from app.resilience.redis_lock import RedisLocks
 from app.spotify.tokens import breaker, maintenance, refresh_queue, service
-from app.spotify.tokens.breaker import Trouble
-from app.spotify.tokens.scheduler import Pass, refresh_due
+from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers.factories import let_pass, link_many
 from tests.helpers.flows import connect
 from tests.helpers.sandbox_client import SandboxClient
@@ -36,7 +36,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def now(app: Flask) -> datetime:
     with app.app_context():
-        return database.current_time()
+        return database.read_db_now()
 
 
 def change(app: Flask, model: type[database.Base], **values: object) -> None:
@@ -94,7 +94,7 @@ def test_lease_and_pause_are_respected_as_far_as_they_are_written(
     assert client.get("/api/spotify/token").status_code == 503
 
     change(app, AccessToken, not_before=None, attempt_id="a" * 32, lease_until=now(app) + 30 * SECOND)
-    assert refresh_due(app) == Pass()
+    assert refresh_due(app) == RefreshStats()
 
     assert refreshes(sandbox) == 0
 
@@ -105,27 +105,27 @@ def test_scheduler_takes_up_a_connection_with_all_times_far_ahead(app: Flask, sa
     change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + CENTURY))
 
     with app.app_context():
-        assert refresh_queue.count() == 3
+        assert refresh_queue.count_due() == 3
     assert refresh_due(app).refreshed == 3
-    assert refresh_due(app) == Pass()
+    assert refresh_due(app) == RefreshStats()
 
 
 @SQLITE
 @pytest.mark.parametrize("ahead", [2 * HOUR, CENTURY], ids=["two-hours", "a-century"])
-@pytest.mark.parametrize("trouble", [Trouble.OUTAGE, Trouble.MISCONFIGURED])
+@pytest.mark.parametrize("trouble", [Reason.OUTAGE, Reason.MISCONFIGURED])
 def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient, trouble: Trouble, ahead: timedelta
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, trouble: Reason, ahead: timedelta
 ) -> None:
     connect(client, sandbox)
     let_pass(app, sandbox, 3700)
     with app.app_context(), writing() as db:
-        later = database.now(db) + ahead
+        later = database.db_now(db) + ahead
         db.add(Breaker(name=trouble, opened_at=later, closed_at=None, probe_at=later))
 
     assert client.get("/api/spotify/token").status_code == 200
 
     with app.app_context():
-        assert breaker.open_troubles() == []
+        assert breaker.open_breakers() == []
 
 
 def test_breaker_closed_by_a_clock_ahead_can_open(
@@ -133,21 +133,21 @@ def test_breaker_closed_by_a_clock_ahead_can_open(
 ) -> None:
     links = link_many(app, sandbox, 12)
     with app.app_context(), writing() as db:
-        later = database.now(db) + CENTURY
-        db.add(Breaker(name=Trouble.OUTAGE, opened_at=later, closed_at=later, probe_at=later))
+        later = database.db_now(db) + CENTURY
+        db.add(Breaker(name=Reason.OUTAGE, opened_at=later, closed_at=later, probe_at=later))
     sandbox.fault(on="refresh", kind="json_500", times=None)
 
     refresh_due(app)
 
     with app.app_context():
-        assert [found.name for found in breaker.open_troubles()] == [Trouble.OUTAGE]
+        assert [found.name for found in breaker.open_breakers()] == [Reason.OUTAGE]
     assert len(links) == 12
 
 
 def test_attempts_far_ahead_make_no_trouble(app: Flask, sandbox: SandboxClient) -> None:
     links = link_many(app, sandbox, 1)
     with app.app_context(), writing() as db:
-        later = database.now(db) + CENTURY
+        later = database.db_now(db) + CENTURY
         for number in range(20):
             attempt = {"attempt_id": f"{number:032}", "started_at": later, "finished_at": later}
             where = {"spotify_user_id": 1000 + number, "grant_id": "g", "generation": 0}
@@ -157,7 +157,7 @@ def test_attempts_far_ahead_make_no_trouble(app: Flask, sandbox: SandboxClient) 
     refresh_due(app)
 
     with app.app_context():
-        assert breaker.open_troubles() == []
+        assert breaker.open_breakers() == []
     assert row(app).state == "suspect"
     assert len(links) == 1
 
@@ -172,7 +172,7 @@ def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClien
         db.add(TokenRefresh(**where, started_at=later))
 
     with app.app_context():
-        maintenance.keep_up()
+        maintenance.run()
 
     with app.app_context(), reading() as db:
         columns = (SpotifyUser.last_used_at, AccessToken.authorized_at, AccessToken.ended_at)
@@ -204,7 +204,7 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
         refused = service.access_token_for(link_id)
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
-        assert service.instead_of(refused, link_id).version != refused.version
+        assert service.replace_rejected(refused, link_id).version != refused.version
     assert refreshes(sandbox) == 1
 
 
@@ -212,7 +212,7 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
 def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for: int | None) -> None:
     store.set("lock:link:7", "someone", ex=lives_for)
 
-    with UserLocks(store).hold(7, patience=0):
+    with RedisLocks(store).hold(7, patience=0):
         assert store.get("lock:link:7") != b"someone"
         assert 0 < store.pttl("lock:link:7") <= 30_000
 
@@ -222,7 +222,7 @@ def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for:
 def test_lock_of_another_caller_is_left_alone(store: redis.Redis) -> None:
     store.set("lock:link:7", "someone", px=30_000)
 
-    with UserLocks(store).hold(7, patience=0):
+    with RedisLocks(store).hold(7, patience=0):
         assert store.get("lock:link:7") == b"someone"
 
     assert store.get("lock:link:7") == b"someone"

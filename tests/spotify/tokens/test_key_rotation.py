@@ -18,11 +18,11 @@ from flask.testing import FlaskClient
 from app import create_app
 from app.infra.database import db as database
 from app.infra.database import reading, writing
-from app.infra.encryption import Sealer
+from app.infra.encryption import TokenCipher
 from app.models import AccessToken
 from app.spotify.tokens import key_rotation
-from app.spotify.tokens.encryption import unseal
-from app.spotify.tokens.key_rotation import Moved, rotate_keys
+from app.spotify.tokens.encryption import decrypt_token
+from app.spotify.tokens.key_rotation import RotationProgress, rotate_keys
 from app.spotify.tokens.scheduler import refresh_due
 from config import Config
 from tests.conftest import running_app
@@ -117,13 +117,13 @@ def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
             stale = list(db.scalars(sa.select(AccessToken)))
         with writing() as db:
             db.execute(sa.update(AccessToken).values(access_token=b"newer"))
-        anew = {row.id: new for row in stale if (new := key_rotation._sealed_anew(row))}
+        anew = {row.id: new for row in stale if (new := key_rotation._reencrypted(row))}
         with writing() as db:
             assert key_rotation._write(db, stale, anew) == 0
         with reading() as db:
             stored = set(db.scalars(sa.select(AccessToken.access_token)))
         assert stored == {b"newer"}
-        assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=0, unreadable=3)
+        assert rotate_keys(lambda _: None) == RotationProgress(total=3, seen=3, sealed=0, unreadable=3)
         database.engine.dispose()
     app.extensions["backline"].redis.close()
 
@@ -168,8 +168,8 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
             rows = list(db.scalars(sa.select(AccessToken)))
         assert sum(row.generation for row in rows) == refreshed
         for row in rows:
-            assert unseal(row, "access_token").startswith("BQ")
-            assert unseal(row, "refresh_token").startswith("AQ")
+            assert decrypt_token(row, "access_token").startswith("BQ")
+            assert decrypt_token(row, "refresh_token").startswith("AQ")
 
 
 @pytest.mark.processes
@@ -256,12 +256,12 @@ def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
     with running_app(both_keys) as newer, newer.app_context():
         old = newer.extensions["backline"].sealer.key_ids[1]
         assert key_rotation.keys_in_use() == {old: 3}
-        assert rotate_keys(lambda _: None) == Moved(total=3, seen=3, sealed=3)
+        assert rotate_keys(lambda _: None) == RotationProgress(total=3, seen=3, sealed=3)
         assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
 
 
 def key_id(key: str) -> str:
-    return Sealer([base64.b64decode(key)]).newest_key_id
+    return TokenCipher([base64.b64decode(key)]).newest_key_id
 
 
 def start_flask(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:

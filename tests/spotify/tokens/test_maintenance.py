@@ -39,7 +39,7 @@ def row(app: Flask) -> AccessToken:
 
 def keep_up(app: Flask) -> dict[str, int]:
     with app.app_context():
-        met = maintenance.keep_up()
+        met = maintenance.run()
     # These are tested in tests/auth/test_by_mail.py and tests/mail/test_outbox.py.
     del met["prune_one_time_tokens"], met["drop_expired_mails"]
     return {part: count for part, count in met.items() if count}

@@ -15,7 +15,7 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.spotify.tokens import refresh_queue, transitions
-from app.spotify.tokens.scheduler import Pass, refresh_due
+from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.conftest import running_app
 from tests.helpers.factories import fresh, let_pass, link_many
 from tests.helpers.flows import connect, register
@@ -34,7 +34,7 @@ def env(env: dict[str, str]) -> dict[str, str]:
 
 def reserve(app: Flask, limit: int) -> list[int]:
     with app.app_context():
-        return refresh_queue.reserve(limit, database.current_time())
+        return refresh_queue.claim_batch(limit, database.read_db_now())
 
 
 def due_at(app: Flask, link_id: int) -> datetime | None:
@@ -93,7 +93,7 @@ def test_five_passes_at_once_make_one_call_for_each_link(
     link_many(app, sandbox, 200)
     sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
 
-    def one_pass(_: int) -> Pass:
+    def one_pass(_: int) -> RefreshStats:
         with running_app(env) as scheduler:
             return refresh_due(scheduler)
 
@@ -176,20 +176,22 @@ def test_unused_links_sleep_until_somebody_uses_them(
         link_id = db.execute(sa.select(SpotifyUser.id)).scalar_one()
     let_pass(app, sandbox, 31 * DAY)
 
-    assert refresh_due(app) == Pass()
+    assert refresh_due(app) == RefreshStats()
     assert due_at(app, link_id) is None
 
     client.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
     assert client.get("/api/spotify/token").status_code == 200
     assert due_at(app, link_id) is not None
     let_pass(app, sandbox, 3600)
-    assert refresh_due(app) == Pass(refreshed=1)
+    assert refresh_due(app) == RefreshStats(refreshed=1)
 
 
 def test_refreshes_of_those_who_connected_together_are_spread() -> None:
     expires_at, hour = datetime(2026, 11, 23, 12, tzinfo=UTC), timedelta(hours=1)
 
-    leads = [expires_at - transitions.due(expires_at, hour, timedelta(minutes=15)) for _ in range(500)]
+    leads = [
+        expires_at - transitions.next_refresh_at(expires_at, hour, timedelta(minutes=15)) for _ in range(500)
+    ]
 
     assert timedelta(minutes=12) <= min(leads) < timedelta(minutes=13)
     assert timedelta(minutes=17) < max(leads) <= timedelta(minutes=18)
@@ -198,7 +200,7 @@ def test_refreshes_of_those_who_connected_together_are_spread() -> None:
 def test_a_short_life_is_not_spent_on_refreshing() -> None:
     expires_at = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
-    lead = expires_at - transitions.due(expires_at, timedelta(minutes=10), timedelta(minutes=15))
+    lead = expires_at - transitions.next_refresh_at(expires_at, timedelta(minutes=10), timedelta(minutes=15))
 
     assert timedelta(minutes=3) < lead <= timedelta(minutes=5)
 
@@ -213,7 +215,7 @@ def test_what_the_scheduler_finds_due_it_refreshes_whatever_the_jitter(
         values = {"expires_at": now + timedelta(minutes=17.9), "refreshed_at": now - timedelta(minutes=42)}
         db.execute(sa.update(AccessToken).values(**values, due_at=now))
 
-    assert refresh_due(app) == Pass(refreshed=1)
+    assert refresh_due(app) == RefreshStats(refreshed=1)
 
 
 def test_what_somebody_else_has_refreshed_is_looked_at_when_it_is_due_again(
@@ -223,7 +225,7 @@ def test_what_somebody_else_has_refreshed_is_looked_at_when_it_is_due_again(
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(due_at=datetime.now(UTC)))
 
-    assert refresh_due(app) == Pass()
+    assert refresh_due(app) == RefreshStats()
 
     with app.app_context(), reading() as db:
         row = db.scalars(sa.select(AccessToken)).one()
@@ -238,10 +240,10 @@ def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_ti
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(refresh_token=b"\x01damaged"))
 
-    assert refresh_due(app) == Pass(failed=1)
+    assert refresh_due(app) == RefreshStats(failed=1)
     for _ in range(5):
         let_pass(app, sandbox, 600)
-        assert refresh_due(app) == Pass()
+        assert refresh_due(app) == RefreshStats()
 
     assert [record.message for record in caplog.records].count("token_unreadable") == 1
     with app.app_context(), reading() as db:
@@ -259,7 +261,7 @@ def test_an_attempt_that_died_is_taken_up_after_its_lease(app: Flask, sandbox: S
         sandbox.wait_for_held(1)
         assert reserve(app, 1) == []
         let_pass(app, sandbox, 31)
-        eventually(lambda: refresh_due(app) == Pass(refreshed=1))
+        eventually(lambda: refresh_due(app) == RefreshStats(refreshed=1))
         sandbox.release()
         dying.result()
 

@@ -21,8 +21,8 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.infra.redis_client import redis_client
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.resilience.rate_limiter import Pace
-from app.spotify.tokens.scheduler import Pass, refresh_due
+from app.resilience.rate_limiter import RateLimiter
+from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers import secret_scanner
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
@@ -62,9 +62,9 @@ def refreshes(sandbox: SandboxClient) -> int:
 
 
 def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
-    assert refresh_due(app) == Pass(refreshed=4, failed=0)
+    assert refresh_due(app) == RefreshStats(refreshed=4, failed=0)
     assert generations(app) == [1, 1, 1, 1]
-    assert refresh_due(app) == Pass()
+    assert refresh_due(app) == RefreshStats()
     assert refreshes(sandbox) == 4
 
 
@@ -114,7 +114,7 @@ def test_ended_grants_and_running_pauses_are_left_alone(
     change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon, due_at=soon)
     change(app, links[2], not_before=soon, due_at=soon)
 
-    assert refresh_due(app) == Pass(refreshed=1, failed=0)
+    assert refresh_due(app) == RefreshStats(refreshed=1, failed=0)
     assert generations(app) == [0, 0, 0, 1]
 
 
@@ -130,7 +130,7 @@ def test_a_suspect_is_asked_about_again_when_its_time_has_come(
 
 def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> None:
     store: redis.Redis = app.extensions["backline"].redis
-    paces = [Pace(store, "pace", rate=5), Pace(store, "pace", rate=5)]
+    paces = [RateLimiter(store, "pace", rate=5), RateLimiter(store, "pace", rate=5)]
 
     pauses = [paces[turn % 2].next_turn() for turn in range(11)]
 
@@ -143,7 +143,7 @@ def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
 
-    assert Pace(store, "pace", rate=5).next_turn() == 0
+    assert RateLimiter(store, "pace", rate=5).next_turn() == 0
 
 
 @pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
@@ -151,11 +151,11 @@ def test_nonsense_in_the_place_of_the_next_turn_does_no_harm(app: Flask, planted
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", planted)
 
-    assert Pace(store, "pace", rate=5).next_turn() == pytest.approx(0, abs=0.01)
+    assert RateLimiter(store, "pace", rate=5).next_turn() == pytest.approx(0, abs=0.01)
 
 
 def test_without_redis_each_process_keeps_the_rate_alone() -> None:
-    pace = Pace(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
+    pace = RateLimiter(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
 
     pauses = [pace.next_turn() for _ in range(11)]
 
@@ -166,7 +166,7 @@ def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: S
     change(app, links[1], refresh_token=b"damaged")
     sandbox.fault(on="refresh", kind="google_502", person="aiko-87", times=None)
 
-    assert refresh_due(app) == Pass(refreshed=2, failed=2)
+    assert refresh_due(app) == RefreshStats(refreshed=2, failed=2)
     assert generations(app) == [1, 0, 0, 1]
 
 

@@ -39,8 +39,8 @@ from app.infra import http_client
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.spotify.tokens.breaker import Trouble
-from app.spotify.tokens.encryption import unseal
+from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import another_tab, come_back, connect, slug
 from tests.helpers.sandbox_client import SandboxClient
@@ -69,7 +69,7 @@ class Meaning:
     state: GrantState = GrantState.ACTIVE
     status: str = "connected"
     """What GET /api/spotify says."""
-    trouble: Trouble | None = None
+    trouble: Reason | None = None
     """Which breaker opens and holds everybody back, and for how long."""
     hold: timedelta | None = None
 
@@ -87,7 +87,7 @@ OUR_FAULT = Meaning(
     retry_after=(1, 300),
     outcome=Outcome.MISCONFIGURED,
     pause=None,
-    trouble=Trouble.MISCONFIGURED,
+    trouble=Reason.MISCONFIGURED,
     hold=55 * SECOND,
 )
 UNAVAILABLE = Meaning(
@@ -105,7 +105,7 @@ def wait(seconds: int, *, told: tuple[int, int] | None = None) -> Meaning:
         retry_after=told or (seconds, seconds),
         outcome=Outcome.RATE_LIMITED,
         pause=None,
-        trouble=Trouble.RATE_LIMITED,
+        trouble=Reason.RATE_LIMITED,
         hold=seconds * SECOND,
     )
 
@@ -552,7 +552,7 @@ def open_breakers(app: Flask) -> list[Breaker]:
 
 def kept(app: Flask, column: str = "refresh_token") -> str:
     with app.app_context():
-        return unseal(grant(app), column)
+        return decrypt_token(grant(app), column)
 
 
 def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
