@@ -97,14 +97,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
 def answer(status: int, detail: str | None, request_id: str) -> bytes:
     """Return a whole response with a problem document, as `app.web` makes them."""
-    from app.web.problems import MEDIA_TYPE, InternalError, MalformedRequest
+    from app.web.problems import MEDIA_TYPE, PROBLEM_TYPES, InternalError, MalformedRequest
 
-    kind = InternalError if status == 500 else MalformedRequest
+    problem = PROBLEM_TYPES[InternalError if status == 500 else MalformedRequest]
     document = {
-        "type": f"/problems/{kind.slug}",
-        "title": kind.title,
+        "type": f"/problems/{problem.slug}",
+        "title": problem.title,
         "status": status,
-        "detail": detail or kind.detail,
+        "detail": detail or problem.detail,
         "instance": "/",  # the path may be what could not be read
         "request_id": request_id,
     }

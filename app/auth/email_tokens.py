@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.errors import InvalidToken
 from app.infra import database
 from app.models import OneTimeToken, Purpose, User, normalization
 from app.models.access_token import is_over
-from app.web.problems import InvalidToken
 
 TTL = {
     Purpose.PASSWORD_RESET: timedelta(hours=1),

@@ -6,12 +6,12 @@ import sqlalchemy as sa
 from flask import g, session
 
 from app.auth import lookup, passwords
+from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
 from app.models import User, normalization
 from app.spotify import connections
 from app.web import sessions, throttle
-from app.web.problems import FreshSignInRequired, InvalidCredentials
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from app.errors import ServiceUnavailable, ValidationError
 from app.models import normalization
 from app.services import services
-from app.web.problems import ServiceUnavailable, ValidationError
 from app.web.validation import GUESSABLE
 
 MIN_LENGTH = 8  # OWASP ASVS 5.0 V6.2.1

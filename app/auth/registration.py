@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, passwords
+from app.errors import EmailTaken, UsernameTaken
 from app.infra.database import reading, run_in_transaction_until
 from app.models import User, normalization
 from app.spotify import connections
-from app.web.problems import EmailTaken, UsernameTaken
 
 # How long a lost connection to the database is followed up.
 PATIENCE_SECONDS = 2.0

@@ -14,6 +14,14 @@ from app.auth.schemas import (
     SessionOut,
     TokenOnly,
 )
+from app.errors import (
+    EmailTaken,
+    InvalidCredentials,
+    InvalidToken,
+    ServiceUnavailable,
+    TooManyAttempts,
+    UsernameTaken,
+)
 from app.infra.database import reading
 from app.models import Purpose, User
 from app.services import services
@@ -24,14 +32,6 @@ from app.user.schemas import UserOut
 from app.web import sessions, throttle
 from app.web.access import current_user, login_required, public, require_user
 from app.web.api import Blueprint
-from app.web.problems import (
-    EmailTaken,
-    InvalidCredentials,
-    InvalidToken,
-    ServiceUnavailable,
-    TooManyAttempts,
-    UsernameTaken,
-)
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.web.problems import SpotifyUnavailable
+from app.errors import SpotifyUnavailable
 
 # Calls to the Web API that each worker may have under way, even with few threads.
 _LEAST_PLACES = 16

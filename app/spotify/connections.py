@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from flask import g, session
 from sqlalchemy.orm import Session, lazyload
 
+from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, SpotifyUser, User
@@ -17,7 +18,6 @@ from app.spotify.clients.web_api import Profile
 from app.spotify.tokens import refresh_queue, service
 from app.web import sessions
 from app.web.access import current_user
-from app.web.problems import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 
 log = logging.getLogger(__name__)
 

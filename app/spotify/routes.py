@@ -9,6 +9,24 @@ from flask import request
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
+from app.errors import (
+    DEPENDENCY_DOWN,
+    BacklineError,
+    InsufficientScope,
+    NotSignedIn,
+    ServiceUnavailable,
+    SpotifyAccessDenied,
+    SpotifyAccountInUse,
+    SpotifyAccountMismatch,
+    SpotifyMisconfigured,
+    SpotifyNotConnected,
+    SpotifyRateLimited,
+    SpotifyReauthorizationRequired,
+    SpotifyStateMismatch,
+    SpotifyUnavailable,
+    TooManyAttempts,
+    ValidationError,
+)
 from app.models import SpotifyUser
 from app.services import services
 from app.spotify import connections
@@ -22,29 +40,14 @@ from app.spotify.tokens.refresh import GrantEnded
 from app.web import sessions
 from app.web.access import current_user, public
 from app.web.api import Blueprint
-from app.web.error_handlers import as_problem
+from app.web.error_handlers import known_error
 from app.web.problems import (
-    DEPENDENCY_DOWN,
     CrossSiteRequest,
-    InsufficientScope,
     MalformedRequest,
     NotFound,
-    NotSignedIn,
     PayloadTooLarge,
-    Problem,
-    ServiceUnavailable,
-    SpotifyAccessDenied,
-    SpotifyAccountInUse,
-    SpotifyAccountMismatch,
-    SpotifyMisconfigured,
-    SpotifyNotConnected,
-    SpotifyRateLimited,
-    SpotifyReauthorizationRequired,
-    SpotifyStateMismatch,
-    SpotifyUnavailable,
-    TooManyAttempts,
     UnsupportedMediaType,
-    ValidationError,
+    problem_type,
 )
 from app.web.validation import REPEATED
 
@@ -91,14 +94,14 @@ def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
         sessions.require_readable()
         visit = flow.authorize(_callback(), again=query.get("reauthorize", False))
     except Exception as error:
-        problem = as_problem(error)
+        known = known_error(error)
         if _is_callback():
-            flow.note_refusal(problem)
-        if not by_browser or isinstance(problem, CrossSiteRequest | _NotForPreviews):
+            flow.note_refusal(known)
+        if not by_browser or isinstance(known, CrossSiteRequest | _NotForPreviews):
             raise
         _log_failure(error)
         # A person is looking at this: the SPA can say what went wrong, a page of JSON cannot.
-        return _back_to_frontend(problem)
+        return _back_to_frontend(known)
     if isinstance(visit, AuthorizationRequired):
         if by_browser:
             return redirect(visit.authorize_url, HTTPStatus.FOUND)
@@ -267,18 +270,18 @@ def _log_failure(error: Exception) -> None:
     """Log what the error handlers would have logged."""
     if isinstance(error, DEPENDENCY_DOWN):
         log.error("dependency_unavailable", extra={"reason": type(error).__name__})
-    elif not isinstance(error, Problem):
+    elif not isinstance(error, BacklineError):
         log.error("authorize_failed", exc_info=error)
 
 
-def _back_to_frontend(problem: Problem | None) -> Response:
+def _back_to_frontend(error: BacklineError | None) -> Response:
     """Send the browser on to the SPA with one of a fixed set of results; nothing of the request is in it."""
-    if problem is None:
+    if error is None:
         result = "connected"
-    elif isinstance(problem, SpotifyAccessDenied):
+    elif isinstance(error, SpotifyAccessDenied):
         result = "denied"
     else:
-        result = f"error-{problem.slug}"
+        result = f"error-{problem_type(type(error)).slug}"
     page = urlsplit(services().config.frontend_url)
     query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
     return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.auth import email_tokens, passwords
 from app.auth.registration import require_available
+from app.errors import InvalidCredentials, NotSignedIn
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
 from app.models import MailKind, OutgoingMail, Purpose, SpotifyUser, TokenRefresh, User, normalization
@@ -14,7 +15,6 @@ from app.services import services
 from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import ask_to_verify, tell
-from app.web.problems import InvalidCredentials, NotSignedIn
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.auth import lookup
 from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
+from app.errors import BacklineError
 from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, run_in_transaction
@@ -23,7 +24,7 @@ from app.spotify import connections
 from app.user import email_change
 from app.user.notifications import mail_verification
 from app.web import sessions
-from app.web.problems import Problem
+from app.web.problems import problem_type
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class _UsersCommand(Command):
             return super().invoke(ctx)
         except ma.ValidationError as error:
             lines = [f"{field}: {' '.join(found)}" for field, found in dict(error.messages_dict).items()]
-        except Problem as problem:
-            lines = [problem.title]
+        except BacklineError as error:
+            lines = [problem_type(type(error)).title]
         for line in lines:
             click.echo(line, err=True)
         sys.exit(1)

@@ -2,11 +2,11 @@
 
 from sqlalchemy.orm import Session
 
+from app.errors import TooManyAttempts
 from app.infra.database import writing
 from app.models import MailKind, Purpose, User, normalization
 from app.services import services
 from app.web import throttle
-from app.web.problems import TooManyAttempts
 
 MAILS_AN_HOUR = 5
 

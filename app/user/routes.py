@@ -5,6 +5,7 @@ from flask import session
 
 from app.auth.login import confirm_password, require_recent_login, reset_attempts, start_session
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
+from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
 from app.models import User, normalization
 from app.spotify import connections
 from app.user import account
@@ -13,13 +14,6 @@ from app.user.schemas import ExportOut, SessionsOut, UserOut
 from app.web import sessions, throttle
 from app.web.access import login_required, require_user
 from app.web.api import Blueprint
-from app.web.problems import (
-    EmailTaken,
-    FreshSignInRequired,
-    InvalidCredentials,
-    TooManyAttempts,
-    UsernameTaken,
-)
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from flask import Flask, current_app, g, request, session
 
+from app.errors import NotSignedIn
 from app.infra.database import reading
 from app.models import User
-from app.web.problems import NotSignedIn
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from flask import Request, Response
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
+from app.errors import BacklineError
 from app.infra.clock import rfc3339
 from app.web import error_handlers, problems
-from app.web.problems import MalformedRequest, PayloadTooLarge, Problem, UnsupportedMediaType
+from app.web.problems import PROBLEM_TYPES, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NESTING = 32
@@ -28,7 +29,7 @@ class ProblemOut(ma.Schema):
         required=True,
         metadata={
             "format": "uri-reference",
-            "enum": sorted(f"/problems/{kind.slug}" for kind in Problem.__subclasses__()),
+            "enum": sorted(f"/problems/{kind.slug}" for kind in PROBLEM_TYPES.values()),
         },
     )
     title = ma.fields.String(required=True)
@@ -84,7 +85,7 @@ class _Parser(FlaskParser):
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
     ARGUMENTS_PARSER = _Parser()
 
-    def problems(self, *kinds: type[Problem]) -> Callable[[View], View]:
+    def problems(self, *kinds: type[BacklineError]) -> Callable[[View], View]:
         """Say in the OpenAPI document with which errors of its own a route may answer.
 
         Those that all routes of its kind share are known there (`app.web.openapi`).

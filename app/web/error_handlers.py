@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
+from app.errors import DEPENDENCY_DOWN, BacklineError, ServiceUnavailable, ValidationError
 from app.web.problems import (
-    DEPENDENCY_DOWN,
     MEDIA_TYPE,
     InternalError,
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
-    Problem,
-    ServiceUnavailable,
     UnsupportedMediaType,
-    ValidationError,
+    problem_type,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ READ_AWAY_BYTES = 1024 * 1024
 # gunicorn silently closes a connection with this much of a body left unread.
 UNREAD_BYTES = 64 * 1024
 
-_BY_STATUS: dict[int, type[Problem]] = {
+_BY_STATUS: dict[int, type[BacklineError]] = {
     400: MalformedRequest,
     404: NotFound,
     405: MethodNotAllowed,
@@ -46,34 +44,36 @@ _BY_STATUS: dict[int, type[Problem]] = {
 
 def init_app(app: Flask) -> None:
     """Respond to every error of the application with a problem document."""
+    app.register_error_handler(BacklineError, respond)
     app.register_error_handler(HTTPException, respond)
     for kind in DEPENDENCY_DOWN:
         app.register_error_handler(kind, _dependency_down)
 
 
-def respond(error: HTTPException) -> Response:
+def respond(error: Exception) -> Response:
     """Make the response for an error raised by the application, Flask, or a library."""
-    problem = as_problem(error)
-    if problem.code == 413:
+    known = known_error(error)
+    status = problem_type(type(known)).status
+    if status == 413:
         _read_away()
     elif (request.content_length or 0) >= UNREAD_BYTES:
         request.max_content_length = READ_AWAY_BYTES
         with suppress(Exception):
             request.stream.read()
-    answer = document(problem, request.environ)
+    answer = document(known, request.environ)
     # Keep headers such as Allow, but not those of the original body.
-    for name, value in error.get_headers():
+    for name, value in error.get_headers() if isinstance(error, HTTPException) else ():
         if name.lower() not in ("content-type", "content-length"):
             answer.headers[name] = value
-    if problem.code == 401:
+    if status == 401:
         # RFC 9110 section 15.5.2 requires a challenge. This scheme makes no browser ask for a password.
         answer.headers["WWW-Authenticate"] = 'Session realm="backline"'
     return answer
 
 
-def as_problem(error: BaseException) -> Problem:
-    """Return the problem that an error is reported as."""
-    if isinstance(error, Problem):
+def known_error(error: BaseException) -> BacklineError:
+    """Return the error of ours that an error is reported as."""
+    if isinstance(error, BacklineError):
         return error
     if isinstance(error, DEPENDENCY_DOWN):
         return ServiceUnavailable()
@@ -81,7 +81,7 @@ def as_problem(error: BaseException) -> Problem:
         return InternalError()
     original = getattr(error, "original_exception", None)
     if original is not None:
-        return as_problem(original)
+        return known_error(original)
     kind = _BY_STATUS.get(error.code or 500)
     if kind is None:
         kind = InternalError if (error.code or 500) >= 500 else MalformedRequest
@@ -93,21 +93,22 @@ def request_id() -> str:
     return id_of(request.environ)
 
 
-def document(problem: Problem, environ: "WSGIEnvironment") -> Response:
-    """Make the response for a problem, also outside of a request."""
+def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
+    """Make the response for an error, also outside of a request."""
+    problem = problem_type(type(error))
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
-        "status": problem.code,
-        "detail": problem.detail,
+        "status": problem.status,
+        "detail": error.detail or problem.detail,
         "instance": Request(environ).path,
         "request_id": id_of(environ),
-        **problem.members,
+        **error.members,
     }
-    answer = Response(json.dumps(body), problem.code, content_type=MEDIA_TYPE)
+    answer = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
     answer.headers["X-Request-ID"] = id_of(environ)
-    if problem.retry_after is not None:
-        answer.headers["Retry-After"] = str(problem.retry_after)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(error.retry_after)
     return answer
 
 

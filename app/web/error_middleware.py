@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
 
-from app.web.error_handlers import as_problem, document, id_of, respond
-from app.web.problems import ServiceUnavailable
+from app.errors import ServiceUnavailable
+from app.web.error_handlers import document, id_of, known_error, respond
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -37,18 +37,18 @@ class LastResort:
             body = self._wsgi(environ, lambda *answer: begun.append(answer))  # type: ignore[arg-type]
         except Exception as error:
             log.exception("request_failed", extra={"request_id": id_of(environ)})
-            return document(as_problem(error), environ)(environ, start_response)
+            return document(known_error(error), environ)(environ, start_response)
         start_response(*begun[-1])
         return body
 
     def handle(self, error: Exception) -> Response:
         """Answer what no handler took; without a traceback where it was foreseen."""
         request.environ["backline.failed"] = True
-        problem = as_problem(error)
-        if not isinstance(problem, ServiceUnavailable):
+        known = known_error(error)
+        if not isinstance(known, ServiceUnavailable):
             return self._handle(error)
         log.error("dependency_unavailable", extra={"reason": type(error.__cause__ or error).__name__})
-        return self._app.finalize_request(respond(problem), from_error_handler=True)
+        return self._app.finalize_request(respond(known), from_error_handler=True)
 
     def log(self, exc_info: Any) -> None:
         """Log what nobody foresaw. Flask's own line has the path in it, which the caller chose."""

@@ -12,11 +12,13 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Rule
 
+from app import errors
+from app.errors import BacklineError
 from app.services import services
 from app.web import csrf, problems, validation
 from app.web.access import Access
 from app.web.csrf import SAFE_METHODS
-from app.web.problems import Problem
+from app.web.problems import problem_type
 
 _REQUESTED_WITH = {
     "in": "header",
@@ -34,9 +36,9 @@ _ERROR_HEADERS = {
     503: {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
 }
 # Members that some problems have besides those that all have.
-_MEMBERS: dict[type[Problem], dict[str, Any]] = {
-    problems.ValidationError: {"errors": {"username": [validation.REQUIRED]}},
-    problems.SpotifyReauthorizationRequired: {
+_MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
+    errors.ValidationError: {"errors": {"username": [validation.REQUIRED]}},
+    errors.SpotifyReauthorizationRequired: {
         "authorize_url": "https://accounts.spotify.com/authorize?client_id=…"
     },
 }
@@ -83,9 +85,12 @@ def _complete(
     if "requestBody" in operation:
         operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
     kinds = [*getattr(view, "problems", ()), *_usual_problems(operation, rule, method, signed_in=needed)]
-    responses = {status: found for status, found in operation["responses"].items() if "$ref" not in found}
-    for status in sorted({kind.code for kind in kinds}):
-        responses[str(status)] = _refusal(status, (kind for kind in kinds if kind.code == status))
+    responses = {code: answer for code, answer in operation["responses"].items() if "$ref" not in answer}
+    by_status: dict[int, set[type[BacklineError]]] = {}
+    for kind in kinds:
+        by_status.setdefault(problem_type(kind).status, set()).add(kind)
+    for status, found in sorted(by_status.items()):
+        responses[str(status)] = _error_response(status, found)
     if view is app.view_functions["spotify.web_api"]:
         _let_spotify_answer(responses)
         if method not in SAFE_METHODS:
@@ -96,11 +101,11 @@ def _complete(
 
 def _usual_problems(
     operation: dict[str, Any], rule: Rule, method: str, *, signed_in: bool
-) -> list[type[Problem]]:
+) -> list[type[BacklineError]]:
     """What may happen at any route of this kind."""
-    found: list[type[Problem]] = [problems.ServiceUnavailable]  # MySQL or Redis may be away
+    found: list[type[BacklineError]] = [errors.ServiceUnavailable]  # MySQL or Redis may be away
     if signed_in:
-        found.append(problems.NotSignedIn)
+        found.append(errors.NotSignedIn)
     if method not in SAFE_METHODS or csrf.rejects_other_sites(rule.rule, rule.endpoint):
         found.append(problems.CrossSiteRequest)
     if rule.arguments:
@@ -108,30 +113,36 @@ def _usual_problems(
     if "requestBody" in operation:
         found += [problems.MalformedRequest, problems.PayloadTooLarge, problems.UnsupportedMediaType]
     if "422" in operation["responses"]:
-        found.append(problems.ValidationError)
+        found.append(errors.ValidationError)
     return found
 
 
-def _refusal(status: int, kinds: Iterable[type[Problem]]) -> dict[str, Any]:
-    """An answer that may be any of these problems, with an example of each."""
-    named = sorted(set(kinds), key=lambda kind: kind.slug)
+def _error_response(status: int, kinds: Iterable[type[BacklineError]]) -> dict[str, Any]:
+    """Describe a response that may be any of these errors, with an example of each."""
+    named = {
+        problem_type(kind).slug: kind for kind in sorted(kinds, key=lambda kind: problem_type(kind).slug)
+    }
     content = {
         "schema": {"$ref": "#/components/schemas/ProblemOut"},
-        "examples": {kind.slug: {"summary": kind.title, "value": _example(kind)} for kind in named},
+        "examples": {
+            slug: {"summary": problem_type(kind).title, "value": _example(kind)}
+            for slug, kind in named.items()
+        },
     }
     answer = {
-        "description": f"{HTTPStatus(status).phrase}: {', '.join(kind.slug for kind in named)}",
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(named)}",
         "content": {problems.MEDIA_TYPE: content},
     }
     return answer | ({"headers": _ERROR_HEADERS[status]} if status in _ERROR_HEADERS else {})
 
 
-def _example(kind: type[Problem]) -> dict[str, Any]:
+def _example(kind: type[BacklineError]) -> dict[str, Any]:
+    problem = problem_type(kind)
     return {
-        "type": f"/problems/{kind.slug}",
-        "title": kind.title,
-        "status": kind.code,
-        "detail": kind.detail,
+        "type": f"/problems/{problem.slug}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
         "instance": "/api/…",
         "request_id": "6f1d7c2f0b6e4a0c9d5e3b2a1f0e9d8c",
         **_MEMBERS.get(kind, {}),

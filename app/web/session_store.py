@@ -26,9 +26,9 @@ from flask import Flask, Request, Response, request
 from flask_session.base import ServerSideSession
 from flask_session.redis import RedisSessionInterface
 
+from app.errors import ServiceUnavailable
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher, compare_and_set
-from app.web.problems import ServiceUnavailable
 from app.web.session_cookie import SessionCookie
 from app.web.session_data import VISIT_SECONDS, SessionData, decode, encode, is_in_future
 from app.web.session_index import SessionIndex

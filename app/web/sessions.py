@@ -9,9 +9,9 @@ from typing import TypeVar
 import redis
 from flask import Flask, current_app, request, session
 
+from app.errors import ServiceUnavailable
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
-from app.web.problems import ServiceUnavailable
 from app.web.session_data import indexes_of_owner, is_in_future
 from app.web.session_index import ListedSession, public_id
 from app.web.session_store import RedisSessions, Session

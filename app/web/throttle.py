@@ -15,9 +15,9 @@ from typing import Any
 import redis
 from flask import request
 
+from app.errors import InvalidCredentials, TooManyAttempts
 from app.services import services
 from app.web.client_address import THIS_MACHINE, network, parse
-from app.web.problems import InvalidCredentials, TooManyAttempts
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import passwords
+from app.errors import ServiceUnavailable, ValidationError
 from app.infra.database import reading, writing
 from app.models import User
-from app.web.problems import ServiceUnavailable, ValidationError
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.servers import Server
 

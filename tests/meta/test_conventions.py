@@ -10,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from app.errors import BacklineError
 from app.web import problems
 from app.web.access import Access
 from config import Config
@@ -150,11 +151,11 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
 
 
 def test_every_problem_has_a_status_a_slug_a_title_and_a_detail() -> None:
-    kinds = problems.Problem.__subclasses__()
-
+    assert set(BacklineError.__subclasses__()) == problems.PROBLEM_TYPES.keys()
+    kinds = problems.PROBLEM_TYPES.values()
     assert len({kind.slug for kind in kinds}) == len(kinds)
     for kind in kinds:
-        assert 400 <= kind.code < 600
+        assert 400 <= kind.status < 600
         assert re.fullmatch(r"[a-z-]+", kind.slug)
         assert kind.title
         assert kind.detail.endswith(".")

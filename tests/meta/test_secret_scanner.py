@@ -431,5 +431,7 @@ def test_who_reads_what_our_programs_print_in_their_own_way_hands_it_over() -> N
 
     assert "servers.py" in reading
     assert [
-        name for name, text in reading.items() if "secret_scanner.look_at" not in text and ".communicate(" not in text
+        name
+        for name, text in reading.items()
+        if "secret_scanner.look_at" not in text and ".communicate(" not in text
     ] == []

@@ -9,6 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import email_tokens
+from app.errors import InvalidToken
 from app.infra import database
 from app.infra.database import reading, writing
 from app.mail import outbox
@@ -16,7 +17,6 @@ from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
 from app.spotify.oauth import state
 from app.spotify.tokens import maintenance
-from app.web.problems import InvalidToken
 from app.web.session_index import MAX_SESSIONS
 from tests.helpers.flows import first_visit, login, register
 

@@ -14,6 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import passwords
+from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
 from app.spotify import connections
@@ -21,7 +22,6 @@ from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
 from app.user import account
 from app.web import session_index
-from app.web.problems import NotSignedIn
 from tests.helpers import stored_sessions
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug

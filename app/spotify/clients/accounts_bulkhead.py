@@ -7,8 +7,8 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+from app.errors import SpotifyUnavailable
 from app.resilience.bulkhead import accounts_waiters
-from app.web.problems import SpotifyUnavailable
 
 T = TypeVar("T")
 

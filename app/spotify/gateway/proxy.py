@@ -11,6 +11,13 @@ from flask import Response
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
+from app.errors import (
+    BacklineError,
+    InsufficientScope,
+    SpotifyRateLimited,
+    SpotifyReauthorizationRequired,
+    SpotifyUnavailable,
+)
 from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
 from app.resilience.bulkhead import BulkheadFull
@@ -23,13 +30,7 @@ from app.spotify.gateway.request import MIN_SECONDS, Call
 from app.spotify.gateway.shared_reads import Fetch, SharedResponse
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
-from app.web.problems import (
-    InsufficientScope,
-    Problem,
-    SpotifyRateLimited,
-    SpotifyReauthorizationRequired,
-    SpotifyUnavailable,
-)
+from app.web.problems import problem_type
 from app.web.security_headers import CONTENT_POLICY
 
 # All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
@@ -55,7 +56,7 @@ def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Re
     try:
         served = (_read if call.is_read else _write)(link, call, deadline, grant_id)
         _refuse(served.answer)
-    except (Problem, GrantEnded) as error:
+    except (BacklineError, GrantEnded) as error:
         metrics.count_request(call, _name(error))
         raise
     metrics.count_request(call, _outcome(served.answer), served.cache)
@@ -146,7 +147,8 @@ def _name(error: Exception) -> str:
     """How a request counts that was not answered by Spotify."""
     if isinstance(error, BulkheadFull):
         return "no-place"
-    return error.slug if isinstance(error, Problem) else SpotifyReauthorizationRequired.slug
+    kind = type(error) if isinstance(error, BacklineError) else SpotifyReauthorizationRequired
+    return problem_type(kind).slug
 
 
 def _outcome(answer: HttpResponse) -> str:

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 from flask import session
 
+from app.errors import (
+    BacklineError,
+    NotSignedIn,
+    SpotifyAccessDenied,
+    SpotifyMisconfigured,
+    SpotifyNotConnected,
+    SpotifyRateLimited,
+    SpotifyStateMismatch,
+    SpotifyUnavailable,
+)
 from app.infra import database
 from app.models import GrantState, SpotifyUser
 from app.services import services
@@ -27,16 +37,7 @@ from app.spotify.tokens import breaker, service
 from app.spotify.tokens.refresh import GrantEnded
 from app.web import csrf, sessions, throttle
 from app.web.access import current_user
-from app.web.problems import (
-    NotSignedIn,
-    Problem,
-    SpotifyAccessDenied,
-    SpotifyMisconfigured,
-    SpotifyNotConnected,
-    SpotifyRateLimited,
-    SpotifyStateMismatch,
-    SpotifyUnavailable,
-)
+from app.web.problems import problem_type
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ def authorize(callback: Callback | None, *, again: bool = False) -> Connected | 
     return AuthorizationRequired(oauth_state.create(user_id), grant_ended)
 
 
-def note_refusal(problem: Problem) -> None:
+def note_refusal(error: BacklineError) -> None:
     """Record that a callback was refused, and why."""
-    log.info("spotify_refused", extra={"reason": problem.slug})
+    log.info("spotify_refused", extra={"reason": problem_type(type(error)).slug})
 
 
 def _unaffected_link() -> SpotifyUser:
@@ -167,7 +168,7 @@ def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
     return _join_equal_callback(callback.state, user_id)
 
 
-def _refusal(error: str) -> Problem:
+def _refusal(error: str) -> BacklineError:
     """What an error at Spotify's authorization endpoint means (RFC 6749 section 4.1.2.1)."""
     if error == "access_denied":
         return SpotifyAccessDenied("Spotify was not connected, because access was not given.")
@@ -217,7 +218,7 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
                 oauth_state.reopen(state, taken)
             else:
                 oauth_state.record_result(state, taken, None)
-            raise as_problem(error) from None
+            raise domain_error(error) from None
     breaker.client_accepted()
     return taken, grant
 
@@ -230,7 +231,7 @@ def _store(grant: TokenResponse, user_id: int | None, *, asked: float) -> tuple[
     try:
         profile = services().webapi.me(grant.access_token)
     except SpotifyError as error:
-        raise as_problem(error) from None
+        raise domain_error(error) from None
     # A person who has left in the meantime must not be connected, nor leave a connection behind that is
     # out of reach. A visitor's session gets a new id, so that one planted earlier does not lead to it.
     if user_id is None and not sessions.rotate_id():
@@ -259,7 +260,7 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
         return None
 
 
-def as_problem(error: SpotifyError) -> Problem:
+def domain_error(error: SpotifyError) -> BacklineError:
     """What a caller is told when Spotify fails us."""
     if isinstance(error, InvalidGrant):
         return SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.")

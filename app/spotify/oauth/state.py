@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 import redis
 
+from app.errors import SpotifyUnavailable
 from app.infra.clock import utc_now
 from app.infra.encryption import DecryptionError
 from app.infra.redis_cipher import compare_and_set
@@ -25,7 +26,6 @@ from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
 from app.web import sessions, throttle
-from app.web.problems import SpotifyUnavailable
 from app.web.session_data import VISIT_SECONDS
 
 log = logging.getLogger(__name__)

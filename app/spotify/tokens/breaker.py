@@ -19,13 +19,13 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from app.errors import SpotifyMisconfigured, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import reading, run_in_transaction
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
 from app.spotify.tokens.transitions import CONFIRM_AFTER
-from app.web.problems import SpotifyMisconfigured, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

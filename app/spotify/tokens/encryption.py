@@ -2,10 +2,10 @@
 
 import logging
 
+from app.errors import SpotifyUnavailable
 from app.infra.encryption import DecryptionError
 from app.models import AccessToken
 from app.services import services
-from app.web.problems import SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

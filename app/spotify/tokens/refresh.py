@@ -16,6 +16,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
+from app.errors import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import database_now, reading
 from app.models import AccessToken, GrantState
@@ -26,7 +27,6 @@ from app.spotify.tokens import attempts, breaker, transitions
 from app.spotify.tokens.attempts import Attempt
 from app.spotify.tokens.encryption import decrypt_token, encrypt_refresh_token, encrypt_tokens
 from app.spotify.tokens.transitions import Transition, Values
-from app.web.problems import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 
+from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected
 from app.infra import database
 from app.infra.clock import utc_now
 from app.resilience.rate_limiter import RateLimiter
 from app.services import Services
 from app.spotify.tokens import breaker, maintenance, refresh_queue, service
 from app.spotify.tokens.refresh import GrantEnded, RefreshInProgress
-from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class RefreshPass:
             return service.refresh_if_due(link_id, self._config.refresh_lead) or None
         except (SpotifyNotConnected, RefreshInProgress):
             return None  # others have seen to it
-        except (Problem, GrantEnded):
+        except (BacklineError, GrantEnded):
             return False  # the attempt's row and the log say why
         except DEPENDENCY_DOWN:
             raise

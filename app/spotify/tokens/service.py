@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from flask import current_app
 from sqlalchemy.orm import Session
 
+from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
 from app.models import AccessToken, GrantState
 from app.services import services
@@ -24,7 +25,6 @@ from app.spotify.clients.accounts import TokenResponse
 from app.spotify.tokens import refresh, refresh_queue, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh import GrantEnded
-from app.web.problems import DEPENDENCY_DOWN, Problem, SpotifyNotConnected, SpotifyUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds:
     if row.lasts(MIN_TTL, now=now):
         if row.may_be_tried(now) or (patience and row.is_leased(now)):
             refreshing = _start_refresh(row, lead)
-            with suppress(TimeoutError, Problem, GrantEnded, *DEPENDENCY_DOWN):
+            with suppress(TimeoutError, BacklineError, GrantEnded, *DEPENDENCY_DOWN):
                 if patience:
                     with services().accounts_bulkhead.waiting() as waiter:
                         return _open(*waiter.result(refreshing, patience))
@@ -192,7 +192,7 @@ def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.
         with app.app_context():
             try:
                 return refresh.refresh(row, lead, wait_seconds=WAIT_SECONDS)
-            except (Problem, GrantEnded, *DEPENDENCY_DOWN):
+            except (BacklineError, GrantEnded, *DEPENDENCY_DOWN):
                 raise
             except Exception:
                 # Nobody may be waiting who would report it.

@@ -5,13 +5,13 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.errors import SpotifyUnavailable
 from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.clients.accounts import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts, refresh
 from app.spotify.tokens.encryption import decrypt_token
-from app.web.problems import SpotifyUnavailable
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import connect, slug
 from tests.helpers.sandbox_client import SandboxClient

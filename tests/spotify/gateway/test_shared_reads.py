@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from app.errors import SpotifyNotConnected
 from app.infra.database import reading
 from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
@@ -31,7 +32,6 @@ from app.spotify.gateway import shared_reads
 from app.spotify.gateway.shared_reads import Fetch as Call
 from app.spotify.gateway.shared_reads import SharedReads, SharedResponse
 from app.spotify.tokens.refresh import GrantEnded
-from app.web.problems import SpotifyNotConnected
 from config import Config
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, another_tab, connect, login, register, slug

@@ -16,12 +16,12 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.errors import SpotifyUnavailable
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
 from app.spotify.clients.accounts import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts, refresh
-from app.web.problems import SpotifyUnavailable
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import another_tab, come_back, connect, register, slug
 from tests.helpers.sandbox_client import SandboxClient
