@@ -211,7 +211,8 @@ def logged_events() -> set[str]:
     return found
 
 
-def test_j3_every_event_is_documented_and_every_documented_one_is_logged() -> None:
+@pytest.mark.requirement("J3")
+def test_every_event_is_documented_and_every_documented_one_is_logged() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     table = text.partition("## Log events")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -221,7 +222,7 @@ def test_j3_every_event_is_documented_and_every_documented_one_is_logged() -> No
     assert documented == logged_events()
 
 
-def test_every_requirement_has_a_test_that_is_named_for_it_where_the_page_says() -> None:
+def test_every_requirement_is_marked_in_the_files_that_the_page_names() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \*\*([A-J]\d+)\*\* \|.*\| ([^|]*) \|$", text, re.MULTILINE)
     wanted = {"A": 8, "B": 10, "C": 7, "D": 12, "G": 3, "H": 6, "I": 3, "J": 4}
@@ -234,7 +235,9 @@ def test_every_requirement_has_a_test_that_is_named_for_it_where_the_page_says()
         assert files, name
         for file in files:
             source = (ROOT / "tests" / file).read_text(encoding="utf-8")
-            assert re.search(rf"^\s*def test_{name.lower()}_", source, re.MULTILINE), (name, file)
+            # The second, an older convention, is accepted until every test is converted.
+            marked = f'pytest.mark.requirement("{name}")' in source
+            assert marked or re.search(rf"^\s*def test_{name.lower()}_", source, re.MULTILINE), (name, file)
 
 
 @pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

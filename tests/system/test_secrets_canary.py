@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
+import pytest
 import requests
 import sqlalchemy as sa
 
@@ -18,7 +19,8 @@ from tests.helpers.secret_scanner import Net
 from tests.helpers.servers import Server
 
 
-def test_j1_no_secret_is_written_anywhere(
+@pytest.mark.requirement("J1")
+def test_no_secret_is_written_anywhere(
     net: Net,
     server: Callable[..., AbstractContextManager[Server]],
     sandbox: SandboxClient,

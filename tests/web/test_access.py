@@ -56,7 +56,8 @@ def check_refused_everywhere(client: FlaskClient) -> None:
         assert Picture(app) == before, route
 
 
-def test_g1_a_stranger_may_do_nothing_that_needs_an_account(
+@pytest.mark.requirement("G1")
+def test_a_stranger_may_do_nothing_that_needs_an_account(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -64,10 +65,11 @@ def test_g1_a_stranger_may_do_nothing_that_needs_an_account(
     check_refused_everywhere(new_client())
 
 
+@pytest.mark.requirement("G1")
 @pytest.mark.parametrize(
     "cookie", ["A" * 43, "A" * 42 + "é", "A" * 5000, "../../etc/passwd", "\x00", "1", '"']
 )
-def test_g1_a_cookie_that_is_none_of_ours_is_a_strangers(
+def test_a_cookie_that_is_none_of_ours_is_a_strangers(
     client: FlaskClient, new_client: Callable[[], FlaskClient], cookie: str
 ) -> None:
     register(new_client(), "ada")
@@ -111,6 +113,7 @@ def by_ending_it_elsewhere(client: FlaskClient) -> None:
     assert elsewhere.delete("/api/user/sessions").status_code == 204
 
 
+@pytest.mark.requirement("G1")
 @pytest.mark.parametrize(
     "ended",
     [
@@ -122,7 +125,7 @@ def by_ending_it_elsewhere(client: FlaskClient) -> None:
         by_ending_it_elsewhere,
     ],
 )
-def test_g1_a_session_that_has_ended_is_a_strangers(
+def test_a_session_that_has_ended_is_a_strangers(
     client: FlaskClient, sandbox: SandboxClient, ended: Callable[[FlaskClient], None]
 ) -> None:
     ada(client, sandbox)
@@ -141,7 +144,8 @@ def id_of_a_session(client: FlaskClient) -> str:
 IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": id_of_a_session}
 
 
-def test_g1_what_is_anothers_is_answered_like_what_there_is_not(
+@pytest.mark.requirement("G1")
+def test_what_is_anothers_is_answered_like_what_there_is_not(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     document = documented(app)
@@ -179,7 +183,8 @@ def bare(response: TestResponse, name: str) -> tuple[int, bytes, list[tuple[str,
     )
 
 
-def test_g1_ids_of_anothers_in_query_and_body_are_not_looked_at(
+@pytest.mark.requirement("G1")
+def test_ids_of_anothers_in_query_and_body_are_not_looked_at(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     document = documented(app)
@@ -202,7 +207,8 @@ def test_g1_ids_of_anothers_in_query_and_body_are_not_looked_at(
             assert link["spotify_id"] not in response.text, route
 
 
-def test_g1_anothers_connection_is_none_also_where_the_session_names_it(
+@pytest.mark.requirement("G1")
+def test_anothers_connection_is_none_also_where_the_session_names_it(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -229,9 +235,8 @@ def columns() -> list[str]:
     return sorted(found | {"role", "is_admin", "gen", "__class__", "constructor"})
 
 
-def test_g2_no_column_can_be_set_by_naming_it(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+@pytest.mark.requirement("G2")
+def test_no_column_can_be_set_by_naming_it(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     document = documented(app)
     ada(client, sandbox)
     before = Picture(app)
@@ -250,9 +255,8 @@ def test_g2_no_column_can_be_set_by_naming_it(
         assert Picture(app) == before, route
 
 
-def test_g2_no_column_can_be_set_in_the_query(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+@pytest.mark.requirement("G2")
+def test_no_column_can_be_set_in_the_query(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     before = Picture(app)
 
@@ -262,7 +266,8 @@ def test_g2_no_column_can_be_set_in_the_query(
     assert Picture(app) == before
 
 
-def test_g2_a_change_of_name_or_address_changes_just_that(
+@pytest.mark.requirement("G2")
+def test_a_change_of_name_or_address_changes_just_that(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)

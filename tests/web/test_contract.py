@@ -129,9 +129,10 @@ def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
 
 
 # A warning about its own speed when it is about to show a long example.
+@pytest.mark.requirement("H1")
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 @pytest.mark.parametrize("who", ["stranger", "grace"])
-def test_h1_every_answer_is_as_documented(
+def test_every_answer_is_as_documented(
     new_client: Callable[[], FlaskClient],
     app: Flask,
     sandbox: SandboxClient,
@@ -164,7 +165,8 @@ def test_h1_every_answer_is_as_documented(
     assert {200, 204, 405, 415, 422} <= set(run.statuses)
 
 
-def test_g2_every_answer_lists_all_its_members_and_allows_no_other(document: dict[str, Any]) -> None:
+@pytest.mark.requirement("G2")
+def test_every_answer_lists_all_its_members_and_allows_no_other(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
 
     assert [name for name, schema in schemas.items() if schema["additionalProperties"] is not False] == []
@@ -174,9 +176,8 @@ SECRET = {"password", "password_hash", "session_epoch", "token_hash", "refresh_t
 OURS = {"user_id", "key_id", "grant_id", "generation", "attempt_id", "lease_until", "failures", "state"}
 
 
-def test_g2_no_answer_is_documented_to_have_what_is_secret_or_ours(
-    app: Flask, document: dict[str, Any]
-) -> None:
+@pytest.mark.requirement("G2")
+def test_no_answer_is_documented_to_have_what_is_secret_or_ours(app: Flask, document: dict[str, Any]) -> None:
     bodies = [body_schema(document, route) for route in every_route(app)]
     answers = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
 
@@ -247,7 +248,8 @@ def _matches(template: str, path: str) -> bool:
     )
 
 
-def test_g2_every_success_of_every_route_has_documented_members_only(
+@pytest.mark.requirement("G2")
+def test_every_success_of_every_route_has_documented_members_only(
     mailbox: Mailbox, request: pytest.FixtureRequest, sandbox: SandboxClient
 ) -> None:
     """A life with every success in it that the document knows. A new route has to have its place here."""
@@ -299,7 +301,8 @@ def test_g2_every_success_of_every_route_has_documented_members_only(
     assert reader.successes() - reader.seen == set()
 
 
-def test_g2_every_state_of_a_connection_has_documented_members_only(
+@pytest.mark.requirement("G2")
+def test_every_state_of_a_connection_has_documented_members_only(
     client: FlaskClient, app: Flask, document: dict[str, Any], sandbox: SandboxClient
 ) -> None:
     reader = Reader(document, every_route(app))

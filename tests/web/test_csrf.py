@@ -107,7 +107,8 @@ def post(client: FlaskClient, headers: list[tuple[str, str]]) -> Any:
     return client.post("/api/register", json=NEW, headers=headers)
 
 
-def test_c1_a_foreign_origin_may_neither_write_nor_read(client: FlaskClient) -> None:
+@pytest.mark.requirement("C1")
+def test_a_foreign_origin_may_neither_write_nor_read(client: FlaskClient) -> None:
     for origin in FOREIGN:
         response = post(client, [("X-Requested-With", "x"), ("Origin", origin)])
         assert (response.status_code, slug(response)) == (403, "cross-site-request"), origin
@@ -320,7 +321,8 @@ def test_wrapped_app_may_write_and_read(env: dict[str, str], origin: str) -> Non
         assert preflight(app.test_client(), origin).headers["Access-Control-Allow-Origin"] == origin
 
 
-def test_c1_a_preflight_from_elsewhere_is_not_answered(client: FlaskClient) -> None:
+@pytest.mark.requirement("C1")
+def test_a_preflight_from_elsewhere_is_not_answered(client: FlaskClient) -> None:
     for origin in FOREIGN:
         assert read_by(preflight(client, origin)) == [], origin
 
@@ -333,7 +335,8 @@ def read_by(response: TestResponse) -> list[str]:
     return [f"{name}: {value}" for name, value in response.headers if name.startswith("Access-Control-")]
 
 
-def test_c1_an_origin_that_resembles_a_listed_name_is_foreign(
+@pytest.mark.requirement("C1")
+def test_an_origin_that_resembles_a_listed_name_is_foreign(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env["CORS_ORIGINS"] = f"{APP},{SPA}"
@@ -349,17 +352,19 @@ def test_c1_an_origin_that_resembles_a_listed_name_is_foreign(
         assert read_by(preflight(client, origin)) != []
 
 
+@pytest.mark.requirement("C1")
 @pytest.mark.parametrize(
     "origins", [(SPA, "http://evil.test"), ("http://evil.test", SPA), (SPA, SPA), ("null", SPA)]
 )
-def test_c1_two_origins_are_none(client: FlaskClient, origins: tuple[str, str]) -> None:
+def test_two_origins_are_none(client: FlaskClient, origins: tuple[str, str]) -> None:
     headers = [("Origin", origin) for origin in origins]
 
     assert read_by(client.get("/api/session", headers=headers)) == []
     assert slug(post(client, [("X-Requested-With", "x"), *headers])) == "cross-site-request"
 
 
-def test_c1_no_route_answers_a_foreign_origin(client: FlaskClient, app: Flask) -> None:
+@pytest.mark.requirement("C1")
+def test_no_route_answers_a_foreign_origin(client: FlaskClient, app: Flask) -> None:
     answers = {
         (str(route), method, origin): read_by(
             client.open(route.path, method=method, headers=headers, buffered=True)
@@ -375,7 +380,8 @@ def test_c1_no_route_answers_a_foreign_origin(client: FlaskClient, app: Flask) -
     assert {where: found for where, found in answers.items() if found} == {}
 
 
-def test_c2_every_answer_of_the_api_says_once_who_may_read_it(client: FlaskClient, app: Flask) -> None:
+@pytest.mark.requirement("C2")
+def test_every_answer_of_the_api_says_once_who_may_read_it(client: FlaskClient, app: Flask) -> None:
     paths = {route.path for route in every_route(app)} | {"/api/nothing", "/api/", "/api/user/"}
     for path, method in itertools.product(sorted(paths), (*sorted(SAFE), "POST", "DELETE", "TRACE")):
         for origin in (None, "http://evil.test", SPA):
@@ -393,7 +399,8 @@ def test_c2_every_answer_of_the_api_says_once_who_may_read_it(client: FlaskClien
                 assert read_by(response) == [], where
 
 
-def test_c3_a_preflight_allows_the_routes_own_methods_and_the_headers_in_use(
+@pytest.mark.requirement("C3")
+def test_a_preflight_allows_the_routes_own_methods_and_the_headers_in_use(
     client: FlaskClient, app: Flask
 ) -> None:
     own: dict[str, set[str]] = {}
@@ -416,7 +423,8 @@ def test_c3_a_preflight_allows_the_routes_own_methods_and_the_headers_in_use(
         assert "*" not in "".join(read_by(response)), path
 
 
-def test_c3_a_preflight_for_nothing_allows_nothing(client: FlaskClient) -> None:
+@pytest.mark.requirement("C3")
+def test_a_preflight_for_nothing_allows_nothing(client: FlaskClient) -> None:
     response = client.options(
         "/api/nothing", headers={"Origin": SPA, "Access-Control-Request-Method": "DELETE"}
     )
@@ -444,7 +452,8 @@ def signs() -> Iterator[tuple[dict[str, str], bool]]:
         yield {name: value for name, value in headers.items() if value}, header is not None and not foreign
 
 
-def test_c4_a_write_from_elsewhere_is_refused_and_nothing_happens(
+@pytest.mark.requirement("C4")
+def test_a_write_from_elsewhere_is_refused_and_nothing_happens(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     document = documented(app)
@@ -461,6 +470,7 @@ def test_c4_a_write_from_elsewhere_is_refused_and_nothing_happens(
         assert Picture(app) == before, route
 
 
+@pytest.mark.requirement("C4")
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
@@ -469,7 +479,7 @@ def test_c4_a_write_from_elsewhere_is_refused_and_nothing_happens(
         ({"Sec-Fetch-Site": "cross-site"}, "Sec-Fetch-Site"),
     ],
 )
-def test_c4_the_log_says_which_sign_spoke_against_a_request(
+def test_the_log_says_which_sign_spoke_against_a_request(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, headers: dict[str, str], reason: str
 ) -> None:
     client.post("/api/logout", headers=headers)
@@ -478,7 +488,8 @@ def test_c4_the_log_says_which_sign_spoke_against_a_request(
     assert vars(record)["reason"] == reason
 
 
-def test_c4_a_write_of_our_own_is_not_refused_as_anothers(client: FlaskClient, app: Flask) -> None:
+@pytest.mark.requirement("C4")
+def test_a_write_of_our_own_is_not_refused_as_anothers(client: FlaskClient, app: Flask) -> None:
     client.environ_base.pop("HTTP_X_REQUESTED_WITH")
     for route in writing_routes(app):
         for kind, (headers, ours) in itertools.product(BODIES, signs()):
@@ -487,7 +498,8 @@ def test_c4_a_write_of_our_own_is_not_refused_as_anothers(client: FlaskClient, a
                 assert response.status_code in (204, 401, 409, 415, 422), (str(route), kind, headers)
 
 
-def test_c4_the_same_requests_from_our_own_app_have_their_effect(
+@pytest.mark.requirement("C4")
+def test_the_same_requests_from_our_own_app_have_their_effect(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Or the two tests above would prove little."""
@@ -511,7 +523,8 @@ def test_c4_the_same_requests_from_our_own_app_have_their_effect(
         before.restore()
 
 
-def test_c5_safe_methods_change_nothing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+@pytest.mark.requirement("C5")
+def test_safe_methods_change_nothing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     before = Picture(app)
     for route in every_route(app):
@@ -530,7 +543,8 @@ def test_c5_safe_methods_change_nothing(client: FlaskClient, app: Flask, sandbox
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 
 
-def test_c5_no_method_is_another_in_disguise(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+@pytest.mark.requirement("C5")
+def test_no_method_is_another_in_disguise(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     before = Picture(app)
 
@@ -549,8 +563,9 @@ def test_c5_no_method_is_another_in_disguise(client: FlaskClient, app: Flask, sa
     assert Picture(app) == before
 
 
+@pytest.mark.requirement("C6")
 @pytest.mark.parametrize("form", ["urlencoded", "multipart", "text", "none"])
-def test_c6_another_sites_form_signs_nobody_in_or_out_and_connects_or_disconnects_nothing(
+def test_another_sites_form_signs_nobody_in_or_out_and_connects_or_disconnects_nothing(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient, form: str
 ) -> None:
     register(new_client(), "eve")
@@ -567,7 +582,8 @@ def test_c6_another_sites_form_signs_nobody_in_or_out_and_connects_or_disconnect
     assert (seen["user"]["username"], seen["spotify"]["status"]) == ("ada", "connected")
 
 
-def test_c6_another_sites_link_connects_nobody_to_its_makers_spotify(
+@pytest.mark.requirement("C6")
+def test_another_sites_link_connects_nobody_to_its_makers_spotify(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
@@ -586,7 +602,8 @@ def failing(app: Flask) -> None:
         raise ZeroDivisionError
 
 
-def test_c7_every_kind_of_error_can_be_read_by_the_app(client: FlaskClient, app: Flask) -> None:
+@pytest.mark.requirement("C7")
+def test_every_kind_of_error_can_be_read_by_the_app(client: FlaskClient, app: Flask) -> None:
     failing(app)
     register(client, "ada")
     errors: dict[int, tuple[str, str, dict[str, Any]]] = {
@@ -613,7 +630,8 @@ def test_c7_every_kind_of_error_can_be_read_by_the_app(client: FlaskClient, app:
     check_readable(answers[-1], 429)
 
 
-def test_c7_a_503_can_be_read_by_the_app(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+@pytest.mark.requirement("C7")
+def test_a_503_can_be_read_by_the_app(env: dict[str, str], request: pytest.FixtureRequest) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client = request.getfixturevalue("client")
 

@@ -127,8 +127,9 @@ READABLE_BUT_WRONG = {
 }
 
 
+@pytest.mark.requirement("H1")
 @on_sqlite
-def test_h1_no_body_is_a_server_error_and_none_that_is_refused_has_an_effect(
+def test_no_body_is_a_server_error_and_none_that_is_refused_has_an_effect(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -151,8 +152,9 @@ WRONG_VALUES = [
 ]
 
 
+@pytest.mark.requirement("H1")
 @on_sqlite
-def test_h1_no_value_of_any_member_is_a_server_error(
+def test_no_value_of_any_member_is_a_server_error(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -174,12 +176,13 @@ def test_h1_no_value_of_any_member_is_a_server_error(
             before.restore()
 
 
+@pytest.mark.requirement("H1")
 @on_sqlite
 @pytest.mark.parametrize(
     ("member", "value"),
     [("username", "ad\0a"), ("username", "ada\0"), ("email", "a\0@example.com"), ("email", "a@b\0.de")],
 )
-def test_h1_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> None:
+def test_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> None:
     new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD, member: value}
 
     response = client.post("/api/register", json=new)
@@ -187,7 +190,8 @@ def test_h1_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> N
     assert (response.status_code, list(response.json["errors"])) == (422, [member])
 
 
-def test_h1_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClient, app: Flask) -> None:
+@pytest.mark.requirement("H1")
+def test_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClient, app: Flask) -> None:
     """Hashers written in C have ended a password there."""
     password = f"{PASSWORD}\0and what follows"
     new = {"username": "ada", "email": "ada@example.com", "password": password}
@@ -202,15 +206,17 @@ def test_h1_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClien
     assert signs_in("ada", password) == 200
 
 
-def test_h1_a_nul_in_a_token_is_no_token(client: FlaskClient) -> None:
+@pytest.mark.requirement("H1")
+def test_a_nul_in_a_token_is_no_token(client: FlaskClient) -> None:
     response = client.put("/api/email-verification", json={"token": "nonsense\0"})
 
     assert (response.status_code, slug(response)) == (400, "invalid-token")
 
 
+@pytest.mark.requirement("H1")
 @pytest.mark.parametrize("levels", [MAX_NESTING, MAX_NESTING + 1])
 @pytest.mark.parametrize("shape", ["lists", "objects", "both"])
-def test_h1_nesting_ends_at_its_limit(levels: int, shape: str) -> None:
+def test_nesting_ends_at_its_limit(levels: int, shape: str) -> None:
     value: Any = 1
     for level in range(levels):
         as_list = shape == "lists" or (shape == "both" and level % 2)
@@ -236,16 +242,18 @@ _pieces = st.lists(
 _halves = st.text(st.characters(codec=None)).map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
+@pytest.mark.requirement("H1")
 @many
 @given(value=_json)
-def test_h1_what_is_json_is_read_as_it_was_meant(value: object) -> None:
+def test_what_is_json_is_read_as_it_was_meant(value: object) -> None:
     assert parse_json(json.dumps(value).encode()) == value
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
+@pytest.mark.requirement("H1")
 @many
 @given(body=st.binary() | _halves | _pieces.map(str.encode))
-def test_h1_any_bytes_are_json_or_malformed(body: bytes) -> None:
+def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
     try:
         value = parse_json(body)
     except MalformedRequest:
@@ -262,10 +270,11 @@ _text = st.text() | st.text(alphabet=string.printable)
 _near = st.sampled_from(["0", "-0", "00", "1.5", "1e3", "٣", "²", " 5", "5 ", "+5", "9" * 30, "0x1f"])
 
 
+@pytest.mark.requirement("H1")
 @many
 @given(value=_text | _near)
 @example("Wed, 21 Oct 2026 07:28:00 GMT")
-def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
+def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
     """A date counts from the response's own Date."""
     headers = {"retry-after": value, "date": "Wed, 21 Oct 2026 07:27:00 GMT"}
     seconds = HttpResponse(429, headers, b"").retry_after
@@ -277,9 +286,10 @@ def test_h1_any_retry_after_is_seconds_or_nothing(value: str) -> None:
         assert seconds is None or (0 <= seconds < 10**9 and seconds - 1 < float(value) <= seconds)
 
 
+@pytest.mark.requirement("H1")
 @many
 @given(raw=st.binary())
-def test_h1_any_bytes_are_a_session_or_none(raw: bytes) -> None:
+def test_any_bytes_are_a_session_or_none(raw: bytes) -> None:
     assert isinstance(session_data.unpack(raw), SessionData | None)
 
 
@@ -299,12 +309,13 @@ _sessions = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.requirement("H1")
 @many
 @given(
     data=_sessions,
     more=st.dictionaries(st.text(), _json.filter(lambda value: not _is_huge(value)), max_size=2),
 )
-def test_h1_a_session_with_a_field_too_many_or_of_another_type_is_none(
+def test_a_session_with_a_field_too_many_or_of_another_type_is_none(
     data: dict[str, Any], more: dict[str, Any]
 ) -> None:
     assert session_data.unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
@@ -343,6 +354,7 @@ _hostile = st.sampled_from(
 )
 
 
+@pytest.mark.requirement("H1")
 @settings(max_examples=400, deadline=None)
 @given(
     changes=st.dictionaries(
@@ -352,7 +364,7 @@ _hostile = st.sampled_from(
     ),
     production=st.booleans(),
 )
-def test_h1_any_settings_are_good_or_said_to_be_bad(changes: dict[str, str], production: bool) -> None:
+def test_any_settings_are_good_or_said_to_be_bad(changes: dict[str, str], production: bool) -> None:
     environment = {**SETTINGS, "APP_ENV": "production" if production else "development", **changes}
     with suppress(ConfigError):
         assert isinstance(Config.from_env(environment), Config)
@@ -370,9 +382,10 @@ _peculiar = st.sampled_from(
 _names = st.text(alphabet=_peculiar, max_size=12) | st.text(max_size=12)
 
 
+@pytest.mark.requirement("H3")
 @settings(max_examples=1_000, deadline=None)
 @given(name=_names)
-def test_h3_the_normal_form_is_its_own(name: str) -> None:
+def test_the_normal_form_is_its_own(name: str) -> None:
     normal = normalization.normal_form(name)
 
     assert normalization.normal_form(normal) == normal
@@ -383,9 +396,10 @@ def test_h3_the_normal_form_is_its_own(name: str) -> None:
     assert normal == normal.strip()
 
 
+@pytest.mark.requirement("H3")
 @many
 @given(name=_names)
-def test_h3_names_and_addresses_are_visible_and_never_both(name: str) -> None:
+def test_names_and_addresses_are_visible_and_never_both(name: str) -> None:
     normal = normalization.normal_form(name)
     address = normalization.address_form(f"{name}@example.com")
 
@@ -406,9 +420,10 @@ _domains = st.lists(
 ).map("".join)
 
 
+@pytest.mark.requirement("H3")
 @settings(max_examples=400, deadline=None)
 @given(local=_names, domain=_domains)
-def test_h3_both_forms_of_an_address_agree(local: str, domain: str) -> None:
+def test_both_forms_of_an_address_agree(local: str, domain: str) -> None:
     entered = f"{local}@{domain}.example"
     normal = normalization.address_form(entered)
 
@@ -421,9 +436,10 @@ def test_h3_both_forms_of_an_address_agree(local: str, domain: str) -> None:
         assert normal in normalization.spellings(sent) & normalization.spellings(entered)
 
 
+@pytest.mark.requirement("H3")
 @many
 @given(text=st.text(max_size=300))
-def test_h3_any_text_is_an_address_or_none(text: str) -> None:
+def test_any_text_is_an_address_or_none(text: str) -> None:
     normal = normalization.address_form(text)
     assert normalization.address_form(normal) == normal
     if normalization.is_email(normal):
@@ -433,6 +449,7 @@ def test_h3_any_text_is_an_address_or_none(text: str) -> None:
         assert len(normal) <= 254
 
 
+@pytest.mark.requirement("H3")
 @on_servers
 @given(
     pair=st.tuples(_names, _names)
@@ -440,7 +457,7 @@ def test_h3_any_text_is_an_address_or_none(text: str) -> None:
     | _names.map(lambda name: (name, f"{name} "))
     | _names.map(lambda name: (name, f"{name}\0"))
 )
-def test_h3_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: tuple[str, str]) -> None:
+def test_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: tuple[str, str]) -> None:
     one, other = (normalization.normal_form(name)[:64] for name in pair)
     one, other = one.strip(), other.strip()
     stored = User(username=one, email="x@example.com", password_hash="x")
@@ -501,7 +518,8 @@ def sign_up(client: FlaskClient, name: str, address: str) -> TestResponse:
     return client.post("/api/register", json={"username": name, "email": address, "password": PASSWORD})
 
 
-def test_h3_two_names_are_one_account_exactly_if_their_normal_form_is(
+@pytest.mark.requirement("H3")
+def test_two_names_are_one_account_exactly_if_their_normal_form_is(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     for number, (one, other, same) in enumerate(PAIRS):
@@ -519,7 +537,8 @@ def test_h3_two_names_are_one_account_exactly_if_their_normal_form_is(
         app.extensions["backline"].redis.flushall()
 
 
-def test_h3_two_addresses_are_one_exactly_if_their_normal_form_is(
+@pytest.mark.requirement("H3")
+def test_two_addresses_are_one_exactly_if_their_normal_form_is(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     for number, (one, other, _) in enumerate(PAIRS[::4]):
@@ -532,8 +551,9 @@ def test_h3_two_addresses_are_one_exactly_if_their_normal_form_is(
             connection.execute(sa.delete(User))
 
 
+@pytest.mark.requirement("H3")
 @on_sqlite
-def test_h3_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], FlaskClient]) -> None:
+def test_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], FlaskClient]) -> None:
     """Folded, one would be the other, and whoever has that domain would get the mails."""
     for number, address in enumerate(("x@straße.example", "x@strasse.example")):
         response = sign_up(new_client(), f"person{number}", address.title())
@@ -542,16 +562,18 @@ def test_h3_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], Flas
         assert new_client().post("/api/login", json=body).status_code == 200
 
 
+@pytest.mark.requirement("H3")
 @on_sqlite
-def test_h3_a_name_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
+def test_a_name_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
     for name in REFUSED:
         response = sign_up(client, name, "ada@example.com")
         assert response.status_code == 422, ascii(name)
         assert list(response.json["errors"]) == ["username"]
 
 
+@pytest.mark.requirement("H3")
 @on_sqlite
-def test_h3_an_address_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
+def test_an_address_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
     for mark in INVISIBLE:
         response = sign_up(client, "ada", f"a{mark}da@example.com")
         assert response.status_code == 422, ascii(mark)
@@ -595,9 +617,10 @@ IGNORED = [
 ]
 
 
+@pytest.mark.requirement("H4")
 @on_sqlite
 @pytest.mark.parametrize("who", ["stranger", "ada"])
-def test_h4_parameters_that_no_route_knows_are_ignored(
+def test_parameters_that_no_route_knows_are_ignored(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, who: str
 ) -> None:
     if who == "ada":
@@ -608,8 +631,9 @@ def test_h4_parameters_that_no_route_knows_are_ignored(
             assert steady(client.get(route.path, query_string=query)) == plain, (route, query)
 
 
+@pytest.mark.requirement("H4")
 @on_sqlite
-def test_h4_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app: Flask) -> None:
+def test_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app: Flask) -> None:
     document, checked = documented(app), 0
     for route in readable(app):
         for name in query_parameters(document, route):
@@ -621,8 +645,9 @@ def test_h4_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app:
     assert checked
 
 
+@pytest.mark.requirement("H4")
 @on_sqlite
-def test_h4_any_value_of_a_parameter_is_a_clients_error_or_none(client: FlaskClient, app: Flask) -> None:
+def test_any_value_of_a_parameter_is_a_clients_error_or_none(client: FlaskClient, app: Flask) -> None:
     values = ["", "%00", "%ff", "%ed%a0%80", "x" * 5000, "%0d%0aX-Evil:%201", "💥", "..%2f", "%", "+", "[]"]
     document = documented(app)
     for route in readable(app):
@@ -640,10 +665,9 @@ SILLY = [
 ]
 
 
+@pytest.mark.requirement("H4")
 @on_sqlite
-def test_h4_ids_of_a_silly_form_are_of_nothing(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_ids_of_a_silly_form_are_of_nothing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     before = Picture(app)
     document = documented(app)
@@ -664,8 +688,9 @@ def test_h4_ids_of_a_silly_form_are_of_nothing(
 # --- H5: methods, statuses and headers ----------------------------------------------------------------
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_any_other_method_is_a_405_that_names_those_that_are(client: FlaskClient, app: Flask) -> None:
+def test_any_other_method_is_a_405_that_names_those_that_are(client: FlaskClient, app: Flask) -> None:
     own: dict[str, set[str]] = {}
     for route in every_route(app):
         own.setdefault(route.path, {"OPTIONS"}).update(
@@ -681,8 +706,9 @@ def test_h5_any_other_method_is_a_405_that_names_those_that_are(client: FlaskCli
                 assert slug(response) == "method-not-allowed", (path, method)
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_a_head_is_a_get_without_a_body(
+def test_a_head_is_a_get_without_a_body(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     for client in (new_client(), ada(new_client(), sandbox)):
@@ -696,8 +722,9 @@ def test_h5_a_head_is_a_get_without_a_body(
                 assert head.content_type == get.content_type, route
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_a_body_is_of_a_known_type_then_readable_then_valid(
+def test_a_body_is_of_a_known_type_then_readable_then_valid(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -723,10 +750,9 @@ def test_h5_a_body_is_of_a_known_type_then_readable_then_valid(
             assert (without.status_code, set(without.json["errors"])) == (422, set(schema["required"])), route
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_what_ends_something_can_be_repeated(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_what_ends_something_can_be_repeated(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     [session] = client.get("/api/user/sessions").json["items"]
     for method, path in (
@@ -745,16 +771,18 @@ def test_h5_what_ends_something_can_be_repeated(
     assert session["current"]
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_what_is_made_has_a_place(client: FlaskClient) -> None:
+def test_what_is_made_has_a_place(client: FlaskClient) -> None:
     response = sign_up(client, "ada", "ada@example.com")
 
     assert response.status_code == 201
     assert client.get(response.headers["Location"]).json == response.json
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+def test_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: pytest.FixtureRequest) -> None:
     client = request.getfixturevalue("client")
     body = {"login": "ada", "password": "not it"}
     answers = [client.post("/api/login", json=body) for _ in range(12)]
@@ -764,8 +792,9 @@ def test_h5_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: p
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers[10:])
 
 
+@pytest.mark.requirement("H5")
 @on_sqlite
-def test_h5_a_503_says_when_to_try_again(env: dict[str, str], request: pytest.FixtureRequest) -> None:
+def test_a_503_says_when_to_try_again(env: dict[str, str], request: pytest.FixtureRequest) -> None:
     env["REDIS_URL"] = "redis://127.0.0.1:1/0"
     client = request.getfixturevalue("client")
     client.set_cookie("backline_session", "A" * 43)

@@ -37,6 +37,7 @@ def check_shape(response: TestResponse, path: str) -> None:
     assert not any(leak in response.text for leak in LEAKS)
 
 
+@pytest.mark.requirement("I1")
 @pytest.mark.parametrize(
     ("method", "path", "sent", "status", "problem"),
     [
@@ -71,7 +72,7 @@ def check_shape(response: TestResponse, path: str) -> None:
         ("GET", "/api/spotify/token", {}, 409, "spotify-not-connected"),
     ],
 )
-def test_i1_errors_have_one_shape(
+def test_errors_have_one_shape(
     client: FlaskClient, method: str, path: str, sent: dict[str, str], status: int, problem: str
 ) -> None:
     if "data" in sent:
@@ -240,8 +241,9 @@ def test_a_database_that_was_not_migrated_is_not_ready(
     assert request.getfixturevalue("client").get("/readyz").status_code == 503
 
 
+@pytest.mark.requirement("H2")
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
-def test_h2_a_body_that_is_too_large_does_not_cost_the_next_request(
+def test_a_body_that_is_too_large_does_not_cost_the_next_request(
     server: Callable[..., AbstractContextManager[Server]], chunked: bool
 ) -> None:
     big = b'"' + b"x" * 300_000 + b'"'

@@ -52,7 +52,8 @@ def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
 # --- the cookie ----------------------------------------------------------------------------------
 
 
-def test_b6_the_cookie_of_a_secure_site_is_bound_to_it(
+@pytest.mark.requirement("B6")
+def test_the_cookie_of_a_secure_site_is_bound_to_it(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env["SESSION_COOKIE_SECURE"] = "true"
@@ -84,7 +85,8 @@ def test_b6_the_cookie_of_a_secure_site_is_bound_to_it(
     assert client.get("/api/user", **https).status_code == 401
 
 
-def test_b6_the_cookie_for_another_sites_pages_is_partitioned(
+@pytest.mark.requirement("B6")
+def test_the_cookie_for_another_sites_pages_is_partitioned(
     env: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     env |= {"SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_SAMESITE": "None"}
@@ -99,7 +101,8 @@ def test_b6_the_cookie_for_another_sites_pages_is_partitioned(
     assert {"samesite=none", "secure", "partitioned", "httponly", "path=/"} <= attributes
 
 
-def test_b6_cookie_is_strict_if_the_redirect_leads_to_a_page(
+@pytest.mark.requirement("B6")
+def test_cookie_is_strict_if_the_redirect_leads_to_a_page(
     env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
 ) -> None:
     env |= {"SESSION_COOKIE_SAMESITE": "Strict", "SPOTIFY_REDIRECT_URI": SPA_REDIRECT_URI}
@@ -112,7 +115,8 @@ def test_b6_cookie_is_strict_if_the_redirect_leads_to_a_page(
     assert cookie.same_site == "Strict"
 
 
-def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
+@pytest.mark.requirement("B6")
+def test_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
     register(client)
 
     cookie = client.get_cookie("backline_session")
@@ -120,6 +124,7 @@ def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClie
     assert (cookie.http_only, cookie.secure, cookie.same_site) == (True, False, "Lax")
 
 
+@pytest.mark.requirement("B6")
 @pytest.mark.parametrize(
     "line",
     [
@@ -136,7 +141,7 @@ def test_b6_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClie
         "__Host-Http-session={id}; Secure; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
     ],
 )
-def test_b6_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
+def test_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
     """Every Set-Cookie that any test sees is checked so (`tests/conftest.py`)."""
     with pytest.raises(AssertionError):
         set_cookie.check(line.format(id="A" * 43))
@@ -148,7 +153,8 @@ def test_b6_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
 # --- ids -----------------------------------------------------------------------------------------
 
 
-def test_b2_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
+@pytest.mark.requirement("B2")
+def test_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
     first_visit(client)
     ids = [sid(client)]
     register(client, "ada")
@@ -163,10 +169,11 @@ def test_b2_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis
         assert client.get("/api/session").json["authenticated"] is False
 
 
+@pytest.mark.requirement("B1")
 @pytest.mark.parametrize(
     "crafted", ["", "x", "A" * 43, "../../etc/passwd", "session:" + "A" * 35, "A" * 4_000, "ä" * 43]
 )
-def test_b1_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
+def test_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
     client.set_cookie("backline_session", crafted)
 
     register(client)
@@ -193,7 +200,8 @@ def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox
     assert token.encode() not in dump
 
 
-def test_b2_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
+@pytest.mark.requirement("B2")
+def test_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
     new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
@@ -220,6 +228,7 @@ class Bomb:
         return Path.touch, (self.path,)  # type: ignore[return-value]
 
 
+@pytest.mark.requirement("B9")
 @pytest.mark.parametrize(
     "planted",
     [
@@ -246,7 +255,7 @@ class Bomb:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_b9_data_that_is_not_ours_is_no_session(
+def test_data_that_is_not_ours_is_no_session(
     client: FlaskClient,
     app: Flask,
     store: redis.Redis,
@@ -279,7 +288,8 @@ def test_b9_data_that_is_not_ours_is_no_session(
 # --- time ----------------------------------------------------------------------------------------
 
 
-def test_b5_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
+@pytest.mark.requirement("B5")
+def test_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     week = 7 * 86_400
@@ -291,7 +301,8 @@ def test_b5_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.R
     assert week - 5 <= store.ttl(key) <= week
 
 
-def test_b5_a_visitors_session_lasts_once_it_holds_a_connection(
+@pytest.mark.requirement("B5")
+def test_a_visitors_session_lasts_once_it_holds_a_connection(
     client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """Whoever is sent to Spotify and never comes back leaves nothing for long, look around as they may."""
@@ -311,7 +322,8 @@ def test_b5_a_visitors_session_lasts_once_it_holds_a_connection(
     assert 595 <= store.ttl(key) <= 600
 
 
-def test_b5_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
+@pytest.mark.requirement("B5")
+def test_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     store.pexpire(key, 1)
@@ -320,7 +332,8 @@ def test_b5_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> Non
     assert client.get("/api/user").status_code == 401
 
 
-def test_b5_a_session_ends_after_its_longest_life_however_much_it_is_used(
+@pytest.mark.requirement("B5")
+def test_a_session_ends_after_its_longest_life_however_much_it_is_used(
     client: FlaskClient, app: Flask, store: redis.Redis
 ) -> None:
     register(client)
@@ -349,7 +362,8 @@ def test_signing_in_starts_the_longest_life_anew(client: FlaskClient, app: Flask
 # --- ends are final ------------------------------------------------------------------------------
 
 
-def test_b3_a_slow_request_does_not_bring_a_signed_out_session_back(
+@pytest.mark.requirement("B3")
+def test_a_slow_request_does_not_bring_a_signed_out_session_back(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """The slow one even writes to the session when it ends: it has just connected Spotify."""
@@ -370,7 +384,8 @@ def test_b3_a_slow_request_does_not_bring_a_signed_out_session_back(
     assert client.get("/api/session").json["authenticated"] is False
 
 
-def test_b3_a_visitor_who_leaves_while_connecting_has_left(
+@pytest.mark.requirement("B3")
+def test_a_visitor_who_leaves_while_connecting_has_left(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -387,9 +402,10 @@ def test_b3_a_visitor_who_leaves_while_connecting_has_left(
     assert "Set-Cookie" not in answer.headers
 
 
+@pytest.mark.requirement("B3")
 @pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # it is Redis that is raced for
-def test_b3_no_session_is_revived_in_a_thousand_races(
+def test_no_session_is_revived_in_a_thousand_races(
     new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis
 ) -> None:
     """A reader and a writer of the session are in the middle of their work when it is signed out."""
@@ -429,7 +445,8 @@ def test_b3_no_session_is_revived_in_a_thousand_races(
     assert revived == 0
 
 
-def test_b3_eight_writers_in_flight_do_not_bring_a_session_back(
+@pytest.mark.requirement("B3")
+def test_eight_writers_in_flight_do_not_bring_a_session_back(
     new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """Each has just connected Spotify, and puts that into its session."""
@@ -447,7 +464,8 @@ def test_b3_eight_writers_in_flight_do_not_bring_a_session_back(
     assert store.keys("session*") == []
 
 
-def test_b4_the_session_is_written_in_few_places() -> None:
+@pytest.mark.requirement("B4")
+def test_the_session_is_written_in_few_places() -> None:
     """Concurrent requests cannot undo each other's changes to what is written with the id."""
     written: dict[str, set[str]] = {}
     for path in (ROOT / "app").rglob("*.py"):
@@ -469,7 +487,8 @@ def test_b4_the_session_is_written_in_few_places() -> None:
     }
 
 
-def test_b4_parallel_writers_lose_nothing_of_each_others(
+@pytest.mark.requirement("B4")
+def test_parallel_writers_lose_nothing_of_each_others(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """Two tabs connect at once, others read: who is signed in, since when and from where stays as it was."""
@@ -492,7 +511,8 @@ def test_b4_parallel_writers_lose_nothing_of_each_others(
     assert changed == {"spotify_user_id", "grant_id"}
 
 
-def test_b8_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Redis) -> None:
+@pytest.mark.requirement("B8")
+def test_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Redis) -> None:
     paths = ("/api/session", "/api/spotify", "/api/user", "/livez", "/api/nothing")
     for number in range(1000):
         response = client.get(paths[number % len(paths)])
@@ -500,7 +520,8 @@ def test_b8_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis
     assert store.dbsize() == 0
 
 
-def test_b8_a_cookie_is_set_when_its_id_is_given_out_and_not_again(
+@pytest.mark.requirement("B8")
+def test_a_cookie_is_set_when_its_id_is_given_out_and_not_again(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")

@@ -54,8 +54,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "_verifies", lambda stored, password: stored == quick_hash(password))
 
 
+@pytest.mark.requirement("A5")
 @pytest.mark.parametrize("login", ["ada", "nobody"])
-def test_a5_ten_guesses_are_free_then_each_doubles_a_wait(
+def test_ten_guesses_are_free_then_each_doubles_a_wait(
     new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None, login: str
 ) -> None:
     register(new_client(), "ada")
@@ -73,7 +74,8 @@ def test_a5_ten_guesses_are_free_then_each_doubles_a_wait(
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900]
 
 
-def test_a5_while_one_waits_not_even_the_right_password_is_looked_at(
+@pytest.mark.requirement("A5")
+def test_while_one_waits_not_even_the_right_password_is_looked_at(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(client, "ada")
@@ -83,7 +85,8 @@ def test_a5_while_one_waits_not_even_the_right_password_is_looked_at(
     assert guess(client, "ada", PASSWORD).status_code == 429
 
 
-def test_a5_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
+@pytest.mark.requirement("A5")
+def test_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
     client: FlaskClient, app: Flask, quick: None
 ) -> None:
     register(client, "ada")
@@ -93,8 +96,9 @@ def test_a5_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
     assert sorted(answers) == [401] * 10 + [429] * 90
 
 
+@pytest.mark.requirement("A5")
 @pytest.mark.parametrize("addresses", [1, 50])
-def test_a5_nobody_is_locked_out_from_elsewhere(
+def test_nobody_is_locked_out_from_elsewhere(
     new_client: Callable[[], FlaskClient], app: Flask, quick: None, addresses: int
 ) -> None:
     """A hundred guesses, from one address or from fifty: a fresh address with the right password gets in."""
@@ -106,7 +110,8 @@ def test_a5_nobody_is_locked_out_from_elsewhere(
     assert guess(new_client(), "ada", PASSWORD, ip="203.0.113.7").status_code == 200
 
 
-def test_a5_an_account_under_attack_gives_each_address_one_guess(
+@pytest.mark.requirement("A5")
+def test_an_account_under_attack_gives_each_address_one_guess(
     new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None
 ) -> None:
     register(new_client(), "ada")
@@ -119,7 +124,8 @@ def test_a5_an_account_under_attack_gives_each_address_one_guess(
     assert statuses(client, "ada", 3, ip="198.51.100.78") == [401] * 3
 
 
-def test_a5_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
+@pytest.mark.requirement("A5")
+def test_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
     new_client: Callable[[], FlaskClient], quick: None
 ) -> None:
     register(new_client(), "ada")
@@ -133,7 +139,8 @@ def test_a5_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
     assert guess(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200
 
 
-def test_a5_success_forgets_the_accounts_failures_and_not_the_addresss(
+@pytest.mark.requirement("A5")
+def test_success_forgets_the_accounts_failures_and_not_the_addresss(
     client: FlaskClient, store: redis.Redis, quick: None
 ) -> None:
     register(client, "ada")
@@ -145,7 +152,8 @@ def test_a5_success_forgets_the_accounts_failures_and_not_the_addresss(
     assert int(store.get(address) or 0) == 19
 
 
-def test_a5_failures_are_forgotten_by_the_form_they_were_counted_under(
+@pytest.mark.requirement("A5")
+def test_failures_are_forgotten_by_the_form_they_were_counted_under(
     client: FlaskClient, store: redis.Redis, quick: None
 ) -> None:
     """An address keeps its ß, because mail for it would go elsewhere; guesses at it are counted without."""
@@ -159,7 +167,8 @@ def test_a5_failures_are_forgotten_by_the_form_they_were_counted_under(
     assert guess(client, address).status_code == 401
 
 
-def test_a5_what_was_counted_outlives_the_process(
+@pytest.mark.requirement("A5")
+def test_what_was_counted_outlives_the_process(
     env: dict[str, str], quick: None, redis_url: str, database_url: str
 ) -> None:
     with running_app(env) as app:
@@ -169,6 +178,7 @@ def test_a5_what_was_counted_outlives_the_process(
         assert guess(app.test_client(), "ada").status_code == 429
 
 
+@pytest.mark.requirement("A5")
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -178,7 +188,7 @@ def test_a5_what_was_counted_outlives_the_process(
         ("203.0.113.9", "203.0.113.10", False),
     ],
 )
-def test_a5_a_household_is_one_address(app: Flask, one: str, other: str, same: bool) -> None:
+def test_a_household_is_one_address(app: Flask, one: str, other: str, same: bool) -> None:
     seen = []
     for address in (one, other):
         with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
@@ -193,7 +203,8 @@ def away(redis_url: str) -> object:
         yield proxy
 
 
-def test_a6_without_redis_no_password_is_looked_at(
+@pytest.mark.requirement("A6")
+def test_without_redis_no_password_is_looked_at(
     away: FaultProxy, env: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env["REDIS_URL"] = f"redis://127.0.0.1:{away.port}/0"
