@@ -1,23 +1,31 @@
-"""What `create_app` built and requests use: one typed place instead of names in `app.extensions`."""
+"""The long-lived objects that `create_app` builds, for routes and commands to look up.
+
+The types are imported for the type checker only: routes import this module, and some of the types are from
+the packages that those routes belong to.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import redis
 from flask import current_app
 
-from app.infra.encryption import TokenCipher
-from app.infra.redis_cipher import RedisCipher
-from app.mail.mailer import Mailer
-from app.resilience.bulkhead import Bulkhead
-from app.resilience.redis_lock import RedisLocks
-from app.resilience.single_flight import SingleFlight
-from app.spotify.clients.accounts import SpotifyAccounts
-from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
-from app.spotify.clients.web_api import SpotifyWebApi
-from app.spotify.gateway.shared_reads import SharedReads
-from config import Config
+if TYPE_CHECKING:
+    import redis
+
+    from app.infra.encryption import TokenCipher
+    from app.infra.redis_cipher import RedisCipher
+    from app.mail.mailer import Mailer
+    from app.resilience.bulkhead import Bulkhead
+    from app.resilience.redis_lock import RedisLocks
+    from app.resilience.single_flight import SingleFlight
+    from app.spotify.clients.accounts import SpotifyAccounts
+    from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+    from app.spotify.clients.rate_limit import SpotifyRateLimiter
+    from app.spotify.clients.web_api import SpotifyWebApi
+    from app.spotify.gateway.shared_reads import SharedReads
+    from config import Config
 
 
 @dataclass(frozen=True)
