@@ -19,12 +19,13 @@ from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
 from app.mail.mailer import Mailer
-from app.resilience.bulkhead import WEB_API_QUEUE, Bulkhead, accounts_waiters, web_api_places
+from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
 from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.gateway.shared_reads import SharedReads
@@ -61,8 +62,8 @@ def create_app(config: Config) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # answers read in the order of their schema
     store = redis_client(config.redis_url)
     redis_cipher = RedisCipher(config.secret_key)
-    outbound, gate = HttpClient(), SpotifyRateLimiter(store, config)
-    bulkhead = Bulkhead(web_api_places(config.threads), WEB_API_QUEUE)
+    outbound, rate_limiter = HttpClient(), SpotifyRateLimiter(store, config)
+    bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
     app.extensions["backline"] = Services(
         config=config,
         redis=store,
@@ -71,9 +72,9 @@ def create_app(config: Config) -> Flask:
         locks=RedisLocks(store),
         accounts=SpotifyAccounts(config, outbound),
         accounts_bulkhead=AccountsBulkhead(config.threads),
-        webapi=SpotifyWebApi(config, outbound, gate),
-        gate=gate,
-        bulkhead=bulkhead,
+        web_api=SpotifyWebApi(config, outbound, rate_limiter),
+        rate_limiter=rate_limiter,
+        web_api_bulkhead=bulkhead,
         shared=SharedReads(store, bulkhead),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
         mailer=Mailer(config, emails.write),

@@ -36,10 +36,10 @@ class Services:
     sealer: TokenCipher
     locks: RedisLocks
     accounts: SpotifyAccounts
-    accounts_bulkhead: AccountsBulkhead  # for threads that wait for the accounts service
-    webapi: SpotifyWebApi
-    gate: SpotifyRateLimiter  # to the Web API, for all processes
-    bulkhead: Bulkhead  # for what waits for the Web API
+    accounts_bulkhead: AccountsBulkhead
+    web_api: SpotifyWebApi
+    rate_limiter: SpotifyRateLimiter
+    web_api_bulkhead: Bulkhead
     shared: SharedReads  # of the Web API
     refreshes: SingleFlight[Any]  # of tokens, by link
     mailer: Mailer

@@ -64,9 +64,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         the application there takes a second, in which a SIGTERM would be lost.
         """
         super().load_wsgi()
-        from app.resilience.bulkhead import pool_size
+        from app.spotify.clients.capacity import thread_pool_size
 
-        self.tpool = ThreadPoolExecutor(pool_size(self.cfg.threads), thread_name_prefix="request")
+        self.tpool = ThreadPoolExecutor(thread_pool_size(self.cfg.threads), thread_name_prefix="request")
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, but let a worker that is less busy be quicker.

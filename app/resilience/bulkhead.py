@@ -7,34 +7,9 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.errors import SpotifyUnavailable
 
-# Calls to the Web API that each worker may have under way, even with few threads.
-_LEAST_PLACES = 16
-# Callers that may wait in each worker: for the Web API, and for a quick accounts service.
-WEB_API_QUEUE, ACCOUNTS_WAITERS = 64, 128
-
-
-def web_api_places(threads: int) -> int:
-    """Return how many calls to the Web API a worker may have under way."""
-    return max(_LEAST_PLACES, threads // 2)
-
-
-def accounts_waiters(threads: int) -> int:
-    """Return how many threads of a worker may wait for the accounts service."""
-    return max(ACCOUNTS_WAITERS, threads)
-
-
-def pool_size(threads: int) -> int:
-    """Return how many threads a worker needs, so that `threads` are left while both hosts of Spotify hang."""
-    return threads + web_api_places(threads) + WEB_API_QUEUE + accounts_waiters(threads)
-
-
-class BulkheadFull(SpotifyUnavailable):
+class BulkheadFull(Exception):
     """The bulkhead is full, or nothing became free in time."""
-
-    detail = "Too many calls are waiting for Spotify. Try again in a moment."
-    retry_after = 1
 
 
 @dataclass(eq=False)

@@ -52,7 +52,7 @@ def readyz() -> Response:
 @public
 def numbers() -> Response:
     """Counters for Prometheus, of all workers of this server."""
-    gate = services().gate
+    gate = services().rate_limiter
     return Response(metrics.text(gate.wait(), gate.waits()), content_type=CONTENT_TYPE_LATEST)
 
 

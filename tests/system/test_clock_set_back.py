@@ -110,7 +110,7 @@ def test_cached_responses_make_room_for_new_ones(store: redis.Redis) -> None:
 
 @SQLITE
 def test_learned_budget_grows(app: Flask, store: redis.Redis) -> None:
-    budget = app.extensions["backline"].gate._budget
+    budget = app.extensions["backline"].rate_limiter._budget
     store.hset(budget._limit_key, mapping={"limit": 10, "since": int(redis_time(store) * 1000)})
 
     assert budget.spend(7, is_poll=False) == 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from app.errors import SpotifyUnavailable
-from app.resilience.bulkhead import accounts_waiters
+from app.spotify.clients.capacity import accounts_waiters
 
 T = TypeVar("T")
 

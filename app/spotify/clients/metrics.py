@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.spotify.gateway.request import Call
+from app.spotify.clients.call import Call
 
 _GATEWAY = Counter(
     "backline_gateway_requests",

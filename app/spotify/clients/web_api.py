@@ -10,8 +10,8 @@ from app.infra.http_client import HttpClient, HttpResponse, TransportError
 from app.resilience.circuit_breaker import CircuitBreaker
 from app.spotify.clients import metrics
 from app.spotify.clients.accounts import Misconfigured, RateLimited, SpotifyError
+from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
-from app.spotify.gateway.request import MIN_SECONDS, Call
 from config import Config
 
 log = logging.getLogger(__name__)

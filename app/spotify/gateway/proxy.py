@@ -24,9 +24,9 @@ from app.resilience.bulkhead import BulkheadFull
 from app.services import services
 from app.spotify.clients import metrics
 from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.web_api import CALL_SECONDS, WebApiTransportError
 from app.spotify.gateway.cache import MAX_TTL_SECONDS
-from app.spotify.gateway.request import MIN_SECONDS, Call
 from app.spotify.gateway.shared_reads import Fetch, SharedResponse
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
@@ -43,6 +43,13 @@ _INERT = ("application/json", "text/plain", "image/jpeg")
 _MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
 
+class GatewayBusy(SpotifyUnavailable):
+    """Too many requests wait for Spotify already."""
+
+    detail = "Too many calls are waiting for Spotify. Try again in a moment."
+    retry_after = 1
+
+
 def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Response:
     """Make the call for this link. Returns Spotify's answer, with how it was come by.
 
@@ -54,7 +61,10 @@ def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Re
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
-        served = (_read if call.is_read else _write)(link, call, deadline, grant_id)
+        try:
+            served = (_read if call.is_read else _write)(link, call, deadline, grant_id)
+        except BulkheadFull:
+            raise GatewayBusy from None
         _refuse(served.answer)
     except (BacklineError, GrantEnded) as error:
         metrics.count_request(call, _name(error))
@@ -76,7 +86,7 @@ def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) 
 
 
 def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
-    with services().bulkhead.place(link.id, until=deadline - MIN_SECONDS):
+    with services().web_api_bulkhead.place(link.id, until=deadline - MIN_SECONDS):
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
         services().shared.drop(link.id)
         try:
@@ -92,7 +102,7 @@ def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> H
         return max(1.0, deadline - time.monotonic() - reserved)
 
     def send(access_token: str) -> HttpResponse:
-        return services().webapi.send(
+        return services().web_api.send(
             call, access_token, link_id=link_id, within=min(CALL_SECONDS, left()), deadline=deadline
         )
 
@@ -145,7 +155,7 @@ def _refuse(answer: HttpResponse) -> None:
 
 def _name(error: Exception) -> str:
     """How a request counts that was not answered by Spotify."""
-    if isinstance(error, BulkheadFull):
+    if isinstance(error, GatewayBusy):
         return "no-place"
     kind = type(error) if isinstance(error, BacklineError) else SpotifyReauthorizationRequired
     return problem_type(kind).slug

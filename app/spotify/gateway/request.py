@@ -1,17 +1,14 @@
 """A call to the Web API as a browser sends it to us: what is passed on, and what is refused before."""
 
 import re
-from dataclasses import dataclass
 from urllib.parse import quote
 
 from flask import Request
 
-from app.spotify.clients.endpoints import endpoint, scope
+from app.spotify.clients.call import Call
 from app.web.api import read_body
 from app.web.problems import MalformedRequest, UnsupportedMediaType
 
-# With less time left than this, no call is begun.
-MIN_SECONDS = 2.0
 MAX_BODY_BYTES = 256 * 1024
 # JSON, and a playlist's cover: https://developer.spotify.com/documentation/web-api/reference/upload-custom-playlist-cover
 MEDIA_TYPES = ("application/json", "image/jpeg")
@@ -28,46 +25,6 @@ _LANGUAGE = re.compile(
     r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
 )
 _QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call: `path` is percent-encoded and begins without a slash, `query` is as it was sent."""
-
-    method: str
-    path: str
-    query: str = ""
-    body: bytes = b""
-    content_type: str | None = None
-    language: str = ""
-    """The Accept-Language header; empty if there is none."""
-
-    @property
-    def target(self) -> str:
-        return f"{self.path}?{self.query}" if self.query else self.path
-
-    @property
-    def cache_key(self) -> str:
-        """What makes two reads of one connection the same: everything that Spotify's response depends on."""
-        return f"{self.target} {self.language.lower().replace(' ', '')}"
-
-    @property
-    def endpoint(self) -> str:
-        return endpoint(self.path)
-
-    @property
-    def scope(self) -> str:
-        """What a 429 in response to this call is about."""
-        return scope(self.path)
-
-    @property
-    def is_read(self) -> bool:
-        return self.method == "GET"
-
-    @property
-    def is_poll(self) -> bool:
-        """A read of what changes by the second, which pages ask for again and again."""
-        return self.is_read and (self.path == "me/player" or self.path.startswith("me/player/"))
 
 
 def read_call(request: Request, path: str) -> Call:

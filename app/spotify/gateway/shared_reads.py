@@ -17,9 +17,9 @@ import redis
 from app.errors import SpotifyUnavailable
 from app.infra.http_client import HttpResponse
 from app.resilience.bulkhead import Bulkhead, BulkheadFull, Ticket
+from app.spotify.clients.call import MIN_SECONDS
 from app.spotify.gateway import cache
 from app.spotify.gateway.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
-from app.spotify.gateway.request import MIN_SECONDS
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,9 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
 
     Whatever can be refused before that is, and a code that was surely not used can come again.
     """
-    if (wait := services().gate.wait(ME)) > 0:
+    if (wait := services().rate_limiter.wait(ME)) > 0:
         raise SpotifyRateLimited(retry_after=math.ceil(wait))
-    if services().webapi.is_away:
+    if services().web_api.is_away:
         raise SpotifyUnavailable
     database.read_db_now()  # raises while the database is away: the grant could not be stored
     address = throttle.client_address()
@@ -229,7 +229,7 @@ def _store(grant: TokenResponse, user_id: int | None, *, asked: float) -> tuple[
     `asked` is when the code was sent (`time.monotonic`). Returns what `links.store_grant` does.
     """
     try:
-        profile = services().webapi.me(grant.access_token)
+        profile = services().web_api.me(grant.access_token)
     except SpotifyError as error:
         raise domain_error(error) from None
     # A person who has left in the meantime must not be connected, nor leave a connection behind that is

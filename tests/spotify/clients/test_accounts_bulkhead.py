@@ -15,9 +15,9 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import AccessToken
-from app.resilience.bulkhead import accounts_waiters
 from app.spotify.clients import accounts_bulkhead
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
+from app.spotify.clients.capacity import accounts_waiters
 from app.spotify.tokens import refresh
 from tests.helpers.flows import connect, first_visit, register
 from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of

@@ -118,7 +118,7 @@ def open_it(store: redis.Redis, *apps: Flask) -> None:
     """Let the wait be over, for all who know of it."""
     store.delete(*store.keys("spotify-*"), "none")
     for app in apps:
-        app.extensions["backline"].gate._until.clear()
+        app.extensions["backline"].rate_limiter._until.clear()
 
 
 def test_a_wait_that_is_no_number_of_seconds_counts_as_unsaid(
@@ -243,7 +243,7 @@ def test_a_shorter_wait_does_not_open_it_earlier(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
-    here, there = (which.extensions["backline"].gate for which in (app, another_worker))
+    here, there = (which.extensions["backline"].rate_limiter for which in (app, another_worker))
     assert here.close(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
     assert there.close(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
     assert here.close(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
@@ -295,13 +295,13 @@ def test_it_outlives_redis_itself(
         close(sandbox, client, 600)
         sandbox.clear_calls()
         server.kill()
-        assert app.extensions["backline"].gate.wait() > 500
+        assert app.extensions["backline"].rate_limiter.wait() > 500
         assert slug(get(client)) == "service-unavailable"
         server.start()
         eventually(lambda: login(client, user["username"]).status_code == 200)
         assert wait_in(get(client)) in is_about(600)
         with running_app(env) as fresh:
-            assert fresh.extensions["backline"].gate.wait() > 500
+            assert fresh.extensions["backline"].rate_limiter.wait() > 500
         server.client.close()
     assert calls(sandbox) == 0
 
@@ -364,7 +364,7 @@ def test_a_429_blocks_only_its_endpoint(
     connect(new_client(), sandbox)
 
     store.flushall()  # Redis has lost it, and the process tells it again
-    gate = app.extensions["backline"].gate
+    gate = app.extensions["backline"].rate_limiter
     assert gate.wait() == 0
     assert gate.waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
     fresh = SpotifyRateLimiter(store, app.extensions["backline"].config)
@@ -409,7 +409,7 @@ def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
     def end_waits() -> None:
         store.delete(*store.keys("spotify-wait:*"), *store.keys("spotify-budget:*"))
         for worker in (app, another_worker):
-            worker.extensions["backline"].gate._until.clear()
+            worker.extensions["backline"].rate_limiter._until.clear()
 
     call_both()
     assert wait_in(get(mira)) in is_about(60)

@@ -118,7 +118,7 @@ def test_a_call_that_was_surely_not_sent_is_made_once_more(
     """Nobody listens at first; the listener appears when the first connection has been refused."""
     link(client, sandbox, upstream)
     port = free_port()
-    app.extensions["backline"].webapi._url = f"http://127.0.0.1:{port}/v1"
+    app.extensions["backline"].web_api._url = f"http://127.0.0.1:{port}/v1"
     really, appeared = sockets.connect, []
     with ExitStack() as stack:
 
@@ -153,7 +153,7 @@ def test_a_write_meets_a_connection_that_has_gone_meanwhile(linked: FlaskClient,
 
 
 def test_nobody_there_is_unavailable(linked: FlaskClient, app: Flask, upstream: Upstream) -> None:
-    app.extensions["backline"].webapi._url = f"http://127.0.0.1:{free_port()}/v1"
+    app.extensions["backline"].web_api._url = f"http://127.0.0.1:{free_port()}/v1"
 
     for response in (linked.get(f"{GATEWAY}/me/player"), linked.post(f"{GATEWAY}/me/player/next")):
         assert is_unavailable(response)
@@ -219,7 +219,7 @@ def test_failures_with_a_success_between_them_are_no_outage(linked: FlaskClient,
 def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
     tripped: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    breaker = app.extensions["backline"].webapi._circuit
+    breaker = app.extensions["backline"].web_api._circuit
     here, go_on = threading.Event(), threading.Event()
 
     def answer(_: Received) -> Reply:

@@ -117,7 +117,7 @@ def ask(
 
 def inside(app: Flask) -> int:
     """How many of this process's callers ask Spotify, or wait for one who does."""
-    return len(app.extensions["backline"].bulkhead._tickets)
+    return len(app.extensions["backline"].web_api_bulkhead._tickets)
 
 
 def cache(answer: TestResponse) -> str:
@@ -312,7 +312,7 @@ def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
     sandbox.fault(on="player", kind="rate_limited", retry_after=40, times=None)
     asked = [ask(tabs, mira) for _ in range(3)]
     eventually(lambda: inside(app) == 3 and sandbox.held() == 1)
-    app.extensions["backline"].gate.close(HttpResponse(429, {"retry-after": "40"}, b""))
+    app.extensions["backline"].rate_limiter.close(HttpResponse(429, {"retry-after": "40"}, b""))
     sandbox.release()
 
     assert caches(asked) == ["miss", "shared", "shared"]  # it was under way
@@ -787,7 +787,7 @@ def test_caller_without_a_place_is_served_what_is_good(
     upstream.headers = {"Cache-Control": "max-age=60"}
     get(mira, "search?q=a")
     set_times(store, "next")
-    bulkhead = app.extensions["backline"].bulkhead
+    bulkhead = app.extensions["backline"].web_api_bulkhead
     with ExitStack() as all_places:
         for _ in range(32):
             all_places.enter_context(bulkhead.place(object()))
