@@ -68,7 +68,7 @@ def create_app(config: Config) -> Flask:
         config=config,
         redis=store,
         redis_cipher=redis_cipher,
-        sealer=TokenCipher(config.token_encryption_keys),
+        token_cipher=TokenCipher(config.token_encryption_keys),
         locks=RedisLocks(store),
         accounts=SpotifyAccounts(config, outbound),
         accounts_bulkhead=AccountsBulkhead(config.threads),

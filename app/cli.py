@@ -79,7 +79,7 @@ def _held_back() -> list[str]:
 
 
 def _keys() -> list[str]:
-    ours = services().sealer.key_ids
+    ours = services().token_cipher.key_ids
     in_use = {**dict.fromkeys(ours, 0), **key_rotation.keys_in_use()}
     return [
         f"key {key_id:<26}{count:>22} rows{'' if key_id in ours else ': MISSING from TOKEN_ENCRYPTION_KEYS'}"
@@ -99,10 +99,10 @@ def rotate_keys() -> None:
 
     moved = key_rotation.rotate_keys(show)
     click.echo(f"sealed anew {moved.sealed}, unreadable {moved.unreadable}")
-    newest = services().sealer.newest_key_id
+    newest = services().token_cipher.newest_key_id
     still = {key_id: count for key_id, count in key_rotation.keys_in_use().items() if key_id != newest}
     for key_id, count in still.items():
-        known = key_id in services().sealer.key_ids
+        known = key_id in services().token_cipher.key_ids
         click.echo(
             f"Key {key_id} {'must stay' if known else 'is missing'}: {count} rows are sealed with it.",
             err=True,

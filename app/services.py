@@ -33,7 +33,7 @@ class Services:
     config: Config
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something
-    sealer: TokenCipher
+    token_cipher: TokenCipher
     locks: RedisLocks
     accounts: SpotifyAccounts
     accounts_bulkhead: AccountsBulkhead

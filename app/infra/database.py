@@ -203,7 +203,7 @@ def run_in_transaction_until(deadline: float, unit: Callable[[Session], T]) -> T
         except (OperationalError, InterfaceError, NoConnectionFree) as error:
             if time.monotonic() + pause >= deadline:
                 raise
-            log.warning("database_away", extra={"reason": type(error).__name__})
+            log.warning("database_unavailable", extra={"reason": type(error).__name__})
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(pause * 2, 2.0)
 

@@ -1,4 +1,4 @@
-"""Sealing secrets for the database: AES-256-GCM, with the place they belong to sealed in."""
+"""Encryption of secrets in the database: AES-256-GCM, bound to the place where a value is stored."""
 
 import hashlib
 import os
@@ -9,66 +9,71 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _VERSION = b"\x01"
 _KEY_ID_BYTES = 4
-_NONCE_BYTES = 12  # the 96 bits that GCM is made for (NIST SP 800-38D section 8.2.2)
-_HEADER_BYTES = len(_VERSION) + _KEY_ID_BYTES + _NONCE_BYTES
+_NONCE_BYTES = 12  # 96 bits, as recommended for GCM (NIST SP 800-38D section 8.2.2)
+_PREFIX_BYTES = len(_VERSION) + _KEY_ID_BYTES
+_HEADER_BYTES = _PREFIX_BYTES + _NONCE_BYTES
 
 
 class DecryptionError(Exception):
-    """The sealed value is damaged, belongs elsewhere, or its key is not among ours."""
+    """The value is damaged, was encrypted for another place, or with an unknown key."""
 
 
 class TokenCipher:
-    """Seals with the newest key and opens with any.
+    """Encrypts with the newest key and decrypts with any of them.
 
-    A sealed value is `version (1) | key id (4) | nonce (12) | ciphertext and tag`. Its associated
-    data is the header and the context, so a value copied to another row, grant or column, or
-    given another key id, does not open.
+    An encrypted value is `version (1) | key id (4) | nonce (12) | ciphertext and tag`. Version, key id, and
+    context are its associated data, so a value that was copied to another row, grant, or column cannot be
+    decrypted there.
+
+    Args:
+        keys: 32 bytes each, newest first.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
         self._newest = _key_id(keys[0])
 
-    def seal(self, plaintext: str, *context: object) -> bytes:
-        """Seal text for the place that `context` names, such as column, link and grant."""
-        header = _VERSION + self._newest
+    def encrypt(self, plaintext: str, *context: object) -> bytes:
+        """Encrypt text for the place that `context` names, such as a column, a row, and a grant."""
+        prefix = _VERSION + self._newest
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._ciphers[self._newest].encrypt(nonce, plaintext.encode(), _associated(header, context))
-        return header + nonce + sealed
+        ciphertext = self._ciphers[self._newest].encrypt(
+            nonce, plaintext.encode(), _associated_data(prefix, context)
+        )
+        return prefix + nonce + ciphertext
 
     @property
     def key_ids(self) -> list[str]:
-        """The ids of our keys, newest first, in hexadecimal."""
+        """The ids of all keys, newest first, in hexadecimal."""
         return [key_id.hex() for key_id in self._ciphers]
 
     @property
     def newest_key_id(self) -> str:
+        """The id of the key that encrypts, in hexadecimal."""
         return self._newest.hex()
 
-    def open(self, sealed: bytes, *context: object) -> str:
-        """Open a value sealed for the same place.
+    def decrypt(self, encrypted: bytes, *context: object) -> str:
+        """Decrypt a value that was encrypted for the same place.
 
         Raises:
-            Unreadable: it was not sealed by one of our keys for this context.
+            DecryptionError: it was not encrypted with one of the keys for this context.
         """
-        header, nonce = (
-            sealed[: len(_VERSION) + _KEY_ID_BYTES],
-            sealed[len(_VERSION) + _KEY_ID_BYTES : _HEADER_BYTES],
-        )
-        cipher = self._ciphers.get(header[len(_VERSION) :])
-        if not header.startswith(_VERSION) or cipher is None or len(nonce) != _NONCE_BYTES:
-            raise DecryptionError("The sealed value names no key of ours.")
+        prefix, nonce = encrypted[:_PREFIX_BYTES], encrypted[_PREFIX_BYTES:_HEADER_BYTES]
+        cipher = self._ciphers.get(prefix[len(_VERSION) :])
+        if not prefix.startswith(_VERSION) or cipher is None or len(nonce) != _NONCE_BYTES:
+            raise DecryptionError("The value names no known key.")
         try:
-            return cipher.decrypt(nonce, sealed[_HEADER_BYTES:], _associated(header, context)).decode()
+            plaintext = cipher.decrypt(nonce, encrypted[_HEADER_BYTES:], _associated_data(prefix, context))
         except InvalidTag:
-            raise DecryptionError("The sealed value is damaged or belongs elsewhere.") from None
+            raise DecryptionError("The value is damaged, or was encrypted for another place.") from None
+        return plaintext.decode()
 
 
 def _key_id(key: bytes) -> bytes:
     return hashlib.sha256(b"backline key id" + key).digest()[:_KEY_ID_BYTES]
 
 
-def _associated(header: bytes, context: tuple[object, ...]) -> bytes:
-    """Length before value, so that ("a", "bc") and ("ab", "c") differ."""
+def _associated_data(prefix: bytes, context: tuple[object, ...]) -> bytes:
+    """Join the parts, each after its length, so that ("a", "bc") and ("ab", "c") differ."""
     parts = [str(part).encode() for part in context]
-    return header + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return prefix + b"".join(len(part).to_bytes(4, "big") + part for part in parts)

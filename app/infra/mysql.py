@@ -18,7 +18,7 @@ from config import Config
 # A pooled connection that does not answer within this is given up.
 PING_SECONDS = 1.0
 # How long a caller waits for another one's attempt to connect while the database is down.
-TURN_SECONDS = 0.2
+DOWN_SECONDS = 0.2
 CONNECT_SECONDS = 2
 # How long a caller waits for a connection while all that we may have are in use.
 WAIT_SECONDS = 5.0
@@ -55,17 +55,17 @@ def engine_options(config: Config) -> dict[str, Any]:
 
 
 def guard(engine: sa.Engine) -> None:
-    """Connect through a door, examine errors, and check pooled connections before use."""
-    guarded = _Guard()
-    event.listen(engine, "do_connect", guarded.connect)
+    """Connect through a `ConnectGuard`, examine errors, and check pooled connections before use."""
+    events = _Events()
+    event.listen(engine, "do_connect", events.connect)
     event.listen(engine, "checkin", _note_use)
-    event.listen(engine, "handle_error", guarded.examine, retval=True)
-    engine.dialect.do_ping = guarded.ping  # type: ignore[assignment]
+    event.listen(engine, "handle_error", events.examine, retval=True)
+    engine.dialect.do_ping = events.ping  # type: ignore[assignment]
 
 
-class _Guard:
+class _Events:
     def __init__(self) -> None:
-        self._door = ConnectGuard(TURN_SECONDS, CONNECT_SECONDS + 0.5, _is_answer)
+        self._connect_guard = ConnectGuard(DOWN_SECONDS, CONNECT_SECONDS + 0.5, _is_answer)
         self._staleness = Staleness()
 
     def connect(
@@ -73,7 +73,7 @@ class _Guard:
     ) -> Any:
         """Open a connection, unless the database is down and another thread is trying."""
         refusal = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
-        connection = self._door.go(lambda: _open(dialect, arguments, named), refusal)
+        connection = self._connect_guard.connect(lambda: _open(dialect, arguments, named), refusal)
         connection.connected_at = connection.used_at = time.monotonic()
         return connection
 
@@ -84,7 +84,7 @@ class _Guard:
         """
         error = context.original_exception
         if context.is_disconnect:
-            self._door.doubt()
+            self._connect_guard.report_failure()
             self._staleness.report_failure()
         elif _means_wrong_server(context.dialect, error):
             context.is_disconnect = True
@@ -106,7 +106,7 @@ class _Guard:
             is_primary = _ping(connection)
         except connection.Error as error:
             # As an error of the driver, SQLAlchemy would give up the pool by a clock that may be set.
-            self._door.doubt()
+            self._connect_guard.report_failure()
             self._staleness.report_failure()
             raise DisconnectionError("the connection no longer answers") from error
         if not is_primary and time.monotonic() - connection.connected_at > PAUSE_SECONDS:

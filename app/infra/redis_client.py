@@ -15,8 +15,8 @@ from app.infra import sockets
 from app.infra.staleness import Staleness
 from app.resilience.connect_guard import ConnectGuard
 
-# How long a caller waits for another one's attempt to connect while Redis is down.
-TURN_SECONDS = 0.05
+# How long a caller waits for another's attempt to connect while Redis is down.
+DOWN_SECONDS = 0.05
 CONNECT_SECONDS = 0.5
 REPLY_SECONDS = 0.5
 
@@ -33,7 +33,7 @@ class Pool(redis.ConnectionPool):
         super().__init__(
             connection_class=_OURS.get(connection_class, connection_class),
             staleness=Staleness(),
-            door=ConnectGuard(TURN_SECONDS, CONNECT_SECONDS, _is_answer),
+            guard=ConnectGuard(DOWN_SECONDS, CONNECT_SECONDS, _is_answer),
             **options,
         )
 
@@ -47,7 +47,7 @@ class Pool(redis.ConnectionPool):
                 if _TOO_MANY not in str(error) or time.monotonic() > deadline:
                     raise
             with self._returned:
-                self._returned.wait(TURN_SECONDS)
+                self._returned.wait(DOWN_SECONDS)
 
     def release(self, connection: Any) -> None:
         """Put a connection back; one that is not connected below those that are, which are used first."""
@@ -63,8 +63,8 @@ class Pool(redis.ConnectionPool):
 class _Watched:
     """A connection that looks at the errors it receives, and reconnects when it has become stale."""
 
-    def __init__(self, *, staleness: Staleness, door: ConnectGuard, **options: Any) -> None:
-        self._staleness, self._door = staleness, door
+    def __init__(self, *, staleness: Staleness, guard: ConnectGuard, **options: Any) -> None:
+        self._staleness, self._guard = staleness, guard
         self._connected_at = self._used_at = 0.0
         self._is_connecting = False
         super().__init__(**options)
@@ -73,7 +73,7 @@ class _Watched:
         if self._sock and self._staleness.is_stale(self._connected_at, self._used_at):  # type: ignore[attr-defined]
             self.disconnect()  # type: ignore[attr-defined]
         if self._sock is None:  # type: ignore[attr-defined]
-            self._door.go(self._open, redis.ConnectionError("another thread is trying to connect"))
+            self._guard.connect(self._open, redis.ConnectionError("another thread is trying to connect"))
 
     def _open(self) -> None:
         self._is_connecting = True

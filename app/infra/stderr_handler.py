@@ -61,7 +61,7 @@ class StderrHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001 - a field that cannot be shown, arguments that do not fit
-            line = self.format(_record("log_line_unfit", record.name, reason=type(error).__name__))
+            line = self.format(_record("log_format_failed", record.name, reason=type(error).__name__))
         return f"{line}\n".encode("utf-8", "backslashreplace")
 
     def _write_on(self) -> None:

@@ -2,67 +2,88 @@
 
 import threading
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, auto
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class _State(Enum):
-    OPEN = "the server answers"
-    IN_DOUBT = "a connection broke; whether the server is away, the next try will tell"
-    SHUT = "the last try failed"
+    UP = auto()
+    IN_DOUBT = auto()
+    """A connection broke. The next attempt shows whether the server is down."""
+    DOWN = auto()
 
 
 class ConnectGuard:
-    """Against a stalled server, each attempt to connect takes its whole timeout. If all threads were busy
-    with that, requests would queue for a thread, and be answered much later than any of them.
+    """Lets callers connect freely while the server is up, and one at a time while it may be down.
 
-    A caller waits for another one's attempt: `doubt_seconds` while it is unknown whether the server is
-    down (at least an attempt's own timeout), and `turn_seconds` once it is known to be.
+    Connecting to a stalled server takes the whole timeout. If every thread did that, requests would queue
+    for a thread and take far longer than any one attempt.
 
-    An error for which `is_answer` is true comes from the server itself, such as "too many connections".
-    It is raised to its own caller and closes the door to no one else.
+    Args:
+        down_seconds: How long a caller waits for another one's attempt while the server is down.
+        doubt_seconds: How long while it is in doubt; at least the timeout of an attempt.
+        is_reply: Whether an error is the server's own reply, such as "too many connections". The server
+            is then up, and the error concerns only its own caller.
     """
 
     def __init__(
         self,
-        turn_seconds: float,
+        down_seconds: float,
         doubt_seconds: float,
-        is_answer: Callable[[Exception], bool] = lambda _: False,
+        is_reply: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self._patience = {_State.SHUT: turn_seconds, _State.IN_DOUBT: doubt_seconds}
-        self._is_answer = is_answer
-        self._state = _State.OPEN
-        self._turn = threading.Lock()
+        self._wait_seconds = {_State.UP: 0.0, _State.IN_DOUBT: doubt_seconds, _State.DOWN: down_seconds}
+        self._is_reply = is_reply
+        self._changed = threading.Condition()
+        self._state = _State.UP
+        self._has_probe = False
+        """Whether a caller is finding out if the server is up again. The others wait for it."""
 
-    def doubt(self) -> None:
-        """A connection broke. Perhaps only this one; the next caller who needs a new one will know."""
-        if self._state is _State.OPEN:
-            self._state = _State.IN_DOUBT
+    def report_failure(self) -> None:
+        """Put the server in doubt, because a connection to it broke."""
+        with self._changed:
+            if self._state is _State.UP:
+                self._state = _State.IN_DOUBT
 
-    def go(self, connect: Callable[[], T], refusal: Exception) -> T:
-        """Connect. While the server is away, and another thread is at it, raises the refusal."""
-        found = self._state
-        if found is _State.OPEN:
-            return self._try(connect)
-        if self._turn.acquire(timeout=self._patience[found]):
-            try:
-                if self._state is _State.SHUT and found is _State.IN_DOUBT:
-                    raise refusal  # somebody has just tried, and this caller has waited for it
-                if self._state is not _State.OPEN:
-                    return self._try(connect)
-            finally:
-                self._turn.release()
-        elif self._state is not _State.OPEN:
-            raise refusal
-        return self._try(connect)  # it is back, so nobody need wait for anybody
+    def connect(self, connect: Callable[[], T], refusal: Exception) -> T:
+        """Connect, as soon as the server is up or it is this caller's turn to try.
 
-    def _try(self, connect: Callable[[], T]) -> T:
+        Raises:
+            Exception: `refusal`, if another caller's attempt failed or takes too long; otherwise whatever
+                `connect` raises.
+        """
+        is_probe = self._enter(refusal)
+        state = None
         try:
             connection = connect()
+            state = _State.UP
         except Exception as error:
-            self._state = _State.OPEN if self._is_answer(error) else _State.SHUT
+            state = _State.UP if self._is_reply(error) else _State.DOWN
             raise
-        self._state = _State.OPEN
+        finally:
+            self._leave(is_probe, state)
         return connection
+
+    def _enter(self, refusal: Exception) -> bool:
+        """Wait for permission to connect. Return whether the caller is the probe."""
+        with self._changed:
+            initial = self._state
+            self._changed.wait_for(
+                lambda: self._state is _State.UP or not self._has_probe, self._wait_seconds[initial]
+            )
+            if self._state is _State.UP:
+                return False
+            probe_failed = initial is _State.IN_DOUBT and self._state is _State.DOWN
+            if probe_failed or self._has_probe:
+                raise refusal
+            self._has_probe = True
+            return True
+
+    def _leave(self, is_probe: bool, state: _State | None) -> None:
+        with self._changed:
+            self._state = state or self._state
+            if is_probe:
+                self._has_probe = False
+            self._changed.notify_all()

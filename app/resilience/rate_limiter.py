@@ -35,13 +35,13 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._next = time.monotonic()
 
-    def next_turn(self) -> float:
+    def reserve(self) -> float:
         """Take a turn. Returns how many seconds it is away."""
         try:
             away: Any = self._client.eval(_NEXT_TURN, 1, self._key, str(round(self._interval * 1_000_000)))
             return int(away) / 1_000_000
         except (redis.RedisError, ValueError) as error:
-            log.warning("pace_kept_alone", extra={"reason": type(error).__name__})
+            log.warning("rate_limit_per_process", extra={"reason": type(error).__name__})
         with self._lock:
             turn = max(self._next, time.monotonic())
             self._next = turn + self._interval

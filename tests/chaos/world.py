@@ -147,7 +147,7 @@ class World:
         self._shifts: list[Shift] = []
         self._stale: list[str] = []
         keys = [base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")]
-        self._sealer = TokenCipher(keys)
+        self._cipher = TokenCipher(keys)
         self._pool = ThreadPoolExecutor(48, thread_name_prefix="client")
         self._numbers = itertools.count(1)
         self.servers: list[ApiServer] = []
@@ -424,7 +424,7 @@ class World:
             if sealed is None:
                 return None
             try:
-                return short_id(self._sealer.open(sealed, context, row.spotify_user_id, row.grant_id))
+                return short_id(self._cipher.decrypt(sealed, context, row.spotify_user_id, row.grant_id))
             except DecryptionError:
                 return UNREADABLE
 

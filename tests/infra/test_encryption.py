@@ -12,9 +12,9 @@ PLACE = ("access_token", 7, "a" * 32)
 
 @given(text=st.text())
 def test_what_is_sealed_opens_again(text: str) -> None:
-    sealer = TokenCipher([NEW])
+    token_cipher = TokenCipher([NEW])
 
-    assert sealer.open(sealer.seal(text, *PLACE), *PLACE) == text
+    assert token_cipher.decrypt(token_cipher.encrypt(text, *PLACE), *PLACE) == text
 
 
 @pytest.mark.parametrize(
@@ -29,37 +29,37 @@ def test_what_is_sealed_opens_again(text: str) -> None:
     ],
 )
 def test_nothing_opens_in_another_place(place: tuple[object, ...]) -> None:
-    sealer = TokenCipher([NEW])
+    token_cipher = TokenCipher([NEW])
 
     with pytest.raises(DecryptionError):
-        sealer.open(sealer.seal("secret", *PLACE), *place)
+        token_cipher.decrypt(token_cipher.encrypt("secret", *PLACE), *place)
 
 
 def test_no_changed_byte_goes_unnoticed() -> None:
-    sealer = TokenCipher([NEW])
-    sealed = sealer.seal("secret", *PLACE)
+    token_cipher = TokenCipher([NEW])
+    sealed = token_cipher.encrypt("secret", *PLACE)
 
     for position in range(len(sealed)):
         changed = bytearray(sealed)
         changed[position] ^= 1
         with pytest.raises(DecryptionError):
-            sealer.open(bytes(changed), *PLACE)
+            token_cipher.decrypt(bytes(changed), *PLACE)
     for length in range(len(sealed)):
         with pytest.raises(DecryptionError):
-            sealer.open(sealed[:length], *PLACE)
+            token_cipher.decrypt(sealed[:length], *PLACE)
 
 
 def test_old_keys_open_and_the_newest_seals() -> None:
     before, after = TokenCipher([OLD]), TokenCipher([NEW, OLD])
-    sealed = before.seal("secret", *PLACE)
+    sealed = before.encrypt("secret", *PLACE)
 
-    assert after.open(sealed, *PLACE) == "secret"
-    assert TokenCipher([NEW]).open(after.seal("secret", *PLACE), *PLACE) == "secret"
+    assert after.decrypt(sealed, *PLACE) == "secret"
+    assert TokenCipher([NEW]).decrypt(after.encrypt("secret", *PLACE), *PLACE) == "secret"
     with pytest.raises(DecryptionError):
-        TokenCipher([OTHER]).open(sealed, *PLACE)
+        TokenCipher([OTHER]).decrypt(sealed, *PLACE)
 
 
 def test_equal_secrets_look_different() -> None:
-    sealer = TokenCipher([NEW])
+    token_cipher = TokenCipher([NEW])
 
-    assert len({sealer.seal("secret", *PLACE) for _ in range(1000)}) == 1000
+    assert len({token_cipher.encrypt("secret", *PLACE) for _ in range(1000)}) == 1000

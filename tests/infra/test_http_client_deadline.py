@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.infra import http_client, sockets
+from app.infra import http_deadline, sockets
 from app.infra.http_client import HttpClient, TransportError
 from app.mail import mailer
 from config import Config
@@ -39,7 +39,7 @@ def fail(client: HttpClient, url: str, **request: Any) -> TransportError:
     """Make a call that gets no answer, and check that it ends in time."""
     began = time.monotonic()
     with pytest.raises(TransportError) as failed:
-        client.send("POST", url, within=WITHIN, **request)
+        client.send("POST", url, timeout=WITHIN, **request)
     assert time.monotonic() - began < LATE
     return failed.value
 
@@ -71,7 +71,7 @@ def test_slow_name_lookup_ends_at_the_deadline(
     resolve(wait)
     url = f"http://api.spotify.invalid:{port}/v1/x"
     with ThreadPoolExecutor(8) as pool:
-        assert all(error.unsent for error in pool.map(lambda _: fail(client, url), range(8)))
+        assert all(error.not_sent for error in pool.map(lambda _: fail(client, url), range(8)))
     assert len(lookups) == 1  # callers share it, so that it holds one thread
     threading.Timer(0.1, found.set).start()
     assert client.send("POST", url).status == 200  # joins the same lookup
@@ -130,7 +130,7 @@ def silent_listener() -> Iterator[tuple[str, int]]:
 def test_many_silent_addresses_share_the_deadline(client: HttpClient, resolve: Callable[..., None]) -> None:
     with silent_listener() as silent:
         resolve(lambda: [silent] * 16)
-        assert fail(client, "http://api.spotify.invalid/").unsent
+        assert fail(client, "http://api.spotify.invalid/").not_sent
 
 
 def test_address_after_a_silent_one_is_reached(
@@ -139,7 +139,7 @@ def test_address_after_a_silent_one_is_reached(
     port = int(upstream.url.split(":")[2].split("/")[0])
     with silent_listener() as silent:
         resolve(lambda: [silent, ("127.0.0.1", port)])
-        assert client.send("POST", f"http://api.spotify.invalid:{port}/v1/x", within=2).status == 200
+        assert client.send("POST", f"http://api.spotify.invalid:{port}/v1/x", timeout=2).status == 200
 
 
 @contextmanager
@@ -179,13 +179,13 @@ def test_slow_tls_handshake_ends_at_the_deadline(
     client: HttpClient, handle: Callable[[socket.socket], None]
 ) -> None:
     with serving(handle) as port:
-        assert fail(client, f"https://127.0.0.1:{port}/").unsent
+        assert fail(client, f"https://127.0.0.1:{port}/").not_sent
 
 
 def test_write_is_not_sent_on_an_idle_connection(
     client: HttpClient, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(http_deadline, "IDLE_SECONDS", 0.2)
     port = int(upstream.url.split(":")[2].split("/")[0])
     with FaultProxy(("127.0.0.1", port)) as nat:
         url = f"http://127.0.0.1:{nat.port}/v1/me/player/next"
@@ -195,7 +195,7 @@ def test_write_is_not_sent_on_an_idle_connection(
         time.sleep(0.25)
         nat.forget()
 
-        assert client.send("POST", url, within=2).status == 200
+        assert client.send("POST", url, timeout=2).status == 200
     assert upstream.handshakes == 2
 
 

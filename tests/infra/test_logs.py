@@ -366,8 +366,8 @@ def test_j4_a_record_that_cannot_be_shown_is_a_line_and_no_error(
 
     lines = [json.loads(line) for line in os.read(reading, 65_536).splitlines()]
     assert [(line["event"], line["reason"]) for line in lines] == [
-        ("log_line_unfit", "TypeError"),
-        ("log_line_unfit", "RuntimeError"),
+        ("log_format_failed", "TypeError"),
+        ("log_format_failed", "RuntimeError"),
     ]
     assert capfd.readouterr().err == ""
 

@@ -6,7 +6,7 @@ from app.resilience import circuit_breaker
 def test_one_person_alone_needs_more_failures_than_two() -> None:
     alone, together = circuit_breaker.CircuitBreaker(), circuit_breaker.CircuitBreaker()
     for number in range(circuit_breaker.FAILURES):
-        assert alone.failed("ada") is False
-        opened = together.failed(f"person {number % 2}")
-    assert (alone.wait(), opened) == (0, True)
-    assert [alone.failed("ada") for _ in range(10)] == [False] * 9 + [True]
+        assert alone.record_failure("ada") is False
+        opened = together.record_failure(f"person {number % 2}")
+    assert (alone.retry_after(), opened) == (0, True)
+    assert [alone.record_failure("ada") for _ in range(10)] == [False] * 9 + [True]

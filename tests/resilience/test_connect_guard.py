@@ -1,4 +1,4 @@
-"""The way to a server that may be away, and who waits for whom before it."""
+"""ConnectGuard: who connects while a server is down, and who waits for whom."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ LONG = 30.0
 
 
 class Server:
-    """Counts who is trying to connect, and lets them go on one by one: `settle(True)` is an answer."""
+    """Counts the callers that are connecting, and ends their attempts one by one: `settle(True)` accepts."""
 
     def __init__(self) -> None:
         self.trying = 0
@@ -41,82 +41,80 @@ def server() -> Server:
     return Server()
 
 
-class Turn:
-    """A lock that counts who has asked for it."""
+class CountingCondition(threading.Condition):
+    """A condition that counts the threads that wait for it."""
 
-    def __init__(self) -> None:
-        self.asked = 0
-        self._lock = threading.Lock()
+    waiting = 0
 
-    def acquire(self, timeout: float) -> bool:
-        self.asked += 1
-        return self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        self._lock.release()
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waiting += 1
+        try:
+            return super().wait(timeout)
+        finally:
+            self.waiting -= 1
 
 
-def callers(door: ConnectGuard, connect: Callable[[], str], count: int) -> list["Future[str]"]:
+def callers(guard: ConnectGuard, connect: Callable[[], str], count: int) -> list["Future[str]"]:
     pool = ThreadPoolExecutor(count)
-    asked = [pool.submit(door.go, connect, REFUSAL) for _ in range(count)]
+    asked = [pool.submit(guard.connect, connect, REFUSAL) for _ in range(count)]
     pool.shutdown(wait=False)
     return asked
 
 
-def test_all_connect_at_once_while_the_server_answers(server: Server) -> None:
+def test_callers_connect_concurrently_while_the_server_is_up(server: Server) -> None:
     asked = callers(ConnectGuard(LONG, LONG), server.connect, 4)
     eventually(lambda: server.trying == 4)
     server.settle(*[True] * 4)
     assert [caller.result() for caller in asked] == ["connected"] * 4
 
 
-def test_after_a_broken_connection_nobody_is_refused_before_it_is_known_that_the_server_is_away(
+def test_callers_wait_for_the_first_attempt_after_a_connection_broke(
     server: Server,
 ) -> None:
-    door = ConnectGuard(0, LONG)  # where it is known to be away, nobody would wait
-    door.doubt()
-    asked = callers(door, server.connect, 4)
+    guard = ConnectGuard(0, LONG)  # nobody would wait if the server were known to be down
+    guard.report_failure()
+    asked = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 1)
     server.settle(*[True] * 4)
     assert [caller.result() for caller in asked] == ["connected"] * 4
 
 
-def test_who_has_waited_for_a_try_that_failed_does_not_try_once_more(server: Server) -> None:
-    door = ConnectGuard(0, LONG)
-    door.doubt()
-    door._turn = turn = Turn()  # type: ignore[assignment]
-    asked = callers(door, server.connect, 4)
-    eventually(lambda: server.trying == 1 and turn.asked == 4)
-    server.settle(False)  # one try; another one would wait for an outcome
+def test_caller_that_waited_for_a_failed_attempt_does_not_retry(server: Server) -> None:
+    guard = ConnectGuard(0, LONG)
+    guard.report_failure()
+    guard._changed = changed = CountingCondition()
+    asked = callers(guard, server.connect, 4)
+    eventually(lambda: server.trying == 1 and changed.waiting == 3)
+    server.settle(False)  # one attempt; a second one would hang
     errors = [caller.exception() for caller in asked]
     assert sorted(type(error).__name__ for error in errors) == ["ConnectionError"] * 3 + ["TimeoutError"]
 
 
-def test_while_the_server_is_away_one_tries_and_the_others_are_refused(server: Server) -> None:
-    door = ConnectGuard(0, LONG)
+def test_only_one_caller_connects_while_the_server_is_down(server: Server) -> None:
+    guard = ConnectGuard(0, LONG)
     server.settle(False)
     with pytest.raises(TimeoutError):
-        door.go(server.connect, REFUSAL)
-    door.doubt()  # no news: the patience stays short
-    [first] = callers(door, server.connect, 1)
+        guard.connect(server.connect, REFUSAL)
+    guard.report_failure()  # it is known to be down already, so nobody waits
+    [first] = callers(guard, server.connect, 1)
     eventually(lambda: server.trying == 1)
     with pytest.raises(ConnectionError):
-        door.go(server.connect, REFUSAL)
+        guard.connect(server.connect, REFUSAL)
     server.settle(True)
     assert first.result() == "connected"
     server.settle(True)
-    assert door.go(server.connect, REFUSAL) == "connected"
+    assert guard.connect(server.connect, REFUSAL) == "connected"
 
 
-def test_an_answer_of_the_server_refuses_nobody_else(server: Server) -> None:
+def test_rejection_by_the_server_does_not_affect_other_callers(server: Server) -> None:
     def refuse() -> str:
         raise ValueError("too many connections")
 
-    door = ConnectGuard(0, LONG, lambda error: isinstance(error, ValueError))
+    guard = ConnectGuard(0, LONG, lambda error: isinstance(error, ValueError))
     with pytest.raises(ValueError, match="too many"):
-        door.go(refuse, REFUSAL)
+        guard.connect(refuse, REFUSAL)
 
-    asked = callers(door, server.connect, 4)
-    eventually(lambda: server.trying == 4)  # all at once, as while the server answers
+    asked = callers(guard, server.connect, 4)
+    eventually(lambda: server.trying == 4)  # concurrently, because the server is up
     server.settle(*[True] * 4)
     assert [caller.result() for caller in asked] == ["connected"] * 4

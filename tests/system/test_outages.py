@@ -236,7 +236,7 @@ def test_a_scheduler_that_cannot_store_an_answer_ends_all_the_same(
         sandbox.wait_for_held(1, timeout=30)
         mysql.refuse()
         sandbox.release()
-        eventually(lambda: "database_away" in log.read_text())
+        eventually(lambda: "database_unavailable" in log.read_text())
         os.kill(process.pid, signal.SIGTERM)
 
         assert process.wait(timeout=30) == 0

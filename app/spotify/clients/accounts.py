@@ -143,13 +143,13 @@ class SpotifyAccounts:
             answer = self._outbound.send(
                 "POST",
                 f"{self._config.spotify_accounts_url}/api/token",
-                within=within,
+                timeout=within,
                 data=form,
                 auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
         except TransportError as no_answer:
-            error = (NotSent if no_answer.unsent else SpotifyError)("no_answer")
+            error = (NotSent if no_answer.not_sent else SpotifyError)("no_answer")
             error.refresh_token = token_response.read(no_answer.received).refresh_token
             raise error from no_answer
         return _grant(answer)

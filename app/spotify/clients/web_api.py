@@ -45,10 +45,10 @@ class Profile:
 class WebApiTransportError(SpotifyError):
     """No answer came, or none is hoped for at present: try again in `retry_after` seconds."""
 
-    def __init__(self, retry_after: int, *, unsent: bool) -> None:
+    def __init__(self, retry_after: int, *, not_sent: bool) -> None:
         super().__init__("no_answer")
         self.retry_after = retry_after
-        self.unsent = unsent
+        self.not_sent = not_sent
 
 
 class SpotifyWebApi:
@@ -76,9 +76,9 @@ class SpotifyWebApi:
             RateLimited: Spotify wants us to wait, or our budget is used up.
             NotAnswered: no answer within so many seconds, or none is hoped for.
         """
-        wait = self._circuit.wait()
+        wait = self._circuit.retry_after()
         if wait > 0:
-            raise WebApiTransportError(math.ceil(wait), unsent=True)
+            raise WebApiTransportError(math.ceil(wait), not_sent=True)
         deadline = time.monotonic() + within if deadline is None else deadline
         self._wait_for_turn(call, link_id, deadline - MIN_SECONDS)
         within = min(within, max(1.0, deadline - time.monotonic()))
@@ -87,7 +87,7 @@ class SpotifyWebApi:
             answer = self._once(call, access_token, link_id, within)
         except WebApiTransportError as error:
             left = ends - time.monotonic()
-            if not (call.is_read or error.unsent) or left < within / 2:
+            if not (call.is_read or error.not_sent) or left < within / 2:
                 raise
             self._wait_for_turn(call, link_id)
             return self._once(call, access_token, link_id, left)
@@ -135,8 +135,8 @@ class SpotifyWebApi:
             answer = self._outbound.send(
                 call.method,
                 f"{self._url}/{call.target}",
-                within=within,
-                most=MAX_RESPONSE_BYTES,
+                timeout=within,
+                max_bytes=MAX_RESPONSE_BYTES,
                 headers=headers,
                 data=call.body or None,
             )
@@ -144,17 +144,17 @@ class SpotifyWebApi:
         except TransportError as error:
             if str(error) not in _ONE_CALLS_OWN:
                 self._note_failure(link_id, str(error))
-            raise WebApiTransportError(1, unsent=error.unsent) from error
+            raise WebApiTransportError(1, not_sent=error.not_sent) from error
         finally:
             metrics.count_call(call, status, time.perf_counter() - began)
         if answer.status in _AWAY:
             self._note_failure(link_id, f"status_{answer.status}")
         else:
-            self._circuit.succeeded()
+            self._circuit.record_success()
         return answer
 
     def _note_failure(self, link_id: int | None, reason: str) -> None:
-        if self._circuit.failed(link_id):
+        if self._circuit.record_failure(link_id):
             log.error("web_api_unavailable", extra={"reason": reason})
 
     @property

@@ -152,7 +152,7 @@ def wait_for_result(state: str, user_id: int | None, waiter: Waiter) -> Connecti
 
 def verifier(state: str, authorization: Authorization) -> str:
     """The PKCE verifier to finish it with."""
-    return services().sealer.open(authorization.verifier, "verifier", _key(state))
+    return services().token_cipher.decrypt(authorization.verifier, "verifier", _key(state))
 
 
 def _begin(state: str, user_id: int | None) -> Authorization:
@@ -166,7 +166,7 @@ def _begin(state: str, user_id: int | None) -> Authorization:
         most_each=OF_ONE_SESSION,
         seconds=TTL_SECONDS,
     )
-    sealed = services().sealer.seal(secrets.token_urlsafe(32), "verifier", key)
+    sealed = services().token_cipher.encrypt(secrets.token_urlsafe(32), "verifier", key)
     started = Authorization(binding, user_id, sealed, room)
     sessions.persist()
     if services().redis.set(key, _encode(state, started), ex=TTL_SECONDS, nx=True):

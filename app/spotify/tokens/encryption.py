@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 def encrypt_tokens(link_id: int, grant_id: str, access_token: str, refresh_token: str) -> dict[str, object]:
     """The columns to write. Both tokens always together, so that a row needs one key only."""
-    sealer = services().sealer
+    token_cipher = services().token_cipher
     return {
-        "access_token": sealer.seal(access_token, "access_token", link_id, grant_id),
-        "refresh_token": sealer.seal(refresh_token, "refresh_token", link_id, grant_id),
-        "key_id": sealer.newest_key_id,
+        "access_token": token_cipher.encrypt(access_token, "access_token", link_id, grant_id),
+        "refresh_token": token_cipher.encrypt(refresh_token, "refresh_token", link_id, grant_id),
+        "key_id": token_cipher.newest_key_id,
     }
 
 
@@ -24,7 +24,7 @@ def encrypt_refresh_token(row: AccessToken, refresh_token: str, *, spare: str) -
     """The columns to write where there is a new refresh token, but no access token."""
 
     def sealed(token: str) -> bytes:
-        return services().sealer.seal(token, "refresh_token", row.spotify_user_id, row.grant_id)
+        return services().token_cipher.encrypt(token, "refresh_token", row.spotify_user_id, row.grant_id)
 
     return {"refresh_token": sealed(refresh_token), "spare_refresh_token": sealed(spare)}
 
@@ -37,7 +37,7 @@ def decrypt_token(row: AccessToken, column: str) -> str:
     """
     sealed: bytes | None = getattr(row, column)
     try:
-        return services().sealer.open(sealed or b"", column, row.spotify_user_id, row.grant_id)
+        return services().token_cipher.decrypt(sealed or b"", column, row.spotify_user_id, row.grant_id)
     except DecryptionError:
         log.error("token_unreadable", extra={"link": row.spotify_user_id, "column": column})
         raise SpotifyUnavailable("The stored tokens cannot be read; the operator has been told.") from None

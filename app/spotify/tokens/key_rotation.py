@@ -53,7 +53,7 @@ def keys_in_use() -> dict[str, int]:
 
 def missing_keys() -> dict[str, int]:
     """Keys that rows are sealed with and that are not among ours, with the number of those rows."""
-    ours = services().sealer.key_ids
+    ours = services().token_cipher.key_ids
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in ours}
 
 
@@ -98,12 +98,12 @@ def rotate_keys(progress: Callable[[RotationProgress], None]) -> RotationProgres
 
 
 def _left() -> int:
-    newest = services().sealer.newest_key_id
+    newest = services().token_cipher.newest_key_id
     return sum(count for key_id, count in keys_in_use().items() if key_id != newest)
 
 
 def _next_batch(last_id: int) -> list[AccessToken]:
-    other = sa.or_(AccessToken.key_id != services().sealer.newest_key_id, _UNNAMED)
+    other = sa.or_(AccessToken.key_id != services().token_cipher.newest_key_id, _UNNAMED)
     older = sa.and_(other, AccessToken.id > last_id)
     with reading() as session:
         return list(
@@ -113,14 +113,14 @@ def _next_batch(last_id: int) -> list[AccessToken]:
 
 def _reencrypted(row: AccessToken) -> dict[str, object] | None:
     """A row's columns under the newest key. None if one cannot be read; that is reported, and left alone."""
-    sealer = services().sealer
-    new: dict[str, object] = {"key_id": sealer.newest_key_id}
+    token_cipher = services().token_cipher
+    new: dict[str, object] = {"key_id": token_cipher.newest_key_id}
     try:
         for column, sealed_as in _COLUMNS.items():
             old: bytes | None = getattr(row, column)
             if old is not None:
                 place = (sealed_as, row.spotify_user_id, row.grant_id)
-                new[column] = sealer.seal(sealer.open(old, *place), *place)
+                new[column] = token_cipher.encrypt(token_cipher.decrypt(old, *place), *place)
     except DecryptionError:
         # The key it needs may only be missing.
         log.error("token_unreadable", extra={"link": row.spotify_user_id})

@@ -109,7 +109,7 @@ class RefreshPass:
 
     def _refresh_in_turn(self, link_id: int) -> bool | None:
         """Whether a link could be refreshed; None if there was no need any more, or the pass is over."""
-        over = self._over() or self._stopping.wait(self._pace.next_turn()) or self._over()
+        over = self._over() or self._stopping.wait(self._pace.reserve()) or self._over()
         with self._app.app_context():
             try:
                 if over:

@@ -226,7 +226,7 @@ def test_no_code_is_used_while_the_web_api_is_away(
     assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
     assert sandbox.calls() == []
     sandbox.clear_faults()
-    app.extensions["backline"].web_api._circuit.succeeded()  # as another's try would find out
+    app.extensions["backline"].web_api._circuit.record_success()  # as another's try would find out
     assert come_back(client, callbacks[15]).json["status"] == "connected"
 
 

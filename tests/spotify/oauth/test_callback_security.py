@@ -213,7 +213,7 @@ def verifier_of(app: Flask, state: str) -> str:
         packed = services().redis_cipher.decrypt(pending_key(state), raw)
         assert packed is not None
         entry = msgspec.msgpack.decode(packed, type=state.Authorization)
-        return services().sealer.open(entry.verifier, "verifier", pending_key(state))
+        return services().token_cipher.decrypt(entry.verifier, "verifier", pending_key(state))
 
 
 def change_pending(app: Flask, state: str, **values: object) -> None:
@@ -269,7 +269,7 @@ def test_d2_spotify_refuses_a_wrong_verifier_and_nothing_is_stored(
     callback = sandbox.consent(first_visit(client))
     state = answer_of(callback)["state"]
     with app.app_context():
-        wrong = services().sealer.seal("not-the-verifier-" * 3, "verifier", pending_key(state))
+        wrong = services().token_cipher.encrypt("not-the-verifier-" * 3, "verifier", pending_key(state))
     change_pending(app, state, verifier=wrong)
 
     response = come_back(client, callback)

@@ -143,7 +143,7 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
     rotating.kill()
     rotating.communicate()
     with app.app_context():
-        old, new = app.extensions["backline"].sealer.newest_key_id, key_id(NEW_KEY)
+        old, new = app.extensions["backline"].token_cipher.newest_key_id, key_id(NEW_KEY)
         halfway = key_rotation.keys_in_use()
     assert 1000 <= halfway[new] < 3000
     assert sum(halfway.values()) == 3000
@@ -254,7 +254,7 @@ def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(key_id=None))
     with running_app(both_keys) as newer, newer.app_context():
-        old = newer.extensions["backline"].sealer.key_ids[1]
+        old = newer.extensions["backline"].token_cipher.key_ids[1]
         assert key_rotation.keys_in_use() == {old: 3}
         assert rotate_keys(lambda _: None) == RotationProgress(total=3, seen=3, sealed=3)
         assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}

@@ -132,7 +132,7 @@ def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> 
     store: redis.Redis = app.extensions["backline"].redis
     paces = [RateLimiter(store, "pace", rate=5), RateLimiter(store, "pace", rate=5)]
 
-    pauses = [paces[turn % 2].next_turn() for turn in range(11)]
+    pauses = [paces[turn % 2].reserve() for turn in range(11)]
 
     assert pauses[0] == 0
     assert 1.8 < pauses[10] <= 2.0
@@ -143,7 +143,7 @@ def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
 
-    assert RateLimiter(store, "pace", rate=5).next_turn() == 0
+    assert RateLimiter(store, "pace", rate=5).reserve() == 0
 
 
 @pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
@@ -151,13 +151,13 @@ def test_nonsense_in_the_place_of_the_next_turn_does_no_harm(app: Flask, planted
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", planted)
 
-    assert RateLimiter(store, "pace", rate=5).next_turn() == pytest.approx(0, abs=0.01)
+    assert RateLimiter(store, "pace", rate=5).reserve() == pytest.approx(0, abs=0.01)
 
 
 def test_without_redis_each_process_keeps_the_rate_alone() -> None:
     pace = RateLimiter(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
 
-    pauses = [pace.next_turn() for _ in range(11)]
+    pauses = [pace.reserve() for _ in range(11)]
 
     assert 1.8 < pauses[10] <= 2.0
 

@@ -35,7 +35,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.infra import http_client
+from app.infra import http_client, http_deadline
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
@@ -145,7 +145,8 @@ def within(play: Play, **seconds: float) -> Play:
 
     def shortened(stack: ExitStack, sandbox: SandboxClient) -> Spotify:
         for name, value in seconds.items():
-            stack.enter_context(patch.object(http_client, name, value))
+            module = http_client if name == "TOTAL_SECONDS" else http_deadline
+            stack.enter_context(patch.object(module, name, value))
         return play(stack, sandbox)
 
     return shortened
