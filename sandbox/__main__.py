@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from sandbox.app import create_app
 from sandbox.authorization_request import Client
-from sandbox.keeping import load, save
+from sandbox.persistence import load, save
 from sandbox.server import serve
 
 # The same three stand in the product's development configuration.

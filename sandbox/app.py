@@ -8,7 +8,7 @@ from flask import Flask, Response, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from sandbox import fault_answers
+from sandbox import fault_responses
 from sandbox.api import api
 from sandbox.authorization_request import Client
 from sandbox.authorize import accounts
@@ -17,7 +17,7 @@ from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.control import control
 from sandbox.faults import HOLDING, Fault
-from sandbox.home import home
+from sandbox.index import index
 from sandbox.state import Sandbox
 from sandbox.token import token
 
@@ -41,15 +41,15 @@ def create_app(client: Client) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["sandbox"] = Sandbox(client)
-    for blueprint in (accounts, token, api, control, home):
+    for blueprint in (accounts, token, api, control, index):
         app.register_blueprint(blueprint)
-    app.before_request(_meet_call)
+    app.before_request(_start_call)
     app.after_request(_finish_call)
     app.register_error_handler(HTTPException, _say_plainly)
     return app
 
 
-def _meet_call() -> Response | None:
+def _start_call() -> Response | None:
     """Journal the call as it arrives, then let a fault answer in place of the view if one is due."""
     g.fault = None
     if not is_journaled(request.path):
@@ -65,8 +65,8 @@ def _meet_call() -> Response | None:
         time.sleep(latency_ms / 1000)
     if outage:
         g.fault = None
-        return fault_answers.outage()
-    return _suffer(fault, None) if fault and not fault.after_effect else None
+        return fault_responses.outage()
+    return _hold_call(fault, None) if fault and not fault.after_effect else None
 
 
 def _finish_call(response: Response) -> Response:
@@ -75,7 +75,7 @@ def _finish_call(response: Response) -> Response:
         return response
     fault: Fault | None = g.fault
     if fault and fault.after_effect:
-        response = _suffer(fault, response) or response
+        response = _hold_call(fault, response) or response
     unanswered = fault is not None and fault.kind in _UNANSWERED
     state = sandbox()
     status = None if unanswered else response.status_code
@@ -83,11 +83,11 @@ def _finish_call(response: Response) -> Response:
     return response
 
 
-def _suffer(fault: Fault, answer: Response | None) -> Response | None:
+def _hold_call(fault: Fault, answer: Response | None) -> Response | None:
     """Hold the call if the fault says so. None: the call goes on as if nothing had been."""
     if fault.kind in HOLDING:
         sandbox().faults.hold(fault)
-    return None if fault.kind in ("park", "slow") else fault_answers.spoilt(fault, answer)
+    return None if fault.kind in ("park", "slow") else fault_responses.faulty_response(fault, answer)
 
 
 def _say_plainly(error: HTTPException) -> tuple[dict[str, object], int]:

@@ -14,7 +14,7 @@ from sandbox.scopes import IN_WORDS
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-class Refused(Exception):
+class InvalidRequest(Exception):
     """The request cannot be shown to a person; the text goes on an error page, never to the app."""
 
 
@@ -47,15 +47,15 @@ def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
     analogy, since Spotify's wording is not known.
 
     Raises:
-        Refused: with the text of the error page.
+        InvalidRequest: with the text of the error page.
     """
     for name in args:
         if len(args.getlist(name)) > 1:
-            raise Refused("Repeated parameter")
+            raise InvalidRequest("Repeated parameter")
     _check_client(args, client)
     response_type = _required(args, "response_type")
     if response_type != "code":
-        raise Refused("response_type must be code")
+        raise InvalidRequest("response_type must be code")
     return AuthorizationRequest(
         redirect_uri=args["redirect_uri"],
         state=args.get("state"),
@@ -68,24 +68,24 @@ def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
 def _required(args: MultiDict[str, str], name: str) -> str:
     value = args.get(name)
     if not value:
-        raise Refused(f"Missing required parameter: {name}")
+        raise InvalidRequest(f"Missing required parameter: {name}")
     return value
 
 
 def _check_client(args: MultiDict[str, str], client: Client) -> None:
     if _required(args, "client_id") != client.id:
-        raise Refused("INVALID_CLIENT: Invalid client")
+        raise InvalidRequest("INVALID_CLIENT: Invalid client")
     redirect_uri = _required(args, "redirect_uri")
     if is_insecure(redirect_uri):
-        raise Refused("INVALID_CLIENT: Insecure redirect URI")
+        raise InvalidRequest("INVALID_CLIENT: Insecure redirect URI")
     if not is_registered(redirect_uri, client.redirect_uris):
-        raise Refused("INVALID_CLIENT: Invalid redirect URI")
+        raise InvalidRequest("INVALID_CLIENT: Invalid redirect URI")
 
 
 def _scopes(text: str) -> tuple[str, ...]:
     scopes = tuple(dict.fromkeys(text.split()))
     if any(scope not in IN_WORDS for scope in scopes):
-        raise Refused("Illegal scope")
+        raise InvalidRequest("Illegal scope")
     return scopes
 
 
@@ -94,9 +94,9 @@ def _challenge(args: MultiDict[str, str]) -> str | None:
     if challenge is None and method is None:
         return None
     if challenge is None:
-        raise Refused("Missing required parameter: code_challenge")
+        raise InvalidRequest("Missing required parameter: code_challenge")
     if method != "S256":
-        raise Refused("code_challenge_method must be S256")
+        raise InvalidRequest("code_challenge_method must be S256")
     if not _CHALLENGE.fullmatch(challenge):
-        raise Refused("Invalid code_challenge")
+        raise InvalidRequest("Invalid code_challenge")
     return challenge

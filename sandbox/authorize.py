@@ -10,7 +10,7 @@ from werkzeug.urls import iri_to_uri
 from werkzeug.wrappers import Response as AnyResponse
 
 from sandbox import authorization_request
-from sandbox.authorization_request import AuthorizationRequest, Refused
+from sandbox.authorization_request import AuthorizationRequest, InvalidRequest
 from sandbox.context import sandbox
 from sandbox.people import Person
 from sandbox.redirects import with_answer
@@ -21,9 +21,9 @@ accounts = Blueprint("accounts", __name__)
 COOKIE = "sandbox_spotify"
 
 
-@accounts.errorhandler(Refused)
-def show_refusal(error: Refused) -> tuple[str, int]:
-    return render_template("refused.html", message=str(error)), 400
+@accounts.errorhandler(InvalidRequest)
+def show_refusal(error: InvalidRequest) -> tuple[str, int]:
+    return render_template("error.html", message=str(error)), 400
 
 
 @accounts.after_request
@@ -59,7 +59,7 @@ def _consent_page(asked: AuthorizationRequest, signed_in: Person | None) -> str:
         "consent.html",
         query=query,
         signed_in=signed_in,
-        people=[signed_in] if signed_in else sandbox().people.residents,
+        people=[signed_in] if signed_in else sandbox().people.defaults,
         scopes=[IN_WORDS[scope] for scope in asked.scopes],
         returns_to=asked.redirect_uri.partition("?")[0],
         somebody_else=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
@@ -76,7 +76,7 @@ def answer() -> AnyResponse:
         return _back(asked, error="access_denied")
     person = state.people.named(request.form.get("person", ""))
     if decision != "agree" or person is None:
-        raise Refused("Choose a person, and agree or cancel")
+        raise InvalidRequest("Choose a person, and agree or cancel")
     response = _back_with_code(asked, person)
     response.set_cookie(COOKIE, state.sign_in(person), httponly=True, samesite="Lax")
     return response

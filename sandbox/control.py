@@ -28,7 +28,7 @@ from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.faults import parse_fault
 from sandbox.people import Person
-from sandbox.seeding import MEMBERS, parse_wish, seed
+from sandbox.seeding import MEMBERS, parse_seed_request, seed
 from sandbox.settings import BadRequestBody
 
 control = Blueprint("control", __name__, url_prefix="/_sandbox")
@@ -38,14 +38,14 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @control.before_request
-def refuse_other_sites() -> None:
+def reject_cross_site_requests() -> None:
     """No page of another site may steer the sandbox through a browser."""
-    refuse_strangers()
+    require_loopback()
     if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
         raise Forbidden
 
 
-def refuse_strangers() -> None:
+def require_loopback() -> None:
     """Loopback callers only.
 
     The Host header is looked at as well: a name that was rebound to 127.0.0.1 is still a name.
@@ -158,7 +158,7 @@ def rename(person_id: str) -> Response:
 def seed_people() -> tuple[Response, int]:
     """Many people who have agreed already, with their tokens as they are: the caller hands them out."""
     state = sandbox()
-    wish = parse_wish(_members(MEMBERS), state.clock.now())
+    wish = parse_seed_request(_members(MEMBERS), state.clock.now())
     return jsonify(people=seed(state, wish)), 201
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from sandbox.fault_answers import ANSWERS, TRANSPORT
+from sandbox.fault_responses import RESPONSES, TRANSPORT
 from sandbox.journal import Call
 from sandbox.settings import BadRequestBody, is_whole
 
 TARGETS = ("token", "refresh", "code", "me", "api", "player", "command", "authorize")
 HOLDING = ("park", "slow", "timeout")
-KINDS = sorted({*ANSWERS, *TRANSPORT, *HOLDING})
+KINDS = sorted({*RESPONSES, *TRANSPORT, *HOLDING})
 RATE_LIMIT_BODIES = ("text", "json", "quota", "empty")
 
 LONGEST_PARK_S = 60.0
@@ -61,7 +61,7 @@ class Fault:
             self.seed = secrets.randbits(32)
         self._random = Random(self.seed)
 
-    def strikes(self, call: Call) -> bool:
+    def matches(self, call: Call) -> bool:
         """Whether it meets this call. Asking counts: a call let pass is one less, and a number is drawn."""
         if self.on not in call.targets or self.person not in (None, call.person):
             return False
@@ -117,7 +117,7 @@ def parse_fault(members: dict[str, Any]) -> Fault:
     return Fault(**members)
 
 
-class FaultBoard:
+class FaultRegistry:
     """The faults in force, oldest first, and the calls they hold."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class FaultBoard:
     def take(self, call: Call) -> Fault | None:
         """The oldest fault that meets this call; it counts down."""
         with self._lock:
-            fault = next((fault for fault in self._ready if fault.strikes(call)), None)
+            fault = next((fault for fault in self._ready if fault.matches(call)), None)
             if fault:
                 fault.met += 1
                 fault.times = None if fault.times is None else fault.times - 1

@@ -35,7 +35,7 @@ class Person:
         return self.product == "premium"
 
 
-def everybody() -> list[Person]:
+def default_people() -> list[Person]:
     """Fresh copies of all people, in the order the consent page shows them."""
     return [
         Person(
@@ -57,7 +57,7 @@ def everybody() -> list[Person]:
     ]  # fmt: skip
 
 
-def _newcomer(number: int) -> Person:
+def _seeded_person(number: int) -> Person:
     person_id = f"seed-{number:05}"
     account_id = base62_id(f"person {person_id}")[:ACCOUNT_ID_LENGTH]
     return Person(
@@ -70,12 +70,12 @@ class People:
     """All people, found by account id and by the id they have now, however many there are."""
 
     def __init__(self) -> None:
-        self.residents = everybody()
+        self.defaults = default_people()
         """Those who were here from the start. Seeded people are listed by no page and kept by no file."""
         self._by_account: dict[str, Person] = {}
         self._by_id: dict[str, Person] = {}
         self._numbers = count(1)
-        for person in self.residents:
+        for person in self.defaults:
             self._add(person)
 
     def _add(self, person: Person) -> None:
@@ -111,7 +111,7 @@ class People:
         """That many new people. An id that somebody was renamed to is passed over."""
         newcomers: list[Person] = []
         while len(newcomers) < how_many:
-            person = _newcomer(next(self._numbers))
+            person = _seeded_person(next(self._numbers))
             if person.id not in self._by_id:
                 self._add(person)
                 newcomers.append(person)

@@ -32,7 +32,7 @@ class Wish:
     """When. The six months of the refresh tokens are counted from here."""
 
 
-def parse_wish(members: dict[str, Any], now: datetime) -> Wish:
+def parse_seed_request(members: dict[str, Any], now: datetime) -> Wish:
     """Understand the body of the call. By default people have agreed to everything, just now.
 
     Raises:

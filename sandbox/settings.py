@@ -100,7 +100,7 @@ def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
 
 def _somebody(value: Any, people: People) -> str | None:
     fits = value is None or (isinstance(value, str) and people.named(value))
-    return None if fits else f"null or one of {', '.join(person.id for person in people.residents)}"
+    return None if fits else f"null or one of {', '.join(person.id for person in people.defaults)}"
 
 
 def _boolean(value: Any) -> str | None:

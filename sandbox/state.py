@@ -9,7 +9,7 @@ from typing import Any
 
 from sandbox.authorization_request import Client
 from sandbox.clock import Clock
-from sandbox.faults import FaultBoard
+from sandbox.faults import FaultRegistry
 from sandbox.grants import Grants
 from sandbox.journal import Journal
 from sandbox.music import Music
@@ -24,7 +24,7 @@ class Sandbox:
         self.client = client
         self.lock = threading.RLock()
         self.clock = Clock()
-        self.faults = FaultBoard()
+        self.faults = FaultRegistry()
         self.journal = Journal()
         self._start_over()
 

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from sandbox.api.errors import ApiError
 from sandbox.context import sandbox
-from sandbox.fault_answers import challenge, error_members
+from sandbox.fault_responses import challenge, error_members
 from sandbox.grants import AccessToken
 from sandbox.people import Person
 

@@ -21,13 +21,13 @@ from sandbox.state import Sandbox
 def save(state: Sandbox, path: Path) -> None:
     """Write who agreed to what, with the tokens and the signed-in browsers, for the owner's eyes only."""
     with state.lock:
-        people = {person.account_id: person.id for person in state.people.residents}
+        people = {person.account_id: person.id for person in state.people.defaults}
         agreed, grants = state.grants.agreements, state.grants.all
         kept = {
             "people": people,
             "signed_in": {cookie: who for cookie, who in state.signed_in.items() if who in people},
             "agreed": {who: sorted(scopes) for who, scopes in agreed.items() if who in people},
-            "grants": [_as_plain(g) for g in grants if g.person is None or g.person in people],
+            "grants": [_grant_as_json(g) for g in grants if g.person is None or g.person in people],
         }
     beside = path.with_suffix(".new")
     beside.touch(mode=0o600)
@@ -46,7 +46,7 @@ def load(state: Sandbox, path: Path) -> None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         with state.lock:
-            state.grants = _as_grants(kept["grants"], kept["agreed"])
+            state.grants = _grants_from_json(kept["grants"], kept["agreed"])
             state.signed_in = dict(kept["signed_in"])
             for account_id, person_id in kept["people"].items():
                 state.people.rename(_known(state, account_id), person_id)
@@ -63,7 +63,7 @@ def _known(state: Sandbox, account_id: str) -> Person:
     return person
 
 
-def _as_plain(grant: Grant) -> dict[str, Any]:
+def _grant_as_json(grant: Grant) -> dict[str, Any]:
     return {
         "person": grant.person,
         "scopes": list(grant.scopes),
@@ -80,7 +80,7 @@ def _as_plain(grant: Grant) -> dict[str, Any]:
     }
 
 
-def _as_grants(kept: list[dict[str, Any]], agreed: dict[str, list[str]]) -> Grants:
+def _grants_from_json(kept: list[dict[str, Any]], agreed: dict[str, list[str]]) -> Grants:
     grants = Grants()
     grants.agreements = {person: set(scopes) for person, scopes in agreed.items()}
     for plain in kept:

@@ -12,24 +12,24 @@ from flask import Blueprint, Response, abort, make_response, render_template
 
 from sandbox.catalogue import ALBUMS, ARTISTS, Album, Artist, Playlist
 from sandbox.context import sandbox
-from sandbox.control import refuse_strangers
+from sandbox.control import require_loopback
 from sandbox.people import Person
 from sandbox.settings import MODES
 
-home = Blueprint("home", __name__)
+index = Blueprint("index", __name__)
 
 NEWEST_CALLS = 12
 
 
-@home.get("/")
-def show_home() -> Response:
-    refuse_strangers()
+@index.get("/")
+def show_index() -> Response:
+    require_loopback()
     state = sandbox()
     nonce = secrets.token_urlsafe(16)
     page = render_template(
-        "home.html",
-        people=state.people_as_json(state.people.residents),
-        seeded=len(state.people) - len(state.people.residents),
+        "index.html",
+        people=state.people_as_json(state.people.defaults),
+        seeded=len(state.people) - len(state.people.defaults),
         settings=state.settings,
         modes=MODES,
         calls=state.journal.newest(NEWEST_CALLS),
@@ -48,7 +48,7 @@ def show_home() -> Response:
     return response
 
 
-@home.get("/_sandbox/images/<kind>/<item_id>.svg")
+@index.get("/_sandbox/images/<kind>/<item_id>.svg")
 def show_image(kind: str, item_id: str) -> Response:
     """A picture drawn from the id alone, so that the same thing always looks the same."""
     letter = _letter(kind, item_id)

@@ -144,7 +144,7 @@ _API_ERRORS: dict[str, tuple[int, str, str]] = {
     # Since 2024 some commands are answered like this. The label is wrong: it is not JSON.
     "bare_word": (200, JSON, "q7RtZ0"),
 }
-ANSWERS = _OUTAGES | _SPOILT | _TOKEN_ERRORS | _API_ERRORS
+RESPONSES = _OUTAGES | _SPOILT | _TOKEN_ERRORS | _API_ERRORS
 
 _RATE_LIMITS: dict[str, tuple[int, str, str]] = {
     "text": (429, TEXT, "Too many requests"),
@@ -167,14 +167,14 @@ def challenge(error: str, description: str) -> str:
 
 
 def outage() -> Response:
-    return _answer(ANSWERS["google_502"])
+    return _answer(RESPONSES["google_502"])
 
 
-def spoilt(fault: Fault, answer: Response | None) -> Response:
+def faulty_response(fault: Fault, answer: Response | None) -> Response:
     """What the caller gets instead of `answer` (None: the call has had no effect)."""
     if fault.kind in ("close", "timeout"):
-        return Response(_dropped())
-    response = _spoilt(fault, answer)
+        return Response(_drop())
+    response = _make_response(fault, answer)
     if fault.retry_after is not None:
         response.headers["Retry-After"] = str(fault.retry_after)
     if fault.kind in _CHALLENGES:
@@ -182,7 +182,7 @@ def spoilt(fault: Fault, answer: Response | None) -> Response:
     return response
 
 
-def _spoilt(fault: Fault, answer: Response | None) -> Response:
+def _make_response(fault: Fault, answer: Response | None) -> Response:
     original = answer.get_data() if answer else b'{"access_token":"BQ-never-issued"}'
     match fault.kind:
         case "changed_members":
@@ -193,7 +193,7 @@ def _spoilt(fault: Fault, answer: Response | None) -> Response:
             return Response("", int(fault.kind[-3:]), {"Location": fault.location})
         case "drip":
             lasts = DRIP_S if fault.seconds is None else fault.seconds
-            return Response(_dripped(lasts, original), 200, content_type=JSON)
+            return Response(_drip(lasts, original), 200, content_type=JSON)
         case "huge_body":
             return Response(_huge(fault.bytes), 200, content_type=JSON)
         case "gzip_bomb":
@@ -204,7 +204,7 @@ def _spoilt(fault: Fault, answer: Response | None) -> Response:
             return Response(_cut(original), 200, length, content_type=JSON)
         case "truncated_json" if answer:
             return Response(original[: len(original) // 2], 200, content_type=JSON)
-    return _answer(ANSWERS[fault.kind])
+    return _answer(RESPONSES[fault.kind])
 
 
 def _answer(parts: tuple[int, str, str]) -> Response:
@@ -221,7 +221,7 @@ def _changed(original: bytes, members: dict[str, Any]) -> str:
     return _json({**value, **members} if isinstance(value, dict) else members)
 
 
-def _dropped() -> Iterator[bytes]:
+def _drop() -> Iterator[bytes]:
     """A body that fails before its first byte, upon which the server just closes the connection."""
     raise ConnectionAbortedError
     yield b""
@@ -232,7 +232,7 @@ def _cut(original: bytes) -> Iterator[bytes]:
     raise ConnectionAbortedError
 
 
-def _dripped(seconds: float, original: bytes) -> Iterator[bytes]:
+def _drip(seconds: float, original: bytes) -> Iterator[bytes]:
     """Blanks, one at a time, each soon enough that no read time-out strikes; then the answer."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
