@@ -1,6 +1,6 @@
-"""A Spotify to develop and test against: accounts service and Web API on one loopback port.
+"""A local Spotify for development and tests: the accounts service and the Web API on one loopback port.
 
-It is strict where Spotify is strict and wrong where Spotify is wrong. It holds everything in
-memory, knows only invented people and music, and refuses to run with APP_ENV=production.
-Start it with `python -m sandbox`; everything under `/_sandbox/` steers it.
+It enforces Spotify's rules and reproduces its quirks. People and music are invented, all state is in
+memory, and it refuses to run with APP_ENV=production. Start it with `python -m sandbox`, and control it
+through `/_sandbox/`.
 """

@@ -1,4 +1,4 @@
-"""`python -m sandbox`: start the sandbox Spotify in the foreground."""
+"""Run the sandbox Spotify in the foreground: `python -m sandbox`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from sandbox.authorization_request import Client
 from sandbox.persistence import load, save
 from sandbox.server import serve
 
-# The same three stand in the product's development configuration.
+# The same three values are in the product's development configuration.
 CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105 - opens nothing but this sandbox
 MOST_PORT = 65535
 REDIRECT_URI = "http://127.0.0.1:5000/api/spotify/authorize"
 
 _DESCRIPTION = """\
-A strict stand-in for Spotify's accounts service and Web API, with invented people and music.
-Everything is held in memory and gone when it ends, unless --keep names a file. Point an app at it with
+A strict substitute for Spotify's accounts service and Web API, with invented people and music.
+All state is in memory, unless --keep names a file. Point an app at it with
 SPOTIFY_ACCOUNTS_URL=http://HOST:PORT and SPOTIFY_API_URL=http://HOST:PORT/v1, then open
-http://HOST:PORT/ to see who lives there and to steer it."""
+http://HOST:PORT/ to see its people and to control it."""
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m sandbox",
         description=_DESCRIPTION,
@@ -52,12 +53,13 @@ def parse_arguments() -> argparse.Namespace:
         "--keep",
         type=Path,
         metavar="FILE",
-        help="keep grants and tokens (not those of seeded people) in this file from one run to the next",
+        help="save grants and tokens (not those of seeded people) in this file between runs",
     )
     return parser.parse_args()
 
 
 def main() -> int:
+    """Serve until a signal arrives. Return the exit status."""
     arguments = parse_arguments()
     if os.environ.get("APP_ENV") == "production":
         sys.stderr.write("The sandbox Spotify does not run with APP_ENV=production.\n")
@@ -80,7 +82,7 @@ def main() -> int:
     server = serve(app, listening)
 
     def end(_signal: int, _frame: FrameType | None) -> NoReturn:
-        """Leave at once: threads that hold a call for a fault are not waited for."""
+        """Exit at once, without waiting for threads that hold a call because of a fault."""
         if keep:
             save(state, keep)
         os._exit(0)
@@ -96,7 +98,7 @@ def main() -> int:
 
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > MOST_PORT:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""The WSGI application: every call is written down, meets its fault, and takes effect alone."""
+"""The WSGI application: logs each call, applies faults, and runs views one at a time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from sandbox.index import index
 from sandbox.state import Sandbox
 from sandbox.token import token
 
-# Enough for a playlist cover; more is nothing an app would send.
+# Enough for a playlist cover.
 MOST_BODY_BYTES = 1024 * 1024
-# No answer reaches the caller, so the journal has no status for it.
+# No response reaches the caller, so the journal has no status.
 _UNANSWERED = ("close", "timeout")
 
 
 class SandboxApp(Flask):
-    """Flask whose views run one at a time, so that they need no locks of their own."""
+    """Flask, with views serialized so that they need no locks."""
 
     def dispatch_request(self) -> ResponseReturnValue:
+        """Run the view while holding the sandbox's lock."""
         with sandbox().lock:
             return super().dispatch_request()
 
@@ -50,7 +51,7 @@ def create_app(client: Client) -> Flask:
 
 
 def _start_call() -> Response | None:
-    """Journal the call as it arrives, then let a fault answer in place of the view if one is due."""
+    """Record the call, then let a fault respond in place of the view if one is due."""
     g.fault = None
     if not is_journaled(request.path):
         return None
@@ -70,7 +71,7 @@ def _start_call() -> Response | None:
 
 
 def _finish_call(response: Response) -> Response:
-    """Spoil the answer if that is due, and write down how the call ended."""
+    """Apply the fault to the response if one is due, and record the outcome."""
     if "call" not in g:
         return response
     fault: Fault | None = g.fault
@@ -84,7 +85,7 @@ def _finish_call(response: Response) -> Response:
 
 
 def _hold_call(fault: Fault, answer: Response | None) -> Response | None:
-    """Hold the call if the fault says so. None: the call goes on as if nothing had been."""
+    """Hold the call if the fault says so. Return None if the call then proceeds normally."""
     if fault.kind in HOLDING:
         sandbox().faults.hold(fault)
     return None if fault.kind in ("park", "slow") else fault_responses.faulty_response(fault, answer)

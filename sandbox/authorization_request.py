@@ -1,4 +1,4 @@
-"""What an app asks for at /authorize, checked in Spotify's order."""
+"""Validation of requests to /authorize, in Spotify's order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class InvalidRequest(Exception):
-    """The request cannot be shown to a person; the text goes on an error page, never to the app."""
+    """The request cannot be shown to a person. The text goes on an error page, never to the app."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """The one app the sandbox knows, as its dashboard would have it."""
+    """The one app that the sandbox knows, as configured in Spotify's dashboard."""
 
     id: str
     secret: str
@@ -29,6 +29,8 @@ class Client:
 
 @dataclass(frozen=True)
 class AuthorizationRequest:
+    """A valid request to /authorize."""
+
     redirect_uri: str
     state: str | None
     scopes: tuple[str, ...]
@@ -36,18 +38,18 @@ class AuthorizationRequest:
     show_dialog: bool
 
     def answered(self, **answer: str) -> dict[str, str]:
-        """The parameters that go back to the app; `state` is among them if one was sent."""
+        """Return the parameters for the redirect to the app, with `state` if one was sent."""
         return answer if self.state is None else {**answer, "state": self.state}
 
 
 def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
-    """Check the query of /authorize.
+    """Validate the query of /authorize.
 
-    The texts with a prefix in capitals, and `Illegal scope`, are Spotify's; the others are by
-    analogy, since Spotify's wording is not known.
+    The texts with a prefix in capitals and `Illegal scope` are Spotify's. The others are modeled on them,
+    since Spotify's wording is not known.
 
     Raises:
-        InvalidRequest: with the text of the error page.
+        InvalidRequest: if the request is invalid, with the text for the error page.
     """
     for name in args:
         if len(args.getlist(name)) > 1:

@@ -1,4 +1,4 @@
-"""GET /authorize: the consent page, and the way back to the app."""
+"""GET /authorize: the consent page and the redirect to the app."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ COOKIE = "sandbox_spotify"
 
 @accounts.errorhandler(InvalidRequest)
 def show_refusal(error: InvalidRequest) -> tuple[str, int]:
+    """Show the error page."""
     return render_template("error.html", message=str(error)), 400
 
 
 @accounts.after_request
 def keep_private(response: Response) -> Response:
-    """Pages carry codes and states in their addresses, so nothing may keep or pass them on."""
+    """Forbid caching and referrers: URLs here contain codes and states."""
     response.headers["Cache-Control"] = "no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Content-Security-Policy"] = (
@@ -40,7 +41,7 @@ def keep_private(response: Response) -> Response:
 
 @accounts.get("/authorize")
 def ask() -> AnyResponse:
-    """Show the consent page, or send people back at once who have agreed to all of this before."""
+    """Show the consent page, or redirect at once if the person agreed to these scopes before."""
     state = sandbox()
     asked = authorization_request.parse(request.args, state.client)
     if state.settings.auto_consent is not None:
@@ -62,13 +63,13 @@ def _consent_page(asked: AuthorizationRequest, signed_in: Person | None) -> str:
         people=[signed_in] if signed_in else sandbox().people.defaults,
         scopes=[IN_WORDS[scope] for scope in asked.scopes],
         returns_to=asked.redirect_uri.partition("?")[0],
-        somebody_else=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
+        sign_in_url=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
     )
 
 
 @accounts.post("/authorize/consent")
 def answer() -> AnyResponse:
-    """The form of the consent page. The query is checked again: it has been in the browser."""
+    """Handle the consent form. The query is validated again, because it came from the browser."""
     state = sandbox()
     asked = authorization_request.parse(_query_of_form(), state.client)
     decision = request.form.get("decision")
@@ -88,7 +89,7 @@ def _query_of_form() -> MultiDict[str, str]:
 
 @accounts.get("/logout")
 def sign_out() -> AnyResponse:
-    """Forget this browser, then show the consent page again, and nothing else."""
+    """Sign this browser out and show the consent page again."""
     target = request.args.get("continue", "/")
     if not target.startswith("/authorize?"):
         target = "/"

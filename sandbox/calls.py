@@ -1,4 +1,4 @@
-"""What a call is: for the journal, and for the faults that may meet it."""
+"""Classification of calls, for the journal and for faults."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _ACCOUNTS_PATHS = ("/authorize", "/authorize/consent", "/logout", "/api/token")
 
 
 def is_journaled(path: str) -> bool:
-    """Whether the path belongs to one of Spotify's two hosts, and not to the sandbox itself."""
+    """Return whether the path belongs to one of Spotify's hosts rather than to the sandbox itself."""
     return path in _ACCOUNTS_PATHS or path == "/v1" or path.startswith("/v1/")
 
 
 def describe_call(state: Sandbox, request: Request) -> Call:
+    """Describe a request for the journal and for faults."""
     call = Call(
         method=request.method,
         path=request.path,
         query=without_secrets(request.query_string.decode("latin-1")),
-        # Almost all calls have the same ones, so that a long journal keeps each name once.
+        # Interned: almost all calls have the same headers, and a journal can be long.
         headers=sorted(sys.intern(name.lower()) for name, _ in request.headers),
         body_bytes=request.content_length or 0,
         targets=frozenset(_targets(request)),

@@ -1,7 +1,7 @@
-"""The music of the sandbox: invented artists, albums, tracks and playlists, and nothing else.
+"""The sandbox's music: invented artists, albums, tracks, and playlists.
 
-Ids are 22 base-62 characters as on Spotify. Everything here is fixed; what people do with it
-(playing, saving, new playlists) lives in `music`.
+Ids are 22 base-62 characters, as on Spotify. Everything here is constant; what people do with it (playing,
+saving, new playlists) is in `music`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ID_LENGTH = 22
 
 
 def base62_id(text: str) -> str:
-    """An id that is always the same for the same text, and looks like any other."""
+    """Return an id derived from the text. The same text always has the same id."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:20])
     digits = []
     for _ in range(ID_LENGTH):
@@ -26,6 +26,8 @@ def base62_id(text: str) -> str:
 
 @dataclass(frozen=True)
 class Artist:
+    """An artist."""
+
     id: str
     name: str
     followers: int
@@ -33,6 +35,8 @@ class Artist:
 
 @dataclass(frozen=True)
 class Track:
+    """A track."""
+
     id: str
     name: str
     album_id: str
@@ -45,6 +49,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Album:
+    """An album or single."""
+
     id: str
     name: str
     artist_id: str
@@ -55,7 +61,7 @@ class Album:
 
 @dataclass
 class Playlist:
-    """`owner` is an account id; entries may be None, as where a track was removed."""
+    """A playlist. `owner` is an account id; items are None where a track was removed."""
 
     id: str
     name: str
@@ -118,11 +124,12 @@ _fill()
 
 
 def album_named(name: str) -> Album:
+    """Return an album by name."""
     return ALBUMS[base62_id(f"album {name}")]
 
 
 def first_playlists() -> list[Playlist]:
-    """Fresh copies of the playlists everybody starts with. Owners are account ids."""
+    """Return fresh copies of the initial playlists. Owners are account ids."""
     ids = list(TRACKS)
     mira, jonas, aiko, post = "k7Zp2Qw9Lm", "c3Xv8Tn1Rb", "w5Hs6Yd4Pq", "n9Fj0Gc3Ua"
     lists: list[tuple[str, str, str | None, bool, bool, list[str | None], set[str]]] = [

@@ -1,4 +1,4 @@
-"""How views find the sandbox they belong to."""
+"""Access to the current app's sandbox."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ if TYPE_CHECKING:
 
 
 def sandbox() -> Sandbox:
+    """Return the state of the current app's sandbox."""
     return cast("Sandbox", current_app.extensions["sandbox"])

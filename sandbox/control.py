@@ -1,17 +1,17 @@
-"""`/_sandbox/`: switches, clock, people, faults and journal, for tests and for the page at `/`.
+"""`/_sandbox/`: settings, clock, people, faults, and journal, for tests and for the page at `/`.
 
-POST   reset                       as right after the start
-GET    settings                    the switches; PATCH changes some: see `settings.Settings`
+POST   reset                       restore the initial state
+GET    settings                    the settings; PATCH changes some: see `settings.Settings`
 GET    clock                       POST {"advance": s} or {"offset": s} moves it
-GET    people                      everybody
-POST   people/<id>/revoke          the person removes the app
+GET    people                      all people
+POST   people/<id>/revoke          remove the app on the person's behalf
 POST   people/<id>/rename          {"id": ...}
 POST   seed                        {"count": n}: n more people with tokens: see `seeding`
-POST   expire-access-tokens        none works any longer
+POST   expire-access-tokens        expire all access tokens
 GET    faults                      POST adds one: see `faults.Fault`; DELETE removes all
-POST   faults/release              held calls go on
-GET    journal                     ?after=<n>, path and grant_type pick calls; DELETE empties it
-GET    tokens                      every grant with its tokens, named by short ids
+POST   faults/release              release held calls
+GET    journal                     ?after=<n>, path and grant_type filter calls; DELETE clears it
+GET    tokens                      all grants with their tokens, named by short ids
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 @control.before_request
 def reject_cross_site_requests() -> None:
-    """No page of another site may steer the sandbox through a browser."""
+    """Keep pages of other sites from controlling the sandbox through a browser."""
     require_loopback()
     if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
         raise Forbidden
 
 
 def require_loopback() -> None:
-    """Loopback callers only.
+    """Allow loopback callers only.
 
-    The Host header is looked at as well: a name that was rebound to 127.0.0.1 is still a name.
+    The Host header is checked too: with DNS rebinding, a foreign name resolves to 127.0.0.1.
     """
     host = request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
     names_loopback = host == "localhost" or _is_loopback(host.strip("[]"))
@@ -65,6 +65,7 @@ def _is_loopback(address: str) -> bool:
 
 @control.errorhandler(BadRequestBody)
 def refuse(error: BadRequestBody) -> tuple[Response, int]:
+    """Return what is wrong with the body, as a 422."""
     body: dict[str, Any] = {"message": error.message}
     if error.allowed is not None:
         body["allowed"] = error.allowed
@@ -72,10 +73,10 @@ def refuse(error: BadRequestBody) -> tuple[Response, int]:
 
 
 def _members(allowed: list[str] | None = None) -> dict[str, Any]:
-    """The JSON object of the body.
+    """Return the JSON object in the body.
 
     Raises:
-        BadRequestBody: it is none, or has a member that is not allowed.
+        BadRequestBody: if it is not an object, or has a member that is not allowed.
     """
     try:
         body = request.get_json()
@@ -91,17 +92,20 @@ def _members(allowed: list[str] | None = None) -> dict[str, Any]:
 
 @control.post("/reset")
 def reset() -> tuple[str, int]:
+    """Restore the initial state."""
     sandbox().reset()
     return "", 204
 
 
 @control.get("/settings")
 def show_settings() -> Response:
+    """Return the settings."""
     return jsonify(sandbox().settings.as_json())
 
 
 @control.patch("/settings")
 def change_settings() -> Response:
+    """Change some settings."""
     state = sandbox()
     state.settings.patch(_members(), state.people)
     return show_settings()
@@ -109,6 +113,7 @@ def change_settings() -> Response:
 
 @control.post("/clock")
 def move_clock() -> Response:
+    """Move the clock."""
     members = _members(["advance", "offset"])
     if len(members) != 1:
         raise BadRequestBody("exactly one of advance and offset is needed", ["advance", "offset"])
@@ -122,12 +127,14 @@ def move_clock() -> Response:
 
 @control.get("/clock")
 def show_clock() -> Response:
+    """Return the clock's time and offset."""
     clock = sandbox().clock
     return jsonify(now=as_text(clock.now()), offset=clock.offset)
 
 
 @control.get("/people")
 def show_people() -> Response:
+    """Return all people."""
     state = sandbox()
     return jsonify(people=state.people_as_json(state.people))
 
@@ -141,12 +148,13 @@ def _person(person_id: str) -> Person:
 
 @control.post("/people/<person_id>/revoke")
 def revoke(person_id: str) -> Response:
-    """The person removes the app: refresh tokens end at once, access tokens live on."""
+    """Remove the app: refresh tokens end at once, access tokens stay valid until they expire."""
     return jsonify(revoked=sandbox().grants.revoke(_person(person_id).account_id))
 
 
 @control.post("/people/<person_id>/rename")
 def rename(person_id: str) -> Response:
+    """Give a person a new id."""
     new_id = _members(["id"]).get("id")
     if not isinstance(new_id, str):
         raise BadRequestBody("id must be a string", ["id"])
@@ -156,7 +164,7 @@ def rename(person_id: str) -> Response:
 
 @control.post("/seed")
 def seed_people() -> tuple[Response, int]:
-    """Many people who have agreed already, with their tokens as they are: the caller hands them out."""
+    """Create people who have already agreed. The response has their tokens in plain text, for the test."""
     state = sandbox()
     wish = parse_seed_request(_members(MEMBERS), state.clock.now())
     return jsonify(people=seed(state, wish)), 201
@@ -164,12 +172,14 @@ def seed_people() -> tuple[Response, int]:
 
 @control.post("/expire-access-tokens")
 def expire_access_tokens() -> Response:
+    """Expire all access tokens."""
     state = sandbox()
     return jsonify(expired=state.grants.end_access_tokens(state.clock.now()))
 
 
 @control.post("/faults")
 def add_fault() -> tuple[Response, int]:
+    """Add a fault."""
     fault = parse_fault(_members())
     sandbox().faults.add(fault)
     return show_faults(), 201
@@ -177,27 +187,29 @@ def add_fault() -> tuple[Response, int]:
 
 @control.get("/faults")
 def show_faults() -> Response:
+    """Return the faults."""
     return jsonify(sandbox().faults.as_json())
 
 
 @control.delete("/faults")
 def clear_faults() -> tuple[str, int]:
+    """Remove all faults and release held calls."""
     sandbox().faults.clear()
     return "", 204
 
 
 @control.post("/faults/release")
 def release() -> Response:
-    """Let every call go on that is parked or held now."""
+    """Release every held call."""
     return jsonify(released=sandbox().faults.release())
 
 
 @control.get("/journal")
 def show_journal() -> Response:
-    """All calls that are kept, or those that the query picks.
+    """Return all recorded calls, or those that the query selects.
 
-    `forgotten` is the number of the last call that is no longer kept. A call that was under way is
-    not shown again to somebody who asks for calls `after` it: read it anew to see how it ended.
+    `forgotten` is the number of the last call that was dropped. A call in progress is not returned again to
+    a caller who asks for calls `after` it: read it again to see how it ended.
     """
     query = _query(["after", "path", "grant_type"])
     after = query.pop("after", "0")
@@ -209,10 +221,10 @@ def show_journal() -> Response:
 
 
 def _query(allowed: list[str]) -> dict[str, str]:
-    """The parameters of the query.
+    """Return the parameters of the query.
 
     Raises:
-        BadRequestBody: one is not allowed, or given twice.
+        BadRequestBody: if one is unknown or repeated.
     """
     for name, values in request.args.lists():
         if name not in allowed:
@@ -224,12 +236,14 @@ def _query(allowed: list[str]) -> dict[str, str]:
 
 @control.delete("/journal")
 def clear_journal() -> tuple[str, int]:
+    """Clear the journal."""
     sandbox().journal.clear()
     return "", 204
 
 
 @control.get("/tokens")
 def show_tokens() -> Response:
+    """Return all grants with their tokens as short ids."""
     state = sandbox()
     now: datetime = state.clock.now()
     return jsonify(grants=state.grants.as_json(now, state.settings.rotation_grace_s, state.people))

@@ -1,4 +1,4 @@
-"""The answers of a Spotify that is unwell, word for word where the words are known."""
+"""Responses of a failing Spotify, verbatim where its wording is known."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _regular(status: int, message: str, reason: str | None = None) -> tuple[int,
 
 
 def error_members(status: int, message: str, reason: str | None = None) -> dict[str, object]:
-    """The inside of the Web API's regular error object."""
+    """Return the inside of the Web API's regular error object."""
     members: dict[str, object] = {"status": status, "message": message}
     return members if reason is None else {**members, "reason": reason}
 
@@ -141,7 +141,7 @@ _API_ERRORS: dict[str, tuple[int, str, str]] = {
     "device_not_found": _regular(404, "Device not found"),
     "not_found": _regular(404, "Resource not found"),
     "no_content": (204, JSON, ""),
-    # Since 2024 some commands are answered like this. The label is wrong: it is not JSON.
+    # Some commands respond like this since 2024. The content type is wrong: this is not JSON.
     "bare_word": (200, JSON, "q7RtZ0"),
 }
 RESPONSES = _OUTAGES | _SPOILT | _TOKEN_ERRORS | _API_ERRORS
@@ -162,16 +162,17 @@ _CHALLENGES = {
 
 
 def challenge(error: str, description: str) -> str:
-    """The value of www-authenticate as api.spotify.com sends it."""
+    """Return the WWW-Authenticate value that api.spotify.com sends."""
     return f'Bearer realm="spotify", error="{error}", error_description="{description}"'
 
 
 def outage() -> Response:
+    """Return the 502 of Google's load balancer in front of Spotify."""
     return _answer(RESPONSES["google_502"])
 
 
 def faulty_response(fault: Fault, answer: Response | None) -> Response:
-    """What the caller gets instead of `answer` (None: the call has had no effect)."""
+    """Return what the caller gets instead of `answer` (None if the call has had no effect)."""
     if fault.kind in ("close", "timeout"):
         return Response(_drop())
     response = _make_response(fault, answer)
@@ -213,7 +214,7 @@ def _answer(parts: tuple[int, str, str]) -> Response:
 
 
 def _changed(original: bytes, members: dict[str, Any]) -> str:
-    """The answer with other values for some members of its JSON object."""
+    """Return the response with other values for some members of its JSON object."""
     try:
         value = json.loads(original)
     except ValueError:
@@ -222,7 +223,7 @@ def _changed(original: bytes, members: dict[str, Any]) -> str:
 
 
 def _drop() -> Iterator[bytes]:
-    """A body that fails before its first byte, upon which the server just closes the connection."""
+    """Fail before the first byte of the body, which makes the server close the connection."""
     raise ConnectionAbortedError
     yield b""
 
@@ -233,7 +234,7 @@ def _cut(original: bytes) -> Iterator[bytes]:
 
 
 def _drip(seconds: float, original: bytes) -> Iterator[bytes]:
-    """Blanks, one at a time, each soon enough that no read time-out strikes; then the answer."""
+    """Yield spaces, slowly but never slowly enough for a read timeout; then the response."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         yield b" "

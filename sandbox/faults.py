@@ -1,4 +1,4 @@
-"""Faults that tests put in the way of coming calls."""
+"""Faults that tests inject into upcoming calls."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ MOST_BYTES = 1024 * 1024 * 1024
 
 @dataclass(eq=False)
 class Fault:
+    """A fault, and the calls that it applies to."""
+
     on: str
     kind: str
     times: int | None = 1
-    """How many calls it still meets; None: all until it is removed."""
+    """How many more calls it applies to; None: all, until it is removed."""
     after_effect: bool = False
-    """The call takes effect, and only its answer is lost or spoilt."""
+    """The call takes effect, and only its response is lost or damaged."""
     person: str | None = None
-    """Meet only calls of the person with this id."""
+    """Apply only to calls of the person with this id."""
     after_calls: int = 0
-    """How many calls it still lets pass before it meets one."""
+    """How many calls to skip first."""
     chance: float = 1
-    """With what probability it meets a call; those it spares do not count among `times`."""
+    """The probability of applying to a call. Skipped calls do not count toward `times`."""
     seed: int | None = None
-    """What `chance` is drawn from: the same seed meets the same ones of the same calls. Shown even if
-    none was given, so that a run can be repeated."""
+    """The seed of `chance`. It is shown even if none was given, so that a run can be repeated."""
     retry_after: int | None = None
-    """Value of the Retry-After header, for any kind that answers."""
+    """Value of the Retry-After header, for any kind that sends a response."""
     body: str = "json"
-    """The kind of body of `rate_limited`."""
+    """The body of `rate_limited`."""
     seconds: float | None = None
     """How long `park`, `slow` and `timeout` hold, and how long `drip` drips."""
     members: dict[str, Any] = field(default_factory=dict)
-    """What `changed_members` puts into the JSON object of the answer, over what is there."""
+    """What `changed_members` merges into the JSON object of the response."""
     location: str = "https://elsewhere.invalid/"
     """Where `redirect_302` and `redirect_307` point."""
     bytes: int = 64 * 1024 * 1024
     """Size of `huge_body` and `gzip_bomb`."""
     met: int = 0
-    """How many calls it has met so far; not to be set."""
+    """How many calls it has applied to so far. Read-only."""
     _random: Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Fault:
         self._random = Random(self.seed)
 
     def matches(self, call: Call) -> bool:
-        """Whether it meets this call. Asking counts: a call let pass is one less, and a number is drawn."""
+        """Return whether the fault applies to this call. Each check counts a call and draws a number."""
         if self.on not in call.targets or self.person not in (None, call.person):
             return False
         if self.after_calls:
@@ -71,6 +72,7 @@ class Fault:
         return self._random.random() < self.chance
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fault as the control API shows it."""
         return {name: value for name, value in vars(self).items() if name != "_random"}
 
 
@@ -103,7 +105,7 @@ def parse_fault(members: dict[str, Any]) -> Fault:
     """Build a fault from the body of a control call.
 
     Raises:
-        BadRequestBody: a member is missing, unknown, or has a value that makes no sense.
+        BadRequestBody: if a member is missing, unknown, or invalid.
     """
     for name, value in members.items():
         if name not in _CHECKS:
@@ -118,23 +120,24 @@ def parse_fault(members: dict[str, Any]) -> Fault:
 
 
 class FaultRegistry:
-    """The faults in force, oldest first, and the calls they hold."""
+    """The active faults, oldest first, and the calls that they hold."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
-        # Those that can still meet a call: spent ones stay on show, but no call has to pass them.
+        # Faults that can still apply. Used-up faults stay listed, but are no longer checked.
         self._ready: list[Fault] = []
         self._released = threading.Event()
         self._held = 0
 
     def add(self, fault: Fault) -> None:
+        """Add a fault."""
         with self._lock:
             self._faults.append(fault)
             self._ready.append(fault)
 
     def take(self, call: Call) -> Fault | None:
-        """The oldest fault that meets this call; it counts down."""
+        """Return the oldest fault that applies to this call, and count it down."""
         with self._lock:
             fault = next((fault for fault in self._ready if fault.matches(call)), None)
             if fault:
@@ -155,19 +158,20 @@ class FaultRegistry:
             self._held -= 1
 
     def release(self) -> int:
-        """Let every call go on that is held now, and say how many."""
+        """Release every held call. Return how many there were."""
         with self._lock:
             self._released.set()
             self._released = threading.Event()
             return self._held
 
     def clear(self) -> None:
-        """Remove all faults and let go of what they hold."""
+        """Remove all faults and release the calls that they hold."""
         with self._lock:
             self._faults.clear()
             self._ready.clear()
         self.release()
 
     def as_json(self) -> dict[str, Any]:
+        """Return the faults and the number of held calls."""
         with self._lock:
             return {"faults": [fault.as_json() for fault in self._faults], "held": self._held}

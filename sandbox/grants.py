@@ -1,4 +1,4 @@
-"""Codes, grants and tokens: what people have agreed to and what was handed out for it."""
+"""Codes, grants, and tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ CODE_LIFE = timedelta(minutes=10)
 
 
 def short_id(value: str) -> str:
-    """How a token or code is named wherever people may read it: 16 hex digits of its SHA-256."""
+    """Name a token or code by 16 hex digits of its SHA-256, wherever people may read it."""
     return hashlib.sha256(value.encode()).hexdigest()[:16]
 
 
 @dataclass
 class Code:
+    """An authorization code."""
+
     value: str
     person: str
     scopes: tuple[str, ...]
@@ -30,33 +32,37 @@ class Code:
     used: bool = False
 
     def expired(self, now: datetime) -> bool:
+        """Return whether the code is too old."""
         return now - self.issued_at > CODE_LIFE
 
 
 @dataclass
 class RefreshToken:
+    """A refresh token."""
+
     value: str
     grant: Grant
     replaced_at: datetime | None = None
 
     def aged(self, now: datetime) -> bool:
-        """Refreshing never moves this end: it is counted from the person's agreement."""
+        """Return whether six months have passed since consent. Refreshing does not extend this."""
         return now >= six_months_after(self.grant.authorized_at)
 
     def ended(self, now: datetime, grace_s: int) -> bool:
-        """Revoked with its grant, or replaced and no longer within the grace."""
-        # A clock that was set back behind the replacement must not bring the token back to life.
+        """Return whether the token was revoked, or replaced longer ago than the grace period."""
+        # Setting the clock back to before the replacement must not revive the token.
         return self.grant.revoked or (
             self.replaced_at is not None and max(0.0, (now - self.replaced_at).total_seconds()) >= grace_s
         )
 
     def live(self, now: datetime, grace_s: int) -> bool:
+        """Return whether the token works."""
         return not (self.ended(now, grace_s) or self.aged(now))
 
 
 @dataclass
 class AccessToken:
-    """It outlives a revocation of its grant, as on Spotify."""
+    """An access token. As on Spotify, it outlives a revocation of its grant."""
 
     value: str
     grant: Grant
@@ -64,26 +70,27 @@ class AccessToken:
     ended: bool = False
 
     def live(self, now: datetime) -> bool:
+        """Return whether the token works."""
         return not self.ended and now < self.expires_at
 
 
 @dataclass
 class Grant:
-    """One agreement of one person, or (without a person) one of the app with itself."""
+    """One consent of one person, or (without a person) a client-credentials grant."""
 
     number: int
     person: str | None
     scopes: tuple[str, ...]
     authorized_at: datetime
     public: bool
-    """Made without the client secret, so it may be refreshed without it."""
+    """Created without the client secret, so it can be refreshed without it."""
     revoked: bool = False
     refresh_tokens: list[RefreshToken] = field(default_factory=list)
     access_tokens: list[AccessToken] = field(default_factory=list)
 
 
 class Grants:
-    """All of them, found by token. The caller holds the sandbox's lock."""
+    """All grants, indexed by token. The caller holds the sandbox's lock."""
 
     def __init__(self) -> None:
         self.codes: dict[str, Code] = {}
@@ -94,13 +101,13 @@ class Grants:
         self.agreements: dict[str, set[str]] = {}
 
     def agreed(self, person: str, scopes: tuple[str, ...]) -> bool:
-        """Whether the person has already agreed to all of these scopes."""
+        """Return whether the person has already agreed to all of these scopes."""
         return person in self.agreements and self.agreements[person].issuperset(scopes)
 
     def issue_code(
         self, person: str, scopes: tuple[str, ...], redirect_uri: str, challenge: str | None, now: datetime
     ) -> Code:
-        """Write down that the person agrees, and hand out a code for it."""
+        """Record the person's consent and issue a code for it."""
         self.agreements.setdefault(person, set()).update(scopes)
         code = Code(f"AQ{secrets.token_urlsafe(150)}", person, scopes, redirect_uri, challenge, now)
         self.codes[code.value] = code
@@ -109,6 +116,7 @@ class Grants:
     def open(
         self, person: str | None, scopes: tuple[str, ...], authorized_at: datetime, public: bool
     ) -> Grant:
+        """Create a grant."""
         grant = Grant(len(self.all) + 1, person, scopes, authorized_at, public)
         self.all.append(grant)
         if person is not None:
@@ -116,25 +124,28 @@ class Grants:
         return grant
 
     def standing(self, person: str) -> int:
-        """How many of the person's grants are not revoked."""
+        """Return how many of the person's grants are not revoked."""
         return sum(not grant.revoked for grant in self._by_person.get(person, ()))
 
     def issue_refresh_token(self, grant: Grant) -> RefreshToken:
+        """Issue a refresh token for the grant."""
         token = RefreshToken(f"AQ{secrets.token_urlsafe(96)}", grant)
         grant.refresh_tokens.append(token)
         self.refresh_tokens[token.value] = token
         return token
 
     def issue_access_token(self, grant: Grant, expires_at: datetime) -> AccessToken:
+        """Issue an access token for the grant."""
         token = AccessToken(f"BQ{secrets.token_urlsafe(180)}", grant, expires_at)
         grant.access_tokens.append(token)
         self.access_tokens[token.value] = token
         return token
 
     def revoke(self, person: str) -> int:
-        """The person removes the app: codes and refresh tokens end, access tokens live on.
+        """Remove the app: codes and refresh tokens end, access tokens live on.
 
-        Returns the number of grants ended.
+        Returns:
+            The number of grants that ended.
         """
         self.agreements.pop(person, None)
         self.codes = {value: code for value, code in self.codes.items() if code.person != person}
@@ -144,14 +155,14 @@ class Grants:
         return len(ended)
 
     def end_access_tokens(self, now: datetime) -> int:
-        """End every access token that still works, and say how many."""
+        """End every access token that still works. Return how many there were."""
         live = [token for token in self.access_tokens.values() if token.live(now)]
         for token in live:
             token.ended = True
         return len(live)
 
     def as_json(self, now: datetime, grace_s: int, people: People) -> list[dict[str, Any]]:
-        """Every grant with its tokens as short ids."""
+        """Return every grant with its tokens as short ids."""
         return [
             {
                 "grant": grant.number,

@@ -1,4 +1,4 @@
-"""The page at `/` for whoever wants to look or steer by hand, and the drawn pictures."""
+"""The page at `/` for controlling the sandbox by hand, and the generated images."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ NEWEST_CALLS = 12
 
 @index.get("/")
 def show_index() -> Response:
+    """Show the control page."""
     require_loopback()
     state = sandbox()
     nonce = secrets.token_urlsafe(16)
@@ -50,7 +51,7 @@ def show_index() -> Response:
 
 @index.get("/_sandbox/images/<kind>/<item_id>.svg")
 def show_image(kind: str, item_id: str) -> Response:
-    """A picture drawn from the id alone, so that the same thing always looks the same."""
+    """Draw a picture from the id alone, so that an object always looks the same."""
     letter = _letter(kind, item_id)
     digest = hashlib.sha256(f"{kind} {item_id}".encode()).digest()
     one, two = (_colour(digest[n] / 256, lightness) for n, lightness in ((0, 0.52), (1, 0.3)))

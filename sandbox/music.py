@@ -1,4 +1,4 @@
-"""What people do with the music: their players, libraries and playlists."""
+"""Players, libraries, and playlists of all people."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ class Music:
         self.playlists: dict[str, Playlist] = {playlist.id: playlist for playlist in first_playlists()}
         self._players = _players(now)
         tracks = [f"spotify:track:{track}" for track in TRACKS]
-        # URIs in the order they were saved, newest first, with the time of saving.
+        # URIs with the time of saving, newest first.
         self._saved: dict[str, dict[str, int]] = {
             person: {uri: now - (n + 1) * 30 * HOUR_MS for n, uri in enumerate(tracks[start::3])}
             for start, person in enumerate(self._players)
         }
 
     def player_of(self, person: str) -> Player:
-        """The person's player. Seeded people get one when they first ask for it, as they may be many."""
+        """Return the person's player. Seeded people get one on first use, as there may be many."""
         if person not in self._players:
             phone = Device(base62_id(f"device {person}"), "Phone", "Smartphone", 50)
             self._players[person] = Player([phone], as_of_ms=self._clock.now_ms())
         return self._players[person]
 
     def saved_by(self, person: str) -> dict[str, int]:
-        """What the person saved, as URIs with times."""
+        """Return what the person saved, as URIs with times."""
         return self._saved.setdefault(person, {})
 
     def playlists_of(self, person: str) -> list[Playlist]:
-        """Owned and followed ones."""
+        """Return the playlists that the person owns or follows."""
         return [p for p in self.playlists.values() if p.owner == person or person in p.followers]
 
     def add_playlist(
         self, owner: str, name: str, description: str, *, public: bool, collaborative: bool
     ) -> Playlist:
+        """Create a playlist."""
         item_id = base62_id(secrets.token_hex(16))
         self.playlists[item_id] = Playlist(item_id, name, description, owner, public, collaborative, [])
         return self.playlists[item_id]
 
     def tracks_of(self, uri: str) -> list[str] | None:
-        """The ids of what plays when this album, playlist or artist is started; None: unknown."""
+        """Return the ids of the tracks of an album, playlist, or artist; None if it is unknown."""
         kind, _, item_id = uri.removeprefix("spotify:").partition(":")
         if kind == "album" and item_id in ALBUMS:
             return list(ALBUMS[item_id].track_ids)

@@ -1,4 +1,4 @@
-"""The people who live in the sandbox. All are invented."""
+"""The sandbox's people. All are invented."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ class Person:
 
     @property
     def name(self) -> str:
+        """The display name, or the id without one."""
         return self.display_name or self.id
 
     @property
     def premium(self) -> bool:
+        """Whether the account has Premium."""
         return self.product == "premium"
 
 
 def default_people() -> list[Person]:
-    """Fresh copies of all people, in the order the consent page shows them."""
+    """Return fresh copies of the default people, in the order of the consent page."""
     return [
         Person(
             "mira_t_42", "k7Zp2Qw9Lm", "Mira T.", "premium", "AT", "mira@example.com", 42, True,
@@ -67,11 +69,11 @@ def _seeded_person(number: int) -> Person:
 
 
 class People:
-    """All people, found by account id and by the id they have now, however many there are."""
+    """All people, by account id and by current id."""
 
     def __init__(self) -> None:
         self.defaults = default_people()
-        """Those who were here from the start. Seeded people are listed by no page and kept by no file."""
+        """The default people. Seeded people are neither listed on pages nor saved."""
         self._by_account: dict[str, Person] = {}
         self._by_id: dict[str, Person] = {}
         self._numbers = count(1)
@@ -89,26 +91,28 @@ class People:
         return len(self._by_account)
 
     def of_account(self, account_id: str | None) -> Person | None:
+        """Return the person with this account id."""
         return self._by_account.get(account_id or "")
 
     def named(self, person_id: str) -> Person | None:
-        """Whoever has this id now."""
+        """Return the person who has this id now."""
         return self._by_id.get(person_id)
 
     def id_of(self, account_id: str | None) -> str | None:
-        """The present id of an account."""
+        """Return the current id of an account."""
         person = self.of_account(account_id)
         return person.id if person else None
 
     def rename(self, person: Person, new_id: str) -> None:
-        # While a kept file is read, somebody else may already have taken the id over.
+        # While a file is loaded, another person may already have this id.
+        """Give a person a new id."""
         if self._by_id.get(person.id) is person:
             del self._by_id[person.id]
         person.id = new_id
         self._by_id[new_id] = person
 
     def seed(self, how_many: int) -> list[Person]:
-        """That many new people. An id that somebody was renamed to is passed over."""
+        """Create that many people, skipping ids that are in use."""
         newcomers: list[Person] = []
         while len(newcomers) < how_many:
             person = _seeded_person(next(self._numbers))

@@ -1,8 +1,7 @@
-"""Keeping what people have agreed to from one run to the next, in a file.
+"""Saving grants to a file between runs.
 
-An app under development keeps its refresh tokens; a Spotify that forgot them with every restart
-would look to it like one where everybody had removed the app. Seeded people belong to the test
-that made them, and are not kept.
+An app in development keeps its refresh tokens. If the sandbox forgot them on every restart, the app would see
+every connection as revoked. Seeded people belong to one test and are not saved.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sandbox.state import Sandbox
 
 
 def save(state: Sandbox, path: Path) -> None:
-    """Write who agreed to what, with the tokens and the signed-in browsers, for the owner's eyes only."""
+    """Write grants, tokens, and signed-in browsers to a file that only its owner can read."""
     with state.lock:
         people = {person.account_id: person.id for person in state.people.defaults}
         agreed, grants = state.grants.agreements, state.grants.all
@@ -32,14 +31,14 @@ def save(state: Sandbox, path: Path) -> None:
     beside = path.with_suffix(".new")
     beside.touch(mode=0o600)
     beside.write_text(json.dumps(kept), encoding="utf-8")
-    os.replace(beside, path)  # noqa: PTH105 - whole or not at all
+    os.replace(beside, path)  # noqa: PTH105 - atomic
 
 
 def load(state: Sandbox, path: Path) -> None:
-    """Take up what `save` wrote. Nothing there: nothing to take up.
+    """Restore what `save` wrote. Do nothing if the file does not exist.
 
     Raises:
-        ValueError: the file is not one of ours.
+        ValueError: if the file is not one of ours.
     """
     if not path.exists():
         return
@@ -88,7 +87,7 @@ def _grants_from_json(kept: list[dict[str, Any]], agreed: dict[str, list[str]]) 
         grant = grants.open(plain["person"], tuple(plain["scopes"]), began, plain["public"])
         grant.revoked = plain["revoked"]
         for one in plain["refresh_tokens"]:
-            # When it was replaced is not kept: a run starts without a grace, so it is over either way.
+            # The time of replacement is not saved: the grace period does not survive a restart.
             refresh = RefreshToken(one["value"], grant, began if one["replaced"] else None)
             grant.refresh_tokens.append(refresh)
             grants.refresh_tokens[refresh.value] = refresh

@@ -1,4 +1,4 @@
-"""A player that really plays: where it stands follows from the clock, never from a timer."""
+"""A player whose position follows from the clock, without a timer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from sandbox.catalogue import TRACKS
 
 MOST_HISTORY = 50
-# Further back than this, "previous" starts the track again.
+# After this position, "previous" restarts the track.
 RESTART_AFTER_MS = 3000
 
 
 @dataclass
 class Device:
+    """A device that can play."""
+
     id: str
     name: str
     kind: str
@@ -22,6 +24,8 @@ class Device:
 
 @dataclass
 class Play:
+    """A track that was played, and when."""
+
     track_id: str
     played_at_ms: int
     context: str | None
@@ -29,7 +33,7 @@ class Play:
 
 @dataclass
 class Player:
-    """One person's. Times are milliseconds of the sandbox clock; call `settle` before reading."""
+    """One person's player. Times are milliseconds of the sandbox clock; call `settle` before reading."""
 
     devices: list[Device]
     active: str | None = None
@@ -46,10 +50,11 @@ class Player:
     history: list[Play] = field(default_factory=list)
 
     def device(self, device_id: str) -> Device | None:
+        """Return a device by id."""
         return next((device for device in self.devices if device.id == device_id), None)
 
     def settle(self, now_ms: int) -> None:
-        """Bring the player to `now_ms`: tracks end, the next ones start."""
+        """Advance the player to `now_ms`, moving on to the next tracks as they end."""
         elapsed, self.as_of_ms = max(0, now_ms - self.as_of_ms), now_ms
         if not (self.is_playing and self.current):
             return
@@ -63,7 +68,7 @@ class Player:
                 self._go_on()
 
     def _skip_whole_rounds(self) -> None:
-        """Months may have passed: do not play each of the thousands of rounds in between."""
+        """Skip whole rounds through the context: after months there would be thousands to play."""
         if self.repeat == "track":
             self.progress_ms %= 2 * self._duration()
         elif self.repeat == "context" and self.tracks:
@@ -80,7 +85,7 @@ class Player:
             del self.history[MOST_HISTORY:]
 
     def _go_on(self) -> None:
-        """The queue comes first, then the context; at its end the player stops on its first track."""
+        """Play the queue, then the context. At its end, stop at its first track."""
         if self.queue:
             self.current = self.queue.pop(0)
             return
@@ -92,22 +97,25 @@ class Player:
         self.current = self.tracks[self.index] if self.tracks else None
 
     def start(self, tracks: list[str], index: int, context: str | None, position_ms: int = 0) -> None:
+        """Start playing a context."""
         self.tracks, self.index, self.context = tracks, index, context
         self.current = tracks[index]
         self.progress_ms, self.is_playing = position_ms, True
 
     def skip(self) -> None:
+        """Skip to the next track."""
         self._remember(self.as_of_ms)
         self.progress_ms = 0
         self.is_playing = True
         self._go_on()
 
     def back(self) -> None:
+        """Restart the track, or skip to the previous one."""
         if self.progress_ms <= RESTART_AFTER_MS and self.index > 0:
             self.index -= 1
         self.progress_ms, self.is_playing = 0, True
         self.current = self.tracks[self.index] if self.tracks else self.current
 
     def upcoming(self) -> list[str]:
-        """The queue, then the rest of the context; at most 20, as Spotify shows."""
+        """Return the queue, then the rest of the context: at most 20 tracks, as Spotify does."""
         return [*self.queue, *self.tracks[self.index + 1 :]][:20]

@@ -1,8 +1,8 @@
 """Spotify's rules for redirect URIs.
 
-https anywhere; http only with a loopback IP literal; `localhost` never; other schemes for native
-apps. A request must repeat a registered URI byte for byte. The one freedom: a loopback literal
-registered without a port may be asked for with any port.
+https everywhere; http only with a loopback IP literal; never `localhost`; other schemes for native apps.
+A request must repeat a registered URI exactly, with one exception: a loopback literal registered without
+a port matches any port.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LOOPBACK_LITERALS = ("127.0.0.1", "::1")
 
 
 def is_insecure(uri: str) -> bool:
-    """Whether Spotify refuses this URI whatever is registered."""
+    """Return whether Spotify rejects this URI even if it is registered."""
     parts = _split(uri)
     if parts is None:
         return False
@@ -23,6 +23,7 @@ def is_insecure(uri: str) -> bool:
 
 
 def is_registered(uri: str, registered: Iterable[str]) -> bool:
+    """Return whether a registered URI allows this one."""
     return any(uri == known or _differs_only_in_port(uri, known) for known in registered)
 
 
@@ -38,14 +39,14 @@ def _differs_only_in_port(uri: str, known: str) -> bool:
 
 
 def _after_host(parts: SplitResult) -> str:
-    """What follows the host in the authority: `:8080`, or nothing."""
+    """Return what follows the host in the authority: `:8080`, or nothing."""
     return (
         parts.netloc.rpartition("]")[2] if "]" in parts.netloc else parts.netloc[len(parts.hostname or "") :]
     )
 
 
 def _split(uri: str) -> SplitResult | None:
-    """The parts of a URI, or None where it is none."""
+    """Return the parts of a URI, or None if it is invalid."""
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018 - raises on a port that is no number
@@ -55,5 +56,5 @@ def _split(uri: str) -> SplitResult | None:
 
 
 def with_answer(uri: str, answer: dict[str, str]) -> str:
-    """The redirect URI with the answer added to whatever query it already has."""
+    """Return the redirect URI with the response parameters added to its query."""
     return f"{uri}{'&' if '?' in uri else '?'}{urlencode(answer)}"

@@ -1,7 +1,7 @@
-"""The scopes an ordinary app may ask for, and what they mean in words for the consent page.
+"""The scopes that an ordinary app may request, and their descriptions for the consent page.
 
-Retired scopes (`user-read-birthdate`) and partner-only ones are absent: asking for them is an
-illegal scope.
+Retired scopes (`user-read-birthdate`) and partner-only ones are missing: requesting one is an illegal
+scope.
 """
 
 from __future__ import annotations

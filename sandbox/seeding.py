@@ -1,8 +1,8 @@
-"""People by the thousand who have all agreed already, for tests of what many links do.
+"""Thousands of people who have already agreed, for tests with many connections.
 
-`POST /_sandbox/seed` makes them. Each has one grant, as if made with the client secret, and the
-answer carries raw tokens: a test puts them into the product's database itself. They can do whatever
-the others can, but no page lists them, and `--keep` does not keep them.
+`POST /_sandbox/seed` creates them. Each has one grant, as if made with the client secret, and the response
+contains raw tokens, which a test puts into the product's database itself. They can do whatever the others
+can, but no page lists them, and `--keep` does not save them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)
 
 @dataclass(frozen=True)
 class Wish:
+    """How many people to create, and with which tokens."""
+
     count: int
     scopes: tuple[str, ...]
-    """What each has agreed to; the setting `granted_scopes` applies to it as to any agreement."""
+    """What each person agreed to. The setting `granted_scopes` applies as usual."""
     authorized_at: datetime
-    """When. The six months of the refresh tokens are counted from here."""
+    """When they agreed: the start of the six months of the refresh tokens."""
 
 
 def parse_seed_request(members: dict[str, Any], now: datetime) -> Wish:
-    """Understand the body of the call. By default people have agreed to everything, just now.
+    """Parse the body. By default, people agreed to all scopes, just now.
 
     Raises:
-        BadRequestBody: a member is missing, or has a value that makes no sense.
+        BadRequestBody: if a member is missing or invalid.
     """
     count, scopes = members.get("count"), members.get("scopes", list(IN_WORDS))
     if not isinstance(count, int) or not is_whole(count, 1, MOST):
@@ -65,7 +67,7 @@ def _parsed(text: str) -> datetime | None:
 
 
 def seed(state: Sandbox, wish: Wish) -> list[dict[str, Any]]:
-    """Let new people move in, and return what each of them brings along."""
+    """Create people, and return the id and tokens of each."""
     scopes, life = state.settings.granted(wish.scopes), state.settings.expires_in
     expires_at = state.clock.now() + timedelta(seconds=life)
     return [

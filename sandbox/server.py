@@ -1,8 +1,7 @@
 """A small threaded HTTP/1.1 server that keeps connections open and logs nothing.
 
-Werkzeug's own handler ends every connection after one answer; apps that keep connections to
-Spotify open deserve to be tested with that. Nothing is logged because request lines carry codes
-and states.
+Werkzeug's handler closes every connection after one response, and apps that keep connections to Spotify
+open need to be tested with that. Nothing is logged, because request lines contain codes and states.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from typing import Any
 from flask import Flask
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-# Seconds an idle connection is kept.
+# Seconds.
 IDLE_S = 75
 MOST_BODY_BYTES = 8 * 1024 * 1024
 _WITHOUT_BODY = (204, 304)
 
 
 class Handler(WSGIRequestHandler):
-    """Answers one request after the other on a connection."""
+    """Handles one request after another on a connection."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
-    # Head and body leave in one packet, and none waits for the caller's acknowledgement.
+    # Send head and body in one packet, without waiting for acknowledgements.
     wbufsize = -1
     disable_nagle_algorithm = True
 
     def log(self, _type: str, _message: str, *_args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def run_wsgi(self) -> None:
-        """Answer one request, and keep the connection unless something went wrong with it."""
+        """Respond to one request, and keep the connection open unless something went wrong."""
         body = self._read_body()
         if body is None:
             self.close_connection = True
@@ -52,14 +51,14 @@ class Handler(WSGIRequestHandler):
                 if hasattr(chunks, "close"):
                     chunks.close()
         except ConnectionError:
-            # Either the caller has gone, or a fault wants the connection dropped.
+            # Either the caller is gone, or a fault drops the connection.
             self.close_connection = True
-        except Exception:  # noqa: BLE001 - the caller must not wait for an answer that never comes
+        except Exception:  # noqa: BLE001 - the caller must not wait for a response that never comes
             self.close_connection = True
             traceback.print_exc(file=sys.stderr)
 
     def _read_body(self) -> bytes | None:
-        """The whole body, so that the next request starts where it should; None: it was refused."""
+        """Read the whole body, so that the next request starts where it should; None if rejected."""
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers:
             self.send_error(411)
@@ -76,7 +75,7 @@ class Handler(WSGIRequestHandler):
 
 
 class _Answer:
-    """One answer on its way out. Its head waits for the first bytes of its body."""
+    """A response being sent. Its head waits for the first bytes of its body."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -87,7 +86,7 @@ class _Answer:
         self._status, self._headers = status, headers
 
     def send(self, chunks: Iterable[bytes]) -> None:
-        """Send head and body; a body without a length goes out in chunks as it comes."""
+        """Send head and body. A body without a length is sent in chunks as it arrives."""
         parts = iter(chunks)
         first = next(parts, b"")
         code, _, reason = self._status.partition(" ")
@@ -120,9 +119,9 @@ class _Answer:
 
 
 def serve(app: Flask, listening: socket.socket) -> BaseWSGIServer:
-    """A server on a socket that already listens, with a thread for every connection."""
+    """Return a server on a socket that already listens, with a thread for each connection."""
     host, port = listening.getsockname()[:2]
-    # Werkzeug takes its own copy of the descriptor.
+    # Werkzeug duplicates the descriptor.
     server = make_server(host, port, app, threaded=True, request_handler=Handler, fd=listening.fileno())
     listening.close()
     return server

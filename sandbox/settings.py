@@ -1,4 +1,4 @@
-"""The switches of the sandbox, and the one place that checks them."""
+"""The sandbox's settings and their validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LATENCY_MS = 60_000
 
 
 class BadRequestBody(Exception):
-    """A control call carries something the sandbox does not know. Answered 422."""
+    """A control call with something the sandbox does not know. Returned as a 422."""
 
     def __init__(self, message: str, allowed: list[str] | None = None) -> None:
         super().__init__(message)
@@ -26,44 +26,45 @@ class BadRequestBody(Exception):
 
 @dataclass
 class Settings:
-    """Everything that can be switched while the sandbox runs."""
+    """Everything that can be changed while the sandbox runs."""
 
     rotate: bool = False
-    """Each refresh hands out a new refresh token and ends the old one."""
+    """Whether each refresh issues a new refresh token and ends the old one."""
     rotation_grace_s: int = 0
-    """For so many seconds a refresh token that was replaced still works, each time for another new one."""
+    """For how many seconds a replaced refresh token still works. Each use issues another new one."""
     expires_in: int = 3600
-    """Life of new access tokens in seconds."""
+    """Lifetime of new access tokens, in seconds."""
     mode: str = "dev2026"
     """Field names and endpoints: of new development-mode apps, both old and new, or old only."""
     account_id: bool = True
-    """Whether GET /me carries `account_id`."""
+    """Whether GET /me includes `account_id`."""
     latency_ms: dict[str, int] = field(default_factory=lambda: {"token": 0, "api": 0})
-    """Added to every call, before it takes effect."""
+    """A delay added to every call before it takes effect."""
     unauthorized_wording: str = "new"
     """The 401 message: one text for all cases, or one text for each."""
     six_month_wording: str = "revoked"
-    """What a refresh token past its six months is told; both have been reported."""
+    """The error for a refresh token older than six months. Both have been reported."""
     granted_scopes: list[str] | None = None
-    """The only scopes that are ever granted, whatever is asked; None grants all."""
+    """The only scopes that are granted; None: whatever is requested."""
     auto_consent: str | None = None
-    """The id of a person who agrees at once, so that no page is shown."""
+    """The id of a person who agrees at once, without a consent page."""
     outage: bool = False
-    """Every call to either host answers 502 with the edge's HTML page."""
+    """Whether every call to either host fails with a 502 and an HTML page."""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the settings as JSON."""
         return asdict(self)
 
     def granted(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the scopes asked for that are granted."""
+        """Return which of the requested scopes are granted."""
         allowed = self.granted_scopes
         return tuple(scope for scope in asked if allowed is None or scope in allowed)
 
     def patch(self, changes: dict[str, Any], people: People) -> None:
-        """Take over all changes, or none.
+        """Apply all changes, or none.
 
         Raises:
-            BadRequestBody: a member is unknown or has a value that makes no sense.
+            BadRequestBody: if a member is unknown or invalid.
         """
         checks = _checks(people)
         for name, value in changes.items():
@@ -77,12 +78,12 @@ class Settings:
 
 
 def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
-    """Whether the value is an int (and no bool) within bounds."""
+    """Return whether the value is an int (not a bool) within bounds."""
     return type(value) is int and value >= least and (most is None or value <= most)
 
 
 def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
-    """For each setting a function that says what the value should have been, or None."""
+    """Return, for each setting, a function that returns what the value should have been, or None."""
     return {
         "rotate": _boolean,
         "rotation_grace_s": lambda v: None if is_whole(v) else "a whole number of seconds",
@@ -93,12 +94,12 @@ def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
         "unauthorized_wording": _one_of(UNAUTHORIZED_WORDINGS),
         "six_month_wording": _one_of(SIX_MONTH_WORDINGS),
         "granted_scopes": _scopes,
-        "auto_consent": lambda v: _somebody(v, people),
+        "auto_consent": lambda v: _check_person(v, people),
         "outage": _boolean,
     }
 
 
-def _somebody(value: Any, people: People) -> str | None:
+def _check_person(value: Any, people: People) -> str | None:
     fits = value is None or (isinstance(value, str) and people.named(value))
     return None if fits else f"null or one of {', '.join(person.id for person in people.defaults)}"
 

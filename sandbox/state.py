@@ -1,4 +1,4 @@
-"""Everything the sandbox knows, and how to forget it."""
+"""The state of the sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.settings import BadRequestBody, Settings
 
 
 class Sandbox:
-    """The state of one sandbox. Views run one at a time under `lock`; waiting happens outside it."""
+    """The state of one sandbox. Views run one at a time under `lock`; delays happen outside it."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -36,7 +36,7 @@ class Sandbox:
         self.music = Music(self.clock)
 
     def reset(self) -> None:
-        """Back to the state right after the start. Calls that are being held go on."""
+        """Restore the initial state. Held calls go on."""
         with self.lock:
             self.faults.clear()
             self.clock.set_offset(0)
@@ -44,6 +44,11 @@ class Sandbox:
             self._start_over()
 
     def rename(self, person: Person, new_id: str) -> None:
+        """Give a person a new id.
+
+        Raises:
+            BadRequestBody: if the id is empty, contains a slash, or is in use.
+        """
         if not new_id or "/" in new_id or self.people.named(new_id):
             raise BadRequestBody("id must be new, not empty, and without a slash")
         if self.settings.auto_consent == person.id:
@@ -51,15 +56,17 @@ class Sandbox:
         self.people.rename(person, new_id)
 
     def sign_in(self, person: Person) -> str:
-        """Remember a browser, by the value of its cookie."""
+        """Sign a browser in. Return the value of its cookie."""
         cookie = secrets.token_urlsafe(24)
         self.signed_in[cookie] = person.account_id
         return cookie
 
     def whose_browser(self, cookie: str | None) -> Person | None:
+        """Return the person who is signed in with this cookie."""
         return self.people.of_account(self.signed_in.get(cookie or ""))
 
     def people_as_json(self, people: Iterable[Person]) -> list[dict[str, Any]]:
+        """Return people as JSON, with the number of their grants."""
         return [
             {
                 "id": person.id,

@@ -1,6 +1,6 @@
-"""POST /api/token: codes and refresh tokens against access tokens.
+"""POST /api/token: exchanges codes and refresh tokens for access tokens.
 
-Every refusal is a 400 in the OAuth shape, that of the client included.
+Every error is a 400 in the OAuth format, including errors about the client.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 class TokenError(Exception):
-    """A refusal: OAuth's error code, and Spotify's description where it sends one."""
+    """An OAuth error: the code, and Spotify's description if it sends one."""
 
     def __init__(self, error: str, description: str | None = None) -> None:
         super().__init__(error)
@@ -36,12 +36,13 @@ class TokenError(Exception):
 
 @token.errorhandler(TokenError)
 def refuse(error: TokenError) -> tuple[Response, int]:
+    """Return the error in the OAuth format."""
     return jsonify(error.body), 400
 
 
 @token.after_request
 def add_headers(response: Response) -> Response:
-    """Spotify also sends cookies here, which a server had better not send back."""
+    """Set cookies, as Spotify does. A backend should not send them back."""
     response.headers["Cache-Control"] = "no-store"
     response.set_cookie("sp_tr", "false", max_age=86400, samesite="Lax")
     response.set_cookie("__Host-device_id", "sandbox", secure=True, httponly=True, samesite="Lax")
@@ -50,6 +51,7 @@ def add_headers(response: Response) -> Response:
 
 @token.post("/api/token")
 def give_token() -> Response:
+    """Issue an access token for a code, a refresh token, or client credentials."""
     grant_type = request.form.get("grant_type")
     if not grant_type:
         raise TokenError("unsupported_grant_type", "grant_type parameter is missing")
@@ -70,7 +72,10 @@ class _Credentials:
 
 
 def _authenticate_client() -> bool:
-    """Check who calls, by Basic or by the body. True: by the secret; False: by the id alone.
+    """Check the client's credentials, sent by Basic authentication or in the body.
+
+    Returns:
+        True if the client sent its secret, False if only its id.
 
     Raises:
         TokenError: `invalid_client`, as a 400.
@@ -126,7 +131,7 @@ def _exchange_code(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
 
 
 def _check_verifier(code: Code, with_secret: bool) -> None:
-    """PKCE: needed without the secret, and enforced with it wherever a challenge was sent."""
+    """Check PKCE: required without the secret, and enforced with it if a challenge was sent."""
     verifier = request.form.get("code_verifier")
     if code.challenge is None:
         if not with_secret:
@@ -154,10 +159,10 @@ def _refresh(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
         raise TokenError("invalid_grant", "Refresh token revoked")
     if held.aged(now):
         raise TokenError("invalid_grant", f"Refresh token {state.settings.six_month_wording}")
-    # Whoever comes with a replaced one has not got its successor, and is given another.
+    # A caller with a replaced token did not get its successor, so issue another one.
     rotates = state.settings.rotate or held.replaced_at is not None
     if rotates:
-        # The first replacement counts: using the grace does not lengthen it.
+        # The first replacement counts: using the grace period does not extend it.
         held.replaced_at = held.replaced_at or now
     return _tokens(state, held.grant, refreshable=rotates)
 
@@ -170,10 +175,10 @@ def _client_credentials(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
 
 
 def _tokens(state: Sandbox, grant: Grant, *, refreshable: bool) -> dict[str, Any]:
-    """Issue what is answered, with a new refresh token or without one.
+    """Issue the tokens of a response, with or without a new refresh token.
 
-    `scope` is left out where nothing was asked or granted. The journal is told here, since the
-    answer may yet be lost on its way.
+    `scope` is omitted if no scope was requested or granted. The journal is updated here, because the
+    response may still be lost.
     """
     call: Call = g.call
     life = state.settings.expires_in

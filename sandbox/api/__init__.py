@@ -1,4 +1,4 @@
-"""The Web API under /v1, as far as the sandbox has it."""
+"""The part of the Web API (`/v1`) that the sandbox implements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call what: bearer tokens, scopes, and the headers all answers share."""
+"""Access rules: bearer tokens, scopes, and the headers that all responses share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _ONE_WORDING = "Missing/invalid/expired access token"
 
 @api.errorhandler(ApiError)
 def refuse(error: ApiError) -> Response:
+    """Return the error as JSON, as the Web API does."""
     response = jsonify(error=error_members(error.status, error.message, error.reason))
     response.status_code = error.status
     if error.challenge:
@@ -33,7 +34,7 @@ def refuse(error: ApiError) -> Response:
 
 @api.after_request
 def add_headers(response: Response) -> Response:
-    """No ETag, no rate-limit headers, open to all origins."""
+    """Allow all origins and disable caching. There is no ETag and no rate-limit header."""
     response.headers["Cache-Control"] = "private, max-age=0"
     response.headers["Access-Control-Allow-Origin"] = "*"
     response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
@@ -43,7 +44,11 @@ def add_headers(response: Response) -> Response:
 
 @api.before_request
 def check_bearer() -> None:
-    """Every path needs a live access token, those that do not exist included."""
+    """Require a live access token on every path, including paths that do not exist.
+
+    Raises:
+        ApiError: 401, if the token is missing, unknown, or expired.
+    """
     if request.method == "OPTIONS":
         return
     header = request.headers.get("Authorization")
@@ -67,7 +72,7 @@ def _unauthorized(error: str, description: str) -> ApiError:
 
 
 def granted(*scopes: str) -> bool:
-    """Whether the caller's token carries at least one of the scopes."""
+    """Return whether the token has at least one of the scopes."""
     token: AccessToken = g.token
     return any(scope in token.grant.scopes for scope in scopes)
 
@@ -77,7 +82,7 @@ def needs(
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Declare that a view needs one of the scopes.
 
-    Reads of the player refuse with a 401 that no refresh will cure, everything else with a 403.
+    Without one, reads of the player return a 401 that no refresh can fix, and everything else a 403.
     """
 
     def decorate(view: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -99,10 +104,10 @@ def needs(
 
 
 def caller() -> Person:
-    """The person the token acts for.
+    """Return the person whom the token acts for.
 
     Raises:
-        ApiError: 401, the token came from client credentials and acts for nobody.
+        ApiError: 401, if the token came from client credentials.
     """
     token: AccessToken = g.token
     person = sandbox().people.of_account(token.grant.person)

@@ -1,4 +1,4 @@
-"""What comes in the bodies of writes."""
+"""Parsing of request bodies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sandbox.catalogue import TRACKS
 
 
 def json_object() -> dict[str, Any]:
-    """The JSON object of the body; an empty body counts as an empty one.
+    """Return the JSON object in the body. An empty body counts as `{}`.
 
     Raises:
-        ApiError: 400, it is something else.
+        ApiError: 400, if the body is anything else.
     """
     if not request.get_data():
         return {}
@@ -25,6 +25,11 @@ def json_object() -> dict[str, Any]:
 
 
 def text_member(body: dict[str, Any], name: str) -> str:
+    """Return a member of the body that must be a string.
+
+    Raises:
+        ApiError: 400, if it is missing or not a string.
+    """
     value = body.get(name, "")
     if not isinstance(value, str):
         raise ApiError(400, "Error parsing JSON.")
@@ -32,10 +37,10 @@ def text_member(body: dict[str, Any], name: str) -> str:
 
 
 def track_ids(uris: object, most: int) -> list[str]:
-    """The ids of a list of track URIs.
+    """Return the ids in a list of track URIs.
 
     Raises:
-        ApiError: 400, it is no such list, or is empty or too long.
+        ApiError: 400, if it is not such a list, or is empty or too long.
     """
     if not isinstance(uris, list) or not uris:
         raise ApiError(400, "No uris provided")

@@ -1,4 +1,4 @@
-"""The catalogue: single tracks, albums and artists, and search."""
+"""The catalogue: tracks, albums, artists, and search."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ SEARCH_TYPES = ("album", "artist", "playlist", "track", "show", "episode", "audi
 
 @api.get("/tracks/<item_id>")
 def show_track(item_id: str) -> Response:
+    """Return a track."""
     if item_id not in TRACKS:
         raise not_found()
     return jsonify(full_track(TRACKS[item_id]))
@@ -33,6 +34,7 @@ def show_track(item_id: str) -> Response:
 
 @api.get("/albums/<item_id>")
 def show_album(item_id: str) -> Response:
+    """Return an album."""
     if item_id not in ALBUMS:
         raise not_found()
     return jsonify(full_album(ALBUMS[item_id]))
@@ -40,6 +42,7 @@ def show_album(item_id: str) -> Response:
 
 @api.get("/albums/<item_id>/tracks")
 def show_album_tracks(item_id: str) -> Response:
+    """Return a page of an album's tracks."""
     if item_id not in ALBUMS:
         raise not_found()
     tracks = [simple_track(TRACKS[track]) for track in ALBUMS[item_id].track_ids]
@@ -48,6 +51,7 @@ def show_album_tracks(item_id: str) -> Response:
 
 @api.get("/artists/<item_id>")
 def show_artist(item_id: str) -> Response:
+    """Return an artist."""
     if item_id not in ARTISTS:
         raise not_found()
     return jsonify(full_artist(ARTISTS[item_id]))
@@ -55,6 +59,7 @@ def show_artist(item_id: str) -> Response:
 
 @api.get("/artists/<item_id>/albums")
 def show_artist_albums(item_id: str) -> Response:
+    """Return a page of an artist's albums."""
     if item_id not in ARTISTS:
         raise not_found()
     albums = [simple_album(album) for album in ALBUMS.values() if album.artist_id == item_id]
@@ -63,7 +68,7 @@ def show_artist_albums(item_id: str) -> Response:
 
 @api.get("/search")
 def search() -> Response:
-    """Find names that contain the query. Addresses of pages say `query=`, as Spotify's do."""
+    """Find names that contain the query. Page URLs say `query=`, as Spotify's do."""
     q = request.args.get("q", "")
     kinds = request.args.get("type", "").split(",")
     if not q:
@@ -82,7 +87,7 @@ def search() -> Response:
 
 
 def _found(kind: str, q: str) -> list[Any]:
-    """Matches of one kind. The first playlist is None, as Spotify's own ones are since 2024-11."""
+    """Return the matches of one kind. The first playlist is None, as on Spotify since 2024-11."""
     public = [p for p in sandbox().music.playlists.values() if p.public]
     searched: dict[str, tuple[list[Any], Callable[[Any], dict[str, Any]]]] = {
         "track": (list(TRACKS.values()), full_track),

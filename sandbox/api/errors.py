@@ -1,12 +1,12 @@
-"""The Web API's refusals."""
+"""Errors of the Web API."""
 
 from __future__ import annotations
 
 
 class ApiError(Exception):
-    """A refusal in the regular error shape.
+    """An error in the regular format.
 
-    `reason` is only sent by the player; `challenge` is the value of www-authenticate.
+    Only the player sends `reason`. `challenge` is the value of WWW-Authenticate.
     """
 
     def __init__(
@@ -20,15 +20,17 @@ class ApiError(Exception):
 
 
 class PlayerError(ApiError):
-    """A player command that cannot be done."""
+    """A player command that cannot be carried out."""
 
     def __init__(self, status: int, message: str, reason: str) -> None:
         super().__init__(status, f"Player command failed: {message}", reason)
 
 
 def not_found() -> ApiError:
+    """Return a 404."""
     return ApiError(404, "Resource not found")
 
 
 def forbidden() -> ApiError:
+    """Return a 403."""
     return ApiError(403, "Forbidden")

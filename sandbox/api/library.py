@@ -1,4 +1,4 @@
-"""Your Library, and what people listened to most."""
+"""Saved items and top items."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _saved() -> dict[str, int]:
 @api.get("/me/tracks")
 @needs("user-library-read")
 def show_saved_tracks() -> Response:
-    """Newest first; the key is `track` in all modes."""
+    """Return saved tracks, newest first. The member is named `track` in all modes."""
     saved = sorted(_saved().items(), key=lambda entry: -entry[1])
     tracks = [
         {
@@ -42,7 +42,7 @@ def show_saved_tracks() -> Response:
 @api.get("/me/top/<kind>")
 @needs("user-top-read")
 def show_top(kind: str) -> Response:
-    """The catalogue, turned a little for each range so that they differ."""
+    """Return the catalogue, rotated by time range so that the ranges differ."""
     time_range = request.args.get("time_range", "medium_term")
     if kind not in ("artists", "tracks"):
         raise not_found()
@@ -59,7 +59,7 @@ def show_top(kind: str) -> Response:
 
 
 def _uris() -> list[str]:
-    """The URIs of the query, which is where the library calls take them."""
+    """Return the URIs in the query, where the library endpoints expect them."""
     uris = request.args.get("uris", "").split(",")
     if len(uris) > MOST_URIS:
         raise ApiError(400, "Too many uris")
@@ -73,6 +73,7 @@ def _uris() -> list[str]:
 @api.put("/me/library")
 @needs("user-library-modify")
 def save() -> tuple[str, int]:
+    """Save items."""
     now = sandbox().clock.now_ms()
     _saved().update(dict.fromkeys(_uris(), now))
     return "", 200
@@ -81,6 +82,7 @@ def save() -> tuple[str, int]:
 @api.delete("/me/library")
 @needs("user-library-modify")
 def unsave() -> tuple[str, int]:
+    """Remove saved items."""
     for uri in _uris():
         _saved().pop(uri, None)
     return "", 200
@@ -89,4 +91,5 @@ def unsave() -> tuple[str, int]:
 @api.get("/me/library/contains")
 @needs("user-library-read", "user-follow-read", "playlist-read-private")
 def contains() -> Response:
+    """Return, for each URI, whether it is saved."""
     return jsonify([uri in _saved() for uri in _uris()])

@@ -1,8 +1,7 @@
-"""Ids, addresses and images in answers.
+"""Ids, links, and images in responses.
 
-`href` names the real API, as Spotify's answers do whatever host was asked: an app that follows it
-has to map it to the host it is configured with. Images come from the sandbox itself, so that
-pages show something without reaching for another host.
+`href` names the real API, as Spotify's responses do for any host: clients must map it to the host they
+are configured with. Images come from the sandbox, so pages work offline.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ OPEN = "https://open.spotify.com"
 
 
 def links(kind: str, item_id: str) -> dict[str, Any]:
-    """The members every object has: id, type, uri, href and external_urls."""
+    """Return the members that every object has: id, type, uri, href, and external_urls."""
     return {
         "id": item_id,
         "type": kind,
@@ -27,4 +26,5 @@ def links(kind: str, item_id: str) -> dict[str, Any]:
 
 
 def image_url(kind: str, item_id: str) -> str:
+    """Return the URL of a picture for an object."""
     return f"{request.host_url}_sandbox/images/{kind}/{item_id}.svg"

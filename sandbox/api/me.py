@@ -14,6 +14,7 @@ from sandbox.people import Person
 
 @api.get("/me")
 def show_me() -> Response:
+    """Return the profile of the current user."""
     person, settings = caller(), sandbox().settings
     profile: dict[str, Any] = {"account_id": person.account_id} if settings.account_id else {}
     profile |= {"display_name": person.display_name, "images": _images(person), **links("user", person.id)}
@@ -30,7 +31,7 @@ def _images(person: Person) -> list[dict[str, Any]]:
 
 
 def _former_members(person: Person) -> dict[str, Any]:
-    """What new development-mode apps are no longer told."""
+    """Return the members that new development-mode apps no longer get."""
     members: dict[str, Any] = {"followers": {"href": None, "total": person.followers}}
     if granted("user-read-private"):
         members |= {

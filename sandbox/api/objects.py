@@ -1,4 +1,4 @@
-"""The objects in answers: tracks, albums, artists, playlists, devices, contexts."""
+"""Objects in responses: tracks, albums, artists, playlists, devices, contexts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PRECISION = {4: "year", 7: "month", 10: "day"}
 
 
 def _former(**members: Any) -> dict[str, Any]:
-    """Members that new development-mode apps do not get."""
+    """Return the members, unless the app is a new development-mode app."""
     return {} if sandbox().settings.mode == "dev2026" else members
 
 
@@ -23,10 +23,12 @@ def _covers(kind: str, item_id: str, sizes: tuple[int, ...]) -> list[dict[str, A
 
 
 def simple_artist(artist: Artist) -> dict[str, Any]:
+    """Return a simplified artist."""
     return {"name": artist.name, **links("artist", artist.id)}
 
 
 def full_artist(artist: Artist) -> dict[str, Any]:
+    """Return a full artist."""
     return {
         **simple_artist(artist),
         "genres": [],
@@ -36,6 +38,7 @@ def full_artist(artist: Artist) -> dict[str, Any]:
 
 
 def simple_album(album: Album) -> dict[str, Any]:
+    """Return a simplified album."""
     return {
         "album_type": album.kind,
         "artists": [simple_artist(ARTISTS[album.artist_id])],
@@ -51,6 +54,7 @@ def simple_album(album: Album) -> dict[str, Any]:
 
 
 def full_album(album: Album) -> dict[str, Any]:
+    """Return a full album with its tracks."""
     tracks = [simple_track(TRACKS[item_id]) for item_id in album.track_ids]
     href = f"{API}/albums/{album.id}/tracks?offset=0&limit=50"
     page = {"href": href, "limit": 50, "next": None, "offset": 0, "previous": None, "total": len(tracks)}
@@ -65,6 +69,7 @@ def full_album(album: Album) -> dict[str, Any]:
 
 
 def simple_track(track: Track) -> dict[str, Any]:
+    """Return a simplified track."""
     return {
         "artists": [simple_artist(ARTISTS[track.artist_id])],
         "disc_number": 1,
@@ -81,6 +86,7 @@ def simple_track(track: Track) -> dict[str, Any]:
 
 
 def full_track(track: Track) -> dict[str, Any]:
+    """Return a full track with its album."""
     return {
         "album": simple_album(ALBUMS[track.album_id]),
         **simple_track(track),
@@ -90,13 +96,14 @@ def full_track(track: Track) -> dict[str, Any]:
 
 
 def user(account_id: str | None) -> dict[str, Any]:
-    """The owner of a playlist, who is named by `id` and never by `account_id`."""
+    """Return the owner of a playlist, named by `id` and never by `account_id`."""
     person = sandbox().people.of_account(account_id)
     item_id = person.id if person else "spotify"
     return {"display_name": person.display_name if person else "Spotify", **links("user", item_id)}
 
 
 def simple_playlist(playlist: Playlist) -> dict[str, Any]:
+    """Return a simplified playlist."""
     mode = sandbox().settings.mode
     total = len(playlist.track_ids)
     counts = {
@@ -119,10 +126,12 @@ def simple_playlist(playlist: Playlist) -> dict[str, Any]:
 
 
 def snapshot_id(playlist: Playlist) -> str:
+    """Return the id of a playlist's current version."""
     return f"AAAA{playlist.snapshot:04d}{playlist.id}=="
 
 
 def context(uri: str | None) -> dict[str, Any] | None:
+    """Return what a player is playing from; None if nothing."""
     if uri is None:
         return None
     kind, _, item_id = uri.removeprefix("spotify:").partition(":")
@@ -135,6 +144,7 @@ def context(uri: str | None) -> dict[str, Any] | None:
 
 
 def device(found: Device, active: str | None) -> dict[str, Any]:
+    """Return a device."""
     return {
         "id": found.id,
         "is_active": found.id == active,

@@ -1,4 +1,4 @@
-"""Pages, and the numbers in queries."""
+"""Paging, and numbers in queries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sandbox.api.links import API
 
 
 def number(name: str, default: int | None, least: int, most: int) -> int:
-    """A whole number from the query.
+    """Return a whole number from the query.
 
     Raises:
-        ApiError: 400 `Invalid <name>`.
+        ApiError: 400 `Invalid <name>`, if it is not a number or out of range.
     """
     text = request.args.get(name)
     if text is None and default is not None:
@@ -29,7 +29,7 @@ def number(name: str, default: int | None, least: int, most: int) -> int:
 def page(
     items: Sequence[Any], path: str, *, default: int = 20, most: int = 50, **query: str
 ) -> dict[str, Any]:
-    """The part of `items` that the query asks for, as a paging object."""
+    """Return the requested part of `items` as a paging object."""
     limit = number("limit", default, 1, most)
     offset = number("offset", 0, 0, 100_000)
 

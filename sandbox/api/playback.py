@@ -1,4 +1,4 @@
-"""Steering the player. All of it is for Premium, and answers 204."""
+"""Player commands. All need Premium and return 204."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAY_MS = 86_400_000
 
 
 def command(view: Callable[[Player], None]) -> Callable[[], tuple[str, int]]:
-    """A view for Premium users that works on the device asked for, or on the active one."""
+    """Make a view for Premium users that acts on the requested device, or on the active one."""
 
     @wraps(view)
     @needs("user-modify-playback-state")
@@ -53,6 +53,7 @@ def _restricted() -> PlayerError:
 @api.put("/me/player")
 @command
 def transfer(player: Player) -> None:
+    """Move playback to another device."""
     body = json_object()
     ids = body.get("device_ids")
     if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str):
@@ -65,6 +66,7 @@ def transfer(player: Player) -> None:
 @api.put("/me/player/play")
 @command
 def play(player: Player) -> None:
+    """Start or resume playback."""
     body = json_object()
     if "context_uri" in body or "uris" in body:
         _start(player, body)
@@ -85,7 +87,7 @@ def _start(player: Player, body: dict[str, Any]) -> None:
 
 
 def _offset(tracks: list[str], offset: object) -> int:
-    """Where in a context to start: at a position, or at a track's URI."""
+    """Return the index in a context at which to start, given as a position or a track URI."""
     if not isinstance(offset, dict):
         return 0
     if (wanted := str(offset.get("uri", "")).removeprefix("spotify:track:")) in tracks:
@@ -99,6 +101,7 @@ def _offset(tracks: list[str], offset: object) -> int:
 @api.put("/me/player/pause")
 @command
 def pause(player: Player) -> None:
+    """Pause playback."""
     if not player.is_playing:
         raise _restricted()
     player.is_playing = False
@@ -107,6 +110,7 @@ def pause(player: Player) -> None:
 @api.post("/me/player/next")
 @command
 def skip_next(player: Player) -> None:
+    """Skip to the next track."""
     if player.current is None:
         raise _restricted()
     player.skip()
@@ -115,6 +119,7 @@ def skip_next(player: Player) -> None:
 @api.post("/me/player/previous")
 @command
 def skip_previous(player: Player) -> None:
+    """Restart the track, or skip to the previous one."""
     if player.current is None:
         raise _restricted()
     player.back()
@@ -123,6 +128,7 @@ def skip_previous(player: Player) -> None:
 @api.put("/me/player/seek")
 @command
 def seek(player: Player) -> None:
+    """Move to a position in the track."""
     player.progress_ms = number("position_ms", None, 0, DAY_MS)
     player.settle(player.as_of_ms)
 
@@ -130,6 +136,7 @@ def seek(player: Player) -> None:
 @api.put("/me/player/volume")
 @command
 def set_volume(player: Player) -> None:
+    """Set the volume of the device."""
     percent = number("volume_percent", None, 0, 100)
     active = player.device(player.active or "")
     if active:
@@ -139,6 +146,7 @@ def set_volume(player: Player) -> None:
 @api.put("/me/player/shuffle")
 @command
 def set_shuffle(player: Player) -> None:
+    """Turn shuffle on or off."""
     state = request.args.get("state")
     if state not in ("true", "false"):
         raise ApiError(400, "Invalid state")
@@ -148,6 +156,7 @@ def set_shuffle(player: Player) -> None:
 @api.put("/me/player/repeat")
 @command
 def set_repeat(player: Player) -> None:
+    """Set the repeat mode."""
     state = request.args.get("state", "")
     if state not in ("track", "context", "off"):
         raise ApiError(400, "Invalid state")
@@ -157,6 +166,7 @@ def set_repeat(player: Player) -> None:
 @api.post("/me/player/queue")
 @command
 def add_to_queue(player: Player) -> None:
+    """Add a track to the queue."""
     item_id = request.args.get("uri", "").removeprefix("spotify:track:")
     if item_id not in TRACKS:
         raise ApiError(400, "Invalid track uri in payload")

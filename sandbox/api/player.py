@@ -1,4 +1,4 @@
-"""Looking at the player."""
+"""Reads of the player."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sandbox.player_state import MOST_HISTORY, Player
 
 
 def settled_player() -> Player:
-    """The caller's player as it stands at this moment of the sandbox clock."""
+    """Return the caller's player, updated to the sandbox's current time."""
     state = sandbox()
     player = state.music.player_of(caller().account_id)
     player.settle(state.clock.now_ms())
@@ -29,6 +29,7 @@ def settled_player() -> Player:
 @api.get("/me/player")
 @needs("user-read-playback-state", player_read=True)
 def show_player() -> Response:
+    """Return the playback state, or 204 if nothing is playing."""
     player = settled_player()
     active = player.device(player.active or "")
     if active is None:
@@ -47,6 +48,7 @@ def show_player() -> Response:
 @api.get("/me/player/currently-playing")
 @needs("user-read-currently-playing", "user-read-playback-state", player_read=True)
 def show_currently_playing() -> Response:
+    """Return the current track, or 204 if nothing is playing."""
     player = settled_player()
     if player.active is None:
         return make_response("", 204)
@@ -68,6 +70,7 @@ def _now_playing(player: Player) -> dict[str, Any]:
 @api.get("/me/player/devices")
 @needs("user-read-playback-state", player_read=True)
 def show_devices() -> Response:
+    """Return the person's devices."""
     player = settled_player()
     return jsonify(devices=[device(found, player.active) for found in player.devices])
 
@@ -75,6 +78,7 @@ def show_devices() -> Response:
 @api.get("/me/player/queue")
 @needs("user-read-currently-playing", "user-read-playback-state", player_read=True)
 def show_queue() -> Response:
+    """Return the current track and the queue."""
     player = settled_player()
     playing = player.current if player.active else None
     return jsonify(
@@ -86,7 +90,7 @@ def show_queue() -> Response:
 @api.get("/me/player/recently-played")
 @needs("user-read-recently-played")
 def show_recently_played() -> Response:
-    """Newest first. `before` and `after` are milliseconds, and exclude each other."""
+    """Return recently played tracks, newest first. `before` and `after` (ms) exclude each other."""
     limit = number("limit", 20, 1, MOST_HISTORY)
     if "before" in request.args and "after" in request.args:
         raise ApiError(400, "Only one of before and after may be given")

@@ -1,4 +1,4 @@
-"""Playlists: everybody's are listed, but only one's own can be looked into."""
+"""Playlists: all are listed, but only one's own can be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADDED_AT = "2026-05-02T09:00:00Z"
 @api.get("/me/playlists")
 @needs("playlist-read-private")
 def show_my_playlists() -> Response:
-    """The address of the page names the user, as Spotify's does."""
+    """Return the user's playlists. Page URLs name the user, as Spotify's do."""
     person = caller()
     mine = [
         simple_playlist(playlist)
@@ -35,6 +35,7 @@ def show_my_playlists() -> Response:
 @api.post("/me/playlists")
 @needs(*MODIFY)
 def create_playlist() -> tuple[Response, int]:
+    """Create a playlist."""
     body = json_object()
     public, collaborative = body.get("public", True), body.get("collaborative", False)
     if not isinstance(public, bool) or not isinstance(collaborative, bool):
@@ -61,7 +62,7 @@ def _playlist(item_id: str) -> Playlist:
 
 
 def _is_open(playlist: Playlist) -> bool:
-    """Whether the caller may see what is in it. Apps of before 2026 see into any."""
+    """Return whether the caller may see the items. Apps from before 2026 may see all."""
     person = caller().account_id
     shared = playlist.collaborative and person in playlist.followers
     return playlist.owner == person or shared or sandbox().settings.mode != "dev2026"
@@ -102,12 +103,14 @@ def _full(playlist: Playlist) -> dict[str, Any]:
 
 @api.get("/playlists/<item_id>")
 def show_playlist(item_id: str) -> Response:
+    """Return a playlist."""
     return jsonify(_full(_playlist(item_id)))
 
 
 @api.get("/playlists/<item_id>/items")
 @needs("playlist-read-private")
 def show_items(item_id: str) -> Response:
+    """Return a page of a playlist's items."""
     playlist = _playlist(item_id)
     if not _is_open(playlist):
         raise forbidden()
@@ -117,7 +120,7 @@ def show_items(item_id: str) -> Response:
 @api.get("/playlists/<item_id>/tracks")
 @needs("playlist-read-private")
 def show_tracks(item_id: str) -> Response:
-    """The old name, which only apps of before 2026 may still use."""
+    """Return a page of items under the old path, which only apps from before 2026 may use."""
     if sandbox().settings.mode == "dev2026":
         raise forbidden()
     return jsonify(page(_items(_playlist(item_id)), f"playlists/{item_id}/tracks", most=100))
@@ -137,6 +140,7 @@ def _changeable(item_id: str) -> Playlist:
 @api.post("/playlists/<item_id>/items")
 @needs(*MODIFY)
 def add_items(item_id: str) -> tuple[Response, int]:
+    """Add tracks to a playlist."""
     body = json_object()
     added = track_ids(body.get("uris"), MOST_ITEMS)
     playlist = _changeable(item_id)
@@ -150,7 +154,7 @@ def add_items(item_id: str) -> tuple[Response, int]:
 @api.put("/playlists/<item_id>/items")
 @needs(*MODIFY)
 def replace_items(item_id: str) -> Response:
-    """Replacing only; the sandbox does not reorder."""
+    """Replace all items. Reordering is not implemented."""
     tracks = track_ids(json_object().get("uris"), MOST_ITEMS)
     playlist = _changeable(item_id)
     playlist.track_ids[:] = tracks
@@ -160,6 +164,7 @@ def replace_items(item_id: str) -> Response:
 @api.delete("/playlists/<item_id>/items")
 @needs(*MODIFY)
 def remove_items(item_id: str) -> Response:
+    """Remove tracks from a playlist."""
     items = json_object().get("items")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ApiError(400, "Error parsing JSON.")
@@ -172,6 +177,7 @@ def remove_items(item_id: str) -> Response:
 @api.put("/playlists/<item_id>")
 @needs(*MODIFY)
 def change_playlist(item_id: str) -> tuple[str, int]:
+    """Change name, description, or visibility."""
     body = json_object()
     playlist = _changeable(item_id)
     playlist.name = text_member(body, "name") or playlist.name
@@ -183,7 +189,7 @@ def change_playlist(item_id: str) -> tuple[str, int]:
 @api.put("/playlists/<item_id>/images")
 @needs("ugc-image-upload")
 def change_cover(item_id: str) -> tuple[str, int]:
-    """Takes a cover and forgets it: the sandbox draws its own."""
+    """Accept a cover and discard it: the sandbox draws its own."""
     _changeable(item_id)
     if request.mimetype != "image/jpeg" or not request.get_data():
         raise ApiError(400, "Invalid image")

@@ -1,4 +1,4 @@
-"""Endpoints that are gone, and those that never were."""
+"""Endpoints that Spotify removed, and paths that never existed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PATTERNS = [(re.compile(paths.replace("*", "[^/]+")), methods) for paths, metho
 
 @api.route("/<path:path>", methods=METHODS)
 def other(path: str) -> NoReturn:
-    """Whatever no other view takes."""
+    """Reject every path that has no view."""
     for pattern, methods in _PATTERNS:
         if request.method in methods and pattern.fullmatch(path):
             raise forbidden()

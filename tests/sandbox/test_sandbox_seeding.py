@@ -109,7 +109,7 @@ def test_the_page_at_the_root_counts_them_without_listing_them(sandbox: SandboxC
     assert "seeded people" not in requests.get(sandbox.url, timeout=10).text
     sandbox.seed(2000)
     page = requests.get(sandbox.url, timeout=10).text
-    assert "And 2000 seeded people" in page
+    assert "Plus 2000 seeded people" in page
     assert page.count("/revoke") == 4
     assert "seed-0" not in page
 
