@@ -35,6 +35,7 @@ from app.user.routes import blueprint as user
 from app.web import access, csrf, docs, error_handlers, error_middleware, health, security_headers, sessions
 from app.web.api import MAX_BODY_BYTES, Api
 from app.web.client_address import ClientAddress
+from app.web.throttle import Throttle
 from config import Config
 
 
@@ -75,6 +76,7 @@ def create_app(config: Config) -> Flask:
         web_api=SpotifyWebApi(config, outbound, rate_limiter),
         rate_limiter=rate_limiter,
         web_api_bulkhead=bulkhead,
+        throttle=Throttle(store, config.secret_key),
         shared=SharedReads(store, bulkhead),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
         mailer=Mailer(config, emails.write),

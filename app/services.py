@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
     from app.spotify.clients.web_api import SpotifyWebApi
     from app.spotify.gateway.shared_reads import SharedReads
+    from app.web.throttle import Throttle
     from config import Config
 
 
@@ -41,6 +42,7 @@ class Services:
     rate_limiter: SpotifyRateLimiter
     web_api_bulkhead: Bulkhead
     shared: SharedReads  # of the Web API
+    throttle: Throttle
     refreshes: SingleFlight[Any]  # of tokens, by link
     mailer: Mailer
 

@@ -10,8 +10,9 @@ from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
 from app.models import User, normalization
+from app.services import services
 from app.spotify import connections
-from app.web import sessions, throttle
+from app.web import sessions
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,17 @@ def authenticate(login: str, password: str) -> User:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    with throttle.attempt(normalization.login_form(login)):
+    throttle, account = services().throttle, normalization.login_form(login)
+    throttle.attempt(account)
+    try:
         with reading() as db:
             found = lookup.by_login(db, login)
-        user, match = _with_password(found, password)
+        match = passwords.verify(found.password_hash if found else None, password)
+    except BaseException:
+        throttle.cancel(account)
+        raise
+    user = _require_match(found, match)
+    throttle.succeed(account)
     if match is passwords.Match.AS_TYPED or passwords.needs_rehash(user.password_hash):
         _rehash(user, password)
     return user
@@ -40,8 +48,15 @@ def confirm_password(user: User, password: str) -> None:
     Raises:
         InvalidCredentials, TooManyAttempts, ServiceUnavailable
     """
-    with throttle.attempt(user.username):
-        _with_password(user, password)
+    throttle = services().throttle
+    throttle.attempt(user.username)
+    try:
+        match = passwords.verify(user.password_hash, password)
+    except BaseException:
+        throttle.cancel(user.username)
+        raise
+    _require_match(user, match)
+    throttle.succeed(user.username)
 
 
 def require_recent_login(user: User, current_password: str | None) -> None:
@@ -60,7 +75,7 @@ def require_recent_login(user: User, current_password: str | None) -> None:
 def reset_attempts(user: User) -> None:
     """Forget failed guesses at the user's password, from this caller's address."""
     for login in (user.username, user.email):
-        throttle.reset(normalization.login_form(login))  # as `authenticate` counts them
+        services().throttle.reset(normalization.login_form(login))  # as `authenticate` counts them
 
 
 def start_session(user: User) -> None:
@@ -75,16 +90,16 @@ def start_session(user: User) -> None:
         connections.attach_to_session(connections.reference(link))
 
 
-def _with_password(user: User | None, password: str) -> tuple[User, passwords.Match]:
-    """Return the user, if there is one and it has this password. Does the same work if not.
+def _require_match(user: User | None, match: passwords.Match) -> User:
+    """Return the user if the password matches. A disabled account is treated like an unknown one.
 
-    A disabled account is treated like an unknown one.
+    Raises:
+        InvalidCredentials: the password does not match, or there is no such user.
     """
-    match = passwords.verify(user.password_hash if user else None, password)
     if user is None or user.disabled or match is passwords.Match.NONE:
         log.warning("wrong_password", extra={"account": user.id if user else None})
         raise InvalidCredentials
-    return user, match
+    return user
 
 
 def _rehash(user: User, password: str) -> None:

@@ -29,9 +29,10 @@ from app.spotify import connections
 from app.spotify.schemas import describe
 from app.user import account, email_change, notifications
 from app.user.schemas import UserOut
-from app.web import sessions, throttle
+from app.web import sessions
 from app.web.access import current_user, login_required, public, require_user
 from app.web.api import Blueprint
+from app.web.client_address import client_network
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
     address is theirs.
     """
     # First, because it fails without Redis: otherwise an account would exist although the response is 503.
-    throttle.hit("registrations", throttle.client_address(), most=REGISTRATIONS)
+    services().throttle.hit("registrations", client_network(), limit=REGISTRATIONS)
     link = None if current_user() else connections.current_connection()
     visitors_connection = (link.id, link.token.grant_id) if link is not None else None
     user = registration.create_account(**new, visitors_connection=visitors_connection)
@@ -114,7 +115,7 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
     """
     _require_mail()
     address = wanted["email"]
-    throttle.hit("mail-requests", throttle.client_address(), most=MAIL_REQUESTS)
+    services().throttle.hit("mail-requests", client_network(), limit=MAIL_REQUESTS)
     with reading() as db:
         user = lookup.by_email(db, address)
     log.info("password_reset_requested", extra={"account": user.id if user else None})

@@ -6,7 +6,6 @@ from app.errors import TooManyAttempts
 from app.infra.database import writing
 from app.models import MailKind, Purpose, User, normalization
 from app.services import services
-from app.web import throttle
 
 MAILS_AN_HOUR = 5
 
@@ -41,7 +40,8 @@ def count_mail(address: str, purpose: Purpose) -> None:
     Raises:
         TooManyAttempts
     """
-    throttle.hit("mails", f"{purpose} {normalization.address_form(address)}", most=MAILS_AN_HOUR)
+    key = f"{purpose} {normalization.address_form(address)}"
+    services().throttle.hit("mails", key, limit=MAILS_AN_HOUR)
 
 
 def mail_password_reset(address: str) -> None:

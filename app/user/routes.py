@@ -7,11 +7,12 @@ from app.auth.login import confirm_password, require_recent_login, reset_attempt
 from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
 from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
 from app.models import User, normalization
+from app.services import services
 from app.spotify import connections
 from app.user import account
 from app.user.export import everything_about
 from app.user.schemas import ExportOut, SessionsOut, UserOut
-from app.web import sessions, throttle
+from app.web import sessions
 from app.web.access import login_required, require_user
 from app.web.api import Blueprint
 
@@ -49,7 +50,7 @@ def change(wanted: dict[str, str]) -> User:
     is_new = email is not None and user.email not in normalization.spellings(email)
     cancels = email is not None and not is_new and user.pending_email is not None
     if username != user.username or is_new or cancels:
-        throttle.hit("profile-changes", str(user.id), most=PROFILE_CHANGES)
+        services().throttle.hit("profile-changes", str(user.id), limit=PROFILE_CHANGES)
     if is_new:
         confirm_password(user, wanted["current_password"])
     return account.change_profile(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask, request
 
-from app.web import throttle
+from app.web.client_address import client_network
 from tests.conftest import running_app
 from tests.helpers.flows import register
 
@@ -28,7 +28,7 @@ def address_of(app: Flask, forwarded: str | None, peer: str = PEER) -> tuple[str
         assert (
             client.get("/api/session", headers=headers, environ_base={"REMOTE_ADDR": peer}).status_code == 200
         )
-        return request.remote_addr, throttle.client_address()
+        return request.remote_addr, client_network()
 
 
 def test_address_is_read_in_every_spelling(behind_proxy: Flask) -> None:

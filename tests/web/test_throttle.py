@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.auth import passwords
-from app.web import throttle
+from app.web.client_address import client_network
 from tests.conftest import running_app
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
@@ -192,7 +192,7 @@ def test_a_household_is_one_address(app: Flask, one: str, other: str, same: bool
     seen = []
     for address in (one, other):
         with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
-            seen.append(throttle.client_address())
+            seen.append(client_network())
 
     assert (seen[0] == seen[1]) is same
 

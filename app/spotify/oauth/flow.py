@@ -35,8 +35,9 @@ from app.spotify.oauth import state as oauth_state
 from app.spotify.oauth.state import Authorization
 from app.spotify.tokens import breaker, service
 from app.spotify.tokens.refresh import GrantEnded
-from app.web import csrf, sessions, throttle
+from app.web import csrf, sessions
 from app.web.access import current_user
+from app.web.client_address import client_network
 from app.web.problems import problem_type
 
 log = logging.getLogger(__name__)
@@ -205,8 +206,9 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
     if services().web_api.is_away:
         raise SpotifyUnavailable
     database.read_db_now()  # raises while the database is away: the grant could not be stored
-    address = throttle.client_address()
-    throttle.hit("exchanges", address, most=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS)
+    services().throttle.hit(
+        "exchanges", client_network(), limit=EXCHANGES_OF_ONE_ADDRESS, seconds=EXCHANGES_SECONDS
+    )
     with services().accounts_bulkhead.exchanging():
         taken = oauth_state.consume(state, found)
         if taken is None:

@@ -25,7 +25,7 @@ from app.infra.redis_cipher import compare_and_set
 from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
-from app.web import sessions, throttle
+from app.web import sessions
 from app.web.session_data import VISIT_SECONDS
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def record_result(state: str, taken: Authorization, connection: ConnectionRef | 
         # One that failed is kept to its end, so that `current` does not use its state a second time.
         life = {"keepttl": True} if connection is None else {"ex": RESULT_SECONDS}
         services().redis.set(_key(state), _encode(state, ended), xx=True, **life)
-        throttle.release(taken.room, _key(state), taken.session, succeeded=connection is not None)
+        services().throttle.release(taken.room, _key(state), taken.session, succeeded=connection is not None)
     except redis.RedisError as error:
         # What was connected stays connected; only an equal callback has to ask again.
         log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
@@ -158,12 +158,12 @@ def verifier(state: str, authorization: Authorization) -> str:
 def _begin(state: str, user_id: int | None) -> Authorization:
     """Start an authorization with this state, or find the one that was started at the same moment."""
     key, binding = _key(state), sessions.session_key()
-    room = throttle.reserve(
+    room = services().throttle.reserve(
         "authorizations",
         key,
         binding,
-        most=OF_ONE_ADDRESS,
-        most_each=OF_ONE_SESSION,
+        limit=OF_ONE_ADDRESS,
+        limit_per_caller=OF_ONE_SESSION,
         seconds=TTL_SECONDS,
     )
     sealed = services().token_cipher.encrypt(secrets.token_urlsafe(32), "verifier", key)
