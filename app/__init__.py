@@ -26,6 +26,7 @@ from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
+from app.spotify.clients.metrics import RateLimitCollector
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.gateway.shared_reads import SharedReads
@@ -107,6 +108,6 @@ def create_app(config: Config) -> Flask:
     for blueprint in (auth, user, spotify):
         api.register_blueprint(blueprint)
     docs.init_app(app, api)
-    health.init_app(app)
+    health.init_app(app, store, [RateLimitCollector(rate_limiter)])
     cli.init_app(app)
     return app

@@ -17,7 +17,7 @@ from typing import IO
 PREFIX = "backline-metrics-"
 # Held by the arbiter for as long as it lives. A worker that was forked from it does not hold it.
 OWNER = "owner.lock"
-# Held while files are merged, and by `app/spotify/clients/metrics.py` while it reads them.
+# Held while files are merged, and by `app/infra/metrics.py` while it reads them.
 MERGING = "merge.lock"
 MERGE_SECONDS = 0.2
 

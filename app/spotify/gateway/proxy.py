@@ -22,10 +22,10 @@ from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
 from app.resilience.bulkhead import BulkheadFull
 from app.services import services
-from app.spotify.clients import metrics
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.web_api import CALL_SECONDS, WebApiTransportError
+from app.spotify.gateway import metrics
 from app.spotify.gateway.cache import MAX_TTL_SECONDS
 from app.spotify.gateway.shared_reads import Fetch, SharedResponse
 from app.spotify.tokens import service
