@@ -16,7 +16,7 @@ from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import connections
 from app.spotify.gateway.shared_reads import SharedReads
-from app.spotify.oauth import state
+from app.spotify.oauth import state as oauth_state
 from app.web import session_index
 from tests.conftest import running_app
 from tests.helpers import stored_sessions
@@ -170,16 +170,16 @@ def test_equal_callback_joins_its_own_grant_only(
     """The owner consents again after the first callback has ended and before the second looks."""
     register(owner := new_client(), "ada")
     callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
-    wait_for_result = state.wait_for_result
+    wait_for_result = oauth_state.wait_for_result
 
     def wait_longer(*arguments: Any) -> Any:
         result = wait_for_result(*arguments)
         meanwhile(connect, owner, sandbox)
         return result
 
-    monkeypatch.setattr(state, "wait_for_result", wait_longer)
+    monkeypatch.setattr(oauth_state, "wait_for_result", wait_longer)
     opened, go_on = threading.Event(), threading.Event()
-    find = state.find
+    find = oauth_state.find
 
     def find_late(state: str, user_id: int | None) -> Any:
         """Let the tab open its session, as a second click does, before the first callback replaces it."""
@@ -189,7 +189,7 @@ def test_equal_callback_joins_its_own_grant_only(
             assert go_on.wait(30)
         return found
 
-    monkeypatch.setattr(state, "find", find_late)
+    monkeypatch.setattr(oauth_state, "find", find_late)
     answers = []
     late = threading.Thread(target=lambda: answers.append(come_back(tab, callback)))
     late.start()

@@ -15,7 +15,7 @@ from app.infra.database import reading, writing
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
-from app.spotify.oauth import state
+from app.spotify.oauth import state as oauth_state
 from app.spotify.tokens import maintenance
 from app.web.session_index import MAX_SESSIONS
 from tests.helpers.flows import first_visit, login, register
@@ -73,10 +73,10 @@ def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: red
     first_visit(client)
     [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
     later = redis_time(store) * 1000
-    store.zadd(unfinished, {f"one-{number}": later for number in range(state.OF_ONE_ADDRESS)})
+    store.zadd(unfinished, {f"one-{number}": later for number in range(oauth_state.OF_ONE_ADDRESS)})
     each = unfinished + b"-each"
     [binding] = store.hkeys(each)
-    store.hset(each, binding, state.OF_ONE_SESSION)
+    store.hset(each, binding, oauth_state.OF_ONE_SESSION)
     store.pexpire(each, TEN_DAYS)
 
     first_visit(client)

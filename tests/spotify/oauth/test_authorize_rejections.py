@@ -14,7 +14,8 @@ from werkzeug.test import TestResponse
 
 from app.infra.database import writing
 from app.models import AccessToken, GrantState
-from app.spotify.oauth import flow, state
+from app.spotify.oauth import flow
+from app.spotify.oauth import state as oauth_state
 from config import Config
 from tests.conftest import SPA_ORIGIN
 from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
@@ -350,8 +351,8 @@ def test_one_session_may_have_thirty_authorizations_open(client: FlaskClient, sa
 def test_one_address_may_have_hundreds_of_authorizations_unfinished(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert state.OF_ONE_ADDRESS == 600
-    monkeypatch.setattr(state, "OF_ONE_ADDRESS", 4)
+    assert oauth_state.OF_ONE_ADDRESS == 600
+    monkeypatch.setattr(oauth_state, "OF_ONE_ADDRESS", 4)
     visitors = [from_address(new_client(), f"2001:db8:1:2::{number}") for number in range(4)]
     urls = [first_visit(visitor) for visitor in visitors]
     late = from_address(new_client(), "2001:db8:1:2:ffff::1")  # of the same household
@@ -371,7 +372,7 @@ def test_one_address_may_have_hundreds_of_authorizations_unfinished(
 def test_a_hundred_starts_at_once_are_counted(
     app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "OF_ONE_ADDRESS", 50)
+    monkeypatch.setattr(oauth_state, "OF_ONE_ADDRESS", 50)
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda _: app.test_client().get("/api/spotify/authorize").status_code, range(100))
 
@@ -397,7 +398,7 @@ def test_exchanges_are_counted_by_address_and_keep_their_state(
 def test_a_page_that_polls_gets_one_url_and_another_once_it_is_used(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "_SAME_URL_SECONDS", 10**9)  # no new period begins meanwhile
+    monkeypatch.setattr(oauth_state, "_SAME_URL_SECONDS", 10**9)  # no new period begins meanwhile
     register(client)
     connect(client, sandbox)
     with app.app_context(), writing() as db:
