@@ -45,10 +45,9 @@ def current_connection() -> SpotifyUser | None:
     return found
 
 
-def reload_current() -> SpotifyUser | None:
-    """The same, read again."""
+def invalidate_current() -> None:
+    """Forget what `current_connection` has read, because it has changed."""
     g.pop("link", None)
-    return current_connection()
 
 
 def owned_by(user_id: int) -> SpotifyUser | None:
@@ -80,14 +79,14 @@ def attach_to_session(connection: ConnectionRef) -> None:
     session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
     if session.get("user_id") is None:
         sessions.note_client()  # the connection's owner sees the session
-    g.pop("link", None)
+    invalidate_current()
 
 
 def detach_from_session() -> None:
     """Take the connection out of this session."""
     if session.get("spotify_user_id") is not None:
         session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
-    g.pop("link", None)
+    invalidate_current()
 
 
 def _find_connection() -> SpotifyUser | None:

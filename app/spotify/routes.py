@@ -33,11 +33,11 @@ from app.spotify import connections
 from app.spotify.gateway import proxy
 from app.spotify.gateway.request import read_call
 from app.spotify.oauth import flow, state
-from app.spotify.oauth.flow import AuthorizationRequired, Callback
+from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
-from app.web import sessions
+from app.web import csrf, sessions
 from app.web.access import current_user, public
 from app.web.api import Blueprint
 from app.web.error_handlers import known_error
@@ -81,35 +81,26 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
     CrossSiteRequest,
     TooManyAttempts,
 )
-def authorize(query: dict[str, Any]) -> dict[str, Any] | Response:
+def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
     """Connect Spotify, or come back from there
 
     Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
     person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
     Only the app may start this, and not a link on another site.
     """
-    by_browser = _is_navigation()
     try:
-        _refuse_preview()
-        sessions.require_readable()
-        visit = flow.authorize(_callback(), again=query.get("reauthorize", False))
+        return _authorize(query)
     except Exception as error:
         known = known_error(error)
-        if _is_callback():
-            flow.note_refusal(known)
-        if not by_browser or isinstance(known, CrossSiteRequest | _NotForPreviews):
+        if query.is_callback:
+            _log_rejection(known)
+        if not _is_navigation() or isinstance(known, CrossSiteRequest | _NotForPreviews):
             raise
         _log_failure(error)
-        # A person is looking at this: the SPA can say what went wrong, a page of JSON cannot.
-        return _back_to_frontend(known)
-    if isinstance(visit, AuthorizationRequired):
-        if by_browser:
-            return redirect(visit.authorize_url, HTTPStatus.FOUND)
-        reason = {"reason": "reauthorization_required"} if visit.grant_ended else {}
-        return {"status": "authorization_required", "authorize_url": visit.authorize_url, **reason}
-    if by_browser:
-        return _back_to_frontend(None)
-    return {"status": "connected", "spotify": describe(visit.link)}
+        # A person is looking at this: the app can explain what went wrong, a page of JSON cannot.
+        return _redirect_to_frontend(
+            "denied" if isinstance(known, SpotifyAccessDenied) else f"error-{_slug(known)}"
+        )
 
 
 @blueprint.get("/api/spotify")
@@ -223,8 +214,28 @@ def _asking_to_connect_again() -> Iterator[None]:
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 
+def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
+    _reject_preview(query)
+    sessions.require_readable()
+    if query.repeated:
+        raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
+    result = flow.authorize(query)
+    if isinstance(result, AuthorizationRequired):
+        csrf.require_same_site_start()
+        url = flow.start()
+        if _is_navigation():
+            return redirect(url, HTTPStatus.FOUND)
+        reason = {"reason": "reauthorization_required"} if result.grant_ended else {}
+        return {"status": "authorization_required", "authorize_url": url, **reason}
+    if result.callback_ignored:
+        _log_rejection(SpotifyStateMismatch())
+    if _is_navigation():
+        return _redirect_to_frontend("connected")
+    return {"status": "connected", "spotify": describe(result.spotify_user)}
+
+
 def _is_navigation() -> bool:
-    """Whether a browser is loading a page, rather than a program asking for JSON."""
+    """Return whether a browser is loading a page, rather than a program asking for JSON."""
     best = request.accept_mimetypes.best_match(["application/json", "text/html"], default="application/json")
     return best == "text/html"
 
@@ -235,35 +246,21 @@ class _NotForPreviews(ServiceUnavailable):
     detail = "This request was a prefetch or a HEAD, which changes nothing here. Send a GET."
 
 
-def _refuse_preview() -> None:
-    """Let nothing be started or used up by a request that a person did not make.
+def _reject_preview(query: AuthorizeRequest) -> None:
+    """Prevent a request that no person made from starting or using up an authorization.
 
-    Browsers mark what they fetch ahead of a click (https://wicg.github.io/nav-speculation/prefetch.html).
+    Browsers mark what they fetch before a click (https://wicg.github.io/nav-speculation/prefetch.html).
 
     Raises:
-        _NotForPreviews
+        _NotForPreviews: the request is a prefetch or preview, or a HEAD with a callback.
     """
     purposes = " ".join(request.headers.get(name, "") for name in _PURPOSE_HEADERS).lower()
-    if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and _is_callback()):
+    if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and query.is_callback):
         raise _NotForPreviews
 
 
-def _is_callback() -> bool:
-    """Whether Spotify has sent the person here, or somebody who pretends so."""
-    return any(value for name in ("code", "error") for value in request.args.getlist(name))
-
-
-def _callback() -> Callback | None:
-    """What Spotify sent back, if anything; a parameter without a value is absent (RFC 6749 section 3.1).
-
-    Raises:
-        ValidationError: a parameter that this route knows is repeated.
-    """
-    for name in AuthorizeQuery().fields:
-        if len(request.args.getlist(name)) > 1:
-            raise ValidationError(errors={name: [REPEATED]})
-    code, error, state = (request.args.get(name) or None for name in ("code", "error", "state"))
-    return Callback(code, error, state) if code or error else None
+def _log_rejection(error: BacklineError) -> None:
+    log.info("spotify_refused", extra={"reason": _slug(error)})
 
 
 def _log_failure(error: Exception) -> None:
@@ -274,14 +271,12 @@ def _log_failure(error: Exception) -> None:
         log.error("authorize_failed", exc_info=error)
 
 
-def _back_to_frontend(error: BacklineError | None) -> Response:
-    """Send the browser on to the SPA with one of a fixed set of results; nothing of the request is in it."""
-    if error is None:
-        result = "connected"
-    elif isinstance(error, SpotifyAccessDenied):
-        result = "denied"
-    else:
-        result = f"error-{problem_type(type(error)).slug}"
+def _redirect_to_frontend(result: str) -> Response:
+    """Send the browser to the app with one of a fixed set of results, and with nothing from the request."""
     page = urlsplit(services().config.frontend_url)
     query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
     return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)
+
+
+def _slug(error: BacklineError) -> str:
+    return problem_type(type(error)).slug

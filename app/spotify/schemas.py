@@ -1,8 +1,11 @@
-from typing import Any
+from typing import Any, cast
 
 import marshmallow as ma
+from webargs.multidictproxy import MultiDictProxy
+from werkzeug.datastructures import MultiDict
 
 from app.models import GrantState, SpotifyUser
+from app.spotify.oauth.flow import AuthorizeRequest
 from app.web.api import Timestamp
 from app.web.validation import Flag, Schema
 
@@ -53,6 +56,17 @@ class AuthorizeQuery(Schema):
     code = ma.fields.String()
     error = ma.fields.String()
     state = ma.fields.String()
+
+    @ma.post_load(pass_original=True)
+    def to_request(self, loaded: dict[str, Any], query: MultiDictProxy, **options: Any) -> AuthorizeRequest:
+        """Make the request that `app.spotify.oauth.flow` decides on."""
+        given = cast("MultiDict[str, str]", query.data)
+        values = {name: given.getlist(name) for name in self.fields}
+        return AuthorizeRequest(
+            **{name: next(filter(None, values[name]), None) for name in ("code", "error", "state")},
+            reauthorize=loaded.get("reauthorize", False),
+            repeated=tuple(name for name, found in values.items() if len(found) > 1),
+        )
 
 
 class AuthorizeOut(ma.Schema):

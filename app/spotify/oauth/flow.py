@@ -1,8 +1,9 @@
-"""The authorization flow behind `GET /api/spotify/authorize`: what each visit means."""
+"""The authorization code flow behind `GET /api/spotify/authorize`."""
 
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flask import session
@@ -35,10 +36,9 @@ from app.spotify.oauth import state as oauth_state
 from app.spotify.oauth.state import Authorization
 from app.spotify.tokens import breaker, service
 from app.spotify.tokens.refresh import GrantEnded
-from app.web import csrf, sessions
+from app.web import sessions
 from app.web.access import current_user
 from app.web.client_address import client_network
-from app.web.problems import problem_type
 
 log = logging.getLogger(__name__)
 
@@ -54,123 +54,154 @@ _OUR_FAULT = ("invalid_request", "unauthorized_client", "unsupported_response_ty
 
 
 @dataclass(frozen=True)
-class Callback:
-    """What Spotify added to the redirect URI: a code or an error, and our state."""
+class AuthorizeRequest:
+    """The parameters of one request. An empty one counts as absent (RFC 6749 section 3.1)."""
 
-    code: str | None
-    error: str | None
-    state: str | None
+    code: str | None = None
+    error: str | None = None
+    state: str | None = None
+    reauthorize: bool = False
+    repeated: tuple[str, ...] = ()  # names of parameters with more than one value
+
+    @property
+    def is_callback(self) -> bool:
+        """Whether Spotify, or somebody who imitates it, sent the person here."""
+        return self.code is not None or self.error is not None
 
 
 @dataclass(frozen=True)
 class Connected:
-    link: SpotifyUser
+    """The session uses this connection. `callback_ignored` if it came with a callback that is not its own."""
+
+    spotify_user: SpotifyUser
+    callback_ignored: bool = False
 
 
 @dataclass(frozen=True)
 class AuthorizationRequired:
-    authorize_url: str
-    grant_ended: bool
+    """The person has to consent at Spotify. `start` begins that."""
+
+    grant_ended: bool = False
 
 
-def authorize(callback: Callback | None, *, again: bool = False) -> Connected | AuthorizationRequired:
-    """Answer one visit, which is a callback or none.
+def authorize(request: AuthorizeRequest) -> Connected | AuthorizationRequired:
+    """Decide what a request means.
 
-    | the visit                              | and then                                             |
-    |----------------------------------------|------------------------------------------------------|
-    | a callback of this session's           | finish the authorization, also while a connection lives |
-    | another callback                       | change nothing: a living connection, or an error     |
-    | none, a connection lives, not `again`  | that connection                                      |
-    | none otherwise                         | start an authorization                               |
+    | The request                                   | The result                                        |
+    |-----------------------------------------------|---------------------------------------------------|
+    | callback of an authorization of this session  | completes it, even if there is a connection       |
+    | any other callback, with a connection         | that connection; the callback is ignored          |
+    | any other callback, without a connection      | SpotifyStateMismatch                              |
+    | no callback, `reauthorize`                    | AuthorizationRequired                             |
+    | no callback, with a connection                | that connection                                   |
+    | no callback, without one, or its grant ended  | AuthorizationRequired                             |
 
     Raises:
-        SpotifyAccessDenied, SpotifyStateMismatch, SpotifyAccountInUse, SpotifyAccountMismatch,
-        SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured, TooManyAttempts
-        CrossSiteRequest: another site would have an authorization started.
-        NotSignedIn: the user has signed out while Spotify was asked.
+        SpotifyStateMismatch: see above, or the visitor's session ended while Spotify was asked.
+        SpotifyAccessDenied: the person declined, or Spotify rejected the code.
+        SpotifyAccountInUse: the Spotify account is connected to another user.
+        SpotifyAccountMismatch: the user is connected to another Spotify account.
+        NotSignedIn: the user signed out while Spotify was asked.
+        SpotifyUnavailable: Spotify does not respond, or not usably.
+        SpotifyRateLimited: Spotify wants no calls for a while.
+        SpotifyMisconfigured: Spotify rejects this application.
+        TooManyAttempts: this address has sent too many codes.
+    """
+    if request.is_callback:
+        spotify_user = _complete_callback(request)
+        return Connected(spotify_user) if spotify_user is not None else _ignore_callback()
+    if request.reauthorize:
+        return AuthorizationRequired()
+    try:
+        spotify_user = _working_connection()
+    except GrantEnded:
+        return AuthorizationRequired(grant_ended=True)
+    return Connected(spotify_user) if spotify_user is not None else AuthorizationRequired()
+
+
+def start() -> str:
+    """Start an authorization. Returns the URL at Spotify to send the person to.
+
+    Raises:
+        TooManyAttempts: this session or address has too many that are unfinished.
     """
     user = current_user()
-    user_id = user.id if user else None
-    if callback is not None:
-        return Connected(_finish(callback, user_id) or _unaffected_link())
-    link, grant_ended = None, False
-    if not again:
-        try:
-            link = _living_link()
-        except GrantEnded:
-            grant_ended = True
-    if link is not None:
-        return Connected(link)
-    csrf.require_same_site_start()
     if user is None and session.get("user_id") is not None:
-        sessions.regenerate()  # a session that has ended is not a visitor's; a new one is
-    return AuthorizationRequired(oauth_state.create(user_id), grant_ended)
+        sessions.regenerate()  # a signed-in session that has ended must not become a visitor's
+    return oauth_state.create(user.id if user else None)
 
 
-def note_refusal(error: BacklineError) -> None:
-    """Record that a callback was refused, and why."""
-    log.info("spotify_refused", extra={"reason": problem_type(type(error)).slug})
-
-
-def _unaffected_link() -> SpotifyUser:
-    """The connection that this request may use although it came with somebody else's callback.
+def _ignore_callback() -> Connected:
+    """Return the connection that this request may use although its callback is not this session's.
 
     Raises:
         SpotifyStateMismatch: there is none.
     """
-    try:
-        link = _living_link()
-    except GrantEnded:
-        link = None
-    if link is None:
-        raise SpotifyStateMismatch
-    note_refusal(SpotifyStateMismatch())
-    return link
+    with suppress(GrantEnded):
+        spotify_user = _working_connection()
+        if spotify_user is not None:
+            return Connected(spotify_user, callback_ignored=True)
+    raise SpotifyStateMismatch
 
 
-def _living_link() -> SpotifyUser | None:
-    """The link that this request may use, its token refreshed if need be.
+def _working_connection() -> SpotifyUser | None:
+    """Return the connection that this request may use, its token refreshed if need be.
 
     Raises:
-        GrantEnded, SpotifyUnavailable, SpotifyMisconfigured
+        GrantEnded: only a new consent helps.
+        SpotifyUnavailable, SpotifyMisconfigured: the token could not be refreshed.
     """
-    link = connections.current_connection()
-    if link is None:
+    spotify_user = connections.current_connection()
+    if spotify_user is None:
         return None
-    if link.token.state == GrantState.REAUTHORIZATION_REQUIRED:
+    if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED:
         raise GrantEnded
     try:
-        service.access_token_for(link.id, grant_id=connections.required_grant())
+        service.access_token_for(spotify_user.id, grant_id=connections.required_grant())
     except SpotifyNotConnected:
-        return None  # disconnected elsewhere, this very moment
-    if session.get("spotify_user_id") != link.id:
-        connections.attach_to_session(connections.reference(link))
-    connections.touch(link)
-    return connections.reload_current()
+        return None  # it was disconnected elsewhere at this moment
+    if session.get("spotify_user_id") != spotify_user.id:
+        connections.attach_to_session(connections.reference(spotify_user))
+    connections.touch(spotify_user)
+    connections.invalidate_current()  # the refresh has changed it
+    return connections.current_connection()
 
 
-def _finish(callback: Callback, user_id: int | None) -> SpotifyUser | None:
-    """Finish the authorization that the callback belongs to. None if it belongs to none of this session's.
+def _complete_callback(request: AuthorizeRequest) -> SpotifyUser | None:
+    """Complete the authorization that a callback belongs to. None if it is not one of this session's.
 
-    Its state is used up by the first callback of the session that it is bound to.
+    The first callback of its own session consumes the state. A duplicate gets the first one's connection.
     """
-    if callback.state is None:
+    user = current_user()
+    user_id = user.id if user else None
+    if request.state is None:
         return None
-    found = oauth_state.find(callback.state, user_id)
+    found = oauth_state.find(request.state, user_id)
     if found is None:
         return None
+    spotify_user = None
     if found.status == "open":
-        if callback.error is not None:
-            if (taken := oauth_state.consume(callback.state, found)) is not None:
-                oauth_state.record_result(callback.state, taken, None)
-                raise _refusal(callback.error)
-        elif (link := _connect(callback, found, user_id)) is not None:
-            return link
-    return _join_equal_callback(callback.state, user_id)
+        if request.error is not None:
+            _reject(request.error, request.state, found)
+        elif request.code is not None:
+            spotify_user = _connect(request.code, request.state, found, user_id)
+    return spotify_user or _reuse_duplicate(request.state, user_id)
 
 
-def _refusal(error: str) -> BacklineError:
-    """What an error at Spotify's authorization endpoint means (RFC 6749 section 4.1.2.1)."""
+def _reject(error: str, state: str, found: Authorization) -> None:
+    """Consume the state of a callback with an error. Returns only if a duplicate did so first.
+
+    Raises:
+        SpotifyAccessDenied, SpotifyMisconfigured, SpotifyUnavailable: see `_authorization_error`.
+    """
+    taken = oauth_state.consume(state, found)
+    if taken is not None:
+        oauth_state.record_result(state, taken, None)
+        raise _authorization_error(error)
+
+
+def _authorization_error(error: str) -> BacklineError:
+    """Map an error code of the authorization endpoint (RFC 6749 section 4.1.2.1)."""
     if error == "access_denied":
         return SpotifyAccessDenied("Spotify was not connected, because access was not given.")
     if error in _OUR_FAULT:
@@ -179,21 +210,21 @@ def _refusal(error: str) -> BacklineError:
     return SpotifyUnavailable("Spotify could not ask for consent. Start again in a moment.")
 
 
-def _connect(callback: Callback, found: Authorization, user_id: int | None) -> SpotifyUser | None:
-    """Exchange the code, and connect its account to this session. None if an equal callback was first."""
-    state, asked = callback.state or "", time.monotonic()
-    exchanged = _exchange(callback.code or "", state, found)
+def _connect(code: str, state: str, found: Authorization, user_id: int | None) -> SpotifyUser | None:
+    """Exchange the code, and connect its account to this session. None if a duplicate was first."""
+    asked = time.monotonic()
+    exchanged = _exchange(code, state, found)
     if exchanged is None:
         return None
     taken, grant = exchanged
     connection = None
     try:
-        link, connection = _store(grant, user_id, asked=asked)
+        spotify_user, connection = _store(grant, user_id, asked=asked)
     finally:
         oauth_state.record_result(state, taken, connection)
     connections.attach_to_session(connection)
-    log.info("spotify_connected", extra={"link": link.id})
-    return link
+    log.info("spotify_connected", extra={"link": spotify_user.id})
+    return spotify_user
 
 
 def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorization, TokenResponse] | None:
@@ -220,7 +251,7 @@ def _exchange(code: str, state: str, found: Authorization) -> tuple[Authorizatio
                 oauth_state.reopen(state, taken)
             else:
                 oauth_state.record_result(state, taken, None)
-            raise domain_error(error) from None
+            raise _domain_error(error) from None
     breaker.client_accepted()
     return taken, grant
 
@@ -233,7 +264,7 @@ def _store(grant: TokenResponse, user_id: int | None, *, asked: float) -> tuple[
     try:
         profile = services().web_api.me(grant.access_token)
     except SpotifyError as error:
-        raise domain_error(error) from None
+        raise _domain_error(error) from None
     # A person who has left in the meantime must not be connected, nor leave a connection behind that is
     # out of reach. A visitor's session gets a new id, so that one planted earlier does not lead to it.
     if user_id is None and not sessions.rotate_id():
@@ -243,11 +274,11 @@ def _store(grant: TokenResponse, user_id: int | None, *, asked: float) -> tuple[
     return connections.store_grant(profile, grant, user_id=user_id, asked=asked)
 
 
-def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
-    """Take over the connection that an equal callback has made: a double click, or a reload.
+def _reuse_duplicate(state: str, user_id: int | None) -> SpotifyUser | None:
+    """Use the connection that a duplicate of this callback has made, after a double click or a reload.
 
-    The browser shows one response of the two, which may be this one; so a visitor, whose session the
-    other callback has moved, gets a new session.
+    The browser shows only one of the two responses, perhaps this one. The other callback changed the id of
+    a visitor's session, so this response brings a new session.
     """
     with services().accounts_bulkhead.waiting() as waiter:
         connection = oauth_state.wait_for_result(state, user_id, waiter)
@@ -257,12 +288,12 @@ def _join_equal_callback(state: str, user_id: int | None) -> SpotifyUser | None:
         sessions.regenerate()
     connections.attach_to_session(connection)
     try:
-        return _living_link()
+        return _working_connection()
     except GrantEnded:
         return None
 
 
-def domain_error(error: SpotifyError) -> BacklineError:
+def _domain_error(error: SpotifyError) -> BacklineError:
     """What a caller is told when Spotify fails us."""
     if isinstance(error, InvalidGrant):
         return SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.")
