@@ -14,6 +14,7 @@ from playwright.sync_api import Browser
 
 from tests.helpers import secret_scanner, set_cookie
 from tests.helpers.browser import running_chromium
+from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, running_mailbox
 from tests.helpers.sandbox_client import (
@@ -28,9 +29,11 @@ from tests.helpers.servers import (
     Server,
     Unavailable,
     migrate,
+    mysql_url,
     running_mariadb,
     running_redis,
     running_server,
+    socket_of,
 )
 
 # Registered at the sandbox too: the same path on whatever port a server gets, and a page of an SPA.
@@ -51,6 +54,8 @@ SETTINGS = {
     "CORS_ORIGINS": SPA_ORIGIN,
     "LOG_LEVEL": "WARNING",
 }
+
+MakeApp = Callable[..., Flask]
 
 # Where a test that failed keeps the report of it.
 FAILED = pytest.StashKey[pytest.TestReport]()
@@ -224,15 +229,45 @@ def _a_clean_start(request: pytest.FixtureRequest, net: secret_scanner.Net) -> N
 
 
 @pytest.fixture
-def env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, str]:
-    """The environment of an app on the tests' servers. A test may change it before it asks for the app."""
-    return {
+def env(
+    request: pytest.FixtureRequest, database_url: str, redis_url: str, sandbox: SandboxClient
+) -> dict[str, str]:
+    """The environment of an app on the tests' servers, with the settings of the test's markers.
+
+    Where a test asks for a fixture that stands in for a server, this leads there.
+    """
+    env = {
         **SETTINGS,
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
         "SPOTIFY_API_URL": sandbox.api_url,
     }
+    if "upstream" in request.fixturenames:
+        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
+    if "redis_proxy" in request.fixturenames:
+        env["REDIS_URL"] = f"redis://127.0.0.1:{request.getfixturevalue('redis_proxy').port}/0"
+    if "mysql_proxy" in request.fixturenames:
+        env["DATABASE_URL"] = mysql_url(request.getfixturevalue("mysql_proxy").port)
+    if "mailbox" in request.fixturenames:
+        env["MAIL_URL"] = request.getfixturevalue("_mail_server")[1]
+    for marker in reversed(list(request.node.iter_markers("settings"))):  # the closest last
+        env |= marker.kwargs
+    return env
+
+
+@pytest.fixture
+def redis_proxy(redis_url: str) -> Iterator[FaultProxy]:
+    """A proxy between the app and Redis."""
+    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def mysql_proxy(database_url: str) -> Iterator[FaultProxy]:
+    """A proxy between the app and MariaDB, for tests that run on MariaDB only."""
+    with FaultProxy(socket_of(database_url)) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
@@ -243,25 +278,37 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def mailbox(env: dict[str, str]) -> Iterator[Mailbox]:
-    """A mail server that the app sends its mails to. To be asked for before the app."""
-    with running_mailbox() as (box, url):
-        env["MAIL_URL"] = url
-        yield box
+def _mail_server() -> Iterator[tuple[Mailbox, str]]:
+    with running_mailbox() as server:
+        yield server
 
 
 @pytest.fixture
-def app(env: dict[str, str]) -> Iterator[Flask]:
-    """The application on the tests' servers, in this process."""
-    with running_app(env) as application:
-        yield application
+def mailbox(_mail_server: tuple[Mailbox, str]) -> Mailbox:
+    """The mailbox of a mail server that the app sends its mail to."""
+    return _mail_server[0]
 
 
 @pytest.fixture
-def another_worker(env: dict[str, str]) -> Iterator[Flask]:
-    """The application once more, as another process has it: they share the servers and nothing else."""
-    with running_app(env) as application:
-        yield application
+def make_app(env: dict[str, str]) -> Iterator[MakeApp]:
+    """Make applications in this process: `make_app(NAME="value")`, with further settings.
+
+    Each is like another process: they share the servers and nothing else.
+    """
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_app({**env, **settings}))
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Flask:
+    """The application on the tests' servers, with the settings of the test's markers."""
+    return make_app()
+
+
+@pytest.fixture
+def another_worker(make_app: MakeApp) -> Flask:
+    """The application once more, as another process has it."""
+    return make_app()
 
 
 @contextmanager

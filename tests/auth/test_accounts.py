@@ -4,7 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
@@ -190,23 +189,18 @@ def test_a_deleted_account_is_signed_in_no_more(client: FlaskClient, app: Flask)
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_h6_a_registration_whose_commit_goes_unanswered_is_looked_up(
-    env: dict[str, str], request: pytest.FixtureRequest, database_url: str
+    mysql_proxy: FaultProxy, app: Flask, client: FlaskClient
 ) -> None:
-    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
-    with FaultProxy(socket) as mysql:
-        env["DATABASE_URL"] = f"mysql+mysqldb://root@127.0.0.1:{mysql.port}/backline?charset=utf8mb4"
-        app = request.getfixturevalue("app")
-        client = app.test_client()
-        mysql.drop_reply(b"COMMIT", since=b"INSERT INTO users")
+    mysql_proxy.drop_reply(b"COMMIT", since=b"INSERT INTO users")
 
-        response = client.post("/api/register", json=NEW)
+    response = client.post("/api/register", json=NEW)
 
-        mysql.wait_dropped()
-        assert response.status_code == 201, response.text
-        assert client.get("/api/user").json == response.json
-        assert len(stored(app)) == 1
-        again = client.post("/api/register", json=NEW)
-        assert (again.status_code, slug(again)) == (409, "username-taken")
+    mysql_proxy.wait_dropped()
+    assert response.status_code == 201, response.text
+    assert client.get("/api/user").json == response.json
+    assert len(stored(app)) == 1
+    again = client.post("/api/register", json=NEW)
+    assert (again.status_code, slug(again)) == (409, "username-taken")
 
 
 def test_h3_fifty_registrations_of_one_name_make_one_account(

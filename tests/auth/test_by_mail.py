@@ -6,7 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.doctor import checks
 from app.infra.database import reading, writing
 from app.models import OneTimeToken, Purpose, User
 from app.spotify.tokens import maintenance
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
@@ -307,15 +307,6 @@ def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
 # --- the mail server -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def app_of(env: dict[str, str]) -> Iterator[Callable[..., FlaskClient]]:
-    """Makes a visitor of an app with further settings."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running_app({**env, **settings})).test_client()
-
-
 @pytest.mark.processes
 def test_a_mail_server_that_hangs_does_not_hold_up_the_end_of_the_process(
     env: dict[str, str], app: Flask
@@ -355,10 +346,8 @@ def test_a_mail_goes_to_the_address_and_not_to_what_a_header_makes_of_it(
     assert (response.status_code, list(response.json["errors"])) == (422, ["email"])
 
 
-def test_no_answer_waits_for_the_mail_server(
-    app_of: Callable[..., FlaskClient], caplog: pytest.LogCaptureFixture
-) -> None:
-    client = app_of(MAIL_URL="smtp://127.0.0.1:1")
+def test_no_answer_waits_for_the_mail_server(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    client = make_app(MAIL_URL="smtp://127.0.0.1:1").test_client()
 
     register(client, "ada")
 
@@ -369,7 +358,7 @@ def test_no_answer_waits_for_the_mail_server(
 @pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_password_is_sent_in_the_clear_over_loopback_only(
-    app_of: Callable[..., FlaskClient],
+    make_app: MakeApp,
     caplog: pytest.LogCaptureFixture,
     elsewhere: bool,
 ) -> None:
@@ -383,7 +372,7 @@ def test_a_password_is_sent_in_the_clear_over_loopback_only(
     with running_mailbox(**options) as (box, url):
         host = NOT_LOOPBACK if elsewhere else "127.0.0.1"
         signed_in = url.replace("//127.0.0.1", f"//us%40example.com:hunter%2Fhunter2@{host}")
-        register(app_of(MAIL_URL=signed_in, ALLOW_INSECURE="mail"), "ada")
+        register(make_app(MAIL_URL=signed_in, ALLOW_INSECURE="mail").test_client(), "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
 
     assert bool(box.mails) is not elsewhere
@@ -397,10 +386,10 @@ NOT_LOOPBACK = "0.0.0.0"  # noqa: S104 - leads to this machine, but does not cou
 
 @pytest.mark.parametrize("settings", [{}, {"ALLOW_INSECURE": "mail"}], ids=["refused", "allowed"])
 def test_mail_is_not_sent_in_cleartext_over_a_network(
-    app_of: Callable[..., FlaskClient], caplog: pytest.LogCaptureFixture, settings: dict[str, str]
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, settings: dict[str, str]
 ) -> None:
     with running_mailbox() as (box, url):
-        client = app_of(MAIL_URL=url.replace("127.0.0.1", NOT_LOOPBACK), **settings)
+        client = make_app(MAIL_URL=url.replace("127.0.0.1", NOT_LOOPBACK), **settings).test_client()
         register(client, "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
         with client.application.app_context():
@@ -415,7 +404,7 @@ def test_mail_is_not_sent_in_cleartext_over_a_network(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("trusted", [True, False])
 def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
-    app_of: Callable[..., FlaskClient],
+    make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -427,7 +416,7 @@ def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
     with running_mailbox(tls_context=context, require_starttls=True) as (box, url):
-        register(app_of(MAIL_URL=url), "ada")
+        register(make_app(MAIL_URL=url).test_client(), "ada")
         eventually(lambda: box.mails or "mail_not_sent" in caplog.text)
 
     gc.collect()  # here, where that is allowed for
@@ -435,9 +424,9 @@ def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
 
 
 def test_without_a_mail_server_development_prints(
-    app_of: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+    make_app: MakeApp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = app_of()
+    client = make_app().test_client()
     register(client, "ada")
     printed = []
 
@@ -463,9 +452,9 @@ PRODUCTION = {
 
 
 def test_without_a_mail_server_production_says_so(
-    app_of: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+    make_app: MakeApp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = app_of(**PRODUCTION)
+    client = make_app(**PRODUCTION).test_client()
 
     response = client.post("/api/password-reset", json={"email": ADA}, base_url="https://api.example.com")
 

@@ -24,6 +24,7 @@ from tests.helpers.servers import (
     eventually,
     free_port,
     mariadb_command,
+    mysql_url,
     process_environment,
     redis_command,
 )
@@ -187,7 +188,7 @@ class Product(Program):
         )
         spotify = f"http://127.0.0.1:{self.spotify.port}"
         own = {
-            "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{self.database.port}/backline?charset=utf8mb4",
+            "DATABASE_URL": mysql_url(self.database.port),
             "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
             "SPOTIFY_ACCOUNTS_URL": spotify,
             "SPOTIFY_API_URL": f"{spotify}/v1",

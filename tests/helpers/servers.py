@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import redis
 import requests
@@ -102,6 +102,17 @@ def running_mariadb(database: str = "backline") -> Iterator[str]:
             engine = sa.create_engine(url, poolclass=sa.NullPool)
             _until_up(process, lambda: engine.connect().close() or True, log)
             yield url
+
+
+def mysql_url(port: int, user: str = "root") -> str:
+    """The URL of the tests' database on a port of the loopback interface, such as a proxy's."""
+    return f"mysql+mysqldb://{user}@127.0.0.1:{port}/backline?charset=utf8mb4"
+
+
+def socket_of(database_url: str) -> str:
+    """The path of the Unix socket in the URL of `running_mariadb`."""
+    [path] = parse_qs(urlsplit(database_url).query)["unix_socket"]
+    return path
 
 
 def mariadb_command(home: Path, database: str = "backline") -> list[str]:

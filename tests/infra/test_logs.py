@@ -187,11 +187,10 @@ def test_j3_every_line_of_a_request_says_who_and_where(
     )
 
 
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 def test_j3_a_line_before_the_session_is_open_and_an_answer_that_could_not_keep_its_session(
-    env: dict[str, str], request: pytest.FixtureRequest
+    client: FlaskClient, lines: list[dict[str, Any]]
 ) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client, lines = request.getfixturevalue("client"), request.getfixturevalue("lines")
     client.set_cookie("backline_session", "A" * 43)
 
     away = client.get("/api/session")

@@ -16,16 +16,15 @@ from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
 from app.spotify.tokens.scheduler import refresh_due
 from tests.chaos.processes import RedisServer
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.factories import link_many
-from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import connect, login, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
 from tests.system.test_failover import demote, forbid, hide_stale_data, lose_replicas, old_primary
-from tests.system.test_failover_mysql import admin, proxy
+from tests.system.test_failover_mysql import admin, make_restricted_app
 
-__all__ = ["admin", "old_primary", "proxy"]  # fixtures
+__all__ = ["admin", "make_restricted_app", "old_primary"]  # fixtures
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
@@ -71,36 +70,33 @@ def fill_up(server: redis.Redis) -> None:
     ],
 )
 def test_unusable_redis_is_reported(
-    env: dict[str, str], old_primary: RedisServer, spoil: Callable[[redis.Redis], None], advice: str
+    make_app: MakeApp, old_primary: RedisServer, spoil: Callable[[redis.Redis], None], advice: str
 ) -> None:
-    env["REDIS_URL"] = f"unix://{old_primary.socket}"
-    with running_app(env) as app:
-        check_usable(app)
-        spoil(old_primary.client)
-        check_unusable(app, advice)
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
+    check_usable(app)
+    spoil(old_primary.client)
+    check_unusable(app, advice)
 
 
 @on_sqlite
-def test_redis_that_evicts_sessions_is_doubted(env: dict[str, str], old_primary: RedisServer) -> None:
-    env["REDIS_URL"] = f"unix://{old_primary.socket}"
+def test_redis_that_evicts_sessions_is_doubted(make_app: MakeApp, old_primary: RedisServer) -> None:
     old_primary.client.config_set("maxmemory", "100mb")
-    with running_app(env) as app:
-        for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
-            old_primary.client.config_set("maxmemory-policy", policy)
-            check_usable(app)
-            report = app.test_cli_runner().invoke(args=["doctor"])
-            assert (f"maxmemory-policy is {policy}" in report.output) == is_doubted
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
+    for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
+        old_primary.client.config_set("maxmemory-policy", policy)
+        check_usable(app)
+        report = app.test_cli_runner().invoke(args=["doctor"])
+        assert (f"maxmemory-policy is {policy}" in report.output) == is_doubted
 
 
 @on_sqlite
-def test_wrong_number_of_redis_is_reported(env: dict[str, str], old_primary: RedisServer) -> None:
-    env["REDIS_URL"] = f"unix://{old_primary.socket}?db=99"
-    with running_app(env) as app:
-        check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
+def test_wrong_number_of_redis_is_reported(make_app: MakeApp, old_primary: RedisServer) -> None:
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}?db=99")
+    check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
 
 
 @on_sqlite
-def test_redis_cluster_is_reported(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.TempPathFactory) -> None:
     home, port = Path(tmp_path_factory.mktemp("cluster")), free_port()
     server = RedisServer(home)
     server._command += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
@@ -108,29 +104,26 @@ def test_redis_cluster_is_reported(env: dict[str, str], tmp_path_factory: pytest
     with server:
         server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
         eventually(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"))
-        env["REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
-        with running_app(env) as app:
-            check_unusable(app, "This is a Redis Cluster")
+        app = make_app(REDIS_URL=f"redis://127.0.0.1:{port}/0")
+        check_unusable(app, "This is a Redis Cluster")
         server.client.close()
 
 
 @on_sqlite
 def test_rights_that_the_doctor_names_are_enough(
-    env: dict[str, str], old_primary: RedisServer, sandbox: SandboxClient
+    make_app: MakeApp, old_primary: RedisServer, sandbox: SandboxClient
 ) -> None:
     old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *_RIGHTS.split())
-    env["REDIS_URL"] = f"unix://app:pw@{old_primary.socket}"
-    with running_app(env) as app:
-        check_usable(app)
-        use_everything(app, sandbox)
+    app = make_app(REDIS_URL=f"unix://app:pw@{old_primary.socket}")
+    check_usable(app)
+    use_everything(app, sandbox)
 
 
 @on_sqlite
 def test_probe_uses_every_redis_command_of_the_product(
-    env: dict[str, str], old_primary: RedisServer, sandbox: SandboxClient
+    make_app: MakeApp, old_primary: RedisServer, sandbox: SandboxClient
 ) -> None:
     """If this fails, add the command to app/probe.lua, or call it in `probe_redis`."""
-    env["REDIS_URL"] = f"unix://{old_primary.socket}"
 
     @contextmanager
     def recording() -> Iterator[set[str]]:
@@ -139,9 +132,10 @@ def test_probe_uses_every_redis_command_of_the_product(
         yield found
         found |= {name.removeprefix("cmdstat_") for name in old_primary.client.info("commandstats")}
 
-    with recording() as probed, redis_client(env["REDIS_URL"]) as client:
+    with recording() as probed, redis_client(f"unix://{old_primary.socket}") as client:
         probe_redis(client)
-    with recording() as used, running_app(env) as app:
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
+    with recording() as used:
         use_everything(app, sandbox)
     assert used - probed - {"info", "config|resetstat"} == set()
 
@@ -177,8 +171,9 @@ def make_read_only(admin: sa.Engine) -> None:
 @pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
 @on_mariadb
 def test_missing_right_in_mysql_is_reported(
-    proxy: FaultProxy, app: Flask, admin: sa.Engine, right: str
+    make_restricted_app: MakeApp, admin: sa.Engine, right: str
 ) -> None:
+    app = make_restricted_app()
     check_usable(app)
     with admin.connect() as connection:
         connection.execute(sa.text(f"REVOKE {right} ON backline.* FROM app@localhost"))
@@ -190,12 +185,12 @@ def test_missing_right_in_mysql_is_reported(
 
 @on_mariadb
 def test_read_only_mysql_is_reported(
-    env: dict[str, str], proxy: FaultProxy, app: Flask, admin: sa.Engine, database_url: str
+    make_app: MakeApp, make_restricted_app: MakeApp, admin: sa.Engine, database_url: str
 ) -> None:
     make_read_only(admin)
-    check_unusable(app, "the server that accepts writes")
-    with running_app({**env, "DATABASE_URL": database_url}) as privileged:  # it could write all the same
-        check_unusable(privileged, "the server that accepts writes")
+    check_unusable(make_restricted_app(), "the server that accepts writes")
+    privileged = make_app(DATABASE_URL=database_url)  # it could write all the same
+    check_unusable(privileged, "the server that accepts writes")
 
 
 @on_mariadb
@@ -215,8 +210,9 @@ def test_older_schema_is_reported_and_a_newer_one_is_not(
 
 @on_mariadb
 def test_pools_that_may_exceed_the_servers_limit_are_reported(
-    proxy: FaultProxy, app: Flask, admin: sa.Engine
+    make_restricted_app: MakeApp, admin: sa.Engine
 ) -> None:
+    app = make_restricted_app()
     with admin.connect() as connection:
         connection.execute(sa.text("ALTER USER app@localhost WITH MAX_USER_CONNECTIONS 50"))
     report = app.test_cli_runner().invoke(args=["doctor"])

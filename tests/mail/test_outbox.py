@@ -21,7 +21,7 @@ from app.infra.database import db, reading, writing
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
 from app.spotify.tokens import maintenance
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers import secret_scanner
 from tests.helpers.flows import PASSWORD, register
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
@@ -126,24 +126,23 @@ def test_mail_is_given_up_after_a_permanent_refusal(
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("reply", [b"554 blocked\r\n", b"421 busy\r\n", b"", b"garbage\r\n"])
 def test_mail_waits_while_the_server_turns_connections_away(
-    env: dict[str, str], caplog: pytest.LogCaptureFixture, reply: bytes
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, reply: bytes
 ) -> None:
     """Such a reply is not about the mail, so even a permanent one must not cost it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        env["MAIL_URL"] = f"smtp://127.0.0.1:{port}"
-        with running_app(env) as app:
-            register(app.test_client(), "ada")
-            for _ in range(3):
-                connection, _ = listener.accept()
-                connection.sendall(reply)
-                connection.close()
-            eventually(lambda: "mail_not_sent" in caplog.text)
-            [mail] = waiting_mails(app)
-            assert mail.attempts == 0
-            listener.close()
-            with running_mailbox(port=port) as (box, _):
-                assert box.wait_for(ADA, VERIFY)
+        app = make_app(MAIL_URL=f"smtp://127.0.0.1:{port}")
+        register(app.test_client(), "ada")
+        for _ in range(3):
+            connection, _ = listener.accept()
+            connection.sendall(reply)
+            connection.close()
+        eventually(lambda: "mail_not_sent" in caplog.text)
+        [mail] = waiting_mails(app)
+        assert mail.attempts == 0
+        listener.close()
+        with running_mailbox(port=port) as (box, _):
+            assert box.wait_for(ADA, VERIFY)
 
 
 @pytest.mark.usefixtures("quickly")

@@ -17,13 +17,6 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture
-def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
-    if "upstream" in request.fixturenames:
-        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
-    return env
-
-
-@pytest.fixture
 def linked(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream) -> FlaskClient:
     """A visitor who has connected Spotify. The upstream has forgotten it, and answers `{}`."""
     link(client, sandbox, upstream)

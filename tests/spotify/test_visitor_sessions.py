@@ -18,7 +18,7 @@ from app.spotify import connections
 from app.spotify.gateway.shared_reads import SharedReads
 from app.spotify.oauth import state as oauth_state
 from app.web import session_index
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers import stored_sessions
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, register, slug
 from tests.helpers.mail_server import Mailbox, token_in
@@ -146,21 +146,20 @@ def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
 
 @ONE_DATABASE
 def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
-    env: dict[str, str], sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+    make_app: MakeApp, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env["GATEWAY_SHARE_SECONDS"] = "60"
-    with running_app(env) as app:
-        owner, visitor = owner_and_visitor(app.test_client, sandbox)
-        note_use = connections.touch
+    app = make_app(GATEWAY_SHARE_SECONDS="60")
+    owner, visitor = owner_and_visitor(app.test_client, sandbox)
+    note_use = connections.touch
 
-        def note_use_late(link: SpotifyUser) -> None:
-            monkeypatch.setattr(connections, "touch", note_use)
-            meanwhile(consent_again, owner, sandbox)
-            meanwhile(owner.get, "/api/spotify/v1/me/player")
+    def note_use_late(link: SpotifyUser) -> None:
+        monkeypatch.setattr(connections, "touch", note_use)
+        meanwhile(consent_again, owner, sandbox)
+        meanwhile(owner.get, "/api/spotify/v1/me/player")
 
-        monkeypatch.setattr(connections, "touch", note_use_late)
-        assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
-        assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
+    monkeypatch.setattr(connections, "touch", note_use_late)
+    assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
+    assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
 
 
 @ONE_DATABASE

@@ -15,7 +15,7 @@ from app.infra import staleness
 from app.infra.redis_client import redis_client
 from app.web import sessions
 from tests.chaos.processes import RedisServer
-from tests.conftest import cannot_run, running_app
+from tests.conftest import MakeApp, cannot_run
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import register
 from tests.helpers.servers import Unavailable
@@ -39,13 +39,6 @@ def old_primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServe
             cannot_run(error)
         yield stack.enter_context(server)
         server.client.close()
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[FaultProxy]:
-    """Between a client and Redis."""
-    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
-        yield proxy
 
 
 def fill(client: redis.Redis) -> None:
@@ -75,23 +68,22 @@ def forbid(server: redis.Redis) -> None:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("retire", [demote, lose_replicas, hide_stale_data, forbid])
 def test_session_works_seconds_after_redis_failover(
-    env: dict[str, str], old_primary: RedisServer, new_primary: str, retire: Callable[[redis.Redis], None]
+    make_app: MakeApp, old_primary: RedisServer, new_primary: str, retire: Callable[[redis.Redis], None]
 ) -> None:
 
     with FaultProxy(old_primary.socket) as proxy:
-        env["REDIS_URL"] = f"redis://127.0.0.1:{proxy.port}/0"
-        with running_app(env) as app:
-            client = app.test_client()
-            register(client)
-            fill(app.extensions["backline"].redis)
-            retire(old_primary.client)
-            proxy.upstream = new_primary  # for new connections; the old ones stay as they are
-            assert client.get("/api/session").status_code == 503
+        app = make_app(REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0")
+        client = app.test_client()
+        register(client)
+        fill(app.extensions["backline"].redis)
+        retire(old_primary.client)
+        proxy.upstream = new_primary  # for new connections; the old ones stay as they are
+        assert client.get("/api/session").status_code == 503
 
-            began = time.monotonic()
-            for _ in range(2 * IDLE_CONNECTIONS):
-                assert client.get("/api/session").status_code == 200
-            assert time.monotonic() - began < TAKEOVER_SECONDS
+        began = time.monotonic()
+        for _ in range(2 * IDLE_CONNECTIONS):
+            assert client.get("/api/session").status_code == 200
+        assert time.monotonic() - began < TAKEOVER_SECONDS
 
 
 class Refuser(socketserver.ThreadingTCPServer):
@@ -204,12 +196,12 @@ def test_full_redis_serves_callers_one_after_another(old_primary: RedisServer) -
     client.close()
 
 
-def test_idle_redis_connection_is_replaced(store: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_redis_connection_is_replaced(redis_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A firewall forgets idle connections without telling either side."""
     monkeypatch.setattr(staleness, "IDLE_SECONDS", 0.1)
-    client = redis_client(f"redis://127.0.0.1:{store.port}/0")
+    client = redis_client(f"redis://127.0.0.1:{redis_proxy.port}/0")
     fill(client)
-    store.forget()
+    redis_proxy.forget()
     time.sleep(0.15)
 
     assert client.set("x", "1")
@@ -217,10 +209,10 @@ def test_idle_redis_connection_is_replaced(store: FaultProxy, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_session_is_not_begun_on_a_replica(env: dict[str, str], old_primary: RedisServer) -> None:
+def test_session_is_not_begun_on_a_replica(make_app: MakeApp, old_primary: RedisServer) -> None:
     """It would be missed only after an account was made."""
-    env["REDIS_URL"] = f"unix://{old_primary.socket}"
-    with running_app(env) as app, app.test_request_context("/api/session"):
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
+    with app.test_request_context("/api/session"):
         sessions.persist()
         demote(old_primary.client)
         with pytest.raises(redis.ReadOnlyError):

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -16,11 +16,11 @@ from flask import Flask
 
 from app.infra import mysql, mysql_pool, staleness
 from app.infra.database import db, read_db_now
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.fake_mysql import refusing_mysql
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
-from tests.helpers.servers import eventually
+from tests.helpers.servers import eventually, mysql_url
 
 pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
@@ -38,15 +38,17 @@ def admin(database_url: str) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture
-def proxy(database_url: str, admin: sa.Engine, env: dict[str, str]) -> Iterator[FaultProxy]:
-    """Between the app, which has a user without privileges on the server, and MariaDB."""
+def make_restricted_app(make_app: MakeApp, mysql_proxy: FaultProxy, admin: sa.Engine) -> MakeApp:
+    """Make applications that reach MariaDB through the proxy, as a user without privileges on the server."""
     with admin.connect() as connection:
         connection.execute(sa.text("CREATE OR REPLACE USER app@localhost IDENTIFIED BY 'pw'"))
         connection.execute(sa.text(f"GRANT {GRANTED} ON backline.* TO app@localhost"))
-    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
-    with FaultProxy(socket) as proxy:
-        env["DATABASE_URL"] = f"mysql+mysqldb://app:pw@127.0.0.1:{proxy.port}/backline?charset=utf8mb4"
-        yield proxy
+    return partial(make_app, DATABASE_URL=mysql_url(mysql_proxy.port, user="app:pw"))
+
+
+@pytest.fixture
+def app(make_restricted_app: MakeApp) -> Flask:
+    return make_restricted_app()
 
 
 def fill(app: Flask) -> set[int]:
@@ -60,7 +62,7 @@ def account(name: str) -> dict[str, str]:
     return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
 
 
-def test_read_only_mysql_loses_its_connections(proxy: FaultProxy, app: Flask, admin: sa.Engine) -> None:
+def test_read_only_mysql_loses_its_connections(mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine) -> None:
     old, client = fill(app), app.test_client()
     with admin.connect() as connection:
         connection.execute(sa.text("SET GLOBAL read_only = 1"))
@@ -73,7 +75,7 @@ def test_read_only_mysql_loses_its_connections(proxy: FaultProxy, app: Flask, ad
 
 
 def test_demoted_mysql_is_left_before_a_write_fails(
-    proxy: FaultProxy, app: Flask, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mysql, "PAUSE_SECONDS", 0.0)
     old = fill(app)
@@ -86,13 +88,13 @@ def test_demoted_mysql_is_left_before_a_write_fails(
 
 
 @pytest.mark.parametrize("code", [1290, 1836, 1047, 1053, 1927, 3032, 3100, 1142, 1044, 1146, 9001])
-def test_error_reply_replaces_all_older_connections(proxy: FaultProxy, app: Flask, code: int) -> None:
+def test_error_reply_replaces_all_older_connections(mysql_proxy: FaultProxy, app: Flask, code: int) -> None:
     fill(app)  # SQLAlchemy asks the first server it meets about itself
     with refusing_mysql(code) as wrong, app.app_context():
         db.engine.dispose()
-        right, proxy.upstream = proxy.upstream, wrong
+        right, mysql_proxy.upstream = mysql_proxy.upstream, wrong
         fill(app)
-        proxy.upstream = right
+        mysql_proxy.upstream = right
         with pytest.raises(sa.exc.OperationalError):
             read_db_now()
 
@@ -101,22 +103,22 @@ def test_error_reply_replaces_all_older_connections(proxy: FaultProxy, app: Flas
 
 
 def test_clock_set_back_keeps_the_connections(
-    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+    mysql_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(app)
-    proxy.cut()
+    mysql_proxy.cut()
     with app.app_context():
         read_db_now()
     monkeypatch.setattr(sa.pool.base, "time", SimpleNamespace(time=lambda: time.time() - 3600))
     assert fill(app) == fill(app)
 
 
-def test_pool_does_not_log_each_connection(proxy: FaultProxy, app: Flask) -> None:
+def test_pool_does_not_log_each_connection(mysql_proxy: FaultProxy, app: Flask) -> None:
     with app.app_context():
         assert not db.engine.pool.logger.isEnabledFor(logging.INFO)
 
 
-def test_conflict_keeps_the_connections(proxy: FaultProxy, app: Flask) -> None:
+def test_conflict_keeps_the_connections(mysql_proxy: FaultProxy, app: Flask) -> None:
     old = fill(app)
     with app.app_context(), db.engine.connect() as one, db.engine.connect() as other:
         one.execute(sa.text("SELECT * FROM alembic_version FOR UPDATE"))
@@ -127,12 +129,12 @@ def test_conflict_keeps_the_connections(proxy: FaultProxy, app: Flask) -> None:
 
 
 def test_idle_mysql_connection_is_replaced(
-    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+    mysql_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staleness, "IDLE_SECONDS", 0.1)
     fill(app)
     time.sleep(0.15)
-    proxy.forget()
+    mysql_proxy.forget()
     began = time.monotonic()
     with app.app_context():
         read_db_now()
@@ -141,7 +143,7 @@ def test_idle_mysql_connection_is_replaced(
 
 
 def test_busy_process_shares_a_few_connections(
-    proxy: FaultProxy, env: dict[str, str], admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_restricted_app: MakeApp, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MAX_USER_CONNECTIONS is less than what one pool may have: callers wait, and none is refused."""
     monkeypatch.setattr(mysql_pool, "SHARE_SECONDS", 0.1)
@@ -154,9 +156,10 @@ def test_busy_process_shares_a_few_connections(
             while not done.is_set():
                 read_db_now()
 
-    with running_app(env) as one, running_app(env) as other, ThreadPoolExecutor(12) as pool:
-        fill(one)  # takes them all
-        busy = [pool.submit(work, one) for _ in range(12)]
+    other = make_restricted_app()
+    with ThreadPoolExecutor(12) as pool:
+        fill(app)  # takes them all
+        busy = [pool.submit(work, app) for _ in range(12)]
         try:
             with other.app_context():
                 for _ in range(5):
@@ -168,20 +171,20 @@ def test_busy_process_shares_a_few_connections(
 
 
 def test_idle_process_returns_its_connections(
-    proxy: FaultProxy, env: dict[str, str], admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    app: Flask, make_restricted_app: MakeApp, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mysql_pool, "IDLE_SECONDS", 0.2)
     with admin.connect() as connection:
         connection.execute(sa.text(f"ALTER USER app@localhost WITH MAX_USER_CONNECTIONS {IDLE_CONNECTIONS}"))
-    with running_app(env) as one, running_app(env) as other:
-        fill(one)
-        with other.app_context():
-            read_db_now()
+    other = make_restricted_app()
+    fill(app)
+    with other.app_context():
+        read_db_now()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_idle_connections_are_closed_after_the_sweeper_died(
-    proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
+    mysql_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", -1)  # an error in `sleep`
     fill(app)

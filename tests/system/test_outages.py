@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import redis
@@ -33,33 +32,7 @@ from tests.spotify.tokens.test_scheduler import scheduler
 CLAIM, COMMIT = b"INSERT INTO token_refreshes", b"UPDATE token_refreshes"
 
 
-@pytest.fixture
-def mysql(database_url: str) -> Iterator[FaultProxy]:
-    """Between the app and MariaDB. For tests on MariaDB only: `@on_mariadb`."""
-    [socket] = parse_qs(urlsplit(database_url).query)["unix_socket"]
-    with FaultProxy(socket) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[FaultProxy]:
-    """Between the app and Redis."""
-    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
-        yield proxy
-
-
 on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-
-
-@pytest.fixture
-def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
-    """Servers are reached through the proxies that a test asks for."""
-    if "mysql" in request.fixturenames:
-        port = request.getfixturevalue("mysql").port
-        env = {**env, "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{port}/backline?charset=utf8mb4"}
-    if "store" in request.fixturenames:
-        env = {**env, "REDIS_URL": f"redis://127.0.0.1:{request.getfixturevalue('store').port}/0"}
-    return env
 
 
 @pytest.fixture
@@ -90,10 +63,10 @@ def calls(sandbox: SandboxClient) -> int:
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_without_redis_refreshing_goes_on_and_stays_single(
-    store: FaultProxy, app: Flask, another_worker: Flask, link: int, sandbox: SandboxClient, fault: str
+    redis_proxy: FaultProxy, app: Flask, another_worker: Flask, link: int, sandbox: SandboxClient, fault: str
 ) -> None:
-    getattr(store, fault)()
-    store.cut()
+    getattr(redis_proxy, fault)()
+    redis_proxy.cut()
     sandbox.settings(rotate=True)
     sandbox.fault(on="refresh", kind="park")
     with ThreadPoolExecutor(2) as pool:
@@ -109,26 +82,26 @@ def test_without_redis_refreshing_goes_on_and_stays_single(
 
 
 def test_a_lock_whose_acknowledgement_is_lost_is_given_back(
-    store: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, redis_url: str
+    redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, redis_url: str
 ) -> None:
-    store.drop_reply(b"lock:link")
+    redis_proxy.drop_reply(b"lock:link")
 
     ask(app, link)
 
-    store.wait_dropped()
+    redis_proxy.wait_dropped()
     assert calls(sandbox) == 1
     with redis.Redis.from_url(redis_url) as direct:
         assert direct.keys("lock:*") == []
 
 
 def test_a_release_whose_answer_is_lost_harms_nobody(
-    store: FaultProxy, app: Flask, link: int, sandbox: SandboxClient
+    redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient
 ) -> None:
-    store.drop_reply(b"EVAL")
+    redis_proxy.drop_reply(b"EVAL")
 
     assert ask(app, link).expires_in > 3500
 
-    store.wait_dropped()
+    redis_proxy.wait_dropped()
     assert outcomes(app) == ["refreshed"]
 
 
@@ -136,14 +109,14 @@ def test_a_release_whose_answer_is_lost_harms_nobody(
 @pytest.mark.parametrize("transaction", [CLAIM, COMMIT], ids=["claim", "commit"])
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_a_lost_reply_to_the_commit_is_looked_up(
-    mysql: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, transaction: bytes, rotate: bool
+    mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, transaction: bytes, rotate: bool
 ) -> None:
     sandbox.settings(rotate=rotate)
-    mysql.drop_reply(b"COMMIT", since=transaction)
+    mysql_proxy.drop_reply(b"COMMIT", since=transaction)
 
     assert ask(app, link).expires_in > 3500
 
-    mysql.wait_dropped()
+    mysql_proxy.wait_dropped()
     assert calls(sandbox) == 1
     assert outcomes(app) == ["refreshed"]
     assert (row(app).generation, row(app).lease_until) == (1, None)
@@ -187,7 +160,7 @@ def waits_for_a_lock(app: Flask) -> bool:
 @on_mariadb
 @pytest.mark.parametrize("fault", ["refuse", "cut"])
 def test_an_answer_is_stored_when_mysql_comes_back(
-    mysql: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str
+    mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str
 ) -> None:
     """Between Spotify's answer and the commit MySQL goes away: with tokens used once, all would be lost."""
     sandbox.settings(rotate=True)
@@ -195,10 +168,10 @@ def test_an_answer_is_stored_when_mysql_comes_back(
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask, app, link)
         sandbox.wait_for_held(1)
-        getattr(mysql, fault)()
+        getattr(mysql_proxy, fault)()
         sandbox.release()
         eventually(lambda: sandbox.calls(grant_type="refresh_token")[0]["finished_at"])
-        mysql.restore()
+        mysql_proxy.restore()
 
         assert asking.result().expires_in > 3500
 
@@ -209,15 +182,15 @@ def test_an_answer_is_stored_when_mysql_comes_back(
 @on_mariadb
 @pytest.mark.processes
 def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
-    mysql: FaultProxy, env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
+    mysql_proxy: FaultProxy, env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
-    mysql.refuse()
+    mysql_proxy.refuse()
     log = tmp_path / "log"
     with scheduler(env, log):
         eventually(lambda: log.read_text().count("refresh_pass_failed") >= 3, timeout=40)
         assert calls(sandbox) == 0
 
-        mysql.restore()
+        mysql_proxy.restore()
         link_many(app, sandbox, 5)
 
         eventually(lambda: fresh(app) == 5, timeout=40)
@@ -228,19 +201,24 @@ def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
 @on_mariadb
 @pytest.mark.processes
 def test_a_scheduler_that_cannot_store_an_answer_ends_all_the_same(
-    mysql: FaultProxy, env: dict[str, str], app: Flask, link: int, sandbox: SandboxClient, tmp_path: Path
+    mysql_proxy: FaultProxy,
+    env: dict[str, str],
+    app: Flask,
+    link: int,
+    sandbox: SandboxClient,
+    tmp_path: Path,
 ) -> None:
     sandbox.fault(on="refresh", kind="park")
     log = tmp_path / "log"
     with scheduler(env, log) as process:
         sandbox.wait_for_held(1, timeout=30)
-        mysql.refuse()
+        mysql_proxy.refuse()
         sandbox.release()
         eventually(lambda: "database_unavailable" in log.read_text())
         os.kill(process.pid, signal.SIGTERM)
 
         assert process.wait(timeout=30) == 0
-    mysql.restore()
+    mysql_proxy.restore()
     # Nothing is lost: after the lease the next one takes it up, with the token that is still good.
     with app.app_context(), writing() as db:
         past = datetime.now(UTC) - timedelta(seconds=1)

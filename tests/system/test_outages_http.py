@@ -33,12 +33,20 @@ from app.infra.database import read_db_now, run_in_transaction, writing
 from app.models import User
 from app.web.access import public
 from tests.chaos.processes import MariaDb, RedisServer
-from tests.conftest import SETTINGS, cannot_run
+from tests.conftest import SETTINGS, cannot_run, running_app
 from tests.helpers import secret_scanner
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.sandbox_client import SandboxClient, answer_of
-from tests.helpers.servers import EmptyDatabase, Server, Unavailable, eventually, migrate, running_server
+from tests.helpers.servers import (
+    EmptyDatabase,
+    Server,
+    Unavailable,
+    eventually,
+    migrate,
+    mysql_url,
+    running_server,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -104,7 +112,7 @@ def _world(sandbox: SandboxClient) -> Iterator[World]:
         to_mysql, to_store = (stack.enter_context(FaultProxy(one.socket)) for one in (mariadb, store))
         settings = {
             **SETTINGS,
-            "DATABASE_URL": f"mysql+mysqldb://root@127.0.0.1:{to_mysql.port}/backline?charset=utf8mb4",
+            "DATABASE_URL": mysql_url(to_mysql.port),
             "REDIS_URL": f"redis://127.0.0.1:{to_store.port}/0",
             "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
             "SPOTIFY_API_URL": sandbox.api_url,
@@ -128,9 +136,10 @@ def world(_world: World) -> Iterator[World]:
 
 
 @pytest.fixture
-def env(world: World) -> dict[str, str]:
-    """The app in this process uses the same servers, through the same proxies."""
-    return world.settings
+def app(world: World) -> Iterator[Flask]:
+    """The app in this process, on the same servers through the same proxies."""
+    with running_app(world.settings) as application:
+        yield application
 
 
 def call(

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading
 from app.models import User
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.route_matrix import settled
@@ -111,13 +111,13 @@ def test_operator_corrects_the_spelling_of_an_address(ada: FlaskClient, mailbox:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_operator_learns_that_no_mail_was_sent(
-    client: FlaskClient, app: Flask, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, app: Flask, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(client, "ada")
-    with running_app({**env, "REDIS_URL": "redis://127.0.0.1:1/0"}) as cut_off:
-        # As in production without MAIL_URL.
-        monkeypatch.setattr(cut_off.extensions["backline"].mailer, "prints", False)
-        code, output, error = users(cut_off, "set-email", "ada", NEW)
+    cut_off = make_app(REDIS_URL="redis://127.0.0.1:1/0")
+    # As in production without MAIL_URL.
+    monkeypatch.setattr(cut_off.extensions["backline"].mailer, "prints", False)
+    code, output, error = users(cut_off, "set-email", "ada", NEW)
 
     assert (code, f"{NEW} (not verified)" in output) == (0, True)
     assert "MAIL_URL is not set" in error
@@ -144,12 +144,12 @@ def test_operator_ends_sessions(
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_operator_ends_sessions_while_redis_is_away(
-    client: FlaskClient, env: dict[str, str], command: str, says: str
+    client: FlaskClient, make_app: MakeApp, command: str, says: str
 ) -> None:
     register(client, "ada")
 
-    with running_app({**env, "REDIS_URL": "redis://127.0.0.1:1/0"}) as app:
-        code, output, _ = users(app, command, "ada")
+    app = make_app(REDIS_URL="redis://127.0.0.1:1/0")
+    code, output, _ = users(app, command, "ada")
 
     assert (code, says in output) == (0, True)
     assert client.get("/api/user").status_code == 401

@@ -1,13 +1,12 @@
 """The client's address, however proxies report it."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 from flask import Flask, request
 
 from app.web.client_address import client_network
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.flows import register
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -16,9 +15,8 @@ PEER = "192.0.2.1"
 
 
 @pytest.fixture
-def behind_proxy(env: dict[str, str]) -> Iterator[Flask]:
-    with running_app({**env, "TRUSTED_PROXIES": "1"}) as app:
-        yield app
+def behind_proxy(make_app: MakeApp) -> Flask:
+    return make_app(TRUSTED_PROXIES="1")
 
 
 def address_of(app: Flask, forwarded: str | None, peer: str = PEER) -> tuple[str | None, str]:
@@ -78,28 +76,28 @@ def test_entry_without_an_address_counts_as_the_peer(behind_proxy: Flask) -> Non
             assert address_of(behind_proxy, forwarded, peer) == (peer, counted), forwarded
 
 
-def test_farthest_trusted_proxy_that_knows_an_address_decides(env: dict[str, str]) -> None:
-    with running_app({**env, "TRUSTED_PROXIES": "2"}) as app:
-        for forwarded, address in {
-            "203.0.113.7, 198.51.100.1": "203.0.113.7",
-            "10.0.0.1, 203.0.113.7:443, 198.51.100.1": "203.0.113.7",
-            "10.0.0.1, unknown, 198.51.100.1": "198.51.100.1",
-            "203.0.113.7, unknown": "203.0.113.7",
-            "unknown, unknown": PEER,
-            "203.0.113.7": "203.0.113.7",  # deploy/nginx.conf replaces what is there
-        }.items():
-            assert address_of(app, forwarded)[0] == address, forwarded
+def test_farthest_trusted_proxy_that_knows_an_address_decides(make_app: MakeApp) -> None:
+    app = make_app(TRUSTED_PROXIES="2")
+    for forwarded, address in {
+        "203.0.113.7, 198.51.100.1": "203.0.113.7",
+        "10.0.0.1, 203.0.113.7:443, 198.51.100.1": "203.0.113.7",
+        "10.0.0.1, unknown, 198.51.100.1": "198.51.100.1",
+        "203.0.113.7, unknown": "203.0.113.7",
+        "unknown, unknown": PEER,
+        "203.0.113.7": "203.0.113.7",  # deploy/nginx.conf replaces what is there
+    }.items():
+        assert address_of(app, forwarded)[0] == address, forwarded
 
 
-def test_without_trusted_proxies_the_connection_decides(env: dict[str, str]) -> None:
-    with running_app(env) as app:
-        for peer, address in {
-            PEER: PEER,
-            "::ffff:192.0.2.1": PEER,
-            "": "127.0.0.1",
-            "unix:": "127.0.0.1",
-        }.items():
-            assert address_of(app, "203.0.113.7", peer)[0] == address, peer
+def test_without_trusted_proxies_the_connection_decides(make_app: MakeApp) -> None:
+    app = make_app()
+    for peer, address in {
+        PEER: PEER,
+        "::ffff:192.0.2.1": PEER,
+        "": "127.0.0.1",
+        "unix:": "127.0.0.1",
+    }.items():
+        assert address_of(app, "203.0.113.7", peer)[0] == address, peer
 
 
 def test_people_see_a_clean_address(behind_proxy: Flask) -> None:
@@ -123,15 +121,15 @@ def test_people_see_a_clean_address(behind_proxy: Flask) -> None:
     ],
 )
 def test_doubtful_proxy_settings_are_logged_once(
-    env: dict[str, str],
+    make_app: MakeApp,
     caplog: pytest.LogCaptureFixture,
     proxies: str,
     forwarded: str | None,
     reason: str | None,
 ) -> None:
-    with running_app({**env, "TRUSTED_PROXIES": proxies}) as app:
-        for _ in range(3):
-            address_of(app, forwarded)
+    app = make_app(TRUSTED_PROXIES=proxies)
+    for _ in range(3):
+        address_of(app, forwarded)
 
     found = [record for record in caplog.records if record.getMessage() == "proxy_settings_doubtful"]
     assert [vars(record)["reason"] for record in found] == ([reason] if reason else [])

@@ -250,11 +250,9 @@ def _matches(template: str, path: str) -> bool:
 
 @pytest.mark.requirement("G2")
 def test_every_success_of_every_route_has_documented_members_only(
-    mailbox: Mailbox, request: pytest.FixtureRequest, sandbox: SandboxClient
+    mailbox: Mailbox, app: Flask, document: dict[str, Any], sandbox: SandboxClient
 ) -> None:
     """A life with every success in it that the document knows. A new route has to have its place here."""
-    app: Flask = request.getfixturevalue("app")
-    document = request.getfixturevalue("document")
     reader = Reader(document, [route for route in every_route(app) if not route.is_gateway])
     read, client = reader.read, app.test_client()
     page = {"Accept": "text/html"}

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from app.web.access import public
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.flows import PASSWORD, first_visit, register, slug
 from tests.helpers.route_matrix import (
     SAFE,
@@ -177,9 +177,8 @@ def test_a_host_that_is_none_is_nobodys_origin(app: Flask, host: str) -> None:
     assert status in ("400 BAD REQUEST", "403 FORBIDDEN")
 
 
-def test_an_origin_with_brackets_is_no_pattern(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["CORS_ORIGINS"] = "http://[::1]:5173"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(CORS_ORIGINS="http://[::1]:5173")
+def test_an_origin_with_brackets_is_no_pattern(client: FlaskClient) -> None:
 
     for origin in ("http://1:5173", "http://::5173", "http://1:51739", "HTTP://[::1]:5173"):
         response = client.get("/api/session", headers={"Origin": origin})
@@ -298,27 +297,25 @@ def test_a_preflight_from_our_app_is_answered(client: FlaskClient) -> None:
     assert 0 < int(response.headers["Access-Control-Max-Age"]) <= 7200
 
 
-def test_preflight_allows_the_headers_of_traces_and_settings(env: dict[str, str]) -> None:
-    env["CORS_ALLOW_HEADERS"] = "tracestate, X-App.Version"
+@pytest.mark.settings(CORS_ALLOW_HEADERS="tracestate, X-App.Version")
+def test_preflight_allows_the_headers_of_traces_and_settings(client: FlaskClient) -> None:
     expected = ["baggage", "sentry-trace", "traceparent", "tracestate", "x-app.version"]
-    with running_app(env) as app:
-        for name in [*expected, "X-App-Version", "x-appxversion", "authorization", "x-evil"]:
-            asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
-            response = app.test_client().options("/api/user/password", headers={"Origin": SPA, **asked})
-            allowed = response.headers.get("Access-Control-Allow-Headers", "").lower()
-            assert (allowed == name) is (name in expected), name
+    for name in [*expected, "X-App-Version", "x-appxversion", "authorization", "x-evil"]:
+        asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
+        response = client.options("/api/user/password", headers={"Origin": SPA, **asked})
+        allowed = response.headers.get("Access-Control-Allow-Headers", "").lower()
+        assert (allowed == name) is (name in expected), name
 
 
 @pytest.mark.parametrize("origin", ["capacitor://localhost", "http://tauri.localhost"])
-def test_wrapped_app_may_write_and_read(env: dict[str, str], origin: str) -> None:
-    env["CORS_ORIGINS"] = f"{origin},chrome-extension://abcdefghijklmnop"
-    with running_app(env) as app:
-        for sent, status in ((origin, 204), (f"{origin}.evil.test", 403), (f"{origin}:81", 403)):
-            headers = {"Origin": sent, "Sec-Fetch-Site": "cross-site"}
-            response = app.test_client().post("/api/logout", headers=headers)
-            assert response.status_code == status, sent
-            assert response.headers.get("Access-Control-Allow-Origin") == (sent if status == 204 else None)
-        assert preflight(app.test_client(), origin).headers["Access-Control-Allow-Origin"] == origin
+def test_wrapped_app_may_write_and_read(make_app: MakeApp, origin: str) -> None:
+    app = make_app(CORS_ORIGINS=f"{origin},chrome-extension://abcdefghijklmnop")
+    for sent, status in ((origin, 204), (f"{origin}.evil.test", 403), (f"{origin}:81", 403)):
+        headers = {"Origin": sent, "Sec-Fetch-Site": "cross-site"}
+        response = app.test_client().post("/api/logout", headers=headers)
+        assert response.status_code == status, sent
+        assert response.headers.get("Access-Control-Allow-Origin") == (sent if status == 204 else None)
+    assert preflight(app.test_client(), origin).headers["Access-Control-Allow-Origin"] == origin
 
 
 @pytest.mark.requirement("C1")
@@ -336,12 +333,8 @@ def read_by(response: TestResponse) -> list[str]:
 
 
 @pytest.mark.requirement("C1")
-def test_an_origin_that_resembles_a_listed_name_is_foreign(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env["CORS_ORIGINS"] = f"{APP},{SPA}"
-    client = request.getfixturevalue("client")
-
+@pytest.mark.settings(CORS_ORIGINS=f"{APP},{SPA}")
+def test_an_origin_that_resembles_a_listed_name_is_foreign(client: FlaskClient) -> None:
     for origin in UNLIKE:
         assert read_by(client.get("/api/session", headers={"Origin": origin})) == [], origin
         assert read_by(preflight(client, origin)) == [], origin
@@ -631,9 +624,8 @@ def test_every_kind_of_error_can_be_read_by_the_app(client: FlaskClient, app: Fl
 
 
 @pytest.mark.requirement("C7")
-def test_a_503_can_be_read_by_the_app(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+def test_a_503_can_be_read_by_the_app(client: FlaskClient) -> None:
 
     check_readable(
         client.post("/api/login", json={"login": "a", "password": "b"}, headers={"Origin": SPA}), 503

@@ -782,8 +782,7 @@ def test_what_is_made_has_a_place(client: FlaskClient) -> None:
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    client = request.getfixturevalue("client")
+def test_who_has_to_wait_is_told_for_how_long(client: FlaskClient) -> None:
     body = {"login": "ada", "password": "not it"}
     answers = [client.post("/api/login", json=body) for _ in range(12)]
 
@@ -793,10 +792,9 @@ def test_who_has_to_wait_is_told_for_how_long(env: dict[str, str], request: pyte
 
 
 @pytest.mark.requirement("H5")
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 @on_sqlite
-def test_a_503_says_when_to_try_again(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
+def test_a_503_says_when_to_try_again(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
     for route in every_route(client.application):
         if operation(documented(client.application), route):

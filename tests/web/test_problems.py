@@ -18,6 +18,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import reading
 from app.models import User
 from app.web.access import public
+from tests.conftest import MakeApp
 from tests.helpers.flows import slug
 from tests.helpers.servers import Server
 
@@ -151,9 +152,8 @@ def test_a_head_is_a_get_without_a_body(client: FlaskClient) -> None:
     assert response.data == b""
 
 
-def test_without_redis_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+def test_without_redis_the_answer_is_a_503(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
 
     response = client.get("/api/session", headers={"Origin": "http://127.0.0.1:5173"})
@@ -167,9 +167,8 @@ def test_without_redis_the_answer_is_a_503(env: dict[str, str], request: pytest.
     assert client.get("/readyz").status_code == 503
 
 
-def test_a_session_that_cannot_be_saved_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+def test_a_session_that_cannot_be_saved_is_a_503(client: FlaskClient) -> None:
 
     response = register_without_checks(client)
 
@@ -179,13 +178,13 @@ def test_a_session_that_cannot_be_saved_is_a_503(env: dict[str, str], request: p
         assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
 
 
-def test_without_a_database_the_answer_is_a_503(env: dict[str, str], request: pytest.FixtureRequest) -> None:
-    env["DATABASE_URL"] = (
+def test_without_a_database_the_answer_is_a_503(make_app: MakeApp, database_url: str) -> None:
+    away = (
         "mysql+mysqldb://root@localhost/backline?unix_socket=/nowhere/mysql.sock"
-        if env["DATABASE_URL"].startswith("mysql")
+        if database_url.startswith("mysql")
         else "sqlite:////dev/null/backline.sqlite3"
     )
-    client = request.getfixturevalue("client")
+    client = make_app(DATABASE_URL=away).test_client()
 
     response = register_without_checks(client)
 
@@ -219,11 +218,8 @@ def test_broken_chunks_are_a_clients_error(
     assert b"/problems/malformed-request" in answer
 
 
-def test_another_host_than_those_served_is_refused_and_probes_are_not(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env["TRUSTED_HOSTS"] = "API.example.com"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(TRUSTED_HOSTS="API.example.com")
+def test_another_host_than_those_served_is_refused_and_probes_are_not(client: FlaskClient) -> None:
 
     refused = client.get("/api/session", base_url="http://evil.example")
 
@@ -233,12 +229,10 @@ def test_another_host_than_those_served_is_refused_and_probes_are_not(
         assert client.get("/readyz", base_url=f"http://{host}:5000").status_code == 200
 
 
-def test_a_database_that_was_not_migrated_is_not_ready(
-    env: dict[str, str], request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    env["DATABASE_URL"] = f"sqlite:///{tmp_path}/new.sqlite3"
+def test_a_database_that_was_not_migrated_is_not_ready(make_app: MakeApp, tmp_path: Path) -> None:
+    app = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3")
 
-    assert request.getfixturevalue("client").get("/readyz").status_code == 503
+    assert app.test_client().get("/readyz").status_code == 503
 
 
 @pytest.mark.requirement("H2")

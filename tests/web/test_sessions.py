@@ -53,11 +53,8 @@ def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
 
 
 @pytest.mark.requirement("B6")
-def test_the_cookie_of_a_secure_site_is_bound_to_it(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env["SESSION_COOKIE_SECURE"] = "true"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(SESSION_COOKIE_SECURE="true")
+def test_the_cookie_of_a_secure_site_is_bound_to_it(client: FlaskClient) -> None:
     https = {"base_url": "https://api.example.com"}
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 
@@ -86,12 +83,10 @@ def test_the_cookie_of_a_secure_site_is_bound_to_it(
 
 
 @pytest.mark.requirement("B6")
-def test_the_cookie_for_another_sites_pages_is_partitioned(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env |= {"SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_SAMESITE": "None"}
-    env["SPOTIFY_REDIRECT_URI"] = SPA_REDIRECT_URI
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(
+    SESSION_COOKIE_SECURE="true", SESSION_COOKIE_SAMESITE="None", SPOTIFY_REDIRECT_URI=SPA_REDIRECT_URI
+)
+def test_the_cookie_for_another_sites_pages_is_partitioned(client: FlaskClient) -> None:
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 
     response = client.post("/api/register", json=body, base_url="https://api.example.com")
@@ -102,12 +97,10 @@ def test_the_cookie_for_another_sites_pages_is_partitioned(
 
 
 @pytest.mark.requirement("B6")
+@pytest.mark.settings(SESSION_COOKIE_SAMESITE="Strict", SPOTIFY_REDIRECT_URI=SPA_REDIRECT_URI)
 def test_cookie_is_strict_if_the_redirect_leads_to_a_page(
-    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+    client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    env |= {"SESSION_COOKIE_SAMESITE": "Strict", "SPOTIFY_REDIRECT_URI": SPA_REDIRECT_URI}
-    client = request.getfixturevalue("client")
-
     connect(client, sandbox)
 
     cookie = client.get_cookie("backline_session")

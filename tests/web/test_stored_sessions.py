@@ -203,26 +203,24 @@ def test_session_from_a_clock_slightly_ahead_is_good(client: FlaskClient) -> Non
     assert client.delete("/api/user/sessions").status_code == 204
 
 
-@pytest.fixture
-def secure(env: dict[str, str]) -> dict[str, str]:
-    """An app behind https. To be asked for before the client."""
-    env["SESSION_COOKIE_SECURE"] = "true"
-    return {"base_url": "https://api.example.com"}
+behind_https = pytest.mark.settings(SESSION_COOKIE_SECURE="true")
+HTTPS = {"base_url": "https://api.example.com"}
 
 
+@behind_https
 def test_cookie_with_the_old_name_is_accepted_and_replaced(
-    secure: dict[str, str], client: FlaskClient, new_client: NewClient
+    client: FlaskClient, new_client: NewClient
 ) -> None:
     body = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
-    client.post("/api/register", json=body, **secure)
+    client.post("/api/register", json=body, **HTTPS)
     cookie = client.get_cookie("__Host-Http-session", domain="api.example.com")
     assert cookie is not None
     old = new_client()
     old.set_cookie("__Host-session", cookie.value, domain="api.example.com", secure=True)
 
-    seen = old.get("/api/user", **secure)
+    seen = old.get("/api/user", **HTTPS)
     lines = set_cookies(seen)
-    again = old.get("/api/user", **secure)
+    again = old.get("/api/user", **HTTPS)
 
     assert seen.json["username"] == "ada"
     assert [line.partition("=")[0] for line in lines] == ["__Host-Http-session", "__Host-session"]
@@ -231,40 +229,40 @@ def test_cookie_with_the_old_name_is_accepted_and_replaced(
     assert (again.status_code, set_cookies(again)) == (200, [])
 
 
-def test_signing_out_deletes_the_cookie_under_both_names(secure: dict[str, str], client: FlaskClient) -> None:
+@behind_https
+def test_signing_out_deletes_the_cookie_under_both_names(client: FlaskClient) -> None:
     body = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
-    client.post("/api/register", json=body, **secure)
+    client.post("/api/register", json=body, **HTTPS)
     cookie = client.get_cookie("__Host-Http-session", domain="api.example.com")
     assert cookie is not None
     client.set_cookie("__Host-session", cookie.value, domain="api.example.com", secure=True)
 
-    lines = set_cookies(client.post("/api/logout", **secure))
+    lines = set_cookies(client.post("/api/logout", **HTTPS))
 
     assert {line.partition(";")[0] for line in lines} == {"__Host-Http-session=", "__Host-session="}
     for name in ("__Host-session", "__Host-Http-session"):
         client.set_cookie(name, cookie.value, domain="api.example.com", secure=True)
-    assert client.get("/api/user", **secure).status_code == 401
+    assert client.get("/api/user", **HTTPS).status_code == 401
 
 
-def test_signing_out_ends_the_sessions_of_both_cookies(
-    secure: dict[str, str], client: FlaskClient, new_client: NewClient
-) -> None:
+@behind_https
+def test_signing_out_ends_the_sessions_of_both_cookies(client: FlaskClient, new_client: NewClient) -> None:
     """A browser that met the earlier release in between has one under each name."""
     held = {}
     for name, browser in (("ada", client), ("grace", new_client())):
         body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
-        browser.post("/api/register", json=body, **secure)
+        browser.post("/api/register", json=body, **HTTPS)
         cookie = browser.get_cookie("__Host-Http-session", domain="api.example.com")
         assert cookie is not None
         held[name] = cookie.value
     client.set_cookie("__Host-session", held["grace"], domain="api.example.com", secure=True)
 
-    assert client.get("/api/user", **secure).json["username"] == "ada"
-    assert client.post("/api/logout", **secure).status_code == 204
+    assert client.get("/api/user", **HTTPS).json["username"] == "ada"
+    assert client.post("/api/logout", **HTTPS).status_code == 204
 
     for sid in held.values():
         client.set_cookie("__Host-Http-session", sid, domain="api.example.com", secure=True)
-        assert client.get("/api/user", **secure).status_code == 401
+        assert client.get("/api/user", **HTTPS).status_code == 401
 
 
 def test_cookie_of_another_application_on_loopback_is_left_alone(client: FlaskClient) -> None:

@@ -12,7 +12,6 @@ from werkzeug.test import TestResponse
 
 from app.auth import passwords
 from app.web.client_address import client_network
-from tests.conftest import running_app
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
 
@@ -168,14 +167,11 @@ def test_failures_are_forgotten_by_the_form_they_were_counted_under(
 
 
 @pytest.mark.requirement("A5")
-def test_what_was_counted_outlives_the_process(
-    env: dict[str, str], quick: None, redis_url: str, database_url: str
-) -> None:
-    with running_app(env) as app:
-        register(app.test_client(), "ada")
-        statuses(app.test_client(), "ada", 10)
-    with running_app(env) as app:
-        assert guess(app.test_client(), "ada").status_code == 429
+def test_what_was_counted_outlives_the_process(app: Flask, another_worker: Flask, quick: None) -> None:
+    register(app.test_client(), "ada")
+    statuses(app.test_client(), "ada", 10)
+
+    assert guess(another_worker.test_client(), "ada").status_code == 429
 
 
 @pytest.mark.requirement("A5")
@@ -197,23 +193,15 @@ def test_a_household_is_one_address(app: Flask, one: str, other: str, same: bool
     assert (seen[0] == seen[1]) is same
 
 
-@pytest.fixture
-def away(redis_url: str) -> object:
-    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
-        yield proxy
-
-
 @pytest.mark.requirement("A6")
 def test_without_redis_no_password_is_looked_at(
-    away: FaultProxy, env: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    redis_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env["REDIS_URL"] = f"redis://127.0.0.1:{away.port}/0"
-    app = request.getfixturevalue("app")
     register(app.test_client(), "ada")
     looked = []
     monkeypatch.setattr(passwords, "_verifies", lambda *_: looked.append(1))
-    away.refuse()
-    away.cut()
+    redis_proxy.refuse()
+    redis_proxy.cut()
 
     answers = [guess(app.test_client(), "ada", PASSWORD) for _ in range(50)]
 

@@ -17,22 +17,18 @@ from app.spotify.clients.budget import WINDOW_SECONDS
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 from tests.helpers.slow_upstream import Upstream, running_upstream
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.settings(GATEWAY_SHARE_SECONDS="0"),
+]
 
 NewClient = Callable[[], FlaskClient]
-
-
-@pytest.fixture
-def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
-    if "upstream" in request.fixturenames:
-        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
-    return {**env, "GATEWAY_SHARE_SECONDS": "0"}
 
 
 @pytest.fixture
@@ -217,11 +213,10 @@ def test_a_429_for_a_callbacks_me_blocks_only_me(
     assert sandbox.calls() == []
 
 
+@pytest.mark.settings(GATEWAY_SHARE_SECONDS="60")
 def test_answers_that_are_still_good_are_served_while_it_is_closed(
-    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
+    mira: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    env["GATEWAY_SHARE_SECONDS"] = "60"
-    mira = request.getfixturevalue("mira")
     get(mira, "me/player/devices")
     close(sandbox, mira, 600)
     answer = get(mira, "me/player/devices")
@@ -265,7 +260,7 @@ def test_a_redis_that_was_emptied_is_told_again(
     client: FlaskClient,
     app: Flask,
     another_worker: Flask,
-    env: dict[str, str],
+    make_app: MakeApp,
     sandbox: SandboxClient,
     store: redis.Redis,
 ) -> None:
@@ -279,17 +274,15 @@ def test_a_redis_that_was_emptied_is_told_again(
         store.flushall()
         assert login(who, user["username"]).status_code == 200
         assert wait_in(get(who)) in is_about(46_649)
-        with running_app(env) as fresh:  # has never met it
-            assert wait_in(get(another_tab(who, fresh))) in is_about(46_649)
+        fresh = make_app()  # has never met it
+        assert wait_in(get(another_tab(who, fresh))) in is_about(46_649)
     assert calls(sandbox) == 0
 
 
-def test_it_outlives_redis_itself(
-    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
-) -> None:
+def test_it_outlives_redis_itself(make_app: MakeApp, sandbox: SandboxClient) -> None:
     with TemporaryDirectory(prefix="backline-", dir="/tmp") as home, RedisServer(Path(home)) as server:
-        env["REDIS_URL"] = f"unix://{server.socket}"
-        client, app = request.getfixturevalue("client"), request.getfixturevalue("app")
+        app = make_app(REDIS_URL=f"unix://{server.socket}")
+        client = app.test_client()
         user = register(client)
         connect(client, sandbox)
         close(sandbox, client, 600)
@@ -300,8 +293,8 @@ def test_it_outlives_redis_itself(
         server.start()
         eventually(lambda: login(client, user["username"]).status_code == 200)
         assert wait_in(get(client)) in is_about(600)
-        with running_app(env) as fresh:
-            assert fresh.extensions["backline"].rate_limiter.wait() > 500
+        fresh = make_app(REDIS_URL=f"unix://{server.socket}")
+        assert fresh.extensions["backline"].rate_limiter.wait() > 500
         server.client.close()
     assert calls(sandbox) == 0
 
@@ -515,11 +508,10 @@ def gate_with(env: dict[str, str], store: redis.Redis, budget: str) -> SpotifyRa
     return SpotifyRateLimiter(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
 
 
+@pytest.mark.settings(GATEWAY_BUDGET="10")
 def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
-    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient, store: redis.Redis
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
-    env["GATEWAY_BUDGET"] = "10"
-    mira, another_worker = (request.getfixturevalue(name) for name in ("mira", "another_worker"))
     store.delete(*store.keys("spotify-calls:*"))  # what connecting has cost
     tabs = [mira, another_tab(mira, another_worker)]
 
@@ -535,11 +527,10 @@ def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
     assert get(mira, "me").status_code == 200
 
 
+@pytest.mark.settings(GATEWAY_BUDGET="2")
 def test_call_waits_for_room_in_the_budget_as_long_as_its_deadline_allows(
-    env: dict[str, str], request: pytest.FixtureRequest, store: redis.Redis
+    mira: FlaskClient, store: redis.Redis
 ) -> None:
-    env["GATEWAY_BUDGET"] = "2"
-    mira = request.getfixturevalue("mira")
     store.delete(*store.keys("spotify-calls:*"))
     assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
     assert wait_in(get(mira, "me?late")) > 14  # longer than a request may take

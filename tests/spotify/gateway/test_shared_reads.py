@@ -39,7 +39,10 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, _process, _until_up, eventually, free_port, process_environment
 from tests.helpers.slow_upstream import Upstream, running_upstream
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.settings(THREADS="64"),  # places for all the callers of a test
+]
 
 PLAYER, V1 = "me/player", "/api/spotify/v1"
 LONG = 30.0
@@ -48,27 +51,9 @@ StartServer = Callable[..., AbstractContextManager[Server]]
 
 
 @pytest.fixture
-def env(env: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
-    """An app with places for all the callers of a test, behind what the test puts before its servers."""
-    env["THREADS"] = "64"
-    if "upstream" in request.fixturenames:
-        env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
-    if "proxy" in request.fixturenames:
-        env["REDIS_URL"] = f"redis://127.0.0.1:{request.getfixturevalue('proxy').port}/0"
-    return env
-
-
-@pytest.fixture
 def upstream() -> Iterator[Upstream]:
     with running_upstream() as running:
         yield running
-
-
-@pytest.fixture
-def proxy(redis_url: str) -> Iterator[FaultProxy]:
-    """Between the app and Redis."""
-    with FaultProxy(redis_url.removeprefix("unix://")) as between:
-        yield between
 
 
 @pytest.fixture
@@ -731,14 +716,13 @@ def set_to(store: redis.Redis, what: bytes, value: int) -> None:
                 store.hset(key, field, value)
 
 
+@pytest.mark.settings(GATEWAY_SHARE_SECONDS="0")
 def test_sharing_for_no_time_still_makes_one_call_of_what_is_under_way(
-    env: dict[str, str],
-    request: pytest.FixtureRequest,
+    mira: FlaskClient,
+    app: Flask,
     upstream: Upstream,
     tabs: ThreadPoolExecutor,
 ) -> None:
-    env["GATEWAY_SHARE_SECONDS"] = "0"
-    mira, app = request.getfixturevalue("mira"), request.getfixturevalue("app")
     assert [cache(get(mira)) for _ in range(3)] == ["miss"] * 3
     upstream.hold()
     asked = [ask(tabs, mira) for _ in range(4)]
@@ -1001,18 +985,18 @@ def test_cache_repairs_itself(answers: SharedReads, store: redis.Redis, spoilt: 
 
 
 def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
-    proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, tabs: ThreadPoolExecutor
+    redis_proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, tabs: ThreadPoolExecutor
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     for call in (get, write):
         upstream.hold()
         asked = tabs.submit(call, another_tab(mira))
         upstream.wait_for_held(1)
-        proxy.refuse()
+        redis_proxy.refuse()
         upstream.release()
         assert asked.result(LONG).status_code == 200
         assert slug(get(mira)) == "service-unavailable"
-        proxy.restore()
+        redis_proxy.restore()
         eventually(lambda: get(mira).status_code == 200)
 
 

@@ -380,11 +380,8 @@ def test_d10_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
     assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_d4_a_browser_comes_back_to_the_frontend(
-    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
-) -> None:
-    env["FRONTEND_URL"] = "https://app.example.com/welcome?from=api"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(FRONTEND_URL="https://app.example.com/welcome?from=api")
+def test_d4_a_browser_comes_back_to_the_frontend(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(client.get("/api/spotify/authorize", headers=NAVIGATION).headers["Location"])
 
     response = client.get(callback.removeprefix("http://127.0.0.1:5000"), headers=NAVIGATION)
@@ -665,11 +662,8 @@ def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
     assert "reason" not in visit.result().json
 
 
-def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(client: FlaskClient) -> None:
     for cookie in ("", "A" * 43):
         client.set_cookie("backline_session", cookie)
         response = client.get("/api/spotify/authorize?code=a&state=b", headers=NAVIGATION)
@@ -738,11 +732,8 @@ def test_both_rows_are_written_in_one_transaction(
     assert connect(client, sandbox)["status"] == "connected"
 
 
-def test_the_redirect_may_point_at_a_page_of_the_spa(
-    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
-) -> None:
-    env["SPOTIFY_REDIRECT_URI"] = "http://127.0.0.1:5173/callback"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(SPOTIFY_REDIRECT_URI="http://127.0.0.1:5173/callback")
+def test_the_redirect_may_point_at_a_page_of_the_spa(client: FlaskClient, sandbox: SandboxClient) -> None:
 
     callback = sandbox.consent(first_visit(client))
 

@@ -382,16 +382,12 @@ POISONS = {
 }
 
 
+@pytest.mark.settings(TRUSTED_PROXIES="1")
 @ONE_DATABASE
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
 def test_d4_no_header_changes_where_people_are_sent(
-    env: dict[str, str],
-    sandbox: SandboxClient,
-    request: pytest.FixtureRequest,
-    poison: dict[str, str],
+    client: FlaskClient, sandbox: SandboxClient, poison: dict[str, str]
 ) -> None:
-    env["TRUSTED_PROXIES"] = "1"
-    client = request.getfixturevalue("client")
     if "Host" in poison:
         client.environ_base["HTTP_HOST"] = poison["Host"]
 
@@ -464,12 +460,9 @@ def test_d5_a_parameter_that_names_another_issuer_is_ignored(
     assert exchange["status"] == 200
 
 
+@pytest.mark.settings(SPOTIFY_ACCOUNTS_URL="https://accounts.example.com")
 @ONE_DATABASE
-def test_d5_the_authorization_server_comes_from_the_settings_only(
-    env: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    env["SPOTIFY_ACCOUNTS_URL"] = "https://accounts.example.com"
-    client = request.getfixturevalue("client")
+def test_d5_the_authorization_server_comes_from_the_settings_only(client: FlaskClient) -> None:
 
     further = {"iss": "https://evil.example", "authorization_endpoint": "https://evil.example/authorize"}
     response = visit(client, further, PAGE)
@@ -881,11 +874,10 @@ def test_d11_no_code_and_no_state_is_in_the_servers_log(
 # --- D12: scopes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.settings(SPOTIFY_SCOPES="user-top-read user-read-private")
 def test_d12_the_scopes_asked_for_are_those_of_the_settings(
-    env: dict[str, str], sandbox: SandboxClient, request: pytest.FixtureRequest
+    client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    env["SPOTIFY_SCOPES"] = "user-top-read user-read-private"
-    client = request.getfixturevalue("client")
     url = first_visit(client)
 
     assert parse_qs(urlsplit(url).query)["scope"] == ["user-top-read user-read-private"]
@@ -955,12 +947,11 @@ def test_each_refusal_is_logged_with_its_reason_and_a_first_visit_is_none(
     ]
 
 
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 @ONE_DATABASE
 def test_a_failure_is_a_refusal_only_of_a_callback(
-    env: dict[str, str], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    env["REDIS_URL"] = "redis://127.0.0.1:1/0"
-    client = request.getfixturevalue("client")
 
     assert result(visit(client, "", PAGE)) == "error-service-unavailable"
     assert logged(caplog, "spotify_refused", "reason") == []

@@ -22,14 +22,13 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
 # By the hundred, so on one database only: on the one that such numbers are for.
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
+    pytest.mark.settings(REFRESH_RATE="2000", REFRESH_WORKERS="8"),
+]
 
 MINUTE = 60
-
-
-@pytest.fixture
-def env(env: dict[str, str]) -> dict[str, str]:
-    return {**env, "REFRESH_RATE": "2000", "REFRESH_WORKERS": "8"}
 
 
 def refreshes(sandbox: SandboxClient) -> int:

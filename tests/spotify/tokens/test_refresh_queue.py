@@ -16,20 +16,15 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.spotify.tokens import refresh_queue, transitions
 from app.spotify.tokens.scheduler import RefreshStats, refresh_due
-from tests.conftest import running_app
+from tests.conftest import MakeApp
 from tests.helpers.factories import fresh, let_pass, link_many
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.settings(REFRESH_RATE="2000", REFRESH_WORKERS="8")]
 
 DAY = 86_400
-
-
-@pytest.fixture
-def env(env: dict[str, str]) -> dict[str, str]:
-    return {**env, "REFRESH_RATE": "2000", "REFRESH_WORKERS": "8"}
 
 
 def reserve(app: Flask, limit: int) -> list[int]:
@@ -88,14 +83,14 @@ def test_many_schedulers_never_reserve_the_same_link(app: Flask, sandbox: Sandbo
 
 
 def test_five_passes_at_once_make_one_call_for_each_link(
-    env: dict[str, str], app: Flask, sandbox: SandboxClient
+    make_app: MakeApp, app: Flask, sandbox: SandboxClient
 ) -> None:
     link_many(app, sandbox, 200)
     sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
 
     def one_pass(_: int) -> RefreshStats:
-        with running_app(env) as scheduler:
-            return refresh_due(scheduler)
+        scheduler = make_app()
+        return refresh_due(scheduler)
 
     with ThreadPoolExecutor(5) as pool:
         passes = list(pool.map(one_pass, range(5)))
@@ -106,11 +101,10 @@ def test_five_passes_at_once_make_one_call_for_each_link(
     assert fresh(app) == 200
 
 
-def test_two_schedulers_together_keep_the_rate(
-    env: dict[str, str], app: Flask, sandbox: SandboxClient
-) -> None:
+def test_two_schedulers_together_keep_the_rate(make_app: MakeApp, app: Flask, sandbox: SandboxClient) -> None:
     link_many(app, sandbox, 121)
-    with ThreadPoolExecutor(2) as pool, running_app({**env, "REFRESH_RATE": "40"}) as slow:
+    slow = make_app(REFRESH_RATE="40")
+    with ThreadPoolExecutor(2) as pool:
         began = time.monotonic()
         passes = list(pool.map(lambda _: refresh_due(slow), range(2)))
         took = time.monotonic() - began
@@ -120,7 +114,7 @@ def test_two_schedulers_together_keep_the_rate(
 
 
 def test_a_person_does_not_wait_for_the_backlog(
-    env: dict[str, str],
+    make_app: MakeApp,
     app: Flask,
     client: FlaskClient,
     sandbox: SandboxClient,
@@ -136,7 +130,8 @@ def test_a_person_does_not_wait_for_the_backlog(
         db.execute(sa.update(AccessToken).where(mine).values(expires_at=now, due_at=now))
     sandbox.clear_calls()
     stopping = threading.Event()
-    with running_app({**env, "REFRESH_RATE": "1"}) as slow, ThreadPoolExecutor(1) as pool:
+    slow = make_app(REFRESH_RATE="1")
+    with ThreadPoolExecutor(1) as pool:
         backlog = pool.submit(refresh_due, slow, stopping=stopping)
         sandbox.wait_for_calls(1)
 
@@ -150,11 +145,12 @@ def test_a_person_does_not_wait_for_the_backlog(
 
 
 def test_what_was_reserved_and_not_begun_is_given_back_when_stopped(
-    env: dict[str, str], app: Flask, sandbox: SandboxClient
+    make_app: MakeApp, app: Flask, sandbox: SandboxClient
 ) -> None:
     links = link_many(app, sandbox, 12)
     stopping = threading.Event()
-    with running_app({**env, "REFRESH_RATE": "1"}) as slow, ThreadPoolExecutor(1) as pool:
+    slow = make_app(REFRESH_RATE="1")
+    with ThreadPoolExecutor(1) as pool:
         stopped = pool.submit(refresh_due, slow, stopping=stopping)
         sandbox.wait_for_calls(1)
         stopping.set()

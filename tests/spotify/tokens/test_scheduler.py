@@ -28,6 +28,9 @@ from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, process_environment
 
+# One thread makes the order of calls the order of the work.
+pytestmark = pytest.mark.settings(REFRESH_WORKERS="1")
+
 ROOT = Path(__file__).resolve().parents[3]
 PEOPLE = ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"]
 
@@ -76,12 +79,6 @@ def test_what_lasts_longer_than_the_lead_is_left_alone(
 
     assert refresh_due(app).refreshed == 3
     assert generations(app) == [1, 1, 1, 0]
-
-
-@pytest.fixture
-def env(env: dict[str, str]) -> dict[str, str]:
-    """One thread is enough here, and makes the order of calls the order of the work."""
-    return {**env, "REFRESH_WORKERS": "1"}
 
 
 def test_the_soonest_deadline_goes_first(app: Flask, links: list[int], sandbox: SandboxClient) -> None:

@@ -697,11 +697,8 @@ def test_use_is_noted_at_most_once_an_hour(
     assert last_used() != old
 
 
-def test_the_token_for_playback_can_be_turned_off(
-    env: dict[str, str], request: pytest.FixtureRequest, sandbox: SandboxClient
-) -> None:
-    env["PLAYBACK_TOKEN_ENABLED"] = "false"
-    client = request.getfixturevalue("client")
+@pytest.mark.settings(PLAYBACK_TOKEN_ENABLED="false")
+def test_the_token_for_playback_can_be_turned_off(client: FlaskClient, sandbox: SandboxClient) -> None:
     connect(client, sandbox)
 
     response = client.get("/api/spotify/token")
