@@ -221,7 +221,7 @@ def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
         raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
     result = flow.authorize(query)
     if isinstance(result, AuthorizationRequired):
-        csrf.require_same_site_start()
+        csrf.require_same_site_start(services().config)
         url = flow.start()
         if _is_navigation():
             return redirect(url, HTTPStatus.FOUND)

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from app.errors import BacklineError
 from app.infra.clock import rfc3339
-from app.web import error_handlers, problems
+from app.web import error_handlers
 from app.web.problems import PROBLEM_TYPES, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024
@@ -58,12 +58,6 @@ class Api(flask_smorest.Api):  # type: ignore[misc]
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         return error_handlers.respond(error)
-
-    def _register_responses(self) -> None:
-        # It documents errors under the media type of all other answers, and knows no setting for it.
-        self.DEFAULT_RESPONSE_CONTENT_TYPE = problems.MEDIA_TYPE
-        super()._register_responses()
-        del self.DEFAULT_RESPONSE_CONTENT_TYPE
 
 
 class _Parser(FlaskParser):

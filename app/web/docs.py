@@ -9,6 +9,7 @@ from flask import Blueprint, Flask, Response, jsonify, render_template, send_fro
 from app.web import openapi
 from app.web.access import public
 from app.web.api import Api
+from config import Config
 
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
@@ -32,13 +33,15 @@ _PAGE_POLICY = (
 )
 
 
-def init_app(app: Flask, api: Api) -> None:
+def init_app(app: Flask, api: Api, config: Config) -> None:
     blueprint = Blueprint("docs", __name__)
 
     @blueprint.get("/api/openapi.json")
     @public
     def document() -> Response:
-        response = jsonify(openapi.completed(deepcopy(api.spec.to_dict()), app))
+        response = jsonify(
+            openapi.complete(deepcopy(api.spec.to_dict()), app, cookie_name=config.session_cookie_name)
+        )
         response.headers["Cache-Control"] = "no-cache"
         return response
 

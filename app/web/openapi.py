@@ -14,7 +14,6 @@ from werkzeug.routing import Rule
 
 from app import errors
 from app.errors import BacklineError
-from app.services import services
 from app.web import csrf, problems, validation
 from app.web.access import Access
 from app.web.csrf import SAFE_METHODS
@@ -43,6 +42,12 @@ _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
     },
 }
 
+_PROBLEM = {"$ref": "#/components/schemas/ProblemOut"}
+_DEFAULT_ERROR = {
+    "description": "Default error response",
+    "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
+}
+
 # What a body for the gateway may be: whatever Spotify takes there.
 _WEB_API_BODY = {
     "required": False,
@@ -53,16 +58,14 @@ _WEB_API_BODY = {
 }
 
 
-def completed(document: dict[str, Any], app: Flask) -> dict[str, Any]:
+def complete(document: dict[str, Any], app: Flask, *, cookie_name: str) -> dict[str, Any]:
     """The document of flask-smorest, with what it cannot know."""
     document["servers"] = [{"url": "/"}]  # where the document itself is
     components = document["components"]
     del components["schemas"]["PaginationMetadata"]  # which nothing here has
     components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
-    components["securitySchemes"] = {
-        "session": {"type": "apiKey", "in": "cookie", "name": services().config.session_cookie_name}
-    }
-    components["responses"] = {"DEFAULT_ERROR": components["responses"]["DEFAULT_ERROR"]}
+    components["securitySchemes"] = {"session": {"type": "apiKey", "in": "cookie", "name": cookie_name}}
+    components["responses"] = {"DEFAULT_ERROR": _DEFAULT_ERROR}
     for rule in app.url_map.iter_rules():
         path = document["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
         for method in (rule.methods or set()) & {name.upper() for name in path}:
@@ -123,7 +126,7 @@ def _error_response(status: int, kinds: Iterable[type[BacklineError]]) -> dict[s
         problem_type(kind).slug: kind for kind in sorted(kinds, key=lambda kind: problem_type(kind).slug)
     }
     content = {
-        "schema": {"$ref": "#/components/schemas/ProblemOut"},
+        "schema": _PROBLEM,
         "examples": {
             slug: {"summary": problem_type(kind).title, "value": _example(kind)}
             for slug, kind in named.items()
