@@ -1,122 +1,117 @@
-"""A bulkhead: callers of a slow Spotify hold some of a worker's threads, and never all of them."""
+"""A bulkhead: callers of a slow service can occupy some of a worker's threads, but never all of them."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 
 class BulkheadFull(Exception):
-    """The bulkhead is full, or nothing became free in time."""
+    """There is no thread or slot for this caller, or none became free in time."""
 
 
-@dataclass(eq=False)
-class Ticket:
-    """One caller's hold on a thread, with or without a place."""
+class Admission:
+    """One thread that a caller occupies, with or without a slot."""
 
-    caller: Hashable
-    has_place: bool = False
-    wants_place: bool = False
-    is_dismissed: bool = False
-    """Another caller needed the thread more. Whoever holds the ticket must stop waiting."""
+    def __init__(self, caller: Hashable) -> None:
+        self.caller = caller
+        self.has_slot = False
+        self.wants_slot = False
+        self.evicted = threading.Event()  # set when another caller needed the thread more
 
 
 class Bulkhead:
-    """Limits the calls under way (`places`, of which one caller may have half) and the callers in the queue.
+    """Limits the calls in progress to `slots`, and the callers that wait to `queue`.
 
-    Queued callers hold threads too, for which a worker has threads to spare (`pool_size`). One caller may
-    fill the queue as long as nobody else needs it; then its newest requests make room.
+    One caller can have half of the slots. It can also fill the queue, as long as nobody else needs it: then
+    its newest requests are evicted. Queued callers block threads too, so a worker needs `slots + queue`
+    threads to spare.
     """
 
-    def __init__(self, places: int, queue: int) -> None:
-        self._places = places
-        self._places_each = max(1, places // 2)
-        self._most = places + queue
+    def __init__(self, slots: int, queue: int) -> None:
+        self._slots = slots
+        self._slots_per_caller = max(1, slots // 2)
+        self._max_admissions = slots + queue
         self._changed = threading.Condition()
-        self._tickets: list[Ticket] = []  # in the order of arrival
+        self._admissions: list[Admission] = []  # in the order of arrival
 
     @contextmanager
-    def ticket(self, caller: Hashable) -> Iterator[Ticket]:
-        """Hold a thread while the block runs.
+    def admit(self, caller: Hashable) -> Iterator[Admission]:
+        """Occupy a thread while the block runs.
 
         Raises:
-            NoPlace: no thread is left, and this caller holds its fair share of them.
+            BulkheadFull: All threads are occupied, and this caller has its fair share of them.
         """
-        ticket = Ticket(caller)
+        admission = Admission(caller)
         with self._changed:
-            if len(self._tickets) >= self._most:
-                self._make_room_for(caller)
-            self._tickets.append(ticket)
+            if len(self._admissions) >= self._max_admissions:
+                self._evict_for(caller)
+            self._admissions.append(admission)
         try:
-            yield ticket
+            yield admission
         finally:
             with self._changed:
-                ticket.has_place = False
-                if ticket in self._tickets:
-                    self._tickets.remove(ticket)
+                admission.has_slot = False
+                if not admission.evicted.is_set():
+                    self._admissions.remove(admission)
                 self._changed.notify_all()
 
-    @contextmanager
-    def place(self, caller: Hashable, *, until: float = 0.0) -> Iterator[None]:
-        """Hold a place while the block runs. `until`: how long to wait for one (`time.monotonic`).
+    def acquire(self, admission: Admission, *, until: float = 0.0) -> None:
+        """Wait for a slot until this time (`time.monotonic`). Does nothing if the caller has one.
 
         Raises:
-            NoPlace: the bulkhead is full, or no place became free in time.
-        """
-        with self.ticket(caller) as ticket:
-            self.take_place(ticket, until=until)
-            yield
-
-    def take_place(self, ticket: Ticket, *, until: float = 0.0) -> None:
-        """Give the ticket a place, unless it has one. `until`: how long to wait for it (`time.monotonic`).
-
-        Raises:
-            NoPlace: none became free in time, or another caller needed the thread more.
+            BulkheadFull: No slot became free in time, or the caller was evicted.
         """
         with self._changed:
-            ticket.wants_place = not ticket.has_place
+            admission.wants_slot = not admission.has_slot
             try:
-                while ticket.wants_place and self._next() is not ticket:
-                    left = until - time.monotonic()
-                    if ticket.is_dismissed or left <= 0:
+                while admission.wants_slot and self._next() is not admission:
+                    remaining = until - time.monotonic()
+                    if admission.evicted.is_set() or remaining <= 0:
                         raise BulkheadFull
-                    self._changed.wait(left)
-                ticket.has_place = True
+                    self._changed.wait(remaining)
+                admission.has_slot = True
             finally:
-                ticket.wants_place = False
+                admission.wants_slot = False
                 self._changed.notify_all()
 
-    def give_place_back(self, ticket: Ticket) -> None:
-        """Let others have the ticket's place, but keep the thread."""
-        with self._changed:
-            ticket.has_place = False
-            self._changed.notify_all()
-
-    def _next(self) -> Ticket | None:
-        """Return the ticket that may have the next place: of the caller with the fewest, the oldest."""
-        places = Counter(ticket.caller for ticket in self._tickets if ticket.has_place)
-        if places.total() >= self._places:
-            return None
-        waiting = [
-            ticket
-            for ticket in self._tickets
-            if ticket.wants_place and places[ticket.caller] < self._places_each
-        ]
-        return min(waiting, key=lambda ticket: places[ticket.caller], default=None)
-
-    def _make_room_for(self, caller: Hashable) -> None:
-        """Dismiss the newest waiting ticket of the caller that holds the most threads.
+    def pause(self, admission: Admission, seconds: float) -> None:
+        """Release the slot, and wait this long for something that another caller is doing.
 
         Raises:
-            NoPlace: `caller` would hold as many itself.
+            BulkheadFull: The caller was evicted.
         """
-        held = Counter(ticket.caller for ticket in self._tickets)
-        waiting = [ticket for ticket in self._tickets if not ticket.has_place]
-        victim = max(reversed(waiting), key=lambda ticket: held[ticket.caller], default=None)
-        if victim is None or held[victim.caller] <= held[caller] + 1:
+        if admission.has_slot:
+            with self._changed:
+                admission.has_slot = False
+                self._changed.notify_all()
+        if admission.evicted.wait(seconds):
             raise BulkheadFull
-        victim.is_dismissed = True
-        self._tickets.remove(victim)
+
+    def _next(self) -> Admission | None:
+        """Return who gets the next slot: the oldest admission of the caller with the fewest slots."""
+        slots = Counter(admission.caller for admission in self._admissions if admission.has_slot)
+        if slots.total() >= self._slots:
+            return None
+        eligible = [
+            admission
+            for admission in self._admissions
+            if admission.wants_slot and slots[admission.caller] < self._slots_per_caller
+        ]
+        return min(eligible, key=lambda admission: slots[admission.caller], default=None)
+
+    def _evict_for(self, caller: Hashable) -> None:
+        """Evict the newest waiting admission of the caller that occupies the most threads.
+
+        Raises:
+            BulkheadFull: `caller` would occupy as many itself.
+        """
+        threads = Counter(admission.caller for admission in self._admissions)
+        waiting = [admission for admission in self._admissions if not admission.has_slot]
+        victim = max(reversed(waiting), key=lambda admission: threads[admission.caller], default=None)
+        if victim is None or threads[victim.caller] <= threads[caller] + 1:
+            raise BulkheadFull
+        victim.evicted.set()
+        self._admissions.remove(victim)
         self._changed.notify_all()

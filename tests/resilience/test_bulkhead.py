@@ -1,10 +1,10 @@
-"""Who waits for a slow Spotify holds some of a worker's threads, and never all of them."""
+"""Callers of a slow Spotify occupy some of a worker's threads, but never all of them."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,29 +23,37 @@ from tests.helpers.servers import Server, eventually
 LONG = 30.0
 
 
-class Room:
-    """A bulkhead, and threads that hold places in it until they are let go, or wait for one."""
+@contextmanager
+def slot(bulkhead: Bulkhead, caller: object, *, until: float = 0.0) -> Iterator[None]:
+    """Hold a slot while the block runs."""
+    with bulkhead.admit(caller) as admission:
+        bulkhead.acquire(admission, until=until)
+        yield
 
-    def __init__(self, places: int, queue: int) -> None:
-        self.bulkhead = Bulkhead(places, queue)
+
+class Callers:
+    """Threads that hold slots of a bulkhead until they are told to leave, or wait for one."""
+
+    def __init__(self, slots: int, queue: int) -> None:
+        self.bulkhead = Bulkhead(slots, queue)
         self.holding: list[object] = []
         self._leaving: list[threading.Event] = []
         self._pool = ThreadPoolExecutor(16)
 
     def enter(self, caller: object = None) -> "Future[str]":
-        """Enter as this caller, or as one of its own, with all the time there is."""
+        """Enter as this caller, or as a new one, and wait for a slot without a limit."""
         leave, caller = threading.Event(), caller or object()
         self._leaving.append(leave)
 
         def stay() -> str:
             try:
-                with self.bulkhead.place(caller, until=time.monotonic() + LONG):
+                with slot(self.bulkhead, caller, until=time.monotonic() + LONG):
                     self.holding.append(caller)
                     leave.wait(LONG)
                     self.holding.remove(caller)
             except BulkheadFull:
-                return "turned away"
-            return "had a place"
+                return "rejected"
+            return "served"
 
         before = self.queued
         entering = self._pool.submit(stay)
@@ -54,7 +62,7 @@ class Room:
 
     @property
     def queued(self) -> int:
-        return sum(ticket.wants_place for ticket in self.bulkhead._tickets)
+        return sum(admission.wants_slot for admission in self.bulkhead._admissions)
 
     def leave(self, number: int) -> None:
         self._leaving[number].set()
@@ -66,108 +74,119 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    room = Room(2, 2)
-    yield room
-    room.close()
+def callers() -> Iterator[Callers]:
+    callers = Callers(2, 2)
+    yield callers
+    callers.close()
 
 
-def test_bulkhead_gives_a_free_place_to_the_queue(room: Room) -> None:
-    first, second, waiting = room.enter(), room.enter(), room.enter()
-    assert (len(room.holding), room.queued) == (2, 1)
-    room.leave(0)
-    assert first.result(LONG) == "had a place"
-    eventually(lambda: len(room.holding) == 2 and room.queued == 0)
-    room.close()
-    assert (second.result(LONG), waiting.result(LONG)) == ("had a place", "had a place")
+def test_bulkhead_gives_a_free_slot_to_the_queue(callers: Callers) -> None:
+    first, second, waiting = callers.enter(), callers.enter(), callers.enter()
+    assert (len(callers.holding), callers.queued) == (2, 1)
+    callers.leave(0)
+    assert first.result(LONG) == "served"
+    eventually(lambda: len(callers.holding) == 2 and callers.queued == 0)
+    callers.close()
+    assert (second.result(LONG), waiting.result(LONG)) == ("served", "served")
 
 
-def test_bulkhead_rejects_a_caller_whose_time_is_up(room: Room) -> None:
-    room.enter(), room.enter()
+def test_bulkhead_rejects_a_caller_whose_deadline_passes(callers: Callers) -> None:
+    callers.enter(), callers.enter()
     for until in (0.0, time.monotonic() + 0.05):
-        with pytest.raises(BulkheadFull), room.bulkhead.place("late", until=until):
+        with pytest.raises(BulkheadFull), slot(callers.bulkhead, "late", until=until):
             pass
-    assert room.queued == 0
+    assert callers.queued == 0
 
 
-def test_bulkhead_rejects_excess_callers_immediately(room: Room) -> None:
+def test_bulkhead_rejects_excess_callers_immediately(callers: Callers) -> None:
     for _ in range(4):
-        room.enter()
-    assert (len(room.holding), room.queued) == (2, 2)
-    assert room.enter().result(LONG / 2) == "turned away"
+        callers.enter()
+    assert (len(callers.holding), callers.queued) == (2, 2)
+    assert callers.enter().result(LONG / 2) == "rejected"
 
 
-def test_bulkhead_dismisses_a_flooder_for_another_caller(room: Room) -> None:
-    """One caller may fill the queue, but others find room as long as they hold less."""
-    floods = [room.enter("ada") for _ in range(4)]
-    assert room.holding == ["ada"]  # half of the places
+def test_bulkhead_evicts_a_flooding_caller_for_another_one(callers: Callers) -> None:
+    """One caller may fill the queue, but others are admitted as long as they occupy fewer threads."""
+    floods = [callers.enter("ada") for _ in range(4)]
+    assert callers.holding == ["ada"]  # half of the slots
 
-    grace = room.enter("grace")
-    assert room.holding == ["ada", "grace"]
-    assert floods[-1].result(LONG) == "turned away"  # the newest
+    grace = callers.enter("grace")
+    assert callers.holding == ["ada", "grace"]
+    assert floods[-1].result(LONG) == "rejected"  # the newest
     assert not any(flood.done() for flood in floods[:-1])
-    assert room.enter("ada").result(LONG) == "turned away"
+    assert callers.enter("ada").result(LONG) == "rejected"
 
-    room.close()
-    assert grace.result(LONG) == "had a place"
-    assert [flood.result(LONG) for flood in floods] == ["had a place"] * 3 + ["turned away"]
-
-
-def test_bulkhead_prefers_the_caller_with_the_fewest_places() -> None:
-    room = Room(4, 8)
-    ada = [room.enter("ada") for _ in range(5)]
-    bob = [room.enter("bob") for _ in range(3)]
-    grace = room.enter("grace")
-    assert sorted(map(str, room.holding)) == ["ada", "ada", "bob", "bob"]
-    room.leave(0)
-    assert ada[0].result(LONG) == "had a place"
-    eventually(lambda: "grace" in room.holding)
-    room.close()
-    assert {one.result(LONG) for one in [*ada, *bob, grace]} == {"had a place"}
+    callers.close()
+    assert grace.result(LONG) == "served"
+    assert [flood.result(LONG) for flood in floods] == ["served"] * 3 + ["rejected"]
 
 
-def test_a_place_is_given_back_also_after_an_error() -> None:
+def test_bulkhead_prefers_the_caller_with_the_fewest_slots() -> None:
+    callers = Callers(4, 8)
+    ada = [callers.enter("ada") for _ in range(5)]
+    bob = [callers.enter("bob") for _ in range(3)]
+    grace = callers.enter("grace")
+    assert sorted(map(str, callers.holding)) == ["ada", "ada", "bob", "bob"]
+    callers.leave(0)
+    assert ada[0].result(LONG) == "served"
+    eventually(lambda: "grace" in callers.holding)
+    callers.close()
+    assert {one.result(LONG) for one in [*ada, *bob, grace]} == {"served"}
+
+
+def test_bulkhead_releases_a_slot_after_an_error() -> None:
     small = Bulkhead(1, 0)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), small.place(object()):
+        with pytest.raises(ZeroDivisionError), slot(small, object()):
             raise ZeroDivisionError
-    with small.place(object()), pytest.raises(BulkheadFull), small.place(object()):
+    with slot(small, object()), pytest.raises(BulkheadFull), slot(small, object()):
         pass
-    with small.place(object()):
+    with slot(small, object()):
         pass
 
 
-def test_one_caller_has_half_of_the_places_and_the_others_are_for_others() -> None:
+def test_bulkhead_reserves_half_of_the_slots_for_other_callers() -> None:
     shared = Bulkhead(4, 0)
-    with shared.place("ada"), shared.place("ada"):
-        with pytest.raises(BulkheadFull), shared.place("ada"):
+    with slot(shared, "ada"), slot(shared, "ada"):
+        with pytest.raises(BulkheadFull), slot(shared, "ada"):
             pass
-        with shared.place("grace"):
+        with slot(shared, "grace"):
             pass
-    with shared.place("ada"):
+    with slot(shared, "ada"):
         pass
-    assert not shared._tickets
+    assert not shared._admissions
 
 
-def test_ticket_gives_its_place_back_and_keeps_its_thread() -> None:
+def test_paused_caller_releases_its_slot_and_keeps_its_thread() -> None:
     small = Bulkhead(1, 1)
-    with small.ticket("ada") as ticket:
-        small.take_place(ticket)
-        small.take_place(ticket)  # it has one
-        with pytest.raises(BulkheadFull), small.place("grace"):
+    with small.admit("ada") as admission:
+        small.acquire(admission)
+        small.acquire(admission)  # it has one
+        with pytest.raises(BulkheadFull), slot(small, "grace"):
             pass
-        small.give_place_back(ticket)
-        with small.place("grace"), pytest.raises(BulkheadFull):
-            small.take_place(ticket)
-    assert not small._tickets
+        small.pause(admission, 0)
+        with slot(small, "grace"), pytest.raises(BulkheadFull):
+            small.acquire(admission)
+    assert not small._admissions
 
 
-def test_never_are_more_inside_than_there_are_places() -> None:
+def test_paused_caller_is_evicted_immediately() -> None:
+    small = Bulkhead(1, 2)
+    with ThreadPoolExecutor(1) as pool, small.admit("ada"), small.admit("ada"), small.admit("ada") as newest:
+        pausing = pool.submit(small.pause, newest, LONG)
+        with slot(small, "grace"):
+            assert isinstance(pausing.exception(LONG / 2), BulkheadFull)
+            with pytest.raises(BulkheadFull):
+                small.acquire(newest, until=time.monotonic() + LONG)
+    assert not small._admissions
+
+
+def test_bulkhead_never_exceeds_its_slots() -> None:
     small, inside, most, lock = Bulkhead(3, 2), 0, 0, threading.Lock()
 
     def visit(_: int) -> None:
         nonlocal inside, most
-        with small.place(object(), until=time.monotonic() + LONG):
+        with slot(small, object(), until=time.monotonic() + LONG):
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -178,7 +197,7 @@ def test_never_are_more_inside_than_there_are_places() -> None:
     with ThreadPoolExecutor(5) as pool:  # two may wait
         list(pool.map(visit, range(120)))
     assert most == 3
-    assert small._tickets == []
+    assert small._admissions == []
 
 
 # Over gunicorn
@@ -186,7 +205,7 @@ def test_never_are_more_inside_than_there_are_places() -> None:
 
 @pytest.fixture
 def caller(app: object, client: FlaskClient, sandbox: SandboxClient) -> Iterator[requests.Session]:
-    """Somebody with a connection to Spotify, whose session other processes know too."""
+    """Return an HTTP client with the session of a signed-in person who has connected Spotify."""
     register(client)
     connect(client, sandbox)
     cookie = client.get_cookie("backline_session")
@@ -214,7 +233,7 @@ def stale(app: Flask, new_client: Callable[[], FlaskClient], sandbox: SandboxCli
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("same", [True, False], ids=["the same read", "different reads"])
-def test_callers_of_two_hanging_hosts_leave_threads_to_others(
+def test_requests_that_wait_for_two_hanging_hosts_leave_threads_for_others(
     server: Callable[..., AbstractContextManager[Server]],
     caller: requests.Session,
     stale: dict[str, str],
@@ -234,7 +253,7 @@ def test_callers_of_two_hanging_hosts_leave_threads_to_others(
             return requests.get(f"{api.url}/api/spotify/token", headers=stale, timeout=LONG)
 
         try:
-            # 16 places and a queue of 64 for the Web API, and 64 that wait for the accounts service.
+            # 16 slots and a queue of 64 for the Web API, and 64 that wait for the accounts service.
             reads = [pool.submit(read, number) for number in range(90)]
             tokens = [pool.submit(read_token, number) for number in range(74)]
             eventually(lambda: all(sum(one.done() for one in some) >= 10 for some in (reads, tokens)))
@@ -246,25 +265,25 @@ def test_callers_of_two_hanging_hosts_leave_threads_to_others(
         finally:
             sandbox.clear_faults()
         assert set(others) == {200}
-        assert took < 2  # a single one that met no free thread would take longer
+        assert took < 2  # a single request without a free thread would take longer
         for answer in refused:
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
             assert answer.json()["type"] == "/problems/spotify-unavailable"
-        assert len(calls) == (1 if same else 8)  # half of the places are for one person
+        assert len(calls) == (1 if same else 8)  # one person can have half of the slots
         assert sorted(one.result(LONG).status_code for one in reads) == [200] * 80 + [503] * 10
         assert {one.result(LONG).status_code for one in tokens} == {200, 503}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("threads", "latency_ms"), [(2, 700), (32, 400)])
-def test_one_person_reads_much_at_once_and_all_of_it_is_served(
+def test_burst_of_one_person_is_served_completely(
     server: Callable[..., AbstractContextManager[Server]],
     caller: requests.Session,
     sandbox: SandboxClient,
     threads: int,
     latency_ms: int,
 ) -> None:
-    """In waves, also right after a start and with few threads. Nobody else is held up."""
+    """It is served in waves, even just after a start and with few threads, and delays nobody else."""
     sandbox.settings(latency_ms={"api": latency_ms, "token": latency_ms})
     with server(workers=1, threads=threads) as api, ThreadPoolExecutor(40) as pool:
 

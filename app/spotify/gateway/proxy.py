@@ -86,7 +86,8 @@ def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) 
 
 
 def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
-    with services().web_api_bulkhead.place(link.id, until=deadline - MIN_SECONDS):
+    with services().web_api_bulkhead.admit(link.id) as admission:
+        services().web_api_bulkhead.acquire(admission, until=deadline - MIN_SECONDS)
         # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
         services().shared.drop(link.id)
         try:

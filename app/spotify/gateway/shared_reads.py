@@ -16,7 +16,7 @@ import redis
 
 from app.errors import SpotifyUnavailable
 from app.infra.http_client import HttpResponse
-from app.resilience.bulkhead import Bulkhead, BulkheadFull, Ticket
+from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.call import MIN_SECONDS
 from app.spotify.gateway import cache
 from app.spotify.gateway.cache import FAILED, MAX_BYTES, TOO_LARGE, CachedResponse, Found, Read, ResponseCache
@@ -63,8 +63,8 @@ class SharedReads:
         if found.kind == "hit" and found.response is not None:
             return SharedResponse(_answer(found.response), "hit", found.age)
         try:
-            with self._bulkhead.ticket(link_id) as ticket:
-                return self._lead_or_wait(read, found, ticket, fetch)
+            with self._bulkhead.admit(link_id) as admission:
+                return self._lead_or_wait(read, found, admission, fetch)
         except BulkheadFull:
             self._cache.release(read)
             if found.response is None:
@@ -75,44 +75,43 @@ class SharedReads:
         """Forget what the link has read: it has written something, has consented again, or is gone."""
         self._cache.drop(link_id)
 
-    def _lead_or_wait(self, read: Read, found: Found, ticket: Ticket, fetch: Fetch) -> SharedResponse:
+    def _lead_or_wait(self, read: Read, found: Found, admission: Admission, fetch: Fetch) -> SharedResponse:
         since, pause, began = found.now, 0.01, time.monotonic()
         while True:
             if found.kind == "lead":
-                if self._may_lead(ticket, fetch):
+                if self._may_lead(admission, fetch):
                     return SharedResponse(self._fetch_as_leader(read, found.now, fetch), "miss")
                 # Others may lead: all places may be held by callers that wait for this very read.
                 self._cache.release(read)
                 if found.response is not None:
                     return SharedResponse(_answer(found.response), "hit", found.age)
-                self._bulkhead.take_place(ticket, until=fetch.latest_start)
+                self._bulkhead.acquire(admission, until=fetch.latest_start)
             else:
-                self._bulkhead.give_place_back(ticket)
-                if ticket.is_dismissed:
-                    raise BulkheadFull
                 if time.monotonic() >= fetch.latest_start:
                     raise SpotifyUnavailable(retry_after=1)
-                time.sleep(pause)
+                self._bulkhead.pause(admission, pause)
                 pause = min(pause * 1.5, _longest_pause(time.monotonic() - began))
             found = self._cache.join(read, since)
             if found.kind == "hit" and found.response is not None:
-                return self._shared(found.response, found.age, ticket, fetch)
+                return self._shared(found.response, found.age, admission, fetch)
 
-    def _may_lead(self, ticket: Ticket, fetch: Fetch) -> bool:
+    def _may_lead(self, admission: Admission, fetch: Fetch) -> bool:
         """Whether there is time left, and a place at once."""
         if time.monotonic() >= fetch.latest_start:
             return False
         try:
-            self._bulkhead.take_place(ticket)
+            self._bulkhead.acquire(admission)
         except BulkheadFull:
             return False
         return True
 
-    def _shared(self, response: CachedResponse, age: int, ticket: Ticket, fetch: Fetch) -> SharedResponse:
+    def _shared(
+        self, response: CachedResponse, age: int, admission: Admission, fetch: Fetch
+    ) -> SharedResponse:
         """What another caller has fetched. What was too large to be stored is fetched by each for itself."""
         if response.status != TOO_LARGE:
             return SharedResponse(_answer(response), "shared", age)
-        self._bulkhead.take_place(ticket, until=fetch.latest_start)
+        self._bulkhead.acquire(admission, until=fetch.latest_start)
         return SharedResponse(fetch.make(), "miss")
 
     def _fetch_as_leader(self, read: Read, asked: int, fetch: Fetch) -> HttpResponse:

@@ -228,7 +228,7 @@ def test_calls_that_are_joined_count_as_shared(
         first = pool.submit(another_tab(linked).get, f"{GATEWAY}/tracks/x")
         assert arrived.wait(10)
         second = pool.submit(another_tab(linked, another_worker).get, f"{GATEWAY}/tracks/x")
-        eventually(lambda: another_worker.extensions["backline"].web_api_bulkhead._tickets)  # it waits
+        eventually(lambda: another_worker.extensions["backline"].web_api_bulkhead._admissions)  # it waits
         go_on.set()
         assert {first.result().headers["X-Cache"], second.result().headers["X-Cache"]} == {"miss", "shared"}
 

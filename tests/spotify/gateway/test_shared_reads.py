@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +27,6 @@ from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.gateway import cache as cache_module
 from app.spotify.gateway import proxy as gateway
-from app.spotify.gateway import shared_reads
 from app.spotify.gateway.shared_reads import Fetch as Call
 from app.spotify.gateway.shared_reads import SharedReads, SharedResponse
 from app.spotify.tokens.refresh import GrantEnded
@@ -102,7 +100,7 @@ def ask(
 
 def inside(app: Flask) -> int:
     """How many of this process's callers ask Spotify, or wait for one who does."""
-    return len(app.extensions["backline"].web_api_bulkhead._tickets)
+    return len(app.extensions["backline"].web_api_bulkhead._admissions)
 
 
 def cache(answer: TestResponse) -> str:
@@ -488,11 +486,9 @@ class Waiter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._asleep, self._look = threading.Event(), threading.Event()
-        monkeypatch.setattr(
-            shared_reads, "time", SimpleNamespace(sleep=self._sleep, monotonic=time.monotonic)
-        )
+        monkeypatch.setattr(Bulkhead, "pause", self._pause)
 
-    def _sleep(self, _: float) -> None:
+    def _pause(self, *_: object) -> None:
         self._asleep.set()
         assert self._look.wait(LONG)
 
@@ -774,7 +770,7 @@ def test_caller_without_a_place_is_served_what_is_good(
     bulkhead = app.extensions["backline"].web_api_bulkhead
     with ExitStack() as all_places:
         for _ in range(32):
-            all_places.enter_context(bulkhead.place(object()))
+            bulkhead.acquire(all_places.enter_context(bulkhead.admit(object())))
         answer = get(mira, "search?q=a")
         assert (cache(answer), answer.json) == ("hit", {"call": 1})
         set_times(store, "until")
@@ -789,9 +785,9 @@ def test_who_finds_no_place_lets_others_ask(
     elsewhere = SharedReads(store, Bulkhead(8, 6))
     with ExitStack() as all_places:
         for _ in range(16):
-            all_places.enter_context(answers._bulkhead.place(7))
+            answers._bulkhead.acquire(all_places.enter_context(answers._bulkhead.admit(7)))
         waiting = tabs.submit(read, answers, "me", must_not_call, for_a_minute)
-        eventually(lambda: any(ticket.wants_place for ticket in answers._bulkhead._tickets))
+        eventually(lambda: any(admission.wants_slot for admission in answers._bulkhead._admissions))
         assert store.hgetall(HASH) == {}  # nobody seems to ask
         assert read(elsewhere, "me", now(b"found"), for_a_minute).cache == "miss"
     assert waiting.result(LONG).answer.body == b"found"
@@ -875,7 +871,7 @@ def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
     before = tabs.submit(read, answers, "me", old, for_a_minute)
     old.wait_until_asked()
     waiting = tabs.submit(read, answers, "me", now(b"new"), for_a_minute)
-    eventually(lambda: len(answers._bulkhead._tickets) == 2)
+    eventually(lambda: len(answers._bulkhead._admissions) == 2)
     answers.drop(7)
     assert waiting.result(LONG).answer.body == b"new"
     old.answer()
@@ -1018,7 +1014,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         answers, call = SharedReads(embedded, Bulkhead(8, 6)), Fetch(b"first")
         asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
-        eventually(lambda: len(answers._bulkhead._tickets) == 3)
+        eventually(lambda: len(answers._bulkhead._admissions) == 3)
         [(leader, lease)] = embedded.zrange(LEADERS, 0, -1, withscores=True)
         eventually(lambda: embedded.zscore(LEADERS, leader) > lease)
         call.answer()
