@@ -6,8 +6,9 @@ import sys
 import click
 
 from app import create_app
-from app.infra import logs
+from app.infra import log_setup
 from app.spotify.tokens import key_rotation
+from app.web.request_log import RequestFields
 from config import Config, ConfigError, read_environment
 
 
@@ -25,7 +26,7 @@ except ConfigError as error:
     sys.stderr.write(f"Backline cannot start. Correct these settings:\n{error}\n")
     sys.exit(3)
 
-logs.configure(level=config.log_level, style=config.log_format)
+log_setup.configure(level=config.log_level, style=config.log_format, filters=[RequestFields()])
 logging.captureWarnings(True)  # Python writes them to standard error itself, however long that takes
 app = create_app(config)
 

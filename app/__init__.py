@@ -9,7 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli
 from app.auth.routes import blueprint as auth
-from app.infra import database, logs
+from app.infra import database
 from app.infra.encryption import TokenCipher
 from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
@@ -37,6 +37,7 @@ from app.web import (
     error_handlers,
     error_middleware,
     health,
+    request_log,
     security_headers,
     sessions,
 )
@@ -55,7 +56,7 @@ def create_app(config: Config) -> Flask:
     database.init_app(app, config)
 
     # The order of requests. Responses pass in reverse order.
-    logs.init_app(app)
+    request_log.init_app(app)
     sessions.init_app(app, config, services.redis, services.redis_cipher)
     csrf.init_app(app, config)
     access.init_app(app)

@@ -129,7 +129,7 @@ def answer(status: int, detail: str | None, request_id: str) -> bytes:
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]
-    """gunicorn's log as JSON lines, like those of `app/infra/logs.py`, which takes it over in a worker."""
+    """gunicorn's log in the app's format. In a worker, `app/infra/log_setup.py` takes it over."""
 
     def setup(self, cfg: Any) -> None:
         """Give gunicorn's own handlers the format. Called again when a HUP has loaded the settings anew."""
@@ -141,7 +141,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]
 
 
 class Line(logging.Formatter):
-    """The same lines as `app.infra.logs.JsonFormatter` writes, which the arbiter cannot ask (see above)."""
+    """The format of `app.infra.log_setup.JsonFormatter`, which the arbiter must not import (see above)."""
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

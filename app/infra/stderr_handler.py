@@ -1,7 +1,7 @@
-"""Standard error that holds up nobody.
+"""A log handler that never blocks on standard error.
 
-Who logs makes the line, a thread writes it. While standard error takes none (its disk is full, nobody
-reads the pipe), lines wait, then they are dropped and counted.
+The caller formats a line, and a thread writes it. While standard error accepts nothing (a full disk, a pipe
+that nobody reads), lines are queued, then dropped and counted.
 """
 
 import logging
@@ -11,85 +11,91 @@ import signal
 import threading
 from queue import SimpleQueue
 
-MAX_WAITING_LINES = 10_000
-# How long the process's end may wait for lines that are not written yet.
+MAX_QUEUED_LINES = 10_000
+# How long the process may wait at its end for lines that are not written yet.
 FLUSH_SECONDS = 1.0
 
 
 class StderrHandler(logging.Handler):
     """Writes to standard error in a thread of its own.
 
-    It writes past `sys.stderr`, whose lock a write that hangs would keep until the process's end.
+    It does not use `sys.stderr`: a blocked write would hold its lock until the process ends.
     """
 
     def __init__(self, fd: int = 2) -> None:
         super().__init__()
         self._fd = fd
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
 
-    def _begin(self) -> None:
-        """Begin with nothing. So does a forked process: what waits is its parent's to write."""
-        self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+    def _reset(self) -> None:
+        """Start with an empty queue. A forked process does too: its parent writes what is queued."""
+        self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._refused = 0  # counted under the handler's lock
-        self._unwritten = self._told = 0  # counted in the thread, which must not wait for that lock
-        self._torn = False
+        self._dropped = 0  # counted under the handler's lock
+        self._failed = self._reported = 0  # counted by the writer thread, which must not wait for that lock
+        self._partial_line = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Format a record, and queue its line unless too many are queued already."""
         try:
             line = self._line(record)
-            if self._waiting.qsize() >= MAX_WAITING_LINES:
-                self._refused += 1
+            if self._queue.qsize() >= MAX_QUEUED_LINES:
+                self._dropped += 1
                 return
-            self._waiting.put(line)
+            self._queue.put(line)
             if self._thread is None:
-                thread = threading.Thread(target=self._write_on, name="log", daemon=True)
+                thread = threading.Thread(target=self._writer_loop, name="log", daemon=True)
                 thread.start()
                 self._thread = thread
-        except Exception:  # noqa: BLE001 - no memory, no thread: what logs must not fail for it
-            self._refused += 1
+        except Exception:  # noqa: BLE001 - out of memory or threads: the caller must not fail for that
+            self._dropped += 1
 
     def flush(self) -> None:
-        """Wait until all lines are written, but not for long. `logging.shutdown` calls it at the end."""
+        """Wait for the queued lines, up to `FLUSH_SECONDS`. `logging.shutdown` calls it."""
         if self._thread is not None:
             done = threading.Event()
-            self._waiting.put(done)
+            self._queue.put(done)
             done.wait(FLUSH_SECONDS)
 
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001 - a field that cannot be shown, arguments that do not fit
+        except Exception as error:  # noqa: BLE001 - arguments that do not match, a field without a text
             line = self.format(_record("log_format_failed", record.name, reason=type(error).__name__))
         return f"{line}\n".encode("utf-8", "backslashreplace")
 
-    def _write_on(self) -> None:
-        # Signals are the main thread's: here, one would not wake it, and `scheduler.run` not wait for it.
+    def _writer_loop(self) -> None:
+        # A signal that is delivered here would not wake the main thread, where `scheduler.run` waits for one.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            item = self._waiting.get()
+            item = self._queue.get()
             if isinstance(item, bytes):
-                self._unwritten += not self._write(item)
-            if self._waiting.empty() and (lost := self._refused + self._unwritten) > self._told:
-                told = self._line(_record("log_lines_dropped", __name__, lines=lost - self._told))
-                if self._write(told):
-                    self._told = lost
+                self._failed += not self._write(item)
+            if self._queue.empty():
+                self._report_lost_lines()
             if isinstance(item, threading.Event):
                 item.set()
 
+    def _report_lost_lines(self) -> None:
+        lost = self._dropped + self._failed
+        if lost > self._reported:
+            record = _record("log_lines_dropped", __name__, lines=lost - self._reported)
+            if self._write(self._line(record)):
+                self._reported = lost
+
     def _write(self, line: bytes) -> bool:
-        """Write a line. Returns whether all of it went out."""
-        rest = whole = b"\n" * self._torn + line  # after a piece of a line, on a line of its own
+        """Write a line. Return whether all of it was written."""
+        rest = whole = b"\n" * self._partial_line + line
         try:
             while rest:
                 try:
                     rest = rest[os.write(self._fd, rest) :]
-                except BlockingIOError:  # somebody who shares the terminal or pipe has made it so
+                except BlockingIOError:  # a process that shares the terminal or pipe made it non-blocking
                     select.select((), (self._fd,), ())
         except OSError:
             pass
-        self._torn = bool(rest) and (self._torn or len(rest) < len(whole))
+        self._partial_line = bool(rest) and (self._partial_line or len(rest) < len(whole))
         return not rest
 
 

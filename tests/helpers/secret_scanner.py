@@ -33,8 +33,9 @@ import sqlalchemy as sa
 import werkzeug.test
 
 import config
-from app.infra import logs
+from app.infra import log_setup
 from app.web import docs
+from app.web.request_log import RequestFields
 
 # What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
@@ -320,7 +321,7 @@ def _hearing_logs() -> Iterator[None]:
 
     Levels and handlers stay as they are, so that tests, and pytest's reports, see what they would.
     """
-    formatter = logs.JsonFormatter()
+    formatter, request_fields = log_setup.JsonFormatter(), RequestFields()
     levels = _levels_of_the_product()
     enabled, handle = logging.Logger.isEnabledFor, logging.Logger.callHandlers
 
@@ -329,6 +330,7 @@ def _hearing_logs() -> Iterator[None]:
 
     def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
         if _lets_through(logger, record.levelno, levels):
+            request_fields.filter(record)
             NET.look_at(formatter.format(record), f"the log of {record.name}")
         if enabled(logger, record.levelno):
             handle(logger, record)
@@ -343,7 +345,7 @@ def _hearing_logs() -> Iterator[None]:
 def _levels_of_the_product() -> dict[str, int]:
     """The loggers that the product keeps quieter than LOG_LEVEL, and their levels."""
     with patch("logging.config.dictConfig") as configured:
-        logs.configure(level="DEBUG", style="json")
+        log_setup.configure(level="DEBUG", style="json")
     names = logging.getLevelNamesMapping()
     return {
         name: names[settings["level"]] for name, settings in configured.call_args.args[0]["loggers"].items()

@@ -90,7 +90,7 @@ def test_tests_see_no_more_of_the_log_than_without_the_net(
 
 
 def test_what_the_product_keeps_quiet_is_not_heard(net: Net) -> None:
-    """Werkzeug and urllib3 log whole URLs; `app/infra/logs.py` sees to it that they do not."""
+    """Werkzeug and urllib3 log whole URLs; `app/infra/log_setup.py` sees to it that they do not."""
     logging.getLogger("urllib3.connectionpool").debug("GET /?code=%s", CODE)
     assert net.haul() == []
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from app.infra.database import reading, writing
-from app.infra.logs import JsonFormatter
+from app.infra.log_setup import JsonFormatter
 from app.models import AccessToken, SpotifyUser, User
 from app.services import services
 from app.spotify import connections

@@ -1,0 +1,94 @@
+"""Logs: one event, one line. The event is a constant, and details are fields of their own.
+
+Never pass a secret to a logger.
+"""
+
+import json
+import logging
+import logging.config
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from app.infra.stderr_handler import StderrHandler
+
+# What every record has. Everything else was passed as `extra`, or added by a filter.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_WORD = re.compile(r"[\w.-]+", re.ASCII)
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON in ASCII, so that no field can forge another line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, without the newline."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return _quote(line)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Writes a record for a terminal: time, level, event, then `name=value`. Tracebacks are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, without the newline, and the lines of its traceback."""
+        moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        fields = [f"{_quote_unless_word(name)}={_quote(value)}" for name, value in _fields(record).items()]
+        event = _quote_unless_word(record.getMessage())
+        line = " ".join([moment, f"{record.levelname:<7}", event, *fields])
+        traceback = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n    ".join([line, *map(_escape_unprintable, traceback)])
+
+
+def configure(*, level: str, style: str, filters: Sequence[logging.Filter] = ()) -> None:
+    """Send all logs of this process to standard error, in one format.
+
+    Args:
+        level: Records below this level are dropped.
+        style: `json` or `console`.
+        filters: They see every record in the thread that logs it, and may add fields.
+    """
+    formatter = ConsoleFormatter if style == "console" else JsonFormatter
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"()": formatter}},
+            "handlers": {"stderr": {"()": StderrHandler, "formatter": "line", "filters": [*filters]}},
+            "root": {"handlers": ["stderr"], "level": level},
+            "loggers": {
+                # Werkzeug's development server logs whole URLs, with codes and states in them.
+                "werkzeug": {"level": "WARNING"},
+                "urllib3": {"level": "WARNING"},
+                "apscheduler": {"level": "WARNING"},
+                "alembic.runtime.plugins": {"level": "WARNING"},
+                # In a worker, gunicorn's own handler would block requests while standard error does.
+                "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
+            },
+        }
+    )
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _quote_unless_word(text: str) -> str:
+    return text if _WORD.fullmatch(text) else _quote(text)
+
+
+def _escape_unprintable(text: str) -> str:
+    return "".join(char if char.isprintable() else _quote(char)[1:-1] for char in text)
+
+
+def _quote(value: object) -> str:
+    # DEL is the only control character that JSON leaves as it is.
+    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
