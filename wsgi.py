@@ -34,4 +34,4 @@ app = create_app(config)
 # take the others down. `flask scheduler` asks for itself.
 if is_flask_run():
     key_rotation.require_keys(app)
-    app.extensions["backline"].mailer.start(app)
+    app.extensions["backline"].mailer.start()

@@ -15,6 +15,7 @@ from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
 from app.mail.mailer import Mailer
+from app.mail.transport import create_transport
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
@@ -27,7 +28,7 @@ from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.gateway.shared_reads import SharedReads
 from app.spotify.routes import blueprint as spotify
-from app.user import emails
+from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
 from app.web import (
     access,
@@ -51,7 +52,7 @@ def create_app(config: Config) -> Flask:
     """Build the application. Opens no connection."""
     app = Flask(__name__, static_folder=None)
     _configure(app, config)
-    services = _build_services(config)
+    services = _build_services(app, config)
     app.extensions["backline"] = services
     database.init_app(app, config)
 
@@ -96,7 +97,7 @@ def _configure(app: Flask, config: Config) -> None:
     app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
 
 
-def _build_services(config: Config) -> Services:
+def _build_services(app: Flask, config: Config) -> Services:
     client = redis_client(config.redis_url)
     http_client, rate_limiter = HttpClient(), SpotifyRateLimiter(client, config)
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
@@ -114,5 +115,5 @@ def _build_services(config: Config) -> Services:
         throttle=Throttle(client, config.secret_key),
         shared=SharedReads(client, bulkhead),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
-        mailer=Mailer(config, emails.write),
+        mailer=Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write),
     )

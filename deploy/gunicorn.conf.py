@@ -99,4 +99,4 @@ def post_worker_init(worker: Any) -> None:
     if worker.age == 1:
         require_keys(worker.wsgi)
     # Mails that an earlier worker left behind must not wait for the next request.
-    worker.wsgi.extensions["backline"].mailer.start(worker.wsgi)
+    worker.wsgi.extensions["backline"].mailer.start()

@@ -1,6 +1,8 @@
 """Fixtures: real servers, emptied before each test, and an app and its visitors on top of them."""
 
 import base64
+import io
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -56,6 +58,9 @@ SETTINGS = {
 }
 
 MakeApp = Callable[..., Flask]
+
+# Otherwise, Python prints the warnings of threads between two tests, while pytest captures nothing.
+logging.getLogger().addHandler(logging.NullHandler())
 
 # Where a test that failed keeps the report of it.
 FAILED = pytest.StashKey[pytest.TestReport]()
@@ -321,9 +326,12 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     secret_scanner.NET.know_settings(env)
     application = create_app(Config.from_env(env))
     application.test_client_class = ApiClient
+    mailer = application.extensions["backline"].mailer
+    if mailer.to_console:
+        mailer.transport.stream = io.StringIO()  # pytest shows what a thread prints between two tests
     yield application
     application.extensions["backline"].refreshes.close()
-    application.extensions["backline"].mailer.close()
+    mailer.close()
     with application.app_context():
         db.engine.dispose()
     application.extensions["backline"].redis.close()

@@ -184,5 +184,5 @@ def decide_email_change(decision: dict[str, str]) -> None:
 
 
 def _require_mail() -> None:
-    if not services().mailer.works:
-        raise ServiceUnavailable("This server is not set up to send mail.")
+    if not services().mailer.is_configured:
+        raise ServiceUnavailable("This server is not configured to send email.")

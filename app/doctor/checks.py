@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from app.doctor.result import CheckResult
 from app.doctor.stores import check_database, check_redis
 from app.infra.http_client import HttpClient, TransportError
-from app.mail.mailer import InsecureConnection
+from app.mail.transport import InsecureConnection
 from app.services import services
 from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
@@ -160,14 +160,14 @@ def _is_named(host: str, name: str) -> bool:
 
 def _mail() -> CheckResult:
     mailer, host = services().mailer, urlsplit(services().config.mail_url).hostname
-    if mailer.prints:
+    if mailer.to_console:
         return CheckResult(True, "mail: printed to standard error", "To send it, set MAIL_URL.")
     if host is None:
         return CheckResult(
             True, "mail: none is sent", "For forgotten passwords and verified addresses, set MAIL_URL."
         )
     try:
-        mailer.examine()
+        mailer.check_connection()
     except InsecureConnection as error:
         return CheckResult(False, f"mail: {host} offers no encryption", str(error))
     except (OSError, smtplib.SMTPException, ValueError) as error:  # a password that is not ASCII

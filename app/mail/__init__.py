@@ -1,1 +1,1 @@
-"""Emails: an outbox in the database, and the thread that delivers it."""
+"""Sends email: an outbox in the database, and a thread that delivers from it."""

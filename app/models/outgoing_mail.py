@@ -1,3 +1,5 @@
+"""Emails that wait to be sent."""
+
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -7,9 +9,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.infra.clock import utc_now
 from app.infra.database import Base, UTCDateTime, code_string, exact_string
 
+MAX_TTL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
+
 
 class MailKind(StrEnum):
-    """What a mail is about. `app.user.emails` has the text of each."""
+    """What an email is about. `app.user.emails` has the texts."""
 
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"
@@ -23,34 +27,33 @@ class MailKind(StrEnum):
     SPOTIFY_ENDS_SOON = "spotify_ends_soon"
 
     @property
-    def useful_for(self) -> timedelta:
-        """How long delivery is tried. People who asked for a mail ask again sooner than others."""
-        return _USEFUL_FOR.get(self, LONGEST_USEFUL)
+    def ttl(self) -> timedelta:
+        """How long delivery is attempted: less long where the person will soon ask for another email."""
+        return _TTL.get(self, MAX_TTL)
 
 
-LONGEST_USEFUL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
-_USEFUL_FOR = {MailKind.PASSWORD_RESET: timedelta(hours=1), MailKind.EMAIL_VERIFICATION: timedelta(days=1)}
+_TTL = {MailKind.PASSWORD_RESET: timedelta(hours=1), MailKind.EMAIL_VERIFICATION: timedelta(days=1)}
 
 
 class OutgoingMail(Base):
-    """A mail that the mail server has not accepted yet. See `app.mail.outbox`.
+    """An email that the mail server has not accepted yet. See `app.mail.outbox`.
 
-    It holds no secret: the text, and the token that may be in it, are made at delivery.
+    The row holds no secret: the text, with any token in it, is written at delivery.
     """
 
     __tablename__ = "outgoing_mails"
     __table_args__ = {"sqlite_autoincrement": True}
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    # The same for every attempt, so that mail programs can recognize a mail that arrives twice.
+    # The same in every attempt, so that mail programs can recognize an email that arrives twice.
     message_id: Mapped[str] = mapped_column(code_string(32), unique=True)
     kind: Mapped[str] = mapped_column(code_string(32))
-    # Empty if the account is gone, or if its existence must not influence what is stored.
+    # Null if the account is gone, or if the row must not depend on whether there is an account.
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     recipient: Mapped[str] = mapped_column(exact_string(320), index=True)
     arguments: Mapped[str] = mapped_column(sa.String(1000))  # what else the text needs, as JSON
     attempts: Mapped[int] = mapped_column(default=0)
-    # The next attempt; while one is under way, the end of its lease.
+    # The time of the next attempt; during an attempt, the end of its lease.
     due_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)

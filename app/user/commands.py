@@ -97,7 +97,7 @@ def set_email(user: str, email: str) -> None:
     click.echo(f"user {changed.id} ({changed.username}) now has the address {_email(changed)}")
     if changed.email_verified:
         return
-    if services().mailer.works:
+    if services().mailer.is_configured:
         mail_verification(changed)  # not limited like the requests of strangers, and so without Redis
     else:
         click.echo("No link to verify it was mailed: MAIL_URL is not set.", err=True)

@@ -21,7 +21,7 @@ def tell(db: Session, user: User, kind: MailKind) -> None:
 def ask_to_verify(user: User) -> None:
     """Mail a link that verifies a new address, where mail can be sent at all."""
     to = user.email_to_verify
-    if to is not None and services().mailer.works and may_be_mailed(to, Purpose.EMAIL_VERIFICATION):
+    if to is not None and services().mailer.is_configured and may_be_mailed(to, Purpose.EMAIL_VERIFICATION):
         mail_verification(user)
 
 

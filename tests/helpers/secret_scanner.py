@@ -50,7 +50,7 @@ LONGEST_VERIFIER = 128  # RFC 7636 section 4.1
 SESSION_COOKIE = re.compile(
     r"^((?:__Host-Http-session|__Host-session|backline_session)=)([\w-]{43})(?=;|$)", re.ASCII
 )
-PRINTED_MAIL = re.compile(r"--- mail to .*?--- end ---", re.DOTALL)
+PRINTED_MAIL = re.compile(r"--- email to .*?--- end ---", re.DOTALL)
 EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)

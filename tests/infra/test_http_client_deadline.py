@@ -12,7 +12,7 @@ import pytest
 
 from app.infra import http_deadline, sockets
 from app.infra.http_client import HttpClient, TransportError
-from app.mail import mailer
+from app.mail import transport
 from config import Config
 from tests.conftest import SETTINGS
 from tests.helpers.fault_proxy import FaultProxy
@@ -203,12 +203,12 @@ def test_write_is_not_sent_on_an_idle_connection(
 def test_slow_name_lookup_of_the_mail_server_ends_in_time(
     resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr(mailer, "SECONDS", WITHIN)
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_SECONDS", WITHIN)
     never = threading.Event()
     resolve(lambda: [("127.0.0.1", 1)] * never.wait(20))
     config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})
     began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        mailer.Mailer(config, lambda _: None).examine()
+    with pytest.raises(TimeoutError), transport.SmtpTransport(config).connect():
+        pass
     assert time.monotonic() - began < LATE
     never.set()

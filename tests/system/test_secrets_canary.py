@@ -58,11 +58,11 @@ def test_no_secret_is_written_anywhere(
         net.know("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
         assert call("PUT", "/api/user/password", json=change).status_code == 204
-        token = token_in(mailbox.wait_for("ada@example.com", "Is this your address?"))
+        token = token_in(mailbox.wait_for("ada@example.com", "Confirm your email address"))
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         change = {"current_password": new_password, "email": "new@example.com"}
         assert call("PATCH", "/api/user", json=change).status_code == 200
-        token = token_in(mailbox.wait_for("new@example.com", "Is this your address?"))
+        token = token_in(mailbox.wait_for("new@example.com", "Confirm your email address"))
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 400
         token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
@@ -71,7 +71,7 @@ def test_no_secret_is_written_anywhere(
         assert len(call("GET", "/api/user/sessions").json()["items"]) == 1
         assert call("GET", "/api/user/export").json()["user"]["username"] == "ada"
         assert call("POST", "/api/password-reset", json={"email": "new@example.com"}).status_code == 202
-        token = token_in(mailbox.wait_for("new@example.com", "Choose a new password"))
+        token = token_in(mailbox.wait_for("new@example.com", "Reset your password"))
         body = {"token": token, "password": PASSWORD}
         assert call("PUT", "/api/password-reset", json=body).status_code == 204
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})

@@ -20,7 +20,8 @@ from tests.helpers.sandbox_client import SandboxClient
 
 ADA, NEW, OTHER = "ada@example.com", "new@example.com", "other@example.com"
 NEW_PASSWORD = "another sentence, and longer"
-VERIFY, RESET = "Is this your address?", "Choose a new password"
+VERIFY, RESET = "Confirm your email address", "Reset your password"
+RESTORED = "Choose a new password"
 REQUESTED, CHANGED = "Your email address is about to change", "Your email address was changed"
 
 
@@ -109,7 +110,7 @@ def test_old_address_undoes_a_change(
     if taken_effect:
         body = {"token": stolen, "password": NEW_PASSWORD}
         assert stranger.put("/api/password-reset", json=body).status_code == 400
-    reset = token_in(mailbox.wait_for(ADA, RESET))
+    reset = token_in(mailbox.wait_for(ADA, RESTORED))
     body = {"token": reset, "password": NEW_PASSWORD}
     assert stranger.put("/api/password-reset", json=body).status_code == 204
     signed_in = stranger.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
@@ -283,7 +284,7 @@ def test_emails_hold_nothing_that_a_user_chose(
     client.post("/api/password-reset", json={"email": f"{ad}@elsewhere.example"})
     settled(app)
     assert undo(client, token_in(mailbox.wait_for(owner, CHANGED))) == 204
-    token = token_in(mailbox.wait_for(owner, RESET))
+    token = token_in(mailbox.wait_for(owner, RESTORED))
     assert client.put("/api/password-reset", json={"token": token, "password": PASSWORD}).status_code == 204
     client.post("/api/login", json={"login": owner, "password": PASSWORD})
     app.test_cli_runner().invoke(args=["users", "set-email", owner, f"{ad}@third.example"])

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OutgoingMail, Purpose, User, normalization
-from app.user import emails
+from app.user.emails import EmailWriter
 from tests.helpers.flows import PASSWORD, another_tab, connect, register
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.route_matrix import settled
@@ -27,7 +27,7 @@ from tests.user.test_email_change import (
     NEW_PASSWORD,
     OTHER,
     REQUESTED,
-    RESET,
+    RESTORED,
     VERIFY,
     addresses,
     change,
@@ -58,7 +58,7 @@ def test_undo_link_works_in_each_copy_of_an_email(
         await keep(*arguments)
         return "451 later"
 
-    monkeypatch.setattr("app.mail.outbox.FIRST_PAUSE", timedelta(milliseconds=20))
+    monkeypatch.setattr("app.mail.outbox.MIN_RETRY_DELAY", timedelta(milliseconds=20))
     monkeypatch.setattr(mailbox, "handle_DATA", keep_and_complain)
     change(ada, NEW)
     mailbox.wait_for(ADA, REQUESTED)
@@ -92,7 +92,8 @@ def test_waiting_notice_gets_no_token_of_another_account(
     with app.app_context(), reading() as db:
         waiting = list(db.scalars(sa.select(OutgoingMail).order_by(OutgoingMail.id)))
     with app.app_context():
-        written = [(mail.recipient, mail.kind) for mail in waiting if emails.write(mail) is not None]
+        writer = EmailWriter("https://app.example.com/")
+        written = [(mail.recipient, mail.kind) for mail in waiting if writer.write(mail) is not None]
 
     assert (ADA, "email_change_requested") not in written
     assert ("bob@example.com", "email_change_requested") in written
@@ -112,7 +113,7 @@ def test_undo_drops_a_connection_made_since_the_change(
 
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 204
 
-    reset = token_in(mailbox.wait_for(ADA, RESET))
+    reset = token_in(mailbox.wait_for(ADA, RESTORED))
     ada.put("/api/password-reset", json={"token": reset, "password": NEW_PASSWORD})
     ada.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
     assert addresses(ada) == (ADA, True, None)
@@ -129,7 +130,7 @@ def test_every_address_that_could_undo_a_change_learns_of_the_deletion(
     assert ada.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
     settled(app)
-    told = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account is deleted"]
+    told = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account was deleted"]
     assert sorted(told) == [ADA, NEW]
 
 

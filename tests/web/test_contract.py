@@ -45,7 +45,6 @@ from tests.helpers.route_matrix import (
     settled,
 )
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import eventually
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -261,7 +260,7 @@ def test_every_success_of_every_route_has_documented_members_only(
     new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
     read(client.post("/api/register", json=new))
     read(client.post("/api/email-verification"))
-    token = token_in(mailbox.wait_for("ada@example.com", "Is this your address?"))
+    token = token_in(mailbox.wait_for("ada@example.com", "Confirm your email address"))
     read(client.put("/api/email-verification", json={"token": token}))
     read(client.get("/api/user"))
     read(client.patch("/api/user", json={"username": "countess"}))
@@ -286,11 +285,10 @@ def test_every_success_of_every_route_has_documented_members_only(
     read(client.delete(f"/api/user/sessions/{'0' * 32}"))
     read(client.post("/api/logout"))
     read(client.post("/api/password-reset", json={"email": "ada@example.com"}))
-    token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
+    token = token_in(mailbox.wait_for("ada@example.com", "Reset your password"))
     read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
     token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
     read(client.put("/api/email-change", json={"token": token, "decision": "undo"}))
-    eventually(lambda: len(mailbox.to("ada@example.com", "Choose a new password")) == 2)
     token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
     read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
     read(client.post("/api/login", json={"login": "countess", "password": PASSWORD}))

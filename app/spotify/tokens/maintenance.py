@@ -126,7 +126,7 @@ def _mail_owner(db: Session, row: AccessToken) -> None:
             User.disabled_at.is_(None),
         )
     )
-    if owner is not None and services().mailer.works:
+    if owner is not None and services().mailer.is_configured:
         kind, expires_at = MailKind.SPOTIFY_ENDS_SOON, row.reauthorize_by.isoformat()
         services().mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
 

@@ -161,7 +161,7 @@ def run(app: Flask) -> None:
             next_run_time=utc_now(),
         )
     services: Services = app.extensions["backline"]
-    services.mailer.start(app)
+    services.mailer.start()
     ticker.start()
     threading.Thread(target=_follow_clock, args=(ticker, stopping), name="clock", daemon=True).start()
     log.info("scheduler_started", extra={"tick_seconds": TICK_SECONDS})
