@@ -53,6 +53,11 @@ def connect(
     return response.json["spotify"]
 
 
+def refresh_count(sandbox: SandboxClient) -> int:
+    """How many times the sandbox was asked to refresh a grant."""
+    return len(sandbox.calls(grant_type="refresh_token"))
+
+
 def another_tab(client: FlaskClient, worker: Flask | None = None) -> FlaskClient:
     """A client of its own with the same cookies, for a call at the same time, perhaps to another worker."""
     tab = (worker or client.application).test_client()

@@ -24,6 +24,7 @@ from tests.conftest import cannot_run
 from tests.helpers import secret_scanner
 from tests.helpers.factories import fresh, link_many
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, Unavailable, eventually, process_environment
 from tests.spotify.tokens.test_scheduler import scheduler
@@ -58,7 +59,7 @@ def outcomes(app: Flask) -> list[str | None]:
 
 
 def calls(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
+    return refresh_count(sandbox)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])

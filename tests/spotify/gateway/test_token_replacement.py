@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import AccessToken
-from tests.helpers.flows import another_tab, come_back, slug
+from tests.helpers.flows import another_tab, come_back, refresh_count, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
@@ -61,10 +61,6 @@ FORBIDDEN_TEXTS = {
 }
 
 
-def refreshes(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
-
-
 @pytest.mark.parametrize(
     ("method", "wording"), [("GET", "since 2026"), ("GET", "text"), *(("PUT", name) for name in UNAUTHORIZED)]
 )
@@ -87,7 +83,7 @@ def test_a_refused_token_is_replaced_once_and_the_call_made_once_more(
     assert (second.method, second.target, second.body) == (method, "/v1/me/player?a=%2F&a=b", body)
     assert (first.method, first.target, first.body) == (second.method, second.target, second.body)
     assert second.headers["Content-Type"] == first.headers["Content-Type"] == (JSON if body else None)
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
 
 
 @pytest.mark.parametrize("wording", ["since 2026", "text", "empty", "oauth's shape"])
@@ -102,7 +98,7 @@ def test_a_second_refusal_comes_through_as_it_came(
     assert (response.status_code, response.data) == (401, refusal.body)
     assert response.headers.get("Content-Type") == refusal.content_type
     assert "WWW-Authenticate" not in response.headers  # a browser would ask for a password
-    assert (len(upstream.calls), refreshes(sandbox)) == (2, 1)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (2, 1)
 
 
 def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again_and_again(
@@ -114,7 +110,7 @@ def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again
         assert linked.get(f"{GATEWAY}/tracks/{number}").status_code == 401
         assert linked.post(f"{GATEWAY}/me/player/next").status_code == 401
 
-    assert (len(upstream.calls), refreshes(sandbox)) == (16, 1)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (16, 1)
     upstream.replies(Reply(204, b"", None))
     assert linked.post(f"{GATEWAY}/me/player/next").status_code == 204
 
@@ -154,7 +150,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
     with server(workers=2, threads=80) as api, ThreadPoolExecutor(20) as pool:
         assert list(pool.map(call, range(20))) == [204] * 20
 
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
     assert len({call.token for call in upstream.calls}) == 2
     sent = sorted((call.target, call.body) for call in upstream.calls)
     expected = [(f"/v1/me/player?n={number}", BODY + b" " * number) for number in range(20)]
@@ -186,7 +182,7 @@ def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_use
         go_on.set()
         assert slow.result().status_code == 204
 
-    assert (len(upstream.calls), refreshes(sandbox)) == (4, 1)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)
 
 
 @pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
@@ -199,7 +195,7 @@ def test_a_permission_that_is_missing_is_said_to_be_without_a_refresh(
     response = linked.open(f"{GATEWAY}/me/player", method=method)
 
     assert (response.status_code, slug(response)) == (403, "insufficient-scope")
-    assert (len(upstream.calls), refreshes(sandbox)) == (1, 0)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (1, 0)
 
 
 def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_be(
@@ -209,7 +205,7 @@ def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_
         upstream.replies(UNAUTHORIZED["expired"], refusal)
         assert slug(linked.put(f"{GATEWAY}/me/player")) == "insufficient-scope"
 
-    assert (len(upstream.calls), refreshes(sandbox)) == (4, 1)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)
 
 
 def test_every_other_403_comes_through_as_it_came(
@@ -223,7 +219,7 @@ def test_every_other_403_comes_through_as_it_came(
             assert response.content_type == reply.content_type
             assert response.headers["X-Cache"] == "miss"  # the permission may be given any moment
 
-    assert refreshes(sandbox) == 0
+    assert refresh_count(sandbox) == 0
 
 
 def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
@@ -239,7 +235,7 @@ def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
         assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
         assert "X-Cache" not in response.headers
     # Nobody asks Spotify for a token in vain again, and nothing is repeated.
-    assert (len(upstream.calls), refreshes(sandbox)) == (2, 1)
+    assert (len(upstream.calls), refresh_count(sandbox)) == (2, 1)
 
     # The URL is this session's: it is of no use to another, and connects this one again.
     callback = sandbox.consent(response.json["authorize_url"])

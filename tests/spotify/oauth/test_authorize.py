@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from tests.helpers import stored_sessions
-from tests.helpers.flows import another_tab, come_back, connect, first_visit, register, slug
+from tests.helpers.flows import another_tab, come_back, connect, first_visit, refresh_count, register, slug
 from tests.helpers.sandbox_client import SandboxClient, answer_of
 from tests.helpers.servers import eventually
 
@@ -584,7 +584,7 @@ def test_a_session_with_an_expired_token_is_refreshed(
 
     assert datetime.fromisoformat(spotify["access_token_expires_at"]) > datetime.now(UTC)
     assert spotify["last_refreshed_at"] is not None
-    assert len(sandbox.calls(grant_type="refresh_token")) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_the_users_own_link_is_found_from_a_new_session(

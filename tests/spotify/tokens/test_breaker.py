@@ -17,7 +17,7 @@ from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker import Reason
 from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers.factories import fresh, let_pass, link_many, states
-from tests.helpers.flows import connect
+from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
@@ -29,10 +29,6 @@ pytestmark = [
 ]
 
 MINUTE = 60
-
-
-def refreshes(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
 
 
 def is_open(app: Flask) -> list[str]:
@@ -50,14 +46,14 @@ def test_a_storm_of_false_revocations_costs_nobody_the_link(app: Flask, sandbox:
     link_many(app, sandbox, 1000)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
-    asked_first = refreshes(sandbox)
+    asked_first = refresh_count(sandbox)
     for _ in range(30):
         assert states(app) == {GrantState.ACTIVE: 1000}
         let_pass(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert asked_first < 50  # ten to see it, and what was under way by then
-    assert refreshes(sandbox) <= asked_first + 31  # one a minute
+    assert refresh_count(sandbox) <= asked_first + 31  # one a minute
     sandbox.clear_faults()
     minutes = 0
     while fresh(app) < 1000:
@@ -174,14 +170,14 @@ def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
     before = [(row.state, row.generation, row.refresh_token) for row in rows(app)]
     sandbox.fault(on="refresh", kind="invalid_client", times=None)
     refresh_due(app)
-    at_first = refreshes(sandbox)
+    at_first = refresh_count(sandbox)
     for _ in range(3):
         refresh_due(app)
         let_pass(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert at_first <= 8  # what was under way in its threads
-    assert refreshes(sandbox) == at_first + 3
+    assert refresh_count(sandbox) == at_first + 3
     assert is_open(app) == [Reason.MISCONFIGURED]
     assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
     sandbox.clear_faults()
@@ -195,7 +191,7 @@ def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, san
     link_many(app, sandbox, 200)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     refresh_due(app)
-    at_first, started = refreshes(sandbox), time.monotonic()
+    at_first, started = refresh_count(sandbox), time.monotonic()
     for _ in range(20):
         let_pass(app, sandbox, 5)
         refresh_due(app)
@@ -203,7 +199,7 @@ def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, san
     assert is_open(app) == [Reason.OUTAGE]
     assert at_first < 30
     # One every five seconds, of those that the passes themselves have taken, too.
-    assert refreshes(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
+    assert refresh_count(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
     sandbox.clear_faults()
     let_pass(app, sandbox, 5)
     refresh_due(app)
@@ -227,14 +223,14 @@ def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxCl
     link_many(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=None)
     refresh_due(app)
-    at_first = refreshes(sandbox)
+    at_first = refresh_count(sandbox)
     sandbox.clear_faults()
     for _ in range(3):
         let_pass(app, sandbox, 30)
         refresh_due(app)
 
     assert at_first <= 8
-    assert refreshes(sandbox) == at_first
+    assert refresh_count(sandbox) == at_first
     let_pass(app, sandbox, 31)
     refresh_due(app)
     refresh_due(app)
@@ -284,10 +280,10 @@ def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox:
     link_many(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     refresh_due(app)
-    asked = refreshes(sandbox)
+    asked = refresh_count(sandbox)
 
     assert refresh_due(another_worker).refreshed == 0
-    assert refreshes(sandbox) == asked
+    assert refresh_count(sandbox) == asked
 
 
 def test_grants_that_are_really_dead_do_not_keep_the_others_from_living(

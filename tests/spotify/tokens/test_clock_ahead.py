@@ -18,7 +18,7 @@ from app.spotify.tokens import breaker, maintenance, refresh_queue, service
 from app.spotify.tokens.breaker import Reason
 from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers.factories import let_pass, link_many
-from tests.helpers.flows import connect
+from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 
 # All conditions once on each database; what is decided in Python, and each condition by itself, on one.
@@ -49,10 +49,6 @@ def row(app: Flask) -> AccessToken:
         return db.scalars(sa.select(AccessToken)).one()
 
 
-def refreshes(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
-
-
 @pytest.mark.parametrize("ahead", [DAY + HOUR, CENTURY], ids=["a-day", "a-century"])
 @pytest.mark.parametrize(
     "columns",
@@ -78,10 +74,10 @@ def test_connection_with_times_far_ahead_is_refreshed(
 
     assert response.status_code == 200
     assert 3500 < response.json["expires_in"] <= 3600
-    assert (row(app).generation, refreshes(sandbox)) == (1, 1)
+    assert (row(app).generation, refresh_count(sandbox)) == (1, 1)
     assert row(app).expires_at < now(app) + HOUR
     assert client.get("/api/spotify/token").status_code == 200
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
 
 
 @SQLITE
@@ -96,7 +92,7 @@ def test_lease_and_pause_are_respected_as_far_as_they_are_written(
     change(app, AccessToken, not_before=None, attempt_id="a" * 32, lease_until=now(app) + 30 * SECOND)
     assert refresh_due(app) == RefreshStats()
 
-    assert refreshes(sandbox) == 0
+    assert refresh_count(sandbox) == 0
 
 
 def test_scheduler_takes_up_a_connection_with_all_times_far_ahead(app: Flask, sandbox: SandboxClient) -> None:
@@ -205,7 +201,7 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
         assert service.replace_rejected(refused, link_id).version != refused.version
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
 
 
 @pytest.mark.parametrize("lives_for", [None, 3600], ids=["for-ever", "for-an-hour"])

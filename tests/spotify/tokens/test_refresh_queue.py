@@ -18,7 +18,7 @@ from app.spotify.tokens import refresh_queue, transitions
 from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.conftest import MakeApp
 from tests.helpers.factories import fresh, let_pass, link_many
-from tests.helpers.flows import connect, register
+from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
@@ -97,7 +97,7 @@ def test_five_passes_at_once_make_one_call_for_each_link(
 
     assert sum(done.refreshed for done in passes) == 200
     assert sum(done.failed for done in passes) == 0
-    assert len(sandbox.calls(grant_type="refresh_token")) == 200
+    assert refresh_count(sandbox) == 200
     assert fresh(app) == 200
 
 

@@ -24,7 +24,7 @@ from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.resilience.rate_limiter import RateLimiter
 from app.spotify.tokens.scheduler import RefreshStats, refresh_due
 from tests.helpers import secret_scanner
-from tests.helpers.flows import connect, register
+from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, process_environment
 
@@ -60,15 +60,11 @@ def generations(app: Flask) -> list[int]:
         return list(db.scalars(sa.select(AccessToken.generation).order_by(AccessToken.id)))
 
 
-def refreshes(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
-
-
 def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
     assert refresh_due(app) == RefreshStats(refreshed=4, failed=0)
     assert generations(app) == [1, 1, 1, 1]
     assert refresh_due(app) == RefreshStats()
-    assert refreshes(sandbox) == 4
+    assert refresh_count(sandbox) == 4
 
 
 def test_what_lasts_longer_than_the_lead_is_left_alone(
@@ -173,7 +169,7 @@ def test_two_passes_at_once_share_the_work(app: Flask, links: list[int], sandbox
         list(pool.map(lambda _: refresh_due(app), range(2)))
 
     assert generations(app) == [1, 1, 1, 1]
-    assert refreshes(sandbox) == 4
+    assert refresh_count(sandbox) == 4
 
 
 def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -262,7 +258,7 @@ def test_three_schedulers_share_the_work_and_end_when_asked(
             os.kill(process.pid, number)
         assert [process.wait(timeout=15) for process in (one, two, three)] == [0, 0, 0]
 
-    assert refreshes(sandbox) == 4
+    assert refresh_count(sandbox) == 4
 
 
 @pytest.mark.processes
@@ -278,4 +274,4 @@ def test_a_scheduler_finishes_the_call_it_is_making(
         assert process.wait(timeout=15) == 0
 
     assert sorted(generations(app)) == [0, 0, 1, 1]
-    assert refreshes(sandbox) == 2
+    assert refresh_count(sandbox) == 2

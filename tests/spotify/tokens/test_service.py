@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import redis
@@ -23,7 +22,7 @@ from app.models.access_token import six_months_after
 from app.spotify.clients.accounts import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts, refresh
 from tests.helpers.factories import let_pass
-from tests.helpers.flows import another_tab, come_back, connect, register, slug
+from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
 
@@ -55,10 +54,6 @@ def soon(app: Flask, seconds: float) -> None:
     """Let a token of the usual hour run out in this many seconds."""
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
-
-
-def refreshes(sandbox: SandboxClient) -> list[dict[str, Any]]:
-    return sandbox.calls(grant_type="refresh_token")
 
 
 @pytest.fixture
@@ -107,7 +102,7 @@ def test_an_expired_token_is_refreshed_again_and_again(
         assert row(app).generation == generation
 
     assert len(given) == 4
-    assert len(refreshes(sandbox)) == 3
+    assert refresh_count(sandbox) == 3
     assert [attempt.outcome for attempt in history(app)] == ["refreshed"] * 3
     assert [attempt.generation for attempt in history(app)] == [0, 1, 2]
     assert row(app).authorized_at == authorized_at
@@ -119,7 +114,7 @@ def test_a_token_with_less_than_five_minutes_left_is_replaced_at_once(
     soon(app, 290)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a_second(
@@ -134,7 +129,7 @@ def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a
     eventually(lambda: row(app).generation == 1)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_a_token_about_to_run_out_is_given_where_its_refresh_fails(
@@ -163,7 +158,7 @@ def test_twenty_callers_at_once_make_one_call_to_spotify(
             answers = twenty_at_once(api, client)
             assert [status for status, _ in answers] == [200] * 20
             assert len({token for _, token in answers}) == 1
-            assert len(refreshes(sandbox)) == round_number
+            assert refresh_count(sandbox) == round_number
     assert [attempt.outcome for attempt in history(app)] == ["refreshed", "refreshed"]
 
 
@@ -209,7 +204,7 @@ def test_tokens_that_live_for_seconds_are_shared_as_well(
 
     assert [status for status, _ in answers] == [200] * 20
     assert len({token for _, token in answers}) == 1
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_who_waited_takes_a_token_that_lives_however_little_is_left(
@@ -225,7 +220,7 @@ def test_who_waited_takes_a_token_that_lives_however_little_is_left(
         after, _ = refresh.refresh(before, timedelta(minutes=15), wait_seconds=12)
 
     assert after.generation == 1
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_without_the_lock_there_is_still_one_call(
@@ -247,7 +242,7 @@ def test_without_the_lock_there_is_still_one_call(
 
     assert [answer.status_code for answer in answers] == [200, 200, 200]
     assert len({answer.json["access_token"] for answer in answers}) == 1
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_who_has_a_living_token_never_waits(
@@ -265,7 +260,7 @@ def test_who_has_a_living_token_never_waits(
     sandbox.release()
     eventually(lambda: row(app).generation == 1)
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_a_refresh_goes_on_when_its_caller_has_gone(
@@ -324,7 +319,7 @@ def test_callers_during_an_outage_share_the_failure(
     answers = [connected.get("/api/spotify/token") for _ in range(5)]
 
     assert {answer.status_code for answer in answers} == {503}
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_the_pause_grows_with_each_failure(
@@ -356,7 +351,7 @@ def test_a_request_to_wait_is_heeded(connected: FlaskClient, app: Flask, sandbox
     for response in (first, again):
         assert response.status_code == 503
         assert 100 < int(response.headers["Retry-After"]) <= 121
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_our_own_misconfiguration_touches_nobody(
@@ -389,7 +384,7 @@ def test_a_revoked_grant_is_suspect_first_and_its_token_is_kept(
     assert timedelta(minutes=14) < after.not_before - datetime.now(UTC) <= timedelta(minutes=15)
     # Until then nobody asks Spotify again.
     assert connected.get("/api/spotify/token").status_code == 409
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_a_suspect_that_was_called_revoked_by_mistake_recovers(
@@ -419,7 +414,7 @@ def test_a_grant_is_over_only_after_two_confirmations(
     assert states == [GrantState.SUSPECT, GrantState.SUSPECT, GrantState.REAUTHORIZATION_REQUIRED]
     assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
     assert connected.get("/api/spotify/token").status_code == 409
-    assert len(refreshes(sandbox)) == 3
+    assert refresh_count(sandbox) == 3
 
 
 def test_an_outage_between_confirmations_confirms_nothing(
@@ -458,7 +453,7 @@ def test_a_suspect_whose_access_token_lives_is_served_it(
     assert response.status_code == 200
     eventually(lambda: row(app).state == GrantState.SUSPECT)
     assert connected.get("/api/spotify/token").status_code == 200
-    assert len(refreshes(sandbox)) == 1
+    assert refresh_count(sandbox) == 1
 
 
 def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
@@ -596,7 +591,7 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
         sandbox.release()
         assert [next_owner.result().status_code, late.result().status_code] == [200, 200]
 
-    assert len(refreshes(sandbox)) == 2
+    assert refresh_count(sandbox) == 2
 
 
 def test_a_claim_that_has_grown_old_is_not_used(
@@ -607,7 +602,7 @@ def test_a_claim_that_has_grown_old_is_not_used(
     with monkeypatch.context() as paused:
         paused.setattr(attempts, "_SEND_WITHIN_SECONDS", -1)
         assert connected.get("/api/spotify/token").status_code == 503
-    assert refreshes(sandbox) == []
+    assert refresh_count(sandbox) == 0
 
     let_pass(app, sandbox, 31)
 
@@ -756,7 +751,7 @@ def test_without_streaming_there_is_no_token_for_playback(
         assert (response.status_code, slug(response)) == (403, "insufficient-scope")
         assert response.headers["Cache-Control"] == "no-store"
         assert "access_token" not in response.json
-    assert refreshes(sandbox) == []
+    assert refresh_count(sandbox) == 0
 
 
 @SQLITE

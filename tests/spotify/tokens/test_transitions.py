@@ -42,7 +42,7 @@ from app.models.token_refresh import Outcome
 from app.spotify.tokens.breaker import Reason
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass
-from tests.helpers.flows import another_tab, come_back, connect, slug
+from tests.helpers.flows import another_tab, come_back, connect, refresh_count, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
 
@@ -135,7 +135,7 @@ def fault(kind: str, **members: Any) -> Play:
 
     def play(_stack: ExitStack, sandbox: SandboxClient) -> Spotify:
         sandbox.fault(on="refresh", kind=kind, **members)
-        return Spotify(sandbox.accounts_url, lambda: len(sandbox.calls(grant_type="refresh_token")))
+        return Spotify(sandbox.accounts_url, lambda: refresh_count(sandbox))
 
     return play
 
@@ -564,10 +564,6 @@ def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
         db.execute(sa.update(AccessToken).values({**times, **values}))
 
 
-def refreshes(sandbox: SandboxClient) -> int:
-    return len(sandbox.calls(grant_type="refresh_token"))
-
-
 @contextmanager
 def asking(app: Flask, spotify: Spotify) -> Iterator[None]:
     """Let the app find Spotify's accounts service there."""
@@ -865,7 +861,7 @@ def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
         # Until just before then, nobody asks Spotify.
         let_pass(app, sandbox, pause.total_seconds() - 30)
         assert ask(connected).status_code == 409
-        assert refreshes(sandbox) == step
+        assert refresh_count(sandbox) == step
         let_pass(app, sandbox, 31)
 
     over = ask(connected)
@@ -880,7 +876,7 @@ def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
     assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
     let_pass(app, sandbox, 7200)
     assert ask(connected).status_code == 409
-    assert refreshes(sandbox) == 3
+    assert refresh_count(sandbox) == 3
 
     offers = [connected.get("/api/spotify/authorize").json for _ in range(2)]
     assert {(offer["status"], offer["reason"]) for offer in offers} == {
@@ -978,7 +974,7 @@ def test_our_misconfiguration_is_found_out_by_one_call_and_is_nobodys_fault(
         (503, "spotify-misconfigured")
     ] * 3
     assert all(0 < int(response.headers["Retry-After"]) <= 60 for response in responses[1:])
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.MISCONFIGURED]
     after = grants(app)
     assert [columns(row) for row in after[1:]] == [columns(row) for row in before[1:]]
@@ -989,10 +985,10 @@ def test_our_misconfiguration_is_found_out_by_one_call_and_is_nobodys_fault(
     sandbox.clear_faults()
     let_pass(app, sandbox, 50)
     assert [ask(client).status_code for client in three] == [503] * 3
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
     let_pass(app, sandbox, 11)
     assert [ask(client).status_code for client in three] == [200] * 3
-    assert refreshes(sandbox) == 4
+    assert refresh_count(sandbox) == 4
     assert open_breakers(app) == []
 
 
@@ -1009,14 +1005,14 @@ def test_a_request_to_wait_holds_for_another_person_as_well(
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
         assert 0 < int(response.headers["Retry-After"]) <= left
         let_pass(app, sandbox, {120: 60, 60: 55, 5: 6}[left])
-    assert refreshes(sandbox) == 1
+    assert refresh_count(sandbox) == 1
     assert len(attempts(app)) == 1
     times = {"expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at"}
     now = columns(grants(app)[1])
     assert {name for name in now if now[name] != untouched[name]} <= times
 
     assert [ask(client).status_code for client in (other, third, first)] == [200] * 3
-    assert refreshes(sandbox) == 4
+    assert refresh_count(sandbox) == 4
     assert open_breakers(app) == []
 
 
@@ -1034,4 +1030,4 @@ def test_a_success_from_before_a_request_to_wait_does_not_end_the_wait(
         assert early.result().status_code == 200
 
     assert ask(third).status_code == 503
-    assert refreshes(sandbox) == 2
+    assert refresh_count(sandbox) == 2
