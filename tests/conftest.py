@@ -94,7 +94,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the first failure's report, so that what the net finds is added to it and does not hide it."""
+    """Keep the first failure's report, so that leaks are added to it and do not hide it."""
     report = yield
     if report.failed:
         item.stash.setdefault(FAILED, report)
@@ -188,27 +188,27 @@ def _columns(database_url: str) -> Iterator[secret_scanner.Columns]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _listening() -> Iterator[None]:
-    secret_scanner.NET.know("a password", PASSWORD)
-    secret_scanner.NET.know_settings(SETTINGS)
-    with secret_scanner.listening():
+def _recording() -> Iterator[None]:
+    secret_scanner.SCANNER.learn("a password", PASSWORD)
+    secret_scanner.SCANNER.learn_settings(SETTINGS)
+    with secret_scanner.recording():
         yield
     # What the servers wrote that run until the end.
-    if found := secret_scanner.NET.haul():
+    if found := secret_scanner.SCANNER.scan():
         pytest.fail(_said(found), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
-def net(request: pytest.FixtureRequest) -> Iterator[secret_scanner.Net]:
-    """The net under every test: it fails if the product says or keeps a secret where none belongs."""
+def scanner(request: pytest.FixtureRequest) -> Iterator[secret_scanner.SecretScanner]:
+    """Fail any test in which the product says or stores a secret where none belongs."""
     read = {"redis_url": "_redis_commands", "database_url": "_columns"}
     used = set(request.fixturenames)
-    secret_scanner.NET.sources = [
+    secret_scanner.SCANNER.sources = [
         request.getfixturevalue(source) for place, source in read.items() if place in used
     ]
-    yield secret_scanner.NET
-    found = secret_scanner.NET.haul()
-    secret_scanner.NET.sources = []
+    yield secret_scanner.SCANNER
+    found = secret_scanner.SCANNER.scan()
+    secret_scanner.SCANNER.sources = []
     if not found:
         return
     if failed := request.node.stash.get(FAILED, None):
@@ -222,7 +222,7 @@ def _said(found: list[secret_scanner.Leak]) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _a_clean_start(request: pytest.FixtureRequest, net: secret_scanner.Net) -> None:
+def _a_clean_start(request: pytest.FixtureRequest, scanner: secret_scanner.SecretScanner) -> None:
     """Empty what the test uses, and only that: most tests use few of the servers."""
     used = set(request.fixturenames)
     if "sandbox" in used:
@@ -323,7 +323,7 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     from app.infra.database import db
     from config import Config
 
-    secret_scanner.NET.know_settings(env)
+    secret_scanner.SCANNER.learn_settings(env)
     application = create_app(Config.from_env(env))
     application.test_client_class = ApiClient
     mailer = application.extensions["backline"].mailer
@@ -360,7 +360,7 @@ def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]
         *, workers: int = 2, threads: int = 8, **settings: str
     ) -> AbstractContextManager[Server]:
         shared = {name: value for name, value in env.items() if name != "SPOTIFY_REDIRECT_URI"}
-        secret_scanner.NET.know_settings({**shared, **settings})
+        secret_scanner.SCANNER.learn_settings({**shared, **settings})
         return running_server({**shared, **settings}, workers=workers, threads=threads)
 
     return start_server

@@ -75,8 +75,8 @@ def running_mailbox(**options: Any) -> Iterator[tuple[Mailbox, str]]:
 
 
 def token_in(mail: EmailMessage) -> str:
-    """The token of the link in a mail. From here on the net knows it for a secret."""
+    """The token of the link in a mail. The secret scanner learns it."""
     found = re.search(r"#(?:password-reset|email-verification|email-change)=([\w-]+)", mail.get_content())
     assert found, mail.get_content()
-    secret_scanner.NET.know("a token from a mail", found[1])
+    secret_scanner.SCANNER.learn("a token from a mail", found[1])
     return found[1]

@@ -79,7 +79,7 @@ def exchange(connection: socket.socket, sent: bytes) -> Answer:
         response.begin()
         answer = Answer(response.status, response.headers, response.read())
     asked = f"{method} {re.split('[ ?]', target)[0]}"
-    secret_scanner.NET.answer(asked, str(answer.status), answer.headers.items(), answer.body)
+    secret_scanner.SCANNER.record_response(asked, str(answer.status), answer.headers.items(), answer.body)
     return answer
 
 

@@ -1,15 +1,14 @@
-"""A net under the whole suite: what a test makes the product say or keep is searched for secrets.
+"""Search what every test makes the product say or store for secrets.
 
-Into it go the product's logs as of LOG_LEVEL=DEBUG, every answer, every command that Redis was sent,
-every column of the database, and what our programs print, if they run by `tests/helpers/servers.py` or
-`subprocess.run`. A test that reads the output of a process in another way hands it over, by one line:
-`leaks.look_at(output, "where")`. `tests/conftest.py` hauls the net in at the end of each test.
+Searched are the product's logs as of LOG_LEVEL=DEBUG, every response, every command sent to Redis, every
+column of the database, and the output of our programs that `tests/helpers/servers.py` or `subprocess.run`
+run. A test that reads the output of a process in another way passes it on: `secret_scanner.record(output,
+"where")`. `tests/conftest.py` scans at the end of each test.
 
-Three places are exempt: a session's id in the Set-Cookie that issues it, the access token that
-`GET /api/spotify/token` is there for, and the mails that development prints, with the tokens in them.
-The `state` of an authorization may stand in the URL of the consent page that an answer names, and
-nowhere else. Left out is what is the same for everybody: the examples in the OpenAPI document, and
-Swagger UI's own files.
+Three places are exempt: a session's id in the Set-Cookie that issues it, the access token in the response of
+`GET /api/spotify/token`, and the emails that development prints, with the tokens in them. The `state` of an
+authorization may appear in the URL of the consent page in a response, and nowhere else. What is the same for
+everybody is skipped: the examples in the OpenAPI document, and Swagger UI's own files.
 """
 
 import base64
@@ -73,12 +72,12 @@ class Leak:
         return f"{self.kind} in {self.where}: {self.excerpt}"
 
 
-class Net:
-    """Collects texts and what is secret in them, and searches when it is hauled in: by then all is known."""
+class SecretScanner:
+    """Collects texts and secrets, and searches once at the end, when all secrets are known."""
 
     def __init__(self) -> None:
         self.sources: list[Callable[[], Texts]] = []
-        """Places that are read when the net is hauled in."""
+        """Places to read before a scan."""
         self._texts: list[tuple[str, str]] = []
         self._phrases: dict[str, str] = {}
         self._ids: dict[str, str] = {}
@@ -86,44 +85,44 @@ class Net:
 
     # --- what is secret --------------------------------------------------------------------------
 
-    def know(self, kind: str, *values: str) -> None:
-        """These values are secret; each is found as it stands and as a URL or a form would have it."""
+    def learn(self, kind: str, *values: str) -> None:
+        """Search for these values from now on, as they are and as encoded in a URL or form."""
         for value in values:
             if len(value) < 12:
                 continue  # it would be found everywhere; no secret of the tests is so short
             for form in (value, quote(value, safe=""), quote_plus(value)):
                 self._phrases[form] = kind
 
-    def know_settings(self, settings: Mapping[str, str]) -> None:
-        """The secrets among an app's settings, in the forms in which code handles them."""
-        self.know("the secret key", settings.get("SECRET_KEY", ""))
+    def learn_settings(self, settings: Mapping[str, str]) -> None:
+        """Search for the secrets among an app's settings, in every form in which code handles them."""
+        self.learn("the secret key", settings.get("SECRET_KEY", ""))
         secret = settings.get("SPOTIFY_CLIENT_SECRET", "")
         pair = f"{settings.get('SPOTIFY_CLIENT_ID', '')}:{secret}"
         if secret:
-            self.know("the client secret", secret, base64.b64encode(pair.encode()).decode())
+            self.learn("the client secret", secret, base64.b64encode(pair.encode()).decode())
         for key in settings.get("TOKEN_ENCRYPTION_KEYS", "").split(","):
-            self.know("an encryption key", key)
+            self.learn("an encryption key", key)
             if (raw := config._decode_key(key)) is not None:
                 shown = repr(raw)[2:-1]  # in a traceback or the repr of a dataclass, and that again in JSON
-                self.know("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
+                self.learn("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
 
     # --- what is looked at -----------------------------------------------------------------------
 
-    def look_at(self, text: str | bytes, where: str) -> None:
-        """Nothing secret may stand in this text."""
+    def record(self, text: str | bytes, where: str) -> None:
+        """Search this text in the next scan."""
         self._texts.append((where, PRINTED_MAIL.sub("(a mail)", _text(text))))
 
-    def answer(
+    def record_response(
         self, request: str, status: str, headers: Iterable[tuple[str, str]], body: bytes | None
     ) -> None:
-        """An answer of ours to a request, as in `GET /path`. Learns what it issues."""
+        """Record one of our responses, to a request such as `GET /path`, and learn the ids that it issues."""
         lines = [status]
         for name, value in headers:
             if name.lower() == "set-cookie":
                 value = SESSION_COOKIE.sub(self._issued, value)  # noqa: PLW2901 - without what belongs there
             lines.append(f"{name}: {value}")
         text = "\n".join([*lines, "", _searched(request, body or b"")])
-        self.look_at(CONSENT_URL.sub(self._begun, text), f"the answer to {request}")
+        self.record(CONSENT_URL.sub(self._begun, text), f"the answer to {request}")
 
     def _issued(self, cookie: re.Match[str]) -> str:
         self._ids[cookie[2]] = "a session id"
@@ -138,13 +137,13 @@ class Net:
 
     @property
     def places(self) -> set[str]:
-        """Where the texts come from that are in the net now."""
-        self._draw()
+        """Where the texts come from that were recorded since the last scan."""
+        self._read_sources()
         return {where for where, _ in self._texts}
 
-    def haul(self) -> list[Leak]:
-        """Search everything collected since the last time, and let go of it. One leak of a kind and place."""
-        self._draw()
+    def scan(self) -> list[Leak]:
+        """Search everything recorded since the last scan. Returns one leak for each kind and place."""
+        self._read_sources()
         texts, self._texts = self._texts, []
         clean: set[str] = set()
         leaks: dict[tuple[str, str], Leak] = {}
@@ -154,10 +153,10 @@ class Net:
                     leaks.setdefault((kind, where), Leak(kind, where, excerpt))
         return list(leaks.values())
 
-    def _draw(self) -> None:
+    def _read_sources(self) -> None:
         for source in self.sources:
             for where, text in source():
-                self.look_at(text, where)
+                self.record(text, where)
 
     def _spans(self, text: str, clean: set[str]) -> list[Span]:
         """Where secrets begin and end, and which. Long words without any go into `clean`."""
@@ -299,24 +298,24 @@ class Columns:
         self._engine.dispose()
 
 
-NET = Net()
-"""The one that all tests are above."""
+SCANNER = SecretScanner()
+"""The scanner of all tests."""
 
 
-def look_at(text: str | bytes, where: str) -> None:
-    """Nothing secret may stand in this text: for the output of a process that a test started."""
-    NET.look_at(text, where)
+def record(text: str | bytes, where: str) -> None:
+    """Search this text in the next scan, such as the output of a process that a test started."""
+    SCANNER.record(text, where)
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Let go into the net what this process logs, what answers it gets from us, and what it has us print."""
-    with _hearing_logs(), _seeing_test_clients(), _seeing_requests(), _seeing_output():
+def recording() -> Iterator[None]:
+    """Record what this process logs, the responses it gets from us, and what our programs print."""
+    with _recording_logs(), _recording_test_clients(), _recording_requests(), _recording_output():
         yield
 
 
 @contextmanager
-def _hearing_logs() -> Iterator[None]:
+def _recording_logs() -> Iterator[None]:
     """Every record that LOG_LEVEL=DEBUG would let through, formatted as in production.
 
     Levels and handlers stay as they are, so that tests, and pytest's reports, see what they would.
@@ -331,7 +330,7 @@ def _hearing_logs() -> Iterator[None]:
     def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
         if _lets_through(logger, record.levelno, levels):
             request_fields.filter(record)
-            NET.look_at(formatter.format(record), f"the log of {record.name}")
+            SCANNER.record(formatter.format(record), f"the log of {record.name}")
         if enabled(logger, record.levelno):
             handle(logger, record)
 
@@ -361,26 +360,26 @@ def _lets_through(logger: logging.Logger, level: int, levels: Mapping[str, int])
     return level >= logging.DEBUG
 
 
-def _seeing_test_clients() -> AbstractContextManager[Any]:
+def _recording_test_clients() -> AbstractContextManager[Any]:
     original = werkzeug.test.Client.open
 
     def open_(client: werkzeug.test.Client, *args: Any, **kwargs: Any) -> werkzeug.test.TestResponse:
         response = original(client, *args, **kwargs)
         request = f"{response.request.method} {response.request.path}"
-        NET.answer(request, response.status, response.headers.items(), response.get_data())
+        SCANNER.record_response(request, response.status, response.headers.items(), response.get_data())
         return response
 
     return patch.object(werkzeug.test.Client, "open", open_)
 
 
-def _seeing_requests() -> AbstractContextManager[Any]:
+def _recording_requests() -> AbstractContextManager[Any]:
     """Answers that `requests` got from our servers. Those of the sandbox are full of tokens, as they must."""
     original = requests.Session.send
 
     def send(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> Any:
         response = original(session, request, **options)
         if "X-Request-ID" in response.headers:  # which all of ours have (app/web/security_headers.py)
-            NET.answer(
+            SCANNER.record_response(
                 f"{response.request.method} {urlsplit(response.url).path}",
                 f"{response.status_code} {response.reason}",
                 response.raw.headers.iteritems(),  # each Set-Cookie by itself
@@ -391,7 +390,7 @@ def _seeing_requests() -> AbstractContextManager[Any]:
     return patch.object(requests.Session, "send", send)
 
 
-def _seeing_output() -> AbstractContextManager[Any]:
+def _recording_output() -> AbstractContextManager[Any]:
     """What our programs print to who waits for their end, as `subprocess.run` does."""
     original = subprocess.Popen.communicate
 
@@ -401,7 +400,7 @@ def _seeing_output() -> AbstractContextManager[Any]:
             # Further words may be a password.
             program = " ".join(process.args[: process.args.index("wsgi:app") + 2])
             for text in filter(None, output):
-                NET.look_at(text, f"the output of {program}")
+                SCANNER.record(text, f"the output of {program}")
         return output
 
     return patch.object(subprocess.Popen, "communicate", communicate)

@@ -294,7 +294,7 @@ def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> It
                 _until_up(process, lambda: _accepts(port), home / "log")
                 yield api
         finally:
-            secret_scanner.look_at(api.log, "nginx's logs")
+            secret_scanner.record(api.log, "nginx's logs")
 
 
 def _accepts(port: int) -> bool:
@@ -374,7 +374,7 @@ def _process(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        secret_scanner.look_at(log.read_bytes(), f"the log of {' '.join(command)}")
+        secret_scanner.record(log.read_bytes(), f"the log of {' '.join(command)}")
 
 
 def _until_up(

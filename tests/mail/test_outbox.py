@@ -371,5 +371,5 @@ def test_scheduler_delivers_mail_that_a_process_left_behind(
         finally:
             scheduler.terminate()
             output = scheduler.communicate(timeout=20)
-    secret_scanner.look_at(output[1], "the scheduler's log")
+    secret_scanner.record(output[1], "the scheduler's log")
     assert scheduler.returncode == 0

@@ -1,4 +1,4 @@
-"""The net under the suite catches: each kind of secret, in each place, and nothing that belongs there."""
+"""The secret scanner finds each kind of secret in each place, and nothing that belongs there."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ from tests.conftest import SETTINGS
 from tests.helpers import set_cookie
 from tests.helpers.flows import PASSWORD, connect, first_visit, register
 from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, SandboxClient, answer_of
-from tests.helpers.secret_scanner import Leak, Net
+from tests.helpers.secret_scanner import Leak, SecretScanner
 from tests.helpers.servers import ROOT, Server, process_environment
 
 CODE = "AQ" + "c0de_" * 40
@@ -61,27 +61,27 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- logs ----------------------------------------------------------------------------------------
 
 
-def test_a_token_in_a_log_is_found_at_any_level(net: Net) -> None:
+def test_a_token_in_a_log_is_found_at_any_level(scanner: SecretScanner) -> None:
     log.debug("refreshed %s", ACCESS_TOKEN)
     log.warning("refused", extra={"token": CODE})
 
-    found = net.haul()
+    found = scanner.scan()
 
     assert set(kinds(found)) == {"an access token", "a code or refresh token"}
     assert places(found) == {"the log of app.somewhere"}
 
 
-def test_a_token_in_a_traceback_is_found(net: Net) -> None:
+def test_a_token_in_a_traceback_is_found(scanner: SecretScanner) -> None:
     try:
         int(CODE)
     except ValueError:
         log.exception("failed")
 
-    assert kinds(net.haul()) == ["a code or refresh token"]
+    assert kinds(scanner.scan()) == ["a code or refresh token"]
 
 
-def test_tests_see_no_more_of_the_log_than_without_the_net(
-    net: Net, caplog: pytest.LogCaptureFixture
+def test_scanner_shows_tests_no_more_of_the_log(
+    scanner: SecretScanner, caplog: pytest.LogCaptureFixture
 ) -> None:
     log.debug("of no interest")
     log.warning("of interest")
@@ -89,31 +89,31 @@ def test_tests_see_no_more_of_the_log_than_without_the_net(
     assert [record.message for record in caplog.records] == ["of interest"]
 
 
-def test_what_the_product_keeps_quiet_is_not_heard(net: Net) -> None:
+def test_what_the_product_keeps_quiet_is_not_heard(scanner: SecretScanner) -> None:
     """Werkzeug and urllib3 log whole URLs; `app/infra/log_setup.py` sees to it that they do not."""
     logging.getLogger("urllib3.connectionpool").debug("GET /?code=%s", CODE)
-    assert net.haul() == []
+    assert scanner.scan() == []
 
     logging.getLogger("urllib3.connectionpool").warning("GET /?code=%s", CODE)
-    assert places(net.haul()) == {"the log of urllib3.connectionpool"}
+    assert places(scanner.scan()) == {"the log of urllib3.connectionpool"}
 
 
-def test_what_a_program_of_ours_prints_is_looked_at(net: Net) -> None:
+def test_what_a_program_of_ours_prints_is_looked_at(scanner: SecretScanner) -> None:
     command = [sys.executable, "-c", f"print('{CODE}')"]
     subprocess.run(command, capture_output=True, check=True)
-    assert net.haul() == []  # it is not ours
+    assert scanner.scan() == []  # it is not ours
 
     subprocess.run([*command, "wsgi:app", "doctor", "--password"], capture_output=True, check=True)
-    [leak] = net.haul()
+    [leak] = scanner.scan()
     assert leak.kind == "a code or refresh token"
     assert leak.where.startswith("the output of ")
     assert leak.where.endswith(" wsgi:app doctor")
 
 
-def test_what_a_test_hands_over_is_looked_at(net: Net) -> None:
-    net.look_at(f"Traceback: {CODE}".encode(), "the scheduler's log")
+def test_what_a_test_hands_over_is_looked_at(scanner: SecretScanner) -> None:
+    scanner.record(f"Traceback: {CODE}".encode(), "the scheduler's log")
 
-    assert places(net.haul()) == {"the scheduler's log"}
+    assert places(scanner.scan()) == {"the scheduler's log"}
 
 
 # --- Redis and the database ----------------------------------------------------------------------
@@ -132,25 +132,25 @@ def test_what_a_test_hands_over_is_looked_at(net: Net) -> None:
     ids=lambda command: command[0],
 )
 def test_what_is_put_into_redis_is_found_though_it_is_gone_by_now(
-    net: Net, redis_url: str, command: tuple[str, ...]
+    scanner: SecretScanner, redis_url: str, command: tuple[str, ...]
 ) -> None:
     with redis.Redis.from_url(redis_url) as store:
         store.execute_command(*command)
         store.flushall()
 
-    found = net.haul()
+    found = scanner.scan()
     assert (kinds(found), places(found)) == (["an access token"], {"Redis"})
 
 
 def test_a_token_in_a_column_is_found_and_a_sealed_one_is_none(
-    net: Net, client: FlaskClient, app: Flask, sandbox: SandboxClient
+    scanner: SecretScanner, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
-    assert net.haul() == []
+    assert scanner.scan() == []
 
     with app.app_context(), writing() as db:
         db.execute(sa.update(SpotifyUser).values(display_name=ACCESS_TOKEN[:200]))
-    found = net.haul()
+    found = scanner.scan()
 
     assert (kinds(found), places(found)) == (["an access token"], {"the column spotify_users.display_name"})
     with app.app_context(), writing() as db:
@@ -178,13 +178,13 @@ def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
 
 
 def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
-    net: Net, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(set_cookie, "check", lambda _: None)  # which these are not made to pass
     register(client)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
-    assert net.haul() == []
+    assert scanner.scan() == []
 
     for said in (
         {"body": f"you are {cookie.value}"},
@@ -194,15 +194,15 @@ def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
         {"body": f"joined_{cookie.value}_with_more"},
     ):
         says(**said)
-        found = net.haul()
+        found = scanner.scan()
         assert kinds(found) == ["a session id"], said
         assert places(found) == {"the answer to GET /api/says"}
     says(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
-    assert kinds(net.haul()) == ["an access token"]
+    assert kinds(scanner.scan()) == ["an access token"]
 
 
 def test_a_session_id_is_a_secret_of_logs_and_redis(
-    net: Net, client: FlaskClient, app: Flask, redis_url: str
+    scanner: SecretScanner, client: FlaskClient, app: Flask, redis_url: str
 ) -> None:
     @app.get("/api/careless")
     @public
@@ -214,7 +214,7 @@ def test_a_session_id_is_a_secret_of_logs_and_redis(
     client.get("/api/careless")
     with redis.Redis.from_url(redis_url) as store:
         store.set(f"seen:{client.get_cookie('backline_session').value}", 1)  # type: ignore[union-attr]
-    found = net.haul()
+    found = scanner.scan()
 
     assert kinds(found) == ["a session id", "a session id"]
     assert places(found) == {"the log of app.somewhere", "Redis"}
@@ -222,9 +222,9 @@ def test_a_session_id_is_a_secret_of_logs_and_redis(
 
 def test_an_access_token_belongs_in_one_member_of_one_answer() -> None:
     def caught(body: str, request: str = "GET /api/spotify/token") -> list[str]:
-        net = Net()
-        net.answer(request, "200 OK", [], body.encode())
-        return kinds(net.haul())
+        scanner = SecretScanner()
+        scanner.record_response(request, "200 OK", [], body.encode())
+        return kinds(scanner.scan())
 
     assert caught(f'{{"access_token": "{ACCESS_TOKEN}", "expires_in": 3600}}') == []
     assert caught(f'{{"access_token": "{ACCESS_TOKEN}"}}', "GET /api/spotify") == ["an access token"]
@@ -237,18 +237,18 @@ def test_an_access_token_belongs_in_one_member_of_one_answer() -> None:
 
 
 def test_a_state_belongs_in_the_consent_pages_url_and_nowhere_else(
-    net: Net, client: FlaskClient, says: Callable[..., None], redis_url: str
+    scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], redis_url: str
 ) -> None:
     state = answer_of(first_visit(client))["state"]
     client.get("/api/spotify/authorize", headers={"Accept": "text/html"})
-    assert net.haul() == []
+    assert scanner.scan() == []
 
     says(f'{{"detail": "{state} is not yours"}}')
     says(Location=f"http://127.0.0.1/callback?state={state}")
     log.info("came back", extra={"url": f"/api/spotify/authorize?code=x&state={state}"})
     with redis.Redis.from_url(redis_url) as store:
         store.set(f"authorization:{state}", 1)
-    found = net.haul()
+    found = scanner.scan()
 
     assert set(kinds(found)) == {"an authorization's state"}
     assert places(found) == {"the answer to GET /api/says", "the log of app.somewhere", "Redis"}
@@ -260,10 +260,10 @@ def test_what_is_the_same_for_everybody_is_left_out_as_long_as_it_is(client: Fla
     path, example = "GET /api/docs/swagger-ui-bundle.js", f'{{"example": "{PASSWORD}"}}'.encode()
 
     def caught(request: str, body: bytes) -> list[str]:
-        net = Net()
-        net.know("a password", PASSWORD)
-        net.answer(request, "200 OK", [], body)
-        return kinds(net.haul())
+        scanner = SecretScanner()
+        scanner.learn("a password", PASSWORD)
+        scanner.record_response(request, "200 OK", [], body)
+        return kinds(scanner.scan())
 
     assert caught(path, script) == []
     assert "a code or refresh token" in caught(path, script + CODE.encode())
@@ -272,54 +272,56 @@ def test_what_is_the_same_for_everybody_is_left_out_as_long_as_it_is(client: Fla
     assert caught("GET /api/user", example) == ["a password"]
 
 
-def test_a_verifier_is_known_by_its_challenge(net: Net, client: FlaskClient, verifiers: list[str]) -> None:
+def test_a_verifier_is_known_by_its_challenge(
+    scanner: SecretScanner, client: FlaskClient, verifiers: list[str]
+) -> None:
     url = first_visit(client)
     [verifier] = verifiers
     assert answer_of(url)["code_challenge"] == _challenge(verifier)
     log.info("exchange", extra={"form": f"code_verifier={verifier}&grant_type=x"})
-    assert kinds(net.haul()) == ["a PKCE verifier"]
+    assert kinds(scanner.scan()) == ["a PKCE verifier"]
 
     log.info("exchange", extra={"form": f"v{verifier}"})
-    assert kinds(net.haul()) == ["a PKCE verifier"]
+    assert kinds(scanner.scan()) == ["a PKCE verifier"]
 
 
 @pytest.mark.parametrize("length", [43, 44, 127, 128])
 def test_a_verifier_of_any_length_is_found(length: int) -> None:
-    net, verifier = Net(), "Zm9v" * 32
+    scanner, verifier = SecretScanner(), "Zm9v" * 32
     url = f"https://accounts.spotify.com/authorize?state=s&code_challenge={_challenge(verifier[:length])}"
-    net.look_at(f"verifier={verifier[:length]}", "a log")
-    net.answer("GET /", "302 Found", [("Location", url)], b"")  # seen only after it
+    scanner.record(f"verifier={verifier[:length]}", "a log")
+    scanner.record_response("GET /", "302 Found", [("Location", url)], b"")  # seen only after it
 
-    assert kinds(net.haul()) == ["a PKCE verifier"]
+    assert kinds(scanner.scan()) == ["a PKCE verifier"]
 
 
 def _challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
-def test_an_id_is_found_that_nobody_saw_being_issued(net: Net) -> None:
+def test_an_id_is_found_that_nobody_saw_being_issued(scanner: SecretScanner) -> None:
     """A browser's session, on a server that writes ids to its log."""
-    net.look_at(f"session {secrets.token_urlsafe(32)} opened", "a log")
-    net.look_at(
+    scanner.record(f"session {secrets.token_urlsafe(32)} opened", "a log")
+    scanner.record(
         f"key {secrets.token_hex(32)}, {'a_rather_long_name_of_a_test_in_a_traceback_1'[:43]}", "a log"
     )
 
-    assert kinds(net.haul()) == ["an unknown id of 256 bits"]
+    assert kinds(scanner.scan()) == ["an unknown id of 256 bits"]
 
 
 def test_a_real_servers_answers_and_log_are_looked_at(
-    net: Net, server: Callable[..., AbstractContextManager[Server]]
+    scanner: SecretScanner, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
     with server(workers=1) as api, requests.Session() as http:
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
         http.get(f"{api.url}/api/spotify/authorize", timeout=10)
         sid = http.cookies["backline_session"]
-    net.look_at(f"what the server issued is known: {sid}", "here")
+    scanner.record(f"what the server issued is known: {sid}", "here")
 
-    assert "the answer to GET /api/spotify/authorize" in net.places
-    assert any(place.endswith("wsgi:app") for place in net.places)
-    assert [str(leak) for leak in net.haul()] == [
+    assert "the answer to GET /api/spotify/authorize" in scanner.places
+    assert any(place.endswith("wsgi:app") for place in scanner.places)
+    assert [str(leak) for leak in scanner.scan()] == [
         "a session id in here: what the server issued is known: [a session id]"
     ]
 
@@ -340,40 +342,40 @@ def test_a_real_servers_answers_and_log_are_looked_at(
         (bytes(range(32)).hex(), "an encryption key"),
     ],
 )
-def test_settings_and_passwords_are_found(net: Net, text: str, kind: str) -> None:
+def test_settings_and_passwords_are_found(scanner: SecretScanner, text: str, kind: str) -> None:
     log.info("starting", extra={"seen": text})
 
-    assert kinds(net.haul()) == [kind]
+    assert kinds(scanner.scan()) == [kind]
 
 
 # --- what is said about it -----------------------------------------------------------------------
 
 
 def test_a_report_says_what_and_where_and_never_the_secret() -> None:
-    net = Net()
-    net.know("a password", PASSWORD)
-    net.look_at(f'{{"event": "login", "password": "{PASSWORD}",\n "token": "{ACCESS_TOKEN}"}}', "a log")
+    scanner = SecretScanner()
+    scanner.learn("a password", PASSWORD)
+    scanner.record(f'{{"event": "login", "password": "{PASSWORD}",\n "token": "{ACCESS_TOKEN}"}}', "a log")
 
     around = '{"event": "login", "password": "[a password]", "token": "[an access token]"}'
-    assert [str(leak) for leak in net.haul()] == [
+    assert [str(leak) for leak in scanner.scan()] == [
         f"a password in a log: {around}",
         f"an access token in a log: {around}",
     ]
 
 
 def test_secrets_that_overlap_are_masked_as_one() -> None:
-    net = Net()
-    net.know("a password", ACCESS_TOKEN[-20:] + " and more")
-    net.look_at(f"token {ACCESS_TOKEN} and more.", "a log")
+    scanner = SecretScanner()
+    scanner.learn("a password", ACCESS_TOKEN[-20:] + " and more")
+    scanner.record(f"token {ACCESS_TOKEN} and more.", "a log")
 
-    assert [leak.excerpt for leak in net.haul()] == ["token [an access token]."]
+    assert [leak.excerpt for leak in scanner.scan()] == ["token [an access token]."]
 
 
-def test_what_was_hauled_in_is_gone(net: Net) -> None:
+def test_scan_forgets_what_it_searched(scanner: SecretScanner) -> None:
     log.info(CODE)
 
-    assert len(net.haul()) == 1
-    assert net.haul() == []
+    assert len(scanner.scan()) == 1
+    assert scanner.scan() == []
 
 
 A_SUITE = f"""
@@ -433,5 +435,5 @@ def test_who_reads_what_our_programs_print_in_their_own_way_hands_it_over() -> N
     assert [
         name
         for name, text in reading.items()
-        if "secret_scanner.look_at" not in text and ".communicate(" not in text
+        if "secret_scanner.record" not in text and ".communicate(" not in text
     ] == []

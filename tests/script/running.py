@@ -61,7 +61,7 @@ class Running:
         assert not self._reader.is_alive(), "something still holds its output open"
         assert self.process.stdout is not None
         self.process.stdout.close()
-        secret_scanner.look_at(self.output, "the output of script/server")
+        secret_scanner.record(self.output, "the output of script/server")
         return status
 
     def left_over(self) -> list[str]:

@@ -208,7 +208,7 @@ def test_what_else_can_be_in_the_way_is_told(place: str) -> None:
     def config(**settings: str) -> Config:
         return Config.from_env({**SETTINGS, "CORS_ORIGINS": "", **settings})
 
-    secret_scanner.NET.know_settings(SETTINGS)
+    secret_scanner.SCANNER.learn_settings(SETTINGS)
     assert demo.place({"FRONTEND_URL": f"{place}/"}, config(FRONTEND_URL=place)) == place
     with pytest.raises(NoDemo, match="FRONTEND_URL leads to another one"):
         demo.place({"FRONTEND_URL": "https://app.example.com"}, config())

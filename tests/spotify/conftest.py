@@ -17,7 +17,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture
-def linked(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream) -> FlaskClient:
+def connected(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream) -> FlaskClient:
     """A visitor who has connected Spotify. The upstream has forgotten it, and answers `{}`."""
     link(client, sandbox, upstream)
     return client

@@ -246,7 +246,7 @@ def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=60,
             check=False,
         )
-        secret_scanner.look_at(done.stdout + done.stderr, "the output of flask at another time")
+        secret_scanner.record(done.stdout + done.stderr, "the output of flask at another time")
         return done
 
     return run

@@ -117,7 +117,7 @@ def _world(sandbox: SandboxClient) -> Iterator[World]:
             "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
             "SPOTIFY_API_URL": sandbox.api_url,
         }
-        secret_scanner.NET.know_settings(settings)
+        secret_scanner.SCANNER.learn_settings(settings)
         migrate(settings)
         shared = {name: value for name, value in settings.items() if name != "SPOTIFY_REDIRECT_URI"}
         api = stack.enter_context(running_server(shared, workers=1))

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import running_mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient, answer_of
-from tests.helpers.secret_scanner import Net
+from tests.helpers.secret_scanner import SecretScanner
 from tests.helpers.servers import Server
 
 
 @pytest.mark.requirement("J1")
 def test_no_secret_is_written_anywhere(
-    net: Net,
+    scanner: SecretScanner,
     server: Callable[..., AbstractContextManager[Server]],
     sandbox: SandboxClient,
     database_url: str,
@@ -55,7 +55,7 @@ def test_no_secret_is_written_anywhere(
         call("GET", "/api/spotify")
         call("GET", "/api/session")
         new_password = "another sentence, and longer"
-        net.know("a password", new_password)
+        scanner.learn("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
         assert call("PUT", "/api/user/password", json=change).status_code == 204
         token = token_in(mailbox.wait_for("ada@example.com", "Confirm your email address"))
@@ -80,7 +80,7 @@ def test_no_secret_is_written_anywhere(
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
         assert call("DELETE", "/api/user", json={"password": PASSWORD}).status_code == 204
 
-    places = net.places
+    places = scanner.places
     assert any(place.endswith("gunicorn.conf.py wsgi:app") for place in places)
     assert places >= {
         "the answer to GET /api/spotify/authorize",
@@ -89,7 +89,7 @@ def test_no_secret_is_written_anywhere(
         "the answer to GET /api/user/export",
         "the answer to PUT /api/password-reset",
     }
-    assert net.haul() == []
+    assert scanner.scan() == []
 
 
 def expire(database_url: str) -> None:

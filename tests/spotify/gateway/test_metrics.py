@@ -54,22 +54,22 @@ class Growth:
 
 
 def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
-    linked: FlaskClient, upstream: Upstream
+    connected: FlaskClient, upstream: Upstream
 ) -> None:
-    grown = Growth(lambda: linked.get("/metrics").text)
+    grown = Growth(lambda: connected.get("/metrics").text)
     upstream.replies(Reply(200, b"{}", JSON, (("Cache-Control", "max-age=60"),)))
     for _ in range(3):
-        linked.get(f"{GATEWAY}/playlists/37i9dQZF1DXcBWIGoYBM5M/items?fields=secret-query")
+        connected.get(f"{GATEWAY}/playlists/37i9dQZF1DXcBWIGoYBM5M/items?fields=secret-query")
     upstream.replies(problem_of_spotify(404, "Device not found"))
-    linked.put(f"{GATEWAY}/me/player/volume?device_id=secret-device")
+    connected.put(f"{GATEWAY}/me/player/volume?device_id=secret-device")
     upstream.replies(problem_of_spotify(403, "Insufficient client scope"))
-    linked.put(f"{GATEWAY}/me/player/volume")
+    connected.put(f"{GATEWAY}/me/player/volume")
     upstream.replies(Reply(0))
-    linked.put(f"{GATEWAY}/me/player/volume")
+    connected.put(f"{GATEWAY}/me/player/volume")
     upstream.replies(Reply(204, b"", None))
-    linked.delete(f"{GATEWAY}/no-such/endpoint-of-anybody's/secret-id")
-    linked.get(f"{GATEWAY}/../secret-path")
-    linked.open(f"{GATEWAY}/me", method="PROPFIND")
+    connected.delete(f"{GATEWAY}/no-such/endpoint-of-anybody's/secret-id")
+    connected.get(f"{GATEWAY}/../secret-path")
+    connected.open(f"{GATEWAY}/me", method="PROPFIND")
 
     items = {"method": "GET", "route": "playlists/{id}/items", "outcome": "200"}
     volume = {"method": "PUT", "route": "me/player/volume"}
@@ -81,17 +81,19 @@ def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
     assert grown.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
     assert grown.of(REQUESTS) == 7
 
-    text = linked.get("/metrics").text
+    text = connected.get("/metrics").text
     assert "37i9" not in text
     assert "secret" not in text
     assert "endpoint-of" not in text
 
 
-def test_every_call_to_spotify_is_timed_by_route_and_status(linked: FlaskClient, upstream: Upstream) -> None:
-    grown = Growth(lambda: linked.get("/metrics").text)
+def test_every_call_to_spotify_is_timed_by_route_and_status(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
+    grown = Growth(lambda: connected.get("/metrics").text)
     upstream.replies(Reply(401), problem_of_spotify(502, "Bad gateway."), Reply(0), Reply(200))
-    linked.get(f"{GATEWAY}/tracks/x")
-    linked.get(f"{GATEWAY}/tracks/y")
+    connected.get(f"{GATEWAY}/tracks/x")
+    connected.get(f"{GATEWAY}/tracks/y")
 
     track = {"method": "GET", "route": "tracks/{id}"}
     for status, number in (("401", 1), ("502", 1), ("none", 1), ("200", 1)):
@@ -102,16 +104,16 @@ def test_every_call_to_spotify_is_timed_by_route_and_status(linked: FlaskClient,
 
 
 def test_the_gates_wait_is_told_and_that_it_is_over(
-    linked: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
+    connected: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
 ) -> None:
     def waits(worker: Flask) -> float:
         return samples(worker.test_client().get("/metrics").text)[GATE, frozenset()]
 
     assert waits(app) == 0
     upstream.replies(Reply(429, b"Too many requests", "text/plain", (("Retry-After", "40"),)))
-    grown = Growth(lambda: linked.get("/metrics").text)
+    grown = Growth(lambda: connected.get("/metrics").text)
 
-    assert linked.put(f"{GATEWAY}/me/player").status_code == 429
+    assert connected.put(f"{GATEWAY}/me/player").status_code == 429
 
     assert grown.of(REQUESTS, route="me/player", outcome="spotify-rate-limited", cache="") == 1
     assert grown.of(f"{CALLS}_count", route="me/player", status="429") == 1
@@ -120,15 +122,15 @@ def test_the_gates_wait_is_told_and_that_it_is_over(
 
 
 def test_wait_of_one_endpoint_is_listed_in_the_metrics(
-    linked: FlaskClient, another_worker: Flask, upstream: Upstream
+    connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     def answer(call: Received) -> Reply:
         refused = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
         return refused if call.target.endswith("/images") else Reply()
 
     upstream.answer = answer
-    assert linked.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
-    for who in (linked, another_worker.test_client()):
+    assert connected.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
+    for who in (connected, another_worker.test_client()):
         found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
         route = frozenset({("route", "playlists/{id}/images")})
         assert found.pop((GATE, frozenset())) == 0
@@ -213,7 +215,7 @@ def test_a_directory_of_the_operators_own_is_left_to_them(server: StartServer, t
 
 
 def test_calls_that_are_joined_count_as_shared(
-    linked: FlaskClient, another_worker: Flask, upstream: Upstream
+    connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
@@ -225,9 +227,9 @@ def test_calls_that_are_joined_count_as_shared(
     upstream.answer = answer
     grown = Growth(lambda: another_worker.test_client().get("/metrics").text)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(another_tab(linked).get, f"{GATEWAY}/tracks/x")
+        first = pool.submit(another_tab(connected).get, f"{GATEWAY}/tracks/x")
         assert arrived.wait(10)
-        second = pool.submit(another_tab(linked, another_worker).get, f"{GATEWAY}/tracks/x")
+        second = pool.submit(another_tab(connected, another_worker).get, f"{GATEWAY}/tracks/x")
         eventually(lambda: another_worker.extensions["backline"].web_api_bulkhead._admissions)  # it waits
         go_on.set()
         assert {first.result().headers["X-Cache"], second.result().headers["X-Cache"]} == {"miss", "shared"}

@@ -41,31 +41,35 @@ def is_unavailable(response: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_read_that_fails_once_is_made_once_more(linked: FlaskClient, upstream: Upstream, kind: str) -> None:
+def test_a_read_that_fails_once_is_made_once_more(
+    connected: FlaskClient, upstream: Upstream, kind: str
+) -> None:
     upstream.replies(FAILURES[kind], FINE)
 
-    response = linked.get(f"{GATEWAY}/me/player?a=b")
+    response = connected.get(f"{GATEWAY}/me/player?a=b")
 
     assert (response.status_code, response.data) == (200, FINE.body)
     assert [call.target for call in upstream.calls] == ["/v1/me/player?a=b"] * 2
 
 
-def test_a_read_that_fails_twice_is_answered_as_spotify_did(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_read_that_fails_twice_is_answered_as_spotify_did(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
     for number, reply in enumerate(FAILURES.values()):
         upstream.calls.clear()
         upstream.replies(Reply(500, b"the first"), reply)
-        response = linked.get(f"{GATEWAY}/tracks/{number}")
+        response = connected.get(f"{GATEWAY}/tracks/{number}")
         assert (response.status_code, response.data) == (reply.status, reply.body)
         assert response.headers.get("Content-Type") == reply.content_type
         assert len(upstream.calls) == 2
         upstream.replies(FINE)
-        linked.get(f"{GATEWAY}/tracks/fine")  # or it would be five failures in a row in the end
+        connected.get(f"{GATEWAY}/tracks/fine")  # or it would be five failures in a row in the end
 
 
-def test_an_answer_that_asks_for_a_wait_is_not_pressed(linked: FlaskClient, upstream: Upstream) -> None:
+def test_an_answer_that_asks_for_a_wait_is_not_pressed(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(Reply(503, b"later", "text/plain", (("Retry-After", "30"),)))
 
-    response = linked.get(f"{GATEWAY}/me/player")
+    response = connected.get(f"{GATEWAY}/me/player")
 
     assert (response.status_code, response.data, response.headers["Retry-After"]) == (503, b"later", "30")
     assert len(upstream.calls) == 1
@@ -73,35 +77,35 @@ def test_an_answer_that_asks_for_a_wait_is_not_pressed(linked: FlaskClient, upst
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
 def test_a_write_is_never_repeated_once_it_may_have_been_sent(
-    linked: FlaskClient, upstream: Upstream, method: str, path: str
+    connected: FlaskClient, upstream: Upstream, method: str, path: str
 ) -> None:
     for number, reply in enumerate(FAILURES.values(), start=1):
         upstream.replies(reply, FINE)
-        response = linked.open(f"{GATEWAY}/{path}", method=method)
+        response = connected.open(f"{GATEWAY}/{path}", method=method)
         assert (response.status_code, response.data) == (reply.status, reply.body)
         assert len(upstream.calls) == number
-        linked.get(f"{GATEWAY}/tracks/{number}")
+        connected.get(f"{GATEWAY}/tracks/{number}")
         upstream.calls.pop()
     upstream.calls.clear()
     upstream.replies(NO_ANSWER, FINE)
 
-    assert is_unavailable(linked.open(f"{GATEWAY}/{path}", method=method))
+    assert is_unavailable(connected.open(f"{GATEWAY}/{path}", method=method))
     assert len(upstream.calls) == 1
 
 
-def test_a_read_without_an_answer_is_made_once_more(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_read_without_an_answer_is_made_once_more(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(NO_ANSWER, FINE)
-    assert linked.get(f"{GATEWAY}/me/player").data == FINE.body
+    assert connected.get(f"{GATEWAY}/me/player").data == FINE.body
     assert len(upstream.calls) == 2
 
     upstream.calls.clear()
     upstream.replies(NO_ANSWER)
-    assert is_unavailable(linked.get(f"{GATEWAY}/tracks/x"))
+    assert is_unavailable(connected.get(f"{GATEWAY}/tracks/x"))
     assert len(upstream.calls) == 2
 
     upstream.calls.clear()
     upstream.replies(FAILURES["502"], NO_ANSWER)
-    response = linked.get(f"{GATEWAY}/tracks/y")
+    response = connected.get(f"{GATEWAY}/tracks/y")
     assert (response.status_code, response.data) == (502, FAILURES["502"].body)
     assert len(upstream.calls) == 2
 
@@ -143,19 +147,21 @@ def test_a_call_that_was_surely_not_sent_is_made_once_more(
         ]
 
 
-def test_a_write_meets_a_connection_that_has_gone_meanwhile(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_write_meets_a_connection_that_has_gone_meanwhile(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
     """Spotify closes one that has rested. That is seen before it is used, and costs nobody a call."""
     for _ in range(3):
-        assert linked.post(f"{GATEWAY}/me/player/next").status_code == 200
+        assert connected.post(f"{GATEWAY}/me/player/next").status_code == 200
         upstream.close_connections()
 
     assert len(upstream.calls) == 3
 
 
-def test_nobody_there_is_unavailable(linked: FlaskClient, app: Flask, upstream: Upstream) -> None:
+def test_nobody_there_is_unavailable(connected: FlaskClient, app: Flask, upstream: Upstream) -> None:
     app.extensions["backline"].web_api._url = f"http://127.0.0.1:{free_port()}/v1"
 
-    for response in (linked.get(f"{GATEWAY}/me/player"), linked.post(f"{GATEWAY}/me/player/next")):
+    for response in (connected.get(f"{GATEWAY}/me/player"), connected.post(f"{GATEWAY}/me/player/next")):
         assert is_unavailable(response)
 
 
@@ -183,15 +189,15 @@ def _five_failures_of_one_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tripped(linked: FlaskClient, upstream: Upstream) -> FlaskClient:
+def tripped(connected: FlaskClient, upstream: Upstream) -> FlaskClient:
     """A person whose Spotify has just failed five times in a row."""
     upstream.replies(FAILURES["503"])
     for number in range(1, 6):
-        assert linked.post(f"{GATEWAY}/me/player/next").data == FAILURES["503"].body
+        assert connected.post(f"{GATEWAY}/me/player/next").data == FAILURES["503"].body
         assert len(upstream.calls) == number
     upstream.calls.clear()
     upstream.replies(FINE)
-    return linked
+    return connected
 
 
 def test_after_five_failures_in_a_row_nobody_calls(tripped: FlaskClient, upstream: Upstream) -> None:
@@ -202,16 +208,18 @@ def test_after_five_failures_in_a_row_nobody_calls(tripped: FlaskClient, upstrea
     assert upstream.calls == []
 
 
-def test_failures_with_a_success_between_them_are_no_outage(linked: FlaskClient, upstream: Upstream) -> None:
+def test_failures_with_a_success_between_them_are_no_outage(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
     for _ in range(3):
         upstream.replies(*[FAILURES["503"]] * 4, FINE)
         for _ in range(5):
-            linked.post(f"{GATEWAY}/me/player/next")
+            connected.post(f"{GATEWAY}/me/player/next")
     # Nor is what may be one call's own trouble, or an answer that says no.
     for reply in (FAILURES["500"], Reply(404), Reply(403)):
         upstream.replies(reply)
         for _ in range(6):
-            linked.post(f"{GATEWAY}/me/player/next")
+            connected.post(f"{GATEWAY}/me/player/next")
 
     assert len(upstream.calls) == 33
 
@@ -244,18 +252,18 @@ def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
 
 
 def test_a_try_that_fails_keeps_it_open_and_the_next_one_is_after_the_pause(
-    monkeypatch: pytest.MonkeyPatch, linked: FlaskClient, upstream: Upstream
+    monkeypatch: pytest.MonkeyPatch, connected: FlaskClient, upstream: Upstream
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)
     upstream.replies(NO_ANSWER)
     for _ in range(5):
-        assert is_unavailable(linked.post(f"{GATEWAY}/me/player/next"))
+        assert is_unavailable(connected.post(f"{GATEWAY}/me/player/next"))
     assert len(upstream.calls) == 5
 
-    eventually(lambda: linked.post(f"{GATEWAY}/me/player/next") and len(upstream.calls) == 6)
-    assert is_unavailable(linked.post(f"{GATEWAY}/me/player/next"))
+    eventually(lambda: connected.post(f"{GATEWAY}/me/player/next") and len(upstream.calls) == 6)
+    assert is_unavailable(connected.post(f"{GATEWAY}/me/player/next"))
     assert len(upstream.calls) == 6
 
     upstream.replies(FINE)
-    eventually(lambda: linked.post(f"{GATEWAY}/me/player/next").status_code == 200)
+    eventually(lambda: connected.post(f"{GATEWAY}/me/player/next").status_code == 200)
     assert len(upstream.calls) == 7

@@ -142,27 +142,27 @@ def _body(method: str, template: str) -> tuple[str | None, bytes | None]:
 
 @pytest.mark.parametrize("query", ["q=%c3%a9", "q=%41%7e", 'q="a"&r=<b>|{c}^`d`', "q=[1]&q=[2]"], ids=str)
 def test_a_query_in_another_spelling_means_the_same_to_spotify(
-    linked: FlaskClient, upstream: Upstream, query: str
+    connected: FlaskClient, upstream: Upstream, query: str
 ) -> None:
     """The libraries below normalise percent-encodings, which makes no other URL (RFC 3986, 6.2.2)."""
-    linked.get(f"{GATEWAY}/search", query_string=query)
+    connected.get(f"{GATEWAY}/search", query_string=query)
 
     [call] = upstream.calls
     assert parse_qsl(call.target.partition("?")[2]) == parse_qsl(query)
 
 
 def test_a_body_without_an_encoding_of_its_own_is_not_looked_into(
-    linked: FlaskClient, upstream: Upstream
+    connected: FlaskClient, upstream: Upstream
 ) -> None:
     for body in (b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024):
-        response = linked.put(f"{GATEWAY}/me/player", data=body, content_type=JSON)
+        response = connected.put(f"{GATEWAY}/me/player", data=body, content_type=JSON)
         assert response.status_code == 200, response.text
 
     assert [call.body for call in upstream.calls] == [b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024]
 
 
-def test_head_is_asked_as_get_and_answered_without_a_body(linked: FlaskClient, upstream: Upstream) -> None:
-    response = linked.head(f"{GATEWAY}/me/player")
+def test_head_is_asked_as_get_and_answered_without_a_body(connected: FlaskClient, upstream: Upstream) -> None:
+    response = connected.head(f"{GATEWAY}/me/player")
 
     assert (response.status_code, response.content_type, response.data) == (200, JSON, b"")
     assert [call.method for call in upstream.calls] == ["GET"]
@@ -237,11 +237,11 @@ NOT_PASSED_ON = (
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
-    linked: FlaskClient, upstream: Upstream, method: str
+    connected: FlaskClient, upstream: Upstream, method: str
 ) -> None:
     for number, (name, reply) in enumerate(ANSWERS.items()):
         upstream.replies(Reply(reply.status, reply.body, reply.content_type, NOT_PASSED_ON))
-        response = linked.open(f"{GATEWAY}/tracks/{number}", method=method, headers={"Origin": SPA_ORIGIN})
+        response = connected.open(f"{GATEWAY}/tracks/{number}", method=method, headers={"Origin": SPA_ORIGIN})
 
         assert (response.status_code, response.data) == (reply.status, reply.body), name
         assert response.headers.getlist("Content-Type") == list(filter(None, [reply.content_type])), name
@@ -264,9 +264,9 @@ def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
 
 
 def test_every_answer_comes_back_over_a_real_server_as_well(
-    server: Callable[..., AbstractContextManager[Server]], linked: FlaskClient, upstream: Upstream
+    server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient, upstream: Upstream
 ) -> None:
-    session = linked.get_cookie("backline_session")
+    session = connected.get_cookie("backline_session")
     assert session is not None
     with server(workers=1, threads=2) as api:
         for number, (name, reply) in enumerate(ANSWERS.items()):
@@ -293,10 +293,10 @@ def test_every_answer_comes_back_over_a_real_server_as_well(
     ],
 )
 def test_language_is_passed_on_within_limits(
-    linked: FlaskClient, upstream: Upstream, sent: str, passed_on: str | None
+    connected: FlaskClient, upstream: Upstream, sent: str, passed_on: str | None
 ) -> None:
     for method in ("GET", "PUT"):
-        linked.open(
+        connected.open(
             f"{GATEWAY}/me",
             method=method,
             headers={"Accept-Language": sent.encode().decode("latin-1")},
@@ -305,7 +305,9 @@ def test_language_is_passed_on_within_limits(
     assert [call.headers["Accept-Language"] for call in upstream.calls] == [passed_on] * 2
 
 
-def test_response_in_one_language_is_not_served_in_another(linked: FlaskClient, upstream: Upstream) -> None:
+def test_response_in_one_language_is_not_served_in_another(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
     upstream.answer = lambda call: Reply(
         200, (call.headers["Accept-Language"] or "none").encode(), headers=(("Cache-Control", "max-age=60"),)
     )
@@ -313,14 +315,14 @@ def test_response_in_one_language_is_not_served_in_another(linked: FlaskClient, 
     for cached in ("miss", "hit"):
         for language, body in languages.items():
             headers = {"Accept-Language": language} if language else {}
-            response = linked.get(f"{GATEWAY}/tracks/1", headers=headers)
+            response = connected.get(f"{GATEWAY}/tracks/1", headers=headers)
             assert (response.data, response.headers["X-Cache"]) == (body, cached)
-    respelled = linked.get(f"{GATEWAY}/tracks/1", headers={"Accept-Language": "EN;q=0.5,DE"})
+    respelled = connected.get(f"{GATEWAY}/tracks/1", headers={"Accept-Language": "EN;q=0.5,DE"})
     assert respelled.headers["X-Cache"] == "hit"
 
 
 def test_the_headers_that_say_something_about_the_answer_come_along(
-    linked: FlaskClient, upstream: Upstream
+    connected: FlaskClient, upstream: Upstream
 ) -> None:
     told = {
         "Content-Language": "sv",
@@ -331,18 +333,18 @@ def test_the_headers_that_say_something_about_the_answer_come_along(
     }
     upstream.replies(Reply(201, headers=tuple(told.items())))
 
-    response = linked.post(f"{GATEWAY}/me/playlists", json={})
+    response = connected.post(f"{GATEWAY}/me/playlists", json={})
 
     assert {name: response.headers[name] for name in told} == told
 
 
 def test_a_header_that_is_folded_or_odd_does_not_break_an_answer(
-    linked: FlaskClient, upstream: Upstream
+    connected: FlaskClient, upstream: Upstream
 ) -> None:
     odd = (("Content-Language", "sv,\r\n de"), ("ETag", '"\xe5\x01"'), ("Location", "/a\r\n\tb"))
     upstream.replies(Reply(200, b"[]", "text/plain;\r\n charset=utf-8", odd))
 
-    response = linked.get(f"{GATEWAY}/me")
+    response = connected.get(f"{GATEWAY}/me")
 
     assert (response.status_code, response.data) == (200, b"[]")
     assert response.mimetype == "text/plain"
@@ -350,10 +352,10 @@ def test_a_header_that_is_folded_or_odd_does_not_break_an_answer(
     assert "ETag" not in response.headers  # gunicorn would answer 500 for it
 
 
-def test_a_packed_answer_arrives_unpacked(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_packed_answer_arrives_unpacked(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(Reply(200, gzip.compress(b'{"a":1}'), JSON, (("Content-Encoding", "gzip"),)))
 
-    response = linked.get(f"{GATEWAY}/me")
+    response = connected.get(f"{GATEWAY}/me")
 
     assert response.data == b'{"a":1}'
     assert "Content-Encoding" not in response.headers
@@ -361,11 +363,11 @@ def test_a_packed_answer_arrives_unpacked(linked: FlaskClient, upstream: Upstrea
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 def test_a_redirect_is_neither_followed_nor_passed_on(
-    linked: FlaskClient, upstream: Upstream, status: int
+    connected: FlaskClient, upstream: Upstream, status: int
 ) -> None:
     upstream.replies(Reply(status, headers=(("Location", f"{upstream.url}/elsewhere"),)))
 
-    response = linked.get(f"{GATEWAY}/me/player")
+    response = connected.get(f"{GATEWAY}/me/player")
 
     assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
     assert "Location" not in response.headers
@@ -373,15 +375,15 @@ def test_a_redirect_is_neither_followed_nor_passed_on(
 
 
 def test_an_answer_of_8_mib_comes_through_and_one_byte_more_does_not(
-    linked: FlaskClient, upstream: Upstream
+    connected: FlaskClient, upstream: Upstream
 ) -> None:
     most = 8 * 1024 * 1024
     upstream.answer = lambda call: Reply(200, b" " * (most + ("more" in call.target)))
 
-    response = linked.get(f"{GATEWAY}/tracks/all")
+    response = connected.get(f"{GATEWAY}/tracks/all")
     assert (response.status_code, len(response.data)) == (200, most)
 
-    response = linked.get(f"{GATEWAY}/tracks/more")
+    response = connected.get(f"{GATEWAY}/tracks/more")
     assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
 
 
@@ -424,18 +426,18 @@ def test_who_is_not_connected_is_told_so_without_a_call(client: FlaskClient, ups
 
 
 def test_after_a_disconnect_no_call_is_possible_and_no_answer_is_kept(
-    linked: FlaskClient, app: Flask, upstream: Upstream
+    connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
     upstream.replies(Reply(200, WORDS, JSON, CACHED))
-    linked.get(f"{GATEWAY}/me/tracks")
-    assert linked.get(f"{GATEWAY}/me/tracks").headers["X-Cache"] == "hit"
+    connected.get(f"{GATEWAY}/me/tracks")
+    assert connected.get(f"{GATEWAY}/me/tracks").headers["X-Cache"] == "hit"
     assert WORDS in b"".join(kept(app).values())
-    tab = another_tab(linked)
+    tab = another_tab(connected)
 
-    assert linked.delete("/api/spotify").status_code == 204
+    assert connected.delete("/api/spotify").status_code == 204
 
     assert kept(app) == {}
-    for visitor in (linked, tab):
+    for visitor in (connected, tab):
         response = visitor.get(f"{GATEWAY}/me/tracks")
         assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
     assert len(upstream.calls) == 1
@@ -443,7 +445,7 @@ def test_after_a_disconnect_no_call_is_possible_and_no_answer_is_kept(
 
 @pytest.mark.parametrize("status", [200, 401])
 def test_an_answer_that_arrives_after_a_disconnect_is_not_kept(
-    linked: FlaskClient, app: Flask, upstream: Upstream, status: int
+    connected: FlaskClient, app: Flask, upstream: Upstream, status: int
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
@@ -454,9 +456,9 @@ def test_an_answer_that_arrives_after_a_disconnect_is_not_kept(
 
     upstream.answer = answer
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(another_tab(linked).get, f"{GATEWAY}/me/tracks")
+        late = pool.submit(another_tab(connected).get, f"{GATEWAY}/me/tracks")
         assert arrived.wait(10)
-        linked.delete("/api/spotify")
+        connected.delete("/api/spotify")
         go_on.set()
         answered = late.result()
 

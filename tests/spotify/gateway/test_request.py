@@ -133,7 +133,7 @@ PATHS = [
 
 @pytest.fixture
 def api(
-    server: Callable[..., AbstractContextManager[Server]], linked: FlaskClient
+    server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient
 ) -> Iterator[Callable[[bytes], Answer]]:
     """The server, which answers bytes. Every request has to bring the link's cookie: see `ask`."""
     with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
@@ -151,10 +151,10 @@ def check(answer: Answer) -> None:
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_path_that_could_mean_something_else_is_refused(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_path_that_could_mean_something_else_is_refused(connected: FlaskClient, upstream: Upstream) -> None:
     for path in PATHS:
         for method in ("GET", "PUT"):
-            response = linked.open(f"{GATEWAY}/{path}", method=method)
+            response = connected.open(f"{GATEWAY}/{path}", method=method)
             assert 400 <= response.status_code < 500, (path, response.status)
             assert slug(response) in ("malformed-request", "not-found"), path
 
@@ -162,7 +162,7 @@ def test_a_path_that_could_mean_something_else_is_refused(linked: FlaskClient, u
 
 
 def test_nor_does_it_pass_a_real_server(
-    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     """Byte for byte, also what no client library would send."""
     raw = [path.encode() for path in PATHS]
@@ -178,7 +178,7 @@ def test_nor_does_it_pass_a_real_server(
     ]
     raw += [b"me/%u002e%u002e/x", b"me\r/player", b"me\x0b", b"me#/../x", b"me/\x7f"]
     for path in raw:
-        sent = request("GET", "TARGET", cookie(linked), host=HOST)
+        sent = request("GET", "TARGET", cookie(connected), host=HOST)
         answer = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
         # What stands behind a `#` is no part of a request: nobody is asked for it.
         if answer.status == 200:
@@ -208,32 +208,32 @@ OTHER_TARGETS = [
 
 
 def test_a_request_target_of_another_form_is_refused(
-    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for target in OTHER_TARGETS:
-        check(api(request("GET", target, cookie(linked), host=HOST)))
+        check(api(request("GET", target, cookie(connected), host=HOST)))
 
     assert upstream.calls == []
 
 
 def test_a_host_of_elsewhere_moves_no_call(
-    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for host in ("evil.example", "api.spotify.com", "127.0.0.1@evil.example", "127.0.0.1.evil.example", ""):
-        check(api(request("GET", f"{GATEWAY}/me", cookie(linked), host=host)))
-    check(api(request("GET", f"{GATEWAY}/me", cookie(linked), "Host: evil.example", host=HOST)))
+        check(api(request("GET", f"{GATEWAY}/me", cookie(connected), host=host)))
+    check(api(request("GET", f"{GATEWAY}/me", cookie(connected), "Host: evil.example", host=HOST)))
     assert upstream.calls == []
 
     # Of a whole URL only the path counts; who is called is in the settings.
-    answer = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(linked), host=HOST))
+    answer = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(connected), host=HOST))
 
     assert answer.status in (200, 400)
     assert all(call.headers["Host"] in upstream.url for call in upstream.calls)
 
 
-def test_a_query_that_is_not_encoded_is_refused(linked: FlaskClient, upstream: Upstream) -> None:
+def test_a_query_that_is_not_encoded_is_refused(connected: FlaskClient, upstream: Upstream) -> None:
     for query in ("q=a b", "q=\u00e9", "q=\x7f", "q=100%", "q=%zz&x=%20", "q=%4", "q=%u0041"):
-        response = linked.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
+        response = connected.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
         assert (response.status_code, slug(response)) == (400, "malformed-request"), query
 
     assert upstream.calls == []
@@ -259,7 +259,7 @@ def test_a_query_that_is_not_encoded_is_refused(linked: FlaskClient, upstream: U
     ],
 )
 def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
-    linked: FlaskClient,
+    connected: FlaskClient,
     upstream: Upstream,
     method: str,
     content_type: str | None,
@@ -267,7 +267,7 @@ def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
     status: int,
     expected: str | None,
 ) -> None:
-    response = linked.open(f"{GATEWAY}/me/player", method=method, data=body, content_type=content_type)
+    response = connected.open(f"{GATEWAY}/me/player", method=method, data=body, content_type=content_type)
 
     assert response.status_code == status, response.text
     if expected:
@@ -276,10 +276,10 @@ def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
 
 
 def test_nor_does_it_pass_a_real_server_whole_or_in_chunks(
-    api: Callable[[bytes], Answer], linked: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> Answer:
-        lines = [cookie(linked), f"Content-Type: {content_type}", *headers]
+        lines = [cookie(connected), f"Content-Type: {content_type}", *headers]
         return api(request(method, f"{GATEWAY}/me/player", *lines, body=body, host=HOST))
 
     in_chunks = "Transfer-Encoding: chunked"
@@ -312,13 +312,13 @@ def chunked(*chunks: bytes) -> bytes:
     )
 
 
-def test_another_sites_page_cannot_make_a_call(linked: FlaskClient, upstream: Upstream) -> None:
+def test_another_sites_page_cannot_make_a_call(connected: FlaskClient, upstream: Upstream) -> None:
     for method, headers in (
         ("POST", {"X-Requested-With": ""}),
         ("PUT", {"Origin": "https://evil.example"}),
         ("DELETE", {"Sec-Fetch-Site": "cross-site"}),
     ):
-        response = linked.open(f"{GATEWAY}/me/player", method=method, headers=headers)
+        response = connected.open(f"{GATEWAY}/me/player", method=method, headers=headers)
         assert (response.status_code, slug(response)) == (403, "cross-site-request")
 
     assert upstream.calls == []

@@ -76,7 +76,7 @@ def jonas(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> Flas
 
 
 @pytest.fixture
-def tabs(sandbox: SandboxClient) -> Iterator[ThreadPoolExecutor]:
+def pool(sandbox: SandboxClient) -> Iterator[ThreadPoolExecutor]:
     """Threads to call from at the same time. In the end nothing holds them any more."""
     with ThreadPoolExecutor(32) as pool:
         yield pool
@@ -144,10 +144,10 @@ def shared(store: redis.Redis) -> dict[bytes, bytes]:
 
 
 def test_what_many_ask_for_at_once_is_one_call(
-    mira: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="park")
-    asked = [ask(tabs, mira, worker=worker) for worker in (app, another_worker) for _ in range(8)]
+    asked = [ask(pool, mira, worker=worker) for worker in (app, another_worker) for _ in range(8)]
     eventually(lambda: inside(app) == inside(another_worker) == 8)
     sandbox.release()
 
@@ -185,12 +185,12 @@ def as_http(who: FlaskClient) -> dict[str, str]:
 
 
 def test_another_path_or_query_is_another_call_and_a_person_never_gets_anothers_answer(
-    mira: FlaskClient, jonas: FlaskClient, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, jonas: FlaskClient, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.clear_calls()
     sandbox.fault(on="api", kind="park", times=None)
     paths = ["me", "me?x=1", "me?x=2", "me/player/devices"]
-    asked = [(who, path, ask(tabs, who, path)) for who in (mira, jonas) for path in paths]
+    asked = [(who, path, ask(pool, who, path)) for who in (mira, jonas) for path in paths]
     sandbox.wait_for_held(8)
     sandbox.clear_faults()
 
@@ -206,11 +206,11 @@ def test_another_path_or_query_is_another_call_and_a_person_never_gets_anothers_
 
 
 def test_no_answer_is_the_answer_of_all_who_waited_and_of_no_newcomer(
-    mira: FlaskClient, app: Flask, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="timeout")  # the call, and its second try
     sandbox.fault(on="player", kind="close")
-    asked = [ask(tabs, mira) for _ in range(6)]
+    asked = [ask(pool, mira) for _ in range(6)]
     eventually(lambda: inside(app) == 6 and sandbox.held() == 1)
     sandbox.release()
 
@@ -222,12 +222,12 @@ def test_no_answer_is_the_answer_of_all_who_waited_and_of_no_newcomer(
 
 
 def test_an_error_that_spotify_answers_is_shared_as_it_came(
-    mira: FlaskClient, app: Flask, upstream: Upstream, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.status, upstream.body = 503, b"upstream connect error"
     upstream.headers = {"Content-Type": "text/plain", "Retry-After": "7"}
     upstream.hold()
-    asked = [ask(tabs, mira, "me/playlists") for _ in range(6)]
+    asked = [ask(pool, mira, "me/playlists") for _ in range(6)]
     eventually(lambda: inside(app) == 6)
     upstream.release()
 
@@ -244,7 +244,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
     mira: FlaskClient,
     new_client: Callable[[], FlaskClient],
     app: Flask,
-    tabs: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each browser is sent to a consent of its own: an `authorize_url` is good for one session."""
@@ -256,7 +256,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
         raise GrantEnded
 
     monkeypatch.setattr(gateway.service, "access_token_for", ended)
-    asked = [ask(tabs, who) for who in (mira, elsewhere) for _ in range(3)]
+    asked = [ask(pool, who) for who in (mira, elsewhere) for _ in range(3)]
     eventually(lambda: inside(app) == 6)
     let_go.set()
 
@@ -267,7 +267,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
 
 
 def test_who_is_not_connected_any_more_says_so_to_nobody_else(
-    mira: FlaskClient, app: Flask, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    mira: FlaskClient, app: Flask, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, first = threading.Event(), threading.Lock()
     access_token_for = gateway.service.access_token_for
@@ -279,7 +279,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
         return access_token_for(*arguments, **options)
 
     monkeypatch.setattr(gateway.service, "access_token_for", once_gone)
-    asked = [ask(tabs, mira) for _ in range(4)]
+    asked = [ask(pool, mira) for _ in range(4)]
     eventually(lambda: inside(app) == 4)
     let_go.set()
 
@@ -289,11 +289,11 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
 
 
 def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
-    mira: FlaskClient, app: Flask, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="park")
     sandbox.fault(on="player", kind="rate_limited", retry_after=40, times=None)
-    asked = [ask(tabs, mira) for _ in range(3)]
+    asked = [ask(pool, mira) for _ in range(3)]
     eventually(lambda: inside(app) == 3 and sandbox.held() == 1)
     app.extensions["backline"].rate_limiter.close(HttpResponse(429, {"retry-after": "40"}, b""))
     sandbox.release()
@@ -309,13 +309,13 @@ def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
 
 @pytest.mark.processes
 def test_a_leader_that_is_killed_strands_nobody(
-    mira: FlaskClient, app: Flask, server: StartServer, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, server: StartServer, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     with server(workers=1) as api:
         sandbox.fault(on="player", kind="park")
-        lost = tabs.submit(requests.get, f"{api.url}{V1}/{PLAYER}", headers=as_http(mira), timeout=LONG)
+        lost = pool.submit(requests.get, f"{api.url}{V1}/{PLAYER}", headers=as_http(mira), timeout=LONG)
         sandbox.wait_for_held(1)
-        asked = [ask(tabs, mira) for _ in range(5)]
+        asked = [ask(pool, mira) for _ in range(5)]
         eventually(lambda: inside(app) == 5)
         assert player_calls(sandbox) == 1
         api.kill_worker()
@@ -329,11 +329,11 @@ def test_a_leader_that_is_killed_strands_nobody(
 
 
 def test_a_leader_slower_than_its_lease_keeps_it(
-    mira: FlaskClient, app: Flask, sandbox: SandboxClient, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     seconds = cache_module.LEASE_SECONDS + 1
     sandbox.fault(on="player", kind="slow", seconds=seconds)
-    asked = [ask(tabs, mira) for _ in range(4)]
+    asked = [ask(pool, mira) for _ in range(4)]
     assert caches(asked) == ["miss"] + ["shared"] * 3
     assert player_calls(sandbox) == 1
 
@@ -403,12 +403,12 @@ def now(body: bytes) -> Fetch:
 
 
 def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused for too long: another one has asked again meanwhile, and knows better."""
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
     late = Fetch(b"old")
-    paused = tabs.submit(read, answers, "me", late, for_a_minute)
+    paused = pool.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
     end_leases(store)
     assert read(answers, "me", now(b"new"), for_a_minute).cache == "miss"
@@ -420,11 +420,11 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
 
 
 def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
     late, other = Fetch(b"old"), Fetch(b"new")
-    paused = tabs.submit(read, answers, "me", late, for_nobody_else)
+    paused = pool.submit(read, answers, "me", late, for_nobody_else)
     late.wait_until_asked()
     [leader] = [name for name in shared(store) if name.startswith(b"leader:")]
     store.hset(HASH, leader, "another process")
@@ -433,7 +433,7 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
     for _ in range(3):  # no beat of the late one's makes the lease longer
         threading.Event().wait(0.02)
         assert store.zscore(LEADERS, read_name) == 0
-    taken = tabs.submit(read, answers, "me", other, for_nobody_else)
+    taken = pool.submit(read, answers, "me", other, for_nobody_else)
     other.wait_until_asked()
     mine = store.hget(HASH, leader)
     late.answer()
@@ -444,14 +444,14 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
 
 
 def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
     late, other = Fetch(b"", raises=SpotifyNotConnected()), Fetch(b"new")
-    paused = tabs.submit(read, answers, "me", late, for_a_minute)
+    paused = pool.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
     end_leases(store)
-    taken = tabs.submit(read, answers, "me", other, for_a_minute)
+    taken = pool.submit(read, answers, "me", other, for_a_minute)
     other.wait_until_asked()
     late.answer()
     assert isinstance(paused.exception(LONG), SpotifyNotConnected)
@@ -461,11 +461,11 @@ def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
 
 
 def test_the_next_one_is_due_a_life_after_the_last_was_asked_for(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Not after it came, or a slow Spotify would be asked less often than once in that time."""
     call, before = Fetch(b"slow"), milliseconds(store)
-    asked = tabs.submit(read, answers, "me", call, for_a_minute)
+    asked = pool.submit(read, answers, "me", call, for_a_minute)
     call.wait_until_asked()
     then = milliseconds(store)
     eventually(lambda: milliseconds(store) > then + 50)
@@ -500,13 +500,13 @@ class Waiter:
 
 
 def test_who_waits_takes_any_answer_that_has_come_meanwhile(
-    answers: SharedReads, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: SharedReads, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a busy page starves them: at each look another one asks, and the answer is never theirs."""
     waiter, call = Waiter(monkeypatch), Fetch(b"first")
-    leader = tabs.submit(read, answers, "me", call, for_nobody_else)
+    leader = pool.submit(read, answers, "me", call, for_nobody_else)
     call.wait_until_asked()
-    waiting = tabs.submit(read, answers, "me", must_not_call, for_nobody_else)
+    waiting = pool.submit(read, answers, "me", must_not_call, for_nobody_else)
     waiter.wait_until_asleep()
     call.answer()
     assert leader.result(LONG).answer.body == b"first"
@@ -518,11 +518,11 @@ def test_who_waits_takes_any_answer_that_has_come_meanwhile(
 
 
 def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     large = b"x" * (cache_module.MAX_BYTES + 1)
     call = Fetch(large)
-    asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
+    asked = [pool.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
     call.wait_until_asked()
     call.answer()
 
@@ -551,7 +551,7 @@ def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedReads, store: redi
 
 
 def test_cache_forgets_who_waited_for_leaders_that_gave_up(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Each read has a leader that gives up while another caller waits, and then nobody asks for it again."""
     for number in range(20):
@@ -610,11 +610,11 @@ def test_what_is_good_for_nobody_else_and_nobody_waits_for_is_not_kept_at_all(
 
 
 def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_is_asked_for(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """A page that polls for hours keeps the key alive, and Spotify's terms want nothing stored for long."""
     call = Fetch(b"my playlists")
-    asked = [tabs.submit(read, answers, "me/playlists", call, for_nobody_else) for _ in range(2)]
+    asked = [pool.submit(read, answers, "me/playlists", call, for_nobody_else) for _ in range(2)]
     eventually(lambda: [name for name in shared(store) if name.startswith(b"waited:")])
     call.answer()
     assert {one.result(LONG).answer.body for one in asked} == {b"my playlists"}
@@ -717,11 +717,11 @@ def test_sharing_for_no_time_still_makes_one_call_of_what_is_under_way(
     mira: FlaskClient,
     app: Flask,
     upstream: Upstream,
-    tabs: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor,
 ) -> None:
     assert [cache(get(mira)) for _ in range(3)] == ["miss"] * 3
     upstream.hold()
-    asked = [ask(tabs, mira) for _ in range(4)]
+    asked = [ask(pool, mira) for _ in range(4)]
     eventually(lambda: inside(app) == 4)
     upstream.release()
     assert caches(asked) == ["miss"] + ["shared"] * 3
@@ -742,13 +742,13 @@ def test_while_an_answer_is_good_and_the_next_is_fetched_nobody_else_waits(
     another_worker: Flask,
     upstream: Upstream,
     store: redis.Redis,
-    tabs: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor,
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     get(mira, "search?q=a")
     set_times(store, "next")
     upstream.hold()
-    ahead = ask(tabs, mira, "search?q=a")
+    ahead = ask(pool, mira, "search?q=a")
     upstream.wait_for_held(1)
 
     for worker in (app, another_worker):
@@ -779,14 +779,14 @@ def test_caller_without_a_place_is_served_what_is_good(
 
 
 def test_who_finds_no_place_lets_others_ask(
-    answers: SharedReads, store: redis.Redis, tabs: ThreadPoolExecutor
+    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
     elsewhere = SharedReads(store, Bulkhead(8, 6))
     with ExitStack() as all_places:
         for _ in range(16):
             answers._bulkhead.acquire(all_places.enter_context(answers._bulkhead.admit(7)))
-        waiting = tabs.submit(read, answers, "me", must_not_call, for_a_minute)
+        waiting = pool.submit(read, answers, "me", must_not_call, for_a_minute)
         eventually(lambda: any(admission.wants_slot for admission in answers._bulkhead._admissions))
         assert store.hgetall(HASH) == {}  # nobody seems to ask
         assert read(elsewhere, "me", now(b"found"), for_a_minute).cache == "miss"
@@ -826,7 +826,7 @@ def test_a_write_that_is_not_answered_drops_too(mira: FlaskClient, sandbox: Sand
 
 @pytest.mark.processes
 def test_a_write_drops_also_where_its_process_dies(
-    mira: FlaskClient, server: StartServer, upstream: Upstream, tabs: ThreadPoolExecutor
+    mira: FlaskClient, server: StartServer, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     with server(workers=1, SPOTIFY_API_URL=upstream.url) as api:
 
@@ -836,7 +836,7 @@ def test_a_write_drops_also_where_its_process_dies(
         upstream.headers = {"Cache-Control": "max-age=60"}
         assert [call("GET", "search?q=a").headers["X-Cache"] for _ in range(2)] == ["miss", "hit"]
         upstream.hold()
-        changing = tabs.submit(call, "PUT", "me/player/pause")
+        changing = pool.submit(call, "PUT", "me/player/pause")
         upstream.wait_for_held(1)
         api.kill_worker()
         with pytest.raises(requests.ConnectionError):
@@ -847,13 +847,13 @@ def test_a_write_drops_also_where_its_process_dies(
 
 
 def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
-    mira: FlaskClient, app: Flask, upstream: Upstream, tabs: ThreadPoolExecutor
+    mira: FlaskClient, app: Flask, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     upstream.hold()
-    before = ask(tabs, mira, "search?q=a")
+    before = ask(pool, mira, "search?q=a")
     upstream.wait_for_held(1)
-    changing = tabs.submit(write, another_tab(mira))
+    changing = pool.submit(write, another_tab(mira))
     upstream.wait_for_held(2)
     app.extensions["backline"].shared.drop(link_of(app))  # as the write does when it ends
     upstream.release()
@@ -865,12 +865,12 @@ def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
 
 
 def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
-    answers: SharedReads, tabs: ThreadPoolExecutor
+    answers: SharedReads, pool: ThreadPoolExecutor
 ) -> None:
     old = Fetch(b"old")
-    before = tabs.submit(read, answers, "me", old, for_a_minute)
+    before = pool.submit(read, answers, "me", old, for_a_minute)
     old.wait_until_asked()
-    waiting = tabs.submit(read, answers, "me", now(b"new"), for_a_minute)
+    waiting = pool.submit(read, answers, "me", now(b"new"), for_a_minute)
     eventually(lambda: len(answers._bulkhead._admissions) == 2)
     answers.drop(7)
     assert waiting.result(LONG).answer.body == b"new"
@@ -893,7 +893,7 @@ def test_nothing_is_left_of_a_link_that_is_erased(
     mira: FlaskClient,
     upstream: Upstream,
     store: redis.Redis,
-    tabs: ThreadPoolExecutor,
+    pool: ThreadPoolExecutor,
     way: str,
     under_way: bool,
 ) -> None:
@@ -905,7 +905,7 @@ def test_nothing_is_left_of_a_link_that_is_erased(
     assert shared(store)
     if under_way:
         upstream.hold()
-        late = ask(tabs, mira, "me/playlists")
+        late = ask(pool, mira, "me/playlists")
         upstream.wait_for_held(1)
 
     if way == "disconnecting":
@@ -981,12 +981,12 @@ def test_cache_repairs_itself(answers: SharedReads, store: redis.Redis, spoilt: 
 
 
 def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
-    redis_proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, tabs: ThreadPoolExecutor
+    redis_proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     for call in (get, write):
         upstream.hold()
-        asked = tabs.submit(call, another_tab(mira))
+        asked = pool.submit(call, another_tab(mira))
         upstream.wait_for_held(1)
         redis_proxy.refuse()
         upstream.release()
@@ -1001,7 +1001,7 @@ def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
 
 @pytest.mark.processes
 def test_the_embedded_substitute_for_redis_runs_it_too(
-    env: dict[str, str], tmp_path: Path, tabs: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
     command = [sys.executable, "-m", "script.embedded_redis", "127.0.0.1", str(port)]
@@ -1012,7 +1012,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         _until_up(process, embedded.ping, tmp_path / "log")
         monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
         answers, call = SharedReads(embedded, Bulkhead(8, 6)), Fetch(b"first")
-        asked = [tabs.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
+        asked = [pool.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
         eventually(lambda: len(answers._bulkhead._admissions) == 3)
         [(leader, lease)] = embedded.zrange(LEADERS, 0, -1, withscores=True)
@@ -1022,7 +1022,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         assert read(answers, "me", must_not_call, for_a_minute).cache == "hit"
         set_times(embedded, "next")
         ahead = Fetch(b"second")
-        fetching = tabs.submit(read, answers, "me", ahead, for_a_minute)
+        fetching = pool.submit(read, answers, "me", ahead, for_a_minute)
         ahead.wait_until_asked()
         assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"first"
         ahead.answer()

@@ -88,12 +88,12 @@ def test_a_refused_token_is_replaced_once_and_the_call_made_once_more(
 
 @pytest.mark.parametrize("wording", ["since 2026", "text", "empty", "oauth's shape"])
 def test_a_second_refusal_comes_through_as_it_came(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, wording: str
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, wording: str
 ) -> None:
     refusal = UNAUTHORIZED[wording]
     upstream.replies(Reply(401, b"the first"), refusal)
 
-    response = linked.post(f"{GATEWAY}/me/player/next")
+    response = connected.post(f"{GATEWAY}/me/player/next")
 
     assert (response.status_code, response.data) == (401, refusal.body)
     assert response.headers.get("Content-Type") == refusal.content_type
@@ -102,17 +102,17 @@ def test_a_second_refusal_comes_through_as_it_came(
 
 
 def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again_and_again(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     upstream.replies(UNAUTHORIZED["expired"])
 
     for number in range(4):
-        assert linked.get(f"{GATEWAY}/tracks/{number}").status_code == 401
-        assert linked.post(f"{GATEWAY}/me/player/next").status_code == 401
+        assert connected.get(f"{GATEWAY}/tracks/{number}").status_code == 401
+        assert connected.post(f"{GATEWAY}/me/player/next").status_code == 401
 
     assert (len(upstream.calls), refresh_count(sandbox)) == (16, 1)
     upstream.replies(Reply(204, b"", None))
-    assert linked.post(f"{GATEWAY}/me/player/next").status_code == 204
+    assert connected.post(f"{GATEWAY}/me/player/next").status_code == 204
 
 
 def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
@@ -158,7 +158,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
 
 
 def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_used(
-    linked: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     """Slow to refuse, Spotify has long accepted the token that was fetched meanwhile."""
     arrived, go_on = threading.Event(), threading.Event()
@@ -171,12 +171,12 @@ def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_use
             assert go_on.wait(10)
         return UNAUTHORIZED["since 2026"]
 
-    old = linked.get("/api/spotify/token").json["access_token"]
+    old = connected.get("/api/spotify/token").json["access_token"]
     upstream.answer = answer
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(another_tab(linked).post, f"{GATEWAY}/me/player/next")
+        slow = pool.submit(another_tab(connected).post, f"{GATEWAY}/me/player/next")
         assert arrived.wait(10)
-        assert linked.put(f"{GATEWAY}/me/player/play").status_code == 204
+        assert connected.put(f"{GATEWAY}/me/player/play").status_code == 204
         with app.app_context(), writing() as db:
             db.execute(sa.update(AccessToken).values(refreshed_at=datetime.now(UTC) - timedelta(minutes=1)))
         go_on.set()
@@ -188,33 +188,33 @@ def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_use
 @pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_permission_that_is_missing_is_said_to_be_without_a_refresh(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, refusal: Reply
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, refusal: Reply
 ) -> None:
     upstream.replies(refusal)
 
-    response = linked.open(f"{GATEWAY}/me/player", method=method)
+    response = connected.open(f"{GATEWAY}/me/player", method=method)
 
     assert (response.status_code, slug(response)) == (403, "insufficient-scope")
     assert (len(upstream.calls), refresh_count(sandbox)) == (1, 0)
 
 
 def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_be(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     for refusal in (PERMISSIONS_MISSING, INSUFFICIENT_SCOPE):
         upstream.replies(UNAUTHORIZED["expired"], refusal)
-        assert slug(linked.put(f"{GATEWAY}/me/player")) == "insufficient-scope"
+        assert slug(connected.put(f"{GATEWAY}/me/player")) == "insufficient-scope"
 
     assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)
 
 
 def test_every_other_403_comes_through_as_it_came(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     texts = [Reply(403, text, "text/plain; charset=utf-8") for text in FORBIDDEN_TEXTS.values()]
     for reply in [*FORBIDDEN.values(), *texts]:
         upstream.replies(reply)
-        for response in (linked.get(f"{GATEWAY}/me/player"), linked.put(f"{GATEWAY}/me/player/play")):
+        for response in (connected.get(f"{GATEWAY}/me/player"), connected.put(f"{GATEWAY}/me/player/play")):
             assert (response.status_code, response.data) == (403, reply.body)
             assert response.content_type == reply.content_type
             assert response.headers["X-Cache"] == "miss"  # the permission may be given any moment
@@ -223,7 +223,7 @@ def test_every_other_403_comes_through_as_it_came(
 
 
 def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
-    linked: FlaskClient,
+    connected: FlaskClient,
     new_client: Callable[[], FlaskClient],
     sandbox: SandboxClient,
     upstream: Upstream,
@@ -231,7 +231,7 @@ def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
     upstream.replies(UNAUTHORIZED["expired"])
     sandbox.revoke("mira_t_42")
 
-    for response in (linked.get(f"{GATEWAY}/me/player"), linked.post(f"{GATEWAY}/me/player/next")):
+    for response in (connected.get(f"{GATEWAY}/me/player"), connected.post(f"{GATEWAY}/me/player/next")):
         assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
         assert "X-Cache" not in response.headers
     # Nobody asks Spotify for a token in vain again, and nothing is repeated.
@@ -241,41 +241,41 @@ def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
     callback = sandbox.consent(response.json["authorize_url"])
     assert slug(come_back(new_client(), callback)) == "spotify-state-mismatch"
     upstream.is_profile_of("mira_t_42")
-    assert come_back(linked, callback).json["status"] == "connected"
+    assert come_back(connected, callback).json["status"] == "connected"
     upstream.replies(Reply(200, b"[]"))
-    assert linked.get(f"{GATEWAY}/me/tracks").data == b"[]"
+    assert connected.get(f"{GATEWAY}/me/tracks").data == b"[]"
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"), [("google_502", "spotify-unavailable"), ("invalid_client", "spotify-misconfigured")]
 )
 def test_a_token_that_cannot_be_replaced_now_costs_nobody_the_link(
-    linked: FlaskClient, sandbox: SandboxClient, upstream: Upstream, kind: str, expected: str
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, kind: str, expected: str
 ) -> None:
     upstream.replies(UNAUTHORIZED["expired"])
     sandbox.fault(on="refresh", kind=kind, times=None)
 
-    response = linked.put(f"{GATEWAY}/me/player")
+    response = connected.put(f"{GATEWAY}/me/player")
 
     assert (response.status_code, slug(response)) == (503, expected)
     assert int(response.headers["Retry-After"]) >= 1
     assert len(upstream.calls) == 1
-    assert linked.get("/api/spotify").json["status"] == "connected"
+    assert connected.get("/api/spotify").json["status"] == "connected"
 
 
 def test_the_texts_of_a_403_are_counted_by_themselves(
-    linked: FlaskClient, app: Flask, upstream: Upstream
+    connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    before = numbers(linked, "403"), numbers(linked, "403-text")
+    before = numbers(connected, "403"), numbers(connected, "403-text")
     for text in FORBIDDEN_TEXTS.values():
         upstream.replies(Reply(403, text, "text/plain"))
-        linked.put(f"{GATEWAY}/me/player/play")
+        connected.put(f"{GATEWAY}/me/player/play")
     for reply in FORBIDDEN.values():
         upstream.replies(reply)
-        linked.put(f"{GATEWAY}/me/player/play")
+        connected.put(f"{GATEWAY}/me/player/play")
 
-    assert numbers(linked, "403") - before[0] == len(FORBIDDEN)
-    assert numbers(linked, "403-text") - before[1] == len(FORBIDDEN_TEXTS)
+    assert numbers(connected, "403") - before[0] == len(FORBIDDEN)
+    assert numbers(connected, "403-text") - before[1] == len(FORBIDDEN_TEXTS)
 
 
 def numbers(client: FlaskClient, outcome: str) -> float:

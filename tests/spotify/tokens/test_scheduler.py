@@ -238,7 +238,7 @@ def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[su
     finally:
         process.kill()
         process.wait()
-        secret_scanner.look_at(log.read_bytes(), "the scheduler's log")
+        secret_scanner.record(log.read_bytes(), "the scheduler's log")
 
 
 @pytest.mark.processes

@@ -27,7 +27,7 @@ def behind_nginx(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> di
         "TRUSTED_HOSTS": Nginx.HOST,
         "LOG_LEVEL": "DEBUG",
     }
-    secret_scanner.NET.know_settings(settings)
+    secret_scanner.SCANNER.learn_settings(settings)
     migrate(settings)
     return settings
 
