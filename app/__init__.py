@@ -26,7 +26,11 @@ from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_ap
 from app.spotify.clients.metrics import RateLimitCollector
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
+from app.spotify.connections import Connections
 from app.spotify.gateway.shared_reads import SharedReads
+from app.spotify.oauth.exchange import CodeExchange
+from app.spotify.oauth.flow import AuthorizationFlow
+from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
 from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
@@ -99,21 +103,33 @@ def _configure(app: Flask, config: Config) -> None:
 
 def _build_services(app: Flask, config: Config) -> Services:
     client = redis_client(config.redis_url)
+    redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
+    throttle = Throttle(client, config.secret_key)
     http_client, rate_limiter = HttpClient(), SpotifyRateLimiter(client, config)
+    accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
+    web_api = SpotifyWebApi(config, http_client, rate_limiter)
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
+    shared = SharedReads(client, bulkhead)
+    connections = Connections(shared.drop)
+    authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
+    exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
     return Services(
         config=config,
         redis=client,
-        redis_cipher=RedisCipher(config.secret_key),
-        token_cipher=TokenCipher(config.token_encryption_keys),
+        redis_cipher=redis_cipher,
+        token_cipher=token_cipher,
         locks=RedisLocks(client),
-        accounts=SpotifyAccounts(config, http_client),
-        accounts_bulkhead=AccountsBulkhead(config.threads),
-        web_api=SpotifyWebApi(config, http_client, rate_limiter),
+        accounts=accounts,
+        accounts_bulkhead=accounts_bulkhead,
+        web_api=web_api,
         rate_limiter=rate_limiter,
         web_api_bulkhead=bulkhead,
-        throttle=Throttle(client, config.secret_key),
-        shared=SharedReads(client, bulkhead),
+        throttle=throttle,
+        shared=shared,
+        connections=connections,
+        authorization_flow=AuthorizationFlow(
+            authorizations, exchange, accounts, accounts_bulkhead, connections
+        ),
         refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
         mailer=Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write),
     )

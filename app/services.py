@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
     from app.spotify.clients.web_api import SpotifyWebApi
+    from app.spotify.connections import Connections
     from app.spotify.gateway.shared_reads import SharedReads
+    from app.spotify.oauth.flow import AuthorizationFlow
     from app.web.throttle import Throttle
     from config import Config
 
@@ -42,6 +44,8 @@ class Services:
     rate_limiter: SpotifyRateLimiter
     web_api_bulkhead: Bulkhead
     shared: SharedReads  # of the Web API
+    connections: Connections
+    authorization_flow: AuthorizationFlow
     throttle: Throttle
     refreshes: SingleFlight[Any]  # of tokens, by link
     mailer: Mailer

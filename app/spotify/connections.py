@@ -1,6 +1,7 @@
-"""Links between people and Spotify accounts: found, stored, handed over, erased."""
+"""Connections between people and Spotify accounts: which one a session uses, and how they are stored."""
 
 import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import msgspec
@@ -12,7 +13,6 @@ from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, SpotifyUser, User
-from app.services import services
 from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
 from app.spotify.tokens import refresh_queue, service
@@ -21,8 +21,8 @@ from app.web.access import current_user
 
 log = logging.getLogger(__name__)
 
-# `last_used_at` decides who is worth refreshing, in days; finer than this it would only cost writes.
-_USE_IS_NOTED_EVERY = timedelta(hours=1)
+# Connections that have not been used for days are not refreshed. More precision would only cost writes.
+_TOUCH_INTERVAL = timedelta(hours=1)
 
 
 class ConnectionRef(msgspec.Struct, frozen=True):
@@ -33,44 +33,30 @@ class ConnectionRef(msgspec.Struct, frozen=True):
     owner_epoch: int | None
 
 
-def current_connection() -> SpotifyUser | None:
-    """The connection that this request may use: the signed-in user's own, or the one a visitor connected.
+# --- the current session's connection --------------------------------------------------------------
 
-    A visitor's session ends with the grant that it consented to itself. If the connection has an owner,
-    it also ends with the owner's sessions.
+
+def current_connection() -> SpotifyUser | None:
+    """Return the connection that this request may use: the signed-in user's, or the visitor's.
+
+    A visitor's session ends with the grant that they consented to. If the connection has an owner, it also
+    ends with the owner's sessions.
     """
-    if "link" not in g:
-        g.link = _find_connection()
-    found: SpotifyUser | None = g.link
+    if "spotify_user" not in g:
+        g.spotify_user = _find_connection()
+    found: SpotifyUser | None = g.spotify_user
     return found
 
 
 def invalidate_current() -> None:
     """Forget what `current_connection` has read, because it has changed."""
-    g.pop("link", None)
-
-
-def owned_by(user_id: int) -> SpotifyUser | None:
-    """The connection that a user owns."""
-    with reading() as db:
-        return db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user_id))
-
-
-def grant_of(user_id: int) -> str | None:
-    """The current grant of the connection that a user owns."""
-    link = owned_by(user_id)
-    return None if link is None else link.token.grant_id
+    g.pop("spotify_user", None)
 
 
 def required_grant() -> str | None:
-    """The only grant that this request may use, for a visitor. None for the owner, who may use any."""
+    """Return the only grant that a visitor's request may use. None for an owner, who may use any."""
     grant_id: str | None = None if current_user() is not None else session.get("grant_id")
     return grant_id
-
-
-def reference(link: SpotifyUser, owner_epoch: int | None = None) -> ConnectionRef:
-    """Describe a connection with its current grant, as a session stores it."""
-    return ConnectionRef(link.id, link.token.grant_id, owner_epoch)
 
 
 def attach_to_session(connection: ConnectionRef) -> None:
@@ -83,7 +69,7 @@ def attach_to_session(connection: ConnectionRef) -> None:
 
 
 def detach_from_session() -> None:
-    """Take the connection out of this session."""
+    """Remove the connection from this session."""
     if session.get("spotify_user_id") is not None:
         session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
     invalidate_current()
@@ -94,107 +80,57 @@ def _find_connection() -> SpotifyUser | None:
     if user is not None:
         return owned_by(user.id)
     if session.get("user_id") is not None or session.get("spotify_user_id") is None:
-        return None  # an account's session that has ended is not a visitor's
+        return None  # a signed-in session that has ended is not a visitor's
     with reading() as db:
-        link = db.get(SpotifyUser, session["spotify_user_id"])
-        if link is None or link.token.grant_id != session.get("grant_id"):
+        spotify_user = db.get(SpotifyUser, session["spotify_user_id"])
+        if spotify_user is None or spotify_user.token.grant_id != session.get("grant_id"):
             return None
-        return link if _owner_epoch(db, link) == session.get("owner_epoch") else None
+        return spotify_user if _owner_epoch(db, spotify_user) == session.get("owner_epoch") else None
 
 
-def _owner_epoch(db: Session, link: SpotifyUser) -> int | None:
-    if link.user_id is None:
-        return None
-    return db.scalar(sa.select(User.session_epoch).where(User.id == link.user_id))
+# --- stored connections ----------------------------------------------------------------------------
 
 
-def touch(link: SpotifyUser) -> None:
-    """Remember that a person used the link: unused ones are not refreshed ahead of time."""
+def owned_by(user_id: int) -> SpotifyUser | None:
+    """Return the connection that a user owns."""
+    with reading() as db:
+        return db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user_id))
+
+
+def grant_of(user_id: int) -> str | None:
+    """Return the current grant of the connection that a user owns."""
+    spotify_user = owned_by(user_id)
+    return None if spotify_user is None else spotify_user.token.grant_id
+
+
+def reference(spotify_user: SpotifyUser, owner_epoch: int | None = None) -> ConnectionRef:
+    """Describe a connection with its current grant, as a session stores it."""
+    return ConnectionRef(spotify_user.id, spotify_user.token.grant_id, owner_epoch)
+
+
+def touch(spotify_user: SpotifyUser) -> None:
+    """Note that a person uses the connection, so that its token is refreshed ahead of time."""
     now = utc_now()
-    if abs(now - link.last_used_at) < _USE_IS_NOTED_EVERY:  # a host's clock may have been ahead
+    if abs(now - spotify_user.last_used_at) < _TOUCH_INTERVAL:  # a host's clock may have been ahead
         return
     with writing() as db:
-        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == link.id).values(last_used_at=now))
-        refresh_queue.reactivate(db, link.id)
+        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == spotify_user.id).values(last_used_at=now))
+        refresh_queue.reactivate(db, spotify_user.id)
 
 
-def store_grant(
-    profile: Profile, grant: TokenResponse, *, user_id: int | None, asked: float
-) -> tuple[SpotifyUser, ConnectionRef]:
-    """Store what a consent gave: the account and its tokens, in one transaction.
-
-    `asked` is when the code was sent to Spotify (`time.monotonic`). Returns the connection, and what the
-    session is to store of it. That is read in the same transaction: whatever ends the owner's sessions
-    after the commit must end this one too.
-
-    Raises:
-        SpotifyAccountInUse: the Spotify account belongs to another user than `user_id`.
-        SpotifyAccountMismatch: the user has another Spotify account.
-        NotSignedIn: the user's account is gone or disabled, or this session has ended.
-    """
-
-    def unit(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
-        _lock_user(db, user_id)
-        link = _known_account(db, profile)
-        _check_ownership(db, link, user_id)
-        if link is None:
-            link = SpotifyUser(user_id=user_id, spotify_id=profile.spotify_id)
-            db.add(link)
-        elif user_id is not None:
-            link.user_id = user_id
-        _describe(link, profile)
-        db.flush()  # gives a new link the id that its tokens are sealed with
-        service.store_grant(db, link.id, grant, asked=asked)
-        db.expire(link, ["token"])
-        return link, reference(link, _owner_epoch(db, link) if user_id is None else None)
-
-    link, stored = run_in_transaction(unit)
-    services().shared.drop(link.id)  # what was read without a permission, for example
-    return link, stored
-
-
-def claim_anonymous(db: Session, link_id: int, grant_id: str, user_id: int) -> bool:
-    """Give a user the unowned connection that they made as a visitor. Returns whether it was still theirs."""
-    link = db.scalar(_locked(SpotifyUser.id == link_id))
-    if link is None or link.user_id is not None or _grant_id(db, link_id) != grant_id:
+def claim_anonymous(db: Session, spotify_user_id: int, grant_id: str, user_id: int) -> bool:
+    """Give a user the connection that they made as a visitor. Returns whether it was still theirs."""
+    spotify_user = db.scalar(_locked(SpotifyUser.id == spotify_user_id))
+    if spotify_user is None or spotify_user.user_id is not None or _grant_id(db, spotify_user_id) != grant_id:
         return False
-    link.user_id = user_id
-    return True
-
-
-def disconnect() -> int | None:
-    """Disconnect Spotify for this session. Returns the id of the connection if it was erased.
-
-    A visitor cannot erase a connection that has an owner: their session only forgets it.
-    """
-    link, user = current_connection(), current_user()
-    erased = link is not None and delete(link, user_id=user.id if user is not None else None)
-    detach_from_session()
-    return link.id if link is not None and erased else None
-
-
-def delete(link: SpotifyUser, *, user_id: int | None = None) -> bool:
-    """Erase a connection with its tokens and all that Spotify told about the person.
-
-    Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
-    A visitor's is erased only while its grant is the one that the caller has seen.
-    """
-    with writing() as db:
-        found = db.scalar(_locked(SpotifyUser.id == link.id))
-        if found is None or found.user_id != user_id:
-            return False
-        if user_id is None and _grant_id(db, link.id) != link.token.grant_id:
-            return False
-        # Its tokens go with it: ON DELETE CASCADE.
-        db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == link.id))
-    services().shared.drop(link.id)
+    spotify_user.user_id = user_id
     return True
 
 
 def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) -> list[int]:
-    """Delete the connections that a user has consented to since then, or ever. Returns their ids.
+    """Delete the connections that a user has consented to since then, or all of them. Returns their ids.
 
-    The caller passes those to `note_deleted` once its transaction is committed.
+    The caller passes those to `Connections.forget_deleted` once its transaction is committed.
     """
     found = sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id)
     if since is not None:
@@ -204,38 +140,119 @@ def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) 
     return deleted
 
 
-def forget_cached_reads(link_ids: list[int]) -> None:
-    """Forget what was read from Spotify over connections that are deleted."""
-    for link_id in link_ids:
-        services().shared.drop(link_id)
-        log.info("spotify_disconnected", extra={"link": link_id})
+class Connections:
+    """Changes to connections after which responses that the gateway has cached are no longer valid.
 
-
-def _grant_id(db: Session, link_id: int) -> str | None:
-    return db.scalar(sa.select(AccessToken.grant_id).where(AccessToken.spotify_user_id == link_id))
-
-
-def _lock_user(db: Session, user_id: int | None) -> None:
-    """Lock the account, so that it gets one connection at most and none once it or this session has ended.
-
-    Before the first look at any connection: one that another callback of the same person's makes while
-    this one waits would be missed, and then be taken for a different account's.
+    Args:
+        forget_reads: drops the cached responses of the connection with this id.
     """
-    if user_id is None:
-        return
+
+    def __init__(self, forget_reads: Callable[[int], None]) -> None:
+        self._forget_reads = forget_reads
+
+    def store_grant(
+        self, profile: Profile, grant: TokenResponse, *, user: User | None, asked: float
+    ) -> tuple[SpotifyUser, ConnectionRef]:
+        """Store what a consent gave, the account and its tokens, in one transaction.
+
+        `user` is who is signed in, and `asked` when the code was sent to Spotify (`time.monotonic`). Returns
+        the connection, and what the session has to store of it. That is read in the same transaction, so
+        that whatever ends the owner's sessions after the commit also ends this one.
+
+        Raises:
+            SpotifyAccountInUse: the Spotify account belongs to another user.
+            SpotifyAccountMismatch: the user has another Spotify account.
+            NotSignedIn: the user's account is gone or disabled, or their sessions have ended.
+        """
+
+        def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
+            if user is not None:
+                _lock_user(db, user)
+            spotify_user = _known_account(db, profile)
+            if user is not None:
+                _require_ownership(db, spotify_user, user.id)
+            if spotify_user is None:
+                spotify_user = SpotifyUser()
+                db.add(spotify_user)
+            if user is not None:
+                spotify_user.user_id = user.id
+            _update_profile(spotify_user, profile)
+            db.flush()  # assigns the id that the tokens are encrypted for
+            service.store_grant(db, spotify_user.id, grant, asked=asked)
+            db.expire(spotify_user, ["token"])
+            return spotify_user, reference(
+                spotify_user, _owner_epoch(db, spotify_user) if user is None else None
+            )
+
+        spotify_user, stored = run_in_transaction(work)
+        self._forget_reads(spotify_user.id)  # some may have failed for want of a permission
+        return spotify_user, stored
+
+    def disconnect(self) -> None:
+        """Disconnect this session from Spotify, and delete the connection.
+
+        A visitor cannot delete a connection that has an owner: their session only stops using it.
+        """
+        spotify_user, user = current_connection(), current_user()
+        if spotify_user is not None and self.delete(spotify_user, user_id=user.id if user else None):
+            log.info("spotify_disconnected", extra={"link": spotify_user.id})
+        detach_from_session()
+
+    def delete(self, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
+        """Delete a connection, its tokens, and everything Spotify said about the person.
+
+        Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
+        A visitor's is deleted only if it still has the grant that the caller has read.
+        """
+        with writing() as db:
+            found = db.scalar(_locked(SpotifyUser.id == spotify_user.id))
+            if found is None or found.user_id != user_id:
+                return False
+            if user_id is None and _grant_id(db, spotify_user.id) != spotify_user.token.grant_id:
+                return False
+            # The database deletes its tokens too: ON DELETE CASCADE.
+            db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == spotify_user.id))
+        self._forget_reads(spotify_user.id)
+        return True
+
+    def forget_deleted(self, spotify_user_ids: list[int]) -> None:
+        """Log that `delete_of_user` deleted connections, and forget the cached responses."""
+        for spotify_user_id in spotify_user_ids:
+            self._forget_reads(spotify_user_id)
+            log.info("spotify_disconnected", extra={"link": spotify_user_id})
+
+
+def _owner_epoch(db: Session, spotify_user: SpotifyUser) -> int | None:
+    if spotify_user.user_id is None:
+        return None
+    return db.scalar(sa.select(User.session_epoch).where(User.id == spotify_user.user_id))
+
+
+def _grant_id(db: Session, spotify_user_id: int) -> str | None:
+    return db.scalar(sa.select(AccessToken.grant_id).where(AccessToken.spotify_user_id == spotify_user_id))
+
+
+def _lock_user(db: Session, user: User) -> None:
+    """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
+
+    Before any connection is read: this callback may wait for another one of the same person, and would miss
+    the connection that the other has made, and mistake it for a different account's.
+
+    Raises:
+        NotSignedIn: the account is gone or disabled, or its sessions have ended.
+    """
     columns = sa.select(User.session_epoch, User.disabled_at)
-    user = db.execute(columns.where(User.id == user_id).with_for_update()).one_or_none()
+    row = db.execute(columns.where(User.id == user.id).with_for_update()).one_or_none()
     # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
-    if user is None or user.disabled_at is not None or user.session_epoch != session.get("epoch"):
+    if row is None or row.disabled_at is not None or row.session_epoch != user.session_epoch:
         raise NotSignedIn
 
 
 def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
-    """The row of this Spotify account, locked.
+    """Return the row of this Spotify account, locked.
 
-    `account_id` decides where Spotify sends one; a row from before it did is found by `id`. Ids
-    move: a row that has ours but is not this account's belongs to somebody who gave that id up.
-    It keeps its tokens, and yields the name.
+    `account_id` identifies an account. A row from before Spotify sent it is found by `spotify_id`, which can
+    pass to another account: a row that has it, but is another account's, keeps its tokens and loses the id.
     """
     by_id = db.scalar(_locked(SpotifyUser.spotify_id == profile.spotify_id))
     if profile.account_id is None:
@@ -250,26 +267,30 @@ def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
 
 
 def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
-    # By itself: joined to its token, a link that has lost it would not be found, and not be mended.
+    # Without its token: a join would not find a connection that has lost its token and needs a new one.
     alone = sa.select(SpotifyUser).options(lazyload(SpotifyUser.token))
     return alone.where(condition).with_for_update(of=SpotifyUser)
 
 
-def _check_ownership(db: Session, link: SpotifyUser | None, user_id: int | None) -> None:
-    if user_id is None:
-        return
-    if link is not None and link.user_id not in (None, user_id):
+def _require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: int) -> None:
+    """Require that neither the account nor the user is connected otherwise.
+
+    Raises:
+        SpotifyAccountInUse: the Spotify account belongs to another user.
+        SpotifyAccountMismatch: the user has another Spotify account.
+    """
+    if spotify_user is not None and spotify_user.user_id not in (None, user_id):
         raise SpotifyAccountInUse
     own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))
-    if own_id is not None and (link is None or own_id != link.id):
+    if own_id is not None and (spotify_user is None or own_id != spotify_user.id):
         raise SpotifyAccountMismatch
 
 
-def _describe(link: SpotifyUser, profile: Profile) -> None:
-    link.spotify_id = profile.spotify_id
-    link.account_id = profile.account_id or link.account_id
-    link.display_name = profile.display_name
-    link.image_url = profile.image_url
-    link.product = profile.product
-    link.country = profile.country
-    link.last_used_at = utc_now()
+def _update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:
+    spotify_user.spotify_id = profile.spotify_id
+    spotify_user.account_id = profile.account_id or spotify_user.account_id
+    spotify_user.display_name = profile.display_name
+    spotify_user.image_url = profile.image_url
+    spotify_user.product = profile.product
+    spotify_user.country = profile.country
+    spotify_user.last_used_at = utc_now()

@@ -32,13 +32,12 @@ from app.services import services
 from app.spotify import connections
 from app.spotify.gateway import proxy
 from app.spotify.gateway.request import read_call
-from app.spotify.oauth import flow, state
 from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
 from app.web import csrf, sessions
-from app.web.access import current_user, public
+from app.web.access import public
 from app.web.api import Blueprint
 from app.web.error_handlers import known_error
 from app.web.problems import (
@@ -119,9 +118,7 @@ def disconnect() -> None:
 
     A visitor's session that uses a connection with an owner only forgets it.
     """
-    erased = connections.disconnect()
-    if erased is not None:
-        log.info("spotify_disconnected", extra={"link": erased})
+    services().connections.disconnect()
 
 
 @blueprint.get("/api/spotify/token")
@@ -144,14 +141,14 @@ def playback_token() -> dict[str, Any]:
     """
     if not services().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
-    link = _connected_link()
-    if "streaming" not in link.token.scopes:
+    spotify_user = _require_connection()
+    if "streaming" not in spotify_user.token.scopes:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
-    with _asking_to_connect_again():
+    with _offering_reauthorization():
         token = service.access_token_for(
-            link.id, service.PLAYBACK_LEAD, patience=1, grant_id=connections.required_grant()
+            spotify_user.id, service.PLAYBACK_LEAD, patience=1, grant_id=connections.required_grant()
         )
-    log.info("playback_token_issued", extra={"link": link.id})
+    log.info("playback_token_issued", extra={"link": spotify_user.id})
     return {
         "access_token": token.access_token,
         "token_type": "Bearer",
@@ -185,32 +182,31 @@ def web_api(path: str) -> Response:
     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
     """
     call = read_call(request, path)
-    link = _connected_link()
-    with _asking_to_connect_again():
-        return proxy.forward(link, call, grant_id=connections.required_grant())
+    spotify_user = _require_connection()
+    with _offering_reauthorization():
+        return proxy.forward(spotify_user, call, grant_id=connections.required_grant())
 
 
-def _connected_link() -> SpotifyUser:
-    """The link this request may use, which counts as used.
+def _require_connection() -> SpotifyUser:
+    """Return the connection that this request may use, and note that it is used.
 
     Raises:
-        SpotifyNotConnected
+        SpotifyNotConnected: there is none.
     """
-    link = connections.current_connection()
-    if link is None:
+    spotify_user = connections.current_connection()
+    if spotify_user is None:
         raise SpotifyNotConnected
-    connections.touch(link)
-    return link
+    connections.touch(spotify_user)
+    return spotify_user
 
 
 @contextmanager
-def _asking_to_connect_again() -> Iterator[None]:
-    """Where the grant has ended, say where to send the person."""
+def _offering_reauthorization() -> Iterator[None]:
+    """Report an ended grant with the URL at which the person can consent again."""
     try:
         yield
     except GrantEnded:
-        user = current_user()
-        url = state.current(user.id if user else None)
+        url = services().authorization_flow.reauthorization_url()
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 
@@ -219,10 +215,10 @@ def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
     sessions.require_readable()
     if query.repeated:
         raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
-    result = flow.authorize(query)
+    result = services().authorization_flow.authorize(query)
     if isinstance(result, AuthorizationRequired):
         csrf.require_same_site_start(services().config)
-        url = flow.start()
+        url = services().authorization_flow.start()
         if _is_navigation():
             return redirect(url, HTTPStatus.FOUND)
         reason = {"reason": "reauthorization_required"} if result.grant_ended else {}

@@ -28,17 +28,17 @@ class SpotifyOut(ma.Schema):
     last_refreshed_at = Timestamp(allow_none=True)
 
 
-def describe(link: SpotifyUser | None) -> dict[str, Any]:
-    """A link as the API shows it."""
-    if link is None:
+def describe(spotify_user: SpotifyUser | None) -> dict[str, Any]:
+    """Return a connection as the API shows it."""
+    if spotify_user is None:
         return {"status": "not_connected"}
-    token = link.token
+    token = spotify_user.token
     return {
         "status": "connected" if token.state == GrantState.ACTIVE else token.state,
-        "spotify_id": link.spotify_id,
-        "account_id": link.account_id,
-        "display_name": link.display_name,
-        "image_url": link.image_url,
+        "spotify_id": spotify_user.spotify_id,
+        "account_id": spotify_user.account_id,
+        "display_name": spotify_user.display_name,
+        "image_url": spotify_user.image_url,
         "scopes": token.scopes,
         "authorized_at": token.authorized_at,
         "reauthorize_by": token.reauthorize_by,

@@ -95,7 +95,7 @@ def reset_password(token: str, password: str) -> User:
         return user, dropped
 
     user, dropped = run_in_transaction(unit)
-    connections.forget_cached_reads(dropped)
+    services().connections.forget_deleted(dropped)
     log.info("password_reset", extra={"account": user.id})
     return user
 

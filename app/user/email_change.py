@@ -102,7 +102,7 @@ def undo(token: str) -> User:
         return user, deleted
 
     user, deleted = run_in_transaction(unit)
-    connections.forget_cached_reads(deleted)
+    services().connections.forget_deleted(deleted)
     log.warning("email_change_undone", extra={"account": user.id})
     return user
 

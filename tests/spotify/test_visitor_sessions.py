@@ -11,12 +11,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.auth import passwords
+from app.infra import database
 from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
 from app.models.user import new_session_epoch
 from app.spotify import connections
-from app.spotify.gateway.shared_reads import SharedReads
-from app.spotify.oauth import state as oauth_state
+from app.spotify.connections import Connections
+from app.spotify.oauth.state import AuthorizationStore
 from app.web import session_index
 from tests.conftest import MakeApp
 from tests.helpers import stored_sessions
@@ -115,13 +116,13 @@ def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
     newer = new_client()
     if other == "an owner":
         register(newer, "ada")
-    erase = connections.delete
+    delete = Connections.delete
 
-    def erase_late(link: SpotifyUser, *, user_id: int | None = None) -> bool:
+    def delete_late(stored: Connections, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
         meanwhile(connect, newer, sandbox)
-        return erase(link, user_id=user_id)
+        return delete(stored, spotify_user, user_id=user_id)
 
-    monkeypatch.setattr(connections, "delete", erase_late)
+    monkeypatch.setattr(Connections, "delete", delete_late)
     assert visitor.delete("/api/spotify").status_code == 204
 
     assert newer.get("/api/spotify").json["status"] == "connected"
@@ -169,26 +170,26 @@ def test_equal_callback_joins_its_own_grant_only(
     """The owner consents again after the first callback has ended and before the second looks."""
     register(owner := new_client(), "ada")
     callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
-    wait_for_result = oauth_state.wait_for_result
+    wait_for_result = AuthorizationStore.wait_for_result
 
     def wait_longer(*arguments: Any) -> Any:
         result = wait_for_result(*arguments)
         meanwhile(connect, owner, sandbox)
         return result
 
-    monkeypatch.setattr(oauth_state, "wait_for_result", wait_longer)
+    monkeypatch.setattr(AuthorizationStore, "wait_for_result", wait_longer)
     opened, go_on = threading.Event(), threading.Event()
-    find = oauth_state.find
+    find = AuthorizationStore.find
 
-    def find_late(state: str, user_id: int | None) -> Any:
+    def find_late(store: AuthorizationStore, state: str, user_id: int | None) -> Any:
         """Let the tab open its session, as a second click does, before the first callback replaces it."""
-        found = find(state, user_id)
+        found = find(store, state, user_id)
         if threading.current_thread() is not threading.main_thread() and not go_on.is_set():
             opened.set()
             assert go_on.wait(30)
         return found
 
-    monkeypatch.setattr(oauth_state, "find", find_late)
+    monkeypatch.setattr(AuthorizationStore, "find", find_late)
     answers = []
     late = threading.Thread(target=lambda: answers.append(come_back(tab, callback)))
     late.start()
@@ -302,14 +303,15 @@ def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
     register(owner := new_client(), "ada")
     connect(owner, sandbox)
     callback = sandbox.consent(first_visit(visitor := new_client()))
-    drop = SharedReads.drop
+    run_in_transaction = database.run_in_transaction
 
-    def drop_late(shared: SharedReads, link_id: int) -> None:
-        monkeypatch.setattr(SharedReads, "drop", drop)
+    def commit_early(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(connections, "run_in_transaction", run_in_transaction)
+        result = run_in_transaction(*arguments, **options)
         meanwhile(changes_the_password, owner, mailbox)
-        drop(shared, link_id)
+        return result
 
-    monkeypatch.setattr(SharedReads, "drop", drop_late)
+    monkeypatch.setattr(connections, "run_in_transaction", commit_early)
     assert come_back(visitor, callback).json["status"] == "connected"
 
     assert_not_connected(visitor)

@@ -73,10 +73,10 @@ def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: red
     first_visit(client)
     [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
     later = redis_time(store) * 1000
-    store.zadd(unfinished, {f"one-{number}": later for number in range(oauth_state.OF_ONE_ADDRESS)})
+    store.zadd(unfinished, {f"one-{number}": later for number in range(oauth_state.MAX_PER_ADDRESS)})
     each = unfinished + b"-each"
     [binding] = store.hkeys(each)
-    store.hset(each, binding, oauth_state.OF_ONE_SESSION)
+    store.hset(each, binding, oauth_state.MAX_PER_SESSION)
     store.pexpire(each, TEN_DAYS)
 
     first_visit(client)

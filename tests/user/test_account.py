@@ -17,9 +17,10 @@ from app.auth import passwords
 from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
-from app.spotify import connections
+from app.services import services
 from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
+from app.spotify.connections import Connections
 from app.user import account
 from app.web import session_index
 from tests.helpers import stored_sessions
@@ -603,14 +604,14 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
     """A password reset that comes at the last moment deletes what was connected before it."""
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
-    store_grant = connections.store_grant
+    store_grant = Connections.store_grant
 
-    def store_late(profile: Profile, grant: TokenResponse, **options: Any) -> Any:
+    def store_late(stored: Connections, profile: Profile, grant: TokenResponse, **options: Any) -> Any:
         with writing() as session:
             session.execute(sa.update(User).values(session_epoch=5))
-        return store_grant(profile, grant, **options)
+        return store_grant(stored, profile, grant, **options)
 
-    monkeypatch.setattr(connections, "store_grant", store_late)
+    monkeypatch.setattr(Connections, "store_grant", store_late)
     answer = come_back(client, callback)
 
     assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
@@ -624,7 +625,9 @@ def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
     )
 
     with app.app_context(), pytest.raises(NotSignedIn):
-        connections.store_grant(profile, grant, user_id=1, asked=time.monotonic())
+        services().connections.store_grant(
+            profile, grant, user=User(id=1, session_epoch=1), asked=time.monotonic()
+        )
 
     assert set(rows(app).values()) == {0}
 

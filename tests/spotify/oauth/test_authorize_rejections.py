@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from app.infra.database import writing
 from app.models import AccessToken, GrantState
-from app.spotify.oauth import flow
+from app.spotify.oauth import exchange
 from app.spotify.oauth import state as oauth_state
 from config import Config
 from tests.conftest import SPA_ORIGIN
@@ -351,8 +351,8 @@ def test_one_session_may_have_thirty_authorizations_open(client: FlaskClient, sa
 def test_one_address_may_have_hundreds_of_authorizations_unfinished(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert oauth_state.OF_ONE_ADDRESS == 600
-    monkeypatch.setattr(oauth_state, "OF_ONE_ADDRESS", 4)
+    assert oauth_state.MAX_PER_ADDRESS == 600
+    monkeypatch.setattr(oauth_state, "MAX_PER_ADDRESS", 4)
     visitors = [from_address(new_client(), f"2001:db8:1:2::{number}") for number in range(4)]
     urls = [first_visit(visitor) for visitor in visitors]
     late = from_address(new_client(), "2001:db8:1:2:ffff::1")  # of the same household
@@ -372,7 +372,7 @@ def test_one_address_may_have_hundreds_of_authorizations_unfinished(
 def test_a_hundred_starts_at_once_are_counted(
     app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oauth_state, "OF_ONE_ADDRESS", 50)
+    monkeypatch.setattr(oauth_state, "MAX_PER_ADDRESS", 50)
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda _: app.test_client().get("/api/spotify/authorize").status_code, range(100))
 
@@ -382,8 +382,8 @@ def test_a_hundred_starts_at_once_are_counted(
 def test_exchanges_are_counted_by_address_and_keep_their_state(
     client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert flow.EXCHANGES_OF_ONE_ADDRESS == 1000
-    monkeypatch.setattr(flow, "EXCHANGES_OF_ONE_ADDRESS", 2)
+    assert exchange.MAX_EXCHANGES_PER_ADDRESS == 1000
+    monkeypatch.setattr(exchange, "MAX_EXCHANGES_PER_ADDRESS", 2)
     register(client)
     callbacks = [sandbox.consent(first_visit(client)) for _ in range(3)]
 

@@ -31,9 +31,9 @@ from app.infra.database import reading, writing
 from app.infra.log_setup import JsonFormatter
 from app.models import AccessToken, SpotifyUser, User
 from app.services import services
-from app.spotify import connections
 from app.spotify.clients.accounts_bulkhead import Waiter
-from app.spotify.oauth import state as oauth_state
+from app.spotify.connections import ConnectionRef
+from app.spotify.oauth.state import WAIT_SECONDS, AuthorizationRecord, AuthorizationStore
 from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
 from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
 from tests.helpers.servers import Server, eventually
@@ -212,7 +212,7 @@ def verifier_of(app: Flask, state: str) -> str:
         raw: Any = services().redis.get(pending_key(state))
         packed = services().redis_cipher.decrypt(pending_key(state), raw)
         assert packed is not None
-        entry = msgspec.msgpack.decode(packed, type=oauth_state.Authorization)
+        entry = msgspec.msgpack.decode(packed, type=AuthorizationRecord)
         return services().token_cipher.decrypt(entry.verifier, "verifier", pending_key(state))
 
 
@@ -301,7 +301,7 @@ def test_d2_a_pending_entry_that_was_tampered_with_is_refused_at_once(
     response = come_back(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
-    assert time.monotonic() - began < oauth_state.WAIT_SECONDS / 2  # it waits for no twin
+    assert time.monotonic() - began < WAIT_SECONDS / 2  # it waits for no twin
     assert token_calls(sandbox) == 0
 
 
@@ -340,13 +340,15 @@ def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answ
     if signed_in:
         register(client)
     callback = sandbox.consent(first_visit(client))
-    waiting, wait_for_result = threading.Semaphore(0), oauth_state.wait_for_result
+    waiting, wait_for_result = threading.Semaphore(0), AuthorizationStore.wait_for_result
 
-    def counted(state: str, user_id: int | None, waiter: Waiter) -> int | None:
+    def counted(
+        store: AuthorizationStore, state: str, user_id: int | None, waiter: Waiter
+    ) -> ConnectionRef | None:
         waiting.release()
-        return wait_for_result(state, user_id, waiter)
+        return wait_for_result(store, state, user_id, waiter)
 
-    monkeypatch.setattr(oauth_state, "wait_for_result", counted)
+    monkeypatch.setattr(AuthorizationStore, "wait_for_result", counted)
     tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(20) as pool:
@@ -966,4 +968,4 @@ def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: Sandbox
         with reading() as db:
             link = db.scalars(sa.select(SpotifyUser)).one()
 
-        assert [connections.delete(link) for _ in range(2)] == [True, False]
+        assert [services().connections.delete(link) for _ in range(2)] == [True, False]

@@ -1,0 +1,133 @@
+"""The exchange of an authorization code for tokens, and of Spotify's errors for ours."""
+
+import logging
+import math
+
+from app.errors import (
+    BacklineError,
+    SpotifyAccessDenied,
+    SpotifyMisconfigured,
+    SpotifyRateLimited,
+    SpotifyUnavailable,
+)
+from app.infra import database
+from app.spotify.clients.accounts import (
+    InvalidGrant,
+    Misconfigured,
+    NotSent,
+    RateLimited,
+    SpotifyAccounts,
+    SpotifyError,
+    TokenResponse,
+)
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.rate_limit import ME, SpotifyRateLimiter
+from app.spotify.clients.web_api import Profile, SpotifyWebApi
+from app.spotify.oauth.state import Authorization, AuthorizationStore
+from app.spotify.tokens import breaker
+from app.web.client_address import client_network
+from app.web.throttle import Throttle
+
+log = logging.getLogger(__name__)
+
+# Every exchange is a call to Spotify.
+MAX_EXCHANGES_PER_ADDRESS, EXCHANGES_SECONDS = 1000, 600
+_NOT_ON_ALLOWLIST = (
+    "Spotify refuses this application or this person. If the application is in development mode, "
+    "its owner has to add the person to the allowlist in Spotify's developer dashboard."
+)
+# Errors of the authorization endpoint that are caused by this application's request.
+_MISCONFIGURED = ("invalid_request", "unauthorized_client", "unsupported_response_type", "invalid_scope")
+
+
+class CodeExchange:
+    """Exchanges the code of a callback for tokens, and those for the person's profile."""
+
+    def __init__(
+        self,
+        authorizations: AuthorizationStore,
+        accounts: SpotifyAccounts,
+        accounts_bulkhead: AccountsBulkhead,
+        web_api: SpotifyWebApi,
+        rate_limiter: SpotifyRateLimiter,
+        throttle: Throttle,
+    ) -> None:
+        self._authorizations = authorizations
+        self._accounts = accounts
+        self._bulkhead = accounts_bulkhead
+        self._web_api = web_api
+        self._rate_limiter = rate_limiter
+        self._throttle = throttle
+
+    def exchange(self, code: str, authorization: Authorization) -> tuple[Authorization, TokenResponse] | None:
+        """Consume an authorization, and exchange the code. None if a duplicate callback was first.
+
+        If the code has not been used, the authorization is open again, and the callback can be repeated.
+
+        Raises:
+            SpotifyAccessDenied: Spotify rejected the code.
+            SpotifyUnavailable: Spotify does not respond, or not usably.
+            SpotifyRateLimited: Spotify wants no calls for a while.
+            SpotifyMisconfigured: Spotify rejects this application.
+            TooManyAttempts: this address has sent too many codes.
+        """
+        self._require_ready()
+        with self._bulkhead.exchanging():
+            consumed = self._authorizations.consume(authorization)
+            if consumed is None:
+                return None
+            try:
+                grant = self._accounts.exchange(code, verifier=consumed.verifier)
+            except SpotifyError as error:
+                if isinstance(error, NotSent | RateLimited):
+                    self._authorizations.reopen(consumed)
+                else:
+                    self._authorizations.record_result(consumed, None)
+                raise _domain_error(error) from None
+        breaker.client_accepted()
+        return consumed, grant
+
+    def profile(self, grant: TokenResponse) -> Profile:
+        """Fetch the profile of the person who gave the grant.
+
+        Raises:
+            SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured: as for `exchange`.
+        """
+        try:
+            return self._web_api.me(grant.access_token)
+        except SpotifyError as error:
+            raise _domain_error(error) from None
+
+    def _require_ready(self) -> None:
+        """Reject the callback before its state is consumed if the rest of the flow would fail."""
+        wait = self._rate_limiter.wait(ME)
+        if wait > 0:
+            raise SpotifyRateLimited(retry_after=math.ceil(wait))
+        if self._web_api.is_away:
+            raise SpotifyUnavailable
+        database.read_db_now()  # raises while the database is away
+        self._throttle.hit(
+            "exchanges", client_network(), limit=MAX_EXCHANGES_PER_ADDRESS, seconds=EXCHANGES_SECONDS
+        )
+
+
+def authorization_error(code: str) -> BacklineError:
+    """Return our error for an error code of the authorization endpoint (RFC 6749 section 4.1.2.1)."""
+    if code == "access_denied":
+        return SpotifyAccessDenied("Spotify was not connected, because access was not given.")
+    if code in _MISCONFIGURED:
+        log.error("authorization_misconfigured", extra={"reason": code})
+        return SpotifyMisconfigured("Spotify refuses this server's authorization requests.")
+    return SpotifyUnavailable("Spotify could not ask for consent. Start again in a moment.")
+
+
+def _domain_error(error: SpotifyError) -> BacklineError:
+    """Return our error for an error of one of the clients."""
+    if isinstance(error, InvalidGrant):
+        return SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.")
+    if isinstance(error, RateLimited):
+        return SpotifyRateLimited(retry_after=error.retry_after)
+    if isinstance(error, Misconfigured):
+        log.error("authorization_misconfigured", extra={"reason": str(error)})
+        return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "refused_by_web_api" else None)
+    return SpotifyUnavailable(retry_after=error.retry_after)
