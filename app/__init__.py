@@ -40,7 +40,6 @@ from app.web import (
     csrf,
     docs,
     error_handlers,
-    error_middleware,
     health,
     request_log,
     security_headers,
@@ -48,6 +47,7 @@ from app.web import (
 )
 from app.web.api import MAX_BODY_BYTES, Api
 from app.web.client_address import ClientAddress
+from app.web.error_middleware import ErrorMiddleware
 from app.web.throttle import Throttle
 from config import Config
 
@@ -67,9 +67,9 @@ def create_app(config: Config) -> Flask:
     access.init_app(app)
     security_headers.init_app(app, config)
     cors.init_app(app, config)
+    app.after_request(sessions.save)  # last, to run first: it may replace the response
 
     error_handlers.init_app(app)
-    error_middleware.init_app(app)
     api = Api(app)
     for blueprint in (auth, user, spotify):
         api.register_blueprint(blueprint)
@@ -85,8 +85,7 @@ def _configure(app: Flask, config: Config) -> None:
         MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
         # Health probes use this machine's own names, not the public ones.
         TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "localhost"] if config.trusted_hosts else None,
-        # Respond to errors with problem documents in development too. The log has the traceback.
-        PROPAGATE_EXCEPTIONS=False,
+        PROPAGATE_EXCEPTIONS=True,  # to ErrorMiddleware
         API_TITLE="Backline",
         API_VERSION="1",
         OPENAPI_VERSION="3.1.0",
@@ -99,6 +98,7 @@ def _configure(app: Flask, config: Config) -> None:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
     app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
+    app.wsgi_app = ErrorMiddleware(app.wsgi_app)  # type: ignore[method-assign]
 
 
 def _build_services(app: Flask, config: Config) -> Services:

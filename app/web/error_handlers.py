@@ -1,4 +1,4 @@
-"""Responses to errors: one format for all of them (RFC 9457), whoever raises them."""
+"""Turns every error into a problem document (RFC 9457)."""
 
 import json
 import logging
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READ_AWAY_BYTES = 1024 * 1024
-# gunicorn silently closes a connection with this much of a body left unread.
+MAX_DRAINED_BYTES = 1024 * 1024
+# gunicorn silently closes a connection if this much of a body has not been read.
 UNREAD_BYTES = 64 * 1024
 
 _BY_STATUS: dict[int, type[BacklineError]] = {
@@ -43,11 +43,13 @@ _BY_STATUS: dict[int, type[BacklineError]] = {
 
 
 def init_app(app: Flask) -> None:
-    """Respond to every error of the application with a problem document."""
+    """Respond to every error in a view or a `before_request` function.
+
+    `app.web.error_middleware` responds to the others.
+    """
     app.register_error_handler(BacklineError, respond)
     app.register_error_handler(HTTPException, respond)
-    for kind in DEPENDENCY_DOWN:
-        app.register_error_handler(kind, _dependency_down)
+    app.register_error_handler(Exception, respond_to_failure)
 
 
 def respond(error: Exception) -> Response:
@@ -55,20 +57,34 @@ def respond(error: Exception) -> Response:
     known = known_error(error)
     status = problem_type(type(known)).status
     if status == 413:
-        _read_away()
+        _drain()
     elif (request.content_length or 0) >= UNREAD_BYTES:
-        request.max_content_length = READ_AWAY_BYTES
+        request.max_content_length = MAX_DRAINED_BYTES
         with suppress(Exception):
             request.stream.read()
-    answer = document(known, request.environ)
+    response = document(known, request.environ)
     # Keep headers such as Allow, but not those of the original body.
     for name, value in error.get_headers() if isinstance(error, HTTPException) else ():
         if name.lower() not in ("content-type", "content-length"):
-            answer.headers[name] = value
+            response.headers[name] = value
     if status == 401:
-        # RFC 9110 section 15.5.2 requires a challenge. This scheme makes no browser ask for a password.
-        answer.headers["WWW-Authenticate"] = 'Session realm="backline"'
-    return answer
+        # RFC 9110 section 15.5.2 requires a challenge. No browser opens a password prompt for this scheme.
+        response.headers["WWW-Authenticate"] = 'Session realm="backline"'
+    return response
+
+
+def respond_to_failure(error: Exception) -> Response:
+    """Log an error that the application does not handle, and make the response for it."""
+    log_failure(error)
+    return respond(error)
+
+
+def log_failure(error: Exception, **fields: object) -> None:
+    """Log an error that the application does not handle. Outages of MySQL and Redis have no traceback."""
+    if isinstance(error, DEPENDENCY_DOWN):
+        log.error("dependency_unavailable", extra={"reason": type(error).__name__, **fields})
+    else:
+        log.error("request_failed", exc_info=error, extra=fields)
 
 
 def known_error(error: BaseException) -> BacklineError:
@@ -79,22 +95,14 @@ def known_error(error: BaseException) -> BacklineError:
         return ServiceUnavailable()
     if not isinstance(error, HTTPException):
         return InternalError()
-    original = getattr(error, "original_exception", None)
-    if original is not None:
-        return known_error(original)
     kind = _BY_STATUS.get(error.code or 500)
     if kind is None:
         kind = InternalError if (error.code or 500) >= 500 else MalformedRequest
     return kind(errors=_field_errors(error)) if kind is ValidationError else kind()
 
 
-def request_id() -> str:
-    """Return the id of the current request. It is never taken from the client, so it cannot be forged."""
-    return id_of(request.environ)
-
-
 def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
-    """Make the response for an error, also outside of a request."""
+    """Make a problem document. Does not need a request context."""
     problem = problem_type(type(error))
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
@@ -102,46 +110,46 @@ def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
         "status": problem.status,
         "detail": error.detail or problem.detail,
         "instance": Request(environ).path,
-        "request_id": id_of(environ),
+        "request_id": request_id_of(environ),
         **error.members,
     }
-    answer = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
-    answer.headers["X-Request-ID"] = id_of(environ)
+    response = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
+    response.headers["X-Request-ID"] = request_id_of(environ)
     if error.retry_after is not None:
-        answer.headers["Retry-After"] = str(error.retry_after)
-    return answer
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
-def id_of(environ: "WSGIEnvironment") -> str:
+def request_id() -> str:
+    """Return the id of the current request. It is never taken from the client, so it cannot be forged."""
+    return request_id_of(request.environ)
+
+
+def request_id_of(environ: "WSGIEnvironment") -> str:
     """Return the id of the request that has this environment."""
-    found: str = environ.setdefault("backline.request_id", uuid.uuid4().hex)
-    return found
+    request_id: str = environ.setdefault("backline.request_id", uuid.uuid4().hex)
+    return request_id
 
 
-def _read_away() -> None:
-    """Read the rest of a body that is too large, within limits.
+def _drain() -> None:
+    """Read the rest of a body that is too large, up to a limit.
 
     gunicorn closes a connection with unread bytes, and the client would lose its next request.
     """
-    whole = request.content_length
-    if whole is None:  # chunked: read up to the end only if the server marks it
-        whole = READ_AWAY_BYTES if request.environ.get("wsgi.input_terminated") else 0
-    left = min(whole, READ_AWAY_BYTES)
+    length = request.content_length
+    if length is None:  # chunked: read to the end only if the server marks it
+        length = MAX_DRAINED_BYTES if request.environ.get("wsgi.input_terminated") else 0
+    left = min(length, MAX_DRAINED_BYTES)
     stream = request.environ["wsgi.input"]
-    with suppress(Exception):  # the rest may be broken too
+    with suppress(Exception):  # the rest may be malformed too
         while left > 0 and (chunk := stream.read(min(left, 65_536))):
             left -= len(chunk)
 
 
-def _dependency_down(error: Exception) -> Response:
-    log.error("dependency_unavailable", extra={"reason": type(error).__name__})
-    return respond(ServiceUnavailable())
-
-
 def _field_errors(error: HTTPException) -> dict[str, object]:
-    """Return webargs' messages by field, without the location that they are filed under."""
+    """Return webargs' messages by field, without the location that webargs groups them by."""
     messages = (getattr(error, "data", None) or {}).get("messages", {})
     fields: dict[str, object] = {}
-    for found in messages.values():
-        fields |= found if isinstance(found, dict) else {"_schema": found}
+    for errors in messages.values():
+        fields |= errors if isinstance(errors, dict) else {"_schema": errors}
     return fields

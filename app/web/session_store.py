@@ -26,7 +26,6 @@ from flask import Flask, Request, Response, request
 from flask_session.base import ServerSideSession
 from flask_session.redis import RedisSessionInterface
 
-from app.errors import ServiceUnavailable
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher, compare_and_set
 from app.web.session_cookie import SessionCookie
@@ -59,6 +58,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
         super().__init__(msgspec.structs.asdict(stored.data) if stored else None, sid=sid)
         self.stored = stored
         self.unreachable = False
+        self.is_saved = False
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -95,7 +95,16 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             return session
         return self._new() if stored is None else Session(sid, stored)
 
+    def is_null_session(self, session: Session) -> bool:
+        """Tell Flask not to save a session that `app.web.sessions.save` has saved."""
+        return session.is_saved
+
     def save_session(self, app: Flask, session: Session, response: Response) -> None:
+        """Store or end the session, and set or delete its cookie.
+
+        Raises:
+            redis.RedisError: Redis is not available.
+        """
         if session.accessed:
             response.vary.add("Cookie")
         if session.unreachable:
@@ -104,14 +113,10 @@ class RedisSessions(RedisSessionInterface):  # type: ignore[misc]
             if session.stored is not None and self._is_cookie_due(session.stored):
                 self._renew_cookie(session.sid, session.stored, response)
             return
-        try:
-            if session:
-                self._store(session, response)
-            else:
-                self._end(session, response)
-        except redis.RedisError as error:
-            session.unreachable = True  # Flask saves once more when it answers the error
-            raise ServiceUnavailable from error
+        if session:
+            self._store(session, response)
+        else:
+            self._end(session, response)
 
     def renew(self, session: Session) -> None:
         self._delete_session(session)

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import redis
-from flask import Flask, current_app, request, session
+from flask import Flask, Response, current_app, request, session
+from flask.globals import request_ctx
 
 from app.errors import ServiceUnavailable
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
+from app.web.error_handlers import respond_to_failure
 from app.web.session_data import indexes_of_owner, is_in_future
 from app.web.session_index import ListedSession, public_id
 from app.web.session_store import RedisSessions, Session
@@ -137,6 +139,28 @@ def handles_missing_store(view: View) -> View:
     """This view calls `require_readable` where it can answer in its own way."""
     view.checks_session_itself = True  # type: ignore[attr-defined]
     return view
+
+
+def save(response: Response) -> Response:
+    """Save this request's session. If Redis is not available, the response is replaced.
+
+    Flask itself saves sessions after all `after_request` functions. That is too late for an error to become a
+    response with CORS headers, so this is one of those functions.
+    """
+    current = request_ctx._session  # noqa: SLF001 - `flask.session` would mark it as accessed
+    assert isinstance(current, Session)
+    current.is_saved = True
+    try:
+        _interface().save_session(current_app, current, response)
+    except redis.RedisError as error:
+        return respond_to_failure(error)
+    return response
+
+
+def _interface() -> RedisSessions:
+    interface = current_app.session_interface
+    assert isinstance(interface, RedisSessions)
+    return interface
 
 
 def _current() -> tuple[RedisSessions, Session]:
