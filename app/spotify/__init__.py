@@ -1,0 +1,1 @@
+"""Spotify: its clients, the connections of people, their tokens, and the gateway to the Web API."""

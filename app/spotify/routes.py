@@ -1,3 +1,5 @@
+"""Routes under `/api/spotify`: connecting, the playback token, and the gateway to the Web API."""
+
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +54,7 @@ from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
-# How browsers, today's and older ones, mark a request that nobody has asked for yet.
+# Headers by which browsers, current and older ones, mark what they fetch before a click.
 _PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
@@ -63,9 +65,9 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
 @sessions.handles_missing_store
 @blueprint.arguments(AuthorizeQuery, location="query")
 @blueprint.response(200, AuthorizeOut)
-@blueprint.alt_response(302, description="A browser's first visit: on to Spotify", success=True)
+@blueprint.alt_response(302, description="In a browser: to Spotify, to ask for consent", success=True)
 @blueprint.alt_response(
-    303, description="A browser coming back: on to FRONTEND_URL, with ?spotify=…", success=True
+    303, description="In a browser that returns from Spotify: to FRONTEND_URL, with ?spotify=…", success=True
 )
 @blueprint.problems(
     SpotifyStateMismatch,
@@ -81,11 +83,11 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
     TooManyAttempts,
 )
 def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
-    """Connect Spotify, or come back from there
+    """Connect Spotify, or complete a connection.
 
-    Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
-    person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
-    Only the app may start this, and not a link on another site.
+    Returns the connection if there is one. Otherwise, or with `reauthorize`, returns the URL at Spotify to
+    send the person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on
+    here. Only a page of the app can start this, not a link on another site.
     """
     try:
         return _authorize(query)
@@ -93,10 +95,10 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
         known = known_error(error)
         if query.is_callback:
             _log_rejection(known)
-        if not _is_navigation() or isinstance(known, CrossSiteRequest | _NotForPreviews):
+        if not _is_navigation() or isinstance(known, CrossSiteRequest | _PreviewRejected):
             raise
         _log_failure(error)
-        # A person is looking at this: the app can explain what went wrong, a page of JSON cannot.
+        # The app can explain to the person what went wrong. A page of JSON cannot.
         return _redirect_to_frontend(
             "denied" if isinstance(known, SpotifyAccessDenied) else f"error-{_slug(known)}"
         )
@@ -106,7 +108,7 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
 @public
 @blueprint.response(200, SpotifyOut)
 def get() -> dict[str, Any]:
-    """Whether Spotify is connected, as whom, and until when"""
+    """Return whether Spotify is connected, as whom, and until when."""
     return describe(connections.current_connection())
 
 
@@ -114,9 +116,9 @@ def get() -> dict[str, Any]:
 @public
 @blueprint.response(204)
 def disconnect() -> None:
-    """Disconnect Spotify: tokens and personal data are erased
+    """Disconnect Spotify, and delete its tokens and personal data.
 
-    A visitor's session that uses a connection with an owner only forgets it.
+    A visitor cannot delete a connection that belongs to a user: their session only stops using it.
     """
     services().connections.disconnect()
 
@@ -133,11 +135,11 @@ def disconnect() -> None:
     SpotifyMisconfigured,
 )
 def playback_token() -> dict[str, Any]:
-    """A short-lived access token, for the Web Playback SDK only
+    """Return a short-lived access token for the Web Playback SDK.
 
-    Never the refresh token, and only where `streaming` was granted. Do not store it: ask again. It has all
-    the scopes that were granted: Spotify has no way to limit it to playback. In production, this is on only
-    with `PLAYBACK_TOKEN_ENABLED=true`.
+    This requires the scope `streaming`. Do not store the token: ask for a new one. It has all the scopes
+    that were granted, because Spotify cannot limit a token to playback. In production, this route is
+    available only with `PLAYBACK_TOKEN_ENABLED=true`.
     """
     if not services().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
@@ -162,7 +164,7 @@ def playback_token() -> dict[str, Any]:
     "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
 )
 @public
-@blueprint.response(200, description="Spotify's answer, whatever its status and type, as it came")
+@blueprint.response(200, description="Spotify's response, with any status and media type")
 @blueprint.problems(
     MalformedRequest,
     InsufficientScope,
@@ -175,11 +177,11 @@ def playback_token() -> dict[str, Any]:
     SpotifyMisconfigured,
 )
 def web_api(path: str) -> Response:
-    """The Web API on the person's behalf: all behind https://api.spotify.com/v1/
+    """Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
 
-    Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
-    works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
-    (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+    Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+    says whether the response was fetched for this request (`miss`), for another one at the same time
+    (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
     call = read_call(request, path)
     spotify_user = _require_connection()
@@ -236,10 +238,10 @@ def _is_navigation() -> bool:
     return best == "text/html"
 
 
-class _NotForPreviews(ServiceUnavailable):
-    """A browser discards a prefetch that gets this status, and sends the request when it is meant."""
+class _PreviewRejected(ServiceUnavailable):
+    """The request is a prefetch, or a HEAD with a callback. Browsers discard a prefetch with this status."""
 
-    detail = "This request was a prefetch or a HEAD, which changes nothing here. Send a GET."
+    detail = "A prefetch or HEAD request cannot start or complete an authorization. Send a GET request."
 
 
 def _reject_preview(query: AuthorizeRequest) -> None:
@@ -248,11 +250,11 @@ def _reject_preview(query: AuthorizeRequest) -> None:
     Browsers mark what they fetch before a click (https://wicg.github.io/nav-speculation/prefetch.html).
 
     Raises:
-        _NotForPreviews: the request is a prefetch or preview, or a HEAD with a callback.
+        _PreviewRejected: the request is a prefetch or preview, or a HEAD with a callback.
     """
     purposes = " ".join(request.headers.get(name, "") for name in _PURPOSE_HEADERS).lower()
     if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and query.is_callback):
-        raise _NotForPreviews
+        raise _PreviewRejected
 
 
 def _log_rejection(error: BacklineError) -> None:
@@ -260,7 +262,7 @@ def _log_rejection(error: BacklineError) -> None:
 
 
 def _log_failure(error: Exception) -> None:
-    """Log what the error handlers would have logged."""
+    """Log what the error handlers would log."""
     if isinstance(error, DEPENDENCY_DOWN):
         log.error("dependency_unavailable", extra={"reason": type(error).__name__})
     elif not isinstance(error, BacklineError):

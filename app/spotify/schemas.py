@@ -1,3 +1,5 @@
+"""What `/api/spotify` accepts and returns."""
+
 from typing import Any, cast
 
 import marshmallow as ma
@@ -11,7 +13,7 @@ from app.web.validation import Flag, Schema
 
 
 class SpotifyOut(ma.Schema):
-    """A connection to Spotify. All but `status` only with a link."""
+    """A connection. Without one, only `status` is present."""
 
     status = ma.fields.String(
         required=True,
@@ -48,10 +50,10 @@ def describe(spotify_user: SpotifyUser | None) -> dict[str, Any]:
 
 
 class AuthorizeQuery(Schema):
-    """What Spotify adds to the redirect URI, absent on a first visit; and what may be asked for on one."""
+    """What Spotify adds to the redirect URI, or what the app asks for."""
 
     reauthorize = Flag(
-        metadata={"description": "Begin a new consent, and so another six months, though the old one lasts."}
+        metadata={"description": "Ask for a new consent, for another six months, before the old one ends."}
     )
     code = ma.fields.String()
     error = ma.fields.String()
@@ -70,6 +72,8 @@ class AuthorizeQuery(Schema):
 
 
 class AuthorizeOut(ma.Schema):
+    """A connection, or where to send the person to connect."""
+
     status = ma.fields.String(required=True, metadata={"enum": ["connected", "authorization_required"]})
     spotify = ma.fields.Nested(SpotifyOut)
     authorize_url = ma.fields.String(metadata={"format": "uri"})
@@ -77,6 +81,8 @@ class AuthorizeOut(ma.Schema):
 
 
 class TokenOut(ma.Schema):
+    """An access token."""
+
     access_token = ma.fields.String(required=True)
     token_type = ma.fields.String(required=True)
     expires_in = ma.fields.Integer(required=True)
@@ -84,7 +90,7 @@ class TokenOut(ma.Schema):
     scope = ma.fields.String(required=True)
 
 
-# For the OpenAPI document: what stands behind `/api/spotify/v1/`.
+# For the OpenAPI document: the rest of the path after `/api/spotify/v1/`.
 WEB_API_PATH = {
     "in": "path",
     "name": "path",

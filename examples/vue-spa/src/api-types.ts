@@ -257,10 +257,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Connect Spotify, or come back from there
-         * @description Connected already: says so. Otherwise, or with `reauthorize`, gives the URL at Spotify to send the
-         *     person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on here.
-         *     Only the app may start this, and not a link on another site.
+         * Connect Spotify, or complete a connection.
+         * @description Returns the connection if there is one. Otherwise, or with `reauthorize`, returns the URL at Spotify to
+         *     send the person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on
+         *     here. Only a page of the app can start this, not a link on another site.
          */
         get: operations["spotify_authorize"];
         put?: never;
@@ -278,13 +278,13 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Whether Spotify is connected, as whom, and until when */
+        /** Return whether Spotify is connected, as whom, and until when. */
         get: operations["spotify_get"];
         put?: never;
         post?: never;
         /**
-         * Disconnect Spotify: tokens and personal data are erased
-         * @description A visitor's session that uses a connection with an owner only forgets it.
+         * Disconnect Spotify, and delete its tokens and personal data.
+         * @description A visitor cannot delete a connection that belongs to a user: their session only stops using it.
          */
         delete: operations["spotify_disconnect"];
         options?: never;
@@ -300,10 +300,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * A short-lived access token, for the Web Playback SDK only
-         * @description Never the refresh token, and only where `streaming` was granted. Do not store it: ask again. It has all
-         *     the scopes that were granted: Spotify has no way to limit it to playback. In production, this is on only
-         *     with `PLAYBACK_TOKEN_ENABLED=true`.
+         * Return a short-lived access token for the Web Playback SDK.
+         * @description This requires the scope `streaming`. Do not store the token: ask for a new one. It has all the scopes
+         *     that were granted, because Spotify cannot limit a token to playback. In production, this route is
+         *     available only with `PLAYBACK_TOKEN_ENABLED=true`.
          */
         get: operations["spotify_playback_token"];
         put?: never;
@@ -328,31 +328,31 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
-         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
-         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
-         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
          */
         get: operations["spotify_web_api_get"];
         /**
-         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
-         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
-         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
-         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
          */
         put: operations["spotify_web_api_put"];
         /**
-         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
-         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
-         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
-         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
          */
         post: operations["spotify_web_api_post"];
         /**
-         * The Web API on the person's behalf: all behind https://api.spotify.com/v1/
-         * @description Path, query and body go to Spotify as they are, and its answer comes back as it is, with a token that
-         *     works. `X-Cache` says whether it was fetched (`miss`), shared with others who asked at the same time
-         *     (`shared`) or moments ago (`hit`), and `Age` how many seconds old it is.
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
          */
         delete: operations["spotify_web_api_delete"];
         options?: never;
@@ -2050,7 +2050,7 @@ export interface operations {
     spotify_authorize: {
         parameters: {
             query?: {
-                /** @description Begin a new consent, and so another six months, though the old one lasts. */
+                /** @description Ask for a new consent, for another six months, before the old one ends. */
                 reauthorize?: boolean;
                 code?: string;
                 error?: string;
@@ -2071,14 +2071,14 @@ export interface operations {
                     "application/json": components["schemas"]["AuthorizeOut"];
                 };
             };
-            /** @description A browser's first visit: on to Spotify */
+            /** @description In a browser: to Spotify, to ask for consent */
             302: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
             };
-            /** @description A browser coming back: on to FRONTEND_URL, with ?spotify=… */
+            /** @description In a browser that returns from Spotify: to FRONTEND_URL, with ?spotify=… */
             303: {
                 headers: {
                     [name: string]: unknown;
@@ -2317,7 +2317,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Spotify's answer, whatever its status and type, as it came */
+            /** @description Spotify's response, with any status and media type */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2469,7 +2469,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Spotify's answer, whatever its status and type, as it came */
+            /** @description Spotify's response, with any status and media type */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2621,7 +2621,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Spotify's answer, whatever its status and type, as it came */
+            /** @description Spotify's response, with any status and media type */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2773,7 +2773,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Spotify's answer, whatever its status and type, as it came */
+            /** @description Spotify's response, with any status and media type */
             200: {
                 headers: {
                     [name: string]: unknown;
