@@ -195,7 +195,7 @@ class Connections:
         """
         spotify_user, user = current_connection(), current_user()
         if spotify_user is not None and self.delete(spotify_user, user_id=user.id if user else None):
-            log.info("spotify_disconnected", extra={"link": spotify_user.id})
+            log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user.id})
         detach_from_session()
 
     def delete(self, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
@@ -219,7 +219,7 @@ class Connections:
         """Log that `delete_of_user` deleted connections, and forget the cached responses."""
         for spotify_user_id in spotify_user_ids:
             self._forget_reads(spotify_user_id)
-            log.info("spotify_disconnected", extra={"link": spotify_user_id})
+            log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user_id})
 
 
 def _owner_epoch(db: Session, spotify_user: SpotifyUser) -> int | None:

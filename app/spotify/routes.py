@@ -150,7 +150,7 @@ def playback_token() -> dict[str, Any]:
         token = service.access_token_for(
             spotify_user.id, service.PLAYBACK_LEAD, patience=1, grant_id=connections.required_grant()
         )
-    log.info("playback_token_issued", extra={"link": spotify_user.id})
+    log.info("playback_token_issued", extra={"spotify_user_id": spotify_user.id})
     return {
         "access_token": token.access_token,
         "token_type": "Bearer",
@@ -258,7 +258,7 @@ def _reject_preview(query: AuthorizeRequest) -> None:
 
 
 def _log_rejection(error: BacklineError) -> None:
-    log.info("spotify_refused", extra={"reason": _slug(error)})
+    log.info("spotify_callback_rejected", extra={"reason": _slug(error)})
 
 
 def _log_failure(error: Exception) -> None:

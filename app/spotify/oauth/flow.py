@@ -203,7 +203,7 @@ class AuthorizationFlow:
         finally:
             self._authorizations.record_result(consumed, connection)
         connections.attach_to_session(connection)
-        log.info("spotify_connected", extra={"link": spotify_user.id})
+        log.info("spotify_connected", extra={"spotify_user_id": spotify_user.id})
         return spotify_user
 
     def _store(

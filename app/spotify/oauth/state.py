@@ -157,7 +157,7 @@ class AuthorizationStore:
             self._throttle.release(record.counter, key, record.session, succeeded=connection is not None)
         except redis.RedisError as error:
             # The connection is stored; only a duplicate callback does not find it.
-            log.warning("authorization_not_settled", extra={"reason": type(error).__name__})
+            log.warning("authorization_result_not_recorded", extra={"reason": type(error).__name__})
 
     def wait_for_result(self, state: str, user_id: int | None, waiter: Waiter) -> ConnectionRef | None:
         """Wait for the connection that a duplicate of this callback has made or is making.

@@ -196,7 +196,7 @@ def test_d1_a_wrong_state_is_refused_without_a_token_request(
         assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
     assert token_calls(sandbox) == 0
     assert stored(app) == [[], []]
-    assert logged(caplog, "spotify_refused", "reason") == ["spotify-state-mismatch"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
 
 
 # --- D2: PKCE --------------------------------------------------------------------------------------
@@ -365,8 +365,8 @@ def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answ
     assert {tab.get("/api/spotify").json["status"] for tab in tabs} == {"connected"}
     assert token_calls(sandbox) == 1
     assert [len(table) for table in stored(app)] == [1, 1]
-    assert len(logged(caplog, "spotify_connected", "link")) == 1
-    assert logged(caplog, "spotify_refused", "reason") == []
+    assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 1
+    assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
 
 # --- D4: where people are sent ---------------------------------------------------------------------
@@ -524,9 +524,9 @@ def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
     assert {slug(response) for _, response in by_user[loser]} == {"spotify-account-in-use"}
     assert [status for status, _ in by_user[loser]] == [409] * 25
     assert [len(table) for table in stored(app)] == [1, 1]
-    assert logged(caplog, "spotify_refused", "reason") == ["spotify-account-in-use"] * 25
-    assert len(logged(caplog, "spotify_connected", "link")) == 25
-    assert len(set(logged(caplog, "spotify_connected", "link"))) == 1
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-account-in-use"] * 25
+    assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 25
+    assert len(set(logged(caplog, "spotify_connected", "spotify_user_id"))) == 1
 
     # From now on there is an owner, and nothing of theirs changes by a byte.
     before = stored(app)
@@ -556,8 +556,8 @@ def test_d6_the_refusal_does_not_say_whose_account_it_is(
     assert (refused.status_code, slug(refused)) == (409, "spotify-account-in-use")
     assert result(page) == "error-spotify-account-in-use"
     assert not any(word in refused.text + page.text for word in ("ada", "mira", "Mira"))
-    assert logged(caplog, "spotify_refused", "reason") == ["spotify-account-in-use"] * 2
-    assert logged(caplog, "spotify_connected", "link") == []
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-account-in-use"] * 2
+    assert logged(caplog, "spotify_connected", "spotify_user_id") == []
 
 
 # --- D7: an attacker's callback in the victim's browser --------------------------------------------
@@ -598,7 +598,7 @@ def test_d7_an_attackers_callback_links_nothing_to_the_victim(
     assert victim.get("/api/spotify").json == spotify
     assert stored(app) == before
     assert sandbox.calls() == []
-    assert logged(caplog, "spotify_refused", "reason") == ["spotify-state-mismatch"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
     # Nor does the attempt take anything from the person whose state it is.
     assert come_back(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
 
@@ -627,7 +627,7 @@ def test_d8_a_callback_in_flight_links_to_nobody_once_its_user_has_signed_out(
     assert stored(app) == [[], []]
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert client.get("/api/session").json["authenticated"] is (then != "nobody")
-    assert logged(caplog, "spotify_refused", "reason") == ["not-signed-in"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["not-signed-in"]
 
 
 @pytest.mark.parametrize("leaves_by", ["registering", "signing in", "signing out"])
@@ -800,7 +800,7 @@ def test_d10_a_parameter_that_stands_twice_is_refused_and_logged(
     assert (response.status_code, response.json["errors"]) == (422, {twice: ["Must not be repeated."]})
     assert result(page) == "error-validation-error"
     assert token_calls(sandbox) == 0
-    assert logged(caplog, "spotify_refused", "reason") == ["validation-error"] * 2
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["validation-error"] * 2
 
 
 # --- D11: what the answer to a callback carries ----------------------------------------------------
@@ -867,7 +867,7 @@ def test_d11_no_code_and_no_state_is_in_the_servers_log(
         assert ends == ["denied", "error-spotify-state-mismatch", "connected", "connected"]
         eventually(lambda: "spotify_disconnected" in api.log)
         assert "spotify_connected" in api.log
-        assert "spotify_refused" in api.log
+        assert "spotify_callback_rejected" in api.log
         secrets = {*answer_of(denied).values(), *answer_of(agreed).values()} - {"access_denied"}
         assert len(secrets) == 3
         assert not any(secret in api.log for secret in secrets)
@@ -919,9 +919,9 @@ def test_connecting_and_disconnecting_are_logged_once_each(
     client.delete("/api/spotify")
     client.delete("/api/spotify")
 
-    assert logged(caplog, "spotify_connected", "link") == [link[0]]
-    assert logged(caplog, "spotify_disconnected", "link") == [link[0]]
-    assert logged(caplog, "spotify_refused", "reason") == []
+    assert logged(caplog, "spotify_connected", "spotify_user_id") == [link[0]]
+    assert logged(caplog, "spotify_disconnected", "spotify_user_id") == [link[0]]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
 
 @ONE_DATABASE
@@ -935,14 +935,14 @@ def test_each_refusal_is_logged_with_its_reason_and_a_first_visit_is_none(
     one, two = first_visit(client), first_visit(client)
     visit(client, "", accept)
     visit(client, "state=alone&code=&error=", accept)
-    assert logged(caplog, "spotify_refused", "reason") == []
+    assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
     visit(client, answer_of(sandbox.consent(one, decision="cancel")), accept)
     sandbox.fault(on="code", kind="google_502", times=1)
     visit(client, answer_of(sandbox.consent(two)), accept)
     visit(client, "code=a", accept)
 
-    assert logged(caplog, "spotify_refused", "reason") == [
+    assert logged(caplog, "spotify_callback_rejected", "reason") == [
         "spotify-access-denied",
         "spotify-unavailable",
         "spotify-state-mismatch",
@@ -956,9 +956,9 @@ def test_a_failure_is_a_refusal_only_of_a_callback(
 ) -> None:
 
     assert result(visit(client, "", PAGE)) == "error-service-unavailable"
-    assert logged(caplog, "spotify_refused", "reason") == []
+    assert logged(caplog, "spotify_callback_rejected", "reason") == []
     assert result(visit(client, "code=a&state=b", PAGE)) == "error-service-unavailable"
-    assert logged(caplog, "spotify_refused", "reason") == ["service-unavailable"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["service-unavailable"]
 
 
 def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:

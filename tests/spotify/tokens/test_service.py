@@ -712,7 +712,7 @@ def test_each_playback_token_that_is_issued_is_logged(
     connected.get("/api/spotify/token")
 
     [issued] = [record for record in caplog.records if record.getMessage() == "playback_token_issued"]
-    assert vars(issued)["link"] == row(app).spotify_user_id
+    assert vars(issued)["spotify_user_id"] == row(app).spotify_user_id
     assert token not in str(vars(issued))
 
 
