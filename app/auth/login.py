@@ -84,7 +84,7 @@ def start_session(user: User) -> None:
     sessions.regenerate()
     session["user_id"], session["epoch"] = user.id, user.session_epoch
     session["signed_in_at"] = utc_now().timestamp()
-    sessions.note_client()
+    sessions.record_client()
     g.user = user
     if link is not None:
         connections.attach_to_session(connections.reference(link))

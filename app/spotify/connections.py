@@ -64,7 +64,7 @@ def attach_to_session(connection: ConnectionRef) -> None:
     session["spotify_user_id"] = connection.spotify_user_id
     session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
     if session.get("user_id") is None:
-        sessions.note_client()  # the connection's owner sees the session
+        sessions.record_client()  # the connection's owner sees the session
     invalidate_current()
 
 

@@ -38,17 +38,9 @@ def init_app(app: Flask) -> None:
         g.started = time.perf_counter()
 
     @app.after_request
-    def keep_response(response: Response) -> Response:
-        if request.path not in ("/livez", "/readyz"):
-            g.response = response
-        return response
-
-    @app.teardown_request
-    def log_request(_: BaseException | None) -> None:
-        # `after_request` is too early: the response is replaced if its session cannot be saved.
-        response: Response | None = g.pop("response", None)
-        if response is None:
-            return
+    def log_request(response: Response) -> Response:
+        if request.path in ("/livez", "/readyz"):
+            return response
         problem = response.get_json()["type"] if response.mimetype == MEDIA_TYPE else "ok"
         log.info(
             "request",
@@ -60,3 +52,4 @@ def init_app(app: Flask) -> None:
                 "duration_ms": round((time.perf_counter() - g.get("started", time.perf_counter())) * 1000, 1),
             },
         )
+        return response

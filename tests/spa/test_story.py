@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Page, Route, expect
 
 from app.infra.redis_cipher import RedisCipher
-from app.web.session_data import decode, encode
+from app.web.sessions.data import decode, encode
 from tests.conftest import SETTINGS
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, token_in

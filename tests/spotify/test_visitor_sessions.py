@@ -18,7 +18,7 @@ from app.models.user import new_session_epoch
 from app.spotify import connections
 from app.spotify.connections import Connections
 from app.spotify.oauth.state import AuthorizationStore
-from app.web import session_index
+from app.web.sessions import index as session_index
 from tests.conftest import MakeApp
 from tests.helpers import stored_sessions
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, register, slug

@@ -17,7 +17,7 @@ from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
 from app.spotify.oauth import state as oauth_state
 from app.spotify.tokens import maintenance
-from app.web.session_index import MAX_SESSIONS
+from app.web.sessions.index import MAX_SESSIONS
 from tests.helpers.flows import first_visit, login, register
 
 TEN_DAYS = timedelta(days=10)

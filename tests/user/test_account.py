@@ -22,7 +22,7 @@ from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
 from app.spotify.connections import Connections
 from app.user import account
-from app.web import session_index
+from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug

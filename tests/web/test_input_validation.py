@@ -21,10 +21,9 @@ from app.auth.usernames import is_username
 from app.infra.database import db
 from app.infra.http_client import HttpResponse
 from app.models import User, normalization
-from app.web import session_data
 from app.web.api import MAX_NESTING, parse_json
 from app.web.problems import MalformedRequest
-from app.web.session_data import SessionData
+from app.web.sessions.data import SessionData, unpack
 from config import Config, ConfigError
 from tests.conftest import SETTINGS
 from tests.helpers.flows import PASSWORD, another_tab, slug
@@ -290,7 +289,7 @@ def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 @many
 @given(raw=st.binary())
 def test_any_bytes_are_a_session_or_none(raw: bytes) -> None:
-    assert isinstance(session_data.unpack(raw), SessionData | None)
+    assert isinstance(unpack(raw), SessionData | None)
 
 
 _sessions = st.fixed_dictionaries(
@@ -318,9 +317,9 @@ _sessions = st.fixed_dictionaries(
 def test_a_session_with_a_field_too_many_or_of_another_type_is_none(
     data: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    assert session_data.unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
+    assert unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
 
-    found = session_data.unpack(msgspec.msgpack.encode(data | more))
+    found = unpack(msgspec.msgpack.encode(data | more))
 
     if set(more) - {field.name for field in msgspec.structs.fields(SessionData)}:
         assert found is None

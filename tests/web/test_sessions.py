@@ -474,8 +474,8 @@ def test_the_session_is_written_in_few_places() -> None:
 
     assert written == {
         "auth/login.py": {"user_id", "epoch", "signed_in_at"},
-        "web/sessions.py": {"address", "user_agent"},
-        "web/session_store.py": {"cookie_set_at"},
+        "web/sessions/__init__.py": {"address", "user_agent"},
+        "web/sessions/interface.py": {"cookie_set_at"},
         "spotify/connections.py": {"spotify_user_id", "grant_id", "owner_epoch"},
     }
 

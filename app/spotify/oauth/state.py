@@ -20,12 +20,12 @@ from app.infra.redis_cipher import RedisCipher, compare_and_set
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
 from app.web import sessions
-from app.web.session_data import VISIT_SECONDS
+from app.web.sessions.data import EMPTY_SESSION_SECONDS
 from app.web.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-TTL_SECONDS = VISIT_SECONDS
+TTL_SECONDS = EMPTY_SESSION_SECONDS
 RESULT_TTL_SECONDS = 60  # how long a duplicate callback can get the result
 WAIT_SECONDS = 15.0  # for the callback that a duplicate waits for; its calls to Spotify take 14 s at most
 # Within `TTL_SECONDS`, a session may have this many authorizations that have not ended, and an address this

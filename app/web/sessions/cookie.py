@@ -8,7 +8,7 @@ from config import Config
 
 
 class SessionCookie:
-    """Reads, sets and deletes the cookie, always with the same attributes."""
+    """Reads, sets, and deletes the cookie, always with the same attributes."""
 
     def __init__(self, config: Config) -> None:
         self._name = config.session_cookie_name
@@ -18,19 +18,19 @@ class SessionCookie:
             "secure": config.session_cookie_secure,
             "httponly": True,
             "samesite": config.session_cookie_samesite,
-            # Browsers drop a cookie for another site's frames and fetches unless it is partitioned (CHIPS).
+            # Browsers block unpartitioned cookies in frames and fetches from other sites (CHIPS).
             "partitioned": config.session_cookie_samesite == "None",
         }
 
-    def sent_id(self, request: Request) -> tuple[str, bool]:
-        """The id in a request's cookie, or "", and whether that cookie has the old name."""
+    def read(self, request: Request) -> tuple[str, bool]:
+        """Return the id in a request's cookie, or "", and whether the cookie has the old name."""
         sid = request.cookies.get(self._name)
         if sid is not None:
             return sid, False
-        return self.old_id(request), True
+        return self.read_old(request), True
 
-    def old_id(self, request: Request) -> str:
-        """The id in the cookie with the old name, or ""."""
+    def read_old(self, request: Request) -> str:
+        """Return the id in the cookie with the old name, or ""."""
         return request.cookies.get(self._old_name, "") if self._old_name is not None else ""
 
     def set(self, request: Request, response: Response, sid: str, *, max_age: int) -> None:

@@ -1,4 +1,4 @@
-"""What a session holds, and how Redis stores it: msgpack of known fields, encrypted for its key."""
+"""What a session contains, and how Redis stores it: as msgpack of known fields, encrypted for its key."""
 
 from typing import Annotated
 
@@ -7,23 +7,23 @@ import msgspec
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
 
-# How long a visitor has who was sent to Spotify and holds nothing yet. Anyone can begin as many visits as
-# they like, so Redis must not keep each of them for days.
-VISIT_SECONDS = 600
-# How far apart the clocks of our servers may be. A time further ahead than this is not one of ours.
+# The idle timeout of a session without an account or a connection, such as that of a visitor on the way
+# to Spotify. Anyone can start any number of these, so Redis must not keep them for days.
+EMPTY_SESSION_SECONDS = 600
+# By how much the clocks of our servers may differ. A stored time further ahead than this is not valid.
 CLOCK_SKEW_SECONDS = 300
 
-# Limits on values, so that bad data can neither overflow a column nor last forever.
+# Limits, so that tampered data can neither overflow a column nor last forever.
 RowId = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**32)]
 Epoch = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class SessionData(msgspec.Struct, forbid_unknown_fields=True):
-    """All that a session holds. Times are in seconds since 1970.
+    """Everything that a session contains. Times are in seconds since 1970.
 
-    Most of it is written once, together with a new session id, so that concurrent requests cannot
-    undo each other's changes. Only `cookie_set_at` and the connection change later.
+    Most fields are written once, together with a new session id, so that concurrent requests cannot undo
+    each other's changes. Only `cookie_set_at` and the connection change later.
     """
 
     created_at: Moment
@@ -34,20 +34,25 @@ class SessionData(msgspec.Struct, forbid_unknown_fields=True):
     epoch: Epoch | None = None  # the account's `session_epoch`
     address: str = ""
     user_agent: str = ""
-    # The connection, the grant that a visitor may use it through, and the `session_epoch` of its owner,
-    # with which the visitor's session ends. None for an unowned connection.
+    # The connection, the grant through which a visitor may use it, and its owner's `session_epoch`, whose
+    # change ends the visitor's session. `owner_epoch` is None if no account owns the connection.
     spotify_user_id: RowId | None = None
     grant_id: str | None = None
     owner_epoch: Epoch | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the session has neither an account nor a connection."""
+        return self.user_id is None and self.spotify_user_id is None
+
+    @property
     def account_epoch(self) -> int | None:
-        """The epoch of the account in whose list this session is."""
+        """The epoch of the account that lists this session."""
         return self.owner_epoch if self.user_id is None else self.epoch
 
     @property
     def index(self) -> str | None:
-        """The index in Redis that lists this session. None for a visitor without a connection."""
+        """The key of the index that lists this session. None for a visitor without a connection."""
         if self.user_id is not None:
             return index_of_user(self.user_id)
         if self.spotify_user_id is not None and self.grant_id is not None:
@@ -56,19 +61,19 @@ class SessionData(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def index_of_user(user_id: int) -> str:
-    """The key of the index of an account's sessions."""
+    """Return the key of the index of an account's sessions."""
     return f"sessions-of:{user_id}"
 
 
 def index_of_grant(grant_id: str) -> str:
-    """The key of the index of visitors' sessions that hold this grant."""
+    """Return the key of the index of visitors' sessions that hold this grant."""
     return f"visitors-of:{grant_id}"
 
 
-def indexes_of_owner(user_id: int, grant_id: str | None) -> list[str]:
-    """The indexes of all sessions that a person sees and can end.
+def owner_indexes(user_id: int, grant_id: str | None) -> list[str]:
+    """Return the keys of the indexes of all sessions that a person can see and end.
 
-    They are those signed in to the account, and those of visitors who use its connection through
+    These are the sessions signed in to the account, and those of visitors who use its connection through
     `grant_id`, the current grant.
     """
     return [index_of_user(user_id), *([index_of_grant(grant_id)] if grant_id is not None else [])]
@@ -95,5 +100,5 @@ def unpack(packed: bytes) -> SessionData | None:
 
 
 def is_in_future(moment: float) -> bool:
-    """Whether a stored time is further ahead than the servers' clocks can differ."""
+    """Check whether a stored time is further ahead than the servers' clocks can differ."""
     return moment > utc_now().timestamp() + CLOCK_SKEW_SECONDS

@@ -1,0 +1,233 @@
+"""Opens and saves the session of each request, with safe replacements for parts of Flask-Session.
+
+- Nothing is unpickled. Data is msgpack of known fields; anything else counts as no session.
+- Values are encrypted and bound to their key, so write access to Redis cannot sign anyone in.
+- A stored session is saved with `SET ... XX`, so a slow request cannot restore one that was signed out.
+- `GETEX` restarts the idle timeout without a write. The absolute timeout is part of the data.
+- The Redis key is a keyed hash of the session id, so a dump of Redis cannot be used to sign in.
+- The cookie is set when the id is issued and once a day after that, and deleted with the same attributes.
+- Visitors get neither a cookie nor a key until they need one.
+
+Source: https://github.com/pallets-eco/flask-session/blob/0.8.0/src/flask_session/base.py
+"""
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import redis
+from flask import Flask, Request, Response, request
+from flask_session.base import ServerSideSession
+from flask_session.redis import RedisSessionInterface
+
+from app.infra.clock import utc_now
+from app.infra.redis_cipher import RedisCipher, compare_and_set
+from app.web.sessions.cookie import SessionCookie
+from app.web.sessions.data import EMPTY_SESSION_SECONDS, SessionData, decode, encode, is_in_future
+from app.web.sessions.index import SessionIndex
+from config import Config
+
+log = logging.getLogger(__name__)
+
+# Probes and the documentation work without Redis.
+_PATHS_WITH_SESSION = re.compile(r"/api/(?!docs|openapi)")
+_SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
+# Safari keeps a cookie for seven days at most, so it is set again well before that.
+COOKIE_REFRESH_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """A session as Redis had it when the request began."""
+
+    data: SessionData
+    raw: bytes
+    has_old_cookie: bool  # one with the name that an earlier release used
+
+
+class Session(ServerSideSession):  # type: ignore[misc]
+    """The session of one request. `stored` is None if it is not in Redis (yet)."""
+
+    def __init__(self, sid: str, stored: StoredSession | None = None) -> None:
+        super().__init__(msgspec.structs.asdict(stored.data) if stored else None, sid=sid)
+        self.stored = stored
+        self.is_unreadable = False
+        self.is_saved = False
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def clear(self) -> None:
+        """Remove everything, so that the session ends when it is saved."""
+        # The parent's method keeps a marker, because of which an ended session would be stored again.
+        dict.clear(self)
+        self.modified = self.accessed = True
+
+
+class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
+    """Opens and saves the sessions of API requests. Pages and probes have none."""
+
+    session_class = Session
+
+    def __init__(self, app: Flask, config: Config, client: redis.Redis, cipher: RedisCipher) -> None:
+        super().__init__(app, client=client, key_prefix="session:", permanent=False, sid_length=32)
+        self._config = config
+        self._cipher = cipher
+        self._cookie = SessionCookie(config)
+        self.index = SessionIndex(client, cipher, config)
+
+    def open_session(self, app: Flask, request: Request) -> Session:
+        """Return the session that the cookie names, or a new one."""
+        sid, has_old_cookie = self._cookie.read(request)
+        if not _PATHS_WITH_SESSION.match(request.path) or not _SID.fullmatch(sid):
+            return self._new()
+        try:
+            stored = self._load(self._get_store_id(sid), has_old_cookie)
+        except redis.RedisError as error:
+            # Error handlers do not work yet. `app.web.sessions.require_readable` raises later.
+            log.error("sessions_unavailable", extra={"reason": type(error).__name__})
+            session = self._new()
+            session.is_unreadable = True
+            return session
+        return self._new() if stored is None else Session(sid, stored)
+
+    def is_null_session(self, session: Session) -> bool:
+        """Tell Flask not to save a session that `app.web.sessions.save` has saved."""
+        return session.is_saved
+
+    def save_session(self, app: Flask, session: Session, response: Response) -> None:
+        """Store or end the session, and set or delete its cookie.
+
+        Raises:
+            redis.RedisError: Redis is not available.
+        """
+        if session.accessed:
+            response.vary.add("Cookie")
+        if session.is_unreadable:
+            return
+        if not session.modified:
+            if session.stored is not None and self._is_cookie_due(session.stored):
+                self._refresh_cookie(session.sid, session.stored, response)
+        elif session:
+            self._store(session, response)
+        else:
+            self._end(session, response)
+
+    def regenerate(self, session: Session) -> None:
+        """Delete the session from Redis, empty it, and give it a new id."""
+        self._delete_stored(session)
+        session.clear()
+        session.sid, session.stored = self._generate_sid(self.sid_length), None
+
+    def rotate_id(self, session: Session) -> bool:
+        """Delete the session from Redis and give it a new id. Returns False if Redis no longer had it."""
+        if not self._delete_stored(session):
+            return False
+        # Stored under the new id when the request ends. Until then, no one else knows that id.
+        session.sid, session.stored, session.modified = self._generate_sid(self.sid_length), None, True
+        return True
+
+    def key_of(self, session: Session) -> str:
+        """Return the Redis key of a session."""
+        return self._get_store_id(session.sid)
+
+    def _load(self, key: str, has_old_cookie: bool) -> StoredSession | None:
+        raw: Any = self.client.getex(key, ex=self._config.session_idle_seconds)
+        data = decode(self._cipher, key, raw) if raw is not None else None
+        if data is None:
+            return None
+        if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
+            self._delete(key, data.index)
+            return None
+        if self._idle_seconds(data) < self._config.session_idle_seconds:
+            self.client.expire(key, self._idle_seconds(data))
+        return StoredSession(data, raw, has_old_cookie)
+
+    def _store(self, session: Session, response: Response) -> None:
+        session.setdefault("created_at", utc_now().timestamp())
+        stored = session.stored
+        sets_cookie = stored is None or self._is_cookie_due(stored)
+        if sets_cookie:
+            session["cookie_set_at"] = utc_now().timestamp()
+        data = msgspec.convert(dict(session), SessionData)
+        was_stored = self._write(self._get_store_id(session.sid), data, stored)
+        if sets_cookie and was_stored:
+            self._set_cookie(session.sid, data, response)
+
+    def _write(self, key: str, data: SessionData, stored: StoredSession | None) -> bool:
+        """Write a session and its index. Returns False if the session has ended during the request."""
+        old_index = stored.data.index if stored else None
+        changes_index = data.index != old_index
+        with self.client.pipeline(transaction=True) as transaction:
+            if data.index is not None and changes_index:
+                # In one transaction, so that there is no session that its owner cannot see.
+                self.index.add(transaction, data.index, key, data.created_at)
+            encoded = encode(self._cipher, key, data)
+            transaction.set(key, encoded, ex=self._idle_seconds(data), xx=stored is not None)
+            was_stored = bool(transaction.execute()[-1])
+        if changes_index and old_index is not None:
+            self.index.remove(old_index, key)
+        if changes_index and data.index is not None:
+            self.index.end_oldest(data.index)
+        return was_stored
+
+    def _end(self, session: Session, response: Response) -> None:
+        """End the session, and the one in the cookie with the old name, if the browser still has one."""
+        self._delete_stored(session)
+        old_sid = self._cookie.read_old(request)
+        if _SID.fullmatch(old_sid):
+            self.client.delete(self._get_store_id(old_sid))
+        self._cookie.delete(request, response)
+
+    def _is_cookie_due(self, stored: StoredSession) -> bool:
+        """Check whether to set the cookie again. The cookie of an empty session needs no refresh."""
+        set_at = stored.data.cookie_set_at
+        is_old = utc_now().timestamp() - set_at >= COOKIE_REFRESH_SECONDS or is_in_future(set_at)
+        return stored.has_old_cookie or (is_old and not stored.data.is_empty)
+
+    def _refresh_cookie(self, sid: str, stored: StoredSession, response: Response) -> None:
+        """Set the cookie again. Of several concurrent requests, only one does."""
+        key = self._get_store_id(sid)
+        data = msgspec.structs.replace(stored.data, cookie_set_at=utc_now().timestamp())
+        try:
+            is_first = compare_and_set(self.client, key, stored.raw, encode(self._cipher, key, data))
+        except redis.RedisError as error:
+            log.error("sessions_unavailable", extra={"reason": type(error).__name__})
+            return  # the next request tries again
+        if is_first:
+            self._set_cookie(sid, data, response)
+
+    def _set_cookie(self, sid: str, data: SessionData, response: Response) -> None:
+        seconds_left = data.created_at + self._config.session_max_seconds - utc_now().timestamp()
+        self._cookie.set(request, response, sid, max_age=math.ceil(seconds_left))
+
+    def _delete_stored(self, session: Session) -> bool:
+        """Delete the session as it was when the request began. Returns whether Redis still had it."""
+        stored = session.stored
+        return stored is not None and self._delete(self._get_store_id(session.sid), stored.data.index)
+
+    def _delete(self, key: str, index: str | None) -> bool:
+        existed = bool(self.client.delete(key))
+        if index is not None:
+            self.index.remove(index, key)
+        return existed
+
+    def _idle_seconds(self, data: SessionData) -> int:
+        longest = self._config.session_idle_seconds
+        return min(EMPTY_SESSION_SECONDS, longest) if data.is_empty else longest
+
+    def _new(self) -> Session:
+        return Session(sid=self._generate_sid(self.sid_length))
+
+    def _get_store_id(self, sid: str) -> str:
+        digest = hmac.new(self._config.secret_key.encode(), sid.encode(), hashlib.sha256).hexdigest()
+        return f"{self.key_prefix}{digest}"
+
+    def _generate_sid(self, session_id_length: int) -> str:
+        return secrets.token_urlsafe(session_id_length)
