@@ -27,11 +27,13 @@ from app.spotify.clients.metrics import RateLimitCollector
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.connections import Connections
-from app.spotify.gateway.shared_reads import SharedReads
+from app.spotify.gateway.cache import ResponseCache
+from app.spotify.gateway.proxy import Gateway
 from app.spotify.oauth.exchange import CodeExchange
 from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
+from app.spotify.tokens import service
 from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
 from app.web import (
@@ -109,8 +111,8 @@ def _build_services(app: Flask, config: Config) -> Services:
     accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
-    shared = SharedReads(client, bulkhead)
-    connections = Connections(shared.drop)
+    response_cache = ResponseCache(client)
+    connections = Connections(response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
     return Services(
@@ -123,9 +125,9 @@ def _build_services(app: Flask, config: Config) -> Services:
         accounts_bulkhead=accounts_bulkhead,
         web_api=web_api,
         rate_limiter=rate_limiter,
-        web_api_bulkhead=bulkhead,
         throttle=throttle,
-        shared=shared,
+        response_cache=response_cache,
+        gateway=Gateway(service, web_api, response_cache, bulkhead, poll_ttl=config.gateway_share_seconds),
         connections=connections,
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, accounts_bulkhead, connections

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from app.infra.encryption import TokenCipher
     from app.infra.redis_cipher import RedisCipher
     from app.mail.mailer import Mailer
-    from app.resilience.bulkhead import Bulkhead
     from app.resilience.redis_lock import RedisLocks
     from app.resilience.single_flight import SingleFlight
     from app.spotify.clients.accounts import SpotifyAccounts
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
     from app.spotify.clients.web_api import SpotifyWebApi
     from app.spotify.connections import Connections
-    from app.spotify.gateway.shared_reads import SharedReads
+    from app.spotify.gateway.cache import ResponseCache
+    from app.spotify.gateway.proxy import Gateway
     from app.spotify.oauth.flow import AuthorizationFlow
     from app.web.throttle import Throttle
     from config import Config
@@ -42,8 +42,8 @@ class Services:
     accounts_bulkhead: AccountsBulkhead
     web_api: SpotifyWebApi
     rate_limiter: SpotifyRateLimiter
-    web_api_bulkhead: Bulkhead
-    shared: SharedReads  # of the Web API
+    response_cache: ResponseCache
+    gateway: Gateway
     connections: Connections
     authorization_flow: AuthorizationFlow
     throttle: Throttle

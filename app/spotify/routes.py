@@ -31,9 +31,7 @@ from app.errors import (
 )
 from app.models import SpotifyUser
 from app.services import services
-from app.spotify import connections
-from app.spotify.gateway import proxy
-from app.spotify.gateway.request import read_call
+from app.spotify import connections, gateway_http
 from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 from app.spotify.tokens import service
@@ -183,10 +181,10 @@ def web_api(path: str) -> Response:
     says whether the response was fetched for this request (`miss`), for another one at the same time
     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
-    call = read_call(request, path)
+    call = gateway_http.read_call(request, path)
     spotify_user = _require_connection()
     with _offering_reauthorization():
-        return proxy.forward(spotify_user, call, grant_id=connections.required_grant())
+        return gateway_http.forward(services().gateway, spotify_user, call, connections.required_grant())
 
 
 def _require_connection() -> SpotifyUser:

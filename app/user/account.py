@@ -139,7 +139,7 @@ def delete_account(user: User) -> None:
         return link_ids
 
     for link_id in run_in_transaction(unit):
-        services().shared.drop(link_id)
+        services().response_cache.drop(link_id)
     log.info("account_deleted")
 
 

@@ -1,4 +1,4 @@
--- Renews a leader's lease, if it still leads.
+-- Renews the lease of a leader that still leads.
 -- KEYS: entries, leaders.
 -- ARGV: read, caller, lease in ms.
 if redis.call('HGET', KEYS[1], 'leader:' .. ARGV[1]) ~= ARGV[2] then return 0 end

@@ -1,187 +1,275 @@
-"""The gateway behind `/api/spotify/v1/{path}`: the Web API on a person's behalf, without its troubles.
+"""Forwards calls to the Web API on a person's behalf.
 
-A read is shared with everybody who asks the same for this link (`shared_reads`), a write goes
-through and drops what was shared. Either is sent with the link's token, and a token that Spotify
-refuses is replaced once. The whole story, for those who write pages, is in `docs/gateway.md`.
+Callers that make the same read over one connection share a response (`ResponseCache`). A write is forwarded,
+and drops what the connection has read. Both use the connection's access token, which is replaced once if
+Spotify rejects it. `docs/gateway.md` describes all of it for users of the API.
 """
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
 
-from flask import Response
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from app.errors import (
-    BacklineError,
-    InsufficientScope,
-    SpotifyRateLimited,
-    SpotifyReauthorizationRequired,
-    SpotifyUnavailable,
-)
+from app.errors import InsufficientScope, SpotifyRateLimited, SpotifyUnavailable
 from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
-from app.resilience.bulkhead import BulkheadFull
-from app.services import services
+from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.call import MIN_SECONDS, Call
-from app.spotify.clients.web_api import CALL_SECONDS, WebApiTransportError
-from app.spotify.gateway import metrics
-from app.spotify.gateway.cache import MAX_TTL_SECONDS
-from app.spotify.gateway.shared_reads import Fetch, SharedResponse
+from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi, WebApiTransportError
+from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, Read, ResponseCache, State
 from app.spotify.tokens import service
-from app.spotify.tokens.refresh import GrantEnded
-from app.web.problems import problem_type
-from app.web.security_headers import CONTENT_POLICY
 
-# All of it: a token, the call, another token and the call once more. nginx waits for 20 s.
+# For everything: a token, the call, another token, and the call again. nginx waits for 20 s.
 TOTAL_SECONDS = 15.0
-# Headers of an answer that are passed on. Lower case.
-_PASSED_ON = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
-# What a browser shows without running any of it. Anything else, and a body without a type, is sandboxed.
-_INERT = ("application/json", "text/plain", "image/jpeg")
-# How Spotify says that a permission is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
+# Waiting for a token leaves at least this much time for the call.
+_CALL_RESERVE_SECONDS = 3.0
+# How Spotify says that a scope is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
 _MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
 
 class GatewayBusy(SpotifyUnavailable):
-    """Too many requests wait for Spotify already."""
+    """Too many requests are waiting for Spotify."""
 
     detail = "Too many calls are waiting for Spotify. Try again in a moment."
     retry_after = 1
 
 
-def forward(link: SpotifyUser, call: Call, *, grant_id: str | None = None) -> Response:
-    """Make the call for this link. Returns Spotify's answer, with how it was come by.
+@dataclass(frozen=True)
+class GatewayResponse:
+    """A response of Spotify, whether this request fetched it, and its age in seconds."""
 
-    With `grant_id`, only a token of that grant is used. A read is shared within the link's grant only.
+    spotify: HttpResponse
+    cache: Literal["hit", "shared", "miss"] = "miss"
+    age: int = 0
 
-    Raises:
-        GrantEnded, SpotifyNotConnected, InsufficientScope, SpotifyRateLimited, SpotifyUnavailable,
-        SpotifyMisconfigured
-    """
-    deadline = time.monotonic() + TOTAL_SECONDS
-    try:
+
+@dataclass(frozen=True)
+class _Forward:
+    """A call to forward over a connection. With `grant_id`, only a token of that grant may be used."""
+
+    spotify_user_id: int
+    call: Call
+    grant_id: str | None
+    deadline: float  # time.monotonic
+
+    @property
+    def latest_start(self) -> float:
+        """The last moment at which the call can be started."""
+        return self.deadline - MIN_SECONDS
+
+    def remaining(self, reserve: float = 0) -> float:
+        """Return the seconds that are left without a reserve, but at least one."""
+        return max(1.0, self.deadline - time.monotonic() - reserve)
+
+
+class Gateway:
+    """The Web API on behalf of connections."""
+
+    def __init__(
+        self,
+        tokens: ModuleType,
+        web_api: SpotifyWebApi,
+        cache: ResponseCache,
+        bulkhead: Bulkhead,
+        *,
+        poll_ttl: float,
+    ) -> None:
+        self._tokens = tokens
+        self._web_api = web_api
+        self._cache = cache
+        self._bulkhead = bulkhead
+        self._poll_ttl = poll_ttl
+
+    def forward(
+        self, spotify_user: SpotifyUser, call: Call, *, grant_id: str | None = None
+    ) -> GatewayResponse:
+        """Make a call over a connection.
+
+        With `grant_id`, only a token of that grant is used. Reads are shared only within one grant.
+
+        Raises:
+            GrantEnded: Spotify has ended the grant.
+            SpotifyNotConnected: The connection is gone, or has another grant.
+            InsufficientScope: The grant lacks a scope that the call needs.
+            SpotifyRateLimited: Spotify refuses such calls for now, or the budget is used up.
+            SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it.
+            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+        """
+        forward = _Forward(spotify_user.id, call, grant_id, time.monotonic() + TOTAL_SECONDS)
         try:
-            served = (_read if call.is_read else _write)(link, call, deadline, grant_id)
+            if call.is_read:
+                # The grant is part of the key: a visitor must not read what another grant allows. Besides,
+                # ids are issued again after a backup is restored.
+                key = f"{spotify_user.token.grant_id} {call.cache_key}"
+                response = self._read(Read.of(spotify_user.id, key), forward)
+            else:
+                response = self._write(forward)
         except BulkheadFull:
             raise GatewayBusy from None
-        _refuse(served.answer)
-    except (BacklineError, GrantEnded) as error:
-        metrics.count_request(call, _name(error))
-        raise
-    metrics.count_request(call, _outcome(served.answer), served.cache)
-    return _response(served)
+        _require_forwardable(response.spotify)
+        return response
 
+    def _read(self, read: Read, forward: _Forward) -> GatewayResponse:
+        found = self._cache.get(read)
+        if found.state is State.HIT:
+            return _cached(found, "hit")
+        if found.entry is not None:
+            return self._refresh_ahead(read, found, forward)
+        with self._bulkhead.admit(forward.spotify_user_id) as admission:
+            return self._fetch_or_wait(read, found, admission, forward)
 
-def _read(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
-    return services().shared.get(
-        link.id,
-        # With the grant: a visitor must not read through another one. Ids of links are also issued again
-        # after a backup is restored.
-        f"{link.token.grant_id} {call.cache_key}",
-        Fetch(
-            lambda: _fetch(link.id, call, deadline, grant_id), lambda answer: _life(call, answer), deadline
-        ),
-    )
+    def _refresh_ahead(self, read: Read, found: Lookup, forward: _Forward) -> GatewayResponse:
+        """Fetch the next response while others get the current one, which is still fresh.
 
-
-def _write(link: SpotifyUser, call: Call, deadline: float, grant_id: str | None) -> SharedResponse:
-    with services().web_api_bulkhead.admit(link.id) as admission:
-        services().web_api_bulkhead.acquire(admission, until=deadline - MIN_SECONDS)
-        # Before as well: this process may die once Spotify has the call, or find Redis away afterwards.
-        services().shared.drop(link.id)
+        Return the current one if that would mean to wait.
+        """
         try:
-            return SharedResponse(_fetch(link.id, call, deadline, grant_id), "miss")
-        finally:
-            services().shared.drop(link.id)  # also after no answer: it may have had its effect
+            with self._bulkhead.admit(forward.spotify_user_id) as admission:
+                self._bulkhead.acquire(admission)
+                lookup = self._cache.lead(read, found.now)
+                if lookup.state is State.LEADING:
+                    return self._fetch_as_leader(read, lookup.now, forward)
+        except BulkheadFull:
+            pass
+        return _cached(found, "hit")
 
+    def _fetch_or_wait(
+        self, read: Read, found: Lookup, admission: Admission, forward: _Forward
+    ) -> GatewayResponse:
+        """Fetch the response, or wait for the caller that is fetching it."""
+        since, pauses = found.now, _pauses()
+        while found.state is not State.HIT:
+            if time.monotonic() >= forward.latest_start:
+                raise SpotifyUnavailable(retry_after=1)
+            if found.state is State.LED:
+                self._bulkhead.pause(admission, next(pauses))
+                found = self._cache.get(read, since)
+            else:
+                self._bulkhead.acquire(admission, until=forward.latest_start)
+                found = self._cache.lead(read, since)
+                if found.state is State.LEADING:
+                    return self._fetch_as_leader(read, found.now, forward)
+        if found.entry is not None and found.entry.status == TOO_LARGE:
+            self._bulkhead.acquire(admission, until=forward.latest_start)
+            return GatewayResponse(self._fetch(forward))
+        return _cached(found, "shared")
 
-def _fetch(link_id: int, call: Call, deadline: float, grant_id: str | None) -> HttpResponse:
-    """Call Spotify with the link's token, and on a 401, in whatever wording, once more with another."""
+    def _fetch_as_leader(self, read: Read, started: int, forward: _Forward) -> GatewayResponse:
+        """Fetch a response, and share it with the callers that wait."""
+        with self._cache.renewed_lease(read):
+            try:
+                response = self._fetch(forward)
+            except SpotifyUnavailable as error:
+                self._cache.store_failure(read, error.retry_after, started=started)
+                raise
+            except BaseException:
+                self._cache.release(read)  # the error is about this caller: the next one finds out for itself
+                raise
+        self._cache.store(read, response, started=started, ttl=self._ttl(forward.call, response))
+        return GatewayResponse(response)
 
-    def left(reserved: float = 0) -> float:
-        return max(1.0, deadline - time.monotonic() - reserved)
+    def _write(self, forward: _Forward) -> GatewayResponse:
+        with self._bulkhead.admit(forward.spotify_user_id) as admission:
+            self._bulkhead.acquire(admission, until=forward.latest_start)
+            # Before the call too: this process may die during it, or lose Redis.
+            self._cache.drop(forward.spotify_user_id)
+            try:
+                return GatewayResponse(self._fetch(forward))
+            finally:
+                self._cache.drop(
+                    forward.spotify_user_id
+                )  # even without a response, it may have had an effect
 
-    def send(access_token: str) -> HttpResponse:
-        return services().web_api.send(
-            call, access_token, link_id=link_id, within=min(CALL_SECONDS, left()), deadline=deadline
+    def _fetch(self, forward: _Forward) -> HttpResponse:
+        """Call Spotify. After any 401 that is about the token, replace the token and call once more."""
+        try:
+            token = self._tokens.access_token_for(
+                forward.spotify_user_id,
+                wait_seconds=min(service.WAIT_SECONDS, forward.remaining(_CALL_RESERVE_SECONDS)),
+                grant_id=forward.grant_id,
+            )
+            response = self._send(forward, token.access_token)
+            if response.status != 401 or _lacks_scope(response) or forward.remaining() <= MIN_SECONDS:
+                return response
+            token = self._tokens.replace_rejected(
+                token, forward.spotify_user_id, wait_seconds=forward.remaining(MIN_SECONDS)
+            )
+            service.require_grant(token, forward.grant_id)
+            return self._send(forward, token.access_token)
+        except RateLimited as error:
+            raise SpotifyRateLimited(retry_after=error.retry_after) from error
+        except WebApiTransportError as error:
+            raise SpotifyUnavailable(retry_after=error.retry_after) from error
+
+    def _send(self, forward: _Forward, access_token: str) -> HttpResponse:
+        return self._web_api.send(
+            forward.call,
+            access_token,
+            link_id=forward.spotify_user_id,
+            within=min(CALL_SECONDS, forward.remaining()),
+            deadline=forward.deadline,
         )
 
-    try:
-        # Of the time, a little is kept back for the call itself.
-        wait_seconds = min(service.WAIT_SECONDS, left(3))
-        token = service.access_token_for(link_id, wait_seconds=wait_seconds, grant_id=grant_id)
-        answer = send(token.access_token)
-        if answer.status == 401 and not _lacks_permission(answer) and left() > 2:
-            token = service.replace_rejected(token, link_id, wait_seconds=left(2))
-            service.require_grant(token, grant_id)
-            answer = send(token.access_token)
-    except RateLimited as error:
-        raise SpotifyRateLimited(retry_after=error.retry_after) from error
-    except WebApiTransportError as error:
-        raise SpotifyUnavailable(retry_after=error.retry_after) from error
-    return answer
+    def _ttl(self, call: Call, response: HttpResponse) -> float:
+        """Return for how many seconds a response can be shared."""
+        if response.status in (401, 403):
+            return 0  # the missing permission can be granted at any moment
+        if call.is_poll:
+            return self._poll_ttl
+        if response.status != 200:
+            return 0
+        control = parse_cache_control_header(response.headers.get("cache-control"), cls=ResponseCacheControl)
+        if control.no_store or control.no_cache:
+            return 0
+        return min(max(control.max_age or 0, 0), MAX_TTL_SECONDS)
 
 
-def _life(call: Call, answer: HttpResponse) -> float:
-    """How many seconds an answer is good for others of this link."""
-    if answer.status in (401, 403):
-        return 0  # about the permission, which may be given any moment
-    if call.is_poll:
-        return services().config.gateway_share_seconds
-    if answer.status != 200:
-        return 0
-    control = parse_cache_control_header(answer.headers.get("cache-control"), cls=ResponseCacheControl)
-    if control.no_store or control.no_cache:
-        return 0
-    return min(max(control.max_age or 0, 0), MAX_TTL_SECONDS)
+def _pauses() -> Iterator[float]:
+    """Yield how many seconds a waiting caller should pause before each lookup.
+
+    The pauses grow: many callers may wait for a slow Spotify, and lookups cost CPU time.
+    """
+    pause, began = 0.01, time.monotonic()
+    while True:
+        yield pause
+        longest = min(max(0.05, (time.monotonic() - began) / 20), 0.3)
+        pause = min(pause * 1.5, longest)
 
 
-def _lacks_permission(answer: HttpResponse) -> bool:
-    """Whether the body proves that a scope is missing. Other 401s and 403s are passed on as they came."""
-    message = _MISSING_SCOPE.get(answer.status)
+def _cached(found: Lookup, label: Literal["hit", "shared"]) -> GatewayResponse:
+    """Return the response that a lookup has found.
+
+    Raises:
+        SpotifyUnavailable: The leader got no response.
+    """
+    entry = found.entry
+    if entry is None or entry.status == FAILED:
+        raise SpotifyUnavailable(retry_after=None if entry is None else entry.retry_after)
+    return GatewayResponse(HttpResponse(entry.status, entry.headers, entry.body), label, found.age)
+
+
+def _lacks_scope(response: HttpResponse) -> bool:
+    """Return whether the body proves that a scope is missing. Other 401s and 403s are forwarded."""
+    message = _MISSING_SCOPE.get(response.status)
     if message is None:
         return False
-    error = answer.json_object().get("error")
+    error = response.json_object().get("error")
     return isinstance(error, dict) and error.get("message") == message
 
 
-def _refuse(answer: HttpResponse) -> None:
-    """Raise what is said in the place of the few answers that are not passed on."""
-    if _lacks_permission(answer):
+def _require_forwardable(response: HttpResponse) -> None:
+    """Require that a response is one that the caller may get.
+
+    Raises:
+        InsufficientScope: Spotify says that a scope is missing.
+        SpotifyUnavailable: It is a redirect.
+    """
+    if _lacks_scope(response):
         raise InsufficientScope("Spotify was connected without the permission that this call needs.")
-    if 300 <= answer.status < 400 and answer.status != 304:
-        raise SpotifyUnavailable("Spotify redirects, which this gateway does not follow.")
-
-
-def _name(error: Exception) -> str:
-    """How a request counts that was not answered by Spotify."""
-    if isinstance(error, GatewayBusy):
-        return "no-place"
-    kind = type(error) if isinstance(error, BacklineError) else SpotifyReauthorizationRequired
-    return problem_type(kind).slug
-
-
-def _outcome(answer: HttpResponse) -> str:
-    """How an answer counts. The owner's Premium and the allowlist are refused in plain text."""
-    if answer.status == 403 and not answer.json_object():
-        return "403-text"
-    return str(answer.status)
-
-
-def _response(served: SharedResponse) -> Response:
-    answer = served.answer
-    response = Response(answer.body, answer.status)
-    response.headers.pop("Content-Type")
-    for name in _PASSED_ON:
-        value = " ".join(answer.headers.get(name, "").split())  # it may be folded
-        if value and value.isprintable():  # gunicorn would refuse another one, and with it the answer
-            response.headers[name.title()] = value
-    # Browsers take the last of several types: `application/json; charset=utf-8, text/html` is HTML.
-    is_inert = response.mimetype in _INERT and "," not in response.headers["Content-Type"]
-    if answer.body and not is_inert:
-        # Opened as a page, it must not run scripts as a page of this API.
-        response.headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
-    response.headers["X-Cache"] = served.cache
-    response.headers["Age"] = str(served.age)
-    return response
+    if 300 <= response.status < 400 and response.status != 304:
+        raise SpotifyUnavailable("Spotify responded with a redirect, which the gateway does not follow.")

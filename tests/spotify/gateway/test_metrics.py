@@ -230,7 +230,7 @@ def test_calls_that_are_joined_count_as_shared(
         first = pool.submit(another_tab(connected).get, f"{GATEWAY}/tracks/x")
         assert arrived.wait(10)
         second = pool.submit(another_tab(connected, another_worker).get, f"{GATEWAY}/tracks/x")
-        eventually(lambda: another_worker.extensions["backline"].web_api_bulkhead._admissions)  # it waits
+        eventually(lambda: another_worker.extensions["backline"].gateway._bulkhead._admissions)  # it waits
         go_on.set()
         assert {first.result().headers["X-Cache"], second.result().headers["X-Cache"]} == {"miss", "shared"}
 

@@ -236,7 +236,7 @@ def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
         return FINE
 
     upstream.answer = answer
-    breaker._next_try = 0.0  # the pause is over
+    breaker._next_trial = 0.0  # the pause is over
     with ThreadPoolExecutor(1) as pool:
         probe = pool.submit(another_tab(tripped).post, f"{GATEWAY}/me/player/next")
         assert here.wait(10)

@@ -2,13 +2,14 @@
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -21,14 +22,16 @@ from werkzeug.test import TestResponse
 from app.errors import SpotifyNotConnected
 from app.infra.database import reading
 from app.infra.http_client import HttpResponse
-from app.models import SpotifyUser
+from app.models import AccessToken, SpotifyUser
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.accounts import RateLimited
+from app.spotify.clients.call import Call
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.gateway import cache as cache_module
+from app.spotify.gateway import leases
 from app.spotify.gateway import proxy as gateway
-from app.spotify.gateway.shared_reads import Fetch as Call
-from app.spotify.gateway.shared_reads import SharedReads, SharedResponse
+from app.spotify.gateway.cache import ResponseCache, State
+from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
 from config import Config
 from tests.helpers.fault_proxy import FaultProxy
@@ -100,7 +103,7 @@ def ask(
 
 def inside(app: Flask) -> int:
     """How many of this process's callers ask Spotify, or wait for one who does."""
-    return len(app.extensions["backline"].web_api_bulkhead._admissions)
+    return len(app.extensions["backline"].gateway._bulkhead._admissions)
 
 
 def cache(answer: TestResponse) -> str:
@@ -341,7 +344,7 @@ def test_a_leader_slower_than_its_lease_keeps_it(
 def test_the_beat_ends_with_the_last_call(mira: FlaskClient, app: Flask) -> None:
     get(mira)
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "leases"])
-    assert app.extensions["backline"].shared._leases._held == set()
+    assert app.extensions["backline"].response_cache._leases._held == set()
 
 
 # One by one: a leader who does as the test says
@@ -374,28 +377,44 @@ def must_not_call() -> HttpResponse:
     raise AssertionError("one call too many")
 
 
-def for_a_minute(_: HttpResponse) -> float:
-    return 60
+for_a_minute, for_nobody_else = 60, 0
 
 
-def for_nobody_else(_: HttpResponse) -> float:
-    return 0
+class StubTokens:
+    """Gives every connection a token."""
+
+    def access_token_for(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(access_token="token")
+
+
+class StubWebApi:
+    """Responds with what a function returns, to be cached for `ttl` seconds."""
+
+    def __init__(self, fetch: Callable[[], HttpResponse], ttl: int) -> None:
+        self._fetch, self._ttl = fetch, ttl
+
+    def send(self, *_: object, **__: object) -> HttpResponse:
+        return replace(self._fetch(), headers={"cache-control": f"max-age={self._ttl}"})
 
 
 @pytest.fixture
-def answers(app: Flask) -> SharedReads:
-    found: SharedReads = app.extensions["backline"].shared
+def answers(app: Flask) -> Gateway:
+    found: Gateway = app.extensions["backline"].gateway
     return found
 
 
-def read(
-    answers: SharedReads,
-    target: str,
-    fetch: Callable[[], HttpResponse],
-    life: Callable[[HttpResponse], float],
-) -> SharedResponse:
-    """Read as a link of the test's own, with all the time there is."""
-    return answers.get(7, target, Call(fetch, life, time.monotonic() + LONG))
+def read(answers: Gateway, target: str, fetch: Callable[[], HttpResponse], ttl: int) -> GatewayResponse:
+    """Read through the cache and bulkhead of a gateway, over a connection of the test's own."""
+    tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
+    one = Gateway(tokens, web_api, answers._cache, answers._bulkhead, poll_ttl=ttl)
+    connection = SpotifyUser(id=7, token=AccessToken(grant_id="grant"))
+    return one.forward(connection, Call("GET", target))
+
+
+def gateway_on(store: redis.Redis) -> Gateway:
+    """Return another process's gateway."""
+    nothing = cast("Any", None)
+    return Gateway(nothing, nothing, ResponseCache(store), Bulkhead(8, 6), poll_ttl=0)
 
 
 def now(body: bytes) -> Fetch:
@@ -403,10 +422,10 @@ def now(body: bytes) -> Fetch:
 
 
 def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused for too long: another one has asked again meanwhile, and knows better."""
-    monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", LONG)
     late = Fetch(b"old")
     paused = pool.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
@@ -414,15 +433,15 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
     assert read(answers, "me", now(b"new"), for_a_minute).cache == "miss"
     late.answer()
 
-    assert paused.result(LONG).answer.body == b"old"
+    assert paused.result(LONG).spotify.body == b"old"
     served = read(answers, "me", must_not_call, for_a_minute)
-    assert (served.cache, served.answer.body) == ("hit", b"new")
+    assert (served.cache, served.spotify.body) == ("hit", b"new")
 
 
 def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
     late, other = Fetch(b"old"), Fetch(b"new")
     paused = pool.submit(read, answers, "me", late, for_nobody_else)
     late.wait_until_asked()
@@ -444,9 +463,9 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
 
 
 def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "BEAT_SECONDS", LONG)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", LONG)
     late, other = Fetch(b"", raises=SpotifyNotConnected()), Fetch(b"new")
     paused = pool.submit(read, answers, "me", late, for_a_minute)
     late.wait_until_asked()
@@ -457,11 +476,11 @@ def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
     assert isinstance(paused.exception(LONG), SpotifyNotConnected)
     other.answer()
     assert taken.result(LONG).cache == "miss"
-    assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"new"
+    assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"new"
 
 
 def test_the_next_one_is_due_a_life_after_the_last_was_asked_for(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Not after it came, or a slow Spotify would be asked less often than once in that time."""
     call, before = Fetch(b"slow"), milliseconds(store)
@@ -500,7 +519,7 @@ class Waiter:
 
 
 def test_who_waits_takes_any_answer_that_has_come_meanwhile(
-    answers: SharedReads, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a busy page starves them: at each look another one asks, and the answer is never theirs."""
     waiter, call = Waiter(monkeypatch), Fetch(b"first")
@@ -509,56 +528,58 @@ def test_who_waits_takes_any_answer_that_has_come_meanwhile(
     waiting = pool.submit(read, answers, "me", must_not_call, for_nobody_else)
     waiter.wait_until_asleep()
     call.answer()
-    assert leader.result(LONG).answer.body == b"first"
+    assert leader.result(LONG).spotify.body == b"first"
+    [arrived] = times(store, b"at:")
+    eventually(lambda: milliseconds(store) > arrived)  # a response of this millisecond would do
     assert read(answers, "me", now(b"second"), for_nobody_else).cache == "miss"
     waiter.look()
 
     served = waiting.result(LONG)
-    assert (served.answer.body, served.cache) == (b"first", "shared")
+    assert (served.spotify.body, served.cache) == (b"first", "shared")
 
 
 def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
-    large = b"x" * (cache_module.MAX_BYTES + 1)
+    large = b"x" * (cache_module.MAX_ENTRY_BYTES + 1)
     call = Fetch(large)
     asked = [pool.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
     call.wait_until_asked()
     call.answer()
 
     assert {one.result(LONG).cache for one in asked} == {"miss"}
-    assert read(answers, "me", now(large), for_a_minute).answer.body == large
+    assert read(answers, "me", now(large), for_a_minute).spotify.body == large
     assert sum(map(len, shared(store).values())) < 200
 
 
-def test_so_much_of_a_link_is_kept_and_no_more(answers: SharedReads, store: redis.Redis) -> None:
-    body = b"x" * (cache_module.MAX_BYTES_OF_ONE // 20)
+def test_so_much_of_a_link_is_kept_and_no_more(answers: Gateway, store: redis.Redis) -> None:
+    body = b"x" * (cache_module.MAX_TOTAL_BYTES // 20)
     for number in range(40):
         read(answers, f"search?q={number}", now(body), for_a_minute)
-    assert sum(map(len, shared(store).values())) < cache_module.MAX_BYTES_OF_ONE + 10_000
+    assert sum(map(len, shared(store).values())) < cache_module.MAX_TOTAL_BYTES + 10_000
     # The newest are kept.
     assert read(answers, "search?q=39", must_not_call, for_a_minute).cache == "hit"
     assert read(answers, "search?q=0", now(b""), for_a_minute).cache == "miss"
     assert 0 < store.pttl(HASH) <= 60_000
 
-    for number in range(cache_module.MAX_ENTRIES_OF_ONE + 50):
+    for number in range(cache_module.MAX_ENTRIES + 50):
         read(answers, f"me?{number}", now(b"small"), for_a_minute)
-    assert store.zcard(INDEX) == cache_module.MAX_ENTRIES_OF_ONE
-    assert store.hlen(HASH) == 4 * cache_module.MAX_ENTRIES_OF_ONE + 1
+    assert store.zcard(INDEX) == cache_module.MAX_ENTRIES
+    assert store.hlen(HASH) == 4 * cache_module.MAX_ENTRIES + 1
     assert store.zcard(LEADERS) == 0
     kept = sum(len(value) for name, value in shared(store).items() if name.startswith(b"entry:"))
     assert int(store.hget(HASH, "bytes")) == kept
 
 
 def test_cache_forgets_who_waited_for_leaders_that_gave_up(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Each read has a leader that gives up while another caller waits, and then nobody asks for it again."""
     for number in range(20):
         leader = cache_module.Read.of(7, f"search?q={number}")
         waiting = cache_module.Read.of(7, f"search?q={number}")
-        assert answers._cache.join(leader).kind == "lead"
-        assert answers._cache.join(waiting).kind == "wait"
+        assert answers._cache.lead(leader, 0).state is State.LEADING
+        assert answers._cache.get(waiting).state is State.LED
         answers._cache.release(leader)
     assert store.zcard(LEADERS) == 20
     end_leases(store)
@@ -569,7 +590,7 @@ def test_cache_forgets_who_waited_for_leaders_that_gave_up(
 
 
 def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
-    answers: SharedReads, store: redis.Redis
+    answers: Gateway, store: redis.Redis
 ) -> None:
     """Counted in commands of the scripts, which the server reports."""
 
@@ -579,45 +600,45 @@ def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
         return int(store.info("stats")["total_commands_processed"]) - int(before)
 
     few = commands("me")
-    for number in range(cache_module.MAX_ENTRIES_OF_ONE):
+    for number in range(cache_module.MAX_ENTRIES):
         read(answers, f"me?{number}", now(b"small"), for_a_minute)
     assert commands("search?q=a") <= few + 10  # one entry makes room
 
 
 @pytest.mark.parametrize("field", ["at", "until", "lease"])
 def test_cache_trusts_no_time_further_ahead_than_it_writes(
-    answers: SharedReads, store: redis.Redis, field: str
+    answers: Gateway, store: redis.Redis, field: str
 ) -> None:
     """Redis failed over to a host whose clock is an hour behind."""
     hour = 3_600_000
     read(answers, "me", now(b"old"), for_a_minute)
     if field == "lease":
         store.flushall()
-        assert answers._cache.join(cache_module.Read.of(7, "me")).kind == "lead"
+        assert answers._cache.lead(cache_module.Read.of(7, "grant me "), 0).state is State.LEADING
         for name, lease in store.zrange(LEADERS, 0, -1, withscores=True):
             store.zadd(LEADERS, {name: lease + hour})
     else:
         set_to(store, f"{field}:".encode(), times(store, f"{field}:".encode())[0] + hour)
-    assert read(answers, "me", now(b"new"), for_a_minute).answer.body == b"new"
-    assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"new"
+    assert read(answers, "me", now(b"new"), for_a_minute).spotify.body == b"new"
+    assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"new"
 
 
 def test_what_is_good_for_nobody_else_and_nobody_waits_for_is_not_kept_at_all(
-    answers: SharedReads, store: redis.Redis
+    answers: Gateway, store: redis.Redis
 ) -> None:
     read(answers, "me", now(b"ada@example.com"), for_nobody_else)
     assert shared(store) == {}
 
 
 def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_is_asked_for(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """A page that polls for hours keeps the key alive, and Spotify's terms want nothing stored for long."""
     call = Fetch(b"my playlists")
     asked = [pool.submit(read, answers, "me/playlists", call, for_nobody_else) for _ in range(2)]
     eventually(lambda: [name for name in shared(store) if name.startswith(b"waited:")])
     call.answer()
-    assert {one.result(LONG).answer.body for one in asked} == {b"my playlists"}
+    assert {one.result(LONG).spotify.body for one in asked} == {b"my playlists"}
     assert b"my playlists" in b"".join(shared(store).values())
     for name in store.zrange(INDEX, 0, -1):
         store.zadd(INDEX, {name: 0})
@@ -767,7 +788,7 @@ def test_caller_without_a_place_is_served_what_is_good(
     upstream.headers = {"Cache-Control": "max-age=60"}
     get(mira, "search?q=a")
     set_times(store, "next")
-    bulkhead = app.extensions["backline"].web_api_bulkhead
+    bulkhead = app.extensions["backline"].gateway._bulkhead
     with ExitStack() as all_places:
         for _ in range(32):
             bulkhead.acquire(all_places.enter_context(bulkhead.admit(object())))
@@ -779,10 +800,10 @@ def test_caller_without_a_place_is_served_what_is_good(
 
 
 def test_who_finds_no_place_lets_others_ask(
-    answers: SharedReads, store: redis.Redis, pool: ThreadPoolExecutor
+    answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
-    elsewhere = SharedReads(store, Bulkhead(8, 6))
+    elsewhere = gateway_on(store)
     with ExitStack() as all_places:
         for _ in range(16):
             answers._bulkhead.acquire(all_places.enter_context(answers._bulkhead.admit(7)))
@@ -790,7 +811,7 @@ def test_who_finds_no_place_lets_others_ask(
         eventually(lambda: any(admission.wants_slot for admission in answers._bulkhead._admissions))
         assert store.hgetall(HASH) == {}  # nobody seems to ask
         assert read(elsewhere, "me", now(b"found"), for_a_minute).cache == "miss"
-    assert waiting.result(LONG).answer.body == b"found"
+    assert waiting.result(LONG).spotify.body == b"found"
 
 
 # Writes
@@ -855,7 +876,7 @@ def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
     upstream.wait_for_held(1)
     changing = pool.submit(write, another_tab(mira))
     upstream.wait_for_held(2)
-    app.extensions["backline"].shared.drop(link_of(app))  # as the write does when it ends
+    app.extensions["backline"].response_cache.drop(link_of(app))  # as the write does when it ends
     upstream.release()
 
     assert cache(before.result(LONG)) == "miss"
@@ -865,18 +886,18 @@ def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
 
 
 def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
-    answers: SharedReads, pool: ThreadPoolExecutor
+    answers: Gateway, pool: ThreadPoolExecutor
 ) -> None:
     old = Fetch(b"old")
     before = pool.submit(read, answers, "me", old, for_a_minute)
     old.wait_until_asked()
     waiting = pool.submit(read, answers, "me", now(b"new"), for_a_minute)
     eventually(lambda: len(answers._bulkhead._admissions) == 2)
-    answers.drop(7)
-    assert waiting.result(LONG).answer.body == b"new"
+    answers._cache.drop(7)
+    assert waiting.result(LONG).spotify.body == b"new"
     old.answer()
-    assert before.result(LONG).answer.body == b"old"
-    assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"new"
+    assert before.result(LONG).spotify.body == b"old"
+    assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"new"
 
 
 def link_of(app: Flask) -> int:
@@ -965,7 +986,7 @@ def test_garbage_in_redis_is_never_more_than_unavailable(
 
 
 @pytest.mark.parametrize("spoilt", ["index gone", "index of another type"])
-def test_cache_repairs_itself(answers: SharedReads, store: redis.Redis, spoilt: str) -> None:
+def test_cache_repairs_itself(answers: Gateway, store: redis.Redis, spoilt: str) -> None:
     """At the next read of something else, as when Redis has evicted one of the keys."""
     read(answers, "me", now(b"old"), for_a_minute)
     if spoilt == "index of another type":
@@ -1010,8 +1031,8 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         redis.Redis(port=port, protocol=2) as embedded,
     ):
         _until_up(process, embedded.ping, tmp_path / "log")
-        monkeypatch.setattr(cache_module, "BEAT_SECONDS", 0.01)
-        answers, call = SharedReads(embedded, Bulkhead(8, 6)), Fetch(b"first")
+        monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
+        answers, call = gateway_on(embedded), Fetch(b"first")
         asked = [pool.submit(read, answers, "me", call, for_a_minute) for _ in range(3)]
         call.wait_until_asked()
         eventually(lambda: len(answers._bulkhead._admissions) == 3)
@@ -1024,11 +1045,11 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         ahead = Fetch(b"second")
         fetching = pool.submit(read, answers, "me", ahead, for_a_minute)
         ahead.wait_until_asked()
-        assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"first"
+        assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"first"
         ahead.answer()
         fetching.result(LONG)
-        assert read(answers, "me", must_not_call, for_a_minute).answer.body == b"second"
-        answers.drop(7)
+        assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"second"
+        answers._cache.drop(7)
         assert read(answers, "me", now(b"third"), for_nobody_else).cache == "miss"
         assert embedded.hkeys(HASH) == []  # nobody waited for it
 

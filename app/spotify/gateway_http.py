@@ -1,0 +1,127 @@
+"""The gateway over HTTP: reads calls from requests, and turns what Spotify responds into responses."""
+
+import re
+from urllib.parse import quote
+
+from flask import Request, Response
+
+from app.errors import BacklineError, SpotifyReauthorizationRequired
+from app.infra.http_client import HttpResponse
+from app.models import SpotifyUser
+from app.spotify.clients.call import Call
+from app.spotify.gateway import metrics
+from app.spotify.gateway.proxy import Gateway, GatewayBusy, GatewayResponse
+from app.spotify.tokens.refresh import GrantEnded
+from app.web.api import read_body
+from app.web.problems import MalformedRequest, UnsupportedMediaType, problem_type
+from app.web.security_headers import CONTENT_POLICY
+
+MAX_BODY_BYTES = 256 * 1024
+# JSON, and playlist covers: https://developer.spotify.com/documentation/web-api/reference/upload-custom-playlist-cover
+MEDIA_TYPES = ("application/json", "image/jpeg")
+
+# Spotify's paths begin with one of its own words. The next segments can be ids, which may contain user input.
+_FIRST_SEGMENT = re.compile(r"[a-z][a-z-]*")
+_SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
+# An encoded slash, backslash, dot, percent sign, or control character. The decoded path does not show them,
+# and two servers in a row may read them in two ways.
+_AMBIGUOUS_ENCODING = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
+_QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
+# Longer lists are cut, so that a header cannot give every read its own cache entry.
+MAX_LANGUAGES = 8
+_LANGUAGE = re.compile(
+    r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
+)
+# Response headers that are forwarded, in lower case.
+_RESPONSE_HEADERS = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
+# Browsers display these without running anything. Other bodies, and those without a type, are sandboxed.
+_INERT_TYPES = ("application/json", "text/plain", "image/jpeg")
+
+
+def read_call(request: Request, path: str) -> Call:
+    """Read the call from a request to `/api/spotify/v1/{path}`; `path` is decoded.
+
+    Raises:
+        MalformedRequest: Spotify could read the path or query differently, or a GET has a body.
+        PayloadTooLarge: The body is larger than `MAX_BODY_BYTES`.
+        UnsupportedMediaType: The body is not one of `MEDIA_TYPES`.
+    """
+    _require_unambiguous_path(request.environ.get("RAW_URI", "").partition("?")[0], path)
+    query = request.query_string.decode("latin-1")
+    if not _QUERY.fullmatch(query):
+        raise MalformedRequest("The query is not percent-encoded.")
+    body = read_body(request, MAX_BODY_BYTES)
+    method = "GET" if request.method == "HEAD" else request.method
+    if body and method == "GET":
+        raise MalformedRequest("A GET has no body.")
+    if body and request.mimetype not in MEDIA_TYPES:
+        raise UnsupportedMediaType(f"The Web API accepts {' and '.join(MEDIA_TYPES)}.")
+    return Call(
+        method,
+        quote(path, safe="/:@!$&'()*+,;=~"),
+        query,
+        body,
+        request.content_type if body else None,
+        _read_languages(request.headers.get("Accept-Language", "")),
+    )
+
+
+def forward(gateway: Gateway, spotify_user: SpotifyUser, call: Call, grant_id: str | None) -> Response:
+    """Forward a call, and count the request by its outcome. Raises what `Gateway.forward` raises."""
+    try:
+        result = gateway.forward(spotify_user, call, grant_id=grant_id)
+    except GatewayBusy:
+        metrics.count_request(call, "no-place")
+        raise
+    except (BacklineError, GrantEnded) as error:
+        kind = SpotifyReauthorizationRequired if isinstance(error, GrantEnded) else type(error)
+        metrics.count_request(call, problem_type(kind).slug)
+        raise
+    metrics.count_request(call, _outcome(result.spotify), result.cache)
+    return _make_response(result)
+
+
+def _make_response(result: GatewayResponse) -> Response:
+    """Create the response to a request from what the gateway returned for its call."""
+    response = Response(result.spotify.body, result.spotify.status)
+    response.headers.pop("Content-Type")
+    for name in _RESPONSE_HEADERS:
+        value = " ".join(result.spotify.headers.get(name, "").split())  # it may be folded
+        if value and value.isprintable():  # gunicorn rejects a response with any other value
+            response.headers[name.title()] = value
+    # Browsers use the last of several types: `application/json; charset=utf-8, text/html` is HTML.
+    is_inert = response.mimetype in _INERT_TYPES and "," not in response.headers["Content-Type"]
+    if result.spotify.body and not is_inert:
+        # Opened as a page, it must not run scripts with this API's origin.
+        response.headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
+    response.headers["X-Cache"] = result.cache
+    response.headers["Age"] = str(result.age)
+    return response
+
+
+def _outcome(response: HttpResponse) -> str:
+    """Return the label of a response. A lapsed Premium and the allowlist are plain-text 403s."""
+    if response.status == 403 and not response.json_object():
+        return "403-text"
+    return str(response.status)
+
+
+def _require_unambiguous_path(encoded: str, decoded: str) -> None:
+    """Require that Spotify reads a path as we do.
+
+    Raises:
+        MalformedRequest: It may not.
+    """
+    first, *rest = decoded.split("/")
+    if (
+        _AMBIGUOUS_ENCODING.search(encoded)
+        or not _FIRST_SEGMENT.fullmatch(first)
+        or not all(_SEGMENT.fullmatch(segment) for segment in rest)
+    ):
+        raise MalformedRequest("This is not a path of the Web API.")
+
+
+def _read_languages(header: str) -> str:
+    """Return the valid language ranges of an Accept-Language header (RFC 9110 section 12.5.4)."""
+    ranges = (part.strip() for part in header[:1024].split(","))
+    return ", ".join([part for part in ranges if _LANGUAGE.fullmatch(part)][:MAX_LANGUAGES])
