@@ -1,4 +1,4 @@
-"""Sessions of visitors who connect Spotify without an account: what they may use, and what ends them."""
+"""Sessions of visitors, who connect Spotify without an account: what they can use, and what ends them."""
 
 import threading
 from collections.abc import Callable
@@ -32,7 +32,7 @@ NEW_PASSWORD = "another sentence, and longer"
 
 
 def owner_and_visitor(new_client: NewClient, sandbox: SandboxClient) -> tuple[FlaskClient, FlaskClient]:
-    """The owner of a Spotify connection, and a visitor who connected the same account later."""
+    """Return the owner of a connection, and a visitor who connected the same account later."""
     register(owner := new_client(), "ada")
     connect(owner, sandbox)
     connect(visitor := new_client(), sandbox)
@@ -46,13 +46,13 @@ def consent_again(client: FlaskClient, sandbox: SandboxClient) -> None:
 
 
 def meanwhile(call: Callable[..., object], *arguments: object) -> None:
-    """Make a call during another request of this thread, whose context it must not share."""
+    """Make a call during another request, without sharing its context."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(call, *arguments).result()
 
 
 def assert_not_connected(client: FlaskClient) -> None:
-    """The session leads to no connection, by any route."""
+    """Assert that no route lets this session use a connection."""
     assert client.get("/api/spotify").json == NOT_CONNECTED
     assert client.get("/api/session").json == {"authenticated": False, "user": None, "spotify": None}
     for path in ("/api/spotify/token", "/api/spotify/v1/me"):
@@ -85,7 +85,7 @@ def test_visitor_session_ends_with_its_grant(new_client: NewClient, sandbox: San
     assert other.get("/api/spotify/v1/me").status_code == 200
 
 
-def test_visitor_cannot_erase_an_owned_connection(new_client: NewClient, sandbox: SandboxClient) -> None:
+def test_visitor_cannot_delete_an_owned_connection(new_client: NewClient, sandbox: SandboxClient) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
 
     assert visitor.delete("/api/spotify").status_code == 204
@@ -96,7 +96,7 @@ def test_visitor_cannot_erase_an_owned_connection(new_client: NewClient, sandbox
 
 
 @ONE_DATABASE
-def test_visitor_erases_a_connection_without_owner(
+def test_visitor_can_delete_a_connection_without_owner(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -109,7 +109,7 @@ def test_visitor_erases_a_connection_without_owner(
 
 @ONE_DATABASE
 @pytest.mark.parametrize("other", ["an owner", "another visitor"])
-def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
+def test_connection_with_a_newer_grant_is_not_deleted(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     connect(visitor := new_client(), sandbox)
@@ -130,44 +130,44 @@ def test_connection_that_gets_another_grant_meanwhile_is_not_erased(
 
 @ONE_DATABASE
 @pytest.mark.parametrize("path", ["/api/spotify/token", "/api/spotify/v1/me"])
-def test_grant_that_is_replaced_during_a_request_gives_a_visitor_no_token(
+def test_grant_replaced_during_a_request_gives_a_visitor_no_token(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
-    note_use = connections.touch
+    touch = connections.touch
 
-    def note_use_late(link: SpotifyUser) -> None:
-        monkeypatch.setattr(connections, "touch", note_use)
+    def touch_late(spotify_user: SpotifyUser) -> None:
+        monkeypatch.setattr(connections, "touch", touch)
         meanwhile(consent_again, owner, sandbox)
 
-    monkeypatch.setattr(connections, "touch", note_use_late)
+    monkeypatch.setattr(connections, "touch", touch_late)
     assert slug(visitor.get(path)) == "spotify-not-connected"
     assert owner.get(path).status_code == 200
 
 
 @ONE_DATABASE
-def test_visitor_gets_no_read_of_a_newer_grant_from_the_cache(
+def test_cache_gives_a_visitor_no_response_of_a_newer_grant(
     make_app: MakeApp, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app(GATEWAY_SHARE_SECONDS="60")
     owner, visitor = owner_and_visitor(app.test_client, sandbox)
-    note_use = connections.touch
+    touch = connections.touch
 
-    def note_use_late(link: SpotifyUser) -> None:
-        monkeypatch.setattr(connections, "touch", note_use)
+    def touch_late(spotify_user: SpotifyUser) -> None:
+        monkeypatch.setattr(connections, "touch", touch)
         meanwhile(consent_again, owner, sandbox)
         meanwhile(owner.get, "/api/spotify/v1/me/player")
 
-    monkeypatch.setattr(connections, "touch", note_use_late)
+    monkeypatch.setattr(connections, "touch", touch_late)
     assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
     assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
 
 
 @ONE_DATABASE
-def test_equal_callback_joins_its_own_grant_only(
+def test_duplicate_callback_gets_only_its_own_grant(
     client: FlaskClient, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner consents again after the first callback has ended and before the second looks."""
+    """The owner consents again after the first callback has ended, before the second finds its result."""
     register(owner := new_client(), "ada")
     callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
     wait_for_result = AuthorizationStore.wait_for_result
@@ -182,7 +182,7 @@ def test_equal_callback_joins_its_own_grant_only(
     find = AuthorizationStore.find
 
     def find_late(store: AuthorizationStore, state: str, user_id: int | None) -> Any:
-        """Let the tab open its session, as a second click does, before the first callback replaces it."""
+        """Let the tab open its session before the first callback replaces it, as a second click does."""
         found = find(store, state, user_id)
         if threading.current_thread() is not threading.main_thread() and not go_on.is_set():
             opened.set()
@@ -190,15 +190,15 @@ def test_equal_callback_joins_its_own_grant_only(
         return found
 
     monkeypatch.setattr(AuthorizationStore, "find", find_late)
-    answers = []
-    late = threading.Thread(target=lambda: answers.append(come_back(tab, callback)))
+    responses = []
+    late = threading.Thread(target=lambda: responses.append(come_back(tab, callback)))
     late.start()
     assert opened.wait(30)
     assert come_back(client, callback).json["status"] == "connected"
     go_on.set()
     late.join(30)
 
-    assert slug(answers[0]) == "spotify-state-mismatch"
+    assert slug(responses[0]) == "spotify-state-mismatch"
     assert tab.get("/api/spotify").json == NOT_CONNECTED
     assert owner.get("/api/spotify").json["status"] == "connected"
 
@@ -262,7 +262,7 @@ def is_disabled(owner: FlaskClient, _: Mailbox) -> int:
 
 
 def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
-    """As after anything that ends sessions while Redis is away."""
+    """As after ending sessions while Redis is unavailable."""
     with owner.application.app_context(), writing() as db:
         db.execute(sa.update(User).values(session_epoch=new_session_epoch()))
     return 204
@@ -283,7 +283,7 @@ def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
         has_a_new_epoch,
     ],
 )
-def test_what_ends_the_owners_sessions_ends_a_visitors(
+def test_ending_the_owners_sessions_ends_the_visitors_session(
     mailbox: Mailbox,
     new_client: NewClient,
     sandbox: SandboxClient,
@@ -296,10 +296,10 @@ def test_what_ends_the_owners_sessions_ends_a_visitors(
     assert_not_connected(visitor)
 
 
-def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
+def test_visitor_session_ends_with_the_owners_right_after_its_consent(
     mailbox: Mailbox, new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the commit of the grant and the end of the request that stores the session."""
+    """They end after the grant is committed, before the request stores its session."""
     register(owner := new_client(), "ada")
     connect(owner, sandbox)
     callback = sandbox.consent(first_visit(visitor := new_client()))
@@ -319,7 +319,7 @@ def test_visitor_session_ends_if_the_owners_end_right_after_its_consent(
 
 
 @ONE_DATABASE
-def test_sessions_of_visitors_are_bounded_for_each_grant(
+def test_visitor_sessions_are_limited_per_grant(
     client: FlaskClient,
     new_client: NewClient,
     sandbox: SandboxClient,
@@ -341,7 +341,7 @@ def test_sessions_of_visitors_are_bounded_for_each_grant(
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_registering_does_not_take_over_a_connection_with_a_newer_grant(
+def test_registering_does_not_take_over_a_newer_grant(
     new_client: NewClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     connect(first := new_client(), sandbox)
@@ -364,10 +364,10 @@ def test_registering_does_not_take_over_a_connection_with_a_newer_grant(
 
 
 @ONE_DATABASE
-def test_connection_that_is_handed_over_leaves_no_visitor_behind(
+def test_claiming_a_connection_ends_other_visitor_sessions(
     client: FlaskClient, app: Flask, new_client: NewClient, sandbox: SandboxClient
 ) -> None:
-    """A second session with the same grant, as an equal callback gets one."""
+    """A duplicate callback gets a second session with the same grant."""
     connect(client, sandbox)
     with client.session_transaction("/api/session") as session:
         held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
@@ -383,7 +383,7 @@ def test_connection_that_is_handed_over_leaves_no_visitor_behind(
 
 
 @ONE_DATABASE
-def test_connection_of_a_signed_in_session_is_always_the_users_own(
+def test_signed_in_session_uses_only_the_users_own_connection(
     client: FlaskClient, app: Flask, new_client: NewClient, sandbox: SandboxClient
 ) -> None:
     """Even if the session names a visitor's connection, with its grant."""
@@ -404,17 +404,17 @@ def test_connection_of_a_signed_in_session_is_always_the_users_own(
 
 
 @ONE_DATABASE
-def test_callbacks_of_one_visitor_at_once_leave_them_connected(
+def test_concurrent_callbacks_of_a_visitor_leave_them_connected(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    """The second must not replace the grant of the first and then be refused."""
+    """The second must not replace the grant of the first and then be rejected."""
     one, two = (sandbox.consent(first_visit(client)) for _ in range(2))
     assert answer_of(one)["state"] != answer_of(two)["state"]
     tab = another_tab(client)
     sandbox.fault(on="me", kind="park", times=2)
-    answers = []
+    responses = []
     calls = [
-        threading.Thread(target=lambda c=c, back=back: answers.append((c, come_back(c, back))))
+        threading.Thread(target=lambda c=c, back=back: responses.append((c, come_back(c, back))))
         for c, back in ((client, one), (tab, two))
     ]
     for call in calls:
@@ -424,6 +424,6 @@ def test_callbacks_of_one_visitor_at_once_leave_them_connected(
     for call in calls:
         call.join(30)
 
-    assert sorted(answer.status_code for _, answer in answers) == [200, 400]
-    [winner] = [used for used, answer in answers if answer.status_code == 200]
+    assert sorted(response.status_code for _, response in responses) == [200, 400]
+    [winner] = [used for used, response in responses if response.status_code == 200]
     assert winner.get("/api/spotify").json["status"] == "connected"

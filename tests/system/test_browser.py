@@ -1,4 +1,4 @@
-"""A real browser: an app on one origin, the API on another, and the person's own clicks."""
+"""A real browser, with an app on one origin and the API on another."""
 
 import http.server
 import threading
@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 
-# What an SPA does: one fetch with credentials and the header, the answer as it came.
+# A fetch as an SPA makes it, with credentials and the header.
 CALL = """
 async ([method, url, body]) => {
   try {
@@ -34,7 +34,7 @@ NEW = {"username": "ada", "email": "ada@example.com", "password": "a long senten
 
 @contextmanager
 def pages() -> Iterator[str]:
-    """An empty page on an origin of its own. Yields the origin."""
+    """Serve an empty page on its own origin. Yields the origin."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -54,7 +54,7 @@ def pages() -> Iterator[str]:
 
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
-    """A tab of a browser that has been nowhere yet."""
+    """A tab of a browser without cookies or history."""
     context = chromium.new_context()
     page = context.new_page()
     page.set_default_timeout(15_000)
@@ -71,7 +71,7 @@ def spa() -> Iterator[str]:
 
 @pytest.fixture
 def api(spa: str, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
-    """The API, which lets the app's page call it and sends browsers back there."""
+    """The API, which accepts calls from the app's page and redirects browsers to it."""
     with server(CORS_ORIGINS=spa, FRONTEND_URL=f"{spa}/welcome") as running:
         yield running
 
@@ -80,8 +80,8 @@ def call(page: Page, api: Server, method: str, path: str, body: object = None) -
     return page.evaluate(CALL, [method, f"{api.url}{path}", body])
 
 
-def test_a_session_persists_across_requests_from_another_origin(page: Page, api: Server, spa: str) -> None:
-    """The oldest bug of every SPA: signed in, and the next request is a stranger's."""
+def test_session_persists_across_requests_from_another_origin(page: Page, api: Server, spa: str) -> None:
+    """A common bug of SPAs: after a sign-in, the next request has no session."""
     page.goto(spa)
     assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is False
 
@@ -100,7 +100,7 @@ def test_a_session_persists_across_requests_from_another_origin(page: Page, api:
     assert call(tab, api, "GET", "/api/user")["status"] == 401
 
 
-def test_another_sites_page_can_neither_write_nor_read(page: Page, api: Server, spa: str) -> None:
+def test_page_of_another_site_can_neither_write_nor_read(page: Page, api: Server, spa: str) -> None:
     page.goto(spa)
     call(page, api, "POST", "/api/register", NEW)
     with pages() as evil:
@@ -110,11 +110,11 @@ def test_another_sites_page_can_neither_write_nor_read(page: Page, api: Server, 
         page.evaluate(
             """(url) => new Promise((done) => {
                 const frame = document.createElement("iframe");
-                frame.name = "answer";
+                frame.name = "response";
                 frame.onload = done;
                 document.body.append(frame);
                 const form = document.createElement("form");
-                Object.assign(form, {method: "post", action: url, target: "answer"});
+                Object.assign(form, {method: "post", action: url, target: "response"});
                 document.body.append(form);
                 form.submit();
             })""",
@@ -125,7 +125,7 @@ def test_another_sites_page_can_neither_write_nor_read(page: Page, api: Server, 
     assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is True
 
 
-def test_a_person_connects_spotify(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
+def test_person_can_connect_spotify(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
     page.goto(spa)
     call(page, api, "POST", "/api/register", NEW)
 
@@ -139,7 +139,9 @@ def test_a_person_connects_spotify(page: Page, api: Server, spa: str, sandbox: S
     assert call(page, api, "GET", "/api/spotify/token")["status"] == 200
 
 
-def test_a_person_declines(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
+def test_declined_consent_returns_to_the_frontend(
+    page: Page, api: Server, spa: str, sandbox: SandboxClient
+) -> None:
     page.goto(f"{api.url}/api/spotify/authorize")
     page.get_by_role("button", name="Cancel").click()
 
@@ -161,7 +163,7 @@ def follow_link(page: Page, url: str) -> None:
     page.get_by_role("link", name="link").click()
 
 
-def test_another_site_may_link_to_the_app_but_not_start_an_authorization(
+def test_another_site_can_link_to_the_app_but_not_start_an_authorization(
     page: Page, api: Server, spa: str
 ) -> None:
     authorize = f"{api.url}/api/spotify/authorize"
@@ -180,7 +182,7 @@ def test_another_site_may_link_to_the_app_but_not_start_an_authorization(
     page.wait_for_url("**/authorize?client_id=*")
 
 
-def test_the_docs_page_can_make_calls(page: Page, api: Server) -> None:
+def test_docs_page_can_make_calls(page: Page, api: Server) -> None:
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -196,7 +198,7 @@ def test_the_docs_page_can_make_calls(page: Page, api: Server) -> None:
     assert trouble == []
 
 
-def test_the_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:
+def test_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:
     page.goto(f"{api.url}/api/spotify/authorize")
     page.get_by_role("radio", name="Mira T.").check()
     page.get_by_role("button", name="Agree").click()

@@ -1,6 +1,5 @@
 """`GET /api/spotify/authorize`: every branch of the flow, through the sandbox over HTTP."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -24,18 +23,18 @@ NAVIGATION = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*
 
 
 def rows(app: Flask) -> list[dict[str, Any]]:
-    """Every link with what matters of its token, oldest first."""
+    """Return every connection and its token, oldest first."""
     with app.app_context(), reading() as db:
         return [
             {
-                "id": link.id,
-                "user_id": link.user_id,
-                "spotify_id": link.spotify_id,
-                "account_id": link.account_id,
-                "grant_id": link.token.grant_id,
-                "access_token": link.token.access_token,
+                "id": spotify_user.id,
+                "user_id": spotify_user.user_id,
+                "spotify_id": spotify_user.spotify_id,
+                "account_id": spotify_user.account_id,
+                "grant_id": spotify_user.token.grant_id,
+                "access_token": spotify_user.token.access_token,
             }
-            for link in db.scalars(sa.select(SpotifyUser).order_by(SpotifyUser.id))
+            for spotify_user in db.scalars(sa.select(SpotifyUser).order_by(SpotifyUser.id))
         ]
 
 
@@ -51,7 +50,7 @@ def token_calls(sandbox: SandboxClient) -> int:
 # --- first visit ---------------------------------------------------------------------------------
 
 
-def test_a_first_visit_gives_an_app_the_url_at_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_program_gets_the_url_at_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
     response = client.get("/api/spotify/authorize")
 
     assert response.status_code == 200
@@ -68,21 +67,22 @@ def test_a_first_visit_gives_an_app_the_url_at_spotify(client: FlaskClient, sand
     assert "streaming" in query["scope"].split()
 
 
-def test_a_first_visit_sends_a_browser_on_to_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_browser_is_redirected_to_spotify(client: FlaskClient, sandbox: SandboxClient) -> None:
     response = client.get("/api/spotify/authorize", headers=NAVIGATION)
 
     assert response.status_code == 302
     assert response.headers["Location"].startswith(f"{sandbox.accounts_url}/authorize?")
 
 
-def test_d2_two_visits_share_neither_state_nor_challenge(client: FlaskClient) -> None:
+@pytest.mark.requirement("D2")
+def test_each_authorization_has_its_own_state_and_challenge(client: FlaskClient) -> None:
     one, two = (parse_qs(urlsplit(first_visit(client)).query) for _ in range(2))
 
     assert one["state"] != two["state"]
     assert one["code_challenge"] != two["code_challenge"]
 
 
-def test_both_of_two_open_tabs_can_finish(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_two_open_tabs_can_both_complete(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client)
     one, two = first_visit(client), first_visit(client)
 
@@ -93,7 +93,7 @@ def test_both_of_two_open_tabs_can_finish(client: FlaskClient, sandbox: SandboxC
 # --- coming back with a code ---------------------------------------------------------------------
 
 
-def test_a_new_spotify_account_is_connected_to_the_signed_in_user(
+def test_new_spotify_account_is_connected_to_the_signed_in_user(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     user = register(client)
@@ -117,7 +117,7 @@ def test_a_new_spotify_account_is_connected_to_the_signed_in_user(
     assert row["account_id"] == spotify["account_id"]
 
 
-def test_a_visitor_without_an_account_may_connect(
+def test_visitor_without_an_account_can_connect(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -139,7 +139,7 @@ def test_registering_keeps_the_visitors_connection(
     assert rows(app)[0]["user_id"] == user["id"]
 
 
-def test_registering_does_not_take_over_a_connection_that_somebody_owns(
+def test_registering_does_not_take_over_an_owned_connection(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     owner, visitor = new_client(), new_client()
@@ -153,7 +153,7 @@ def test_registering_does_not_take_over_a_connection_that_somebody_owns(
     assert [row["user_id"] for row in rows(app)] == [owner_id]
 
 
-def test_connecting_signs_nobody_in(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> None:
+def test_connecting_does_not_sign_in(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> None:
     owner, visitor = new_client(), new_client()
     register(owner)
     connect(owner, sandbox)
@@ -164,7 +164,7 @@ def test_connecting_signs_nobody_in(new_client: Callable[[], FlaskClient], sandb
     assert visitor.get("/api/user").status_code == 401
 
 
-def test_a_known_account_that_nobody_owns_is_taken_by_the_user_who_connects_it(
+def test_user_who_connects_an_unowned_account_becomes_its_owner(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(new_client(), sandbox)
@@ -176,7 +176,8 @@ def test_a_known_account_that_nobody_owns_is_taken_by_the_user_who_connects_it(
     assert [row["user_id"] for row in rows(app)] == [user["id"]]
 
 
-def test_d9_authorizing_again_stores_the_new_grant(
+@pytest.mark.requirement("D9")
+def test_second_authorization_stores_the_new_grant(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -193,7 +194,7 @@ def test_d9_authorizing_again_stores_the_new_grant(
     assert after["access_token"] != before["access_token"]
 
 
-def test_who_is_connected_can_consent_anew_and_keeps_the_old_grant_until_then(
+def test_reauthorizing_keeps_the_old_grant_until_the_new_consent(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
@@ -202,7 +203,7 @@ def test_who_is_connected_can_consent_anew_and_keeps_the_old_grant_until_then(
 
     again = client.get("/api/spotify/authorize?reauthorize=true").json
     assert again["status"] == "authorization_required"
-    assert "show_dialog=true" in again["authorize_url"]  # a consent that nobody gives is none
+    assert "show_dialog=true" in again["authorize_url"]  # otherwise Spotify does not ask the person
     denied = come_back(client, sandbox.consent(again["authorize_url"], decision="cancel"))
     assert (denied.status_code, rows(app)) == (401, [before])
     again = client.get("/api/spotify/authorize?reauthorize=true").json
@@ -213,7 +214,8 @@ def test_who_is_connected_can_consent_anew_and_keeps_the_old_grant_until_then(
     assert client.get("/api/spotify/authorize").json["status"] == "connected"
 
 
-def test_d6_an_account_of_another_users_is_refused_and_nothing_changes(
+@pytest.mark.requirement("D6")
+def test_account_of_another_user_is_rejected_without_changes(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     owner, other = new_client(), new_client()
@@ -230,7 +232,8 @@ def test_d6_an_account_of_another_users_is_refused_and_nothing_changes(
     assert other.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_d9_a_different_account_is_refused_until_the_old_one_is_disconnected(
+@pytest.mark.requirement("D9")
+def test_different_account_is_rejected_until_the_old_one_is_disconnected(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -247,7 +250,8 @@ def test_d9_a_different_account_is_refused_until_the_old_one_is_disconnected(
     assert connect(client, sandbox, person="aiko-87")["spotify_id"] == "aiko-87"
 
 
-def test_d6_an_account_is_known_by_its_account_id_when_its_id_changes(
+@pytest.mark.requirement("D6")
+def test_account_id_identifies_an_account_whose_id_changes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -261,7 +265,8 @@ def test_d6_an_account_is_known_by_its_account_id_when_its_id_changes(
     assert row["spotify_id"] == "mira_new"
 
 
-def test_d6_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
+@pytest.mark.requirement("D6")
+def test_reused_spotify_id_does_not_give_access_to_its_previous_account(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     mira, aiko = new_client(), new_client()
@@ -278,10 +283,11 @@ def test_d6_an_id_that_moved_on_to_somebody_else_is_not_the_old_owners_account(
     assert mira_id in {row["user_id"] for row in rows(app)}
 
 
-def test_d6_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
+@pytest.mark.requirement("D6")
+def test_reused_spotify_id_does_not_match_a_row_without_account_id(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Mira takes the id of a row from before Spotify sent account ids, which is somebody else's."""
+    """Mira takes the id of a row of another account, from before Spotify sent account ids."""
     sandbox.settings(account_id=False)
     connect(new_client(), sandbox, person="aiko-87")
     sandbox.settings(account_id=True)
@@ -296,7 +302,7 @@ def test_d6_an_account_is_not_mixed_up_with_an_older_row_that_has_its_id(
     assert mira.get("/api/spotify").json == {"status": "not_connected"}  # a new consent ends the old one
 
 
-def test_accounts_without_an_account_id_are_known_by_their_id(
+def test_spotify_id_identifies_accounts_without_account_id(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.settings(account_id=False)
@@ -321,7 +327,10 @@ def test_every_kind_of_account_can_connect(
     assert connect(client, sandbox, person=person)["spotify_id"] == person
 
 
-def test_d12_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, sandbox: SandboxClient) -> None:
+@pytest.mark.requirement("D12")
+def test_granted_scopes_are_stored_if_fewer_than_requested(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
     sandbox.settings(granted_scopes=["user-read-private"])
 
     assert connect(client, sandbox)["scopes"] == ["user-read-private"]
@@ -330,7 +339,8 @@ def test_d12_fewer_scopes_than_asked_are_what_is_stored(client: FlaskClient, san
     assert slug(response) == "insufficient-scope"
 
 
-def test_d12_no_scope_in_the_answer_means_what_was_asked_for(
+@pytest.mark.requirement("D12")
+def test_response_without_scope_grants_the_requested_scopes(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     """RFC 6749 section 5.1."""
@@ -343,7 +353,9 @@ def test_d12_no_scope_in_the_answer_means_what_was_asked_for(
 # --- coming back with an error -------------------------------------------------------------------
 
 
-def test_denied_consent_says_so_and_spends_the_state(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_denied_consent_is_reported_and_consumes_the_state(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
     callback = sandbox.consent(first_visit(client), decision="cancel")
     assert answer_of(callback)["error"] == "access_denied"
 
@@ -355,6 +367,7 @@ def test_denied_consent_says_so_and_spends_the_state(client: FlaskClient, sandbo
     assert token_calls(sandbox) == 0
 
 
+@pytest.mark.requirement("D10")
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -367,7 +380,7 @@ def test_denied_consent_says_so_and_spends_the_state(client: FlaskClient, sandbo
         ("code=" + "x" * 3000 + "&state=" + "y" * 60_000, "error-spotify-state-mismatch"),
     ],
 )
-def test_d10_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
+def test_browser_is_redirected_with_one_of_a_fixed_set_of_results(
     client: FlaskClient, query: str, expected: str
 ) -> None:
     state = answer_of(first_visit(client))["state"]
@@ -380,8 +393,9 @@ def test_d10_a_browser_comes_back_to_one_of_a_fixed_set_of_results(
     assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
+@pytest.mark.requirement("D4")
 @pytest.mark.settings(FRONTEND_URL="https://app.example.com/welcome?from=api")
-def test_d4_a_browser_comes_back_to_the_frontend(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_browser_is_redirected_to_the_frontend_url(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(client.get("/api/spotify/authorize", headers=NAVIGATION).headers["Location"])
 
     response = client.get(callback.removeprefix("http://127.0.0.1:5000"), headers=NAVIGATION)
@@ -395,73 +409,52 @@ def test_d4_a_browser_comes_back_to_the_frontend(client: FlaskClient, sandbox: S
 # --- state ---------------------------------------------------------------------------------------
 
 
-def assert_refused_without_a_call(response: Any, sandbox: SandboxClient) -> None:
+def assert_rejected_without_a_call(response: Any, sandbox: SandboxClient) -> None:
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
     assert token_calls(sandbox) == 0
 
 
-def test_d1_a_missing_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
-    code = answer_of(sandbox.consent(first_visit(client)))["code"]
-
-    assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string={"code": code}), sandbox)
-
-
-def test_d1_an_unknown_state_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
-    code = answer_of(sandbox.consent(first_visit(client)))["code"]
-    query = {"code": code, "state": "A" * 43}
-
-    assert_refused_without_a_call(client.get("/api/spotify/authorize", query_string=query), sandbox)
-
-
-def test_d1_an_expired_state_is_refused(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    callback = sandbox.consent(first_visit(client))
-    store = app.extensions["backline"].redis
-    keys = store.keys("author*")
-    for key in keys:
-        assert 595 <= store.ttl(key) <= 600
-        store.pexpire(key, 1)
-    eventually(lambda: not store.exists(*keys))
-
-    assert_refused_without_a_call(come_back(client, callback), sandbox)
-
-
-def test_d1_a_state_serves_its_own_session_after_another_has_tried_it(
+@pytest.mark.requirement("D1")
+def test_state_remains_valid_after_another_session_tried_it(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
     callback = sandbox.consent(first_visit(attacker))
     first_visit(victim)
 
-    assert_refused_without_a_call(come_back(victim, callback), sandbox)
+    assert_rejected_without_a_call(come_back(victim, callback), sandbox)
     assert victim.get("/api/spotify").json == {"status": "not_connected"}
     assert come_back(attacker, callback).json["status"] == "connected"
 
 
-def test_d7_a_stranger_without_a_session_cannot_use_a_state(
+@pytest.mark.requirement("D7")
+def test_client_without_a_session_cannot_use_a_state(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(new_client()))
 
     response = come_back(new_client(), callback)
 
-    assert_refused_without_a_call(response, sandbox)
+    assert_rejected_without_a_call(response, sandbox)
     assert "Set-Cookie" not in response.headers
 
 
-def test_d8_a_state_does_not_outlive_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
+@pytest.mark.requirement("D8")
+def test_state_is_invalid_after_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
     client.post("/api/logout")
     register(client, "bob")
 
-    assert_refused_without_a_call(come_back(client, callback), sandbox)
+    assert_rejected_without_a_call(come_back(client, callback), sandbox)
     assert client.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_d1_a_state_is_bound_to_the_user_as_well_as_to_the_session(
+@pytest.mark.requirement("D1")
+def test_state_is_bound_to_the_user_and_to_the_session(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Even if a session came to be another user's without a new id, which nothing here does."""
+    """Even if a session changed its user and kept its id, which no route does."""
     other = register(app.test_client(), "bob")
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
@@ -472,23 +465,22 @@ def test_d1_a_state_is_bound_to_the_user_as_well_as_to_the_session(
         stored_sessions.change(app, key, user_id=other["id"], epoch=epoch)
     assert client.get("/api/user").json["username"] == "bob"
 
-    assert_refused_without_a_call(come_back(client, callback), sandbox)
+    assert_rejected_without_a_call(come_back(client, callback), sandbox)
 
 
-def test_d3_a_replayed_callback_makes_no_second_token_call(
-    client: FlaskClient, sandbox: SandboxClient
-) -> None:
+@pytest.mark.requirement("D3")
+def test_replayed_callback_makes_no_second_token_request(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(first_visit(client))
     first = come_back(client, callback)
 
     second = come_back(client, callback)
 
-    # The link it made is alive, so the answer to the repetition is the same.
     assert second.json == first.json
     assert token_calls(sandbox) == 1
 
 
-def test_d3_a_replayed_callback_of_a_disconnected_link_is_refused(
+@pytest.mark.requirement("D3")
+def test_replayed_callback_is_rejected_after_a_disconnect(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -501,39 +493,8 @@ def test_d3_a_replayed_callback_of_a_disconnected_link_is_refused(
     assert token_calls(sandbox) == 1
 
 
-@pytest.mark.parametrize("signed_in", [True, False])
-def test_d3_twenty_equal_callbacks_at_once_make_one_token_call_and_have_one_answer(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient, signed_in: bool
-) -> None:
-    if signed_in:
-        register(client)
-    callback = sandbox.consent(first_visit(client))
-    start = threading.Barrier(20)
-
-    def finish(_: int) -> tuple[int, str]:
-        tab = another_tab(client)
-        start.wait()
-        response = come_back(tab, callback)
-        return response.status_code, tab.get("/api/spotify").json["status"]
-
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(finish, range(20)))
-
-    assert token_calls(sandbox) == 1
-    assert [status for status, _ in answers] == [200] * 20
-    # Whichever of them the browser keeps, it is connected.
-    assert {status for _, status in answers} == {"connected"}
-    assert len(rows(app)) == 1
-
-
-def test_d3_a_double_of_a_denied_callback_is_refused(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = sandbox.consent(first_visit(client), decision="cancel")
-    come_back(client, callback)
-
-    assert slug(come_back(client, callback)) == "spotify-state-mismatch"
-
-
-def test_d7_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
+@pytest.mark.requirement("D7")
+def test_completed_callback_is_useless_to_another_session(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     victim, attacker = new_client(), new_client()
@@ -545,7 +506,8 @@ def test_d7_a_visitors_callback_that_is_seen_elsewhere_gives_nothing_away(
     assert attacker.get("/api/spotify").json == {"status": "not_connected"}
 
 
-def test_d2_neither_state_nor_verifier_is_kept_readable(
+@pytest.mark.requirement("D2")
+def test_redis_holds_the_state_only_encrypted_and_hashed(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     url = first_visit(client)
@@ -561,10 +523,10 @@ def test_d2_neither_state_nor_verifier_is_kept_readable(
     assert state.encode() not in store.get(key)
 
 
-# --- the link is there ---------------------------------------------------------------------------
+# --- there is a connection ---------------------------------------------------------------------------
 
 
-def test_a_session_with_a_living_link_is_told_so(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_existing_connection_is_returned_without_a_call(client: FlaskClient, sandbox: SandboxClient) -> None:
     spotify = connect(client, sandbox)
     sandbox.clear_calls()
 
@@ -574,7 +536,7 @@ def test_a_session_with_a_living_link_is_told_so(client: FlaskClient, sandbox: S
     assert sandbox.calls() == []
 
 
-def test_a_session_with_an_expired_token_is_refreshed(
+def test_expired_token_of_a_connection_is_refreshed(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -587,7 +549,7 @@ def test_a_session_with_an_expired_token_is_refreshed(
     assert refresh_count(sandbox) == 1
 
 
-def test_the_users_own_link_is_found_from_a_new_session(
+def test_new_session_of_a_user_has_their_connection(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     register(first := new_client(), "ada")
@@ -599,7 +561,7 @@ def test_the_users_own_link_is_found_from_a_new_session(
     assert second.get("/api/session").json["spotify"]["spotify_id"] == "mira_t_42"
 
 
-def test_a_users_link_made_elsewhere_is_found_without_signing_in_again(
+def test_connection_made_in_another_session_is_found(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     one, two = new_client(), new_client()
@@ -610,7 +572,7 @@ def test_a_users_link_made_elsewhere_is_found_without_signing_in_again(
     assert two.get("/api/spotify/authorize").json["status"] == "connected"
 
 
-def test_a_link_whose_grant_has_ended_leads_to_a_new_consent(
+def test_connection_whose_grant_has_ended_requires_a_new_consent(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -629,10 +591,10 @@ def test_a_link_whose_grant_has_ended_leads_to_a_new_consent(
     person.close()
 
 
-def test_a_callback_counts_also_while_the_link_is_alive(
+def test_callback_is_completed_although_a_connection_exists(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Somebody whose grant ends soon consents anew: code and state go before the living link."""
+    """A person whose grant ends soon renews their consent."""
     register(client)
     one, two = first_visit(client), first_visit(client)
     come_back(client, sandbox.consent(one))
@@ -644,7 +606,7 @@ def test_a_callback_counts_also_while_the_link_is_alive(
     assert datetime.now(UTC) - authorized < timedelta(minutes=1)
 
 
-def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
+def test_connection_that_is_deleted_meanwhile_requires_authorization(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -663,7 +625,7 @@ def test_a_link_that_is_disconnected_elsewhere_this_moment_is_a_first_visit(
 
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
-def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(client: FlaskClient) -> None:
+def test_browser_is_redirected_to_the_frontend_without_redis(client: FlaskClient) -> None:
     for cookie in ("", "A" * 43):
         client.set_cookie("backline_session", cookie)
         response = client.get("/api/spotify/authorize?code=a&state=b", headers=NAVIGATION)
@@ -690,7 +652,7 @@ def test_a_browser_comes_back_to_the_frontend_also_when_redis_is_away(client: Fl
         ({"on": "me", "kind": "rate_limited", "retry_after": 1}, 429, "spotify-rate-limited"),
     ],
 )
-def test_a_failing_spotify_stores_nothing_and_is_named(
+def test_failure_of_spotify_is_reported_and_stores_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, fault: dict[str, Any], status: int, problem: str
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -702,16 +664,16 @@ def test_a_failing_spotify_stores_nothing_and_is_named(
     if status in (429, 503):
         assert int(response.headers["Retry-After"]) > 0
     assert rows(app) == []
-    # Another consent succeeds, once the wait is over that Spotify has asked for.
+    # Another consent succeeds after the wait that Spotify asked for.
     sandbox.clear_faults()
     callback = sandbox.consent(first_visit(client))
     assert eventually(lambda: come_back(client, callback).json["status"] == "connected")
 
 
-def test_both_rows_are_written_in_one_transaction(
+def test_account_and_tokens_are_stored_in_one_transaction(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """If the tokens cannot be stored, there is no link without tokens either."""
+    """If the tokens cannot be stored, no account is stored without tokens."""
     callback = sandbox.consent(first_visit(client))
     refuse = {
         "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
@@ -733,7 +695,7 @@ def test_both_rows_are_written_in_one_transaction(
 
 
 @pytest.mark.settings(SPOTIFY_REDIRECT_URI="http://127.0.0.1:5173/callback")
-def test_the_redirect_may_point_at_a_page_of_the_spa(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_redirect_uri_can_be_a_page_of_the_spa(client: FlaskClient, sandbox: SandboxClient) -> None:
 
     callback = sandbox.consent(first_visit(client))
 

@@ -1,4 +1,4 @@
-"""`GET /api/spotify/authorize`: what it refuses, and what a refusal leaves as it was."""
+"""Rejections by `GET /api/spotify/authorize`, and what they leave unchanged."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ PROGRAM = {"Accept": "application/json"}
 
 
 @pytest.fixture(autouse=True)
-def _hear_events(caplog: pytest.LogCaptureFixture) -> None:
+def _capture_events(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app")
 
 
@@ -40,7 +40,7 @@ def visit(client: FlaskClient, query: Any = "", **headers: str) -> TestResponse:
 
 
 def result(response: TestResponse) -> str:
-    """What a browser that came back is told in the app's URL."""
+    """Return the result in the URL that the browser is redirected to."""
     assert response.status_code == 303, response.text
     return response.headers["Location"].partition("?spotify=")[2]
 
@@ -70,23 +70,23 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_each_oauth_error_is_told_apart(
+def test_each_oauth_error_has_its_own_problem_and_result(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
-    status, problem, told = ERRORS[error]
+    status, problem, redirect = ERRORS[error]
     one, two = ({"error": error, "state": answer_of(first_visit(client))["state"]} for _ in range(2))
 
     response, page = visit(client, one, **PROGRAM), visit(client, two, **PAGE)
 
-    assert (response.status_code, slug(response), result(page)) == (status, problem, told)
+    assert (response.status_code, slug(response), result(page)) == (status, problem, redirect)
     assert ("Retry-After" in response.headers) is (status == 503)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     ours = problem == "spotify-misconfigured"
     assert [vars(record)["reason"] for record in errors] == [error] * (2 if ours else 0)
-    assert slug(visit(client, one, **PROGRAM)) == "spotify-state-mismatch"  # it was used
+    assert slug(visit(client, one, **PROGRAM)) == "spotify-state-mismatch"  # it was consumed
 
 
-def test_an_unknown_error_is_neither_logged_nor_reflected(
+def test_unknown_oauth_error_is_neither_logged_nor_reflected(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = answer_of(first_visit(client))["state"]
@@ -98,14 +98,14 @@ def test_an_unknown_error_is_neither_logged_nor_reflected(
 
 
 @pytest.mark.parametrize("query", ["error=server_error", "error=server_error&state=wrong", "error=x&state="])
-def test_an_error_without_our_state_is_nobodys(client: FlaskClient, app: Flask, query: str) -> None:
+def test_error_without_a_valid_state_is_a_state_mismatch(client: FlaskClient, app: Flask, query: str) -> None:
     response = visit(client, query)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
     assert keys(app) == set()
 
 
-def test_a_misconfigured_exchange_is_logged_as_an_error(
+def test_rejected_client_is_logged_as_an_error(
     client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -153,7 +153,7 @@ def a_head(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("by", [a_link_scanner, another_person, another_browser, a_prefetch, a_head])
-def test_another_attempt_leaves_the_callback_to_its_own_session(
+def test_foreign_attempt_does_not_consume_a_callback(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, by: Callable[..., None]
 ) -> None:
     register(client, "ada")
@@ -165,7 +165,7 @@ def test_another_attempt_leaves_the_callback_to_its_own_session(
     assert visit(client, callback).json["status"] == "connected"
 
 
-def test_a_prefetch_starts_no_authorization(client: FlaskClient, app: Flask) -> None:
+def test_prefetch_does_not_start_an_authorization(client: FlaskClient, app: Flask) -> None:
     refused = visit(client, Sec_Purpose="prefetch", **PAGE)
 
     assert (refused.status_code, slug(refused)) == (503, "service-unavailable")
@@ -174,7 +174,7 @@ def test_a_prefetch_starts_no_authorization(client: FlaskClient, app: Flask) -> 
 
 
 @pytest.mark.parametrize("fault", ["rate_limited", "no connection"])
-def test_a_callback_can_come_again_while_its_code_is_unused(
+def test_callback_can_be_repeated_if_its_code_was_not_used(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -194,9 +194,7 @@ def _with_accounts_at(config: Config, url: str) -> Config:
     return Config(**{**vars(config), "spotify_accounts_url": url})
 
 
-def test_a_code_that_may_have_been_used_is_not_sent_twice(
-    client: FlaskClient, sandbox: SandboxClient
-) -> None:
+def test_code_that_may_have_been_used_is_not_sent_twice(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = sandbox.consent(first_visit(client))
     sandbox.fault(on="code", kind="google_502", after_effect=True)
     assert slug(come_back(client, callback)) == "spotify-unavailable"
@@ -205,7 +203,9 @@ def test_a_code_that_may_have_been_used_is_not_sent_twice(
     assert len(sandbox.calls(path="/api/token")) == 1
 
 
-def test_a_wait_for_me_costs_no_state(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_rate_limited_profile_request_does_not_consume_a_state(
+    client: FlaskClient, sandbox: SandboxClient
+) -> None:
     first, second = (sandbox.consent(first_visit(client)) for _ in range(2))
     sandbox.fault(on="me", kind="rate_limited", retry_after=1)
     assert slug(come_back(client, first)) == "spotify-rate-limited"
@@ -215,19 +215,19 @@ def test_a_wait_for_me_costs_no_state(client: FlaskClient, sandbox: SandboxClien
     assert len(sandbox.calls(path="/api/token")) == 1
 
 
-def test_no_code_is_used_while_the_web_api_is_away(
+def test_open_circuit_of_the_web_api_does_not_consume_a_code(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     callbacks = [sandbox.consent(first_visit(client)) for _ in range(16)]
     sandbox.fault(on="me", kind="google_502", times=None)
-    for callback in callbacks[:15]:  # so many failures in a row open the circuit
+    for callback in callbacks[:15]:  # as many as open the circuit
         assert slug(come_back(client, callback)) == "spotify-unavailable"
     sandbox.clear_calls()
 
     assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
     assert sandbox.calls() == []
     sandbox.clear_faults()
-    app.extensions["backline"].web_api._circuit.record_success()  # as another's try would find out
+    app.extensions["backline"].web_api._circuit.record_success()  # as after a successful call
     assert come_back(client, callbacks[15]).json["status"] == "connected"
 
 
@@ -275,7 +275,7 @@ def test_another_site_cannot_start_an_authorization(
 
 
 @pytest.mark.parametrize("headers", FROM_HERE.values(), ids=FROM_HERE.keys())
-def test_the_app_can_start_an_authorization(client: FlaskClient, headers: dict[str, str]) -> None:
+def test_app_can_start_an_authorization(client: FlaskClient, headers: dict[str, str]) -> None:
     begun = client.get("/api/spotify/authorize", headers=headers)
 
     assert begun.json["status"] == "authorization_required"
@@ -292,7 +292,7 @@ def test_another_site_cannot_undo_a_disconnect(client: FlaskClient, sandbox: San
     assert (refused.status_code, slug(refused)) == (403, "cross-site-request")
 
 
-def test_spotify_brings_people_back_from_another_site(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_callback_is_accepted_from_another_site(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = answer_of(sandbox.consent(first_visit(client)))
 
     back = visit(
@@ -302,14 +302,16 @@ def test_spotify_brings_people_back_from_another_site(client: FlaskClient, sandb
     assert result(back) == "connected"
 
 
-def test_a_wrong_state_starts_nothing(client: FlaskClient, app: Flask) -> None:
+def test_callback_with_a_wrong_state_starts_no_authorization(client: FlaskClient, app: Flask) -> None:
     for site in ("none", "cross-site"):
         assert slug(visit(client, "code=a&state=b", Sec_Fetch_Site=site)) == "spotify-state-mismatch"
     assert keys(app) == set()
 
 
-def test_spotify_always_asks_for_consent(new_client: NewClient, sandbox: SandboxClient) -> None:
-    """Also on another device after a disconnect, of which no server-side memory is needed."""
+def test_authorization_url_always_requests_the_consent_dialog(
+    new_client: NewClient, sandbox: SandboxClient
+) -> None:
+    """Also on another device after a disconnect."""
     register(client := new_client(), "ada")
     connect(client, sandbox)
     client.delete("/api/spotify")
@@ -322,20 +324,18 @@ def test_spotify_always_asks_for_consent(new_client: NewClient, sandbox: Sandbox
 # --- floods ----------------------------------------------------------------------------------------
 
 
-def test_an_authorization_takes_one_key_beside_the_session_and_its_counts(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_authorization_adds_one_redis_key(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     url = first_visit(client)
 
     kinds = sorted(key.decode().split(":")[0] for key in keys(app))
     assert kinds == ["authorization", "session", "throttle", "throttle"]
     first_visit(client)
-    assert len(keys(app)) == 5  # the address's counts are there already
+    assert len(keys(app)) == 5  # the address already has its counters
     come_back(client, sandbox.consent(url))
     assert len([key for key in keys(app) if key.startswith(b"author")]) == 2
 
 
-def test_one_session_may_have_thirty_authorizations_open(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_session_can_have_thirty_open_authorizations(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client)
     urls = [first_visit(client) for _ in range(30)]
 
@@ -344,11 +344,11 @@ def test_one_session_may_have_thirty_authorizations_open(client: FlaskClient, sa
     assert 590 <= int(refused.headers["Retry-After"]) <= 600
     assert result(visit(client, **PAGE)) == "error-too-many-attempts"
     assert come_back(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
-    first_visit(client)  # that one is over
+    first_visit(client)  # which makes room for one
     assert client.get("/api/spotify/authorize").status_code == 429
 
 
-def test_one_address_may_have_hundreds_of_authorizations_unfinished(
+def test_address_can_have_600_unfinished_authorizations(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert oauth_state.MAX_PER_ADDRESS == 600
@@ -362,24 +362,24 @@ def test_one_address_may_have_hundreds_of_authorizations_unfinished(
     assert 1 <= int(refused.headers["Retry-After"]) <= 600
     assert "Set-Cookie" not in refused.headers
     first_visit(from_address(new_client(), "2001:db8:1:3::1"))
-    # A consent that was refused makes no room, or a flood would: one that was given does.
+    # Only a given consent makes room: otherwise a flood of declined ones would.
     assert come_back(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401
     assert late.get("/api/spotify/authorize").status_code == 429
     assert come_back(visitors[1], sandbox.consent(urls[1])).json["status"] == "connected"
     first_visit(late)
 
 
-def test_a_hundred_starts_at_once_are_counted(
+def test_concurrent_starts_are_counted_exactly(
     app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oauth_state, "MAX_PER_ADDRESS", 50)
     with ThreadPoolExecutor(16) as pool:
-        answers = pool.map(lambda _: app.test_client().get("/api/spotify/authorize").status_code, range(100))
+        statuses = pool.map(lambda _: app.test_client().get("/api/spotify/authorize").status_code, range(100))
 
-    assert sorted(answers) == [200] * 50 + [429] * 50
+    assert sorted(statuses) == [200] * 50 + [429] * 50
 
 
-def test_exchanges_are_counted_by_address_and_keep_their_state(
+def test_excess_exchange_of_an_address_keeps_its_state(
     client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert exchange.MAX_EXCHANGES_PER_ADDRESS == 1000
@@ -395,7 +395,7 @@ def test_exchanges_are_counted_by_address_and_keep_their_state(
     assert come_back(elsewhere, callbacks[2]).json["status"] == "connected"
 
 
-def test_a_page_that_polls_gets_one_url_and_another_once_it_is_used(
+def test_polling_page_gets_the_same_url_until_it_is_used(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oauth_state, "_SAME_URL_SECONDS", 10**9)  # no new period begins meanwhile

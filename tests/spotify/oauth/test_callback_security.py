@@ -1,7 +1,6 @@
-"""The border of `GET /api/spotify/authorize`: requirements D1 to D12, each test named for its own.
+"""Requirements D1 to D12: the security of `GET /api/spotify/authorize`.
 
-What one flow does by itself is in `test_authorize.py`, where further tests of these requirements are.
-Custody's part of D9 is in `test_tokens.py`.
+Further tests of them are in `test_authorize.py` and, for D9, in `tests/spotify/tokens/test_service.py`.
 """
 
 import base64
@@ -60,7 +59,7 @@ RESULTS = {
     )
 }
 
-# Where the database has no say, one is enough.
+# For tests that do not depend on the kind of database.
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 NewClient = Callable[[], FlaskClient]
@@ -68,12 +67,12 @@ Query = dict[str, str] | str
 
 
 @pytest.fixture(autouse=True)
-def _hear_events(caplog: pytest.LogCaptureFixture) -> None:
+def _capture_events(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app")
 
 
 def logged(caplog: pytest.LogCaptureFixture, event: str, field: str) -> list[Any]:
-    """What stood in that field of each such event."""
+    """Return the values of a field in all records of an event."""
     return [vars(record)[field] for record in caplog.records if record.getMessage() == event]
 
 
@@ -82,12 +81,12 @@ def visit(client: FlaskClient, query: Query, accept: dict[str, str], **headers: 
 
 
 def as_page(client: FlaskClient, callback: str) -> TestResponse:
-    """Come back as a browser does whose redirect URI is the API's own."""
+    """Pass on a callback as a browser does if the redirect URI is the API's own."""
     return visit(client, answer_of(callback), PAGE)
 
 
 def result(response: TestResponse) -> str:
-    """What the SPA is told. Fails if the browser is not sent there."""
+    """Return the result in the redirect to the SPA. Fails if there is none."""
     assert response.status_code == 303, response.text
     assert response.headers["Location"] in RESULTS
     return response.headers["Location"].partition("?spotify=")[2]
@@ -98,7 +97,7 @@ def token_calls(sandbox: SandboxClient) -> int:
 
 
 def stored(app: Flask) -> list[Any]:
-    """Every column of every link and token, byte for byte."""
+    """Return all columns of all connections and tokens, as stored."""
     with app.app_context(), reading() as db:
         return [
             [tuple(row) for row in db.execute(table.select())]
@@ -106,14 +105,14 @@ def stored(app: Flask) -> list[Any]:
         ]
 
 
-def links_and_owners(app: Flask) -> list[tuple[str, int | None]]:
+def accounts_and_owners(app: Flask) -> list[tuple[str, int | None]]:
     with app.app_context(), reading() as db:
-        return [(link.spotify_id, link.user_id) for link in db.scalars(sa.select(SpotifyUser))]
+        return [(found.spotify_id, found.user_id) for found in db.scalars(sa.select(SpotifyUser))]
 
 
 @contextmanager
 def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Iterator["Future[TestResponse]"]:
-    """A callback that hangs at Spotify during the block, and ends after it."""
+    """Send a callback that waits for Spotify until the block ends."""
     tab = another_tab(client)
     sandbox.fault(on="me", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
@@ -125,7 +124,7 @@ def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Ite
             sandbox.release()
 
 
-# --- D1: a state that is not this session's own, fresh and unused ----------------------------------
+# --- D1: a state must be unused, fresh, and this session's own -------------------------------------
 
 
 def missing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
@@ -151,6 +150,7 @@ def expired(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[Fl
     keys = store.keys("author*")
     assert len(keys) == 1
     for key in keys:
+        assert 595 <= store.ttl(key) <= 600
         store.pexpire(key, 1)
     eventually(lambda: not store.exists(*keys))
     return client, callback
@@ -173,10 +173,11 @@ def another_sessions(
     return other, answer_of(sandbox.consent(first_visit(client)))
 
 
+@pytest.mark.requirement("D1")
 @ONE_DATABASE
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
 @pytest.mark.parametrize("wrong", [missing, unknown, used, expired, another_users, another_sessions])
-def test_d1_a_wrong_state_is_refused_without_a_token_request(
+def test_wrong_state_is_rejected_without_a_token_request(
     client: FlaskClient,
     app: Flask,
     sandbox: SandboxClient,
@@ -207,7 +208,7 @@ def pending_key(state: str) -> str:
 
 
 def verifier_of(app: Flask, state: str) -> str:
-    """The verifier of a flow under way, which only somebody with Redis and the keys can read."""
+    """Return the verifier of an authorization. This requires Redis and the keys."""
     with app.app_context():
         raw: Any = services().redis.get(pending_key(state))
         packed = services().redis_cipher.decrypt(pending_key(state), raw)
@@ -226,8 +227,9 @@ def change_pending(app: Flask, state: str, **values: object) -> None:
         services().redis.set(pending_key(state), encrypted, keepttl=True)
 
 
+@pytest.mark.requirement("D2")
 @ONE_DATABASE
-def test_d2_each_flow_has_a_verifier_of_its_own_and_sends_its_sha_256(
+def test_each_authorization_sends_the_sha256_of_its_own_verifier(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     urls = [first_visit(client) for _ in range(2)]
@@ -241,8 +243,9 @@ def test_d2_each_flow_has_a_verifier_of_its_own_and_sends_its_sha_256(
         assert (query["code_challenge_method"], query["code_challenge"]) == ("S256", digest)
 
 
+@pytest.mark.requirement("D2")
 @ONE_DATABASE
-def test_d2_the_verifier_is_in_no_answer_cookie_log_or_key(
+def test_verifier_is_in_no_response_cookie_log_or_key(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -262,8 +265,9 @@ def test_d2_the_verifier_is_in_no_answer_cookie_log_or_key(
     assert not any(verifier.encode() in value for value in kept)
 
 
+@pytest.mark.requirement("D2")
 @ONE_DATABASE
-def test_d2_spotify_refuses_a_wrong_verifier_and_nothing_is_stored(
+def test_wrong_verifier_is_rejected_by_spotify_and_stores_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -280,9 +284,10 @@ def test_d2_spotify_refuses_a_wrong_verifier_and_nothing_is_stored(
     assert connect(client, sandbox)["status"] == "connected"
 
 
+@pytest.mark.requirement("D2")
 @ONE_DATABASE
 @pytest.mark.parametrize("damage", ["no msgpack", "another flow's", "damaged", "an unknown status"])
-def test_d2_a_pending_entry_that_was_tampered_with_is_refused_at_once(
+def test_tampered_authorization_is_rejected_immediately(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, damage: str
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -301,15 +306,16 @@ def test_d2_a_pending_entry_that_was_tampered_with_is_refused_at_once(
     response = come_back(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
-    assert time.monotonic() - began < WAIT_SECONDS / 2  # it waits for no twin
+    assert time.monotonic() - began < WAIT_SECONDS / 2  # it does not wait for a duplicate
     assert token_calls(sandbox) == 0
 
 
-# --- D3: a callback that comes twice ---------------------------------------------------------------
+# --- D3: duplicate callbacks -----------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D3")
 @pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
-def test_d3_a_page_that_is_reloaded_has_the_same_answer_also_from_another_worker(
+def test_reloaded_callback_has_the_same_response_from_any_worker(
     client: FlaskClient, another_worker: Flask, app: Flask, sandbox: SandboxClient, signed_in: bool
 ) -> None:
     if signed_in:
@@ -327,8 +333,9 @@ def test_d3_a_page_that_is_reloaded_has_the_same_answer_also_from_another_worker
     assert stored(app) == before
 
 
+@pytest.mark.requirement("D3")
 @pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
-def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answer(
+def test_twenty_duplicate_callbacks_make_one_token_request(
     client: FlaskClient,
     app: Flask,
     another_worker: Flask,
@@ -361,7 +368,7 @@ def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answ
 
     assert [result(answer.result()) for answer in answers] == ["connected"] * 20
     assert len({answer.result().data for answer in answers}) == 1
-    # Whichever of them the browser keeps, it is connected.
+    # Whichever cookie the browser keeps, its session is connected.
     assert {tab.get("/api/spotify").json["status"] for tab in tabs} == {"connected"}
     assert token_calls(sandbox) == 1
     assert [len(table) for table in stored(app)] == [1, 1]
@@ -369,7 +376,7 @@ def test_d3_twenty_at_once_across_two_workers_are_one_token_request_and_one_answ
     assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
 
-# --- D4: where people are sent ---------------------------------------------------------------------
+# --- D4: redirect targets --------------------------------------------------------------------------
 
 POISONS = {
     "Host": {"Host": "evil.example"},
@@ -384,10 +391,11 @@ POISONS = {
 }
 
 
+@pytest.mark.requirement("D4")
 @pytest.mark.settings(TRUSTED_PROXIES="1")
 @ONE_DATABASE
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
-def test_d4_no_header_changes_where_people_are_sent(
+def test_headers_do_not_change_redirect_targets(
     client: FlaskClient, sandbox: SandboxClient, poison: dict[str, str]
 ) -> None:
     if "Host" in poison:
@@ -401,11 +409,12 @@ def test_d4_no_header_changes_where_people_are_sent(
     for target in (url, sent_on.headers["Location"]):
         assert target.startswith(f"{sandbox.accounts_url}/authorize?")
         assert answer_of(target)["redirect_uri"] == REDIRECT_URI
-    # Spotify exchanges a code only with the redirect URI that it was made for.
+    # Spotify accepts a code only with the redirect URI that it was issued for.
     assert result(done) == "connected"
     assert "evil" not in f"{begun.headers}{sent_on.headers}{sent_on.text}{done.headers}{done.text}"
 
 
+@pytest.mark.requirement("D4")
 @ONE_DATABASE
 @pytest.mark.parametrize(
     "target",
@@ -420,7 +429,7 @@ def test_d4_no_header_changes_where_people_are_sent(
         "\u560d\u560aLocation: https://evil.example",
     ],
 )
-def test_d4_no_parameter_changes_where_people_are_sent(
+def test_parameters_do_not_change_redirect_targets(
     client: FlaskClient, sandbox: SandboxClient, target: str
 ) -> None:
     names = ("next", "redirect", "redirect_uri", "return_to", "url", "spotify", "FRONTEND_URL", "scope")
@@ -444,12 +453,13 @@ def test_d4_no_parameter_changes_where_people_are_sent(
 # --- D5: one authorization server ------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D5")
 @ONE_DATABASE
 @pytest.mark.parametrize("issuer", ["https://evil.example", "https://accounts.spotify.com", ""])
-def test_d5_a_parameter_that_names_another_issuer_is_ignored(
+def test_parameter_naming_another_issuer_is_ignored(
     client: FlaskClient, sandbox: SandboxClient, issuer: str
 ) -> None:
-    """There is one server, and it sends no `iss`: an unknown parameter is ignored (RFC 6749 section 4.1.2).
+    """The only server sends no `iss`, and unknown parameters are ignored (RFC 6749 section 4.1.2).
 
     The mix-up that `iss` is against (RFC 9207) needs a second server; a code goes to ours only.
     """
@@ -462,9 +472,10 @@ def test_d5_a_parameter_that_names_another_issuer_is_ignored(
     assert exchange["status"] == 200
 
 
+@pytest.mark.requirement("D5")
 @pytest.mark.settings(SPOTIFY_ACCOUNTS_URL="https://accounts.example.com")
 @ONE_DATABASE
-def test_d5_the_authorization_server_comes_from_the_settings_only(client: FlaskClient) -> None:
+def test_authorization_server_comes_from_the_settings_only(client: FlaskClient) -> None:
 
     further = {"iss": "https://evil.example", "authorization_endpoint": "https://evil.example/authorize"}
     response = visit(client, further, PAGE)
@@ -484,10 +495,11 @@ def five_sessions(app: Flask, name: str) -> list[FlaskClient]:
     return clients
 
 
-def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
+@pytest.mark.requirement("D6")
+def test_concurrent_callbacks_of_two_users_make_one_owner(
     app: Flask, another_worker: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Five sessions each, five flows in each, half of them on another worker, all stored at once."""
+    """Five sessions each, five authorizations in each, half of them on another worker."""
     names, workers = ("ada", "bob"), (app, another_worker)
     sessions = {name: five_sessions(app, name) for name in names}
     with requests.Session() as person:
@@ -515,7 +527,7 @@ def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
         for name in names
     }
 
-    [(spotify_id, owner_id)] = links_and_owners(app)
+    [(spotify_id, owner_id)] = accounts_and_owners(app)
     with app.app_context(), reading() as db:
         owner = db.get_one(User, owner_id).username
     [loser] = set(names) - {owner}
@@ -528,7 +540,7 @@ def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
     assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 25
     assert len(set(logged(caplog, "spotify_connected", "spotify_user_id"))) == 1
 
-    # From now on there is an owner, and nothing of theirs changes by a byte.
+    # From now on, nothing of the owner's changes.
     before = stored(app)
     for client, callback in late:
         if client in sessions[loser]:
@@ -541,7 +553,8 @@ def test_d6_fifty_callbacks_at_once_by_two_users_make_one_link_with_one_owner(
     assert sandbox.calls() == []
 
 
-def test_d6_the_refusal_does_not_say_whose_account_it_is(
+@pytest.mark.requirement("D6")
+def test_account_in_use_does_not_reveal_its_owner(
     new_client: NewClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner, other = new_client(), new_client()
@@ -563,9 +576,10 @@ def test_d6_the_refusal_does_not_say_whose_account_it_is(
 # --- D7: an attacker's callback in the victim's browser --------------------------------------------
 
 
+@pytest.mark.requirement("D7")
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
 @pytest.mark.parametrize("victim_is", ["a stranger", "a visitor", "signed in", "connected"])
-def test_d7_an_attackers_callback_links_nothing_to_the_victim(
+def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     new_client: NewClient,
     app: Flask,
     sandbox: SandboxClient,
@@ -588,7 +602,7 @@ def test_d7_an_attackers_callback_links_nothing_to_the_victim(
 
     response = visit(victim, answer_of(callback), accept)
 
-    if victim_is == "connected":  # with what it was connected with before
+    if victim_is == "connected":  # to its own account, as before
         assert (result(response) if accept is PAGE else response.json["status"]) == "connected"
     elif accept is PAGE:
         assert result(response) == "error-spotify-state-mismatch"
@@ -599,15 +613,16 @@ def test_d7_an_attackers_callback_links_nothing_to_the_victim(
     assert stored(app) == before
     assert sandbox.calls() == []
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
-    # Nor does the attempt take anything from the person whose state it is.
+    # The attempt does not consume the state of its own session either.
     assert come_back(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
 
 
-# --- D8: who leaves in mid-flow --------------------------------------------------------------------
+# --- D8: people who leave in between ---------------------------------------------------------------
 
 
+@pytest.mark.requirement("D8")
 @pytest.mark.parametrize("then", ["nobody", "the same user", "another user"])
-def test_d8_a_callback_in_flight_links_to_nobody_once_its_user_has_signed_out(
+def test_callback_in_progress_connects_nothing_after_a_logout(
     client: FlaskClient,
     app: Flask,
     sandbox: SandboxClient,
@@ -630,11 +645,12 @@ def test_d8_a_callback_in_flight_links_to_nobody_once_its_user_has_signed_out(
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["not-signed-in"]
 
 
+@pytest.mark.requirement("D8")
 @pytest.mark.parametrize("leaves_by", ["registering", "signing in", "signing out"])
-def test_d8_a_visitor_who_leaves_in_mid_flow_leaves_no_link_behind(
+def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, leaves_by: str
 ) -> None:
-    """It would be nobody's, out of reach, and kept for thirty days."""
+    """Nobody could use or delete it, and it would be kept for thirty days."""
     register(app.test_client(), "ada")
     callback = sandbox.consent(first_visit(client))
     with in_flight(client, callback, sandbox) as answer:
@@ -650,10 +666,11 @@ def test_d8_a_visitor_who_leaves_in_mid_flow_leaves_no_link_behind(
     assert connect(client, sandbox)["spotify_id"] == "mira_t_42"
 
 
-def test_d8_whoever_is_in_a_session_that_has_ended_connects_as_a_new_visitor(
+@pytest.mark.requirement("D8")
+def test_ended_session_connects_as_a_new_visitor(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Its user has a new password since. What it connected would be nobody's, and out of its own reach."""
+    """As after a new password. Otherwise, nobody could use or delete what it connects."""
     register(client, "ada")
     with app.app_context(), writing() as db:
         db.execute(sa.update(User).values(session_epoch=User.session_epoch + 1))
@@ -662,14 +679,15 @@ def test_d8_whoever_is_in_a_session_that_has_ended_connects_as_a_new_visitor(
 
     assert client.get("/api/spotify").json == connected
     assert client.get("/api/session").json["authenticated"] is False
-    assert links_and_owners(app) == [("mira_t_42", None)]
+    assert accounts_and_owners(app) == [("mira_t_42", None)]
 
 
-# --- D9: another account, and refreshes that come late ---------------------------------------------
+# --- D9: another account, and late refreshes -------------------------------------------------------
 
 
+@pytest.mark.requirement("D9")
 @pytest.mark.parametrize("then", [None, "mira_t_42", "aiko-87"], ids=["no more", "the same", "another"])
-def test_d9_a_late_refresh_undoes_no_disconnect_and_no_new_connection(
+def test_late_refresh_does_not_undo_a_disconnect_or_new_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, then: str | None
 ) -> None:
     register(client)
@@ -692,12 +710,12 @@ def test_d9_a_late_refresh_undoes_no_disconnect_and_no_new_connection(
     assert [len(table) for table in before] == [then is not None] * 2
 
 
-# --- D10: whatever is sent -------------------------------------------------------------------------
+# --- D10: arbitrary input --------------------------------------------------------------------------
 
 MARK = "Zq9Reflected"
 REFUSALS = ("spotify-state-mismatch", "spotify-unavailable", "validation-error")
 BODIES: dict[str, bytes] = {}
-"""The page to each result, which is the same whatever was sent."""
+"""The response body for each result, which must not depend on the request."""
 
 values = st.one_of(
     st.text(max_size=50).map(str.encode),
@@ -728,6 +746,7 @@ parameters = st.lists(
 )
 
 
+@pytest.mark.requirement("D10")
 @ONE_DATABASE
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -736,14 +755,14 @@ parameters = st.lists(
     with_state=st.booleans(),
     accept=st.sampled_from([PAGE, PAGE, PROGRAM]),
 )
-def test_d10_whatever_comes_back_ends_in_a_fixed_result_and_is_not_reflected(
+def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
     client: FlaskClient,
     one: tuple[str, bytes],
     others: list[tuple[str, bytes]],
     with_state: bool,
     accept: dict[str, str],
 ) -> None:
-    # A callback that is refused does not end its authorization, and one session may have 30 at a time.
+    # A rejected callback does not end its authorization, and a session can have only 30.
     client.application.extensions["backline"].redis.flushdb()
     pairs = [*others, one]
     if with_state:
@@ -753,9 +772,9 @@ def test_d10_whatever_comes_back_ends_in_a_fixed_result_and_is_not_reflected(
     response = visit(client, query, accept)
 
     if accept is PAGE:
-        told = result(response)
-        assert told in ("denied", *(f"error-{slug}" for slug in REFUSALS))
-        assert BODIES.setdefault(told, response.data) == response.data
+        found = result(response)
+        assert found in ("denied", *(f"error-{slug}" for slug in REFUSALS))
+        assert BODIES.setdefault(found, response.data) == response.data
     else:
         assert slug(response) in ("spotify-access-denied", *REFUSALS)
     sent_back = f"{response.headers}{response.text}"
@@ -764,10 +783,11 @@ def test_d10_whatever_comes_back_ends_in_a_fixed_result_and_is_not_reflected(
     assert "x" * 100 not in sent_back
 
 
+@pytest.mark.requirement("D10")
 @ONE_DATABASE
 @pytest.mark.parametrize("fault", [None, "google_502", "truncated_json", "invalid_client", "rate_limited"])
 @pytest.mark.parametrize("on", ["code", "me"])
-def test_d10_a_page_has_a_fixed_result_also_when_spotify_fails(
+def test_browser_gets_a_fixed_result_when_spotify_fails(
     client: FlaskClient, sandbox: SandboxClient, on: str, fault: str | None
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -779,17 +799,19 @@ def test_d10_a_page_has_a_fixed_result_also_when_spotify_fails(
     assert (result(response) == "connected") is (fault is None)
 
 
+@pytest.mark.requirement("D10")
 @ONE_DATABASE
-def test_d10_code_and_error_together_are_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_callback_with_code_and_error_is_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
     callback = answer_of(sandbox.consent(first_visit(client)))
 
     assert result(visit(client, {**callback, "error": "server_error"}, PAGE)) == "error-spotify-unavailable"
     assert token_calls(sandbox) == 0
 
 
+@pytest.mark.requirement("D10")
 @ONE_DATABASE
 @pytest.mark.parametrize("twice", ["code", "state", "error"])
-def test_d10_a_parameter_that_stands_twice_is_refused_and_logged(
+def test_repeated_parameter_is_rejected_and_logged(
     client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture, twice: str
 ) -> None:
     callback = answer_of(sandbox.consent(first_visit(client)))
@@ -803,13 +825,14 @@ def test_d10_a_parameter_that_stands_twice_is_refused_and_logged(
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["validation-error"] * 2
 
 
-# --- D11: what the answer to a callback carries ----------------------------------------------------
+# --- D11: headers and logs -------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D11")
 @ONE_DATABASE
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
 @pytest.mark.parametrize("outcome", ["connected", "denied", "refused"])
-def test_d11_the_answer_to_a_callback_is_kept_nowhere_and_tells_no_other_site(
+def test_callback_response_is_not_cached_and_has_no_referrer(
     client: FlaskClient,
     sandbox: SandboxClient,
     caplog: pytest.LogCaptureFixture,
@@ -822,7 +845,7 @@ def test_d11_the_answer_to_a_callback_is_kept_nowhere_and_tells_no_other_site(
     if outcome == "refused":
         first_visit(client)
         callback["state"] = callback["state"].swapcase()
-    caplog.clear()  # of the URLs that the person's browser, which is this process too, has opened
+    caplog.clear()  # of the URLs that the simulated browser opened in this process
 
     response = visit(client, callback, accept)
 
@@ -836,15 +859,16 @@ def test_d11_the_answer_to_a_callback_is_kept_nowhere_and_tells_no_other_site(
             url.startswith(FRONTEND) for url in re.findall(r"(?:https?:)?//[^\"'<>\s]+", response.text)
         )
         assert not re.search(r"<(?:script|img|link|iframe|style|form)\b", response.text)
-    # With all that LOG_LEVEL=DEBUG lets through, and more: these are other libraries' lines, too.
+    # Including the lines of other libraries.
     lines = "\n".join(map(JsonFormatter().format, caplog.records))
     assert '"route": "/api/spotify/authorize"' in lines
     assert not any(callback[name] in lines for name in ("code", "state") if name in callback)
 
 
+@pytest.mark.requirement("D11")
 @ONE_DATABASE
 @pytest.mark.processes
-def test_d11_no_code_and_no_state_is_in_the_servers_log(
+def test_server_log_contains_no_code_and_no_state(
     server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
 ) -> None:
     with server(workers=1, LOG_LEVEL="DEBUG") as api, requests.Session() as browser:
@@ -876,10 +900,9 @@ def test_d11_no_code_and_no_state_is_in_the_servers_log(
 # --- D12: scopes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("D12")
 @pytest.mark.settings(SPOTIFY_SCOPES="user-top-read user-read-private")
-def test_d12_the_scopes_asked_for_are_those_of_the_settings(
-    client: FlaskClient, sandbox: SandboxClient
-) -> None:
+def test_requested_scopes_come_from_the_settings(client: FlaskClient, sandbox: SandboxClient) -> None:
     url = first_visit(client)
 
     assert parse_qs(urlsplit(url).query)["scope"] == ["user-top-read user-read-private"]
@@ -889,7 +912,8 @@ def test_d12_the_scopes_asked_for_are_those_of_the_settings(
     assert (response.status_code, slug(response)) == (403, "insufficient-scope")
 
 
-def test_d12_a_new_consent_to_fewer_scopes_is_what_counts_from_then_on(
+@pytest.mark.requirement("D12")
+def test_new_consent_to_fewer_scopes_replaces_the_old_scopes(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     register(client)
@@ -908,25 +932,25 @@ def test_d12_a_new_consent_to_fewer_scopes_is_what_counts_from_then_on(
 # --- what is logged --------------------------------------------------------------------------------
 
 
-def test_connecting_and_disconnecting_are_logged_once_each(
+def test_connecting_and_disconnecting_are_each_logged_once(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     register(client)
     connect(client, sandbox)
     client.get("/api/spotify/authorize")
-    [[link], _] = stored(app)
+    [[row], _] = stored(app)
 
     client.delete("/api/spotify")
     client.delete("/api/spotify")
 
-    assert logged(caplog, "spotify_connected", "spotify_user_id") == [link[0]]
-    assert logged(caplog, "spotify_disconnected", "spotify_user_id") == [link[0]]
+    assert logged(caplog, "spotify_connected", "spotify_user_id") == [row[0]]
+    assert logged(caplog, "spotify_disconnected", "spotify_user_id") == [row[0]]
     assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
 
 @ONE_DATABASE
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
-def test_each_refusal_is_logged_with_its_reason_and_a_first_visit_is_none(
+def test_each_rejected_callback_is_logged_with_its_reason(
     client: FlaskClient,
     sandbox: SandboxClient,
     caplog: pytest.LogCaptureFixture,
@@ -951,7 +975,7 @@ def test_each_refusal_is_logged_with_its_reason_and_a_first_visit_is_none(
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 @ONE_DATABASE
-def test_a_failure_is_a_refusal_only_of_a_callback(
+def test_failure_without_a_callback_is_not_logged_as_a_rejection(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
 
@@ -961,11 +985,11 @@ def test_a_failure_is_a_refusal_only_of_a_callback(
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["service-unavailable"]
 
 
-def test_a_link_is_erased_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    """So that of two who disconnect at once, one is logged."""
+def test_connection_is_deleted_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    """Otherwise, two concurrent requests would both log that they disconnected."""
     connect(client, sandbox)
     with app.app_context():
         with reading() as db:
-            link = db.scalars(sa.select(SpotifyUser)).one()
+            spotify_user = db.scalars(sa.select(SpotifyUser)).one()
 
-        assert [services().connections.delete(link) for _ in range(2)] == [True, False]
+        assert [services().connections.delete(spotify_user) for _ in range(2)] == [True, False]

@@ -1,4 +1,4 @@
-"""Accounts whose ids look alike are different accounts, on every database."""
+"""Accounts with similar ids are different accounts, on every kind of database."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def test_spotify_accounts_with_similar_ids_stay_apart(
         )
 
 
-def test_account_is_not_found_by_a_padded_name(client: FlaskClient, app: Flask) -> None:
+def test_user_is_not_found_by_a_padded_name(client: FlaskClient, app: Flask) -> None:
     user = register(client, "ada")
 
     with app.app_context(), reading() as db:
@@ -48,7 +48,7 @@ def test_account_is_not_found_by_a_padded_name(client: FlaskClient, app: Flask) 
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_text_from_outside_is_compared_without_padding(app: Flask) -> None:
+def test_external_text_is_compared_without_padding(app: Flask) -> None:
     exact = [
         (table.name, column.name)
         for table in Base.metadata.tables.values()
