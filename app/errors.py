@@ -1,9 +1,9 @@
-"""The errors of the application's core. `app.web.problems` says how the API reports each of them."""
+"""Errors that the application raises. `app.web.problems` defines how the API reports each of them."""
 
 import redis
 import sqlalchemy.exc
 
-# What the drivers of MySQL and Redis raise when a server is down, stalled, or overloaded.
+# What the MySQL and Redis drivers raise if a server is down, stalled, or overloaded.
 DEPENDENCY_DOWN = (
     redis.RedisError,
     sqlalchemy.exc.OperationalError,
@@ -13,10 +13,10 @@ DEPENDENCY_DOWN = (
 
 
 class BacklineError(Exception):
-    """An error that the caller can do something about.
+    """Base class of all errors that are reported to the caller.
 
-    `detail` is for a person, and None where the kind of error says enough. `members` are for programs.
-    `retry_after` is in seconds.
+    `detail` is a sentence for people, or None for the default of this kind of error. `members` are for
+    programs. `retry_after` is in seconds.
     """
 
     detail: str | None = None
@@ -32,21 +32,21 @@ class BacklineError(Exception):
 
 
 class ServiceUnavailable(BacklineError):
-    """MySQL, Redis, or another part of this server does not work at present."""
+    """MySQL, Redis, or another part of this server is not available."""
 
     retry_after = 5
 
 
 class ValidationError(BacklineError):
-    """An argument is not acceptable. The member `errors` maps fields to messages."""
+    """The request has invalid fields. The member `errors` maps each of them to messages."""
 
 
 class NotSignedIn(BacklineError):
-    """Nobody is signed in, or the session has ended."""
+    """No one is signed in, or the session has ended."""
 
 
 class FreshSignInRequired(BacklineError):
-    """The last sign-in is too long ago for this."""
+    """The last sign-in was too long ago for this."""
 
 
 class InvalidCredentials(BacklineError):
@@ -68,15 +68,15 @@ class UsernameTaken(BacklineError):
 
 
 class EmailTaken(BacklineError):
-    """Another account has this email address, or had it until recently."""
+    """Another account uses this email address, or used it until recently."""
 
 
 class SpotifyNotConnected(BacklineError):
-    """There is no connection with Spotify."""
+    """There is no connection to Spotify."""
 
 
 class SpotifyReauthorizationRequired(BacklineError):
-    """Spotify has ended the grant. The person has to consent again."""
+    """Spotify has ended the grant. The person has to give consent again."""
 
 
 class SpotifyAccountInUse(BacklineError):
@@ -96,13 +96,13 @@ class SpotifyStateMismatch(BacklineError):
 
 
 class SpotifyUnavailable(BacklineError):
-    """Spotify does not respond, or not usably."""
+    """Spotify does not respond, or its response cannot be used."""
 
     retry_after = 5
 
 
 class SpotifyRateLimited(BacklineError):
-    """Spotify wants no calls for a while."""
+    """Spotify's rate limit has been reached."""
 
     retry_after = 30
 
@@ -114,4 +114,4 @@ class SpotifyMisconfigured(BacklineError):
 
 
 class InsufficientScope(BacklineError):
-    """The grant lacks a permission that the call needs."""
+    """The grant does not include a permission that the call needs."""

@@ -27,9 +27,9 @@ def username() -> Normalized:
     """A username, loaded in its normal form."""
     return Normalized(
         required=True,
-        most=200,
-        form=normalization.normal_form,
-        accepts=lambda text: usernames.is_username(normalization.normal_form(text)),
+        max_length=200,
+        normalize=normalization.normal_form,
+        is_valid=lambda text: usernames.is_username(normalization.normal_form(text)),
         error=USERNAME,
         metadata={"example": "ada"},
     )
@@ -39,9 +39,9 @@ def email() -> Normalized:
     """An email address, loaded as mail is sent to it."""
     return Normalized(
         required=True,
-        most=500,
-        form=normalization.sending_form,
-        accepts=normalization.is_email,
+        max_length=500,
+        normalize=normalization.sending_form,
+        is_valid=normalization.is_email,
         error=EMAIL,
         metadata={"format": "email", "example": "ada@example.com"},
     )

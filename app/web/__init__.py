@@ -1,1 +1,1 @@
-"""The HTTP edge: sessions, access, CSRF, throttling, errors, and the API document."""
+"""The HTTP edge: sessions, access rules, CSRF, throttling, errors, and the API's documentation."""

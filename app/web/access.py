@@ -1,4 +1,4 @@
-"""Who may call a route. Every view says so with one of these; a view that does not is refused."""
+"""Who may call a route. Every view declares it with a decorator; the others respond with 500."""
 
 import logging
 from collections.abc import Callable
@@ -17,26 +17,28 @@ View = TypeVar("View", bound=Callable[..., object])
 
 
 class Access(Enum):
+    """Who may call a view."""
+
     ANYONE = "anyone"
     SIGNED_IN = "signed in"
 
 
 def public(view: View) -> View:
-    """Anybody may call this, signed in or not."""
+    """Declare that anyone may call this view."""
     view.access = Access.ANYONE  # type: ignore[attr-defined]
     return view
 
 
 def login_required(view: View) -> View:
-    """Only with an account; others get 401."""
+    """Declare that only signed-in people may call this view. Others get 401."""
     view.access = Access.SIGNED_IN  # type: ignore[attr-defined]
     return view
 
 
 def current_user() -> User | None:
-    """The account this session is signed in to, read once per request.
+    """Return the user that this session is signed in as. It is read once per request.
 
-    A session from before the account's last new password is signed in to nothing.
+    A new password changes the user's `session_epoch`, which signs out all sessions from before.
     """
     if "user" not in g:
         user_id = session.get("user_id")
@@ -44,16 +46,16 @@ def current_user() -> User | None:
             user = db.get(User, user_id) if user_id is not None else None
         if user is not None and (user.session_epoch != session.get("epoch") or user.disabled):
             user = None
-        g.user = user  # only now: one whose transaction failed could not be looked at any more
-    found: User | None = g.user
-    return found
+        g.user = user  # only after the transaction has succeeded
+    current: User | None = g.user
+    return current
 
 
 def require_user() -> User:
-    """The signed-in account.
+    """Return the signed-in user.
 
     Raises:
-        NotSignedIn: there is none, or it has been deleted since.
+        NotSignedIn: no one is signed in, or the account has been deleted or disabled.
     """
     user = current_user()
     if user is None:
@@ -62,6 +64,8 @@ def require_user() -> User:
 
 
 def init_app(app: Flask) -> None:
+    """Check every request before its view runs."""
+
     @app.before_request
     def check_access() -> None:
         if request.routing_exception is not None or request.method == "OPTIONS":
@@ -69,7 +73,7 @@ def init_app(app: Flask) -> None:
         view = current_app.view_functions[request.endpoint or ""]
         access = getattr(view, "access", None)
         if access is None:
-            raise RuntimeError(f"{request.endpoint} does not say who may call it")
+            raise RuntimeError(f"{request.endpoint} does not declare who may call it")
         if access is Access.SIGNED_IN and current_user() is None:
             log.info("access_refused")
             raise NotSignedIn

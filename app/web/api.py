@@ -1,4 +1,4 @@
-"""What every route shares: strict reading of bodies, and errors in the OpenAPI document."""
+"""What all routes share: strict parsing of request bodies, and how errors are documented."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ View = TypeVar("View", bound=Callable[..., object])
 
 
 class ProblemOut(ma.Schema):
-    """An error, as RFC 9457 has it."""
+    """An error (RFC 9457)."""
 
     type = ma.fields.String(
         required=True,
@@ -37,12 +37,12 @@ class ProblemOut(ma.Schema):
     detail = ma.fields.String(required=True)
     instance = ma.fields.String(required=True)
     request_id = ma.fields.String(required=True)
-    errors = ma.fields.Dict(metadata={"description": "422 only: field -> messages"})
+    errors = ma.fields.Dict(metadata={"description": "422 only: the messages for each field"})
     authorize_url = ma.fields.String(metadata={"description": "spotify-reauthorization-required only"})
 
 
 class Timestamp(ma.fields.Field[datetime]):
-    """A moment, as RFC 3339 in UTC. For answers only."""
+    """A time in UTC (RFC 3339). For responses only."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(metadata={"type": "string", "format": "date-time"}, **options)
@@ -52,23 +52,24 @@ class Timestamp(ma.fields.Field[datetime]):
 
 
 class Api(flask_smorest.Api):  # type: ignore[misc]
-    """flask-smorest's registry of routes, with our errors in the place of its own."""
+    """flask-smorest's registry of routes, with our error responses."""
 
     ERROR_SCHEMA = ProblemOut
 
     def handle_http_exception(self, error: HTTPException) -> Response:
+        """Respond with a problem document."""
         return error_handlers.respond(error)
 
 
 class _Parser(FlaskParser):
-    """webargs' parser, with a JSON reader that refuses what a lenient one would guess at."""
+    """webargs' parser, with a strict JSON parser."""
 
     DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"json": ma.RAISE}
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         body = read_body(req, MAX_BODY_BYTES)
         if not body and req.method == "DELETE":
-            return {}  # many clients send the type of a body with every request, also without a body
+            return {}  # many clients send a Content-Type without a body
         if not req.is_json:
             if body or req.content_type:
                 raise UnsupportedMediaType
@@ -77,12 +78,14 @@ class _Parser(FlaskParser):
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
+    """flask-smorest's blueprint, with strict parsing and documented errors."""
+
     ARGUMENTS_PARSER = _Parser()
 
     def problems(self, *kinds: type[BacklineError]) -> Callable[[View], View]:
-        """Say in the OpenAPI document with which errors of its own a route may answer.
+        """Document the errors that are specific to a route.
 
-        Those that all routes of its kind share are known there (`app.web.openapi`).
+        `app.web.openapi` adds those that all routes of its kind share.
         """
 
         def decorate(view: View) -> View:
@@ -92,38 +95,40 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
         return decorate
 
 
-def read_body(request: Request, most: int) -> bytes:
-    """A request's whole body, of `most` bytes at most.
+def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a request's whole body.
 
     Raises:
-        PayloadTooLarge
-        MalformedRequest: its transfer coding is broken.
+        PayloadTooLarge: it is larger than `max_bytes`.
+        MalformedRequest: its transfer coding is malformed.
     """
-    if (request.content_length or 0) > most:
-        raise PayloadTooLarge(f"Send at most {most // 1024} KiB.")
-    request.max_content_length = most + 1  # a chunked body ends at the limit, without a word
+    if (request.content_length or 0) > max_bytes:
+        raise PayloadTooLarge(f"Send at most {max_bytes // 1024} KiB.")
+    request.max_content_length = max_bytes + 1  # a chunked body is silently cut off at the limit
     try:
         body = request.get_data()
     except HTTPException:
         raise
-    except Exception:  # noqa: BLE001 - each server has its own for a chunk that is none
-        raise MalformedRequest("The body's transfer coding is broken.") from None
-    if len(body) > most:
-        raise PayloadTooLarge(f"Send at most {most // 1024} KiB.")
+    except Exception:  # noqa: BLE001 - each server raises a different one for a malformed chunk
+        raise MalformedRequest("The body's transfer coding is malformed.") from None
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(f"Send at most {max_bytes // 1024} KiB.")
     return body
 
 
 def parse_json(body: bytes) -> Any:
-    """Read one JSON value in UTF-8.
+    """Parse one JSON value in UTF-8.
 
     Raises:
-        MalformedRequest: for what is no JSON, and for what two readers could take for two
-            things: duplicate members, NaN, unpaired surrogates, numbers beyond all bounds, deep nesting.
+        MalformedRequest: it is not JSON, or parsers disagree about it: duplicate members, NaN, unpaired
+            surrogates, numbers out of range, or deep nesting.
     """
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse)
-        _refuse_nesting(value, MAX_NESTING)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # fails on 1e400, and on half a pair
+        value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_reject_constant)
+        _validate_depth(value, MAX_NESTING)
+        json.dumps(
+            value, ensure_ascii=False, allow_nan=False
+        ).encode()  # fails on 1e400 and on unpaired surrogates
     except (ValueError, RecursionError):
         raise MalformedRequest("The body is not valid JSON in UTF-8.") from None
     return value
@@ -132,18 +137,18 @@ def parse_json(body: bytes) -> Any:
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member stands twice")
+        raise ValueError("duplicate member")
     return members
 
 
-def _refuse_nesting(value: Any, most: int) -> None:
+def _validate_depth(value: Any, max_depth: int) -> None:
     if not isinstance(value, dict | list):
         return
-    if most == 0:
+    if max_depth == 0:
         raise ValueError("nested too deeply")
     for inner in value.values() if isinstance(value, dict) else value:
-        _refuse_nesting(inner, most - 1)
+        _validate_depth(inner, max_depth - 1)
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")

@@ -1,7 +1,7 @@
-"""The address a request comes from, the only one that throttling, sessions, and logs use.
+"""The client's address, which throttling, sessions, and logs use. `request.remote_addr` always has one.
 
-Proxies report it in X-Forwarded-For, in several spellings: Azure adds a port, others brackets and quotes,
-and some send a word such as `unknown` (RFC 7239 section 6). `request.remote_addr` is always an address.
+Proxies report it in X-Forwarded-For in several formats: Azure adds a port, others add brackets and quotes,
+and some send a word such as `unknown` (RFC 7239 section 6).
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# The peer of a Unix socket has no address, and is on this machine.
+# The peer of a Unix socket has no address. It is on this machine.
 THIS_MACHINE = ipaddress.IPv4Address("127.0.0.1")
 
 
@@ -32,15 +32,16 @@ class ClientAddress:
         self._reported: set[str] = set()
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Set REMOTE_ADDR and pass the request on."""
         count = self._trusted_proxies
         forwarded = str(environ.get("HTTP_X_FORWARDED_FOR", ""))
-        # The nearest proxy adds the last entry, so the trusted ones are at the end, the farthest first.
+        # Each proxy appends an entry, so the trusted ones are at the end, the farthest proxy first.
         trusted = forwarded.rsplit(",", count)[-count:] if forwarded and count else []
         if forwarded and not count:
             self._report_once("header_not_trusted")
         elif forwarded and len(trusted) < count:
             self._report_once("fewer_proxies")
-        # If a proxy reports no address, its own is the best that is known.
+        # If a proxy reports no valid address, use its own.
         known = (parse(text) for text in (*trusted, str(environ.get("REMOTE_ADDR", ""))))
         environ["REMOTE_ADDR"] = str(next((address for address in known if address), THIS_MACHINE))
         return self._app(environ, start_response)
@@ -52,11 +53,11 @@ class ClientAddress:
 
 
 def parse(text: str) -> Address | None:
-    """The address in an entry of X-Forwarded-For, without its port, brackets, quotes, and zone."""
+    """Return the address in an entry of X-Forwarded-For, without its port, brackets, quotes, and zone."""
     text = text.strip(' \t"')
     if len(text) > 100:
         return None
-    port = r":(?:\d{1,5}|_[\w.-]+)"  # the second is hidden on purpose
+    port = r":(?:\d{1,5}|_[\w.-]+)"  # the second form hides it (RFC 7239)
     bracketed = re.fullmatch(rf"\[([^\]]*)\](?:{port})?", text)
     with_port = re.fullmatch(rf"([0-9.]+){port}", text)
     match = bracketed or with_port
@@ -70,7 +71,7 @@ def parse(text: str) -> Address | None:
 
 
 def network(address: Address) -> str:
-    """What one household has: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return what one household usually has: an IPv4 address, or the /64 of an IPv6 address."""
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)

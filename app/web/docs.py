@@ -1,4 +1,4 @@
-"""The API's own description: the OpenAPI document, and a page to read it and try it."""
+"""The OpenAPI document, and a page on which to read it and try the API."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -14,19 +14,19 @@ from config import Config
 _ASSETS = Path(flask_swagger_ui.__file__).parent / "dist"
 
 DESCRIPTION = """\
-The backend for a single-page app on Spotify. The session is a cookie, so call with credentials.
-A request that changes something or goes to `/api/spotify/v1/` needs a non-empty `X-Requested-With` header
-and, if it carries an `Origin`, an allowed one. Every error is a
-problem document (RFC 9457) with a `request_id`.
+The backend for a single-page app on Spotify. The session is in a cookie, so send requests with credentials.
+Every request that changes something or goes to `/api/spotify/v1/` needs a non-empty `X-Requested-With`
+header. If it has an `Origin`, that must be an allowed one. Every error is a problem document (RFC 9457) with
+a `request_id`.
 
-Bodies are JSON in UTF-8, of 64 KiB at most and nested 32 levels deep at most. A member that is not
-listed is refused (422). A parameter in the query that is not listed is ignored. Both are otherwise behind
-`/api/spotify/v1/`, where 256 KiB of anything that Spotify takes, and any query, are passed on.
+Bodies are JSON in UTF-8, at most 64 KiB long and nested at most 32 levels deep. Unknown members are rejected
+(422); unknown query parameters are ignored. `/api/spotify/v1/` is different: it forwards any query, and any
+body of up to 256 KiB that Spotify accepts.
 
 To connect Spotify in this browser, open [/api/spotify/authorize](/api/spotify/authorize).
 """
 
-# Swagger UI sets styles from its script and draws its icons from data: URLs.
+# Swagger UI sets styles from its script and loads icons from data: URLs.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
@@ -34,6 +34,7 @@ _PAGE_POLICY = (
 
 
 def init_app(app: Flask, api: Api, config: Config) -> None:
+    """Add the document and the page."""
     blueprint = Blueprint("docs", __name__)
 
     @blueprint.get("/api/openapi.json")

@@ -1,7 +1,7 @@
-"""The OpenAPI document: what flask-smorest makes of routes and schemas, completed with what it cannot know.
+"""Completes the OpenAPI document that flask-smorest generates from routes and schemas.
 
-That is who may call, which headers belong to a request, and every problem that an answer may be: each
-route names those of its own (`Blueprint.problems`), the rest follow from what it is.
+Adds who may call a route, which headers it needs, and every error it may return: those that the route
+declares (`Blueprint.problems`), and those that all routes of its kind share.
 """
 
 import re
@@ -28,13 +28,13 @@ _REQUESTED_WITH = {
     "description": "Any value: another site's page cannot set it.",
 }
 
-# Errors always carry these.
+# Headers that these responses always have.
 _ERROR_HEADERS = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
     429: {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
     503: {"Retry-After": {"required": True, "schema": {"type": "integer"}}},
 }
-# Members that some problems have besides those that all have.
+# Additional members of some problem documents.
 _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
     errors.ValidationError: {"errors": {"username": [validation.REQUIRED]}},
     errors.SpotifyReauthorizationRequired: {
@@ -48,7 +48,7 @@ _DEFAULT_ERROR = {
     "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
 }
 
-# What a body for the gateway may be: whatever Spotify takes there.
+# The gateway accepts whatever Spotify accepts.
 _WEB_API_BODY = {
     "required": False,
     "content": {
@@ -59,10 +59,10 @@ _WEB_API_BODY = {
 
 
 def complete(document: dict[str, Any], app: Flask, *, cookie_name: str) -> dict[str, Any]:
-    """The document of flask-smorest, with what it cannot know."""
-    document["servers"] = [{"url": "/"}]  # where the document itself is
+    """Complete the document. Changes it in place and returns it."""
+    document["servers"] = [{"url": "/"}]  # the document's own origin
     components = document["components"]
-    del components["schemas"]["PaginationMetadata"]  # which nothing here has
+    del components["schemas"]["PaginationMetadata"]  # unused
     components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
     components["securitySchemes"] = {"session": {"type": "apiKey", "in": "cookie", "name": cookie_name}}
     components["responses"] = {"DEFAULT_ERROR": _DEFAULT_ERROR}
@@ -77,25 +77,28 @@ def _complete(
     operation: dict[str, Any], document: dict[str, Any], app: Flask, rule: Rule, method: str
 ) -> None:
     view = app.view_functions[rule.endpoint]
-    # Such as `user_change`; with the method where one view has several.
-    several = len((rule.methods or set()) - {"HEAD", "OPTIONS"}) > 1
-    operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if several else "")
-    needed = getattr(view, "access", None) is Access.SIGNED_IN
-    operation["security"] = [{"session": []}] if needed else [{}, {"session": []}]
+    # Such as `user_change`, followed by the method if the view has several.
+    has_several = len((rule.methods or set()) - {"HEAD", "OPTIONS"}) > 1
+    operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if has_several else "")
+    needs_session = getattr(view, "access", None) is Access.SIGNED_IN
+    operation["security"] = [{"session": []}] if needs_session else [{}, {"session": []}]
     if csrf.needs_header(rule.endpoint, method):
         header = {"$ref": "#/components/parameters/RequestedWith"}
         operation["parameters"] = [*operation.get("parameters", []), header]
     if "requestBody" in operation:
         operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
-    kinds = [*getattr(view, "problems", ()), *_usual_problems(operation, rule, method, signed_in=needed)]
-    responses = {code: answer for code, answer in operation["responses"].items() if "$ref" not in answer}
+    kinds = [
+        *getattr(view, "problems", ()),
+        *_usual_problems(operation, rule, method, needs_session=needs_session),
+    ]
+    responses = {code: found for code, found in operation["responses"].items() if "$ref" not in found}
     by_status: dict[int, set[type[BacklineError]]] = {}
     for kind in kinds:
         by_status.setdefault(problem_type(kind).status, set()).add(kind)
     for status, found in sorted(by_status.items()):
         responses[str(status)] = _error_response(status, found)
     if view is app.view_functions["spotify.web_api"]:
-        _let_spotify_answer(responses)
+        _allow_spotify_responses(responses)
         if method not in SAFE_METHODS:
             operation["requestBody"] = _WEB_API_BODY
     responses["default"] = {"$ref": "#/components/responses/DEFAULT_ERROR"}
@@ -103,11 +106,11 @@ def _complete(
 
 
 def _usual_problems(
-    operation: dict[str, Any], rule: Rule, method: str, *, signed_in: bool
+    operation: dict[str, Any], rule: Rule, method: str, *, needs_session: bool
 ) -> list[type[BacklineError]]:
-    """What may happen at any route of this kind."""
-    found: list[type[BacklineError]] = [errors.ServiceUnavailable]  # MySQL or Redis may be away
-    if signed_in:
+    """Return the errors that all routes of this kind share."""
+    found: list[type[BacklineError]] = [errors.ServiceUnavailable]  # MySQL or Redis may be down
+    if needs_session:
         found.append(errors.NotSignedIn)
     if method not in SAFE_METHODS or csrf.rejects_other_sites(rule.rule, rule.endpoint):
         found.append(problems.CrossSiteRequest)
@@ -132,11 +135,11 @@ def _error_response(status: int, kinds: Iterable[type[BacklineError]]) -> dict[s
             for slug, kind in named.items()
         },
     }
-    answer = {
+    response = {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(named)}",
         "content": {problems.MEDIA_TYPE: content},
     }
-    return answer | ({"headers": _ERROR_HEADERS[status]} if status in _ERROR_HEADERS else {})
+    return response | ({"headers": _ERROR_HEADERS[status]} if status in _ERROR_HEADERS else {})
 
 
 def _example(kind: type[BacklineError]) -> dict[str, Any]:
@@ -152,17 +155,17 @@ def _example(kind: type[BacklineError]) -> dict[str, Any]:
     }
 
 
-def _let_spotify_answer(responses: dict[str, Any]) -> None:
-    """Through the gateway come Spotify's own answers too, of any status and type."""
+def _allow_spotify_responses(responses: dict[str, Any]) -> None:
+    """Document that the gateway also returns Spotify's own responses, with any status and type."""
     for response in responses.values():
         response.setdefault("content", {})["*/*"] = {}
-        response.pop("headers", None)  # which only ours are sure to have
+        response.pop("headers", None)  # only our own responses are certain to have them
     for statuses in ("2XX", "4XX", "5XX"):
-        responses[statuses] = {"description": "Spotify's own answer", "content": {"*/*": {}}}
+        responses[statuses] = {"description": "Spotify's own response", "content": {"*/*": {}}}
 
 
 def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Whether a body has to be there: none at all is the same as an empty object."""
+    """Check whether a body is required. No body is the same as an empty object."""
     content = body["content"].get("application/json", {})
     name = content.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
     schema = document["components"]["schemas"].get(name)

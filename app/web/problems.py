@@ -54,7 +54,7 @@ class PayloadTooLarge(BacklineError):
 
 
 class NotFound(BacklineError):
-    """There is nothing here."""
+    """There is nothing at this URL."""
 
 
 class MethodNotAllowed(BacklineError):
@@ -62,11 +62,11 @@ class MethodNotAllowed(BacklineError):
 
 
 class InternalError(BacklineError):
-    """An error that nobody foresaw."""
+    """An unexpected error."""
 
 
 class CrossSiteRequest(BacklineError):
-    """Another site made a browser send this request."""
+    """Another site made the browser send this request."""
 
 
 PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
@@ -74,18 +74,18 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         400,
         "invalid-token",
         "This link is invalid or has expired",
-        "It may have been used already. Request another email.",
+        "It may already have been used. Request a new email.",
     ),
     MalformedRequest: ProblemType(
         400,
         "malformed-request",
         "The request is malformed",
-        "It is not valid HTTP, or it is meant for another host.",
+        "It is not valid HTTP, or it is for another host.",
     ),
     SpotifyStateMismatch: ProblemType(
         400,
         "spotify-state-mismatch",
-        "This authorization is not valid here",
+        "This authorization is not valid",
         (
             "The state is missing, used, expired, or from another session. Start again at GET "
             "/api/spotify/authorize."
@@ -112,17 +112,17 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
     CrossSiteRequest: ProblemType(
         403,
         "cross-site-request",
-        "Cross-site request refused",
+        "Cross-site request rejected",
         (
             "Call the API from a page of the app. A request that changes something or goes to "
-            "/api/spotify/v1/ needs an X-Requested-With header and, if it carries an Origin, one of "
-            "this API's allowed origins."
+            "/api/spotify/v1/ needs an X-Requested-With header. If it has an Origin, that must be an "
+            "allowed one."
         ),
     ),
     FreshSignInRequired: ProblemType(
         403,
         "fresh-sign-in-required",
-        "Please confirm that it is you",
+        "Please confirm your identity",
         "Sign in again, or send current_password. A sign-in counts for 15 minutes.",
     ),
     InsufficientScope: ProblemType(
@@ -136,14 +136,14 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         405,
         "method-not-allowed",
         "This method is not allowed",
-        "The Allow header lists the methods that are.",
+        "The Allow header lists the allowed methods.",
     ),
     EmailTaken: ProblemType(
         409,
         "email-taken",
         "This email address is taken",
         (
-            "Another account has it, or had it until recently. Sign in to that account, or use "
+            "Another account uses it, or used it until recently. Sign in to that account, or use "
             "another address."
         ),
     ),
@@ -151,7 +151,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         409,
         "spotify-account-in-use",
         "This Spotify account is connected to another account",
-        ("Nothing was changed. Choose another Spotify account, or sign in to the account that has this one."),
+        "Nothing was changed. Choose another Spotify account, or sign in to the account that uses it.",
     ),
     SpotifyAccountMismatch: ProblemType(
         409,
@@ -168,7 +168,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
     SpotifyReauthorizationRequired: ProblemType(
         409,
         "spotify-reauthorization-required",
-        "Spotify must be connected again",
+        "Please reconnect Spotify",
         "Spotify has ended this app's access. Send the person to authorize_url.",
     ),
     UsernameTaken: ProblemType(409, "username-taken", "This username is taken", "Choose another one."),
@@ -183,21 +183,21 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         422,
         "validation-error",
         "The request is invalid",
-        "The member errors says what is wrong with each field.",
+        "The member errors lists what is wrong with each field.",
     ),
     SpotifyRateLimited: ProblemType(
         429,
         "spotify-rate-limited",
         "Spotify's rate limit is reached",
-        "Wait for as long as Retry-After says.",
+        "Try again after the number of seconds in Retry-After.",
     ),
     TooManyAttempts: ProblemType(
-        429, "too-many-attempts", "Too many attempts", "Wait for as long as Retry-After says."
+        429, "too-many-attempts", "Too many attempts", "Try again after the number of seconds in Retry-After."
     ),
     InternalError: ProblemType(
         500,
         "internal-error",
-        "Something went wrong on our side",
+        "Something went wrong",
         "The log has the details under this request_id.",
     ),
     ServiceUnavailable: ProblemType(
@@ -207,7 +207,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         503,
         "spotify-misconfigured",
         "This server's Spotify application is misconfigured",
-        "Its operator has to correct the Spotify settings; the log says why.",
+        "The operator has to correct the Spotify settings. The log says why.",
     ),
     SpotifyUnavailable: ProblemType(
         503,

@@ -1,4 +1,4 @@
-"""Headers that every answer carries."""
+"""Headers that every response has."""
 
 from flask import Flask, Response, request
 
@@ -9,13 +9,15 @@ CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 def init_app(app: Flask, config: Config) -> None:
+    """Add them."""
+
     @app.after_request
     def add_headers(response: Response) -> Response:
         headers = response.headers
         headers["X-Request-ID"] = request_id()
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
-        # No other site's page may embed it or keep a handle on its window. `fetch` is CORS' business.
+        # Pages on other sites may neither embed the response nor keep a reference to its window.
         headers["Cross-Origin-Resource-Policy"] = "same-origin"
         headers["Cross-Origin-Opener-Policy"] = "same-origin"
         headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
@@ -23,8 +25,8 @@ def init_app(app: Flask, config: Config) -> None:
         if config.session_cookie_secure:
             headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
         if response.status_code == 204 or (response.status_code == 202 and not response.get_data()):
-            headers.pop("Content-Type", None)  # of nothing
+            headers.pop("Content-Type", None)  # there is no content
         if request.path.startswith("/api/"):
-            # Whether an answer carries CORS headers depends on the Origin, also when there is none.
+            # CORS headers depend on the Origin, even if there is none.
             response.vary.add("Origin")
         return response

@@ -1,4 +1,4 @@
-"""Fields of request bodies, and what people read about a field that is not valid: all messages are here."""
+"""Fields of request bodies, and all messages about invalid fields."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,30 +43,31 @@ class Text(ma.fields.String):
 
 
 def at_most(length: int, error: str = TOO_LONG) -> validate.Length:
-    """Refuse longer text."""
+    """Reject longer text."""
     return validate.Length(max=length, error=error)
 
 
 class Normalized(Text):
-    """Text that is brought into a form in which it is either valid or not. It is loaded in that form."""
+    """Text that is loaded in a normal form."""
 
     def __init__(
         self,
         *,
-        most: int,
-        form: Callable[[str], str],
-        accepts: Callable[[str], bool],
+        max_length: int,
+        normalize: Callable[[str], str],
+        is_valid: Callable[[str], bool],
         error: str,
         **options: Any,
     ) -> None:
-        super().__init__(validate=at_most(most, error), **options)
-        self._most, self._form, self._accepts, self._error = most, form, accepts, error
+        super().__init__(validate=at_most(max_length, error), **options)
+        self._max_length, self._error = max_length, error
+        self._normalize, self._is_valid = normalize, is_valid
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> str:
         text: str = super()._deserialize(value, attr, data, **options)
-        if len(text) > self._most or not self._accepts(text):
+        if len(text) > self._max_length or not self._is_valid(text):
             raise ma.ValidationError(self._error)
-        return self._form(text)
+        return self._normalize(text)
 
 
 class Flag(ma.fields.Boolean):
