@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import pytest
 import redis
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser
 
+from app.auth import passwords
 from tests.helpers import secret_scanner, set_cookie
 from tests.helpers.browser import running_chromium
 from tests.helpers.fault_proxy import FaultProxy
@@ -56,6 +59,9 @@ SETTINGS = {
     "CORS_ORIGINS": SPA_ORIGIN,
     "LOG_LEVEL": "WARNING",
 }
+
+CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+CHEAP_HASH = CHEAP_HASHER.hash("nobody's")
 
 MakeApp = Callable[..., Flask]
 
@@ -231,6 +237,16 @@ def _a_clean_start(request: pytest.FixtureRequest, scanner: secret_scanner.Secre
         request.getfixturevalue("_redis").flushall()
     if "database_url" in used:
         request.getfixturevalue("_empty_database")()
+
+
+@pytest.fixture(autouse=True)
+def _cheap_password_hashes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hash passwords with a thousandth of the work, except in tests about that work."""
+    if request.node.get_closest_marker("full_hashing_cost"):
+        yield
+        return
+    with patch.multiple(passwords, _hasher=CHEAP_HASHER, _NOBODY=CHEAP_HASH):
+        yield
 
 
 @pytest.fixture

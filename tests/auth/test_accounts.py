@@ -25,6 +25,7 @@ def stored(app: Flask) -> list[User]:
         return list(db.scalars(sa.select(User)))
 
 
+@pytest.mark.full_hashing_cost
 def test_registering_makes_an_account_and_signs_in(client: FlaskClient, app: Flask) -> None:
     response = client.post("/api/register", json=NEW)
 

@@ -24,6 +24,8 @@ from app.models import User
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.servers import Server
 
+pytestmark = pytest.mark.full_hashing_cost
+
 ADA = {"username": "ada", "email": "ada.lovelace@example.com"}
 LISTED = [
     line

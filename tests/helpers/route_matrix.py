@@ -7,15 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import redis
 import sqlalchemy as sa
-from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.auth import passwords
 from app.infra.database import db, reading, writing
 from app.models import OutgoingMail
 from app.web.access import Access
@@ -182,10 +179,3 @@ class Picture:
 
 def send(client: FlaskClient, route: Route, **request: Any) -> TestResponse:
     return client.open(route.path, method=route.method, **request)
-
-
-def hash_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hash passwords as always, only a thousandth as hard: where hundreds are, and none is the point."""
-    quick = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(passwords, "_hasher", quick)
-    monkeypatch.setattr(passwords, "_NOBODY", quick.hash("nobody's"))

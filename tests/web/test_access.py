@@ -21,7 +21,6 @@ from tests.helpers.route_matrix import (
     documented,
     every_route,
     good_body,
-    hash_quickly,
     operation,
     send,
     settled,
@@ -32,11 +31,6 @@ pytestmark = [
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
     pytest.mark.slow,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_quickly(monkeypatch)
 
 
 def routes_of_people(app: Flask) -> list[Route]:

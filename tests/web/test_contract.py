@@ -40,7 +40,6 @@ from tests.helpers.route_matrix import (
     body_schema,
     documented,
     every_route,
-    hash_quickly,
     operation,
     settled,
 )
@@ -57,11 +56,6 @@ pytestmark = [
 EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
 WITHOUT_EFFECT = {400, 403, 404, 405, 413, 415}  # as other tests show
 PHASES = {"examples", "coverage", "fuzzing", "stateful"}
-
-
-@pytest.fixture(autouse=True)
-def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_quickly(monkeypatch)
 
 
 class Run:

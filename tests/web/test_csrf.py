@@ -20,7 +20,6 @@ from tests.helpers.route_matrix import (
     documented,
     every_route,
     good_body,
-    hash_quickly,
     send,
     settled,
     writing_routes,
@@ -94,11 +93,6 @@ pytestmark = [
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
     pytest.mark.slow,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_quickly(monkeypatch)
 
 
 def post(client: FlaskClient, headers: list[tuple[str, str]]) -> Any:

@@ -36,7 +36,6 @@ from tests.helpers.route_matrix import (
     documented,
     every_route,
     good_body,
-    hash_quickly,
     operation,
     send,
     settled,
@@ -50,11 +49,6 @@ many = settings(max_examples=100, deadline=None)
 on_servers = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(autouse=True)
-def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_quickly(monkeypatch)
 
 
 def with_a_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]]:
