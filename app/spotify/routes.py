@@ -12,7 +12,6 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from app.errors import (
-    DEPENDENCY_DOWN,
     BacklineError,
     InsufficientScope,
     NotSignedIn,
@@ -39,7 +38,7 @@ from app.spotify.tokens.refresh import GrantEnded
 from app.web import csrf, sessions
 from app.web.access import public
 from app.web.api import Blueprint
-from app.web.error_handlers import known_error
+from app.web.error_handlers import known_error, log_failure
 from app.web.problems import (
     CrossSiteRequest,
     MalformedRequest,
@@ -95,7 +94,8 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
             _log_rejection(known)
         if not _is_navigation() or isinstance(known, CrossSiteRequest | _PreviewRejected):
             raise
-        _log_failure(error)
+        if known is not error:
+            log_failure(error)
         # The app can explain to the person what went wrong. A page of JSON cannot.
         return _redirect_to_frontend(
             "denied" if isinstance(known, SpotifyAccessDenied) else f"error-{_slug(known)}"
@@ -243,7 +243,7 @@ class _PreviewRejected(ServiceUnavailable):
 
 
 def _reject_preview(query: AuthorizeRequest) -> None:
-    """Prevent a request that no person made from starting or using up an authorization.
+    """Prevent a request that no person made from starting or completing an authorization.
 
     Browsers mark what they fetch before a click (https://wicg.github.io/nav-speculation/prefetch.html).
 
@@ -257,14 +257,6 @@ def _reject_preview(query: AuthorizeRequest) -> None:
 
 def _log_rejection(error: BacklineError) -> None:
     log.info("spotify_callback_rejected", extra={"reason": _slug(error)})
-
-
-def _log_failure(error: Exception) -> None:
-    """Log what the error handlers would log."""
-    if isinstance(error, DEPENDENCY_DOWN):
-        log.error("dependency_unavailable", extra={"reason": type(error).__name__})
-    elif not isinstance(error, BacklineError):
-        log.error("authorize_failed", exc_info=error)
 
 
 def _redirect_to_frontend(result: str) -> Response:

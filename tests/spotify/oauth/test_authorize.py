@@ -671,10 +671,11 @@ def test_failure_of_spotify_is_reported_and_stores_nothing(
 
 
 def test_account_and_tokens_are_stored_in_one_transaction(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the tokens cannot be stored, no account is stored without tokens."""
-    callback = sandbox.consent(first_visit(client))
+    register(client)
+    callback, of_browser = (sandbox.consent(first_visit(client)) for _ in range(2))
     refuse = {
         "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
         "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'",
@@ -684,11 +685,16 @@ def test_account_and_tokens_are_stored_in_one_transaction(
         db.execute(sa.text(f"CREATE TRIGGER refuse BEFORE INSERT ON access_tokens {refuse[kind]}"))
     try:
         response = come_back(client, callback)
+        page = client.get("/api/spotify/authorize", query_string=answer_of(of_browser), headers=NAVIGATION)
     finally:
         with app.app_context(), writing() as db:
             db.execute(sa.text("DROP TRIGGER refuse"))
 
-    assert response.status_code in (500, 503)
+    problem = "internal-error" if kind == "sqlite" else "service-unavailable"
+    assert (slug(response), page.status_code) == (problem, 303)
+    assert page.headers["Location"].endswith(f"?spotify=error-{problem}")
+    failures = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert failures == ["request_failed" if kind == "sqlite" else "dependency_unavailable"] * 2
     with app.app_context(), reading() as db:
         assert db.execute(sa.text("SELECT count(*) FROM spotify_users")).scalar() == 0
     assert connect(client, sandbox)["status"] == "connected"

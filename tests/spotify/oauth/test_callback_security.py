@@ -825,6 +825,34 @@ def test_repeated_parameter_is_rejected_and_logged(
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["validation-error"] * 2
 
 
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    ("query", "repeated", "is_callback"),
+    [
+        ("code=&code=a", ["code"], True),
+        ("code=a&state=b&state=c&error=d&error=e", ["error", "state"], True),
+        ("reauthorize=true&reauthorize=true", ["reauthorize"], False),
+        ("code=&code=&state=b", ["code"], False),
+        ("code=&error=&state=b", [], False),
+    ],
+)
+def test_empty_parameters_count_as_absent_unless_repeated(
+    client: FlaskClient,
+    caplog: pytest.LogCaptureFixture,
+    query: str,
+    repeated: list[str],
+    is_callback: bool,
+) -> None:
+    response = visit(client, query, PROGRAM)
+
+    if repeated:
+        assert response.json["errors"] == {name: ["Must not be repeated."] for name in repeated}
+    else:
+        assert response.json["status"] == "authorization_required"
+    rejected = ["validation-error"] if is_callback else []
+    assert logged(caplog, "spotify_callback_rejected", "reason") == rejected
+
+
 # --- D11: headers and logs -------------------------------------------------------------------------
 
 
