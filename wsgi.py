@@ -33,5 +33,6 @@ app = create_app(config)
 # gunicorn asks once, at its start (`deploy/gunicorn.conf.py`): a worker that is replaced must not
 # take the others down. `flask scheduler` asks for itself.
 if is_flask_run():
-    key_rotation.require_keys(app)
-    app.extensions["backline"].mailer.start()
+    services = app.extensions["backline"]
+    key_rotation.require_keys(app, services.token_cipher)
+    services.mailer.start()

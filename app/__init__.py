@@ -4,6 +4,8 @@
 docs/architecture.md describes the packages.
 """
 
+from datetime import timedelta
+
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -33,7 +35,10 @@ from app.spotify.oauth.exchange import CodeExchange
 from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
-from app.spotify.tokens import service
+from app.spotify.tokens.maintenance import Maintenance
+from app.spotify.tokens.refresh import Refresher
+from app.spotify.tokens.scheduler import Scheduler
+from app.spotify.tokens.service import TokenService
 from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
 from app.web import (
@@ -112,7 +117,17 @@ def _build_services(app: Flask, config: Config) -> Services:
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
     response_cache = ResponseCache(client)
-    connections = Connections(response_cache.drop)
+    lead = config.refresh_lead
+    tokens = TokenService(
+        Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, lead),
+        SingleFlight(accounts_waiters(config.threads), "refresh"),
+        accounts_bulkhead,
+        token_cipher,
+        lead,
+    )
+    mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
+    maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
+    connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
     return Services(
@@ -120,18 +135,19 @@ def _build_services(app: Flask, config: Config) -> Services:
         redis=client,
         redis_cipher=redis_cipher,
         token_cipher=token_cipher,
-        locks=RedisLocks(client),
         accounts=accounts,
         accounts_bulkhead=accounts_bulkhead,
         web_api=web_api,
         rate_limiter=rate_limiter,
         throttle=throttle,
         response_cache=response_cache,
-        gateway=Gateway(service, web_api, response_cache, bulkhead, poll_ttl=config.gateway_share_seconds),
+        gateway=Gateway(tokens, web_api, response_cache, bulkhead, poll_ttl=config.gateway_share_seconds),
         connections=connections,
         authorization_flow=AuthorizationFlow(
-            authorizations, exchange, accounts, accounts_bulkhead, connections
+            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections
         ),
-        refreshes=SingleFlight(accounts_waiters(config.threads), "refresh"),
-        mailer=Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write),
+        tokens=tokens,
+        mailer=mailer,
+        maintenance=maintenance,
+        scheduler=Scheduler(app, config, client, tokens, maintenance, mailer),
     )

@@ -16,32 +16,40 @@ from app.infra.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.services import services
-from app.spotify.tokens import breaker, key_rotation, refresh_queue, scheduler
+from app.spotify.tokens import breaker, key_rotation, refresh_queue
+from app.spotify.tokens.refresh_pass import RefreshStats
 from app.user.commands import users
 
-tokens = AppGroup("tokens", help="Spotify tokens in custody.")
+tokens = AppGroup("tokens", help="Manage stored Spotify tokens.")
 
 
 @tokens.command("refresh-due", cls=Command)
 def refresh_due() -> None:
-    """Refresh what is due within REFRESH_LEAD_SECONDS, once. Exits 1 if any could not be."""
+    """Refresh tokens that expire within REFRESH_LEAD_SECONDS. Exits 1 if a refresh failed."""
     total = refresh_queue.count_due()
 
-    def show(done: scheduler.RefreshStats) -> None:
-        if done.total % 50 == 0:
-            click.echo(f"{done.total} of {total} done", err=True)
+    def show(stats: RefreshStats) -> None:
+        if stats.total % 50 == 0:
+            click.echo(f"{stats.total} of {total} connections done", err=True)
 
-    done = scheduler.refresh_due(_app(), progress=show)
-    click.echo(f"refreshed {done.refreshed}, failed {done.failed}")
-    for line in _held_back():
+    stats = services().scheduler.refresh_due(show)
+    click.echo(f"refreshed {stats.refreshed}, failed {stats.failed}")
+    for line in _paused():
         click.echo(line, err=True)
-    if done.failed:
+    if stats.failed:
         sys.exit(1)
 
 
 @tokens.command("status", cls=Command)
 def status() -> None:
-    """Count links by state, and say what is due, what happened in the last hour and what is held back."""
+    """Show connections by state, due refreshes, recent outcomes, and whether refreshing is paused."""
+    for label, value in _counts().items():
+        click.echo(f"{label:<30}{value:>22}")
+    for line in [*_paused(), *_keys()]:
+        click.echo(line)
+
+
+def _counts() -> dict[str, object]:
     now = database.read_db_now()
     with reading() as db:
         states = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
@@ -56,7 +64,7 @@ def status() -> None:
         )
         by_outcome = dict(db.execute(last_hour).all())
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
-        lines = {
+        return {
             **{state.value: by_state.get(state.value, 0) for state in GrantState},
             "active, but expired": db.execute(expired).scalar_one(),
             "due now": refresh_queue.count_due(),
@@ -64,17 +72,13 @@ def status() -> None:
             **{f"last hour: {outcome.value}": by_outcome.get(outcome.value, 0) for outcome in Outcome},
             "last hour: no outcome (yet)": by_outcome.get(None, 0),
         }
-    for what, value in lines.items():
-        click.echo(f"{what:<30}{value:>22}")
-    for line in [*_held_back(), *_keys()]:
-        click.echo(line)
 
 
-def _held_back() -> list[str]:
+def _paused() -> list[str]:
     return [
-        f"Refreshing is held back: {trouble.name}, since {rfc3339(trouble.opened_at)}; "
-        f"one try at {rfc3339(trouble.probe_at)}."
-        for trouble in breaker.open_breakers()
+        f"Refreshing is paused ({found.name}) since {rfc3339(found.opened_at)}. "
+        f"Next attempt at {rfc3339(found.probe_at)}."
+        for found in breaker.open_breakers()
     ]
 
 
@@ -89,35 +93,33 @@ def _keys() -> list[str]:
 
 @tokens.command("rotate-keys", cls=Command)
 def rotate_keys() -> None:
-    """Seal all tokens with the first of TOKEN_ENCRYPTION_KEYS, online.
+    """Re-encrypt all tokens with the first of TOKEN_ENCRYPTION_KEYS, without downtime.
 
-    May be stopped and run again. Exits 1 while another key is still needed.
+    It can be stopped and run again. Exits 1 if another key is still needed.
     """
 
-    def show(moved: key_rotation.RotationProgress) -> None:
-        click.echo(f"{moved.seen} of {moved.total} rows seen", err=True)
+    def show(progress: key_rotation.RotationProgress) -> None:
+        click.echo(f"{progress.seen} of {progress.total} rows processed", err=True)
 
-    moved = key_rotation.rotate_keys(show)
-    click.echo(f"sealed anew {moved.sealed}, unreadable {moved.unreadable}")
-    newest = services().token_cipher.newest_key_id
-    still = {key_id: count for key_id, count in key_rotation.keys_in_use().items() if key_id != newest}
-    for key_id, count in still.items():
-        known = key_id in services().token_cipher.key_ids
-        click.echo(
-            f"Key {key_id} {'must stay' if known else 'is missing'}: {count} rows are sealed with it.",
-            err=True,
-        )
-    if still:
+    cipher = services().token_cipher
+    result = key_rotation.rotate_keys(cipher, show)
+    click.echo(f"re-encrypted {result.reencrypted}, unreadable {result.unreadable}")
+    newest = cipher.newest_key_id
+    remaining = {key_id: count for key_id, count in key_rotation.keys_in_use().items() if key_id != newest}
+    for key_id, count in remaining.items():
+        problem = "is still needed" if key_id in cipher.key_ids else "is missing"
+        click.echo(f"Key {key_id} {problem}: it encrypts {count} rows.", err=True)
+    if remaining:
         sys.exit(1)
-    click.echo(f"Every token is sealed with key {newest}; the others may be removed.")
+    click.echo(f"All tokens are encrypted with key {newest}. You can remove the other keys.")
 
 
 @click.command("scheduler")
 @with_appcontext
 def scheduler_command() -> None:
-    """Refresh tokens ahead of time, until stopped. Any number of these may run."""
-    key_rotation.require_keys(_app())
-    scheduler.run(_app())
+    """Refresh tokens ahead of time, until stopped. You can run any number of these."""
+    key_rotation.require_keys(_app(), services().token_cipher)
+    services().scheduler.run()
 
 
 @click.command("doctor")

@@ -7,7 +7,7 @@ the packages that those routes belong to.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from app.infra.encryption import TokenCipher
     from app.infra.redis_cipher import RedisCipher
     from app.mail.mailer import Mailer
-    from app.resilience.redis_lock import RedisLocks
-    from app.resilience.single_flight import SingleFlight
     from app.spotify.clients.accounts import SpotifyAccounts
     from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
     from app.spotify.gateway.cache import ResponseCache
     from app.spotify.gateway.proxy import Gateway
     from app.spotify.oauth.flow import AuthorizationFlow
+    from app.spotify.tokens.maintenance import Maintenance
+    from app.spotify.tokens.scheduler import Scheduler
+    from app.spotify.tokens.service import TokenService
     from app.web.throttle import Throttle
     from config import Config
 
@@ -37,7 +38,6 @@ class Services:
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something
     token_cipher: TokenCipher
-    locks: RedisLocks
     accounts: SpotifyAccounts
     accounts_bulkhead: AccountsBulkhead
     web_api: SpotifyWebApi
@@ -47,8 +47,10 @@ class Services:
     connections: Connections
     authorization_flow: AuthorizationFlow
     throttle: Throttle
-    refreshes: SingleFlight[Any]  # of tokens, by link
+    tokens: TokenService
     mailer: Mailer
+    maintenance: Maintenance
+    scheduler: Scheduler
 
 
 def services() -> Services:

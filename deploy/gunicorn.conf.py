@@ -96,7 +96,8 @@ def post_worker_init(worker: Any) -> None:
     """
     from app.spotify.tokens.key_rotation import require_keys
 
+    services = worker.wsgi.extensions["backline"]
     if worker.age == 1:
-        require_keys(worker.wsgi)
+        require_keys(worker.wsgi, services.token_cipher)
     # Mails that an earlier worker left behind must not wait for the next request.
-    worker.wsgi.extensions["backline"].mailer.start()
+    services.mailer.start()

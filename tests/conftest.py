@@ -346,7 +346,7 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     if mailer.to_console:
         mailer.transport.stream = io.StringIO()  # pytest shows what a thread prints between two tests
     yield application
-    application.extensions["backline"].refreshes.close()
+    application.extensions["backline"].tokens.close()
     mailer.close()
     with application.app_context():
         db.engine.dispose()

@@ -100,7 +100,7 @@ def check_database() -> Iterator[CheckResult]:
     except (sa.exc.SQLAlchemyError, Unusable) as error:
         yield _database_fault("database", error)
         return
-    missing = key_rotation.missing_keys()
+    missing = key_rotation.missing_keys(services().token_cipher)
     yield CheckResult(
         not missing,
         f"keys missing for stored tokens: {', '.join(missing)}" if missing else "keys of stored tokens",

@@ -81,11 +81,11 @@ class AccessToken(Base):
         return six_months_after(self.authorized_at)
 
     @property
-    def life(self) -> timedelta:
+    def lifetime(self) -> timedelta:
         """How long the access token lives in all."""
         return self.expires_at - (self.refreshed_at or self.authorized_at)
 
-    def lasts(self, lead: timedelta, *, now: datetime) -> bool:
+    def is_valid_for(self, lead: timedelta, *, now: datetime) -> bool:
         """Whether the access token outlives `lead` from `now`.
 
         Half of its life is as much as can be asked for: one that lives for less than the lead
@@ -93,7 +93,7 @@ class AccessToken(Base):
         """
         if self.access_token is None or not self._has_credible_life(now):
             return False
-        return self.expires_at - now > min(lead, self.life / 2)
+        return self.expires_at - now > min(lead, self.lifetime / 2)
 
     def _has_credible_life(self, now: datetime) -> bool:
         """Whether the life began in the past and ends when a life may. Otherwise a clock was wrong."""
@@ -101,13 +101,13 @@ class AccessToken(Base):
         return began <= now + CLOCK_TOLERANCE and self.expires_at <= now + LONGEST_WAIT + CLOCK_TOLERANCE
 
     @classmethod
-    def has_no_lease(cls, now: datetime) -> sa.ColumnElement[bool]:
+    def not_leased(cls, now: datetime) -> sa.ColumnElement[bool]:
         """In SQL: no attempt to refresh it is under way. The opposite of `is_leased`."""
         return sa.or_(cls.lease_until.is_(None), is_over(cls.lease_until, now, LEASE))
 
     @classmethod
-    def has_no_pause(cls, now: datetime) -> sa.ColumnElement[bool]:
-        """In SQL: it need not be left alone. The opposite of `is_paused`."""
+    def not_backing_off(cls, now: datetime) -> sa.ColumnElement[bool]:
+        """In SQL: it need not be left alone. The opposite of `is_backing_off`."""
         return sa.or_(cls.not_before.is_(None), is_over(cls.not_before, now))
 
     @classmethod
@@ -119,14 +119,14 @@ class AccessToken(Base):
         """Whether an attempt to refresh it is under way, or has died less than a lease ago."""
         return is_ahead(self.lease_until, now, LEASE)
 
-    def is_paused(self, now: datetime) -> bool:
+    def is_backing_off(self, now: datetime) -> bool:
         """Whether it must be left alone for now."""
         return is_ahead(self.not_before, now)
 
-    def may_be_tried(self, now: datetime) -> bool:
+    def can_refresh(self, now: datetime) -> bool:
         """Whether an attempt to refresh it could begin now."""
         ended = self.state == GrantState.REAUTHORIZATION_REQUIRED
-        return not ended and not self.is_paused(now) and not self.is_leased(now)
+        return not ended and not self.is_backing_off(now) and not self.is_leased(now)
 
 
 def is_ahead(moment: datetime | None, now: datetime, longest: timedelta = LONGEST_WAIT) -> bool:

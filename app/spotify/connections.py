@@ -15,7 +15,8 @@ from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.web_api import Profile
-from app.spotify.tokens import refresh_queue, service
+from app.spotify.tokens import refresh_queue
+from app.spotify.tokens.service import TokenService
 from app.web import sessions
 from app.web.access import current_user
 
@@ -144,10 +145,12 @@ class Connections:
     """Changes to connections after which responses that the gateway has cached are no longer valid.
 
     Args:
+        tokens: stores the tokens of a new grant.
         forget_reads: drops the cached responses of the connection with this id.
     """
 
-    def __init__(self, forget_reads: Callable[[int], None]) -> None:
+    def __init__(self, tokens: TokenService, forget_reads: Callable[[int], None]) -> None:
+        self._tokens = tokens
         self._forget_reads = forget_reads
 
     def store_grant(
@@ -178,7 +181,7 @@ class Connections:
                 spotify_user.user_id = user.id
             _update_profile(spotify_user, profile)
             db.flush()  # assigns the id that the tokens are encrypted for
-            service.store_grant(db, spotify_user.id, grant, asked=asked)
+            self._tokens.store_grant(db, spotify_user.id, grant, requested_at=asked)
             db.expire(spotify_user, ["token"])
             return spotify_user, reference(
                 spotify_user, _owner_epoch(db, spotify_user) if user is None else None

@@ -33,8 +33,8 @@ from app.services import services
 from app.spotify import connections, gateway_http
 from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
-from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
+from app.spotify.tokens.service import PLAYBACK_LEAD
 from app.web import csrf, sessions
 from app.web.access import public
 from app.web.api import Blueprint
@@ -145,8 +145,8 @@ def playback_token() -> dict[str, Any]:
     if "streaming" not in spotify_user.token.scopes:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
     with _offering_reauthorization():
-        token = service.access_token_for(
-            spotify_user.id, service.PLAYBACK_LEAD, patience=1, grant_id=connections.required_grant()
+        token = services().tokens.access_token_for(
+            spotify_user.id, PLAYBACK_LEAD, wait_if_valid=1, grant_id=connections.required_grant()
         )
     log.info("playback_token_issued", extra={"spotify_user_id": spotify_user.id})
     return {

@@ -22,9 +22,8 @@ from app.doctor import checks
 from app.infra.database import reading, writing
 from app.mail.transport import ConsoleTransport, Email
 from app.models import OneTimeToken, OutgoingMail, Purpose, User
-from app.spotify.tokens import maintenance
 from tests.conftest import MakeApp
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import let_pass, run_maintenance
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
 from tests.helpers.route_matrix import settled, waiting_mails
@@ -115,7 +114,7 @@ def test_a_token_ends_after_an_hour(
     token = token_in(mailbox.wait_for(ADA, RESET))
     let_pass(app, sandbox, 3590)
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
     assert len(stored_tokens(app)) == 2
     assert choose(ada, token, "password1") == (422, "validation-error")  # still good
 
@@ -123,7 +122,7 @@ def test_a_token_ends_after_an_hour(
 
     assert choose(ada, token) == (400, "invalid-token")
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
     assert [row.purpose for row in stored_tokens(app)] == ["email_verification"]
 
 

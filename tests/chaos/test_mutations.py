@@ -51,12 +51,12 @@ MUTATIONS = [
     Mutation(
         "committed-twice",
         "app/spotify/tokens/attempts.py",
-        """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
+        """            completion = Completion(outcome, now, values)
 """,
-        """        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
-        if "generation" in values:
-            row.generation += 1
-            update(db, row, {**values, "generation": row.generation + 1})
+        """            completion = Completion(outcome, now, values)
+            if "generation" in values:
+                row.generation += 1
+                update(db, row, {**values, "generation": row.generation + 1})
 """,
         ("twenty_callers",),
         frozenset({"I1", "I2"}),
@@ -88,15 +88,15 @@ MUTATIONS = [
     Mutation(
         "no-proof-kept",
         "app/spotify/tokens/attempts.py",
-        "effective=1 if ended is Outcome.REFRESHED else None",
-        "effective=None",
+        "effective = 1 if completion.outcome is Outcome.REFRESHED else None",
+        "effective = None",
         ("spotify_is_unwell",),
         frozenset({"I2"}),
     ),
     Mutation(
         "new-refresh-token-forgotten",
         "app/spotify/tokens/refresh.py",
-        "grant.refresh_token or presented",
+        "response.refresh_token or presented",
         "presented",
         ("twenty_callers",),
         frozenset({"I3"}),
@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "life-reckoned-too-long",
         "app/spotify/tokens/transitions.py",
-        '"expires_at": claimed_at + life,',
-        '"expires_at": claimed_at + life * 1.1,',
+        '"expires_at": claimed_at + lifetime,',
+        '"expires_at": claimed_at + lifetime * 1.1,',
         ("twenty_callers",),
         frozenset({"I6"}),
     ),
@@ -142,7 +142,7 @@ MUTATIONS = [
 def test_a_mutation(world: World, tmp_path: Path, mutation: Mutation) -> None:
     world.run_product(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
     found, failures = [], []
-    for name in mutation.drills:
+    for name in mutation.scenarios:
         report, failure = scenarios.run(world, name, rotate=mutation.rotate, settle=mutation.schedulers > 0)
         found += report.violations
         failures += [f"{name}: {scenarios.where(failure)}"] if failure is not None else []

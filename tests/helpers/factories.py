@@ -1,5 +1,6 @@
 """Links by the thousand, and time that passes at once: for tests of what happens to many, or later."""
 
+import threading
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ from app.infra import database
 from app.infra.database import db, reading, writing
 from app.models import AccessToken, SpotifyUser
 from app.spotify.tokens.encryption import encrypt_tokens
+from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.sandbox_client import SandboxClient
 
 
@@ -17,7 +19,7 @@ def link_many(app: Flask, sandbox: SandboxClient, count: int, *, expired_for: fl
 
     Returns the links' ids, soonest deadline first.
     """
-    people = sandbox.seed(count)
+    people, cipher = sandbox.seed(count), app.extensions["backline"].token_cipher
     with app.app_context(), writing() as session:
         now = database.db_now(session)
         links = [SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people]
@@ -34,10 +36,25 @@ def link_many(app: Flask, sandbox: SandboxClient, count: int, *, expired_for: fl
                     expires_at=expires_at,
                     due_at=expires_at - timedelta(minutes=15),
                     authorized_at=expires_at - timedelta(hours=1),
-                    **encrypt_tokens(link.id, grant_id, person["access_token"], person["refresh_token"]),
+                    **encrypt_tokens(
+                        cipher, link.id, grant_id, person["access_token"], person["refresh_token"]
+                    ),
                 )
             )
         return [link.id for link in links]
+
+
+def refresh_due(app: Flask, stopping: threading.Event | None = None) -> RefreshStats:
+    """Make one pass of the scheduler."""
+    stats: RefreshStats = app.extensions["backline"].scheduler.refresh_due(stopping=stopping)
+    return stats
+
+
+def run_maintenance(app: Flask) -> dict[str, int]:
+    """Run every maintenance task once. Returns the number of rows that each has handled."""
+    with app.app_context():
+        counts: dict[str, int] = app.extensions["backline"].maintenance.run()
+        return counts
 
 
 def let_pass(app: Flask, sandbox: SandboxClient, seconds: float) -> None:

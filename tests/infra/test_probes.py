@@ -14,10 +14,9 @@ from app.doctor.stores import _RIGHTS, check_version
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
-from app.spotify.tokens.scheduler import refresh_due
 from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
-from tests.helpers.factories import link_many
+from tests.helpers.factories import link_many, refresh_due
 from tests.helpers.flows import connect, login, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port

@@ -20,9 +20,9 @@ from app.infra import database
 from app.infra.database import db, reading, writing
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
-from app.spotify.tokens import maintenance
 from tests.conftest import MakeApp
 from tests.helpers import secret_scanner
+from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import PASSWORD, register
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
 from tests.helpers.route_matrix import settled, waiting_mails
@@ -203,7 +203,7 @@ def test_expired_mail_is_dropped_and_logged(
             session.execute(sa.update(OutgoingMail).values(expires_at=database.db_now(session)))
         assert not outbox.has_due()
 
-        assert maintenance.run()["drop_expired_mails"] == 1
+        assert run_maintenance(app)["drop_expired_mails"] == 1
 
     assert waiting_mails(app) == []
     [record] = [record for record in caplog.records if record.message == "mail_not_sent"]

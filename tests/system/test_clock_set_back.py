@@ -16,8 +16,8 @@ from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
 from app.spotify.oauth import state as oauth_state
-from app.spotify.tokens import maintenance
 from app.web.sessions.index import MAX_SESSIONS
+from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import first_visit, login, register
 
 TEN_DAYS = timedelta(days=10)
@@ -137,7 +137,7 @@ def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -
         assert not email_tokens.is_reserved(db, {"ada@example.com"}, except_for=None)
 
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(OneTimeToken.id).where(OneTimeToken.id.in_(ahead))).all() == []
 
@@ -151,7 +151,7 @@ def test_mail_is_not_tried_for_longer(app: Flask) -> None:
         mail.expires_at += TEN_DAYS
 
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
 
     with app.app_context(), reading() as db:
         end = db.scalars(sa.select(OutgoingMail.expires_at)).one()

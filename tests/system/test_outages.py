@@ -18,8 +18,8 @@ from flask import Flask
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, TokenRefresh
-from app.spotify.tokens import service
-from app.spotify.tokens.service import LiveToken
+from app.services import services
+from app.spotify.tokens.service import DecryptedToken
 from tests.conftest import cannot_run
 from tests.helpers import secret_scanner
 from tests.helpers.factories import fresh, link_many
@@ -43,9 +43,9 @@ def link(app: Flask, sandbox: SandboxClient) -> int:
     return link_id
 
 
-def ask(app: Flask, link_id: int) -> LiveToken:
+def ask(app: Flask, link_id: int) -> DecryptedToken:
     with app.app_context():
-        return service.access_token_for(link_id)
+        return services().tokens.access_token_for(link_id)
 
 
 def row(app: Flask) -> AccessToken:
@@ -273,7 +273,7 @@ def test_scheduler_goes_on_after_its_clock_was_set(
         eventually(lambda: "scheduler_started" in log.read_text(), timeout=30)
         for number, change in enumerate(("-1h", "+1h"), 1):
             offset.write_text(change)
-            eventually(lambda: log.read_text().count("clock_was_set") == number)  # noqa: B023
+            eventually(lambda: log.read_text().count("clock_changed") == number)  # noqa: B023
             link_many(app, sandbox, 1)
             eventually(lambda: fresh(app) == number)  # noqa: B023
 

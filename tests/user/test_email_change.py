@@ -11,8 +11,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, MailKind, User
-from app.spotify.tokens import maintenance
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import let_pass, run_maintenance
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.route_matrix import settled
@@ -277,7 +276,7 @@ def test_emails_hold_nothing_that_a_user_chose(
         soon = datetime.now(UTC) - timedelta(days=178)
         db.execute(sa.update(AccessToken).values(authorized_at=soon))
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
     client.patch("/api/user", json={"username": f"{ad}.too"})
     change(client, f"{ad}@elsewhere.example")
     assert verify(client, mailbox, f"{ad}@elsewhere.example") == (204, "")

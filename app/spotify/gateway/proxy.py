@@ -8,7 +8,6 @@ Spotify rejects it. `docs/gateway.md` describes all of it for users of the API.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Literal
 
 from werkzeug.datastructures import ResponseCacheControl
@@ -22,7 +21,7 @@ from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi, WebApiTransportError
 from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, Read, ResponseCache, State
-from app.spotify.tokens import service
+from app.spotify.tokens.service import WAIT_SECONDS, TokenService, require_grant
 
 # For everything: a token, the call, another token, and the call again. nginx waits for 20 s.
 TOTAL_SECONDS = 15.0
@@ -72,7 +71,7 @@ class Gateway:
 
     def __init__(
         self,
-        tokens: ModuleType,
+        tokens: TokenService,
         web_api: SpotifyWebApi,
         cache: ResponseCache,
         bulkhead: Bulkhead,
@@ -190,7 +189,7 @@ class Gateway:
         try:
             token = self._tokens.access_token_for(
                 forward.spotify_user_id,
-                wait_seconds=min(service.WAIT_SECONDS, forward.remaining(_CALL_RESERVE_SECONDS)),
+                wait_seconds=min(WAIT_SECONDS, forward.remaining(_CALL_RESERVE_SECONDS)),
                 grant_id=forward.grant_id,
             )
             response = self._send(forward, token.access_token)
@@ -199,7 +198,7 @@ class Gateway:
             token = self._tokens.replace_rejected(
                 token, forward.spotify_user_id, wait_seconds=forward.remaining(MIN_SECONDS)
             )
-            service.require_grant(token, forward.grant_id)
+            require_grant(token, forward.grant_id)
             return self._send(forward, token.access_token)
         except RateLimited as error:
             raise SpotifyRateLimited(retry_after=error.retry_after) from error

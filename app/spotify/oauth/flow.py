@@ -15,8 +15,8 @@ from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.state import Authorization, AuthorizationStore
-from app.spotify.tokens import service
 from app.spotify.tokens.refresh import GrantEnded
+from app.spotify.tokens.service import TokenService
 from app.web import sessions
 from app.web.access import current_user
 
@@ -63,9 +63,11 @@ class AuthorizationFlow:
         exchange: CodeExchange,
         accounts: SpotifyAccounts,
         accounts_bulkhead: AccountsBulkhead,
+        tokens: TokenService,
         connections: Connections,
     ) -> None:
         self._authorizations = authorizations
+        self._tokens = tokens
         self._exchange = exchange
         self._accounts = accounts
         self._accounts_bulkhead = accounts_bulkhead
@@ -170,7 +172,7 @@ class AuthorizationFlow:
         if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED:
             raise GrantEnded
         try:
-            service.access_token_for(spotify_user.id, grant_id=connections.required_grant())
+            self._tokens.access_token_for(spotify_user.id, grant_id=connections.required_grant())
         except SpotifyNotConnected:
             return None  # it was disconnected elsewhere at this moment
         if session.get("spotify_user_id") != spotify_user.id:

@@ -1,6 +1,7 @@
-"""One attempt to refresh a grant: the claim that only one caller wins, and the compare-and-swap at its end.
+"""Claims and finishes attempts to refresh a grant, each in one transaction.
 
-See `docs/custody.md` for why this is safe.
+Only one caller can win a claim, and the result is written with a compare-and-swap on
+(`grant_id`, `generation`). `docs/custody.md` explains why this is safe.
 """
 
 import logging
@@ -22,14 +23,14 @@ from app.spotify.tokens.transitions import Transition, Values
 
 log = logging.getLogger(__name__)
 
-# How long to keep trying to store an answer. After the lease someone else may have refreshed the
-# grant; but a new refresh token may be the only good one, so it is worth more patience.
-STORE_SECONDS, STORE_ONLY_COPY_SECONDS = 25.0, 300.0
+# How long to keep trying to store a result. After the lease, another caller may have refreshed the grant;
+# but a new refresh token may be the only valid one, so it is worth more time.
+STORE_SECONDS, STORE_ORPHAN_TOKEN_SECONDS = 25.0, 300.0
 _CLAIM_SECONDS = 3.0
-# A call of 10 s that begins by then ends within the lease.
+# A call of 10 s that starts within this time of the claim ends within the lease.
 _SEND_WITHIN_SECONDS = 15.0
-# A probe that was refused while the breaker doubts refusals leaves the next probe to another link.
-_REFUSED_PROBE_WAITS = timedelta(minutes=10)
+# While refusals are in doubt, a refused probe waits this long, so that the next probe is another grant's.
+_REFUSED_PROBE_WAIT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,40 @@ class Attempt:
     send_until: float  # `time.monotonic`
 
 
+@dataclass(frozen=True)
+class Completion:
+    """How an attempt ended, as it was recorded at this time.
+
+    `written` holds the columns that were written to the grant's row. It is None if the grant was left
+    alone, or if the reply to an earlier COMMIT of the same result was lost.
+    """
+
+    outcome: Outcome
+    at: datetime
+    written: Values | None = None
+
+
 def claim(row: AccessToken) -> Attempt | None:
-    """Take the lease on this generation and record the attempt. None if someone else was first.
+    """Take the lease on this generation and record the attempt. Returns None if another caller was first.
 
     Raises:
-        SpotifyUnavailable, SpotifyMisconfigured: refreshing is held back for everybody.
+        SpotifyUnavailable: The breaker is open.
+        SpotifyMisconfigured: The breaker is open because Spotify rejects our client id or secret.
     """
     attempt_id, send_until = uuid.uuid4().hex, time.monotonic() + _SEND_WITHIN_SECONDS
 
-    def unit(db: Session) -> Attempt | None:
-        mine = db.scalar(_attempt_row(attempt_id))
-        if mine is not None:  # the answer to the COMMIT was lost
-            return Attempt(attempt_id, mine.generation, mine.started_at, send_until)
+    def work(db: Session) -> Attempt | None:
+        recorded = db.scalar(_attempt_row(attempt_id))
+        if recorded is not None:  # the reply to an earlier COMMIT was lost
+            return Attempt(attempt_id, recorded.generation, recorded.started_at, send_until)
         now = database.db_now(db)
         generation = _unused_generation(db, row)
         claimed = update(
             db,
             row,
             {"attempt_id": attempt_id, "lease_until": now + LEASE, "generation": generation},
-            AccessToken.has_no_lease(now),
-            AccessToken.has_no_pause(now),
+            AccessToken.not_leased(now),
+            AccessToken.not_backing_off(now),
         )
         if not claimed:
             return None
@@ -77,76 +92,62 @@ def claim(row: AccessToken) -> Attempt | None:
         )
         return Attempt(attempt_id, generation, now, send_until)
 
-    return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, unit)
-
-
-def _unused_generation(db: Session, row: AccessToken) -> int:
-    """The row's generation, or the first one after those that the history knows to be refreshed.
-
-    A restore of `access_tokens` alone sets a generation back. Its refresh could then never be stored,
-    because the history already has one.
-    """
-    refreshed = db.scalar(
-        sa.select(sa.func.max(TokenRefresh.generation)).where(
-            TokenRefresh.spotify_user_id == row.spotify_user_id,
-            TokenRefresh.grant_id == row.grant_id,
-            TokenRefresh.generation >= row.generation,
-            TokenRefresh.effective == 1,
-        )
-    )
-    if refreshed is None:
-        return row.generation
-    log.warning("token_generation_repaired", extra={"link": row.spotify_user_id})
-    return refreshed + 1
+    return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, work)
 
 
 def finish(
-    attempt: Attempt, row: AccessToken, outcome: Outcome, after: Transition, *, only_copy: object = None
-) -> Outcome:
-    """Write an attempt's end and what it means for the grant, in one transaction.
+    attempt: Attempt,
+    row: AccessToken,
+    outcome: Outcome,
+    transition: Transition,
+    *,
+    orphan_token: object = None,
+) -> Completion:
+    """Record an attempt's outcome and apply it to the grant, in one transaction.
 
-    The grant is written only if it is still the one that was asked about: a consent, a
-    disconnect or another refresh since then makes this news about the past. Of such news only a
-    new refresh token of the same grant is kept, `only_copy`, as a spare.
+    The grant is changed only if it is still at the generation that was refreshed. Otherwise a consent, a
+    disconnect, or another refresh has superseded the attempt. Then only `orphan_token`, a new refresh
+    token of the same grant, is kept, as a spare.
+
+    Raises:
+        SQLAlchemyError: The result could not be stored.
     """
 
-    def unit(db: Session) -> Outcome:
-        written = db.scalar(_attempt_row(attempt.id))
-        if written is not None and written.outcome is not None:
-            return Outcome(written.outcome)  # the answer to the COMMIT was lost
+    def work(db: Session) -> Completion:
+        recorded = db.scalar(_attempt_row(attempt.id))
         now = database.db_now(db)
-        doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-        values = transitions.after_failure(row, _REFUSED_PROBE_WAITS, now) if doubted else after(now)
-        # A success is good whoever holds the lease by now. A failure must not end another's.
-        mine = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
-        ended = outcome if update(db, row, values, *mine) else Outcome.SUPERSEDED
-        if ended is Outcome.SUPERSEDED and only_copy is not None:
-            same_grant = sa.and_(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id)
-            db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=only_copy))
-        db.execute(
-            sa.update(TokenRefresh)
-            .where(TokenRefresh.attempt_id == attempt.id)
-            .values(outcome=ended, effective=1 if ended is Outcome.REFRESHED else None, finished_at=now)
-        )
-        return ended
+        if recorded is not None and recorded.outcome is not None:
+            return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
+        is_doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
+        values = transitions.after_failure(row, _REFUSED_PROBE_WAIT, now) if is_doubted else transition(now)
+        # A success counts whoever holds the lease by now. A failure must not end another caller's lease.
+        own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
+        if update(db, row, values, *own_lease):
+            completion = Completion(outcome, now, values)
+        else:
+            completion = Completion(Outcome.SUPERSEDED, now)
+            _keep_orphan(db, row, orphan_token)
+        _store_completion(db, attempt, completion)
+        return completion
 
-    # Spotify's answer may be the only one: neither a deadlock nor a lost connection must cost it.
-    patience = STORE_SECONDS if only_copy is None else STORE_ONLY_COPY_SECONDS
+    # Spotify may not give this result again, so neither a deadlock nor a lost connection must lose it.
+    seconds = STORE_SECONDS if orphan_token is None else STORE_ORPHAN_TOKEN_SECONDS
     try:
-        return run_in_transaction_until(time.monotonic() + patience, unit)
+        return run_in_transaction_until(time.monotonic() + seconds, work)
     except sa.exc.SQLAlchemyError:
-        lost = {"link": row.spotify_user_id, "outcome": outcome, "only_copy": only_copy is not None}
-        log.error("token_answer_lost", extra=lost)
+        log.error(
+            "token_response_lost",
+            extra={
+                "spotify_user_id": row.spotify_user_id,
+                "outcome": outcome,
+                "new_refresh_token": orphan_token is not None,
+            },
+        )
         raise
 
 
-def _attempt_row(attempt_id: str) -> sa.Select[TokenRefresh]:
-    """Locked, so that a COMMIT of ours that is slow rather than lost is waited for."""
-    return sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
-
-
 def update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
-    """Write to a grant's row if it is still at the generation that was read."""
+    """Compare and swap: write to a grant's row if it is still at the generation that was read."""
     updated = db.execute(
         sa.update(AccessToken)
         .where(
@@ -158,3 +159,43 @@ def update(db: Session, row: AccessToken, values: Values, *conditions: sa.Column
         .values(values)
     )
     return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
+def _attempt_row(attempt_id: str) -> sa.Select[TokenRefresh]:
+    # Locked, so that this waits for an earlier COMMIT of ours that is slow rather than lost.
+    return sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
+
+
+def _unused_generation(db: Session, row: AccessToken) -> int:
+    """Return the row's generation, or the one after the last that the history shows as refreshed.
+
+    Restoring `access_tokens` alone sets a generation back. Refreshing it again could never be stored,
+    because the history already has an effective refresh of that generation.
+    """
+    refreshed = db.scalar(
+        sa.select(sa.func.max(TokenRefresh.generation)).where(
+            TokenRefresh.spotify_user_id == row.spotify_user_id,
+            TokenRefresh.grant_id == row.grant_id,
+            TokenRefresh.generation >= row.generation,
+            TokenRefresh.effective == 1,
+        )
+    )
+    if refreshed is None:
+        return row.generation
+    log.warning("token_generation_repaired", extra={"spotify_user_id": row.spotify_user_id})
+    return refreshed + 1
+
+
+def _keep_orphan(db: Session, row: AccessToken, orphan_token: object) -> None:
+    if orphan_token is not None:
+        same_grant = sa.and_(AccessToken.id == row.id, AccessToken.grant_id == row.grant_id)
+        db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=orphan_token))
+
+
+def _store_completion(db: Session, attempt: Attempt, completion: Completion) -> None:
+    effective = 1 if completion.outcome is Outcome.REFRESHED else None
+    db.execute(
+        sa.update(TokenRefresh)
+        .where(TokenRefresh.attempt_id == attempt.id)
+        .values(outcome=completion.outcome, effective=effective, finished_at=completion.at)
+    )

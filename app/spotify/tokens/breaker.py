@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.errors import SpotifyMisconfigured, SpotifyUnavailable
 from app.infra import database
-from app.infra.database import reading, run_in_transaction
+from app.infra.database import database_now, reading, run_in_transaction
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT, is_ahead, is_over
 from app.models.token_refresh import Outcome
@@ -113,10 +113,12 @@ def open_breakers() -> list[Breaker]:
         return list(db.scalars(sa.select(Breaker).where(_IS_OPEN)))
 
 
-def retry_after(at: datetime) -> int | None:
-    """How many seconds until the next probe, where refreshing is held back."""
+def retry_after() -> int | None:
+    """Return the number of seconds until the next probe, or None if the breaker is closed."""
+    with reading() as db:
+        found = db.execute(sa.select(Breaker, database_now()).where(_IS_OPEN)).all()
     waits = [
-        _seconds_until(breaker.probe_at, at) if _is_waiting(breaker, at) else 1 for breaker in open_breakers()
+        _seconds_until(breaker.probe_at, now) if _is_waiting(breaker, now) else 1 for breaker, now in found
     ]
     return max(waits, default=None)
 
@@ -153,7 +155,7 @@ def _change(unit: Callable[[Session], None], *, though_closed: bool = False) -> 
         if though_closed or open_breakers():
             run_in_transaction(unit)
     except sa.exc.SQLAlchemyError as error:
-        log.warning("breaker_not_told", extra={"reason": type(error).__name__})
+        log.warning("breaker_update_failed", extra={"reason": type(error).__name__})
 
 
 def _close_misconfigured(db: Session) -> None:
@@ -191,7 +193,7 @@ def _count_failure(trouble: Reason, rule: _Rule, retry_after: int | None, db: Se
     if not _is_trouble(db, rule, since, at):
         return
     breaker.opened_at, breaker.closed_at, breaker.probe_at, breaker.successes = at, None, at + wait, 0
-    log.error("refreshing_held_back", extra={"trouble": trouble.value})
+    log.error("breaker_opened", extra={"reason": trouble.value})
     met = _met(db, rule, since, at)
     if trouble is Reason.REVOCATIONS:
         _take_back_marks(db, met, since)
@@ -247,7 +249,7 @@ def _finished_between(since: datetime, at: datetime) -> tuple[sa.ColumnElement[b
 
 def _close(db: Session, breaker: Breaker, at: datetime) -> None:
     breaker.closed_at = at
-    log.warning("refreshing_goes_on", extra={"trouble": breaker.name})
+    log.warning("breaker_closed", extra={"reason": breaker.name})
     rule = _RULES[Reason(breaker.name)]
     since = min(breaker.opened_at, at) - rule.window
     _end_pauses(db, _met(db, rule, since, at), rule, at)

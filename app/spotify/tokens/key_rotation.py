@@ -1,4 +1,4 @@
-"""The keys that stored tokens are sealed with: which are in use, and how to move to the newest."""
+"""The keys that encrypt stored tokens: which ones are in use, and how to move to the newest."""
 
 import logging
 import sys
@@ -11,129 +11,125 @@ from flask import Flask
 from sqlalchemy.orm import Session
 
 from app.infra.database import db, reading, run_in_transaction
-from app.infra.encryption import DecryptionError
+from app.infra.encryption import DecryptionError, TokenCipher
 from app.models import AccessToken
-from app.services import services
 
 log = logging.getLogger(__name__)
 
-# So many rows are locked together, for some milliseconds.
+# Rows that are locked together, for some milliseconds.
 BATCH = 100
+# Each column, and the name that it is encrypted under: a spare may become the refresh token.
 _COLUMNS = {
     "access_token": "access_token",
     "refresh_token": "refresh_token",
-    "spare_refresh_token": "refresh_token",  # sealed as what it may become
+    "spare_refresh_token": "refresh_token",
 }
-
-
-# A release from before the column may still be writing, during an update. The value names its key too.
-_UNNAMED = sa.and_(AccessToken.key_id.is_(None), AccessToken.refresh_token.is_not(None))
+# During an update, a release without the column `key_id` may still be writing. The token names its key too.
+_WITHOUT_KEY_ID = sa.and_(AccessToken.key_id.is_(None), AccessToken.refresh_token.is_not(None))
 _KEY_IN_TOKEN = sa.func.lower(sa.func.hex(sa.func.substr(AccessToken.refresh_token, 2, 4)))
 
 
 @dataclass
 class RotationProgress:
-    """How far it has come: rows to move at the start, looked at, sealed anew, and not readable."""
+    """Rows to re-encrypt at the start, and how many were examined, re-encrypted, and unreadable."""
 
     total: int = 0
     seen: int = 0
-    sealed: int = 0
+    reencrypted: int = 0
     unreadable: int = 0
 
 
 def keys_in_use() -> dict[str, int]:
-    """How many rows are sealed with each key, by the key's id."""
+    """Return the number of rows that each key encrypts, by key id."""
     found: Counter[str] = Counter()
+    by_column = (AccessToken.key_id, AccessToken.key_id.is_not(None))
     with reading() as session:
-        for key, which in ((AccessToken.key_id, AccessToken.key_id.is_not(None)), (_KEY_IN_TOKEN, _UNNAMED)):
-            for key_id, count in session.execute(sa.select(key, sa.func.count()).where(which).group_by(key)):
+        for key, condition in (by_column, (_KEY_IN_TOKEN, _WITHOUT_KEY_ID)):
+            counted = sa.select(key, sa.func.count()).where(condition).group_by(key)
+            for key_id, count in session.execute(counted):
                 found[str(key_id)] += count
     return dict(found)
 
 
-def missing_keys() -> dict[str, int]:
-    """Keys that rows are sealed with and that are not among ours, with the number of those rows."""
-    ours = services().token_cipher.key_ids
-    return {key_id: count for key_id, count in keys_in_use().items() if key_id not in ours}
+def missing_keys(cipher: TokenCipher) -> dict[str, int]:
+    """Return the keys that rows need and that the cipher does not have, with the number of those rows."""
+    return {key_id: count for key_id, count in keys_in_use().items() if key_id not in cipher.key_ids}
 
 
-def require_keys(app: Flask) -> None:
-    """Refuse the start, with exit status 3, while a key is missing that stored tokens are sealed with.
+def require_keys(app: Flask, cipher: TokenCipher) -> None:
+    """Exit with status 3 if a key is missing that stored tokens need.
 
-    While the database is away, or has no schema yet, nothing is refused: that is for others to tell.
+    If the database is down or has no schema yet, this does nothing; other checks report that.
     """
     with app.app_context():
         try:
-            missing = missing_keys()
+            missing = missing_keys(cipher)
         except sa.exc.SQLAlchemyError as error:
-            log.warning("keys_not_checked", extra={"reason": type(error).__name__})
+            log.warning("key_check_skipped", extra={"reason": type(error).__name__})
             return
         finally:
-            db.engine.dispose()  # Opened before a server forks, it would be shared by its workers.
+            db.engine.dispose()  # If the server forks now, its workers must not share a connection.
     if missing:
         keys = ", ".join(f"{key_id} ({count} rows)" for key_id, count in missing.items())
         sys.stderr.write(
-            f"Backline cannot start: TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with: "
-            f"{keys}.\nPut it back, behind the newest; `flask tokens rotate-keys` then makes it needless.\n"
+            f"Backline cannot start: stored tokens are encrypted with keys that are missing from "
+            f"TOKEN_ENCRYPTION_KEYS: {keys}.\n"
+            f"Add them back after the newest key. `flask tokens rotate-keys` then makes them unnecessary.\n"
         )
         sys.exit(3)
 
 
-def rotate_keys(progress: Callable[[RotationProgress], None]) -> RotationProgress:
-    """Seal every token with the newest key. `progress` is called after each batch.
+def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None]) -> RotationProgress:
+    """Re-encrypt every token with the newest key. Calls `progress` after each batch.
 
-    It may be stopped at any time and run again: what has been moved is passed over. A row that a
-    refresh or a new consent writes meanwhile is left to them; they seal with the newest key too.
+    It can be stopped at any time and run again; it skips what is done. A row that a refresh or a new
+    consent writes in the meantime is left alone, because they use the newest key too.
     """
-    moved, last_id = RotationProgress(total=_left()), 0
-    while rows := _next_batch(last_id):
-        sealed_anew = {row.id: new for row in rows if (new := _reencrypted(row)) is not None}
-        moved.unreadable += len(rows) - len(sealed_anew)
-        moved.sealed += run_in_transaction(lambda session: _write(session, rows, sealed_anew))  # noqa: B023
-        moved.seen += len(rows)
+    result, last_id = RotationProgress(total=_count_outdated(cipher)), 0
+    while rows := _next_batch(cipher, last_id):
+        changes = {row.id: new for row in rows if (new := _reencrypt(cipher, row)) is not None}
+        result.unreadable += len(rows) - len(changes)
+        result.reencrypted += run_in_transaction(lambda session: _write(session, rows, changes))  # noqa: B023
+        result.seen += len(rows)
         last_id = rows[-1].id
-        progress(moved)
-    log.info("keys_rotated", extra={"sealed": moved.sealed, "unreadable": moved.unreadable})
-    return moved
+        progress(result)
+    log.info("keys_rotated", extra={"reencrypted": result.reencrypted, "unreadable": result.unreadable})
+    return result
 
 
-def _left() -> int:
-    newest = services().token_cipher.newest_key_id
-    return sum(count for key_id, count in keys_in_use().items() if key_id != newest)
+def _count_outdated(cipher: TokenCipher) -> int:
+    return sum(count for key_id, count in keys_in_use().items() if key_id != cipher.newest_key_id)
 
 
-def _next_batch(last_id: int) -> list[AccessToken]:
-    other = sa.or_(AccessToken.key_id != services().token_cipher.newest_key_id, _UNNAMED)
-    older = sa.and_(other, AccessToken.id > last_id)
+def _next_batch(cipher: TokenCipher, last_id: int) -> list[AccessToken]:
+    is_outdated = sa.or_(AccessToken.key_id != cipher.newest_key_id, _WITHOUT_KEY_ID)
+    batch = sa.select(AccessToken).where(is_outdated, AccessToken.id > last_id)
     with reading() as session:
-        return list(
-            session.scalars(sa.select(AccessToken).where(older).order_by(AccessToken.id).limit(BATCH))
-        )
+        return list(session.scalars(batch.order_by(AccessToken.id).limit(BATCH)))
 
 
-def _reencrypted(row: AccessToken) -> dict[str, object] | None:
-    """A row's columns under the newest key. None if one cannot be read; that is reported, and left alone."""
-    token_cipher = services().token_cipher
-    new: dict[str, object] = {"key_id": token_cipher.newest_key_id}
+def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | None:
+    """Return a row's columns under the newest key, or None if one of them cannot be decrypted."""
+    columns: dict[str, object] = {"key_id": cipher.newest_key_id}
     try:
-        for column, sealed_as in _COLUMNS.items():
+        for column, encrypted_as in _COLUMNS.items():
             old: bytes | None = getattr(row, column)
             if old is not None:
-                place = (sealed_as, row.spotify_user_id, row.grant_id)
-                new[column] = token_cipher.encrypt(token_cipher.decrypt(old, *place), *place)
+                context = (encrypted_as, row.spotify_user_id, row.grant_id)
+                columns[column] = cipher.encrypt(cipher.decrypt(old, *context), *context)
     except DecryptionError:
-        # The key it needs may only be missing.
-        log.error("token_unreadable", extra={"link": row.spotify_user_id})
+        # The row stays as it is: its key may only be missing.
+        log.error("token_decryption_failed", extra={"spotify_user_id": row.spotify_user_id})
         return None
-    return new
+    return columns
 
 
-def _write(session: Session, rows: list[AccessToken], new: dict[int, dict[str, object]]) -> int:
-    """Write the rows that are as they were read. Returns how many."""
+def _write(session: Session, rows: list[AccessToken], changes: dict[int, dict[str, object]]) -> int:
+    """Write the rows that have not changed since they were read. Returns their number."""
     written = 0
     for row in rows:
-        if row.id in new:
+        if row.id in changes:
             unchanged = (getattr(AccessToken, column) == getattr(row, column) for column in _COLUMNS)
             same = sa.update(AccessToken).where(AccessToken.id == row.id, *unchanged)
-            written += session.execute(same.values(new[row.id])).rowcount  # type: ignore[attr-defined]
+            written += session.execute(same.values(changes[row.id])).rowcount  # type: ignore[attr-defined]
     return written

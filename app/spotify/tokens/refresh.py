@@ -1,16 +1,17 @@
-"""One refresh of one grant: exactly once, whoever else is at it, and nothing lost when things break.
+"""Refreshes one grant, exactly once no matter how many callers ask.
 
-1. claim    one UPDATE that only one caller can win: this generation, no running lease;
-2. call     Spotify, with no transaction open and a deadline well inside the lease;
-3. commit   a compare-and-swap on (grant_id, generation), with the row that proves it.
+1. Claim: an UPDATE that only one caller can win, on this generation and if no lease is running.
+2. Call: Spotify, with no transaction open and a deadline well within the lease.
+3. Commit: a compare-and-swap on (`grant_id`, `generation`), together with the attempt's outcome.
 
-The lock in Redis comes before and spares the losers their try. Nothing depends on it. The whole
-argument, and what is promised when something breaks, is in `docs/custody.md`.
+A lock in Redis comes first and saves the other callers a wasted attempt. Correctness does not depend on it.
+`docs/custody.md` has the argument, and says what is promised when something breaks.
 """
 
 import logging
 import math
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -19,10 +20,19 @@ import sqlalchemy as sa
 from app.errors import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import database_now, reading
+from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
-from app.services import services
-from app.spotify.clients.accounts import InvalidGrant, Misconfigured, RateLimited, SpotifyError, TokenResponse
+from app.resilience.redis_lock import RedisLocks
+from app.spotify.clients.accounts import (
+    InvalidGrant,
+    Misconfigured,
+    RateLimited,
+    SpotifyAccounts,
+    SpotifyError,
+    TokenResponse,
+)
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.tokens import attempts, breaker, transitions
 from app.spotify.tokens.attempts import Attempt
 from app.spotify.tokens.encryption import decrypt_token, encrypt_refresh_token, encrypt_tokens
@@ -30,177 +40,253 @@ from app.spotify.tokens.transitions import Transition, Values
 
 log = logging.getLogger(__name__)
 
-# A grant's row, and what the database's clock said when it was read.
+# A grant's row, and the database's time when it was read.
 GrantSnapshot = tuple[AccessToken, datetime]
 
-# After so long without the lock a caller asks the database itself. Less than the wait that makes the accounts
-# service count as slow (`accounts_bulkhead`): a lock that is lost says nothing about Spotify.
-LOCK_PATIENCE_SECONDS = 1.0
-_UNREADABLE_WAITS = timedelta(hours=1)
+# How long to wait for the lock before going on without it. Less than the wait that makes the accounts service
+# count as slow (`accounts_bulkhead`), because a lost lock says nothing about Spotify.
+LOCK_WAIT_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+# How long the scheduler leaves a token alone that it cannot decrypt. It would log the problem twice a minute.
+_UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
 
 class GrantEnded(Exception):
-    """Spotify no longer honours the grant; the person has to consent again."""
+    """Spotify has ended the grant. The person has to consent again."""
 
 
 class RefreshInProgress(SpotifyUnavailable):
-    """Somebody else is refreshing it, and takes longer than was waited for."""
+    """Another caller is still refreshing the grant."""
 
 
-def read(link_id: int) -> GrantSnapshot:
-    """A link's grant as it is committed now.
+def read(spotify_user_id: int) -> GrantSnapshot:
+    """Read the last committed state of a connection's grant, in a transaction of its own.
 
     Raises:
-        SpotifyNotConnected: the link is gone.
+        SpotifyNotConnected: The connection does not exist.
     """
     with reading() as db:
         found = db.execute(
-            sa.select(AccessToken, database_now()).where(AccessToken.spotify_user_id == link_id)
+            sa.select(AccessToken, database_now()).where(AccessToken.spotify_user_id == spotify_user_id)
         ).one_or_none()
     if found is None:
         raise SpotifyNotConnected
     return found[0], found[1]
 
 
-def refresh(row: AccessToken, lead: timedelta | None, *, wait_seconds: float) -> GrantSnapshot:
-    """Refresh, or share the result of whoever is refreshing. Returns the grant as it stands then.
-
-    A token that outlives `lead` need not be refreshed; without a lead it must be, however long it lives.
-    One that somebody else has refreshed since `row` was read is good if it lives at all.
-
-    Raises:
-        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
-    """
-    link_id, seen = row.spotify_user_id, (row.grant_id, row.generation)
-    deadline = time.monotonic() + wait_seconds
-    with services().locks.hold(link_id, patience=min(wait_seconds, LOCK_PATIENCE_SECONDS)):
-        while True:
-            row, now = read(link_id)
-            overtaken = (row.grant_id, row.generation) != seen
-            needed = timedelta(0) if overtaken else lead
-            if needed is not None and row.lasts(needed, now=now):
-                return row, now
-            require_refreshable(row, now)
-            if not row.is_leased(now):
-                refresh_token = _refresh_token(row)
-                attempt = attempts.claim(row)
-                if attempt is not None:
-                    row.generation = attempt.generation
-                    return _call(row, attempt, refresh_token)
-            if time.monotonic() >= deadline:
-                raise RefreshInProgress
-            time.sleep(0.1)
+def version_of(row: AccessToken) -> tuple[str, int]:
+    """Return what identifies this grant and generation."""
+    return row.grant_id, row.generation
 
 
 def require_refreshable(row: AccessToken, now: datetime) -> None:
-    """Share an earlier answer while it counts: a refusal, or a failure just now.
+    """Repeat the result of an earlier attempt for as long as it holds.
 
     Raises:
-        GrantEnded, SpotifyUnavailable
+        GrantEnded: Spotify has refused the grant, and it is not time to ask again.
+        SpotifyUnavailable: An attempt has failed, and the next has to wait.
     """
-    waiting = row.is_paused(now)
-    if row.state == GrantState.REAUTHORIZATION_REQUIRED or (row.state == GrantState.SUSPECT and waiting):
+    is_backing_off = row.is_backing_off(now)
+    if row.state == GrantState.REAUTHORIZATION_REQUIRED:
         raise GrantEnded
-    if waiting and row.not_before is not None:
-        raise SpotifyUnavailable(retry_after=_seconds(row.not_before - now))
+    if row.state == GrantState.SUSPECT and is_backing_off:
+        raise GrantEnded
+    if is_backing_off and row.not_before is not None:
+        raise SpotifyUnavailable(retry_after=_whole_seconds(row.not_before - now))
 
 
-def _refresh_token(row: AccessToken) -> str:
-    """The token to present. One that our keys do not open is reported and left alone: a key may be missing.
+class Refresher:
+    """Refreshes grants at Spotify and stores the result."""
 
-    Raises:
-        SpotifyUnavailable
-    """
-    try:
-        return decrypt_token(row, "refresh_token")
-    except SpotifyUnavailable:
-        with database.writing() as db:  # or the scheduler would ask, and report, every half minute
-            attempts.update(db, row, {"due_at": database.db_now(db) + _UNREADABLE_WAITS})
-        raise
+    def __init__(
+        self,
+        accounts: SpotifyAccounts,
+        bulkhead: AccountsBulkhead,
+        locks: RedisLocks,
+        cipher: TokenCipher,
+        refresh_lead: timedelta,
+    ) -> None:
+        self._accounts = accounts
+        self._bulkhead = bulkhead
+        self._locks = locks
+        self._cipher = cipher
+        self._refresh_lead = refresh_lead
+
+    def refresh(
+        self,
+        row: AccessToken,
+        *,
+        lead: timedelta = timedelta(0),
+        force: bool = False,
+        wait_seconds: float,
+    ) -> GrantSnapshot:
+        """Refresh a grant, or wait for another caller's refresh. Returns the grant's new state.
+
+        A token that does not expire within `lead` is left alone, unless `force` is set. If another caller
+        has refreshed the grant since `row` was read, its token is returned no matter when it expires.
+
+        Raises:
+            GrantEnded: Spotify has ended the grant.
+            SpotifyNotConnected: The connection does not exist.
+            SpotifyUnavailable: Spotify did not give a token, or must not be asked at present.
+            RefreshInProgress: Another caller's refresh takes longer than `wait_seconds`.
+            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+        """
+        spotify_user_id, seen = row.spotify_user_id, version_of(row)
+        deadline = time.monotonic() + wait_seconds
+        with self._locks.hold(spotify_user_id, patience=min(wait_seconds, LOCK_WAIT_SECONDS)):
+            while True:
+                row, now = read(spotify_user_id)
+                superseded = version_of(row) != seen
+                if superseded and row.is_valid_for(timedelta(0), now=now):
+                    return row, now
+                if not superseded and not force and row.is_valid_for(lead, now=now):
+                    return row, now
+                require_refreshable(row, now)
+                if not row.is_leased(now):
+                    refresh_token = self._refresh_token(row)
+                    attempt = attempts.claim(row)
+                    if attempt is not None:
+                        row.generation = attempt.generation
+                        return self._call(row, attempt, refresh_token)
+                if time.monotonic() >= deadline:
+                    raise RefreshInProgress
+                time.sleep(_POLL_SECONDS)
+
+    def _refresh_token(self, row: AccessToken) -> str:
+        try:
+            return decrypt_token(self._cipher, row, "refresh_token")
+        except SpotifyUnavailable:
+            with database.writing() as db:
+                attempts.update(db, row, {"due_at": database.db_now(db) + _UNDECRYPTABLE_WAIT})
+            raise
+
+    def _call(self, row: AccessToken, attempt: Attempt, refresh_token: str) -> GrantSnapshot:
+        """Call Spotify under a claim, and store the result."""
+        if time.monotonic() > attempt.send_until:
+            # This process was paused after the claim. The lease could end during the call.
+            raise SpotifyUnavailable
+        try:
+            with self._bulkhead.calling():
+                response = self._accounts.refresh(refresh_token)
+        except SpotifyError as error:
+            return self.record_failure(row, attempt, error, refresh_token)
+        return self._commit(row, attempt, response, refresh_token)
+
+    def _commit(
+        self, row: AccessToken, attempt: Attempt, response: TokenResponse, presented: str
+    ) -> GrantSnapshot:
+        """Store the new tokens, unless the attempt is superseded."""
+        refresh_token = response.refresh_token or presented
+        values = {
+            **transitions.after_success(
+                attempt.claimed_at, timedelta(seconds=response.expires_in), self._refresh_lead
+            ),
+            **encrypt_tokens(
+                self._cipher, row.spotify_user_id, row.grant_id, response.access_token, refresh_token
+            ),
+            "generation": row.generation + 1,
+        }
+        if response.scope is not None:
+            values["scope"] = response.scope
+        orphan_token = values["refresh_token"] if refresh_token != presented else None
+        completion = attempts.finish(
+            attempt, row, Outcome.REFRESHED, lambda _: values, orphan_token=orphan_token
+        )
+        log.info(
+            "token_refreshed",
+            extra={"spotify_user_id": row.spotify_user_id, "outcome": completion.outcome.value},
+        )
+        breaker.record_outcome(completion.outcome, attempt.claimed_at)
+        if completion.written is None:
+            return read(row.spotify_user_id)  # whatever has superseded the attempt
+        for column, value in completion.written.items():
+            setattr(row, column, value)
+        return row, completion.at
+
+    def record_failure(
+        self, row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str
+    ) -> GrantSnapshot:
+        """Record a failure and raise what it means for the caller.
+
+        If another caller has refreshed the grant in the meantime, return that token instead.
+        """
+        salvaged = self._salvaged(row, error, presented)
+        failure = _classify(row, attempt, error, salvaged)
+        completion = attempts.finish(
+            attempt, row, failure.outcome, failure.transition, orphan_token=salvaged.get("refresh_token")
+        )
+        # Only a 429 is about all grants. A 503 may be about one host.
+        retry_after = error.retry_after if isinstance(error, RateLimited) else None
+        breaker.record_outcome(completion.outcome, attempt.claimed_at, retry_after)
+        state = None
+        if failure.is_refusal or completion.outcome is Outcome.SUPERSEDED:
+            # Read again: the row is another caller's, or opening the breaker has undone the refusal.
+            current, now = read(row.spotify_user_id)
+            if completion.outcome is Outcome.SUPERSEDED and current.is_valid_for(timedelta(0), now=now):
+                return current, now
+            state = current.state
+        raise _error_for(failure, state) from error
+
+    def _salvaged(self, row: AccessToken, error: SpotifyError, presented: str) -> Values:
+        """Return the columns for a new refresh token that came with a failure.
+
+        It replaces the one that was presented. A server that accepts each token only once may take a second
+        use of the old one for theft, and end the grant. The old one is kept as the spare.
+        """
+        if error.refresh_token in (None, presented):
+            return {}
+        log.warning("refresh_token_salvaged", extra={"spotify_user_id": row.spotify_user_id})
+        return encrypt_refresh_token(self._cipher, row, error.refresh_token, spare=presented)
 
 
-def _call(row: AccessToken, attempt: Attempt, refresh_token: str) -> GrantSnapshot:
-    """Call Spotify under a claim, and write down whatever it says."""
-    if time.monotonic() > attempt.send_until:
-        # Paused since the claim. The lease may end during the call; the next owner is left to make it.
-        raise SpotifyUnavailable
-    try:
-        with services().accounts_bulkhead.calling():
-            grant = services().accounts.refresh(refresh_token)
-    except SpotifyError as error:
-        return _fail(row, attempt, error, refresh_token)
-    _commit(row, attempt, grant, refresh_token)
-    return read(row.spotify_user_id)
+@dataclass(frozen=True)
+class _Failure:
+    """What a failed call means for the history and for the grant."""
+
+    outcome: Outcome
+    transition: Transition
+    backoff: timedelta = timedelta(0)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether Spotify refused the grant itself."""
+        return self.outcome in (Outcome.INVALID_GRANT, Outcome.AGED)
 
 
-def _commit(row: AccessToken, attempt: Attempt, grant: TokenResponse, presented: str) -> None:
-    """Store the new tokens, unless the grant has moved on. An absent refresh token keeps the old one."""
-    life = timedelta(seconds=grant.expires_in)
-    values = {
-        **transitions.after_success(attempt.claimed_at, life, services().config.refresh_lead),
-        **encrypt_tokens(
-            row.spotify_user_id, row.grant_id, grant.access_token, grant.refresh_token or presented
-        ),
-        "generation": row.generation + 1,
-    }
-    if grant.scope is not None:
-        values["scope"] = grant.scope
-    only_copy = values["refresh_token"] if grant.refresh_token not in (None, presented) else None
-    outcome = attempts.finish(attempt, row, Outcome.REFRESHED, lambda _: values, only_copy=only_copy)
-    log.info("token_refreshed", extra={"link": row.spotify_user_id, "outcome": outcome.value})
-    breaker.record_outcome(outcome, attempt.claimed_at)
-
-
-def _fail(row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str) -> GrantSnapshot:
-    """Write down a failure and raise it, unless it is about the past: then take what there is now."""
-    problem: GrantEnded | SpotifyUnavailable | SpotifyMisconfigured
-    after: Transition
-    kept = _kept_of(row, error, presented)
-    if isinstance(error, InvalidGrant) and not kept:
+def _classify(row: AccessToken, attempt: Attempt, error: SpotifyError, salvaged: Values) -> _Failure:
+    # A refusal that came with a new refresh token is not about that token, so it is no refusal of the grant.
+    if isinstance(error, InvalidGrant) and not salvaged:
         outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
-        problem, after = GrantEnded(), partial(transitions.after_refusal, row)
-    else:
-        outcome = _FAILURES.get(type(error), Outcome.UNAVAILABLE)
-        pause = transitions.pause(row, error.retry_after)
-        misconfigured = outcome is Outcome.MISCONFIGURED
-        problem = SpotifyMisconfigured() if misconfigured else SpotifyUnavailable(retry_after=_seconds(pause))
-        after = partial(transitions.after_failure, row, pause, kept=kept)
-        level = logging.ERROR if misconfigured else logging.WARNING
-        log.log(level, "token_refresh_failed", extra={"link": row.spotify_user_id, "reason": str(error)})
-    ended = attempts.finish(attempt, row, outcome, after, only_copy=kept.get("refresh_token"))
-    # Only a 429 is about all grants. A 503 may be about one host.
-    breaker.record_outcome(
-        ended, attempt.claimed_at, error.retry_after if isinstance(error, RateLimited) else None
+        return _Failure(outcome, partial(transitions.after_refusal, row))
+    outcome = Outcome.UNAVAILABLE
+    if isinstance(error, Misconfigured):
+        outcome = Outcome.MISCONFIGURED
+    elif isinstance(error, RateLimited):
+        outcome = Outcome.RATE_LIMITED
+    level = logging.ERROR if outcome is Outcome.MISCONFIGURED else logging.WARNING
+    log.log(
+        level, "token_refresh_failed", extra={"spotify_user_id": row.spotify_user_id, "reason": str(error)}
     )
-    current, now = read(row.spotify_user_id)
-    if ended is Outcome.SUPERSEDED and current.lasts(timedelta(0), now=now):
-        return current, now
-    if isinstance(problem, GrantEnded) and current.state == GrantState.ACTIVE:
-        # The refusal is not believed, or there is a spare to try.
-        raise SpotifyUnavailable(retry_after=breaker.retry_after(now) or 1) from error
-    if isinstance(problem, SpotifyUnavailable | SpotifyMisconfigured):
-        problem.retry_after = breaker.retry_after(now) or problem.retry_after
-    raise problem from error
+    backoff = transitions.backoff(row, error.retry_after)
+    return _Failure(outcome, partial(transitions.after_failure, row, backoff, salvaged=salvaged), backoff)
 
 
-def _kept_of(row: AccessToken, error: SpotifyError, presented: str) -> Values:
-    """The columns for a new refresh token that came with a failure.
-
-    It replaces the one that was presented: a server that uses tokens once may take a second use of
-    the old one for theft, and end the grant. The old one stays as the spare, should the new one be no good.
-    """
-    if error.refresh_token in (None, presented):
-        return {}
-    log.warning("refresh_token_salvaged", extra={"link": row.spotify_user_id})
-    return encrypt_refresh_token(row, error.refresh_token, spare=presented)
-
-
-_FAILURES: dict[type[SpotifyError], Outcome] = {
-    Misconfigured: Outcome.MISCONFIGURED,
-    RateLimited: Outcome.RATE_LIMITED,
-}
+def _error_for(
+    failure: _Failure, state: str | None
+) -> GrantEnded | SpotifyUnavailable | SpotifyMisconfigured:
+    """Map a failure to the error that the caller sees. `state` is the grant's after a refusal."""
+    if failure.is_refusal and state != GrantState.ACTIVE:
+        return GrantEnded()
+    breaker_wait = breaker.retry_after()
+    if failure.is_refusal:
+        # The refusal is in doubt, or there is a spare refresh token to try.
+        return SpotifyUnavailable(retry_after=breaker_wait or 1)
+    if failure.outcome is Outcome.MISCONFIGURED:
+        return SpotifyMisconfigured(retry_after=breaker_wait)
+    return SpotifyUnavailable(retry_after=breaker_wait or _whole_seconds(failure.backoff))
 
 
-def _seconds(pause: timedelta) -> int:
-    """For Retry-After, which has no fractions: rounded up."""
-    return math.ceil(pause.total_seconds())
+def _whole_seconds(duration: timedelta) -> int:
+    """Round up, for `Retry-After`."""
+    return math.ceil(duration.total_seconds())

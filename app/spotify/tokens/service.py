@@ -1,15 +1,14 @@
-"""Token custody: the one way to a working access token, for requests and the scheduler alike.
+"""Hands out valid access tokens, to requests and to the scheduler.
 
-A fresh token costs one read, and no lock. A stale one is refreshed (`app.spotify.tokens.refresh`) in the
-background: whoever holds a token that still lives goes on with it at once, and whoever goes away
-takes nothing along.
+A fresh token costs one read and no lock. A stale one is refreshed (`app.spotify.tokens.refresh`) in a
+background thread, so a caller whose token is still valid need not wait, and the refresh continues if the
+caller disconnects.
 """
 
 import logging
 import time
 import uuid
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -19,31 +18,33 @@ from sqlalchemy.orm import Session
 
 from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
+from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
-from app.services import services
+from app.resilience.single_flight import SingleFlight
 from app.spotify.clients.accounts import TokenResponse
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.tokens import refresh, refresh_queue, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
-from app.spotify.tokens.refresh import GrantEnded
+from app.spotify.tokens.refresh import GrantEnded, GrantSnapshot, Refresher, version_of
 
 log = logging.getLogger(__name__)
 
-# A request refreshes what would run out on the way to Spotify; everything sooner is the scheduler's.
+# A request refreshes only a token that could expire on its way to Spotify; the scheduler refreshes earlier.
 REQUEST_LEAD = timedelta(seconds=10)
-# The Web Playback SDK keeps its token; one that ends soon would have it ask again at once.
+# The Web Playback SDK caches its token. Given one that expires soon, it would ask again immediately.
 PLAYBACK_LEAD = timedelta(minutes=5)
-# With less than this a token is as good as dead: it would not reach Spotify.
+# A token with less time left would expire before it reaches Spotify.
 MIN_TTL = timedelta(seconds=1)
-# How long a caller waits for a refresh; longer than a call to Spotify may take.
+# How long a caller waits for a refresh. Longer than a call to Spotify can take.
 WAIT_SECONDS = 12.0
-# A token that Spotify refuses so soon after it gave it is tried once more as it is.
+# If Spotify rejects a token this soon after issuing it, the same token is tried once more.
 _JUST_REFRESHED = timedelta(minutes=1)
 _SCHEDULER_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class LiveToken:
-    """An access token in the clear, for use at once and never for keeping."""
+class DecryptedToken:
+    """An access token in the clear. Use it immediately and do not store it."""
 
     access_token: str = field(repr=False)
     scope: str
@@ -52,165 +53,201 @@ class LiveToken:
     version: tuple[str, int]  # grant id and generation
 
 
-def access_token_for(
-    link_id: int,
-    lead: timedelta = REQUEST_LEAD,
-    *,
-    patience: float = 0,
-    wait_seconds: float = WAIT_SECONDS,
-    grant_id: str | None = None,
-) -> LiveToken:
-    """A token of this link that outlives `lead`, refreshed if it must be.
+class TokenService:
+    """Reads, refreshes, and stores the tokens of connections."""
 
-    A token that still lives is served while it is refreshed in the background, at once or after
-    `patience` seconds; for a dead one's refresh the caller waits, `wait_seconds` at most. With `grant_id`,
-    only a token of that grant is returned.
+    def __init__(
+        self,
+        refresher: Refresher,
+        refreshes: SingleFlight[GrantSnapshot],
+        bulkhead: AccountsBulkhead,
+        cipher: TokenCipher,
+        refresh_lead: timedelta,
+    ) -> None:
+        self.refresher = refresher
+        self._refreshes = refreshes
+        self._bulkhead = bulkhead
+        self._cipher = cipher
+        self._refresh_lead = refresh_lead
 
-    Raises:
-        GrantEnded: only a new consent helps.
-        SpotifyNotConnected: the link is gone, or has another grant than `grant_id`.
-        SpotifyUnavailable, SpotifyMisconfigured: no token now; the link itself is fine.
-    """
-    token = _live_token(link_id, lead, patience=patience, wait_seconds=wait_seconds)
-    require_grant(token, grant_id)
-    return token
+    def access_token_for(
+        self,
+        spotify_user_id: int,
+        lead: timedelta = REQUEST_LEAD,
+        *,
+        wait_if_valid: float = 0,
+        wait_seconds: float = WAIT_SECONDS,
+        grant_id: str | None = None,
+    ) -> DecryptedToken:
+        """Return an access token of a connection, refreshed if it expires within `lead`.
+
+        A caller whose token is still valid waits up to `wait_if_valid` seconds for a newer one; otherwise
+        up to `wait_seconds`. With `grant_id`, only a token of that grant is returned.
+
+        Raises:
+            GrantEnded: Spotify has ended the grant.
+            SpotifyNotConnected: The connection does not exist, or has another grant than `grant_id`.
+            SpotifyUnavailable: The token could not be refreshed in time, or must not be at present.
+            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+        """
+        row, now = refresh.read(spotify_user_id)
+        if row.is_valid_for(lead, now=now):
+            token = self._decrypt(row, now)
+        elif row.is_valid_for(MIN_TTL, now=now):
+            token = self._newer_or_same(row, now, lead, wait_if_valid)
+        else:
+            refresh.require_refreshable(row, now)
+            token = self._decrypt(*self._refresh_and_wait(row, wait_seconds, lead=lead))
+        require_grant(token, grant_id)
+        return token
+
+    def replace_rejected(
+        self, rejected: DecryptedToken, spotify_user_id: int, *, wait_seconds: float = WAIT_SECONDS
+    ) -> DecryptedToken:
+        """Return a token to use instead of one that Spotify has rejected before it expired.
+
+        Callers that hold the same rejected token share one refresh. A token that was issued moments ago is
+        returned as it is: if Spotify rejects it for another reason, refreshing again would not help.
+
+        Raises:
+            GrantEnded: Spotify has ended the grant.
+            SpotifyNotConnected: The connection does not exist.
+            SpotifyUnavailable: The token could not be refreshed in time, or must not be at present.
+            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+        """
+        row, now = refresh.read(spotify_user_id)
+        if version_of(row) != rejected.version and row.is_valid_for(MIN_TTL, now=now):
+            return self._decrypt(row, now)
+        if row.refreshed_at is not None and abs(now - row.refreshed_at) < _JUST_REFRESHED:
+            return self._decrypt(row, now)
+        deadline = time.monotonic() + wait_seconds
+        refresh.require_refreshable(row, now)
+        renewed, now = self._refresh_and_wait(row, wait_seconds, force=True)
+        if version_of(renewed) == version_of(row):  # the caller that we joined did not force a refresh
+            remaining = max(0, deadline - time.monotonic())
+            renewed, now = self._refresh_and_wait(row, remaining, force=True)
+        return self._decrypt(renewed, now)
+
+    def refresh_if_due(self, spotify_user_id: int) -> bool:
+        """Refresh a connection's token ahead of time. Returns False if that is not necessary (any more).
+
+        Raises:
+            GrantEnded: Spotify has ended the grant.
+            SpotifyNotConnected: The connection does not exist.
+            SpotifyUnavailable: The token could not be refreshed, or must not be at present.
+            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+        """
+        lead = transitions.latest_lead(self._refresh_lead)
+        row, now = refresh.read(spotify_user_id)
+        if row.is_valid_for(lead, now=now):
+            refresh_queue.reschedule(row, self._refresh_lead)
+            return False
+        self.refresher.refresh(row, lead=lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
+        return True
+
+    def store_grant(
+        self, db: Session, spotify_user_id: int, response: TokenResponse, *, requested_at: float
+    ) -> None:
+        """Store the grant of a new consent. Refreshes of the previous grant can then write nothing.
+
+        `requested_at` (`time.monotonic`) is when the code was sent to Spotify. The token's lifetime is
+        counted from then.
+        """
+        if response.refresh_token is None:
+            raise ValueError("A grant without a refresh token cannot be stored.")
+        authorized_at = database.db_now(db) - timedelta(seconds=time.monotonic() - requested_at)
+        mine = AccessToken.spotify_user_id == spotify_user_id
+        row = db.scalar(sa.select(AccessToken).where(mine).with_for_update())
+        if row is None:
+            row = AccessToken(spotify_user_id=spotify_user_id)
+            db.add(row)
+        lifetime = timedelta(seconds=response.expires_in)
+        row.grant_id = uuid.uuid4().hex
+        row.generation = 0
+        row.state = GrantState.ACTIVE
+        row.scope = response.scope or ""
+        row.authorized_at = authorized_at
+        row.expires_at = authorized_at + lifetime
+        row.due_at = transitions.next_refresh_at(row.expires_at, lifetime, self._refresh_lead)
+        row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
+        row.ended_at = row.reminded_days = row.spare_refresh_token = None
+        row.failures = 0
+        columns = encrypt_tokens(
+            self._cipher, spotify_user_id, row.grant_id, response.access_token, response.refresh_token
+        )
+        for column, value in columns.items():
+            setattr(row, column, value)
+        db.flush()
+
+    def close(self) -> None:
+        """Wait for the refreshes that are running, and accept no more."""
+        self._refreshes.close()
+
+    def _newer_or_same(
+        self, row: AccessToken, now: datetime, lead: timedelta, wait_seconds: float
+    ) -> DecryptedToken:
+        """Refresh a token that is still valid. Returns it as it is unless the refresh succeeds in time."""
+        if not (row.can_refresh(now) or (wait_seconds and row.is_leased(now))):
+            return self._decrypt(row, now)
+        refreshing = self._start_refresh(row, lead=lead)
+        if not wait_seconds:
+            return self._decrypt(row, now)
+        try:
+            with self._bulkhead.waiting() as waiter:
+                return self._decrypt(*waiter.result(refreshing, wait_seconds))
+        except (TimeoutError, BacklineError, GrantEnded, *DEPENDENCY_DOWN):
+            return self._decrypt(row, now)
+
+    def _refresh_and_wait(
+        self,
+        row: AccessToken,
+        wait_seconds: float,
+        *,
+        lead: timedelta = timedelta(0),
+        force: bool = False,
+    ) -> GrantSnapshot:
+        with self._bulkhead.waiting() as waiter:
+            try:
+                return waiter.result(self._start_refresh(row, lead=lead, force=force), wait_seconds)
+            except TimeoutError:
+                raise SpotifyUnavailable(retry_after=1) from None
+
+    def _start_refresh(
+        self, row: AccessToken, *, lead: timedelta = timedelta(0), force: bool = False
+    ) -> "Future[GrantSnapshot]":
+        """Start a refresh in the background, or join the one of this grant that this process is running."""
+        app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+
+        def run() -> GrantSnapshot:
+            with app.app_context():
+                try:
+                    return self.refresher.refresh(row, lead=lead, force=force, wait_seconds=WAIT_SECONDS)
+                except (BacklineError, GrantEnded, *DEPENDENCY_DOWN):
+                    raise
+                except Exception:
+                    # Log it here: there may be no caller left that would.
+                    log.exception("token_refresh_crashed", extra={"spotify_user_id": row.spotify_user_id})
+                    raise
+
+        return self._refreshes.start((row.spotify_user_id, row.grant_id), run)
+
+    def _decrypt(self, row: AccessToken, now: datetime) -> DecryptedToken:
+        return DecryptedToken(
+            decrypt_token(self._cipher, row, "access_token"),
+            row.scope,
+            row.expires_at,
+            expires_in=int((row.expires_at - now).total_seconds()),
+            version=version_of(row),
+        )
 
 
-def require_grant(token: LiveToken, grant_id: str | None) -> None:
-    """Require that a token is of this grant; of any, for None.
+def require_grant(token: DecryptedToken, grant_id: str | None) -> None:
+    """Require that a token is of this grant, or of any grant if it is None.
 
     The grant may have been replaced since the caller looked up the connection.
 
     Raises:
-        SpotifyNotConnected
+        SpotifyNotConnected: The token is of another grant.
     """
     if grant_id is not None and token.version[0] != grant_id:
         raise SpotifyNotConnected
-
-
-def _live_token(link_id: int, lead: timedelta, *, patience: float, wait_seconds: float) -> LiveToken:
-    row, now = refresh.read(link_id)
-    if row.lasts(lead, now=now):
-        return _open(row, now)
-    if row.lasts(MIN_TTL, now=now):
-        if row.may_be_tried(now) or (patience and row.is_leased(now)):
-            refreshing = _start_refresh(row, lead)
-            with suppress(TimeoutError, BacklineError, GrantEnded, *DEPENDENCY_DOWN):
-                if patience:
-                    with services().accounts_bulkhead.waiting() as waiter:
-                        return _open(*waiter.result(refreshing, patience))
-        return _open(row, now)
-    refresh.require_refreshable(row, now)
-    return _open(*_refreshed(row, lead, wait_seconds))
-
-
-def replace_rejected(refused: LiveToken, link_id: int, *, wait_seconds: float = WAIT_SECONDS) -> LiveToken:
-    """A token in the place of one that Spotify has refused before its time.
-
-    Whoever else holds the refused one shares the refresh. It is the refused one itself if it is brand
-    new: refreshing again and again what is refused for another reason would help nobody.
-
-    Raises:
-        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
-    """
-    row, now = refresh.read(link_id)
-    if _version(row) != refused.version and row.lasts(MIN_TTL, now=now):
-        return _open(row, now)
-    if row.refreshed_at is not None and abs(now - row.refreshed_at) < _JUST_REFRESHED:
-        return _open(row, now)
-    deadline = time.monotonic() + wait_seconds
-    refresh.require_refreshable(row, now)
-    renewed, now = _refreshed(row, None, wait_seconds)
-    if _version(renewed) == _version(row):  # joined somebody who saw no need to refresh it
-        renewed, now = _refreshed(row, None, max(0, deadline - time.monotonic()))
-    return _open(renewed, now)
-
-
-def refresh_if_due(link_id: int, lead: timedelta) -> bool:
-    """Refresh this link's token if it is due within `lead`. Returns whether there was need to.
-
-    Raises:
-        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured: it was not refreshed.
-    """
-    lead = transitions.latest_lead(lead)
-    row, now = refresh.read(link_id)
-    if row.lasts(lead, now=now):
-        refresh_queue.reschedule(row)
-        return False
-    refresh.refresh(row, lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
-    return True
-
-
-def store_grant(db: Session, link_id: int, grant: TokenResponse, *, asked: float) -> None:
-    """Put a new consent's grant in the place of the old one, whose refreshes can write no more.
-
-    `asked` is when the code was sent to Spotify (`time.monotonic`): its life is counted from there.
-    """
-    asked_at = database.db_now(db) - timedelta(seconds=time.monotonic() - asked)
-    row = db.scalar(sa.select(AccessToken).where(AccessToken.spotify_user_id == link_id).with_for_update())
-    if row is None:
-        row = AccessToken(spotify_user_id=link_id)
-        db.add(row)
-    life = timedelta(seconds=grant.expires_in)
-    row.grant_id = uuid.uuid4().hex
-    row.generation = 0
-    row.state = GrantState.ACTIVE
-    row.scope = grant.scope or ""
-    row.authorized_at = asked_at
-    row.expires_at = asked_at + life
-    row.due_at = transitions.next_refresh_at(row.expires_at, life, services().config.refresh_lead)
-    row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
-    row.ended_at = row.reminded_days = row.spare_refresh_token = None
-    row.failures = 0
-    if grant.refresh_token is None:
-        raise ValueError("A grant without a refresh token cannot be kept.")
-    for column, value in encrypt_tokens(
-        link_id, row.grant_id, grant.access_token, grant.refresh_token
-    ).items():
-        setattr(row, column, value)
-    db.flush()
-
-
-def _refreshed(row: AccessToken, lead: timedelta | None, wait_seconds: float) -> refresh.GrantSnapshot:
-    """Refresh, and wait for it.
-
-    Raises:
-        GrantEnded, SpotifyNotConnected, SpotifyUnavailable, SpotifyMisconfigured
-    """
-    with services().accounts_bulkhead.waiting() as waiter:
-        try:
-            return waiter.result(_start_refresh(row, lead), wait_seconds)
-        except TimeoutError:
-            raise SpotifyUnavailable(retry_after=1) from None
-
-
-def _start_refresh(row: AccessToken, lead: timedelta | None) -> "Future[refresh.GrantSnapshot]":
-    """Refresh in the background, or join the refresh of this link that is under way in this process."""
-    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def work() -> refresh.GrantSnapshot:
-        with app.app_context():
-            try:
-                return refresh.refresh(row, lead, wait_seconds=WAIT_SECONDS)
-            except (BacklineError, GrantEnded, *DEPENDENCY_DOWN):
-                raise
-            except Exception:
-                # Nobody may be waiting who would report it.
-                log.exception("token_refresh_crashed", extra={"link": row.spotify_user_id})
-                raise
-
-    return services().refreshes.start(row.spotify_user_id, work)
-
-
-def _open(row: AccessToken, now: datetime) -> LiveToken:
-    return LiveToken(
-        decrypt_token(row, "access_token"),
-        row.scope,
-        row.expires_at,
-        expires_in=int((row.expires_at - now).total_seconds()),
-        version=_version(row),
-    )
-
-
-def _version(row: AccessToken) -> tuple[str, int]:
-    return row.grant_id, row.generation

@@ -1,4 +1,4 @@
-"""What Spotify's answers make of a grant: the values to write into its row.
+"""What Spotify's responses mean for a grant: the values to write to its row.
 
 `at` is always the database's time.
 """
@@ -14,54 +14,55 @@ from app.models.access_token import LONGEST_WAIT
 log = logging.getLogger(__name__)
 
 Values = dict[str, object]
-# What an answer makes of a grant, once it is known when that is written down.
+# Returns the values to write, given the time at which they are written.
 Transition = Callable[[datetime], Values]
 
-# Spotify's answer is final once a grant is this old: it was due (six months after the consent).
+# Spotify ends a grant six months after the consent. A refusal of a grant this old is final.
 FINAL_AGE = timedelta(days=180)
-# A younger grant that Spotify calls revoked is asked about again: it has been wrong before
-# (metabrainz/listenbrainz-server#1921). Two confirmations, then the person must consent anew.
+# A refusal of a younger grant is confirmed twice, after these times, before the person has to consent
+# again. Spotify has refused valid grants before (metabrainz/listenbrainz-server#1921).
 CONFIRM_AFTER = (timedelta(minutes=15), LONGEST_WAIT)
 
 _BACKOFF_MAX_SECONDS = 900.0
 _JITTER = 0.2
-# What ends a lease.
-_FREE: Values = {"attempt_id": None, "lease_until": None}
+_RELEASED_LEASE: Values = {"attempt_id": None, "lease_until": None}
 
 
-def next_refresh_at(expires_at: datetime, life: timedelta, lead: timedelta) -> datetime:
-    """When to refresh ahead of time: `lead` before the end, but not in the first half of a short life.
+def next_refresh_at(expires_at: datetime, lifetime: timedelta, lead: timedelta) -> datetime:
+    """Return when to refresh: `lead` before the expiry, but not in the first half of the lifetime.
 
-    A fifth more or less, so that those who connected together are not refreshed together.
+    Jitter of a fifth spreads the refreshes of people who connected at the same time.
     """
-    most = min(lead, life / 2 / (1 + _JITTER))
-    return expires_at - most * random.uniform(1 - _JITTER, 1 + _JITTER)
+    longest = min(lead, lifetime / 2 / (1 + _JITTER))
+    return expires_at - longest * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 def latest_lead(lead: timedelta) -> timedelta:
-    """How long before the end `due` may be at the most."""
+    """Return the longest time before the expiry that `next_refresh_at` can choose."""
     return lead * (1 + _JITTER)
 
 
 def is_aged(row: AccessToken, at: datetime) -> bool:
-    """Whether the grant has reached its natural end, or is about to."""
+    """Return whether the grant has reached the end of its six months, or is about to."""
     return at - row.authorized_at >= FINAL_AGE
 
 
 def after_refusal(row: AccessToken, at: datetime) -> Values:
-    """What `invalid_grant` makes of a grant: suspect, and only in the end over. The token is kept."""
+    """Return the row after an `invalid_grant`: suspect at first, ended when confirmed. The token is kept."""
     if row.spare_refresh_token is not None:
-        log.warning("spotify_grant_spare_used", extra={"link": row.spotify_user_id})
+        log.warning("spotify_grant_spare_used", extra={"spotify_user_id": row.spotify_user_id})
         spare = {"refresh_token": row.spare_refresh_token, "spare_refresh_token": None}
-        return {**_FREE, **spare, "not_before": None, "due_at": at}
+        return {**_RELEASED_LEASE, **spare, "not_before": None, "due_at": at}
     confirmed = row.failures if row.state == GrantState.SUSPECT else 0
     if is_aged(row, at) or confirmed >= len(CONFIRM_AFTER):
-        log.warning("spotify_grant_ended", extra={"link": row.spotify_user_id})
+        log.warning("spotify_grant_ended", extra={"spotify_user_id": row.spotify_user_id})
         ended = {"state": GrantState.REAUTHORIZATION_REQUIRED, "ended_at": at}
-        return {**_FREE, **ended, "not_before": None, "due_at": None}
-    log.warning("spotify_grant_suspect", extra={"link": row.spotify_user_id, "confirmed": confirmed})
+        return {**_RELEASED_LEASE, **ended, "not_before": None, "due_at": None}
+    log.warning(
+        "spotify_grant_suspect", extra={"spotify_user_id": row.spotify_user_id, "confirmed": confirmed}
+    )
     return {
-        **_FREE,
+        **_RELEASED_LEASE,
         "state": GrantState.SUSPECT,
         "failures": confirmed + 1,
         "not_before": at + CONFIRM_AFTER[confirmed],
@@ -69,29 +70,31 @@ def after_refusal(row: AccessToken, at: datetime) -> Values:
     }
 
 
-def pause(row: AccessToken, asked_for: int | None = None) -> timedelta:
-    """How long to leave Spotify alone after a failure: longer each time, and as long as it asks for."""
+def backoff(row: AccessToken, retry_after: int | None = None) -> timedelta:
+    """Return how long to wait after a failure: longer each time, and at least `retry_after` seconds."""
     seconds = min(2.0 ** min(row.failures, 20), _BACKOFF_MAX_SECONDS) * random.uniform(0.5, 1)
-    return min(timedelta(seconds=max(seconds, asked_for or 0)), LONGEST_WAIT)
+    return min(timedelta(seconds=max(seconds, retry_after or 0)), LONGEST_WAIT)
 
 
-def after_failure(row: AccessToken, wait: timedelta, at: datetime, *, kept: Values | None = None) -> Values:
-    """What any other failure makes of a grant: the next try waits, and what came with it is `kept`."""
-    values: Values = {**_FREE, **(kept or {}), "not_before": at + wait, "due_at": at + wait}
-    # A suspect's count is of Spotify's refusals; an outage confirms nothing.
+def after_failure(
+    row: AccessToken, wait: timedelta, at: datetime, *, salvaged: Values | None = None
+) -> Values:
+    """Return the row after any other failure, with the columns that were `salvaged` from the response."""
+    values: Values = {**_RELEASED_LEASE, **(salvaged or {}), "not_before": at + wait, "due_at": at + wait}
+    # A suspect grant counts Spotify's refusals. An outage confirms none.
     return values if row.state == GrantState.SUSPECT else {**values, "failures": row.failures + 1}
 
 
-def after_success(claimed_at: datetime, life: timedelta, lead: timedelta) -> Values:
-    """What a refresh makes of a grant, its tokens apart.
+def after_success(claimed_at: datetime, lifetime: timedelta, lead: timedelta) -> Values:
+    """Return the row after a refresh, except for the tokens.
 
-    Its life began when Spotify made the token, which was not before it was asked for.
+    The lifetime is counted from the claim, because Spotify cannot have issued the token earlier.
     """
     return {
-        **_FREE,
+        **_RELEASED_LEASE,
         "state": GrantState.ACTIVE,
-        "expires_at": claimed_at + life,
-        "due_at": next_refresh_at(claimed_at + life, life, lead),
+        "expires_at": claimed_at + lifetime,
+        "due_at": next_refresh_at(claimed_at + lifetime, lifetime, lead),
         "refreshed_at": claimed_at,
         "spare_refresh_token": None,
         "not_before": None,

@@ -189,7 +189,7 @@ def test_each_caller_that_waits_has_a_refresh_under_way(app: Flask) -> None:
     """Refreshes that queue for a thread would make a quick service look slow."""
     built = app.extensions["backline"]
 
-    assert built.refreshes._pool._max_workers >= built.accounts_bulkhead._most
+    assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._most
 
 
 # --- over gunicorn ---------------------------------------------------------------------------------
@@ -298,4 +298,4 @@ def test_equal_callbacks_that_wait_count_in_another_process_too(
 
 
 def test_lost_lock_does_not_make_spotify_count_as_slow() -> None:
-    assert refresh.LOCK_PATIENCE_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2
+    assert refresh.LOCK_WAIT_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2

@@ -9,8 +9,9 @@ from app.errors import SpotifyUnavailable
 from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.services import services
 from app.spotify.clients.accounts import InvalidGrant, SpotifyError
-from app.spotify.tokens import attempts, refresh
+from app.spotify.tokens import attempts
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import connect, slug
@@ -109,12 +110,13 @@ def test_late_refresh_token_without_an_access_token_is_kept_as_a_spare(
     error.refresh_token = "AQ-late"
 
     with app.app_context():
-        refresh._fail(late, attempts.Attempt("another", 0, begun.started_at, 0), error, "AQ-old")
+        attempt = attempts.Attempt("another", 0, begun.started_at, 0)
+        services().tokens.refresher.record_failure(late, attempt, error, "AQ-old")
 
-        assert decrypt_token(row(app), "refresh_token") not in ("AQ-late", "AQ-old")
+        assert decrypt_token(services().token_cipher, row(app), "refresh_token") not in ("AQ-late", "AQ-old")
         spare = row(app)
         spare.refresh_token = spare.spare_refresh_token
-        assert decrypt_token(spare, "refresh_token") == "AQ-late"
+        assert decrypt_token(services().token_cipher, spare, "refresh_token") == "AQ-late"
 
 
 def test_refusal_with_a_new_refresh_token_is_no_refusal(connected: FlaskClient, app: Flask) -> None:
@@ -125,9 +127,12 @@ def test_refusal_with_a_new_refresh_token_is_no_refusal(connected: FlaskClient, 
         attempt = attempts.claim(claimed)
         assert attempt is not None
         with pytest.raises(SpotifyUnavailable):
-            refresh._fail(claimed, attempt, error, "AQ-old")
+            services().tokens.refresher.record_failure(claimed, attempt, error, "AQ-old")
 
-        assert (row(app).state, decrypt_token(row(app), "refresh_token")) == ("active", "AQ-new")
+        assert (row(app).state, decrypt_token(services().token_cipher, row(app), "refresh_token")) == (
+            "active",
+            "AQ-new",
+        )
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(TokenRefresh.outcome)).one() == Outcome.UNAVAILABLE
 

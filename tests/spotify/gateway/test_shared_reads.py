@@ -33,6 +33,7 @@ from app.spotify.gateway import proxy as gateway
 from app.spotify.gateway.cache import ResponseCache, State
 from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
+from app.spotify.tokens.service import TokenService
 from config import Config
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, another_tab, connect, login, register, slug
@@ -258,7 +259,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
         assert let_go.wait(LONG)
         raise GrantEnded
 
-    monkeypatch.setattr(gateway.service, "access_token_for", ended)
+    monkeypatch.setattr(TokenService, "access_token_for", ended)
     asked = [ask(pool, who) for who in (mira, elsewhere) for _ in range(3)]
     eventually(lambda: inside(app) == 6)
     let_go.set()
@@ -273,7 +274,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
     mira: FlaskClient, app: Flask, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, first = threading.Event(), threading.Lock()
-    access_token_for = gateway.service.access_token_for
+    access_token_for = TokenService.access_token_for
 
     def once_gone(*arguments: Any, **options: Any) -> Any:
         if first.acquire(blocking=False):
@@ -281,7 +282,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
             raise SpotifyNotConnected
         return access_token_for(*arguments, **options)
 
-    monkeypatch.setattr(gateway.service, "access_token_for", once_gone)
+    monkeypatch.setattr(TokenService, "access_token_for", once_gone)
     asked = [ask(pool, mira) for _ in range(4)]
     eventually(lambda: inside(app) == 4)
     let_go.set()

@@ -14,10 +14,10 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
-from app.spotify.tokens import breaker, maintenance, refresh_queue, service
+from app.spotify.tokens import breaker, refresh_queue
 from app.spotify.tokens.breaker import Reason
-from app.spotify.tokens.scheduler import RefreshStats, refresh_due
-from tests.helpers.factories import let_pass, link_many
+from app.spotify.tokens.refresh_pass import RefreshStats
+from tests.helpers.factories import let_pass, link_many, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -168,7 +168,7 @@ def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClien
         db.add(TokenRefresh(**where, started_at=later))
 
     with app.app_context():
-        maintenance.run()
+        run_maintenance(app)
 
     with app.app_context(), reading() as db:
         columns = (SpotifyUser.last_used_at, AccessToken.authorized_at, AccessToken.ended_at)
@@ -195,12 +195,12 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
-    link_id = row(app).spotify_user_id
+    link_id, tokens = row(app).spotify_user_id, app.extensions["backline"].tokens
     with app.app_context():
-        refused = service.access_token_for(link_id)
+        refused = tokens.access_token_for(link_id)
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
-        assert service.replace_rejected(refused, link_id).version != refused.version
+        assert tokens.replace_rejected(refused, link_id).version != refused.version
     assert refresh_count(sandbox) == 1
 
 

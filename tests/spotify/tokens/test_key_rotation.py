@@ -20,13 +20,13 @@ from app.infra.database import db as database
 from app.infra.database import reading, writing
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken
+from app.services import services
 from app.spotify.tokens import key_rotation
 from app.spotify.tokens.encryption import decrypt_token
 from app.spotify.tokens.key_rotation import RotationProgress, rotate_keys
-from app.spotify.tokens.scheduler import refresh_due
 from config import Config
 from tests.conftest import running_app
-from tests.helpers.factories import link_many
+from tests.helpers.factories import link_many, refresh_due
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, Server, eventually, free_port, process_environment
@@ -76,8 +76,8 @@ def test_after_it_the_old_key_can_go(
     again = flask(both_keys, "tokens", "rotate-keys")
 
     assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("sealed anew 3, unreadable 0\nEvery token is sealed with key ")
-    assert again.stdout.startswith("sealed anew 0, unreadable 0\nEvery token is sealed with key ")
+    assert first.stdout.startswith("re-encrypted 3, unreadable 0\nAll tokens are encrypted with key ")
+    assert again.stdout.startswith("re-encrypted 0, unreadable 0\nAll tokens are encrypted with key ")
     assert all(works_with(only_new, client) for client in connected)
 
 
@@ -95,8 +95,8 @@ def test_an_unreadable_row_is_reported_and_left_alone(
     done = flask(both_keys, "tokens", "rotate-keys")
 
     assert done.returncode == 1
-    assert done.stdout == "sealed anew 2, unreadable 1\n"
-    assert "must stay: 1 rows" in done.stderr
+    assert done.stdout == "re-encrypted 2, unreadable 1\n"
+    assert "is still needed: it encrypts 1 rows" in done.stderr
     with app.app_context(), reading() as db:
         row = db.get(AccessToken, kept[0])
         assert row is not None
@@ -117,13 +117,17 @@ def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
             stale = list(db.scalars(sa.select(AccessToken)))
         with writing() as db:
             db.execute(sa.update(AccessToken).values(access_token=b"newer"))
-        anew = {row.id: new for row in stale if (new := key_rotation._reencrypted(row))}
+        anew = {
+            row.id: new for row in stale if (new := key_rotation._reencrypt(services().token_cipher, row))
+        }
         with writing() as db:
             assert key_rotation._write(db, stale, anew) == 0
         with reading() as db:
             stored = set(db.scalars(sa.select(AccessToken.access_token)))
         assert stored == {b"newer"}
-        assert rotate_keys(lambda _: None) == RotationProgress(total=3, seen=3, sealed=0, unreadable=3)
+        assert rotate_keys(services().token_cipher, lambda _: None) == RotationProgress(
+            total=3, seen=3, reencrypted=0, unreadable=3
+        )
         database.engine.dispose()
     app.extensions["backline"].redis.close()
 
@@ -138,7 +142,7 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
     rotating = start_flask(both_keys, "tokens", "rotate-keys")
     assert rotating.stderr is not None
     for line in rotating.stderr:
-        if line.startswith("1000 of 3000 rows seen"):
+        if line.startswith("1000 of 3000 rows processed"):
             break
     rotating.kill()
     rotating.communicate()
@@ -158,18 +162,18 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
         refreshed = sum(future.result().refreshed for future in refreshing)
 
     assert again.returncode == 0, errors
-    assert f"of {halfway[old]} rows seen" in errors  # what had been moved was passed over
-    assert f"Every token is sealed with key {new}" in output
+    assert f"of {halfway[old]} rows processed" in errors  # what had been moved was passed over
+    assert f"All tokens are encrypted with key {new}" in output
     assert refreshed > 0
     with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
         assert key_rotation.keys_in_use() == {new: 3000}
-        assert key_rotation.missing_keys() == {}
+        assert key_rotation.missing_keys(services().token_cipher) == {}
         with reading() as db:
             rows = list(db.scalars(sa.select(AccessToken)))
         assert sum(row.generation for row in rows) == refreshed
         for row in rows:
-            assert decrypt_token(row, "access_token").startswith("BQ")
-            assert decrypt_token(row, "refresh_token").startswith("AQ")
+            assert decrypt_token(services().token_cipher, row, "access_token").startswith("BQ")
+            assert decrypt_token(services().token_cipher, row, "refresh_token").startswith("AQ")
 
 
 @pytest.mark.processes
@@ -192,7 +196,7 @@ def test_without_a_key_in_use_nothing_starts(
     )
 
     assert done.returncode == 3
-    assert "TOKEN_ENCRYPTION_KEYS lacks a key that stored tokens are sealed with" in done.stderr
+    assert "stored tokens are encrypted with keys that are missing from TOKEN_ENCRYPTION_KEYS" in done.stderr
     assert "(3 rows)" in done.stderr
     assert "Traceback" not in done.stderr
     assert NEW_KEY not in done.stderr
@@ -224,7 +228,7 @@ def test_the_commands_that_mend_it_still_run(env: dict[str, str], connected: lis
     assert "FAIL  keys missing for stored tokens" in doctor.stdout
     assert "3 rows: MISSING from TOKEN_ENCRYPTION_KEYS" in status.stdout
     assert rotation.returncode == 1
-    assert "is missing: 3 rows are sealed with it" in rotation.stderr
+    assert "is missing: it encrypts 3 rows" in rotation.stderr
 
 
 @pytest.mark.processes
@@ -233,7 +237,7 @@ def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]
     away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
 
     with running_app(away) as app:
-        key_rotation.require_keys(app)
+        key_rotation.require_keys(app, app.extensions["backline"].token_cipher)
 
 
 def test_every_write_seals_both_tokens_with_the_newest_key(
@@ -256,7 +260,9 @@ def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
     with running_app(both_keys) as newer, newer.app_context():
         old = newer.extensions["backline"].token_cipher.key_ids[1]
         assert key_rotation.keys_in_use() == {old: 3}
-        assert rotate_keys(lambda _: None) == RotationProgress(total=3, seen=3, sealed=3)
+        assert rotate_keys(services().token_cipher, lambda _: None) == RotationProgress(
+            total=3, seen=3, reencrypted=3
+        )
         assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
 
 

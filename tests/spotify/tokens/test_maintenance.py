@@ -11,9 +11,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
 from app.models.access_token import six_months_after
-from app.spotify.tokens import maintenance
-from app.spotify.tokens.scheduler import refresh_due
-from tests.helpers.factories import let_pass, link_many
+from tests.helpers.factories import let_pass, link_many, refresh_due, run_maintenance
 from tests.helpers.flows import connect, register
 from tests.helpers.mail_server import Mailbox
 from tests.helpers.route_matrix import settled
@@ -39,7 +37,7 @@ def row(app: Flask) -> AccessToken:
 
 def keep_up(app: Flask) -> dict[str, int]:
     with app.app_context():
-        met = maintenance.run()
+        met = run_maintenance(app)
     # These are tested in tests/auth/test_by_mail.py and tests/mail/test_outbox.py.
     del met["prune_one_time_tokens"], met["drop_expired_mails"]
     return {part: count for part, count in met.items() if count}
@@ -190,7 +188,7 @@ def test_f8_a_reminder_goes_to_an_address_that_is_verified(
     keep_up(app)
     settled(app)
 
-    told = mailbox.to("ada@example.com", "connect Spotify again")
+    told = mailbox.to("ada@example.com", "renew your Spotify connection")
     assert len(told) == (1 if verified else 0)
     expires_at = row(app).reauthorize_by
     date = f"{expires_at:%B} {expires_at.day}, {expires_at.year}"

@@ -15,9 +15,9 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.spotify.tokens import refresh_queue, transitions
-from app.spotify.tokens.scheduler import RefreshStats, refresh_due
+from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.conftest import MakeApp
-from tests.helpers.factories import fresh, let_pass, link_many
+from tests.helpers.factories import fresh, let_pass, link_many, refresh_due
 from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
@@ -241,7 +241,7 @@ def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_ti
         let_pass(app, sandbox, 600)
         assert refresh_due(app) == RefreshStats()
 
-    assert [record.message for record in caplog.records].count("token_unreadable") == 1
+    assert [record.message for record in caplog.records].count("token_decryption_failed") == 1
     with app.app_context(), reading() as db:
         row = db.scalars(sa.select(AccessToken)).one()
         assert (row.state, row.refresh_token, row.failures) == (GrantState.ACTIVE, b"\x01damaged", 0)

@@ -22,8 +22,9 @@ from app.infra.database import reading, writing
 from app.infra.redis_client import redis_client
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.resilience.rate_limiter import RateLimiter
-from app.spotify.tokens.scheduler import RefreshStats, refresh_due
+from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers import secret_scanner
+from tests.helpers.factories import refresh_due
 from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, process_environment

@@ -20,7 +20,7 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
 from app.spotify.clients.accounts import InvalidGrant, SpotifyError
-from app.spotify.tokens import attempts, refresh
+from app.spotify.tokens import attempts
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
 from tests.helpers.sandbox_client import SandboxClient
@@ -217,7 +217,9 @@ def test_who_waited_takes_a_token_that_lives_however_little_is_left(
     change(app, refreshed_at=now - timedelta(seconds=50), expires_at=now + timedelta(seconds=10))
 
     with app.app_context():
-        after, _ = refresh.refresh(before, timedelta(minutes=15), wait_seconds=12)
+        after, _ = app.extensions["backline"].tokens.refresher.refresh(
+            before, lead=timedelta(minutes=15), wait_seconds=12
+        )
 
     assert after.generation == 1
     assert refresh_count(sandbox) == 1
@@ -586,7 +588,7 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
             attempt = attempts.Attempt(first.attempt_id, 0, first.started_at, 0)
             error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("no_answer")
             with pytest.raises(SpotifyUnavailable):
-                refresh._fail(row(app), attempt, error, "RT")
+                app.extensions["backline"].tokens.refresher.record_failure(row(app), attempt, error, "RT")
         assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)
         sandbox.release()
         assert [next_owner.result().status_code, late.result().status_code] == [200, 200]

@@ -39,6 +39,7 @@ from app.infra import http_client, http_deadline
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.services import services
 from app.spotify.tokens.breaker import Reason
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass
@@ -553,7 +554,7 @@ def open_breakers(app: Flask) -> list[Breaker]:
 
 def kept(app: Flask, column: str = "refresh_token") -> str:
     with app.app_context():
-        return decrypt_token(grant(app), column)
+        return decrypt_token(services().token_cipher, grant(app), column)
 
 
 def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
