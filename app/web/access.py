@@ -75,5 +75,5 @@ def init_app(app: Flask) -> None:
         if access is None:
             raise RuntimeError(f"{request.endpoint} does not declare who may call it")
         if access is Access.SIGNED_IN and current_user() is None:
-            log.info("access_refused")
+            log.info("access_denied")
             raise NotSignedIn

@@ -49,7 +49,7 @@ class ClientAddress:
     def _report_once(self, reason: str) -> None:
         if reason not in self._reported:
             self._reported.add(reason)
-            log.warning("proxy_settings_doubtful", extra={"reason": reason})
+            log.warning("proxy_settings_mismatch", extra={"reason": reason})
 
 
 def parse(text: str) -> Address | None:

@@ -42,7 +42,7 @@ def init_app(app: Flask, config: Config) -> None:
         else:
             reason = _rejection_reason(allowed)
         if reason is not None:
-            log.warning("cross_site_refused", extra={"reason": reason})
+            log.warning("cross_site_request_rejected", extra={"reason": reason})
             raise CrossSiteRequest
 
 
@@ -71,7 +71,7 @@ def require_same_site_start(config: Config) -> None:
     own = {*config.cors_origins, config.frontend_origin, _own_origin()}
     referring = request.headers.getlist("Origin") or [_origin_of(request.headers.get("Referer", ""))]
     if any(origin not in own for origin in referring):
-        log.warning("cross_site_refused", extra={"reason": "Sec-Fetch-Site"})
+        log.warning("cross_site_request_rejected", extra={"reason": "Sec-Fetch-Site"})
         raise CrossSiteRequest("Connect Spotify from a page of the app. Another site must not start this.")
 
 

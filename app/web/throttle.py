@@ -147,5 +147,5 @@ def _require_no_wait(milliseconds: Any, event: str) -> None:
         TooManyAttempts: it did.
     """
     if milliseconds:
-        log.warning("throttled", extra={"what": event})
+        log.warning("throttled", extra={"limit": event})
         raise TooManyAttempts(retry_after=math.ceil(int(milliseconds) / 1000))

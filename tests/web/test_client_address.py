@@ -131,6 +131,6 @@ def test_doubtful_proxy_settings_are_logged_once(
     for _ in range(3):
         address_of(app, forwarded)
 
-    found = [record for record in caplog.records if record.getMessage() == "proxy_settings_doubtful"]
+    found = [record for record in caplog.records if record.getMessage() == "proxy_settings_mismatch"]
     assert [vars(record)["reason"] for record in found] == ([reason] if reason else [])
     assert all(record.levelno == logging.WARNING for record in found)

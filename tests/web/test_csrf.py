@@ -471,7 +471,7 @@ def test_the_log_says_which_sign_spoke_against_a_request(
 ) -> None:
     client.post("/api/logout", headers=headers)
 
-    [record] = [record for record in caplog.records if record.message == "cross_site_refused"]
+    [record] = [record for record in caplog.records if record.message == "cross_site_request_rejected"]
     assert vars(record)["reason"] == reason
 
 
