@@ -22,10 +22,11 @@ from redis.retry import Retry
 from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
-from config import ROOT, Config, ConfigError, is_loopback, read_environment
+from config import ROOT, Config, ConfigError, read_environment
 from script import demo, ports
 from script.demo import Demo
 from script.supervisor import ProgramFailed, Programs, Stopped, say
+from settings.urls import is_loopback
 
 REDIS_DATA = Path("instance/redis")
 START_LIMIT_S = 60.0

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config import AUTHORIZE_PATH, Config, ConfigError, read_environment
+from config import Config, ConfigError, read_environment
+from settings.rules import AUTHORIZE_PATH
 
 KEY = "7wXoTzJ1mRk3vGd9PqYcB5sLhUeN0aZfWi2tKxQ8ypM="
 KEY_BYTES = base64.b64decode(KEY)
@@ -163,6 +164,8 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("SPOTIFY_API_URL", "http://[oops"),
         ("SPOTIFY_API_URL", "http://127.0.0.1:port"),
         ("FRONTEND_URL", "/relative"),
+        ("FRONTEND_URL", "https://app..example.com"),
+        ("SECRET_KEY", "\udcff" * 20),
         ("MAIL_URL", "http://mail.example.com"),
         ("MAIL_URL", "smtp://"),
         ("MAIL_URL", "smtp://u:hunter2@mail.example.com:port"),
@@ -207,6 +210,8 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("REFRESH_WORKERS", "0"),
         ("LOG_LEVEL", "LOUD"),
         ("PORT", "70000"),
+        ("PORT", "5_000"),
+        ("PORT", "5000.0"),
     ],
 )
 def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: str) -> None:

@@ -11,7 +11,8 @@ from app.doctor.stores import check_database, check_redis
 from app.infra.http_client import HttpClient, TransportError
 from app.mail.transport import InsecureConnection
 from app.services import services
-from config import Config, host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
+from config import Config
+from settings.urls import host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
 
 def run_checks() -> Iterator[CheckResult]:

@@ -19,7 +19,7 @@ import re
 import secrets
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ import requests
 import sqlalchemy as sa
 import werkzeug.test
 
-import config
 from app.infra import log_setup
 from app.web import docs
 from app.web.request_log import RequestFields
+from settings.types import decode_key
 
 # What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
@@ -102,7 +102,8 @@ class SecretScanner:
             self.learn("the client secret", secret, base64.b64encode(pair.encode()).decode())
         for key in settings.get("TOKEN_ENCRYPTION_KEYS", "").split(","):
             self.learn("an encryption key", key)
-            if (raw := config._decode_key(key)) is not None:
+            with suppress(ValueError):
+                raw = decode_key(key)
                 shown = repr(raw)[2:-1]  # in a traceback or the repr of a dataclass, and that again in JSON
                 self.learn("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
 

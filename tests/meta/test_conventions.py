@@ -108,7 +108,12 @@ def test_the_environment_is_read_in_one_place_only() -> None:
 
 
 def test_the_product_does_not_import_the_sandbox() -> None:
-    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py", ROOT / "config.py"]
+    sources = [
+        *(ROOT / "app").rglob("*.py"),
+        *(ROOT / "settings").rglob("*.py"),
+        ROOT / "wsgi.py",
+        ROOT / "config.py",
+    ]
     importing = re.compile(r"^\s*(from|import) sandbox", re.MULTILINE)
 
     assert [path.name for path in sources if importing.search(path.read_text(encoding="utf-8"))] == []

@@ -351,7 +351,7 @@ _hostile = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 @given(
     changes=st.dictionaries(
-        st.sampled_from(sorted(set(Config.__dataclass_fields__) - {"uses_sandbox"})).map(str.upper),
+        st.sampled_from(sorted(set(Config.model_fields) - {"uses_sandbox"})).map(str.upper),
         _hostile | st.text(max_size=60) | st.tuples(_hostile, st.text(max_size=10)).map("".join),
         max_size=4,
     ),

@@ -191,7 +191,7 @@ def test_callback_can_be_repeated_if_its_code_was_not_used(
 
 
 def _with_accounts_at(config: Config, url: str) -> Config:
-    return Config(**{**vars(config), "spotify_accounts_url": url})
+    return config.model_copy(update={"spotify_accounts_url": url})
 
 
 def test_code_that_may_have_been_used_is_not_sent_twice(client: FlaskClient, sandbox: SandboxClient) -> None:

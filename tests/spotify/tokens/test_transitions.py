@@ -569,7 +569,7 @@ def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
 def asking(app: Flask, spotify: Spotify) -> Iterator[None]:
     """Let the app find Spotify's accounts service there."""
     accounts = app.extensions["backline"].accounts
-    there = replace(accounts._config, spotify_accounts_url=spotify.url)
+    there = accounts._config.model_copy(update={"spotify_accounts_url": spotify.url})
     with patch.object(accounts, "_config", there):
         yield
 

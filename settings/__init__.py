@@ -1,0 +1,1 @@
+"""How settings are parsed and checked. `config.py` lists them."""
