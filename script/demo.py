@@ -1,15 +1,13 @@
-"""The demo app, examples/vue-spa, beside the API: its packages, its build, and Vite that serves it.
+"""The demo app, examples/vue-spa: installs and builds it, and serves it with Vite.
 
-It is an extra: whatever is in its way is told in a line, and everything else runs without it.
+It is optional. If something is missing, one line says what, and everything else runs without it.
 """
 
-import asyncio
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,123 +18,82 @@ from script.supervisor import ProgramFailed, Programs, say
 APP = Path("examples/vue-spa")
 VITE = APP / "node_modules/vite/bin/vite.js"
 USUAL_URL = "http://127.0.0.1:5173"
-# What Vite asks for; see "engines" in its package.json.
-OLDEST_NODE = (20, 19)
-# npm waits for minutes where there is no network; the API waits for npm.
-INSTALL_LIMIT_S = 180.0
-POLL_S = 0.05
+OLDEST_NODE = (20, 19)  # Vite's minimum; see "engines" in its package.json
+INSTALL_LIMIT_S = 180.0  # without a network, npm retries for minutes
 
 
-class NoDemo(Exception):
-    """The demo app is not served. The message says why, in a line."""
+class DemoUnavailable(Exception):
+    """The demo app is not served. The message says why, in one line."""
 
 
-@dataclass(frozen=True)
-class Demo:
-    """The demo app, built, and where it is to be served."""
-
-    url: str
-    node: str
-
-    @property
-    def port(self) -> int:
-        return urlsplit(self.url).port or 80
-
-
-async def prepare(programs: Programs, settings: Mapping[str, str], config: Config) -> Demo | None:
-    """Install and build the app, if it can be served here. Returns None, and says why, if not."""
+def prepare(programs: Programs, settings: Mapping[str, str], config: Config) -> str | None:
+    """Install and build the app. Return where to serve it; if that is impossible, say why and return None."""
     try:
-        url = place(settings, config)
-        demo = Demo(url, find_node())
-        await install(programs)
-        await build(programs, demo, config)
-    except NoDemo as reason:
+        url = choose_url(settings, config)
+        require_node()
+        install(programs)
+        build(programs, config)
+    except (DemoUnavailable, ProgramFailed) as reason:
         say(f"==> The demo app is not served: {reason}")
         return None
-    return demo
+    return url
 
 
-def place(settings: Mapping[str, str], config: Config) -> str:
-    """Where the app is to be served: at the usual place, or wherever FRONTEND_URL puts it on this machine.
-
-    Raises:
-        NoDemo: FRONTEND_URL leads to another app, the API does not let this one in, or the port is taken.
-    """
+def choose_url(settings: Mapping[str, str], config: Config) -> str:
+    """Return FRONTEND_URL or the usual URL. Raise DemoUnavailable if the app cannot be served there."""
     url = settings.get("FRONTEND_URL", "").strip().rstrip("/") or USUAL_URL
     if not re.fullmatch(r"http://127\.0\.0\.1:\d+", url) or urlsplit(url).port == config.port:
-        raise NoDemo(f"FRONTEND_URL leads to another one, {url}.")
-    # The default of CORS_ORIGINS has both the usual place and FRONTEND_URL.
+        raise DemoUnavailable(f"FRONTEND_URL names another app, {url}.")
+    # The default of CORS_ORIGINS includes the usual URL and FRONTEND_URL.
     if url not in config.cors_origins:
-        raise NoDemo(f"{url} is not in CORS_ORIGINS.")
+        raise DemoUnavailable(f"{url} is not in CORS_ORIGINS.")
     port = urlsplit(url).port or 80
     if not ports.is_free("127.0.0.1", port):
-        who = ports.holder(port)
-        raise NoDemo(
-            f"port {port} is taken{f' by {who}' if who else ''}. To have it elsewhere, "
+        raise DemoUnavailable(
+            f"port {port} is taken{ports.by_holder(port)}. To serve it elsewhere, "
             f"set FRONTEND_URL=http://127.0.0.1:{port + 10} in .env."
         )
     return url
 
 
-def find_node() -> str:
-    """The Node on PATH.
-
-    Raises:
-        NoDemo: there is none, it is too old, or it came without npm.
-    """
-    wanted = ".".join(map(str, OLDEST_NODE))
-    node = shutil.which("node")
-    if node is None or shutil.which("npm") is None:
-        raise NoDemo(f"it needs Node {wanted} or newer, with npm, on PATH.")
-    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
-    version = tuple(map(int, re.findall(r"\d+", said)[:2]))
-    if version < OLDEST_NODE:
-        found = said.strip() or "of no known version"
-        raise NoDemo(f"it needs Node {wanted} or newer, and {node} is {found}.")
-    return node
+def require_node() -> None:
+    """Raise DemoUnavailable if Node is missing or too old."""
+    needs = f"it needs Node {'.'.join(map(str, OLDEST_NODE))} or newer"
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise DemoUnavailable(f"{needs}, with npm, on PATH.")
+    output = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
+    if tuple(map(int, re.findall(r"\d+", output)[:2])) < OLDEST_NODE:
+        raise DemoUnavailable(f"{needs}, not {output.strip() or 'an unknown version'}.")
 
 
-async def install(programs: Programs) -> None:
-    """Bring node_modules up to date with package-lock.json.
+def is_installed(folder: Path) -> bool:
+    """Return whether node_modules is complete and newer than package-lock.json."""
+    finished, lock = folder / "node_modules/.package-lock.json", folder / "package-lock.json"
+    return finished.is_file() and finished.stat().st_mtime >= lock.stat().st_mtime
 
-    Raises:
-        NoDemo: npm cannot, or takes too long.
-    """
-    # npm writes the first when it has come to its end.
-    finished, lock = APP / "node_modules/.package-lock.json", APP / "package-lock.json"
-    if finished.is_file() and finished.stat().st_mtime >= lock.stat().st_mtime:
+
+def install(programs: Programs) -> None:
+    """Install the packages of package-lock.json, unless that was done before."""
+    if is_installed(APP):
         return
     say("==> Installing the demo app's packages (npm).")
-    # NODE_ENV=production would leave out what builds.
+    # --include=dev, because NODE_ENV=production would omit the build tools.
     command = ["npm", "ci", "--prefix", str(APP), "--include=dev"]
-    try:
-        async with asyncio.timeout(INSTALL_LIMIT_S):
-            await programs.complete("npm", *command, env=os.environ)
-    except ProgramFailed as error:
-        raise NoDemo(str(error)) from error
-    except TimeoutError:
-        raise NoDemo(f"npm did not come to its end within {INSTALL_LIMIT_S:.0f} s.") from None
+    programs.complete(programs.start("npm", *command, env=os.environ, role="task"), INSTALL_LIMIT_S)
 
 
-async def build(programs: Programs, demo: Demo, config: Config) -> None:
-    """Build the app for this API. It is quick, so it is done each time.
-
-    Raises:
-        NoDemo: Vite cannot.
-    """
+def build(programs: Programs, config: Config) -> None:
+    """Build the app for this API. It takes two seconds, so it is done on every start."""
     images = urlsplit(config.spotify_api_url)._replace(path="").geturl() if config.uses_sandbox else ""
     settings = {"VITE_API_URL": f"http://127.0.0.1:{config.port}", "VITE_IMAGE_HOSTS": images}
-    command = [demo.node, str(VITE), "build", str(APP), "--logLevel", "warn"]
-    try:
-        await programs.complete("build", *command, env={**os.environ, **settings})
-    except ProgramFailed as error:
-        raise NoDemo(str(error)) from error
+    command = ["node", str(VITE), "build", str(APP), "--logLevel", "warn"]
+    programs.complete(programs.start("build", *command, env=os.environ | settings, role="task"))
 
 
-async def serve(programs: Programs, demo: Demo) -> None:
-    """Serve what was built."""
-    place = ["--host", "127.0.0.1", "--port", str(demo.port), "--strictPort"]
-    command = [demo.node, str(VITE), "preview", str(APP), *place, "--logLevel", "warn"]
-    app = await programs.start("app", *command, env=os.environ, may_end=True)
-    while app.is_running and not await asyncio.to_thread(ports.accepts, "127.0.0.1", demo.port):  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
+def serve(programs: Programs, url: str) -> None:
+    """Serve the built app."""
+    port = urlsplit(url).port or 80
+    listen = ["--host", "127.0.0.1", "--port", str(port), "--strictPort"]
+    command = ["node", str(VITE), "preview", str(APP), *listen, "--logLevel", "warn"]
+    app = programs.start("app", *command, env=os.environ, role="optional")
+    programs.wait_until(lambda: app.status is not None or ports.accepts("127.0.0.1", port), "app", 60)

@@ -1,253 +1,187 @@
-"""Runs programs side by side: none outlives the others, and none outlives this process.
+"""Runs programs side by side. When one ends, all end, and none outlives this process."""
 
-ProgramsEnd           the reason why everything ends
-├── Stopped           somebody asked for it: Ctrl-C, SIGTERM, or the terminal was closed
-└── ProgramFailed     a program ended by itself
-"""
-
-import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Literal, Self
 
-# How long a program may take to end when asked, before it is killed.
-GRACE_S = 5.0
-# How much of what a program said is repeated when it has failed.
-LAST_LINES = 12
-# The width that the programs' names are padded to in front of their lines.
+GRACE_S = 5.0  # before a program that was asked to end is killed
+POLL_S = 0.05
+LAST_LINES = 12  # shown again when a program fails
 NAME_WIDTH = 9
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-T = TypeVar("T")
+# A server ends after the others, so that they do not report it missing. An optional program may end
+# while the others go on, and a task is expected to end.
+Role = Literal["client", "server", "optional", "task"]
 
 
-class ProgramsEnd(Exception):
-    """Why everything ends."""
+class Stopped(Exception):
+    """Ctrl-C, SIGTERM, or a closed terminal ends everything."""
 
 
-class Stopped(ProgramsEnd):
-    """Somebody asked for the end: Ctrl-C, SIGTERM, or the terminal was closed."""
-
-
-class ProgramFailed(ProgramsEnd):
-    """A program ended by itself. The message has its last lines."""
+class ProgramFailed(Exception):
+    """A program ended on its own, or was not ready in time."""
 
 
 class Program:
-    """One running program, in a process group of its own: a terminal's Ctrl-C does not reach it by itself."""
+    """A program in a process group of its own, which a terminal's Ctrl-C does not reach."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, *, serves_others: bool) -> None:
+    def __init__(self, name: str, command: tuple[str, ...], env: Mapping[str, str], role: Role) -> None:
         self.name = name
-        self.serves_others = serves_others
+        self.role = role
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._process = process
-        self._relay = asyncio.create_task(self._relay_output())
+        self._process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=ends_with_parent(),  # noqa: PLW1509 - it only calls prctl
+        )
+        self._relay = threading.Thread(target=self._relay_output, daemon=True)
+        self._relay.start()
 
     @property
-    def is_running(self) -> bool:
-        return self._process.returncode is None
-
-    async def ended(self) -> int:
-        """Wait for the program's end. Returns its exit status, negative when a signal ended it."""
-        return await self._process.wait()
-
-    async def said_all(self) -> None:
-        """Wait until everything it said is printed, but not for a descendant that keeps its output open."""
-        await asyncio.wait({self._relay}, timeout=1)
+    def status(self) -> int | None:
+        """The exit status, negative if a signal ended the program; None while it runs."""
+        return self._process.poll()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program and all that it started; nothing happens when none is left."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies
+        """Send a signal to the program and everything that it started."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
             os.killpg(self._process.pid, number)
 
-    async def _relay_output(self) -> None:
-        assert self._process.stdout is not None
-        rest = b""
-        while chunk := await self._process.stdout.read(65_536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._print(line)
-        if rest:
-            self._print(rest)
+    def wait(self, limit_s: float | None = None) -> None:
+        """Wait for the end, and until the output is printed."""
+        self._process.wait(limit_s)
+        self._relay.join(1)  # a descendant may keep the output open
 
-    def _print(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r")
-        self.last_lines.append(text)
-        say(f"{self.name:<{NAME_WIDTH}}| {text}")
+    def failure(self) -> ProgramFailed:
+        """Describe how the program ended, with its last lines."""
+        self.wait()
+        status = self.status or 0
+        how = (
+            f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+        )
+        lines = "".join(f"\n    {line}" for line in self.last_lines)
+        return ProgramFailed(f"{self.name} {how}.{' Its last lines:' if lines else ''}{lines}")
+
+    def _relay_output(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                text = line.decode(errors="replace").rstrip("\r\n")
+                self.last_lines.append(text)
+                say(f"{self.name:<{NAME_WIDTH}}| {text}")
 
 
 class Programs:
-    """Programs that live and die together, as an async context: leaving it ends every one of them."""
+    """Programs that end together, when the context is left."""
 
     def __init__(self) -> None:
-        self._running: list[Program] = []
-        self._watches: set[asyncio.Task[None]] = set()
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._at_birth = dies_with_parent()
+        self._programs: list[Program] = []
+        self._stopped = False
 
-    async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # It stays in place while everything is ending, so a second Ctrl-C cannot cut that short.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
-                loop.add_signal_handler(number, self._end_with, Stopped())
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self._stop)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.cancel()
-        await self._stop_all()
+    def __exit__(self, *_: object) -> None:
+        _end_all([program for program in self._programs if program.role != "server"])
+        _end_all([program for program in self._programs if program.role == "server"])
 
-    async def start(
-        self,
-        name: str,
-        *command: str,
-        env: Mapping[str, str],
-        serves_others: bool = False,
-        may_end: bool = False,
-    ) -> Program:
-        """Start a program that is to run until the end. Its end is everybody's end, unless it may end.
+    def start(self, name: str, *command: str, env: Mapping[str, str], role: Role = "client") -> Program:
+        """Start a program."""
+        self._programs.append(Program(name, command, env, role))
+        return self._programs[-1]
 
-        One that serves others is ended after them, so that none of them complains of its absence.
-        """
-        program = await self._spawn(name, command, env, serves_others=serves_others)
-        watch = asyncio.create_task(self._watch(program, may_end=may_end))
-        self._watches.add(watch)
-        return program
-
-    async def complete(self, name: str, *command: str, env: Mapping[str, str]) -> None:
-        """Run a program to its end.
-
-        Raises:
-            ProgramFailed: it did not exit 0.
-        """
-        program = await self._spawn(name, command, env, serves_others=False)
+    def complete(self, task: Program, limit_s: float = float("inf")) -> None:
+        """Wait until a task is done. Raise ProgramFailed if it fails, and otherwise as `wait_until`."""
         try:
-            status = await program.ended()
-        except asyncio.CancelledError:  # nobody waits for it any more
-            program.signal(signal.SIGTERM)
-            raise
-        await program.said_all()
-        self._running.remove(program)
-        if status != 0:
-            raise _failure(program, status)
+            self.wait_until(lambda: task.status is not None, task.name, limit_s)
+        finally:
+            self._programs.remove(task)
+            _end_all([task])
+        if task.status != 0:
+            raise task.failure()
 
-    async def unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, given up as soon as the end has come.
+    def wait_until(self, condition: Callable[[], bool], name: str, limit_s: float) -> None:
+        """Wait until the condition holds.
 
         Raises:
-            ProgramsEnd: why the end has come.
+            ProgramFailed: if a program ends, or this takes longer than `limit_s`.
+            Stopped: on Ctrl-C.
         """
-        task = asyncio.create_task(work)
-        either: set[asyncio.Future[Any]] = {task, self._end}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # it may have noticed the end by itself; asyncio complains of errors unseen
-            await self.until_ended()
-        return task.result()
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            self._check()
+            if time.monotonic() > deadline:
+                raise ProgramFailed(f"{name} was not ready within {limit_s:.0f} s.")
+            time.sleep(POLL_S)
+        self._check()
 
-    async def until_ended(self) -> None:
-        """Wait for the end.
-
-        Raises:
-            ProgramsEnd: why it has come. It never just returns.
-        """
-        await asyncio.shield(self._end)
-
-    async def _spawn(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], *, serves_others: bool
-    ) -> Program:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            process_group=0,
-            preexec_fn=self._at_birth,
-        )
-        program = Program(name, process, serves_others=serves_others)
-        if self._end.done():  # the end came first, and does not know of this one
-            program.signal(signal.SIGKILL)
-            await program.ended()
-            await program.said_all()
+    def _check(self) -> None:
+        if self._stopped:
             raise Stopped
-        self._running.append(program)
-        return program
+        for program in list(self._programs):
+            if program.status is None or program.role == "task":
+                continue
+            if program.role != "optional":
+                raise program.failure()
+            self._programs.remove(program)
+            _end_all([program])
+            say(f"{program.failure()}\nEverything else keeps running.")
 
-    async def _watch(self, program: Program, *, may_end: bool) -> None:
-        status = await program.ended()
-        await program.said_all()
-        if may_end:
-            say(f"{_failure(program, status)}\nEverything else goes on.")
-        else:
-            self._end_with(_failure(program, status))
-
-    def _end_with(self, reason: ProgramsEnd) -> None:
-        if not self._end.done():
-            self._end.set_exception(reason)
-            self._end.exception()  # seen, even if nobody comes to wait for the end any more
-
-    async def _stop_all(self) -> None:
-        """End the programs, those that use others first."""
-        for serves_others in (False, True):
-            await _stop([program for program in self._running if program.serves_others is serves_others])
-        for watch in self._watches:
-            watch.cancel()
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
 
 
-async def _stop(programs: Sequence[Program]) -> None:
-    """Ask programs to end, and kill what is left of them after `GRACE_S`."""
+def _end_all(programs: Iterable[Program]) -> None:
+    """Ask programs to end, and kill what is left of them after GRACE_S."""
     for program in programs:
         program.signal(signal.SIGTERM)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(GRACE_S):
-            for program in programs:
-                await program.ended()
+    deadline = time.monotonic() + GRACE_S
     for program in programs:
-        if program.is_running:
+        try:
+            program.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
             say(f"{program.name} did not end within {GRACE_S:.0f} s; killing it.")
-        program.signal(signal.SIGKILL)  # also for what a program that has ended left behind
-        await program.ended()
-        await program.said_all()
+        program.signal(signal.SIGKILL)  # also for descendants of a program that has ended
+        program.wait()
 
 
-def _failure(program: Program, status: int) -> ProgramFailed:
-    how = f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-    said = "".join(f"\n    {line}" for line in program.last_lines)
-    return ProgramFailed(f"{program.name} {how}.{' Its last lines:' if said else ''}{said}")
-
-
-def dies_with_parent() -> Callable[[], None] | None:
-    """What a child runs before its program so that it ends even when this process is killed (Linux only)."""
+def ends_with_parent() -> Callable[[], None] | None:
+    """Return what a child runs first, so that it ends even if this process is killed (Linux only)."""
     if sys.platform != "linux":
         return None
     parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl  # looked up here, because little is safe between fork and exec
+    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
 
     def ask_kernel() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before the kernel knew
+        if os.getppid() != parent:
             os._exit(1)
 
     return ask_kernel
 
 
 def say(text: str) -> None:
-    """Print a line at once. A terminal that has gone away must not keep the programs from being ended."""
+    """Print a line at once, even if the terminal is gone: the programs must still be ended."""
     try:
-        print(text, flush=True)
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
     except OSError:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of this process's life
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from script.supervisor import dies_with_parent
+from script.supervisor import ends_with_parent
 from tests.helpers import secret_scanner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -366,7 +366,7 @@ def _process(
             stdout=output,
             stderr=output,
             process_group=0,
-            preexec_fn=dies_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
+            preexec_fn=ends_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
         )
     try:
         yield process

@@ -16,7 +16,7 @@ import requests
 import sqlalchemy as sa
 
 from app.infra import log_setup, stderr_handler
-from script.supervisor import dies_with_parent
+from script.supervisor import ends_with_parent
 from tests.helpers import secret_scanner
 from tests.helpers.programs import OFFLINE, program, run_python
 from tests.helpers.sandbox_client import SandboxClient, answer_of
@@ -215,7 +215,7 @@ def unread_server(env: dict[str, str]) -> Iterator[str]:
             env=process_environment({**env, **own, "LOG_LEVEL": "INFO"}),
             stderr=writing,
             process_group=0,
-            preexec_fn=dies_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
+            preexec_fn=ends_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
         )
         try:
             eventually(lambda: http.get(f"{url}/readyz", timeout=5).status_code == 200, timeout=30)

@@ -1,4 +1,4 @@
-"""A checkout of one's own to run the scripts in, and a machine that has only what it is given."""
+"""A clone to run the scripts in, and machines with chosen programs."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ LEFT_BEHIND = (
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the project as git would clone it: nothing is installed, there is no .env."""
+    """A copy of the project as git would clone it: without packages and .env."""
     copy = tmp_path / "clone"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     return copy
@@ -28,14 +28,14 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkout(clone: Path) -> Path:
-    """A clone that is bootstrapped: it shares this project's .venv, which takes too long to make."""
+    """A bootstrapped clone, which shares this project's .venv: installing takes too long."""
     (clone / ".venv").symlink_to(ROOT / ".venv")
     return clone
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., str]:
-    """Makes a PATH with a shell's basic tools, Python, and programs that do nothing but exit as given."""
+    """Make a PATH with basic tools, Python, and programs with the given shell code."""
 
     def with_programs(**programs: str) -> str:
         folder = tmp_path / "bin"
@@ -54,7 +54,7 @@ def machine(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def bare_environment() -> dict[str, str]:
-    """The environment without anything that could steer the app, pip or pipenv."""
+    """The environment without anything that configures the app, pip, or pipenv."""
     steering = (
         "PIP",
         "PYTHON",
@@ -75,7 +75,7 @@ def bare_environment() -> dict[str, str]:
 
 @pytest.fixture
 def environ(bare_environment: Environ) -> Environ:
-    """Free ports for everything, so that a developer's own script/server can go on. No demo app."""
+    """Free ports for everything, since a developer may run script/server. No demo app."""
     spotify, port = f"http://127.0.0.1:{free_port()}", free_port()
     return {
         **bare_environment,
@@ -89,7 +89,7 @@ def environ(bare_environment: Environ) -> Environ:
 
 @pytest.fixture
 def run(checkout: Path) -> Iterator[Run]:
-    """Starts script/server in the checkout with an environment."""
+    """Start script/server in the checkout."""
     started: list[Running] = []
 
     def start(environ: Environ) -> Running:
@@ -103,7 +103,7 @@ def run(checkout: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def without(tmp_path: Path, environ: Environ) -> Callable[..., str]:
-    """Makes a PATH with everything but some programs."""
+    """Make a PATH without some programs."""
 
     def path_without(*programs: str) -> str:
         folder = tmp_path / "path"

@@ -1,4 +1,4 @@
-"""script/server in a test: started, read, and ended with all that it started."""
+"""script/server in a test: started, read, and ended together with everything it started."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ Run = Callable[..., "Running"]
 
 
 class Running:
-    """A script/server that was started, and what it has printed so far."""
+    """A running script/server and its output so far."""
 
     def __init__(self, folder: Path, environ: Environ) -> None:
         self.output = ""
@@ -41,7 +41,7 @@ class Running:
         return self.until("Ctrl-C stops everything")
 
     def until(self, text: str) -> "Running":
-        """Wait until it has printed this, running still."""
+        """Wait until it has printed this, and check that it is still running."""
 
         def said_or_ended() -> bool:
             return text in self.output or self.process.poll() is not None
@@ -51,21 +51,21 @@ class Running:
         return self
 
     def end(self, number: int = signal.SIGINT) -> int:
-        """Send a signal as a terminal does, and wait for the end. Returns the exit status."""
+        """Send a signal, wait for the end, and return the exit status."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
         status = self.process.wait(30)
         self._reader.join(10)
-        assert not self._reader.is_alive(), "something still holds its output open"
+        assert not self._reader.is_alive(), "a descendant holds its output open"
         assert self.process.stdout is not None
         self.process.stdout.close()
         secret_scanner.record(self.output, "the output of script/server")
         return status
 
     def left_over(self) -> list[str]:
-        """The command lines of processes that it started, or that those started, and that still run."""
+        """Return the command lines of its descendants that are still running."""
         return [
             (stat.parent / "cmdline").read_text().replace("\0", " ")
             for stat in Path("/proc").glob("[0-9]*/stat")
@@ -73,7 +73,7 @@ class Running:
         ]
 
     def kill(self) -> None:
-        """Leave nothing behind, whatever state a failed test left this in."""
+        """Kill everything, whatever state a failed test left it in."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             if (fields := _fields(stat)) and fields[3] == str(self.process.pid):
                 os.kill(int(stat.parent.name), signal.SIGKILL)
@@ -81,7 +81,7 @@ class Running:
 
 
 def _fields(stat: Path) -> list[str]:
-    """A process's state, parent, group, session and so on: proc(5), from the third field on."""
+    """Return a process's state, parent, group, session, and so on: proc(5), from the third field."""
     try:
         return stat.read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

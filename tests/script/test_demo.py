@@ -1,10 +1,8 @@
-"""script/server and the demo app: there where it can be, and never in the way of the rest.
+"""script/server and the demo app, which is optional.
 
-Node and npm are stand-ins here, which do what is asked of them at once. The real ones are at work in
-`test_the_real_thing`, and in tests/spa.
+Node and npm are quick stand-ins here. The real ones run in `test_real_node_serves_the_app` and in tests/spa.
 """
 
-import asyncio
 import os
 import re
 import shutil
@@ -12,16 +10,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 import pytest
 import requests
 
 from script import demo, ports
-from script.demo import NoDemo
-from script.supervisor import Programs
+from script.demo import DemoUnavailable
 from tests.conftest import SETTINGS
 from tests.helpers import secret_scanner
 from tests.helpers.servers import free_port
@@ -29,7 +24,7 @@ from tests.script.running import Environ, Run, Running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Takes the place of Node with Vite: builds a page that shows its settings, and serves it.
+# Replaces Node with Vite: builds a page that shows its settings, and serves it.
 NODE = """
 case "$1 $2" in
 --version*) echo "${NODE_IS-v20.19.0}" ;;
@@ -48,7 +43,7 @@ mkdir -p "$3/node_modules" && touch "$3/node_modules/.package-lock.json"
 
 @pytest.fixture
 def place(environ: Environ) -> str:
-    """Where the demo app is to be in this test: the usual port may be a developer's own."""
+    """The demo app's URL in this test: a developer's own may be on the usual port."""
     return f"http://127.0.0.1:{free_port()}"
 
 
@@ -69,14 +64,14 @@ def with_node(tmp_path: Path, environ: Environ, place: str) -> Callable[..., Env
 
 
 def opened(running: Running) -> str:
-    """What a person is told to open."""
+    """Return the URL that the output says to open."""
     found = re.search(r"Open +(\S+)", running.output)
     assert found, running.output
     return found[1]
 
 
 def leads_to(environ: Environ) -> str:
-    """Where the API sends a browser that comes back from Spotify."""
+    """Return where the API redirects a browser after Spotify's consent page."""
     url = f"http://127.0.0.1:{environ['PORT']}/api/spotify/authorize?error=access_denied"
     with requests.Session() as http:
         http.trust_env = False
@@ -90,9 +85,7 @@ def read(url: str) -> str:
         return http.get(url, timeout=30).text
 
 
-def test_with_node_the_app_is_installed_built_served_and_named_first(
-    run: Run, with_node: Callable[..., Environ], place: str
-) -> None:
+def test_app_is_installed_built_and_served(run: Run, with_node: Callable[..., Environ], place: str) -> None:
     environ = with_node()
     first = run(environ).until_ready()
     assert "Installing the demo app's packages" in first.output
@@ -104,45 +97,29 @@ def test_with_node_the_app_is_installed_built_served_and_named_first(
     assert first.left_over() == []
 
     second = run(environ).until_ready()
-    assert "npm" not in second.output, "what is installed is not installed again"
+    assert "npm" not in second.output, "packages are installed once"
     assert second.end() == 0
 
 
-def test_packages_are_installed_where_they_are_missing_or_older_than_the_lock_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed: list[str] = []
-
-    class Npm:
-        async def complete(self, *command: str, env: object) -> None:
-            installed.append(" ".join(command[1:3]))
-            (tmp_path / "node_modules").mkdir(exist_ok=True)
-            (tmp_path / "node_modules/.package-lock.json").touch()
-
-    def install() -> int:
-        with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
-            thread.submit(asyncio.run, demo.install(cast("Programs", Npm()))).result()
-        return len(installed)
-
-    monkeypatch.setattr(demo, "APP", tmp_path)
+def test_packages_count_as_installed_if_newer_than_the_lock_file(tmp_path: Path) -> None:
     (tmp_path / "package-lock.json").touch()
-    assert (install(), install()) == (1, 1)
+    assert not demo.is_installed(tmp_path)
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules/.package-lock.json").touch()
+    assert demo.is_installed(tmp_path)
     os.utime(tmp_path / "package-lock.json", (time.time() + 9, time.time() + 9))
-    assert install() == 2
-    assert installed == ["npm ci"] * 2
+    assert not demo.is_installed(tmp_path)
 
 
-def test_where_frontend_url_is_not_set_it_leads_to_the_app(
-    monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    """The usual port may be taken on the machine that runs this, so nothing is started."""
+def test_frontend_url_defaults_to_the_app(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Nothing is started, because the usual port may be taken here."""
     from script import server
 
     monkeypatch.setattr(server, "read_settings", lambda: {"APP_ENV": "development"})
-    assert server.environment(demo.Demo(place, "node"))["FRONTEND_URL"] == place
+    assert server.environment(place)["FRONTEND_URL"] == place
     assert "FRONTEND_URL" not in {**server.environment(None)}.keys() - os.environ.keys()
     monkeypatch.setattr(server, "read_settings", lambda: {"FRONTEND_URL": "http://127.0.0.1:1/"})
-    assert "FRONTEND_URL" not in server.environment(demo.Demo(place, "node")).keys() - os.environ.keys()
+    assert "FRONTEND_URL" not in server.environment(place).keys() - os.environ.keys()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +133,7 @@ def test_where_frontend_url_is_not_set_it_leads_to_the_app(
     ],
     ids=["npm fails", "the build fails"],
 )
-def test_what_fails_is_told_and_the_rest_runs(
+def test_failed_step_is_reported_and_the_rest_runs(
     run: Run, with_node: Callable[..., Environ], programs: Mapping[str, str], told: str
 ) -> None:
     environ = with_node(**programs)
@@ -167,12 +144,12 @@ def test_what_fails_is_told_and_the_rest_runs(
     assert running.left_over() == []
 
 
-def test_the_end_of_the_app_is_told_and_the_rest_goes_on(
+def test_end_of_the_app_is_reported_and_the_rest_goes_on(
     run: Run, with_node: Callable[..., Environ], place: str
 ) -> None:
     environ = with_node()
     running = run(environ).until_ready()
-    found = re.search(r"pid (\d+)", ports.holder(int(place.rpartition(":")[2])))
+    found = re.search(r"pid (\d+)", ports.by_holder(int(place.rpartition(":")[2])))
     assert found
     os.kill(int(found[1]), signal.SIGKILL)
     running.until("app was ended by SIGKILL")
@@ -180,7 +157,7 @@ def test_the_end_of_the_app_is_told_and_the_rest_goes_on(
     assert running.end() == 0
 
 
-def test_without_node_one_line_says_so(
+def test_missing_node_is_reported_in_one_line(
     run: Run, environ: Environ, place: str, without: Callable[..., str]
 ) -> None:
     bare = {**environ, "PATH": without("node", "npm"), "FRONTEND_URL": place}
@@ -191,42 +168,42 @@ def test_without_node_one_line_says_so(
 
 
 @pytest.mark.parametrize("version", ["v18.20.4", "v20.18.9", "what?"])
-def test_an_old_node_is_named(
+def test_old_node_is_rejected(
     with_node: Callable[..., Environ], monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setenv("PATH", with_node()["PATH"])
     monkeypatch.setenv("NODE_IS", version)
-    with pytest.raises(NoDemo, match=r"needs Node 20\.19 or newer"):
-        demo.find_node()
+    with pytest.raises(DemoUnavailable, match=r"needs Node 20\.19 or newer"):
+        demo.require_node()
     monkeypatch.setenv("NODE_IS", "v22.1.0")
-    assert demo.find_node().endswith("/node")
+    demo.require_node()
 
 
-def test_what_else_can_be_in_the_way_is_told(place: str) -> None:
+def test_unusable_url_is_explained(place: str) -> None:
     from config import Config
 
     def config(**settings: str) -> Config:
         return Config.from_env({**SETTINGS, "CORS_ORIGINS": "", **settings})
 
     secret_scanner.SCANNER.learn_settings(SETTINGS)
-    assert demo.place({"FRONTEND_URL": f"{place}/"}, config(FRONTEND_URL=place)) == place
-    with pytest.raises(NoDemo, match="FRONTEND_URL leads to another one"):
-        demo.place({"FRONTEND_URL": "https://app.example.com"}, config())
-    with pytest.raises(NoDemo, match="not in CORS_ORIGINS"):
-        demo.place({"FRONTEND_URL": place}, config(CORS_ORIGINS="https://app.example.com"))
+    assert demo.choose_url({"FRONTEND_URL": f"{place}/"}, config(FRONTEND_URL=place)) == place
+    with pytest.raises(DemoUnavailable, match="FRONTEND_URL names another app"):
+        demo.choose_url({"FRONTEND_URL": "https://app.example.com"}, config())
+    with pytest.raises(DemoUnavailable, match="not in CORS_ORIGINS"):
+        demo.choose_url({"FRONTEND_URL": place}, config(CORS_ORIGINS="https://app.example.com"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         taken = {"FRONTEND_URL": f"http://127.0.0.1:{port}"}
         with pytest.raises(
-            NoDemo, match=rf"port {port} is taken by .*pid {os.getpid()}.*FRONTEND_URL="
+            DemoUnavailable, match=rf"port {port} is taken by .*pid {os.getpid()}.*FRONTEND_URL="
         ) as told:
-            demo.place(taken, config(**taken))
+            demo.choose_url(taken, config(**taken))
         assert f":{port + 10} in .env" in str(told.value)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
-def test_the_real_thing(run: Run, environ: Environ, place: str, checkout: Path) -> None:
-    # Packages that are there already are shared: fetching them anew is npm's own business.
+def test_real_node_serves_the_app(run: Run, environ: Environ, place: str, checkout: Path) -> None:
+    # Share installed packages: downloading them again would test npm.
     installed = ROOT / demo.APP / "node_modules"
     if (installed / ".package-lock.json").is_file():
         (checkout / demo.APP / "node_modules").symlink_to(installed)

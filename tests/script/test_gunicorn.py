@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 StartServer = Callable[..., AbstractContextManager[Server]]
 
 
-def test_the_workers_are_as_many_as_asked_and_a_lost_one_is_replaced(server: StartServer) -> None:
+def test_lost_worker_is_replaced(server: StartServer) -> None:
     with server(workers=2) as api:
         assert len(api.workers) == 2
         lost = api.kill_worker()
@@ -24,7 +24,7 @@ def test_the_workers_are_as_many_as_asked_and_a_lost_one_is_replaced(server: Sta
         assert api.wait(timeout=15) == 0  # not killed after the 25 s that a stuck worker gets
 
 
-def test_it_listens_on_loopback_only(server: StartServer) -> None:
+def test_gunicorn_listens_on_loopback_only(server: StartServer) -> None:
     with server(workers=1) as api:
         port = int(api.url.rpartition(":")[2])
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -32,7 +32,7 @@ def test_it_listens_on_loopback_only(server: StartServer) -> None:
         assert not any(at == f"00000000:{port:04X}" for at in listening)
 
 
-def test_headers_of_a_client_do_not_move_a_request_or_make_it_bad(server: StartServer) -> None:
+def test_client_headers_do_not_change_path_or_scheme(server: StartServer) -> None:
     with server(workers=1) as api:
         for headers in (
             {"SCRIPT_NAME": "/livez"},
@@ -43,16 +43,14 @@ def test_headers_of_a_client_do_not_move_a_request_or_make_it_bad(server: StartS
             assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
 
 
-def test_nothing_is_left_in_the_home_directory_and_no_query_in_the_log(
-    server: StartServer, tmp_path: Path
-) -> None:
+def test_home_directory_and_log_stay_clean(server: StartServer, tmp_path: Path) -> None:
     with server(workers=1, HOME=str(tmp_path), LOG_LEVEL="DEBUG") as api:
         requests.get(f"{api.url}/api/spotify/authorize?code=a-secret-code&state=s", timeout=10)
         assert "a-secret-code" not in api.log
         assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_that_do_not_fit_are_listed_once(server: StartServer) -> None:
+def test_invalid_settings_are_listed_once(server: StartServer) -> None:
     with pytest.raises(AssertionError) as error, server(SECRET_KEY="", LOG_LEVEL="LOUD"):
         pass
     assert str(error.value).count("LOG_LEVEL must be one of") == 1

@@ -1,4 +1,4 @@
-"""script/server, as a person runs it: from a clone, by one command, until Ctrl-C."""
+"""script/server as people run it: from a fresh clone, with one command, until Ctrl-C."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.script.running import Environ, Run
 
 @pytest.fixture
 def without_redis(environ: Environ, without: Callable[..., str]) -> Environ:
-    """A machine with everything but a redis-server."""
+    """A machine without redis-server."""
     return {**environ, "PATH": without("redis-server")}
 
 
@@ -33,9 +33,7 @@ def register(port: str) -> requests.Session:
     return http
 
 
-def test_one_command_from_a_clone_to_a_running_app_and_ctrl_c_ends_it(
-    run: Run, environ: Environ, checkout: Path
-) -> None:
+def test_one_command_runs_a_fresh_clone_until_ctrl_c(run: Run, environ: Environ, checkout: Path) -> None:
     running = run(environ).until_ready()
     api = f"http://127.0.0.1:{environ['PORT']}"
     with register(environ["PORT"]) as http:
@@ -54,10 +52,8 @@ def test_one_command_from_a_clone_to_a_running_app_and_ctrl_c_ends_it(
     assert "Traceback" not in running.output
 
 
-@pytest.mark.usefixtures("redis_url")  # the substitute for a real Redis forgets
-def test_a_restart_keeps_the_secrets_the_data_and_the_sessions(
-    run: Run, environ: Environ, checkout: Path
-) -> None:
+@pytest.mark.usefixtures("redis_url")  # the embedded substitute forgets
+def test_restart_keeps_secrets_data_and_sessions(run: Run, environ: Environ, checkout: Path) -> None:
     first = run(environ).until_ready()
     with register(environ["PORT"]) as http:
         secrets = (checkout / ".env").read_bytes()
@@ -70,7 +66,7 @@ def test_a_restart_keeps_the_secrets_the_data_and_the_sessions(
     assert second.left_over() == []
 
 
-def test_without_a_redis_server_the_embedded_substitute_serves(run: Run, without_redis: Environ) -> None:
+def test_embedded_redis_is_used_without_redis_server(run: Run, without_redis: Environ) -> None:
     running = run(without_redis).until_ready()
     register(without_redis["PORT"]).close()
     assert "embedded substitute" in running.output
@@ -78,7 +74,7 @@ def test_without_a_redis_server_the_embedded_substitute_serves(run: Run, without
     assert running.left_over() == []
 
 
-def test_a_second_one_is_told_which_port_is_taken_and_by_whom(run: Run, environ: Environ) -> None:
+def test_second_server_names_the_taken_port_and_its_holder(run: Run, environ: Environ) -> None:
     first = run(environ).until_ready()
     second = run(environ)
     assert second.wait() == 1
@@ -88,9 +84,9 @@ def test_a_second_one_is_told_which_port_is_taken_and_by_whom(run: Run, environ:
     assert first.process.poll() is None
 
 
-def test_one_program_s_end_ends_the_others(run: Run, environ: Environ) -> None:
+def test_end_of_one_program_ends_the_others(run: Run, environ: Environ) -> None:
     running = run(environ).until_ready()
-    found = re.search(r"pid (\d+)", ports.holder(int(environ["REDIS_URL"].split(":")[2].split("/")[0])))
+    found = re.search(r"pid (\d+)", ports.by_holder(int(environ["REDIS_URL"].split(":")[2].split("/")[0])))
     assert found
     os.kill(int(found[1]), signal.SIGKILL)
     assert running.wait() == 1
@@ -98,14 +94,14 @@ def test_one_program_s_end_ends_the_others(run: Run, environ: Environ) -> None:
     assert running.left_over() == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help for this is Linux's own")
-def test_a_killed_one_leaves_nothing_running(run: Run, environ: Environ) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killed_server_leaves_nothing_running(run: Run, environ: Environ) -> None:
     running = run(environ).until_ready()
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
     eventually(lambda: running.left_over() == [])
 
 
-def test_a_port_of_the_sandbox_or_of_redis_is_named_with_its_setting(run: Run, environ: Environ) -> None:
+def test_taken_port_is_named_with_its_setting(run: Run, environ: Environ) -> None:
     for variable, purpose in (("SPOTIFY_ACCOUNTS_URL", "the sandbox Spotify"), ("REDIS_URL", "Redis")):
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
@@ -116,7 +112,7 @@ def test_a_port_of_the_sandbox_or_of_redis_is_named_with_its_setting(run: Run, e
         assert running.left_over() == []
 
 
-def test_settings_that_do_not_fit_are_listed(run: Run, environ: Environ) -> None:
+def test_invalid_settings_are_listed(run: Run, environ: Environ) -> None:
     running = run({**environ, "PORT": "eighty", "REDIS_URL": "http://127.0.0.1"})
     assert running.wait() == 1
     assert "PORT must be" in running.output
@@ -125,27 +121,27 @@ def test_settings_that_do_not_fit_are_listed(run: Run, environ: Environ) -> None
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_a_database_that_does_not_let_us_in_is_named_without_its_password(
+def test_refused_database_is_named_without_its_password(
     run: Run, environ: Environ, database_url: str
 ) -> None:
     socket_path = make_url(database_url).query["unix_socket"]
     url = f"mysql+mysqldb://root:hunter2@localhost/nowhere?unix_socket={socket_path}"
     running = run({**environ, "DATABASE_URL": url})
     assert running.wait() == 1
-    assert "The database does not let us in" in running.output
+    assert "The database refused the connection" in running.output
     assert "mysql+mysqldb://localhost/nowhere?unix_socket=" in running.output
     assert "hunter2" not in running.output
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_it_runs_on_mysql_too(run: Run, environ: Environ, database_url: str) -> None:
+def test_server_runs_on_mysql(run: Run, environ: Environ, database_url: str) -> None:
     running = run({**environ, "DATABASE_URL": database_url}).until_ready()
     register(environ["PORT"]).close()
     assert "Database  mysql+mysqldb://" in running.output
     assert running.end() == 0
 
 
-def test_it_is_not_for_production(run: Run, environ: Environ, checkout: Path) -> None:
+def test_production_settings_are_rejected(run: Run, environ: Environ, checkout: Path) -> None:
     production = {
         "APP_ENV": "production",
         "DATABASE_URL": "sqlite:////tmp/none.sqlite3",
@@ -161,7 +157,7 @@ def test_it_is_not_for_production(run: Run, environ: Environ, checkout: Path) ->
     assert "script/server is for development only" in running.output
 
 
-def test_on_a_production_machine_it_says_so_before_anything_else(
+def test_incomplete_production_settings_are_rejected_first(
     run: Run, environ: Environ, checkout: Path
 ) -> None:
     running = run({**environ, "APP_ENV": " Production"})
@@ -171,7 +167,7 @@ def test_on_a_production_machine_it_says_so_before_anything_else(
     assert not (checkout / ".env").exists()
 
 
-def test_an_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP_ENV", "")
     monkeypatch.setenv("FLASK_SKIP_DOTENV", "1")
     assert server.read_settings()["APP_ENV"] == "development"
@@ -180,7 +176,7 @@ def test_an_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "content", ["SECRET_KEY=a\n".encode("utf-16"), "NAME=Zo\xeb\n".encode("latin-1"), None]
 )
-def test_a_dotenv_that_cannot_be_read_is_named(
+def test_unreadable_dotenv_is_named(
     run: Run, environ: Environ, checkout: Path, content: bytes | None
 ) -> None:
     if content is None:
@@ -193,7 +189,7 @@ def test_a_dotenv_that_cannot_be_read_is_named(
     assert "Traceback" not in running.output
 
 
-def test_a_folder_that_cannot_be_made_is_named(run: Run, environ: Environ, checkout: Path) -> None:
+def test_folder_that_cannot_be_created_is_named(run: Run, environ: Environ, checkout: Path) -> None:
     (checkout / "instance").touch()
     running = run(environ)
     assert running.wait() == 1
@@ -201,7 +197,7 @@ def test_a_folder_that_cannot_be_made_is_named(run: Run, environ: Environ, check
     assert "Traceback" not in running.output
 
 
-def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(run: Run, environ: Environ) -> None:
+def test_ctrl_c_during_startup_ends_quietly(run: Run, environ: Environ) -> None:
     for hundredths in (*range(5, 65, 5), 80, 120, 180):
         running = run(environ)
         time.sleep(hundredths / 100)
@@ -223,7 +219,7 @@ def test_ctrl_c_at_any_moment_of_the_start_ends_it_quietly(run: Run, environ: En
         ("unix://me:SECRET@/run/redis.sock?db=1&password=SECRET", "unix:///run/redis.sock"),
     ],
 )
-def test_a_redis_is_shown_without_secrets(url: str, shown: str) -> None:
+def test_redis_is_shown_without_secrets(url: str, shown: str) -> None:
     assert server.redis_address(url) == shown
 
 
@@ -235,16 +231,16 @@ def test_a_redis_is_shown_without_secrets(url: str, shown: str) -> None:
         ("sqlite:////tmp/a.sqlite3?key=SECRET", "sqlite:////tmp/a.sqlite3"),
     ],
 )
-def test_a_database_is_shown_without_secrets(url: str, shown: str) -> None:
+def test_database_is_shown_without_secrets(url: str, shown: str) -> None:
     assert server.shown_database(url) == shown
 
 
-def test_an_address_that_is_free_is_told_from_one_that_is_not() -> None:
+def test_free_port_is_told_from_a_taken_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mine:
         port = mine.getsockname()[1]
         assert not ports.is_free("127.0.0.1", port)
         assert ports.accepts("127.0.0.1", port)
-        assert ports.holder(port).endswith(f"pid {os.getpid()}")
+        assert ports.by_holder(port).endswith(f"pid {os.getpid()}")
     assert ports.is_free("127.0.0.1", port)
     assert not ports.accepts("127.0.0.1", port)
-    assert ports.holder(port) == ""
+    assert ports.by_holder(port) == ""

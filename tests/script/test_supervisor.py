@@ -1,4 +1,4 @@
-"""Programs that live and die together, with real processes: each test runs a small supervisor of its own."""
+"""script/supervisor.py, with real processes: each test runs a small supervisor."""
 
 import os
 import signal
@@ -16,33 +16,28 @@ from tests.helpers.servers import eventually
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 SUPERVISOR = """
-import asyncio, os, sys
+import os, sys, time
 from script import supervisor
 from script.supervisor import ProgramFailed, Programs, Stopped
 
-async def main():
-    async with Programs() as programs:
-        async def start(name, code, **options):
-            return await programs.start(name, sys.executable, "-uc", code, env=os.environ, **options)
-        async def complete(name, code):
-            await programs.complete(name, sys.executable, "-uc", code, env=os.environ)
-{body}
-        await programs.until_ended()
-
 try:
-    asyncio.run(main())
+    with Programs() as programs:
+        def start(name, code, **options):
+            return programs.start(name, sys.executable, "-uc", code, env=os.environ, **options)
+{body}
+        programs.wait_until(lambda: False, "", float("inf"))
 except (Stopped, ProgramFailed) as error:
     print(type(error).__name__, error, sep=": ")
 """
 
 SLEEPS = "import os, time; print('pid', os.getpid()); time.sleep(600)"
-# Takes a while to end when asked, and says when it does.
+# Needs a while to end, and says when it does.
 ENDS_SLOWLY = (
     "import signal, time; "
     "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), print('ends'), exit(0))); "
     "print('up'); time.sleep(600)"
 )
-# Does not end when asked. Nor does another process that it starts, whose id it tells.
+# Ignores the request to end, as does its child, whose id it prints.
 STUBBORN = (
     "import signal, subprocess, time; "
     "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -63,11 +58,11 @@ class Supervisor:
         """Read until a line with `text` has been printed."""
         while text not in self.output:
             line = self._stdout.readline()
-            assert line, f"{text!r} was never said:\n{self.output}"
+            assert line, f"{text!r} was never printed:\n{self.output}"
             self.output += line
 
     def end(self, *signals: int) -> str:
-        """Send signals, wait for the end, and return all that was printed."""
+        """Send signals, wait for the end, and return the whole output."""
         for number in signals:
             self.process.send_signal(number)
         self.output += self._stdout.read()
@@ -75,7 +70,7 @@ class Supervisor:
         return self.output
 
     def pid(self) -> int:
-        """The process id that a program has told."""
+        """Return the process id that a program printed."""
         self.until("pid ")
         return int(self.output.partition("pid ")[2].split()[0])
 
@@ -93,7 +88,7 @@ def supervisor(body: str) -> Iterator[Supervisor]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs. One that has ended is gone, even before somebody asks for its status."""
+    """Return whether a process runs. A zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -101,11 +96,11 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def test_the_end_of_one_is_the_end_of_all_and_is_told_with_its_last_lines() -> None:
+def test_end_of_one_program_ends_all_and_shows_its_last_lines() -> None:
     with supervisor(f"""
-        first = await start("first", {SLEEPS!r})
-        while not first.last_lines: await asyncio.sleep(0.01)
-        await start("second", "print('line one'); print('line two'); raise SystemExit(3)")
+        first = start("first", {SLEEPS!r})
+        programs.wait_until(lambda: first.last_lines, "", 20)
+        start("second", "print('line one'); print('line two'); raise SystemExit(3)")
     """) as running:
         output = running.end()
         assert (
@@ -115,18 +110,23 @@ def test_the_end_of_one_is_the_end_of_all_and_is_told_with_its_last_lines() -> N
         assert not is_running(running.pid())
 
 
-def test_work_is_given_up_when_a_program_ends() -> None:
+def test_waiting_ends_when_a_program_ends() -> None:
     with supervisor("""
-        await start("first", "pass")
-        await programs.unless_ended(asyncio.sleep(600))
+        start("first", "pass")
+        programs.wait_until(lambda: False, "something", 600)
     """) as running:
         assert running.end() == "ProgramFailed: first exited with status 0.\n"
 
 
-def test_a_command_that_fails_is_told() -> None:
+def test_waiting_ends_at_its_limit() -> None:
+    with supervisor("programs.wait_until(lambda: False, 'redis', 0.1)") as running:
+        assert running.end() == "ProgramFailed: redis was not ready within 0 s.\n"
+
+
+def test_task_that_fails_shows_its_last_lines() -> None:
     with supervisor("""
-        await complete("good", "pass")
-        await complete("bad", "raise SystemExit('no such table')")
+        programs.complete(start("good", "pass", role="task"))
+        programs.complete(start("bad", "raise SystemExit('no such table')", role="task"))
     """) as running:
         assert running.end() == (
             "bad      | no such table\n"
@@ -134,84 +134,70 @@ def test_a_command_that_fails_is_told() -> None:
         )
 
 
+def test_task_that_exceeds_its_limit_is_ended() -> None:
+    with supervisor(f"programs.complete(start('npm', {SLEEPS!r}, role='task'), 1)") as running:
+        assert "ProgramFailed: npm was not ready within 1 s.\n" in running.end()
+        assert not is_running(running.pid())
+
+
+def test_end_of_an_optional_program_ends_nothing_else() -> None:
+    with supervisor(f"""
+        start("needed", {SLEEPS!r})
+        start("extra", "raise SystemExit(2)", role="optional")
+    """) as running:
+        running.until("extra exited with status 2.\nEverything else keeps running.\n")
+        assert is_running(running.pid())
+        assert running.end(signal.SIGTERM).endswith("Stopped: \n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_everything(number: int) -> None:
-    with supervisor(f"await start('only', {SLEEPS!r})") as running:
+def test_signal_ends_everything(number: int) -> None:
+    with supervisor(f"start('only', {SLEEPS!r})") as running:
         pid = running.pid()
         assert running.end(number).endswith("Stopped: \n")
         assert not is_running(pid)
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        # The work notices the end by itself, before or after it is given up.
-        "signal_me(); await asyncio.sleep(0); raise Stopped",
-        "signal_me(); await asyncio.sleep(600)",
-        "try: signal_me(); await asyncio.sleep(600)\nexcept asyncio.CancelledError: raise Stopped",
-        "signal_me(); await start('late', 'import time; time.sleep(600)'); await asyncio.sleep(600)",
-        "await asyncio.gather(*(start(str(n), 'import time; time.sleep(600)') for n in range(5)), late())",
-    ],
-)
-def test_an_end_that_several_notice_is_told_once(work: str) -> None:
-    with supervisor(f"""
-        import gc, signal
-        def signal_me(): programs._end_with(Stopped())
-        async def late():
-            await asyncio.sleep(0.005)
-            signal_me()
-        async def work():
-{textwrap.indent(work, " " * 12)}
-        try:
-            await programs.unless_ended(work())
-        finally:
-            gc.collect()
-    """) as running:
-        assert running.end() == "Stopped: \n"
-
-
-def test_a_second_ctrl_c_does_not_cut_the_end_short() -> None:
-    with supervisor(f"await start('slow', {ENDS_SLOWLY!r})") as running:
+def test_second_ctrl_c_does_not_cut_the_end_short() -> None:
+    with supervisor(f"start('slow', {ENDS_SLOWLY!r})") as running:
         running.until("up")
         assert running.end(signal.SIGINT, signal.SIGINT, signal.SIGTERM).endswith(
             "slow     | ends\nStopped: \n"
         )
 
 
-def test_what_serves_others_ends_after_them() -> None:
+def test_servers_end_after_their_clients() -> None:
     with supervisor(f"""
-        await start("store", {ENDS_SLOWLY!r}, serves_others=True)
-        await start("app", {ENDS_SLOWLY!r})
+        start("store", {ENDS_SLOWLY!r}, role="server")
+        start("app", {ENDS_SLOWLY!r})
     """) as running:
         running.until("app      | up")
         running.until("store    | up")
         assert running.end(signal.SIGTERM).endswith("app      | ends\nstore    | ends\nStopped: \n")
 
 
-def test_a_program_that_ignores_the_request_is_killed_with_all_it_started() -> None:
+def test_program_that_does_not_end_is_killed_with_its_children() -> None:
     with supervisor(f"""
         supervisor.GRACE_S = 0.2
-        await start("stubborn", {STUBBORN!r})
+        start("stubborn", {STUBBORN!r})
     """) as running:
         grandchild = running.pid()
         assert "stubborn did not end within" in running.end(signal.SIGTERM)
         eventually(lambda: not is_running(grandchild))
 
 
-def test_a_long_line_and_odd_bytes_are_passed_on() -> None:
+def test_long_lines_and_invalid_bytes_are_relayed() -> None:
     words = r"import sys; sys.stdout.buffer.write(b'x' * 300_000 + b'\xff\r\nno newline')"
     with supervisor(f"""
-        await complete("loud", {words!r})
-        await start("last", "pass")
+        programs.complete(start("loud", {words!r}, role="task"))
+        start("last", "pass")
     """) as running:
         output = running.end()
         assert output.startswith(f"loud     | {'x' * 300_000}\ufffd\nloud     | no newline\n")
 
 
-def test_a_terminal_that_goes_away_does_not_keep_the_programs_alive() -> None:
-    with supervisor(
-        f"await start('only', {SLEEPS!r}); await start('loud', 'while True: print(1)')"
-    ) as running:
+def test_programs_end_even_if_the_terminal_is_gone() -> None:
+    with supervisor(f"start('only', {SLEEPS!r}); start('loud', 'while True: print(1)')") as running:
         pid = running.pid()
         assert running.process.stdout is not None
         running.process.stdout.close()
@@ -220,9 +206,9 @@ def test_a_terminal_that_goes_away_does_not_keep_the_programs_alive() -> None:
         assert not is_running(pid)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help for this is Linux's own")
-def test_a_killed_supervisor_leaves_nothing_running() -> None:
-    with supervisor(f"await start('only', {SLEEPS!r})") as running:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killed_supervisor_leaves_nothing_running() -> None:
+    with supervisor(f"start('only', {SLEEPS!r})") as running:
         pid = running.pid()
         os.kill(running.process.pid, signal.SIGKILL)
         eventually(lambda: not is_running(pid))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from script.demo import APP as FOLDER
-from script.demo import NoDemo, find_node
+from script.demo import DemoUnavailable, is_installed, require_node
 from tests.helpers.servers import Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,16 +75,14 @@ def node_modules() -> Path:
         Unavailable: there is no Node, or no npm, that will do.
     """
     try:
-        find_node()
-    except NoDemo as error:
+        require_node()
+    except DemoUnavailable as error:
         raise Unavailable(f"the Vue app cannot be built: {error}") from error
-    folder, lock = APP / "node_modules", APP / "package-lock.json"
-    finished = folder / ".package-lock.json"
-    with lock.open() as held:  # by one of several test processes; it goes with the process
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if not finished.is_file() or finished.stat().st_mtime < lock.stat().st_mtime:
+    with (APP / "package-lock.json").open() as lock:  # there may be several test processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_installed(APP):
             run("npm", "ci", "--include=dev")
-    return folder
+    return APP / "node_modules"
 
 
 def build(target: Path, image_hosts: str) -> None:

@@ -35,6 +35,7 @@ from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import TokenService
 from config import Config
+from script.server import EMBEDDED_REDIS
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, another_tab, connect, login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
@@ -1026,7 +1027,7 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
     env: dict[str, str], tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "script.embedded_redis", "127.0.0.1", str(port)]
+    command = [sys.executable, "-c", EMBEDDED_REDIS, "127.0.0.1", str(port)]
     with (
         _process(command, tmp_path / "log", env=process_environment({})) as process,
         redis.Redis(port=port, protocol=2) as embedded,
