@@ -13,8 +13,8 @@ from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction, writing
 from app.models import AccessToken, SpotifyUser, User
-from app.spotify.clients.accounts import TokenResponse
-from app.spotify.clients.web_api import Profile
+from app.spotify.clients.profile import Profile
+from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
 from app.web import sessions

@@ -18,8 +18,8 @@ from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
 from app.services import services
-from app.spotify.clients.accounts import TokenResponse
-from app.spotify.clients.web_api import Profile
+from app.spotify.clients.profile import Profile
+from app.spotify.clients.token_response import TokenResponse
 from app.spotify.connections import Connections
 from app.user import account
 from app.web.sessions import index as session_index

@@ -1,76 +1,41 @@
-"""accounts.spotify.com: where people consent, and where codes and refresh tokens become access tokens.
-
-SpotifyError            it did not work; trying again later may help
-├── NotSent             Spotify has not seen the request, so a code or token in it is as good as before
-├── InvalidGrant        the code or refresh token is spent, revoked or expired; trying again is no use
-├── Misconfigured       Spotify refuses *us*: client id, secret, or the person's place on our allowlist
-└── RateLimited         Spotify asks us to wait `retry_after` seconds
-"""
+"""accounts.spotify.com: where people consent, and where codes and refresh tokens are exchanged for tokens."""
 
 import hashlib
 import time
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from urllib.parse import urlencode
 
 from app.infra.http_client import TOTAL_SECONDS, HttpClient, HttpResponse, TransportError
 from app.spotify.clients import token_response
+from app.spotify.clients.errors import (
+    InvalidGrant,
+    Misconfigured,
+    RateLimited,
+    SpotifyError,
+    SpotifyTransportError,
+)
+from app.spotify.clients.token_response import NoAccessToken, TokenResponse
 from config import Config
 
-# Refusals that are about the application, never about the person (RFC 6749 section 5.2).
-_OUR_FAULT = ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope")
-
-
-class SpotifyError(Exception):
-    """Spotify refused, or did not answer. Worth another try: in `retry_after` seconds, if it says so.
-
-    `refresh_token` is a new one that came with a reply which is of no other use.
-    """
-
-    retry_after: int | None = None
-    refresh_token: str | None = None
-
-
-class NotSent(SpotifyError):
-    """No connection was made, so the request cannot have had an effect."""
-
-
-class InvalidGrant(SpotifyError):
-    """The code or refresh token is spent, revoked or expired. Trying again is no use."""
-
-
-class Misconfigured(SpotifyError):
-    """Spotify refuses this application, whoever the person is."""
-
-
-class RateLimited(SpotifyError):
-    """Spotify asks us to wait."""
-
-    def __init__(self, retry_after: int | None) -> None:
-        super().__init__("rate_limited")
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True)
-class TokenResponse:
-    """What the token endpoint gave. `refresh_token` is None where the old one stays good."""
-
-    access_token: str = field(repr=False)
-    refresh_token: str | None = field(repr=False)
-    expires_in: int  # seconds
-    scope: str | None  # None where the answer does not say
+# Errors that concern the application, never the person (RFC 6749 section 5.2).
+_MISCONFIGURED = ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope")
+# An exchange is retried with its refresh token only if this much of its time is left.
+_MIN_RETRY_SECONDS = 1.0
 
 
 class SpotifyAccounts:
-    def __init__(self, config: Config, outbound: HttpClient) -> None:
+    """Client of the accounts service."""
+
+    def __init__(self, config: Config, http_client: HttpClient) -> None:
         self._config = config
-        self._outbound = outbound
+        self._http_client = http_client
 
     def authorize_url(self, *, state: str, verifier: str) -> str:
         """Return the URL at which a person consents.
 
-        `show_dialog` makes Spotify ask people who have consented before, too. Without it, Spotify would send
-        them straight back, and a visit to a URL would undo a disconnect, in this browser or any other.
+        With `show_dialog`, Spotify also asks people who have consented before. Without it, Spotify would send
+        them straight back, and merely visiting a URL could undo a disconnect, in any browser.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/code-flow,
         RFC 7636 section 4.2 for the challenge.
@@ -89,100 +54,108 @@ class SpotifyAccounts:
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 
     def exchange(self, code: str, *, verifier: str) -> TokenResponse:
-        """Trade an authorization code for tokens. A code works once, for about ten minutes.
+        """Exchange an authorization code for tokens. A code works once, for about ten minutes.
 
         Raises:
-            InvalidGrant: the code is not (or no longer) good.
-            SpotifyError: anything else.
+            InvalidGrant: The code is invalid, used, or expired.
+            SpotifyError: Anything else.
         """
         deadline = time.monotonic() + TOTAL_SECONDS
         try:
-            grant = self._ask_for_token(
+            tokens = self._request_tokens(
                 grant_type="authorization_code",
                 code=code,
                 redirect_uri=self._config.spotify_redirect_uri,
                 code_verifier=verifier,
             )
         except SpotifyError as error:
-            left = deadline - time.monotonic()
-            if error.refresh_token is None or left <= 1:
-                raise
-            # The code is used up, but the refresh token that came with the reply is as good as a grant.
-            try:
-                grant = self._refresh(error.refresh_token, within=left)
-            except SpotifyError:
-                raise error from None  # which is about the code
-            grant = replace(grant, refresh_token=grant.refresh_token or error.refresh_token)
-        if grant.refresh_token is None:
+            tokens = self._recover(error, deadline)
+        if tokens.refresh_token is None:
             raise SpotifyError("no_refresh_token")
-        if grant.scope is None:
-            # Left out, it is what was asked for (RFC 6749 section 5.1).
-            return replace(grant, scope=" ".join(self._config.spotify_scopes))
-        return grant
+        if tokens.scope is None:
+            # If it is omitted, it is the requested one (RFC 6749 section 5.1).
+            return replace(tokens, scope=" ".join(self._config.spotify_scopes))
+        return tokens
 
     def refresh(self, refresh_token: str) -> TokenResponse:
-        """Trade a refresh token for a new access token.
+        """Exchange a refresh token for a new access token.
 
-        Spotify may leave `refresh_token` out of the answer; the old one then stays good. It
-        lives six months from the person's consent, and a refresh does not extend it.
+        Without a refresh token in the response, the old one remains valid. It expires six months after the
+        person's consent, and refreshing does not extend that.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/refreshing-tokens
 
         Raises:
-            InvalidGrant: the token is revoked or expired.
-            SpotifyError: anything else, including no answer within the deadline. Its `refresh_token`,
-                if any, takes the place of the one presented.
+            InvalidGrant: The token is revoked or expired.
+            SpotifyError: Anything else, including a missed deadline. A `refresh_token` that it has replaces
+                the one that was sent.
         """
-        return self._refresh(refresh_token)
+        return self._request_tokens(grant_type="refresh_token", refresh_token=refresh_token)
 
-    def _refresh(self, refresh_token: str, *, within: float | None = None) -> TokenResponse:
-        return self._ask_for_token(within, grant_type="refresh_token", refresh_token=refresh_token)
+    def _recover(self, error: SpotifyError, deadline: float) -> TokenResponse:
+        """Return tokens for the refresh token of a failed exchange. Its code is used, but the grant exists.
 
-    def _ask_for_token(self, within: float | None = None, **form: str) -> TokenResponse:
+        Raises:
+            SpotifyError: `error`, if there is no refresh token or no time left, or refreshing fails too.
+        """
+        remaining = deadline - time.monotonic()
+        if error.refresh_token is None or remaining <= _MIN_RETRY_SECONDS:
+            raise error
         try:
-            answer = self._outbound.send(
+            tokens = self._request_tokens(
+                remaining, grant_type="refresh_token", refresh_token=error.refresh_token
+            )
+        except SpotifyError:
+            raise error from None
+        return replace(tokens, refresh_token=tokens.refresh_token or error.refresh_token)
+
+    def _request_tokens(self, timeout: float | None = None, **form: str) -> TokenResponse:
+        try:
+            response = self._http_client.send(
                 "POST",
                 f"{self._config.spotify_accounts_url}/api/token",
-                timeout=within,
+                timeout=timeout,
                 data=form,
                 auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
                 headers={"Accept": "application/json"},
             )
-        except TransportError as no_answer:
-            error = (NotSent if no_answer.not_sent else SpotifyError)("no_answer")
-            error.refresh_token = token_response.read(no_answer.received).refresh_token
-            raise error from no_answer
-        return _grant(answer)
+        except TransportError as cause:
+            error = SpotifyTransportError(not_sent=cause.not_sent)
+            error.refresh_token = token_response.find_refresh_token(cause.received)
+            raise error from cause
+        return _read_tokens(response)
 
 
-def _refusal(answer: HttpResponse) -> SpotifyError:
-    """What an answer other than 200 means.
-
-    Only a 400 with an OAuth error says anything about the grant or about us. `error_description`
-    is never looked at: its wording has changed before.
-    """
-    if answer.status == 429:
-        return RateLimited(answer.retry_after)
-    if answer.status in (400, 401):
-        reason = answer.json_object().get("error")
-        if reason == "invalid_grant" and answer.status == 400:
-            return InvalidGrant()
-        if reason in _OUR_FAULT:
-            return Misconfigured(reason)
-    error = SpotifyError(f"status_{answer.status}")
-    error.retry_after = answer.retry_after
-    return error
-
-
-def _grant(answer: HttpResponse) -> TokenResponse:
-    """What a reply gives.
+def _read_tokens(response: HttpResponse) -> TokenResponse:
+    """Return the tokens in a response.
 
     Raises:
-        SpotifyError: no access token; with the refresh token, should the reply have one.
+        SpotifyError: There is no access token. If there is a refresh token, the error has it.
     """
-    found = token_response.read(answer.body)
-    if answer.status == 200 and found.access_token is not None:
-        return TokenResponse(found.access_token, found.refresh_token, found.expires_in, found.scope)
-    error = SpotifyError("no_access_token") if answer.status == 200 else _refusal(answer)
-    error.refresh_token = found.refresh_token
+    if response.status == 200:
+        try:
+            return token_response.parse(response.body)
+        except NoAccessToken as cause:
+            error = SpotifyError("no_access_token")
+            error.refresh_token = cause.refresh_token
+            raise error from None
+    error = _error_for(response)
+    error.refresh_token = token_response.find_refresh_token(response.body)
     raise error
+
+
+def _error_for(response: HttpResponse) -> SpotifyError:
+    """Return what a response other than 200 means.
+
+    Only a 400 with an OAuth error concerns the grant or this application. `error_description` is ignored: its
+    wording has changed before.
+    """
+    if response.status == 429:
+        return RateLimited(response.retry_after)
+    if response.status in (400, 401):
+        reason = response.json_object().get("error")
+        if reason == "invalid_grant" and response.status == 400:
+            return InvalidGrant()
+        if reason in _MISCONFIGURED:
+            return Misconfigured(reason)
+    return SpotifyError(f"status_{response.status}", retry_after=response.retry_after)

@@ -1,4 +1,4 @@
-"""A bulkhead for accounts.spotify.com: while it is slow, few of a worker's threads wait for it."""
+"""A bulkhead for the accounts service: while it is slow, few of a worker's threads wait for it."""
 
 import threading
 import time
@@ -15,40 +15,40 @@ T = TypeVar("T")
 # While the service responds within 2 s, every caller may wait for its result. A call that takes longer than
 # this is slow; a busy machine may notice a response late.
 SLOW_SECONDS = 2.25
-# A wait that takes longer is for a slow call, which another process may make. The difference is what locks
-# and the database may add to a call.
+# A wait that takes longer than this is for a slow call, which may be another process's. The difference is
+# what locks and the database can add to a call.
 SLOW_WAIT_SECONDS = 2.75
-# The service counts as slow for this long after something was.
+# The service counts as slow for this long after a slow call or wait.
 REMEMBERED_SECONDS = 5.0
-# How often a waiting thread looks whether the service has become slow.
+# How often a waiting thread checks whether the service has become slow.
 _SLICE_SECONDS = 0.2
 
 
 class AccountsBusy(SpotifyUnavailable):
-    """The service is slow, and enough threads are waiting for it."""
+    """The accounts service is slow, and enough threads are waiting for it."""
 
     detail = "Spotify's accounts service responds slowly, and enough requests wait for it. Try again shortly."
     retry_after = 2
 
 
 class AccountsBulkhead:
-    """Counts the threads that wait for the accounts service, whatever they wait for: the refresh of a
-    token, the exchange of a code, or another callback's exchange.
+    """Counts the threads that wait for the accounts service, whatever they wait for.
 
-    Once a call or a wait has taken too long, the service counts as slow. From then on, threads beyond half
-    of `threads` are released, and later callers are turned away immediately.
+    That can be the refresh of a token, the exchange of a code, or another callback's exchange. Once a call or
+    a wait has taken too long, the service counts as slow. From then on, threads beyond half of `threads` are
+    released, and later callers are rejected immediately.
 
-    An exchange cannot be released: its thread makes the call. So no more than half of `threads`
-    exchange codes at any time, and a queue that is smaller than that waits for a place.
+    An exchange cannot be released, because its thread makes the call. So no more than half of `threads`
+    exchange codes at any time, and a smaller queue waits for a slot.
     """
 
     def __init__(self, threads: int) -> None:
-        self._limit = max(1, threads // 2)
-        self._most = accounts_waiters(threads)
-        self._queue_limit = self._limit * 3 // 4
+        self._slots = max(1, threads // 2)
+        self._max_waiters = accounts_waiters(threads)
+        self._max_queued = self._slots * 3 // 4
         self._changed = threading.Condition()
-        self._waiting: set[Waiter] = set()
-        self._late_at: dict[object, float] = {}  # when a call or a wait that goes on becomes slow
+        self._waiters: set[Waiter] = set()
+        self._slow_at: dict[object, float] = {}  # when each call or wait in progress becomes slow
         self._exchanging = self._queued = 0
         self._slow_until = 0.0
 
@@ -57,20 +57,20 @@ class AccountsBulkhead:
         """Count the calling thread as waiting while the block runs.
 
         Raises:
-            AccountsBusy: the service is slow, and enough threads wait for it.
+            AccountsBusy: The service is slow, and enough threads wait for it.
         """
         with self._admitted() as waiter, self._timed(SLOW_WAIT_SECONDS):
             yield waiter
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Hold a place for the exchange of a code, which the block makes.
+        """Hold a slot for the exchange of a code, which the block makes.
 
         Raises:
-            AccountsBusy: no place became free in time. The block did not run.
+            AccountsBusy: No slot became free in time. The block did not run.
         """
         with self._admitted() as waiter:
-            self._take_place(waiter)
+            self._acquire_slot(waiter)
             try:
                 with self.calling():
                     yield
@@ -86,50 +86,51 @@ class AccountsBulkhead:
             yield
 
     def release_excess(self, waiter: "Waiter") -> None:
-        """End this thread's wait if the service is slow and more threads wait for it than may.
+        """Release a thread if the service is slow and too many threads wait for it.
 
         Raises:
-            AccountsBusy
+            AccountsBusy: The thread is released: it must stop waiting.
         """
         with self._changed:
-            if len(self._waiting) > self._limit and self._is_slow():
-                self._waiting.remove(waiter)  # now, so that no more than the excess are released
+            if len(self._waiters) > self._slots and self._is_slow():
+                self._waiters.remove(waiter)  # now, so that only the excess is released
                 raise AccountsBusy
 
     @contextmanager
     def _admitted(self) -> Iterator["Waiter"]:
         waiter = Waiter(self)
         with self._changed:
-            if len(self._waiting) >= (self._limit if self._is_slow() else self._most):
+            if len(self._waiters) >= (self._slots if self._is_slow() else self._max_waiters):
                 raise AccountsBusy
-            self._waiting.add(waiter)
+            self._waiters.add(waiter)
         try:
             yield waiter
         finally:
             with self._changed:
-                self._waiting.discard(waiter)
+                self._waiters.discard(waiter)
 
     @contextmanager
     def _timed(self, seconds: float) -> Iterator[None]:
-        """Let the service count as slow once the block takes longer than this."""
-        what = object()
+        """Let the service count as slow if the block takes longer than this."""
+        key = object()
         with self._changed:
-            self._late_at[what] = time.monotonic() + seconds
+            self._slow_at[key] = time.monotonic() + seconds
         try:
             yield
         finally:
             with self._changed:
-                self._is_slow()  # this block may have shown it
-                del self._late_at[what]
+                now = time.monotonic()
+                if now > self._slow_at.pop(key):
+                    self._slow_until = now + REMEMBERED_SECONDS
 
-    def _take_place(self, waiter: "Waiter") -> None:
+    def _acquire_slot(self, waiter: "Waiter") -> None:
         deadline = time.monotonic() + SLOW_WAIT_SECONDS
         with self._changed:
-            if self._exchanging >= self._limit and self._queued >= self._queue_limit:
+            if self._exchanging >= self._slots and self._queued >= self._max_queued:
                 raise AccountsBusy
             self._queued += 1
             try:
-                while self._exchanging >= self._limit:
+                while self._exchanging >= self._slots:
                     if time.monotonic() >= deadline:
                         raise AccountsBusy
                     self.release_excess(waiter)
@@ -139,10 +140,9 @@ class AccountsBulkhead:
                 self._queued -= 1
 
     def _is_slow(self) -> bool:
+        """Return whether a call or wait in progress is slow, or one was recently."""
         now = time.monotonic()
-        if now > min(self._late_at.values(), default=now):
-            self._slow_until = now + REMEMBERED_SECONDS
-        return now < self._slow_until
+        return now < self._slow_until or now > min(self._slow_at.values(), default=now)
 
 
 class Waiter:
@@ -151,26 +151,26 @@ class Waiter:
     def __init__(self, bulkhead: AccountsBulkhead) -> None:
         self._bulkhead = bulkhead
 
-    def require_place(self) -> None:
-        """Go on waiting, unless the service is slow and more threads wait for it than may.
+    def require_capacity(self) -> None:
+        """Require that this thread may go on waiting.
 
         Raises:
-            AccountsBusy
+            AccountsBusy: The service is slow, and too many threads wait for it.
         """
         self._bulkhead.release_excess(self)
 
-    def result(self, future: "Future[T]", seconds: float) -> T:
-        """Wait for a result, for this long at most.
+    def result(self, future: "Future[T]", timeout: float) -> T:
+        """Wait for a result.
 
         Raises:
-            AccountsBusy: this thread is released.
-            TimeoutError: there is no result yet.
+            AccountsBusy: The service is slow, and too many threads wait for it.
+            TimeoutError: There is no result after `timeout` seconds.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         while not future.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise TimeoutError
-            self.require_place()
-            wait([future], min(left, _SLICE_SECONDS))
+            self.require_capacity()
+            wait([future], min(remaining, _SLICE_SECONDS))
         return future.result()

@@ -1,8 +1,8 @@
-"""How many calls to the Web API may be made in any 30 seconds, by all processes together.
+"""Limits the calls to the Web API that all processes together make in any 30 seconds.
 
-The limit is a number from the settings, or learned: there is none until Spotify refuses the whole
-application. Then it is 80 % of what was sent in the 30 seconds before, and 5 % more for every ten minutes
-without another refusal. While several people make calls, one of them may use half of it.
+The limit is a setting, or learned: there is none until Spotify refuses the whole application. Then it is 80 %
+of the calls in the 30 seconds before, and it grows by 5 % for every ten minutes without another refusal.
+While several people make calls, each of them can use half of it.
 """
 
 import logging
@@ -16,15 +16,17 @@ from config import Config
 log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 30
-# What polls may use. The rest is for what somebody clicks on.
-POLLS_SHARE = 0.8
-# What is learned from a refusal.
-LEARNED_SHARE, LEAST_LEARNED = 0.8, 5
+# Polls can use this share of the limit. The rest is for clicks.
+POLL_SHARE = 0.8
+# After a refusal, the limit is this share of the calls that were made, but not less than the minimum.
+LEARNED_SHARE, MIN_LEARNED = 0.8, 5
 GROWTH, GROWTH_SECONDS = 1.05, 600
 LEARNED_FOR_SECONDS = 86_400
 
 
 class Budget:
+    """Counts calls in Redis. Without Redis there is no limit but Spotify's own."""
+
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
         self._fixed = config.gateway_budget
@@ -35,12 +37,12 @@ class Budget:
             for name in ("spend", "learn")
         )
 
-    def spend(self, link_id: int | None, *, is_poll: bool) -> float:
-        """Count a call if there is room for it. Returns 0, or after how many seconds there may be room.
+    def spend(self, spotify_user_id: int | None, *, is_poll: bool) -> float:
+        """Count a call if there is room for it. Returns 0, or after how many seconds to try again.
 
-        `link_id` is None for people who are about to connect; they count as one person.
+        `spotify_user_id` is None for people who are connecting; together they count as one person.
         """
-        caller = "connecting" if link_id is None else str(link_id)
+        caller = "connecting" if spotify_user_id is None else str(spotify_user_id)
         keys = [self._limit_key, self._calls_key, f"{self._calls_key}:{caller}"]
         try:
             wait: Any = self._spend(
@@ -48,7 +50,7 @@ class Budget:
                 [
                     WINDOW_SECONDS,
                     self._fixed or "",
-                    POLLS_SHARE if is_poll else 1,
+                    POLL_SHARE if is_poll else 1,
                     caller,
                     GROWTH,
                     GROWTH_SECONDS * 1000,
@@ -56,12 +58,11 @@ class Budget:
             )
             return float(wait) / 1000
         except redis.RedisError as error:
-            # The budget is ours, not Spotify's: without it Spotify itself says when it is enough.
-            self._not_counted(error, keys)
+            self._handle_failure(error, keys)
             return 0
 
     def learn(self) -> None:
-        """Lower the limit, unless it is fixed: Spotify has refused the whole application."""
+        """Lower the limit after Spotify has refused the whole application, unless it is fixed."""
         if self._fixed:
             return
         keys = [self._limit_key, self._calls_key]
@@ -71,21 +72,21 @@ class Budget:
                 [
                     WINDOW_SECONDS,
                     LEARNED_SHARE,
-                    LEAST_LEARNED,
+                    MIN_LEARNED,
                     GROWTH,
                     GROWTH_SECONDS * 1000,
                     LEARNED_FOR_SECONDS,
                 ],
             )
         except redis.RedisError as error:
-            self._not_counted(error, keys)
+            self._handle_failure(error, keys)
         else:
             if limit:
                 log.warning("budget_lowered", extra={"calls": limit, "seconds": WINDOW_SECONDS})
 
-    def _not_counted(self, error: redis.RedisError, keys: list[str]) -> None:
+    def _handle_failure(self, error: redis.RedisError, keys: list[str]) -> None:
         log.warning("budget_not_counted", extra={"reason": type(error).__name__})
-        if isinstance(error, redis.ResponseError):  # what is stored there makes no sense
+        if isinstance(error, redis.ResponseError):  # the stored data is not ours
             try:
                 self._client.unlink(*keys)
             except redis.RedisError:

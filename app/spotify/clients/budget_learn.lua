@@ -1,6 +1,6 @@
--- Spotify has refused the whole application: learn a limit from what was sent.
--- KEYS: the learned limit, calls of everybody.
--- ARGV: window (s), share of what was sent, the least limit, growth and its period (ms), how long it is kept (s).
+-- Learns a limit from the calls that were made before Spotify refused the whole application.
+-- KEYS: the learned limit, all calls.
+-- ARGV: window (s), share of the calls, minimum limit, growth and its period (ms), how long it is kept (s).
 -- Returns the limit, or 0 if it was learned within the window.
 local time = redis.call('TIME')
 local second, now = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
@@ -17,7 +17,7 @@ local limit = math.floor(sent * tonumber(ARGV[2]))
 local learned = redis.call('HMGET', KEYS[1], 'limit', 'since')
 local former, since = tonumber(learned[1]), tonumber(learned[2])
 if former and since and since <= now then
-  -- Of many calls under way all are refused. And few are sent after a wait: that is no reason for a limit of few.
+  -- Simultaneous calls are refused together, so learn only once. Few calls follow a wait, so do not halve twice.
   if now - since < window * 1000 then return 0 end
   local periods = math.min(math.floor((now - since) / tonumber(ARGV[5])), 1000)
   former = former * tonumber(ARGV[4]) ^ periods

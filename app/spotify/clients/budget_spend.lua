@@ -1,8 +1,8 @@
 -- Counts a call, if the budget has room for it.
--- KEYS: the learned limit, calls of everybody, calls of the caller.
+-- KEYS: the learned limit, all calls, the caller's calls.
 -- ARGV: window (s), a fixed limit ('' to use the learned one), share of the limit that may be used, caller,
 --       growth and its period (ms) of the learned limit.
--- Returns 0, or after how many milliseconds there may be room.
+-- Returns 0, or after how many milliseconds to try again.
 local time = redis.call('TIME')
 local second, now = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
 local window, share, caller = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4]
@@ -30,7 +30,7 @@ local function add(key)
   redis.call('EXPIRE', key, slots)
 end
 
--- Who was here last, and who before, if that was somebody else.
+-- The last caller, and when another one was here last.
 local seen = redis.call('HMGET', KEYS[2], 'last', 'last_at', 'other_at')
 local other_at = tonumber(seen[3])
 if seen[1] and seen[1] ~= caller then other_at = tonumber(seen[2]) end
@@ -44,7 +44,7 @@ if not limit then
   limit = tonumber(learned[1])
   local since = tonumber(learned[2]) or now
   if limit and since > now then
-    -- It was learned while Redis' clock was ahead. It would not grow until then.
+    -- It was learned while Redis' clock was ahead, and would not grow until then.
     since = now
     redis.call('HSET', KEYS[1], 'since', string.format('%.0f', now))
   end
@@ -59,7 +59,7 @@ if limit then
   if others_until > now then
     calls, oldest = count(KEYS[3])
     if calls >= math.max(1, math.floor(limit / 2 * share)) then
-      -- Until there is room in the caller's half, or the others are gone.
+      -- Until there is room in the caller's half, or no other caller is left.
       wait = math.max(wait, math.min((oldest + slots) * 1000, others_until) - now)
     end
   end

@@ -38,13 +38,13 @@ class RateLimitCollector(Collector):
         yield GaugeMetricFamily(
             "backline_web_api_gate_wait_seconds",
             "For how many more seconds Spotify refuses all calls of this client id; 0 if it does not.",
-            self._rate_limiter.wait(),
+            self._rate_limiter.retry_after(),
         )
         endpoints = GaugeMetricFamily(
             "backline_web_api_endpoint_wait_seconds",
             "For how many more seconds Spotify refuses calls to an endpoint; only endpoints with a wait.",
             labels=["route"],
         )
-        for route, wait in self._rate_limiter.waits().items():
+        for route, wait in self._rate_limiter.endpoint_waits().items():
             endpoints.add_metric([route], wait)
         yield endpoints

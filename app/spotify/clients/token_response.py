@@ -1,7 +1,7 @@
-"""Read what the token endpoint replied: keep whatever is usable, and above all a new refresh token.
+"""Parse responses of the token endpoint: keep everything that is usable, above all a new refresh token.
 
-Where refresh tokens are used once, a new one that is dropped because of another member's mistake
-costs the person the connection. So each member is read by itself.
+Where refresh tokens can be used once, a new one that is dropped because another member is malformed costs the
+person the connection. So each member is read by itself.
 """
 
 import json
@@ -21,47 +21,65 @@ T = TypeVar("T")
 # An access token has to fit into a header, and a refresh token, encrypted, into a column of 16 KiB.
 # Spotify's are a few hundred characters long.
 MAX_ACCESS_TOKEN_CHARS, MAX_REFRESH_TOKEN_BYTES, MAX_SCOPE_CHARS = 8192, 16_000, 2048
-# Spotify documents that every access token is valid for one hour, and RFC 6749 section 5.1 lets a
-# server document the lifetime instead of sending it. If it is shorter, a 401 leads to a refresh.
+# RFC 6749 section 5.1 lets a server document the lifetime instead of sending it; Spotify documents one hour.
+# If a token expires earlier, a 401 leads to a refresh.
 DEFAULT_LIFETIME_SECONDS = 3600
 _MAX_LIFETIME_SECONDS = LONGEST_WAIT.total_seconds()
 
 
 @dataclass(frozen=True)
-class ParsedTokenResponse:
-    """What is usable of a reply; None where a member is absent or of no use."""
+class TokenResponse:
+    """The usable members of a response. Without a refresh token, the old one remains valid."""
 
-    access_token: str | None = field(repr=False)
+    access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
     expires_in: int  # seconds
-    scope: str | None
+    scope: str | None  # None if it was not sent
 
 
-def read(body: bytes) -> ParsedTokenResponse:
-    """Read a reply of the token endpoint, whatever its status, content type, or condition.
+class NoAccessToken(Exception):
+    """A response has no usable access token. `refresh_token` is one that it has nevertheless."""
 
-    `token_type` is ignored: Spotify's Web API knows bearer tokens only.
+    def __init__(self, refresh_token: str | None) -> None:
+        super().__init__("no_access_token")
+        self.refresh_token = refresh_token
+
+
+def parse(body: bytes) -> TokenResponse:
+    """Parse a response, whatever its content type or condition.
+
+    `token_type` is ignored: Spotify's Web API accepts bearer tokens only.
+
+    Raises:
+        NoAccessToken: There is no usable access token.
     """
     members = _members(body)
+    access_token = _usable(members, "access_token", _access_token)
+    refresh_token = _usable(members, "refresh_token", _refresh_token)
+    expires_in = _usable(members, "expires_in", _seconds) or DEFAULT_LIFETIME_SECONDS
+    scope = _usable(members, "scope", _scope)
+    if access_token is None:
+        raise NoAccessToken(refresh_token)
+    return TokenResponse(access_token, refresh_token, expires_in, scope)
 
-    def usable(name: str, reader: Callable[[Any], T | None]) -> T | None:
-        given = [value for value in members.get(name, []) if value not in (None, "")]
-        found = next((read for value in reversed(given) if (read := reader(value)) is not None), None)
-        if given and found is None:
-            log.warning("token_response_malformed", extra={"member": name})
-        return found
 
-    return ParsedTokenResponse(
-        access_token=usable("access_token", _access_token),
-        refresh_token=usable("refresh_token", _refresh_token),
-        expires_in=usable("expires_in", _seconds) or DEFAULT_LIFETIME_SECONDS,
-        scope=usable("scope", _scope),
-    )
+def find_refresh_token(body: bytes) -> str | None:
+    """Return the refresh token in a response that is an error, or not complete."""
+    return _usable(_members(body), "refresh_token", _refresh_token)
+
+
+def _usable(members: dict[str, list[Any]], name: str, reader: Callable[[Any], T | None]) -> T | None:
+    """Return the last value of a member that the reader accepts."""
+    values = [value for value in members.get(name, []) if value not in (None, "")]
+    usable = next((found for value in reversed(values) if (found := reader(value)) is not None), None)
+    if values and usable is None:
+        log.warning("token_response_malformed", extra={"member": name})
+    return usable
 
 
 def _members(body: bytes) -> dict[str, list[Any]]:
-    """The members of the JSON object, each with all of its values: a name may be repeated."""
-    # Tokens are ASCII; bytes that are not in the expected encoding must not cost the whole reply.
+    """Return the members of the JSON object, each with all of its values: a name may be repeated."""
+    # Tokens are ASCII. Bytes in an unexpected encoding must not make the whole response unusable.
     text = body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff \t\r\n")
     try:
         value, _ = _DECODER.raw_decode(text)
@@ -74,7 +92,7 @@ def _members(body: bytes) -> dict[str, list[Any]]:
 
 
 def _salvaged(text: str) -> list[str]:
-    """The refresh tokens that are complete in a text which is truncated, or wraps them in something else."""
+    """Return the complete refresh tokens in a text that is truncated, or contains something else."""
     return [_DECODER.decode(quoted) for quoted in _REFRESH_TOKEN.findall(text)]
 
 
@@ -85,20 +103,20 @@ def _group(pairs: list[tuple[str, Any]]) -> dict[str, list[Any]]:
     return grouped
 
 
-# `float` reads an integer of any length; `int` refuses one of 4,300 digits, and with it the whole reply.
+# `float` reads an integer of any length; `int` rejects one of 4,300 digits, and thereby the whole response.
 _DECODER = json.JSONDecoder(object_pairs_hook=_group, parse_int=float, strict=False)
 _REFRESH_TOKEN = re.compile(r'"refresh_token"\s*:\s*("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})+")')
 
 
 def _access_token(value: object) -> str | None:
-    """A token that can be sent in a header (RFC 6749 appendix A.12)."""
+    """Return a token that can be sent in a header (RFC 6749 appendix A.12)."""
     token = value.strip() if isinstance(value, str) else ""
     fits = 0 < len(token) <= MAX_ACCESS_TOKEN_CHARS and token.isascii() and token.isprintable()
     return token if fits else None
 
 
 def _refresh_token(value: object) -> str | None:
-    """A token that can be stored. It travels in a form, so it may hold any characters."""
+    """Return a token that can be stored. It is sent in a form, so it can contain any characters."""
     token = value.strip() if isinstance(value, str) else ""
     size = len(token.encode(errors="replace"))
     is_text = "\ufffd" not in token and not any("\ud800" <= character <= "\udfff" for character in token)
@@ -106,7 +124,7 @@ def _refresh_token(value: object) -> str | None:
 
 
 def _seconds(value: object) -> int | None:
-    """A lifetime in whole seconds, of a day at most; `True` is a number only to Python."""
+    """Return a lifetime in whole seconds, at most a day. `True` does not count as a number."""
     if isinstance(value, str) and value.isascii() and "_" not in value:
         try:
             value = float(value)
@@ -118,7 +136,7 @@ def _seconds(value: object) -> int | None:
 
 
 def _scope(value: object) -> str | None:
-    """Scopes with a blank between them; RFC 6749 knows no empty list of them."""
+    """Return scopes separated by spaces. RFC 6749 does not allow an empty list."""
     scope = " ".join(value.split()) if isinstance(value, str) else ""
     fits = 0 < len(scope) <= MAX_SCOPE_CHARS and scope.isascii() and scope.isprintable()
     return scope if fits else None

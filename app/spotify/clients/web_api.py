@@ -1,216 +1,167 @@
-"""api.spotify.com: the Web API, with a person's access token. All calls to it are made here."""
+"""api.spotify.com: the Web API, called with a person's access token."""
 
 import logging
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
 
 from app.infra.http_client import HttpClient, HttpResponse, TransportError
 from app.resilience.circuit_breaker import CircuitBreaker
 from app.spotify.clients import metrics
-from app.spotify.clients.accounts import Misconfigured, RateLimited, SpotifyError
 from app.spotify.clients.call import MIN_SECONDS, Call
+from app.spotify.clients.errors import Misconfigured, RateLimited, SpotifyError, SpotifyTransportError
+from app.spotify.clients.profile import Profile, parse_profile
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config
 
 log = logging.getLogger(__name__)
 
-_MAX_IMAGE_PIXELS = 100_000
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 CALL_SECONDS = 10.0
-# A callback asks for this after it has asked for tokens, which may take 10 s, and all of it has to end
-# before a proxy loses patience.
-ME_SECONDS = 4.0
-# A read that only shows whether Spotify refuses other calls as well.
+# An OAuth callback requests tokens first, which can take 10 s. All of it must end before a proxy gives up.
+PROFILE_SECONDS = 4.0
+# For a read that shows whether Spotify also refuses other calls.
 CANARY_SECONDS = 2.0
-# From Spotify's edge: it is not there. A 500 may be this one call's own trouble.
-_AWAY = (502, 503, 504)
-# Why no answer came, where that says nothing of whether Spotify is there.
-_ONE_CALLS_OWN = ("TooBig", "InvalidURL", "InvalidHeader", "ValueError")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Who consented. All but `spotify_id` may be missing, and may vanish for an older application."""
-
-    spotify_id: str
-    account_id: str | None
-    display_name: str | None
-    image_url: str | None
-    product: str | None
-    country: str | None
-
-
-class WebApiTransportError(SpotifyError):
-    """No answer came, or none is hoped for at present: try again in `retry_after` seconds."""
-
-    def __init__(self, retry_after: int, *, not_sent: bool) -> None:
-        super().__init__("no_answer")
-        self.retry_after = retry_after
-        self.not_sent = not_sent
+# Spotify's edge reports an outage. A 500 may concern only this call.
+_OUTAGE_STATUSES = (502, 503, 504)
+# Transport errors that concern only the call, and say nothing about whether Spotify works.
+_CALL_ERRORS = ("TooBig", "InvalidURL", "InvalidHeader", "ValueError")
 
 
 class SpotifyWebApi:
-    def __init__(self, config: Config, outbound: HttpClient, gate: SpotifyRateLimiter) -> None:
+    """Client of the Web API, with rate limiter, circuit breaker, and one retry."""
+
+    def __init__(self, config: Config, http_client: HttpClient, rate_limiter: SpotifyRateLimiter) -> None:
         self._url = config.spotify_api_url
-        self._outbound = outbound
-        self._gate = gate
-        self._circuit = CircuitBreaker()
+        self._http_client = http_client
+        self._rate_limiter = rate_limiter
+        self._circuit_breaker = CircuitBreaker()
 
     def send(
         self,
         call: Call,
         access_token: str,
         *,
-        link_id: int | None = None,
-        within: float = CALL_SECONDS,
+        spotify_user_id: int | None = None,
+        timeout: float = CALL_SECONDS,
         deadline: float | None = None,
     ) -> HttpResponse:
-        """Make a call, and once more where that can do no harm: a read, or what surely was not sent.
+        """Make a call, and retry it once if that is safe: a read, or a call that was not sent.
 
-        Any answer is returned as it came, but for a 429. The call itself takes at most `within` seconds. It
-        may have to wait for its turn before, as long as the `deadline` (`time.monotonic`) allows.
+        Returns any response but a 429. The call takes at most `timeout` seconds. Before it, there may be a
+        wait for the budget, as long as the `deadline` (`time.monotonic`) allows.
 
         Raises:
-            RateLimited: Spotify wants us to wait, or our budget is used up.
-            NotAnswered: no answer within so many seconds, or none is hoped for.
+            RateLimited: Spotify asks us to wait, or the budget is used up.
+            SpotifyTransportError: No usable reply arrived in time, or the circuit breaker is open.
         """
-        wait = self._circuit.retry_after()
-        if wait > 0:
-            raise WebApiTransportError(math.ceil(wait), not_sent=True)
-        deadline = time.monotonic() + within if deadline is None else deadline
-        self._wait_for_turn(call, link_id, deadline - MIN_SECONDS)
-        within = min(within, max(1.0, deadline - time.monotonic()))
-        ends = time.monotonic() + within
+        retry_after = self._circuit_breaker.retry_after()
+        if retry_after > 0:
+            raise SpotifyTransportError(not_sent=True, retry_after=math.ceil(retry_after))
+        deadline = time.monotonic() + timeout if deadline is None else deadline
+        self._acquire(call, spotify_user_id, until=deadline - MIN_SECONDS)
+        timeout = min(timeout, max(1.0, deadline - time.monotonic()))
+        started = time.monotonic()
         try:
-            answer = self._once(call, access_token, link_id, within)
-        except WebApiTransportError as error:
-            left = ends - time.monotonic()
-            if not (call.is_read or error.not_sent) or left < within / 2:
+            response = self._send_once(call, access_token, spotify_user_id, timeout)
+        except SpotifyTransportError as error:
+            remaining = started + timeout - time.monotonic()
+            if not (call.is_read or error.not_sent) or remaining < timeout / 2:
                 raise
-            self._wait_for_turn(call, link_id)
-            return self._once(call, access_token, link_id, left)
-        left = ends - time.monotonic()
-        if not call.is_read or answer.status not in (500, *_AWAY) or answer.retry_after or left < within / 2:
-            return answer
+            self._acquire(call, spotify_user_id)
+            return self._send_once(call, access_token, spotify_user_id, remaining)
+        remaining = started + timeout - time.monotonic()
+        if not (call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
+            return response
         try:
-            self._wait_for_turn(call, link_id)
-            return self._once(call, access_token, link_id, left)
-        except (WebApiTransportError, RateLimited):
-            return answer
+            self._acquire(call, spotify_user_id)
+            return self._send_once(call, access_token, spotify_user_id, remaining)
+        except (SpotifyTransportError, RateLimited):
+            return response
 
-    def _wait_for_turn(self, call: Call, link_id: int | None, until: float = 0.0) -> None:
-        self._gate.pass_or_refuse(link_id, is_poll=call.is_poll, scope=call.scope, until=until)
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether calls fail at present, so that nothing should be started that needs one."""
+        return self._circuit_breaker.is_open
 
-    def _once(self, call: Call, access_token: str, link_id: int | None, within: float) -> HttpResponse:
-        answer = self._exchange(call, access_token, link_id, within)
-        if answer.status == 429:
-            raise RateLimited(self._refused(call, answer, access_token))
-        return answer
+    def get_profile(self, access_token: str) -> Profile:
+        """Fetch the profile of the person whose token this is. Needs no scope.
 
-    def _refused(self, call: Call, answer: HttpResponse, access_token: str) -> int:
-        """Find out what a 429 is about. Returns the seconds that this call has to wait."""
-        refusal = self._gate.refused(call.scope, answer)
-        if not refusal.asks_for_canary:
+        Raises:
+            Misconfigured: Spotify responds 403. In development mode, people who are not on the application's
+                allowlist can consent, but get this.
+            SpotifyError: Anything else.
+        """
+        response = self.send(Call("GET", "me"), access_token, timeout=PROFILE_SECONDS)
+        if response.status == 403:
+            raise Misconfigured("refused_by_web_api")
+        profile = parse_profile(response.json_object()) if response.status == 200 else None
+        if profile is None:
+            raise SpotifyError(f"status_{response.status}")
+        return profile
+
+    def _acquire(self, call: Call, spotify_user_id: int | None, *, until: float = 0.0) -> None:
+        self._rate_limiter.acquire(spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until)
+
+    def _send_once(
+        self, call: Call, access_token: str, spotify_user_id: int | None, timeout: float
+    ) -> HttpResponse:
+        response = self._request(call, access_token, spotify_user_id, timeout)
+        if response.status == 429:
+            raise RateLimited(self._handle_429(call, response, access_token))
+        return response
+
+    def _handle_429(self, call: Call, response: HttpResponse, access_token: str) -> int:
+        """Find out what a 429 is about. Returns for how many seconds this call must wait."""
+        refusal = self._rate_limiter.record_429(call.scope, response)
+        if not refusal.needs_canary:
             return refusal.seconds
         try:
-            canary = self._exchange(Call("GET", "me"), access_token, None, CANARY_SECONDS)
-        except WebApiTransportError:
+            canary = self._request(Call("GET", "me"), access_token, None, CANARY_SECONDS)
+        except SpotifyTransportError:
             return refusal.seconds
         if canary.status == 200:
-            self._gate.refuses_alone(call.scope)
+            self._rate_limiter.mark_independent(call.scope)
         if canary.status != 429:
             return refusal.seconds
-        return max(refusal.seconds, self._gate.close(canary))
+        return max(refusal.seconds, self._rate_limiter.block_all(canary))
 
-    def _exchange(self, call: Call, access_token: str, link_id: int | None, within: float) -> HttpResponse:
+    def _request(
+        self, call: Call, access_token: str, spotify_user_id: int | None, timeout: float
+    ) -> HttpResponse:
+        """Send one request, and record its duration and whether Spotify works."""
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
         if call.content_type is not None:
             headers["Content-Type"] = call.content_type
         if call.language:
             headers["Accept-Language"] = call.language
-        began, status = time.perf_counter(), "none"
+        started, status = time.perf_counter(), "none"
         try:
-            answer = self._outbound.send(
+            response = self._http_client.send(
                 call.method,
                 f"{self._url}/{call.target}",
-                timeout=within,
+                timeout=timeout,
                 max_bytes=MAX_RESPONSE_BYTES,
                 headers=headers,
                 data=call.body or None,
             )
-            status = str(answer.status)
+            status = str(response.status)
         except TransportError as error:
-            if str(error) not in _ONE_CALLS_OWN:
-                self._note_failure(link_id, str(error))
-            raise WebApiTransportError(1, not_sent=error.not_sent) from error
+            if str(error) not in _CALL_ERRORS:
+                self._record_failure(spotify_user_id, str(error))
+            raise SpotifyTransportError(not_sent=error.not_sent, retry_after=1) from error
         finally:
-            metrics.count_call(call, status, time.perf_counter() - began)
-        if answer.status in _AWAY:
-            self._note_failure(link_id, f"status_{answer.status}")
+            metrics.count_call(call, status, time.perf_counter() - started)
+        if response.status in _OUTAGE_STATUSES:
+            self._record_failure(spotify_user_id, f"status_{response.status}")
         else:
-            self._circuit.record_success()
-        return answer
+            self._circuit_breaker.record_success()
+        return response
 
-    def _note_failure(self, link_id: int | None, reason: str) -> None:
-        if self._circuit.record_failure(link_id):
+    def _record_failure(self, spotify_user_id: int | None, reason: str) -> None:
+        if self._circuit_breaker.record_failure(spotify_user_id):
             log.error("web_api_unavailable", extra={"reason": reason})
 
-    @property
-    def is_away(self) -> bool:
-        """Whether calls fail at present, so that what leads to one had better not be started."""
-        return self._circuit.is_open
 
-    def me(self, access_token: str) -> Profile:
-        """Whose token this is: `GET /me`, which needs no scope.
-
-        Raises:
-            Misconfigured: 403; in development mode a person who is not on the application's
-                allowlist gets this far and no further.
-            SpotifyError: anything else.
-        """
-        answer = self.send(Call("GET", "me"), access_token, within=ME_SECONDS)
-        if answer.status == 403:
-            raise Misconfigured("refused_by_web_api")
-        body = answer.json_object()
-        spotify_id = _text(body.get("id"), 255)
-        if answer.status != 200 or spotify_id is None:
-            raise SpotifyError(f"status_{answer.status}")
-        return Profile(
-            spotify_id=spotify_id,
-            account_id=_text(body.get("account_id"), 255),
-            display_name=_text(body.get("display_name"), 255),
-            image_url=_widest_image(body.get("images")),
-            product=_text(body.get("product"), 32),
-            country=_text(body.get("country"), 8),
-        )
-
-
-def _text(value: object, most: int) -> str | None:
-    """A text that our columns can hold; half a surrogate pair (`"\\ud83d"`) is none."""
-    if not isinstance(value, str) or not 0 < len(value) <= most:
-        return None
-    return None if any("\ud800" <= character <= "\udfff" for character in value) else value
-
-
-def _widest_image(images: Any) -> str | None:
-    """The widest image that has a width, or otherwise the first one that can be shown."""
-    found = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
-    usable = [(_width(image.get("width")), url) for image in found if (url := _image_url(image.get("url")))]
-    # Of equal widths, `max` takes the first.
-    return max(usable, key=lambda image: image[0], default=(0, None))[1]
-
-
-def _image_url(value: object) -> str | None:
-    url = _text(value, 2048)
-    return url if url is not None and url.lower().startswith(("https://", "http://")) else None
-
-
-def _width(value: object) -> float:
-    """A width in pixels, which may be written as text; 0 where there is none that an image can have."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value[:9])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_IMAGE_PIXELS:
-        return 0
-    return value
+def _is_worth_a_retry(response: HttpResponse) -> bool:
+    """Return whether a failed read may succeed immediately: Spotify has not asked for a wait."""
+    return response.status in (500, *_OUTAGE_STATUSES) and not response.retry_after

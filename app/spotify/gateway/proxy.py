@@ -17,9 +17,9 @@ from app.errors import InsufficientScope, SpotifyRateLimited, SpotifyUnavailable
 from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
 from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
-from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.call import MIN_SECONDS, Call
-from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi, WebApiTransportError
+from app.spotify.clients.errors import RateLimited, SpotifyTransportError
+from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi
 from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, Read, ResponseCache, State
 from app.spotify.tokens.service import WAIT_SECONDS, TokenService, require_grant
 
@@ -202,15 +202,15 @@ class Gateway:
             return self._send(forward, token.access_token)
         except RateLimited as error:
             raise SpotifyRateLimited(retry_after=error.retry_after) from error
-        except WebApiTransportError as error:
+        except SpotifyTransportError as error:
             raise SpotifyUnavailable(retry_after=error.retry_after) from error
 
     def _send(self, forward: _Forward, access_token: str) -> HttpResponse:
         return self._web_api.send(
             forward.call,
             access_token,
-            link_id=forward.spotify_user_id,
-            within=min(CALL_SECONDS, forward.remaining()),
+            spotify_user_id=forward.spotify_user_id,
+            timeout=min(CALL_SECONDS, forward.remaining()),
             deadline=forward.deadline,
         )
 

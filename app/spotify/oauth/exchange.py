@@ -11,18 +11,19 @@ from app.errors import (
     SpotifyUnavailable,
 )
 from app.infra import database
-from app.spotify.clients.accounts import (
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.errors import (
     InvalidGrant,
     Misconfigured,
-    NotSent,
     RateLimited,
-    SpotifyAccounts,
     SpotifyError,
-    TokenResponse,
+    SpotifyTransportError,
 )
-from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.profile import Profile
 from app.spotify.clients.rate_limit import ME, SpotifyRateLimiter
-from app.spotify.clients.web_api import Profile, SpotifyWebApi
+from app.spotify.clients.token_response import TokenResponse
+from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.oauth.state import Authorization, AuthorizationStore
 from app.spotify.tokens import breaker
 from app.web.client_address import client_network
@@ -79,7 +80,8 @@ class CodeExchange:
             try:
                 grant = self._accounts.exchange(code, verifier=consumed.verifier)
             except SpotifyError as error:
-                if isinstance(error, NotSent | RateLimited):
+                not_sent = isinstance(error, SpotifyTransportError) and error.not_sent
+                if not_sent or isinstance(error, RateLimited):
                     self._authorizations.reopen(consumed)
                 else:
                     self._authorizations.record_result(consumed, None)
@@ -94,16 +96,16 @@ class CodeExchange:
             SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured: as for `exchange`.
         """
         try:
-            return self._web_api.me(grant.access_token)
+            return self._web_api.get_profile(grant.access_token)
         except SpotifyError as error:
             raise _domain_error(error) from None
 
     def _require_ready(self) -> None:
         """Reject the callback before its state is consumed if the rest of the flow would fail."""
-        wait = self._rate_limiter.wait(ME)
+        wait = self._rate_limiter.retry_after(ME)
         if wait > 0:
             raise SpotifyRateLimited(retry_after=math.ceil(wait))
-        if self._web_api.is_away:
+        if self._web_api.is_unavailable:
             raise SpotifyUnavailable
         database.read_db_now()  # raises while the database is away
         self._throttle.hit(

@@ -10,8 +10,9 @@ from flask import session
 from app.errors import NotSignedIn, SpotifyNotConnected, SpotifyStateMismatch
 from app.models import GrantState, SpotifyUser, User
 from app.spotify import connections
-from app.spotify.clients.accounts import SpotifyAccounts, TokenResponse
+from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.token_response import TokenResponse
 from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.state import Authorization, AuthorizationStore

@@ -175,7 +175,7 @@ class AuthorizationStore:
                 raise SpotifyUnavailable(retry_after=1)
             if record.status == "ended" or time.monotonic() > deadline:
                 return record.connection
-            waiter.require_place()
+            waiter.require_capacity()
             time.sleep(_POLL_SECONDS)
 
     def _create(self, state: str, user_id: int | None) -> Authorization:

@@ -24,15 +24,10 @@ from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
-from app.spotify.clients.accounts import (
-    InvalidGrant,
-    Misconfigured,
-    RateLimited,
-    SpotifyAccounts,
-    SpotifyError,
-    TokenResponse,
-)
+from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.errors import InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import attempts, breaker, transitions
 from app.spotify.tokens.attempts import Attempt
 from app.spotify.tokens.encryption import decrypt_token, encrypt_refresh_token, encrypt_tokens

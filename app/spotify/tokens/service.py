@@ -21,8 +21,8 @@ from app.infra import database
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
 from app.resilience.single_flight import SingleFlight
-from app.spotify.clients.accounts import TokenResponse
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import refresh, refresh_queue, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh import GrantEnded, GrantSnapshot, Refresher, version_of

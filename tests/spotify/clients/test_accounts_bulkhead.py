@@ -80,13 +80,13 @@ def test_all_callers_are_served_while_the_service_is_quick(
     bulkhead: AccountsBulkhead, waiting: Waiting
 ) -> None:
     callers = waiting.start(10)
-    eventually(lambda: len(bulkhead._waiting) == 10)
+    eventually(lambda: len(bulkhead._waiters) == 10)
 
     waiting.close()
 
     assert [caller.result() for caller in callers] == ["served"] * 10
-    assert not bulkhead._waiting
-    assert not bulkhead._late_at
+    assert not bulkhead._waiters
+    assert not bulkhead._slow_at
 
 
 @pytest.mark.usefixtures("quickly_slow")
@@ -173,7 +173,7 @@ def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulk
         assert not queued.done()
         exchanges.close()
         assert queued.result(LONG) == "exchanged"
-    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiting) == 0
+    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiters) == 0
 
 
 @pytest.mark.usefixtures("quickly_slow_calls")
@@ -189,7 +189,7 @@ def test_each_caller_that_waits_has_a_refresh_under_way(app: Flask) -> None:
     """Refreshes that queue for a thread would make a quick service look slow."""
     built = app.extensions["backline"]
 
-    assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._most
+    assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
 
 
 # --- over gunicorn ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.services import services
-from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.clients.errors import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass

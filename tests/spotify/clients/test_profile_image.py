@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.spotify.clients.web_api import _widest_image
+from app.spotify.clients.profile import _widest_image
 
 
 def image(name: str, width: object = None) -> dict[str, object]:

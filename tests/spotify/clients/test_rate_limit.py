@@ -12,8 +12,8 @@ from werkzeug.test import TestResponse
 
 from app.infra.http_client import HttpResponse
 from app.infra.redis_client import redis_client
-from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.budget import WINDOW_SECONDS
+from app.spotify.clients.errors import RateLimited
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
@@ -227,8 +227,10 @@ def test_another_client_id_has_a_gate_of_its_own(
     mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     close(sandbox, mira, 600)
-    assert SpotifyRateLimiter(store, Config.from_env(env)).wait() > 500
-    assert SpotifyRateLimiter(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).wait() == 0
+    assert SpotifyRateLimiter(store, Config.from_env(env)).retry_after() > 500
+    assert (
+        SpotifyRateLimiter(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).retry_after() == 0
+    )
 
 
 # For good
@@ -239,21 +241,21 @@ def test_a_shorter_wait_does_not_open_it_earlier(
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
     here, there = (which.extensions["backline"].rate_limiter for which in (app, another_worker))
-    assert here.close(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
-    assert there.close(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
-    assert here.close(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
+    assert here.block_all(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
+    assert there.block_all(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
+    assert here.block_all(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
     for who in (mira, another_tab(mira, another_worker)):
         assert wait_in(get(who)) in is_about(600)
-    assert there.close(HttpResponse(429, {"retry-after": "900"}, b"")) == 900
+    assert there.block_all(HttpResponse(429, {"retry-after": "900"}, b"")) == 900
     assert wait_in(get(mira)) in is_about(900)
     assert calls(sandbox) == 0
 
     # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
-    here.close(HttpResponse(429, {"retry-after": "5"}, b""))
+    here.block_all(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
     assert store.ttl(key) in is_about(900)
     store.delete(key)
-    assert 800 < here.wait() <= 900
+    assert 800 < here.retry_after() <= 900
 
 
 def test_a_redis_that_was_emptied_is_told_again(
@@ -288,13 +290,13 @@ def test_it_outlives_redis_itself(make_app: MakeApp, sandbox: SandboxClient) -> 
         close(sandbox, client, 600)
         sandbox.clear_calls()
         server.kill()
-        assert app.extensions["backline"].rate_limiter.wait() > 500
+        assert app.extensions["backline"].rate_limiter.retry_after() > 500
         assert slug(get(client)) == "service-unavailable"
         server.start()
         eventually(lambda: login(client, user["username"]).status_code == 200)
         assert wait_in(get(client)) in is_about(600)
         fresh = make_app(REDIS_URL=f"unix://{server.socket}")
-        assert fresh.extensions["backline"].rate_limiter.wait() > 500
+        assert fresh.extensions["backline"].rate_limiter.retry_after() > 500
         server.client.close()
     assert calls(sandbox) == 0
 
@@ -327,7 +329,7 @@ def test_wait_is_trusted_no_further_ahead_than_it_began(
 ) -> None:
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
-    assert most - 5 <= SpotifyRateLimiter(store, config).wait() <= most
+    assert most - 5 <= SpotifyRateLimiter(store, config).retry_after() <= most
     # It goes on from there, and does not begin again at each look.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 
@@ -357,11 +359,11 @@ def test_a_429_blocks_only_its_endpoint(
     connect(new_client(), sandbox)
 
     store.flushall()  # Redis has lost it, and the process tells it again
-    gate = app.extensions["backline"].rate_limiter
-    assert gate.wait() == 0
-    assert gate.waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
+    limiter = app.extensions["backline"].rate_limiter
+    assert limiter.retry_after() == 0
+    assert limiter.endpoint_waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
     fresh = SpotifyRateLimiter(store, app.extensions["backline"].config)
-    assert fresh.wait("playlists/{id}/images") > 3500
+    assert fresh.retry_after("playlists/{id}/images") > 3500
 
 
 def put_cover(who: FlaskClient, playlist: str) -> TestResponse:
@@ -453,12 +455,12 @@ def test_unknown_paths_block_no_known_ones(mira: FlaskClient, upstream: Upstream
 
 
 def test_second_refusal_is_seen_without_redis(env: dict[str, str], app: Flask) -> None:
-    gate = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
+    limiter = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
     refusal = HttpResponse(429, {"retry-after": "60"}, b"")
-    assert not gate.refused("search", refusal).asks_for_canary
-    assert (gate.wait("me/player"), gate.wait("search") > 50) == (0, True)
-    gate.refused("me/player", refusal)
-    assert gate.wait() > 50
+    assert not limiter.record_429("search", refusal).needs_canary
+    assert (limiter.retry_after("me/player"), limiter.retry_after("search") > 50) == (0, True)
+    limiter.record_429("me/player", refusal)
+    assert limiter.retry_after() > 50
 
 
 # The budget
@@ -487,19 +489,19 @@ def make_older(store: redis.Redis, seconds: int) -> None:
                 store.hset(key, name, value)
 
 
-def spend(gate: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
+def spend(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
     """Whether there is room for a call now."""
     try:
-        gate.pass_or_refuse(caller, is_poll=is_poll)
+        limiter.acquire(caller, is_poll=is_poll)
     except RateLimited:
         return False
     return True
 
 
-def spend_all(gate: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
+def spend_all(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
     """Make calls until there is no room. Returns their number."""
     for number in range(1000):
-        if not spend(gate, caller, is_poll=is_poll):
+        if not spend(limiter, caller, is_poll=is_poll):
             return number
     raise AssertionError("there is no limit")
 
@@ -541,55 +543,55 @@ def test_call_waits_for_room_in_the_budget_as_long_as_its_deadline_allows(
 def test_one_person_gets_half_of_the_budget_while_others_make_calls(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    gate = gate_with(env, store, "20")
-    assert spend_all(gate, 1) == 20  # alone
-    assert not spend(gate, 2)
+    limiter = gate_with(env, store, "20")
+    assert spend_all(limiter, 1) == 20  # alone
+    assert not spend(limiter, 2)
     make_older(store, 31)
-    assert spend(gate, 2)
-    assert spend_all(gate, 1) == 10
-    assert spend_all(gate, 2) == 9
-    assert not spend(gate, 3)  # who has asked, all the same
+    assert spend(limiter, 2)
+    assert spend_all(limiter, 1) == 10
+    assert spend_all(limiter, 2) == 9
+    assert not spend(limiter, 3)  # who has asked, all the same
     make_older(store, 31)
-    assert spend_all(gate, 3, is_poll=True) == 16  # alone again, and polls
-    assert spend_all(gate, None) == 4
+    assert spend_all(limiter, 3, is_poll=True) == 16  # alone again, and polls
+    assert spend_all(limiter, None) == 4
 
 
 def test_person_whose_call_was_refused_counts_as_somebody_else(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    gate = gate_with(env, store, "20")
-    assert spend_all(gate, 1) == 20
-    assert not spend(gate, 2)
+    limiter = gate_with(env, store, "20")
+    assert spend_all(limiter, 1) == 20
+    assert not spend(limiter, 2)
     total = store.keys("spotify-calls:*}")[0]
     for name, value in store.hgetall(total).items():  # half a minute later, but for the last request
         if name.isdigit():
             store.hdel(total, name)
             assert value
     store.delete(*store.keys("spotify-calls:*}:1"))
-    assert spend_all(gate, 1) == 10
-    assert spend(gate, 2)
+    assert spend_all(limiter, 1) == 10
+    assert spend(limiter, 2)
 
 
 def test_budget_is_learned_from_a_refusal_of_the_whole_application(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    gate, refusal = gate_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
+    limiter, refusal = gate_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
-        assert spend(gate, number % 3)
+        assert spend(limiter, number % 3)
     assert store.keys("spotify-budget:*") == []
-    gate.refused("search", refusal)  # of one endpoint
+    limiter.record_429("search", refusal)  # of one endpoint
     assert store.keys("spotify-budget:*") == []
-    gate.close(refusal)
-    gate.close(refusal)  # all that were under way are refused; it is learned once
+    limiter.block_all(refusal)
+    limiter.block_all(refusal)  # all that were under way are refused; it is learned once
     [key] = store.keys("spotify-budget:*")
     assert store.hget(key, "limit") == b"240"
     assert 0 < store.ttl(key) <= 86_400
 
     def later(minutes: int) -> int:
         store.delete(*store.keys("spotify-calls:*"), *store.keys("spotify-wait:*"), "none")
-        gate._until.clear()
+        limiter._until.clear()
         store.hincrby(key, "since", -minutes * 60_000)
-        return spend_all(gate, 1)
+        return spend_all(limiter, 1)
 
     assert later(9) == 240
     assert later(1) == 252
@@ -597,8 +599,8 @@ def test_budget_is_learned_from_a_refusal_of_the_whole_application(
 
     # Another refusal, and all that was sent meanwhile are a few calls after a wait.
     store.delete(*store.keys("spotify-calls:*"))
-    spend(gate, 1)
-    gate.close(refusal)
+    spend(limiter, 1)
+    limiter.block_all(refusal)
     assert store.hget(key, "limit") == b"132"
     # Redis' clock was set back: the limit grows from then on, and not in some hours.
     store.hincrby(key, "since", 3_600_000)
@@ -606,9 +608,9 @@ def test_budget_is_learned_from_a_refusal_of_the_whole_application(
 
 
 def test_fixed_budget_learns_nothing(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
-    gate = gate_with(env, store, "100")
-    spend(gate, 1)
-    gate.close(HttpResponse(429, {}, b""))
+    limiter = gate_with(env, store, "100")
+    spend(limiter, 1)
+    limiter.block_all(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
 
 
@@ -619,9 +621,9 @@ def test_budget_is_auto_or_a_number_from_one(env: dict[str, str], app: Flask, bu
 
 
 def test_a_call_that_is_refused_does_not_count(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
-    gate = gate_with(env, store, "1")
-    assert spend_all(gate, None, is_poll=True) == 1  # one is one, and not four fifths of it
-    assert spend_all(gate, None) == 0
+    limiter = gate_with(env, store, "1")
+    assert spend_all(limiter, None, is_poll=True) == 1  # one is one, and not four fifths of it
+    assert spend_all(limiter, None) == 0
     assert spent(store) == spent(store, "connecting") == 1
 
 
@@ -640,16 +642,16 @@ def test_what_cannot_be_counted_passes(
         ahead = milliseconds(store) + 10**9
         fields = {str(slot): f"{ahead // 1000 + slot}:500" for slot in range(31)}
         store.hset(key, mapping={**fields, "last": "2", "last_at": ahead, "other_at": ahead})
-    gate = SpotifyRateLimiter(client, config)
-    assert spend(gate, 1)
-    assert gate.close(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
+    limiter = SpotifyRateLimiter(client, config)
+    assert spend(limiter, 1)
+    assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
     with pytest.raises(RateLimited) as refused:
-        gate.pass_or_refuse(None, is_poll=True)
+        limiter.acquire(None, is_poll=True)
     assert refused.value.retry_after in is_about(100)
     if trouble in ("a text", "a list"):  # it is counted again
-        gate._until.clear()
+        limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))
-        assert spend_all(gate, 1) == 1
+        assert spend_all(limiter, 1) == 1
 
 
 def milliseconds(store: redis.Redis) -> int:
@@ -662,12 +664,12 @@ def test_counting_takes_the_same_number_of_commands_after_many_calls(
 ) -> None:
     def commands() -> int:
         before = int(store.info("stats")["total_commands_processed"])
-        spend(gate, 1)
+        spend(limiter, 1)
         return int(store.info("stats")["total_commands_processed"]) - before
 
-    gate = gate_with(env, store, "100000")
+    limiter = gate_with(env, store, "100000")
     commands()
     few = commands()
     for number in range(300):
-        spend(gate, number)
+        spend(limiter, number)
     assert commands() <= few + 35  # one caller or several

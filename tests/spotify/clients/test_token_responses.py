@@ -5,15 +5,9 @@ import json
 import pytest
 
 from app.infra.http_client import HttpResponse
-from app.spotify.clients.accounts import (
-    InvalidGrant,
-    Misconfigured,
-    RateLimited,
-    SpotifyError,
-    TokenResponse,
-    _grant,
-    _refusal,
-)
+from app.spotify.clients.accounts import _error_for, _read_tokens
+from app.spotify.clients.errors import InvalidGrant, Misconfigured, RateLimited, SpotifyError
+from app.spotify.clients.token_response import TokenResponse
 
 GOOD = {"access_token": "BQ-x", "token_type": "Bearer", "expires_in": 3600, "scope": "streaming"}
 
@@ -47,18 +41,20 @@ GOOD = {"access_token": "BQ-x", "token_type": "Bearer", "expires_in": 3600, "sco
 def test_a_refusal_is_read_by_status_and_error_alone(
     status: int, body: object, kind: type[SpotifyError]
 ) -> None:
-    assert type(_refusal(HttpResponse(status, {}, json.dumps(body).encode()))) is kind
+    assert type(_error_for(HttpResponse(status, {}, json.dumps(body).encode()))) is kind
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"<html>502</html>", b'{"error": "invalid_gr', b"\xff\xfe", b"[" * 99_999]
 )
-def test_what_is_not_json_says_nothing_about_the_grant(body: bytes) -> None:
-    assert type(_refusal(HttpResponse(400, {}, body))) is SpotifyError
+def test_what_is_not_json_says_nothing_about_the_read_tokens(body: bytes) -> None:
+    assert type(_error_for(HttpResponse(400, {}, body))) is SpotifyError
 
 
 def read(body: object, status: int = 200) -> TokenResponse:
-    return _grant(HttpResponse(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode()))
+    return _read_tokens(
+        HttpResponse(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    )
 
 
 @pytest.mark.parametrize(

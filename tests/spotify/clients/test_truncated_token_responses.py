@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from app.infra.http_client import HttpClient
-from app.spotify.clients.accounts import NotSent, SpotifyAccounts, SpotifyError
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.errors import SpotifyError, SpotifyTransportError
 from config import Config
 from tests.conftest import SETTINGS
 
@@ -70,8 +71,9 @@ def test_refresh_token_survives_a_cut_reply(replying: Callable[[bytes], SpotifyA
     with pytest.raises(SpotifyError) as failure:
         replying(raw).refresh("AQ-old")
 
-    assert (str(failure.value), failure.value.refresh_token) == ("no_answer", "AQ-new")
-    assert not isinstance(failure.value, NotSent)
+    assert (str(failure.value), failure.value.refresh_token) == ("transport_error", "AQ-new")
+    assert isinstance(failure.value, SpotifyTransportError)
+    assert not failure.value.not_sent
 
 
 def test_refresh_token_that_is_cut_itself_is_not_used(

@@ -227,7 +227,7 @@ def test_failures_with_a_success_between_them_are_no_outage(
 def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
     tripped: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    breaker = app.extensions["backline"].web_api._circuit
+    breaker = app.extensions["backline"].web_api._circuit_breaker
     here, go_on = threading.Event(), threading.Event()
 
     def answer(_: Received) -> Reply:

@@ -24,8 +24,8 @@ from app.infra.database import reading
 from app.infra.http_client import HttpResponse
 from app.models import AccessToken, SpotifyUser
 from app.resilience.bulkhead import Bulkhead
-from app.spotify.clients.accounts import RateLimited
 from app.spotify.clients.call import Call
+from app.spotify.clients.errors import RateLimited
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.gateway import cache as cache_module
 from app.spotify.gateway import leases
@@ -300,7 +300,7 @@ def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
     sandbox.fault(on="player", kind="rate_limited", retry_after=40, times=None)
     asked = [ask(pool, mira) for _ in range(3)]
     eventually(lambda: inside(app) == 3 and sandbox.held() == 1)
-    app.extensions["backline"].rate_limiter.close(HttpResponse(429, {"retry-after": "40"}, b""))
+    app.extensions["backline"].rate_limiter.block_all(HttpResponse(429, {"retry-after": "40"}, b""))
     sandbox.release()
 
     assert caches(asked) == ["miss", "shared", "shared"]  # it was under way
@@ -1056,12 +1056,12 @@ def test_the_embedded_substitute_for_redis_runs_it_too(
         assert embedded.hkeys(HASH) == []  # nobody waited for it
 
         config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
-        gate = SpotifyRateLimiter(embedded, config)
+        limiter = SpotifyRateLimiter(embedded, config)
         for _ in range(4):
-            gate.pass_or_refuse(None, is_poll=True)
+            limiter.acquire(None, is_poll=True)
         with pytest.raises(RateLimited) as over_budget:
-            gate.pass_or_refuse(None, is_poll=True)
+            limiter.acquire(None, is_poll=True)
         assert 0 < over_budget.value.retry_after <= 30
-        gate.pass_or_refuse(None, is_poll=False)
-        assert gate.close(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
-        assert 90 < SpotifyRateLimiter(embedded, config).wait() <= 100
+        limiter.acquire(None, is_poll=False)
+        assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
+        assert 90 < SpotifyRateLimiter(embedded, config).retry_after() <= 100

@@ -227,7 +227,7 @@ def test_open_circuit_of_the_web_api_does_not_consume_a_code(
     assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
     assert sandbox.calls() == []
     sandbox.clear_faults()
-    app.extensions["backline"].web_api._circuit.record_success()  # as after a successful call
+    app.extensions["backline"].web_api._circuit_breaker.record_success()  # as after a successful call
     assert come_back(client, callbacks[15]).json["status"] == "connected"
 
 

@@ -19,7 +19,7 @@ from app.errors import SpotifyUnavailable
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from app.spotify.clients.accounts import InvalidGrant, SpotifyError
+from app.spotify.clients.errors import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
@@ -586,7 +586,7 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
         with app.app_context():
             first = history(app)[0]
             attempt = attempts.Attempt(first.attempt_id, 0, first.started_at, 0)
-            error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("no_answer")
+            error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("transport_error")
             with pytest.raises(SpotifyUnavailable):
                 app.extensions["backline"].tokens.refresher.record_failure(row(app), attempt, error, "RT")
         assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)

@@ -1,0 +1,17 @@
+-- Returns how many milliseconds remain of each wait.
+-- KEYS: the waits. The value of each is its length when it started.
+-- ARGV: the longest wait that is ever stored.
+local waits = {}
+for number, key in ipairs(KEYS) do
+  local value = redis.pcall('GET', key)
+  local length = type(value) == 'string' and tonumber(value) or 0
+  length = math.max(0, math.min(length, tonumber(ARGV[1])))
+  local remaining = redis.call('PTTL', key)
+  if remaining > length then
+    -- Redis' clock was set back, or somebody else has set the key. Let it end after its full length.
+    remaining = length
+    redis.call('PEXPIRE', key, math.floor(length))
+  end
+  waits[number] = math.max(0, math.floor(remaining))
+end
+return waits
