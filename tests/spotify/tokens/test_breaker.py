@@ -13,7 +13,7 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.tokens import breaker
-from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.factories import fresh, let_pass, link_many, refresh_due, states
 from tests.helpers.flows import connect, refresh_count

@@ -15,7 +15,7 @@ from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
 from app.spotify.tokens import breaker, refresh_queue
-from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.factories import let_pass, link_many, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count

@@ -40,7 +40,7 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.services import services
-from app.spotify.tokens.breaker import Reason
+from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import let_pass
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, slug
