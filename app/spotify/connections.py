@@ -154,13 +154,13 @@ class Connections:
         self._forget_reads = forget_reads
 
     def store_grant(
-        self, profile: Profile, grant: TokenResponse, *, user: User | None, asked: float
+        self, profile: Profile, grant: TokenResponse, *, user: User | None, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store what a consent gave, the account and its tokens, in one transaction.
 
-        `user` is who is signed in, and `asked` when the code was sent to Spotify (`time.monotonic`). Returns
-        the connection, and what the session has to store of it. That is read in the same transaction, so
-        that whatever ends the owner's sessions after the commit also ends this one.
+        Returns the connection, and what the session has to store of it. That is read in the same transaction,
+        so that whatever ends the owner's sessions after the commit also ends this one. `requested_at` is when
+        the code was sent to Spotify (`time.monotonic`).
 
         Raises:
             SpotifyAccountInUse: the Spotify account belongs to another user.
@@ -181,11 +181,10 @@ class Connections:
                 spotify_user.user_id = user.id
             _update_profile(spotify_user, profile)
             db.flush()  # assigns the id that the tokens are encrypted for
-            self._tokens.store_grant(db, spotify_user.id, grant, requested_at=asked)
+            self._tokens.store_grant(db, spotify_user.id, grant, requested_at=requested_at)
             db.expire(spotify_user, ["token"])
-            return spotify_user, reference(
-                spotify_user, _owner_epoch(db, spotify_user) if user is None else None
-            )
+            owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
+            return spotify_user, reference(spotify_user, owner_epoch)
 
         spotify_user, stored = run_in_transaction(work)
         self._forget_reads(spotify_user.id)  # some may have failed for want of a permission

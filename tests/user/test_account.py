@@ -626,7 +626,7 @@ def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
 
     with app.app_context(), pytest.raises(NotSignedIn):
         services().connections.store_grant(
-            profile, grant, user=User(id=1, session_epoch=1), asked=time.monotonic()
+            profile, grant, user=User(id=1, session_epoch=1), requested_at=time.monotonic()
         )
 
     assert set(rows(app).values()) == {0}

@@ -16,7 +16,7 @@ from app.spotify.clients.token_response import TokenResponse
 from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.state import Authorization, AuthorizationStore
-from app.spotify.tokens.refresh import GrantEnded
+from app.spotify.tokens.refresh import GrantEnded, version_of
 from app.spotify.tokens.service import TokenService
 from app.web import sessions
 from app.web.access import current_user
@@ -87,11 +87,11 @@ class AuthorizationFlow:
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
 
         Raises:
-            SpotifyStateMismatch: see above, or the visitor's session ended while Spotify was asked.
+            SpotifyStateMismatch: see above, or the visitor's session ended during the call to Spotify.
             SpotifyAccessDenied: the person declined, or Spotify rejected the code.
             SpotifyAccountInUse: the Spotify account is connected to another user.
             SpotifyAccountMismatch: the user is connected to another Spotify account.
-            NotSignedIn: the user signed out while Spotify was asked.
+            NotSignedIn: the user signed out during the call to Spotify.
             SpotifyUnavailable: Spotify does not respond, or not usably.
             SpotifyRateLimited: Spotify wants no calls for a while.
             SpotifyMisconfigured: Spotify rejects this application.
@@ -173,13 +173,14 @@ class AuthorizationFlow:
         if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED:
             raise GrantEnded
         try:
-            self._tokens.access_token_for(spotify_user.id, grant_id=connections.required_grant())
+            token = self._tokens.access_token_for(spotify_user.id, grant_id=connections.required_grant())
         except SpotifyNotConnected:
             return None  # it was disconnected elsewhere at this moment
         if session.get("spotify_user_id") != spotify_user.id:
             connections.attach_to_session(connections.reference(spotify_user))
         connections.touch(spotify_user)
-        connections.invalidate_current()  # a refresh may have changed it
+        if token.version != version_of(spotify_user.token):
+            connections.invalidate_current()  # it has been refreshed
         return connections.current_connection()
 
     def _reject(self, error: str, authorization: Authorization) -> None:
@@ -195,14 +196,14 @@ class AuthorizationFlow:
 
     def _connect(self, code: str, authorization: Authorization, user: User | None) -> SpotifyUser | None:
         """Exchange the code, and connect its account to this session. None if a duplicate was first."""
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         exchanged = self._exchange.exchange(code, authorization)
         if exchanged is None:
             return None
         consumed, grant = exchanged
         connection = None
         try:
-            spotify_user, connection = self._store(grant, user, asked=asked)
+            spotify_user, connection = self._store(grant, user, requested_at=requested_at)
         finally:
             self._authorizations.record_result(consumed, connection)
         connections.attach_to_session(connection)
@@ -210,12 +211,12 @@ class AuthorizationFlow:
         return spotify_user
 
     def _store(
-        self, grant: TokenResponse, user: User | None, *, asked: float
+        self, grant: TokenResponse, user: User | None, *, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store a grant under its Spotify account, unless the person has left in the meantime.
 
-        They would not expect the connection, and nobody could use or delete it. `asked` is when the code was
-        sent (`time.monotonic`).
+        They would not expect the connection, and nobody could use or delete it. `requested_at` is when the
+        code was sent (`time.monotonic`).
         """
         profile = self._exchange.profile(grant)
         if user is not None:
@@ -223,7 +224,7 @@ class AuthorizationFlow:
                 raise NotSignedIn
         elif not sessions.rotate_id():  # an id that was planted earlier must not lead to the connection
             raise SpotifyStateMismatch
-        return self._connections.store_grant(profile, grant, user=user, asked=asked)
+        return self._connections.store_grant(profile, grant, user=user, requested_at=requested_at)
 
     def _reuse_duplicate(self, state: str, user: User | None) -> SpotifyUser | None:
         """Use the connection that a duplicate of this callback made, after a double click or a reload.
