@@ -1,5 +1,6 @@
-"""Values in Redis that grant something, such as sessions: encrypted, and replaced atomically."""
+"""Encryption for values in Redis that grant access, such as sessions, and their atomic replacement."""
 
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -9,17 +10,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _VERSION = b"\x01"
-_COMPARE_AND_SET = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-return 1
-"""
+_COMPARE_AND_SET = Path(__file__).with_name("compare_and_set.lua").read_text(encoding="utf-8")
 
 
 class RedisCipher:
     """AES-256-SIV (RFC 5297) with a key derived from `SECRET_KEY`, and the Redis key as associated data.
 
-    Write access to Redis is therefore not enough to create a value, or to copy one to another key.
+    So write access to Redis is not enough to create a value, or to copy one to another key.
     Equal values for the same key encrypt to equal bytes, so Redis can compare and set them.
     """
 
@@ -32,7 +29,7 @@ class RedisCipher:
         return _VERSION + self._cipher.encrypt(value, [key.encode()])
 
     def decrypt(self, key: str, encrypted: bytes) -> bytes | None:
-        """Decrypt the value of this Redis key. Returns None unless `encrypt` made it for the same key."""
+        """Decrypt the value of this Redis key. Return None unless `encrypt` made it for the same key."""
         if not encrypted.startswith(_VERSION):
             return None
         try:
@@ -42,6 +39,6 @@ class RedisCipher:
 
 
 def compare_and_set(client: redis.Redis, key: str, old: bytes, new: bytes) -> bool:
-    """Replace a value if it is still the one that was read. Its time to live stays the same."""
+    """Replace a value if it is still the old one, and keep its time to live. Return whether it was."""
     values: Any = (old, new)
-    return bool(client.eval(_COMPARE_AND_SET, 1, key, *values))
+    return bool(client.register_script(_COMPARE_AND_SET)([key], values))

@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation(
         "lock-always-granted",
         "app/resilience/redis_lock.py",
-        "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
+        "if self._acquire_script([key], [token, self._lease_ms]):",
         "if True:",
         ("twenty_callers", "many_schedulers", "paused_beyond_its_lease", "linked_anew_while_refreshing"),
         schedulers=3,
@@ -80,7 +80,7 @@ MUTATIONS = [
     Mutation(
         "lock-never-granted",
         "app/resilience/redis_lock.py",
-        "if self._client.eval(_ACQUIRE, 1, key, token, str(self._lease_ms)):",
+        "if self._acquire_script([key], [token, self._lease_ms]):",
         "if False:",
         ("twenty_callers",),
         schedulers=1,

@@ -1,4 +1,4 @@
-"""Times written while a clock was ahead neither keep people out nor keep anything valid."""
+"""Times that were written while a clock was ahead block nobody, and keep nothing valid."""
 
 from datetime import timedelta
 
@@ -12,6 +12,7 @@ from app.auth import email_tokens
 from app.errors import InvalidToken
 from app.infra import database
 from app.infra.database import reading, writing
+from app.infra.http_client import HttpResponse
 from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
@@ -31,18 +32,18 @@ def store(app: Flask) -> redis.Redis:
 
 
 def redis_time(store: redis.Redis, ahead: timedelta = TEN_DAYS) -> float:
-    """Seconds since 1970 on a clock that is ahead."""
+    """Return the seconds since 1970 on a clock that is ahead."""
     return float(store.time()[0]) + ahead.total_seconds()
 
 
-def wrong_password(client: FlaskClient) -> int:
+def log_in_with_wrong_password(client: FlaskClient) -> int:
     return client.post("/api/login", json={"login": "ada", "password": "not the password"}).status_code
 
 
 @SQLITE
-def test_wait_after_wrong_passwords_ends(client: FlaskClient, store: redis.Redis) -> None:
+def test_wait_after_wrong_passwords_is_not_extended(client: FlaskClient, store: redis.Redis) -> None:
     register(client, "ada")
-    assert [wrong_password(client) for _ in range(11)][-1] == 429
+    assert [log_in_with_wrong_password(client) for _ in range(11)][-1] == 429
     [pair], [address] = store.keys("throttle:pair:*"), store.keys("throttle:address:*")
     store.hset(pair, "until", int(redis_time(store) * 1000))
     store.set(address, 1000, px=TEN_DAYS)
@@ -51,7 +52,7 @@ def test_wait_after_wrong_passwords_ends(client: FlaskClient, store: redis.Redis
 
 
 @SQLITE
-def test_full_count_of_an_action_starts_again(client: FlaskClient, store: redis.Redis) -> None:
+def test_full_counter_of_an_action_starts_again(client: FlaskClient, store: redis.Redis) -> None:
     def resets() -> int:
         return client.post("/api/password-reset", json={"email": "ada@example.com"}).status_code
 
@@ -69,7 +70,7 @@ def test_full_count_of_an_action_starts_again(client: FlaskClient, store: redis.
 
 
 @SQLITE
-def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: redis.Redis) -> None:
+def test_unfinished_authorizations_do_not_block_new_ones(client: FlaskClient, store: redis.Redis) -> None:
     first_visit(client)
     [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
     later = redis_time(store) * 1000
@@ -83,7 +84,7 @@ def test_unfinished_authorizations_are_forgotten(client: FlaskClient, store: red
 
 
 @SQLITE
-def test_new_session_is_not_the_oldest(client: FlaskClient, store: redis.Redis) -> None:
+def test_new_session_is_not_evicted_as_the_oldest(client: FlaskClient, store: redis.Redis) -> None:
     user = register(client, "ada")
     later = redis_time(store, timedelta(days=400))
     store.zadd(
@@ -98,14 +99,16 @@ def test_new_session_is_not_the_oldest(client: FlaskClient, store: redis.Redis) 
 
 @SQLITE
 def test_cached_responses_make_room_for_new_ones(store: redis.Redis) -> None:
-    found = cache.ResponseCache(store)
+    cached = cache.ResponseCache(store)
     later = redis_time(store) * 1000
-    store.zadd("shared:{7}:index", {f"{number:032x}": later for number in range(cache.MAX_ENTRIES_OF_ONE)})
-    reads = [cache.Read.of(7, f"search?q={number}") for number in range(30)]
-    for read in reads:
-        found.store(read, cache.CachedResponse(200), asked=found.join(read).now, life=60)
+    store.zadd("shared:{7}:index", {f"{number:032x}": later for number in range(cache.MAX_ENTRIES)})
+    keys = [f"search?q={number}" for number in range(30)]
+    for key in keys:
+        read = cache.Read.of(7, key)
+        lookup = cached.lead(read, cached.get(read).now)
+        cached.store(read, HttpResponse(200, {}, b""), started=lookup.now, ttl=60)
 
-    assert [found.join(cache.Read.of(7, f"search?q={number}")).kind for number in range(30)] == ["hit"] * 30
+    assert [cached.get(cache.Read.of(7, key)).state for key in keys] == [cache.State.HIT] * 30
 
 
 @SQLITE
@@ -147,7 +150,7 @@ def test_mail_is_not_tried_for_longer(app: Flask) -> None:
     with app.app_context(), writing() as db:
         mail = outbox.add(db, MailKind.PASSWORD_CHANGED, to="ada@example.com")
         assert mail is not None
-        mail.due_at += timedelta(minutes=15)  # so that it is not delivered meanwhile
+        mail.due_at += timedelta(minutes=15)  # so that it is not delivered during the test
         mail.expires_at += TEN_DAYS
 
     with app.app_context():

@@ -129,7 +129,7 @@ class Refresher:
         """
         spotify_user_id, seen = row.spotify_user_id, version_of(row)
         deadline = time.monotonic() + wait_seconds
-        with self._locks.hold(spotify_user_id, patience=min(wait_seconds, LOCK_WAIT_SECONDS)):
+        with self._locks.hold(spotify_user_id, timeout=min(wait_seconds, LOCK_WAIT_SECONDS)):
             while True:
                 row, now = read(spotify_user_id)
                 superseded = version_of(row) != seen

@@ -208,7 +208,7 @@ def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
 def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for: int | None) -> None:
     store.set("lock:link:7", "someone", ex=lives_for)
 
-    with RedisLocks(store).hold(7, patience=0):
+    with RedisLocks(store).hold(7, timeout=0):
         assert store.get("lock:link:7") != b"someone"
         assert 0 < store.pttl("lock:link:7") <= 30_000
 
@@ -218,7 +218,7 @@ def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for:
 def test_lock_of_another_caller_is_left_alone(store: redis.Redis) -> None:
     store.set("lock:link:7", "someone", px=30_000)
 
-    with RedisLocks(store).hold(7, patience=0):
+    with RedisLocks(store).hold(7, timeout=0):
         assert store.get("lock:link:7") == b"someone"
 
     assert store.get("lock:link:7") == b"someone"
