@@ -10,6 +10,11 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli
+from app.auth.email_change import EmailChanges
+from app.auth.login import Authenticator
+from app.auth.notifications import Notifications
+from app.auth.password_change import PasswordChanges
+from app.auth.passwords import Passwords
 from app.auth.routes import blueprint as auth
 from app.infra import database
 from app.infra.encryption import TokenCipher
@@ -39,6 +44,7 @@ from app.spotify.tokens.maintenance import Maintenance
 from app.spotify.tokens.refresh import Refresher
 from app.spotify.tokens.scheduler import Scheduler
 from app.spotify.tokens.service import TokenService
+from app.user.account import UserAccounts
 from app.user.emails import EmailWriter
 from app.user.routes import blueprint as user
 from app.web import (
@@ -130,6 +136,8 @@ def _build_services(app: Flask, config: Config) -> Services:
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
+    notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
+    email_changes = EmailChanges(notifications, connections)
     return Services(
         config=config,
         redis=client,
@@ -150,4 +158,10 @@ def _build_services(app: Flask, config: Config) -> Services:
         mailer=mailer,
         maintenance=maintenance,
         scheduler=Scheduler(app, config, client, tokens, maintenance, mailer),
+        notifications=notifications,
+        passwords=passwords,
+        authenticator=Authenticator(throttle, passwords),
+        password_changes=PasswordChanges(passwords, notifications, connections),
+        email_changes=email_changes,
+        user_accounts=UserAccounts(notifications, email_changes, connections),
     )

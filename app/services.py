@@ -14,6 +14,11 @@ from flask import current_app
 if TYPE_CHECKING:
     import redis
 
+    from app.auth.email_change import EmailChanges
+    from app.auth.login import Authenticator
+    from app.auth.notifications import Notifications
+    from app.auth.password_change import PasswordChanges
+    from app.auth.passwords import Passwords
     from app.infra.encryption import TokenCipher
     from app.infra.redis_cipher import RedisCipher
     from app.mail.mailer import Mailer
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from app.spotify.tokens.maintenance import Maintenance
     from app.spotify.tokens.scheduler import Scheduler
     from app.spotify.tokens.service import TokenService
+    from app.user.account import UserAccounts
     from app.web.throttle import Throttle
     from config import Config
 
@@ -51,6 +57,12 @@ class Services:
     mailer: Mailer
     maintenance: Maintenance
     scheduler: Scheduler
+    notifications: Notifications
+    passwords: Passwords
+    authenticator: Authenticator
+    password_changes: PasswordChanges
+    email_changes: EmailChanges
+    user_accounts: UserAccounts
 
 
 def services() -> Services:

@@ -245,7 +245,7 @@ def _cheap_password_hashes(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("full_hashing_cost"):
         yield
         return
-    with patch.multiple(passwords, _hasher=CHEAP_HASHER, _NOBODY=CHEAP_HASH):
+    with patch.multiple(passwords, _hasher=CHEAP_HASHER, UNUSABLE_HASH=CHEAP_HASH):
         yield
 
 

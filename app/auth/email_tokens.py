@@ -1,4 +1,4 @@
-"""Tokens that are mailed to people: single-use, expiring, known to the database by their hash only."""
+"""Single-use tokens that are sent by email. The database stores only their hashes."""
 
 import hashlib
 import secrets
@@ -21,25 +21,26 @@ TTL = {
 
 
 @dataclass(frozen=True)
-class Issued:
-    """A new token, and the address to mail it to."""
+class IssuedToken:
+    """A new token, and the address to send it to."""
 
     token: str
     to: str
 
 
 @dataclass(frozen=True)
-class Spent:
-    """A token that was presented. `email_address` is where it was sent."""
+class SentTo:
+    """The address that a redeemed token was sent to, in its normal form and as it was entered."""
 
     email: str
-    email_address: str
+    entered: str
 
 
-def issue(db: Session, user_id: int, purpose: Purpose) -> Issued | None:
-    """Create a token for the user's address. Earlier ones remain valid until one of them is used.
+def issue(db: Session, user_id: int, purpose: Purpose) -> IssuedToken | None:
+    """Issue a token for the user's address. Earlier tokens stay valid until one of them is redeemed.
 
-    A verification is for the pending address, if there is one. None if the account is gone or disabled.
+    A verification token is for the pending address, if there is one. Returns None if the account is gone or
+    disabled.
     """
     user = db.scalar(sa.select(User).where(User.id == user_id, User.disabled_at.is_(None)).with_for_update())
     if user is None:
@@ -49,23 +50,23 @@ def issue(db: Session, user_id: int, purpose: Purpose) -> Issued | None:
         email, to = user.pending_email, user.pending_email_address or user.pending_email
     token = _new_token()
     _add(db, user, purpose, token, email=email, to=to)
-    return Issued(token, to)
+    return IssuedToken(token, to)
 
 
 def reserve_address(db: Session, user: User) -> None:
-    """Keep the user's address, which is about to be replaced, for as long as the change can be undone.
+    """Reserve the user's address, which is about to be replaced, until the change can no longer be undone.
 
-    The token that is stored here is discarded. `issue_undo` creates those that are mailed.
+    The token stored here is never sent. `issue_undo` issues those that are.
     """
     _add(db, user, Purpose.EMAIL_CHANGE, _new_token(), email=user.email, to=user.mail_to)
 
 
 def issue_undo(db: Session, user_id: int, to: str) -> str | None:
-    """Create a token that restores this address, for seven days. None if it is no longer reserved.
+    """Issue a token that restores this address within seven days, or return None if it is not reserved.
 
-    Earlier ones remain valid: the mail server may have accepted an email although it did not say so.
+    Earlier tokens stay valid: the mail server may have accepted an email without our knowledge.
     """
-    # Locked, so that none is created while another transaction ends all of them.
+    # Lock the user, so that no token is issued while another transaction revokes them all.
     user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
     reserved = sa.select(OneTimeToken).where(
         OneTimeToken.user_id == user_id,
@@ -80,46 +81,47 @@ def issue_undo(db: Session, user_id: int, to: str) -> str | None:
     return token
 
 
-def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, Spent]:
-    """Accept a token. Returns its owner, whose row is locked. The caller ends it, and others with it.
+def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:
+    """Accept a token. Returns its owner, whose row is locked. The caller revokes the token, and others.
 
     Raises:
-        InvalidToken: it is unknown, used or expired, was sent to an address that is no longer theirs, or
-            the account is disabled.
+        InvalidToken: the token is unknown, used, or expired, or was sent to an address that the owner has
+            replaced, or the account is disabled.
     """
     owner = owner_of(db, token, purpose)
-    # The user first: all transactions lock in this order, so they cannot deadlock. The rows may have
-    # changed before the lock was acquired, so they are read again.
+    # All transactions lock the user first, so they cannot deadlock. The rows may have changed before the lock
+    # was acquired, so read them again.
     again = sa.select(User).where(User.id == owner.id).with_for_update()
     db.scalar(again.execution_options(populate_existing=True))
     user = owner_of(db, token, purpose)
     row = db.scalars(sa.select(OneTimeToken).where(*_is_valid(db, token, purpose))).one()
-    return user, Spent(row.email, row.email_address or row.email)
+    return user, SentTo(row.email, row.email_address or row.email)
 
 
 def revoke(db: Session, user: User, *purposes: Purpose) -> None:
-    """End the user's tokens for these purposes."""
-    ended = sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, OneTimeToken.purpose.in_(purposes))
-    db.execute(ended)
+    """Revoke the user's tokens for these purposes."""
+    revoked = sa.delete(OneTimeToken).where(
+        OneTimeToken.user_id == user.id, OneTimeToken.purpose.in_(purposes)
+    )
+    db.execute(revoked)
 
 
 def revoke_all(db: Session, user: User) -> None:
-    """End all of the user's tokens."""
+    """Revoke all tokens of the user."""
     db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id))
 
 
-def restorable(db: Session, user: User) -> set[str]:
-    """Return the addresses that can replace the current one again, as they were entered."""
+def restorable_addresses(db: Session, user: User) -> set[str]:
+    """Return the earlier addresses that can still be restored, as they were entered."""
     changes = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
     entered = sa.func.coalesce(OneTimeToken.email_address, OneTimeToken.email)
     return set(db.scalars(sa.select(entered).where(*changes, OneTimeToken.email != user.email)))
 
 
 def revoke_since(db: Session, user: User, restored: str) -> datetime | None:
-    """End all of the user's tokens, except those that restore an address from before this one.
+    """Revoke the user's tokens, except those that restore an address from before this one.
 
-    Returns when this address was first about to be replaced. Ends none and returns None if that cannot be
-    undone any more.
+    Returns when this address was first reserved. If it is not reserved, revokes nothing and returns None.
     """
     expires_at = OneTimeToken.expires_at
     columns = sa.func.min(OneTimeToken.id), sa.func.min(expires_at), sa.func.max(expires_at)
@@ -128,22 +130,21 @@ def revoke_since(db: Session, user: User, restored: str) -> datetime | None:
         OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
         OneTimeToken.email.in_(normalization.spellings(restored)),
     )
-    found = db.execute(changes).one()
-    first_id, first_expires_at, last_expires_at = found
+    first_id, first_expires_at, last_expires_at = db.execute(changes).one()
     if first_id is None or last_expires_at <= database.db_now(db):
         return None
-    ended = sa.or_(OneTimeToken.purpose != Purpose.EMAIL_CHANGE, OneTimeToken.id >= first_id)
-    db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, ended))
+    revoked = sa.or_(OneTimeToken.purpose != Purpose.EMAIL_CHANGE, OneTimeToken.id >= first_id)
+    db.execute(sa.delete(OneTimeToken).where(OneTimeToken.user_id == user.id, revoked))
     since: datetime = first_expires_at - TTL[Purpose.EMAIL_CHANGE]
     return since
 
 
 def is_reserved(db: Session, spellings: set[str], *, except_for: int | None) -> bool:
-    """Check whether another user can still get this address back by undoing a change."""
+    """Return whether another user can still restore this address by undoing a change."""
     reserved = sa.select(OneTimeToken.id).where(
         OneTimeToken.email.in_(spellings),
         OneTimeToken.purpose == Purpose.EMAIL_CHANGE,
-        _is_alive(db, Purpose.EMAIL_CHANGE),
+        _is_current(db, Purpose.EMAIL_CHANGE),
     )
     if except_for is not None:
         reserved = reserved.where(OneTimeToken.user_id != except_for)
@@ -151,10 +152,10 @@ def is_reserved(db: Session, spellings: set[str], *, except_for: int | None) -> 
 
 
 def owner_of(db: Session, token: str, purpose: Purpose) -> User:
-    """Return the owner of a token, which remains valid.
+    """Return the owner of a token, which stays valid.
 
     Raises:
-        InvalidToken
+        InvalidToken: see `redeem`.
     """
     owner = db.scalar(
         sa.select(User)
@@ -167,7 +168,7 @@ def owner_of(db: Session, token: str, purpose: Purpose) -> User:
 
 
 def _is_for_address(purpose: Purpose) -> tuple[sa.ColumnElement[bool], ...]:
-    """What must be true of the address that a token was sent to."""
+    """Return SQL conditions on the address that a token was sent to."""
     if purpose is Purpose.EMAIL_CHANGE:
         return ()  # it restores that address
     if purpose is Purpose.EMAIL_VERIFICATION:
@@ -179,16 +180,16 @@ def _is_valid(db: Session, token: str, purpose: Purpose) -> tuple[sa.ColumnEleme
     return (
         OneTimeToken.token_hash == _hash(token),
         OneTimeToken.purpose == purpose,
-        _is_alive(db, purpose),
+        _is_current(db, purpose),
     )
 
 
-def _is_alive(db: Session, purpose: Purpose) -> sa.ColumnElement[bool]:
-    """In SQL: it has not expired, nor was it written while a clock was ahead."""
+def _is_current(db: Session, purpose: Purpose) -> sa.ColumnElement[bool]:
+    """Return an SQL condition: the token has not expired, and no clock was ahead when it was issued."""
     return sa.not_(is_over(OneTimeToken.expires_at, database.db_now(db), TTL[purpose]))
 
 
-def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, to: str) -> OneTimeToken:
+def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, to: str) -> None:
     row = OneTimeToken(
         user_id=user.id,
         purpose=purpose,
@@ -198,11 +199,10 @@ def _add(db: Session, user: User, purpose: Purpose, token: str, *, email: str, t
         expires_at=database.db_now(db) + TTL[purpose],
     )
     db.add(row)
-    return row
 
 
 def _new_token() -> str:
-    return secrets.token_urlsafe(32)  # 256 random bits, so that its plain hash reveals nothing
+    return secrets.token_urlsafe(32)  # 256 random bits cannot be guessed from an unkeyed hash
 
 
 def _hash(token: str) -> str:

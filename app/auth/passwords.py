@@ -1,52 +1,24 @@
-"""Passwords: which may be chosen, and argon2id, with the same work whether or not there is a user."""
+"""Hashes and verifies passwords with argon2id."""
 
 import os
-import re
 import threading
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
-from functools import cache
-from pathlib import Path
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from app.errors import ServiceUnavailable, ValidationError
-from app.models import normalization
-from app.services import services
-from app.web.validation import GUESSABLE
-
-MIN_LENGTH = 8  # OWASP ASVS 5.0 V6.2.1
-MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash without harm
-# Before `prepare`, which composes a character from four at most, and which takes long for longer text.
-MAX_TYPED_LENGTH = 4 * MAX_LENGTH
-
-# What somebody who attacks this product would try first.
-_PRODUCT_WORDS = ("spotify", "backline", "password", "music", "playlist")
-
-# What is put around a word to make it pass.
-_SIGNS = " !?.,;:#$%&*+-_=@/\\()<>'\""
-_AROUND = "0123456789" + _SIGNS
+from app.auth.password_policy import prepare
+from app.errors import ServiceUnavailable
 
 # OWASP ASVS 5.0 appendix C: argon2id with 46 MiB, one pass, one lane.
 _hasher = PasswordHasher(time_cost=1, memory_cost=47_104, parallelism=1)
 
-# The hash of an unknown value, at the same cost as any user's.
-_NOBODY = "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-
-# The space separators of Unicode (Zs) other than U+0020.
-_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-
-# For an account whose owner has to choose a new password.
-UNUSABLE = _NOBODY
-
-# One hash uses a processor for 50 ms or so, and 46 MiB: more at once than processors only take longer.
-_turns = threading.BoundedSemaphore(os.cpu_count() or 2)
-_LONGEST_WAIT_SECONDS = 1.0
-_in_line = 0
-_line = threading.Lock()
+# A hash that no password matches. Verifying one against it takes as long as against a user's.
+UNUSABLE_HASH = (
+    "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+)
 
 
 class Match(Enum):
@@ -57,104 +29,73 @@ class Match(Enum):
     AS_TYPED = auto()  # the hash is from a release that did not prepare passwords
 
 
-def prepare(password: str) -> str:
-    """Return the form that is hashed: one for all the ways in which keyboards send the same characters.
+class Passwords:
+    """Hashes and verifies passwords, as many at once as there are processors.
 
-    `é` is one code point or two, and a space may be a no-break space. Everything else counts as it is.
-    Source: RFC 8265 section 4.2.2 (OpaqueString).
+    A hash takes one processor for about 50 ms and 46 MiB of memory, so hashing more at once would only use
+    more memory.
+
+    Args:
+        threads: the number of threads that handle requests. Two are kept free of password verification.
     """
-    return unicodedata.normalize("NFC", _SPACES.sub(" ", password))
 
+    MAX_WAIT_SECONDS = 1.0
 
-def is_common(password: str, *, username: str = "", email: str = "") -> bool:
-    """Check whether a password is one that is tried first.
+    def __init__(self, threads: int) -> None:
+        self._slots = threading.BoundedSemaphore(os.cpu_count() or 2)
+        self._max_callers = max(1, threads - 2)
+        self._callers = 0
+        self._callers_lock = threading.Lock()
 
-    Those are the common ones (`common_passwords.txt`), and the product's words and the person's own
-    name or address, these also with digits and punctuation around them. There are no rules of
-    composition (OWASP ASVS 5.0 V6.2.4, V6.2.5, V6.2.11).
-    """
-    # NFKC, because full-width letters do not make a common password harder to guess.
-    folded = unicodedata.normalize("NFKC", prepare(password)).casefold()
-    bare = folded.strip(_AROUND)
-    address = normalization.address_form(email)
-    own = {name for name in (username, *normalization.spellings(email), address.partition("@")[0]) if name}
-    # A name may itself end in digits; one of nothing else has no bare form, or all numbers would be it.
-    guesses = {*own, *(name.strip(_AROUND) for name in own), *_PRODUCT_WORDS} - {""}
-    return folded in _common() or not guesses.isdisjoint({folded, folded.strip(_SIGNS), bare})
+    @contextmanager
+    def hashing_slot(self) -> Iterator[None]:
+        """Wait for a processor to be free, and occupy it for the block.
 
-
-def validate_strength(password: str, *, field: str, username: str = "", email: str = "") -> None:
-    """Raise if a password is guessable.
-
-    Raises:
-        ValidationError: under the name of the field.
-    """
-    if is_common(password, username=username, email=email):
-        raise ValidationError(errors={field: [GUESSABLE]})
-
-
-@contextmanager
-def hashing_slot() -> Iterator[None]:
-    """A turn at the processor, for the hashing in the block.
-
-    As many at once as there are processors; the rest wait for a second at most.
-
-    Raises:
-        ServiceUnavailable: this one has waited too long.
-    """
-    global _in_line  # noqa: PLW0603 - the process's, as its processors are
-    with _line:
-        _in_line += 1
-    try:
-        if not _turns.acquire(timeout=_LONGEST_WAIT_SECONDS):
-            raise ServiceUnavailable(retry_after=1)
+        Raises:
+            ServiceUnavailable: None was free within a second.
+        """
+        with self._callers_lock:
+            self._callers += 1
         try:
-            yield
+            if not self._slots.acquire(timeout=self.MAX_WAIT_SECONDS):
+                raise ServiceUnavailable(retry_after=1)
+            try:
+                yield
+            finally:
+                self._slots.release()
         finally:
-            _turns.release()
-    finally:
-        with _line:
-            _in_line -= 1
+            with self._callers_lock:
+                self._callers -= 1
+
+    def hash(self, password: str) -> str:
+        """Return the hash to store, which includes its parameters. Call this in a `hashing_slot`."""
+        return _hasher.hash(prepare(password))
+
+    def verify(self, password_hash: str | None, password: str) -> Match:
+        """Compare a password with a hash. Takes as long for None, which stands for an unknown user.
+
+        A password that is not in its prepared form takes twice as long, whether or not there is a user.
+
+        Raises:
+            ServiceUnavailable: Too many callers are waiting, or no processor was free within a second.
+        """
+        if self._callers >= self._max_callers:
+            raise ServiceUnavailable(retry_after=1)
+        prepared = prepare(password)
+        with self.hashing_slot():
+            if _matches(password_hash, prepared):
+                return Match.PREPARED
+            if prepared != password and _matches(password_hash, password):
+                return Match.AS_TYPED
+        return Match.NONE
+
+    def needs_rehash(self, password_hash: str) -> bool:
+        """Return whether a hash was made with other parameters than today's."""
+        return _hasher.check_needs_rehash(password_hash)
 
 
-def hash_password(password: str) -> str:
-    """The hash to store; its parameters are part of it. Take a `turn` for it."""
-    return _hasher.hash(prepare(password))
-
-
-def verify(password_hash: str | None, password: str) -> Match:
-    """Compare a password with a hash. Costs the same for `None`: an unknown user.
-
-    A password that is not in its prepared form costs twice as much, whether or not there is a user.
-    Takes a `turn`, unless so many wait for theirs that hardly a thread is left for other requests.
-
-    Raises:
-        ServiceUnavailable
-    """
-    if _in_line >= max(1, services().config.threads - 2):
-        raise ServiceUnavailable(retry_after=1)
-    prepared = prepare(password)
-    with hashing_slot():
-        if _verifies(password_hash, prepared):
-            return Match.PREPARED
-        if prepared != password and _verifies(password_hash, password):
-            return Match.AS_TYPED
-    return Match.NONE
-
-
-def _verifies(password_hash: str | None, password: str) -> bool:
+def _matches(password_hash: str | None, password: str) -> bool:
     try:
-        return _hasher.verify(password_hash or _NOBODY, password) and password_hash is not None
+        return _hasher.verify(password_hash or UNUSABLE_HASH, password) and password_hash is not None
     except (Argon2Error, InvalidHashError):
         return False
-
-
-def needs_rehash(password_hash: str) -> bool:
-    """Whether the hash was made with other parameters than today's."""
-    return _hasher.check_needs_rehash(password_hash)
-
-
-@cache
-def _common() -> frozenset[str]:
-    text = Path(__file__).with_name("common_passwords.txt").read_text(encoding="utf-8")
-    return frozenset(line for line in text.splitlines() if not line.startswith("# "))

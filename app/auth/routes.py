@@ -1,10 +1,12 @@
+"""Routes for registration, sessions, and links from emails."""
+
 import logging
 from typing import Any
 
 from flask import Response, session
 
 from app.auth import lookup, registration
-from app.auth.login import authenticate, reset_attempts, start_session
+from app.auth.login import start_session
 from app.auth.schemas import (
     Credentials,
     EmailChangeDecision,
@@ -13,6 +15,7 @@ from app.auth.schemas import (
     Registration,
     SessionOut,
     TokenOnly,
+    UserOut,
 )
 from app.errors import (
     EmailTaken,
@@ -27,8 +30,6 @@ from app.models import Purpose, User
 from app.services import services
 from app.spotify import connections
 from app.spotify.schemas import describe
-from app.user import account, email_change, notifications
-from app.user.schemas import UserOut
 from app.web import sessions
 from app.web.access import current_user, login_required, public, require_user
 from app.web.api import Blueprint
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 
 blueprint = Blueprint("auth", __name__, description="Accounts and sessions")
 
-# Within an hour, from one address: accounts made, and mails asked for.
-REGISTRATIONS, MAIL_REQUESTS = 100, 50
+# From one address.
+REGISTRATIONS_PER_HOUR, EMAIL_REQUESTS_PER_HOUR = 100, 50
 
 
 @blueprint.post("/api/register")
@@ -48,19 +49,22 @@ REGISTRATIONS, MAIL_REQUESTS = 100, 50
 @blueprint.response(201, UserOut, headers={"Location": {"schema": {"type": "string"}}})
 @blueprint.problems(UsernameTaken, EmailTaken, TooManyAttempts)
 def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
-    """Make an account and sign in to it
+    """Create an account and sign in to it.
 
-    A Spotify connection that this visitor made before moves to the account. A mail asks whether the
-    address is theirs.
+    If the visitor has connected Spotify, the connection moves to the account. An email asks them to confirm
+    the address.
     """
-    # First, because it fails without Redis: otherwise an account would exist although the response is 503.
-    services().throttle.hit("registrations", client_network(), limit=REGISTRATIONS)
-    link = None if current_user() else connections.current_connection()
-    visitors_connection = (link.id, link.token.grant_id) if link is not None else None
-    user = registration.create_account(**new, visitors_connection=visitors_connection)
+    # First, because it fails without Redis. Otherwise, a 503 response could have created an account.
+    services().throttle.hit("registrations", client_network(), limit=REGISTRATIONS_PER_HOUR)
+    connection = None if current_user() else connections.current_connection()
+    user = registration.create_account(
+        services().passwords,
+        **new,
+        anonymous_connection=(connection.id, connection.token.grant_id) if connection is not None else None,
+    )
     start_session(user)
     log.info("registered")
-    notifications.ask_to_verify(user)
+    services().notifications.request_verification(user)
     return user, 201, {"Location": "/api/user"}
 
 
@@ -70,11 +74,11 @@ def register(new: dict[str, str]) -> tuple[User, int, dict[str, str]]:
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def login(credentials: dict[str, str]) -> User:
-    """Sign in with a username or an email address
+    """Sign in with a username or an email address.
 
-    Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
+    After ten wrong passwords for one login from one address, each further one doubles the time to wait (429).
     """
-    user = authenticate(credentials["login"], credentials["password"])
+    user = services().authenticator.authenticate(credentials["login"], credentials["password"])
     start_session(user)
     log.info("signed_in")
     return user
@@ -84,7 +88,7 @@ def login(credentials: dict[str, str]) -> User:
 @public
 @blueprint.response(204)
 def logout() -> None:
-    """Sign out: the session is gone for good"""
+    """Sign out, which ends the session for good."""
     if current_user() is not None:
         log.info("signed_out")
     session.clear()
@@ -94,12 +98,15 @@ def logout() -> None:
 @public
 @blueprint.response(200, SessionOut)
 def get_session() -> dict[str, Any]:
-    """Who is here: an app's first call, and never an error for a stranger"""
-    user, link = current_user(), connections.current_connection()
+    """Return who is signed in, and their connection to Spotify.
+
+    Apps call this first. A visitor who is not signed in gets a 200 response too.
+    """
+    user, connection = current_user(), connections.current_connection()
     return {
         "authenticated": user is not None,
         "user": user,
-        "spotify": describe(link) if link is not None else None,
+        "spotify": describe(connection) if connection is not None else None,
     }
 
 
@@ -108,19 +115,19 @@ def get_session() -> dict[str, Any]:
 @blueprint.arguments(EmailOnly)
 @blueprint.response(202)
 @blueprint.problems(TooManyAttempts)
-def ask_for_password_reset(wanted: dict[str, str]) -> Response:
-    """Have a mail sent with which a new password can be chosen
+def ask_for_password_reset(requested: dict[str, str]) -> Response:
+    """Send an email with a link to choose a new password.
 
-    Answers the same, in the same time, whether or not there is such an account.
+    The response, and the time it takes, do not depend on whether there is such an account.
     """
-    _require_mail()
-    address = wanted["email"]
-    services().throttle.hit("mail-requests", client_network(), limit=MAIL_REQUESTS)
+    _require_email()
+    address = requested["email"]
+    services().throttle.hit("mail-requests", client_network(), limit=EMAIL_REQUESTS_PER_HOUR)
     with reading() as db:
         user = lookup.by_email(db, address)
     log.info("password_reset_requested", extra={"account": user.id if user else None})
-    if notifications.may_be_mailed(address, Purpose.PASSWORD_RESET):
-        notifications.mail_password_reset(address)
+    if services().notifications.is_within_limit(address, Purpose.PASSWORD_RESET):
+        services().notifications.send_password_reset(address)
     return Response(status=202)
 
 
@@ -129,13 +136,11 @@ def ask_for_password_reset(wanted: dict[str, str]) -> Response:
 @blueprint.arguments(NewPassword)
 @blueprint.response(204)
 @blueprint.problems(InvalidToken)
-def reset_password(chosen: dict[str, str]) -> None:
-    """Choose a new password with the token from the mail: all sessions end"""
+def reset_password(new: dict[str, str]) -> None:
+    """Choose a new password with the token from the email. All sessions end."""
     sessions.require_store()
-    user = account.reset_password(chosen["token"], chosen["password"])
-    reset_attempts(user)
-    sessions.end_all(user.id, connections.grant_of(user.id))
-    session.clear()
+    user = services().password_changes.reset(new["token"], new["password"])
+    _end_all_sessions(user)
 
 
 @blueprint.post("/api/email-verification")
@@ -143,12 +148,12 @@ def reset_password(chosen: dict[str, str]) -> None:
 @blueprint.response(202)
 @blueprint.problems(TooManyAttempts)
 def ask_for_email_verification() -> Response:
-    """Request another email that verifies the address, or the one that is to replace it"""
-    _require_mail()
+    """Send another email that verifies the address, or the pending address if there is one."""
+    _require_email()
     user = require_user()
     if user.email_to_verify is not None:
-        notifications.count_mail(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
-        notifications.mail_verification(user)
+        services().notifications.count(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
+        services().notifications.send_verification(user)
     return Response(status=202)
 
 
@@ -158,11 +163,11 @@ def ask_for_email_verification() -> Response:
 @blueprint.response(204)
 @blueprint.problems(InvalidToken, EmailTaken)
 def verify_email(shown: dict[str, str]) -> None:
-    """Verify an address with the token from the email
+    """Verify an address with the token from the email.
 
     If it is the `pending_email`, it replaces the current address.
     """
-    email_change.verify(shown["token"])
+    services().email_changes.verify(shown["token"])
 
 
 @blueprint.put("/api/email-change")
@@ -171,18 +176,23 @@ def verify_email(shown: dict[str, str]) -> None:
 @blueprint.response(204)
 @blueprint.problems(InvalidToken, EmailTaken)
 def decide_email_change(decision: dict[str, str]) -> None:
-    """Undo a change of address with the token from the email to the old address
+    """Undo a change of address with the token from the email to the old address.
 
     Restores that address and ends all sessions. The password no longer works; the address is sent a link to
     choose a new one.
     """
     sessions.require_store()
-    user = email_change.undo(decision["token"])
-    reset_attempts(user)
+    user = services().email_changes.undo(decision["token"])
+    _end_all_sessions(user)
+
+
+def _end_all_sessions(user: User) -> None:
+    """End all sessions of a user who has proved by email who they are, including this one."""
+    services().authenticator.reset_attempts(user)
     sessions.end_all(user.id, connections.grant_of(user.id))
     session.clear()
 
 
-def _require_mail() -> None:
+def _require_email() -> None:
     if not services().mailer.is_configured:
         raise ServiceUnavailable("This server is not configured to send email.")

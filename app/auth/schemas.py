@@ -1,19 +1,19 @@
+"""Request and response bodies of the auth routes."""
+
 from typing import Any
 
 import marshmallow as ma
 from marshmallow import validate
 
-from app.auth import passwords, usernames
+from app.auth import password_policy, usernames
 from app.models import normalization
 from app.spotify.schemas import SpotifyOut
-from app.user.schemas import UserOut
-from app.web.access import require_user
+from app.web.api import Timestamp
 from app.web.validation import (
     EMAIL,
     GUESSABLE,
     LENGTH,
     NOT_A_TOKEN,
-    PASSWORD_NEEDED,
     UNDO_ONLY,
     USERNAME,
     Normalized,
@@ -24,7 +24,7 @@ from app.web.validation import (
 
 
 def username() -> Normalized:
-    """A username, loaded in its normal form."""
+    """Return a field for a username, which is loaded in its normal form."""
     return Normalized(
         required=True,
         max_length=200,
@@ -36,7 +36,7 @@ def username() -> Normalized:
 
 
 def email() -> Normalized:
-    """An email address, loaded as mail is sent to it."""
+    """Return a field for an email address, which is loaded in the form that email is sent to."""
     return Normalized(
         required=True,
         max_length=500,
@@ -48,120 +48,89 @@ def email() -> Normalized:
 
 
 class PasswordLength(validate.Length):
-    """Bounds for the number of characters once a password is prepared."""
+    """Limits the number of characters of a password in its prepared form."""
 
     def __call__(self, value: Any) -> Any:
-        # Do not prepare a text that is too long anyway: normalizing can take long.
-        too_long = len(value) > passwords.MAX_TYPED_LENGTH
-        super().__call__(value if too_long else passwords.prepare(value))
+        """Validate a password. One that is far too long is not prepared, which could be slow."""
+        is_far_too_long = len(value) > password_policy.MAX_TYPED_LENGTH
+        super().__call__(value if is_far_too_long else password_policy.prepare(value))
         return value
 
 
 def new_password() -> Text:
-    """A password that is being chosen."""
+    """Return a field for a password that is being chosen."""
+    length = PasswordLength(min=password_policy.MIN_LENGTH, max=password_policy.MAX_LENGTH, error=LENGTH)
     return Text(
         required=True,
         load_only=True,
-        validate=[
-            PasswordLength(min=passwords.MIN_LENGTH, max=passwords.MAX_LENGTH, error=LENGTH),
-            _refuse_guessable,
-        ],
+        validate=[length, _require_not_guessable],
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
 
-def known_password(*, required: bool = True) -> Text:
-    """A password that is being shown."""
+def current_password(*, required: bool = True) -> Text:
+    """Return a field for the password of an account."""
     return Text(
         required=required,
         load_only=True,
-        validate=at_most(passwords.MAX_TYPED_LENGTH),
+        validate=at_most(password_policy.MAX_TYPED_LENGTH),
         metadata={"format": "password", "example": "a long sentence is best"},
     )
 
 
 def token() -> Text:
-    """A token from an email."""
+    """Return a field for a token from an email."""
     return Text(required=True, load_only=True, validate=at_most(200, NOT_A_TOKEN))
 
 
-def _refuse_guessable(password: str) -> None:
-    # One of a wrong length is refused for that alone.
-    if passwords.MIN_LENGTH <= len(password) <= passwords.MAX_TYPED_LENGTH and passwords.is_common(password):
+def _require_not_guessable(password: str) -> None:
+    # A password of the wrong length has a message already.
+    has_valid_length = password_policy.MIN_LENGTH <= len(password) <= password_policy.MAX_TYPED_LENGTH
+    if has_valid_length and password_policy.is_guessable(password):
         raise ma.ValidationError(GUESSABLE)
 
 
 class Registration(Schema):
+    """A new account."""
+
     username = username()
     email = email()
     password = new_password()
 
     @ma.validates_schema(skip_on_field_errors=False)
     def validate_password(self, data: dict[str, str], **_options: object) -> None:
-        """Compare the password with the person's own names. Only fields that are valid are in `data`."""
-        own = {name: data[name] for name in ("username", "email") if name in data}
-        if "password" in data and passwords.is_common(data["password"], **own):
+        """Compare the password with the username and the email address, if they are valid."""
+        names = {name: data[name] for name in ("username", "email") if name in data}
+        if "password" in data and password_policy.is_guessable(data["password"], **names):
             raise ma.ValidationError(GUESSABLE, "password")
 
 
 class Credentials(Schema):
+    """What a person signs in with."""
+
     login = Text(
         required=True,
         validate=at_most(500),
         metadata={"description": "Username or email address", "example": "ada"},
     )
-    password = known_password()
-
-
-class KnownPassword(Schema):
-    password = known_password()
-
-
-class PasswordIfNeeded(Schema):
-    """Needed only if the sign-in was more than 15 minutes ago."""
-
-    current_password = known_password(required=False)
-
-
-class ProfileChange(Schema):
-    """Any of them; what is left out stays as it is."""
-
-    username = username()
-    email = email()
-    current_password = known_password()
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"partial": True, **options})
-
-    @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
-    def validate_current_password(self, data: dict[str, str], original: Any, **_options: object) -> None:
-        """Require the password for a new address."""
-        is_new = "email" in data and require_user().email not in normalization.spellings(data["email"])
-        if is_new and "current_password" not in original:
-            raise ma.ValidationError(PASSWORD_NEEDED, "current_password")
-
-
-class PasswordChange(Schema):
-    current_password = known_password()
-    new_password = new_password()
-
-    @ma.validates_schema(skip_on_field_errors=False)
-    def validate_new_password(self, data: dict[str, str], **_options: object) -> None:
-        """Compare the new password with the person's own names."""
-        user, password = require_user(), data.get("new_password")
-        if password and passwords.is_common(password, username=user.username, email=user.email):
-            raise ma.ValidationError(GUESSABLE, "new_password")
+    password = current_password()
 
 
 class EmailOnly(Schema):
+    """An email address."""
+
     email = email()
 
 
 class TokenOnly(Schema):
+    """A token from an email."""
+
     token = token()
 
 
 class EmailChangeDecision(Schema):
+    """What to do about a change of the email address."""
+
     token = token()
     decision = Text(
         required=True,
@@ -172,11 +141,30 @@ class EmailChangeDecision(Schema):
 
 
 class NewPassword(Schema):
+    """A new password, with the token from the email."""
+
     token = token()
     password = new_password()
 
 
+class UserOut(ma.Schema):
+    """A user."""
+
+    id = ma.fields.Integer(required=True)
+    username = ma.fields.String(required=True)
+    email = ma.fields.String(required=True)
+    email_verified = ma.fields.Boolean(required=True)
+    pending_email = ma.fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Replaces `email` when it is verified"},
+    )
+    created_at = Timestamp(required=True)
+
+
 class SessionOut(ma.Schema):
+    """Who is signed in, and their connection to Spotify."""
+
     authenticated = ma.fields.Boolean(required=True)
     user = ma.fields.Nested(UserOut, required=True, allow_none=True)
     spotify = ma.fields.Nested(SpotifyOut, required=True, allow_none=True)

@@ -21,8 +21,6 @@ from app.infra.database import reading, run_in_transaction
 from app.models import User, normalization
 from app.services import services
 from app.spotify import connections
-from app.user import email_change
-from app.user.notifications import mail_verification
 from app.web import sessions
 from app.web.problems import problem_type
 
@@ -58,7 +56,7 @@ _user = click.argument("user", metavar="USER", callback=text)
 def create(username: str, email: str, password: str) -> None:
     """Create an account."""
     new = Registration().load({"username": username, "email": email, "password": password})
-    user = create_account(**new)
+    user = create_account(services().passwords, **new)
     click.echo(f"created user {user.id}: {user.username} <{user.email}>")
 
 
@@ -92,13 +90,15 @@ def set_email(user: str, email: str) -> None:
     notice. Links that were mailed earlier no longer work.
     """
     entered = EmailOnly().load({"email": email})["email"]
-    changed = _change(_find(user), lambda db, row: email_change.set_by_operator(db, row, entered))
+    changed = _change(_find(user), lambda db, row: services().email_changes.set_by_operator(db, row, entered))
     log.info("email_changed", extra={"account": changed.id})
     click.echo(f"user {changed.id} ({changed.username}) now has the address {_email(changed)}")
     if changed.email_verified:
         return
     if services().mailer.is_configured:
-        mail_verification(changed)  # not limited like the requests of strangers, and so without Redis
+        services().notifications.send_verification(
+            changed
+        )  # not limited like the requests of strangers, and so without Redis
     else:
         click.echo("No link to verify it was mailed: MAIL_URL is not set.", err=True)
 

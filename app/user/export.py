@@ -1,60 +1,56 @@
-"""What a person gets who asks for all that is held about them (GDPR, articles 15 and 20)."""
+"""Collects the personal data that a user can request (GDPR, articles 15 and 20)."""
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from app.infra.clock import utc_now
 from app.infra.database import reading
 from app.models import OneTimeToken, Purpose, SpotifyUser, TokenRefresh, User
-from app.spotify.schemas import describe
 from app.web import sessions
+from app.web.sessions.index import ListedSession
 
 
-def everything_about(user: User) -> dict[str, Any]:
-    """All personal data held, for `ExportOut`. No tokens, no password hash."""
+@dataclass(frozen=True)
+class PreviousEmail:
+    """An address that the user can restore until `expires_at`."""
+
+    email: str
+    email_address: str | None  # as it was entered
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class PersonalData:
+    """All personal data that is stored about a user."""
+
+    user: User
+    previous_emails: list[PreviousEmail]
+    sessions: list[ListedSession]
+    spotify_user: SpotifyUser | None
+    refreshes: list[TokenRefresh]
+
+
+def collect_personal_data(user: User) -> PersonalData:
+    """Collect everything about a user."""
     with reading() as db:
-        previous_emails = db.execute(_previous_emails(user)).all()
-        link = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
-        refreshes = (
-            list(
-                db.scalars(
-                    sa.select(TokenRefresh)
-                    .where(TokenRefresh.spotify_user_id == link.id)
-                    .order_by(TokenRefresh.id)
-                )
-            )
-            if link is not None
-            else []
-        )
-    return {
-        "exported_at": utc_now(),
-        "user": _columns(user) | {"previous_emails": previous_emails},
-        "sessions": sessions.of_user(user.id, link.token.grant_id if link is not None else None),
-        "spotify": None if link is None else describe(link) | _more(link),
-        "spotify_refreshes": refreshes,
-    }
+        previous_emails = _previous_emails(db, user)
+        spotify_user = db.scalar(sa.select(SpotifyUser).where(SpotifyUser.user_id == user.id))
+        refreshes = _refreshes(db, spotify_user) if spotify_user is not None else []
+    grant_id = spotify_user.token.grant_id if spotify_user is not None else None
+    listed = sessions.of_user(user.id, grant_id)
+    return PersonalData(user, previous_emails, listed, spotify_user, refreshes)
 
 
-def _previous_emails(user: User) -> sa.Select[str, str | None, datetime]:
-    """Addresses that can be restored, each with the time until when."""
+def _previous_emails(db: Session, user: User) -> list[PreviousEmail]:
     email, entered = OneTimeToken.email, OneTimeToken.email_address
-    until = sa.func.max(OneTimeToken.expires_at).label("expires_at")
-    undoable = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
-    return sa.select(email, entered, until).where(*undoable).group_by(email, entered).order_by(until)
+    expires_at = sa.func.max(OneTimeToken.expires_at).label("expires_at")
+    can_restore = OneTimeToken.user_id == user.id, OneTimeToken.purpose == Purpose.EMAIL_CHANGE
+    found = sa.select(email, entered, expires_at).where(*can_restore).group_by(email, entered)
+    return [PreviousEmail(*row) for row in db.execute(found.order_by(expires_at))]
 
 
-def _columns(user: User) -> dict[str, Any]:
-    names = [*(column.key for column in sa.inspect(User).column_attrs), "email_verified"]
-    return {name: getattr(user, name) for name in names}
-
-
-def _more(link: SpotifyUser) -> dict[str, Any]:
-    return {
-        "product": link.product,
-        "country": link.country,
-        "connected_at": link.created_at,
-        "updated_at": link.updated_at,
-        "last_used_at": link.last_used_at,
-    }
+def _refreshes(db: Session, spotify_user: SpotifyUser) -> list[TokenRefresh]:
+    found = sa.select(TokenRefresh).where(TokenRefresh.spotify_user_id == spotify_user.id)
+    return list(db.scalars(found.order_by(TokenRefresh.id)))

@@ -1,34 +1,43 @@
+"""Routes for the signed-in user."""
+
 import logging
 from typing import Any
 
 from flask import session
 
-from app.auth.login import confirm_password, require_recent_login, reset_attempts, start_session
-from app.auth.schemas import KnownPassword, PasswordChange, PasswordIfNeeded, ProfileChange
+from app.auth.login import start_session
+from app.auth.schemas import UserOut
 from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
 from app.models import User, normalization
 from app.services import services
 from app.spotify import connections
-from app.user import account
-from app.user.export import everything_about
-from app.user.schemas import ExportOut, SessionsOut, UserOut
+from app.user.export import collect_personal_data
+from app.user.schemas import (
+    ExportOut,
+    KnownPassword,
+    PasswordChange,
+    PasswordIfNeeded,
+    ProfileChange,
+    SessionsOut,
+    describe_export,
+)
 from app.web import sessions
 from app.web.access import login_required, require_user
 from app.web.api import Blueprint
 
 log = logging.getLogger(__name__)
 
-blueprint = Blueprint("user", __name__, description="The signed-in person")
+blueprint = Blueprint("user", __name__, description="The signed-in user")
 
-# Within an hour: trying names and addresses tells which are taken.
-PROFILE_CHANGES = 30
+# For one user: trying names and addresses reveals which are taken.
+PROFILE_CHANGES_PER_HOUR = 30
 
 
 @blueprint.get("/api/user")
 @login_required
 @blueprint.response(200, UserOut)
 def get() -> User:
-    """Who is signed in"""
+    """Return the signed-in user."""
     return require_user()
 
 
@@ -37,26 +46,25 @@ def get() -> User:
 @blueprint.arguments(ProfileChange)
 @blueprint.response(200, UserOut)
 @blueprint.problems(InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
-def change(wanted: dict[str, str]) -> User:
-    """Change the username or the email address
+def change(requested: dict[str, str]) -> User:
+    """Change the username or the email address.
 
-    A new address needs `current_password`. It replaces one that is not verified at once; a verified one is
-    kept until the new one, `pending_email`, is verified with the link that is mailed to it. The verified
-    address is mailed a link that undoes the change for seven days. Sending the current address cancels a
-    change that is pending.
+    A new address needs `current_password`. It replaces an unverified address at once. A verified address
+    stays until the new one, `pending_email`, is verified with the link that is sent to it. The old address
+    gets a link that undoes the change within seven days. The current address cancels a pending change.
     """
     user = require_user()
-    username, email = wanted.get("username", user.username), wanted.get("email")
-    is_new = email is not None and user.email not in normalization.spellings(email)
-    cancels = email is not None and not is_new and user.pending_email is not None
-    if username != user.username or is_new or cancels:
-        services().throttle.hit("profile-changes", str(user.id), limit=PROFILE_CHANGES)
-    if is_new:
-        confirm_password(user, wanted["current_password"])
-    return account.change_profile(
+    username, email = requested.get("username", user.username), requested.get("email")
+    is_new_email = email is not None and user.email not in normalization.spellings(email)
+    cancels = email is not None and not is_new_email and user.pending_email is not None
+    if username != user.username or is_new_email or cancels:
+        services().throttle.hit("profile-changes", str(user.id), limit=PROFILE_CHANGES_PER_HOUR)
+    if is_new_email:
+        services().authenticator.confirm_password(user, requested["current_password"])
+    return services().user_accounts.change_profile(
         user,
         username=username if username != user.username else None,
-        email=email if is_new or cancels else None,
+        email=email if is_new_email or cancels else None,
     )
 
 
@@ -65,11 +73,11 @@ def change(wanted: dict[str, str]) -> User:
 @blueprint.arguments(PasswordChange)
 @blueprint.response(204)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
-def change_password(chosen: dict[str, str]) -> None:
-    """Choose a new password: this session gets a new id, all others end"""
+def change_password(requested: dict[str, str]) -> None:
+    """Change the password. This session gets a new id, and all others end."""
     user = require_user()
-    confirm_password(user, chosen["current_password"])
-    changed = account.change_password(user, chosen["new_password"])
+    services().authenticator.confirm_password(user, requested["current_password"])
+    changed = services().password_changes.change(user, requested["new_password"])
     sessions.end_others(user.id, connections.grant_of(user.id))
     start_session(changed)
 
@@ -80,12 +88,12 @@ def change_password(chosen: dict[str, str]) -> None:
 @blueprint.response(204)
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def delete(shown: dict[str, str]) -> None:
-    """Delete the account: with the connection to Spotify, its tokens, and every session"""
+    """Delete the account, its connection to Spotify with all tokens, and all sessions."""
     user = require_user()
-    confirm_password(user, shown["password"])
+    services().authenticator.confirm_password(user, shown["password"])
     grant_id = connections.grant_of(user.id)
-    account.delete_account(user)
-    reset_attempts(user)
+    services().user_accounts.delete(user)
+    services().authenticator.reset_attempts(user)
     sessions.end_others(user.id, grant_id)
     session.clear()
 
@@ -94,10 +102,9 @@ def delete(shown: dict[str, str]) -> None:
 @login_required
 @blueprint.response(200, SessionsOut)
 def list_sessions() -> dict[str, Any]:
-    """Where one is signed in, the session seen last first
+    """List the sessions of the user, most recently used first.
 
-    Includes sessions of visitors who use this account's Spotify connection, because they connected the same
-    Spotify account without signing in.
+    Includes sessions of visitors who have connected the same Spotify account without signing in.
     """
     user = require_user()
     return {"items": sessions.of_user(user.id, connections.grant_of(user.id))}
@@ -109,12 +116,12 @@ def list_sessions() -> dict[str, Any]:
 @blueprint.response(204)
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
 def end_other_sessions(shown: dict[str, str]) -> None:
-    """Sign out everywhere but here
+    """End all sessions except this one.
 
     Needs a sign-in within the last 15 minutes, or `current_password`.
     """
     user = require_user()
-    require_recent_login(user, shown.get("current_password"))
+    services().authenticator.require_recent_login(user, shown.get("current_password"))
     ended = sessions.end_others(user.id, connections.grant_of(user.id))
     log.info("sessions_ended", extra={"ended": ended})
 
@@ -125,17 +132,17 @@ def end_other_sessions(shown: dict[str, str]) -> None:
 @blueprint.response(204)
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
 def end_session(shown: dict[str, str], session_id: str) -> None:
-    """End one session
+    """End one session.
 
-    Another session than this one needs a sign-in within the last 15 minutes, or `current_password`. Also
-    204 if there is none with this id: it has ended, or it never was one of this person's.
+    Ending a session other than this one needs a sign-in within the last 15 minutes, or `current_password`.
+    If the user has no session with this id, the response is 204 too.
     """
     if sessions.is_own(session_id):
         log.info("signed_out")
         session.clear()
         return
     user = require_user()
-    require_recent_login(user, shown.get("current_password"))
+    services().authenticator.require_recent_login(user, shown.get("current_password"))
     if sessions.end_one(user.id, connections.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
 
@@ -144,7 +151,7 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
 @login_required
 @blueprint.response(200, ExportOut, headers={"Content-Disposition": {"schema": {"type": "string"}}})
 def export() -> tuple[dict[str, Any], int, dict[str, str]]:
-    """All personal data that is held, without tokens"""
+    """Return all personal data that is stored about the user, without tokens."""
     log.info("data_exported")
-    name = 'attachment; filename="backline-export.json"'
-    return everything_about(require_user()), 200, {"Content-Disposition": name}
+    headers = {"Content-Disposition": 'attachment; filename="backline-export.json"'}
+    return describe_export(collect_personal_data(require_user())), 200, headers

@@ -17,7 +17,7 @@ import werkzeug.security
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth import passwords
+from app.auth import password_policy, passwords
 from app.errors import ServiceUnavailable, ValidationError
 from app.infra.database import reading, writing
 from app.models import User
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.full_hashing_cost
 ADA = {"username": "ada", "email": "ada.lovelace@example.com"}
 LISTED = [
     line
-    for line in (Path(passwords.__file__).with_name("common_passwords.txt")).read_text().splitlines()
+    for line in (Path(password_policy.__file__).with_name("common_passwords.txt")).read_text().splitlines()
     if not line.startswith("# ")
 ]
 
@@ -82,8 +82,8 @@ def test_a1_every_character_counts(client: FlaskClient) -> None:
     ids=ascii,
 )
 def test_password_is_the_same_from_every_keyboard(one: str, other: str) -> None:
-    assert passwords.prepare(one) == passwords.prepare(other)
-    assert passwords.prepare(passwords.prepare(other)) == passwords.prepare(other)
+    assert password_policy.prepare(one) == password_policy.prepare(other)
+    assert password_policy.prepare(password_policy.prepare(other)) == password_policy.prepare(other)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_password_is_the_same_from_every_keyboard(one: str, other: str) -> None:
 )
 def test_password_is_neither_folded_nor_trimmed(other: str) -> None:
     """Case, width, and invisible characters count (RFC 8265 section 4.2.2)."""
-    assert passwords.prepare(other) != passwords.prepare("two words")
+    assert password_policy.prepare(other) != password_policy.prepare("two words")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -123,8 +123,8 @@ def test_password_hash_of_an_earlier_release_is_renewed(
     def signs_in(password: str) -> int:
         return new_client().post("/api/login", json={"login": "ada", "password": password}).status_code
 
-    assert signs_in(passwords.prepare(typed)) == 401
-    assert [signs_in(typed), signs_in(typed), signs_in(passwords.prepare(typed))] == [200] * 3
+    assert signs_in(password_policy.prepare(typed)) == 401
+    assert [signs_in(typed), signs_in(typed), signs_in(password_policy.prepare(typed))] == [200] * 3
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -151,7 +151,7 @@ def test_password_length_counts_prepared_characters(client: FlaskClient, passwor
 
 def refused(password: str, **person: str) -> bool:
     try:
-        passwords.validate_strength(password, field="password", **person)
+        password_policy.validate_strength(password, field="password", **person)
     except ValidationError as error:
         return list(error.members["errors"]) == ["password"]  # type: ignore[call-overload]
     return False
@@ -159,7 +159,7 @@ def refused(password: str, **person: str) -> bool:
 
 def test_a2_every_common_password_is_refused() -> None:
     assert len(LISTED) >= 3000
-    assert [word for word in LISTED if len(word) < passwords.MIN_LENGTH] == []
+    assert [word for word in LISTED if len(word) < password_policy.MIN_LENGTH] == []
     assert [word for word in LISTED if not refused(word)] == []
     assert [word for word in LISTED if not refused(word.upper())] == []
 
@@ -242,14 +242,11 @@ def test_a4_so_many_hashes_at_once_as_there_are_processors(
         verify = count
 
     monkeypatch.setattr(passwords, "_hasher", Counted())
-    monkeypatch.setattr(passwords, "_turns", threading.BoundedSemaphore(3))
-
-    def ask(_: int) -> None:
-        with app.app_context():
-            passwords.verify(None, "x")
+    service: passwords.Passwords = app.extensions["backline"].passwords
+    monkeypatch.setattr(service, "_slots", threading.BoundedSemaphore(3))
 
     with ThreadPoolExecutor(5) as pool:
-        list(pool.map(ask, range(30)))
+        list(pool.map(lambda _: service.verify(None, "x"), range(30)))
 
     assert most == 3
 
@@ -257,17 +254,18 @@ def test_a4_so_many_hashes_at_once_as_there_are_processors(
 def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
     app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passwords, "_turns", threading.BoundedSemaphore(1))
-    monkeypatch.setattr(passwords, "_LONGEST_WAIT_SECONDS", 0.05)
-    with passwords.hashing_slot():
+    service: passwords.Passwords = app.extensions["backline"].passwords
+    monkeypatch.setattr(service, "_slots", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(service, "MAX_WAIT_SECONDS", 0.05)
+    with service.hashing_slot():
         busy = client.post("/api/login", json={"login": "ada", "password": "x"})
         assert (busy.status_code, slug(busy)) == (503, "service-unavailable")
         assert busy.headers["Retry-After"] == "1"
     threads = app.extensions["backline"].config.threads
-    monkeypatch.setattr(passwords, "_in_line", threads - 2)
-    with app.app_context(), pytest.raises(ServiceUnavailable):
-        passwords.verify(None, "x")
-    monkeypatch.setattr(passwords, "_in_line", 0)
+    monkeypatch.setattr(service, "_callers", threads - 2)
+    with pytest.raises(ServiceUnavailable):
+        service.verify(None, "x")
+    monkeypatch.setattr(service, "_callers", 0)
     assert client.post("/api/login", json={"login": "ada", "password": "x"}).status_code == 401
 
 

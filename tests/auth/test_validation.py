@@ -3,7 +3,8 @@
 import pytest
 from flask.testing import FlaskClient
 
-from app.auth import schemas
+from app.auth import schemas as auth_schemas
+from app.user import schemas as user_schemas
 from app.web import validation
 from tests.helpers.flows import register, slug
 
@@ -103,7 +104,7 @@ def test_form_reports_all_problems_at_once(
 def test_every_field_of_a_body_has_messages_of_ours(database_url: str) -> None:
     bodies = [
         kind
-        for kind in vars(schemas).values()
+        for kind in {**vars(auth_schemas), **vars(user_schemas)}.values()
         if isinstance(kind, type) and issubclass(kind, validation.Schema)
     ]
 

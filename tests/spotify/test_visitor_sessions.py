@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth import passwords
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
@@ -345,7 +344,8 @@ def test_registering_does_not_take_over_a_newer_grant(
     new_client: NewClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     connect(first := new_client(), sandbox)
-    second, hash_password = new_client(), passwords.hash_password
+    second, passwords = new_client(), app.extensions["backline"].passwords
+    hash_password = passwords.hash
 
     def hash_late(password: str) -> str:
         meanwhile(connect, second, sandbox)
@@ -354,7 +354,7 @@ def test_registering_does_not_take_over_a_newer_grant(
     if when == "before":
         connect(second, sandbox)
     else:
-        monkeypatch.setattr(passwords, "hash_password", hash_late)
+        monkeypatch.setattr(passwords, "hash", hash_late)
     register(first, "ada")
 
     assert first.get("/api/spotify").json == NOT_CONNECTED

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth import passwords
+from app.auth.passwords import Passwords
 from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
@@ -21,7 +21,7 @@ from app.services import services
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.connections import Connections
-from app.user import account
+from app.user.account import UserAccounts
 from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions
 from tests.helpers.factories import let_pass
@@ -96,15 +96,15 @@ def test_b4_two_tabs_that_change_different_things_lose_nothing(
     """The tab that began first ends last: it must not put back what the other one has changed."""
     register(client, "ada")
     begun, go_on = threading.Event(), threading.Event()
-    change_profile = account.change_profile
+    change_profile = UserAccounts.change_profile
 
-    def change_late(user: User, *, username: str | None, email: str | None) -> User:
+    def change_late(accounts: UserAccounts, user: User, *, username: str | None, email: str | None) -> User:
         if username is not None:
             begun.set()
             assert go_on.wait(30)
-        return change_profile(user, username=username, email=email)
+        return change_profile(accounts, user, username=username, email=email)
 
-    monkeypatch.setattr(account, "change_profile", change_late)
+    monkeypatch.setattr(UserAccounts, "change_profile", change_late)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(another_tab(client).patch, "/api/user", json={"username": "lovelace"})
         assert begun.wait(30)
@@ -201,13 +201,13 @@ def test_of_two_new_passwords_at_once_one_is_stored(
     register(client, "ada")
     login(other := new_client(), "ada")
     both_have_proved = threading.Barrier(2)
-    hash_password = passwords.hash_password
+    hash_password = Passwords.hash
 
-    def hash_together(password: str) -> str:
+    def hash_together(passwords: Passwords, password: str) -> str:
         both_have_proved.wait(30)
-        return hash_password(password)
+        return hash_password(passwords, password)
 
-    monkeypatch.setattr(passwords, "hash_password", hash_together)
+    monkeypatch.setattr(Passwords, "hash", hash_together)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda each: change_password(each, PASSWORD, NEW_PASSWORD), (client, other)))
 
@@ -549,13 +549,13 @@ def test_a_deletion_does_not_outlive_the_password_it_was_proved_with(
 ) -> None:
     register(client, "ada")
     login(other := new_client(), "ada")
-    erase = account.delete_account
+    delete = UserAccounts.delete
 
-    def erase_late(user: User) -> None:
+    def delete_late(accounts: UserAccounts, user: User) -> None:
         assert change_password(other, PASSWORD, NEW_PASSWORD) == 204
-        erase(user)
+        delete(accounts, user)
 
-    monkeypatch.setattr(account, "delete_account", erase_late)
+    monkeypatch.setattr(UserAccounts, "delete", delete_late)
     response = client.delete("/api/user", json={"password": PASSWORD})
 
     assert (response.status_code, slug(response)) == (401, "invalid-credentials")

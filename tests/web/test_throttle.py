@@ -1,16 +1,17 @@
 """Guessing is slow, wherever it comes from, and locks nobody out (A5, A6)."""
 
-import hashlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.auth import passwords
+from app.auth.passwords import Passwords
 from app.web.client_address import client_network
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
@@ -41,22 +42,10 @@ def wait_is_over(store: redis.Redis) -> None:
             store.hset(key, "until", 0)
 
 
-def quick_hash(password: str) -> str:
-    return hashlib.sha256(password.encode()).hexdigest()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing passwords costs nothing: for tests with hundreds of guesses that count something else."""
-    monkeypatch.setattr(passwords, "hash_password", quick_hash)
-    monkeypatch.setattr(passwords, "needs_rehash", lambda _: False)
-    monkeypatch.setattr(passwords, "_verifies", lambda stored, password: stored == quick_hash(password))
-
-
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("login", ["ada", "nobody"])
 def test_ten_guesses_are_free_then_each_doubles_a_wait(
-    new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None, login: str
+    new_client: Callable[[], FlaskClient], store: redis.Redis, login: str
 ) -> None:
     register(new_client(), "ada")
     client = new_client()
@@ -79,14 +68,14 @@ def test_while_one_waits_not_even_the_right_password_is_looked_at(
 ) -> None:
     register(client, "ada")
     assert statuses(client, "ada", 10) == [401] * 10
-    monkeypatch.setattr(passwords, "_verifies", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr(PasswordHasher, "verify", lambda *_: pytest.fail("it was looked at"))
 
     assert guess(client, "ada", PASSWORD).status_code == 429
 
 
 @pytest.mark.requirement("A5")
 def test_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
-    client: FlaskClient, app: Flask, quick: None
+    client: FlaskClient, app: Flask
 ) -> None:
     register(client, "ada")
     with ThreadPoolExecutor(16) as pool:
@@ -98,7 +87,7 @@ def test_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("addresses", [1, 50])
 def test_nobody_is_locked_out_from_elsewhere(
-    new_client: Callable[[], FlaskClient], app: Flask, quick: None, addresses: int
+    new_client: Callable[[], FlaskClient], app: Flask, addresses: int
 ) -> None:
     """A hundred guesses, from one address or from fifty: a fresh address with the right password gets in."""
     register(new_client(), "ada")
@@ -111,7 +100,7 @@ def test_nobody_is_locked_out_from_elsewhere(
 
 @pytest.mark.requirement("A5")
 def test_an_account_under_attack_gives_each_address_one_guess(
-    new_client: Callable[[], FlaskClient], store: redis.Redis, quick: None
+    new_client: Callable[[], FlaskClient], store: redis.Redis
 ) -> None:
     register(new_client(), "ada")
     client = new_client()
@@ -125,7 +114,7 @@ def test_an_account_under_attack_gives_each_address_one_guess(
 
 @pytest.mark.requirement("A5")
 def test_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
-    new_client: Callable[[], FlaskClient], quick: None
+    new_client: Callable[[], FlaskClient],
 ) -> None:
     register(new_client(), "ada")
     client = new_client()
@@ -140,7 +129,7 @@ def test_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
 
 @pytest.mark.requirement("A5")
 def test_success_forgets_the_accounts_failures_and_not_the_addresss(
-    client: FlaskClient, store: redis.Redis, quick: None
+    client: FlaskClient, store: redis.Redis
 ) -> None:
     register(client, "ada")
     statuses(client, "ada", 9)
@@ -153,7 +142,7 @@ def test_success_forgets_the_accounts_failures_and_not_the_addresss(
 
 @pytest.mark.requirement("A5")
 def test_failures_are_forgotten_by_the_form_they_were_counted_under(
-    client: FlaskClient, store: redis.Redis, quick: None
+    client: FlaskClient, store: redis.Redis
 ) -> None:
     """An address keeps its ß, because mail for it would go elsewhere; guesses at it are counted without."""
     address = "ada@straße.example"
@@ -167,7 +156,7 @@ def test_failures_are_forgotten_by_the_form_they_were_counted_under(
 
 
 @pytest.mark.requirement("A5")
-def test_what_was_counted_outlives_the_process(app: Flask, another_worker: Flask, quick: None) -> None:
+def test_what_was_counted_outlives_the_process(app: Flask, another_worker: Flask) -> None:
     register(app.test_client(), "ada")
     statuses(app.test_client(), "ada", 10)
 
@@ -199,7 +188,7 @@ def test_without_redis_no_password_is_looked_at(
 ) -> None:
     register(app.test_client(), "ada")
     looked = []
-    monkeypatch.setattr(passwords, "_verifies", lambda *_: looked.append(1))
+    monkeypatch.setattr(PasswordHasher, "verify", lambda *_: looked.append(1))
     redis_proxy.refuse()
     redis_proxy.cut()
 
@@ -210,15 +199,14 @@ def test_without_redis_no_password_is_looked_at(
 
 
 def test_a_servers_trouble_is_not_the_callers_failure(
-    client: FlaskClient, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, store: redis.Redis, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(client, "ada")
+    passwords: Passwords = app.extensions["backline"].passwords
+    monkeypatch.setattr(passwords, "_slots", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(passwords, "MAX_WAIT_SECONDS", 0.01)
 
-    def busy(*_: object) -> bool:
-        raise passwords.ServiceUnavailable(retry_after=1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(passwords, "_verifies", busy)
+    with passwords.hashing_slot():
         assert statuses(client, "ada", 20) == [503] * 20
 
     assert statuses(client, "ada", 11) == [401] * 10 + [429]
@@ -226,8 +214,7 @@ def test_a_servers_trouble_is_not_the_callers_failure(
         wait_is_over(store)
         assert guess(client, "ada").status_code == 401
     wait_is_over(store)
-    with monkeypatch.context() as patch:
-        patch.setattr(passwords, "_verifies", busy)
+    with passwords.hashing_slot():
         assert guess(client, "ada", PASSWORD).status_code == 503
     assert guess(client, "ada", PASSWORD).status_code == 200
 
@@ -243,7 +230,7 @@ def test_redis_learns_neither_names_nor_addresses(client: FlaskClient, store: re
 
 
 def test_accounts_are_made_at_a_hundred_an_hour_from_one_address(
-    new_client: Callable[[], FlaskClient], quick: None
+    new_client: Callable[[], FlaskClient],
 ) -> None:
     for _ in range(100):
         register(new_client())

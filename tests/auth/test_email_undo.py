@@ -15,12 +15,7 @@ from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OutgoingMail, Purpose, User, normalization
 from app.user.emails import EmailWriter
-from tests.helpers.flows import PASSWORD, another_tab, connect, register
-from tests.helpers.mail_server import Mailbox, token_in
-from tests.helpers.route_matrix import settled
-from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import eventually
-from tests.user.test_email_change import (
+from tests.auth.test_email_change import (
     ADA,
     CHANGED,
     NEW,
@@ -34,6 +29,11 @@ from tests.user.test_email_change import (
     undo,
     verify,
 )
+from tests.helpers.flows import PASSWORD, another_tab, connect, register
+from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.route_matrix import settled
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import eventually
 
 
 @pytest.fixture
