@@ -264,10 +264,10 @@ def _is_local(settings: Mapping[str, Any]) -> bool:
 
 
 def read_environment() -> dict[str, str]:
-    """The process's environment, over what the project's `.env` file says.
+    """Return the process's environment, together with the project's `.env` file, which it overrides.
 
-    `FLASK_SKIP_DOTENV=1` leaves the file unread, as it does for Flask itself. If other users can read the
-    file, the process says so once on standard error.
+    As with Flask itself, `FLASK_SKIP_DOTENV=1` skips the file. If other users can read the file, the process
+    warns about it once, on standard error.
 
     Raises:
         ConfigError: there is a `.env`, but it cannot be read.
@@ -288,9 +288,9 @@ def read_environment() -> dict[str, str]:
 @cache
 def _warn_of_readable_file(path: Path) -> None:
     status = path.stat()
-    # A file of another owner may be ours to read by its group on purpose.
+    # If another user owns the file, we may be meant to read it through its group.
     is_ours = status.st_uid == os.geteuid()
     if status.st_mode & (stat.S_IRGRP | stat.S_IROTH if is_ours else stat.S_IROTH):
         remedy = f"chmod {'600' if is_ours else 'o-rwx'} {shlex.quote(str(path))}"
-        with suppress(OSError):  # a full disk behind it
+        with suppress(OSError):  # the disk may be full
             sys.stderr.write(f"Other users can read {path}, which holds secrets. Run: {remedy}\n")

@@ -1,1 +1,1 @@
-"""The clock, the stores, the HTTP client, encryption, and logs. Nothing here knows Spotify or a route."""
+"""Infrastructure: clock, database, Redis, HTTP client, encryption, and logs."""

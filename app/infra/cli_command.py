@@ -1,4 +1,4 @@
-"""What the operator's commands have in common."""
+"""What all CLI commands have in common."""
 
 from typing import Any
 
@@ -8,9 +8,14 @@ import sqlalchemy as sa
 
 
 class Command(click.Command):
-    """A command that reports in one line, without a traceback, that MySQL or Redis is down."""
+    """A command that reports errors of MySQL and Redis in one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            click.ClickException: MySQL or Redis failed.
+        """
         try:
             return super().invoke(ctx)
         except (sa.exc.SQLAlchemyError, redis.RedisError) as error:
@@ -21,7 +26,11 @@ class Command(click.Command):
 
 
 def text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Return an argument if it is valid text: bytes that are not UTF-8 arrive as lone surrogates."""
+    """Return an argument that is valid text.
+
+    Raises:
+        click.BadParameter: it is not UTF-8. Such bytes arrive as lone surrogates.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The database: one engine, short transactions, and columns that keep what they are given."""
+"""The database: the engine, short transactions, and column types that lose nothing."""
 
 import logging
 import random
@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -29,12 +29,14 @@ from config import Config
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# A transaction in whose way others keep getting is begun anew for so long.
+# Keep retrying a conflicting transaction for up to this long.
 CONFLICT_SECONDS = 5.0
 
 
 class Base(DeclarativeBase):
-    # With names for every constraint Alembic can drop what it has made, on every database.
+    """The base class of all models."""
+
+    # Alembic can only drop constraints that have names.
     metadata = sa.MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -53,24 +55,26 @@ migrate = Migrate()
 class UTCDateTime(sa.types.TypeDecorator[datetime]):
     """An aware datetime, stored as UTC with microseconds.
 
-    MySQL's DATETIME keeps neither the offset nor the microseconds, so a plain
-    DateTime(timezone=True) would hand back 12:00 for 12:00+02:00.
+    MySQL's DATETIME drops the offset, and by default the microseconds: DateTime(timezone=True) would return
+    12:00 for 12:00+02:00.
     """
 
     impl = sa.DateTime().with_variant(DATETIME(fsp=6), "mysql", "mariadb")
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Convert a value for the database."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Convert a value from the database."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
-    """The database's clock, in SQL: one clock for all processes, whatever their own hosts believe.
+    """The database's clock as an SQL function: one clock for all processes, whatever their hosts' clocks say.
 
-    Leases and lives are measured by it. SQLite knows milliseconds only.
+    Leases and lifetimes are measured by it. SQLite's has a resolution of one millisecond.
     """
 
     type = UTCDateTime()
@@ -87,11 +91,11 @@ def _sqlite_now(*_: object, **__: object) -> str:
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
-class exact_string(sa.types.TypeDecorator[str]):  # noqa: N801 - reads as the function beside it
-    """Text from outside that is equal only to itself, trailing blanks included.
+class ExactString(sa.types.TypeDecorator[str]):
+    """Text from outside, compared exactly, including trailing blanks.
 
-    MySQL's default collations take `ä` for `a` and `A` for `a`, and all that pad take `a ` for `a`. What
-    is the same name is our rule (`app.models.normalization`), not the column's.
+    To MySQL's default collations, `ä` and `A` equal `a`, and often `a ` does too. Which names are the same is
+    decided in `app.models.normalization`, and not by a column.
     """
 
     impl = sa.String
@@ -102,15 +106,16 @@ class exact_string(sa.types.TypeDecorator[str]):  # noqa: N801 - reads as the fu
         self.length = length
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose the column's type for a database."""
         if dialect.name not in ("mysql", "mariadb"):
             return super().load_dialect_impl(dialect)
-        # Each of the two has a collation by code point that does not pad, under a name of its own.
+        # Both have a collation that compares code points and does not pad, under different names.
         is_mariadb = getattr(dialect, "is_mariadb", False)
         return VARCHAR(self.length, collation=f"utf8mb4_{'nopad' if is_mariadb else '0900'}_bin")
 
 
 def code_string(length: int) -> sa.String:
-    """Text that is made here, from an alphabet without blanks, and compared by code point."""
+    """Return the type for text that we generate, without blanks. It is compared by code point."""
     return sa.String(length).with_variant(VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
@@ -133,9 +138,9 @@ def init_app(app: Flask, config: Config) -> None:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """A short transaction that only reads, and sees what is committed now.
+    """Open a short transaction that only reads, and sees what is committed now.
 
-    Never the caller's: that might have begun before the lock was had that the caller waited for.
+    It is never the caller's own transaction, which may have begun before the caller got a lock.
     """
     with Session(db.engine, expire_on_commit=False) as session, session.begin():
         yield session
@@ -143,9 +148,9 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def writing() -> Iterator[Session]:
-    """A short transaction, committed at the end of the block and rolled back on any error.
+    """Open a short transaction. It is committed at the end of the block, and rolled back on any error.
 
-    No call to another service may stand inside the block.
+    Do not call another service inside the block.
     """
     engine = db.engine.execution_options(writes=True)
     with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -153,54 +158,62 @@ def writing() -> Iterator[Session]:
 
 
 def db_now(db: Session) -> datetime:
-    """What the database's clock says."""
+    """Return the time of the database's clock."""
     return db.execute(sa.select(database_now())).scalar_one()
 
 
 def read_db_now() -> datetime:
-    """The same, asked for on its own."""
+    """Return the time of the database's clock, in a transaction of its own."""
     with reading() as session:
         return db_now(session)
 
 
-def run_in_transaction(unit: Callable[[Session], T], *, attempts: int = 4) -> T:
-    """Run `unit` in a transaction, and once more from its start if another one got in its way.
+def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
+    """Run `work` in a transaction, and again from its start after a conflict with another one.
 
-    For units that look before they insert: the second look sees what the first could not.
-    A deadlock victim is rolled back whole, so it may run again as well.
+    After a duplicate key, `work` can find the row that it could not see before. After a deadlock, everything
+    was rolled back.
 
     Raises:
-        IntegrityError, OperationalError: the last attempt's, if none succeeded.
+        IntegrityError: the last attempt violated a constraint.
+        OperationalError: the database failed, or the last attempt ended in a deadlock.
     """
     until = time.monotonic() + CONFLICT_SECONDS
-    for attempt in range(1, attempts + 1):
+    for retries_left in range(retries, -1, -1):
         try:
             with writing() as session:
-                return unit(session)
+                return work(session)
         except IntegrityError:
-            if attempt == attempts:
+            if not retries_left:
                 raise
         except OperationalError as error:
-            if attempt == attempts or not _is_deadlock(error) or time.monotonic() > until:
+            if not retries_left or not _is_deadlock(error) or time.monotonic() > until:
                 raise
-        time.sleep(random.uniform(0.01, 0.05))  # or the same two would meet again at once
+        time.sleep(random.uniform(0.01, 0.05))  # or the same two would conflict again
     raise AssertionError("unreachable")
 
 
-def run_in_transaction_until(deadline: float, unit: Callable[[Session], T]) -> T:
-    """The same, and go on trying while the database is away, until `deadline` (`time.monotonic`).
+def run_in_transaction_until(deadline: float, work: Callable[[Session], T]) -> T:
+    """Run `work` in a transaction, and retry while the database is unavailable, until `deadline`.
 
-    A connection that breaks during COMMIT leaves open whether it took effect. So this is for units
-    only that look first whether they have.
+    If a connection breaks during COMMIT, the transaction may have taken effect. So `work` must first check
+    whether it has.
+
+    Args:
+        deadline: A `time.monotonic` value.
+        work: What to run.
 
     Raises:
-        IntegrityError, OperationalError, InterfaceError, NoConnectionFree: the last attempt's.
+        IntegrityError: the last attempt violated a constraint.
+        OperationalError: the database was still unavailable at the deadline.
+        InterfaceError: the connection was still broken at the deadline.
+        PoolTimeoutError: no connection was free at the deadline.
     """
     pause = 0.05
     while True:
         try:
-            return run_in_transaction(unit)
-        except (OperationalError, InterfaceError, NoConnectionFree) as error:
+            return run_in_transaction(work)
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             if time.monotonic() + pause >= deadline:
                 raise
             log.warning("database_unavailable", extra={"reason": type(error).__name__})
@@ -209,9 +222,9 @@ def run_in_transaction_until(deadline: float, unit: Callable[[Session], T]) -> T
 
 
 def _is_deadlock(error: OperationalError) -> bool:
-    """MySQL's 1213 (deadlock) and 1205 (lock wait).
+    """Whether an error is MySQL's 1213 (deadlock) or 1205 (lock wait timeout).
 
-    After 1205 MySQL has undone one statement only; leaving the `writing()` block undid the rest.
+    After 1205, MySQL rolls back one statement only. Leaving the `writing()` block rolled back the rest.
     """
     return error_code(error.orig) in (1213, 1205)
 
@@ -220,14 +233,14 @@ _SQLITE_OPTIONS: dict[str, Any] = {"connect_args": {"timeout": 5}, "hide_paramet
 
 
 def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:
-    # A fresh checkout has no `instance/` yet. Where it cannot be made, the driver says so better.
+    # A fresh checkout has no `instance/` yet. If it cannot be created, the driver's error says so better.
     with suppress(OSError):
         Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _sqlite_connect(connection: Any, _record: object) -> None:
-    # The driver's own idea of when to begin makes a read lock that cannot be raised to a write
-    # lock; `_sqlite_begin` says it plainly instead. WAL lets readers pass a writer.
+    # The driver begins transactions with a read lock that cannot always be upgraded, so `_sqlite_begin` does
+    # it instead. With WAL, a writer does not block readers.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")

@@ -140,6 +140,7 @@ class DeadlineAdapter(HTTPAdapter):
     """Makes pools use connections that observe the deadline."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the pool for a request."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = _DeadlineHTTPSConnection if pool.scheme == "https" else _DeadlineConnection
         return pool

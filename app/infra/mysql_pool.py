@@ -1,4 +1,4 @@
-"""A pool for a database server that accepts fewer connections than the pool may have."""
+"""A connection pool for a server that may accept fewer connections than the pool is allowed to open."""
 
 import random
 import threading
@@ -13,41 +13,46 @@ from sqlalchemy.util.queue import Empty
 
 from app.infra.staleness import IDLE_SECONDS
 
-# Server-wide and per user; 1226 also stands for hourly limits.
+# Server-wide and per user. 1226 also stands for hourly limits.
 TOO_MANY_CONNECTIONS = (1040, 1203, 1226)
-# For this long after the server had too many connections, processes share those there are.
+# For this long after the server rejected a connection, processes share the existing ones.
 SCARCE_SECONDS = 5.0
-# How long a process may keep one of them then.
+# How long a process may keep one of them during that time.
 SHARE_SECONDS = 1.0
 SWEEP_SECONDS = 0.5
 
 
 def error_code(error: BaseException | None) -> int:
-    """Return the server's or the driver's number for an error; 0 if it has none."""
+    """Return the error code of the server or the driver; 0 if there is none."""
     code = error.args[0] if error is not None and error.args else 0
     return code if isinstance(code, int) else 0
 
 
 class SharingPool(QueuePool):
-    """Waits when the server has too many connections, and closes those that are not needed.
+    """Waits while the server has too many connections, and closes idle ones.
 
-    Callers wait for a connection of this process to be returned, or for the server to accept one more,
-    whichever comes first. The limit is shared with other processes, so while connections are scarce none
-    is kept for longer than a second, and idle ones are closed at all times. Connections have
-    `connected_at` and `used_at` (`time.monotonic`), which `app.infra.mysql` sets.
+    Callers wait until a connection of this process is returned or the server accepts another one. Processes
+    share the server's limit: while connections are scarce, none is kept for longer than a second, and idle
+    ones are always closed. `app.infra.mysql` sets `connected_at` and `used_at` of each connection
+    (`time.monotonic`).
     """
 
-    # SQLAlchemy's own name for its logger, so that its notes about each connection stay out of our log.
+    # SQLAlchemy's own name for its logger. With another one, our log would get a line for each connection.
     _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._scarce_until = 0.0
-        self._turn = threading.Lock()  # to ask the server for one more, while connections are scarce
+        self._open_lock = threading.Lock()  # held to open another connection while they are scarce
         self._sweeper: threading.Thread | None = None
 
     def connect(self) -> PoolProxiedConnection:
-        """Take a connection. While the server accepts no more, wait for one."""
+        """Check out a connection. While the server accepts no more, wait for one.
+
+        Raises:
+            OperationalError: the server is unavailable, or accepted none in time.
+            TimeoutError: none was returned in time.
+        """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -62,11 +67,11 @@ class SharingPool(QueuePool):
         while time.monotonic() < min(deadline, self._scarce_until):
             with suppress(Empty):
                 return self._pool.get(True, random.uniform(0.01, 0.05))
-            if self._turn.acquire(blocking=False):
+            if self._open_lock.acquire(blocking=False):
                 try:
                     return super()._do_get()
                 finally:
-                    self._turn.release()
+                    self._open_lock.release()
         return super()._do_get()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
@@ -79,7 +84,7 @@ class SharingPool(QueuePool):
             self._sweeper.start()
 
     def _is_unwanted(self, record: ConnectionPoolEntry) -> bool:
-        """Whether to close a connection that is returned: it is broken, or it is another process's turn."""
+        """Whether to close a returned connection: it is broken, or another process may need it."""
         connection: Any = record.dbapi_connection
         if connection is None:
             return True
@@ -87,10 +92,10 @@ class SharingPool(QueuePool):
         return now < self._scarce_until and now - connection.connected_at > SHARE_SECONDS
 
     def close_idle(self) -> bool:
-        """Close connections that have been idle for some seconds. Return whether any are left."""
+        """Close connections that were idle for some seconds. Return whether any are left."""
         queue: Any = self._pool
         with queue.mutex:
-            idle = [record for record in queue.queue if _rests(record)]
+            idle = [record for record in queue.queue if _is_idle(record)]
             for record in idle:
                 queue.queue.remove(record)
             is_empty = not queue.queue
@@ -113,6 +118,6 @@ def _sweep(pool: "weakref.ref[SharingPool]") -> None:
         time.sleep(SWEEP_SECONDS)
 
 
-def _rests(record: ConnectionPoolEntry) -> bool:
+def _is_idle(record: ConnectionPoolEntry) -> bool:
     connection: Any = record.dbapi_connection
     return connection is None or time.monotonic() - connection.used_at > IDLE_SECONDS

@@ -1,4 +1,4 @@
-"""Whether MySQL and Redis can do what requests need, not only answer. For /readyz and `flask doctor`."""
+"""Check that MySQL and Redis can do what requests need. Used by /readyz and `flask doctor`."""
 
 import hashlib
 from functools import cache
@@ -14,21 +14,21 @@ from config import ROOT
 
 _SCRIPT = (Path(__file__).parent / "probe.lua").read_text()
 _SCRIPT_HASH = hashlib.sha1(_SCRIPT.encode()).hexdigest()  # noqa: S324 - Redis' name for it
-# In a Redis Cluster they belong to different servers, as a session and the list of sessions do.
+# In a Redis Cluster, these keys are on different servers, like a session and the index of sessions.
 _KEYS = ("session:probe", "session:probe-moved", "shared:probe", "sessions-of:probe")
 
 REPLICA = "It is a replica, or in maintenance."
 
 
 class Unusable(Exception):
-    """The server answers, but cannot do what requests need. The message says why."""
+    """The server responds, but cannot do what requests need. The message says why."""
 
 
 def probe_redis(client: redis.Redis) -> None:
     """Use every command that requests use, in one round trip.
 
     Raises:
-        redis.RedisError: the server is down, or refuses one of them.
+        redis.RedisError: the server is unavailable, or rejects a command.
     """
     with client.pipeline(transaction=True) as batch:
         batch.set(_KEYS[1], "", px=5000)
@@ -39,13 +39,13 @@ def probe_redis(client: redis.Redis) -> None:
 
 
 def probe_database(engine: sa.Engine) -> None:
-    """Check the schema, and every right on every table, without changing a row.
+    """Check the schema, and every privilege on every table, without changing a row.
 
-    A schema that is newer than this release is right: a release adds to it first.
+    A schema that is newer than this release is fine: migrations run before the code is replaced.
 
     Raises:
-        Unusable
-        sqlalchemy.exc.SQLAlchemyError: the server is down, or refuses a statement.
+        Unusable: the schema is older than this release, or the server is read-only.
+        sqlalchemy.exc.SQLAlchemyError: the server is unavailable, or rejects a statement.
     """
     with engine.execution_options(writes=True).connect() as connection:
         revision = schema_revision(connection)
@@ -67,7 +67,7 @@ def probe_database(engine: sa.Engine) -> None:
 
 
 def schema_revision(connection: sa.Connection) -> str | None:
-    """Return the revision that the database has, or None if there is none."""
+    """Return the revision of the database, or None if it has none."""
     revision: str | None = connection.execute(
         sa.text("SELECT version_num FROM alembic_version")
     ).scalar_one_or_none()
@@ -76,19 +76,19 @@ def schema_revision(connection: sa.Connection) -> str | None:
 
 @cache
 def schema_revisions() -> tuple[str | None, frozenset[str]]:
-    """Return the revision that this release needs, and all that it knows."""
+    """Return the revision that this release needs, and all revisions that it knows."""
     scripts = ScriptDirectory(str(ROOT / "migrations"))
     return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def is_read_only(connection: sa.Connection) -> bool:
-    """Whether a MySQL or MariaDB is a replica, also for users who could write to it all the same."""
+    """Whether a MySQL or MariaDB server is a replica, even if this user could write to it."""
     value = connection.execute(sa.text("SELECT @@GLOBAL.read_only")).scalar_one()
     return str(value) not in ("0", "OFF")
 
 
 def reason_of(error: BaseException) -> str:
-    """Name an error for the log, without quoting anything of the server's words but its own codes."""
+    """Describe an error for the log by its type and code, without the server's message."""
     if isinstance(error, Unusable):
         return str(error)
     code = error_code(getattr(error, "orig", None))

@@ -1,4 +1,4 @@
-"""Connections to Redis: made within one deadline, and replaced when they lead to the wrong server."""
+"""Connections to Redis: opened within one deadline, and replaced when they lead to the wrong server."""
 
 import socket
 import threading
@@ -21,24 +21,28 @@ CONNECT_SECONDS = 0.5
 REPLY_SECONDS = 0.5
 
 _TOO_MANY = "max number of clients reached"
-# Errors about what is stored rather than about the server.
-_ABOUT_DATA = ("no such key", "WRONGTYPE", "NOSCRIPT")
+# Errors about stored data, not about the server.
+_DATA_ERRORS = ("no such key", "WRONGTYPE", "NOSCRIPT")
 
 
 class Pool(redis.ConnectionPool):
-    """Keeps connections, and replaces those that `Staleness` rejects."""
+    """A connection pool that replaces stale connections."""
 
     def __init__(self, connection_class: type[Any] = Connection, **options: Any) -> None:
         self._returned = threading.Condition()
         super().__init__(
-            connection_class=_OURS.get(connection_class, connection_class),
+            connection_class=_MONITORED.get(connection_class, connection_class),
             staleness=Staleness(),
-            guard=ConnectGuard(DOWN_SECONDS, CONNECT_SECONDS, _is_answer),
+            guard=ConnectGuard(DOWN_SECONDS, CONNECT_SECONDS, _is_reply),
             **options,
         )
 
     def get_connection(self, *arguments: Any, **options: Any) -> Any:
-        """Take a connection. If Redis accepts no more of them, wait for one of ours to be returned."""
+        """Check out a connection. If Redis accepts no more, wait until one is returned.
+
+        Raises:
+            redis.ConnectionError: Redis is unavailable, or no connection was returned in time.
+        """
         deadline = time.monotonic() + CONNECT_SECONDS
         while True:
             try:
@@ -50,9 +54,9 @@ class Pool(redis.ConnectionPool):
                 self._returned.wait(DOWN_SECONDS)
 
     def release(self, connection: Any) -> None:
-        """Put a connection back; one that is not connected below those that are, which are used first."""
+        """Return a connection to the pool, so that connected ones are used first."""
         super().release(connection)
-        with self._lock, suppress(ValueError):  # it may have been taken already
+        with self._lock, suppress(ValueError):  # another thread may have taken it
             if connection._sock is None:  # noqa: SLF001
                 self._available_connections.remove(connection)
                 self._available_connections.insert(0, connection)
@@ -60,8 +64,8 @@ class Pool(redis.ConnectionPool):
             self._returned.notify()
 
 
-class _Watched:
-    """A connection that looks at the errors it receives, and reconnects when it has become stale."""
+class _Monitored:
+    """A connection that watches for errors, and reconnects when it is stale."""
 
     def __init__(self, *, staleness: Staleness, guard: ConnectGuard, **options: Any) -> None:
         self._staleness, self._guard = staleness, guard
@@ -79,9 +83,9 @@ class _Watched:
         self._is_connecting = True
         try:
             super().connect()  # type: ignore[misc]
-            # A server that has too many clients says so, and closes the connection at once.
+            # A server with too many clients accepts the connection, sends an error, and closes it.
             self.send_command("PING", check_health=False)  # type: ignore[attr-defined]
-            with suppress(redis.exceptions.NoPermissionError):  # an answer all the same
+            with suppress(redis.exceptions.NoPermissionError):  # a reply, so the server is up
                 self.read_response()
         except redis.RedisError:
             self.disconnect()  # type: ignore[attr-defined]
@@ -94,7 +98,7 @@ class _Watched:
         if not self._is_connecting:
             super().send_packed_command(command, check_health)  # type: ignore[misc]
             return
-        # If the server has closed the connection, its reply, which is still to be read, says why.
+        # If the server closed the connection, its unread reply says why.
         with suppress(OSError):
             self._sock.sendall(command if isinstance(command, bytes) else b"".join(command))  # type: ignore[attr-defined]
 
@@ -102,26 +106,26 @@ class _Watched:
         try:
             response = super().read_response(*arguments, **options)  # type: ignore[misc]
         except redis.RedisError as error:
-            self._look_at(error)
+            self._check_error(error)
             raise
         for item in response if isinstance(response, list) else ():
-            if isinstance(item, redis.RedisError):  # of a command in a transaction
-                self._look_at(item)
+            if isinstance(item, redis.RedisError):  # from a command in a transaction
+                self._check_error(item)
         self._used_at = time.monotonic()
         return response
 
-    def _look_at(self, error: redis.RedisError) -> None:
-        """Distrust the pool's connections after any error that is not about what is stored.
+    def _check_error(self, error: redis.RedisError) -> None:
+        """Distrust the pool's connections after any error that is not about stored data.
 
-        READONLY, LOADING, MASTERDOWN, CLUSTERDOWN, NOREPLICAS, NOAUTH and the like, whatever a proxy
-        makes up, and replies that do not arrive: each may mean that the right server is another one now.
+        Any other one may mean that another server is the right one by now: READONLY, LOADING, MASTERDOWN,
+        CLUSTERDOWN, NOREPLICAS, NOAUTH, errors of a proxy, and replies that do not arrive.
         """
-        if not self._is_connecting and not any(text in str(error) for text in _ABOUT_DATA):
+        if not self._is_connecting and not any(text in str(error) for text in _DATA_ERRORS):
             self._staleness.report_failure()
 
 
 class _BoundedSocket(Connection):
-    """Connects within `socket_connect_timeout`, name lookup and all addresses included."""
+    """Connects within `socket_connect_timeout`, including name lookup and all addresses."""
 
     def _connect(self) -> socket.socket:
         deadline = time.monotonic() + (self.socket_connect_timeout or CONNECT_SECONDS)
@@ -131,19 +135,19 @@ class _BoundedSocket(Connection):
         return connection
 
 
-class _Tcp(_Watched, _BoundedSocket):
+class _Tcp(_Monitored, _BoundedSocket):
     pass
 
 
-class _Tls(_Watched, SSLConnection, _BoundedSocket):
+class _Tls(_Monitored, SSLConnection, _BoundedSocket):
     pass
 
 
-class _Unix(_Watched, UnixDomainSocketConnection):
+class _Unix(_Monitored, UnixDomainSocketConnection):
     pass
 
 
-_OURS: dict[type[Any], type[Any]] = {
+_MONITORED: dict[type[Any], type[Any]] = {
     Connection: _Tcp,
     SSLConnection: _Tls,
     UnixDomainSocketConnection: _Unix,
@@ -151,10 +155,10 @@ _OURS: dict[type[Any], type[Any]] = {
 
 
 def redis_client(url: str) -> redis.Redis:
-    """Make a client that answers or fails within half a second for each step.
+    """Create a client that takes at most half a second to connect, and for each reply.
 
-    redis-py's defaults hold a thread for a minute against a stalled server: five seconds a try,
-    ten tries. Nothing is retried here, because a lost reply does not mean a lost effect.
+    With redis-py's defaults, a stalled server blocks a thread for a minute: ten attempts of five seconds.
+    Commands are not retried, because one whose reply was lost may have taken effect.
     """
     return redis.Redis.from_pool(
         Pool.from_url(
@@ -163,11 +167,11 @@ def redis_client(url: str) -> redis.Redis:
             socket_connect_timeout=CONNECT_SECONDS,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
-            driver_info=None,  # one round trip less for each connection, and no right to CLIENT needed
+            driver_info=None,  # saves a round trip for each connection, and the permission for CLIENT
         )
     )
 
 
-def _is_answer(error: Exception) -> bool:
+def _is_reply(error: Exception) -> bool:
     """Whether Redis itself refused a connection because it has too many."""
     return _TOO_MANY in str(error)

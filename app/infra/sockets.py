@@ -1,4 +1,4 @@
-"""Name lookup and connecting within one deadline, whichever step is slow."""
+"""Name lookup and connecting, within one deadline."""
 
 import ipaddress
 import socket
@@ -11,19 +11,19 @@ from typing import Any
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-# Resolvers wait for seconds before they ask again. One lost packet must not delay all callers for so long.
-ASK_AGAIN_SECONDS = 1.0
-MOST_THREADS = 4  # for one name
+# Resolvers take seconds to retry after a lost packet. Callers do not wait that long.
+RETRY_SECONDS = 1.0
+MAX_THREADS = 4  # for each name
 
 
 @dataclass
 class _Lookup:
     result: "Future[list[Address]]" = field(default_factory=Future)
-    asked_at: float = -ASK_AGAIN_SECONDS
+    started_at: float = -RETRY_SECONDS
     threads: int = 0
 
 
-# Lookups in progress. Host names come from settings, so there are only a few.
+# Lookups in progress. Host names come from the settings, so there are only a few.
 _lookups: dict[tuple[str, int], _Lookup] = {}
 _lock = threading.Lock()
 
@@ -31,15 +31,21 @@ _lock = threading.Lock()
 def connect(
     host: str, port: int, deadline: float, options: Iterable[tuple[int, int, int | bytes]] = ()
 ) -> socket.socket:
-    """Connect to the first address that accepts. `deadline` is a `time.monotonic` value.
+    """Connect to the first address of a host that accepts.
 
-    The time left is divided among the addresses not tried yet, so one that never answers does not
-    use up the time of the others.
+    The remaining time is divided among the remaining addresses, so an address that does not respond does not
+    use up all of it.
+
+    Args:
+        host: A name or an IP address.
+        port: The TCP port.
+        deadline: A `time.monotonic` value.
+        options: Arguments of `setsockopt`.
 
     Raises:
         TimeoutError: the deadline passed.
         socket.gaierror: the name does not exist.
-        OSError: no address accepts; the last one's error.
+        OSError: no address accepts connections. This is the error of the last one.
     """
     failure: OSError = TimeoutError("no time left to connect")
     addresses = lookup(host, port, deadline)
@@ -64,33 +70,33 @@ def connect(
 def lookup(host: str, port: int, deadline: float) -> list[Address]:
     """Look up a host's addresses, in the order in which to try them.
 
-    The system's resolver cannot be interrupted and may take half a minute, so it runs in threads of its
-    own. Callers that ask for the same name share the first result; when it takes long, one more asks.
+    The system's resolver cannot be interrupted and may take half a minute, so it runs in separate threads.
+    Callers share the first result for a name. If that takes long, another thread tries as well.
 
     Raises:
-        TimeoutError: the deadline passed. The lookup continues, for callers to come.
+        TimeoutError: the deadline passed. The lookup continues, for later callers.
         socket.gaierror: the name does not exist.
     """
     literal = _literal(host, port)
     if literal is not None:
         return [literal]
     while True:
-        running = _ask(host, port)
+        running = _start(host, port)
         left = deadline - time.monotonic()
         try:
-            return running.result(timeout=max(0.0, min(left, ASK_AGAIN_SECONDS)))
+            return running.result(timeout=max(0.0, min(left, RETRY_SECONDS)))
         except TimeoutError:
-            if left <= ASK_AGAIN_SECONDS:
+            if left <= RETRY_SECONDS:
                 raise
 
 
-def _ask(host: str, port: int) -> "Future[list[Address]]":
-    """Start a lookup, unless one has been started just now."""
+def _start(host: str, port: int) -> "Future[list[Address]]":
+    """Start a lookup, unless one was started less than `RETRY_SECONDS` ago. Return its future result."""
     with _lock:
         lookup = _lookups.setdefault((host, port), _Lookup())
         now = time.monotonic()
-        if now - lookup.asked_at >= ASK_AGAIN_SECONDS and lookup.threads < MOST_THREADS:
-            lookup.asked_at = now
+        if now - lookup.started_at >= RETRY_SECONDS and lookup.threads < MAX_THREADS:
+            lookup.started_at = now
             lookup.threads += 1
             threading.Thread(target=_resolve, args=(host, port, lookup), name="lookup", daemon=True).start()
         return lookup.result
@@ -110,7 +116,7 @@ def _resolve(host: str, port: int, lookup: _Lookup) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         outcome: list[Address] | Exception = [(entry[0], entry[4]) for entry in found]
-    except Exception as error:  # noqa: BLE001 - callers raise it
+    except Exception as error:  # noqa: BLE001 - raised in the callers
         outcome = error
     with _lock:
         lookup.threads -= 1

@@ -4,7 +4,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.infra.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
 
 class Purpose(StrEnum):
@@ -26,6 +26,6 @@ class OneTimeToken(Base):
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     purpose: Mapped[str] = mapped_column(code_string(32))
     token_hash: Mapped[str] = mapped_column(code_string(64), unique=True)
-    email: Mapped[str] = mapped_column(exact_string(254), index=True)
-    email_address: Mapped[str | None] = mapped_column(exact_string(254))
+    email: Mapped[str] = mapped_column(ExactString(254), index=True)
+    email_address: Mapped[str | None] = mapped_column(ExactString(254))
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

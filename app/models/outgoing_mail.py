@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
 MAX_TTL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
 
@@ -50,7 +50,7 @@ class OutgoingMail(Base):
     kind: Mapped[str] = mapped_column(code_string(32))
     # Null if the account is gone, or if the row must not depend on whether there is an account.
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    recipient: Mapped[str] = mapped_column(exact_string(320), index=True)
+    recipient: Mapped[str] = mapped_column(ExactString(320), index=True)
     arguments: Mapped[str] = mapped_column(sa.String(1000))  # what else the text needs, as JSON
     attempts: Mapped[int] = mapped_column(default=0)
     # The time of the next attempt; during an attempt, the end of its lease.

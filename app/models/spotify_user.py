@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, UTCDateTime, exact_string
+from app.infra.database import Base, ExactString, UTCDateTime
 from app.models.access_token import AccessToken
 
 
@@ -20,8 +20,8 @@ class SpotifyUser(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), unique=True)
-    spotify_id: Mapped[str] = mapped_column(exact_string(255), unique=True)
-    account_id: Mapped[str | None] = mapped_column(exact_string(255), unique=True)
+    spotify_id: Mapped[str] = mapped_column(ExactString(255), unique=True)
+    account_id: Mapped[str | None] = mapped_column(ExactString(255), unique=True)
     display_name: Mapped[str | None] = mapped_column(sa.String(255))
     image_url: Mapped[str | None] = mapped_column(sa.String(2048))
     product: Mapped[str | None] = mapped_column(sa.String(32))

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, UTCDateTime, code_string, exact_string
+from app.infra.database import Base, ExactString, UTCDateTime, code_string
 from app.models import normalization
 
 
@@ -22,15 +22,15 @@ class User(Base):
     __table_args__ = {"sqlite_autoincrement": True}
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    username: Mapped[str] = mapped_column(exact_string(64), unique=True)
-    email: Mapped[str] = mapped_column(exact_string(254), unique=True)
+    username: Mapped[str] = mapped_column(ExactString(64), unique=True)
+    email: Mapped[str] = mapped_column(ExactString(254), unique=True)
     # As it was entered, for sending. Null for accounts that an earlier release created.
-    email_address: Mapped[str | None] = mapped_column(exact_string(254))
+    email_address: Mapped[str | None] = mapped_column(ExactString(254))
     email_verified_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     # A new address that replaces a verified one as soon as it is verified itself. Until then it does not
     # count: it is not reserved, and no one signs in or resets a password with it.
-    pending_email: Mapped[str | None] = mapped_column(exact_string(254))
-    pending_email_address: Mapped[str | None] = mapped_column(exact_string(254))
+    pending_email: Mapped[str | None] = mapped_column(ExactString(254))
+    pending_email_address: Mapped[str | None] = mapped_column(ExactString(254))
     password_hash: Mapped[str] = mapped_column(code_string(255))
     # A session is valid only while it names this number, so a new number ends all of them, even one that
     # is being stored at that moment. It is random: after a backup is restored, ids are issued a second

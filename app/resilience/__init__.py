@@ -1,1 +1,1 @@
-"""Patterns that keep one slow or failing server from stopping everything else."""
+"""Patterns that contain the failure of one server: circuit breaker, bulkhead, locks, and limits."""

@@ -60,7 +60,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[tupl
 def test_slow_name_lookup_ends_at_the_deadline(
     client: HttpClient, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr(sockets, "RETRY_SECONDS", 60.0)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
 
     def wait() -> list[tuple[str, int]]:
@@ -81,7 +81,7 @@ def test_slow_name_lookup_ends_at_the_deadline(
 def test_lost_lookup_does_not_delay_all_others(
     client: HttpClient, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.1)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
 
     def lose_the_first() -> list[tuple[str, int]]:
@@ -98,7 +98,7 @@ def test_lost_lookup_does_not_delay_all_others(
 def test_dead_resolver_holds_a_few_threads(
     client: HttpClient, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.01)
     found, lookups = threading.Event(), []
 
     def fail_late() -> list[tuple[str, int]]:
@@ -108,7 +108,7 @@ def test_dead_resolver_holds_a_few_threads(
 
     resolve(fail_late)
     fail(client, "http://dead.spotify.invalid/v1/x")
-    assert len(lookups) == sockets.MOST_THREADS
+    assert len(lookups) == sockets.MAX_THREADS
     found.set()
     fail(client, "http://dead.spotify.invalid/v1/x")
 

@@ -633,7 +633,7 @@ def test_fault10_the_half_before_a_lock_that_was_not_had_is_undone(world: World,
     with world.database._engine.connect() as other, app.app_context():
         other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
         with pytest.raises(OperationalError, match="1205"):
-            run_in_transaction(unit, attempts=1)
+            run_in_transaction(unit, retries=0)
         other.rollback()
         database.engine.dispose()
         assert hashes(world) == ["x", "x"]

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.infra.database import Base, exact_string, reading
+from app.infra.database import Base, ExactString, reading
 from app.models import SpotifyUser, User
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
@@ -53,7 +53,7 @@ def test_external_text_is_compared_without_padding(app: Flask) -> None:
         (table.name, column.name)
         for table in Base.metadata.tables.values()
         for column in table.columns
-        if isinstance(column.type, exact_string)
+        if isinstance(column.type, ExactString)
     ]
     columns = sa.text(
         "SELECT table_name, column_name, collation_name FROM information_schema.columns "
