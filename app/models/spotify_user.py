@@ -1,3 +1,5 @@
+"""Spotify accounts that are connected here."""
+
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -9,10 +11,10 @@ from app.models.access_token import AccessToken
 
 
 class SpotifyUser(Base):
-    """A Spotify account that was connected here: the link. `user_id` is empty for a visitor's.
+    """A connection: a Spotify account and the user who owns it. `user_id` is NULL if a visitor connected it.
 
-    `account_id` is the stable key; `spotify_id` may change over an account's life, and is kept
-    because playlists still name their owner by it.
+    `account_id` is the stable key. `spotify_id` may change, and is stored because playlists name their owner
+    by it.
     """
 
     __tablename__ = "spotify_users"

@@ -1,3 +1,5 @@
+"""The history of refresh attempts."""
+
 from datetime import datetime
 from enum import StrEnum
 
@@ -8,23 +10,23 @@ from app.infra.database import Base, UTCDateTime, code_string
 
 
 class Outcome(StrEnum):
-    """How an attempt to refresh ended. An attempt without an outcome is in doubt."""
+    """How a refresh attempt ended. NULL while it is running, or if it never finished."""
 
     REFRESHED = "refreshed"
-    SUPERSEDED = "superseded"  # the grant moved on while we asked; the answer was dropped
+    SUPERSEDED = "superseded"  # the grant changed during the call, so the response was dropped
     INVALID_GRANT = "invalid_grant"
-    AGED = "aged"  # invalid_grant as well, but six months after the consent: it was due
+    AGED = "aged"  # invalid_grant too, but expected: the six months are over
     RATE_LIMITED = "rate_limited"
     MISCONFIGURED = "misconfigured"
     UNAVAILABLE = "unavailable"
 
 
 class TokenRefresh(Base):
-    """One attempt to refresh a grant: the proof, the audit trail and the metric.
+    """One attempt to refresh a grant.
 
-    `effective` is 1 on the attempt whose answer was stored and NULL on every other. The unique
-    key ignores NULLs, so the database itself refuses a second effective refresh of a generation.
-    There is no foreign key: the history outlives the link, and holds nothing personal.
+    `effective` is 1 for the attempt whose response was stored, and NULL for all others. The unique key
+    ignores NULLs, so the database itself rejects a second effective refresh of a generation.
+    There is no foreign key: the history outlives the connection, and contains nothing personal.
     """
 
     __tablename__ = "token_refreshes"
