@@ -118,7 +118,8 @@ def rotate_keys() -> None:
 @with_appcontext
 def scheduler_command() -> None:
     """Refresh tokens ahead of time, until stopped. You can run any number of these."""
-    key_rotation.require_keys(_app(), services().token_cipher)
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    key_rotation.require_keys(app, services().token_cipher)
     services().scheduler.run()
 
 
@@ -137,11 +138,6 @@ def doctor_command() -> None:
 
 
 def init_app(app: Flask) -> None:
+    """Register the commands."""
     for command in (tokens, users, scheduler_command, doctor_command):
         app.cli.add_command(command)
-
-
-def _app() -> Flask:
-    """The application itself, for threads that outlive this context's proxy."""
-    found: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-    return found
