@@ -1,9 +1,10 @@
-"""A Web API that records what reaches it, byte for byte, and answers what a test tells it.
+"""A Web API that records each request byte for byte, and responds as a test tells it.
 
     with running_upstream() as upstream:
         upstream.replies(Reply(401), Reply(200, b"{}"))
 
-The sandbox is for what Spotify would do; this is for what passes through us.
+The sandbox is for what Spotify would do; this is for what the gateway forwards. Without further instructions,
+each response says how many calls there have been, and each consent is another person's.
 """
 
 import http.server
@@ -26,14 +27,22 @@ from tests.helpers.sandbox_client import SandboxClient
 JSON = "application/json"
 
 
+LONG = 30.0
+
+
 @dataclass(frozen=True)
 class Received:
-    """One request, as it came."""
+    """One request, as it arrived."""
 
     method: str
     target: str
     headers: Message
     body: bytes
+
+    @property
+    def name(self) -> str:
+        """Such as `GET me/player?market=SE`."""
+        return f"{self.method} {self.target.removeprefix('/v1/')}"
 
     @property
     def token(self) -> str | None:
@@ -42,7 +51,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. With `status` 0 there is none: the connection is closed without a word."""
+    """One response. With `status` 0 there is none: the connection is closed."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -51,7 +60,7 @@ class Reply:
 
 
 def problem_of_spotify(status: int, message: str, reason: str | None = None) -> Reply:
-    """The regular error object of the Web API."""
+    """Return an error in the Web API's usual format."""
     members = {"status": status, "message": message, **({"reason": reason} if reason else {})}
     return Reply(status, json.dumps({"error": members}).encode())
 
@@ -61,43 +70,82 @@ class Upstream:
         self.url = f"{url}/v1"
         self.calls: list[Received] = []
         self.handshakes = 0
-        """So many connections have been made, over TLS or not."""
-        self.answer: Callable[[Received], Reply] = lambda _: Reply()
-        """What is answered; it may wait for something first."""
-        self._lock = threading.Lock()
+        """How many connections have been made, with or without TLS."""
+        self.answer: Callable[[Received], Reply] | None = None
+        """Returns the response to a call, if it is set; it may wait for something first."""
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.body: bytes | None = None
+        """Otherwise, the response consists of these. The body is the number of calls, unless it is set."""
+        self._changed = threading.Condition()
+        self._holding = False
+        self._held = self._people = 0
         self._connections: set[socket.socket] = set()
 
     def replies(self, *replies: Reply) -> None:
-        """Answer with these, one after another; the last one stays."""
+        """Respond with these, one after another; the last one is repeated."""
         left = list(replies)
 
         def answer(_: Received) -> Reply:
-            with self._lock:
+            with self._changed:
                 return left.pop(0) if len(left) > 1 else left[0]
 
         self.answer = answer
 
     def is_profile_of(self, spotify_id: str) -> None:
-        """Answer with this person's profile, for a consent."""
+        """Respond with this person's profile, for a consent."""
         self.replies(Reply(200, json.dumps({"id": spotify_id}).encode()))
 
+    def hold(self) -> None:
+        """Respond to no call until `release`. What a response says is decided then."""
+        with self._changed:
+            self._holding = True
+
+    def release(self) -> None:
+        with self._changed:
+            self._holding = False
+            self._changed.notify_all()
+
+    def wait_for_held(self, count: int = 1) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._held >= count, LONG), f"waited for {count} calls"
+
     def received(self, call: Received) -> Reply:
-        with self._lock:
-            self.calls.append(call)
-        return self.answer(call)
+        if self.answer is not None:
+            with self._changed:
+                self.calls.append(call)
+            return self.answer(call)
+        return self._introduce() if call.name == "GET me" else self._default_reply(call)
 
     def connected(self, connection: socket.socket) -> None:
-        with self._lock:
+        with self._changed:
             self.handshakes += 1
             self._connections.add(connection)
 
     def close_connections(self) -> None:
-        """Close those that rest, as a server does after a while."""
-        with self._lock:
-            resting, self._connections = self._connections, set()
-        for connection in resting:
+        """Close idle connections, as a server does after a while."""
+        with self._changed:
+            idle, self._connections = self._connections, set()
+        for connection in idle:
             with suppress(OSError):  # its client was first
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def _introduce(self) -> Reply:
+        with self._changed:
+            self._people += 1
+            return Reply(200, json.dumps({"id": f"person-{self._people}"}).encode())
+
+    def _default_reply(self, call: Received) -> Reply:
+        with self._changed:
+            self.calls.append(call)
+            number = len(self.calls)
+            self._held += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._holding, LONG)
+            self._held -= 1
+            headers = dict(self.headers)
+            body = json.dumps({"call": number}).encode() if self.body is None else self.body
+            return Reply(self.status, body, headers.pop("Content-Type", JSON), tuple(headers.items()))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -158,7 +206,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 @contextmanager
 def running_upstream(port: int = 0, *, certificate: Path | None = None) -> Iterator[Upstream]:
-    """Listen on the loopback interface; over TLS with `certificate.pem` and `key.pem` of a folder."""
+    """Listen on the loopback interface, over TLS with `certificate.pem` and `key.pem` of a folder."""
     with _Server(("127.0.0.1", port), _Handler) as server:
         if certificate is not None:
             server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -170,6 +218,7 @@ def running_upstream(port: int = 0, *, certificate: Path | None = None) -> Itera
         try:
             yield server.upstream
         finally:
+            server.upstream.release()
             server.shutdown()
             thread.join()
 

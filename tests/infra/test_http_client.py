@@ -124,7 +124,8 @@ def test_cookies_are_neither_kept_nor_sent(client: HttpClient, sandbox: SandboxC
 
 def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: HttpClient, tls: Upstream) -> None:
     for number in range(50):
-        assert client.send("POST", f"{tls.url}/{number}", data=b"x" * number).body == b"{}"
+        answer = client.send("POST", f"{tls.url}/{number}", data=b"x" * number)
+        assert answer.json_object() == {"call": number + 1}
 
     assert (len(tls.calls), tls.handshakes) == (50, 1)
 

