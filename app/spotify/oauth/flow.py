@@ -215,8 +215,8 @@ class AuthorizationFlow:
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store a grant under its Spotify account, unless the person has left in the meantime.
 
-        They would not expect the connection, and nobody could use or delete it. `requested_at` is when the
-        code was sent (`time.monotonic`).
+        They would not expect the connection, and no session could use or delete it. `requested_at` is when
+        the code was sent (`time.monotonic`).
         """
         profile = self._exchange.profile(grant)
         if user is not None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from tests.helpers import stored_sessions
@@ -534,6 +535,26 @@ def test_existing_connection_is_returned_without_a_call(client: FlaskClient, san
 
     assert response.json == {"status": "connected", "spotify": spotify}
     assert sandbox.calls() == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_existing_connection_is_read_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    """Apart from the token service, which reads the row of the token for itself."""
+    connect(client, sandbox)
+    statements: list[str] = []
+
+    def record(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    with app.app_context():
+        engine = database.db.engine
+    sa.event.listen(engine, "before_cursor_execute", record)
+    try:
+        assert client.get("/api/spotify/authorize").json["status"] == "connected"
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", record)
+
+    assert len([statement for statement in statements if "FROM spotify_users" in statement]) == 1
 
 
 def test_expired_token_of_a_connection_is_refreshed(
