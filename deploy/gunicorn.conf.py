@@ -1,6 +1,6 @@
-"""gunicorn's settings: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`, from the project's root.
+"""The settings of gunicorn: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`, from the project's root.
 
-Meant to stand behind nginx on the same machine. Every line says why it is not left to the default.
+It runs behind nginx on the same machine. Each comment says why a setting differs from the default.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # gunicorn puts its own directory there only after it has read this file
+sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this file
 
 from config import Config, ConfigError, read_environment  # noqa: E402
 from deploy import metrics  # noqa: E402
@@ -23,59 +23,60 @@ except ConfigError as error:
     sys.exit(f"Backline cannot start. Correct these settings:\n{error}")
 
 if settings.app_env == "development":
-    with suppress(OSError):  # a full disk behind it
+    with suppress(OSError):  # the disk may be full
         sys.stderr.write("Backline runs with APP_ENV=development: not for the public.\n")
 
-# Requests wait for MySQL, Redis and Spotify, not for the processor: threads let one process wait for many.
-# This is gthread, with problem documents for what gunicorn refuses, which by default quote the request.
+# Requests wait for MySQL, Redis, and Spotify, and not for the processor, so threads suit them. This is
+# gthread, but it responds to bad requests with problem documents. gunicorn's own responses quote the request.
 worker_class = Worker
 workers = settings.web_concurrency
 threads = settings.threads
 
-# Loopback only: TLS, size limits and slow clients are nginx's work.
+# Loopback only: nginx takes care of TLS, size limits, and slow clients.
 bind = f"127.0.0.1:{settings.port}"
 
-# A worker that stops beating for this long is stuck as a whole, and is replaced. It is no limit for one
-# request under gthread: the app keeps its own deadlines (10 s for a call to Spotify).
+# A worker without a heartbeat for this long is replaced. Under gthread, this does not limit single requests:
+# the app has its own deadlines, such as 10 s for a call to Spotify.
 timeout = 30
-# Longer than the longest request may take, so that a restart loses none.
+# Longer than any request takes, so that a restart interrupts none.
 graceful_timeout = 25
-# nginx closes a connection to an upstream after 60 s of rest. The side that sends requests must be the one
-# that closes, or a request meets a connection that has just gone.
+# nginx closes its idle connections after 60 s. It must close them first: otherwise, it may send a request on
+# a connection that gunicorn has just closed.
 keepalive = 75
 
-# The heartbeat is a file that workers touch: on a disk that is busy, a healthy worker would look stuck.
-# gunicorn chooses the file's name itself, so that the folder is everybody's does not matter.
+# Workers touch a file as their heartbeat. On a busy disk, a healthy worker would seem stuck. gunicorn chooses
+# a safe name for the file, so it does not matter that everyone can write to this directory.
 memory = Path("/dev/shm")  # noqa: S108
 worker_tmp_dir = str(memory) if memory.is_dir() else None
 
-# Who may say that a request came by https. Others' X-Forwarded-Proto is ignored.
+# X-Forwarded-Proto is accepted from these addresses only.
 forwarded_allow_ips = "127.0.0.1,::1"
-# One header says it, and nginx overwrites that one. The default believes two more, which nginx would pass on
-# from the client, and answers 400 in HTML when they contradict each other.
+# nginx overwrites this header. By default, gunicorn also trusts two that nginx passes on from the client, and
+# responds with 400 in HTML when they contradict each other.
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
-# The default lets a proxy's SCRIPT_NAME and PATH_INFO headers move the request to another path.
+# By default, a proxy's SCRIPT_NAME and PATH_INFO headers change the path of a request.
 forwarder_headers = ""
 
-# The app logs a line for each request, without the query: codes and states of the Spotify flow travel there.
+# The app logs each request itself, without the query, which may contain the code and state of an OAuth
+# callback.
 accesslog = None
-# gunicorn's own lines are JSON as well, and quote nothing of a request.
+# Writes gunicorn's own log as JSON as well, without quoting requests.
 logger_class = Logger
 
-# It would be one socket in the home directory for every gunicorn of this user, to command the server with.
+# The socket would be in the home directory, and the same for all gunicorns of this user.
 control_socket_disable = True
 
 
-# Where the workers put their numbers for /metrics, which any of them adds up when it is asked. Set before the
-# app is loaded; a HUP goes on with the same, and another gunicorn that this one starts (USR2) has its own.
-# In memory, unless TMPDIR says where: a disk that is full would end the worker that counts something.
+# The directory where workers keep their metrics; the worker that serves /metrics adds them up. It must be set
+# before the app is loaded. After a HUP it stays the same, and a new gunicorn (USR2) creates its own. It is in
+# memory, unless TMPDIR is set, because a full disk would crash workers that update a metric.
 own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
 if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.make_directory(os.environ.get("TMPDIR", worker_tmp_dir))
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """Drop the current values of a worker that has ended, and keep what it has counted."""
+    """Drop the gauges of a worker that has ended, and keep its counters."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid)
@@ -83,21 +84,20 @@ def child_exit(_server: Any, worker: Any) -> None:
 
 
 def on_exit(_server: Any) -> None:
-    """Leave nothing behind."""
+    """Remove the directory for metrics."""
     shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Refuse to start while a key is missing that stored tokens need, and start delivering mail.
+    """Exit if a key is missing that stored tokens need, and start delivering mail.
 
-    Exit status 3 ends the arbiter too. Only the very first worker asks for keys: a worker that replaces
-    another must not take the rest of them down, and when two refuse at once, gunicorn stumbles over the
-    second and ends with a traceback and another status.
+    Exit status 3 ends the arbiter as well. Only the first worker checks the keys: one that replaces another
+    must not stop the rest, and if two exit at once, gunicorn ends with a traceback and another status.
     """
     from app.spotify.tokens.key_rotation import require_keys
 
     services = worker.wsgi.extensions["backline"]
     if worker.age == 1:
         require_keys(worker.wsgi, services.token_cipher)
-    # Mails that an earlier worker left behind must not wait for the next request.
+    # Emails that an earlier worker left must not wait for the next request.
     services.mailer.start()

@@ -1,6 +1,6 @@
-"""The directory in which workers keep their numbers for /metrics, and what to do with those of dead ones.
+"""The directory where workers keep their metrics, and how those of ended workers are merged.
 
-The arbiter runs this, so it must not import the app (see `deploy/worker.py`).
+The arbiter imports this module, so it must not import the app (see `deploy/worker.py`).
 """
 
 import fcntl
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = "backline-metrics-"
-# Held by the arbiter for as long as it lives. A worker that was forked from it does not hold it.
+# The arbiter locks this file as long as it runs. Its forked workers do not hold the lock.
 OWNER = "owner.lock"
-# Held while files are merged, and by `app/infra/metrics.py` while it reads them.
+# Locked while files are merged, and by `app/infra/metrics.py` while they are read.
 MERGING = "merge.lock"
 MERGE_SECONDS = 0.2
 
@@ -26,7 +26,7 @@ _owned: list[IO[bytes]] = []
 
 
 def make_directory(parent: str | None) -> str:
-    """Make this arbiter's directory, and remove those of arbiters that were killed."""
+    """Create this arbiter's directory, and remove those of arbiters that were killed. Return its path."""
     parent = parent or tempfile.gettempdir()
     for found in Path(parent).glob(f"{PREFIX}*"):
         if _is_stale(found):
@@ -39,9 +39,9 @@ def make_directory(parent: str | None) -> str:
 
 
 def merge_dead(directory: str) -> None:
-    """Add the counts of processes that have ended to one file for each kind, and remove theirs.
+    """Merge the counters of ended processes into one file for each type, and remove their own files.
 
-    If a reader does not finish in time, or the disk is full, the next worker that ends sees to it.
+    If a reader does not finish in time, or the disk is full, this is left to the next call.
     """
     with suppress(OSError, ValueError), _merging(Path(directory)):
         for path in Path(directory).iterdir():
@@ -53,7 +53,7 @@ def merge_dead(directory: str) -> None:
 def _merge(source: Path, target: Path) -> None:
     from prometheus_client.mmap_dict import MmapedDict
 
-    # Readers take every `*.db`.
+    # Readers use every `*.db` file.
     copy = target.with_suffix(".new")
     copy.unlink(missing_ok=True)
     if target.exists():
@@ -71,7 +71,7 @@ def _merge(source: Path, target: Path) -> None:
 
 @contextmanager
 def _merging(directory: Path) -> Iterator[None]:
-    """Keep readers away.
+    """Lock out readers while the block runs.
 
     Raises:
         BlockingIOError: a reader did not finish in time.
@@ -90,14 +90,14 @@ def _merging(directory: Path) -> Iterator[None]:
 
 
 def _is_stale(directory: Path) -> bool:
-    """Whether the arbiter that made a directory has ended, and it belongs to our user."""
+    """Whether a directory belongs to our user, and its arbiter has ended."""
     with suppress(OSError):
         if directory.stat().st_uid != os.geteuid():
             return False
         with (directory / OWNER).open("rb+") as owner:
             fcntl.lockf(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    # Held, or made by an earlier release, or this very moment by an arbiter that holds it soon.
+    # The lock is held, or not yet: an arbiter is about to take it. Or an earlier release made the directory.
     number = re.match(rf"{PREFIX}(\d+)-", directory.name)
     return not (directory / OWNER).exists() and number is not None and not _is_alive(int(number[1]))
 
@@ -108,5 +108,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # somebody else's
+        return True  # another user's process
     return True

@@ -1,10 +1,10 @@
-"""gunicorn's worker and logger, where its own do not fit: what it refuses itself, and how it logs.
+"""A gunicorn worker and logger with our error responses and log format.
 
-A request that gunicorn cannot read never reaches the app. By default it is answered in HTML that
-quotes it, and logged with what was quoted: a request line may hold the code and state of a Spotify flow.
+A request that gunicorn cannot parse never reaches the app. By default, the response and the log quote it, and
+its request line may contain the code and state of an OAuth callback.
 
-The arbiter loads this file, so it must not import the app at the top: workers that a HUP starts would
-inherit the old code. (They do inherit `config.py`: a release that changes it needs a restart.)
+The arbiter imports this module, so it must not import the app at the top: workers started by a HUP would
+inherit the old code. (They do inherit `config.py`, so a release that changes it needs a restart.)
 """
 
 import json
@@ -22,46 +22,46 @@ from gunicorn import glogging, util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-# Every other refusal is a 400. nginx.conf says the same, word for word, where it refuses first.
-REFUSALS: dict[type[Exception], tuple[int, str]] = {
+# Everything else is a 400. nginx.conf uses the same words for requests that it rejects first.
+REJECTIONS: dict[type[Exception], tuple[int, str]] = {
     errors.LimitRequestLine: (414, "The request line is longer than 4 KiB."),
     errors.LimitRequestHeaders: (
         431,
-        "A header field is larger than 8 KiB, or there are too many: 100 is the most.",
+        "A header field is larger than 8 KiB, or there are more than 100.",
     ),
     errors.ExpectationFailed: (417, "The Expect header may only say 100-continue."),
     errors.UnsupportedTransferCoding: (501, "The only transfer coding is chunked."),
 }
 
-# Errors that share a class with refusals, and are not the client's.
-OURS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
+# Errors with the same base class that are not the client's fault.
+SERVER_ERRORS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
 
 
-# Closing a connection waits up to two seconds for the other side to close as well. gunicorn does that in
-# the one thread that accepts connections: a few clients that linger would stop the whole worker.
+# Closing a connection waits up to two seconds for the client to close it as well. gunicorn does so in the
+# thread that accepts connections, where a few slow clients would block the whole worker.
 _close_gracefully = util.close_graceful
-_closers = ThreadPoolExecutor(8, thread_name_prefix="close")
+_close_pool = ThreadPoolExecutor(8, thread_name_prefix="close")
 
 
-def _close_elsewhere(*arguments: Any, **options: Any) -> None:
-    _closers.submit(_close_gracefully, *arguments, **options)
+def _close_in_pool(*arguments: Any, **options: Any) -> None:
+    _close_pool.submit(_close_gracefully, *arguments, **options)
 
 
-util.close_graceful = _close_elsewhere
+util.close_graceful = _close_in_pool
 
 
-# How much later a worker whose threads are all busy accepts a connection than an idle one.
+# How long a worker whose threads are all busy waits before it accepts a connection.
 YIELD_SECONDS = 0.004
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
-    """Threads, with refusals in the shape of `app/web/problems.py`."""
+    """A gthread worker that responds to bad requests with problem documents (`app/web/problems.py`)."""
 
     def load_wsgi(self) -> None:
-        """Load the application, and make a pool of `THREADS` and threads to spare for waiting for Spotify.
+        """Load the application, and create the pool: `THREADS`, and spare threads that wait for Spotify.
 
-        They are started when they are needed. gunicorn asks for the pool before it handles signals. Importing
-        the application there takes a second, in which a SIGTERM would be lost.
+        Threads start when they are needed. gunicorn would ask for the pool before it handles signals, and a
+        SIGTERM during the import, which takes a second, would be lost.
         """
         super().load_wsgi()
         from app.spotify.clients.capacity import thread_pool_size
@@ -69,10 +69,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         self.tpool = ThreadPoolExecutor(thread_pool_size(self.cfg.threads), thread_name_prefix="request")
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection, but let a worker that is less busy be quicker.
+        """Accept a connection, after a pause that gives less busy workers a head start.
 
-        All workers wake up for each connection. Without this, one of them may get most of a burst, and
-        refuse requests because its threads are taken while another one has some to spare.
+        All workers wake up for each connection. Without the pause, one of them may get most of a burst, and
+        reject requests while another worker has free threads.
         """
         busy = self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns)
         if self.cfg.workers > 1 and busy >= self.cfg.threads // 4:
@@ -80,23 +80,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         super().accept(listener)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        """Answer and log what went wrong outside the app. Nothing of the request goes into either."""
+        """Respond to an error outside the app, and log it. Neither quotes the request."""
         request_id = uuid.uuid4().hex
-        about: dict[str, Any] = {"reason": type(exc).__name__, "request_id": request_id}
+        fields: dict[str, Any] = {"reason": type(exc).__name__, "request_id": request_id}
         status, detail = 500, None
-        if isinstance(exc, errors.ParseException) and not isinstance(exc, OURS):
-            status, detail = REFUSALS.get(type(exc), (400, None))
-            self.log.warning("request_refused", extra={**about, "status": status})
+        if isinstance(exc, errors.ParseException) and not isinstance(exc, SERVER_ERRORS):
+            status, detail = REJECTIONS.get(type(exc), (400, None))
+            self.log.warning("request_refused", extra={**fields, "status": status})
         else:
-            # The error's text may quote a header, such as a cookie to be set; where it arose does not.
-            where = "".join(traceback.format_tb(exc.__traceback__))
-            self.log.error("request_failed", extra={**about, "traceback": where})
+            # The error's message may quote a header, such as Set-Cookie. The stack does not.
+            stack = "".join(traceback.format_tb(exc.__traceback__))
+            self.log.error("request_failed", extra={**fields, "traceback": stack})
         with suppress(Exception):  # the client may be gone
-            util.write_nonblock(client, answer(status, detail, request_id))
+            util.write_nonblock(client, error_response(status, detail, request_id))
 
 
-def answer(status: int, detail: str | None, request_id: str) -> bytes:
-    """Return a whole response with a problem document, as `app.web` makes them."""
+def error_response(status: int, detail: str | None, request_id: str) -> bytes:
+    """Return a complete response with a problem document, like those of `app.web`."""
     from app.web.problems import MEDIA_TYPE, PROBLEM_TYPES, InternalError, MalformedRequest
 
     problem = PROBLEM_TYPES[InternalError if status == 500 else MalformedRequest]
@@ -105,7 +105,7 @@ def answer(status: int, detail: str | None, request_id: str) -> bytes:
         "title": problem.title,
         "status": status,
         "detail": detail or problem.detail,
-        "instance": "/",  # the path may be what could not be read
+        "instance": "/",  # the path may be what could not be parsed
         "request_id": request_id,
     }
     body = json.dumps(document).encode()
@@ -122,7 +122,7 @@ def answer(status: int, detail: str | None, request_id: str) -> bytes:
         "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
         "Cache-Control: no-store",
         "Vary: Origin",
-        # For nginx, which takes it away and adds what only it knows: the Origin, and whether it is https.
+        # For nginx, which removes it and adds the CORS headers and those for https.
         "X-Backline-Refusal: 1",
     ]
     return "\r\n".join([*head, "", ""]).encode() + body
@@ -132,20 +132,21 @@ class Logger(glogging.Logger):  # type: ignore[misc]
     """gunicorn's log in the app's format. In a worker, `app/infra/log_setup.py` takes it over."""
 
     def setup(self, cfg: Any) -> None:
-        """Give gunicorn's own handlers the format. Called again when a HUP has loaded the settings anew."""
+        """Set the format of gunicorn's own handlers. A HUP calls it again, with the new settings."""
         super().setup(cfg)
-        # Its debug lines quote what clients send, and all settings.
+        # Debug lines contain what clients send, and all settings.
         self.error_log.setLevel(max(self.error_log.level, logging.INFO))
         for handler in self.error_log.handlers:
-            handler.setFormatter(Line())
+            handler.setFormatter(JsonFormatter())
 
 
-class Line(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """The format of `app.infra.log_setup.JsonFormatter`, which the arbiter must not import (see above)."""
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, without the newline."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

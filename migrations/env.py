@@ -1,4 +1,4 @@
-"""How `flask db` runs migrations: online, on the application's engine, one process at a time."""
+"""Runs migrations for `flask db`: online, and in one process at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ db = current_app.extensions["migrate"].db
 
 
 def migration_engine() -> sa.Engine:
-    """The application's engine, without its time-outs: they are for requests, and would cut a long
-    ALTER off while the server goes on with it.
+    """Create an engine without the timeouts for requests.
+
+    They would interrupt a long ALTER, while the server continues with it.
     """
     if db.engine.dialect.name == "sqlite":
         return db.engine.execution_options(writes=True)
@@ -22,26 +23,31 @@ def migration_engine() -> sa.Engine:
 
 @contextmanager
 def only_one(connection: Connection) -> Iterator[None]:
-    """Let other deploys wait until this one has migrated.
+    """Hold a lock so that concurrent deployments wait for this one.
 
-    A migration waits five seconds at most for a table that is in use: longer, and every request
-    behind it would wait as well.
+    A migration waits at most five seconds for a table that is in use. While it waits, so does every request
+    that uses the table.
+
+    Raises:
+        SystemExit: another migration has held the lock for a minute.
     """
     if connection.dialect.name == "sqlite":
-        yield  # the connection's transaction has locked the file
+        yield  # the transaction locks the file
         return
     connection.execute(sa.text("SET SESSION lock_wait_timeout = 5"))
-    # A lock's name is the whole server's; other databases on it are none of our business.
+    # Locks belong to the server, so the name must tell databases apart.
     if connection.scalar(sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 60)")) != 1:
-        raise SystemExit("Another migration has been running for a minute. Try again when it has ended.")
+        raise SystemExit(
+            "Another migration has been running for over a minute. Try again when it has finished."
+        )
     try:
         yield
     finally:
         connection.execute(sa.text("SELECT RELEASE_LOCK(CONCAT('backline.', DATABASE()))"))
 
 
-def leave_out_empty(migration_context: object, revision: object, directives: list[object]) -> None:
-    """`flask db migrate` without a difference writes no file."""
+def skip_empty_revision(migration_context: object, revision: object, directives: list[object]) -> None:
+    """Let `flask db migrate` write no file if there is no difference."""
     script = directives[0]
     if getattr(context.config.cmd_opts, "autogenerate", False) and script.upgrade_ops.is_empty():  # type: ignore[attr-defined]
         directives.clear()
@@ -54,7 +60,7 @@ with migration_engine().connect() as connection, only_one(connection):
     context.configure(
         connection=connection,
         target_metadata=db.metadata,
-        process_revision_directives=leave_out_empty,
+        process_revision_directives=skip_empty_revision,
         **current_app.extensions["migrate"].configure_args,
     )
     with context.begin_transaction():

@@ -13,7 +13,7 @@ import pytest
 from gunicorn.http.errors import InvalidResponseHeader
 
 from app.infra import log_setup
-from deploy.worker import Line, Worker
+from deploy.worker import JsonFormatter, Worker
 from tests.helpers.raw_http import Answer, check_problem, exchange, plainly, request
 from tests.helpers.servers import Server, eventually, running_server
 
@@ -168,4 +168,4 @@ def test_j2_its_lines_are_those_of_the_app(kind: str) -> None:
         except ValueError:
             record.exc_info = sys.exc_info()
 
-    assert Line().format(record) == log_setup.JsonFormatter().format(record)
+    assert JsonFormatter().format(record) == log_setup.JsonFormatter().format(record)
