@@ -95,6 +95,7 @@ class Mailer:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         failures = 0
