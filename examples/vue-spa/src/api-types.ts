@@ -14,9 +14,9 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Make an account and sign in to it
-         * @description A Spotify connection that this visitor made before moves to the account. A mail asks whether the
-         *     address is theirs.
+         * Create an account and sign in to it.
+         * @description If the visitor has connected Spotify, the connection moves to the account. An email asks them to confirm
+         *     the address.
          */
         post: operations["auth_register"];
         delete?: never;
@@ -35,8 +35,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Sign in with a username or an email address
-         * @description Ten wrong passwords for one login from one address are free, then each doubles a wait (429).
+         * Sign in with a username or an email address.
+         * @description After ten wrong passwords for one login from one address, each further one doubles the time to wait (429).
          */
         post: operations["auth_login"];
         delete?: never;
@@ -54,7 +54,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Sign out: the session is gone for good */
+        /** Sign out, which ends the session for good. */
         post: operations["auth_logout"];
         delete?: never;
         options?: never;
@@ -69,7 +69,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Who is here: an app's first call, and never an error for a stranger */
+        /**
+         * Return who is signed in, and their connection to Spotify.
+         * @description Apps call this first. A visitor who is not signed in gets a 200 response too.
+         */
         get: operations["auth_get_session"];
         put?: never;
         post?: never;
@@ -87,11 +90,11 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        /** Choose a new password with the token from the mail: all sessions end */
+        /** Choose a new password with the token from the email. All sessions end. */
         put: operations["auth_reset_password"];
         /**
-         * Have a mail sent with which a new password can be chosen
-         * @description Answers the same, in the same time, whether or not there is such an account.
+         * Send an email with a link to choose a new password.
+         * @description The response, and the time it takes, do not depend on whether there is such an account.
          */
         post: operations["auth_ask_for_password_reset"];
         delete?: never;
@@ -109,11 +112,11 @@ export interface paths {
         };
         get?: never;
         /**
-         * Verify an address with the token from the email
+         * Verify an address with the token from the email.
          * @description If it is the `pending_email`, it replaces the current address.
          */
         put: operations["auth_verify_email"];
-        /** Request another email that verifies the address, or the one that is to replace it */
+        /** Send another email that verifies the address, or the pending address if there is one. */
         post: operations["auth_ask_for_email_verification"];
         delete?: never;
         options?: never;
@@ -130,7 +133,7 @@ export interface paths {
         };
         get?: never;
         /**
-         * Undo a change of address with the token from the email to the old address
+         * Undo a change of address with the token from the email to the old address.
          * @description Restores that address and ends all sessions. The password no longer works; the address is sent a link to
          *     choose a new one.
          */
@@ -149,20 +152,19 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Who is signed in */
+        /** Return the signed-in user. */
         get: operations["user_get"];
         put?: never;
         post?: never;
-        /** Delete the account: with the connection to Spotify, its tokens, and every session */
+        /** Delete the account, its connection to Spotify with all tokens, and all sessions. */
         delete: operations["user_delete"];
         options?: never;
         head?: never;
         /**
-         * Change the username or the email address
-         * @description A new address needs `current_password`. It replaces one that is not verified at once; a verified one is
-         *     kept until the new one, `pending_email`, is verified with the link that is mailed to it. The verified
-         *     address is mailed a link that undoes the change for seven days. Sending the current address cancels a
-         *     change that is pending.
+         * Change the username or the email address.
+         * @description A new address needs `current_password`. It replaces an unverified address at once. A verified address
+         *     stays until the new one, `pending_email`, is verified with the link that is sent to it. The old address
+         *     gets a link that undoes the change within seven days. The current address cancels a pending change.
          */
         patch: operations["user_change"];
         trace?: never;
@@ -175,7 +177,7 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        /** Choose a new password: this session gets a new id, all others end */
+        /** Change the password. This session gets a new id, and all others end. */
         put: operations["user_change_password"];
         post?: never;
         delete?: never;
@@ -192,15 +194,14 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Where one is signed in, the session seen last first
-         * @description Includes sessions of visitors who use this account's Spotify connection, because they connected the same
-         *     Spotify account without signing in.
+         * List the sessions of the user, most recently used first.
+         * @description Includes sessions of visitors who have connected the same Spotify account without signing in.
          */
         get: operations["user_list_sessions"];
         put?: never;
         post?: never;
         /**
-         * Sign out everywhere but here
+         * End all sessions except this one.
          * @description Needs a sign-in within the last 15 minutes, or `current_password`.
          */
         delete: operations["user_end_other_sessions"];
@@ -222,9 +223,9 @@ export interface paths {
         put?: never;
         post?: never;
         /**
-         * End one session
-         * @description Another session than this one needs a sign-in within the last 15 minutes, or `current_password`. Also
-         *     204 if there is none with this id: it has ended, or it never was one of this person's.
+         * End one session.
+         * @description Ending a session other than this one needs a sign-in within the last 15 minutes, or `current_password`.
+         *     If the user has no session with this id, the response is 204 too.
          */
         delete: operations["user_end_session"];
         options?: never;
@@ -239,7 +240,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** All personal data that is held, without tokens */
+        /** Return all personal data that is stored about the user, without tokens. */
         get: operations["user_export"];
         put?: never;
         post?: never;
@@ -375,7 +376,7 @@ export interface components {
             detail: string;
             instance: string;
             request_id: string;
-            /** @description 422 only: field -> messages */
+            /** @description 422 only: the messages for each field */
             errors?: {
                 [key: string]: unknown;
             };
@@ -401,7 +402,7 @@ export interface components {
             username: string;
             email: string;
             email_verified: boolean;
-            /** @description Replaces `email` as soon as it is verified */
+            /** @description Replaces `email` when it is verified */
             pending_email: string | null;
             /** Format: date-time */
             created_at: string;
@@ -500,9 +501,9 @@ export interface components {
             password: string;
         };
         ListedSessionOut: {
-            /** @description Names the session; it is not its cookie */
+            /** @description Identifies the session; it is not the cookie */
             id: string;
-            /** @description Whether it is this request's */
+            /** @description Whether this request belongs to the session */
             current: boolean;
             /** Format: date-time */
             created_at: string;
@@ -533,7 +534,7 @@ export interface components {
             username: string;
             email: string;
             email_verified: boolean;
-            /** @description Replaces `email` as soon as it is verified */
+            /** @description Replaces `email` when it is verified */
             pending_email: string | null;
             /** Format: date-time */
             created_at: string;
@@ -2406,7 +2407,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "2XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2415,7 +2416,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "4XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2424,7 +2425,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "5XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2558,7 +2559,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "2XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2567,7 +2568,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "4XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2576,7 +2577,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "5XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2710,7 +2711,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "2XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2719,7 +2720,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "4XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2728,7 +2729,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "5XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2862,7 +2863,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "2XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2871,7 +2872,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "4XX": {
                 headers: {
                     [name: string]: unknown;
@@ -2880,7 +2881,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Spotify's own answer */
+            /** @description Spotify's own response */
             "5XX": {
                 headers: {
                     [name: string]: unknown;
