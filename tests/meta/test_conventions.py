@@ -1,4 +1,4 @@
-"""Promises kept by a list: what has to hold for every route, setting and document."""
+"""Conventions that hold for every route, setting, log event, and document."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ from tests.helpers.servers import Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The contract (README, "The API"). What a route is not in here, nobody was promised.
+# The routes of the API, by access rule. Add every new route here.
 OPEN = {
     "POST /api/register",
     "POST /api/login",
@@ -66,11 +66,11 @@ def routes(app: Flask) -> dict[str, Access | None]:
     }
 
 
-def test_every_route_says_who_may_call_it(app: Flask) -> None:
+def test_every_route_declares_who_may_call_it(app: Flask) -> None:
     assert [route for route, access in routes(app).items() if access is None] == []
 
 
-def test_nothing_is_open_but_what_is_meant_to_be(app: Flask) -> None:
+def test_routes_have_the_expected_access_rules(app: Flask) -> None:
     found = routes(app)
 
     assert {route for route, access in found.items() if access is Access.ANYONE} == OPEN
@@ -78,7 +78,7 @@ def test_nothing_is_open_but_what_is_meant_to_be(app: Flask) -> None:
 
 
 class Recorder(dict[str, str]):
-    """An environment that remembers what it was asked for."""
+    """An environment that records which variables are read."""
 
     def __init__(self, values: dict[str, str]) -> None:
         super().__init__(values)
@@ -89,7 +89,7 @@ class Recorder(dict[str, str]):
         return super().get(key, default)
 
 
-def test_every_setting_is_documented_and_every_documented_one_is_read(env: dict[str, str]) -> None:
+def test_documented_settings_are_exactly_those_that_are_read(env: dict[str, str]) -> None:
     environment = Recorder(env)
     Config.from_env(environment)
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_every_setting_is_documented_and_every_documented_one_is_read(env: dict[
     assert documented == environment.asked - {"FLASK_RUN_FROM_CLI"}
 
 
-def test_the_environment_is_read_in_one_place_only() -> None:
+def test_environment_is_read_in_one_place() -> None:
     sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py"]
 
     assert [
@@ -107,7 +107,7 @@ def test_the_environment_is_read_in_one_place_only() -> None:
     ] == []
 
 
-def test_the_product_does_not_import_the_sandbox() -> None:
+def test_application_does_not_import_the_sandbox() -> None:
     sources = [
         *(ROOT / "app").rglob("*.py"),
         *(ROOT / "settings").rglob("*.py"),
@@ -119,13 +119,13 @@ def test_the_product_does_not_import_the_sandbox() -> None:
     assert [path.name for path in sources if importing.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_no_package_registry_is_named(app: Flask) -> None:
+def test_no_file_names_a_package_registry(app: Flask) -> None:
     hosts = re.compile("|".join(["py" + r"pi\.org", "python" + r"hosted\.", "npm" + r"js\."]))
     for name in ("Pipfile", "Pipfile.lock", "README.md", "pyproject.toml"):
         assert not hosts.search((ROOT / name).read_text(encoding="utf-8")), name
 
 
-def test_the_openapi_document_is_valid_and_covers_every_route(app: Flask, client: FlaskClient) -> None:
+def test_openapi_document_is_valid_and_covers_every_route(app: Flask, client: FlaskClient) -> None:
     document = client.get("/api/openapi.json").json
 
     OpenAPIV31SpecValidator(document).validate()
@@ -155,7 +155,7 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
                     assert list(response["content"]) == ["application/problem+json"], (path, method, status)
 
 
-def test_every_problem_has_a_status_a_slug_a_title_and_a_detail() -> None:
+def test_every_problem_type_is_complete() -> None:
     assert set(BacklineError.__subclasses__()) == problems.PROBLEM_TYPES.keys()
     kinds = problems.PROBLEM_TYPES.values()
     assert len({kind.slug for kind in kinds}) == len(kinds)
@@ -166,7 +166,7 @@ def test_every_problem_has_a_status_a_slug_a_title_and_a_detail() -> None:
         assert kind.detail.endswith(".")
 
 
-def test_the_docs_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
+def test_docs_page_loads_only_from_this_server(client: FlaskClient) -> None:
     page = client.get("/api/docs")
 
     assert page.status_code == 200
@@ -181,7 +181,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None
 
 
 class Missing:
-    """A service that cannot be run here."""
+    """A service that cannot run on this machine."""
 
     def __enter__(self) -> None:
         raise Unavailable("mariadbd is not installed: apt-get install mariadb-server")
@@ -190,7 +190,7 @@ class Missing:
         pass
 
 
-def test_a_suite_that_cannot_run_is_named_and_in_ci_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_service_skips_a_test_and_fails_it_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         monkeypatch.setenv("CI", "")
         with pytest.raises(pytest.skip.Exception, match="apt-get install mariadb-server"):
@@ -200,24 +200,24 @@ def test_a_suite_that_cannot_run_is_named_and_in_ci_a_failure(monkeypatch: pytes
             start(stack, Missing())
 
 
-# `_record` is how what writes the log tells of its own trouble.
+# The log handler reports its own problems with `_record`.
 LOGS = re.compile(r"_record|(?:self\.)?log\.(?:debug|info|warning|error|exception|critical)")
 
 
 def logged_events() -> set[str]:
-    """The names of all events that the product logs."""
+    """Return the names of all events that the application logs."""
     found = set()
     for path in [*(ROOT / "app").rglob("*.py"), ROOT / "deploy" / "worker.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and LOGS.fullmatch(ast.unparse(node.func)):
                 [event, *_] = node.args
-                assert isinstance(event, ast.Constant), f"{path}:{node.lineno}: an event is a constant"
+                assert isinstance(event, ast.Constant), f"{path}:{node.lineno}: events must be constants"
                 found.add(event.value)
     return found
 
 
 @pytest.mark.requirement("J3")
-def test_every_event_is_documented_and_every_documented_one_is_logged() -> None:
+def test_documented_log_events_are_exactly_those_that_are_logged() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     table = text.partition("## Log events")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -227,7 +227,7 @@ def test_every_event_is_documented_and_every_documented_one_is_logged() -> None:
     assert documented == logged_events()
 
 
-def test_every_requirement_is_marked_in_the_files_that_the_page_names() -> None:
+def test_every_requirement_is_marked_in_the_files_that_the_page_lists() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \*\*([A-J]\d+)\*\* \|.*\| ([^|]*) \|$", text, re.MULTILINE)
     wanted = {"A": 8, "B": 10, "C": 7, "D": 12, "G": 3, "H": 6, "I": 3, "J": 4}

@@ -1,4 +1,4 @@
-"""The fault proxy itself: each fault does what it says, and can be undone."""
+"""The fault proxy: each fault works as documented and can be removed."""
 
 import socket
 import socketserver
@@ -22,7 +22,7 @@ from tests.helpers.servers import eventually, running_mariadb, running_redis
 
 
 class Echo(socketserver.BaseRequestHandler):
-    """Answers every chunk with itself, and counts what it has read."""
+    """Sends every chunk back, and counts the bytes that it has read."""
 
     def handle(self) -> None:
         while chunk := self.request.recv(65_536):
@@ -60,7 +60,7 @@ def connected(proxy: FaultProxy) -> socket.socket:
 
 
 def ask(client: socket.socket, text: bytes) -> bytes:
-    """Send some bytes and return as many, or fewer if the connection ends."""
+    """Send bytes and receive as many, or fewer if the connection ends."""
     client.sendall(text)
     return answer(client, len(text))
 
@@ -73,7 +73,7 @@ def answer(client: socket.socket, length: int) -> bytes:
 
 
 def says_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
-    """Whether nothing comes for a while, and the connection stays open."""
+    """Check that nothing arrives for a while and the connection stays open."""
     client.settimeout(seconds)
     try:
         client.recv(1)
@@ -84,7 +84,7 @@ def says_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
     return False
 
 
-def test_without_a_fault_bytes_pass_unchanged(proxy: FaultProxy, client: socket.socket) -> None:
+def test_proxy_forwards_bytes_unchanged(proxy: FaultProxy, client: socket.socket) -> None:
     long = bytes(range(256)) * 2000
 
     with ThreadPoolExecutor(1) as pool:
@@ -95,14 +95,14 @@ def test_without_a_fault_bytes_pass_unchanged(proxy: FaultProxy, client: socket.
     assert proxy.connections == 1
 
 
-def test_a_closed_connection_is_forgotten(proxy: FaultProxy, client: socket.socket) -> None:
+def test_closed_connection_is_removed(proxy: FaultProxy, client: socket.socket) -> None:
     ask(client, b"hello")
     client.close()
 
     eventually(lambda: proxy.connections == 0)
 
 
-def test_refused_is_refused_until_it_is_restored(proxy: FaultProxy, client: socket.socket) -> None:
+def test_refused_port_stays_refused_until_restored(proxy: FaultProxy, client: socket.socket) -> None:
     ask(client, b"hello")
 
     proxy.refuse()
@@ -116,7 +116,7 @@ def test_refused_is_refused_until_it_is_restored(proxy: FaultProxy, client: sock
         assert ask(again, b"hello") == b"hello"
 
 
-def test_a_black_hole_accepts_and_says_nothing(
+def test_black_hole_accepts_connections_and_never_responds(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
     ask(client, b"before ")
@@ -137,7 +137,7 @@ def test_a_black_hole_accepts_and_says_nothing(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_held_chunk_waits_for_its_release(
+def test_held_chunk_waits_for_release(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer, direction: Any
 ) -> None:
     proxy.hold(direction, when=b"COMMIT")
@@ -156,7 +156,7 @@ def test_a_held_chunk_waits_for_its_release(
     assert ask(client, b"COMMIT") == b"COMMIT"
 
 
-def test_a_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.socket) -> None:
+def test_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.hold("up", when=b"COMMIT")
 
     assert ask(client, b"...COM") == b"...COM"
@@ -165,7 +165,9 @@ def test_a_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.
     proxy.wait_held()
 
 
-def test_a_pattern_that_passed_before_does_not_count(proxy: FaultProxy, client: socket.socket) -> None:
+def test_pattern_that_passed_before_the_fault_does_not_count(
+    proxy: FaultProxy, client: socket.socket
+) -> None:
     ask(client, b"COMMIT")
     proxy.hold("up", when=b"COMMIT")
 
@@ -173,7 +175,7 @@ def test_a_pattern_that_passed_before_does_not_count(proxy: FaultProxy, client: 
     assert proxy.held == 0
 
 
-def test_a_pattern_can_be_made_to_count_only_after_another(proxy: FaultProxy, client: socket.socket) -> None:
+def test_pattern_can_be_required_to_follow_another(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.hold("up", when=b"COMMIT", since=b"UPDATE")
 
     assert ask(client, b"SELECT; COMMIT") == b"SELECT; COMMIT"
@@ -185,7 +187,7 @@ def test_a_pattern_can_be_made_to_count_only_after_another(proxy: FaultProxy, cl
     proxy.wait_held()
 
 
-def test_what_is_held_for_a_client_that_dies_never_arrives(
+def test_bytes_held_for_a_client_that_disconnects_never_arrive(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
     ask(client, b"begin ")
@@ -201,14 +203,14 @@ def test_what_is_held_for_a_client_that_dies_never_arrives(
     assert echo.heard == b"begin "
 
 
-def test_waiting_for_a_hold_that_never_comes_fails(proxy: FaultProxy) -> None:
+def test_waiting_for_a_hold_times_out(proxy: FaultProxy) -> None:
     proxy.hold("up", when=b"COMMIT")
 
     with pytest.raises(AssertionError, match="1 held connections"):
         proxy.wait_held(timeout=0.05)
 
 
-def test_a_dropped_reply_is_lost_after_its_effect(
+def test_dropped_reply_is_lost_after_its_effect(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
     proxy.drop_reply(after=b"COMMIT")
@@ -222,7 +224,7 @@ def test_a_dropped_reply_is_lost_after_its_effect(
         assert ask(again, b"COMMIT") == b"COMMIT"
 
 
-def test_cut_connections_can_be_made_anew(proxy: FaultProxy, client: socket.socket) -> None:
+def test_client_can_reconnect_after_a_cut(proxy: FaultProxy, client: socket.socket) -> None:
     ask(client, b"hello")
 
     proxy.cut()
@@ -232,7 +234,7 @@ def test_cut_connections_can_be_made_anew(proxy: FaultProxy, client: socket.sock
         assert ask(again, b"hello") == b"hello"
 
 
-def test_latency_delays_and_is_taken_back(proxy: FaultProxy, client: socket.socket) -> None:
+def test_latency_delays_until_it_is_removed(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.latency(0.05)
     began = time.monotonic()
     ask(client, b"hello")
@@ -245,7 +247,7 @@ def test_latency_delays_and_is_taken_back(proxy: FaultProxy, client: socket.sock
     assert answer(client, 5) == b"hello"
 
 
-def test_an_upstream_that_is_gone_closes_the_connection(proxy: FaultProxy, echo: EchoServer) -> None:
+def test_missing_upstream_closes_the_connection(proxy: FaultProxy, echo: EchoServer) -> None:
     echo.server_close()
 
     with connected(proxy) as client:
@@ -264,7 +266,7 @@ def redis_at(proxy: FaultProxy) -> redis.Redis:
     return redis.Redis(port=proxy.port, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
 
 
-def test_redis_keeps_what_it_was_told_when_the_reply_is_lost(store: FaultProxy) -> None:
+def test_redis_keeps_a_write_whose_reply_is_lost(store: FaultProxy) -> None:
     with redis_at(store) as client:
         store.drop_reply(after=b"\r\nSET\r\n")  # the handshake has a CLIENT SETINFO
         with pytest.raises(redis.ConnectionError):
@@ -277,7 +279,7 @@ def test_redis_keeps_what_it_was_told_when_the_reply_is_lost(store: FaultProxy) 
         assert client.get("lock:1") is None
 
 
-def test_redis_in_a_black_hole_runs_into_the_time_out(store: FaultProxy) -> None:
+def test_redis_client_times_out_in_a_black_hole(store: FaultProxy) -> None:
     with redis_at(store) as client:
         client.ping()
         store.blackhole()
@@ -317,7 +319,7 @@ def count(engine: sa.Engine) -> int:
 
 
 @pytest.mark.processes
-def test_a_commit_whose_reply_is_lost_has_happened(database: tuple[FaultProxy, sa.Engine]) -> None:
+def test_commit_takes_effect_even_if_its_reply_is_lost(database: tuple[FaultProxy, sa.Engine]) -> None:
     proxy, engine = database
     before = count(engine)
 
@@ -329,7 +331,7 @@ def test_a_commit_whose_reply_is_lost_has_happened(database: tuple[FaultProxy, s
 
 
 @pytest.mark.processes
-def test_a_commit_is_held_until_its_release(database: tuple[FaultProxy, sa.Engine]) -> None:
+def test_commit_is_held_until_release(database: tuple[FaultProxy, sa.Engine]) -> None:
     proxy, engine = database
     before = count(engine)
     proxy.hold("up", when=b"COMMIT")

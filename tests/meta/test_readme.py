@@ -1,4 +1,4 @@
-"""The README's tour does what it says: its lines are run, as they stand."""
+"""The commands in the README's tour work as written."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from tests.helpers.servers import Server
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def test_the_five_minute_tour_works(
+def test_commands_of_the_tour_work(
     server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
 ) -> None:
     blocks = re.findall(r"<!-- tour.*?-->\n```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

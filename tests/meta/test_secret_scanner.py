@@ -1,4 +1,4 @@
-"""The secret scanner finds each kind of secret in each place, and nothing that belongs there."""
+"""The secret scanner finds each kind of secret in each place, except where the secret belongs."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ def places(leaks: list[Leak]) -> set[str]:
 
 @pytest.fixture
 def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The verifiers of the authorizations that are begun."""
+    """Return the verifiers of the authorizations that have started."""
     seen: list[str] = []
     original = SpotifyAccounts.authorize_url
 
@@ -61,7 +61,7 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- logs ----------------------------------------------------------------------------------------
 
 
-def test_a_token_in_a_log_is_found_at_any_level(scanner: SecretScanner) -> None:
+def test_scanner_finds_a_token_in_a_log_at_any_level(scanner: SecretScanner) -> None:
     log.debug("refreshed %s", ACCESS_TOKEN)
     log.warning("refused", extra={"token": CODE})
 
@@ -71,7 +71,7 @@ def test_a_token_in_a_log_is_found_at_any_level(scanner: SecretScanner) -> None:
     assert places(found) == {"the log of app.somewhere"}
 
 
-def test_a_token_in_a_traceback_is_found(scanner: SecretScanner) -> None:
+def test_scanner_finds_a_token_in_a_traceback(scanner: SecretScanner) -> None:
     try:
         int(CODE)
     except ValueError:
@@ -80,7 +80,7 @@ def test_a_token_in_a_traceback_is_found(scanner: SecretScanner) -> None:
     assert kinds(scanner.scan()) == ["a code or refresh token"]
 
 
-def test_scanner_shows_tests_no_more_of_the_log(
+def test_scanner_does_not_change_what_tests_see_of_the_log(
     scanner: SecretScanner, caplog: pytest.LogCaptureFixture
 ) -> None:
     log.debug("of no interest")
@@ -89,8 +89,8 @@ def test_scanner_shows_tests_no_more_of_the_log(
     assert [record.message for record in caplog.records] == ["of interest"]
 
 
-def test_what_the_product_keeps_quiet_is_not_heard(scanner: SecretScanner) -> None:
-    """Werkzeug and urllib3 log whole URLs; `app/infra/log_setup.py` sees to it that they do not."""
+def test_scanner_ignores_loggers_that_the_application_silences(scanner: SecretScanner) -> None:
+    """Werkzeug and urllib3 would log whole URLs. `app/infra/log_setup.py` prevents that."""
     logging.getLogger("urllib3.connectionpool").debug("GET /?code=%s", CODE)
     assert scanner.scan() == []
 
@@ -98,7 +98,7 @@ def test_what_the_product_keeps_quiet_is_not_heard(scanner: SecretScanner) -> No
     assert places(scanner.scan()) == {"the log of urllib3.connectionpool"}
 
 
-def test_what_a_program_of_ours_prints_is_looked_at(scanner: SecretScanner) -> None:
+def test_scanner_searches_what_our_programs_print(scanner: SecretScanner) -> None:
     command = [sys.executable, "-c", f"print('{CODE}')"]
     subprocess.run(command, capture_output=True, check=True)
     assert scanner.scan() == []  # it is not ours
@@ -110,7 +110,7 @@ def test_what_a_program_of_ours_prints_is_looked_at(scanner: SecretScanner) -> N
     assert leak.where.endswith(" wsgi:app doctor")
 
 
-def test_what_a_test_hands_over_is_looked_at(scanner: SecretScanner) -> None:
+def test_scanner_searches_what_a_test_passes_to_it(scanner: SecretScanner) -> None:
     scanner.record(f"Traceback: {CODE}".encode(), "the scheduler's log")
 
     assert places(scanner.scan()) == {"the scheduler's log"}
@@ -131,7 +131,7 @@ def test_what_a_test_hands_over_is_looked_at(scanner: SecretScanner) -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_what_is_put_into_redis_is_found_though_it_is_gone_by_now(
+def test_scanner_finds_values_that_redis_no_longer_has(
     scanner: SecretScanner, redis_url: str, command: tuple[str, ...]
 ) -> None:
     with redis.Redis.from_url(redis_url) as store:
@@ -142,7 +142,7 @@ def test_what_is_put_into_redis_is_found_though_it_is_gone_by_now(
     assert (kinds(found), places(found)) == (["an access token"], {"Redis"})
 
 
-def test_a_token_in_a_column_is_found_and_a_sealed_one_is_none(
+def test_scanner_finds_a_plain_token_in_a_column_but_not_an_encrypted_one(
     scanner: SecretScanner, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -162,7 +162,7 @@ def test_a_token_in_a_column_is_found_and_a_sealed_one_is_none(
 
 @pytest.fixture
 def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
-    """Lets the app answer with a body and headers."""
+    """Make the app respond with a body and headers."""
     said: list[tuple[str, dict[str, str]]] = []
 
     @app.get("/api/says")
@@ -177,7 +177,7 @@ def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
     return say
 
 
-def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
+def test_scanner_allows_a_session_id_in_its_cookie_only(
     scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(set_cookie, "check", lambda _: None)  # which these are not made to pass
@@ -201,7 +201,7 @@ def test_a_session_id_belongs_in_its_cookie_and_nowhere_else(
     assert kinds(scanner.scan()) == ["an access token"]
 
 
-def test_a_session_id_is_a_secret_of_logs_and_redis(
+def test_scanner_finds_a_session_id_in_logs_and_redis(
     scanner: SecretScanner, client: FlaskClient, app: Flask, redis_url: str
 ) -> None:
     @app.get("/api/careless")
@@ -220,7 +220,7 @@ def test_a_session_id_is_a_secret_of_logs_and_redis(
     assert places(found) == {"the log of app.somewhere", "Redis"}
 
 
-def test_an_access_token_belongs_in_one_member_of_one_answer() -> None:
+def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
     def caught(body: str, request: str = "GET /api/spotify/token") -> list[str]:
         scanner = SecretScanner()
         scanner.record_response(request, "200 OK", [], body.encode())
@@ -236,7 +236,7 @@ def test_an_access_token_belongs_in_one_member_of_one_answer() -> None:
     assert caught(f"Error: {ACCESS_TOKEN}") == ["an access token"]
 
 
-def test_a_state_belongs_in_the_consent_pages_url_and_nowhere_else(
+def test_scanner_allows_a_state_in_the_consent_url_only(
     scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], redis_url: str
 ) -> None:
     state = answer_of(first_visit(client))["state"]
@@ -254,7 +254,7 @@ def test_a_state_belongs_in_the_consent_pages_url_and_nowhere_else(
     assert places(found) == {"the answer to GET /api/says", "the log of app.somewhere", "Redis"}
 
 
-def test_what_is_the_same_for_everybody_is_left_out_as_long_as_it_is(client: FlaskClient) -> None:
+def test_scanner_skips_static_documents_while_they_are_unchanged(client: FlaskClient) -> None:
     with client.get("/api/docs/swagger-ui-bundle.js") as asset:
         script = asset.data
     path, example = "GET /api/docs/swagger-ui-bundle.js", f'{{"example": "{PASSWORD}"}}'.encode()
@@ -272,7 +272,7 @@ def test_what_is_the_same_for_everybody_is_left_out_as_long_as_it_is(client: Fla
     assert caught("GET /api/user", example) == ["a password"]
 
 
-def test_a_verifier_is_known_by_its_challenge(
+def test_scanner_recognizes_a_verifier_by_its_challenge(
     scanner: SecretScanner, client: FlaskClient, verifiers: list[str]
 ) -> None:
     url = first_visit(client)
@@ -286,7 +286,7 @@ def test_a_verifier_is_known_by_its_challenge(
 
 
 @pytest.mark.parametrize("length", [43, 44, 127, 128])
-def test_a_verifier_of_any_length_is_found(length: int) -> None:
+def test_scanner_finds_a_verifier_of_any_length(length: int) -> None:
     scanner, verifier = SecretScanner(), "Zm9v" * 32
     url = f"https://accounts.spotify.com/authorize?state=s&code_challenge={_challenge(verifier[:length])}"
     scanner.record(f"verifier={verifier[:length]}", "a log")
@@ -299,8 +299,8 @@ def _challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
-def test_an_id_is_found_that_nobody_saw_being_issued(scanner: SecretScanner) -> None:
-    """A browser's session, on a server that writes ids to its log."""
+def test_scanner_finds_a_session_id_that_it_did_not_see_issued(scanner: SecretScanner) -> None:
+    """The session of a browser, on a server that logs session ids."""
     scanner.record(f"session {secrets.token_urlsafe(32)} opened", "a log")
     scanner.record(
         f"key {secrets.token_hex(32)}, {'a_rather_long_name_of_a_test_in_a_traceback_1'[:43]}", "a log"
@@ -309,7 +309,7 @@ def test_an_id_is_found_that_nobody_saw_being_issued(scanner: SecretScanner) -> 
     assert kinds(scanner.scan()) == ["an unknown id of 256 bits"]
 
 
-def test_a_real_servers_answers_and_log_are_looked_at(
+def test_scanner_searches_the_responses_and_the_log_of_a_real_server(
     scanner: SecretScanner, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
     with server(workers=1) as api, requests.Session() as http:
@@ -342,7 +342,7 @@ def test_a_real_servers_answers_and_log_are_looked_at(
         (bytes(range(32)).hex(), "an encryption key"),
     ],
 )
-def test_settings_and_passwords_are_found(scanner: SecretScanner, text: str, kind: str) -> None:
+def test_scanner_finds_settings_and_passwords(scanner: SecretScanner, text: str, kind: str) -> None:
     log.info("starting", extra={"seen": text})
 
     assert kinds(scanner.scan()) == [kind]
@@ -351,7 +351,7 @@ def test_settings_and_passwords_are_found(scanner: SecretScanner, text: str, kin
 # --- what is said about it -----------------------------------------------------------------------
 
 
-def test_a_report_says_what_and_where_and_never_the_secret() -> None:
+def test_report_names_kind_and_place_but_not_the_secret() -> None:
     scanner = SecretScanner()
     scanner.learn("a password", PASSWORD)
     scanner.record(f'{{"event": "login", "password": "{PASSWORD}",\n "token": "{ACCESS_TOKEN}"}}', "a log")
@@ -363,7 +363,7 @@ def test_a_report_says_what_and_where_and_never_the_secret() -> None:
     ]
 
 
-def test_secrets_that_overlap_are_masked_as_one() -> None:
+def test_overlapping_secrets_are_masked_as_one() -> None:
     scanner = SecretScanner()
     scanner.learn("a password", ACCESS_TOKEN[-20:] + " and more")
     scanner.record(f"token {ACCESS_TOKEN} and more.", "a log")
@@ -371,7 +371,7 @@ def test_secrets_that_overlap_are_masked_as_one() -> None:
     assert [leak.excerpt for leak in scanner.scan()] == ["token [an access token]."]
 
 
-def test_scan_forgets_what_it_searched(scanner: SecretScanner) -> None:
+def test_scan_discards_what_it_searched(scanner: SecretScanner) -> None:
     log.info(CODE)
 
     assert len(scanner.scan()) == 1
@@ -394,7 +394,7 @@ def test_that_fails_anyway():
 
 
 @pytest.mark.processes
-def test_the_test_is_named_and_one_that_failed_anyway_keeps_its_failure(tmp_path: Path) -> None:
+def test_report_names_the_test_and_keeps_its_own_failure(tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(A_SUITE)
     command = [
         sys.executable,
@@ -424,7 +424,7 @@ def test_the_test_is_named_and_one_that_failed_anyway_keeps_its_failure(tmp_path
     assert ACCESS_TOKEN not in said
 
 
-def test_who_reads_what_our_programs_print_in_their_own_way_hands_it_over() -> None:
+def test_helpers_that_read_program_output_pass_it_to_the_scanner() -> None:
     reading = {
         path.name: text
         for path in (ROOT / "tests").rglob("*.py")

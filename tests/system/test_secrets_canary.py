@@ -1,7 +1,7 @@
-"""Nothing secret in any log, answer, Redis key or column: looked for, after a day's worth of events.
+"""No log, response, Redis key, or column contains a secret, after every kind of request.
 
-tests/helpers/secret_scanner.py looks for the same after every test. This test covers the most, on a
-server with the most verbose logs.
+tests/helpers/secret_scanner.py checks the same after every test. This test covers the most, on a server with
+verbose logs.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_no_secret_is_written_anywhere(
         body = {"token": token, "password": PASSWORD}
         assert call("PUT", "/api/password-reset", json=body).status_code == 204
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
-        assert '"route": "/api/spotify/authorize"' in api.log  # it was written to
+        assert '"route": "/api/spotify/authorize"' in api.log  # requests were logged
         call("POST", "/api/logout")
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
         assert call("DELETE", "/api/user", json={"password": PASSWORD}).status_code == 204
@@ -93,7 +93,7 @@ def test_no_secret_is_written_anywhere(
 
 
 def expire(database_url: str) -> None:
-    """Let the token have run out, and no pause stand in the way."""
+    """Make the access token expired and due for a refresh."""
     engine = sa.create_engine(database_url)
     with engine.begin() as connection:
         past = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=1)

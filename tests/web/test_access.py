@@ -1,4 +1,4 @@
-"""Who may do what, over every route there is: strangers nothing, and what is anothers' might not exist."""
+"""Access rules on every route: visitors are refused, and other people's objects look like missing ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,15 +33,15 @@ pytestmark = [
 ]
 
 
-def routes_of_people(app: Flask) -> list[Route]:
+def signed_in_routes(app: Flask) -> list[Route]:
     return [route for route in every_route(app) if route.access is Access.SIGNED_IN]
 
 
-def check_refused_everywhere(client: FlaskClient) -> None:
-    """Every route that needs an account answers 401, and nothing happens."""
+def assert_refused_everywhere(client: FlaskClient) -> None:
+    """Assert that every route that requires an account responds with 401 and has no effect."""
     app = client.application
     document, before = documented(app), Picture(app)
-    for route in routes_of_people(app):
+    for route in signed_in_routes(app):
         response = send(client, route, json=good_body(document, route))
         assert (response.status_code, slug(response)) == (401, "not-signed-in"), route
         assert response.headers["WWW-Authenticate"], route
@@ -51,19 +51,19 @@ def check_refused_everywhere(client: FlaskClient) -> None:
 
 
 @pytest.mark.requirement("G1")
-def test_a_stranger_may_do_nothing_that_needs_an_account(
+def test_visitor_is_refused_by_every_route_that_requires_an_account(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
 
-    check_refused_everywhere(new_client())
+    assert_refused_everywhere(new_client())
 
 
 @pytest.mark.requirement("G1")
 @pytest.mark.parametrize(
     "cookie", ["A" * 43, "A" * 42 + "é", "A" * 5000, "../../etc/passwd", "\x00", "1", '"']
 )
-def test_a_cookie_that_is_none_of_ours_is_a_strangers(
+def test_unknown_session_cookie_counts_as_no_session(
     client: FlaskClient, new_client: Callable[[], FlaskClient], cookie: str
 ) -> None:
     register(new_client(), "ada")
@@ -94,7 +94,7 @@ def by_a_new_password(client: FlaskClient) -> None:
 
 
 def by_a_new_password_while_it_was_stored(client: FlaskClient) -> None:
-    """The session comes back after all have been ended; its epoch is over."""
+    """Restore the session after all have been ended. Its epoch is no longer valid."""
     store = client.application.extensions["backline"].redis
     kept = {key: store.get(key) for key in store.keys("session:*")}
     by_a_new_password(client)
@@ -119,14 +119,14 @@ def by_ending_it_elsewhere(client: FlaskClient) -> None:
         by_ending_it_elsewhere,
     ],
 )
-def test_a_session_that_has_ended_is_a_strangers(
+def test_ended_session_is_refused_by_every_route(
     client: FlaskClient, sandbox: SandboxClient, ended: Callable[[FlaskClient], None]
 ) -> None:
     ada(client, sandbox)
     ended(client)
     settled(client.application)
 
-    check_refused_everywhere(client)
+    assert_refused_everywhere(client)
 
 
 def id_of_a_session(client: FlaskClient) -> str:
@@ -134,40 +134,42 @@ def id_of_a_session(client: FlaskClient) -> str:
     return str(session["id"])
 
 
-# How to get an id of one's own of each kind that stands in a path. A new kind has to have its line here.
+# How to get one's own id of each kind that a path can contain. Add every new kind here.
 IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": id_of_a_session}
 
 
 @pytest.mark.requirement("G1")
-def test_what_is_anothers_is_answered_like_what_there_is_not(
+def test_ids_of_other_people_are_treated_like_unknown_ids(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     document = documented(app)
     ada(client, sandbox)
-    register(stranger := new_client(), "eve")
+    register(visitor := new_client(), "eve")
     settled(app)
     before, checked = Picture(app), 0
-    for route in routes_of_people(app):
+    for route in signed_in_routes(app):
         for kind, own_id in IDS.items():
             if f"{{{kind}}}" not in route.template:
                 continue
             adas, missing = own_id(client), "f" * len(own_id(client))
             answers = [
-                stranger.open(
+                visitor.open(
                     route.template.format(**{kind: name}),
                     method=route.method,
                     json=good_body(document, route),
                 )
                 for name in (adas, missing)
             ]
-            assert bare(answers[0], adas) == bare(answers[1], missing), route
+            assert without_ids(answers[0], adas) == without_ids(answers[1], missing), route
             assert Picture(app) == before, route
             checked += 1
-    assert checked == sum("{" in route.template for route in routes_of_people(app)), "a kind of id is new"
+    assert checked == sum("{" in route.template for route in signed_in_routes(app)), (
+        "add the new kind of id to IDS"
+    )
 
 
-def bare(response: TestResponse, name: str) -> tuple[int, bytes, list[tuple[str, str]]]:
-    """An answer without what differs from one to the next: the request's id, and the name asked for."""
+def without_ids(response: TestResponse, name: str) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """Return a response without the request id and the requested id, which always differ."""
     headers = [header for header in response.headers if header[0] != "X-Request-ID"]
     request_id = response.headers["X-Request-ID"]
     return (
@@ -178,7 +180,7 @@ def bare(response: TestResponse, name: str) -> tuple[int, bytes, list[tuple[str,
 
 
 @pytest.mark.requirement("G1")
-def test_ids_of_anothers_in_query_and_body_are_not_looked_at(
+def test_ids_of_other_people_in_query_and_body_are_ignored(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     document = documented(app)
@@ -202,7 +204,7 @@ def test_ids_of_anothers_in_query_and_body_are_not_looked_at(
 
 
 @pytest.mark.requirement("G1")
-def test_anothers_connection_is_none_also_where_the_session_names_it(
+def test_connection_of_another_person_is_unusable_even_if_the_session_names_it(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -221,7 +223,7 @@ def test_anothers_connection_is_none_also_where_the_session_names_it(
     assert client.get("/api/spotify").json["status"] == "connected"
 
 
-# --- G2: what may be written ----------------------------------------------------------------------
+# --- G2: which members may be written ------------------------------------------------------------------
 
 
 def columns() -> list[str]:
@@ -230,7 +232,9 @@ def columns() -> list[str]:
 
 
 @pytest.mark.requirement("G2")
-def test_no_column_can_be_set_by_naming_it(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_bodies_cannot_set_columns_that_a_route_does_not_list(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
     document = documented(app)
     ada(client, sandbox)
     before = Picture(app)
@@ -250,7 +254,7 @@ def test_no_column_can_be_set_by_naming_it(client: FlaskClient, app: Flask, sand
 
 
 @pytest.mark.requirement("G2")
-def test_no_column_can_be_set_in_the_query(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_queries_cannot_set_columns(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
     before = Picture(app)
 
@@ -261,7 +265,7 @@ def test_no_column_can_be_set_in_the_query(client: FlaskClient, app: Flask, sand
 
 
 @pytest.mark.requirement("G2")
-def test_a_change_of_name_or_address_changes_just_that(
+def test_profile_change_changes_only_the_given_columns(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -274,7 +278,7 @@ def test_a_change_of_name_or_address_changes_just_that(
     [moved] = rows(app)
 
     assert changed(before, named) == {"username", "updated_at"}
-    # The old one was not verified, so it is replaced at once.
+    # The old address was not verified, so it is replaced at once.
     assert changed(named, moved) == {"email", "email_address", "updated_at"}
 
 

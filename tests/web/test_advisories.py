@@ -1,6 +1,6 @@
-"""What went wrong in similar projects in 2026 does not happen here.
+"""Advisories of similar projects in 2026 do not apply here.
 
-`docs/security.md` lists the advisories, with the test of each.
+`docs/security.md` lists the advisories, and which test covers each.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NEW_PASSWORD = "another long sentence"
 
 @pytest.fixture
 def secrets(mailbox: Mailbox, app: Flask, sandbox: SandboxClient) -> dict[str, str]:
-    """One live secret of each kind, all of them ada's."""
+    """One valid secret of each kind, all of them ada's."""
     client = app.test_client()
     register(client, "ada")
     verification = token_in(mailbox.wait_for("ada@example.com", "address"))
@@ -33,28 +33,28 @@ def secrets(mailbox: Mailbox, app: Flask, sandbox: SandboxClient) -> dict[str, s
     return {"session": cookie.value, "state": state, "verification": verification, "reset": reset}
 
 
-def test_no_secret_is_accepted_as_another_kind(
+def test_secrets_are_not_accepted_as_another_kind(
     secrets: dict[str, str], app: Flask, new_client: Client
 ) -> None:
-    """A state was a sign-in link (better-auth CVE-2026-114607), a session id (LemonLDAP CVE-2026-19349)."""
+    """A state worked as a sign-in link (better-auth CVE-2026-114607), or session id (CVE-2026-19349)."""
     cookie_name = app.extensions["backline"].config.session_cookie_name
     for kind, secret in secrets.items():
-        stranger = new_client()
+        visitor = new_client()
         if kind != "session":
-            stranger.set_cookie(cookie_name, secret)
-            assert not stranger.get("/api/session").json["authenticated"], kind
-            stranger = new_client()
+            visitor.set_cookie(cookie_name, secret)
+            assert not visitor.get("/api/session").json["authenticated"], kind
+            visitor = new_client()
         if kind != "verification":
-            refused = stranger.put("/api/email-verification", json={"token": secret})
+            refused = visitor.put("/api/email-verification", json={"token": secret})
             assert refused.json["type"] == "/problems/invalid-token", kind
         if kind != "reset":
-            refused = stranger.put("/api/password-reset", json={"token": secret, "password": NEW_PASSWORD})
+            refused = visitor.put("/api/password-reset", json={"token": secret, "password": NEW_PASSWORD})
             assert refused.json["type"] == "/problems/invalid-token", kind
-        # Even the right state connects nothing from another session.
-        answer = stranger.get("/api/spotify/authorize", query_string={"code": "a-code", "state": secret})
+        # Even a valid state connects nothing in another session.
+        answer = visitor.get("/api/spotify/authorize", query_string={"code": "a-code", "state": secret})
         assert answer.json["type"] == "/problems/spotify-state-mismatch", kind
 
-    # Every one of them still works where it belongs.
+    # Each secret still works for its own purpose.
     owner = new_client()
     owner.set_cookie(cookie_name, secrets["session"])
     assert owner.get("/api/session").json["authenticated"]
@@ -76,7 +76,7 @@ def test_no_secret_is_accepted_as_another_kind(
         {"Authorization": "Basic !!!"},
     ],
 )
-def test_no_header_replaces_a_session(client: FlaskClient, headers: dict[str, str]) -> None:
+def test_headers_do_not_replace_a_session(client: FlaskClient, headers: dict[str, str]) -> None:
     assert client.get("/api/user", headers=headers).status_code == 401
     assert client.get("/api/session", headers=headers).json["authenticated"] is False
 
@@ -84,7 +84,7 @@ def test_no_header_replaces_a_session(client: FlaskClient, headers: dict[str, st
 @pytest.mark.parametrize(
     "path", ["/api/user%23/livez", "/api/user;/livez", "/livez/../api/user", "/api//user"]
 )
-def test_no_spelling_of_a_path_evades_its_access_rule(client: FlaskClient, path: str) -> None:
+def test_path_spellings_do_not_evade_access_rules(client: FlaskClient, path: str) -> None:
     """oauth2-proxy CVE-2026-41059: `#` in a path widened a pattern of open routes."""
     assert client.get(path).status_code in (401, 404)
 
@@ -98,7 +98,7 @@ def test_no_spelling_of_a_path_evades_its_access_rule(client: FlaskClient, path:
         '"ada@evil.example"@example.com',
     ],
 )
-def test_address_with_two_domains_is_refused(client: FlaskClient, address: str) -> None:
+def test_email_address_with_two_domains_is_rejected(client: FlaskClient, address: str) -> None:
     wanted = {"username": "ada", "email": address, "password": NEW_PASSWORD}
     refused = client.post("/api/register", json=wanted)
     assert refused.status_code == 422

@@ -1,4 +1,4 @@
-"""The client's address, however proxies report it."""
+"""Parsing the client's address from the connection and from X-Forwarded-For."""
 
 import logging
 
@@ -20,7 +20,7 @@ def behind_proxy(make_app: MakeApp) -> Flask:
 
 
 def address_of(app: Flask, forwarded: str | None, peer: str = PEER) -> tuple[str | None, str]:
-    """The address that a request is logged with, and the one it is counted under."""
+    """Return the address that a request is logged with, and the one it is counted under."""
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
     with app.test_client() as client:
         assert (
@@ -29,7 +29,7 @@ def address_of(app: Flask, forwarded: str | None, peer: str = PEER) -> tuple[str
         return request.remote_addr, client_network()
 
 
-def test_address_is_read_in_every_spelling(behind_proxy: Flask) -> None:
+def test_address_is_parsed_in_every_format(behind_proxy: Flask) -> None:
     for forwarded, address in {
         "203.0.113.7": "203.0.113.7",
         "203.0.113.7:51234": "203.0.113.7",
@@ -76,7 +76,7 @@ def test_entry_without_an_address_counts_as_the_peer(behind_proxy: Flask) -> Non
             assert address_of(behind_proxy, forwarded, peer) == (peer, counted), forwarded
 
 
-def test_farthest_trusted_proxy_that_knows_an_address_decides(make_app: MakeApp) -> None:
+def test_farthest_trusted_proxy_that_reports_an_address_decides(make_app: MakeApp) -> None:
     app = make_app(TRUSTED_PROXIES="2")
     for forwarded, address in {
         "203.0.113.7, 198.51.100.1": "203.0.113.7",
@@ -84,7 +84,7 @@ def test_farthest_trusted_proxy_that_knows_an_address_decides(make_app: MakeApp)
         "10.0.0.1, unknown, 198.51.100.1": "198.51.100.1",
         "203.0.113.7, unknown": "203.0.113.7",
         "unknown, unknown": PEER,
-        "203.0.113.7": "203.0.113.7",  # deploy/nginx.conf replaces what is there
+        "203.0.113.7": "203.0.113.7",  # deploy/nginx.conf replaces the header
     }.items():
         assert address_of(app, forwarded)[0] == address, forwarded
 
@@ -100,7 +100,7 @@ def test_without_trusted_proxies_the_connection_decides(make_app: MakeApp) -> No
         assert address_of(app, "203.0.113.7", peer)[0] == address, peer
 
 
-def test_people_see_a_clean_address(behind_proxy: Flask) -> None:
+def test_session_list_shows_the_parsed_address(behind_proxy: Flask) -> None:
     client = behind_proxy.test_client()
     client.environ_base |= {"REMOTE_ADDR": PEER, "HTTP_X_FORWARDED_FOR": '10.0.0.1, "[2001:db8::7]:443"'}
     register(client, "ada")
@@ -117,10 +117,10 @@ def test_people_see_a_clean_address(behind_proxy: Flask) -> None:
         ("2", "203.0.113.7", "fewer_proxies"),
         ("1", "203.0.113.7", None),
         ("1", "10.0.0.1, 203.0.113.7", None),
-        ("2", None, None),  # the operator on this machine
+        ("2", None, None),  # an operator on this machine
     ],
 )
-def test_doubtful_proxy_settings_are_logged_once(
+def test_mismatch_with_proxy_settings_is_logged_once(
     make_app: MakeApp,
     caplog: pytest.LogCaptureFixture,
     proxies: str,

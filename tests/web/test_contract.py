@@ -1,15 +1,15 @@
-"""The OpenAPI document is kept: schemathesis sends what it allows and what not, and reads the answers.
+"""The API matches its OpenAPI document: schemathesis sends valid and invalid requests, and checks responses.
 
-All its phases run, on the app in this process, as a stranger and as somebody who is signed in and has
-connected Spotify. Each request finds everything as it was in the beginning, so none depends on those
-before it. `CONTRACT_EXAMPLES` sets the number of examples per route and phase.
+All phases of schemathesis run on the app in this process, as a visitor and as a person who has signed in and
+connected Spotify. The initial state is restored before each request, so that requests do not depend on each
+other. `CONTRACT_EXAMPLES` sets the number of examples per route and phase.
 
-Two of its checks are left out:
+Two checks are disabled:
 
-- `positive_data_acceptance`: that a name is taken, a password easy to guess, a token from no mail, no
-  schema can say. Our own tests do, route by route.
-- `ignored_auth`: of an app in this process it takes its own mistake for an error (schemathesis 4.32
-  passes `max_redirects` on to werkzeug). `tests/web/test_access.py` calls every route without a session.
+- `positive_data_acceptance`: a schema cannot express that a username is taken, a password is guessable, or a
+  token is unknown. Other tests cover this for each route.
+- `ignored_auth`: with an app in this process, schemathesis 4.32 reports its own error, because it passes
+  `max_redirects` on to werkzeug. `tests/web/test_access.py` calls every route without a session.
 """
 
 import os
@@ -54,12 +54,12 @@ pytestmark = [
 ]
 
 EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "8"))
-WITHOUT_EFFECT = {400, 403, 404, 405, 413, 415}  # as other tests show
+WITHOUT_EFFECT = {400, 403, 404, 405, 413, 415}  # other tests show this
 PHASES = {"examples", "coverage", "fuzzing", "stateful"}
 
 
 class Run:
-    """What schemathesis did and found."""
+    """Runs schemathesis, and collects its requests and failures."""
 
     def __init__(self, schema: BaseSchema) -> None:
         self.requests: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Run:
 
 @pytest.fixture
 def document(app: Flask) -> dict[str, Any]:
-    """The document without its `default`, in whose place any answer would be as documented."""
+    """The document without `default` responses, which would match anything."""
     found = documented(app)
     for operations in found["paths"].values():
         for members in operations.values():
@@ -98,13 +98,15 @@ def document(app: Flask) -> dict[str, Any]:
 
 
 def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
-    """The document, ready to be run against the app, with every request starting from what is there now."""
+    """Return a schema that restores the current state of the app before each request."""
     before, last = Picture(app), [200]
 
-    def from_the_beginning(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        def keep_status(status: str, *answer: Any) -> Any:
+    def from_the_initial_state(
+        environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        def keep_status(status: str, *arguments: Any) -> Any:
             last[0] = int(status[:3])
-            return start_response(status, *answer)
+            return start_response(status, *arguments)
 
         if last[0] not in WITHOUT_EFFECT:
             settled(app)
@@ -112,27 +114,27 @@ def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
         return app(environ, keep_status)
 
     schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig(seed=1))
-    schema.app = from_the_beginning
+    schema.app = from_the_initial_state
     for phase in ("fuzzing", "stateful"):
         generation = getattr(schema.config.phases, phase).generation
         generation.max_examples, generation.database = EXAMPLES, "none"
-    for left_out in ("positive_data_acceptance", "ignored_auth"):
-        getattr(schema.config.checks, left_out).enabled = False
+    for disabled in ("positive_data_acceptance", "ignored_auth"):
+        getattr(schema.config.checks, disabled).enabled = False
     return schema
 
 
-# A warning about its own speed when it is about to show a long example.
+# Hypothesis warns that it is slow when it prints a long example.
 @pytest.mark.requirement("H1")
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
-@pytest.mark.parametrize("who", ["stranger", "grace"])
-def test_every_answer_is_as_documented(
+@pytest.mark.parametrize("who", ["visitor", "grace"])
+def test_responses_match_the_openapi_document(
     new_client: Callable[[], FlaskClient],
     app: Flask,
     sandbox: SandboxClient,
     document: dict[str, Any],
     who: str,
 ) -> None:
-    register(new_client(), "ada")  # whose names and password stand in the document
+    register(new_client(), "ada")  # the document uses her name and password in examples
     register(grace := new_client(), "grace")
     connect(grace, sandbox)
     settled(app)
@@ -159,31 +161,31 @@ def test_every_answer_is_as_documented(
 
 
 @pytest.mark.requirement("G2")
-def test_every_answer_lists_all_its_members_and_allows_no_other(document: dict[str, Any]) -> None:
+def test_response_schemas_require_all_members_and_allow_no_others(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
 
     assert [name for name, schema in schemas.items() if schema["additionalProperties"] is not False] == []
 
 
 SECRET = {"password", "password_hash", "session_epoch", "token_hash", "refresh_token", "spare_refresh_token"}
-OURS = {"user_id", "key_id", "grant_id", "generation", "attempt_id", "lease_until", "failures", "state"}
+INTERNAL = {"user_id", "key_id", "grant_id", "generation", "attempt_id", "lease_until", "failures", "state"}
 
 
 @pytest.mark.requirement("G2")
-def test_no_answer_is_documented_to_have_what_is_secret_or_ours(app: Flask, document: dict[str, Any]) -> None:
+def test_response_schemas_contain_no_secret_or_internal_members(app: Flask, document: dict[str, Any]) -> None:
     bodies = [body_schema(document, route) for route in every_route(app)]
     answers = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
 
-    assert [name for name, each in answers.items() if set(each["properties"]) & (SECRET | OURS)] == []
+    assert [name for name, each in answers.items() if set(each["properties"]) & (SECRET | INTERNAL)] == []
     assert [name for name, each in answers.items() if "access_token" in each["properties"]] == ["TokenOut"]
 
 
-def test_the_document_says_what_every_request_needs(app: Flask, document: dict[str, Any]) -> None:
+def test_document_lists_what_every_request_needs(app: Flask, document: dict[str, Any]) -> None:
     for route in every_route(app):
         if not (found := operation(document, route)):
             continue
-        anybody = [] if route.access is Access.SIGNED_IN else [{}]
-        assert found["security"] == [*anybody, {"session": []}], route
+        visitor_rule = [] if route.access is Access.SIGNED_IN else [{}]
+        assert found["security"] == [*visitor_rule, {"session": []}], route
         header = {"$ref": "#/components/parameters/RequestedWith"}
         assert (header in found.get("parameters", [])) is (route.writes or route.is_gateway), route
         statuses = set(found["responses"])
@@ -196,7 +198,7 @@ def test_the_document_says_what_every_request_needs(app: Flask, document: dict[s
 
 
 class Reader:
-    """Compares answers with the document, and remembers which successes it has seen."""
+    """Compares responses with the document, and records which successful ones it has seen."""
 
     def __init__(self, document: dict[str, Any], routes: list[Route]) -> None:
         self._document, self._routes = document, routes
@@ -242,10 +244,10 @@ def _matches(template: str, path: str) -> bool:
 
 
 @pytest.mark.requirement("G2")
-def test_every_success_of_every_route_has_documented_members_only(
+def test_successful_responses_contain_only_documented_members(
     mailbox: Mailbox, app: Flask, document: dict[str, Any], sandbox: SandboxClient
 ) -> None:
-    """A life with every success in it that the document knows. A new route has to have its place here."""
+    """Covers every successful response in the document. Add every new route here."""
     reader = Reader(document, [route for route in every_route(app) if not route.is_gateway])
     read, client = reader.read, app.test_client()
     page = {"Accept": "text/html"}
@@ -292,7 +294,7 @@ def test_every_success_of_every_route_has_documented_members_only(
 
 
 @pytest.mark.requirement("G2")
-def test_every_state_of_a_connection_has_documented_members_only(
+def test_responses_in_every_grant_state_contain_only_documented_members(
     client: FlaskClient, app: Flask, document: dict[str, Any], sandbox: SandboxClient
 ) -> None:
     reader = Reader(document, every_route(app))

@@ -1,6 +1,6 @@
-"""Whatever is sent: an answer that says what is wrong with it, and nothing changed."""
+"""Invalid input gets a response that says what is wrong, and has no effect."""
 
-# ruff: noqa: RUF001 - letters that are taken for others are what some of this is about
+# ruff: noqa: RUF001 - some of these tests are about ambiguous letters
 
 import json
 import string
@@ -52,7 +52,7 @@ on_servers = settings(
 
 
 def with_a_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]]:
-    """The routes that take a body, with the body's schema and a good body."""
+    """Return the routes that accept a body, each with its schema and a valid body."""
     document = documented(app)
     return [
         (route, schema, good_body(document, route) or {})
@@ -69,8 +69,8 @@ def nested(levels: int) -> bytes:
 
 
 UNREADABLE = {
-    "half an object": b"{",
-    "nothing but space": b" \n",
+    "unclosed object": b"{",
+    "only whitespace": b" \n",
     "two values": b"{} {}",
     "a comment": b"{} // no",
     "a trailing comma": b'{"a": 1,}',
@@ -82,12 +82,12 @@ UNREADABLE = {
     "-1e400": b'{"a": -1e400}',
     "5,000 digits": b'{"a": ' + b"9" * 5_000 + b"}",
     "-5,000 digits": b'{"a": -' + b"9" * 5_000 + b"}",
-    "half a pair": b'{"a": "\\ud800"}',
-    "half a pair as a name": b'{"\\udc00": 1}',
-    "half a pair in UTF-8": b'{"a": "\xed\xa0\x80"}',
-    "a member twice": b'{"a": 1, "a": 1}',
-    "a member twice, escaped": b'{"a": 1, "\\u0061": 1}',
-    "a member twice, inside": b'{"a": [{"b": 1, "b": 2}]}',
+    "unpaired surrogate": b'{"a": "\\ud800"}',
+    "unpaired surrogate as a name": b'{"\\udc00": 1}',
+    "surrogate in UTF-8": b'{"a": "\xed\xa0\x80"}',
+    "duplicate member": b'{"a": 1, "a": 1}',
+    "duplicate member, escaped": b'{"a": 1, "\\u0061": 1}',
+    "duplicate member, nested": b'{"a": [{"b": 1, "b": 2}]}',
     "bad UTF-8": b'{"a": "\xff"}',
     "an overlong slash": b'{"a": "\xc0\xaf"}',
     "UTF-16": '{"a": 1}'.encode("utf-16"),
@@ -113,7 +113,7 @@ READABLE_BUT_WRONG = {
     "a text": b'"text"',
     "an empty text": b'""',
     "32 levels": nested(32),
-    "a name of none": b'{"": 1}',
+    "empty name": b'{"": 1}',
     "a name with NUL": b'{"\\u0000": 1}',
     "a prototype": b'{"__proto__": {}}',
     "4,000 digits": b'{"a": ' + b"9" * 4_000 + b"}",
@@ -122,7 +122,7 @@ READABLE_BUT_WRONG = {
 
 @pytest.mark.requirement("H1")
 @on_sqlite
-def test_no_body_is_a_server_error_and_none_that_is_refused_has_an_effect(
+def test_unusable_bodies_are_rejected_without_effect_on_every_route(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -147,7 +147,7 @@ WRONG_VALUES = [
 
 @pytest.mark.requirement("H1")
 @on_sqlite
-def test_no_value_of_any_member_is_a_server_error(
+def test_no_member_value_causes_a_server_error(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -158,7 +158,7 @@ def test_no_value_of_any_member_is_a_server_error(
                 response = send(another_tab(client), route, json={**good, name: value})
                 assert response.status_code < 500, (route, name, value)
                 assert response.status_code < 300 or slug(response), (route, name, value)
-                if response.status_code not in (400, 422):  # which have no effect, as the test above shows
+                if response.status_code not in (400, 422):  # the test above shows that these have no effect
                     settled(app)
                     before.restore()
             missing = {member: there for member, there in good.items() if member != name}
@@ -175,7 +175,7 @@ def test_no_value_of_any_member_is_a_server_error(
     ("member", "value"),
     [("username", "ad\0a"), ("username", "ada\0"), ("email", "a\0@example.com"), ("email", "a@b\0.de")],
 )
-def test_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> None:
+def test_nul_in_a_username_or_email_address_is_rejected(client: FlaskClient, member: str, value: str) -> None:
     new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD, member: value}
 
     response = client.post("/api/register", json=new)
@@ -184,8 +184,8 @@ def test_no_name_has_a_nul(client: FlaskClient, member: str, value: str) -> None
 
 
 @pytest.mark.requirement("H1")
-def test_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClient, app: Flask) -> None:
-    """Hashers written in C have ended a password there."""
+def test_nul_in_a_password_counts_like_any_character(client: FlaskClient, app: Flask) -> None:
+    """Some hash functions written in C truncate a password there."""
     password = f"{PASSWORD}\0and what follows"
     new = {"username": "ada", "email": "ada@example.com", "password": password}
     assert client.post("/api/register", json=new).status_code == 201
@@ -200,7 +200,7 @@ def test_a_nul_is_a_character_of_a_password_like_any_other(client: FlaskClient, 
 
 
 @pytest.mark.requirement("H1")
-def test_a_nul_in_a_token_is_no_token(client: FlaskClient) -> None:
+def test_token_with_a_nul_is_invalid(client: FlaskClient) -> None:
     response = client.put("/api/email-verification", json={"token": "nonsense\0"})
 
     assert (response.status_code, slug(response)) == (400, "invalid-token")
@@ -209,7 +209,7 @@ def test_a_nul_in_a_token_is_no_token(client: FlaskClient) -> None:
 @pytest.mark.requirement("H1")
 @pytest.mark.parametrize("levels", [MAX_NESTING, MAX_NESTING + 1])
 @pytest.mark.parametrize("shape", ["lists", "objects", "both"])
-def test_nesting_ends_at_its_limit(levels: int, shape: str) -> None:
+def test_json_nested_deeper_than_the_limit_is_rejected(levels: int, shape: str) -> None:
     value: Any = 1
     for level in range(levels):
         as_list = shape == "lists" or (shape == "both" and level % 2)
@@ -238,7 +238,7 @@ _halves = st.text(st.characters(codec=None)).map(lambda text: text.encode("utf-8
 @pytest.mark.requirement("H1")
 @many
 @given(value=_json)
-def test_what_is_json_is_read_as_it_was_meant(value: object) -> None:
+def test_valid_json_is_parsed_unchanged(value: object) -> None:
     assert parse_json(json.dumps(value).encode()) == value
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
@@ -246,7 +246,7 @@ def test_what_is_json_is_read_as_it_was_meant(value: object) -> None:
 @pytest.mark.requirement("H1")
 @many
 @given(body=st.binary() | _halves | _pieces.map(str.encode))
-def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
+def test_any_bytes_parse_as_json_or_are_malformed(body: bytes) -> None:
     try:
         value = parse_json(body)
     except MalformedRequest:
@@ -255,7 +255,7 @@ def test_any_bytes_are_json_or_malformed(body: bytes) -> None:
     assert parse_json(json.dumps(value).encode()) == value
 
 
-# --- H1: the parsers of everything else -------------------------------------------------------------
+# --- H1: other parsers -------------------------------------------------------------
 
 _text = st.text() | st.text(alphabet=string.printable)
 
@@ -267,8 +267,8 @@ _near = st.sampled_from(["0", "-0", "00", "1.5", "1e3", "٣", "²", " 5", "5 ", 
 @many
 @given(value=_text | _near)
 @example("Wed, 21 Oct 2026 07:28:00 GMT")
-def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
-    """A date counts from the response's own Date."""
+def test_any_retry_after_parses_as_seconds_or_none(value: str) -> None:
+    """A date is relative to the response's own Date."""
     headers = {"retry-after": value, "date": "Wed, 21 Oct 2026 07:27:00 GMT"}
     seconds = HttpResponse(429, headers, b"").retry_after
 
@@ -282,7 +282,7 @@ def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 @pytest.mark.requirement("H1")
 @many
 @given(raw=st.binary())
-def test_any_bytes_are_a_session_or_none(raw: bytes) -> None:
+def test_any_bytes_unpack_as_a_session_or_none(raw: bytes) -> None:
     assert isinstance(unpack(raw), SessionData | None)
 
 
@@ -308,7 +308,7 @@ _sessions = st.fixed_dictionaries(
     data=_sessions,
     more=st.dictionaries(st.text(), _json.filter(lambda value: not _is_huge(value)), max_size=2),
 )
-def test_a_session_with_a_field_too_many_or_of_another_type_is_none(
+def test_session_with_an_unknown_or_mistyped_field_is_none(
     data: dict[str, Any], more: dict[str, Any]
 ) -> None:
     assert unpack(msgspec.msgpack.encode(data)) == SessionData(**data)
@@ -322,7 +322,7 @@ def test_a_session_with_a_field_too_many_or_of_another_type_is_none(
 
 
 def _is_huge(value: Any) -> bool:
-    """Whether a number is in it that msgpack does not know."""
+    """Check for integers that msgpack cannot represent."""
     if isinstance(value, dict | list):
         return any(map(_is_huge, value.values() if isinstance(value, dict) else value))
     return isinstance(value, int) and not -(2**63) <= value < 2**64
@@ -357,16 +357,16 @@ _hostile = st.sampled_from(
     ),
     production=st.booleans(),
 )
-def test_any_settings_are_good_or_said_to_be_bad(changes: dict[str, str], production: bool) -> None:
+def test_any_settings_are_accepted_or_reported(changes: dict[str, str], production: bool) -> None:
     environment = {**SETTINGS, "APP_ENV": "production" if production else "development", **changes}
     with suppress(ConfigError):
         assert isinstance(Config.from_env(environment), Config)
 
 
-# --- H3: what is one name ---------------------------------------------------------------------------
+# --- H3: normalization ---------------------------------------------------------------------------
 
 INVISIBLE = "\u200b\u200d\u2060\ufeff\u00ad\u202e\u2066\u061c\u034f\ufe0f\u115f\u1160\u2800\U000e0101"
-# Characters that fold, compose, expand, vanish, turn the direction or need four bytes.
+# Characters that fold, compose, expand, disappear, change direction, or need four bytes.
 _peculiar = st.sampled_from(
     "aAäÄ\u0308ßẞsSıIİi\u0307K\u212akÅ\u212båﬁﬀ\u0345ι\u1fb3\u03c3\u03c2Σ０Ａａ\uff21①²ªºǅǆ"
     f"\u00a0\u2003\u3000 \t\n\u3164{INVISIBLE}"
@@ -378,7 +378,7 @@ _names = st.text(alphabet=_peculiar, max_size=12) | st.text(max_size=12)
 @pytest.mark.requirement("H3")
 @settings(max_examples=1_000, deadline=None)
 @given(name=_names)
-def test_the_normal_form_is_its_own(name: str) -> None:
+def test_normal_form_is_idempotent(name: str) -> None:
     normal = normalization.normal_form(name)
 
     assert normalization.normal_form(normal) == normal
@@ -392,7 +392,7 @@ def test_the_normal_form_is_its_own(name: str) -> None:
 @pytest.mark.requirement("H3")
 @many
 @given(name=_names)
-def test_names_and_addresses_are_visible_and_never_both(name: str) -> None:
+def test_usernames_and_email_addresses_are_printable_and_disjoint(name: str) -> None:
     normal = normalization.normal_form(name)
     address = normalization.address_form(f"{name}@example.com")
 
@@ -416,7 +416,7 @@ _domains = st.lists(
 @pytest.mark.requirement("H3")
 @settings(max_examples=400, deadline=None)
 @given(local=_names, domain=_domains)
-def test_both_forms_of_an_address_agree(local: str, domain: str) -> None:
+def test_both_forms_of_an_email_address_agree(local: str, domain: str) -> None:
     entered = f"{local}@{domain}.example"
     normal = normalization.address_form(entered)
 
@@ -432,7 +432,7 @@ def test_both_forms_of_an_address_agree(local: str, domain: str) -> None:
 @pytest.mark.requirement("H3")
 @many
 @given(text=st.text(max_size=300))
-def test_any_text_is_an_address_or_none(text: str) -> None:
+def test_any_text_is_an_email_address_or_not(text: str) -> None:
     normal = normalization.address_form(text)
     assert normalization.address_form(normal) == normal
     if normalization.is_email(normal):
@@ -450,7 +450,7 @@ def test_any_text_is_an_address_or_none(text: str) -> None:
     | _names.map(lambda name: (name, f"{name} "))
     | _names.map(lambda name: (name, f"{name}\0"))
 )
-def test_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: tuple[str, str]) -> None:
+def test_columns_compare_like_the_normal_form(app: Flask, pair: tuple[str, str]) -> None:
     one, other = (normalization.normal_form(name)[:64] for name in pair)
     one, other = one.strip(), other.strip()
     stored = User(username=one, email="x@example.com", password_hash="x")
@@ -463,7 +463,7 @@ def test_the_column_takes_for_equal_what_the_normal_form_does(app: Flask, pair: 
     assert (found is not None) is (one == other)
 
 
-# Pairs of names, and whether they are one account's. The column's own idea of it would often be another.
+# Pairs of names, and whether they belong to one account. Many database collations would disagree.
 PAIRS = [
     ("ada", "ADA", True),
     ("ada", " ada\u3000", True),
@@ -492,7 +492,7 @@ PAIRS = [
     ("ada", "ada_", False),
     ("가나", "각나", False),
 ]
-REFUSED = [
+DECEPTIVE_NAMES = [
     *(f"a{mark}da" for mark in INVISIBLE),
     *(
         "ad a",
@@ -512,7 +512,7 @@ def sign_up(client: FlaskClient, name: str, address: str) -> TestResponse:
 
 
 @pytest.mark.requirement("H3")
-def test_two_names_are_one_account_exactly_if_their_normal_form_is(
+def test_usernames_are_equal_exactly_if_their_normal_forms_are(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     for number, (one, other, same) in enumerate(PAIRS):
@@ -531,7 +531,7 @@ def test_two_names_are_one_account_exactly_if_their_normal_form_is(
 
 
 @pytest.mark.requirement("H3")
-def test_two_addresses_are_one_exactly_if_their_normal_form_is(
+def test_email_addresses_are_equal_exactly_if_their_normal_forms_are(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     for number, (one, other, _) in enumerate(PAIRS[::4]):
@@ -546,8 +546,8 @@ def test_two_addresses_are_one_exactly_if_their_normal_form_is(
 
 @pytest.mark.requirement("H3")
 @on_sqlite
-def test_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], FlaskClient]) -> None:
-    """Folded, one would be the other, and whoever has that domain would get the mails."""
+def test_email_is_sent_to_the_domain_as_entered(new_client: Callable[[], FlaskClient]) -> None:
+    """Case folding would turn one domain into the other, whose owner would receive the emails."""
     for number, address in enumerate(("x@straße.example", "x@strasse.example")):
         response = sign_up(new_client(), f"person{number}", address.title())
         assert (response.status_code, response.json["email"]) == (201, address)
@@ -557,8 +557,8 @@ def test_mail_goes_to_the_domain_that_was_typed(new_client: Callable[[], FlaskCl
 
 @pytest.mark.requirement("H3")
 @on_sqlite
-def test_a_name_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
-    for name in REFUSED:
+def test_username_with_deceptive_characters_is_rejected(client: FlaskClient) -> None:
+    for name in DECEPTIVE_NAMES:
         response = sign_up(client, name, "ada@example.com")
         assert response.status_code == 422, ascii(name)
         assert list(response.json["errors"]) == ["username"]
@@ -566,7 +566,7 @@ def test_a_name_that_does_not_show_what_it_is_is_refused(client: FlaskClient) ->
 
 @pytest.mark.requirement("H3")
 @on_sqlite
-def test_an_address_that_does_not_show_what_it_is_is_refused(client: FlaskClient) -> None:
+def test_email_address_with_deceptive_characters_is_rejected(client: FlaskClient) -> None:
     for mark in INVISIBLE:
         response = sign_up(client, "ada", f"a{mark}da@example.com")
         assert response.status_code == 422, ascii(mark)
@@ -586,8 +586,8 @@ def query_parameters(document: dict[str, Any], route: Route) -> list[str]:
     return [parameter["name"] for parameter in found if parameter.get("in") == "query"]
 
 
-def steady(response: TestResponse) -> object:
-    """An answer without what is new each time."""
+def stable_part(response: TestResponse) -> object:
+    """Return a response without members that differ each time."""
     body = response.json
     for name in ("authorize_url", "exported_at", "request_id", "expires_in"):
         body.pop(name, None)
@@ -612,21 +612,21 @@ IGNORED = [
 
 @pytest.mark.requirement("H4")
 @on_sqlite
-@pytest.mark.parametrize("who", ["stranger", "ada"])
-def test_parameters_that_no_route_knows_are_ignored(
+@pytest.mark.parametrize("who", ["visitor", "ada"])
+def test_unknown_query_parameters_are_ignored(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, who: str
 ) -> None:
     if who == "ada":
         ada(client, sandbox)
     for route in readable(app):
-        plain = steady(client.get(route.path))
+        plain = stable_part(client.get(route.path))
         for query in IGNORED:
-            assert steady(client.get(route.path, query_string=query)) == plain, (route, query)
+            assert stable_part(client.get(route.path, query_string=query)) == plain, (route, query)
 
 
 @pytest.mark.requirement("H4")
 @on_sqlite
-def test_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app: Flask) -> None:
+def test_repeated_query_parameter_is_rejected(client: FlaskClient, app: Flask) -> None:
     document, checked = documented(app), 0
     for route in readable(app):
         for name in query_parameters(document, route):
@@ -640,7 +640,7 @@ def test_a_parameter_that_a_route_knows_stands_once(client: FlaskClient, app: Fl
 
 @pytest.mark.requirement("H4")
 @on_sqlite
-def test_any_value_of_a_parameter_is_a_clients_error_or_none(client: FlaskClient, app: Flask) -> None:
+def test_no_query_parameter_value_causes_a_server_error(client: FlaskClient, app: Flask) -> None:
     values = ["", "%00", "%ff", "%ed%a0%80", "x" * 5000, "%0d%0aX-Evil:%201", "💥", "..%2f", "%", "+", "[]"]
     document = documented(app)
     for route in readable(app):
@@ -651,7 +651,7 @@ def test_any_value_of_a_parameter_is_a_clients_error_or_none(client: FlaskClient
                 assert "X-Evil" not in response.headers
 
 
-SILLY = [
+MALFORMED_IDS = [
     *("%00", "%ff", "%ed%a0%80", "%0d%0aX-Evil:1", "..", "%2e%2e", "..%2f..", "%2f", "a%2fb", "%20", "%25"),
     *("-1", "0", "null", "NaN", "*", "%2525", "'", "';--", "{session_id}", "<script>", "a;b", "a,b", "[a-z]"),
     *("💥", "x" * 5_000),
@@ -660,7 +660,9 @@ SILLY = [
 
 @pytest.mark.requirement("H4")
 @on_sqlite
-def test_ids_of_a_silly_form_are_of_nothing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_malformed_ids_are_treated_like_unknown_ids(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
     ada(client, sandbox)
     before = Picture(app)
     document = documented(app)
@@ -672,9 +674,9 @@ def test_ids_of_a_silly_form_are_of_nothing(client: FlaskClient, app: Flask, san
     assert with_ids
     for route in with_ids:
         prefix = route.template.partition("{")[0]
-        for silly in SILLY:
-            response = client.open(f"{prefix}{silly}", method=route.method)
-            assert response.status_code in (204, 404), (route, silly)
+        for malformed in MALFORMED_IDS:
+            response = client.open(f"{prefix}{malformed}", method=route.method)
+            assert response.status_code in (204, 404), (route, malformed)
         assert Picture(app) == before, route
 
 
@@ -683,7 +685,7 @@ def test_ids_of_a_silly_form_are_of_nothing(client: FlaskClient, app: Flask, san
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_any_other_method_is_a_405_that_names_those_that_are(client: FlaskClient, app: Flask) -> None:
+def test_other_methods_are_405_and_allow_lists_the_valid_ones(client: FlaskClient, app: Flask) -> None:
     own: dict[str, set[str]] = {}
     for route in every_route(app):
         own.setdefault(route.path, {"OPTIONS"}).update(
@@ -701,7 +703,7 @@ def test_any_other_method_is_a_405_that_names_those_that_are(client: FlaskClient
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_a_head_is_a_get_without_a_body(
+def test_head_responds_like_get_without_a_body(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     for client in (new_client(), ada(new_client(), sandbox)):
@@ -717,7 +719,7 @@ def test_a_head_is_a_get_without_a_body(
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_a_body_is_of_a_known_type_then_readable_then_valid(
+def test_bodies_are_checked_for_type_then_syntax_then_validity(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
@@ -745,7 +747,9 @@ def test_a_body_is_of_a_known_type_then_readable_then_valid(
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_what_ends_something_can_be_repeated(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_requests_that_end_something_can_be_repeated(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
     ada(client, sandbox)
     [session] = client.get("/api/user/sessions").json["items"]
     for method, path in (
@@ -766,7 +770,7 @@ def test_what_ends_something_can_be_repeated(client: FlaskClient, app: Flask, sa
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_what_is_made_has_a_place(client: FlaskClient) -> None:
+def test_created_account_has_a_location(client: FlaskClient) -> None:
     response = sign_up(client, "ada", "ada@example.com")
 
     assert response.status_code == 201
@@ -775,7 +779,7 @@ def test_what_is_made_has_a_place(client: FlaskClient) -> None:
 
 @pytest.mark.requirement("H5")
 @on_sqlite
-def test_who_has_to_wait_is_told_for_how_long(client: FlaskClient) -> None:
+def test_429_has_retry_after_and_401_has_a_challenge(client: FlaskClient) -> None:
     body = {"login": "ada", "password": "not it"}
     answers = [client.post("/api/login", json=body) for _ in range(12)]
 
@@ -787,7 +791,7 @@ def test_who_has_to_wait_is_told_for_how_long(client: FlaskClient) -> None:
 @pytest.mark.requirement("H5")
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 @on_sqlite
-def test_a_503_says_when_to_try_again(client: FlaskClient) -> None:
+def test_503_has_retry_after_on_every_route(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
     for route in every_route(client.application):
         if operation(documented(client.application), route):

@@ -1,4 +1,4 @@
-"""Every error in one shape (RFC 9457), whoever makes it."""
+"""All errors are problem documents (RFC 9457)."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ MEMBERS = {"type", "title", "status", "detail", "instance", "request_id"}
 LEAKS = ("Traceback", "sqlalchemy", "site-packages", "SELECT", "INSERT", "werkzeug", "0x")
 
 
-def check_shape(response: TestResponse, path: str) -> None:
+def assert_is_problem(response: TestResponse, path: str) -> None:
     body = response.json
     assert response.content_type == "application/problem+json"
     assert MEMBERS <= body.keys() <= MEMBERS | {"errors", "authorize_url"}
@@ -73,7 +73,7 @@ def check_shape(response: TestResponse, path: str) -> None:
         ("GET", "/api/spotify/token", {}, 409, "spotify-not-connected"),
     ],
 )
-def test_errors_have_one_shape(
+def test_errors_have_one_format(
     client: FlaskClient, method: str, path: str, sent: dict[str, str], status: int, problem: str
 ) -> None:
     if "data" in sent:
@@ -83,12 +83,12 @@ def test_errors_have_one_shape(
     assert "evil" not in response.text + str(response.headers)
 
     assert (response.status_code, slug(response)) == (status, problem)
-    check_shape(response, path)
+    assert_is_problem(response, path)
     if status == 405:
         assert response.headers["Allow"]
 
 
-def test_an_unforeseen_error_tells_the_log_and_not_the_caller(
+def test_unexpected_error_is_described_in_the_log_only(
     app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/api/fails")
@@ -99,14 +99,14 @@ def test_an_unforeseen_error_tells_the_log_and_not_the_caller(
     response = client.get("/api/fails", headers={"Origin": "http://127.0.0.1:5173"})
 
     assert (response.status_code, slug(response)) == (500, "internal-error")
-    check_shape(response, "/api/fails")
+    assert_is_problem(response, "/api/fails")
     assert "hunter2" not in response.text
     assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5173"
     assert any(record.exc_info for record in caplog.records)
     assert client.get("/api/session").status_code == 200
 
 
-def test_a_route_that_does_not_say_who_may_call_it_is_refused(app: Flask, client: FlaskClient) -> None:
+def test_route_without_an_access_rule_cannot_be_called(app: Flask, client: FlaskClient) -> None:
     @app.get("/api/undeclared")
     def undeclared() -> str:
         return "secret"
@@ -119,11 +119,11 @@ def test_a_route_that_does_not_say_who_may_call_it_is_refused(app: Flask, client
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
-def test_any_bytes_are_a_clients_error(client: FlaskClient, body: bytes) -> None:
+def test_any_bytes_as_a_body_are_a_client_error(client: FlaskClient, body: bytes) -> None:
     response = client.post("/api/login", data=body, content_type="application/json")
 
     assert 400 <= response.status_code < 500
-    check_shape(response, "/api/login")
+    assert_is_problem(response, "/api/login")
 
 
 _json = st.recursive(
@@ -135,31 +135,24 @@ _json = st.recursive(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(login=_json, password=_json, more=st.dictionaries(st.sampled_from(["x", "id", ""]), _json, max_size=1))
-def test_any_json_is_a_clients_error(
+def test_any_json_as_a_body_is_a_client_error(
     client: FlaskClient, login: object, password: object, more: dict[str, object]
 ) -> None:
     body = json.dumps({"login": login, "password": password, **more})
     response = client.post("/api/login", data=body, content_type="application/json")
 
     assert 400 <= response.status_code < 500
-    check_shape(response, "/api/login")
-
-
-def test_a_head_is_a_get_without_a_body(client: FlaskClient) -> None:
-    response = client.head("/api/session")
-
-    assert response.status_code == 200
-    assert response.data == b""
+    assert_is_problem(response, "/api/login")
 
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
-def test_without_redis_the_answer_is_a_503(client: FlaskClient) -> None:
+def test_response_without_redis_is_503(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
 
     response = client.get("/api/session", headers={"Origin": "http://127.0.0.1:5173"})
 
     assert (response.status_code, slug(response)) == (503, "service-unavailable")
-    check_shape(response, "/api/session")
+    assert_is_problem(response, "/api/session")
     assert int(response.headers["Retry-After"]) > 0
     assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1:5173"
     for path in ("/livez", "/api/docs", "/api/openapi.json"):
@@ -168,17 +161,17 @@ def test_without_redis_the_answer_is_a_503(client: FlaskClient) -> None:
 
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
-def test_a_session_that_cannot_be_saved_is_a_503(client: FlaskClient) -> None:
+def test_registration_without_redis_is_503_and_has_no_effect(client: FlaskClient) -> None:
 
     response = register_without_checks(client)
 
     assert (response.status_code, slug(response)) == (503, "service-unavailable")
     assert "Set-Cookie" not in response.headers
-    with client.application.app_context(), reading() as db:  # nor is there half of an account
+    with client.application.app_context(), reading() as db:  # no account was created
         assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
 
 
-def test_without_a_database_the_answer_is_a_503(make_app: MakeApp, database_url: str) -> None:
+def test_response_without_a_database_is_503(make_app: MakeApp, database_url: str) -> None:
     away = (
         "mysql+mysqldb://root@localhost/backline?unix_socket=/nowhere/mysql.sock"
         if database_url.startswith("mysql")
@@ -201,7 +194,7 @@ def register_without_checks(client: FlaskClient) -> TestResponse:
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}XX0\r\n\r\n"])
-def test_broken_chunks_are_a_clients_error(
+def test_malformed_chunks_are_a_client_error(
     server: Callable[..., AbstractContextManager[Server]], body: bytes
 ) -> None:
     head = (
@@ -219,7 +212,7 @@ def test_broken_chunks_are_a_clients_error(
 
 
 @pytest.mark.settings(TRUSTED_HOSTS="API.example.com")
-def test_another_host_than_those_served_is_refused_and_probes_are_not(client: FlaskClient) -> None:
+def test_only_trusted_hosts_and_probes_are_served(client: FlaskClient) -> None:
 
     refused = client.get("/api/session", base_url="http://evil.example")
 
@@ -229,7 +222,7 @@ def test_another_host_than_those_served_is_refused_and_probes_are_not(client: Fl
         assert client.get("/readyz", base_url=f"http://{host}:5000").status_code == 200
 
 
-def test_a_database_that_was_not_migrated_is_not_ready(make_app: MakeApp, tmp_path: Path) -> None:
+def test_database_without_migrations_is_not_ready(make_app: MakeApp, tmp_path: Path) -> None:
     app = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3")
 
     assert app.test_client().get("/readyz").status_code == 503
@@ -237,7 +230,7 @@ def test_a_database_that_was_not_migrated_is_not_ready(make_app: MakeApp, tmp_pa
 
 @pytest.mark.requirement("H2")
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
-def test_a_body_that_is_too_large_does_not_cost_the_next_request(
+def test_body_that_is_too_large_does_not_affect_the_next_request(
     server: Callable[..., AbstractContextManager[Server]], chunked: bool
 ) -> None:
     big = b'"' + b"x" * 300_000 + b'"'

@@ -1,4 +1,4 @@
-"""Sessions: kept in Redis, renewed at sign-in, and final when they end."""
+"""Sessions: stored in Redis, with a new id at sign-in, and never restored after they end."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ def sid(client: FlaskClient) -> str:
 
 @pytest.fixture
 def store(app: Flask) -> redis.Redis:
-    """The Redis that the app keeps its sessions in."""
+    """The Redis client of the app."""
     found: redis.Redis = app.extensions["backline"].redis
     return found
 
@@ -43,7 +43,7 @@ def session_keys(store: redis.Redis) -> list[bytes]:
 
 
 def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
-    """Name and attributes of the only Set-Cookie."""
+    """Return the name and the attributes of the only Set-Cookie."""
     [line] = headers
     [(name, morsel)] = SimpleCookie(line).items()
     return name, {key: value for key, value in morsel.items() if value != "" and key != "expires"}
@@ -54,7 +54,7 @@ def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
 
 @pytest.mark.requirement("B6")
 @pytest.mark.settings(SESSION_COOKIE_SECURE="true")
-def test_the_cookie_of_a_secure_site_is_bound_to_it(client: FlaskClient) -> None:
+def test_cookie_over_https_is_bound_to_the_host(client: FlaskClient) -> None:
     https = {"base_url": "https://api.example.com"}
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 
@@ -73,7 +73,7 @@ def test_the_cookie_of_a_secure_site_is_bound_to_it(client: FlaskClient) -> None
     }
     assert again.status_code == 200
     assert again.headers.getlist("Set-Cookie") == []
-    # A browser ignores the deletion of a `__Host-` cookie that does not carry its attributes.
+    # Browsers ignore the deletion of a `__Host-` cookie without the required attributes.
     name, attributes = set_cookie_of(signed_out.headers.getlist("Set-Cookie"))
     assert name == "__Host-Http-session"
     assert attributes["max-age"] == "0"
@@ -86,7 +86,7 @@ def test_the_cookie_of_a_secure_site_is_bound_to_it(client: FlaskClient) -> None
 @pytest.mark.settings(
     SESSION_COOKIE_SECURE="true", SESSION_COOKIE_SAMESITE="None", SPOTIFY_REDIRECT_URI=SPA_REDIRECT_URI
 )
-def test_the_cookie_for_another_sites_pages_is_partitioned(client: FlaskClient) -> None:
+def test_cookie_for_an_app_on_another_site_is_partitioned(client: FlaskClient) -> None:
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 
     response = client.post("/api/register", json=body, base_url="https://api.example.com")
@@ -109,7 +109,7 @@ def test_cookie_is_strict_if_the_redirect_leads_to_a_page(
 
 
 @pytest.mark.requirement("B6")
-def test_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient) -> None:
+def test_cookie_over_plain_http_has_a_name_without_prefix(client: FlaskClient) -> None:
     register(client)
 
     cookie = client.get_cookie("backline_session")
@@ -134,8 +134,8 @@ def test_on_plain_http_loopback_the_cookie_has_a_plain_name(client: FlaskClient)
         "__Host-Http-session={id}; Secure; Secure; HttpOnly; Max-Age=2592000; Path=/; SameSite=Lax",
     ],
 )
-def test_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
-    """Every Set-Cookie that any test sees is checked so (`tests/conftest.py`)."""
+def test_cookie_check_finds_invalid_cookies(line: str) -> None:
+    """`tests/conftest.py` checks every Set-Cookie in any test this way."""
     with pytest.raises(AssertionError):
         set_cookie.check(line.format(id="A" * 43))
     set_cookie.check(
@@ -147,7 +147,7 @@ def test_the_check_of_every_cookie_finds_bad_ones(line: str) -> None:
 
 
 @pytest.mark.requirement("B2")
-def test_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
+def test_session_id_changes_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
     first_visit(client)
     ids = [sid(client)]
     register(client, "ada")
@@ -166,7 +166,9 @@ def test_the_id_is_renewed_at_every_sign_in(client: FlaskClient, store: redis.Re
 @pytest.mark.parametrize(
     "crafted", ["", "x", "A" * 43, "../../etc/passwd", "session:" + "A" * 35, "A" * 4_000, "ä" * 43]
 )
-def test_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, crafted: str) -> None:
+def test_session_id_made_up_by_a_client_is_not_accepted(
+    client: FlaskClient, store: redis.Redis, crafted: str
+) -> None:
     client.set_cookie("backline_session", crafted)
 
     register(client)
@@ -175,7 +177,7 @@ def test_a_crafted_id_is_never_adopted(client: FlaskClient, store: redis.Redis, 
     assert len(session_keys(store)) == 1
 
 
-def test_redis_does_not_know_the_id(client: FlaskClient, store: redis.Redis) -> None:
+def test_redis_does_not_contain_the_session_id(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
 
     dump = b"".join(key + (store.dump(key) or b"") for key in store.keys("*"))
@@ -183,7 +185,9 @@ def test_redis_does_not_know_the_id(client: FlaskClient, store: redis.Redis) -> 
     assert sid(client).encode() not in dump
 
 
-def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox: SandboxClient) -> None:
+def test_redis_does_not_contain_the_access_token(
+    client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
+) -> None:
     register(client)
     connect(client, sandbox)
     token = client.get("/api/spotify/token").json["access_token"]
@@ -194,7 +198,7 @@ def test_no_token_reaches_redis(client: FlaskClient, store: redis.Redis, sandbox
 
 
 @pytest.mark.requirement("B2")
-def test_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
+def test_planted_session_id_does_not_lead_to_the_visitors_connection(
     new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
@@ -210,7 +214,7 @@ def test_a_visitors_id_that_was_planted_does_not_lead_to_the_connection(
     assert len(session_keys(store)) == 1
 
 
-# --- what is in Redis is not trusted -------------------------------------------------------------
+# --- data from Redis is not trusted -------------------------------------------------------------
 
 
 class Bomb:
@@ -248,14 +252,14 @@ class Bomb:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_data_that_is_not_ours_is_no_session(
+def test_tampered_session_data_counts_as_no_session(
     client: FlaskClient,
     app: Flask,
     store: redis.Redis,
     tmp_path: Path,
     planted: bytes | dict[str, object] | str,
 ) -> None:
-    """Where members are given, all others are as they were: those alone make it none of ours."""
+    """A dict changes only these members of a valid session."""
     register(client)
     [key] = session_keys(store)
     good = msgspec.msgpack.encode(stored_sessions.read(app, key))
@@ -282,7 +286,7 @@ def test_data_that_is_not_ours_is_no_session(
 
 
 @pytest.mark.requirement("B5")
-def test_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redis) -> None:
+def test_every_request_restarts_the_idle_timeout(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     week = 7 * 86_400
@@ -295,10 +299,10 @@ def test_reading_slides_the_idle_time_out(client: FlaskClient, store: redis.Redi
 
 
 @pytest.mark.requirement("B5")
-def test_a_visitors_session_lasts_once_it_holds_a_connection(
+def test_visitors_session_is_short_until_it_has_a_connection(
     client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    """Whoever is sent to Spotify and never comes back leaves nothing for long, look around as they may."""
+    """The session of a visitor who never returns from Spotify does not stay for long."""
     url, week = first_visit(client), 7 * 86_400
     [key] = session_keys(store)
     assert 595 <= store.ttl(key) <= 600
@@ -316,7 +320,7 @@ def test_a_visitors_session_lasts_once_it_holds_a_connection(
 
 
 @pytest.mark.requirement("B5")
-def test_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
+def test_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
     register(client)
     [key] = session_keys(store)
     store.pexpire(key, 1)
@@ -326,7 +330,7 @@ def test_an_idle_session_ends(client: FlaskClient, store: redis.Redis) -> None:
 
 
 @pytest.mark.requirement("B5")
-def test_a_session_ends_after_its_longest_life_however_much_it_is_used(
+def test_session_in_use_ends_at_its_absolute_timeout(
     client: FlaskClient, app: Flask, store: redis.Redis
 ) -> None:
     register(client)
@@ -340,7 +344,7 @@ def test_a_session_ends_after_its_longest_life_however_much_it_is_used(
     assert session_keys(store) == []
 
 
-def test_signing_in_starts_the_longest_life_anew(client: FlaskClient, app: Flask, store: redis.Redis) -> None:
+def test_sign_in_restarts_the_absolute_timeout(client: FlaskClient, app: Flask, store: redis.Redis) -> None:
     register(client, "ada")
     [key] = session_keys(store)
     data = stored_sessions.read(app, key)
@@ -352,14 +356,14 @@ def test_signing_in_starts_the_longest_life_anew(client: FlaskClient, app: Flask
     assert stored_sessions.read(app, key)["created_at"] >= data["created_at"]
 
 
-# --- ends are final ------------------------------------------------------------------------------
+# --- an ended session stays ended ------------------------------------------------------------
 
 
 @pytest.mark.requirement("B3")
-def test_a_slow_request_does_not_bring_a_signed_out_session_back(
+def test_slow_request_does_not_restore_a_signed_out_session(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    """The slow one even writes to the session when it ends: it has just connected Spotify."""
+    """The slow request connects Spotify, so it writes to the session when it ends."""
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
     slow = another_tab(client)
@@ -378,7 +382,7 @@ def test_a_slow_request_does_not_bring_a_signed_out_session_back(
 
 
 @pytest.mark.requirement("B3")
-def test_a_visitor_who_leaves_while_connecting_has_left(
+def test_slow_callback_does_not_restore_a_visitors_ended_session(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     callback = sandbox.consent(first_visit(client))
@@ -397,11 +401,11 @@ def test_a_visitor_who_leaves_while_connecting_has_left(
 
 @pytest.mark.requirement("B3")
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # it is Redis that is raced for
-def test_no_session_is_revived_in_a_thousand_races(
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the race is for Redis
+def test_no_session_is_restored_in_a_thousand_races(
     new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis
 ) -> None:
-    """A reader and a writer of the session are in the middle of their work when it is signed out."""
+    """The session is signed out while one request reads it and another writes it."""
     inside, left = threading.Semaphore(0), threading.Event()
 
     @app.get("/api/slow")
@@ -416,7 +420,7 @@ def test_no_session_is_revived_in_a_thousand_races(
 
     user_id = register(new_client(), "ada")["id"]
     store.flushdb()
-    revived = 0
+    restored = 0
     with ThreadPoolExecutor(2) as pool:
         for _ in range(1000):
             client = new_client()
@@ -433,16 +437,16 @@ def test_no_session_is_revived_in_a_thousand_races(
             left.set()
             for request in requests:
                 assert "Set-Cookie" not in request.result().headers
-            revived += bool(client.get("/api/session").json["authenticated"])
-            revived += store.dbsize()
-    assert revived == 0
+            restored += bool(client.get("/api/session").json["authenticated"])
+            restored += store.dbsize()
+    assert restored == 0
 
 
 @pytest.mark.requirement("B3")
-def test_eight_writers_in_flight_do_not_bring_a_session_back(
+def test_eight_concurrent_writers_do_not_restore_a_session(
     new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    """Each has just connected Spotify, and puts that into its session."""
+    """Each request connects Spotify, and writes that to the session."""
     register(client := new_client(), "ada")
     callbacks = [sandbox.consent(first_visit(client)) for _ in range(8)]
     sandbox.fault(on="code", kind="park", times=8)
@@ -458,8 +462,8 @@ def test_eight_writers_in_flight_do_not_bring_a_session_back(
 
 
 @pytest.mark.requirement("B4")
-def test_the_session_is_written_in_few_places() -> None:
-    """Concurrent requests cannot undo each other's changes to what is written with the id."""
+def test_session_fields_are_written_in_known_places_only() -> None:
+    """Fields that are written together with the id cannot be changed by a concurrent request."""
     written: dict[str, set[str]] = {}
     for path in (ROOT / "app").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -481,10 +485,10 @@ def test_the_session_is_written_in_few_places() -> None:
 
 
 @pytest.mark.requirement("B4")
-def test_parallel_writers_lose_nothing_of_each_others(
+def test_concurrent_writers_do_not_undo_each_other(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    """Two tabs connect at once, others read: who is signed in, since when and from where stays as it was."""
+    """Tabs connect Spotify while others read. Only the connection in the session changes."""
     register(client, "ada")
     [key] = session_keys(store)
     before = stored_sessions.read(app, key)
@@ -505,7 +509,7 @@ def test_parallel_writers_lose_nothing_of_each_others(
 
 
 @pytest.mark.requirement("B8")
-def test_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Redis) -> None:
+def test_visitors_get_neither_cookies_nor_keys(client: FlaskClient, store: redis.Redis) -> None:
     paths = ("/api/session", "/api/spotify", "/api/user", "/livez", "/api/nothing")
     for number in range(1000):
         response = client.get(paths[number % len(paths)])
@@ -514,16 +518,14 @@ def test_a_thousand_strangers_leave_nothing(client: FlaskClient, store: redis.Re
 
 
 @pytest.mark.requirement("B8")
-def test_a_cookie_is_set_when_its_id_is_given_out_and_not_again(
-    client: FlaskClient, sandbox: SandboxClient
-) -> None:
+def test_cookie_is_set_only_when_its_id_is_issued(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     connect(client, sandbox)
     for path in ("/api/user", "/api/session", "/api/spotify", "/api/spotify/authorize", "/api/user/sessions"):
         assert "Set-Cookie" not in client.get(path).headers
 
 
-def test_both_of_two_sessions_of_one_person_live_on_their_own(new_client: Callable[[], FlaskClient]) -> None:
+def test_sessions_of_one_person_end_independently(new_client: Callable[[], FlaskClient]) -> None:
     one, two = new_client(), new_client()
     register(one, "ada")
     login(two, "ada")

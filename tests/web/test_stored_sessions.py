@@ -1,4 +1,4 @@
-"""What Redis holds of a session grants nothing by itself: it is encrypted and bound to its key."""
+"""Stored sessions are encrypted and bound to their key, so write access to Redis grants nothing."""
 
 import threading
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def store(app: Flask) -> redis.Redis:
 
 
 def key_of(client: FlaskClient, name: str = "backline_session") -> bytes:
-    """The Redis key of a client's session."""
+    """Return the Redis key of a client's session."""
     cookie = client.get_cookie(name)
     assert cookie is not None
     interface = client.application.session_interface
@@ -40,7 +40,7 @@ def key_of(client: FlaskClient, name: str = "backline_session") -> bytes:
 
 
 def signed_in(client: FlaskClient) -> bool:
-    """Whether a client is signed in, by every route that tells."""
+    """Check whether a client is signed in, with two routes that must agree."""
     said: bool = client.get("/api/session").json["authenticated"]
     assert client.get("/api/user").status_code == (200 if said else 401)
     return said
@@ -50,10 +50,10 @@ def signed_in(client: FlaskClient) -> bool:
 
 
 @pytest.mark.parametrize("how", ["COPY", "RENAME", "SET"])
-def test_session_that_is_moved_to_another_key_is_none(
+def test_session_copied_to_another_key_counts_as_none(
     new_client: NewClient, store: redis.Redis, how: str
 ) -> None:
-    """An attacker who may write to Redis has a session of their own, and wants the victim's to be it."""
+    """An attacker with write access replaces their own session with the victim's."""
     register(victim := new_client(), "ada")
     register(attacker := new_client(), "eve")
     source, target = key_of(victim), key_of(attacker)
@@ -67,10 +67,8 @@ def test_session_that_is_moved_to_another_key_is_none(
     assert not signed_in(attacker)
 
 
-def test_session_that_is_written_by_hand_is_none(
-    new_client: NewClient, app: Flask, store: redis.Redis
-) -> None:
-    """In the format of an earlier release, or encrypted with a key that is not derived from ours."""
+def test_forged_session_counts_as_none(new_client: NewClient, app: Flask, store: redis.Redis) -> None:
+    """Sessions in the format of an earlier release, truncated, or modified."""
     user = register(client := new_client(), "ada")
     key = key_of(client)
     data = stored_sessions.read(app, key)
@@ -86,32 +84,30 @@ def test_session_that_is_written_by_hand_is_none(
     assert data["address"].encode() not in raw
 
 
-def test_entries_planted_in_an_index_show_and_break_nothing(
-    new_client: NewClient, store: redis.Redis
-) -> None:
-    """The list of sessions shows addresses and devices."""
+def test_entries_planted_in_an_index_are_ignored(new_client: NewClient, store: redis.Redis) -> None:
+    """Otherwise, the list of sessions would show other people's addresses and devices."""
     register(victim := new_client(), "ada")
     user = register(attacker := new_client(), "eve")
     index = f"sessions-of:{user['id']}"
     planted = [key_of(victim), b"\xff\xfe", b"breaker", b"session:" + b"0" * 64, b""]
     store.zadd(index, dict.fromkeys(planted, 4e9))
-    store.set("breaker", b"of something else")
+    store.set("breaker", b"another value")
 
     seen = attacker.get("/api/user/sessions")
 
     assert [session["current"] for session in seen.json["items"]] == [True]
     assert attacker.delete("/api/user/sessions").status_code == 204
-    assert store.get("breaker") == b"of something else"
+    assert store.get("breaker") == b"another value"
     assert signed_in(attacker)
 
 
-# --- what a restored database must not do ----------------------------------------------------------
+# --- after a database backup is restored ----------------------------------------------------------
 
 
 def test_old_session_does_not_belong_to_the_next_owner_of_an_id(
     client: FlaskClient, app: Flask, new_client: NewClient
 ) -> None:
-    """A backup from before `ada` registered is restored, and `bob` gets her id."""
+    """A backup from before `ada` registered is restored, and `bob` gets the same id."""
     user = register(client, "ada")
     assert signed_in(client)
     with app.app_context(), writing() as db:
@@ -130,13 +126,13 @@ def test_visitors_session_does_not_belong_to_the_next_connection_with_its_id(
             db.execute(sa.text(f"DELETE FROM {table}"))
     connect(other := new_client(), sandbox, person="aiko-87")
     with app.app_context(), writing() as db:
-        assert db.scalar(sa.text("SELECT id FROM spotify_users")) == 1  # as the first one had
+        assert db.scalar(sa.text("SELECT id FROM spotify_users")) == 1  # the same id as the first one
 
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert other.get("/api/spotify").json["status"] == "connected"
 
 
-def test_epochs_are_random_and_change_at_random(app: Flask, new_client: NewClient) -> None:
+def test_session_epochs_are_random_and_change_with_the_password(app: Flask, new_client: NewClient) -> None:
     def epochs() -> set[int]:
         with app.app_context(), writing() as db:
             return set(db.scalars(sa.select(User.session_epoch)))
@@ -163,7 +159,7 @@ def age(client: FlaskClient, **members: object) -> None:
     stored_sessions.change(client.application, key_of(client), **members)
 
 
-def test_cookie_is_set_again_once_a_day_with_what_remains(client: FlaskClient, app: Flask) -> None:
+def test_cookie_is_set_again_once_a_day_with_its_remaining_lifetime(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     now = utc_now().timestamp()
     age(client, created_at=now - 3 * DAY, cookie_set_at=now - DAY + 60)
@@ -181,8 +177,8 @@ def test_cookie_is_set_again_once_a_day_with_what_remains(client: FlaskClient, a
 
 
 @pytest.mark.parametrize("seconds", [400, 10 * DAY])
-def test_time_in_the_future_puts_nothing_off(client: FlaskClient, seconds: int) -> None:
-    """As a server wrote it whose clock was ahead."""
+def test_times_in_the_future_are_not_trusted(client: FlaskClient, seconds: int) -> None:
+    """A server whose clock was ahead wrote them."""
     register(client, "ada")
     age(client, cookie_set_at=utc_now().timestamp() + seconds)
     assert len(set_cookies(client.get("/api/user"))) == 1
@@ -194,7 +190,7 @@ def test_time_in_the_future_puts_nothing_off(client: FlaskClient, seconds: int) 
     assert not signed_in(client)
 
 
-def test_session_from_a_clock_slightly_ahead_is_good(client: FlaskClient) -> None:
+def test_session_from_a_clock_slightly_ahead_is_valid(client: FlaskClient) -> None:
     register(client, "ada")
     ahead = utc_now().timestamp() + 120
     age(client, created_at=ahead, cookie_set_at=ahead, signed_in_at=ahead)
@@ -247,7 +243,7 @@ def test_signing_out_deletes_the_cookie_under_both_names(client: FlaskClient) ->
 
 @behind_https
 def test_signing_out_ends_the_sessions_of_both_cookies(client: FlaskClient, new_client: NewClient) -> None:
-    """A browser that met the earlier release in between has one under each name."""
+    """After a rollback to the earlier release, a browser has one cookie under each name."""
     held = {}
     for name, browser in (("ada", client), ("grace", new_client())):
         body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
@@ -274,7 +270,7 @@ def test_cookie_of_another_application_on_loopback_is_left_alone(client: FlaskCl
     assert login(client, "ada").status_code == 200
 
 
-def test_of_requests_at_once_one_sets_the_cookie_again(client: FlaskClient) -> None:
+def test_one_of_several_concurrent_requests_refreshes_the_cookie(client: FlaskClient) -> None:
     register(client, "ada")
     age(client, cookie_set_at=utc_now().timestamp() - DAY - 1)
     tabs = [another_tab(client) for _ in range(8)]
@@ -287,10 +283,10 @@ def test_of_requests_at_once_one_sets_the_cookie_again(client: FlaskClient) -> N
 
 
 @pytest.mark.parametrize("change", ["disconnects", "signs out"])
-def test_setting_the_cookie_again_undoes_nothing(
+def test_cookie_refresh_does_not_undo_other_changes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, change: str
 ) -> None:
-    """A slow request sets it, and saves its session after another one has changed that."""
+    """A slow request refreshes the cookie after another one has changed the session."""
     inside, go_on = threading.Event(), threading.Event()
 
     @app.get("/api/slow")

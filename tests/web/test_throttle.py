@@ -1,4 +1,4 @@
-"""Guessing is slow, wherever it comes from, and locks nobody out (A5, A6)."""
+"""Password guessing is slowed down, and no one can be locked out (A5, A6)."""
 
 import threading
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
 
 
-def guess(
+def attempt(
     client: FlaskClient, login: str, password: str = "not the password", *, ip: str = ""
 ) -> TestResponse:
     if ip:
@@ -26,7 +26,7 @@ def guess(
 
 
 def statuses(client: FlaskClient, login: str, times: int, **options: str) -> list[int]:
-    return [guess(client, login, **options).status_code for _ in range(times)]
+    return [attempt(client, login, **options).status_code for _ in range(times)]
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def store(app: Flask) -> redis.Redis:
     return found
 
 
-def wait_is_over(store: redis.Redis) -> None:
-    """Let every wait that has begun be over; what was counted stays counted."""
+def end_waits(store: redis.Redis) -> None:
+    """End all current waits. The counters stay."""
     for key in store.keys("throttle:pair:*"):
         if store.hexists(key, "until"):
             store.hset(key, "until", 0)
@@ -44,7 +44,7 @@ def wait_is_over(store: redis.Redis) -> None:
 
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("login", ["ada", "nobody"])
-def test_ten_guesses_are_free_then_each_doubles_a_wait(
+def test_ten_attempts_are_free_and_each_further_one_doubles_the_wait(
     new_client: Callable[[], FlaskClient], store: redis.Redis, login: str
 ) -> None:
     register(new_client(), "ada")
@@ -53,53 +53,49 @@ def test_ten_guesses_are_free_then_each_doubles_a_wait(
 
     waits = []
     for _ in range(12):
-        refused = guess(client, login)
+        refused = attempt(client, login)
         assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
         waits.append(int(refused.headers["Retry-After"]))
-        wait_is_over(store)
-        assert guess(client, login).status_code == 401
+        end_waits(store)
+        assert attempt(client, login).status_code == 401
 
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900]
 
 
 @pytest.mark.requirement("A5")
-def test_while_one_waits_not_even_the_right_password_is_looked_at(
-    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_password_is_checked_during_a_wait(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     register(client, "ada")
     assert statuses(client, "ada", 10) == [401] * 10
-    monkeypatch.setattr(PasswordHasher, "verify", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr(PasswordHasher, "verify", lambda *_: pytest.fail("a password was checked"))
 
-    assert guess(client, "ada", PASSWORD).status_code == 429
+    assert attempt(client, "ada", PASSWORD).status_code == 429
 
 
 @pytest.mark.requirement("A5")
-def test_a_hundred_guesses_at_once_are_no_more_than_one_after_another(
-    client: FlaskClient, app: Flask
-) -> None:
+def test_concurrent_attempts_count_like_consecutive_ones(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: guess(app.test_client(), "ada").status_code, range(100)))
+        answers = list(pool.map(lambda _: attempt(app.test_client(), "ada").status_code, range(100)))
 
     assert sorted(answers) == [401] * 10 + [429] * 90
 
 
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("addresses", [1, 50])
-def test_nobody_is_locked_out_from_elsewhere(
+def test_attackers_cannot_lock_an_account(
     new_client: Callable[[], FlaskClient], app: Flask, addresses: int
 ) -> None:
-    """A hundred guesses, from one address or from fifty: a fresh address with the right password gets in."""
+    """After a hundred attempts, from one address or fifty, the right password works from another address."""
     register(new_client(), "ada")
     client = new_client()
     for number in range(100):
-        guess(client, "ada", ip=f"198.51.100.{number % addresses}")
+        attempt(client, "ada", ip=f"198.51.100.{number % addresses}")
 
-    assert guess(new_client(), "ada", PASSWORD, ip="203.0.113.7").status_code == 200
+    assert attempt(new_client(), "ada", PASSWORD, ip="203.0.113.7").status_code == 200
 
 
 @pytest.mark.requirement("A5")
-def test_an_account_under_attack_gives_each_address_one_guess(
+def test_account_under_attack_allows_one_attempt_per_address(
     new_client: Callable[[], FlaskClient], store: redis.Redis
 ) -> None:
     register(new_client(), "ada")
@@ -108,32 +104,32 @@ def test_an_account_under_attack_gives_each_address_one_guess(
         assert set(statuses(client, "ada", 10, ip=f"198.51.100.{number}")) == {401}
 
     assert statuses(client, "ada", 3, ip="198.51.100.77") == [401, 429, 429]
-    assert guess(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200  # and that ends it
+    assert attempt(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200  # and that ends it
     assert statuses(client, "ada", 3, ip="198.51.100.78") == [401] * 3
 
 
 @pytest.mark.requirement("A5")
-def test_one_address_has_a_hundred_failures_an_hour_at_all_accounts(
+def test_address_has_a_hundred_failures_an_hour_for_all_accounts(
     new_client: Callable[[], FlaskClient],
 ) -> None:
     register(new_client(), "ada")
     client = new_client()
-    answers = [guess(client, f"person{number}").status_code for number in range(101)]
+    answers = [attempt(client, f"person{number}").status_code for number in range(101)]
 
-    refused = guess(client, "ada", PASSWORD)
+    refused = attempt(client, "ada", PASSWORD)
     assert answers == [401] * 100 + [429]
     assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
     assert 3500 < int(refused.headers["Retry-After"]) <= 3600
-    assert guess(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200
+    assert attempt(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200
 
 
 @pytest.mark.requirement("A5")
-def test_success_forgets_the_accounts_failures_and_not_the_addresss(
+def test_success_resets_the_account_counter_but_not_the_address_counter(
     client: FlaskClient, store: redis.Redis
 ) -> None:
     register(client, "ada")
     statuses(client, "ada", 9)
-    assert guess(client, "ada", PASSWORD).status_code == 200
+    assert attempt(client, "ada", PASSWORD).status_code == 200
 
     assert statuses(client, "ada", 10) == [401] * 10
     [address] = store.keys("throttle:address:*")
@@ -141,10 +137,8 @@ def test_success_forgets_the_accounts_failures_and_not_the_addresss(
 
 
 @pytest.mark.requirement("A5")
-def test_failures_are_forgotten_by_the_form_they_were_counted_under(
-    client: FlaskClient, store: redis.Redis
-) -> None:
-    """An address keeps its ß, because mail for it would go elsewhere; guesses at it are counted without."""
+def test_reset_uses_the_same_normal_form_as_counting(client: FlaskClient, store: redis.Redis) -> None:
+    """An email address keeps its ß, because email for `ss` goes elsewhere. Attempts ignore the difference."""
     address = "ada@straße.example"
     client.post("/api/register", json={"username": "ada", "email": address, "password": PASSWORD})
     assert statuses(client, address, 11)[-1] == 429
@@ -152,15 +146,15 @@ def test_failures_are_forgotten_by_the_form_they_were_counted_under(
     assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
     assert store.keys("throttle:pair:*") == []
-    assert guess(client, address).status_code == 401
+    assert attempt(client, address).status_code == 401
 
 
 @pytest.mark.requirement("A5")
-def test_what_was_counted_outlives_the_process(app: Flask, another_worker: Flask) -> None:
+def test_counters_survive_a_restart(app: Flask, another_worker: Flask) -> None:
     register(app.test_client(), "ada")
     statuses(app.test_client(), "ada", 10)
 
-    assert guess(another_worker.test_client(), "ada").status_code == 429
+    assert attempt(another_worker.test_client(), "ada").status_code == 429
 
 
 @pytest.mark.requirement("A5")
@@ -173,7 +167,7 @@ def test_what_was_counted_outlives_the_process(app: Flask, another_worker: Flask
         ("203.0.113.9", "203.0.113.10", False),
     ],
 )
-def test_a_household_is_one_address(app: Flask, one: str, other: str, same: bool) -> None:
+def test_addresses_of_one_household_count_as_one(app: Flask, one: str, other: str, same: bool) -> None:
     seen = []
     for address in (one, other):
         with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
@@ -183,7 +177,7 @@ def test_a_household_is_one_address(app: Flask, one: str, other: str, same: bool
 
 
 @pytest.mark.requirement("A6")
-def test_without_redis_no_password_is_looked_at(
+def test_no_password_is_checked_without_redis(
     redis_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(app.test_client(), "ada")
@@ -192,13 +186,13 @@ def test_without_redis_no_password_is_looked_at(
     redis_proxy.refuse()
     redis_proxy.cut()
 
-    answers = [guess(app.test_client(), "ada", PASSWORD) for _ in range(50)]
+    answers = [attempt(app.test_client(), "ada", PASSWORD) for _ in range(50)]
 
     assert {(answer.status_code, slug(answer)) for answer in answers} == {(503, "service-unavailable")}
     assert looked == []
 
 
-def test_a_servers_trouble_is_not_the_callers_failure(
+def test_attempt_that_could_not_be_checked_is_not_counted(
     client: FlaskClient, store: redis.Redis, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(client, "ada")
@@ -211,17 +205,17 @@ def test_a_servers_trouble_is_not_the_callers_failure(
 
     assert statuses(client, "ada", 11) == [401] * 10 + [429]
     for _ in range(8):
-        wait_is_over(store)
-        assert guess(client, "ada").status_code == 401
-    wait_is_over(store)
+        end_waits(store)
+        assert attempt(client, "ada").status_code == 401
+    end_waits(store)
     with passwords.hashing_slot():
-        assert guess(client, "ada", PASSWORD).status_code == 503
-    assert guess(client, "ada", PASSWORD).status_code == 200
+        assert attempt(client, "ada", PASSWORD).status_code == 503
+    assert attempt(client, "ada", PASSWORD).status_code == 200
 
 
-def test_redis_learns_neither_names_nor_addresses(client: FlaskClient, store: redis.Redis) -> None:
+def test_redis_keys_contain_neither_names_nor_addresses(client: FlaskClient, store: redis.Redis) -> None:
     register(client, "ada")
-    guess(client, "ada@example.com")
+    attempt(client, "ada@example.com")
 
     keys = b" ".join(store.keys("throttle:*"))
 
@@ -229,7 +223,7 @@ def test_redis_learns_neither_names_nor_addresses(client: FlaskClient, store: re
     assert b"127.0.0.1" not in keys
 
 
-def test_accounts_are_made_at_a_hundred_an_hour_from_one_address(
+def test_address_can_register_a_hundred_accounts_an_hour(
     new_client: Callable[[], FlaskClient],
 ) -> None:
     for _ in range(100):
