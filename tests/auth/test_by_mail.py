@@ -23,7 +23,7 @@ from app.infra.database import reading, writing
 from app.mail.transport import ConsoleTransport, Email
 from app.models import OneTimeToken, OutgoingMail, Purpose, User
 from tests.conftest import MakeApp
-from tests.helpers.factories import let_pass, run_maintenance
+from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
 from tests.helpers.route_matrix import settled, waiting_mails
@@ -112,13 +112,13 @@ def test_a_token_ends_after_an_hour(
 ) -> None:
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
-    let_pass(app, sandbox, 3590)
+    advance_time(app, sandbox, 3590)
     with app.app_context():
         run_maintenance(app)
     assert len(stored_tokens(app)) == 2
     assert choose(ada, token, "password1") == (422, "validation-error")  # still good
 
-    let_pass(app, sandbox, 20)
+    advance_time(app, sandbox, 20)
 
     assert choose(ada, token) == (400, "invalid-token")
     with app.app_context():

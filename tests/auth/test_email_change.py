@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, MailKind, User
-from tests.helpers.factories import let_pass, run_maintenance
+from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.route_matrix import settled
@@ -186,7 +186,7 @@ def test_old_address_is_reserved_while_the_change_can_be_undone(
 ) -> None:
     change(ada, NEW)
     settled(app)
-    let_pass(app, sandbox, 6.9 * 86_400)
+    advance_time(app, sandbox, 6.9 * 86_400)
     assert ada.post("/api/email-verification").status_code == 202
     settled(app)
     assert verify(ada, mailbox, NEW) == (204, "")
@@ -194,11 +194,11 @@ def test_old_address_is_reserved_while_the_change_can_be_undone(
     settled(app)
 
     # The seven days start again when the change takes effect.
-    let_pass(app, sandbox, 6.9 * 86_400)
+    advance_time(app, sandbox, 6.9 * 86_400)
     body = {"username": "eve", "email": ADA, "password": PASSWORD}
     taken = new_client().post("/api/register", json=body)
     assert (taken.status_code, slug(taken)) == (409, "email-taken")
-    let_pass(app, sandbox, 0.2 * 86_400)
+    advance_time(app, sandbox, 0.2 * 86_400)
     assert new_client().post("/api/register", json=body).status_code == 201
     assert undo(new_client(), token) == 400
 

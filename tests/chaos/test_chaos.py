@@ -21,7 +21,7 @@ def product(world: World) -> World:
 
 @pytest.mark.timeout(300)  # some thirty drills, of a second each where nothing else runs
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_every_kind_of_fault(product: World, rotate: bool) -> None:
+def test_scripted_scenarios_have_no_violations(product: World, rotate: bool) -> None:
     wrong = []
     for name in scenarios.drills(rotate=rotate):
         report, failure = scenarios.run(product, name, rotate=rotate)
@@ -32,7 +32,7 @@ def test_every_kind_of_fault(product: World, rotate: bool) -> None:
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_faults_at_random(product: World, rotate: bool) -> None:
+def test_random_faults_cause_no_violations(product: World, rotate: bool) -> None:
     seed = str(random.randrange(10**9))
     chaos = Chaos(product, seed, rotate=rotate)
 

@@ -92,14 +92,14 @@ def violated(history: History) -> set[str]:
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-def test_a_faultless_history_is_found_faultless(rotate: bool) -> None:
+def test_correct_history_has_no_violations(rotate: bool) -> None:
     report = check(story(rotate=rotate))
 
     assert report.violations == []
     assert (report.refreshes, report.calls, report.calls_per_generation) == (2, 2, {1: 2})
 
 
-def test_a_violation_names_link_grant_generation_and_attempt() -> None:
+def test_violation_names_connection_grant_generation_and_attempt() -> None:
     history = story()
     history.attempts[1] = replace(history.attempts[1], effective=False, outcome="superseded")
 
@@ -109,91 +109,91 @@ def test_a_violation_names_link_grant_generation_and_attempt() -> None:
     assert history.attempts[1].attempt_id[:8] in sentence
 
 
-def test_i1_a_generation_is_left_out() -> None:
+def test_checker_reports_skipped_generation() -> None:
     history = story()
     history.changes[2] = replace(history.changes[2], generation=3)
 
     assert "I1" in violated(history)
 
 
-def test_i1_a_generation_is_repeated() -> None:
+def test_checker_reports_repeated_generation() -> None:
     history = story()
     history.changes.append(replace(history.changes[1], at=at(30)))
 
     assert "I1" in violated(history)
 
 
-def test_i1_a_grant_does_not_begin_at_nought() -> None:
+def test_checker_reports_grant_that_does_not_start_at_zero() -> None:
     history = story()
     del history.changes[0]
 
     assert "I1" in violated(history)
 
 
-def test_i2_a_refresh_without_an_attempt() -> None:
+def test_checker_reports_refresh_without_attempt() -> None:
     history = story()
     del history.attempts[1]
 
     assert "I2" in violated(history)
 
 
-def test_i2_two_effective_attempts_for_one_generation() -> None:
+def test_checker_reports_two_effective_attempts_of_a_generation() -> None:
     history = story()
     history.attempts.append(attempt(1, at(21)))
 
     assert violated(history) == {"I2"}
 
 
-def test_i2_an_effective_attempt_without_a_refresh() -> None:
+def test_checker_reports_effective_attempt_without_refresh() -> None:
     history = story()
     history.attempts.append(attempt(2, at(30)))
 
     assert violated(history) == {"I2"}
 
 
-def test_i3_a_refresh_token_from_nowhere() -> None:
+def test_checker_reports_unknown_refresh_token() -> None:
     history = story()
     history.changes[2] = replace(history.changes[2], refresh="rt9")
 
     assert "I3" in violated(history)
 
 
-def test_i3_the_old_refresh_token_is_kept_though_a_new_one_came() -> None:
+def test_checker_reports_new_refresh_token_not_stored() -> None:
     history = story(rotate=True)
     history.changes[2] = replace(history.changes[2], refresh="rt1")
 
     assert violated(history) == {"I3"}
 
 
-def test_i3_an_access_token_that_was_issued_for_another_grants_token() -> None:
+def test_checker_reports_access_token_of_another_grant() -> None:
     history = story()
     history.calls[1] = replace(history.calls[1], presented="rt8")
 
     assert "I3" in violated(history)
 
 
-def test_i3_one_answer_stored_twice() -> None:
+def test_checker_reports_response_stored_twice() -> None:
     history = story()
     history.changes[2] = replace(history.changes[2], access="at1")
 
     assert "I3" in violated(history)
 
 
-def test_i3_tokens_change_without_a_refresh() -> None:
+def test_checker_reports_tokens_changed_without_refresh() -> None:
     history = story()
     history.changes.append(replace(history.changes[2], at=at(30), access="at1"))
 
     assert violated(history) == {"I3"}
 
 
-def test_i3_a_token_is_blank() -> None:
+def test_checker_reports_empty_token() -> None:
     history = story()
     history.changes.append(replace(history.changes[2], at=at(30), refresh=None))
 
     assert violated(history) == {"I3"}
 
 
-def test_i3_a_spare_may_take_over_but_only_one_that_was_issued() -> None:
+def test_checker_accepts_only_issued_spares() -> None:
     history = story(rotate=True)
     last = history.changes[-1]
     call = Call(9, at(25), "rt2", 200, issued_refresh="rt3", issued_access="at3")
@@ -209,7 +209,7 @@ def test_i3_a_spare_may_take_over_but_only_one_that_was_issued() -> None:
     assert violated(history) == {"I3"}
 
 
-def test_i4_two_calls_for_a_generation_with_nothing_broken() -> None:
+def test_checker_reports_second_call_without_fault() -> None:
     history = story()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502))
@@ -219,7 +219,7 @@ def test_i4_two_calls_for_a_generation_with_nothing_broken() -> None:
     assert violations(history) == []
 
 
-def test_i4_a_fault_of_another_link_or_time_excuses_nothing() -> None:
+def test_checker_ignores_faults_of_other_connections_and_times() -> None:
     history = story()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502))
@@ -232,7 +232,7 @@ def test_i4_a_fault_of_another_link_or_time_excuses_nothing() -> None:
     assert violated(history) == {"I4"}
 
 
-def test_i4_a_fault_of_the_sandboxs_excuses_its_own_call() -> None:
+def test_checker_accepts_second_call_after_sandbox_fault() -> None:
     history = story()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502, fault="google_502"))
@@ -242,28 +242,28 @@ def test_i4_a_fault_of_the_sandboxs_excuses_its_own_call() -> None:
     assert violated(history) == {"I4"}
 
 
-def test_i4_a_call_that_nobody_had_claimed() -> None:
+def test_checker_reports_call_without_claim() -> None:
     history = story()
     history.calls.append(Call(9, at(30), "rt0", 200))
 
     assert violated(history) == {"I4"}
 
 
-def test_i4_an_attempt_that_calls_twice() -> None:
+def test_checker_reports_attempt_with_two_calls() -> None:
     history = story()
     history.calls.insert(1, replace(history.calls[0], n=9, issued_access="at9"))
 
     assert violated(history) == {"I4"}
 
 
-def test_i4_a_call_after_its_attempt_had_ended() -> None:
+def test_checker_reports_call_after_end_of_attempt() -> None:
     history = story()
     history.calls[1] = replace(history.calls[1], at=at(29))
 
     assert violated(history) == {"I4"}
 
 
-def test_i5_a_write_after_a_disconnect() -> None:
+def test_checker_reports_write_after_disconnect() -> None:
     history = story()
     last = history.changes[-1]
     history.changes += [replace(last, kind="delete", at=at(30)), replace(last, at=at(31))]
@@ -271,7 +271,7 @@ def test_i5_a_write_after_a_disconnect() -> None:
     assert violated(history) == {"I5"}
 
 
-def test_i5_a_write_of_the_old_grant_after_linking_anew() -> None:
+def test_checker_reports_write_of_old_grant_after_new_consent() -> None:
     history = story()
     issue(history, "at-new", "rt-new", made=at(30))
     new = replace(change("update", at(30), 0, "at-new", "rt-new"), grant="b" * 32)
@@ -280,14 +280,14 @@ def test_i5_a_write_of_the_old_grant_after_linking_anew() -> None:
     assert violated(history) == {"I5"}
 
 
-def test_i5_a_token_sealed_for_another_grant() -> None:
+def test_checker_reports_token_encrypted_for_another_grant() -> None:
     history = story()
     history.changes[2] = replace(history.changes[2], refresh=UNREADABLE)
 
     assert violated(history) == {"I5"}
 
 
-def test_i5_a_client_is_given_anothers_token() -> None:
+def test_checker_reports_token_returned_to_another_person() -> None:
     history = story()
     history.handed.append(Handed(at(12), "mira", "at1"))
     assert violations(history) == []
@@ -296,14 +296,14 @@ def test_i5_a_client_is_given_anothers_token() -> None:
     assert violated(history) == {"I5"}
 
 
-def test_i6_an_expiry_that_is_stored_too_late() -> None:
+def test_checker_reports_expiry_stored_too_late() -> None:
     history = story()
     history.changes[2] = replace(history.changes[2], expires_at=at(21) + LIFE)
 
     assert violated(history) == {"I6"}
 
 
-def test_i6_time_that_was_made_to_pass_is_reckoned_with() -> None:
+def test_checker_accounts_for_advanced_time() -> None:
     history = story()
     history.shifts.append(Shift(at(15), at(15.1), 3600))
     history.access_tokens["at2"] = replace(
@@ -315,14 +315,14 @@ def test_i6_time_that_was_made_to_pass_is_reckoned_with() -> None:
     assert violated(history) == {"I6"}
 
 
-def test_i6_an_access_token_that_the_sandbox_does_not_know() -> None:
+def test_checker_reports_access_token_unknown_to_sandbox() -> None:
     history = story()
     del history.access_tokens["at0"]
 
     assert violated(history) == {"I6"}
 
 
-def test_i7_what_was_not_fresh_in_time() -> None:
+def test_checker_reports_connection_not_fresh_in_time() -> None:
     history = story()
     history.stale.append("link 7 was not fresh 60 s after the last fault")
 
@@ -347,25 +347,25 @@ def dead(history: History, token: str) -> History:
     return history
 
 
-def test_i8_a_revoked_grant_may_be_given_up() -> None:
+def test_checker_accepts_end_of_revoked_grant() -> None:
     history = dead(over(story()), "rt0")
     history.faults.append(Fault("revoked", at(25), None, frozenset({LINK})))
 
     assert violations(history) == []
 
 
-def test_i8_a_good_grant_is_given_up() -> None:
+def test_checker_reports_end_of_valid_grant() -> None:
     assert violated(over(story())) == {"I8"}
 
 
-def test_i8_a_grant_becomes_suspect_without_a_refusal() -> None:
+def test_checker_reports_suspect_grant_without_refusal() -> None:
     history = dead(over(story(), refused=False), "rt0")
     history.faults.append(Fault("revoked", at(25), None, frozenset({LINK})))
 
     assert violated(history) == {"I8"}
 
 
-def test_i8_what_the_provider_destroyed_is_counted_apart() -> None:
+def test_checker_counts_grants_destroyed_by_provider() -> None:
     history = story(rotate=True)
     lost = Call(8, at(25), "rt2", None, fault="close", issued_refresh="rt3", issued_access="at3")
     history.calls.append(lost)
@@ -376,11 +376,11 @@ def test_i8_what_the_provider_destroyed_is_counted_apart() -> None:
     assert report.destroyed_by_provider == ["link 7, grant aaaaaaaa, generation 2"]
 
 
-def test_i8_a_token_that_is_lost_with_nothing_broken() -> None:
+def test_checker_reports_token_lost_without_fault() -> None:
     assert violated(dead(over(story(rotate=True)), "rt2")) == {"I8"}
 
 
-def test_i8_a_token_that_is_lost_is_noticed_before_its_grant_is_given_up() -> None:
+def test_checker_reports_lost_token_before_grant_ends() -> None:
     history = dead(story(rotate=True), "rt2")
     assert violated(history) == {"I8"}
 
@@ -389,14 +389,14 @@ def test_i8_a_token_that_is_lost_is_noticed_before_its_grant_is_given_up() -> No
     assert (report.violations, len(report.destroyed_by_provider)) == ([], 1)
 
 
-def test_i8_what_the_provider_destroyed_has_to_be_suspect_first() -> None:
+def test_checker_requires_destroyed_grant_to_be_suspect_first() -> None:
     history = dead(over(story(rotate=True), suspect=False), "rt2")
     history.faults.append(Fault("killed", at(25), at(25)))
 
     assert violated(history) == {"I8"}
 
 
-def test_the_sandboxs_clock_is_turned_back_to_ours() -> None:
+def test_sandbox_times_are_converted_to_real_ones() -> None:
     time = SandboxTime([Shift(at(10), at(10.1), 31), Shift(at(20), at(20.1), 3600)])
 
     assert time.real(at(5)) == at(5)

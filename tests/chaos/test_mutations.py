@@ -139,7 +139,7 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_mutation(world: World, tmp_path: Path, mutation: Mutation) -> None:
+def test_checker_detects_mutation(world: World, tmp_path: Path, mutation: Mutation) -> None:
     world.run_product(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
     found, failures = [], []
     for name in mutation.scenarios:

@@ -1,4 +1,4 @@
-"""Links by the thousand, and time that passes at once: for tests of what happens to many, or later."""
+"""Factories for many connections, passing time, and counts of what is stored."""
 
 import threading
 from datetime import timedelta
@@ -14,34 +14,38 @@ from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.sandbox_client import SandboxClient
 
 
-def link_many(app: Flask, sandbox: SandboxClient, count: int, *, expired_for: float = 60) -> list[int]:
-    """Store links of so many people, whose tokens ran out one after another, the last just so long ago.
+def create_connections(
+    app: Flask, sandbox: SandboxClient, count: int, *, expired_for: float = 60
+) -> list[int]:
+    """Store connections of this many people, with access tokens that expired one after another.
 
-    Returns the links' ids, soonest deadline first.
+    The last one expired `expired_for` seconds ago. Returns the connections' ids in the order of expiry.
     """
     people, cipher = sandbox.seed(count), app.extensions["backline"].token_cipher
     with app.app_context(), writing() as session:
         now = database.db_now(session)
-        links = [SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people]
-        session.add_all(links)
+        connections = [
+            SpotifyUser(spotify_id=person["id"], account_id=person["account_id"]) for person in people
+        ]
+        session.add_all(connections)
         session.flush()
-        for number, (link, person) in enumerate(zip(links, people, strict=True)):
+        for number, (connection, person) in enumerate(zip(connections, people, strict=True)):
             expires_at = now - timedelta(seconds=expired_for) - timedelta(milliseconds=count - number)
-            grant_id = f"{link.id:032x}"
+            grant_id = f"{connection.id:032x}"
             session.add(
                 AccessToken(
-                    spotify_user_id=link.id,
+                    spotify_user_id=connection.id,
                     grant_id=grant_id,
                     scope=person["scope"],
                     expires_at=expires_at,
                     due_at=expires_at - timedelta(minutes=15),
                     authorized_at=expires_at - timedelta(hours=1),
                     **encrypt_tokens(
-                        cipher, link.id, grant_id, person["access_token"], person["refresh_token"]
+                        cipher, connection.id, grant_id, person["access_token"], person["refresh_token"]
                     ),
                 )
             )
-        return [link.id for link in links]
+        return [connection.id for connection in connections]
 
 
 def refresh_due(app: Flask, stopping: threading.Event | None = None) -> RefreshStats:
@@ -57,8 +61,8 @@ def run_maintenance(app: Flask) -> dict[str, int]:
         return counts
 
 
-def let_pass(app: Flask, sandbox: SandboxClient, seconds: float) -> None:
-    """Let time pass, for the database and for Spotify: every moment that is stored moves into the past."""
+def advance_time(app: Flask, sandbox: SandboxClient, seconds: float) -> None:
+    """Advance the sandbox's clock, and move every stored time into the past by as much."""
     sandbox.advance(seconds)
     with app.app_context():
         metadata = sa.MetaData()
@@ -81,15 +85,15 @@ def _shift(
     connection.execute(table.update().values(values))
 
 
-def states(app: Flask) -> dict[str, int]:
-    """How many grants there are of each state."""
+def count_by_state(app: Flask) -> dict[str, int]:
+    """Return the number of grants in each state."""
     with app.app_context(), reading() as session:
         counted = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
         return {row[0]: row[1] for row in session.execute(counted)}
 
 
-def fresh(app: Flask) -> int:
-    """How many access tokens live."""
+def count_valid(app: Flask) -> int:
+    """Return the number of access tokens that are valid."""
     with app.app_context(), reading() as session:
-        living = AccessToken.expires_at > database.db_now(session)
-        return session.execute(sa.select(sa.func.count()).where(living)).scalar_one()
+        is_valid = AccessToken.expires_at > database.db_now(session)
+        return session.execute(sa.select(sa.func.count()).where(is_valid)).scalar_one()

@@ -16,7 +16,7 @@ from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
 from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
-from tests.helpers.factories import link_many, refresh_due
+from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, login, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
@@ -149,7 +149,7 @@ def use_everything(app: Flask, sandbox: SandboxClient) -> None:
     for _ in range(2):
         assert client.get("/api/spotify/v1/me/player").status_code < 300
     assert client.put("/api/spotify/v1/me/player/pause").status_code < 500
-    link_many(app, sandbox, 2)
+    create_connections(app, sandbox, 2)
     assert refresh_due(app).refreshed == 2
     assert len(client.get("/api/user/sessions").json["items"]) == 2
     assert client.delete("/api/user/sessions").status_code == 204

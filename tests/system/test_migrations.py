@@ -9,7 +9,7 @@ from flask import Flask
 from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from app.spotify.tokens.key_rotation import keys_in_use
-from tests.helpers.factories import link_many
+from tests.helpers.factories import create_connections
 from tests.helpers.sandbox_client import SandboxClient
 from tests.spotify.tokens.test_scheduler import flask
 
@@ -86,7 +86,7 @@ def test_two_deployments_may_migrate_at_once(env: dict[str, str]) -> None:
 
 def test_rows_survive_the_way_back_and_forth(env: dict[str, str], app: Flask, sandbox: SandboxClient) -> None:
     """Erased tokens among them, which the older schema cannot leave empty."""
-    erased, suspect, living = link_many(app, sandbox, 3)
+    erased, suspect, living = create_connections(app, sandbox, 3)
     with app.app_context(), writing() as db:
         # Its link would go with it, if the way back made the table anew.
         user = User(username="ada", email="ada@example.com", password_hash="x")

@@ -22,7 +22,7 @@ from app.services import services
 from app.spotify.tokens.service import DecryptedToken
 from tests.conftest import cannot_run
 from tests.helpers import secret_scanner
-from tests.helpers.factories import fresh, link_many
+from tests.helpers.factories import count_valid, create_connections
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import refresh_count
 from tests.helpers.sandbox_client import SandboxClient
@@ -39,7 +39,7 @@ on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 @pytest.fixture
 def link(app: Flask, sandbox: SandboxClient) -> int:
     """A link whose access token has expired."""
-    [link_id] = link_many(app, sandbox, 1)
+    [link_id] = create_connections(app, sandbox, 1)
     return link_id
 
 
@@ -192,9 +192,9 @@ def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
         assert calls(sandbox) == 0
 
         mysql_proxy.restore()
-        link_many(app, sandbox, 5)
+        create_connections(app, sandbox, 5)
 
-        eventually(lambda: fresh(app) == 5, timeout=40)
+        eventually(lambda: count_valid(app) == 5, timeout=40)
     assert calls(sandbox) == 5
     assert "Traceback" not in log.read_text()
 
@@ -274,8 +274,8 @@ def test_scheduler_goes_on_after_its_clock_was_set(
         for number, change in enumerate(("-1h", "+1h"), 1):
             offset.write_text(change)
             eventually(lambda: log.read_text().count("clock_changed") == number)  # noqa: B023
-            link_many(app, sandbox, 1)
-            eventually(lambda: fresh(app) == number)  # noqa: B023
+            create_connections(app, sandbox, 1)
+            eventually(lambda: count_valid(app) == number)  # noqa: B023
 
 
 @on_mariadb  # SQLite's clock is the host's own

@@ -24,7 +24,7 @@ from app.spotify.connections import Connections
 from app.user.account import UserAccounts
 from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import advance_time
 from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -567,7 +567,7 @@ def test_g3_an_account_that_is_deleted_while_its_token_is_refreshed_stays_delete
 ) -> None:
     register(client, "ada")
     connect(client, sandbox)
-    let_pass(app, sandbox, 3600)
+    advance_time(app, sandbox, 3600)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(another_tab(client).get, "/api/spotify/token")

@@ -13,7 +13,7 @@ from app.services import services
 from app.spotify.clients.errors import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts
 from app.spotify.tokens.encryption import decrypt_token
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import advance_time
 from tests.helpers.flows import connect, slug
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -25,7 +25,7 @@ def connected(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> FlaskC
     """A person whose access token has run out, at a Spotify that uses refresh tokens once."""
     sandbox.settings(rotate=True, rotation_grace_s=0)
     connect(client, sandbox)
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     return client
 
 
@@ -54,7 +54,7 @@ def test_refresh_token_without_an_access_token_replaces_the_old_one(
         response = connected.get("/api/spotify/token")
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
         assert 1 <= int(response.headers["Retry-After"]) <= 2
-        let_pass(app, sandbox, 5)
+        advance_time(app, sandbox, 5)
 
     assert token(connected) == 200
     assert statuses(sandbox) == [200, 200, 200]  # never one that was used up
@@ -77,7 +77,7 @@ def test_malformed_reply_counts_with_what_is_usable(
     assert response.status_code == 200
     assert 3500 < response.json["expires_in"] <= 3600
     assert response.json["scope"] == scope
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     assert token(connected) == 200
     assert statuses(sandbox) == [200, 200]
 
@@ -92,7 +92,7 @@ def test_refresh_token_that_is_no_good_gives_way_to_the_old_one(
     answers = []
     for _ in range(3):
         answers.append(token(connected))
-        let_pass(app, sandbox, 5)
+        advance_time(app, sandbox, 5)
 
     assert answers == [503, 503, 200]
     assert statuses(sandbox) == [200, 400, 200]
@@ -149,5 +149,5 @@ def test_consent_answered_without_an_access_token_still_connects(
     connect(client, sandbox)
 
     assert token(client) == 200
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     assert client.get("/api/spotify/v1/me").status_code == 200

@@ -15,7 +15,7 @@ from app.models.token_refresh import Outcome
 from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
-from tests.helpers.factories import fresh, let_pass, link_many, refresh_due, states
+from tests.helpers.factories import advance_time, count_by_state, count_valid, create_connections, refresh_due
 from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
@@ -40,35 +40,33 @@ def rows(app: Flask) -> list[AccessToken]:
         return list(db.scalars(sa.select(AccessToken).order_by(AccessToken.id)))
 
 
-def test_a_storm_of_false_revocations_costs_nobody_the_link(app: Flask, sandbox: SandboxClient) -> None:
+def test_breaker_protects_all_grants_from_false_revocations(app: Flask, sandbox: SandboxClient) -> None:
     """1,000 links, half an hour in which Spotify calls every one of them revoked."""
-    link_many(app, sandbox, 1000)
+    create_connections(app, sandbox, 1000)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
     asked_first = refresh_count(sandbox)
     for _ in range(30):
-        assert states(app) == {GrantState.ACTIVE: 1000}
-        let_pass(app, sandbox, MINUTE)
+        assert count_by_state(app) == {GrantState.ACTIVE: 1000}
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert asked_first < 50  # ten to see it, and what was under way by then
     assert refresh_count(sandbox) <= asked_first + 31  # one a minute
     sandbox.clear_faults()
     minutes = 0
-    while fresh(app) < 1000:
-        let_pass(app, sandbox, MINUTE)
+    while count_valid(app) < 1000:
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
         minutes += 1
         assert minutes <= 10
-    assert states(app) == {GrantState.ACTIVE: 1000}
-    assert fresh(app) == 1000
+    assert count_by_state(app) == {GrantState.ACTIVE: 1000}
+    assert count_valid(app) == 1000
     assert is_open(app) == []
 
 
-def test_the_storm_takes_back_what_it_had_marked_before_it_was_seen(
-    app: Flask, sandbox: SandboxClient
-) -> None:
-    link_many(app, sandbox, 20)
+def test_opening_undoes_marks_made_before_the_threshold(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 20)
     [first, second, *_] = rows(app)
     with app.app_context(), writing() as db:
         # One was suspect for a day already, one had been confirmed once: the storm seems to confirm both.
@@ -89,9 +87,11 @@ def test_the_storm_takes_back_what_it_had_marked_before_it_was_seen(
     assert all(row.ended_at is None and row.refresh_token for row in found)
 
 
-def test_real_revocations_among_many_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
+def test_few_revocations_among_many_connections_do_not_open_breaker(
+    app: Flask, sandbox: SandboxClient
+) -> None:
     """Twelve of 300 are four in a hundred: each of them is suspect, and the others are refreshed."""
-    link_many(app, sandbox, 300)
+    create_connections(app, sandbox, 300)
     for number in range(1, 13):
         sandbox.revoke(f"seed-{number * 24:05}")
 
@@ -99,21 +99,21 @@ def test_real_revocations_among_many_links_are_no_storm(app: Flask, sandbox: San
 
     assert is_open(app) == []
     assert done == RefreshStats(refreshed=288, failed=12)
-    assert states(app) == {GrantState.ACTIVE: 288, GrantState.SUSPECT: 12}
+    assert count_by_state(app) == {GrantState.ACTIVE: 288, GrantState.SUSPECT: 12}
 
 
-def test_nine_revoked_links_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 9)
+def test_nine_revoked_connections_do_not_open_breaker(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 9)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
 
     refresh_due(app)
 
     assert is_open(app) == []
-    assert states(app) == {GrantState.SUSPECT: 9}
+    assert count_by_state(app) == {GrantState.SUSPECT: 9}
 
 
-def test_aged_grants_end_by_the_hundred_and_are_no_storm(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 30)
+def test_many_aged_grants_end_without_opening_breaker(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 30)
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(authorized_at=datetime.now(UTC) - timedelta(days=190)))
     sandbox.advance(190 * 86_400)
@@ -121,36 +121,36 @@ def test_aged_grants_end_by_the_hundred_and_are_no_storm(app: Flask, sandbox: Sa
     refresh_due(app)
 
     assert is_open(app) == []
-    assert states(app) == {GrantState.REAUTHORIZATION_REQUIRED: 30}
+    assert count_by_state(app) == {GrantState.REAUTHORIZATION_REQUIRED: 30}
     with app.app_context(), reading() as db:
         assert set(db.scalars(sa.select(TokenRefresh.outcome))) == {"aged"}
 
 
-def test_after_a_storm_a_real_revocation_counts_again(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 30)
+def test_revocation_after_closing_marks_grant(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
     sandbox.clear_faults()
     sandbox.revoke("seed-00007")
     for _ in range(14):
-        let_pass(app, sandbox, MINUTE)
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert is_open(app) == []
-    assert states(app) == {GrantState.ACTIVE: 29, GrantState.SUSPECT: 1}
+    assert count_by_state(app) == {GrantState.ACTIVE: 29, GrantState.SUSPECT: 1}
 
 
-def test_a_probe_that_fails_begins_the_count_anew(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 30)
+def test_failed_probe_resets_success_count(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
     sandbox.clear_faults()
     for successes in (1, 2, 3, 4):
-        let_pass(app, sandbox, MINUTE)
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
         assert the_breaker(app, Reason.REVOCATIONS).successes == successes
     sandbox.fault(on="refresh", kind="false_invalid_grant")
-    let_pass(app, sandbox, MINUTE)
+    advance_time(app, sandbox, MINUTE)
     refresh_due(app)
 
     assert the_breaker(app, Reason.REVOCATIONS).successes == 0
@@ -162,17 +162,15 @@ def the_breaker(app: Flask, trouble: Reason) -> Breaker:
         return db.get_one(Breaker, trouble)
 
 
-def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
-    app: Flask, sandbox: SandboxClient
-) -> None:
-    link_many(app, sandbox, 50)
+def test_wrong_secret_is_probed_once_a_minute_and_marks_no_grant(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 50)
     before = [(row.state, row.generation, row.refresh_token) for row in rows(app)]
     sandbox.fault(on="refresh", kind="invalid_client", times=None)
     refresh_due(app)
     at_first = refresh_count(sandbox)
     for _ in range(3):
         refresh_due(app)
-        let_pass(app, sandbox, MINUTE)
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert at_first <= 8  # what was under way in its threads
@@ -180,19 +178,19 @@ def test_a_wrong_secret_is_asked_about_once_a_minute_and_touches_nobody(
     assert is_open(app) == [Reason.MISCONFIGURED]
     assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
     sandbox.clear_faults()
-    let_pass(app, sandbox, MINUTE)
+    advance_time(app, sandbox, MINUTE)
     refresh_due(app)  # the probe
     # A pass leaves out what was reserved or locked when it began; the next one takes it.
-    eventually(lambda: refresh_due(app) and fresh(app) == 50)
+    eventually(lambda: refresh_due(app) and count_valid(app) == 50)
 
 
-def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 200)
+def test_outage_ends_with_first_successful_probe(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 200)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     refresh_due(app)
     at_first, started = refresh_count(sandbox), time.monotonic()
     for _ in range(20):
-        let_pass(app, sandbox, 5)
+        advance_time(app, sandbox, 5)
         refresh_due(app)
 
     assert is_open(app) == [Reason.OUTAGE]
@@ -200,15 +198,15 @@ def test_an_outage_is_probed_and_over_as_soon_as_spotify_answers(app: Flask, san
     # One every five seconds, of those that the passes themselves have taken, too.
     assert refresh_count(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
     sandbox.clear_faults()
-    let_pass(app, sandbox, 5)
+    advance_time(app, sandbox, 5)
     refresh_due(app)
     refresh_due(app)
-    assert fresh(app) == 200
-    assert states(app) == {GrantState.ACTIVE: 200}
+    assert count_valid(app) == 200
+    assert count_by_state(app) == {GrantState.ACTIVE: 200}
 
 
-def test_one_link_in_trouble_is_no_outage(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 40)
+def test_one_failing_connection_does_not_open_breaker(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 40)
     for number in range(1, 16):
         sandbox.fault(on="refresh", kind="google_502", person=f"seed-{2 * number:05}", times=None)
 
@@ -218,28 +216,28 @@ def test_one_link_in_trouble_is_no_outage(app: Flask, sandbox: SandboxClient) ->
     assert done == RefreshStats(refreshed=25, failed=15)
 
 
-def test_a_request_to_wait_is_heeded_by_all_links(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 30)
+def test_retry_after_pauses_all_connections(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=None)
     refresh_due(app)
     at_first = refresh_count(sandbox)
     sandbox.clear_faults()
     for _ in range(3):
-        let_pass(app, sandbox, 30)
+        advance_time(app, sandbox, 30)
         refresh_due(app)
 
     assert at_first <= 8
     assert refresh_count(sandbox) == at_first
-    let_pass(app, sandbox, 31)
+    advance_time(app, sandbox, 31)
     refresh_due(app)
     refresh_due(app)
-    assert fresh(app) == 30
+    assert count_valid(app) == 30
 
 
-def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClient) -> None:
+def test_tokens_of_old_backup_become_suspect_not_ended(app: Flask, sandbox: SandboxClient) -> None:
     """Restored, it holds tokens that were used since; where they are used once, all are refused."""
     sandbox.settings(rotate=True)
-    link_many(app, sandbox, 40)
+    create_connections(app, sandbox, 40)
     backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
     assert refresh_due(app) == RefreshStats(refreshed=40)
     with app.app_context(), writing() as db:
@@ -251,18 +249,18 @@ def test_an_old_backup_is_doubted_not_believed(app: Flask, sandbox: SandboxClien
 
     for _ in range(3):
         refresh_due(app)
-        let_pass(app, sandbox, 86_400)
+        advance_time(app, sandbox, 86_400)
 
     assert is_open(app) == [Reason.REVOCATIONS]
-    assert states(app) == {GrantState.ACTIVE: 40}
+    assert count_by_state(app) == {GrantState.ACTIVE: 40}
     assert all(row.refresh_token for row in rows(app))
 
 
-def test_a_code_that_spotify_accepts_proves_the_secret_right(
+def test_accepted_code_closes_misconfigured_breaker(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     """Whoever has mended the secret and tries it out need not wait for the next probe."""
-    link_many(app, sandbox, 2)
+    create_connections(app, sandbox, 2)
     sandbox.fault(on="refresh", kind="invalid_client", times=None)
     refresh_due(app)
     assert is_open(app) == [Reason.MISCONFIGURED]
@@ -272,11 +270,13 @@ def test_a_code_that_spotify_accepts_proves_the_secret_right(
 
     assert is_open(app) == []
     refresh_due(app)
-    assert fresh(app) == 3
+    assert count_valid(app) == 3
 
 
-def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 30)
+def test_breaker_is_shared_by_all_processes(
+    app: Flask, another_worker: Flask, sandbox: SandboxClient
+) -> None:
+    create_connections(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     refresh_due(app)
     asked = refresh_count(sandbox)
@@ -285,31 +285,29 @@ def test_processes_share_the_breaker(app: Flask, another_worker: Flask, sandbox:
     assert refresh_count(sandbox) == asked
 
 
-def test_grants_that_are_really_dead_do_not_keep_the_others_from_living(
-    app: Flask, sandbox: SandboxClient
-) -> None:
+def test_revoked_grants_do_not_keep_breaker_open_for_valid_ones(app: Flask, sandbox: SandboxClient) -> None:
     """Twelve of 200, and they come first: it looks like a storm, but it must not be one for ever."""
-    link_many(app, sandbox, 200)
+    create_connections(app, sandbox, 200)
     for number in range(1, 13):
         sandbox.revoke(f"seed-{number:05}")
     refresh_due(app)
     assert is_open(app) == [Reason.REVOCATIONS]
     for _ in range(25):
-        let_pass(app, sandbox, MINUTE)
+        advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
     assert is_open(app) == []
-    assert states(app) == {GrantState.ACTIVE: 188, GrantState.SUSPECT: 12}
-    assert fresh(app) == 188
-    let_pass(app, sandbox, 86_400 + MINUTE)
+    assert count_by_state(app) == {GrantState.ACTIVE: 188, GrantState.SUSPECT: 12}
+    assert count_valid(app) == 188
+    advance_time(app, sandbox, 86_400 + MINUTE)
     for _ in range(3):
         refresh_due(app)
-        let_pass(app, sandbox, 86_400 + MINUTE)
-    assert states(app) == {GrantState.ACTIVE: 188, GrantState.REAUTHORIZATION_REQUIRED: 12}
+        advance_time(app, sandbox, 86_400 + MINUTE)
+    assert count_by_state(app) == {GrantState.ACTIVE: 188, GrantState.REAUTHORIZATION_REQUIRED: 12}
 
 
-def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 3)
+def test_longer_retry_after_extends_the_wait(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 3)
     sandbox.fault(on="refresh", kind="park", times=2)
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=10)
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=600)
@@ -327,36 +325,36 @@ def test_a_longer_wait_asked_for_meanwhile_is_heeded(app: Flask, sandbox: Sandbo
 
 
 @pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])
-def test_a_refusal_too_shows_that_spotify_answers(app: Flask, sandbox: SandboxClient, kind: str) -> None:
-    link_many(app, sandbox, 3)
+def test_refusal_closes_outage_breaker(app: Flask, sandbox: SandboxClient, kind: str) -> None:
+    create_connections(app, sandbox, 3)
     sandbox.fault(on="refresh", kind=kind, times=None)
     refresh_due(app)
     assert len(is_open(app)) == 1
     sandbox.clear_faults()
     for number in (1, 2, 3):
         sandbox.revoke(f"seed-{number:05}")
-    let_pass(app, sandbox, MINUTE)
+    advance_time(app, sandbox, MINUTE)
     refresh_due(app)
 
     assert is_open(app) == []
 
 
 @pytest.mark.parametrize("kind", ["unauthorized_client", "rate_limited"])
-def test_what_is_one_links_own_trouble_does_not_hold_the_others_back_for_long(
+def test_one_connections_own_failure_pauses_others_only_briefly(
     app: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
-    link_many(app, sandbox, 60)
+    create_connections(app, sandbox, 60)
     sandbox.fault(on="refresh", kind=kind, person="seed-00001", times=None)
     for _ in range(6):
         refresh_due(app)
-        let_pass(app, sandbox, MINUTE)
+        advance_time(app, sandbox, MINUTE)
 
-    assert fresh(app) == 59
-    assert states(app) == {GrantState.ACTIVE: 60}
+    assert count_valid(app) == 59
+    assert count_by_state(app) == {GrantState.ACTIVE: 60}
 
 
-def test_a_trouble_that_only_a_later_release_knows_is_left_to_it(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 1)
+def test_breaker_of_unknown_reason_is_ignored(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 1)
     with app.app_context(), writing() as db:
         now = datetime.now(UTC)
         db.add(Breaker(name="moonlight", opened_at=now, closed_at=None, probe_at=now + timedelta(days=1)))

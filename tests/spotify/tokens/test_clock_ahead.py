@@ -17,7 +17,7 @@ from app.resilience.redis_lock import RedisLocks
 from app.spotify.tokens import breaker, refresh_queue
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
-from tests.helpers.factories import let_pass, link_many, refresh_due, run_maintenance
+from tests.helpers.factories import advance_time, create_connections, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -67,7 +67,7 @@ def test_connection_with_times_far_ahead_is_refreshed(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, columns: tuple[str, ...], ahead: timedelta
 ) -> None:
     connect(client, sandbox)
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + ahead))
 
     response = client.get("/api/spotify/token")
@@ -81,11 +81,11 @@ def test_connection_with_times_far_ahead_is_refreshed(
 
 
 @SQLITE
-def test_lease_and_pause_are_respected_as_far_as_they_are_written(
+def test_lease_and_backoff_hold_for_plausible_times(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     change(app, AccessToken, not_before=now(app) + DAY)
     assert client.get("/api/spotify/token").status_code == 503
 
@@ -95,8 +95,8 @@ def test_lease_and_pause_are_respected_as_far_as_they_are_written(
     assert refresh_count(sandbox) == 0
 
 
-def test_scheduler_takes_up_a_connection_with_all_times_far_ahead(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 3)
+def test_scheduler_refreshes_connection_with_times_far_ahead(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 3)
     columns = ("due_at", "not_before", "lease_until", "refreshed_at", "expires_at")
     change(app, AccessToken, attempt_id="a" * 32, **dict.fromkeys(columns, now(app) + CENTURY))
 
@@ -113,7 +113,7 @@ def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, trouble: Reason, ahead: timedelta
 ) -> None:
     connect(client, sandbox)
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + ahead
         db.add(Breaker(name=trouble, opened_at=later, closed_at=None, probe_at=later))
@@ -127,7 +127,7 @@ def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
 def test_breaker_closed_by_a_clock_ahead_can_open(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    links = link_many(app, sandbox, 12)
+    links = create_connections(app, sandbox, 12)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + CENTURY
         db.add(Breaker(name=Reason.OUTAGE, opened_at=later, closed_at=later, probe_at=later))
@@ -140,8 +140,8 @@ def test_breaker_closed_by_a_clock_ahead_can_open(
     assert len(links) == 12
 
 
-def test_attempts_far_ahead_make_no_trouble(app: Flask, sandbox: SandboxClient) -> None:
-    links = link_many(app, sandbox, 1)
+def test_attempts_far_ahead_do_not_open_breaker(app: Flask, sandbox: SandboxClient) -> None:
+    links = create_connections(app, sandbox, 1)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + CENTURY
         for number in range(20):
@@ -158,8 +158,8 @@ def test_attempts_far_ahead_make_no_trouble(app: Flask, sandbox: SandboxClient) 
     assert len(links) == 1
 
 
-def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 1)
+def test_maintenance_corrects_events_dated_ahead(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 1)
     later, before = now(app) + CENTURY, now(app)
     change(app, SpotifyUser, last_used_at=later)
     change(app, AccessToken, authorized_at=later, refreshed_at=before, ended_at=later)
@@ -178,7 +178,7 @@ def test_past_events_dated_ahead_are_corrected(app: Flask, sandbox: SandboxClien
 
 
 @SQLITE
-def test_use_is_noted_though_the_last_one_is_dated_ahead(
+def test_use_is_recorded_despite_last_use_dated_ahead(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -191,7 +191,7 @@ def test_use_is_noted_though_the_last_one_is_dated_ahead(
 
 
 @SQLITE
-def test_refused_token_is_replaced_though_its_refresh_is_dated_ahead(
+def test_rejected_token_is_replaced_despite_refresh_dated_ahead(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)

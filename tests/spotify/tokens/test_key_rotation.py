@@ -26,7 +26,7 @@ from app.spotify.tokens.encryption import decrypt_token
 from app.spotify.tokens.key_rotation import RotationProgress, rotate_keys
 from config import Config
 from tests.conftest import running_app
-from tests.helpers.factories import link_many, refresh_due
+from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, Server, eventually, free_port, process_environment
@@ -65,7 +65,7 @@ def works_with(env: dict[str, str], client: FlaskClient) -> bool:
 
 
 @pytest.mark.processes
-def test_after_it_the_old_key_can_go(
+def test_old_key_can_be_removed_after_rotation(
     env: dict[str, str], both_keys: dict[str, str], connected: list[FlaskClient]
 ) -> None:
     only_new = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
@@ -82,7 +82,7 @@ def test_after_it_the_old_key_can_go(
 
 
 @pytest.mark.processes
-def test_an_unreadable_row_is_reported_and_left_alone(
+def test_rotation_reports_and_keeps_unreadable_row(
     both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
 ) -> None:
     with app.app_context(), writing() as db:
@@ -103,7 +103,7 @@ def test_an_unreadable_row_is_reported_and_left_alone(
         assert (row.id, row.access_token, row.refresh_token) == kept
 
 
-def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
+def test_rotation_skips_row_that_a_refresh_has_written(
     both_keys: dict[str, str],
     connected: list[FlaskClient],
     sandbox: SandboxClient,
@@ -134,11 +134,11 @@ def test_a_row_that_is_written_meanwhile_is_left_to_the_writer(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
+def test_killed_rotation_of_rows_in_use_loses_nothing(
     both_keys: dict[str, str], env: dict[str, str], app: Flask, sandbox: SandboxClient
 ) -> None:
     """Killed half-way and run again, with refreshes going on: no row is lost, overwritten or passed over."""
-    link_many(app, sandbox, 3000)
+    create_connections(app, sandbox, 3000)
     rotating = start_flask(both_keys, "tokens", "rotate-keys")
     assert rotating.stderr is not None
     for line in rotating.stderr:
@@ -186,7 +186,7 @@ def test_thousands_of_rows_move_while_they_are_used_and_a_kill_loses_nothing(
     ],
     ids=["gunicorn", "flask run", "flask scheduler"],
 )
-def test_without_a_key_in_use_nothing_starts(
+def test_start_fails_without_a_key_in_use(
     env: dict[str, str], connected: list[FlaskClient], command: list[str]
 ) -> None:
     settings = process_environment({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY, "PORT": str(free_port())})
@@ -203,7 +203,7 @@ def test_without_a_key_in_use_nothing_starts(
 
 
 @pytest.mark.processes
-def test_a_worker_that_is_replaced_does_not_ask(
+def test_replaced_worker_does_not_check_keys(
     connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
     """While hosts get the new key one after another, a row may need a key that this one has not got yet."""
@@ -218,7 +218,7 @@ def test_a_worker_that_is_replaced_does_not_ask(
 
 
 @pytest.mark.processes
-def test_the_commands_that_mend_it_still_run(env: dict[str, str], connected: list[FlaskClient]) -> None:
+def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected: list[FlaskClient]) -> None:
     without = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
 
     doctor = flask(without, "doctor")
@@ -232,7 +232,7 @@ def test_the_commands_that_mend_it_still_run(env: dict[str, str], connected: lis
 
 
 @pytest.mark.processes
-def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]) -> None:
+def test_key_check_is_skipped_while_database_is_down(env: dict[str, str]) -> None:
     """It is no reason to refuse the start: the API answers 503 until the database is back."""
     away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
 
@@ -240,7 +240,7 @@ def test_while_the_database_is_away_the_keys_are_not_checked(env: dict[str, str]
         key_rotation.require_keys(app, app.extensions["backline"].token_cipher)
 
 
-def test_every_write_seals_both_tokens_with_the_newest_key(
+def test_refresh_encrypts_both_tokens_with_newest_key(
     both_keys: dict[str, str], connected: list[FlaskClient], sandbox: SandboxClient
 ) -> None:
     """Also the refresh token that did not change: a row must need one key only."""
@@ -252,7 +252,7 @@ def test_every_write_seals_both_tokens_with_the_newest_key(
         assert key_rotation.keys_in_use() == {key_id(NEW_KEY): 3}
 
 
-def test_a_row_of_an_older_release_counts_by_the_key_in_its_token(
+def test_row_without_key_id_counts_by_the_key_in_its_token(
     both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
 ) -> None:
     with app.app_context(), writing() as db:

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
 from app.models.access_token import six_months_after
-from tests.helpers.factories import let_pass, link_many, refresh_due, run_maintenance
+from tests.helpers.factories import advance_time, create_connections, refresh_due, run_maintenance
 from tests.helpers.flows import connect, register
 from tests.helpers.mail_server import Mailbox
 from tests.helpers.route_matrix import settled
@@ -35,7 +35,7 @@ def row(app: Flask) -> AccessToken:
         return db.scalars(sa.select(AccessToken)).one()
 
 
-def keep_up(app: Flask) -> dict[str, int]:
+def run_tasks(app: Flask) -> dict[str, int]:
     with app.app_context():
         met = run_maintenance(app)
     # These are tested in tests/auth/test_by_mail.py and tests/mail/test_outbox.py.
@@ -55,28 +55,28 @@ def end(app: Flask) -> None:
         db.execute(sa.update(AccessToken).values(values))
 
 
-def test_the_tokens_of_an_ended_grant_are_erased_after_a_week(
+def test_tokens_of_ended_grant_are_erased_after_a_week(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     end(app)
-    let_pass(app, sandbox, 7 * DAY - 60)
-    assert keep_up(app) == {}
+    advance_time(app, sandbox, 7 * DAY - 60)
+    assert run_tasks(app) == {}
     assert row(app).refresh_token is not None
 
-    let_pass(app, sandbox, 61)
+    advance_time(app, sandbox, 61)
 
-    assert keep_up(app) == {"erase_ended": 1}
-    assert keep_up(app) == {}
+    assert run_tasks(app) == {"erase_ended": 1}
+    assert run_tasks(app) == {}
     erased = row(app)
     assert (erased.access_token, erased.refresh_token, erased.key_id) == (None, None, None)
 
 
-def test_an_erased_link_can_be_connected_again(
+def test_erased_connection_can_be_authorized_again(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     end(app)
-    let_pass(app, sandbox, 8 * DAY)
-    keep_up(app)
+    advance_time(app, sandbox, 8 * DAY)
+    run_tasks(app)
     # A week without a visit ends the session too.
     connected.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
 
@@ -101,36 +101,36 @@ def test_history_is_kept_for_a_month(app: Flask, sandbox: SandboxClient) -> None
                 )
             )
 
-    assert keep_up(app) == {"prune_history": 2}
+    assert run_tasks(app) == {"prune_history": 2}
     with app.app_context(), reading() as db:
         assert set(db.scalars(sa.select(TokenRefresh.generation))) == {0, 1}
 
 
-def test_large_numbers_are_pruned_in_small_transactions(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 1200)
-    let_pass(app, sandbox, 31 * DAY)
+def test_history_is_pruned_in_small_transactions(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 1200)
+    advance_time(app, sandbox, 31 * DAY)
 
-    assert keep_up(app) == {"prune_visitors": 1200}
+    assert run_tasks(app) == {"prune_visitors": 1200}
 
 
-def test_links_of_visitors_go_when_no_session_can_reach_them(
+def test_unreachable_connections_of_visitors_are_deleted(
     app: Flask, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     connect(new_client(), sandbox, person="jonas.k")  # a visitor's
     register(owner := new_client(), "ada")
     connect(owner, sandbox, person="mira_t_42")
-    let_pass(app, sandbox, 30 * DAY - 60)
-    assert keep_up(app) == {}
+    advance_time(app, sandbox, 30 * DAY - 60)
+    assert run_tasks(app) == {}
 
-    let_pass(app, sandbox, 61)
+    advance_time(app, sandbox, 61)
 
-    assert keep_up(app) == {"prune_visitors": 1}
+    assert run_tasks(app) == {"prune_visitors": 1}
     with app.app_context(), reading() as db:
         assert list(db.scalars(sa.select(SpotifyUser.spotify_id))) == ["mira_t_42"]
         assert len(db.scalars(sa.select(AccessToken)).all()) == 1
 
 
-def test_reminders_come_a_month_a_week_and_a_day_ahead_once_each(
+def test_each_reminder_is_recorded_once(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorded = []
@@ -138,7 +138,7 @@ def test_reminders_come_a_month_a_week_and_a_day_ahead_once_each(
         with app.app_context(), writing() as db:
             end = datetime.now(UTC) + timedelta(days=days_left) - timedelta(minutes=1)
             db.execute(sa.update(AccessToken).values(authorized_at=six_months_before(end)))
-        recorded.append((days_left, keep_up(app).get("remind", 0), row(app).reminded_days))
+        recorded.append((days_left, run_tasks(app).get("remind", 0), row(app).reminded_days))
 
     assert [days for days, told, _ in recorded if told] == [29, 7, 1]
     assert [days for *_, days in recorded] == [None, 30, 30, 7, 7, 7, 1, 1]
@@ -149,34 +149,36 @@ def test_reminders_come_a_month_a_week_and_a_day_ahead_once_each(
     ]
 
 
-def test_a_grant_that_nobody_used_to_its_end_is_ended_and_erased(
+def test_unused_grant_ends_and_is_erased_after_six_months(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Asleep since its first month, it would keep its tokens for ever: Spotify is not asked about it."""
-    let_pass(app, sandbox, 31 * DAY)
+    advance_time(app, sandbox, 31 * DAY)
     refresh_due(app)
     assert row(app).due_at is None
 
-    let_pass(app, sandbox, 160 * DAY)
-    assert keep_up(app)["end_forgotten"] == 1
+    advance_time(app, sandbox, 160 * DAY)
+    assert run_tasks(app)["end_forgotten"] == 1
     assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
-    let_pass(app, sandbox, 8 * DAY)
-    assert keep_up(app) == {"erase_ended": 1}
+    advance_time(app, sandbox, 8 * DAY)
+    assert run_tasks(app) == {"erase_ended": 1}
 
 
-def test_a_suspect_does_not_fall_asleep(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    let_pass(app, sandbox, 29 * DAY + DAY // 2)
+def test_idle_suspect_grant_stays_in_queue(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    advance_time(app, sandbox, 29 * DAY + DAY // 2)
     sandbox.revoke("mira_t_42")
     refresh_due(app)
     for _ in range(2):
-        let_pass(app, sandbox, DAY)
+        advance_time(app, sandbox, DAY)
         refresh_due(app)
 
     assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_f8_a_reminder_goes_to_an_address_that_is_verified(
+def test_reminder_is_mailed_to_verified_address_only(
     mailbox: Mailbox, connected: FlaskClient, app: Flask, verified: bool
 ) -> None:
     with app.app_context(), writing() as db:
@@ -184,8 +186,8 @@ def test_f8_a_reminder_goes_to_an_address_that_is_verified(
         authorized_at = six_months_before(datetime.now(UTC) + timedelta(days=6))
         db.execute(sa.update(AccessToken).values(authorized_at=authorized_at))
 
-    keep_up(app)
-    keep_up(app)
+    run_tasks(app)
+    run_tasks(app)
     settled(app)
 
     told = mailbox.to("ada@example.com", "renew your Spotify connection")
@@ -195,9 +197,7 @@ def test_f8_a_reminder_goes_to_an_address_that_is_verified(
     assert not told or f"Your connection expires on {date}." in told[0].get_content()
 
 
-def test_a_new_consent_is_reminded_of_anew(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_new_consent_resets_reminders(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     with app.app_context(), writing() as db:
         values = {"reminded_days": 1, "state": GrantState.REAUTHORIZATION_REQUIRED}
         db.execute(sa.update(AccessToken).values(values))

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
 from app.models import AccessToken, TokenRefresh
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import advance_time
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -26,7 +26,7 @@ def effective(app: Flask) -> list[int]:
 
 
 def refresh(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> int:
-    let_pass(app, sandbox, 3700)
+    advance_time(app, sandbox, 3700)
     return client.get("/api/spotify/token").status_code
 
 
@@ -55,7 +55,7 @@ def test_generation_set_back_moves_past_the_history(
     assert effective(app) == [0, 1, 2, 3, 4, 5]
 
 
-def test_generation_set_back_costs_no_refresh_token(
+def test_generation_set_back_loses_no_refresh_token(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Not even where Spotify fails at the first try after the restore."""
@@ -70,7 +70,7 @@ def test_generation_set_back_costs_no_refresh_token(
     assert effective(app) == [0, 1, 2, 3]
 
 
-def test_history_without_this_grant_is_no_obstacle(
+def test_refresh_works_without_history_of_the_grant(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -85,7 +85,7 @@ def test_history_without_this_grant_is_no_obstacle(
     assert row(app).generation == 3
 
 
-def test_connection_without_its_tokens_can_be_made_again(
+def test_connection_without_tokens_can_be_authorized_again(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)

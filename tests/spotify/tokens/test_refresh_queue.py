@@ -17,7 +17,7 @@ from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.spotify.tokens import refresh_queue, transitions
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.conftest import MakeApp
-from tests.helpers.factories import fresh, let_pass, link_many, refresh_due
+from tests.helpers.factories import advance_time, count_valid, create_connections, refresh_due
 from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
@@ -38,8 +38,8 @@ def due_at(app: Flask, link_id: int) -> datetime | None:
         return db.execute(wanted).scalar_one()
 
 
-def test_a_batch_is_reserved_soonest_deadline_first(app: Flask, sandbox: SandboxClient) -> None:
-    links = link_many(app, sandbox, 30)
+def test_batch_contains_connections_that_expire_first(app: Flask, sandbox: SandboxClient) -> None:
+    links = create_connections(app, sandbox, 30)
 
     assert reserve(app, 10) == links[:10]
     assert reserve(app, 10) == links[10:20]
@@ -47,19 +47,19 @@ def test_a_batch_is_reserved_soonest_deadline_first(app: Flask, sandbox: Sandbox
     assert reserve(app, 100) == []
 
 
-def test_what_a_dead_scheduler_had_reserved_is_due_again_soon(app: Flask, sandbox: SandboxClient) -> None:
-    links = link_many(app, sandbox, 5)
+def test_claims_of_dead_scheduler_become_due_again(app: Flask, sandbox: SandboxClient) -> None:
+    links = create_connections(app, sandbox, 5)
     reserve(app, 5)
-    let_pass(app, sandbox, 29)
+    advance_time(app, sandbox, 29)
     assert reserve(app, 5) == []
 
-    let_pass(app, sandbox, 2)
+    advance_time(app, sandbox, 2)
 
     assert reserve(app, 5) == links
 
 
-def test_what_is_being_refreshed_is_not_reserved(app: Flask, sandbox: SandboxClient) -> None:
-    links = link_many(app, sandbox, 2)
+def test_leased_connection_is_not_claimed(app: Flask, sandbox: SandboxClient) -> None:
+    links = create_connections(app, sandbox, 2)
     with app.app_context(), writing() as db:
         lease = {"attempt_id": "a" * 32, "lease_until": datetime.now(UTC) + timedelta(seconds=30)}
         db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == links[0]).values(lease))
@@ -67,8 +67,8 @@ def test_what_is_being_refreshed_is_not_reserved(app: Flask, sandbox: SandboxCli
     assert reserve(app, 5) == links[1:]
 
 
-def test_many_schedulers_never_reserve_the_same_link(app: Flask, sandbox: SandboxClient) -> None:
-    links = link_many(app, sandbox, 400)
+def test_schedulers_never_claim_the_same_connection(app: Flask, sandbox: SandboxClient) -> None:
+    links = create_connections(app, sandbox, 400)
 
     def drain(_: int) -> list[int]:
         mine: list[int] = []
@@ -82,10 +82,10 @@ def test_many_schedulers_never_reserve_the_same_link(app: Flask, sandbox: Sandbo
     assert taken == Counter(links)
 
 
-def test_five_passes_at_once_make_one_call_for_each_link(
+def test_concurrent_passes_refresh_each_connection_once(
     make_app: MakeApp, app: Flask, sandbox: SandboxClient
 ) -> None:
-    link_many(app, sandbox, 200)
+    create_connections(app, sandbox, 200)
     sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
 
     def one_pass(_: int) -> RefreshStats:
@@ -98,11 +98,11 @@ def test_five_passes_at_once_make_one_call_for_each_link(
     assert sum(done.refreshed for done in passes) == 200
     assert sum(done.failed for done in passes) == 0
     assert refresh_count(sandbox) == 200
-    assert fresh(app) == 200
+    assert count_valid(app) == 200
 
 
-def test_two_schedulers_together_keep_the_rate(make_app: MakeApp, app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 121)
+def test_schedulers_share_one_rate_limit(make_app: MakeApp, app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 121)
     slow = make_app(REFRESH_RATE="40")
     with ThreadPoolExecutor(2) as pool:
         began = time.monotonic()
@@ -113,7 +113,7 @@ def test_two_schedulers_together_keep_the_rate(make_app: MakeApp, app: Flask, sa
     assert took >= 3  # 120 turns after the first, at 40 a second
 
 
-def test_a_person_does_not_wait_for_the_backlog(
+def test_request_does_not_wait_for_backlog_of_scheduler(
     make_app: MakeApp,
     app: Flask,
     client: FlaskClient,
@@ -121,7 +121,7 @@ def test_a_person_does_not_wait_for_the_backlog(
 ) -> None:
     register(client, "ada")
     connect(client, sandbox)
-    link_many(app, sandbox, 30, expired_for=3600)
+    create_connections(app, sandbox, 30, expired_for=3600)
     with app.app_context(), writing() as db:
         mine = AccessToken.spotify_user_id.in_(
             sa.select(SpotifyUser.id).where(SpotifyUser.user_id.is_not(None))
@@ -144,10 +144,10 @@ def test_a_person_does_not_wait_for_the_backlog(
     assert len(people) < 10
 
 
-def test_what_was_reserved_and_not_begun_is_given_back_when_stopped(
+def test_stopped_pass_releases_claims_it_has_not_started(
     make_app: MakeApp, app: Flask, sandbox: SandboxClient
 ) -> None:
-    links = link_many(app, sandbox, 12)
+    links = create_connections(app, sandbox, 12)
     stopping = threading.Event()
     slow = make_app(REFRESH_RATE="1")
     with ThreadPoolExecutor(1) as pool:
@@ -163,14 +163,14 @@ def test_what_was_reserved_and_not_begun_is_given_back_when_stopped(
     assert reserve(app, 20) == [link_id for link_id in links if link_id in left]
 
 
-def test_unused_links_sleep_until_somebody_uses_them(
+def test_idle_connections_leave_queue_until_used(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
     connect(client, sandbox)
     with app.app_context(), reading() as db:
         link_id = db.execute(sa.select(SpotifyUser.id)).scalar_one()
-    let_pass(app, sandbox, 31 * DAY)
+    advance_time(app, sandbox, 31 * DAY)
 
     assert refresh_due(app) == RefreshStats()
     assert due_at(app, link_id) is None
@@ -178,11 +178,11 @@ def test_unused_links_sleep_until_somebody_uses_them(
     client.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
     assert client.get("/api/spotify/token").status_code == 200
     assert due_at(app, link_id) is not None
-    let_pass(app, sandbox, 3600)
+    advance_time(app, sandbox, 3600)
     assert refresh_due(app) == RefreshStats(refreshed=1)
 
 
-def test_refreshes_of_those_who_connected_together_are_spread() -> None:
+def test_refreshes_of_simultaneous_connections_are_spread_out() -> None:
     expires_at, hour = datetime(2026, 11, 23, 12, tzinfo=UTC), timedelta(hours=1)
 
     leads = [
@@ -193,7 +193,7 @@ def test_refreshes_of_those_who_connected_together_are_spread() -> None:
     assert timedelta(minutes=17) < max(leads) <= timedelta(minutes=18)
 
 
-def test_a_short_life_is_not_spent_on_refreshing() -> None:
+def test_short_lived_token_is_not_refreshed_in_its_first_half() -> None:
     expires_at = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
     lead = expires_at - transitions.next_refresh_at(expires_at, timedelta(minutes=10), timedelta(minutes=15))
@@ -201,7 +201,7 @@ def test_a_short_life_is_not_spent_on_refreshing() -> None:
     assert timedelta(minutes=3) < lead <= timedelta(minutes=5)
 
 
-def test_what_the_scheduler_finds_due_it_refreshes_whatever_the_jitter(
+def test_due_connection_is_refreshed_whatever_its_jitter(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     """The earliest that jitter lets a token be due, it must not be found fresh: it would be due for ever."""
@@ -214,7 +214,7 @@ def test_what_the_scheduler_finds_due_it_refreshes_whatever_the_jitter(
     assert refresh_due(app) == RefreshStats(refreshed=1)
 
 
-def test_what_somebody_else_has_refreshed_is_looked_at_when_it_is_due_again(
+def test_connection_refreshed_by_another_caller_is_rescheduled(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -229,16 +229,16 @@ def test_what_somebody_else_has_refreshed_is_looked_at_when_it_is_due_again(
         assert timedelta(minutes=11) < row.expires_at - row.due_at < timedelta(minutes=19)
 
 
-def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_time(
+def test_undecryptable_row_is_logged_and_kept_and_postponed(
     app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link_many(app, sandbox, 1)
+    create_connections(app, sandbox, 1)
     with app.app_context(), writing() as db:
         db.execute(sa.update(AccessToken).values(refresh_token=b"\x01damaged"))
 
     assert refresh_due(app) == RefreshStats(failed=1)
     for _ in range(5):
-        let_pass(app, sandbox, 600)
+        advance_time(app, sandbox, 600)
         assert refresh_due(app) == RefreshStats()
 
     assert [record.message for record in caplog.records].count("token_decryption_failed") == 1
@@ -249,19 +249,19 @@ def test_an_unreadable_row_is_reported_left_alone_and_not_asked_about_all_the_ti
     assert sandbox.calls(grant_type="refresh_token") == []
 
 
-def test_an_attempt_that_died_is_taken_up_after_its_lease(app: Flask, sandbox: SandboxClient) -> None:
-    link_many(app, sandbox, 1)
+def test_refresh_continues_after_lease_of_dead_attempt(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 1)
     sandbox.fault(on="refresh", kind="park")
     with ThreadPoolExecutor(1) as pool:
         dying = pool.submit(refresh_due, app)
         sandbox.wait_for_held(1)
         assert reserve(app, 1) == []
-        let_pass(app, sandbox, 31)
+        advance_time(app, sandbox, 31)
         eventually(lambda: refresh_due(app) == RefreshStats(refreshed=1))
         sandbox.release()
         dying.result()
 
-    assert fresh(app) == 1
+    assert count_valid(app) == 1
     with app.app_context(), reading() as db:
         outcomes_ = list(db.scalars(sa.select(TokenRefresh.outcome).order_by(TokenRefresh.id)))
     assert outcomes_ == ["superseded", "refreshed"]

@@ -61,14 +61,14 @@ def generations(app: Flask) -> list[int]:
         return list(db.scalars(sa.select(AccessToken.generation).order_by(AccessToken.id)))
 
 
-def test_a_pass_refreshes_what_is_due_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_pass_refreshes_due_connections_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
     assert refresh_due(app) == RefreshStats(refreshed=4, failed=0)
     assert generations(app) == [1, 1, 1, 1]
     assert refresh_due(app) == RefreshStats()
     assert refresh_count(sandbox) == 4
 
 
-def test_what_lasts_longer_than_the_lead_is_left_alone(
+def test_pass_skips_tokens_valid_beyond_the_lead(
     app: Flask, links: list[int], sandbox: SandboxClient
 ) -> None:
     later = datetime.now(UTC) + timedelta(minutes=30)
@@ -78,7 +78,9 @@ def test_what_lasts_longer_than_the_lead_is_left_alone(
     assert generations(app) == [1, 1, 1, 0]
 
 
-def test_the_soonest_deadline_goes_first(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_pass_starts_with_token_that_expires_first(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
     for minutes, link_id in enumerate(reversed(links), 1):
         change(app, link_id, expires_at=datetime.now(UTC) + timedelta(minutes=minutes))
 
@@ -89,9 +91,7 @@ def test_the_soonest_deadline_goes_first(app: Flask, links: list[int], sandbox: 
     assert order == links[::-1]
 
 
-def test_people_who_are_long_gone_are_left_alone(
-    app: Flask, links: list[int], sandbox: SandboxClient
-) -> None:
+def test_pass_skips_connections_unused_for_long(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
     with app.app_context(), writing() as db:
         long_ago = datetime.now(UTC) - timedelta(days=31)
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == links[0]).values(last_used_at=long_ago))
@@ -100,7 +100,7 @@ def test_people_who_are_long_gone_are_left_alone(
     assert generations(app) == [0, 1, 1, 1]
 
 
-def test_ended_grants_and_running_pauses_are_left_alone(
+def test_pass_skips_ended_grants_and_running_backoffs(
     app: Flask, links: list[int], sandbox: SandboxClient
 ) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=1)
@@ -112,9 +112,7 @@ def test_ended_grants_and_running_pauses_are_left_alone(
     assert generations(app) == [0, 0, 0, 1]
 
 
-def test_a_suspect_is_asked_about_again_when_its_time_has_come(
-    app: Flask, links: list[int], sandbox: SandboxClient
-) -> None:
+def test_pass_confirms_suspect_grant_when_due(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
     change(app, links[0], state=GrantState.SUSPECT, failures=1, not_before=datetime.now(UTC))
 
     assert refresh_due(app).refreshed == 4
@@ -122,7 +120,7 @@ def test_a_suspect_is_asked_about_again_when_its_time_has_come(
         assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
 
 
-def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> None:
+def test_rate_limit_applies_to_all_processes_together(app: Flask) -> None:
     store: redis.Redis = app.extensions["backline"].redis
     paces = [RateLimiter(store, "pace", rate=5), RateLimiter(store, "pace", rate=5)]
 
@@ -132,7 +130,7 @@ def test_the_rate_of_calls_is_bounded_for_all_processes_together(app: Flask) -> 
     assert 1.8 < pauses[10] <= 2.0
 
 
-def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
+def test_rate_limiter_ignores_slot_far_ahead(app: Flask) -> None:
     """Redis' clock was set back, or another Redis has taken over."""
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
@@ -141,14 +139,14 @@ def test_a_turn_of_another_time_is_not_waited_for(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
-def test_nonsense_in_the_place_of_the_next_turn_does_no_harm(app: Flask, planted: str) -> None:
+def test_rate_limiter_ignores_invalid_value_in_redis(app: Flask, planted: str) -> None:
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", planted)
 
     assert RateLimiter(store, "pace", rate=5).reserve() == pytest.approx(0, abs=0.01)
 
 
-def test_without_redis_each_process_keeps_the_rate_alone() -> None:
+def test_rate_limiter_works_per_process_without_redis() -> None:
     pace = RateLimiter(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
 
     pauses = [pace.reserve() for _ in range(11)]
@@ -156,7 +154,9 @@ def test_without_redis_each_process_keeps_the_rate_alone() -> None:
     assert 1.8 < pauses[10] <= 2.0
 
 
-def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_failure_of_one_connection_does_not_affect_others(
+    app: Flask, links: list[int], sandbox: SandboxClient
+) -> None:
     change(app, links[1], refresh_token=b"damaged")
     sandbox.fault(on="refresh", kind="google_502", person="aiko-87", times=None)
 
@@ -164,7 +164,7 @@ def test_ones_trouble_is_not_the_others(app: Flask, links: list[int], sandbox: S
     assert generations(app) == [1, 0, 0, 1]
 
 
-def test_two_passes_at_once_share_the_work(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_simultaneous_passes_share_the_work(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
     sandbox.settings(latency_ms={"token": 200, "api": 0})
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: refresh_due(app), range(2)))
@@ -187,7 +187,7 @@ def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.Co
 
 
 @pytest.mark.processes
-def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
+def test_refresh_due_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
     done = flask(env, "tokens", "refresh-due")
 
     assert (done.returncode, done.stdout) == (0, "refreshed 4, failed 0\n")
@@ -195,7 +195,7 @@ def test_the_command_makes_one_pass(env: dict[str, str], links: list[int], app: 
 
 
 @pytest.mark.processes
-def test_the_command_fails_if_a_link_did(
+def test_refresh_due_command_fails_if_a_refresh_failed(
     env: dict[str, str], links: list[int], sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="google_502", times=None)
@@ -206,7 +206,9 @@ def test_the_command_fails_if_a_link_did(
 
 
 @pytest.mark.processes
-def test_status_counts_links_by_state(env: dict[str, str], links: list[int], app: Flask) -> None:
+def test_status_command_counts_connections_by_state(
+    env: dict[str, str], links: list[int], app: Flask
+) -> None:
     change(app, links[0], state=GrantState.SUSPECT)
     change(app, links[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
 
@@ -243,7 +245,7 @@ def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[su
 
 
 @pytest.mark.processes
-def test_three_schedulers_share_the_work_and_end_when_asked(
+def test_three_scheduler_processes_share_work_and_stop_on_signals(
     env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     sandbox.settings(latency_ms={"token": 200, "api": 0})
@@ -263,7 +265,7 @@ def test_three_schedulers_share_the_work_and_end_when_asked(
 
 
 @pytest.mark.processes
-def test_a_scheduler_finishes_the_call_it_is_making(
+def test_stopping_scheduler_finishes_running_calls(
     env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     sandbox.fault(on="refresh", kind="park", times=None)

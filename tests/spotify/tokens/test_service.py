@@ -21,7 +21,7 @@ from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
 from app.spotify.clients.errors import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import advance_time
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
@@ -64,7 +64,7 @@ def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     return client
 
 
-def test_a_fresh_token_is_given_without_a_call(connected: FlaskClient, sandbox: SandboxClient) -> None:
+def test_fresh_token_is_returned_without_a_call(connected: FlaskClient, sandbox: SandboxClient) -> None:
     sandbox.clear_calls()
 
     response = connected.get("/api/spotify/token")
@@ -77,7 +77,7 @@ def test_a_fresh_token_is_given_without_a_call(connected: FlaskClient, sandbox: 
     assert sandbox.calls() == []
 
 
-def test_the_token_works_at_spotify(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_refreshed_token_works_at_spotify(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.expire_access_tokens()
 
@@ -88,7 +88,7 @@ def test_the_token_works_at_spotify(connected: FlaskClient, app: Flask, sandbox:
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_an_expired_token_is_refreshed_again_and_again(
+def test_expired_token_is_refreshed_each_time(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
     sandbox.settings(rotate=rotate)
@@ -108,7 +108,7 @@ def test_an_expired_token_is_refreshed_again_and_again(
     assert row(app).authorized_at == authorized_at
 
 
-def test_a_token_with_less_than_five_minutes_left_is_replaced_at_once(
+def test_playback_token_with_under_five_minutes_is_refreshed(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     soon(app, 290)
@@ -117,7 +117,7 @@ def test_a_token_with_less_than_five_minutes_left_is_replaced_at_once(
     assert refresh_count(sandbox) == 1
 
 
-def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a_second(
+def test_valid_token_is_returned_if_refresh_takes_over_a_second(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="park")
@@ -132,7 +132,7 @@ def test_a_token_about_to_run_out_is_given_where_its_refresh_takes_longer_than_a
     assert refresh_count(sandbox) == 1
 
 
-def test_a_token_about_to_run_out_is_given_where_its_refresh_fails(
+def test_valid_token_is_returned_if_refresh_fails(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="google_502", times=None)
@@ -142,7 +142,7 @@ def test_a_token_about_to_run_out_is_given_where_its_refresh_fails(
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_twenty_callers_at_once_make_one_call_to_spotify(
+def test_twenty_callers_make_one_call_to_spotify(
     server: Callable[..., AbstractContextManager[Server]],
     app: Flask,
     client: FlaskClient,
@@ -188,7 +188,7 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
         return list(pool.map(ask, range(20)))
 
 
-def test_tokens_that_live_for_seconds_are_shared_as_well(
+def test_callers_share_token_valid_for_seconds(
     server: Callable[..., AbstractContextManager[Server]],
     app: Flask,
     client: FlaskClient,
@@ -207,7 +207,7 @@ def test_tokens_that_live_for_seconds_are_shared_as_well(
     assert refresh_count(sandbox) == 1
 
 
-def test_who_waited_takes_a_token_that_lives_however_little_is_left(
+def test_waiting_caller_takes_new_token_however_short_lived(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -225,7 +225,7 @@ def test_who_waited_takes_a_token_that_lives_however_little_is_left(
     assert refresh_count(sandbox) == 1
 
 
-def test_without_the_lock_there_is_still_one_call(
+def test_lost_redis_lock_still_results_in_one_call(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     """Redis forgets the lock while a refresh is under way: the claim in the database still holds."""
@@ -247,7 +247,7 @@ def test_without_the_lock_there_is_still_one_call(
     assert refresh_count(sandbox) == 1
 
 
-def test_who_has_a_living_token_never_waits(
+def test_caller_with_valid_token_never_waits(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     """Neither the one who finds it about to run out, nor those after, here and in other workers."""
@@ -265,7 +265,7 @@ def test_who_has_a_living_token_never_waits(
     assert refresh_count(sandbox) == 1
 
 
-def test_a_refresh_goes_on_when_its_caller_has_gone(
+def test_refresh_continues_after_caller_disconnects(
     connected: FlaskClient,
     app: Flask,
     sandbox: SandboxClient,
@@ -289,7 +289,7 @@ def test_a_refresh_goes_on_when_its_caller_has_gone(
     "kind",
     ["google_502", "envoy_503", "empty_503", "truncated_json", "no_access_token", "wrong_types", "close"],
 )
-def test_an_outage_costs_nobody_the_link(
+def test_outage_leaves_grant_active(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
     expire(app)
@@ -311,7 +311,7 @@ def test_an_outage_costs_nobody_the_link(
     assert connected.get("/api/spotify/token").status_code == 200
 
 
-def test_callers_during_an_outage_share_the_failure(
+def test_callers_during_outage_share_one_failure(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -324,9 +324,7 @@ def test_callers_during_an_outage_share_the_failure(
     assert refresh_count(sandbox) == 1
 
 
-def test_the_pause_grows_with_each_failure(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_backoff_grows_with_each_failure(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     pauses = []
@@ -343,7 +341,7 @@ def test_the_pause_grows_with_each_failure(
     assert all(later > sooner for sooner, later in zip(pauses, pauses[2:], strict=False))
 
 
-def test_a_request_to_wait_is_heeded(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_retry_after_is_respected(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=120, times=1)
 
@@ -356,7 +354,7 @@ def test_a_request_to_wait_is_heeded(connected: FlaskClient, app: Flask, sandbox
     assert refresh_count(sandbox) == 1
 
 
-def test_our_own_misconfiguration_touches_nobody(
+def test_misconfiguration_leaves_grant_active(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -368,7 +366,7 @@ def test_our_own_misconfiguration_touches_nobody(
     assert row(app).state == GrantState.ACTIVE
 
 
-def test_a_revoked_grant_is_suspect_first_and_its_token_is_kept(
+def test_revoked_grant_becomes_suspect_and_keeps_its_token(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -389,9 +387,7 @@ def test_a_revoked_grant_is_suspect_first_and_its_token_is_kept(
     assert refresh_count(sandbox) == 1
 
 
-def test_a_suspect_that_was_called_revoked_by_mistake_recovers(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_falsely_refused_grant_recovers(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
     assert connected.get("/api/spotify/token").status_code == 409
@@ -402,7 +398,7 @@ def test_a_suspect_that_was_called_revoked_by_mistake_recovers(
     assert row(app).failures == 0
 
 
-def test_a_grant_is_over_only_after_two_confirmations(
+def test_grant_ends_only_after_two_confirmations(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -419,9 +415,7 @@ def test_a_grant_is_over_only_after_two_confirmations(
     assert refresh_count(sandbox) == 3
 
 
-def test_an_outage_between_confirmations_confirms_nothing(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_outage_does_not_confirm_refusal(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
     connected.get("/api/spotify/token")
@@ -433,7 +427,7 @@ def test_an_outage_between_confirmations_confirms_nothing(
     assert (row(app).state, row(app).failures) == (GrantState.SUSPECT, 1)
 
 
-def test_a_grant_of_six_months_is_over_at_once(
+def test_refused_grant_of_six_months_ends_immediately(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -444,7 +438,7 @@ def test_a_grant_of_six_months_is_over_at_once(
     assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
 
 
-def test_a_suspect_whose_access_token_lives_is_served_it(
+def test_suspect_grant_returns_access_token_while_valid(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     soon(app, 9)
@@ -458,7 +452,7 @@ def test_a_suspect_whose_access_token_lives_is_served_it(
     assert refresh_count(sandbox) == 1
 
 
-def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
+def test_refresh_superseded_by_disconnect_writes_nothing(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -477,7 +471,7 @@ def test_a_refresh_that_is_overtaken_by_a_disconnect_writes_nothing(
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
 
 
-def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
+def test_refresh_superseded_by_new_consent_writes_nothing(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -499,7 +493,7 @@ def test_a_refresh_that_is_overtaken_by_a_new_consent_writes_nothing(
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_a_holder_that_outlived_its_lease_writes_nothing(
+def test_attempt_that_outlived_its_lease_writes_nothing(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
     """Paused for longer than the lease, it comes back with news about the generation before.
@@ -528,7 +522,7 @@ def test_a_holder_that_outlived_its_lease_writes_nothing(
     assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
 
 
-def test_a_new_refresh_token_that_came_too_late_is_kept_as_a_spare(
+def test_late_new_refresh_token_is_kept_as_spare(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     """Where tokens are used once, the late one may turn out to be the only good one."""
@@ -538,7 +532,7 @@ def test_a_new_refresh_token_that_came_too_late_is_kept_as_a_spare(
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
         sandbox.wait_for_held(1)
-        let_pass(app, sandbox, 31)
+        advance_time(app, sandbox, 31)
         assert connected.get("/api/spotify/token").status_code == 200
         sandbox.release()
         assert late.result().status_code == 200
@@ -558,7 +552,7 @@ def test_a_new_refresh_token_that_came_too_late_is_kept_as_a_spare(
     assert row(app).generation == 2
 
 
-def test_a_spare_that_was_not_needed_is_dropped(
+def test_unused_spare_is_discarded_after_success(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     change(app, spare_refresh_token=b"whatever")
@@ -569,7 +563,7 @@ def test_a_spare_that_was_not_needed_is_dropped(
 
 
 @pytest.mark.parametrize("kind", ["close", "false_invalid_grant"])
-def test_a_late_failure_does_not_end_the_next_owners_lease(
+def test_late_failure_keeps_lease_of_next_attempt(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
     """Paused beyond its lease, it wakes with bad news while the next owner is calling."""
@@ -578,7 +572,7 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
     with ThreadPoolExecutor(2) as pool:
         late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
         sandbox.wait_for_held(1)
-        let_pass(app, sandbox, 31)
+        advance_time(app, sandbox, 31)
         app.extensions["backline"].redis.delete(f"lock:link:{row(app).spotify_user_id}")
         next_owner = pool.submit(connected.get, "/api/spotify/token")
         sandbox.wait_for_held(2)
@@ -596,7 +590,7 @@ def test_a_late_failure_does_not_end_the_next_owners_lease(
     assert refresh_count(sandbox) == 2
 
 
-def test_a_claim_that_has_grown_old_is_not_used(
+def test_old_claim_makes_no_call(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was paused between claim and call might present a token that the next owner has used by now."""
@@ -606,13 +600,13 @@ def test_a_claim_that_has_grown_old_is_not_used(
         assert connected.get("/api/spotify/token").status_code == 503
     assert refresh_count(sandbox) == 0
 
-    let_pass(app, sandbox, 31)
+    advance_time(app, sandbox, 31)
 
     assert connected.get("/api/spotify/token").status_code == 200
     assert [attempt.outcome for attempt in history(app)] == [None, "refreshed"]
 
 
-def test_an_attempt_that_died_is_taken_up_after_its_lease(
+def test_refresh_continues_after_lease_of_dead_attempt(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -622,7 +616,7 @@ def test_an_attempt_that_died_is_taken_up_after_its_lease(
     assert row(app).lease_until is None
 
 
-def test_the_database_refuses_a_second_effective_refresh(
+def test_database_rejects_second_effective_refresh(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -642,9 +636,7 @@ def test_the_database_refuses_a_second_effective_refresh(
         db.add(twin)
 
 
-def test_tokens_are_sealed_in_the_database(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient
-) -> None:
+def test_tokens_are_encrypted_in_database(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     token = connected.get("/api/spotify/token").json["access_token"]
 
     stored = row(app)
@@ -653,7 +645,7 @@ def test_tokens_are_sealed_in_the_database(
     assert not stored.refresh_token.startswith(b"AQ")
 
 
-def test_another_users_ciphertext_does_not_open(
+def test_ciphertext_of_another_user_cannot_be_decrypted(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     for name, person in (("ada", "mira_t_42"), ("bob", "aiko-87")):
@@ -673,7 +665,7 @@ def test_another_users_ciphertext_does_not_open(
     assert client.get("/api/spotify").json["status"] == "connected"
 
 
-def test_use_is_noted_at_most_once_an_hour(
+def test_use_is_recorded_at_most_once_an_hour(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     def last_used() -> datetime:
@@ -695,7 +687,7 @@ def test_use_is_noted_at_most_once_an_hour(
 
 
 @pytest.mark.settings(PLAYBACK_TOKEN_ENABLED="false")
-def test_the_token_for_playback_can_be_turned_off(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_playback_token_can_be_disabled(client: FlaskClient, sandbox: SandboxClient) -> None:
     connect(client, sandbox)
 
     response = client.get("/api/spotify/token")
@@ -704,7 +696,7 @@ def test_the_token_for_playback_can_be_turned_off(client: FlaskClient, sandbox: 
 
 
 @SQLITE
-def test_each_playback_token_that_is_issued_is_logged(
+def test_each_issued_playback_token_is_logged(
     connected: FlaskClient, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app")
@@ -718,7 +710,7 @@ def test_each_playback_token_that_is_issued_is_logged(
     assert token not in str(vars(issued))
 
 
-def test_without_a_link_there_is_no_token(client: FlaskClient) -> None:
+def test_playback_token_requires_connection(client: FlaskClient) -> None:
     response = client.get("/api/spotify/token")
 
     assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
@@ -738,7 +730,7 @@ def test_six_months_are_calendar_months(consent: str, end: str) -> None:
 
 
 @SQLITE
-def test_without_streaming_there_is_no_token_for_playback(
+def test_playback_token_requires_streaming_scope(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Nor is it refreshed for nothing. A permission with a longer name is another one."""
@@ -757,7 +749,7 @@ def test_without_streaming_there_is_no_token_for_playback(
 
 
 @SQLITE
-def test_a_token_is_never_shared_kept_or_written_down(
+def test_playback_token_is_never_cached_or_shared(
     new_client: Callable[[], FlaskClient],
     app: Flask,
     sandbox: SandboxClient,
@@ -783,14 +775,14 @@ def test_a_token_is_never_shared_kept_or_written_down(
 
 
 @SQLITE
-def test_a_token_is_given_to_a_get_only(connected: FlaskClient) -> None:
+def test_playback_token_is_returned_to_get_only(connected: FlaskClient) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         response = connected.open("/api/spotify/token", method=method)
         assert (response.status_code, slug(response)) == (405, "method-not-allowed")
 
 
 @SQLITE
-def test_a_token_of_a_grant_that_has_ended_is_not_given_again(
+def test_ended_grant_returns_authorize_url_that_reconnects(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """The URL is this session's own, and connects it again."""

@@ -42,7 +42,7 @@ from app.models.token_refresh import Outcome
 from app.services import services
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.encryption import decrypt_token
-from tests.helpers.factories import let_pass
+from tests.helpers.factories import advance_time
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
@@ -582,7 +582,9 @@ MOST_SECONDS = 8
 
 @on_sqlite
 @pytest.mark.parametrize("row", [row.parameter for row in TABLE])
-def test_an_answer_means(connected: FlaskClient, app: Flask, sandbox: SandboxClient, row: Row) -> None:
+def test_response_of_token_endpoint(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, row: Row
+) -> None:
     means = row.means
     run_out(app)
     before, refresh_token = grant(app), kept(app)
@@ -642,7 +644,7 @@ def check_recovery(client: FlaskClient, app: Flask, sandbox: SandboxClient, mean
     """When the trouble is over and its time has passed, all is as if nothing had been."""
     sandbox.clear_faults()
     waits = means.hold or (means.pause or (SECOND,))[-1]
-    let_pass(app, sandbox, waits.total_seconds() + 1)
+    advance_time(app, sandbox, waits.total_seconds() + 1)
 
     response = ask(client)
 
@@ -655,7 +657,7 @@ def check_recovery(client: FlaskClient, app: Flask, sandbox: SandboxClient, mean
     assert open_breakers(app) == []
 
 
-def test_the_table_has_each_answer_once() -> None:
+def test_table_has_each_response_once() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE) >= 30
 
 
@@ -679,7 +681,7 @@ ONE_OF_EACH = [
 
 @on_sqlite
 @pytest.mark.parametrize("row", ONE_OF_EACH)
-def test_a_token_that_lives_is_served_whatever_spotify_answers(
+def test_valid_token_is_returned_whatever_spotify_responds(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, row: Row
 ) -> None:
     given = ask(connected).json["access_token"]
@@ -761,7 +763,9 @@ GIVEN = [
 
 @on_sqlite
 @pytest.mark.parametrize("given", GIVEN, ids=lambda given: given.name.replace(" ", "-"))
-def test_a_token_is_taken(connected: FlaskClient, app: Flask, sandbox: SandboxClient, given: Given) -> None:
+def test_usable_response_is_accepted(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, given: Given
+) -> None:
     # Two failures before it, of which nothing must be left.
     run_out(app, failures=2)
     before, presented = grant(app), kept(app)
@@ -800,7 +804,7 @@ def test_a_token_is_taken(connected: FlaskClient, app: Flask, sandbox: SandboxCl
 
 @on_sqlite
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_takes_nothing_to_another_host(
+def test_redirect_sends_nothing_to_another_host(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, status: int
 ) -> None:
     run_out(app)
@@ -829,7 +833,7 @@ def test_a_redirect_takes_nothing_to_another_host(
     ],
     ids=["200", "400", "307"],
 )
-def test_a_huge_body_is_not_read_to_its_end(
+def test_huge_body_is_not_read_to_its_end(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, head: str
 ) -> None:
     run_out(app)
@@ -847,7 +851,7 @@ def test_a_huge_body_is_not_read_to_its_end(
 # --- refused: the ladder, and the grant's age ---------------------------------------------------------
 
 
-def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
+def test_revoked_grant_ends_in_steps_until_new_consent(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     run_out(app)
@@ -860,10 +864,10 @@ def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
         assert suspect.not_before == suspect.due_at == answered_at(app) + pause
         assert connected.get("/api/spotify").json["status"] == "suspect"
         # Until just before then, nobody asks Spotify.
-        let_pass(app, sandbox, pause.total_seconds() - 30)
+        advance_time(app, sandbox, pause.total_seconds() - 30)
         assert ask(connected).status_code == 409
         assert refresh_count(sandbox) == step
-        let_pass(app, sandbox, 31)
+        advance_time(app, sandbox, 31)
 
     over = ask(connected)
 
@@ -875,7 +879,7 @@ def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
     assert kept(app) == refresh_token  # for a week yet
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.INVALID_GRANT] * 3
     assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
-    let_pass(app, sandbox, 7200)
+    advance_time(app, sandbox, 7200)
     assert ask(connected).status_code == 409
     assert refresh_count(sandbox) == 3
 
@@ -892,7 +896,7 @@ def test_a_revoked_grant_goes_down_the_ladder_and_only_a_new_consent_helps(
 
 
 @pytest.mark.parametrize("mistakes", [1, 2])
-def test_a_mistaken_refusal_leaves_no_trace(
+def test_false_refusal_leaves_no_trace(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, mistakes: int
 ) -> None:
     run_out(app)
@@ -900,7 +904,7 @@ def test_a_mistaken_refusal_leaves_no_trace(
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=mistakes)
     for pause in (15 * MINUTE, DAY)[:mistakes]:
         assert ask(connected).status_code == 409
-        let_pass(app, sandbox, pause.total_seconds() + 1)
+        advance_time(app, sandbox, pause.total_seconds() + 1)
 
     assert ask(connected).status_code == 200
 
@@ -925,7 +929,7 @@ def test_a_mistaken_refusal_leaves_no_trace(
         (181, GrantState.REAUTHORIZATION_REQUIRED, Outcome.AGED),
     ],
 )
-def test_a_refusal_ends_a_grant_at_once_that_had_come_to_its_end(
+def test_refusal_of_aged_grant_ends_it_immediately(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, days: int, state: GrantState, outcome: Outcome
 ) -> None:
     run_out(app, authorized_at=datetime.now(UTC) - days * DAY - MINUTE)
@@ -940,7 +944,7 @@ def test_a_refusal_ends_a_grant_at_once_that_had_come_to_its_end(
     assert (grant(app).due_at is None, grant(app).ended_at is not None) == (over, over)
 
 
-def test_an_old_grant_that_spotify_still_honours_goes_on(
+def test_aged_grant_that_spotify_accepts_stays_active(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     run_out(app, authorized_at=datetime.now(UTC) - 190 * DAY)
@@ -963,7 +967,7 @@ def three(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxCli
 
 
 @pytest.mark.parametrize("kind", ["invalid_client", "invalid_client_secret", "unauthorized_client"])
-def test_our_misconfiguration_is_found_out_by_one_call_and_is_nobodys_fault(
+def test_misconfiguration_is_detected_by_one_call_and_marks_no_grant(
     three: list[FlaskClient], app: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
     before = grants(app)
@@ -984,16 +988,16 @@ def test_our_misconfiguration_is_found_out_by_one_call_and_is_nobodys_fault(
     assert [client.get("/api/spotify").json["status"] for client in three] == ["connected"] * 3
 
     sandbox.clear_faults()
-    let_pass(app, sandbox, 50)
+    advance_time(app, sandbox, 50)
     assert [ask(client).status_code for client in three] == [503] * 3
     assert refresh_count(sandbox) == 1
-    let_pass(app, sandbox, 11)
+    advance_time(app, sandbox, 11)
     assert [ask(client).status_code for client in three] == [200] * 3
     assert refresh_count(sandbox) == 4
     assert open_breakers(app) == []
 
 
-def test_a_request_to_wait_holds_for_another_person_as_well(
+def test_retry_after_applies_to_other_people_too(
     three: list[FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=120)
@@ -1005,7 +1009,7 @@ def test_a_request_to_wait_holds_for_another_person_as_well(
         response = ask(other)
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
         assert 0 < int(response.headers["Retry-After"]) <= left
-        let_pass(app, sandbox, {120: 60, 60: 55, 5: 6}[left])
+        advance_time(app, sandbox, {120: 60, 60: 55, 5: 6}[left])
     assert refresh_count(sandbox) == 1
     assert len(attempts(app)) == 1
     times = {"expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at"}
@@ -1017,7 +1021,7 @@ def test_a_request_to_wait_holds_for_another_person_as_well(
     assert open_breakers(app) == []
 
 
-def test_a_success_from_before_a_request_to_wait_does_not_end_the_wait(
+def test_success_of_earlier_attempt_does_not_end_retry_after(
     three: list[FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     first, second, third = three
