@@ -10,39 +10,41 @@ MIN_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Call:
-    """One call: `path` is percent-encoded and begins without a slash, `query` is as it was sent."""
+    """A call. `path` is percent-encoded and starts without a slash; `query` is as the caller sent it."""
 
     method: str
     path: str
     query: str = ""
     body: bytes = b""
     content_type: str | None = None
-    language: str = ""
-    """The Accept-Language header; empty if there is none."""
+    language: str = ""  # of Accept-Language
 
     @property
     def target(self) -> str:
+        """The path and the query."""
         return f"{self.path}?{self.query}" if self.query else self.path
 
     @property
     def cache_key(self) -> str:
-        """What makes two reads of one connection the same: everything that Spotify's response depends on."""
+        """Everything that Spotify's response depends on, apart from the connection."""
         return f"{self.target} {self.language.lower().replace(' ', '')}"
 
     @property
     def endpoint(self) -> str:
+        """The endpoint's template, such as `playlists/{id}/items`."""
         return endpoint(self.path)
 
     @property
     def scope(self) -> str:
-        """What a 429 in response to this call is about."""
+        """The calls that a 429 in response to this one concerns."""
         return scope(self.path)
 
     @property
     def is_read(self) -> bool:
+        """Whether the call changes nothing."""
         return self.method == "GET"
 
     @property
     def is_poll(self) -> bool:
-        """A read of what changes by the second, which pages ask for again and again."""
+        """Whether it reads something that changes every second, so that pages repeat it."""
         return self.is_read and (self.path == "me/player" or self.path.startswith("me/player/"))

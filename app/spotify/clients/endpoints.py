@@ -1,7 +1,7 @@
-"""The Web API's endpoints by name, for metrics and waits. Paths have ids in them, so there are too many.
+"""The Web API's endpoints, as templates for metrics and waits: paths contain ids, so there are too many.
 
 Source: https://developer.spotify.com/documentation/web-api (its OpenAPI document of 2026-05-31).
-Deprecated ones are among them: older applications still have them.
+Deprecated endpoints are included, because older applications can still call them.
 """
 
 _LISTED = """
@@ -38,21 +38,23 @@ users/{id}  users/{id}/playlists
 ENDPOINTS = frozenset(_LISTED.split())
 OTHER = "other"
 _FIRST_WORDS = frozenset(path.partition("/")[0] for path in ENDPOINTS)
-# All that a 429 may be about, short of everything.
+# Everything that a 429 can concern, apart from all calls.
 SCOPES = ENDPOINTS | {OTHER} | {f"{OTHER}:{word}" for word in _FIRST_WORDS}
 
 
 def endpoint(path: str) -> str:
-    """Which endpoint a path leads to, such as `playlists/{id}/items`; `other` for one not known here."""
+    """Return the template of a path, such as `playlists/{id}/items`, or `other` if it is unknown."""
     segments = path.split("/")
-    for place in (None, 1, 2):
-        named = "/".join("{id}" if at == place else segment for at, segment in enumerate(segments))
+    for id_position in (None, 1, 2):
+        named = "/".join(
+            "{id}" if position == id_position else segment for position, segment in enumerate(segments)
+        )
         if named in ENDPOINTS:
             return named
     return OTHER
 
 
 def scope(path: str) -> str:
-    """What a 429 at this path is about: its endpoint, or the unknown ones that begin like it."""
+    """Return what a 429 for a path concerns: its endpoint, or unknown ones with the same first word."""
     found, first = endpoint(path), path.partition("/")[0]
     return f"{OTHER}:{first}" if found == OTHER and first in _FIRST_WORDS else found
