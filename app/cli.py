@@ -1,4 +1,4 @@
-"""The operator's commands. Results go to standard output, complaints to standard error."""
+"""Commands for operators. Results go to standard output, progress and problems to standard error."""
 
 import sys
 from datetime import timedelta
@@ -9,6 +9,7 @@ from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
 from app.doctor import checks
+from app.doctor.result import Status
 from app.infra import database
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
@@ -70,7 +71,7 @@ def _counts() -> dict[str, object]:
             "due now": refresh_queue.count_due(),
             "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",
             **{f"last hour: {outcome.value}": by_outcome.get(outcome.value, 0) for outcome in Outcome},
-            "last hour: no outcome (yet)": by_outcome.get(None, 0),
+            "last hour: no outcome yet": by_outcome.get(None, 0),
         }
 
 
@@ -117,7 +118,7 @@ def rotate_keys() -> None:
 @click.command("scheduler")
 @with_appcontext
 def scheduler_command() -> None:
-    """Refresh tokens ahead of time, until stopped. You can run any number of these."""
+    """Refresh tokens before they expire, until stopped. Any number of schedulers can run at once."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
     key_rotation.require_keys(app, services().token_cipher)
     services().scheduler.run()
@@ -126,15 +127,14 @@ def scheduler_command() -> None:
 @click.command("doctor")
 @with_appcontext
 def doctor_command() -> None:
-    """Check that everything this needs is there and answers. Exits 1 if something is not."""
-    healthy = True
-    for finding in checks.run_checks():
-        healthy &= finding.good
-        mark = "FAIL" if not finding.good else "WARN" if finding.doubtful else "ok  "
-        click.echo(f"{mark}  {finding.what}")
-        if finding.advice:
-            click.echo(f"      {finding.advice}")
-    sys.exit(0 if healthy else 1)
+    """Check the settings and the servers that Backline needs. Exits 1 if a check fails."""
+    has_failed = False
+    for result in checks.run_checks(services()):
+        has_failed |= result.status is Status.FAILURE
+        click.echo(f"{result.status:<4}  {result.summary}")
+        if result.advice:
+            click.echo(f"      {result.advice}")
+    sys.exit(1 if has_failed else 0)
 
 
 def init_app(app: Flask) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Services:
+    """What `create_app` builds."""
+
     config: Config
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something

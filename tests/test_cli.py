@@ -102,7 +102,7 @@ def test_the_doctor_speaks_with_the_mail_server(env: dict[str, str]) -> None:
         answers = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
     away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")
 
-    assert "ok    mail: 127.0.0.1 answers, from us@example.com" in answers.stdout
-    assert "FAIL  mail: 127.0.0.1: ConnectionRefusedError" in away.stdout
+    assert "ok    mail: connected to 127.0.0.1, sending from us@example.com" in answers.stdout
+    assert "FAIL  mail: cannot connect to 127.0.0.1 (ConnectionRefusedError)" in away.stdout
     assert away.returncode == 1
     assert "hunter2" not in away.stdout + away.stderr

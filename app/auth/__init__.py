@@ -1,0 +1,1 @@
+"""Credentials: registration, sign-in, passwords, and email addresses."""

@@ -1,1 +1,1 @@
-"""`flask doctor`: what the operator has to set right, and how."""
+"""`flask doctor`: finds what the operator has to correct, and says how."""

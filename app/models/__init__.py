@@ -1,4 +1,4 @@
-"""The tables. Models hold columns and rules that need no session; `migrations/` makes the schema."""
+"""The tables: columns, and rules that need no database session. `migrations/` creates the schema."""
 
 from app.models.access_token import AccessToken, GrantState
 from app.models.breaker import Breaker

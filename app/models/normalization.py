@@ -1,46 +1,46 @@
-"""Usernames and email addresses: the one normal form that decides whether two are the same."""
+"""Normal forms, which decide whether two usernames or email addresses are the same."""
 
 import re
 import unicodedata
 
 import idna
 
-# The syntax only. Whether an address works is known when its owner answers an email.
+# Checks only the syntax: a verification email shows whether an address works.
 # No label of the domain is empty or contains the ideographic full stop, which mail servers read as a dot.
 _EMAIL = re.compile(
     r"[^\s@<>()\[\],;:\\\"]{1,64}@([^\s@<>()\[\],;:\\\".\u3002]+\.)+[^\s@<>()\[\],;:\\\".\u3002]+"
 )
 
-# Letters and marks that are drawn as nothing ("default ignorable", and the blank of Braille). What else
-# is invisible is no letter or not printable.
+# Letters and marks that have no visible form ("default ignorable", and the Braille blank). All other
+# invisible characters are not printable.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 
 _DOTTED_I = re.compile("i\u0307+")
 
-# In octets: RFC 5321 section 4.5.3.1.3, less the angle brackets, and section 4.5.3.1.1.
+# In octets: RFC 5321 section 4.5.3.1.3 without the angle brackets, and section 4.5.3.1.1.
 MAX_EMAIL, MAX_LOCAL_PART = 254, 64
 MAX_DOMAIN, MAX_LABEL = 253, 63
 
-# In a domain, IDNA decides where the joiners that some scripts need are allowed.
+# Some scripts need joiners. In a domain, IDNA decides where they are allowed.
 _JOINERS = str.maketrans("", "", "\u200c\u200d")
 
 
 def normal_form(text: str) -> str:
-    """NFKC, case-folded, trimmed: wide letters, `ADA ` and `ada` are one name."""
-    # Folding can undo the normal form (U+0345), so normalize again. It also leaves a dot above the i of
-    # `İrem`, which cannot be seen and is not on keyboards.
+    """Return the text in NFKC, case-folded, and trimmed: `ADA ` and `ada` are the same name."""
+    # Folding can undo the normalization (U+0345), so normalize again. It also leaves a dot above the i of
+    # `İrem`, which is invisible and cannot be typed.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return unicodedata.normalize("NFKC", _DOTTED_I.sub("i", folded)).strip()
 
 
 def address_form(text: str) -> str:
-    """Return the form in which email addresses are compared: lower case, the domain as Unicode labels.
+    """Return the form in which email addresses are compared: lower case, the domain in Unicode labels.
 
-    `Ada@XN--BCHER-KVA.example` and `ada@bücher.example` are one mailbox. Lower case rather than case
-    folding, which would turn `straße` into the different domain `strasse`. A domain that IDNA2008 does
-    not allow keeps the spelling it has, so that accounts from before this rule can still be found.
+    `Ada@XN--BCHER-KVA.example` and `ada@bücher.example` are one mailbox. The text is not case-folded, which
+    would turn `straße` into the different domain `strasse`. A domain that IDNA2008 does not allow keeps its
+    spelling, so that accounts from before this rule can be found.
     """
     return _spelled(lower_form(text), unicode=True)
 
@@ -55,27 +55,27 @@ def spellings(text: str) -> set[str]:
 
 
 def sending_form(text: str) -> str:
-    """Return the address that mail is sent to.
+    """Return the form that email is sent to.
 
     The local part keeps its case, which only the receiving host may interpret (RFC 5321 section 2.4).
-    The domain is in A-labels, which every mail server understands (RFC 5891 section 4.4).
+    The domain is in A-labels, which all mail servers understand (RFC 5891 section 4.4).
     """
     local, at, domain = unicodedata.normalize("NFKC", text).strip().rpartition("@")
     return _spelled(f"{local}{at}{lower_form(domain)}", unicode=False)
 
 
 def login_form(login: str) -> str:
-    """Return the normal form of what a person signs in with: a username, or an address if it has an `@`."""
+    """Return the normal form of a login: a username, or an email address if it contains an `@`."""
     return address_form(login) if "@" in unicodedata.normalize("NFKC", login) else normal_form(login)
 
 
 def lower_form(text: str) -> str:
-    """Return the text in lower case (NFKC), trimmed: how earlier releases stored addresses."""
+    """Return the text in NFKC, lower case, and trimmed, as earlier releases stored addresses."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).strip()
 
 
 def _spelled(address: str, *, unicode: bool) -> str:
-    """Spell the domain in U-labels or A-labels, or leave it alone if IDNA2008 does not allow it."""
+    """Return the address with its domain in U-labels or A-labels, unless IDNA2008 does not allow it."""
     local, at, domain = address.rpartition("@")
     labels = _labels(domain) if at else None
     if labels is None:
@@ -98,7 +98,7 @@ def _labels(domain: str) -> list[tuple[str, str]] | None:
 
 
 def _a_label(label: str) -> str:
-    # Labels of ordinary letters are the mail host's business: IDNA's rules would exclude `a_b` and `a--b`.
+    # Do not apply IDNA's rules to ASCII labels: they would reject `a_b` and `a--b`.
     return label if label.isascii() and not label.startswith("xn--") else idna.alabel(label).decode()
 
 
@@ -107,7 +107,7 @@ def _u_label(label: str) -> str:
 
 
 def is_email(address: str) -> bool:
-    """Check whether this may be an email address, in its normal form or as it was entered."""
+    """Return whether this can be an email address, in its normal form or as it was entered."""
     address = unicodedata.normalize("NFKC", address).strip()
     normal, sent = address_form(address), sending_form(address)
     local, _, domain = sent.rpartition("@")
@@ -120,6 +120,6 @@ def is_email(address: str) -> bool:
         and len(local.encode()) <= MAX_LOCAL_PART
         and visible.isprintable()
         and not _INVISIBLE.search(visible)
-        # In an email's header, `=?` starts encoded text (RFC 2047), which may stand for another address.
+        # In an email header, `=?` starts encoded text (RFC 2047), which could decode to another address.
         and "=?" not in address
     )

@@ -1,3 +1,5 @@
+"""Tokens that are sent by email."""
+
 from datetime import datetime
 from enum import StrEnum
 
@@ -8,16 +10,18 @@ from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
 
 class Purpose(StrEnum):
+    """What a token is for."""
+
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"
     EMAIL_CHANGE = "email_change"  # restores the address that it was sent to
 
 
 class OneTimeToken(Base):
-    """A token that was mailed to a person. Presenting it proves that one reads the mail of that address.
+    """A token that was sent by email. Whoever has it can read that mailbox.
 
-    Only its hash is stored. `email` is the address it was sent to, in its normal form, and
-    `email_address` the same as it was entered.
+    Only its hash is stored. `email` is the address it was sent to in its normal form, `email_address` as it
+    was entered.
     """
 
     __tablename__ = "one_time_tokens"

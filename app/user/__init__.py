@@ -1,0 +1,1 @@
+"""The profile, the sessions, and the data of the signed-in user."""

@@ -10,7 +10,9 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.doctor.stores import _RIGHTS, check_version
+from app.doctor.database import check_version
+from app.doctor.redis_server import PERMISSIONS
+from app.doctor.result import Status
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
@@ -59,8 +61,8 @@ def fill_up(server: redis.Redis) -> None:
 @pytest.mark.parametrize(
     ("spoil", "advice"),
     [
-        (demote, "lead to the primary"),
-        (hide_stale_data, "lead to the primary"),
+        (demote, "point to the primary"),
+        (hide_stale_data, "point to the primary"),
         (lose_replicas, "min-replicas-to-write"),
         (forbid, "ACL SETUSER"),
         (forbid_scripts, "ACL SETUSER"),
@@ -112,7 +114,7 @@ def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.T
 def test_rights_that_the_doctor_names_are_enough(
     make_app: MakeApp, old_primary: RedisServer, sandbox: SandboxClient
 ) -> None:
-    old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *_RIGHTS.split())
+    old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split())
     app = make_app(REDIS_URL=f"unix://app:pw@{old_primary.socket}")
     check_usable(app)
     use_everything(app, sandbox)
@@ -215,7 +217,7 @@ def test_pools_that_may_exceed_the_servers_limit_are_reported(
     with admin.connect() as connection:
         connection.execute(sa.text("ALTER USER app@localhost WITH MAX_USER_CONNECTIONS 50"))
     report = app.test_cli_runner().invoke(args=["doctor"])
-    assert "WARN  database connections: 96 at most, with one scheduler; the server allows 50" in report.output
+    assert "WARN  database connections: up to 96 with one scheduler; the server allows 50" in report.output
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,6 @@ def test_pools_that_may_exceed_the_servers_limit_are_reported(
     ],
 )
 def test_database_server_that_is_too_old_is_reported(version: str, is_good: bool) -> None:
-    finding = check_version(version)
-    assert finding.good == is_good
-    assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in finding.advice
+    result = check_version(version)
+    assert result.status == (Status.OK if is_good else Status.FAILURE)
+    assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in result.advice

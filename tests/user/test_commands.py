@@ -133,14 +133,14 @@ def test_operator_ends_sessions(
 
     code, output, _ = users(app, "end-sessions", "ada")
 
-    assert (code, "ended 2 sessions" in output) == (0, True)
+    assert (code, "Ended 2 sessions" in output) == (0, True)
     assert session_epoch(app) != epoch
     assert [each.get("/api/user").status_code for each in (client, phone)] == [401, 401]
     assert login(client, "ada").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("command", "says"), [("end-sessions", "ended all sessions"), ("disable", "disabled user")]
+    ("command", "says"), [("end-sessions", "Ended all sessions"), ("disable", "Disabled user")]
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_operator_ends_sessions_while_redis_is_away(
