@@ -41,7 +41,7 @@ from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
 from app.spotify.tokens.maintenance import Maintenance
-from app.spotify.tokens.refresh import Refresher
+from app.spotify.tokens.refresh import GrantSnapshot, Refresher
 from app.spotify.tokens.scheduler import Scheduler
 from app.spotify.tokens.service import TokenService
 from app.user.account import UserAccounts
@@ -123,14 +123,9 @@ def _build_services(app: Flask, config: Config) -> Services:
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
     response_cache = ResponseCache(client)
-    lead = config.refresh_lead
-    tokens = TokenService(
-        Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, lead),
-        SingleFlight(accounts_waiters(config.threads), "refresh"),
-        accounts_bulkhead,
-        token_cipher,
-        lead,
-    )
+    refresher = Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, config.refresh_lead)
+    refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
+    tokens = TokenService(refresher, refreshes, accounts_bulkhead, token_cipher, config.refresh_lead)
     mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
     maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
     connections = Connections(tokens, response_cache.drop)
