@@ -2,19 +2,19 @@
 
     .venv/bin/python -m benchmarks.gateway [--mariadb] [--threads 32] [--seconds 20] [tabs] [hang] ...
 
-It needs redis-server (and mariadbd), takes three minutes, and stops everything that it started. By default, it
-runs all measurements:
+It needs redis-server (and mariadbd), takes three minutes, and stops everything that it started. By default,
+it runs all measurements:
 
     tabs      1,000 tabs of one person request /me/player, again one second after each response: calls to
               Spotify, failed requests, and the age of the oldest response. Spotify takes 0.1 s.
     sluggish  The same, while Spotify takes 0.7 s.
-    slow      200 callers, half of them on one connection and half on 20, wait for a Spotify that takes 5 s per
-              call. They return after Retry-After, or one second after a response. Measures how long
+    slow      200 callers, half of them on one connection and half on 20, wait for a Spotify that takes 5 s
+              per call. They return after Retry-After, or one second after a response. Measures how long
               GET /api/session takes meanwhile, and when idle, at 20 requests a second.
     hang      200 callers, half of them of the Web API and half with expired tokens, while both hosts of
               Spotify hang. Measures how long GET /api/session takes meanwhile.
-    burst     One person reads 40 different things at once, at several latencies. Measures failed requests, and
-              how long GET /api/session of another person takes meanwhile.
+    burst     One person reads 40 different things at once, at several latencies. Measures failed requests,
+              and how long GET /api/session of another person takes meanwhile.
     hits      Requests per second that are served from the cache, compared with GET /api/session.
 
 The callers run on the same machine, so compare ratios, and not numbers from different machines.
