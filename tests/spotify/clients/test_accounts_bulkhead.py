@@ -76,9 +76,7 @@ def waiting(bulkhead: AccountsBulkhead) -> Iterator[Waiting]:
         waiting.close()
 
 
-def test_all_callers_are_served_while_the_service_is_quick(
-    bulkhead: AccountsBulkhead, waiting: Waiting
-) -> None:
+def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     callers = waiting.start(10)
     eventually(lambda: len(bulkhead._waiters) == 10)
 
@@ -90,9 +88,7 @@ def test_all_callers_are_served_while_the_service_is_quick(
 
 
 @pytest.mark.usefixtures("quickly_slow")
-def test_callers_beyond_half_are_released_once_the_service_is_slow(
-    bulkhead: AccountsBulkhead, waiting: Waiting
-) -> None:
+def test_slow_service_releases_callers_beyond_half(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     callers = waiting.start(10)
     eventually(lambda: sum(caller.done() for caller in callers) == 8)
 
@@ -104,9 +100,7 @@ def test_callers_beyond_half_are_released_once_the_service_is_slow(
 
 
 @pytest.mark.usefixtures("quickly_slow_calls")
-def test_service_counts_as_slow_during_a_slow_call_and_for_a_while(
-    bulkhead: AccountsBulkhead, waiting: Waiting
-) -> None:
+def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     with bulkhead.calling():
         callers = waiting.start(3)
         eventually(lambda: sum(caller.done() for caller in callers) == 1)
@@ -119,7 +113,7 @@ def test_service_counts_as_slow_during_a_slow_call_and_for_a_while(
 
 
 @pytest.mark.usefixtures("quickly_slow_calls")
-def test_long_wait_for_quick_calls_does_not_count_as_slow(
+def test_long_wait_for_fast_calls_does_not_count_as_slow(
     bulkhead: AccountsBulkhead, waiting: Waiting
 ) -> None:
     """A wait lasts longer than its call: it may queue for a place, or notice the result late."""
@@ -149,7 +143,7 @@ def test_refreshes_and_exchanges_are_timed(
     assert bulkhead._slow_until > 0
 
 
-def test_no_more_wait_than_a_worker_has_threads_for(bulkhead: AccountsBulkhead) -> None:
+def test_waiters_are_limited_to_the_threads_of_a_worker(bulkhead: AccountsBulkhead) -> None:
     with ExitStack() as waits:
         for _ in range(accounts_waiters(threads=4)):
             waits.enter_context(bulkhead.waiting())
@@ -157,7 +151,7 @@ def test_no_more_wait_than_a_worker_has_threads_for(bulkhead: AccountsBulkhead) 
             pass
 
 
-def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulkhead) -> None:
+def test_exchanges_are_limited_to_half_of_the_threads(bulkhead: AccountsBulkhead) -> None:
     with ThreadPoolExecutor(1) as pool, ExitStack() as exchanges:
         for _ in range(2):
             exchanges.enter_context(bulkhead.exchanging())
@@ -177,7 +171,7 @@ def test_exchanges_hold_half_of_the_threads_and_few_queue(bulkhead: AccountsBulk
 
 
 @pytest.mark.usefixtures("quickly_slow_calls")
-def test_exchanges_count_among_the_threads_that_wait(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     with bulkhead.exchanging(), bulkhead.exchanging():
         callers = waiting.start(3)
 
@@ -185,7 +179,7 @@ def test_exchanges_count_among_the_threads_that_wait(bulkhead: AccountsBulkhead,
 
 
 @ONE_DATABASE
-def test_each_caller_that_waits_has_a_refresh_under_way(app: Flask) -> None:
+def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
     """Refreshes that queue for a thread would make a quick service look slow."""
     built = app.extensions["backline"]
 
@@ -225,7 +219,7 @@ def check_told_to_wait(responses: list[requests.Response]) -> None:
 
 
 @ONE_DATABASE
-def test_half_of_the_threads_wait_for_tokens_while_the_accounts_service_hangs(
+def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
     server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
@@ -244,7 +238,7 @@ def test_half_of_the_threads_wait_for_tokens_while_the_accounts_service_hangs(
 
 
 @ONE_DATABASE
-def test_half_of_the_threads_exchange_codes_while_the_accounts_service_hangs(
+def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
     server: StartServer, client: FlaskClient, caller: requests.Session, sandbox: SandboxClient
 ) -> None:
     callbacks = [answer_of(sandbox.consent(first_visit(client))) for _ in range(12)]
@@ -272,7 +266,7 @@ def test_half_of_the_threads_exchange_codes_while_the_accounts_service_hangs(
 
 
 @ONE_DATABASE
-def test_equal_callbacks_that_wait_count_in_another_process_too(
+def test_duplicate_callbacks_count_as_waiting_in_another_process(
     server: StartServer,
     client: FlaskClient,
     app: Flask,
@@ -297,5 +291,5 @@ def test_equal_callbacks_that_wait_count_in_another_process_too(
         assert sorted(one.result(LONG).status_code for one in asked) == [200] * 2 + [503] * 6
 
 
-def test_lost_lock_does_not_make_spotify_count_as_slow() -> None:
+def test_lost_lock_does_not_make_the_service_count_as_slow() -> None:
     assert refresh.LOCK_WAIT_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2

@@ -43,7 +43,7 @@ def statuses(sandbox: SandboxClient) -> list[int]:
 
 
 @pytest.mark.parametrize("failed", [None, "", 17, ["BQ-x"]], ids=repr)
-def test_refresh_token_without_an_access_token_replaces_the_old_one(
+def test_refresh_token_without_an_access_token_is_stored(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, failed: object
 ) -> None:
     sandbox.fault(
@@ -66,7 +66,7 @@ def test_refresh_token_without_an_access_token_replaces_the_old_one(
     [{"expires_in": "3600"}, {"token_type": None, "scope": 5}, {"expires_in": {}, "token_type": "mac"}],
     ids=str,
 )
-def test_malformed_reply_counts_with_what_is_usable(
+def test_usable_members_of_a_malformed_response_count(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, members: dict[str, object]
 ) -> None:
     sandbox.fault(on="refresh", kind="changed_members", members=members, after_effect=True)
@@ -82,7 +82,7 @@ def test_malformed_reply_counts_with_what_is_usable(
     assert statuses(sandbox) == [200, 200]
 
 
-def test_refresh_token_that_is_no_good_gives_way_to_the_old_one(
+def test_unusable_refresh_token_is_replaced_by_the_old_one(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(
@@ -99,9 +99,7 @@ def test_refresh_token_that_is_no_good_gives_way_to_the_old_one(
     assert row(app).state == "active"
 
 
-def test_late_refresh_token_without_an_access_token_is_kept_as_a_spare(
-    connected: FlaskClient, app: Flask
-) -> None:
+def test_late_refresh_token_is_stored_as_a_spare(connected: FlaskClient, app: Flask) -> None:
     late = row(app)
     assert token(connected) == 200
     with app.app_context(), reading() as db:
@@ -119,7 +117,9 @@ def test_late_refresh_token_without_an_access_token_is_kept_as_a_spare(
         assert decrypt_token(services().token_cipher, spare, "refresh_token") == "AQ-late"
 
 
-def test_refusal_with_a_new_refresh_token_is_no_refusal(connected: FlaskClient, app: Flask) -> None:
+def test_invalid_grant_with_a_new_refresh_token_does_not_end_the_grant(
+    connected: FlaskClient, app: Flask
+) -> None:
     error = InvalidGrant()
     error.refresh_token = "AQ-new"
     with app.app_context():
@@ -139,7 +139,7 @@ def test_refusal_with_a_new_refresh_token_is_no_refusal(connected: FlaskClient, 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 @pytest.mark.parametrize("access_token", [None, 17], ids=repr)
-def test_consent_answered_without_an_access_token_still_connects(
+def test_consent_without_an_access_token_still_connects(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, access_token: object, rotate: bool
 ) -> None:
     sandbox.settings(rotate=rotate, rotation_grace_s=0)

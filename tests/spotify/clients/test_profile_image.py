@@ -35,5 +35,5 @@ def image(name: str, width: object = None) -> dict[str, object]:
         ([None, {}], None),
     ],
 )
-def test_widest_image_that_can_be_shown_is_taken(images: object, expected: str | None) -> None:
+def test_profile_uses_the_widest_usable_image(images: object, expected: str | None) -> None:
     assert _widest_image(images) == (f"https://i.scdn.co/{expected}" if expected else None)

@@ -49,13 +49,13 @@ def get(who: FlaskClient, path: str = "me/player") -> TestResponse:
     return who.get(f"/api/spotify/v1/{path}")
 
 
-def wait_in(answer: TestResponse) -> int:
+def retry_after_of(answer: TestResponse) -> int:
     """The seconds that somebody is told to wait, with the problem that belongs to it."""
     assert (answer.status_code, slug(answer)) == (429, "spotify-rate-limited")
     return int(answer.headers["Retry-After"])
 
 
-def is_about(seconds: int) -> range:
+def about(seconds: int) -> range:
     """So much, or a little less: some of it has passed."""
     return range(max(1, seconds - 20), seconds + 1)
 
@@ -69,14 +69,14 @@ def close(sandbox: SandboxClient, who: FlaskClient, retry_after: int | None, bod
     """Let Spotify answer a call and the canary with 429. Returns what the caller was told."""
     members = {} if retry_after is None else {"retry_after": retry_after}
     sandbox.fault(on="api", kind="rate_limited", body=body, times=1 if body == "quota" else 2, **members)
-    return wait_in(get(who))
+    return retry_after_of(get(who))
 
 
 # How long
 
 
 @pytest.mark.parametrize("body", ["text", "json", "quota", "empty"])
-def test_a_429_closes_the_gate_for_as_long_as_it_says(
+def test_429_blocks_calls_for_as_long_as_it_says(
     app: Flask,
     mira: FlaskClient,
     another_worker: Flask,
@@ -98,33 +98,33 @@ def test_a_429_closes_the_gate_for_as_long_as_it_says(
         sandbox.clear_calls()
         assert close(sandbox, mira, said, body) == wait
         if wait > 1:
-            assert [wait_in(get(who)) in is_about(wait) for who in (mira, elsewhere)] == [True, True]
-            assert wait_in(mira.put("/api/spotify/v1/me/player/pause")) in is_about(wait)
+            assert [retry_after_of(get(who)) in about(wait) for who in (mira, elsewhere)] == [True, True]
+            assert retry_after_of(mira.put("/api/spotify/v1/me/player/pause")) in about(wait)
         assert calls(sandbox) == (1 if body == "quota" else 2)  # with the canary
-        open_it(store, app, another_worker)
+        end_wait(store, app, another_worker)
 
 
-def open_it(store: redis.Redis, *apps: Flask) -> None:
+def end_wait(store: redis.Redis, *apps: Flask) -> None:
     """Let the wait be over, for all who know of it."""
     store.delete(*store.keys("spotify-*"), "none")
     for app in apps:
         app.extensions["backline"].rate_limiter._until.clear()
 
 
-def test_a_wait_that_is_no_number_of_seconds_counts_as_unsaid(
+def test_invalid_retry_after_is_ignored(
     app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
 ) -> None:
     upstream.status = 429
     senseless = ["soon", "-5", "1e3", "", "٣", "9" * 30, "Fri, 32 Dec 2027 23:59:59 GMT"]
     for said in senseless:
         upstream.headers = {"Retry-After": said.encode().decode("latin-1")}
-        assert wait_in(get(mira)) == 30, said
-        assert wait_in(get(mira)) in is_about(30)
-        open_it(store, app)
+        assert retry_after_of(get(mira)) == 30, said
+        assert retry_after_of(get(mira)) in about(30)
+        end_wait(store, app)
     assert len(upstream.calls) == len(senseless)
 
 
-def test_a_body_that_only_looks_like_a_quotas_changes_nothing(
+def test_malformed_quota_error_is_ignored(
     app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
 ) -> None:
     upstream.status = 429
@@ -135,11 +135,11 @@ def test_a_body_that_only_looks_like_a_quotas_changes_nothing(
         b"\xff",
         b"[" * 9999,
     ):
-        assert wait_in(get(mira)) == 30
-        open_it(store, app)
+        assert retry_after_of(get(mira)) == 30
+        end_wait(store, app)
 
 
-def test_it_opens_by_itself(
+def test_wait_ends_by_itself(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     assert close(sandbox, mira, 1) == 1
@@ -152,7 +152,7 @@ def test_it_opens_by_itself(
 # For whom
 
 
-def test_it_is_closed_for_everybody_and_every_call(
+def test_wait_applies_to_all_people_and_calls(
     app: Flask, mira: FlaskClient, new_client: NewClient, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     other = new_client()
@@ -167,13 +167,13 @@ def test_it_is_closed_for_everybody_and_every_call(
             who.post("/api/spotify/v1/me/player/next"),
             who.delete("/api/spotify/v1/me/library?uris=x"),
         ):
-            assert wait_in(answer) in is_about(600)
+            assert retry_after_of(answer) in about(600)
     assert calls(sandbox) == 0
     assert other.get("/api/spotify").status_code == 200
     assert other.get("/api/session").status_code == 200
 
 
-def test_who_connects_is_told_as_well_and_costs_no_call(
+def test_callback_during_a_wait_makes_no_call(
     mira: FlaskClient, new_client: NewClient, sandbox: SandboxClient
 ) -> None:
     visitor = new_client()
@@ -181,43 +181,41 @@ def test_who_connects_is_told_as_well_and_costs_no_call(
     close(sandbox, mira, 600)
     sandbox.clear_calls()
 
-    assert wait_in(come_back(visitor, callback)) in is_about(600)
+    assert retry_after_of(come_back(visitor, callback)) in about(600)
     assert calls(sandbox) == 0
 
 
-def test_a_429_for_a_callbacks_me_blocks_only_me(
+def test_429_during_a_callback_blocks_only_me(
     mira: FlaskClient, new_client: NewClient, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     visitor = new_client()
     callback = sandbox.consent(first_visit(visitor))
     sandbox.fault(on="me", kind="rate_limited", retry_after=600)
-    assert wait_in(come_back(visitor, callback)) in is_about(600)
+    assert retry_after_of(come_back(visitor, callback)) in about(600)
     sandbox.clear_calls()
 
     for who in (mira, another_tab(mira, another_worker)):
         assert get(who).status_code in (200, 204)
-        assert wait_in(get(who, "me")) in is_about(600)
+        assert retry_after_of(get(who, "me")) in about(600)
     assert calls(sandbox) == 2
 
     # The next person keeps the code until then.
     late = new_client()
     late_callback = sandbox.consent(first_visit(late))
     sandbox.clear_calls()
-    assert wait_in(come_back(late, late_callback)) in is_about(600)
+    assert retry_after_of(come_back(late, late_callback)) in about(600)
     assert sandbox.calls() == []
 
 
 @pytest.mark.settings(GATEWAY_SHARE_SECONDS="60")
-def test_answers_that_are_still_good_are_served_while_it_is_closed(
-    mira: FlaskClient, sandbox: SandboxClient
-) -> None:
+def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: SandboxClient) -> None:
     get(mira, "me/player/devices")
     close(sandbox, mira, 600)
     answer = get(mira, "me/player/devices")
     assert (answer.status_code, answer.headers["X-Cache"]) == (200, "hit")
 
 
-def test_another_client_id_has_a_gate_of_its_own(
+def test_wait_does_not_apply_to_another_client_id(
     mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     close(sandbox, mira, 600)
@@ -230,7 +228,7 @@ def test_another_client_id_has_a_gate_of_its_own(
 # For good
 
 
-def test_a_shorter_wait_does_not_open_it_earlier(
+def test_shorter_wait_does_not_shorten_a_longer_one(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
@@ -239,20 +237,20 @@ def test_a_shorter_wait_does_not_open_it_earlier(
     assert there.block_all(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
     assert here.block_all(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
     for who in (mira, another_tab(mira, another_worker)):
-        assert wait_in(get(who)) in is_about(600)
+        assert retry_after_of(get(who)) in about(600)
     assert there.block_all(HttpResponse(429, {"retry-after": "900"}, b"")) == 900
-    assert wait_in(get(mira)) in is_about(900)
+    assert retry_after_of(get(mira)) in about(900)
     assert calls(sandbox) == 0
 
     # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
     here.block_all(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
-    assert store.ttl(key) in is_about(900)
+    assert store.ttl(key) in about(900)
     store.delete(key)
     assert 800 < here.retry_after() <= 900
 
 
-def test_a_redis_that_was_emptied_is_told_again(
+def test_wait_is_restored_after_redis_was_emptied(
     client: FlaskClient,
     app: Flask,
     another_worker: Flask,
@@ -264,18 +262,18 @@ def test_a_redis_that_was_emptied_is_told_again(
     connect(client, sandbox)
     elsewhere = another_tab(client, another_worker)
     close(sandbox, client, 46_649)
-    wait_in(get(elsewhere))
+    retry_after_of(get(elsewhere))
     sandbox.clear_calls()
     for who in (client, elsewhere):
         store.flushall()
         assert login(who, user["username"]).status_code == 200
-        assert wait_in(get(who)) in is_about(46_649)
+        assert retry_after_of(get(who)) in about(46_649)
         fresh = make_app()  # has never met it
-        assert wait_in(get(another_tab(who, fresh))) in is_about(46_649)
+        assert retry_after_of(get(another_tab(who, fresh))) in about(46_649)
     assert calls(sandbox) == 0
 
 
-def test_it_outlives_redis_itself(make_app: MakeApp, sandbox: SandboxClient) -> None:
+def test_wait_survives_a_restart_of_redis(make_app: MakeApp, sandbox: SandboxClient) -> None:
     with TemporaryDirectory(prefix="backline-", dir="/tmp") as home, RedisServer(Path(home)) as server:
         app = make_app(REDIS_URL=f"unix://{server.socket}")
         client = app.test_client()
@@ -288,14 +286,14 @@ def test_it_outlives_redis_itself(make_app: MakeApp, sandbox: SandboxClient) -> 
         assert slug(get(client)) == "service-unavailable"
         server.start()
         eventually(lambda: login(client, user["username"]).status_code == 200)
-        assert wait_in(get(client)) in is_about(600)
+        assert retry_after_of(get(client)) in about(600)
         fresh = make_app(REDIS_URL=f"unix://{server.socket}")
         assert fresh.extensions["backline"].rate_limiter.retry_after() > 500
         server.client.close()
     assert calls(sandbox) == 0
 
 
-def test_garbage_in_redis_does_not_break_it(
+def test_wait_survives_garbage_in_redis(
     app: Flask, mira: FlaskClient, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     close(sandbox, mira, 600)
@@ -307,10 +305,10 @@ def test_garbage_in_redis_does_not_break_it(
     ):
         store.delete(key)
         plant()
-        assert wait_in(get(mira)) in is_about(600)
+        assert retry_after_of(get(mira)) in about(600)
         assert store.ttl(key) > 500
     store.set(key, 5_000_000, px=5_000_000)
-    assert wait_in(get(mira)) > 600  # the longer one of what Redis and the process know
+    assert retry_after_of(get(mira)) > 600  # the longer one of what Redis and the process know
 
 
 @pytest.mark.parametrize(
@@ -318,7 +316,7 @@ def test_garbage_in_redis_does_not_break_it(
     [("30000", 3_630_000, 30), ("9" * 15, 10**12, 86_400), ("-5", 50_000, 0), ("30000", None, 0)],
     ids=["clock set back", "absurd", "negative", "without an end"],
 )
-def test_wait_is_trusted_no_further_ahead_than_it_began(
+def test_stored_wait_is_capped_at_its_original_length(
     env: dict[str, str], app: Flask, store: redis.Redis, value: str, milliseconds: int | None, most: int
 ) -> None:
     config = Config.from_env(env)
@@ -331,7 +329,7 @@ def test_wait_is_trusted_no_further_ahead_than_it_began(
 # For which calls
 
 
-def test_a_429_blocks_only_its_endpoint(
+def test_429_blocks_only_its_endpoint(
     app: Flask,
     mira: FlaskClient,
     new_client: NewClient,
@@ -342,11 +340,11 @@ def test_a_429_blocks_only_its_endpoint(
     other = new_client()
     connect(other, sandbox, person=next(p["id"] for p in sandbox.people() if p["id"] != "mira_t_42"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=3600)
-    assert wait_in(put_cover(mira, "one")) == 3600
+    assert retry_after_of(put_cover(mira, "one")) == 3600
     sandbox.clear_calls()
 
     for who in (other, another_tab(mira, another_worker)):
-        assert wait_in(put_cover(who, "two")) in is_about(3600)
+        assert retry_after_of(put_cover(who, "two")) in about(3600)
         assert get(who).status_code in (200, 204)
         assert get(who, "me").status_code == 200
     assert calls(sandbox) == 4
@@ -369,31 +367,31 @@ def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
 ) -> None:
     elsewhere = another_tab(mira, another_worker)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
-    wait_in(put_cover(mira, "one"))
+    retry_after_of(put_cover(mira, "one"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=70)
-    assert wait_in(get(elsewhere, "search?q=a&type=track")) == 70
-    assert wait_in(get(mira, "me/player")) in is_about(70)
+    assert retry_after_of(get(elsewhere, "search?q=a&type=track")) == 70
+    assert retry_after_of(get(mira, "me/player")) in about(70)
 
     # Later than that, it is the second one's own.
-    open_it(store, app, another_worker)
+    end_wait(store, app, another_worker)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
-    wait_in(put_cover(mira, "one"))
+    retry_after_of(put_cover(mira, "one"))
     [key] = store.keys("spotify-refused:*")
     assert 0 < store.pttl(key) <= 10_000
     store.delete(key)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
-    wait_in(get(elsewhere, "search?q=a&type=track"))
+    retry_after_of(get(elsewhere, "search?q=a&type=track"))
     assert get(mira, "me/player").status_code in (200, 204)
 
 
-def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
+def test_independent_endpoints_block_everything_only_once(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     def call_both() -> None:
         sandbox.fault(on="api", kind="rate_limited", retry_after=60)
-        wait_in(put_cover(mira, "one"))
+        retry_after_of(put_cover(mira, "one"))
         sandbox.fault(on="api", kind="rate_limited", retry_after=60)
-        wait_in(get(another_tab(mira, another_worker), "search?q=a&type=track"))
+        retry_after_of(get(another_tab(mira, another_worker), "search?q=a&type=track"))
 
     def end_waits() -> None:
         store.delete(*store.keys("spotify-wait:*"), *store.keys("spotify-budget:*"))
@@ -401,7 +399,7 @@ def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
             worker.extensions["backline"].rate_limiter._until.clear()
 
     call_both()
-    assert wait_in(get(mira)) in is_about(60)
+    assert retry_after_of(get(mira)) in about(60)
     end_waits()
     store.delete(*store.keys("spotify-refused:*"))  # ten seconds later
     call_both()
@@ -411,44 +409,44 @@ def test_endpoints_that_refuse_by_themselves_block_everything_once_at_most(
     end_waits()
     store.delete(*store.keys("spotify-canary:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=60, times=2)
-    wait_in(put_cover(mira, "one"))
-    assert wait_in(get(mira)) in is_about(60)
+    retry_after_of(put_cover(mira, "one"))
+    assert retry_after_of(get(mira)) in about(60)
 
 
-def test_canary_is_read_once_by_all_processes(
+def test_canary_is_sent_once_by_all_processes(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     sandbox.fault(on="api", kind="rate_limited", retry_after=1)
-    assert wait_in(put_cover(mira, "one")) == 1
+    assert retry_after_of(put_cover(mira, "one")) == 1
     assert [call["path"] for call in sandbox.calls("/v1/me")] == ["/v1/me"]
     [key] = store.keys("spotify-canary:*")
     assert 0 < store.pttl(key) <= 10_000
     # It is refused again, at another process, while the canary's result still counts.
     store.delete(*store.keys("spotify-wait:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=1)
-    assert wait_in(put_cover(another_tab(mira, another_worker), "one")) == 1
+    assert retry_after_of(put_cover(another_tab(mira, another_worker), "one")) == 1
     assert len(sandbox.calls("/v1/me")) == 1
     assert get(mira).status_code in (200, 204)
 
 
-def test_canary_without_an_answer_blocks_no_more(mira: FlaskClient, sandbox: SandboxClient) -> None:
+def test_canary_without_a_response_blocks_nothing_else(mira: FlaskClient, sandbox: SandboxClient) -> None:
     sandbox.fault(on="command", kind="rate_limited", retry_after=60)
     sandbox.fault(on="me", kind="close", times=None)
-    assert wait_in(put_cover(mira, "one")) == 60
+    assert retry_after_of(put_cover(mira, "one")) == 60
     sandbox.clear_faults()
     assert get(mira, "me").status_code == 200
 
 
-def test_unknown_paths_block_no_known_ones(mira: FlaskClient, upstream: Upstream) -> None:
+def test_unknown_path_does_not_block_known_endpoints(mira: FlaskClient, upstream: Upstream) -> None:
     upstream.status, upstream.headers = 429, {"Retry-After": "60"}
-    assert wait_in(get(mira, "me/no-such/thing")) == 60
+    assert retry_after_of(get(mira, "me/no-such/thing")) == 60
     upstream.status = 200
-    assert wait_in(get(mira, "me/another/thing")) in is_about(60)
+    assert retry_after_of(get(mira, "me/another/thing")) in about(60)
     for path in ("me/player", "me", "albums/no/such/thing", "no-such-thing"):
         assert get(mira, path).status_code == 200, path
 
 
-def test_second_refusal_is_seen_without_redis(env: dict[str, str], app: Flask) -> None:
+def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -> None:
     limiter = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
     refusal = HttpResponse(429, {"retry-after": "60"}, b"")
     assert not limiter.record_429("search", refusal).needs_canary
@@ -500,12 +498,12 @@ def spend_all(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool 
     raise AssertionError("there is no limit")
 
 
-def gate_with(env: dict[str, str], store: redis.Redis, budget: str) -> SpotifyRateLimiter:
+def limiter_with(env: dict[str, str], store: redis.Redis, budget: str) -> SpotifyRateLimiter:
     return SpotifyRateLimiter(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
 
 
 @pytest.mark.settings(GATEWAY_BUDGET="10")
-def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
+def test_polls_can_use_four_fifths_of_the_budget(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
 ) -> None:
     store.delete(*store.keys("spotify-calls:*"))  # what connecting has cost
@@ -513,10 +511,10 @@ def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
 
     polls = [get(tabs[number % 2]) for number in range(8)]
     assert {answer.status_code for answer in polls} <= {200, 204}
-    assert [wait_in(get(tab)) in range(1, 31) for tab in tabs] == [True, True]
+    assert [retry_after_of(get(tab)) in range(1, 31) for tab in tabs] == [True, True]
     clicks = [get(tabs[0], "me"), tabs[1].put("/api/spotify/v1/me/player/volume?volume_percent=20")]
     assert max(answer.status_code for answer in clicks) < 300
-    assert [wait_in(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
+    assert [retry_after_of(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
     assert calls(sandbox) == spent(store) == 10
 
     make_older(store, 31)
@@ -524,20 +522,18 @@ def test_polls_may_use_four_fifths_of_the_budget_and_clicks_all_of_it(
 
 
 @pytest.mark.settings(GATEWAY_BUDGET="2")
-def test_call_waits_for_room_in_the_budget_as_long_as_its_deadline_allows(
-    mira: FlaskClient, store: redis.Redis
-) -> None:
+def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: redis.Redis) -> None:
     store.delete(*store.keys("spotify-calls:*"))
     assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
-    assert wait_in(get(mira, "me?late")) > 14  # longer than a request may take
+    assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request may take
     make_older(store, 29)
     assert get(mira, "me?patient").status_code == 200
 
 
-def test_one_person_gets_half_of_the_budget_while_others_make_calls(
+def test_person_can_use_half_of_the_budget_while_others_call(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    limiter = gate_with(env, store, "20")
+    limiter = limiter_with(env, store, "20")
     assert spend_all(limiter, 1) == 20  # alone
     assert not spend(limiter, 2)
     make_older(store, 31)
@@ -550,10 +546,10 @@ def test_one_person_gets_half_of_the_budget_while_others_make_calls(
     assert spend_all(limiter, None) == 4
 
 
-def test_person_whose_call_was_refused_counts_as_somebody_else(
+def test_person_whose_call_was_rejected_counts_as_active(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    limiter = gate_with(env, store, "20")
+    limiter = limiter_with(env, store, "20")
     assert spend_all(limiter, 1) == 20
     assert not spend(limiter, 2)
     total = store.keys("spotify-calls:*}")[0]
@@ -566,10 +562,10 @@ def test_person_whose_call_was_refused_counts_as_somebody_else(
     assert spend(limiter, 2)
 
 
-def test_budget_is_learned_from_a_refusal_of_the_whole_application(
+def test_budget_is_learned_when_everything_is_refused(
     env: dict[str, str], app: Flask, store: redis.Redis
 ) -> None:
-    limiter, refusal = gate_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
+    limiter, refusal = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert spend(limiter, number % 3)
     assert store.keys("spotify-budget:*") == []
@@ -601,28 +597,28 @@ def test_budget_is_learned_from_a_refusal_of_the_whole_application(
     assert later(0) == 132
 
 
-def test_fixed_budget_learns_nothing(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
-    limiter = gate_with(env, store, "100")
+def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+    limiter = limiter_with(env, store, "100")
     spend(limiter, 1)
     limiter.block_all(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "1.5", "unlimited"])
-def test_budget_is_auto_or_a_number_from_one(env: dict[str, str], app: Flask, budget: str) -> None:
+def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: Flask, budget: str) -> None:
     with pytest.raises(ConfigError, match="GATEWAY_BUDGET must be"):
         Config.from_env({**env, "GATEWAY_BUDGET": budget})
 
 
-def test_a_call_that_is_refused_does_not_count(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
-    limiter = gate_with(env, store, "1")
+def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+    limiter = limiter_with(env, store, "1")
     assert spend_all(limiter, None, is_poll=True) == 1  # one is one, and not four fifths of it
     assert spend_all(limiter, None) == 0
     assert spent(store) == spent(store, "connecting") == 1
 
 
 @pytest.mark.parametrize("trouble", ["away", "a text", "a list", "times ahead"])
-def test_what_cannot_be_counted_passes(
+def test_call_passes_if_the_budget_cannot_be_counted(
     env: dict[str, str], app: Flask, store: redis.Redis, trouble: str
 ) -> None:
     config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
@@ -641,7 +637,7 @@ def test_what_cannot_be_counted_passes(
     assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
     with pytest.raises(RateLimited) as refused:
         limiter.acquire(None, is_poll=True)
-    assert refused.value.retry_after in is_about(100)
+    assert refused.value.retry_after in about(100)
     if trouble in ("a text", "a list"):  # it is counted again
         limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))
@@ -653,15 +649,13 @@ def milliseconds(store: redis.Redis) -> int:
     return int(seconds * 1000 + micro // 1000)
 
 
-def test_counting_takes_the_same_number_of_commands_after_many_calls(
-    env: dict[str, str], app: Flask, store: redis.Redis
-) -> None:
+def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
     def commands() -> int:
         before = int(store.info("stats")["total_commands_processed"])
         spend(limiter, 1)
         return int(store.info("stats")["total_commands_processed"]) - before
 
-    limiter = gate_with(env, store, "100000")
+    limiter = limiter_with(env, store, "100000")
     commands()
     few = commands()
     for number in range(300):

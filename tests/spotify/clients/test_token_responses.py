@@ -38,7 +38,7 @@ GOOD = {"access_token": "BQ-x", "token_type": "Bearer", "expires_in": 3600, "sco
         (201, GOOD, SpotifyError),
     ],
 )
-def test_a_refusal_is_read_by_status_and_error_alone(
+def test_error_depends_on_status_and_error_code_only(
     status: int, body: object, kind: type[SpotifyError]
 ) -> None:
     assert type(_error_for(HttpResponse(status, {}, json.dumps(body).encode()))) is kind
@@ -47,7 +47,7 @@ def test_a_refusal_is_read_by_status_and_error_alone(
 @pytest.mark.parametrize(
     "body", [b"", b"<html>502</html>", b'{"error": "invalid_gr', b"\xff\xfe", b"[" * 99_999]
 )
-def test_what_is_not_json_says_nothing_about_the_read_tokens(body: bytes) -> None:
+def test_error_that_is_not_json_does_not_concern_the_grant(body: bytes) -> None:
     assert type(_error_for(HttpResponse(400, {}, body))) is SpotifyError
 
 
@@ -100,7 +100,9 @@ def test_new_refresh_token_survives_without_an_access_token(status: int, access_
         ({"error": "none", "x": 9**99, "nested": {"access_token": "BQ-other"}}, {}),
     ],
 )
-def test_malformed_member_costs_nothing_else(change: dict[str, object], expected: dict[str, object]) -> None:
+def test_malformed_member_does_not_affect_others(
+    change: dict[str, object], expected: dict[str, object]
+) -> None:
     good = {"access_token": "BQ-x", "refresh_token": None, "expires_in": 3600, "scope": "streaming"}
 
     assert vars(read({**GOOD, **change})) == {**good, **expected}
@@ -128,7 +130,7 @@ WHOLE = b'{"access_token": "BQ-x", "refresh_token": "AQ-x", "expires_in": 1800, 
         b'{"refresh_token": "AQ-before", "expires_in": 60, ' + WHOLE[1:],
     ],
 )
-def test_reply_in_odd_json_is_read_whole(body: bytes) -> None:
+def test_response_in_unusual_json_is_read_completely(body: bytes) -> None:
     assert read(body) == TokenResponse("BQ-x", "AQ-x", 1800, "streaming")
 
 
@@ -153,7 +155,7 @@ def test_refresh_token_is_salvaged_from_broken_json(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b"", WHOLE[:46], b"null", b'"AQ"', b"<html>", b"\xff\xfe\x00", b"[" * 99_999]
 )
-def test_reply_without_a_token_is_a_failure_and_no_more(body: bytes) -> None:
+def test_response_without_a_token_is_an_error(body: bytes) -> None:
     with pytest.raises(SpotifyError) as failure:
         read(body)
 

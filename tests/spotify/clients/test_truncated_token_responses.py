@@ -67,7 +67,9 @@ def length(body: bytes) -> bytes:
     ],
     ids=["length", "early", "chunk", "chunk-size", "gzip", "no-gzip", "too-big"],
 )
-def test_refresh_token_survives_a_cut_reply(replying: Callable[[bytes], SpotifyAccounts], raw: bytes) -> None:
+def test_refresh_token_survives_a_truncated_response(
+    replying: Callable[[bytes], SpotifyAccounts], raw: bytes
+) -> None:
     with pytest.raises(SpotifyError) as failure:
         replying(raw).refresh("AQ-old")
 
@@ -76,7 +78,7 @@ def test_refresh_token_survives_a_cut_reply(replying: Callable[[bytes], SpotifyA
     assert not failure.value.not_sent
 
 
-def test_refresh_token_that_is_cut_itself_is_not_used(
+def test_truncated_refresh_token_is_not_used(
     replying: Callable[[bytes], SpotifyAccounts],
 ) -> None:
     cut = WHOLE[: WHOLE.index(b"AQ-new") + 4]

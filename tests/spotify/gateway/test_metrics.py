@@ -53,7 +53,7 @@ class Growth:
         return sum(now[key] - self._before.get(key, 0) for key in keys)
 
 
-def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
+def test_metrics_count_requests_by_route_outcome_and_cache(
     connected: FlaskClient, upstream: Upstream
 ) -> None:
     grown = Growth(lambda: connected.get("/metrics").text)
@@ -87,9 +87,7 @@ def test_calls_are_counted_by_route_outcome_and_how_they_were_come_by(
     assert "endpoint-of" not in text
 
 
-def test_every_call_to_spotify_is_timed_by_route_and_status(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_metrics_time_calls_by_route_and_status(connected: FlaskClient, upstream: Upstream) -> None:
     grown = Growth(lambda: connected.get("/metrics").text)
     upstream.replies(Reply(401), problem_of_spotify(502, "Bad gateway."), Reply(0), Reply(200))
     connected.get(f"{GATEWAY}/tracks/x")
@@ -103,7 +101,7 @@ def test_every_call_to_spotify_is_timed_by_route_and_status(
     assert grown.of(f"{CALLS}_count") == len(upstream.calls) == 4
 
 
-def test_the_gates_wait_is_told_and_that_it_is_over(
+def test_metrics_report_the_wait_for_all_calls_and_its_end(
     connected: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
 ) -> None:
     def waits(worker: Flask) -> float:
@@ -121,7 +119,7 @@ def test_the_gates_wait_is_told_and_that_it_is_over(
         assert 20 < waits(worker) <= 40
 
 
-def test_wait_of_one_endpoint_is_listed_in_the_metrics(
+def test_metrics_list_the_wait_of_one_endpoint(
     connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     def answer(call: Received) -> Reply:
@@ -138,7 +136,7 @@ def test_wait_of_one_endpoint_is_listed_in_the_metrics(
         assert 86_000 < found.popitem()[1] <= 86_400
 
 
-def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
+def test_metrics_include_all_workers_even_dead_ones(
     server: StartServer, client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, tmp_path: Path
 ) -> None:
     link(client, sandbox, upstream)
@@ -189,7 +187,7 @@ def test_the_numbers_of_all_workers_are_added_up_and_outlive_them(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_directory_of_a_killed_gunicorn_is_removed(server: StartServer, tmp_path: Path) -> None:
+def test_gunicorn_removes_the_metrics_of_a_killed_one(server: StartServer, tmp_path: Path) -> None:
     def directories() -> list[Path]:
         return list(tmp_path.glob("backline-metrics-*"))
 
@@ -204,7 +202,7 @@ def test_directory_of_a_killed_gunicorn_is_removed(server: StartServer, tmp_path
                 assert living in directories()  # its arbiter is alive
 
 
-def test_a_directory_of_the_operators_own_is_left_to_them(server: StartServer, tmp_path: Path) -> None:
+def test_gunicorn_keeps_a_directory_that_the_operator_set(server: StartServer, tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     with server(workers=1, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as api:
         requests.get(f"{api.url}/metrics", timeout=10)
@@ -214,7 +212,7 @@ def test_a_directory_of_the_operators_own_is_left_to_them(server: StartServer, t
     assert (tmp_path / "kept").exists()
 
 
-def test_calls_that_are_joined_count_as_shared(
+def test_metrics_count_requests_that_waited_as_shared(
     connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()

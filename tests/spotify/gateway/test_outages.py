@@ -41,9 +41,7 @@ def is_unavailable(response: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_read_that_fails_once_is_made_once_more(
-    connected: FlaskClient, upstream: Upstream, kind: str
-) -> None:
+def test_read_is_retried_after_one_failure(connected: FlaskClient, upstream: Upstream, kind: str) -> None:
     upstream.replies(FAILURES[kind], FINE)
 
     response = connected.get(f"{GATEWAY}/me/player?a=b")
@@ -52,9 +50,7 @@ def test_a_read_that_fails_once_is_made_once_more(
     assert [call.target for call in upstream.calls] == ["/v1/me/player?a=b"] * 2
 
 
-def test_a_read_that_fails_twice_is_answered_as_spotify_did(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_read_that_fails_twice_returns_spotifys_response(connected: FlaskClient, upstream: Upstream) -> None:
     for number, reply in enumerate(FAILURES.values()):
         upstream.calls.clear()
         upstream.replies(Reply(500, b"the first"), reply)
@@ -66,7 +62,7 @@ def test_a_read_that_fails_twice_is_answered_as_spotify_did(
         connected.get(f"{GATEWAY}/tracks/fine")  # or it would be five failures in a row in the end
 
 
-def test_an_answer_that_asks_for_a_wait_is_not_pressed(connected: FlaskClient, upstream: Upstream) -> None:
+def test_read_is_not_retried_if_spotify_asks_for_a_wait(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(Reply(503, b"later", "text/plain", (("Retry-After", "30"),)))
 
     response = connected.get(f"{GATEWAY}/me/player")
@@ -76,7 +72,7 @@ def test_an_answer_that_asks_for_a_wait_is_not_pressed(connected: FlaskClient, u
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
-def test_a_write_is_never_repeated_once_it_may_have_been_sent(
+def test_write_is_not_retried_if_it_may_have_been_sent(
     connected: FlaskClient, upstream: Upstream, method: str, path: str
 ) -> None:
     for number, reply in enumerate(FAILURES.values(), start=1):
@@ -93,7 +89,7 @@ def test_a_write_is_never_repeated_once_it_may_have_been_sent(
     assert len(upstream.calls) == 1
 
 
-def test_a_read_without_an_answer_is_made_once_more(connected: FlaskClient, upstream: Upstream) -> None:
+def test_read_is_retried_without_a_response(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(NO_ANSWER, FINE)
     assert connected.get(f"{GATEWAY}/me/player").data == FINE.body
     assert len(upstream.calls) == 2
@@ -111,7 +107,7 @@ def test_a_read_without_an_answer_is_made_once_more(connected: FlaskClient, upst
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-def test_a_call_that_was_surely_not_sent_is_made_once_more(
+def test_call_is_retried_if_it_was_not_sent(
     client: FlaskClient,
     app: Flask,
     sandbox: SandboxClient,
@@ -147,9 +143,7 @@ def test_a_call_that_was_surely_not_sent_is_made_once_more(
         ]
 
 
-def test_a_write_meets_a_connection_that_has_gone_meanwhile(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_write_survives_a_connection_closed_while_idle(connected: FlaskClient, upstream: Upstream) -> None:
     """Spotify closes one that has rested. That is seen before it is used, and costs nobody a call."""
     for _ in range(3):
         assert connected.post(f"{GATEWAY}/me/player/next").status_code == 200
@@ -158,7 +152,7 @@ def test_a_write_meets_a_connection_that_has_gone_meanwhile(
     assert len(upstream.calls) == 3
 
 
-def test_nobody_there_is_unavailable(connected: FlaskClient, app: Flask, upstream: Upstream) -> None:
+def test_refused_connection_is_unavailable(connected: FlaskClient, app: Flask, upstream: Upstream) -> None:
     app.extensions["backline"].web_api._url = f"http://127.0.0.1:{free_port()}/v1"
 
     for response in (connected.get(f"{GATEWAY}/me/player"), connected.post(f"{GATEWAY}/me/player/next")):
@@ -166,7 +160,7 @@ def test_nobody_there_is_unavailable(connected: FlaskClient, app: Flask, upstrea
 
 
 @pytest.mark.parametrize("kind", ["timeout", "drip"])
-def test_a_slow_answer_is_none_when_the_deadline_has_passed(
+def test_response_after_the_deadline_is_discarded(
     client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     connect(client, sandbox)
@@ -184,7 +178,7 @@ def test_a_slow_answer_is_none_when_the_deadline_has_passed(
 
 
 @pytest.fixture(autouse=True)
-def _five_failures_of_one_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def _five_failures_of_one_person_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circuit_breaker, "FAILURES_OF_ONE", circuit_breaker.FAILURES)
 
 
@@ -200,7 +194,7 @@ def tripped(connected: FlaskClient, upstream: Upstream) -> FlaskClient:
     return connected
 
 
-def test_after_five_failures_in_a_row_nobody_calls(tripped: FlaskClient, upstream: Upstream) -> None:
+def test_circuit_breaker_opens_after_five_failures_in_a_row(tripped: FlaskClient, upstream: Upstream) -> None:
     for _ in range(3):
         assert is_unavailable(tripped.post(f"{GATEWAY}/me/player/next"))
         assert is_unavailable(tripped.get(f"{GATEWAY}/me/player"))
@@ -208,9 +202,7 @@ def test_after_five_failures_in_a_row_nobody_calls(tripped: FlaskClient, upstrea
     assert upstream.calls == []
 
 
-def test_failures_with_a_success_between_them_are_no_outage(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_success_resets_the_circuit_breaker(connected: FlaskClient, upstream: Upstream) -> None:
     for _ in range(3):
         upstream.replies(*[FAILURES["503"]] * 4, FINE)
         for _ in range(5):
@@ -224,7 +216,7 @@ def test_failures_with_a_success_between_them_are_no_outage(
     assert len(upstream.calls) == 33
 
 
-def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
+def test_successful_trial_call_closes_the_circuit_breaker(
     tripped: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
     breaker = app.extensions["backline"].web_api._circuit_breaker
@@ -251,7 +243,7 @@ def test_one_call_goes_through_to_see_and_its_success_is_everybodys(
     assert len(upstream.calls) == 4
 
 
-def test_a_try_that_fails_keeps_it_open_and_the_next_one_is_after_the_pause(
+def test_failed_trial_call_keeps_the_circuit_breaker_open(
     monkeypatch: pytest.MonkeyPatch, connected: FlaskClient, upstream: Upstream
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)

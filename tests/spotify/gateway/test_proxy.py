@@ -102,7 +102,7 @@ OF_A_BROWSER = {
 }
 
 
-def test_every_call_arrives_as_it_was_sent_and_nothing_of_the_browsers_does(
+def test_call_arrives_unchanged_without_the_browsers_headers(
     client: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     assert {path for _, path in EVERY_OPERATION} == ENDPOINTS
@@ -141,7 +141,7 @@ def _body(method: str, template: str) -> tuple[str | None, bytes | None]:
 
 
 @pytest.mark.parametrize("query", ["q=%c3%a9", "q=%41%7e", 'q="a"&r=<b>|{c}^`d`', "q=[1]&q=[2]"], ids=str)
-def test_a_query_in_another_spelling_means_the_same_to_spotify(
+def test_query_with_other_encoding_keeps_its_meaning(
     connected: FlaskClient, upstream: Upstream, query: str
 ) -> None:
     """The libraries below normalise percent-encodings, which makes no other URL (RFC 3986, 6.2.2)."""
@@ -151,9 +151,7 @@ def test_a_query_in_another_spelling_means_the_same_to_spotify(
     assert parse_qsl(call.target.partition("?")[2]) == parse_qsl(query)
 
 
-def test_a_body_without_an_encoding_of_its_own_is_not_looked_into(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_body_is_forwarded_without_being_parsed(connected: FlaskClient, upstream: Upstream) -> None:
     for body in (b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024):
         response = connected.put(f"{GATEWAY}/me/player", data=body, content_type=JSON)
         assert response.status_code == 200, response.text
@@ -161,7 +159,7 @@ def test_a_body_without_an_encoding_of_its_own_is_not_looked_into(
     assert [call.body for call in upstream.calls] == [b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024]
 
 
-def test_head_is_asked_as_get_and_answered_without_a_body(connected: FlaskClient, upstream: Upstream) -> None:
+def test_head_is_sent_as_get_and_returned_without_a_body(connected: FlaskClient, upstream: Upstream) -> None:
     response = connected.head(f"{GATEWAY}/me/player")
 
     assert (response.status_code, response.content_type, response.data) == (200, JSON, b"")
@@ -236,7 +234,7 @@ NOT_PASSED_ON = (
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
+def test_response_is_returned_unchanged_with_our_headers(
     connected: FlaskClient, upstream: Upstream, method: str
 ) -> None:
     for number, (name, reply) in enumerate(ANSWERS.items()):
@@ -264,7 +262,7 @@ def test_every_answer_comes_back_as_it_was_with_our_headers_and_not_spotifys(
         assert set(response.headers.keys()) <= ours, name
 
 
-def test_every_answer_comes_back_over_a_real_server_as_well(
+def test_response_is_returned_unchanged_by_gunicorn(
     server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient, upstream: Upstream
 ) -> None:
     session = connected.get_cookie("backline_session")
@@ -293,7 +291,7 @@ def test_every_answer_comes_back_over_a_real_server_as_well(
         (",".join(f"a{letter}" for letter in "abcdefghijklm"), "aa, ab, ac, ad, ae, af, ag, ah"),
     ],
 )
-def test_language_is_passed_on_within_limits(
+def test_accept_language_is_forwarded_within_limits(
     connected: FlaskClient, upstream: Upstream, sent: str, passed_on: str | None
 ) -> None:
     for method in ("GET", "PUT"):
@@ -306,9 +304,7 @@ def test_language_is_passed_on_within_limits(
     assert [call.headers["Accept-Language"] for call in upstream.calls] == [passed_on] * 2
 
 
-def test_response_in_one_language_is_not_served_in_another(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_cache_distinguishes_languages(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.answer = lambda call: Reply(
         200, (call.headers["Accept-Language"] or "none").encode(), headers=(("Cache-Control", "max-age=60"),)
     )
@@ -322,9 +318,7 @@ def test_response_in_one_language_is_not_served_in_another(
     assert respelled.headers["X-Cache"] == "hit"
 
 
-def test_the_headers_that_say_something_about_the_answer_come_along(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_descriptive_response_headers_are_returned(connected: FlaskClient, upstream: Upstream) -> None:
     told = {
         "Content-Language": "sv",
         "ETag": 'W/"MC-abc"',
@@ -339,7 +333,7 @@ def test_the_headers_that_say_something_about_the_answer_come_along(
     assert {name: response.headers[name] for name in told} == told
 
 
-def test_a_header_that_is_folded_or_odd_does_not_break_an_answer(
+def test_folded_or_invalid_header_does_not_break_a_response(
     connected: FlaskClient, upstream: Upstream
 ) -> None:
     odd = (("Content-Language", "sv,\r\n de"), ("ETag", '"\xe5\x01"'), ("Location", "/a\r\n\tb"))
@@ -353,7 +347,7 @@ def test_a_header_that_is_folded_or_odd_does_not_break_an_answer(
     assert "ETag" not in response.headers  # gunicorn would answer 500 for it
 
 
-def test_a_packed_answer_arrives_unpacked(connected: FlaskClient, upstream: Upstream) -> None:
+def test_compressed_response_is_returned_uncompressed(connected: FlaskClient, upstream: Upstream) -> None:
     upstream.replies(Reply(200, gzip.compress(b'{"a":1}'), JSON, (("Content-Encoding", "gzip"),)))
 
     response = connected.get(f"{GATEWAY}/me")
@@ -363,7 +357,7 @@ def test_a_packed_answer_arrives_unpacked(connected: FlaskClient, upstream: Upst
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
-def test_a_redirect_is_neither_followed_nor_passed_on(
+def test_redirect_is_neither_followed_nor_returned(
     connected: FlaskClient, upstream: Upstream, status: int
 ) -> None:
     upstream.replies(Reply(status, headers=(("Location", f"{upstream.url}/elsewhere"),)))
@@ -375,9 +369,7 @@ def test_a_redirect_is_neither_followed_nor_passed_on(
     assert [call.target for call in upstream.calls] == ["/v1/me/player"]
 
 
-def test_an_answer_of_8_mib_comes_through_and_one_byte_more_does_not(
-    connected: FlaskClient, upstream: Upstream
-) -> None:
+def test_response_is_limited_to_8_mib(connected: FlaskClient, upstream: Upstream) -> None:
     most = 8 * 1024 * 1024
     upstream.answer = lambda call: Reply(200, b" " * (most + ("more" in call.target)))
 
@@ -391,7 +383,7 @@ def test_an_answer_of_8_mib_comes_through_and_one_byte_more_does_not(
 # --- whose it is ----------------------------------------------------------------------------------
 
 
-def test_two_people_who_ask_for_the_same_at_once_get_each_their_own(
+def test_simultaneous_reads_of_two_people_get_their_own_responses(
     new_client: Callable[[], FlaskClient], another_worker: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     ada, bob = new_client(), new_client()
@@ -420,13 +412,13 @@ CACHED = (("Cache-Control", "private, max-age=60"),)
 WORDS = b'{"a": "secret of ada"}'
 
 
-def test_who_is_not_connected_is_told_so_without_a_call(client: FlaskClient, upstream: Upstream) -> None:
+def test_gateway_makes_no_call_without_a_connection(client: FlaskClient, upstream: Upstream) -> None:
     for response in (client.get(f"{GATEWAY}/me"), client.post(f"{GATEWAY}/me/player/next")):
         assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
     assert upstream.calls == []
 
 
-def test_after_a_disconnect_no_call_is_possible_and_no_answer_is_kept(
+def test_disconnect_ends_calls_and_erases_responses(
     connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
     upstream.replies(Reply(200, WORDS, JSON, CACHED))
@@ -445,7 +437,7 @@ def test_after_a_disconnect_no_call_is_possible_and_no_answer_is_kept(
 
 
 @pytest.mark.parametrize("status", [200, 401])
-def test_an_answer_that_arrives_after_a_disconnect_is_not_kept(
+def test_response_that_arrives_after_a_disconnect_is_not_stored(
     connected: FlaskClient, app: Flask, upstream: Upstream, status: int
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()

@@ -151,7 +151,7 @@ def check(answer: Answer) -> None:
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_path_that_could_mean_something_else_is_refused(connected: FlaskClient, upstream: Upstream) -> None:
+def test_ambiguous_path_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
     for path in PATHS:
         for method in ("GET", "PUT"):
             response = connected.open(f"{GATEWAY}/{path}", method=method)
@@ -161,7 +161,7 @@ def test_a_path_that_could_mean_something_else_is_refused(connected: FlaskClient
     assert upstream.calls == []
 
 
-def test_nor_does_it_pass_a_real_server(
+def test_ambiguous_path_is_rejected_by_gunicorn(
     api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     """Byte for byte, also what no client library would send."""
@@ -207,7 +207,7 @@ OTHER_TARGETS = [
 ]
 
 
-def test_a_request_target_of_another_form_is_refused(
+def test_request_target_of_another_form_is_rejected(
     api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for target in OTHER_TARGETS:
@@ -216,7 +216,7 @@ def test_a_request_target_of_another_form_is_refused(
     assert upstream.calls == []
 
 
-def test_a_host_of_elsewhere_moves_no_call(
+def test_host_header_does_not_redirect_a_call(
     api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for host in ("evil.example", "api.spotify.com", "127.0.0.1@evil.example", "127.0.0.1.evil.example", ""):
@@ -231,7 +231,7 @@ def test_a_host_of_elsewhere_moves_no_call(
     assert all(call.headers["Host"] in upstream.url for call in upstream.calls)
 
 
-def test_a_query_that_is_not_encoded_is_refused(connected: FlaskClient, upstream: Upstream) -> None:
+def test_query_that_is_not_percent_encoded_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
     for query in ("q=a b", "q=\u00e9", "q=\x7f", "q=100%", "q=%zz&x=%20", "q=%4", "q=%u0041"):
         response = connected.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
         assert (response.status_code, slug(response)) == (400, "malformed-request"), query
@@ -258,7 +258,7 @@ def test_a_query_that_is_not_encoded_is_refused(connected: FlaskClient, upstream
         ("CONNECT", None, b"", 405, "method-not-allowed"),
     ],
 )
-def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
+def test_unsupported_body_or_method_is_rejected(
     connected: FlaskClient,
     upstream: Upstream,
     method: str,
@@ -275,7 +275,7 @@ def test_a_body_or_method_that_the_web_api_does_not_take_is_refused(
     assert upstream.calls == []
 
 
-def test_nor_does_it_pass_a_real_server_whole_or_in_chunks(
+def test_unsupported_body_is_rejected_by_gunicorn(
     api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
     def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> Answer:
@@ -312,7 +312,7 @@ def chunked(*chunks: bytes) -> bytes:
     )
 
 
-def test_another_sites_page_cannot_make_a_call(connected: FlaskClient, upstream: Upstream) -> None:
+def test_page_of_another_site_cannot_make_a_call(connected: FlaskClient, upstream: Upstream) -> None:
     for method, headers in (
         ("POST", {"X-Requested-With": ""}),
         ("PUT", {"Origin": "https://evil.example"}),

@@ -142,7 +142,7 @@ def shared(store: redis.Redis) -> dict[bytes, bytes]:
 # One call for all who ask at the same time
 
 
-def test_what_many_ask_for_at_once_is_one_call(
+def test_simultaneous_reads_become_one_call(
     mira: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="park")
@@ -157,7 +157,7 @@ def test_what_many_ask_for_at_once_is_one_call(
 
 
 @pytest.mark.processes
-def test_it_is_one_call_for_all_workers_of_gunicorn(
+def test_simultaneous_reads_become_one_call_for_gunicorns_workers(
     mira: FlaskClient, server: StartServer, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="player", kind="slow", seconds=0.2, times=None)
@@ -183,7 +183,7 @@ def as_http(who: FlaskClient) -> dict[str, str]:
     return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
 
 
-def test_another_path_or_query_is_another_call_and_a_person_never_gets_anothers_answer(
+def test_reads_of_other_paths_or_people_are_not_shared(
     mira: FlaskClient, jonas: FlaskClient, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.clear_calls()
@@ -204,7 +204,7 @@ def test_another_path_or_query_is_another_call_and_a_person_never_gets_anothers_
 # Failures
 
 
-def test_no_answer_is_the_answer_of_all_who_waited_and_of_no_newcomer(
+def test_failure_is_shared_with_waiters_but_not_with_later_callers(
     mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="timeout")  # the call, and its second try
@@ -220,7 +220,7 @@ def test_no_answer_is_the_answer_of_all_who_waited_and_of_no_newcomer(
     assert cache(get(mira)) == "miss"
 
 
-def test_an_error_that_spotify_answers_is_shared_as_it_came(
+def test_error_response_is_shared_unchanged(
     mira: FlaskClient, app: Flask, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.status, upstream.body = 503, b"upstream connect error"
@@ -239,7 +239,7 @@ def test_an_error_that_spotify_answers_is_shared_as_it_came(
     assert get(mira, "me/playlists").json == {"call": 2}
 
 
-def test_who_was_refused_does_not_pass_that_on_to_the_others(
+def test_ended_grant_is_reported_to_each_caller_separately(
     mira: FlaskClient,
     new_client: Callable[[], FlaskClient],
     app: Flask,
@@ -265,7 +265,7 @@ def test_who_was_refused_does_not_pass_that_on_to_the_others(
     assert set(urls[:3]).isdisjoint(urls[3:])
 
 
-def test_who_is_not_connected_any_more_says_so_to_nobody_else(
+def test_missing_connection_is_not_shared_with_waiters(
     mira: FlaskClient, app: Flask, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, first = threading.Event(), threading.Lock()
@@ -287,7 +287,7 @@ def test_who_is_not_connected_any_more_says_so_to_nobody_else(
     assert max(statuses[:3]) <= 204
 
 
-def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
+def test_wait_that_starts_during_a_call_does_not_affect_its_waiters(
     mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="park")
@@ -307,7 +307,7 @@ def test_a_gate_that_closes_is_told_by_each_to_its_own_caller(
 
 
 @pytest.mark.processes
-def test_a_leader_that_is_killed_strands_nobody(
+def test_waiter_takes_over_from_a_killed_leader(
     mira: FlaskClient, app: Flask, server: StartServer, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     with server(workers=1) as api:
@@ -327,7 +327,7 @@ def test_a_leader_that_is_killed_strands_nobody(
     assert player_calls(sandbox) == 2
 
 
-def test_a_leader_slower_than_its_lease_keeps_it(
+def test_slow_leader_renews_its_lease(
     mira: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     seconds = cache_module.LEASE_SECONDS + 1
@@ -337,7 +337,7 @@ def test_a_leader_slower_than_its_lease_keeps_it(
     assert player_calls(sandbox) == 1
 
 
-def test_the_beat_ends_with_the_last_call(mira: FlaskClient, app: Flask) -> None:
+def test_lease_renewal_ends_with_the_last_call(mira: FlaskClient, app: Flask) -> None:
     get(mira)
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "leases"])
     assert app.extensions["backline"].response_cache._leases._held == set()
@@ -417,7 +417,7 @@ def now(body: bytes) -> Fetch:
     return Fetch(body).answer()
 
 
-def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
+def test_leader_without_its_lease_overwrites_nothing(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused for too long: another one has asked again meanwhile, and knows better."""
@@ -434,7 +434,7 @@ def test_a_leader_that_has_lost_its_lease_overwrites_nothing(
     assert (served.cache, served.spotify.body) == ("hit", b"new")
 
 
-def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
+def test_leader_without_its_lease_does_not_take_anothers(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
@@ -458,7 +458,7 @@ def test_a_leader_that_has_lost_its_lease_does_not_take_anothers(
     assert taken.result(LONG).cache == "miss"
 
 
-def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
+def test_leader_without_its_lease_does_not_release_anothers(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "RENEWAL_SECONDS", LONG)
@@ -475,7 +475,7 @@ def test_a_leader_that_has_lost_its_lease_and_gives_up_lets_another_one_go_on(
     assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"new"
 
 
-def test_the_next_one_is_due_a_life_after_the_last_was_asked_for(
+def test_next_fetch_is_due_a_ttl_after_the_last_one_started(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Not after it came, or a slow Spotify would be asked less often than once in that time."""
@@ -514,7 +514,7 @@ class Waiter:
         self._look.set()
 
 
-def test_who_waits_takes_any_answer_that_has_come_meanwhile(
+def test_waiter_takes_any_response_since_its_first_lookup(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a busy page starves them: at each look another one asks, and the answer is never theirs."""
@@ -534,7 +534,7 @@ def test_who_waits_takes_any_answer_that_has_come_meanwhile(
     assert (served.spotify.body, served.cache) == (b"first", "shared")
 
 
-def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
+def test_too_large_response_is_fetched_by_each_caller(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     large = b"x" * (cache_module.MAX_ENTRY_BYTES + 1)
@@ -548,7 +548,7 @@ def test_what_is_too_large_is_fetched_by_each_for_itself_and_at_once(
     assert sum(map(len, shared(store).values())) < 200
 
 
-def test_so_much_of_a_link_is_kept_and_no_more(answers: Gateway, store: redis.Redis) -> None:
+def test_cache_limits_bytes_and_entries_of_a_connection(answers: Gateway, store: redis.Redis) -> None:
     body = b"x" * (cache_module.MAX_TOTAL_BYTES // 20)
     for number in range(40):
         read(answers, f"search?q={number}", now(body), for_a_minute)
@@ -567,7 +567,7 @@ def test_so_much_of_a_link_is_kept_and_no_more(answers: Gateway, store: redis.Re
     assert int(store.hget(HASH, "bytes")) == kept
 
 
-def test_cache_forgets_who_waited_for_leaders_that_gave_up(
+def test_cache_removes_traces_of_leaders_that_gave_up(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Each read has a leader that gives up while another caller waits, and then nobody asks for it again."""
@@ -585,9 +585,7 @@ def test_cache_forgets_who_waited_for_leaders_that_gave_up(
     assert store.zcard(LEADERS) == 0
 
 
-def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
-    answers: Gateway, store: redis.Redis
-) -> None:
+def test_cache_costs_the_same_for_a_full_connection(answers: Gateway, store: redis.Redis) -> None:
     """Counted in commands of the scripts, which the server reports."""
 
     def commands(target: str) -> int:
@@ -602,9 +600,7 @@ def test_cache_commands_do_as_much_for_a_full_connection_as_for_an_empty_one(
 
 
 @pytest.mark.parametrize("field", ["at", "until", "lease"])
-def test_cache_trusts_no_time_further_ahead_than_it_writes(
-    answers: Gateway, store: redis.Redis, field: str
-) -> None:
+def test_cache_ignores_times_too_far_ahead(answers: Gateway, store: redis.Redis, field: str) -> None:
     """Redis failed over to a host whose clock is an hour behind."""
     hour = 3_600_000
     read(answers, "me", now(b"old"), for_a_minute)
@@ -619,14 +615,12 @@ def test_cache_trusts_no_time_further_ahead_than_it_writes(
     assert read(answers, "me", must_not_call, for_a_minute).spotify.body == b"new"
 
 
-def test_what_is_good_for_nobody_else_and_nobody_waits_for_is_not_kept_at_all(
-    answers: Gateway, store: redis.Redis
-) -> None:
+def test_unshareable_response_without_waiters_is_not_stored(answers: Gateway, store: redis.Redis) -> None:
     read(answers, "me", now(b"ada@example.com"), for_nobody_else)
     assert shared(store) == {}
 
 
-def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_is_asked_for(
+def test_expired_response_is_deleted_while_others_are_read(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """A page that polls for hours keeps the key alive, and Spotify's terms want nothing stored for long."""
@@ -648,7 +642,7 @@ def test_an_answer_that_nobody_may_have_any_more_does_not_stay_because_another_i
 # How long an answer is good
 
 
-def test_what_changes_rarely_is_shared_as_long_as_spotify_allows(
+def test_read_is_shared_as_long_as_spotify_allows(
     mira: FlaskClient, upstream: Upstream, store: redis.Redis
 ) -> None:
     allowed = ["max-age=60", "private, max-age=60", "public, max-age=99999999999"]
@@ -668,7 +662,7 @@ def test_what_changes_rarely_is_shared_as_long_as_spotify_allows(
     assert {cache(get(mira, f"search?q={number}")) for number in range(3)} == {"miss"}
 
 
-def test_an_answer_to_a_rare_read_that_is_no_200_is_not_kept(mira: FlaskClient, upstream: Upstream) -> None:
+def test_read_with_another_status_than_200_is_not_shared(mira: FlaskClient, upstream: Upstream) -> None:
     upstream.headers, upstream.body = {"Cache-Control": "max-age=60", "Retry-After": "1"}, b""
     for upstream.status in (201, 202, 204, 304, 400, 401, 403, 404, 500):
         for _ in range(2):
@@ -676,15 +670,13 @@ def test_an_answer_to_a_rare_read_that_is_no_200_is_not_kept(mira: FlaskClient, 
             assert (answer.status_code, answer.headers["X-Cache"]) == (upstream.status, "miss")
 
 
-def test_that_a_permission_is_missing_is_not_kept_even_of_a_poll(
-    mira: FlaskClient, upstream: Upstream
-) -> None:
+def test_missing_permission_is_not_shared(mira: FlaskClient, upstream: Upstream) -> None:
     upstream.body = b""
     for upstream.status in (401, 403):
         assert [get(mira).headers["X-Cache"] for _ in range(2)] == ["miss", "miss"]
 
 
-def test_what_changes_by_the_second_is_shared_for_one(
+def test_poll_is_shared_for_one_second(
     mira: FlaskClient, another_worker: Flask, upstream: Upstream, store: redis.Redis
 ) -> None:
     upstream.headers = {"Cache-Control": "private, max-age=0"}
@@ -712,7 +704,7 @@ def test_what_changes_by_the_second_is_shared_for_one(
         )
 
 
-def test_what_changes_by_the_second_is_not_served_after_it(mira: FlaskClient, upstream: Upstream) -> None:
+def test_poll_is_not_shared_after_one_second(mira: FlaskClient, upstream: Upstream) -> None:
     assert get(mira).json == {"call": 1}
     eventually(lambda: get(mira).json == {"call": 2}, timeout=5)
     assert len(upstream.calls) == 2
@@ -730,7 +722,7 @@ def set_to(store: redis.Redis, what: bytes, value: int) -> None:
 
 
 @pytest.mark.settings(GATEWAY_SHARE_SECONDS="0")
-def test_sharing_for_no_time_still_makes_one_call_of_what_is_under_way(
+def test_share_seconds_of_zero_still_shares_calls_in_progress(
     mira: FlaskClient,
     app: Flask,
     upstream: Upstream,
@@ -745,7 +737,9 @@ def test_sharing_for_no_time_still_makes_one_call_of_what_is_under_way(
     assert len(upstream.calls) == 4
 
 
-def test_the_age_is_told(mira: FlaskClient, upstream: Upstream, store: redis.Redis) -> None:
+def test_age_header_is_the_age_in_our_cache(
+    mira: FlaskClient, upstream: Upstream, store: redis.Redis
+) -> None:
     upstream.headers = {"Cache-Control": "max-age=60", "Age": "1000"}
     assert get(mira, "search?q=a").headers["Age"] == "0"
     [at] = times(store, b"at:")
@@ -753,7 +747,7 @@ def test_the_age_is_told(mira: FlaskClient, upstream: Upstream, store: redis.Red
     assert get(mira, "search?q=a").headers["Age"] in ("7", "8")
 
 
-def test_while_an_answer_is_good_and_the_next_is_fetched_nobody_else_waits(
+def test_fresh_response_is_served_while_the_next_is_fetched(
     mira: FlaskClient,
     app: Flask,
     another_worker: Flask,
@@ -777,7 +771,7 @@ def test_while_an_answer_is_good_and_the_next_is_fetched_nobody_else_waits(
     assert len(upstream.calls) == 2
 
 
-def test_caller_without_a_place_is_served_what_is_good(
+def test_caller_without_a_slot_gets_a_fresh_response(
     mira: FlaskClient, app: Flask, upstream: Upstream, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "TOTAL_SECONDS", 2.5)
@@ -795,7 +789,7 @@ def test_caller_without_a_place_is_served_what_is_good(
     assert get(mira, "search?q=a").json == {"call": 2}  # nobody is left behind who seems to ask
 
 
-def test_who_finds_no_place_lets_others_ask(
+def test_caller_that_waits_for_a_slot_does_not_lead(
     answers: Gateway, store: redis.Redis, pool: ThreadPoolExecutor
 ) -> None:
     """Or nobody would, while all places are held by those who wait for it."""
@@ -817,7 +811,7 @@ def write(who: FlaskClient, path: str = "me/player/pause") -> TestResponse:
     return who.put(f"{V1}/{path}", json={})
 
 
-def test_a_write_drops_what_its_link_shares_and_nobody_elses(
+def test_write_drops_the_responses_of_its_connection_only(
     mira: FlaskClient, jonas: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
@@ -826,7 +820,7 @@ def test_a_write_drops_what_its_link_shares_and_nobody_elses(
     assert [get(who, "search?q=a").json["call"] for who in (mira, jonas)] == [4, 2]
 
 
-def test_a_write_drops_whatever_its_answer(mira: FlaskClient, upstream: Upstream) -> None:
+def test_write_drops_responses_whatever_its_status(mira: FlaskClient, upstream: Upstream) -> None:
     for status in (200, 204, 400, 403, 404, 500, 503):
         upstream.status, upstream.body, upstream.headers = 200, None, {"Cache-Control": "max-age=60"}
         assert [cache(get(mira, "search?q=a")) for _ in range(2)] == ["miss", "hit"]
@@ -834,7 +828,7 @@ def test_a_write_drops_whatever_its_answer(mira: FlaskClient, upstream: Upstream
         assert write(mira).status_code == status
 
 
-def test_a_write_that_is_not_answered_drops_too(mira: FlaskClient, sandbox: SandboxClient) -> None:
+def test_write_without_a_response_drops_responses(mira: FlaskClient, sandbox: SandboxClient) -> None:
     assert [cache(get(mira)) for _ in range(2)] == ["miss", "hit"]
     sandbox.fault(on="player", kind="close", after_effect=True)
     assert write(mira).status_code == 503
@@ -842,7 +836,7 @@ def test_a_write_that_is_not_answered_drops_too(mira: FlaskClient, sandbox: Sand
 
 
 @pytest.mark.processes
-def test_a_write_drops_also_where_its_process_dies(
+def test_write_drops_responses_even_if_its_process_dies(
     mira: FlaskClient, server: StartServer, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     with server(workers=1, SPOTIFY_API_URL=upstream.url) as api:
@@ -863,7 +857,7 @@ def test_a_write_drops_also_where_its_process_dies(
         assert again.headers["X-Cache"] == "miss"
 
 
-def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
+def test_response_that_arrives_after_a_write_is_not_stored(
     mira: FlaskClient, app: Flask, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
@@ -881,9 +875,7 @@ def test_what_was_read_before_a_write_and_comes_after_it_is_not_kept(
     assert (cache(after), after.json) == ("miss", {"call": 3})
 
 
-def test_who_waits_for_a_read_of_before_a_write_gets_one_of_after_it(
-    answers: Gateway, pool: ThreadPoolExecutor
-) -> None:
+def test_waiter_gets_a_response_from_after_a_write(answers: Gateway, pool: ThreadPoolExecutor) -> None:
     old = Fetch(b"old")
     before = pool.submit(read, answers, "me", old, for_a_minute)
     old.wait_until_asked()
@@ -906,7 +898,7 @@ def link_of(app: Flask) -> int:
 
 @pytest.mark.parametrize("way", ["disconnecting", "deleting the account"])
 @pytest.mark.parametrize("under_way", [False, True])
-def test_nothing_is_left_of_a_link_that_is_erased(
+def test_deleted_connection_leaves_no_response_behind(
     mira: FlaskClient,
     upstream: Upstream,
     store: redis.Redis,
@@ -938,7 +930,7 @@ def test_nothing_is_left_of_a_link_that_is_erased(
         assert store.keys("shared:*") == []
 
 
-def test_who_connects_again_shares_again(
+def test_responses_are_shared_after_connecting_again(
     mira: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
@@ -951,9 +943,7 @@ def test_who_connects_again_shares_again(
 # Redis, spoilt or lost
 
 
-def test_garbage_in_redis_is_never_more_than_unavailable(
-    mira: FlaskClient, upstream: Upstream, store: redis.Redis
-) -> None:
+def test_cache_survives_garbage_in_redis(mira: FlaskClient, upstream: Upstream, store: redis.Redis) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     for junk in ("a text", "a list", "entry", "until", "next", "bytes", "leaders", "index", "at"):
         assert [cache(get(mira, "search?q=a")) for _ in range(2)] == ["miss", "hit"]
@@ -997,7 +987,7 @@ def test_cache_repairs_itself(answers: Gateway, store: redis.Redis, spoilt: str)
     assert read(answers, "search?q=a", must_not_call, for_a_minute).cache == "hit"
 
 
-def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
+def test_response_is_returned_if_redis_fails_during_the_call(
     redis_proxy: FaultProxy, mira: FlaskClient, upstream: Upstream, pool: ThreadPoolExecutor
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
@@ -1017,7 +1007,7 @@ def test_redis_that_is_lost_meanwhile_does_not_take_the_answer_away(
 
 
 @pytest.mark.processes
-def test_the_embedded_substitute_for_redis_runs_it_too(
+def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
     env: dict[str, str], tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()

@@ -64,7 +64,7 @@ FORBIDDEN_TEXTS = {
 @pytest.mark.parametrize(
     ("method", "wording"), [("GET", "since 2026"), ("GET", "text"), *(("PUT", name) for name in UNAUTHORIZED)]
 )
-def test_a_refused_token_is_replaced_once_and_the_call_made_once_more(
+def test_rejected_token_is_replaced_and_the_call_repeated(
     client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, wording: str
 ) -> None:
     old = link(client, sandbox, upstream)
@@ -87,7 +87,7 @@ def test_a_refused_token_is_replaced_once_and_the_call_made_once_more(
 
 
 @pytest.mark.parametrize("wording", ["since 2026", "text", "empty", "oauth's shape"])
-def test_a_second_refusal_comes_through_as_it_came(
+def test_second_401_is_returned_unchanged(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, wording: str
 ) -> None:
     refusal = UNAUTHORIZED[wording]
@@ -101,7 +101,7 @@ def test_a_second_refusal_comes_through_as_it_came(
     assert (len(upstream.calls), refresh_count(sandbox)) == (2, 1)
 
 
-def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again_and_again(
+def test_new_token_that_is_rejected_is_not_replaced_again(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     upstream.replies(UNAUTHORIZED["expired"])
@@ -115,7 +115,7 @@ def test_a_brand_new_token_that_is_refused_again_and_again_is_not_replaced_again
     assert connected.post(f"{GATEWAY}/me/player/next").status_code == 204
 
 
-def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
+def test_simultaneous_401s_in_two_workers_cause_one_refresh(
     server: Callable[..., AbstractContextManager[Server]],
     client: FlaskClient,
     sandbox: SandboxClient,
@@ -157,7 +157,7 @@ def test_twenty_calls_refused_at_once_in_two_workers_are_one_refresh(
     assert sent == sorted(itertools.chain(expected, expected))
 
 
-def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_used(
+def test_late_401_uses_the_token_that_has_replaced_it(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     """Slow to refuse, Spotify has long accepted the token that was fetched meanwhile."""
@@ -187,7 +187,7 @@ def test_a_refusal_that_comes_late_is_of_the_token_before_and_the_new_one_is_use
 
 @pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_a_permission_that_is_missing_is_said_to_be_without_a_refresh(
+def test_missing_scope_is_reported_without_a_refresh(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, refusal: Reply
 ) -> None:
     upstream.replies(refusal)
@@ -198,7 +198,7 @@ def test_a_permission_that_is_missing_is_said_to_be_without_a_refresh(
     assert (len(upstream.calls), refresh_count(sandbox)) == (1, 0)
 
 
-def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_be(
+def test_missing_scope_is_reported_after_a_refresh(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     for refusal in (PERMISSIONS_MISSING, INSUFFICIENT_SCOPE):
@@ -208,7 +208,7 @@ def test_a_permission_that_turns_out_to_be_missing_at_the_second_try_is_said_to_
     assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)
 
 
-def test_every_other_403_comes_through_as_it_came(
+def test_other_403s_are_returned_unchanged(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     texts = [Reply(403, text, "text/plain; charset=utf-8") for text in FORBIDDEN_TEXTS.values()]
@@ -222,7 +222,7 @@ def test_every_other_403_comes_through_as_it_came(
     assert refresh_count(sandbox) == 0
 
 
-def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
+def test_ended_grant_is_reported_with_the_authorize_url(
     connected: FlaskClient,
     new_client: Callable[[], FlaskClient],
     sandbox: SandboxClient,
@@ -249,7 +249,7 @@ def test_a_grant_that_has_ended_is_answered_with_where_to_send_the_person(
 @pytest.mark.parametrize(
     ("kind", "expected"), [("google_502", "spotify-unavailable"), ("invalid_client", "spotify-misconfigured")]
 )
-def test_a_token_that_cannot_be_replaced_now_costs_nobody_the_link(
+def test_failed_refresh_after_a_401_keeps_the_connection(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, kind: str, expected: str
 ) -> None:
     upstream.replies(UNAUTHORIZED["expired"])
@@ -263,7 +263,7 @@ def test_a_token_that_cannot_be_replaced_now_costs_nobody_the_link(
     assert connected.get("/api/spotify").json["status"] == "connected"
 
 
-def test_the_texts_of_a_403_are_counted_by_themselves(
+def test_plain_text_403s_are_counted_separately(
     connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
     before = numbers(connected, "403"), numbers(connected, "403-text")
