@@ -46,7 +46,9 @@ def test_tree_lists_every_package_and_module() -> None:
     tree = DOCUMENT.read_text(encoding="utf-8").partition("```\napp/\n")[2].partition("```")[0]
     listed = set(re.findall(r"\w+", tree))
     existing = {path.stem for path in (ROOT / "app").rglob("*.py") if path.stem != "__init__"}
-    existing |= {path.parent.name for path in (ROOT / "app").rglob("__init__.py") if path.parent.name != "app"}
+    existing |= {
+        path.parent.name for path in (ROOT / "app").rglob("__init__.py") if path.parent.name != "app"
+    }
 
     assert existing - listed == set()
     assert listed - existing == set()
@@ -65,9 +67,3 @@ def test_functions_fit_on_a_screen() -> None:
 
     assert [function for function in functions if function[0] > MAX_FUNCTION_LINES] == []
     assert functions[len(functions) * 9 // 10][0] <= MAX_FUNCTION_LINES_P90
-
-
-def test_modules_are_short() -> None:
-    lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in PRODUCT}
-
-    assert {name: count for name, count in lines.items() if count > MAX_MODULE_LINES} == {}
