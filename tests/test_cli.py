@@ -14,7 +14,7 @@ from tests.spotify.tokens.test_scheduler import flask
 pytestmark = pytest.mark.processes
 
 
-def test_an_operator_makes_an_account(env: dict[str, str], client: FlaskClient) -> None:
+def test_users_create_creates_an_account(env: dict[str, str], client: FlaskClient) -> None:
     done = flask(env, "users", "create", "Ada", "ada@example.com", input=f"{PASSWORD}\n{PASSWORD}\n")
 
     assert done.returncode == 0, done.stderr
@@ -23,7 +23,7 @@ def test_an_operator_makes_an_account(env: dict[str, str], client: FlaskClient) 
     assert login(client, "ada").status_code == 200
 
 
-def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: FlaskClient, app: Flask) -> None:
+def test_users_create_reports_invalid_arguments(env: dict[str, str], client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
 
     taken = flask(env, "users", "create", "ada", "other@example.com", "--password", PASSWORD)
@@ -36,7 +36,7 @@ def test_an_account_that_cannot_be_is_refused(env: dict[str, str], client: Flask
         assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 1
 
 
-def test_a_password_that_is_no_text_is_refused_without_a_traceback(env: dict[str, str]) -> None:
+def test_users_create_rejects_a_password_that_is_not_utf8(env: dict[str, str]) -> None:
     done = flask(env, "users", "create", "ada", "ada@example.com", "--password", "a long sentence \udcff")
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -44,7 +44,7 @@ def test_a_password_that_is_no_text_is_refused_without_a_traceback(env: dict[str
     assert "Traceback" not in done.stderr
 
 
-def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
+def test_doctor_passes_with_working_servers(env: dict[str, str]) -> None:
     done = flask(env, "doctor")
 
     assert done.returncode == 0, done.stdout
@@ -52,7 +52,7 @@ def test_the_doctor_finds_nothing_wrong(env: dict[str, str]) -> None:
     assert "a-secret-key" not in done.stdout
 
 
-def test_the_doctor_names_what_is_missing_and_what_to_do(env: dict[str, str]) -> None:
+def test_doctor_reports_failures_with_advice(env: dict[str, str]) -> None:
     broken = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1"}
     broken["TRUSTED_PROXIES"] = "2"
 
@@ -64,14 +64,14 @@ def test_the_doctor_names_what_is_missing_and_what_to_do(env: dict[str, str]) ->
     assert "WARN  client addresses: TRUSTED_PROXIES=2" in done.stdout
 
 
-def test_the_doctor_sees_an_empty_database(env: dict[str, str], tmp_path: object) -> None:
+def test_doctor_reports_an_empty_database(env: dict[str, str], tmp_path: object) -> None:
     done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "doctor")
 
     assert done.returncode == 1
     assert "flask db upgrade" in done.stdout
 
 
-def test_incomplete_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
+def test_invalid_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
     done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor")
 
     assert done.returncode != 0
@@ -80,7 +80,7 @@ def test_incomplete_settings_are_listed_without_a_traceback(env: dict[str, str])
     assert "Traceback" not in done.stderr
 
 
-def test_a_database_that_is_away_is_said_in_one_line(env: dict[str, str], tmp_path: object) -> None:
+def test_unusable_database_is_reported_in_one_line(env: dict[str, str], tmp_path: object) -> None:
     done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "tokens", "status")
 
     assert done.returncode == 1
@@ -88,7 +88,7 @@ def test_a_database_that_is_away_is_said_in_one_line(env: dict[str, str], tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_commands_explain_themselves(app: Flask) -> None:
+def test_every_command_has_a_help_text(app: Flask) -> None:
     runner = app.test_cli_runner()
     users = [["users", name] for name in ("create", "show", "set-email", "end-sessions", "disable", "enable")]
     for command in (["scheduler"], ["doctor"], ["tokens"], ["tokens", "refresh-due"], ["users"], *users):
@@ -97,7 +97,7 @@ def test_commands_explain_themselves(app: Flask) -> None:
         assert "Usage:" in result.output
 
 
-def test_the_doctor_speaks_with_the_mail_server(env: dict[str, str]) -> None:
+def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
     with running_mailbox() as (_, url):
         answers = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
     away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")

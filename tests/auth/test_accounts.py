@@ -26,7 +26,7 @@ def stored(app: Flask) -> list[User]:
 
 
 @pytest.mark.full_hashing_cost
-def test_registering_makes_an_account_and_signs_in(client: FlaskClient, app: Flask) -> None:
+def test_registration_creates_an_account_and_signs_in(client: FlaskClient, app: Flask) -> None:
     response = client.post("/api/register", json=NEW)
 
     assert response.status_code == 201
@@ -47,7 +47,7 @@ def test_registering_makes_an_account_and_signs_in(client: FlaskClient, app: Fla
     assert PASSWORD not in user.password_hash
 
 
-def test_a_stranger_learns_that_nobody_is_signed_in(client: FlaskClient) -> None:
+def test_session_of_a_visitor_is_not_authenticated(client: FlaskClient) -> None:
     response = client.get("/api/session")
 
     assert response.status_code == 200
@@ -55,7 +55,7 @@ def test_a_stranger_learns_that_nobody_is_signed_in(client: FlaskClient) -> None
     assert "Set-Cookie" not in response.headers
 
 
-def test_an_account_is_needed_to_see_ones_account(client: FlaskClient) -> None:
+def test_user_route_requires_a_sign_in(client: FlaskClient) -> None:
     response = client.get("/api/user")
 
     assert (response.status_code, slug(response)) == (401, "not-signed-in")
@@ -71,7 +71,7 @@ def test_an_account_is_needed_to_see_ones_account(client: FlaskClient) -> None:
         ({"username": "other", "email": " Ada@EXAMPLE.com "}, "email-taken"),
     ],
 )
-def test_names_and_addresses_are_given_out_once(
+def test_usernames_and_addresses_are_unique(
     new_client: Callable[[], FlaskClient], app: Flask, change: dict[str, str], problem: str
 ) -> None:
     new_client().post("/api/register", json=NEW)
@@ -82,8 +82,9 @@ def test_names_and_addresses_are_given_out_once(
     assert len(stored(app)) == 1
 
 
+@pytest.mark.requirement("H3")
 @pytest.mark.parametrize("other", ["adä", "ad\u0430", "ada."], ids=["umlaut", "cyrillic", "dot"])
-def test_h3_names_that_only_look_alike_are_different_names(
+def test_usernames_that_only_look_alike_are_different(
     new_client: Callable[[], FlaskClient], app: Flask, other: str
 ) -> None:
     register(new_client(), "ada")
@@ -120,7 +121,7 @@ def test_h3_names_that_only_look_alike_are_different_names(
         ({"id": 7}, "id"),
     ],
 )
-def test_what_cannot_be_an_account_is_refused_by_field(
+def test_registration_reports_invalid_fields(
     client: FlaskClient, app: Flask, change: dict[str, Any], field: str
 ) -> None:
     response = client.post("/api/register", json={**NEW, **change})
@@ -132,7 +133,7 @@ def test_what_cannot_be_an_account_is_refused_by_field(
 
 
 @pytest.mark.parametrize("missing", ["username", "email", "password"])
-def test_every_field_is_needed(client: FlaskClient, missing: str) -> None:
+def test_registration_requires_every_field(client: FlaskClient, missing: str) -> None:
     body = {name: value for name, value in NEW.items() if name != missing}
 
     response = client.post("/api/register", json=body)
@@ -144,7 +145,7 @@ def test_every_field_is_needed(client: FlaskClient, missing: str) -> None:
 @pytest.mark.parametrize(
     "password", ["qwhzt7kd", "x" * 256, "  spaces around  ", "пароль 🔑 здесь", "a" * 72 + "1"]
 )
-def test_any_composition_of_eight_to_256_characters_is_a_password(client: FlaskClient, password: str) -> None:
+def test_passwords_may_contain_any_characters(client: FlaskClient, password: str) -> None:
     assert client.post("/api/register", json={**NEW, "password": password}).status_code == 201
     client.post("/api/logout")
 
@@ -155,7 +156,7 @@ def test_any_composition_of_eight_to_256_characters_is_a_password(client: FlaskC
 
 
 @pytest.mark.parametrize("name", ["ada", "ADA", " ada ", "ada@example.com", "Ada@Example.COM"])
-def test_one_signs_in_by_name_or_address(new_client: Callable[[], FlaskClient], name: str) -> None:
+def test_login_accepts_a_username_or_an_address(new_client: Callable[[], FlaskClient], name: str) -> None:
     user = register(new_client(), "ada")
     client = new_client()
 
@@ -165,7 +166,7 @@ def test_one_signs_in_by_name_or_address(new_client: Callable[[], FlaskClient], 
     assert client.get("/api/session").json["user"] == user
 
 
-def test_signing_out_is_final_and_can_be_repeated(client: FlaskClient) -> None:
+def test_logout_is_final_and_idempotent(client: FlaskClient) -> None:
     register(client)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
@@ -179,7 +180,7 @@ def test_signing_out_is_final_and_can_be_repeated(client: FlaskClient) -> None:
     assert client.get("/api/user").status_code == 401
 
 
-def test_a_deleted_account_is_signed_in_no_more(client: FlaskClient, app: Flask) -> None:
+def test_session_of_a_deleted_account_is_not_signed_in(client: FlaskClient, app: Flask) -> None:
     register(client)
     with app.app_context(), writing() as db:
         db.execute(sa.delete(User))
@@ -188,8 +189,9 @@ def test_a_deleted_account_is_signed_in_no_more(client: FlaskClient, app: Flask)
     assert client.get("/api/session").json["authenticated"] is False
 
 
+@pytest.mark.requirement("H6")
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_h6_a_registration_whose_commit_goes_unanswered_is_looked_up(
+def test_registration_survives_a_lost_reply_to_its_commit(
     mysql_proxy: FaultProxy, app: Flask, client: FlaskClient
 ) -> None:
     mysql_proxy.drop_reply(b"COMMIT", since=b"INSERT INTO users")
@@ -204,7 +206,8 @@ def test_h6_a_registration_whose_commit_goes_unanswered_is_looked_up(
     assert (again.status_code, slug(again)) == (409, "username-taken")
 
 
-def test_h3_fifty_registrations_of_one_name_make_one_account(
+@pytest.mark.requirement("H3")
+def test_concurrent_registrations_of_one_name_create_one_account(
     server: Callable[..., AbstractContextManager[Server]], app: Flask
 ) -> None:
     def attempt(number: int) -> tuple[int, str]:

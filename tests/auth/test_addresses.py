@@ -29,8 +29,9 @@ def sign_up(client: FlaskClient, username: str, address: str) -> tuple[int, dict
     return response.status_code, response.json
 
 
+@pytest.mark.requirement("H3")
 @pytest.mark.parametrize("first", [0, 2])
-def test_h3_a_mailbox_has_one_account_however_its_domain_is_spelled(
+def test_mailbox_has_one_account_in_all_spellings_of_its_domain(
     mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask, first: int
 ) -> None:
     status, user = sign_up(new_client(), "ada", SPELLINGS[first])
@@ -48,21 +49,23 @@ def test_h3_a_mailbox_has_one_account_however_its_domain_is_spelled(
     assert mailbox.recipients == [f"{local}@xn--bcher-kva.example"] * 2
 
 
-def test_h3_wrong_guesses_count_together_for_all_spellings(client: FlaskClient) -> None:
+@pytest.mark.requirement("H3")
+def test_wrong_passwords_count_together_for_all_spellings(client: FlaskClient) -> None:
     logins = [SPELLINGS[number % len(SPELLINGS)] for number in range(11)]
 
     bodies = [{"login": name, "password": "not the password"} for name in logins]
     assert [client.post("/api/login", json=body).status_code for body in bodies] == [401] * 10 + [429]
 
 
-def test_h3_a_password_may_be_no_spelling_of_the_address(client: FlaskClient) -> None:
+@pytest.mark.requirement("H3")
+def test_password_must_not_be_a_spelling_of_the_address(client: FlaskClient) -> None:
     for password in ("ada@xn--bcher-kva.example", "ada@bücher.example1"):
         body = {"username": "countess", "email": SPELLINGS[0], "password": password}
         response = client.post("/api/register", json=body)
         assert (response.status_code, list(response.json["errors"])) == (422, ["password"])
 
 
-def test_mail_goes_to_the_address_as_it_was_entered(
+def test_emails_go_to_the_address_as_it_was_entered(
     mailbox: Mailbox, client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     entered = "Ada.Lovelace@example.com"
@@ -114,7 +117,7 @@ def test_accounts_of_earlier_releases_are_found_by_both_spellings(
     mailbox.wait_for("ada@xn--bcher-kva.example", "Reset your password")
 
 
-def test_mail_follows_an_address_that_an_earlier_release_changed(
+def test_emails_follow_an_address_changed_by_an_earlier_release(
     mailbox: Mailbox, app: Flask, client: FlaskClient
 ) -> None:
     """It may run next to this one and does not know the column `email_address`."""
@@ -129,8 +132,9 @@ def test_mail_follows_an_address_that_an_earlier_release_changed(
         assert db.scalars(sa.select(User.email_address)).one() == "Ada@example.com"
 
 
+@pytest.mark.requirement("H3")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_h3_a_domain_that_idna_does_not_allow_is_refused(client: FlaskClient) -> None:
+def test_domain_that_idna_does_not_allow_is_rejected(client: FlaskClient) -> None:
     domains = [
         "xn--.example",
         "xn--a.example",
@@ -155,6 +159,7 @@ def test_h3_a_domain_that_idna_does_not_allow_is_refused(client: FlaskClient) ->
         assert list(response.json["errors"]) == ["email"]
 
 
+@pytest.mark.requirement("H3")
 @pytest.mark.parametrize(
     ("entered", "normal", "sent"),
     [
@@ -167,9 +172,7 @@ def test_h3_a_domain_that_idna_does_not_allow_is_refused(client: FlaskClient) ->
         ("Zoe\u0308@example.com", "zoë@example.com", "Zoë@example.com"),
     ],
 )
-def test_h3_an_address_has_a_form_to_compare_and_a_form_to_send_to(
-    entered: str, normal: str, sent: str
-) -> None:
+def test_address_has_one_form_to_compare_and_one_to_send_to(entered: str, normal: str, sent: str) -> None:
     assert normalization.is_email(entered)
     assert (normalization.address_form(entered), normalization.sending_form(entered)) == (normal, sent)
     assert normalization.address_form(sent) == normalization.address_form(normal) == normal

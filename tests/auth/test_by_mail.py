@@ -61,7 +61,7 @@ def stored_tokens(app: Flask) -> list[OneTimeToken]:
 # --- forgotten passwords -------------------------------------------------------------------------
 
 
-def test_a_forgotten_password_is_replaced(
+def test_password_reset_replaces_a_forgotten_password(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     client = new_client()
@@ -78,9 +78,7 @@ def test_a_forgotten_password_is_replaced(
     assert mailbox.wait_for(ADA, "Your password was changed")
 
 
-def test_the_link_leads_to_the_app_and_keeps_the_token_to_the_browser(
-    ada: FlaskClient, mailbox: Mailbox
-) -> None:
+def test_reset_link_leads_to_the_frontend_with_a_fragment(ada: FlaskClient, mailbox: Mailbox) -> None:
     ask(ada)
 
     mail = mailbox.wait_for(ADA, RESET)
@@ -90,7 +88,7 @@ def test_the_link_leads_to_the_app_and_keeps_the_token_to_the_browser(
     assert mail["Auto-Submitted"] == "auto-generated"
 
 
-def test_a_token_is_good_once(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_token_works_once(ada: FlaskClient, mailbox: Mailbox) -> None:
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
 
@@ -98,7 +96,7 @@ def test_a_token_is_good_once(ada: FlaskClient, mailbox: Mailbox) -> None:
     assert choose(ada, token) == (400, "invalid-token")
 
 
-def test_one_used_token_uses_up_the_others(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_redeemed_token_revokes_the_others(ada: FlaskClient, mailbox: Mailbox) -> None:
     ask(ada)
     first = token_in(mailbox.wait_for(ADA, RESET))
     ask(ada)
@@ -108,7 +106,7 @@ def test_one_used_token_uses_up_the_others(ada: FlaskClient, mailbox: Mailbox) -
     assert choose(ada, token_in(mailbox.wait_for(ADA, RESET))) == (400, "invalid-token")
 
 
-def test_a_token_ends_after_an_hour(
+def test_reset_token_expires_after_an_hour(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, sandbox: SandboxClient
 ) -> None:
     ask(ada)
@@ -127,7 +125,7 @@ def test_a_token_ends_after_an_hour(
     assert [row.purpose for row in stored_tokens(app)] == ["email_verification"]
 
 
-def test_a_token_is_for_the_address_it_was_sent_to(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_token_is_for_the_address_it_was_sent_to(ada: FlaskClient, mailbox: Mailbox) -> None:
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
     ada.patch("/api/user", json={"email": "new@example.com", "current_password": PASSWORD})
@@ -135,7 +133,7 @@ def test_a_token_is_for_the_address_it_was_sent_to(ada: FlaskClient, mailbox: Ma
     assert choose(ada, token) == (400, "invalid-token")
 
 
-def test_a_token_dies_with_the_password_it_would_replace(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_password_change_revokes_reset_tokens(ada: FlaskClient, mailbox: Mailbox) -> None:
     """Who reads the mailbox must not undo what its owner has just done."""
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
@@ -147,7 +145,7 @@ def test_a_token_dies_with_the_password_it_would_replace(ada: FlaskClient, mailb
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)  # SQLite lets nothing come in between
 @pytest.mark.parametrize("changed", ["email", "password"])
-def test_what_changes_while_a_token_is_spent_is_seen(
+def test_redeeming_sees_changes_made_before_its_lock(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     ask(ada)
@@ -176,7 +174,7 @@ def test_what_changes_while_a_token_is_spent_is_seen(
     assert user.session_epoch != 5
 
 
-def test_a_token_is_for_one_purpose(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_token_is_for_one_purpose(ada: FlaskClient, mailbox: Mailbox) -> None:
     token = token_in(mailbox.wait_for(ADA, VERIFY))
 
     assert choose(ada, token) == (400, "invalid-token")
@@ -184,13 +182,13 @@ def test_a_token_is_for_one_purpose(ada: FlaskClient, mailbox: Mailbox) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "x", "A" * 43, "\u0000", "A" * 200, "' OR 1=1 --"])
-def test_a_made_up_token_is_none(client: FlaskClient, token: str) -> None:
+def test_unknown_token_is_rejected(client: FlaskClient, token: str) -> None:
     assert choose(client, token) == (400, "invalid-token")
     response = client.put("/api/email-verification", json={"token": token})
     assert (response.status_code, slug(response)) == (400, "invalid-token")
 
 
-def test_only_a_tokens_hash_is_stored(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+def test_database_stores_only_hashes_of_tokens(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
 
@@ -198,7 +196,7 @@ def test_only_a_tokens_hash_is_stored(ada: FlaskClient, mailbox: Mailbox, app: F
         assert token not in {row.token_hash, row.email, row.purpose}
 
 
-def test_a_bad_password_does_not_cost_the_token(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_rejected_password_does_not_use_up_the_token(ada: FlaskClient, mailbox: Mailbox) -> None:
     ask(ada)
     token = token_in(mailbox.wait_for(ADA, RESET))
 
@@ -207,7 +205,7 @@ def test_a_bad_password_does_not_cost_the_token(ada: FlaskClient, mailbox: Mailb
     assert choose(ada, token) == (204, "")
 
 
-def test_a_new_password_by_mail_ends_the_wait_after_wrong_ones(
+def test_password_reset_forgets_wrong_passwords(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
 ) -> None:
     client = new_client()
@@ -221,7 +219,8 @@ def test_a_new_password_by_mail_ends_the_wait_after_wrong_ones(
     assert client.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD}).status_code == 200
 
 
-def test_a7_nobody_learns_whether_an_address_has_an_account(ada: FlaskClient, mailbox: Mailbox) -> None:
+@pytest.mark.requirement("A7")
+def test_reset_response_does_not_reveal_accounts(ada: FlaskClient, mailbox: Mailbox) -> None:
     answers = [
         ada.post("/api/password-reset", json={"email": address})
         for address in (ADA, "nobody@example.com", "nobody@elsewhere.example")
@@ -235,14 +234,16 @@ def test_a7_nobody_learns_whether_an_address_has_an_account(ada: FlaskClient, ma
     assert [mail["To"] for mail in mailbox.mails] == [ADA] * 2
 
 
-def test_nobodys_mailbox_is_flooded(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+def test_mailbox_gets_at_most_five_reset_emails_an_hour(
+    ada: FlaskClient, mailbox: Mailbox, app: Flask
+) -> None:
     assert [ask(ada) for _ in range(8)] == [202] * 8  # who asks does not learn that it was too often
 
     settled(app)
     assert len(mailbox.to(ADA, RESET)) == 5
 
 
-def test_mails_are_asked_for_fifty_times_an_hour_from_one_address(ada: FlaskClient) -> None:
+def test_client_address_may_request_fifty_emails_an_hour(ada: FlaskClient) -> None:
     assert {ask(ada) for _ in range(8)} == {202}
     assert {ask(ada, f"person{number}@example.com") for number in range(42)} == {202}
     response = ada.post("/api/password-reset", json={"email": ADA})
@@ -253,7 +254,7 @@ def test_mails_are_asked_for_fifty_times_an_hour_from_one_address(ada: FlaskClie
 # --- addresses -----------------------------------------------------------------------------------
 
 
-def test_an_address_is_verified_by_the_mail_of_the_registration(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_registration_email_verifies_the_address(ada: FlaskClient, mailbox: Mailbox) -> None:
     token = token_in(mailbox.wait_for(ADA, VERIFY))
     assert ada.get("/api/user").json["email_verified"] is False
 
@@ -263,7 +264,7 @@ def test_an_address_is_verified_by_the_mail_of_the_registration(ada: FlaskClient
     assert ada.get("/api/user").json["email_verified"] is True
 
 
-def test_the_mail_can_be_asked_for_again(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+def test_verification_email_can_be_requested_again(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     assert ada.post("/api/email-verification").status_code == 202
     eventually(lambda: len(mailbox.to(ADA, VERIFY)) == 2)
     ada.put("/api/email-verification", json={"token": token_in(mailbox.wait_for(ADA, VERIFY))})
@@ -272,16 +273,14 @@ def test_the_mail_can_be_asked_for_again(ada: FlaskClient, mailbox: Mailbox, app
     assert stored_tokens(app) == []
 
 
-def test_asking_too_often_is_told(ada: FlaskClient) -> None:
+def test_too_many_verification_requests_are_rejected(ada: FlaskClient) -> None:
     ask(ada)  # which does not count here: anybody can do that
     answers = [ada.post("/api/email-verification").status_code for _ in range(5)]
 
     assert answers == [202] * 4 + [429]  # the mail of the registration was the first
 
 
-def test_an_address_that_is_nobodys_for_sure_gets_no_news(
-    ada: FlaskClient, mailbox: Mailbox, app: Flask
-) -> None:
+def test_unverified_address_gets_no_notices(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     """It may be a stranger's, whom somebody wants to flood."""
     for address in ("stranger@example.com", ADA, "stranger@example.com"):
         change = {"email": address, "current_password": PASSWORD}
@@ -292,7 +291,7 @@ def test_an_address_that_is_nobodys_for_sure_gets_no_news(
     assert {mail["Subject"] for mail in mailbox.mails} == {VERIFY}
 
 
-def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
+def test_account_deletion_is_confirmed_and_revokes_tokens(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient]
 ) -> None:
     ada.put("/api/email-verification", json={"token": token_in(mailbox.wait_for(ADA, VERIFY))})
@@ -309,9 +308,7 @@ def test_deleting_the_account_is_confirmed_and_ends_its_tokens(
 
 
 @pytest.mark.processes
-def test_a_mail_server_that_hangs_does_not_hold_up_the_end_of_the_process(
-    env: dict[str, str], app: Flask
-) -> None:
+def test_process_ends_although_the_mail_server_hangs(env: dict[str, str], app: Flask) -> None:
     program = (
         "from wsgi import app\n"
         "from app.infra.database import writing\n"
@@ -337,9 +334,7 @@ def test_a_mail_server_that_hangs_does_not_hold_up_the_end_of_the_process(
     assert len(waiting_mails(app)) == 20
 
 
-def test_a_mail_goes_to_the_address_and_not_to_what_a_header_makes_of_it(
-    mailbox: Mailbox, client: FlaskClient
-) -> None:
+def test_address_that_a_header_would_decode_is_rejected(mailbox: Mailbox, client: FlaskClient) -> None:
     body = {"username": "ada", "email": "=?utf-8?q?ceo?=@corp.example", "password": PASSWORD}
 
     response = client.post("/api/register", json=body)
@@ -347,7 +342,9 @@ def test_a_mail_goes_to_the_address_and_not_to_what_a_header_makes_of_it(
     assert (response.status_code, list(response.json["errors"])) == (422, ["email"])
 
 
-def test_no_answer_waits_for_the_mail_server(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_responses_do_not_wait_for_the_mail_server(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
     client = make_app(MAIL_URL="smtp://127.0.0.1:1").test_client()
 
     register(client, "ada")
@@ -358,7 +355,7 @@ def test_no_answer_waits_for_the_mail_server(make_app: MakeApp, caplog: pytest.L
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_password_is_sent_in_the_clear_over_loopback_only(
+def test_smtp_password_is_sent_in_cleartext_only_over_loopback(
     make_app: MakeApp,
     caplog: pytest.LogCaptureFixture,
     elsewhere: bool,
@@ -386,7 +383,7 @@ NOT_LOOPBACK = "0.0.0.0"  # noqa: S104 - leads to this machine, but does not cou
 
 
 @pytest.mark.parametrize("settings", [{}, {"ALLOW_INSECURE": "mail"}], ids=["refused", "allowed"])
-def test_mail_is_not_sent_in_cleartext_over_a_network(
+def test_emails_are_not_sent_in_cleartext_over_a_network(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, settings: dict[str, str]
 ) -> None:
     with running_mailbox() as (box, url):
@@ -405,7 +402,7 @@ def test_mail_is_not_sent_in_cleartext_over_a_network(
 # aiosmtpd leaves the connection lying about on which TLS was refused.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("trusted", [True, False])
-def test_mail_goes_by_starttls_to_a_server_whose_certificate_is_good(
+def test_starttls_requires_a_trusted_certificate(
     make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -454,7 +451,7 @@ PRODUCTION = {
 }
 
 
-def test_without_a_mail_server_production_says_so(
+def test_reset_request_fails_in_production_without_a_mail_server(
     make_app: MakeApp, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = make_app(**PRODUCTION).test_client()

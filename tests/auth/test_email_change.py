@@ -60,7 +60,7 @@ def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
     return client
 
 
-def test_new_address_counts_once_it_is_verified(
+def test_new_address_takes_effect_when_it_is_verified(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     changed = change(ada, "New@Example.com")
@@ -85,7 +85,7 @@ def test_new_address_counts_once_it_is_verified(
 
 
 @pytest.mark.parametrize("taken_effect", [False, True])
-def test_old_address_undoes_a_change(
+def test_link_to_the_old_address_undoes_the_change(
     ada: FlaskClient, mailbox: Mailbox, new_client: Callable[[], FlaskClient], app: Flask, taken_effect: bool
 ) -> None:
     change(ada, NEW)
@@ -119,7 +119,7 @@ def test_old_address_undoes_a_change(
     assert CHANGED not in {mail["Subject"] for mail in mailbox.mails if mail["To"] == NEW}
 
 
-def test_first_owner_wins_over_later_changes(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_first_owner_can_undo_all_later_changes(ada: FlaskClient, mailbox: Mailbox) -> None:
     """A thief who moved the account can undo the next change, but not the owner's undo of the first."""
     change(ada, NEW)
     first = token_in(mailbox.wait_for(ADA, REQUESTED))
@@ -135,7 +135,7 @@ def test_first_owner_wins_over_later_changes(ada: FlaskClient, mailbox: Mailbox)
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 400
 
 
-def test_changing_again_replaces_the_pending_address(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_second_change_replaces_the_pending_address(ada: FlaskClient, mailbox: Mailbox) -> None:
     change(ada, NEW)
     token = token_in(mailbox.wait_for(NEW, VERIFY))
 
@@ -222,7 +222,7 @@ def test_new_password_cancels_a_pending_change(ada: FlaskClient, mailbox: Mailbo
     assert undo(ada, token_in(mailbox.wait_for(ADA, REQUESTED))) == 204
 
 
-def test_undo_needs_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
+def test_undo_requires_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
     change(ada, NEW)
     verification = token_in(mailbox.wait_for(NEW, VERIFY))
     token = token_in(mailbox.wait_for(ADA, REQUESTED))
@@ -236,7 +236,7 @@ def test_undo_needs_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
 
 
 @pytest.mark.parametrize("verified", [False, True])
-def test_reset_that_proves_an_address_drops_older_connections(
+def test_reset_that_verifies_an_address_deletes_the_connection(
     mailbox: Mailbox, client: FlaskClient, sandbox: SandboxClient, verified: bool
 ) -> None:
     """Someone else may have registered the address and connected their own Spotify account."""
@@ -254,7 +254,7 @@ def test_reset_that_proves_an_address_drops_older_connections(
     assert status == ("connected" if verified else "not_connected")
 
 
-def test_owner_is_told_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     ada.patch("/api/user", json={"username": "ada"})  # as before
     ada.patch("/api/user", json={"username": "countess"})
 
@@ -263,7 +263,7 @@ def test_owner_is_told_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app
     assert len(mailbox.to(ADA, "Your username was changed")) == 1
 
 
-def test_emails_hold_nothing_that_a_user_chose(
+def test_emails_contain_nothing_that_a_user_chose(
     mailbox: Mailbox, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     """Anyone could have a text of their own sent to any address otherwise."""

@@ -100,7 +100,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_undo_drops_a_connection_made_since_the_change(
+def test_undo_deletes_a_connection_made_since_the_change(
     ada: FlaskClient, mailbox: Mailbox, sandbox: SandboxClient, when: str
 ) -> None:
     """It belongs to the person with the new address, who may not be the one with the old address."""
@@ -121,7 +121,7 @@ def test_undo_drops_a_connection_made_since_the_change(
     assert status == ("connected" if when == "before" else "not_connected")
 
 
-def test_every_address_that_could_undo_a_change_learns_of_the_deletion(
+def test_deletion_notifies_every_address_that_could_be_restored(
     ada: FlaskClient, mailbox: Mailbox, app: Flask
 ) -> None:
     change(ada, NEW)
@@ -135,7 +135,7 @@ def test_every_address_that_could_undo_a_change_learns_of_the_deletion(
 
 
 @pytest.mark.parametrize("spelling", [ADA, "ada@xn--bcher-kva.example"])  # the other from an earlier release
-def test_owner_who_changes_the_address_back_cannot_lose_it_again(
+def test_restored_address_cannot_be_undone_from_the_one_between(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, spelling: str
 ) -> None:
     """The link that was mailed to the address in between must not restore that one."""
@@ -156,7 +156,7 @@ def test_owner_who_changes_the_address_back_cannot_lose_it_again(
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_undo_that_waits_for_a_verification_comes_out_on_top(
+def test_undo_wins_over_a_verification_it_waited_for(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(ada, NEW)

@@ -34,6 +34,7 @@ LISTED = [
 ]
 
 
+@pytest.mark.requirement("A1")
 @pytest.mark.parametrize(
     ("password", "status"),
     [
@@ -48,19 +49,23 @@ LISTED = [
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_a1_eight_to_256_characters_of_any_kind(client: FlaskClient, password: str, status: int) -> None:
+def test_password_has_8_to_256_characters_of_any_kind(
+    client: FlaskClient, password: str, status: int
+) -> None:
     response = client.post("/api/register", json={**ADA, "password": password})
 
     assert response.status_code == status, response.text
 
 
-def test_a1_a_megabyte_is_refused_before_it_is_hashed(client: FlaskClient) -> None:
+@pytest.mark.requirement("A1")
+def test_password_of_a_megabyte_is_rejected_unhashed(client: FlaskClient) -> None:
     response = client.post("/api/register", json={**ADA, "password": "x" * 1_000_000})
 
     assert (response.status_code, slug(response)) == (413, "payload-too-large")
 
 
-def test_a1_every_character_counts(client: FlaskClient) -> None:
+@pytest.mark.requirement("A1")
+def test_every_character_of_a_password_counts(client: FlaskClient) -> None:
     """bcrypt would stop at 72 bytes; others trim or fold."""
     password = "Pass " + "ü" * 75 + " "
     assert client.post("/api/register", json={**ADA, "password": password}).status_code == 201
@@ -95,7 +100,7 @@ def test_password_is_neither_folded_nor_trimmed(other: str) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_password_in_another_form_is_accepted_by_every_route(
+def test_every_route_accepts_a_password_in_another_form(
     new_client: Callable[[], FlaskClient], client: FlaskClient
 ) -> None:
     composed, decomposed = "une caf\u00e9ti\u00e8re", "une\u00a0cafe\u0301tie\u0300re"
@@ -112,7 +117,7 @@ def test_password_in_another_form_is_accepted_by_every_route(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_password_hash_of_an_earlier_release_is_renewed(
+def test_password_hash_of_an_earlier_release_is_replaced(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     typed = "une\u00a0cafe\u0301tie\u0300re"
@@ -157,42 +162,48 @@ def refused(password: str, **person: str) -> bool:
     return False
 
 
-def test_a2_every_common_password_is_refused() -> None:
+@pytest.mark.requirement("A2")
+def test_common_passwords_are_rejected() -> None:
     assert len(LISTED) >= 3000
     assert [word for word in LISTED if len(word) < password_policy.MIN_LENGTH] == []
     assert [word for word in LISTED if not refused(word)] == []
     assert [word for word in LISTED if not refused(word.upper())] == []
 
 
+@pytest.mark.requirement("A2")
 @pytest.mark.parametrize(
     "password",
     ["spotify1", "Spotify2026!", "backline123", "Backline!!", "ada12345", "__ada__1", "ada.lovelace99",
      "ADA.lovelace@example.com", "\uff50\uff41\uff53\uff53\uff57\uff4f\uff52\uff44"],
 )  # fmt: skip
-def test_a2_the_products_words_and_ones_own_name_are_refused(client: FlaskClient, password: str) -> None:
+def test_product_words_and_own_names_are_rejected(client: FlaskClient, password: str) -> None:
     response = client.post("/api/register", json={**ADA, "password": password})
 
     assert (response.status_code, slug(response)) == (422, "validation-error")
     assert list(response.json["errors"]) == ["password"]
 
 
+@pytest.mark.requirement("A2")
 @pytest.mark.parametrize("password", ["ada1990!", "!ada1990", "ada19901", "ADA2026!!", "99ada1990@x.yz"])
-def test_a2_a_name_that_ends_in_digits_is_refused_with_others_around_it(password: str) -> None:
+def test_name_with_digits_is_rejected_with_other_digits_around(password: str) -> None:
     assert refused(password, username="ada1990", email="ada1990@x.yz")
 
 
-def test_a2_a_name_of_digits_is_a_name_too() -> None:
+@pytest.mark.requirement("A2")
+def test_name_that_consists_of_digits_is_rejected() -> None:
     assert refused("1987-2002!", username="1987-2002", email="x@example.com")
     assert refused("1987-2002", username="1987-2002", email="x@example.com")
     assert not refused("2002-1987", username="1987-2002", email="x@example.com")
 
 
+@pytest.mark.requirement("A2")
 @pytest.mark.parametrize("password", ["ada lovelace wrote it", "spotify on a rainy day", "correct horse"])
-def test_a2_a_sentence_with_such_a_word_is_not(password: str) -> None:
+def test_sentence_with_a_guessable_word_is_accepted(password: str) -> None:
     assert not refused(password, **ADA)
 
 
-def test_a3_a_hash_says_how_it_was_made_and_is_renewed_where_that_is_weak(
+@pytest.mark.requirement("A3")
+def test_hash_with_weak_parameters_is_replaced_at_login(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(new_client(), "ada")
@@ -213,7 +224,8 @@ def test_a3_a_hash_says_how_it_was_made_and_is_renewed_where_that_is_weak(
     assert argon2.extract_parameters(stored()).memory_cost == 47_104
 
 
-def test_a3_a_hash_of_another_kind_opens_nothing(new_client: Callable[[], FlaskClient], app: Flask) -> None:
+@pytest.mark.requirement("A3")
+def test_hash_of_another_kind_matches_no_password(new_client: Callable[[], FlaskClient], app: Flask) -> None:
     """Nobody has such rows: Backline has made none. What is not argon2 is a wrong password, not a 500."""
     register(new_client(), "ada")
     foreign = werkzeug.security.generate_password_hash(PASSWORD)
@@ -223,9 +235,8 @@ def test_a3_a_hash_of_another_kind_opens_nothing(new_client: Callable[[], FlaskC
     assert login(new_client(), "ada").status_code == 401
 
 
-def test_a4_so_many_hashes_at_once_as_there_are_processors(
-    app: Flask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.requirement("A4")
+def test_hashing_is_limited_to_the_number_of_slots(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, most, gate = 0, 0, threading.Lock()
 
     def count(*_: object) -> bool:
@@ -251,7 +262,8 @@ def test_a4_so_many_hashes_at_once_as_there_are_processors(
     assert most == 3
 
 
-def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
+@pytest.mark.requirement("A4")
+def test_callers_are_rejected_when_no_hashing_slot_is_free(
     app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service: passwords.Passwords = app.extensions["backline"].passwords
@@ -269,8 +281,9 @@ def test_a4_who_would_wait_too_long_is_told_at_once_or_after_a_second(
     assert client.post("/api/login", json={"login": "ada", "password": "x"}).status_code == 401
 
 
+@pytest.mark.requirement("A4")
 @pytest.mark.processes
-def test_a4_a_flood_of_logins_leaves_the_rest_of_the_api_alive(
+def test_flood_of_logins_does_not_block_other_requests(
     server: Callable[..., AbstractContextManager[Server]],
 ) -> None:
     """64 at once on one worker: memory stays bounded, and others are answered meanwhile."""
@@ -310,7 +323,8 @@ def _resident_kib(pid: int) -> int:
     return int(line.split()[1])
 
 
-def test_a7_unknown_and_known_logins_cost_the_same_work(
+@pytest.mark.requirement("A7")
+def test_unknown_logins_take_as_much_work_as_known_ones(
     new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, not timed: one hash of the same cost each. `docs/security.md` has the times."""

@@ -52,11 +52,11 @@ def test_username_may_have_marks_in_any_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD.values(), ids=BAD.keys())
-def test_username_must_show_what_it_is(name: str) -> None:
+def test_username_with_invisible_characters_is_rejected(name: str) -> None:
     assert not is_username(normalization.normal_form(name))
 
 
-def test_username_of_an_earlier_release_is_still_one() -> None:
+def test_username_of_an_earlier_release_is_still_valid() -> None:
     """Every letter and digit that the earlier rule allowed, and every one that compatibility maps to them."""
     for code in range(0x110000):
         letter = chr(code)

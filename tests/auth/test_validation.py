@@ -101,7 +101,7 @@ def test_form_reports_all_problems_at_once(
     assert response.json["errors"] == {field: [message] for field, message in errors.items()}
 
 
-def test_every_field_of_a_body_has_messages_of_ours(database_url: str) -> None:
+def test_every_request_field_has_our_messages(database_url: str) -> None:
     bodies = [
         kind
         for kind in {**vars(auth_schemas), **vars(user_schemas)}.values()

@@ -80,7 +80,7 @@ def test_unusable_redis_is_reported(
 
 
 @on_sqlite
-def test_redis_that_evicts_sessions_is_doubted(make_app: MakeApp, old_primary: RedisServer) -> None:
+def test_redis_that_evicts_sessions_gets_a_warning(make_app: MakeApp, old_primary: RedisServer) -> None:
     old_primary.client.config_set("maxmemory", "100mb")
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
     for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
@@ -91,7 +91,7 @@ def test_redis_that_evicts_sessions_is_doubted(make_app: MakeApp, old_primary: R
 
 
 @on_sqlite
-def test_wrong_number_of_redis_is_reported(make_app: MakeApp, old_primary: RedisServer) -> None:
+def test_wrong_redis_database_number_is_reported(make_app: MakeApp, old_primary: RedisServer) -> None:
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}?db=99")
     check_unusable(app, "DB index is out of range Check the parameters of REDIS_URL.")
 
@@ -111,7 +111,7 @@ def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.T
 
 
 @on_sqlite
-def test_rights_that_the_doctor_names_are_enough(
+def test_permissions_named_by_the_doctor_are_sufficient(
     make_app: MakeApp, old_primary: RedisServer, sandbox: SandboxClient
 ) -> None:
     old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split())
@@ -171,7 +171,7 @@ def make_read_only(admin: sa.Engine) -> None:
 
 @pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
 @on_mariadb
-def test_missing_right_in_mysql_is_reported(
+def test_missing_mysql_permission_is_reported(
     make_restricted_app: MakeApp, admin: sa.Engine, right: str
 ) -> None:
     app = make_restricted_app()
@@ -210,7 +210,7 @@ def test_older_schema_is_reported_and_a_newer_one_is_not(
 
 
 @on_mariadb
-def test_pools_that_may_exceed_the_servers_limit_are_reported(
+def test_pools_that_can_exceed_the_limit_get_a_warning(
     make_restricted_app: MakeApp, admin: sa.Engine
 ) -> None:
     app = make_restricted_app()
@@ -235,7 +235,7 @@ def test_pools_that_may_exceed_the_servers_limit_are_reported(
         ("9.1.0", True),
     ],
 )
-def test_database_server_that_is_too_old_is_reported(version: str, is_good: bool) -> None:
+def test_outdated_database_server_is_reported(version: str, is_good: bool) -> None:
     result = check_version(version)
     assert result.status == (Status.OK if is_good else Status.FAILURE)
     assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in result.advice

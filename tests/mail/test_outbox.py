@@ -51,7 +51,7 @@ def verify(user_id: int | None = None, count: int = 1, to: str = ADA) -> None:
 
 @on_sqlite
 @pytest.mark.processes
-def test_mail_survives_a_kill_and_an_outage_of_its_server(
+def test_emails_survive_killed_processes_and_a_server_outage(
     server: Callable[..., AbstractContextManager[Server]], env: dict[str, str]
 ) -> None:
     port = free_port()
@@ -83,7 +83,7 @@ def test_mail_survives_a_kill_and_an_outage_of_its_server(
     ("command", "reply"),
     [("DATA", "451 later"), ("DATA", "421 going down"), ("RCPT", "450 greylisted"), ("RCPT", "421 too many")],
 )
-def test_mail_is_retried_after_a_temporary_refusal(
+def test_email_is_retried_after_a_temporary_rejection(
     mailbox: Mailbox, client: FlaskClient, app: Flask, command: str, reply: str
 ) -> None:
     attribute = {"DATA": "refuse", "RCPT": "refuse_recipient"}[command]
@@ -104,7 +104,7 @@ def test_mail_is_retried_after_a_temporary_refusal(
 @on_sqlite
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(("command", "reply"), [("DATA", "554 no"), ("RCPT", "550 no such user")])
-def test_mail_is_given_up_after_a_permanent_refusal(
+def test_email_is_dropped_after_a_permanent_rejection(
     mailbox: Mailbox,
     client: FlaskClient,
     app: Flask,
@@ -125,7 +125,7 @@ def test_mail_is_given_up_after_a_permanent_refusal(
 @on_sqlite
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("reply", [b"554 blocked\r\n", b"421 busy\r\n", b"", b"garbage\r\n"])
-def test_mail_waits_while_the_server_turns_connections_away(
+def test_email_waits_while_the_server_rejects_connections(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, reply: bytes
 ) -> None:
     """Such a reply is not about the mail, so even a permanent one must not cost it."""
@@ -146,7 +146,7 @@ def test_mail_waits_while_the_server_turns_connections_away(
 
 
 @pytest.mark.usefixtures("quickly")
-def test_mail_is_sent_once_by_processes_that_share_the_outbox(
+def test_email_is_sent_once_by_processes_sharing_the_outbox(
     mailbox: Mailbox, app: Flask, another_worker: Flask
 ) -> None:
     with app.app_context():
@@ -161,7 +161,7 @@ def test_mail_is_sent_once_by_processes_that_share_the_outbox(
 
 
 @on_sqlite
-def test_mail_of_a_process_that_died_is_sent_after_its_lease(mailbox: Mailbox, app: Flask) -> None:
+def test_email_of_a_dead_process_is_sent_after_its_lease(mailbox: Mailbox, app: Flask) -> None:
     with app.app_context():
         verify()
         claimed = outbox.claim()
@@ -180,7 +180,7 @@ def test_mail_of_a_process_that_died_is_sent_after_its_lease(mailbox: Mailbox, a
 
 
 @on_sqlite
-def test_mail_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
+def test_email_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
     with app.app_context():
         verify()
         with writing() as session:
@@ -193,7 +193,7 @@ def test_mail_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
 
 @on_sqlite
 @pytest.mark.usefixtures("quickly")
-def test_expired_mail_is_dropped_and_logged(
+def test_expired_email_is_dropped_and_logged(
     mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     mailbox.refuse = "451 later"
@@ -211,7 +211,7 @@ def test_expired_mail_is_dropped_and_logged(
 
 
 @on_sqlite
-def test_pauses_grow_up_to_a_limit(app: Flask) -> None:
+def test_retry_delay_grows_up_to_a_limit(app: Flask) -> None:
     with app.app_context():
         verify()
         pauses = []
@@ -229,7 +229,7 @@ def test_pauses_grow_up_to_a_limit(app: Flask) -> None:
 
 
 @on_sqlite
-def test_flood_does_not_fill_the_outbox(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_emails_leave_room_for_notices(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_WAITING", 3)
     with app.app_context(), writing() as session:
         for kind in [MailKind.PASSWORD_RESET] * 5 + [MailKind.PASSWORD_CHANGED] * 5:
@@ -251,7 +251,7 @@ def held_back(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @on_sqlite
 @pytest.mark.usefixtures("held_back")
-def test_waiting_mail_holds_no_token_and_goes_with_the_account(client: FlaskClient, app: Flask) -> None:
+def test_waiting_emails_contain_no_token_and_end_with_the_account(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     client.post("/api/password-reset", json={"email": ADA})
     with app.app_context(), writing() as session:
@@ -279,7 +279,7 @@ def test_waiting_mail_holds_no_token_and_goes_with_the_account(client: FlaskClie
 
 @on_sqlite
 @pytest.mark.usefixtures("held_back")
-def test_reset_request_does_the_same_work_for_an_unknown_address(client: FlaskClient, app: Flask) -> None:
+def test_reset_request_does_the_same_work_for_unknown_addresses(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     statements: list[str] = []
     with app.app_context():
@@ -298,7 +298,7 @@ def test_reset_request_does_the_same_work_for_an_unknown_address(client: FlaskCl
 
 
 @on_sqlite
-def test_mail_whose_change_is_rolled_back_is_not_sent(mailbox: Mailbox, app: Flask) -> None:
+def test_email_of_a_rolled_back_change_is_not_sent(mailbox: Mailbox, app: Flask) -> None:
     mailer = app.extensions["backline"].mailer
     with app.app_context():
         with suppress(RuntimeError), writing() as session:
@@ -314,7 +314,7 @@ def test_mail_whose_change_is_rolled_back_is_not_sent(mailbox: Mailbox, app: Fla
 
 @on_sqlite
 @pytest.mark.usefixtures("quickly")
-def test_server_that_hangs_up_instead_of_parting_is_no_failure(
+def test_lost_connection_after_quit_is_not_a_failure(
     mailbox: Mailbox,
     app: Flask,
     client: FlaskClient,
@@ -342,7 +342,7 @@ def test_server_that_hangs_up_instead_of_parting_is_no_failure(
 
 @on_sqlite
 @pytest.mark.usefixtures("quickly")
-def test_one_broken_mail_does_not_hold_up_the_others(
+def test_broken_email_does_not_block_the_others(
     mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     with app.app_context():
@@ -357,7 +357,7 @@ def test_one_broken_mail_does_not_hold_up_the_others(
 
 @on_sqlite
 @pytest.mark.processes
-def test_scheduler_delivers_mail_that_a_process_left_behind(
+def test_scheduler_delivers_emails_left_by_another_process(
     mailbox: Mailbox, env: dict[str, str], app: Flask
 ) -> None:
     with app.app_context():

@@ -48,7 +48,7 @@ def rows(app: Flask) -> dict[str, int]:
 # --- name and address ----------------------------------------------------------------------------
 
 
-def test_a_name_can_be_changed(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
+def test_username_can_be_changed(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
     before = register(client, "ada")
 
     response = client.patch("/api/user", json={"username": " LOVELACE "})
@@ -59,7 +59,7 @@ def test_a_name_can_be_changed(client: FlaskClient, new_client: Callable[[], Fla
     assert login(new_client(), "ada").status_code == 401
 
 
-def test_a_new_address_needs_the_password(client: FlaskClient) -> None:
+def test_new_address_requires_the_password(client: FlaskClient) -> None:
     register(client, "ada")
 
     without = client.patch("/api/user", json={"email": "new@example.com"})
@@ -78,7 +78,7 @@ def test_a_new_address_needs_the_password(client: FlaskClient) -> None:
         ({"email": "GRACE@example.com", "current_password": PASSWORD}, "email-taken"),
     ],
 )
-def test_what_is_taken_stays_taken(
+def test_profile_change_rejects_taken_names_and_addresses(
     client: FlaskClient, new_client: Callable[[], FlaskClient], change: dict[str, str], problem: str
 ) -> None:
     register(new_client(), "grace")
@@ -90,7 +90,8 @@ def test_what_is_taken_stays_taken(
     assert client.get("/api/user").json == before
 
 
-def test_b4_two_tabs_that_change_different_things_lose_nothing(
+@pytest.mark.requirement("B4")
+def test_concurrent_changes_of_different_fields_are_both_kept(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tab that began first ends last: it must not put back what the other one has changed."""
@@ -117,14 +118,14 @@ def test_b4_two_tabs_that_change_different_things_lose_nothing(
     assert (user["username"], user["email"]) == ("lovelace", "new@example.com")
 
 
-def test_nothing_to_change_changes_nothing(client: FlaskClient) -> None:
+def test_profile_change_without_changes_changes_nothing(client: FlaskClient) -> None:
     before = register(client, "ada")
 
     assert client.patch("/api/user", json={}).json == before
     assert client.patch("/api/user", json={"username": "ada"}).json == before
 
 
-def test_two_who_want_one_name_at_once_do_not_both_get_it(
+def test_concurrent_changes_to_one_username_succeed_once(
     new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     clients = [new_client() for _ in range(6)]
@@ -145,7 +146,8 @@ def change_password(client: FlaskClient, current: str, new: str) -> int:
     return client.put("/api/user/password", json=body).status_code
 
 
-def test_a8_a_new_password_ends_all_sessions_but_this_one(
+@pytest.mark.requirement("A8")
+def test_password_change_ends_all_other_sessions(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(client, "ada")
@@ -165,7 +167,8 @@ def test_a8_a_new_password_ends_all_sessions_but_this_one(
     assert again.status_code == 200
 
 
-def test_a8_the_current_password_is_asked_for(
+@pytest.mark.requirement("A8")
+def test_password_change_requires_the_current_password(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(client, "ada")
@@ -174,7 +177,8 @@ def test_a8_the_current_password_is_asked_for(
     assert login(new_client(), "ada").status_code == 200
 
 
-def test_a8_guessing_the_current_password_is_throttled(client: FlaskClient) -> None:
+@pytest.mark.requirement("A8")
+def test_password_change_throttles_wrong_current_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
     answers = [change_password(client, f"guess number {number}", NEW_PASSWORD) for number in range(12)]
@@ -185,7 +189,7 @@ def test_a8_guessing_the_current_password_is_throttled(client: FlaskClient) -> N
 
 
 @pytest.mark.parametrize("new", ["short", "x" * 257, "password1", "spotify!", "ada@example.com", "ada12345"])
-def test_a_bad_new_password_changes_nothing(client: FlaskClient, new: str) -> None:
+def test_rejected_new_password_changes_nothing(client: FlaskClient, new: str) -> None:
     register(client, "ada")
 
     response = client.put("/api/user/password", json={"current_password": PASSWORD, "new_password": new})
@@ -194,7 +198,7 @@ def test_a_bad_new_password_changes_nothing(client: FlaskClient, new: str) -> No
     assert client.get("/api/user").status_code == 200
 
 
-def test_of_two_new_passwords_at_once_one_is_stored(
+def test_concurrent_password_changes_succeed_once(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has stolen a session and a password must not win over the owner who changes it first."""
@@ -214,7 +218,7 @@ def test_of_two_new_passwords_at_once_one_is_stored(
     assert sorted(answers) == [204, 401]
 
 
-def test_a_session_that_is_stored_while_the_password_changes_is_over(
+def test_session_stored_during_a_password_change_is_invalid(
     client: FlaskClient, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
     """Its sign-in saw the old password; its session comes after all others have been ended."""
@@ -234,7 +238,7 @@ def test_a_session_that_is_stored_while_the_password_changes_is_over(
     assert [session["current"] for session in sessions_of(client)] == [True]
 
 
-def test_a_session_that_is_over_does_not_reach_spotify(
+def test_ended_session_cannot_use_the_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(client, "ada")
@@ -262,7 +266,8 @@ def sessions_of(client: FlaskClient) -> list[dict[str, object]]:
     return found
 
 
-def test_b10_people_see_where_they_are_signed_in(
+@pytest.mark.requirement("B10")
+def test_session_list_shows_where_a_user_is_signed_in(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(client, "ada")
@@ -291,7 +296,7 @@ def test_b10_people_see_where_they_are_signed_in(
             assert timedelta(seconds=-2) < age < timedelta(minutes=1)
 
 
-def test_when_a_session_was_seen_last_costs_no_write(
+def test_last_seen_time_needs_no_write(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(client, "ada")
@@ -316,7 +321,8 @@ def _rest(store: redis.Redis, public_id: str) -> str:
     return key.decode().removeprefix("session:")
 
 
-def test_b10_one_session_can_be_ended(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
+@pytest.mark.requirement("B10")
+def test_single_session_can_be_ended(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
     register(client, "ada")
     login(phone := new_client(), "ada")
     login(laptop := new_client(), "ada")
@@ -330,7 +336,8 @@ def test_b10_one_session_can_be_ended(client: FlaskClient, new_client: Callable[
     assert len(sessions_of(client)) == 2
 
 
-def test_b10_all_others_can_be_ended(
+@pytest.mark.requirement("B10")
+def test_all_other_sessions_can_be_ended(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(client, "ada")
@@ -353,7 +360,7 @@ def age_sign_in(client: FlaskClient, **members: object) -> None:
         stored_sessions.change(app, key, **members)
 
 
-def test_ending_other_sessions_needs_a_fresh_sign_in_or_the_password(
+def test_ending_others_requires_a_recent_login_or_the_password(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(client, "ada")
@@ -377,7 +384,7 @@ def test_ending_other_sessions_needs_a_fresh_sign_in_or_the_password(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("path", ["/api/user/sessions", f"/api/user/sessions/{'0' * 32}"])
-def test_body_that_is_optional_may_be_empty_with_a_type(client: FlaskClient, path: str) -> None:
+def test_optional_body_may_be_empty_with_a_content_type(client: FlaskClient, path: str) -> None:
     """Many HTTP libraries send the type of a body with every request."""
     register(client, "ada")
 
@@ -386,14 +393,14 @@ def test_body_that_is_optional_may_be_empty_with_a_type(client: FlaskClient, pat
     assert client.delete(path, data=b"a", content_type="text/plain").status_code == 415
 
 
-def test_session_of_before_sign_ins_were_dated_is_not_fresh(client: FlaskClient) -> None:
+def test_session_without_a_login_time_is_not_recent(client: FlaskClient) -> None:
     register(client, "ada")
     age_sign_in(client, signed_in_at=None)
 
     assert client.delete("/api/user/sessions").status_code == 403
 
 
-def test_ending_this_session_needs_no_fresh_sign_in(client: FlaskClient) -> None:
+def test_ending_the_own_session_requires_no_recent_login(client: FlaskClient) -> None:
     register(client, "ada")
     age_sign_in(client, signed_in_at=0)
     [here] = sessions_of(client)
@@ -402,7 +409,7 @@ def test_ending_this_session_needs_no_fresh_sign_in(client: FlaskClient) -> None
     assert client.get("/api/user").status_code == 401
 
 
-def test_guessing_the_password_to_end_sessions_is_throttled(client: FlaskClient) -> None:
+def test_ending_sessions_throttles_wrong_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
     answers = [
@@ -413,7 +420,7 @@ def test_guessing_the_password_to_end_sessions_is_throttled(client: FlaskClient)
     assert answers == [401] * 10 + [429] * 2
 
 
-def test_ending_this_session_signs_out(client: FlaskClient, app: Flask) -> None:
+def test_ending_the_own_session_signs_out(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     [here] = sessions_of(client)
 
@@ -423,7 +430,7 @@ def test_ending_this_session_signs_out(client: FlaskClient, app: Flask) -> None:
     assert store_of(app).keys("session*") == []
 
 
-def test_anothers_session_is_answered_like_none(
+def test_session_of_another_user_looks_like_an_unknown_one(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(client, "ada")
@@ -436,7 +443,7 @@ def test_anothers_session_is_answered_like_none(
     assert grace.get("/api/user").status_code == 200
 
 
-def test_sessions_that_end_by_themselves_are_not_listed(
+def test_expired_sessions_are_not_listed(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(client, "ada")
@@ -449,7 +456,8 @@ def test_sessions_that_end_by_themselves_are_not_listed(
     assert store.zcard(index) == 1
 
 
-def test_h4_nobody_has_more_than_a_hundred_sessions(
+@pytest.mark.requirement("H4")
+def test_user_has_at_most_a_hundred_sessions(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert session_index.MAX_SESSIONS == 100
@@ -467,7 +475,7 @@ def test_h4_nobody_has_more_than_a_hundred_sessions(
 # --- the export ----------------------------------------------------------------------------------
 
 
-def test_the_export_is_all_there_is_and_no_token(client: FlaskClient, sandbox: SandboxClient) -> None:
+def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: SandboxClient) -> None:
     user = register(client, "ada")
     spotify = connect(client, sandbox)
 
@@ -484,9 +492,7 @@ def test_the_export_is_all_there_is_and_no_token(client: FlaskClient, sandbox: S
     assert "token" not in response.text.replace("access_token_expires_at", "")
 
 
-def test_every_personal_column_is_exported_or_known_to_be_none_of_theirs(
-    client: FlaskClient, sandbox: SandboxClient
-) -> None:
+def test_export_contains_every_personal_column(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     connect(client, sandbox)
     export = client.get("/api/user/export").json
@@ -503,7 +509,7 @@ def test_every_personal_column_is_exported_or_known_to_be_none_of_theirs(
 # --- the end -------------------------------------------------------------------------------------
 
 
-def test_a_deleted_account_leaves_nothing(
+def test_account_deletion_leaves_nothing_behind(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
@@ -533,7 +539,7 @@ def test_a_deleted_account_leaves_nothing(
     assert register(new_client(), "ada")["username"] == "ada"
 
 
-def test_deleting_needs_the_password(client: FlaskClient, app: Flask) -> None:
+def test_account_deletion_requires_the_password(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
 
     wrong = client.delete("/api/user", json={"password": "not the password"})
@@ -544,7 +550,7 @@ def test_deleting_needs_the_password(client: FlaskClient, app: Flask) -> None:
     assert rows(app)["users"] == 1
 
 
-def test_a_deletion_does_not_outlive_the_password_it_was_proved_with(
+def test_account_deletion_fails_if_the_password_has_changed(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch, app: Flask
 ) -> None:
     register(client, "ada")
@@ -562,7 +568,8 @@ def test_a_deletion_does_not_outlive_the_password_it_was_proved_with(
     assert rows(app)["users"] == 1
 
 
-def test_g3_an_account_that_is_deleted_while_its_token_is_refreshed_stays_deleted(
+@pytest.mark.requirement("G3")
+def test_account_deleted_during_a_refresh_stays_deleted(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
@@ -580,7 +587,8 @@ def test_g3_an_account_that_is_deleted_while_its_token_is_refreshed_stays_delete
     assert set(rows(app).values()) == {0}
 
 
-def test_g3_an_account_that_is_deleted_while_connecting_gets_no_link(
+@pytest.mark.requirement("G3")
+def test_account_deleted_during_a_callback_gets_no_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
@@ -598,7 +606,8 @@ def test_g3_an_account_that_is_deleted_while_connecting_gets_no_link(
     assert set(rows(app).values()) == {0}
 
 
-def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
+@pytest.mark.requirement("G3")
+def test_callback_of_an_ended_session_connects_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A password reset that comes at the last moment deletes what was connected before it."""
@@ -618,7 +627,8 @@ def test_g3_a_callback_connects_nothing_once_its_session_has_ended(
     assert rows(app)["spotify_users"] == 0
 
 
-def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
+@pytest.mark.requirement("G3")
+def test_grant_is_not_stored_for_a_deleted_account(app: Flask) -> None:
     profile, grant = (
         Profile("mira_t_42", None, None, None, None, None),
         TokenResponse("at", "rt", 3600, "streaming"),
@@ -632,7 +642,7 @@ def test_g3_no_link_is_stored_for_an_account_that_has_gone(app: Flask) -> None:
     assert set(rows(app).values()) == {0}
 
 
-def test_a_deleted_id_is_never_given_out_again(
+def test_ids_of_deleted_accounts_are_not_reused(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     first = register(client, "ada")
@@ -641,7 +651,7 @@ def test_a_deleted_id_is_never_given_out_again(
     assert register(new_client(), "ada")["id"] > first["id"]
 
 
-def test_trying_which_names_are_taken_is_bounded(
+def test_profile_changes_are_limited_to_thirty_an_hour(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(new_client(), "grace")

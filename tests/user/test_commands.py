@@ -35,7 +35,7 @@ def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
     return client
 
 
-def test_operator_sees_an_account(ada: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_show_prints_an_account_without_secrets(ada: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     connect(ada, sandbox)
     ada.patch("/api/user", json={"email": NEW, "current_password": PASSWORD})
     number = str(ada.get("/api/user").json["id"])
@@ -52,7 +52,7 @@ def test_operator_sees_an_account(ada: FlaskClient, app: Flask, sandbox: Sandbox
 
 
 @pytest.mark.parametrize("command", ["show", "end-sessions", "disable", "enable", "set-email"])
-def test_command_for_an_unknown_or_ambiguous_user_does_nothing(
+def test_commands_reject_unknown_and_ambiguous_users(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, command: str
 ) -> None:
     user = register(client, "ada")
@@ -72,7 +72,7 @@ def test_command_for_an_unknown_or_ambiguous_user_does_nothing(
     assert client.get("/api/user").json == user
 
 
-def test_operator_replaces_an_address(
+def test_set_email_replaces_the_address(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
     """For somebody who has lost the mailbox: nothing that was mailed to it works any more."""
@@ -94,7 +94,7 @@ def test_operator_replaces_an_address(
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
 
 
-def test_operator_corrects_the_spelling_of_an_address(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
+def test_set_email_keeps_another_spelling_verified(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     """It is the same mailbox, so it needs no proof and no alarm."""
     settled(app)
     sent = len(mailbox.mails)
@@ -110,7 +110,7 @@ def test_operator_corrects_the_spelling_of_an_address(ada: FlaskClient, mailbox:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_operator_learns_that_no_mail_was_sent(
+def test_set_email_reports_that_no_email_was_sent(
     client: FlaskClient, app: Flask, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(client, "ada")
@@ -124,7 +124,7 @@ def test_operator_learns_that_no_mail_was_sent(
     assert client.get("/api/user").json["email"] == NEW
 
 
-def test_operator_ends_sessions(
+def test_end_sessions_signs_the_user_out_everywhere(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
     register(client, "ada")
@@ -143,7 +143,7 @@ def test_operator_ends_sessions(
     ("command", "says"), [("end-sessions", "Ended all sessions"), ("disable", "Disabled user")]
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_operator_ends_sessions_while_redis_is_away(
+def test_sessions_end_although_redis_is_down(
     client: FlaskClient, make_app: MakeApp, command: str, says: str
 ) -> None:
     register(client, "ada")
@@ -155,7 +155,8 @@ def test_operator_ends_sessions_while_redis_is_away(
     assert client.get("/api/user").status_code == 401
 
 
-def test_g3_disabled_account_is_shut_until_it_is_enabled(
+@pytest.mark.requirement("G3")
+def test_disabled_account_cannot_be_used_until_enabled(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
     ada.post("/api/password-reset", json={"email": ADA})
