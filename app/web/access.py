@@ -55,7 +55,7 @@ def require_user() -> User:
     """Return the signed-in user.
 
     Raises:
-        NotSignedIn: no one is signed in, or the account has been deleted or disabled.
+        NotSignedIn: No one is signed in, or the account has been deleted or disabled.
     """
     user = current_user()
     if user is None:

@@ -99,8 +99,8 @@ def read_body(request: Request, max_bytes: int) -> bytes:
     """Read a request's whole body.
 
     Raises:
-        PayloadTooLarge: it is larger than `max_bytes`.
-        MalformedRequest: its transfer coding is malformed.
+        PayloadTooLarge: It is larger than `max_bytes`.
+        MalformedRequest: Its transfer coding is malformed.
     """
     if (request.content_length or 0) > max_bytes:
         raise PayloadTooLarge(f"Send at most {max_bytes // 1024} KiB.")
@@ -120,7 +120,7 @@ def parse_json(body: bytes) -> Any:
     """Parse one JSON value in UTF-8.
 
     Raises:
-        MalformedRequest: it is not JSON, or parsers disagree about it: duplicate members, NaN, unpaired
+        MalformedRequest: It is not JSON, or parsers disagree about it: duplicate members, NaN, unpaired
             surrogates, numbers out of range, or deep nesting.
     """
     try:

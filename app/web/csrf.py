@@ -63,7 +63,7 @@ def require_same_site_start(config: Config) -> None:
     A client that sends no `Sec-Fetch-Site` is either not a browser or an old one, and is not restricted.
 
     Raises:
-        CrossSiteRequest: a link or a page of another site started it.
+        CrossSiteRequest: A link or a page of another site started it.
     """
     sites = request.headers.getlist("Sec-Fetch-Site")
     if all(site in ("same-origin", "same-site", "none") for site in sites):

@@ -50,8 +50,8 @@ class Throttle:
         `account` is the caller's name for it, whether or not there is such an account.
 
         Raises:
-            TooManyAttempts: this address has to wait before it may try again.
-            redis.RedisError: the attempt cannot be counted.
+            TooManyAttempts: This address has to wait before it may try again.
+            redis.RedisError: The attempt cannot be counted.
         """
         limits = (
             FREE_ATTEMPTS,
@@ -89,8 +89,8 @@ class Throttle:
         """Count an event that may happen `limit` times in `seconds` for each key.
 
         Raises:
-            TooManyAttempts: the limit has been reached.
-            redis.RedisError: the event cannot be counted.
+            TooManyAttempts: The limit has been reached.
+            redis.RedisError: The event cannot be counted.
         """
         _require_no_wait(self._hit(keys=[self._key(event, key)], args=[limit, seconds]), event)
 
@@ -103,8 +103,8 @@ class Throttle:
         may have `limit_per_caller` that have not ended.
 
         Raises:
-            TooManyAttempts: one of the limits has been reached.
-            redis.RedisError: the operation cannot be counted.
+            TooManyAttempts: One of the limits has been reached.
+            redis.RedisError: The operation cannot be counted.
         """
         counter = self._key(event, client_network())
         wait = self._reserve(
@@ -144,7 +144,7 @@ def _require_no_wait(milliseconds: Any, event: str) -> None:
     """Raise if a script returned a wait.
 
     Raises:
-        TooManyAttempts: it did.
+        TooManyAttempts: There is a wait.
     """
     if milliseconds:
         log.warning("throttled", extra={"limit": event})
