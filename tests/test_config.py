@@ -51,14 +51,14 @@ def test_development_needs_two_secrets_and_nothing_else() -> None:
     assert "http://127.0.0.1:5173" in config.cors_origins
 
 
-def test_another_port_moves_what_depends_on_it() -> None:
+def test_port_determines_the_urls_that_depend_on_it() -> None:
     config = Config.from_env({**DEVELOPMENT, "PORT": "5050"})
 
     assert config.spotify_redirect_uri == "http://127.0.0.1:5050/api/spotify/authorize"
     assert config.frontend_url == "http://127.0.0.1:5050/api/docs"
 
 
-def test_a_real_client_id_means_the_real_spotify() -> None:
+def test_real_client_id_selects_the_real_spotify() -> None:
     config = Config.from_env({**DEVELOPMENT, "SPOTIFY_CLIENT_ID": "abc", "SPOTIFY_CLIENT_SECRET": "x"})
 
     assert not config.uses_sandbox
@@ -66,11 +66,11 @@ def test_a_real_client_id_means_the_real_spotify() -> None:
     assert config.spotify_api_url == "https://api.spotify.com/v1"
 
 
-def test_a_secret_without_an_id_is_a_mistake() -> None:
+def test_client_secret_without_an_id_is_reported() -> None:
     assert "SPOTIFY_CLIENT_ID" in problems_of({**DEVELOPMENT, "SPOTIFY_CLIENT_SECRET": "x"})
 
 
-def test_a_dotenv_file_in_another_encoding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dotenv_file_in_another_encoding_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("config.ROOT", tmp_path)
     monkeypatch.delenv("FLASK_SKIP_DOTENV", raising=False)
     (tmp_path / ".env").write_text("PORT=5055\n", encoding="utf-8-sig")
@@ -125,13 +125,13 @@ def test_production_is_secure_by_default() -> None:
     assert config.cors_origins == ("https://app.example.com",)
 
 
-def test_playback_tokens_are_off_in_production_unless_asked_for() -> None:
+def test_playback_tokens_are_off_in_production_by_default() -> None:
     assert not Config.from_env(PRODUCTION).playback_token_enabled
     assert Config.from_env({**PRODUCTION, "PLAYBACK_TOKEN_ENABLED": "true"}).playback_token_enabled
     assert Config.from_env(DEVELOPMENT).playback_token_enabled
 
 
-def test_production_refuses_to_start_on_defaults_and_says_all_at_once() -> None:
+def test_production_with_defaults_reports_every_problem_at_once() -> None:
     message = problems_of({"APP_ENV": "production"})
 
     for name in PRODUCTION:
@@ -140,7 +140,7 @@ def test_production_refuses_to_start_on_defaults_and_says_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(PRODUCTION))
-def test_production_needs_each_of_its_settings(missing: str) -> None:
+def test_production_requires_each_of_its_settings(missing: str) -> None:
     assert missing in problems_of({name: value for name, value in PRODUCTION.items() if name != missing})
 
 
@@ -214,13 +214,14 @@ def test_production_needs_each_of_its_settings(missing: str) -> None:
         ("PORT", "5000.0"),
     ],
 )
-def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: str) -> None:
+def test_invalid_setting_is_named_without_showing_secrets(name: str, value: str) -> None:
     message = problems_of({**PRODUCTION, name: value})
 
     assert message.startswith(name)
     assert "hunter2" not in message
 
 
+@pytest.mark.requirement("C1")
 @pytest.mark.parametrize("settings", [PRODUCTION, DEVELOPMENT], ids=["production", "development"])
 @pytest.mark.parametrize(
     "origins",
@@ -236,12 +237,13 @@ def test_a_wrong_setting_is_named_and_secrets_are_not_shown(name: str, value: st
         "https://app.example.com:99999",
     ],
 )
-def test_c1_an_origin_that_is_not_exact_refuses_the_start(settings: dict[str, str], origins: str) -> None:
+def test_origin_that_is_not_exact_is_rejected(settings: dict[str, str], origins: str) -> None:
     assert problems_of({**settings, "CORS_ORIGINS": origins}).startswith("CORS_ORIGINS")
 
 
+@pytest.mark.requirement("C1")
 @pytest.mark.parametrize("nobody", ["", " ", ","])
-def test_c1_production_has_no_origins_that_nobody_has_listed(nobody: str) -> None:
+def test_production_has_no_default_origins(nobody: str) -> None:
     assert problems_of({**PRODUCTION, "CORS_ORIGINS": nobody}) == "CORS_ORIGINS is not set. See .env.example."
 
 
@@ -253,18 +255,19 @@ def test_c1_production_has_no_origins_that_nobody_has_listed(nobody: str) -> Non
         ("http://[::1]:8080/", "http://[::1]:8080"),
     ],
 )
-def test_an_origin_is_written_as_browsers_write_it(url: str, origin: str) -> None:
+def test_origins_are_written_as_browsers_send_them(url: str, origin: str) -> None:
     config = Config.from_env({**DEVELOPMENT, "FRONTEND_URL": url})
 
     assert config.cors_origins == (origin, "http://127.0.0.1:5173")
 
 
-def test_short_sessions_are_a_choice() -> None:
+def test_session_lifetimes_can_be_short() -> None:
     config = Config.from_env({**PRODUCTION, "SESSION_IDLE_SECONDS": "2", "SESSION_MAX_SECONDS": "5"})
 
     assert (config.session_idle_seconds, config.session_max_seconds) == (2, 5)
 
 
+@pytest.mark.requirement("B7")
 @pytest.mark.parametrize(
     ("origins", "redirect_uri"),
     [
@@ -273,13 +276,14 @@ def test_short_sessions_are_a_choice() -> None:
         ("https://10.0.0.1", "https://192.168.0.1/api/spotify/authorize"),
     ],
 )
-def test_b7_an_app_on_another_site_needs_a_cookie_for_other_sites(origins: str, redirect_uri: str) -> None:
+def test_app_on_another_site_requires_a_cross_site_cookie(origins: str, redirect_uri: str) -> None:
     settings = {**PRODUCTION, "CORS_ORIGINS": origins, "SPOTIFY_REDIRECT_URI": redirect_uri}
 
     assert "SESSION_COOKIE_SAMESITE" in problems_of(settings)
     assert Config.from_env({**CROSS_SITE, "CORS_ORIGINS": origins}).session_cookie_samesite == "None"
 
 
+@pytest.mark.requirement("B7")
 @pytest.mark.parametrize(
     "redirect_uri",
     [
@@ -288,11 +292,11 @@ def test_b7_an_app_on_another_site_needs_a_cookie_for_other_sites(origins: str, 
         "https://app.other.com/callback",  # a page of the SPA: it does not say where the API is
     ],
 )
-def test_b7_an_app_on_the_same_site_does_not(redirect_uri: str) -> None:
+def test_app_on_the_same_site_requires_no_cross_site_cookie(redirect_uri: str) -> None:
     assert Config.from_env({**PRODUCTION, "SPOTIFY_REDIRECT_URI": redirect_uri})
 
 
-def test_a_cookie_for_other_sites_has_to_be_secure() -> None:
+def test_cross_site_cookie_must_be_secure() -> None:
     wrong = {"SESSION_COOKIE_SAMESITE": "None", "SESSION_COOKIE_SECURE": "false"}
 
     assert "SESSION_COOKIE_SAMESITE" in problems_of({**PRODUCTION, **wrong})
@@ -307,7 +311,7 @@ def test_a_cookie_for_other_sites_has_to_be_secure() -> None:
     ],
     ids=["base64", "base64url without padding", "hexadecimal"],
 )
-def test_a_key_may_be_written_in_any_usual_way(text: str) -> None:
+def test_key_may_be_in_any_common_encoding(text: str) -> None:
     config = Config.from_env({**DEVELOPMENT, "TOKEN_ENCRYPTION_KEYS": f"{text}, {KEY}"})
 
     assert config.token_encryption_keys == (bytes(range(224, 256)), KEY_BYTES)
@@ -324,7 +328,7 @@ def test_secrets_are_not_in_the_repr() -> None:
     ("text", "accepted"),
     [("", set()), (" , ", set()), ("mail", {"mail"}), ("Redis, sqlite,", {"redis", "sqlite"})],
 )
-def test_operator_names_the_insecure_parts_to_accept(text: str, accepted: set[str]) -> None:
+def test_operator_can_accept_insecure_parts_by_name(text: str, accepted: set[str]) -> None:
     assert Config.from_env({**PRODUCTION, "ALLOW_INSECURE": text}).allow_insecure == accepted
 
 
@@ -387,7 +391,7 @@ INSECURE = [
 
 
 @pytest.mark.parametrize(("name", "value"), INSECURE)
-def test_production_refuses_an_insecure_setting(name: str, value: str) -> None:
+def test_production_rejects_an_insecure_setting(name: str, value: str) -> None:
     assert insecure_names({name: value}) == {name}
 
 
@@ -418,7 +422,7 @@ def test_production_reports_every_insecure_setting_at_once() -> None:
         ("sqlite", "DATABASE_URL", "sqlite:////var/lib/backline.sqlite3"),
     ],
 )
-def test_operator_accepts_one_insecure_part_and_no_other(part: str, name: str, value: str) -> None:
+def test_accepting_one_insecure_part_accepts_no_other(part: str, name: str, value: str) -> None:
     assert insecure_names({name: value, "ALLOW_INSECURE": part}) == set()
     assert insecure_names({name: value, "ALLOW_INSECURE": "mail"}) == {name}
 
@@ -443,7 +447,7 @@ def test_production_accepts_a_setting_that_is_secure_enough(name: str, value: st
     assert insecure_names({name: value}) == set()
 
 
-def test_plain_http_is_accepted_where_it_stays_on_one_machine() -> None:
+def test_plain_http_is_accepted_on_one_machine() -> None:
     local = {
         **PRODUCTION,
         "TRUSTED_HOSTS": "127.0.0.1",
@@ -473,7 +477,7 @@ def test_desktop_app_with_a_loopback_redirect_keeps_a_secure_cookie(trusted_host
     assert insecure_names({"SESSION_COOKIE_SECURE": "false"}, desktop) == {"SESSION_COOKIE_SECURE"}
 
 
-def test_development_accepts_what_production_refuses() -> None:
+def test_development_accepts_what_production_rejects() -> None:
     for name, value in INSECURE:
         if name != "SPOTIFY_CLIENT_ID":  # it would need a secret
             assert Config.from_env({**DEVELOPMENT, name: value}), name
@@ -485,7 +489,7 @@ API = "https://api.example.com"
 
 
 @pytest.mark.parametrize("samesite", ["None", "Strict"])
-def test_cookie_that_would_miss_the_callback_is_refused(samesite: str) -> None:
+def test_cookie_that_callbacks_would_lack_is_rejected(samesite: str) -> None:
     message = problems_of({**PRODUCTION, "SESSION_COOKIE_SAMESITE": samesite})
 
     assert message.startswith(f"SESSION_COOKIE_SAMESITE={samesite} does not work")
@@ -528,7 +532,7 @@ def test_strict_cookie_works_with_a_redirect_to_a_page() -> None:
         "https://elsewhere.example.com/api/spotify/authorize/",
     ],
 )
-def test_redirect_uri_at_the_api_has_one_spelling(uri: str, samesite: str) -> None:
+def test_redirect_uri_at_the_api_has_one_form(uri: str, samesite: str) -> None:
     changes = {"SPOTIFY_REDIRECT_URI": uri, "SESSION_COOKIE_SAMESITE": samesite}
 
     assert insecure_names(changes) == {"SPOTIFY_REDIRECT_URI"}
@@ -601,7 +605,7 @@ WRAPPED = [
     "settings", [PRODUCTION, CROSS_SITE, DEVELOPMENT], ids=["production", "cross-site", "development"]
 )
 @pytest.mark.parametrize("origin", WRAPPED)
-def test_origin_of_a_wrapped_app_is_accepted(settings: dict[str, str], origin: str) -> None:
+def test_origin_of_an_app_in_a_native_shell_is_accepted(settings: dict[str, str], origin: str) -> None:
     assert Config.from_env({**settings, "CORS_ORIGINS": origin}).cors_origins == (origin,)
 
 
@@ -621,11 +625,11 @@ def test_origin_of_a_wrapped_app_is_accepted(settings: dict[str, str], origin: s
         "data:text/html,x",
     ],
 )
-def test_origin_of_another_scheme_or_form_is_refused(settings: dict[str, str], origin: str) -> None:
+def test_origin_with_another_scheme_or_form_is_rejected(settings: dict[str, str], origin: str) -> None:
     assert "an exact origin such as" in problems_of({**settings, "CORS_ORIGINS": origin})
 
 
-def test_header_names_are_added_to_those_of_traces() -> None:
+def test_header_names_are_added_to_those_for_tracing() -> None:
     traces = ("sentry-trace", "baggage", "traceparent")
     assert Config.from_env(PRODUCTION).cors_allow_headers == traces
 
@@ -652,5 +656,5 @@ def test_header_names_are_added_to_those_of_traces() -> None:
         "Sec-Fetch-Site",
     ],
 )
-def test_header_that_apps_cannot_be_allowed_is_refused(settings: dict[str, str], names: str) -> None:
+def test_header_that_apps_must_not_send_is_rejected(settings: dict[str, str], names: str) -> None:
     assert problems_of({**settings, "CORS_ALLOW_HEADERS": names}).startswith("CORS_ALLOW_HEADERS has")

@@ -18,7 +18,7 @@ from app.models import User
         datetime(2026, 12, 31, 23, 59, 59, 999999, tzinfo=timezone(timedelta(hours=-11))),
     ],
 )
-def test_a_moment_keeps_its_zone_and_its_microseconds(app: Flask, moment: datetime) -> None:
+def test_datetime_keeps_its_zone_and_microseconds(app: Flask, moment: datetime) -> None:
     with app.app_context():
         with writing() as db:
             db.add(User(username="ada", email="a@b.example", password_hash="x", created_at=moment))
@@ -30,7 +30,7 @@ def test_a_moment_keeps_its_zone_and_its_microseconds(app: Flask, moment: dateti
     assert stored.tzinfo is UTC
 
 
-def test_what_fails_leaves_nothing(app: Flask) -> None:
+def test_failed_transaction_leaves_nothing(app: Flask) -> None:
     def fail() -> None:
         with writing() as db:
             db.add(User(username="ada", email="a@b.example", password_hash="x"))
@@ -44,7 +44,8 @@ def test_what_fails_leaves_nothing(app: Flask) -> None:
             assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 0
 
 
-def test_j1_an_error_quotes_nothing_of_the_row(app: Flask) -> None:
+@pytest.mark.requirement("J1")
+def test_database_error_does_not_quote_the_row(app: Flask) -> None:
     """An error that nobody foresaw is logged with its traceback, and that with the error's own words."""
     with app.app_context(), pytest.raises(sa.exc.IntegrityError) as failed, writing() as db:
         db.execute(sa.insert(User).values(username="ada", email=None, password_hash="hunter2"))

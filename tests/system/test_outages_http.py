@@ -1,7 +1,6 @@
-"""What a caller of the API meets while Redis or MySQL refuse, stall, restart, or break in the middle.
+"""The API while Redis or MySQL refuses connections, stalls, restarts, or fails in the middle of a request.
 
-The numbers in the names identify the faults. Bounds are twice what is promised,
-because tests run on busy machines.
+Time limits are twice what is promised, because tests run on busy machines.
 """
 
 import json
@@ -314,7 +313,7 @@ def check_every_route(
     assert [wrong for wrong in complaints if wrong] == []
 
 
-def test_fault1_while_redis_refuses_every_route_says_so(
+def test_every_route_is_503_while_redis_refuses_connections(
     world: World, app: Flask, cookies: dict[str, str]
 ) -> None:
     world.store.refuse()
@@ -326,7 +325,7 @@ def test_fault1_while_redis_refuses_every_route_says_so(
     assert re.findall(r".*Traceback.*", world.api.log) == []
 
 
-def test_fault2_while_redis_stalls_every_route_says_so_in_time(
+def test_every_route_is_503_in_time_while_redis_stalls(
     world: World, app: Flask, cookies: dict[str, str]
 ) -> None:
     world.store.blackhole()
@@ -336,7 +335,7 @@ def test_fault2_while_redis_stalls_every_route_says_so_in_time(
     check_recovered(world, cookies)
 
 
-def test_fault7_while_mysql_refuses_every_route_says_so(
+def test_every_route_is_503_while_mysql_refuses_connections(
     world: World, app: Flask, cookies: dict[str, str]
 ) -> None:
     world.mysql.refuse()
@@ -346,7 +345,7 @@ def test_fault7_while_mysql_refuses_every_route_says_so(
     check_recovered(world, cookies)
 
 
-def test_fault8_while_mysql_stalls_every_route_says_so_in_time(
+def test_every_route_is_503_in_time_while_mysql_stalls(
     world: World, app: Flask, cookies: dict[str, str]
 ) -> None:
     world.mysql.blackhole()
@@ -357,7 +356,7 @@ def test_fault8_while_mysql_stalls_every_route_says_so_in_time(
 
 
 @pytest.mark.parametrize("dependency", ["store", "mysql"])
-def test_fault1_and_7_a_browser_is_sent_back_to_the_app_with_the_reason(
+def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
     world: World, cookies: dict[str, str], dependency: str
 ) -> None:
     getattr(world, dependency).refuse()
@@ -371,7 +370,7 @@ def test_fault1_and_7_a_browser_is_sent_back_to_the_app_with_the_reason(
 # --- the servers themselves ----------------------------------------------------------------------
 
 
-def test_fault1_redis_killed_and_started_again_is_used_again(world: World, cookies: dict[str, str]) -> None:
+def test_redis_is_used_again_after_a_restart(world: World, cookies: dict[str, str]) -> None:
     world.redis.kill()
     check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
 
@@ -387,7 +386,7 @@ def test_fault1_redis_killed_and_started_again_is_used_again(world: World, cooki
     assert call(world, "GET", "/api/user", cookies=cookies).status_code == 401
 
 
-def test_fault2_a_stopped_redis_holds_nobody_up(world: World, cookies: dict[str, str]) -> None:
+def test_paused_redis_does_not_block_requests(world: World, cookies: dict[str, str]) -> None:
     world.redis.pause()
     answers = timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
     alive = timed(lambda: call(world, "GET", "/livez"), 1)
@@ -400,7 +399,7 @@ def test_fault2_a_stopped_redis_holds_nobody_up(world: World, cookies: dict[str,
     check_recovered(world, cookies)
 
 
-def test_fault2_a_slow_redis_only_costs_time(world: World, cookies: dict[str, str]) -> None:
+def test_slow_redis_only_costs_time(world: World, cookies: dict[str, str]) -> None:
     world.store.latency(0.05)
 
     for answer, seconds in timed(lambda: call(world, "GET", "/api/spotify/token", cookies=cookies), 4):
@@ -408,7 +407,7 @@ def test_fault2_a_slow_redis_only_costs_time(world: World, cookies: dict[str, st
         assert seconds < REDIS_SECONDS
 
 
-def test_fault6_a_full_redis_refuses_what_is_new_and_still_serves_the_rest(
+def test_full_redis_rejects_new_sessions_and_serves_existing_ones(
     world: World, cookies: dict[str, str]
 ) -> None:
     world.redis.client.config_set("maxmemory", 1)
@@ -423,9 +422,7 @@ def test_fault6_a_full_redis_refuses_what_is_new_and_still_serves_the_rest(
     assert call(world, "POST", "/api/register", json=account("grace")).status_code == 201
 
 
-def test_fault6_a_redis_that_became_a_replica_is_away_until_it_is_a_master(
-    world: World, cookies: dict[str, str]
-) -> None:
+def test_redis_counts_as_unavailable_while_it_is_a_replica(world: World, cookies: dict[str, str]) -> None:
     world.redis.client.replicaof("127.0.0.1", "1")
 
     check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
@@ -435,7 +432,7 @@ def test_fault6_a_redis_that_became_a_replica_is_away_until_it_is_a_master(
     check_recovered(world, cookies)
 
 
-def test_fault7_mysql_killed_and_started_again_is_used_again(world: World, cookies: dict[str, str]) -> None:
+def test_mysql_is_used_again_after_a_restart(world: World, cookies: dict[str, str]) -> None:
     world.database.kill()
     for answer, seconds in timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 16):
         check_unavailable(answer)
@@ -448,7 +445,7 @@ def test_fault7_mysql_killed_and_started_again_is_used_again(world: World, cooki
     eventually(lambda: call(world, "GET", "/readyz").status_code == 200)
 
 
-def test_fault8_a_stopped_mysql_holds_nobody_up_for_long(world: World, cookies: dict[str, str]) -> None:
+def test_paused_mysql_does_not_block_requests_for_long(world: World, cookies: dict[str, str]) -> None:
     world.database.pause()
     # Eight times as many callers as there are threads: they must not queue behind each other's time-outs.
     with ThreadPoolExecutor(1) as pool:
@@ -464,7 +461,7 @@ def test_fault8_a_stopped_mysql_holds_nobody_up_for_long(world: World, cookies: 
     check_recovered(world, cookies)
 
 
-def test_fault8_a_statement_that_stalls_is_cut_off(world: World, cookies: dict[str, str]) -> None:
+def test_stalled_statement_times_out(world: World, cookies: dict[str, str]) -> None:
     world.mysql.hold("down", b"spotify_users")
     [(answer, seconds)] = timed(lambda: call(world, "GET", "/api/spotify", cookies=cookies), 1)
     world.mysql.release()
@@ -474,9 +471,7 @@ def test_fault8_a_statement_that_stalls_is_cut_off(world: World, cookies: dict[s
     check_recovered(world, cookies)
 
 
-def test_fault8_a_resting_connection_that_stalls_is_given_up_sooner_than_a_statement(
-    world: World, app: Flask
-) -> None:
+def test_stalled_idle_connection_times_out_sooner_than_a_statement(world: World, app: Flask) -> None:
     with app.app_context():
         read_db_now()
         world.mysql.blackhole()
@@ -502,9 +497,7 @@ def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[reques
 # --- connections that break ----------------------------------------------------------------------
 
 
-def test_fault9_a_connection_killed_while_it_rests_is_not_missed(
-    world: World, cookies: dict[str, str]
-) -> None:
+def test_idle_connection_that_was_killed_is_replaced(world: World, cookies: dict[str, str]) -> None:
     timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
     assert world.kill_connections() > 0
 
@@ -513,9 +506,7 @@ def test_fault9_a_connection_killed_while_it_rests_is_not_missed(
     assert [answer.status_code for answer, _ in answers] == [200] * 16
 
 
-def test_fault9_mysql_restarted_while_nobody_calls_is_not_missed(
-    world: World, cookies: dict[str, str]
-) -> None:
+def test_mysql_restart_between_requests_goes_unnoticed(world: World, cookies: dict[str, str]) -> None:
     os.kill(world.database.pid, signal.SIGTERM)
     eventually(lambda: not world.database.is_running)
     world.database.kill()
@@ -524,7 +515,7 @@ def test_fault9_mysql_restarted_while_nobody_calls_is_not_missed(
     assert call(world, "GET", "/api/user", cookies=cookies).status_code == 200
 
 
-def test_fault9_a_connection_killed_in_the_middle_leaves_no_half(world: World) -> None:
+def test_connection_killed_in_a_transaction_leaves_no_partial_write(world: World) -> None:
     world.mysql.hold("up", b"COMMIT", since=b"INSERT INTO users")
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, world, "POST", "/api/register", json=account())
@@ -587,7 +578,7 @@ def hashes(world: World) -> list[str]:
 
 
 @pytest.mark.usefixtures("pair")
-def test_fault10_the_victim_of_a_deadlock_begins_anew(world: World, app: Flask) -> None:
+def test_deadlock_victim_is_retried(world: World, app: Flask) -> None:
     ask = change_both(app, again=True)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
@@ -597,7 +588,7 @@ def test_fault10_the_victim_of_a_deadlock_begins_anew(world: World, app: Flask) 
 
 
 @pytest.mark.usefixtures("pair")
-def test_fault10_a_victim_that_may_not_begin_anew_leaves_no_half(world: World, app: Flask) -> None:
+def test_deadlock_victim_without_retries_leaves_no_partial_write(world: World, app: Flask) -> None:
     ask = change_both(app, again=False)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
@@ -607,9 +598,7 @@ def test_fault10_a_victim_that_may_not_begin_anew_leaves_no_half(world: World, a
     assert ask("ada", "grace")[0] == 204
 
 
-def test_fault10_waiting_for_a_lock_ends_and_leaves_nothing_behind(
-    world: World, cookies: dict[str, str]
-) -> None:
+def test_lock_wait_times_out_and_leaves_nothing_behind(world: World, cookies: dict[str, str]) -> None:
     with world.database._engine.connect() as other:
         other.execute(sa.text("SELECT id FROM spotify_users FOR UPDATE"))
         [(answer, seconds)] = timed(lambda: call(world, "DELETE", "/api/spotify", cookies=cookies), 1)
@@ -622,7 +611,7 @@ def test_fault10_waiting_for_a_lock_ends_and_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("pair")
-def test_fault10_the_half_before_a_lock_that_was_not_had_is_undone(world: World, app: Flask) -> None:
+def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) -> None:
     """MySQL undoes the one statement only (1205), so whoever committed then would keep half."""
 
     def unit(db: Session) -> None:
@@ -644,7 +633,7 @@ def test_fault10_the_half_before_a_lock_that_was_not_had_is_undone(world: World,
 WRITES_ACCOUNT = b"INSERT INTO users"
 
 
-def test_fault11_an_account_whose_commit_was_not_acknowledged_is_looked_up(world: World) -> None:
+def test_registration_with_an_unacknowledged_commit_is_looked_up(world: World) -> None:
     dropped = world.mysql.dropped
     world.mysql.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
 
@@ -657,10 +646,9 @@ def test_fault11_an_account_whose_commit_was_not_acknowledged_is_looked_up(world
     assert call(world, "POST", "/api/register", json=account()).status_code == 409
 
 
+@pytest.mark.requirement("I3")
 @pytest.mark.parametrize("committed", [False, True])
-def test_i3_mysql_lost_in_the_middle_of_a_registration_can_be_understood(
-    world: World, committed: bool
-) -> None:
+def test_client_can_tell_whether_an_interrupted_registration_succeeded(world: World, committed: bool) -> None:
     world.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, world, "POST", "/api/register", json=account())
@@ -680,7 +668,7 @@ def test_i3_mysql_lost_in_the_middle_of_a_registration_can_be_understood(
     assert signed_in.status_code == 200
 
 
-def test_fault9_a_sign_in_that_loses_mysql_can_be_repeated(world: World) -> None:
+def test_sign_in_that_loses_mysql_can_be_repeated(world: World) -> None:
     sign_up(world)
     world.mysql.drop_reply(b"FROM users")
 
@@ -692,7 +680,7 @@ def test_fault9_a_sign_in_that_loses_mysql_can_be_repeated(world: World) -> None
 
 
 @pytest.mark.parametrize("lost", [b"SET", b"EXEC"])
-def test_fault1_a_sign_in_whose_session_may_not_be_stored_gives_no_cookie(world: World, lost: bytes) -> None:
+def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(world: World, lost: bytes) -> None:
     sign_up(world)
     world.store.drop_reply(b"\r\n" + lost + b"\r\n")
 
@@ -704,7 +692,7 @@ def test_fault1_a_sign_in_whose_session_may_not_be_stored_gives_no_cookie(world:
     assert again.status_code == 200
 
 
-def test_fault1_a_sign_out_without_an_answer_can_be_repeated(world: World, cookies: dict[str, str]) -> None:
+def test_sign_out_without_a_reply_from_redis_can_be_repeated(world: World, cookies: dict[str, str]) -> None:
     world.store.drop_reply(b"\r\nDEL\r\n")
 
     headers = {"Origin": SPA_ORIGIN}
@@ -718,9 +706,7 @@ def test_fault1_a_sign_out_without_an_answer_can_be_repeated(world: World, cooki
     assert world.redis.client.keys("session:*") == []
 
 
-def test_fault11_a_connection_whose_commit_was_not_acknowledged_is_there(
-    world: World, sandbox: SandboxClient
-) -> None:
+def test_connection_with_an_unacknowledged_commit_exists(world: World, sandbox: SandboxClient) -> None:
     cookies = sign_up(world)
     first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
@@ -734,9 +720,7 @@ def test_fault11_a_connection_whose_commit_was_not_acknowledged_is_there(
     assert len(world.sql("SELECT id FROM spotify_users")) == 1
 
 
-def test_fault9_a_connection_to_spotify_cut_before_its_commit_leaves_nothing(
-    world: World, sandbox: SandboxClient
-) -> None:
+def test_connection_lost_before_its_commit_leaves_nothing(world: World, sandbox: SandboxClient) -> None:
     cookies = sign_up(world)
     first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
@@ -750,7 +734,7 @@ def test_fault9_a_connection_to_spotify_cut_before_its_commit_leaves_nothing(
 
     check_unavailable(answer)
     assert world.sql("SELECT id FROM spotify_users") == []
-    # The state is spent; the way begins anew.
+    # The state is consumed; the person has to start again.
     again = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert again.status_code == 400
     fresh = call(world, "GET", "/api/spotify/authorize", cookies=cookies).json()
@@ -760,7 +744,7 @@ def test_fault9_a_connection_to_spotify_cut_before_its_commit_leaves_nothing(
 
 
 @pytest.mark.parametrize("dependency", ["mysql", "store"])
-def test_fault7_a_callback_during_an_outage_can_come_again(
+def test_callback_during_an_outage_can_be_repeated(
     world: World, sandbox: SandboxClient, dependency: str
 ) -> None:
     """A code is not sent to Spotify while its grant could not be stored."""
@@ -777,7 +761,7 @@ def test_fault7_a_callback_during_an_outage_can_come_again(
     assert done["spotify"]["spotify_id"] == "mira_t_42"
 
 
-def test_fault1_a_state_survives_a_reply_that_was_lost(world: World, sandbox: SandboxClient) -> None:
+def test_state_survives_a_lost_reply_from_redis(world: World, sandbox: SandboxClient) -> None:
     first = call(world, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
@@ -796,7 +780,7 @@ def _connected(world: World, cookies: dict[str, str], back: dict[str, str]) -> d
     return connection
 
 
-# --- the last resort -----------------------------------------------------------------------------
+# --- unexpected errors -----------------------------------------------------------------------------
 
 
 def broken_view(app: Flask, fail: Callable[[], None]) -> None:
@@ -862,9 +846,10 @@ PLACES = [broken_view, broken_before, broken_after, broken_teardown, broken_open
 ERRORS = [(ZeroDivisionError, 500), (redis.ConnectionError, 503)]
 
 
+@pytest.mark.requirement("I2")
 @pytest.mark.parametrize(("kind", "status"), ERRORS, ids=["bug", "away"])
 @pytest.mark.parametrize("place", PLACES)
-def test_i2_whatever_breaks_where_is_one_answer_and_one_line(
+def test_any_error_anywhere_has_one_response_and_one_log_line(
     world: World,
     app: Flask,
     client: FlaskClient,

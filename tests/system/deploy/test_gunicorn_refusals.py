@@ -1,4 +1,4 @@
-"""What gunicorn answers where a request does not reach the app, and its log (deploy/worker.py)."""
+"""Responses and logs of gunicorn for requests that do not reach the application (deploy/worker.py)."""
 
 import json
 import logging
@@ -53,8 +53,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("D11")
+@pytest.mark.requirement("I1")
+@pytest.mark.requirement("H2")
 @pytest.mark.parametrize("case", REFUSED)
-def test_i1_h2_k4_d11_a_refusal_is_a_problem_that_quotes_nothing(api: Server, case: str) -> None:
+def test_refusal_is_a_problem_that_does_not_quote_the_request(api: Server, case: str) -> None:
     sent, status = REFUSED[case]
 
     answer = plainly(api.port, sent)
@@ -68,8 +71,8 @@ def test_i1_h2_k4_d11_a_refusal_is_a_problem_that_quotes_nothing(api: Server, ca
     assert CODE not in api.log
 
 
-def test_clients_that_linger_do_not_stop_the_worker(api: Server) -> None:
-    """Each is answered and does not close; gunicorn would wait two seconds for one after another."""
+def test_lingering_clients_do_not_block_the_worker(api: Server) -> None:
+    """Each client gets a response and does not close. gunicorn would wait two seconds for each in turn."""
     began = time.monotonic()
     with ExitStack() as stack:
         for _ in range(6):
@@ -86,7 +89,8 @@ def refusals_logged(api: Server, answer: Answer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in api.log.splitlines() if wanted in line]
 
 
-def test_j2_every_line_of_gunicorns_own_is_one_of_json(api: Server) -> None:
+@pytest.mark.requirement("J2")
+def test_every_line_from_gunicorn_is_json(api: Server) -> None:
     read = gunicorns_lines(api)
 
     assert any(line["event"].startswith("Listening at") for line in read)
@@ -94,7 +98,7 @@ def test_j2_every_line_of_gunicorns_own_is_one_of_json(api: Server) -> None:
 
 
 def gunicorns_lines(api: Server) -> list[dict[str, Any]]:
-    """What it has logged so far, of which every line has to be JSON."""
+    """Return what gunicorn has logged so far. Every line must be JSON."""
     # The arbiter warns of APP_ENV=development before it knows how to log.
     lines = [line for line in api.log.splitlines() if not line.startswith("Backline runs with")]
     return [line for line in map(json.loads, lines) if line["logger"] == "gunicorn.error"]
@@ -104,7 +108,9 @@ def fail(error: Exception) -> NoReturn:
     raise error
 
 
-def test_d11_j2_nor_with_debug_lines_asked_for_nor_after_a_hup(behind_nginx: dict[str, str]) -> None:
+@pytest.mark.requirement("D11")
+@pytest.mark.requirement("J2")
+def test_gunicorn_never_logs_what_a_client_sent_even_at_debug_level(behind_nginx: dict[str, str]) -> None:
     asked = {**behind_nginx, "GUNICORN_CMD_ARGS": "--log-level debug"}
     with running_server(asked, workers=1) as api:
         first = api.workers
@@ -123,7 +129,7 @@ def test_d11_j2_nor_with_debug_lines_asked_for_nor_after_a_hup(behind_nginx: dic
 
 
 class Recorder:
-    """In place of gunicorn's logger."""
+    """Stands in for gunicorn's logger."""
 
     def __init__(self) -> None:
         self.written: list[str] = []
@@ -132,12 +138,13 @@ class Recorder:
         self.written.append(f"{event} {extra}")
 
 
+@pytest.mark.requirement("I1")
 @pytest.mark.parametrize(
     "error",
     [ValueError(f"of {CODE}"), InvalidResponseHeader(f"Set-Cookie: {CODE}")],
     ids=["any", "our header"],
 )
-def test_i1_an_error_outside_the_app_is_a_500_and_the_log_says_where_it_arose(error: Exception) -> None:
+def test_error_outside_the_app_is_a_500_and_the_log_names_its_origin(error: Exception) -> None:
     worker, log = Worker.__new__(Worker), Recorder()
     worker.log = log
     ours, theirs = socket.socketpair()
@@ -156,8 +163,9 @@ def test_i1_an_error_outside_the_app_is_a_500_and_the_log_says_where_it_arose(er
     assert CODE not in written + answer.body.decode()
 
 
+@pytest.mark.requirement("J2")
 @pytest.mark.parametrize("kind", ["plain", "with fields", "with a traceback"])
-def test_j2_its_lines_are_those_of_the_app(kind: str) -> None:
+def test_lines_from_gunicorn_have_the_format_of_the_app(kind: str) -> None:
     record = logging.makeLogRecord({"name": "gunicorn.error", "levelname": "INFO", "msg": 'a "b"\n%s\x7f'})
     record.args = ("c",)
     if kind == "with fields":

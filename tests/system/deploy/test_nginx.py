@@ -1,4 +1,4 @@
-"""deploy/nginx.conf, on a real nginx before a real gunicorn."""
+"""deploy/nginx.conf, with a real nginx in front of a real gunicorn."""
 
 import json
 import os
@@ -90,8 +90,10 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("C7")
+@pytest.mark.requirement("I1")
 @pytest.mark.parametrize("case", REFUSED)
-def test_c7_i1_k5_a_refusal_is_a_problem_that_the_page_can_read(nginx: Https, case: str) -> None:
+def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> None:
     sent, status, slug, path = REFUSED[case]
 
     answer = nginx.raw(sent)
@@ -103,6 +105,7 @@ def test_c7_i1_k5_a_refusal_is_a_problem_that_the_page_can_read(nginx: Https, ca
     assert answer.headers["X-Backline-Refusal"] is None
 
 
+@pytest.mark.requirement("C7")
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize(
     "origin",
@@ -116,7 +119,7 @@ def test_c7_i1_k5_a_refusal_is_a_problem_that_the_page_can_read(nginx: Https, ca
         ORIGIN.replace("http", "https"),
     ],
 )
-def test_c7_no_other_page_can(nginx: Https, case: str, origin: str | None) -> None:
+def test_pages_on_other_sites_cannot_read_a_refusal(nginx: Https, case: str, origin: str | None) -> None:
     line = f"{FROM_PAGE}\r\n".encode()
     sent, status, *_ = REFUSED[case]
     assert line in sent
@@ -128,14 +131,16 @@ def test_c7_no_other_page_can(nginx: Https, case: str, origin: str | None) -> No
     assert answer.headers.get_all("Vary") == ["Origin"]
 
 
-def test_c7_a_server_that_is_not_there_is_a_502(another_nginx: StartNginx) -> None:
+@pytest.mark.requirement("C7")
+def test_response_without_gunicorn_is_502(another_nginx: StartNginx) -> None:
     answer = another_nginx(free_port()).get("/api/session", FROM_PAGE)
 
     check_problem(answer, 502, "service-unavailable", instance="/api/session")
     assert may_read(answer)
 
 
-def test_c7_maintenance_is_a_503(nginx: Https) -> None:
+@pytest.mark.requirement("C7")
+def test_response_during_maintenance_is_503(nginx: Https) -> None:
     nginx.nginx.maintenance.touch()
     answer = nginx.get("/api/session", FROM_PAGE)
     nginx.nginx.maintenance.unlink()
@@ -145,7 +150,8 @@ def test_c7_maintenance_is_a_503(nginx: Https) -> None:
     assert nginx.get("/api/session").status == 200
 
 
-def test_c7_a_server_that_does_not_answer_is_a_504(another_nginx: StartNginx, api: Server) -> None:
+@pytest.mark.requirement("C7")
+def test_response_from_a_stalled_gunicorn_is_504(another_nginx: StartNginx, api: Server) -> None:
     impatient = another_nginx(api.port, {"proxy_read_timeout 20s": "proxy_read_timeout 300ms"})
     with stopped(api):
         answer = impatient.get("/api/session", FROM_PAGE)
@@ -157,7 +163,7 @@ def test_c7_a_server_that_does_not_answer_is_a_504(another_nginx: StartNginx, ap
 
 @contextmanager
 def stopped(api: Server) -> Iterator[None]:
-    """Its processes do nothing. The arbiter first, or it would take the workers for stuck."""
+    """Pause its processes. The arbiter is first, because it would kill paused workers."""
     for pid in api.processes:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -167,7 +173,8 @@ def stopped(api: Server) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_c7_l4_too_many_requests_of_one_address_are_429(another_nginx: StartNginx, api: Server) -> None:
+@pytest.mark.requirement("C7")
+def test_too_many_requests_from_one_address_are_429(another_nginx: StartNginx, api: Server) -> None:
     strict = another_nginx(api.port, {"rate=50r/s": "rate=1r/m", " burst=200 nodelay": ""})
 
     first, second = (strict.get("/api/session", FROM_PAGE) for _ in range(2))
@@ -196,7 +203,7 @@ BEHIND_CDN = {
         ("127.0.0.3", "203.0.113.7", "127.0.0.3"),
     ],
 )
-def test_visitor_behind_a_cdn_has_an_address_of_their_own(
+def test_visitors_behind_a_cdn_have_separate_addresses(
     another_nginx: StartNginx, api: Server, source: str, forwarded: str, address: str
 ) -> None:
     behind_cdn = another_nginx(api.port, BEHIND_CDN)
@@ -210,7 +217,7 @@ def test_visitor_behind_a_cdn_has_an_address_of_their_own(
     assert {line["client"] for line in lines} == {address}
 
 
-def test_limits_take_a_network_of_ipv6_for_one_visitor(another_nginx: StartNginx, api: Server) -> None:
+def test_limits_count_an_ipv6_network_as_one_visitor(another_nginx: StartNginx, api: Server) -> None:
     strict = another_nginx(api.port, {**BEHIND_CDN, "rate=50r/s": "rate=1r/m", " burst=200 nodelay": ""})
 
     statuses = [
@@ -224,7 +231,7 @@ def test_limits_take_a_network_of_ipv6_for_one_visitor(another_nginx: StartNginx
     assert [status for _, status in statuses] == [200, 429, 200, 429, 200, 200, 429, 200], statuses
 
 
-def test_address_with_a_thousand_slow_connections_starves_no_other(
+def test_thousand_slow_connections_from_one_address_do_not_block_others(
     another_nginx: StartNginx, api: Server
 ) -> None:
     patient = another_nginx(
@@ -254,7 +261,7 @@ def test_address_with_a_thousand_slow_connections_starves_no_other(
 
 @contextmanager
 def many_files(most: int) -> Iterator[None]:
-    """Let this process open this many files, if the system does."""
+    """Let this process open this many files, if the system allows it."""
     before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(before, most), hard), hard))
     try:
@@ -263,7 +270,7 @@ def many_files(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
 
 
-def test_wrapped_app_may_read_what_nginx_answers(another_nginx: StartNginx) -> None:
+def test_app_in_a_native_shell_may_read_responses_from_nginx(another_nginx: StartNginx) -> None:
     origin = "capacitor://localhost"
     line = f'# EDIT\n        "{origin}" "{origin}";\n    }}'
     answer = another_nginx(free_port(), {"# EDIT\n    }": line}).get("/elsewhere", f"Origin: {origin}")
@@ -272,7 +279,8 @@ def test_wrapped_app_may_read_what_nginx_answers(another_nginx: StartNginx) -> N
     assert may_read(answer, origin)
 
 
-def test_c7_the_app_has_its_own_headers_and_each_of_them_once(nginx: Https) -> None:
+@pytest.mark.requirement("C7")
+def test_headers_of_the_application_are_not_repeated_by_nginx(nginx: Https) -> None:
     for target, status in (("/api/session", 200), ("/api/nothing", 404), ("/api/user", 401)):
         answer = nginx.get(target, FROM_PAGE)
         assert answer.status == status
@@ -283,7 +291,8 @@ def test_c7_the_app_has_its_own_headers_and_each_of_them_once(nginx: Https) -> N
         assert "nginx/" not in answer.headers["Server"]
 
 
-def test_h2_what_is_just_small_enough_reaches_the_app(nginx: Https) -> None:
+@pytest.mark.requirement("H2")
+def test_request_just_within_the_limits_reaches_the_application(nginx: Https) -> None:
     largest = b'"' + b"x" * 65_533 + b'"'
     for more, body in (((), largest), (("Transfer-Encoding: chunked",), chunked(largest))):
         assert nginx.raw(request("POST", "/api/login", JSON, *more, body=body)).status == 422
@@ -295,14 +304,16 @@ def test_h2_what_is_just_small_enough_reaches_the_app(nginx: Https) -> None:
 COVER = ("PUT", "/api/spotify/v1/playlists/1/images", "Content-Type: image/jpeg")
 
 
-def test_h2_a_body_for_spotify_may_be_larger(nginx: Https) -> None:
+@pytest.mark.requirement("H2")
+def test_body_for_the_gateway_may_be_larger(nginx: Https) -> None:
     for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
         answer = nginx.raw(request(*COVER, body=b"x" * size))
         assert (answer.status, answer.problem["type"]) == (status, f"/problems/{slug}")
     assert answer.problem["detail"] == "Send at most 256 KiB."
 
 
-def test_h2_a_large_body_that_was_refused_unread_costs_nobody_the_next_request(nginx: Https) -> None:
+@pytest.mark.requirement("H2")
+def test_rejected_large_body_does_not_affect_the_next_request(nginx: Https) -> None:
     for _ in range(8):
         refused = nginx.raw(request(*COVER, "Origin: https://evil.test", body=b"x" * 262_144))
         # Not a GET: nginx would send that again.
@@ -310,13 +321,15 @@ def test_h2_a_large_body_that_was_refused_unread_costs_nobody_the_next_request(n
         assert (refused.status, next_one.status) == (403, 204)
 
 
-def test_h2_beyond_what_nginx_holds_it_refuses_as_well(nginx: Https) -> None:
+@pytest.mark.requirement("H2")
+def test_body_beyond_the_buffers_of_nginx_is_rejected_too(nginx: Https) -> None:
     check_problem(nginx.get(f"/api/user?{'x' * 9_000}"), 414, "malformed-request")
     many = (f"X-{number}: {'x' * 8_000}" for number in range(9))
     check_problem(nginx.get("/api/user", *many), 431, "malformed-request", instance="/api/user")
 
 
-def test_i1_nginx_says_what_the_app_says() -> None:
+@pytest.mark.requirement("I1")
+def test_nginx_uses_the_same_titles_and_details_as_the_application() -> None:
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     table = re.search(r"map \$status \$problem \{(.+?)\n    \}", text, re.DOTALL)
     assert table
@@ -336,6 +349,7 @@ def test_i1_nginx_says_what_the_app_says() -> None:
     }
 
 
+@pytest.mark.requirement("I1")
 @pytest.mark.parametrize(
     "path",
     [
@@ -351,7 +365,7 @@ def test_i1_nginx_says_what_the_app_says() -> None:
         "/${problem}",
     ],
 )
-def test_i1_no_path_breaks_the_document_or_the_log(nginx: Https, path: str) -> None:
+def test_paths_cannot_break_the_problem_document_or_the_log(nginx: Https, path: str) -> None:
     answer = nginx.get(path, 'User-Agent: "}\\', FROM_PAGE)
 
     assert answer.status in (400, 404)
@@ -360,7 +374,7 @@ def test_i1_no_path_breaks_the_document_or_the_log(nginx: Https, path: str) -> N
 
 
 def logged(nginx: Https, answer: Answer) -> dict[str, object]:
-    """nginx's line about the request with this answer."""
+    """Return the log line of nginx for the request with this response."""
     found: list[dict[str, object]] = eventually(
         lambda: [
             line
@@ -373,7 +387,7 @@ def logged(nginx: Https, answer: Answer) -> dict[str, object]:
 
 
 def http_2(nginx: Https, *arguments: str) -> Answer:
-    """The answer that curl gets, because Python has no client for it. The last argument is the target."""
+    """Return the response that curl gets (Python has no client for this). The last argument is the target."""
     if shutil.which("curl") is None:
         cannot_run(Unavailable("curl is not installed: apt-get install curl"))
     *options, target = arguments
@@ -392,7 +406,8 @@ def http_2(nginx: Https, *arguments: str) -> Answer:
     return Answer(int(status), message_from_string(headers), body.encode())
 
 
-def test_i1_http_2_is_answered_the_same(nginx: Https, api: Server) -> None:
+@pytest.mark.requirement("I1")
+def test_responses_over_http_2_are_the_same(nginx: Https, api: Server) -> None:
     check_problem(
         http_2(nginx, "-d", "x" * 65_537, "/api/login"), 413, "payload-too-large", instance="/api/login"
     )
@@ -403,7 +418,7 @@ def test_i1_http_2_is_answered_the_same(nginx: Https, api: Server) -> None:
     assert CODE not in nginx.nginx.log
 
 
-def test_k5_plain_http_is_refused_and_not_redirected(nginx: Https) -> None:
+def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
     answer = plainly(nginx.nginx.port, request("GET", CALLBACK, FROM_PAGE))
 
     check_problem(answer, 400, "malformed-request", instance="/api/spotify/authorize")
@@ -430,7 +445,7 @@ def test_k5_plain_http_is_refused_and_not_redirected(nginx: Https) -> None:
         "/apis",
     ],
 )
-def test_k5_m4_nothing_but_the_api_is_published_and_nothing_is_redirected(nginx: Https, target: str) -> None:
+def test_only_the_api_is_published_and_nothing_is_redirected(nginx: Https, target: str) -> None:
     answer = nginx.get(target)
 
     assert answer.status == 404
@@ -438,7 +453,7 @@ def test_k5_m4_nothing_but_the_api_is_published_and_nothing_is_redirected(nginx:
 
 
 @pytest.mark.parametrize("target", ["/livez/../api/session", "//api/session", "/api//session"])
-def test_k1_nginx_and_the_app_agree_on_the_path(nginx: Https, target: str) -> None:
+def test_nginx_and_the_application_agree_on_the_path(nginx: Https, target: str) -> None:
     assert nginx.get(target).status == 404
 
 
@@ -458,7 +473,7 @@ FORGED = [
 ]
 
 
-def test_k1_no_forged_header_gets_through(another_nginx: StartNginx) -> None:
+def test_forged_proxy_headers_are_removed(another_nginx: StartNginx) -> None:
     with recording() as (port, received):
         another_nginx(port).get("/api/x?y", *FORGED, source="127.0.0.2")
     line, *headers = received[0].decode().splitlines()
@@ -474,7 +489,7 @@ def test_k1_no_forged_header_gets_through(another_nginx: StartNginx) -> None:
 
 @contextmanager
 def recording() -> Iterator[tuple[int, list[bytes]]]:
-    """A server on a port of its own that answers nothing of interest, and the requests it was sent."""
+    """A server that records the requests it receives."""
     received: list[bytes] = []
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
 
@@ -490,7 +505,7 @@ def recording() -> Iterator[tuple[int, list[bytes]]]:
         thread.join(10)
 
 
-def test_k1_the_app_sees_https_whatever_is_forged(nginx: Https) -> None:
+def test_application_sees_https_despite_forged_headers(nginx: Https) -> None:
     def logout(origin: str) -> int:
         return nginx.raw(request("POST", "/api/logout", *FORGED, f"Origin: {origin}")).status
 
@@ -500,7 +515,7 @@ def test_k1_the_app_sees_https_whatever_is_forged(nginx: Https) -> None:
     assert logout("https://forged") == 403
 
 
-def test_k1_the_app_sees_the_clients_address_whatever_is_forged(nginx: Https, api: Server) -> None:
+def test_application_sees_the_clients_address_despite_forged_headers(nginx: Https, api: Server) -> None:
     answer = nginx.get("/api/session", *FORGED, source="127.0.0.3")
 
     wanted = answer.headers["X-Request-ID"]
@@ -520,18 +535,18 @@ def test_k1_the_app_sees_the_clients_address_whatever_is_forged(nginx: Https, ap
     ],
     ids=["another", "address", "suffix", "subdomain", "absolute form", "none"],
 )
-def test_k3_another_host_is_refused(nginx: Https, sent: bytes) -> None:
+def test_other_hosts_are_rejected(nginx: Https, sent: bytes) -> None:
     check_problem(nginx.raw(sent), 421, "malformed-request", instance="/api/session")
 
 
-def test_k3_the_app_is_told_the_host_that_was_chosen_by(nginx: Https) -> None:
-    """The app serves one name only, so that it answers 400 if it is told the other."""
+def test_application_receives_the_host_that_nginx_matched(nginx: Https) -> None:
+    """The application serves one name only, so any other name is a 400."""
     target = f"https://{Nginx.HOST}/api/session"
     assert nginx.raw(request("GET", target, host="evil.example")).status == 200
 
 
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1"])
-def test_k3_without_our_name_there_is_no_connection(nginx: Https, name: str) -> None:
+def test_tls_connection_without_a_known_server_name_is_rejected(nginx: Https, name: str) -> None:
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
         nginx.get("/api/session", name=name)
 
@@ -568,7 +583,7 @@ LOGIN = request("POST", "/api/login", JSON, "Transfer-Encoding: chunked", body=c
         "signed CL",
     ],
 )
-def test_k4_doubtful_framing_is_a_400_and_ends_the_connection(nginx: Https, sent: bytes) -> None:
+def test_ambiguous_framing_is_a_400_and_ends_the_connection(nginx: Https, sent: bytes) -> None:
     sent = sent.replace(b"Connection: close\r\n", b"")
     with nginx.connection() as connection:
         answer = exchange(connection, sent)
@@ -596,8 +611,9 @@ MALFORMED = {
 }
 
 
+@pytest.mark.requirement("D11")
 @pytest.mark.parametrize("case", MALFORMED)
-def test_d11_no_log_has_a_code_or_state(nginx: Https, api: Server, case: str) -> None:
+def test_logs_contain_neither_codes_nor_states(nginx: Https, api: Server, case: str) -> None:
     answer = nginx.raw(MALFORMED[case])
 
     logged(nginx, answer)
@@ -607,7 +623,8 @@ def test_d11_no_log_has_a_code_or_state(nginx: Https, api: Server, case: str) ->
     assert case == "encoded" or CODE not in str(answer.headers) + answer.body.decode()
 
 
-def test_d11_nor_in_the_http_of_1991(nginx: Https) -> None:
+@pytest.mark.requirement("D11")
+def test_logs_contain_no_code_from_an_http_0_9_request(nginx: Https) -> None:
     before = len(nginx.nginx.lines)
     with nginx.connection() as connection:
         connection.sendall(f"GET {CALLBACK}\r\n".encode())
@@ -617,7 +634,8 @@ def test_d11_nor_in_the_http_of_1991(nginx: Https) -> None:
     assert CODE not in nginx.nginx.log
 
 
-def test_d11_nor_when_gunicorn_is_away_or_plain_http_is_spoken(another_nginx: StartNginx) -> None:
+@pytest.mark.requirement("D11")
+def test_logs_contain_no_code_when_nginx_responds_itself(another_nginx: StartNginx) -> None:
     nobody = another_nginx(free_port())
 
     logged(nobody, nobody.get(CALLBACK))
@@ -626,7 +644,8 @@ def test_d11_nor_when_gunicorn_is_away_or_plain_http_is_spoken(another_nginx: St
     assert CODE not in nobody.nginx.log
 
 
-def test_j2_the_log_has_the_apps_id_of_the_request(nginx: Https, api: Server) -> None:
+@pytest.mark.requirement("J2")
+def test_nginx_log_has_the_request_id_of_the_application(nginx: Https, api: Server) -> None:
     answer = nginx.get("/api/session?x=y", source="127.0.0.2")
     line = logged(nginx, answer)
 
@@ -638,7 +657,7 @@ def test_j2_the_log_has_the_apps_id_of_the_request(nginx: Https, api: Server) ->
     assert (refused["method"], refused["path"], refused["status"]) == ("DELETE", "/readyz", 404)
 
 
-def test_l1_a_client_that_is_too_slow_is_let_go(another_nginx: StartNginx) -> None:
+def test_client_that_is_too_slow_is_disconnected(another_nginx: StartNginx) -> None:
     impatient = another_nginx(
         free_port(),
         {
