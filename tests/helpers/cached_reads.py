@@ -1,0 +1,179 @@
+"""Reads through the gateway, and what its cache stores of them in Redis."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import redis
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from app.infra.database import reading
+from app.infra.http_client import HttpResponse
+from app.models import AccessToken, SpotifyUser
+from app.resilience.bulkhead import Bulkhead
+from app.spotify.clients.call import Call
+from app.spotify.gateway.cache import ResponseCache
+from app.spotify.gateway.proxy import Gateway, GatewayResponse
+from tests.helpers.flows import another_tab
+from tests.helpers.sandbox_client import SandboxClient
+
+PLAYER, V1 = "me/player", "/api/spotify/v1"
+LONG = 30.0
+
+
+def another_person(sandbox: SandboxClient) -> str:
+    return next(str(person["id"]) for person in sandbox.people() if person["id"] != "mira_t_42")
+
+
+def get(tab: FlaskClient, path: str = PLAYER) -> TestResponse:
+    return tab.get(f"{V1}/{path}")
+
+
+def start_get(
+    pool: ThreadPoolExecutor, who: FlaskClient, path: str = PLAYER, worker: Flask | None = None
+) -> "Future[TestResponse]":
+    """Start a call from another tab."""
+    return pool.submit(get, another_tab(who, worker), path)
+
+
+def callers_in(app: Flask) -> int:
+    """Return how many of a process's callers fetch something, or wait for a caller that does."""
+    return len(app.extensions["backline"].gateway._bulkhead._admissions)
+
+
+def cache_header(answer: TestResponse) -> str:
+    assert answer.status_code in (200, 204), answer.text
+    return answer.headers["X-Cache"]
+
+
+def cache_headers(answers: list["Future[TestResponse]"]) -> list[str]:
+    return sorted(cache_header(answer.result(LONG)) for answer in answers)
+
+
+def player_calls(sandbox: SandboxClient) -> int:
+    return len(sandbox.calls(path="/v1/me/player"))
+
+
+def expire(store: redis.Redis, what: str) -> None:
+    """Move a time of all stored responses into the past, such as `until`."""
+    set_fields(store, what.encode(), 0)
+
+
+def expire_leases(store: redis.Redis) -> None:
+    """Let the leases of all leaders expire."""
+    for key in store.keys("shared:*:leaders"):
+        for read in store.zrange(key, 0, -1):
+            store.zadd(key, {read: 0})
+
+
+def entry_keys(store: redis.Redis) -> list[bytes]:
+    return [key for key in store.keys("shared:*") if key.endswith(b"}")]
+
+
+def stored_fields(store: redis.Redis) -> dict[bytes, bytes]:
+    """Return everything that Redis stores of responses: the fields of the hashes."""
+    found: dict[bytes, bytes] = {}
+    for key in entry_keys(store):
+        found |= store.hgetall(key)
+    return found
+
+
+def http_headers(who: FlaskClient) -> dict[str, str]:
+    """Return the headers with which another process recognizes this person."""
+    cookie = who.get_cookie("backline_session")
+    assert cookie is not None
+    return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
+
+
+def stored_times(store: redis.Redis, what: bytes) -> list[int]:
+    return [int(value) for name, value in stored_fields(store).items() if name.startswith(what)]
+
+
+def set_fields(store: redis.Redis, what: bytes, value: int) -> None:
+    for key in entry_keys(store):
+        for field in store.hkeys(key):
+            if field.startswith(what):
+                store.hset(key, field, value)
+
+
+def milliseconds(store: redis.Redis) -> int:
+    seconds, micro = store.time()
+    return int(seconds * 1000 + micro // 1000)
+
+
+def write(who: FlaskClient, path: str = "me/player/pause") -> TestResponse:
+    return who.put(f"{V1}/{path}", json={})
+
+
+def connection_id(app: Flask) -> int:
+    with app.app_context(), reading() as db:
+        return db.scalars(sa.select(SpotifyUser.id)).one()
+
+
+class Fetch:
+    """A call to Spotify that gets its response when the test says so."""
+
+    def __init__(self, body: bytes, *, raises: Exception | None = None) -> None:
+        self._response = HttpResponse(200, {}, body)
+        self._raises = raises
+        self._started, self._may_end = threading.Event(), threading.Event()
+
+    def __call__(self) -> HttpResponse:
+        self._started.set()
+        assert self._may_end.wait(LONG)
+        if self._raises is not None:
+            raise self._raises
+        return self._response
+
+    def wait_until_started(self) -> None:
+        assert self._started.wait(LONG)
+
+    def finish(self) -> "Fetch":
+        self._may_end.set()
+        return self
+
+
+def must_not_call() -> HttpResponse:
+    raise AssertionError("one call too many")
+
+
+class StubTokens:
+    """Gives every connection a token."""
+
+    def access_token_for(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(access_token="token")
+
+
+class StubWebApi:
+    """Responds with what a function returns, to be cached for `ttl` seconds."""
+
+    def __init__(self, fetch: Callable[[], HttpResponse], ttl: int) -> None:
+        self._fetch, self._ttl = fetch, ttl
+
+    def send(self, *_: object, **__: object) -> HttpResponse:
+        return replace(self._fetch(), headers={"cache-control": f"max-age={self._ttl}"})
+
+
+def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, ttl: int) -> GatewayResponse:
+    """Read through the cache and bulkhead of a gateway, over a connection of the test's own."""
+    tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
+    one = Gateway(tokens, web_api, gateway._cache, gateway._bulkhead, poll_ttl=ttl)
+    connection = SpotifyUser(id=7, token=AccessToken(grant_id="grant"))
+    return one.forward(connection, Call("GET", target))
+
+
+def gateway_on(store: redis.Redis) -> Gateway:
+    """Return the gateway of another process."""
+    nothing = cast("Any", None)
+    return Gateway(nothing, nothing, ResponseCache(store), Bulkhead(8, 6), poll_ttl=0)
+
+
+def now(body: bytes) -> Fetch:
+    """Return a call that gets its response immediately."""
+    return Fetch(body).finish()
