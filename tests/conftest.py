@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from playwright.sync_api import Browser
 
 from app.auth import passwords
-from tests.helpers import secret_scanner, set_cookie
+from tests.helpers import children, secret_scanner, set_cookie
 from tests.helpers.browser import running_chromium
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
@@ -73,6 +73,9 @@ logging.getLogger().addHandler(logging.NullHandler())
 
 # Where a test that failed keeps the report of it.
 FAILED = pytest.StashKey[pytest.TestReport]()
+
+
+children.restore_default_signals()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -140,6 +143,12 @@ def cannot_run(error: Unavailable) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _no_child_outlives_its_test() -> Iterator[None]:
+    yield
+    children.kill_children()
 
 
 @pytest.fixture(scope="session")

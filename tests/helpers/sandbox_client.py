@@ -20,6 +20,8 @@ from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
 import requests
 
+from script.supervisor import ends_with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 CLIENT_SECRET = "sandbox-secret-not-for-production"
@@ -186,7 +188,15 @@ def running_sandbox(
         command += ["--redirect-uri", uri]
     command += options
     environ = {name: value for name, value in os.environ.items() if name != "APP_ENV"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=ends_with_parent(),  # noqa: PLW1509 - it only calls prctl
+    )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -194,5 +204,8 @@ def running_sandbox(
         yield SandboxClient(line.rsplit(" ", 1)[1].strip())
     finally:
         process.terminate()
-        process.wait(timeout=10)
-        process.stdout.close()
+        try:
+            process.wait(timeout=10)
+        finally:
+            process.kill()
+            process.stdout.close()

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from app.infra import log_setup, stderr_handler
 from script.supervisor import ends_with_parent
 from tests.helpers import secret_scanner
+from tests.helpers.children import start_child
 from tests.helpers.programs import OFFLINE, program, run_python
 from tests.helpers.sandbox_client import SandboxClient, answer_of
 from tests.helpers.servers import ROOT, eventually, free_port, process_environment
@@ -72,7 +73,7 @@ def test_dropped_lines_are_counted_once_the_log_is_read() -> None:
         input()
     """
     with unread_pipe() as (reading, writing):
-        process = subprocess.Popen(
+        process = start_child(
             program(code),
             cwd=ROOT,
             env=process_environment(OFFLINE),

@@ -22,6 +22,7 @@ from app.mail import outbox
 from app.models import MailKind, OneTimeToken, OutgoingMail, User
 from tests.conftest import MakeApp
 from tests.helpers import secret_scanner
+from tests.helpers.children import start_child
 from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import PASSWORD, register
 from tests.helpers.mail_server import Mailbox, running_mailbox, token_in
@@ -363,7 +364,7 @@ def test_scheduler_delivers_emails_left_by_another_process(
     with app.app_context():
         verify()
     command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"]
-    with subprocess.Popen(
+    with start_child(
         command, cwd=ROOT, env=process_environment(env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as scheduler:
         try:

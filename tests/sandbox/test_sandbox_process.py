@@ -9,12 +9,13 @@ from pathlib import Path
 
 import requests
 
+from tests.helpers.children import start_child
 from tests.helpers.sandbox_client import ROOT, SandboxClient, running_sandbox
 from tests.sandbox.conftest import App
 
 
 def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return start_child(
         [sys.executable, "-m", "sandbox", *arguments],
         cwd=ROOT,
         env={**{k: v for k, v in os.environ.items() if k != "APP_ENV"}, **environ},

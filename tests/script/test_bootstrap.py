@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from script import bootstrap
+from tests.helpers.children import start_child
 
 Machine = Callable[..., str]
 
@@ -118,19 +119,19 @@ def test_second_bootstrap_waits_and_uses_what_the_first_installed(
     (clone / ".pipenv").mkdir()
     with (clone / ".pipenv/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with subprocess.Popen(
+        second = start_child(
             ["script/bootstrap", "--dev"],
             cwd=clone,
             env={**bare_environment, **NOWHERE, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        ) as second:
-            assert second.stdout is not None
-            assert "waiting for it" in second.stdout.readline()
-            (clone / ".venv").symlink_to(bootstrap.VENV)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            assert second.stdout.read() == ""
+        )
+        assert second.stdout is not None
+        assert "waiting for it" in second.stdout.readline()
+        (clone / ".venv").symlink_to(bootstrap.VENV)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.communicate(timeout=30)[0] == ""
     assert second.returncode == 0
     assert (clone / ".venv").is_symlink(), "it must not remove what the first one runs on"
 
@@ -237,16 +238,15 @@ def test_ctrl_c_during_imports_prints_nothing(
     folder = checkout / "slow"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(stall)
-    with subprocess.Popen(
+    process = start_child(
         [".venv/bin/python", "-S", "script/start.py", module],
         cwd=checkout,
         env={**bare_environment, "PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"importing\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == -signal.SIGINT
-        assert process.stderr is not None
-        assert process.stderr.read() == b""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10) == (b"", b"")
+    assert process.returncode == -signal.SIGINT

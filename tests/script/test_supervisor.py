@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.children import start_child
 from tests.helpers.servers import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -78,13 +79,12 @@ class Supervisor:
 @contextmanager
 def supervisor(body: str) -> Iterator[Supervisor]:
     code = SUPERVISOR.format(body=textwrap.indent(textwrap.dedent(body).strip(), " " * 8))
-    with subprocess.Popen(
-        [sys.executable, "-uc", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield Supervisor(process)
-        finally:
-            process.kill()
+    command = [sys.executable, "-uc", code]
+    process = start_child(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield Supervisor(process)
+    finally:
+        process.kill()
 
 
 def is_running(pid: int) -> bool:

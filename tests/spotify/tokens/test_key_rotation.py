@@ -26,6 +26,7 @@ from app.spotify.tokens.encryption import decrypt_token
 from app.spotify.tokens.key_rotation import RotationProgress, rotate_keys
 from config import Config
 from tests.conftest import running_app
+from tests.helpers.children import start_child
 from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
@@ -271,7 +272,7 @@ def key_id(key: str) -> str:
 
 
 def start_flask(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return start_child(
         [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
         cwd=ROOT,
         env=process_environment(env),

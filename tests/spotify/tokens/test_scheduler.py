@@ -24,6 +24,7 @@ from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.resilience.rate_limiter import RateLimiter
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers import secret_scanner
+from tests.helpers.children import start_child
 from tests.helpers.factories import refresh_due
 from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
@@ -229,7 +230,7 @@ def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[su
         f"vars(scheduler).update({constants}); flask.cli.main()"
     )
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = start_child(
             [sys.executable, "-c", changed, "--app", "wsgi:app", "scheduler"],
             cwd=ROOT,
             env=process_environment({**env, "LOG_LEVEL": "INFO"}),
