@@ -5,15 +5,15 @@ const here = { host: "127.0.0.1", port: 5173, strictPort: true };
 
 export default defineConfig(({ mode }) => ({
   plugins: [vue(), contentSecurityPolicy(loadEnv(mode, import.meta.dirname))],
-  // 127.0.0.1 and not localhost: to a browser those are two sites, and the session's cookie belongs to one.
-  // Another port would be another origin, which the API does not know.
+  // Not localhost, which is another site to browsers, with other cookies. Another port would be another origin,
+  // which the API does not allow.
   server: here,
   preview: here,
-  // Everything is a file of its own. The polyfill is for browsers that are too old for this app anyway.
+  // No inline assets (see the policy below), and no polyfill for browsers that are too old for this app.
   build: { assetsInlineLimit: 0, modulePreload: { polyfill: false } },
 }));
 
-/** What the built page may load and call. The development server's page has none: it needs inline code. */
+/** What the built page can load and call. The development server needs inline code, so it has no policy. */
 function contentSecurityPolicy(env: Record<string, string>): Plugin {
   const policy = [
     "default-src 'none'",
@@ -22,7 +22,7 @@ function contentSecurityPolicy(env: Record<string, string>): Plugin {
     `connect-src 'self' ${env.VITE_API_URL}`,
     `img-src 'self' https://*.scdn.co https://*.spotifycdn.com ${env.VITE_IMAGE_HOSTS}`,
     "base-uri 'none'",
-    "form-action 'none'", // forms are sent by script, never by the browser itself
+    "form-action 'none'", // scripts send all forms
   ];
   const content = policy.map((directive) => directive.trim()).join("; ");
   return {

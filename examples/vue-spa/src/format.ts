@@ -1,4 +1,4 @@
-/** Times as people read them. */
+/** Dates, durations, and browsers as people read them. */
 
 const day = new Intl.DateTimeFormat("en", { dateStyle: "long" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
@@ -11,9 +11,13 @@ export function asDay(moment: string): string {
 
 export function asAgo(moment: string): string {
   const seconds = (new Date(moment).getTime() - Date.now()) / 1000;
-  const [size, unit] = ([[86_400, "day"], [3_600, "hour"], [60, "minute"]] as const).find(
-    ([size]) => Math.abs(seconds) >= size,
-  ) ?? [1, "second"];
+  const [size, unit] = (
+    [
+      [86_400, "day"],
+      [3_600, "hour"],
+      [60, "minute"],
+    ] as const
+  ).find(([size]) => Math.abs(seconds) >= size) ?? [1, "second"];
   return unit === "second" ? "just now" : relative.format(Math.round(seconds / size), unit);
 }
 
@@ -30,10 +34,17 @@ export function asWait(seconds: number): string {
   return `${Math.floor(seconds / 60)} min${seconds % 60 ? ` ${seconds % 60} s` : ""}`;
 }
 
-/** A browser's own description of itself, as short as people would name it. */
+/** A short name for a user agent. */
 export function asBrowser(userAgent: string): string {
   const browsers = { Edg: "Edge", OPR: "Opera", Firefox: "Firefox", Chrome: "Chrome", Safari: "Safari" };
-  const systems = { Android: "Android", iPhone: "iPhone", iPad: "iPad", Windows: "Windows", "Mac OS": "macOS", Linux: "Linux" };
+  const systems = {
+    Android: "Android",
+    iPhone: "iPhone",
+    iPad: "iPad",
+    Windows: "Windows",
+    "Mac OS": "macOS",
+    Linux: "Linux",
+  };
   const find = (known: Record<string, string>) => Object.entries(known).find(([mark]) => userAgent.includes(mark))?.[1];
   const browser = find(browsers);
   const system = find(systems);

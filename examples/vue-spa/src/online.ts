@@ -1,6 +1,6 @@
 import { ref } from "vue";
 
-/** Whether the browser believes that it has a network. */
+/** Whether the browser has a network, as far as it knows. */
 export const online = ref(navigator.onLine);
 
 window.addEventListener("online", () => (online.value = true));

@@ -1,6 +1,6 @@
-/** The pages, who may see them, and what an address brings along when somebody arrives. */
+/** The pages, who can see them, and the parameters that URLs bring along. */
 import { createRouter, createWebHistory, type RouteLocationNormalized } from "vue-router";
-import { tellResult } from "./connecting";
+import { showConnectResult } from "./composables/useSpotifyConnect";
 import Account from "./pages/Account.vue";
 import Callback from "./pages/Callback.vue";
 import ForgottenPassword from "./pages/ForgottenPassword.vue";
@@ -15,15 +15,15 @@ import SignUp from "./pages/SignUp.vue";
 import TopTracks from "./pages/TopTracks.vue";
 import UndoEmailChange from "./pages/UndoEmailChange.vue";
 import VerifyEmail from "./pages/VerifyEmail.vue";
-import { session, sessionChanged, sessionKnown } from "./session";
+import { session, sessionChanged, ensureSession } from "./session";
 
 declare module "vue-router" {
   interface RouteMeta {
     title: string;
-    /** Only with an account; others are asked to sign in, and come back here then. */
-    signedIn?: boolean;
-    /** Only without one: whoever is signed in has no use for it. */
-    stranger?: boolean;
+    /** Signed-in people only. Others sign in first, and then return here. */
+    requiresAuth?: boolean;
+    /** Only for people who are not signed in. */
+    guestOnly?: boolean;
   }
 }
 
@@ -31,49 +31,49 @@ export const router = createRouter({
   history: createWebHistory(),
   routes: [
     { path: "/", component: Home, meta: { title: "Home" } },
-    { path: "/sign-in", component: SignIn, meta: { title: "Sign in", stranger: true } },
-    { path: "/sign-up", component: SignUp, meta: { title: "Sign up", stranger: true } },
+    { path: "/sign-in", component: SignIn, meta: { title: "Sign in", guestOnly: true } },
+    { path: "/sign-up", component: SignUp, meta: { title: "Sign up", guestOnly: true } },
     { path: "/forgotten-password", component: ForgottenPassword, meta: { title: "Forgot password" } },
     { path: "/new-password", component: NewPassword, meta: { title: "New password" } },
     { path: "/verify-email", component: VerifyEmail, meta: { title: "Verify your email address" } },
     { path: "/undo-email-change", component: UndoEmailChange, meta: { title: "Undo email change" } },
     { path: "/callback", component: Callback, meta: { title: "Connecting Spotify" } },
-    { path: "/now-playing", component: NowPlaying, meta: { title: "Now playing", signedIn: true } },
-    { path: "/playlists", component: Playlists, meta: { title: "Playlists", signedIn: true } },
-    { path: "/playlists/:id", component: Playlist, meta: { title: "Playlist", signedIn: true } },
-    { path: "/top-tracks", component: TopTracks, meta: { title: "Top tracks", signedIn: true } },
-    { path: "/account", component: Account, meta: { title: "Account", signedIn: true } },
+    { path: "/now-playing", component: NowPlaying, meta: { title: "Now playing", requiresAuth: true } },
+    { path: "/playlists", component: Playlists, meta: { title: "Playlists", requiresAuth: true } },
+    { path: "/playlists/:id", component: Playlist, meta: { title: "Playlist", requiresAuth: true } },
+    { path: "/top-tracks", component: TopTracks, meta: { title: "Top tracks", requiresAuth: true } },
+    { path: "/account", component: Account, meta: { title: "Account", requiresAuth: true } },
     { path: "/:unknown(.*)*", component: NotFound, meta: { title: "Page not found" } },
   ],
   scrollBehavior: (_to, _from, saved) => saved ?? { top: 0 },
 });
 
-// What mails lead to: FRONTEND_URL#password-reset=<token>.
-const MAILED: Record<string, string> = {
+// Links in emails: FRONTEND_URL#password-reset=<token>.
+const EMAIL_LINKS: Record<string, string> = {
   "password-reset": "/new-password",
   "email-verification": "/verify-email",
   "email-change": "/undo-email-change",
 };
 
-/** The token a mail brought, in memory only: it leaves the address bar and the history at once. */
-export const mailed = { token: "" };
+/** The token of an email link. It is removed from the address bar and the history at once. */
+export const emailLink = { token: "" };
 
 router.beforeEach(async (to) => {
   const [, purpose, token] = /^#([a-z-]+)=(.+)$/.exec(to.hash) ?? [];
-  if (purpose && token && MAILED[purpose]) {
-    mailed.token = token;
-    return { path: MAILED[purpose], replace: true };
+  if (purpose && token && EMAIL_LINKS[purpose]) {
+    emailLink.token = token;
+    return { path: EMAIL_LINKS[purpose], replace: true };
   }
   if (typeof to.query.spotify === "string") {
-    tellResult(to.query.spotify);
+    showConnectResult(to.query.spotify);
     void sessionChanged();
-    const { spotify: _, ...query } = to.query;
+    const query = { ...to.query, spotify: undefined };
     return { path: to.path, query, replace: true };
   }
-  await sessionKnown();
-  if (session.problem) return true; // App.vue shows it in the page's place
-  if (to.meta.signedIn && !session.user) return signInThenBack(to);
-  if (to.meta.stranger && session.user) return afterSignIn(to);
+  await ensureSession();
+  if (session.problem) return true; // App.vue shows it instead of the page
+  if (to.meta.requiresAuth && !session.user) return signInThenBack(to);
+  if (to.meta.guestOnly && session.user) return afterSignIn(to);
   return true;
 });
 
@@ -81,7 +81,7 @@ export function signInThenBack(to: RouteLocationNormalized) {
   return { path: "/sign-in", query: { next: to.fullPath } };
 }
 
-/** Where somebody was on the way to, before they were asked to sign in. Only ever a page of this app. */
+/** The page that was requested before signing in. Never a URL of another site. */
 export function afterSignIn(at: RouteLocationNormalized): string {
   const next = at.query.next;
   return typeof next === "string" && /^\/(?![/\\])/.test(next) ? next : "/";

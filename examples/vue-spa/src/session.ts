@@ -1,16 +1,15 @@
 /**
- * Who is signed in, and whose Spotify is connected: the answer of GET /api/session, for all pages.
+ * Who is signed in, and the connection to Spotify: the response of GET /api/session, shared by all pages.
  *
- * This is all the state that pages share. It lives in memory only: the session itself is a cookie that no
- * script can read.
+ * Pages share no other state. It is in memory only; the session itself is a cookie that scripts cannot read.
  */
 import { reactive } from "vue";
 import { api, onSignedOut, problemOf, type Problem, type Session, type User } from "./api";
 
 interface State extends Session {
-  /** Why it is not known who is here. */
+  /** Why the session could not be loaded. */
   problem: Problem | null;
-  /** The person was signed in, and found out by an answer that they no longer are. */
+  /** The session ended without a sign-out here. */
   ended: boolean;
 }
 
@@ -22,18 +21,18 @@ export const session = reactive<State>({
   ended: false,
 });
 
-// Tells the other tabs that something changed, and nothing else.
+// Tells other tabs that something changed, and nothing else.
 const otherTabs = new BroadcastChannel("backline-session");
 
 let first: Promise<void> | null = null;
 
-/** Ask once; every page waits for the same answer. */
-export function sessionKnown(): Promise<void> {
+/** Load the session once. All pages wait for the same response. */
+export function ensureSession(): Promise<void> {
   first ??= refreshSession();
   return first;
 }
 
-/** Ask who is here now. */
+/** Load the session again. */
 export async function refreshSession(): Promise<void> {
   try {
     const before = session.user;
@@ -41,19 +40,19 @@ export async function refreshSession(): Promise<void> {
     session.ended = Boolean(before) && !session.user;
   } catch (error) {
     session.problem = problemOf(error);
-    first = null; // the next page asks again
+    first = null; // the next page tries again
   }
 }
 
-/** Something has changed: see what, and tell the other tabs. */
+/** Load the session after a change, and tell other tabs. */
 export async function sessionChanged(): Promise<void> {
   first = refreshSession();
   await first;
   otherTabs.postMessage("changed");
 }
 
-/** The person has signed out on purpose, here. */
-export function forgetSession(): void {
+/** Clear the session after signing out here. */
+export function clearSession(): void {
   Object.assign(session, { authenticated: false, user: null, spotify: null, ended: false });
   otherTabs.postMessage("changed");
 }
@@ -74,7 +73,7 @@ onSignedOut((problem) => {
 
 otherTabs.onmessage = () => void refreshSession();
 
-// Another browser may have ended this session, and the way back from Spotify may be the back button.
+// Another browser may have ended this session, and the back button may return from Spotify.
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && session.user) void refreshSession();
 });

@@ -1,15 +1,14 @@
 /**
- * Spotify's Web API, as far as this app uses it, through the API's gateway.
+ * The part of Spotify's Web API that this app uses, through the gateway.
  *
- * The types are written by hand, for what is shown and no more. Apps made before February 2026 and those made
- * since get different names for the same things (`tracks` or `items`, `track` or `item`): the functions below
- * take either, and pages see one shape.
+ * The types cover only what is shown. Spotify uses other names for apps created since February 2026 (`items`
+ * for `tracks`, `item` for `track`). The functions below accept both, and pages see one shape.
  */
 import type { AxiosRequestConfig } from "axios";
 import { api } from "./api";
 
-interface Linked {
-  id: string | null; // null for a file on somebody's own disk
+interface SpotifyObject {
+  id: string | null; // null for a local file
   name: string;
   uri: string;
   external_urls?: { spotify?: string };
@@ -20,17 +19,17 @@ export interface Image {
   width: number | null;
 }
 
-export type Artist = Linked;
+export type Artist = SpotifyObject;
 
-export interface Album extends Linked {
+export interface Album extends SpotifyObject {
   images: Image[] | null;
 }
 
-export interface Show extends Linked {
+export interface Show extends SpotifyObject {
   images: Image[] | null;
 }
 
-export interface Track extends Linked {
+export interface Track extends SpotifyObject {
   type: "track";
   album: Album;
   artists: Artist[];
@@ -38,7 +37,7 @@ export interface Track extends Linked {
   explicit: boolean;
 }
 
-export interface Episode extends Linked {
+export interface Episode extends SpotifyObject {
   type: "episode";
   show: Show;
   images: Image[] | null;
@@ -71,7 +70,7 @@ interface Count {
   total: number;
 }
 
-export interface Playlist extends Linked {
+export interface Playlist extends SpotifyObject {
   id: string;
   description: string | null;
   images: Image[] | null;
@@ -80,7 +79,7 @@ export interface Playlist extends Linked {
   tracks?: Count;
 }
 
-interface Page<T> {
+interface SpotifyPage<T> {
   items: (T | null)[];
   total: number;
   next: string | null;
@@ -91,17 +90,17 @@ interface PlaylistEntry {
   track?: Playable | null | boolean;
 }
 
-/** What is shown of a list so far, and whether there is more. */
-export interface Part<T> {
+/** A page of a list. */
+export interface Page<T> {
   items: T[];
   total: number;
-  /** Where the next part begins; null at the end. */
+  /** The offset of the next page; null at the end. */
   next: number | null;
 }
 
-// --- Looking -----------------------------------------------------------------------------------------
+// --- Reads -----------------------------------------------------------------------------------------
 
-/** What plays; null when nothing does anywhere (Spotify answers 204). */
+/** The playback state; null if nothing is playing (204). */
 export async function player(config?: AxiosRequestConfig): Promise<Player | null> {
   return (await api.spotify<Player | null>("/me/player?additional_types=track,episode", config)) || null;
 }
@@ -110,32 +109,32 @@ export async function devices(): Promise<Device[]> {
   return (await api.spotify<{ devices: Device[] }>("/me/player/devices")).devices;
 }
 
-const AT_ONCE = 50;
+const PAGE_SIZE = 50;
 
-/** The person's playlists. Spotify's list may have holes. */
-export async function playlists(offset = 0): Promise<Part<Playlist>> {
-  const page = await api.spotify<Page<Playlist>>(`/me/playlists?limit=${AT_ONCE}&offset=${offset}`);
-  return { ...part(page, offset), items: page.items.filter((playlist) => playlist !== null) };
+/** The person's playlists. Spotify's list may contain nulls. */
+export async function playlists(offset = 0): Promise<Page<Playlist>> {
+  const page = await api.spotify<SpotifyPage<Playlist>>(`/me/playlists?limit=${PAGE_SIZE}&offset=${offset}`);
+  return { ...toPage(page, offset), items: page.items.filter((playlist) => playlist !== null) };
 }
 
 export function playlist(id: string): Promise<Playlist> {
   return api.spotify<Playlist>(`/playlists/${encodeURIComponent(id)}`);
 }
 
-/** How many tracks a playlist has; undefined where Spotify does not say. */
+/** How many tracks a playlist has, if Spotify says so. */
 export function trackCount(playlist: Playlist): number | undefined {
   return (playlist.items ?? playlist.tracks)?.total;
 }
 
-/** What is in a playlist. null stands for what was there once. */
-export async function playlistItems(playlist: Playlist, offset = 0): Promise<Part<Playable | null>> {
-  // The name of the list in the playlist itself says which of the two addresses this app has.
+/** The items of a playlist; null for items that are no longer available. */
+export async function playlistItems(playlist: Playlist, offset = 0): Promise<Page<Playable | null>> {
+  // The playlist's own member shows which of the two paths this app must use.
   const name = playlist.tracks && !playlist.items ? "tracks" : "items";
   const path = `/playlists/${encodeURIComponent(playlist.id)}/${name}`;
-  const page = await api.spotify<Page<PlaylistEntry>>(
-    `${path}?limit=${AT_ONCE}&offset=${offset}&additional_types=track,episode`,
+  const page = await api.spotify<SpotifyPage<PlaylistEntry>>(
+    `${path}?limit=${PAGE_SIZE}&offset=${offset}&additional_types=track,episode`,
   );
-  return { ...part(page, offset), items: page.items.map(playableOf) };
+  return { ...toPage(page, offset), items: page.items.map(playableOf) };
 }
 
 function playableOf(entry: PlaylistEntry | null): Playable | null {
@@ -146,34 +145,34 @@ function playableOf(entry: PlaylistEntry | null): Playable | null {
 export type Range = "short_term" | "medium_term" | "long_term";
 
 export async function topTracks(range: Range): Promise<Track[]> {
-  const page = await api.spotify<Page<Track>>(`/me/top/tracks?limit=${AT_ONCE}&time_range=${range}`);
+  const page = await api.spotify<SpotifyPage<Track>>(`/me/top/tracks?limit=${PAGE_SIZE}&time_range=${range}`);
   return page.items.filter((track) => track !== null);
 }
 
-function part(page: Page<unknown>, offset: number): Omit<Part<never>, "items"> {
+function toPage(page: SpotifyPage<unknown>, offset: number): Omit<Page<never>, "items"> {
   return { total: page.total, next: page.next ? offset + page.items.length : null };
 }
 
-// --- Steering ----------------------------------------------------------------------------------------
+// --- Commands ----------------------------------------------------------------------------------------
 
-export const steer = {
-  play: () => api.tellSpotify("PUT", "/me/player/play"),
+export const commands = {
+  play: () => api.spotifyCommand("PUT", "/me/player/play"),
   playFrom: (contextUri: string, position = 0) =>
-    api.tellSpotify("PUT", "/me/player/play", { context_uri: contextUri, offset: { position } }),
-  pause: () => api.tellSpotify("PUT", "/me/player/pause"),
-  next: () => api.tellSpotify("POST", "/me/player/next"),
-  previous: () => api.tellSpotify("POST", "/me/player/previous"),
-  volume: (percent: number) => api.tellSpotify("PUT", `/me/player/volume?volume_percent=${percent}`),
-  moveTo: (deviceId: string) => api.tellSpotify("PUT", "/me/player", { device_ids: [deviceId], play: true }),
+    api.spotifyCommand("PUT", "/me/player/play", { context_uri: contextUri, offset: { position } }),
+  pause: () => api.spotifyCommand("PUT", "/me/player/pause"),
+  next: () => api.spotifyCommand("POST", "/me/player/next"),
+  previous: () => api.spotifyCommand("POST", "/me/player/previous"),
+  volume: (percent: number) => api.spotifyCommand("PUT", `/me/player/volume?volume_percent=${percent}`),
+  moveTo: (deviceId: string) => api.spotifyCommand("PUT", "/me/player", { device_ids: [deviceId], play: true }),
 };
 
-// --- Showing -----------------------------------------------------------------------------------------
+// --- Display -----------------------------------------------------------------------------------------
 
 export function coverOf(item: Playable): Image[] {
   return (item.type === "episode" ? (item.images ?? item.show.images) : item.album.images) ?? [];
 }
 
-/** The narrowest image that is still sharp at this width, otherwise the widest. Spotify promises no order. */
+/** The narrowest image that is sharp at this width, or else the widest. Spotify does not sort them. */
 export function imageFor(images: (Image | null)[] | null | undefined, width: number): string | undefined {
   const usable = (images ?? []).filter((image): image is Image => Boolean(image?.url));
   const widestFirst = usable.sort((one, other) => (other.width ?? 0) - (one.width ?? 0));
@@ -181,13 +180,13 @@ export function imageFor(images: (Image | null)[] | null | undefined, width: num
   return (sharp.at(-1) ?? widestFirst[0])?.url;
 }
 
-/** The item's page at Spotify. Only such an address is ever linked to. */
+/** The URL of the object's page at Spotify. No other URL is accepted. */
 export function spotifyLink(thing: { external_urls?: { spotify?: string } }): string | undefined {
   const url = thing.external_urls?.spotify;
   return url?.startsWith("https://open.spotify.com/") ? url : undefined;
 }
 
-/** Spotify sends descriptions with HTML entities in them. */
+/** The text of a description, which Spotify sends with HTML entities. */
 export function plainText(html: string): string {
   return new DOMParser().parseFromString(html, "text/html").body.textContent ?? "";
 }

@@ -1,0 +1,46 @@
+/** Change something on a click, with its problem. */
+import { ref, type Ref } from "vue";
+import { problemOf, type Problem } from "../api";
+import { messageFor } from "../messages";
+
+interface Mutation<A extends unknown[]> {
+  busy: Ref<boolean>;
+  problem: Ref<Problem | null>;
+  run: (...args: A) => Promise<void>;
+}
+
+/**
+ * Run an action, one call at a time: a second click meanwhile does nothing.
+ *
+ * `fields` maps problems to the form field that they are shown at, like validation errors.
+ */
+export function useMutation<A extends unknown[]>(
+  action: (...args: A) => Promise<void>,
+  fields: Record<string, string> = {},
+): Mutation<A> {
+  const busy = ref(false);
+  const problem = ref<Problem | null>(null);
+
+  async function run(...args: A): Promise<void> {
+    if (busy.value) return;
+    busy.value = true;
+    problem.value = null;
+    try {
+      await action(...args);
+    } catch (error) {
+      problem.value = atField(problemOf(error), fields);
+    } finally {
+      busy.value = false;
+    }
+  }
+
+  return { busy, problem, run };
+}
+
+function atField(problem: Problem, fields: Record<string, string>): Problem {
+  const field = fields[problem.slug];
+  if (!field) return problem;
+  const { title, detail } = problem.slug === "invalid-credentials" ? messageFor("wrong-password") : problem;
+  const slug = "validation-error";
+  return { ...problem, slug, ...messageFor(slug), errors: { [field]: [`${title}. ${detail}`.trim()] } };
+}

@@ -1,0 +1,66 @@
+/** Connecting Spotify: to the consent page and back. */
+import { onBeforeUnmount, onMounted } from "vue";
+import { api, type Connection } from "../api";
+import { DAY_MS } from "../format";
+import { showToast } from "../toasts";
+import { useMutation } from "./useMutation";
+import { sessionChanged } from "../session";
+import { messageFor } from "../messages";
+
+const SOON_MS = 30 * DAY_MS;
+
+/** How many days remain until Spotify ends the consent, if they are few. It does so after six months. */
+export function daysLeft(connection: Connection | null): number | undefined {
+  if (!connection?.reauthorize_by) return undefined;
+  const left = new Date(connection.reauthorize_by).getTime() - Date.now();
+  return left < SOON_MS ? Math.max(0, Math.ceil(left / DAY_MS)) : undefined;
+}
+
+/**
+ * Send the person to Spotify. The page stays busy until it is left, so a second click does nothing.
+ *
+ * `reauthorize` renews the consent of a connection for another six months. The old consent stays valid until then.
+ */
+export function useSpotifyConnect() {
+  const connecting = useMutation(async ({ reauthorize = false } = {}) => {
+    const response = await api.authorize(reauthorize ? { reauthorize: "true" } : {});
+    const url = response.authorize_url;
+    if (url) {
+      window.location.assign(url);
+      await new Promise(() => undefined);
+    }
+    await sessionChanged(); // already connected, perhaps in another tab
+  });
+
+  // With the back button, the page returns as it was left: busy.
+  const onPageShow = (event: PageTransitionEvent) => {
+    if (event.persisted) connecting.busy.value = false;
+  };
+  onMounted(() => window.addEventListener("pageshow", onPageShow));
+  onBeforeUnmount(() => window.removeEventListener("pageshow", onPageShow));
+  return connecting;
+}
+
+/** Show the result that the API put into the URL: `connected`, `denied`, or `error-<slug>`. */
+export function showConnectResult(result: string): void {
+  if (result === "connected") return showToast("Spotify is connected.");
+  const slug = result === "denied" ? "spotify-access-denied" : result.replace(/^error-/, "");
+  const { title, detail } = messageFor(slug, MESSAGES[slug] ?? { title: "Spotify could not be connected", detail: "" });
+  showToast(`${title}. ${detail}`.trim(), "error");
+}
+
+// Problems that occur only here, where the URL has just the slug.
+const MESSAGES: Record<string, { title: string; detail: string }> = {
+  "spotify-account-in-use": {
+    title: "This Spotify account is connected to another account here",
+    detail: "Nothing was changed.",
+  },
+  "spotify-account-mismatch": {
+    title: "Another Spotify account is connected already",
+    detail: "Disconnect it first.",
+  },
+  "spotify-misconfigured": {
+    title: "This server's Spotify application is misconfigured",
+    detail: "Please tell its operator.",
+  },
+};
