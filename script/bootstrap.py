@@ -36,16 +36,15 @@ LOG = PIPENV_HOME / "log"
 # The categories in Pipfile that .venv can have, and their names in Pipfile.lock.
 SECTIONS = {"packages": "default", "embedded": "embedded", "dev-packages": "develop", "mysql": "mysql"}
 
-# Parts of pip's output, and what they mean.
+# Patterns in pip's output, and what they mean.
 CAUSES = {
-    r"DO NOT MATCH THE HASHES": "A Python package is not the file that was locked, so it was not installed. "
-    "If a mirror is set\n(PIP_INDEX_URL, pip's configuration), try without it. Do not lock the new hash "
-    "before you know\nwhy it differs.",
-    r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|NameResolutionError|SSLError"
-    r"|Temporary failure in name|Name or service not known|nodename nor servname|Network is unreachable"
-    r"|Connection (refused|reset)|No matching distribution found": "The Python packages could not be "
-    "downloaded: the package index cannot be reached from here.\nCheck the network (and HTTPS_PROXY or "
-    "PIP_INDEX_URL, if you need them), then run the same\ncommand again.",
+    "DO NOT MATCH THE HASHES": """\
+A Python package is not the file that was locked, so it was not installed. If you use a mirror
+(PIP_INDEX_URL), try without it. Do not lock the new hash before you know why it differs.""",
+    "NewConnection|ConnectTimeout|ReadTimeout|ProxyError|NameResolution|SSLError|Temporary failure in name"
+    "|ame or service not known|Network is unreachable|Connection re|No matching distribution": """\
+The Python packages could not be downloaded: the package index cannot be reached. Check the network
+(and HTTPS_PROXY or PIP_INDEX_URL, if you need them), then run the same command again.""",
 }
 
 
@@ -201,45 +200,36 @@ def base_python() -> str:
 
 def require_compiler() -> None:
     """Raise BootstrapError if mysqlclient cannot be compiled here: pip takes a minute to find out."""
-    missing = missing_build_packages(os.environ)
+    pkg_config = shutil.which("pkg-config") or shutil.which("pkgconf")
+    has_flags = "MYSQLCLIENT_CFLAGS" in os.environ  # instead of pkg-config and one of its packages:
+    ask = [[pkg_config or "false", "--exists", name] for name in ("mysqlclient", "mariadb", "libmariadb")]
+    found = {
+        "gcc": shutil.which("cc") or shutil.which("gcc") or "CC" in os.environ,
+        "pkg-config": pkg_config or has_flags,
+        "libmariadb-dev": has_flags
+        or 0 in [subprocess.run(command, check=False).returncode for command in ask],
+        "python3-dev": Path(sysconfig.get_path("include"), "Python.h").exists(),
+    }
+    missing = " ".join(package for package, is_there in found.items() if not is_there)
     if missing:
         raise BootstrapError(f"""\
-mysqlclient is compiled on this machine, and something is missing: {", ".join(missing)}.
+mysqlclient is compiled on this machine, and something is missing: {missing}.
 Install it, then run the same command again:
-  Debian, Ubuntu  sudo apt-get install {" ".join(missing)}
+  Debian, Ubuntu  sudo apt-get install {missing}
   Fedora          sudo dnf install gcc pkgconf-pkg-config mariadb-connector-c-devel python3-devel
   macOS           xcode-select --install; brew install pkgconf mariadb-connector-c
 Or use MySQL later: without DATABASE_URL, data goes into an SQLite file.""")
 
 
-def missing_build_packages(environ: Mapping[str, str]) -> list[str]:
-    """Return the Debian names of what this machine lacks for compiling mysqlclient."""
-    compilers = environ.get("CC", "").split()[:1] or ["cc", "gcc", "clang"]
-    pkg_config = shutil.which("pkg-config") or shutil.which("pkgconf")
-    has_flags = "MYSQLCLIENT_CFLAGS" in environ  # instead of asking pkg-config for one of these:
-    libraries = ("mysqlclient", "mariadb", "libmariadb", "perconaserverclient")
-    ask = [[pkg_config or "false", "--exists", name] for name in libraries]
-    found = {
-        "gcc": any(map(shutil.which, compilers)),
-        "pkg-config": has_flags or pkg_config,
-        "libmariadb-dev": has_flags
-        or any(subprocess.run(command, check=False).returncode == 0 for command in ask),
-        "python3-dev": Path(sysconfig.get_path("include"), "Python.h").exists(),
-    }
-    return [package for package, is_there in found.items() if not is_there]
-
-
 def run_pipenv(*arguments: str, total: int = 0) -> None:
-    """Run pipenv for this project, whatever environment is active."""
-    environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
-    environ |= {
+    """Run pipenv for this project, whatever environment is active. Its own .env support is off."""
+    flags = ("VENV_IN_PROJECT", "IGNORE_VIRTUALENVS", "DONT_LOAD_ENV", "NOSPIN", "YES")
+    environ = {
+        **os.environ,
+        **{f"PIPENV_{flag}": "1" for flag in flags},
         "PIPENV_PIPFILE": str(ROOT / "Pipfile"),
-        "PIPENV_VENV_IN_PROJECT": "1",
-        "PIPENV_IGNORE_VIRTUALENVS": "1",
-        "PIPENV_DONT_LOAD_ENV": "1",  # .env is the app's
-        "PIPENV_NOSPIN": "1",
-        "PIPENV_YES": "1",
     }
+    environ = {name: value for name, value in environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
     run([str(PIPENV_VENV / "bin/python"), "-m", "pipenv", *arguments], environ, total=total)
 
 

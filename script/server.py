@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import URL, NullPool, create_engine, make_url
+from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.util import immutabledict
 
 from config import ROOT, Config, ConfigError, read_environment
 from script import demo, ports
@@ -74,7 +75,11 @@ def main() -> None:
 
 def prepare() -> Config:
     """Write .env if it is missing, read the settings, and check the ports and the database."""
-    require_development(read_settings())
+    if read_settings()["APP_ENV"].strip().lower() == "production":  # however incomplete the settings are
+        raise CannotStartError(
+            "APP_ENV is production: script/server is for development only. In production, run\n"
+            "  gunicorn -c deploy/gunicorn.conf.py wsgi:app"
+        )
     try:
         write_dotenv(ROOT / ".env")
         for folder in (REDIS_DATA.parent, REDIS_DATA):
@@ -94,13 +99,10 @@ def prepare() -> Config:
 
 def write_dotenv(path: Path) -> None:
     """Write a `.env` with fresh secrets that only its owner can read, unless there is one."""
-    text = DOTENV.format(
-        secret_key=secrets.token_urlsafe(32),
-        token_key=base64.b64encode(secrets.token_bytes(32)).decode(),
-    )
+    token_key = base64.b64encode(secrets.token_bytes(32)).decode()
     with suppress(FileExistsError):
         path.touch(mode=0o600, exist_ok=False)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(DOTENV.format(secret_key=secrets.token_urlsafe(32), token_key=token_key))
         say("==> Wrote .env with fresh secrets.")
 
 
@@ -112,15 +114,6 @@ def read_settings() -> dict[str, str]:
         raise CannotStartError(f"{error}\n{START_OVER}") from error
     # `flask` also treats an empty APP_ENV as development.
     return environ if environ.get("APP_ENV", "").strip() else environ | {"APP_ENV": "development"}
-
-
-def require_development(environ: Mapping[str, str]) -> None:
-    """Raise CannotStartError for production settings, even incomplete ones."""
-    if environ["APP_ENV"].strip().lower() == "production":
-        raise CannotStartError(
-            "APP_ENV is production: script/server is for development only. In production, run\n"
-            "  gunicorn -c deploy/gunicorn.conf.py wsgi:app"
-        )
 
 
 def check_ports(config: Config) -> None:
@@ -166,9 +159,7 @@ def shown_database(url: str) -> str:
     """Return DATABASE_URL without secrets: drivers accept passwords in many places."""
     full = make_url(url)
     query = {name: value for name, value in full.query.items() if name == "unix_socket"}
-    return URL.create(
-        full.drivername, host=full.host, port=full.port, database=full.database, query=query
-    ).render_as_string()
+    return full._replace(username=None, password=None, query=immutabledict(query)).render_as_string()
 
 
 def starts_sandbox(config: Config) -> bool:

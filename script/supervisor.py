@@ -15,9 +15,6 @@ from typing import Literal, Self
 
 GRACE_S = 5.0  # before a program that was asked to end is killed
 POLL_S = 0.05
-LAST_LINES = 12  # shown again when a program fails
-NAME_WIDTH = 9
-
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # A server ends after the others, so that they do not report it missing. An optional program may end
@@ -39,7 +36,7 @@ class Program:
     def __init__(self, name: str, command: tuple[str, ...], env: Mapping[str, str], role: Role) -> None:
         self.name = name
         self.role = role
-        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.last_lines: deque[str] = deque(maxlen=12)
         self._process = subprocess.Popen(
             command,
             env=env,
@@ -70,10 +67,8 @@ class Program:
     def failure(self) -> ProgramFailed:
         """Describe how the program ended, with its last lines."""
         self.wait()
-        status = self.status or 0
-        how = (
-            f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-        )
+        code = self.status or 0
+        how = f"exited with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         lines = "".join(f"\n    {line}" for line in self.last_lines)
         return ProgramFailed(f"{self.name} {how}.{' Its last lines:' if lines else ''}{lines}")
 
@@ -83,7 +78,7 @@ class Program:
             for line in output:
                 text = line.decode(errors="replace").rstrip("\r\n")
                 self.last_lines.append(text)
-                say(f"{self.name:<{NAME_WIDTH}}| {text}")
+                say(f"{self.name:<9}| {text}")
 
 
 class Programs:
