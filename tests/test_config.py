@@ -40,7 +40,7 @@ def problems_of(environ: dict[str, str]) -> str:
     return str(raised.value)
 
 
-def test_development_needs_two_secrets_and_nothing_else() -> None:
+def test_development_needs_only_two_secrets() -> None:
     config = Config.from_env(DEVELOPMENT)
 
     assert config.uses_sandbox
@@ -111,7 +111,7 @@ def test_dotenv_file_that_others_can_read_is_reported_once(
     assert f"{said} {tmp_path}/.env" in output or not said
 
 
-def test_production_is_the_default_outside_flasks_own_command() -> None:
+def test_production_is_the_default_except_under_the_flask_command() -> None:
     assert Config.from_env(PRODUCTION).app_env == "production"
     assert (
         Config.from_env({**DEVELOPMENT, "APP_ENV": "", "FLASK_RUN_FROM_CLI": "true"}).app_env == "development"

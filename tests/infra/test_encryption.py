@@ -11,7 +11,7 @@ PLACE = ("access_token", 7, "a" * 32)
 
 
 @given(text=st.text())
-def test_what_is_sealed_opens_again(text: str) -> None:
+def test_encrypted_text_can_be_decrypted(text: str) -> None:
     token_cipher = TokenCipher([NEW])
 
     assert token_cipher.decrypt(token_cipher.encrypt(text, *PLACE), *PLACE) == text
@@ -28,14 +28,14 @@ def test_what_is_sealed_opens_again(text: str) -> None:
         ("access_token", "7a", "a" * 31),
     ],
 )
-def test_nothing_opens_in_another_place(place: tuple[object, ...]) -> None:
+def test_value_cannot_be_decrypted_in_another_place(place: tuple[object, ...]) -> None:
     token_cipher = TokenCipher([NEW])
 
     with pytest.raises(DecryptionError):
         token_cipher.decrypt(token_cipher.encrypt("secret", *PLACE), *place)
 
 
-def test_no_changed_byte_goes_unnoticed() -> None:
+def test_every_changed_byte_is_detected() -> None:
     token_cipher = TokenCipher([NEW])
     sealed = token_cipher.encrypt("secret", *PLACE)
 
@@ -49,7 +49,7 @@ def test_no_changed_byte_goes_unnoticed() -> None:
             token_cipher.decrypt(sealed[:length], *PLACE)
 
 
-def test_old_keys_open_and_the_newest_seals() -> None:
+def test_old_keys_decrypt_and_the_newest_encrypts() -> None:
     before, after = TokenCipher([OLD]), TokenCipher([NEW, OLD])
     sealed = before.encrypt("secret", *PLACE)
 
@@ -59,7 +59,7 @@ def test_old_keys_open_and_the_newest_seals() -> None:
         TokenCipher([OTHER]).decrypt(sealed, *PLACE)
 
 
-def test_equal_secrets_look_different() -> None:
+def test_equal_secrets_have_different_ciphertexts() -> None:
     token_cipher = TokenCipher([NEW])
 
     assert len({token_cipher.encrypt("secret", *PLACE) for _ in range(1000)}) == 1000

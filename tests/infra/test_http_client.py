@@ -59,7 +59,7 @@ def ask(client: HttpClient, sandbox: SandboxClient, **request: Any) -> http_clie
 
 
 @pytest.mark.parametrize("kind", ["redirect_302", "redirect_307"])
-def test_a_redirect_is_not_followed(client: HttpClient, sandbox: SandboxClient, kind: str) -> None:
+def test_redirects_are_not_followed(client: HttpClient, sandbox: SandboxClient, kind: str) -> None:
     sandbox.fault(on="token", kind=kind, location=f"{sandbox.url}/_sandbox/people")
 
     answer = ask(client, sandbox)
@@ -69,7 +69,7 @@ def test_a_redirect_is_not_followed(client: HttpClient, sandbox: SandboxClient, 
 
 
 @pytest.mark.parametrize("kind", ["huge_body", "gzip_bomb", "close", "cut_body"])
-def test_an_answer_that_is_not_whole_or_too_big_is_none(
+def test_incomplete_or_oversized_response_is_an_error(
     client: HttpClient, sandbox: SandboxClient, kind: str
 ) -> None:
     sandbox.fault(on="token", kind=kind)
@@ -79,7 +79,7 @@ def test_an_answer_that_is_not_whole_or_too_big_is_none(
 
 
 @pytest.mark.parametrize("kind", ["timeout", "drip"])
-def test_a_slow_answer_ends_at_the_deadline(
+def test_slow_response_ends_at_the_deadline(
     client: HttpClient, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "TOTAL_SECONDS", 1.0)
@@ -94,12 +94,12 @@ def test_a_slow_answer_ends_at_the_deadline(
     assert ask(client, sandbox).status == 400  # the next call has a deadline of its own
 
 
-def test_nobody_there_is_no_answer(client: HttpClient) -> None:
+def test_refused_connection_is_an_error(client: HttpClient) -> None:
     with pytest.raises(TransportError):
         client.send("GET", f"http://127.0.0.1:{free_port()}/")
 
 
-def test_nothing_of_the_environment_is_sent_or_used(
+def test_environment_and_netrc_are_ignored(
     client: HttpClient, sandbox: SandboxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
@@ -115,14 +115,14 @@ def test_nothing_of_the_environment_is_sent_or_used(
     assert answer.status == 401
 
 
-def test_cookies_are_neither_kept_nor_sent(client: HttpClient, sandbox: SandboxClient) -> None:
+def test_cookies_are_neither_stored_nor_sent(client: HttpClient, sandbox: SandboxClient) -> None:
     for _ in range(2):
         ask(client, sandbox)
 
     assert all("cookie" not in {name.lower() for name in call["headers"]} for call in sandbox.calls())
 
 
-def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: HttpClient, tls: Upstream) -> None:
+def test_connection_is_reused_after_one_handshake(client: HttpClient, tls: Upstream) -> None:
     for number in range(50):
         answer = client.send("POST", f"{tls.url}/{number}", data=b"x" * number)
         assert answer.json_object() == {"call": number + 1}
@@ -130,7 +130,7 @@ def test_a_connection_is_used_again_and_a_handshake_is_made_once(client: HttpCli
     assert (len(tls.calls), tls.handshakes) == (50, 1)
 
 
-def test_threads_share_connections_and_each_gets_its_own_answer(client: HttpClient, tls: Upstream) -> None:
+def test_threads_share_connections_without_mixing_responses(client: HttpClient, tls: Upstream) -> None:
     tls.answer = lambda call: Reply(200, call.body + call.target.encode())
     start = threading.Barrier(8)
 
@@ -148,7 +148,7 @@ def test_threads_share_connections_and_each_gets_its_own_answer(client: HttpClie
     assert 1 <= tls.handshakes <= 8
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tls: Upstream) -> None:
+def test_untrusted_certificate_is_rejected_before_sending(tls: Upstream) -> None:
     client = HttpClient()
     with pytest.raises(TransportError) as refused:
         client.send("POST", f"{tls.url}/x", headers={"Authorization": "Bearer x"})
@@ -158,14 +158,14 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_nothing_is_sent(tl
     assert (tls.calls, tls.handshakes) == ([], 0)
 
 
-def test_a_certificate_of_another_host_is_refused(tmp_path: Path) -> None:
+def test_certificate_of_another_host_is_rejected(tmp_path: Path) -> None:
     with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(TransportError):
         client.send("GET", f"{running.url}/x")
 
     assert running.calls == []
 
 
-def test_no_authority_and_no_proxy_of_the_environment_is_believed(
+def test_certificates_and_proxies_of_the_environment_are_ignored(
     tls: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
@@ -182,7 +182,7 @@ def test_no_authority_and_no_proxy_of_the_environment_is_believed(
     assert not isinstance(refused.value.__cause__, requests.exceptions.ProxyError)
 
 
-def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: HttpClient, tls: Upstream) -> None:
+def test_response_can_have_exactly_the_maximum_size(client: HttpClient, tls: Upstream) -> None:
     most = 8 * 1024 * 1024
     tls.replies(Reply(200, b"x" * most), Reply(200, b"x" * (most + 1)), Reply())
 
@@ -194,7 +194,7 @@ def test_an_answer_may_be_as_large_as_was_said_and_no_larger(client: HttpClient,
     assert client.send("GET", f"{tls.url}/x").body == b"{}"
 
 
-def test_what_comes_before_an_answer_is_not_it(client: HttpClient) -> None:
+def test_interim_responses_are_skipped(client: HttpClient) -> None:
     """Hints (RFC 8297) may. The answer behind them must not become the next caller's."""
     never = threading.Event()
 
@@ -261,17 +261,17 @@ RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
         ("9" * 30, None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_a_date(header: str, seconds: int | None) -> None:
+def test_retry_after_can_be_seconds_or_a_date(header: str, seconds: int | None) -> None:
     headers = {"retry-after": header, "date": RESPONDED}
     assert http_client.HttpResponse(429, headers, b"").retry_after == seconds
 
 
 @pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
-def test_retry_after_date_without_a_usable_date_header_is_measured_by_our_clock(date: dict[str, str]) -> None:
+def test_retry_after_date_falls_back_to_our_clock(date: dict[str, str]) -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert http_client.HttpResponse(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])
-def test_a_body_that_is_no_object_counts_as_empty(body: bytes) -> None:
+def test_body_that_is_not_an_object_counts_as_empty(body: bytes) -> None:
     assert http_client.HttpResponse(200, {}, body).json_object() == {}

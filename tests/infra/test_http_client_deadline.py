@@ -78,7 +78,7 @@ def test_slow_name_lookup_ends_at_the_deadline(
     assert len(lookups) == 1
 
 
-def test_lost_lookup_does_not_delay_all_others(
+def test_lost_lookup_does_not_delay_other_callers(
     client: HttpClient, resolve: Callable[..., None], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.1)
@@ -95,7 +95,7 @@ def test_lost_lookup_does_not_delay_all_others(
     found.set()
 
 
-def test_dead_resolver_holds_a_few_threads(
+def test_dead_resolver_blocks_only_a_few_threads(
     client: HttpClient, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.01)

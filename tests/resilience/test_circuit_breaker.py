@@ -3,7 +3,7 @@
 from app.resilience import circuit_breaker
 
 
-def test_one_person_alone_needs_more_failures_than_two() -> None:
+def test_single_caller_needs_more_failures_to_open_the_breaker() -> None:
     alone, together = circuit_breaker.CircuitBreaker(), circuit_breaker.CircuitBreaker()
     for number in range(circuit_breaker.FAILURES):
         assert alone.record_failure("ada") is False

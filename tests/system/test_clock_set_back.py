@@ -146,7 +146,7 @@ def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -
 
 
 @SQLITE
-def test_mail_is_not_tried_for_longer(app: Flask) -> None:
+def test_delivery_of_an_email_is_not_retried_for_longer(app: Flask) -> None:
     with app.app_context(), writing() as db:
         mail = outbox.add(db, MailKind.PASSWORD_CHANGED, to="ada@example.com")
         assert mail is not None

@@ -181,7 +181,7 @@ def test_old_connection_is_replaced(redis_url: str, monkeypatch: pytest.MonkeyPa
     client.close()
 
 
-def test_full_redis_serves_callers_one_after_another(old_primary: RedisServer) -> None:
+def test_redis_with_too_many_clients_serves_callers_in_turn(old_primary: RedisServer) -> None:
     """`maxclients` is reached: callers wait for a connection of ours instead of failing."""
     client = redis_client(f"unix://{old_primary.socket}")
     old_primary.client.config_set("maxclients", "3")
@@ -209,7 +209,7 @@ def test_idle_redis_connection_is_replaced(redis_proxy: FaultProxy, monkeypatch:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_session_is_not_begun_on_a_replica(make_app: MakeApp, old_primary: RedisServer) -> None:
+def test_session_is_not_created_on_a_replica(make_app: MakeApp, old_primary: RedisServer) -> None:
     """It would be missed only after an account was made."""
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
     with app.test_request_context("/api/session"):

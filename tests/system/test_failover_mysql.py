@@ -62,7 +62,9 @@ def account(name: str) -> dict[str, str]:
     return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
 
 
-def test_read_only_mysql_loses_its_connections(mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine) -> None:
+def test_connections_to_a_read_only_mysql_are_replaced(
+    mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine
+) -> None:
     old, client = fill(app), app.test_client()
     with admin.connect() as connection:
         connection.execute(sa.text("SET GLOBAL read_only = 1"))
@@ -74,7 +76,7 @@ def test_read_only_mysql_loses_its_connections(mysql_proxy: FaultProxy, app: Fla
     assert not old & fill(app)
 
 
-def test_demoted_mysql_is_left_before_a_write_fails(
+def test_connections_to_a_demoted_mysql_are_replaced_before_a_write_fails(
     mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mysql, "PAUSE_SECONDS", 0.0)

@@ -51,7 +51,7 @@ def columns(url: str) -> dict[str, set[str]]:
     return found
 
 
-def test_the_schema_is_as_designed_and_as_the_models_say(env: dict[str, str]) -> None:
+def test_migrated_schema_matches_the_models(env: dict[str, str]) -> None:
     found = columns(env["DATABASE_URL"])
 
     assert {table: set(names.split()) for table, names in DESIGNED.items()} == {
@@ -61,7 +61,7 @@ def test_the_schema_is_as_designed_and_as_the_models_say(env: dict[str, str]) ->
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_migration_can_be_taken_back_and_made_again(env: dict[str, str]) -> None:
+def test_migrations_can_be_reverted_and_repeated(env: dict[str, str]) -> None:
     down = flask(env, "db", "downgrade", "base")
     empty = columns(env["DATABASE_URL"])
     up = flask(env, "db", "upgrade")
@@ -73,7 +73,7 @@ def test_every_migration_can_be_taken_back_and_made_again(env: dict[str, str]) -
     assert flask(env, "db", "upgrade").returncode == 0
 
 
-def test_two_deployments_may_migrate_at_once(env: dict[str, str]) -> None:
+def test_two_deployments_can_migrate_concurrently(env: dict[str, str]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     flask(env, "db", "downgrade", "base")
@@ -84,7 +84,9 @@ def test_two_deployments_may_migrate_at_once(env: dict[str, str]) -> None:
     assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
 
 
-def test_rows_survive_the_way_back_and_forth(env: dict[str, str], app: Flask, sandbox: SandboxClient) -> None:
+def test_rows_survive_reverted_and_repeated_migrations(
+    env: dict[str, str], app: Flask, sandbox: SandboxClient
+) -> None:
     """Erased tokens among them, which the older schema cannot leave empty."""
     erased, suspect, living = create_connections(app, sandbox, 3)
     with app.app_context(), writing() as db:

@@ -63,7 +63,7 @@ def calls(sandbox: SandboxClient) -> int:
 
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
-def test_without_redis_refreshing_goes_on_and_stays_single(
+def test_refresh_without_redis_calls_spotify_once(
     redis_proxy: FaultProxy, app: Flask, another_worker: Flask, link: int, sandbox: SandboxClient, fault: str
 ) -> None:
     getattr(redis_proxy, fault)()
@@ -82,7 +82,7 @@ def test_without_redis_refreshing_goes_on_and_stays_single(
     assert outcomes(app) == ["refreshed"]
 
 
-def test_a_lock_whose_acknowledgement_is_lost_is_given_back(
+def test_lock_is_released_if_the_reply_to_its_acquisition_is_lost(
     redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, redis_url: str
 ) -> None:
     redis_proxy.drop_reply(b"lock:link")
@@ -95,7 +95,7 @@ def test_a_lock_whose_acknowledgement_is_lost_is_given_back(
         assert direct.keys("lock:*") == []
 
 
-def test_a_release_whose_answer_is_lost_harms_nobody(
+def test_lost_reply_to_a_lock_release_is_harmless(
     redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient
 ) -> None:
     redis_proxy.drop_reply(b"EVAL")
@@ -109,7 +109,7 @@ def test_a_release_whose_answer_is_lost_harms_nobody(
 @on_mariadb
 @pytest.mark.parametrize("transaction", [CLAIM, COMMIT], ids=["claim", "commit"])
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_a_lost_reply_to_the_commit_is_looked_up(
+def test_refresh_with_a_lost_commit_reply_finds_what_was_stored(
     mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, transaction: bytes, rotate: bool
 ) -> None:
     sandbox.settings(rotate=rotate)
@@ -124,9 +124,7 @@ def test_a_lost_reply_to_the_commit_is_looked_up(
 
 
 @on_mariadb
-def test_a_commit_that_is_slow_and_not_lost_is_waited_for(
-    app: Flask, link: int, sandbox: SandboxClient, database_url: str
-) -> None:
+def test_slow_commit_is_waited_for(app: Flask, link: int, sandbox: SandboxClient, database_url: str) -> None:
     """The first try's reader has given up, its COMMIT is still under way: the second must see its result."""
     sandbox.fault(on="refresh", kind="park")
     first_try = sa.create_engine(database_url)
@@ -160,7 +158,7 @@ def waits_for_a_lock(app: Flask) -> bool:
 
 @on_mariadb
 @pytest.mark.parametrize("fault", ["refuse", "cut"])
-def test_an_answer_is_stored_when_mysql_comes_back(
+def test_token_response_is_stored_when_mysql_recovers(
     mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str
 ) -> None:
     """Between Spotify's answer and the commit MySQL goes away: with tokens used once, all would be lost."""
@@ -182,7 +180,7 @@ def test_an_answer_is_stored_when_mysql_comes_back(
 
 @on_mariadb
 @pytest.mark.processes
-def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
+def test_scheduler_does_not_call_spotify_while_mysql_is_unavailable(
     mysql_proxy: FaultProxy, env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     mysql_proxy.refuse()
@@ -201,7 +199,7 @@ def test_while_mysql_is_away_the_scheduler_asks_nothing_of_spotify(
 
 @on_mariadb
 @pytest.mark.processes
-def test_a_scheduler_that_cannot_store_an_answer_ends_all_the_same(
+def test_scheduler_that_cannot_store_a_response_still_stops(
     mysql_proxy: FaultProxy,
     env: dict[str, str],
     app: Flask,
@@ -254,7 +252,7 @@ def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @on_mariadb  # SQLite's clock is the host's own
 @pytest.mark.processes
-def test_scheduler_goes_on_after_its_clock_was_set(
+def test_scheduler_continues_after_its_clock_was_set(
     env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -281,7 +279,7 @@ def test_scheduler_goes_on_after_its_clock_was_set(
 @on_mariadb  # SQLite's clock is the host's own
 @pytest.mark.processes
 @pytest.mark.parametrize("minutes", [-10, 10])
-def test_a_host_with_a_wrong_clock_harms_nobody(
+def test_wrong_clock_of_a_host_is_harmless(
     env: dict[str, str],
     app: Flask,
     link: int,
