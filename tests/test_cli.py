@@ -1,4 +1,4 @@
-"""The operator's commands, run as an operator runs them."""
+"""The `flask` commands, run in their own processes."""
 
 import pytest
 import sqlalchemy as sa

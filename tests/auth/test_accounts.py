@@ -1,4 +1,4 @@
-"""Registering, signing in and out, and who is signed in."""
+"""Registration, login, and logout."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +218,7 @@ def test_concurrent_registrations_of_one_name_create_one_account(
                 headers={"X-Requested-With": "test"},
                 timeout=60,
             )
-            if response.status_code != 503:  # on a busy machine: too many wait for a turn at hashing
+            if response.status_code != 503:  # too many callers wait for a hashing slot
                 break
         return response.status_code, response.json().get("type", "")
 

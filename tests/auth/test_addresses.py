@@ -1,4 +1,4 @@
-"""Email addresses: one mailbox, one account, whatever the spelling; and mail that arrives."""
+"""Email addresses: spellings of one mailbox, and the form that email is sent to."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def test_mailbox_has_one_account_in_all_spellings_of_its_domain(
         assert (status, problem["type"]) == (409, "/problems/email-taken"), spelling
     assert new_client().post("/api/password-reset", json={"email": SPELLINGS[3]}).status_code == 202
     settled(app)
-    # To the A-label, which a relay without SMTPUTF8 accepts too.
+    # A relay without SMTPUTF8 accepts A-labels too.
     local = SPELLINGS[first].partition("@")[0]
     assert mailbox.recipients == [f"{local}@xn--bcher-kva.example"] * 2
 
@@ -84,7 +84,7 @@ def test_emails_go_to_the_address_as_it_was_entered(
     settled(app)
 
     assert set(mailbox.recipients) == {entered, "Countess@example.com"}
-    assert mailbox.mails[-1]["To"] == entered  # the restored address has its case back
+    assert mailbox.mails[-1]["To"] == entered  # the restored address has its original case
     exported = client.post("/api/login", json={"login": "countess", "password": PASSWORD})
     assert exported.status_code == 401
 
@@ -92,7 +92,7 @@ def test_emails_go_to_the_address_as_it_was_entered(
 def test_accounts_of_earlier_releases_are_found_by_both_spellings(
     mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
-    """They stored the domain as it was typed, so that one mailbox may even have two accounts."""
+    """They stored the domain as it was typed, so one mailbox can have two accounts."""
     sign_up(new_client(), "ada", "ada@example.com")
     sign_up(new_client(), "grace", "grace@example.com")
     old = {"ada": "ada@xn--bcher-kva.example", "grace": "grace@bücher.example"}
@@ -120,7 +120,7 @@ def test_accounts_of_earlier_releases_are_found_by_both_spellings(
 def test_emails_follow_an_address_changed_by_an_earlier_release(
     mailbox: Mailbox, app: Flask, client: FlaskClient
 ) -> None:
-    """It may run next to this one and does not know the column `email_address`."""
+    """An earlier release may run next to this one. It does not know the column `email_address`."""
     sign_up(client, "ada", "Ada@example.com")
     with app.app_context(), writing() as db:
         db.execute(sa.update(User).values(email="new@example.com"))

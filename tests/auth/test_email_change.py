@@ -1,4 +1,4 @@
-"""Changing the email address: verified before it counts, and undone from the old mailbox."""
+"""Changing the email address: verified before it takes effect, and undone from the old mailbox."""
 
 import re
 from collections.abc import Callable
@@ -47,14 +47,14 @@ def addresses(client: FlaskClient) -> tuple[str, bool, str | None]:
 
 
 def session_epoch(app: Flask) -> int:
-    """The number that every valid session names, also one that is being stored at this moment."""
+    """The number that every valid session contains."""
     with app.app_context(), reading() as db:
         return db.scalars(sa.select(User.session_epoch)).one()
 
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
-    """Ada, signed in, whose address is verified."""
+    """Ada, who is signed in and has verified her address."""
     register(client, "ada")
     assert verify(client, mailbox, ADA) == (204, "")
     return client
@@ -69,7 +69,7 @@ def test_new_address_takes_effect_when_it_is_verified(
     assert ada.get("/api/session").json["user"] == changed
     token = token_in(mailbox.wait_for("New@Example.com".replace("Example", "example"), VERIFY))
     assert mailbox.wait_for(ADA, REQUESTED)
-    # Until then the new address has no rights at all.
+    # Until then, the new address cannot be used.
     assert login(new_client(), NEW).status_code == 401
     assert ada.post("/api/password-reset", json={"email": NEW}).status_code == 202
     settled(app)
@@ -100,7 +100,7 @@ def test_link_to_the_old_address_undoes_the_change(
     assert undo(stranger, token) == 204
     assert undo(stranger, token) == 400
 
-    # Sessions, the password, and every link that was mailed to the new address have ended.
+    # Sessions, the password, and all links emailed to the new address are invalid.
     assert app.extensions["backline"].redis.keys("session:*") == []
     assert session_epoch(app) != epoch
     assert ada.get("/api/user").status_code == 401
@@ -142,9 +142,9 @@ def test_second_change_replaces_the_pending_address(ada: FlaskClient, mailbox: M
     assert change(ada, OTHER)["pending_email"] == OTHER
 
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
-    change(ada, NEW)  # which must not revive the first token
+    change(ada, NEW)  # must not make the first token valid again
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 400
-    # The current address cancels it, without a password.
+    # The current address cancels the change, without a password.
     canceled = ada.patch("/api/user", json={"email": "ADA@example.com"})
     assert (canceled.status_code, canceled.json["pending_email"]) == (200, None)
     assert verify(ada, mailbox, NEW) == (400, "invalid-token")
@@ -255,7 +255,7 @@ def test_reset_that_verifies_an_address_deletes_the_connection(
 
 
 def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
-    ada.patch("/api/user", json={"username": "ada"})  # as before
+    ada.patch("/api/user", json={"username": "ada"})  # unchanged
     ada.patch("/api/user", json={"username": "countess"})
 
     assert mailbox.wait_for(ADA, "Your username was changed")
@@ -266,7 +266,7 @@ def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox,
 def test_emails_contain_nothing_that_a_user_chose(
     mailbox: Mailbox, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Anyone could have a text of their own sent to any address otherwise."""
+    """Otherwise, anyone could send their own text to any address."""
     ad = "win-1000-eur.example"
     register(client, ad)
     assert verify(client, mailbox, f"{ad}@example.com") == (204, "")

@@ -1,4 +1,4 @@
-"""Links that undo a change of address: which of them work, and what an undo leaves behind."""
+"""Links that undo a change of address: which of them work, and what an undo deletes."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ from tests.helpers.servers import eventually
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
-    """Ada, signed in, whose address is verified."""
+    """Ada, who is signed in and has verified her address."""
     register(client, "ada")
     assert verify(client, mailbox, ADA) == (204, "")
     return client
@@ -80,7 +80,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
     new_client: Callable[[], FlaskClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SQLite gives the id of a deleted row to the next one."""
+    """SQLite reuses the ids of deleted rows."""
     register(bob := new_client(), "bob")
     assert verify(bob, mailbox, "bob@example.com") == (204, "")
     settled(app)
@@ -103,7 +103,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
 def test_undo_deletes_a_connection_made_since_the_change(
     ada: FlaskClient, mailbox: Mailbox, sandbox: SandboxClient, when: str
 ) -> None:
-    """It belongs to the person with the new address, who may not be the one with the old address."""
+    """The connection belongs to the owner of the new address, who may be someone else."""
     if when == "before":
         connect(ada, sandbox)
     change(ada, NEW)
@@ -138,7 +138,7 @@ def test_deletion_notifies_every_address_that_could_be_restored(
 def test_restored_address_cannot_be_undone_from_the_one_between(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, spelling: str
 ) -> None:
-    """The link that was mailed to the address in between must not restore that one."""
+    """The link sent to the address in between must not restore that address."""
     with app.app_context(), writing() as db:
         db.execute(sa.update(User).values(email=spelling, email_address=spelling))
     change(ada, NEW)
@@ -163,8 +163,8 @@ def test_undo_wins_over_a_verification_it_waited_for(
     link = token_in(mailbox.wait_for(ADA, REQUESTED))
     look_up, calls = email_tokens.owner_of, []
 
-    def overtaken(db: Session, token: str, purpose: Purpose) -> User:
-        """Look the owner up, and let the change take effect before the row is locked."""
+    def owner_of_then_verify(db: Session, token: str, purpose: Purpose) -> User:
+        """Let the change take effect after the owner is read and before the row is locked."""
         owner = look_up(db, token, purpose)
         calls.append(purpose)
         if calls == [Purpose.EMAIL_CHANGE]:
@@ -172,7 +172,7 @@ def test_undo_wins_over_a_verification_it_waited_for(
                 assert pool.submit(verify, another_tab(ada), mailbox, NEW).result() == (204, "")
         return owner
 
-    monkeypatch.setattr(email_tokens, "owner_of", overtaken)
+    monkeypatch.setattr(email_tokens, "owner_of", owner_of_then_verify)
 
     assert undo(ada, link) == 204
 

@@ -1,4 +1,4 @@
-"""Passwords: which may be chosen, how they are kept, and what hashing them may cost (A1-A4, A7)."""
+"""Passwords: which are accepted, how they are hashed, and what hashing costs."""
 
 import json
 import statistics
@@ -66,7 +66,7 @@ def test_password_of_a_megabyte_is_rejected_unhashed(client: FlaskClient) -> Non
 
 @pytest.mark.requirement("A1")
 def test_every_character_of_a_password_counts(client: FlaskClient) -> None:
-    """bcrypt would stop at 72 bytes; others trim or fold."""
+    """bcrypt ignores what follows 72 bytes; some servers trim or fold passwords."""
     password = "Pass " + "ü" * 75 + " "
     assert client.post("/api/register", json={**ADA, "password": password}).status_code == 201
 
@@ -154,7 +154,7 @@ def test_password_length_counts_prepared_characters(client: FlaskClient, passwor
     assert time.monotonic() - began < 5
 
 
-def refused(password: str, **person: str) -> bool:
+def is_rejected(password: str, **person: str) -> bool:
     try:
         password_policy.validate_strength(password, field="password", **person)
     except ValidationError as error:
@@ -166,8 +166,8 @@ def refused(password: str, **person: str) -> bool:
 def test_common_passwords_are_rejected() -> None:
     assert len(LISTED) >= 3000
     assert [word for word in LISTED if len(word) < password_policy.MIN_LENGTH] == []
-    assert [word for word in LISTED if not refused(word)] == []
-    assert [word for word in LISTED if not refused(word.upper())] == []
+    assert [word for word in LISTED if not is_rejected(word)] == []
+    assert [word for word in LISTED if not is_rejected(word.upper())] == []
 
 
 @pytest.mark.requirement("A2")
@@ -186,20 +186,20 @@ def test_product_words_and_own_names_are_rejected(client: FlaskClient, password:
 @pytest.mark.requirement("A2")
 @pytest.mark.parametrize("password", ["ada1990!", "!ada1990", "ada19901", "ADA2026!!", "99ada1990@x.yz"])
 def test_name_with_digits_is_rejected_with_other_digits_around(password: str) -> None:
-    assert refused(password, username="ada1990", email="ada1990@x.yz")
+    assert is_rejected(password, username="ada1990", email="ada1990@x.yz")
 
 
 @pytest.mark.requirement("A2")
 def test_name_that_consists_of_digits_is_rejected() -> None:
-    assert refused("1987-2002!", username="1987-2002", email="x@example.com")
-    assert refused("1987-2002", username="1987-2002", email="x@example.com")
-    assert not refused("2002-1987", username="1987-2002", email="x@example.com")
+    assert is_rejected("1987-2002!", username="1987-2002", email="x@example.com")
+    assert is_rejected("1987-2002", username="1987-2002", email="x@example.com")
+    assert not is_rejected("2002-1987", username="1987-2002", email="x@example.com")
 
 
 @pytest.mark.requirement("A2")
 @pytest.mark.parametrize("password", ["ada lovelace wrote it", "spotify on a rainy day", "correct horse"])
 def test_sentence_with_a_guessable_word_is_accepted(password: str) -> None:
-    assert not refused(password, **ADA)
+    assert not is_rejected(password, **ADA)
 
 
 @pytest.mark.requirement("A3")
@@ -226,7 +226,7 @@ def test_hash_with_weak_parameters_is_replaced_at_login(
 
 @pytest.mark.requirement("A3")
 def test_hash_of_another_kind_matches_no_password(new_client: Callable[[], FlaskClient], app: Flask) -> None:
-    """Nobody has such rows: Backline has made none. What is not argon2 is a wrong password, not a 500."""
+    """Backline never stored such hashes. The response is that of a wrong password, not 500."""
     register(new_client(), "ada")
     foreign = werkzeug.security.generate_password_hash(PASSWORD)
     with app.app_context(), writing() as db:
@@ -244,7 +244,7 @@ def test_hashing_is_limited_to_the_number_of_slots(app: Flask, monkeypatch: pyte
         with gate:
             at_once += 1
             most = max(most, at_once)
-        time.sleep(0.02)  # the work that is being counted
+        time.sleep(0.02)  # stands for the work of hashing
         with gate:
             at_once -= 1
         return False
@@ -286,7 +286,7 @@ def test_callers_are_rejected_when_no_hashing_slot_is_free(
 def test_flood_of_logins_does_not_block_other_requests(
     server: Callable[..., AbstractContextManager[Server]],
 ) -> None:
-    """64 at once on one worker: memory stays bounded, and others are answered meanwhile."""
+    """With 64 concurrent logins on one worker, memory stays bounded and other requests get responses."""
     stop = threading.Event()
 
     def flood(number: int) -> set[int]:
@@ -313,7 +313,7 @@ def test_flood_of_logins_does_not_block_other_requests(
 
     assert seen <= {401, 429, 503}
     assert {401, 503} <= seen
-    # 46 MiB for each of the processors, above what the worker has anyway.
+    # The worker itself, and 46 MiB for each processor.
     assert memory < (250 + 46 * 8) * 1024, memory
     assert statistics.median(times) < 2, times
 
@@ -327,7 +327,7 @@ def _resident_kib(pid: int) -> int:
 def test_unknown_logins_take_as_much_work_as_known_ones(
     new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted, not timed: one hash of the same cost each. `docs/security.md` has the times."""
+    """Counts hashes and their parameters instead of measuring time, which `docs/security.md` reports."""
     register(new_client(), "ada")
     costs: list[tuple[int, int, int]] = []
     verify = argon2.PasswordHasher.verify
@@ -345,7 +345,7 @@ def test_unknown_logins_take_as_much_work_as_known_ones(
 
     assert costs == [(47_104, 1, 1)] * 6
     costs.clear()
-    for name in ("ada", "nobody"):  # a password that is compared in two forms, for both of them
+    for name in ("ada", "nobody"):  # a password that is compared in two forms
         new_client().post("/api/login", json={"login": name, "password": "not\u00a0the password"})
     assert costs == [(47_104, 1, 1)] * 4
     assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1

@@ -1,4 +1,4 @@
-"""Usernames in any script: marks belong to their letters; what cannot be seen is refused."""
+"""Usernames in any script: marks belong to letters, and invisible characters are rejected."""
 
 # ruff: noqa: RUF001 - letters of many scripts are the point
 
@@ -57,7 +57,7 @@ def test_username_with_invisible_characters_is_rejected(name: str) -> None:
 
 
 def test_username_of_an_earlier_release_is_still_valid() -> None:
-    """Every letter and digit that the earlier rule allowed, and every one that compatibility maps to them."""
+    """Check every letter and digit that the earlier rule allowed, and all that normalize to them."""
     for code in range(0x110000):
         letter = chr(code)
         if letter.isalnum():

@@ -1,4 +1,4 @@
-"""What people read when a form is not valid: everything at once, in words that help."""
+"""Validation messages: all problems at once, in plain language."""
 
 import pytest
 from flask.testing import FlaskClient

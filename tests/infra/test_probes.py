@@ -1,4 +1,4 @@
-"""/readyz and `flask doctor` notice servers that answer, but cannot do what requests need."""
+"""/readyz and `flask doctor` report servers that respond, but cannot do what requests need."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +59,7 @@ def fill_up(server: redis.Redis) -> None:
 
 @on_sqlite
 @pytest.mark.parametrize(
-    ("spoil", "advice"),
+    ("break_server", "advice"),
     [
         (demote, "point to the primary"),
         (hide_stale_data, "point to the primary"),
@@ -71,11 +71,11 @@ def fill_up(server: redis.Redis) -> None:
     ],
 )
 def test_unusable_redis_is_reported(
-    make_app: MakeApp, old_primary: RedisServer, spoil: Callable[[redis.Redis], None], advice: str
+    make_app: MakeApp, old_primary: RedisServer, break_server: Callable[[redis.Redis], None], advice: str
 ) -> None:
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
     check_usable(app)
-    spoil(old_primary.client)
+    break_server(old_primary.client)
     check_unusable(app, advice)
 
 
@@ -83,11 +83,11 @@ def test_unusable_redis_is_reported(
 def test_redis_that_evicts_sessions_gets_a_warning(make_app: MakeApp, old_primary: RedisServer) -> None:
     old_primary.client.config_set("maxmemory", "100mb")
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
-    for policy, is_doubted in (("volatile-lru", True), ("noeviction", False)):
+    for policy, gets_warning in (("volatile-lru", True), ("noeviction", False)):
         old_primary.client.config_set("maxmemory-policy", policy)
         check_usable(app)
         report = app.test_cli_runner().invoke(args=["doctor"])
-        assert (f"maxmemory-policy is {policy}" in report.output) == is_doubted
+        assert (f"maxmemory-policy is {policy}" in report.output) == gets_warning
 
 
 @on_sqlite
@@ -142,7 +142,7 @@ def test_probe_uses_every_redis_command_of_the_product(
 
 
 def use_everything(app: Flask, sandbox: SandboxClient) -> None:
-    """Sign up, connect, read, write, refresh, list and end sessions, and leave."""
+    """Use every feature that needs Redis."""
     client, other = app.test_client(), app.test_client()
     user = register(client)
     connect(client, sandbox)
@@ -169,18 +169,18 @@ def make_read_only(admin: sa.Engine) -> None:
         connection.execute(sa.text("SET GLOBAL read_only = 1"))
 
 
-@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE"])
+@pytest.mark.parametrize("permission", ["SELECT", "INSERT", "UPDATE", "DELETE"])
 @on_mariadb
 def test_missing_mysql_permission_is_reported(
-    make_restricted_app: MakeApp, admin: sa.Engine, right: str
+    make_restricted_app: MakeApp, admin: sa.Engine, permission: str
 ) -> None:
     app = make_restricted_app()
     check_usable(app)
     with admin.connect() as connection:
-        connection.execute(sa.text(f"REVOKE {right} ON backline.* FROM app@localhost"))
+        connection.execute(sa.text(f"REVOKE {permission} ON backline.* FROM app@localhost"))
         connection.execute(sa.text("GRANT SELECT ON backline.alembic_version TO app@localhost"))
     with app.app_context():
-        db.engine.dispose()  # a connection keeps the rights on its database that it began with
+        db.engine.dispose()  # a connection keeps the permissions it started with
     check_unusable(app, "GRANT SELECT, INSERT, UPDATE, DELETE")
 
 
@@ -190,7 +190,7 @@ def test_read_only_mysql_is_reported(
 ) -> None:
     make_read_only(admin)
     check_unusable(make_restricted_app(), "the server that accepts writes")
-    privileged = make_app(DATABASE_URL=database_url)  # it could write all the same
+    privileged = make_app(DATABASE_URL=database_url)  # may write to a read-only server
     check_unusable(privileged, "the server that accepts writes")
 
 
@@ -203,7 +203,7 @@ def test_older_schema_is_reported_and_a_newer_one_is_not(
     try:
         change_schema(admin, "0001")
         check_unusable(app, "flask db upgrade")
-        change_schema(admin, "of-tomorrow")  # the old release goes on while the new one is rolled out
+        change_schema(admin, "of-tomorrow")  # the old release keeps running during a rollout
         assert client.get("/readyz").status_code == 200
     finally:
         change_schema(admin, current)

@@ -1,4 +1,4 @@
-"""Mail waits in the database until the mail server accepts it, across outages and restarts."""
+"""The outbox: emails wait in the database until the mail server accepts them."""
 
 import json
 import socket
@@ -35,16 +35,16 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the pauses between attempts."""
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the delays between attempts."""
     monkeypatch.setattr("app.mail.outbox.MIN_RETRY_DELAY", timedelta(milliseconds=20))
     monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
     monkeypatch.setattr("app.mail.mailer.MAX_RECONNECT_DELAY_SECONDS", 0.1)
     monkeypatch.setattr("app.mail.mailer.HEAD_START_SECONDS", 0.01)
 
 
-def verify(user_id: int | None = None, count: int = 1, to: str = ADA) -> None:
-    """Put mails into the outbox, as another process does."""
+def add_emails(user_id: int | None = None, count: int = 1, to: str = ADA) -> None:
+    """Add emails to the outbox, as another process would."""
     with writing() as session:
         for _ in range(count):
             outbox.add(session, MailKind.PASSWORD_CHANGED, to=to, user_id=user_id, username="ada")
@@ -72,14 +72,14 @@ def test_emails_survive_killed_processes_and_a_server_outage(
             back = time.monotonic()
             box.wait(2)
             waited = time.monotonic() - back
-            time.sleep(1)  # two workers share the work: what is sent twice is sent at once
+            time.sleep(1)  # a duplicate from the other worker would arrive by now
 
     assert sorted(mail["Subject"] for mail in box.mails) == [VERIFY, "Reset your password"]
     assert waited < 60
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize(
     ("command", "reply"),
     [("DATA", "451 later"), ("DATA", "421 going down"), ("RCPT", "450 greylisted"), ("RCPT", "421 too many")],
@@ -90,7 +90,7 @@ def test_email_is_retried_after_a_temporary_rejection(
     attribute = {"DATA": "refuse", "RCPT": "refuse_recipient"}[command]
     setattr(mailbox, attribute, reply)
     register(client, "ada")
-    eventually(lambda: mailbox.tries >= 3)
+    eventually(lambda: mailbox.attempts >= 3)
     [waiting] = waiting_mails(app)
     setattr(mailbox, attribute, None)
 
@@ -103,7 +103,7 @@ def test_email_is_retried_after_a_temporary_rejection(
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize(("command", "reply"), [("DATA", "554 no"), ("RCPT", "550 no such user")])
 def test_email_is_dropped_after_a_permanent_rejection(
     mailbox: Mailbox,
@@ -118,18 +118,18 @@ def test_email_is_dropped_after_a_permanent_rejection(
     register(client, "ada")
     settled(app)
 
-    assert mailbox.tries == 1
+    assert mailbox.attempts == 1
     [failure] = [record for record in caplog.records if record.message == "mail_not_sent"]
     assert failure.__dict__["final"] is True
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize("reply", [b"554 blocked\r\n", b"421 busy\r\n", b"", b"garbage\r\n"])
 def test_email_waits_while_the_server_rejects_connections(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, reply: bytes
 ) -> None:
-    """Such a reply is not about the mail, so even a permanent one must not cost it."""
+    """Such a reply is not about the email, so even a permanent one must not drop it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = make_app(MAIL_URL=f"smtp://127.0.0.1:{port}")
@@ -146,12 +146,12 @@ def test_email_waits_while_the_server_rejects_connections(
             assert box.wait_for(ADA, VERIFY)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_email_is_sent_once_by_processes_sharing_the_outbox(
     mailbox: Mailbox, app: Flask, another_worker: Flask
 ) -> None:
     with app.app_context():
-        verify(count=60)
+        add_emails(count=60)
     for each in (app, another_worker):
         each.extensions["backline"].mailer.start()
 
@@ -164,7 +164,7 @@ def test_email_is_sent_once_by_processes_sharing_the_outbox(
 @on_sqlite
 def test_email_of_a_dead_process_is_sent_after_its_lease(mailbox: Mailbox, app: Flask) -> None:
     with app.app_context():
-        verify()
+        add_emails()
         claimed = outbox.claim()
         assert claimed is not None
         assert outbox.claim() is None
@@ -174,7 +174,7 @@ def test_email_of_a_dead_process_is_sent_after_its_lease(mailbox: Mailbox, app: 
         assert again is not None
         assert again.message_id == claimed.message_id
 
-        outbox.schedule_retry(claimed)  # too late: another process has it
+        outbox.schedule_retry(claimed)  # too late: another process has claimed it
 
         [mail] = waiting_mails(app)
         assert mail.due_at > again.due_at - timedelta(seconds=1)
@@ -183,7 +183,7 @@ def test_email_of_a_dead_process_is_sent_after_its_lease(mailbox: Mailbox, app: 
 @on_sqlite
 def test_email_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
     with app.app_context():
-        verify()
+        add_emails()
         with writing() as session:
             session.execute(
                 sa.update(OutgoingMail).values(due_at=database.db_now(session) + timedelta(days=2))
@@ -193,13 +193,13 @@ def test_email_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_expired_email_is_dropped_and_logged(
     mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     mailbox.refuse = "451 later"
     with app.app_context():
-        verify()
+        add_emails()
         with writing() as session:
             session.execute(sa.update(OutgoingMail).values(expires_at=database.db_now(session)))
         assert not outbox.has_due()
@@ -214,7 +214,7 @@ def test_expired_email_is_dropped_and_logged(
 @on_sqlite
 def test_retry_delay_grows_up_to_a_limit(app: Flask) -> None:
     with app.app_context():
-        verify()
+        add_emails()
         pauses = []
         for attempts in (1, 2, 5, 400):
             mail = waiting_mails(app)[0]
@@ -236,7 +236,7 @@ def test_requested_emails_leave_room_for_notices(app: Flask, monkeypatch: pytest
         for kind in [MailKind.PASSWORD_RESET] * 5 + [MailKind.PASSWORD_CHANGED] * 5:
             outbox.add(session, kind, to=ADA)
 
-    # Notices still find room when strangers have requested too much.
+    # Notices have room when strangers have requested too many emails.
     assert [mail.kind for mail in waiting_mails(app)] == ["password_reset"] * 3 + ["password_changed"] * 3
 
     with app.app_context(), writing() as session:
@@ -245,13 +245,13 @@ def test_requested_emails_leave_room_for_notices(app: Flask, monkeypatch: pytest
 
 
 @pytest.fixture
-def held_back(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is delivered, as while the mail server is away."""
+def no_delivery(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliver nothing, as if the mail server were down."""
     monkeypatch.setattr("app.mail.mailer.Mailer.start", lambda *_: None)
 
 
 @on_sqlite
-@pytest.mark.usefixtures("held_back")
+@pytest.mark.usefixtures("no_delivery")
 def test_waiting_emails_contain_no_token_and_end_with_the_account(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     client.post("/api/password-reset", json={"email": ADA})
@@ -279,7 +279,7 @@ def test_waiting_emails_contain_no_token_and_end_with_the_account(client: FlaskC
 
 
 @on_sqlite
-@pytest.mark.usefixtures("held_back")
+@pytest.mark.usefixtures("no_delivery")
 def test_reset_request_does_the_same_work_for_unknown_addresses(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     statements: list[str] = []
@@ -314,7 +314,7 @@ def test_email_of_a_rolled_back_change_is_not_sent(mailbox: Mailbox, app: Flask)
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_lost_connection_after_quit_is_not_a_failure(
     mailbox: Mailbox,
     app: Flask,
@@ -322,10 +322,10 @@ def test_lost_connection_after_quit_is_not_a_failure(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    quits = []
+    quit_commands = []
 
     async def handle_quit(server: Any, *_: Any) -> str:
-        quits.append(1)
+        quit_commands.append(1)
         server.transport.abort()
         return "221 bye"
 
@@ -333,7 +333,7 @@ def test_lost_connection_after_quit_is_not_a_failure(
     register(client, "ada")
 
     settled(app)
-    eventually(lambda: quits)
+    eventually(lambda: quit_commands)
     client.post("/api/password-reset", json={"email": ADA})
     mailbox.wait_for(ADA, "Reset your password")
 
@@ -342,13 +342,13 @@ def test_lost_connection_after_quit_is_not_a_failure(
 
 
 @on_sqlite
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_broken_email_does_not_block_the_others(
     mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
     with app.app_context():
-        verify(to="a\n@example.com")
-        verify()
+        add_emails(to="a\n@example.com")
+        add_emails()
         app.extensions["backline"].mailer.start()
 
     assert mailbox.wait_for(ADA, "Your password was changed")
@@ -362,7 +362,7 @@ def test_scheduler_delivers_emails_left_by_another_process(
     mailbox: Mailbox, env: dict[str, str], app: Flask
 ) -> None:
     with app.app_context():
-        verify()
+        add_emails()
     command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"]
     with start_child(
         command, cwd=ROOT, env=process_environment(env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

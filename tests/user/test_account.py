@@ -1,4 +1,4 @@
-"""The account: changed, exported, deleted; and where it is signed in."""
+"""The account: profile, password, sessions, export, and deletion."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ def store_of(app: Flask) -> redis.Redis:
 
 
 def rows(app: Flask) -> dict[str, int]:
-    """How many rows each table has."""
+    """Count the rows of each table."""
     with app.app_context(), reading() as session:
         return {
             name: session.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
@@ -45,7 +45,7 @@ def rows(app: Flask) -> dict[str, int]:
         }
 
 
-# --- name and address ----------------------------------------------------------------------------
+# --- profile -------------------------------------------------------------------------------------
 
 
 def test_username_can_be_changed(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
@@ -94,7 +94,7 @@ def test_profile_change_rejects_taken_names_and_addresses(
 def test_concurrent_changes_of_different_fields_are_both_kept(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tab that began first ends last: it must not put back what the other one has changed."""
+    """The tab that starts first and ends last must not revert what the other one has changed."""
     register(client, "ada")
     begun, go_on = threading.Event(), threading.Event()
     change_profile = UserAccounts.change_profile
@@ -138,7 +138,7 @@ def test_concurrent_changes_to_one_username_succeed_once(
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 5
 
 
-# --- the password --------------------------------------------------------------------------------
+# --- password ------------------------------------------------------------------------------------
 
 
 def change_password(client: FlaskClient, current: str, new: str) -> int:
@@ -184,7 +184,7 @@ def test_password_change_throttles_wrong_current_passwords(client: FlaskClient) 
     answers = [change_password(client, f"guess number {number}", NEW_PASSWORD) for number in range(12)]
 
     assert answers == [401] * 10 + [429] * 2
-    # A guess at it by another way is the same guess.
+    # Other routes count attempts together with this one.
     assert client.delete("/api/user", json={"password": "guess"}).status_code == 429
 
 
@@ -201,14 +201,14 @@ def test_rejected_new_password_changes_nothing(client: FlaskClient, new: str) ->
 def test_concurrent_password_changes_succeed_once(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has stolen a session and a password must not win over the owner who changes it first."""
+    """Someone who has stolen a session and the password must not override the owner's change."""
     register(client, "ada")
     login(other := new_client(), "ada")
-    both_have_proved = threading.Barrier(2)
+    both_have_confirmed = threading.Barrier(2)
     hash_password = Passwords.hash
 
     def hash_together(passwords: Passwords, password: str) -> str:
-        both_have_proved.wait(30)
+        both_have_confirmed.wait(30)
         return hash_password(passwords, password)
 
     monkeypatch.setattr(Passwords, "hash", hash_together)
@@ -221,7 +221,7 @@ def test_concurrent_password_changes_succeed_once(
 def test_session_stored_during_a_password_change_is_invalid(
     client: FlaskClient, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
-    """Its sign-in saw the old password; its session comes after all others have been ended."""
+    """Its sign-in checked the old password, and it is stored after the other sessions have ended."""
     register(client, "ada")
     login(late := new_client(), "ada")
     store = store_of(app)
@@ -385,7 +385,7 @@ def test_ending_others_requires_a_recent_login_or_the_password(
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("path", ["/api/user/sessions", f"/api/user/sessions/{'0' * 32}"])
 def test_optional_body_may_be_empty_with_a_content_type(client: FlaskClient, path: str) -> None:
-    """Many HTTP libraries send the type of a body with every request."""
+    """Many HTTP libraries send a content type with every request."""
     register(client, "ada")
 
     assert client.delete(path, data=b"", content_type="application/json").status_code == 204
@@ -472,7 +472,7 @@ def test_user_has_at_most_a_hundred_sessions(
     assert len(sessions_of(others[0])) == 3
 
 
-# --- the export ----------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: SandboxClient) -> None:
@@ -506,7 +506,7 @@ def test_export_contains_every_personal_column(client: FlaskClient, sandbox: San
         assert missing == set(), table
 
 
-# --- the end -------------------------------------------------------------------------------------
+# --- deletion ------------------------------------------------------------------------------------
 
 
 def test_account_deletion_leaves_nothing_behind(
@@ -514,7 +514,7 @@ def test_account_deletion_leaves_nothing_behind(
 ) -> None:
     register(client, "ada")
     connect(client, sandbox)
-    assert client.get("/api/spotify/v1/me").headers["X-Cache"] == "miss"  # which is kept from now on
+    assert client.get("/api/spotify/v1/me").headers["X-Cache"] == "miss"  # cached from now on
     login(elsewhere := new_client(), "ada")
     (other := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.9"
     for name in ("ada", "ada@example.com"):
@@ -524,12 +524,12 @@ def test_account_deletion_leaves_nothing_behind(
 
     assert set(rows(app).values()) == {0}
     store = store_of(app)
-    assert store.keys("shared:*") == []  # what Spotify has answered
-    # Only how many calls were made, for half a minute.
+    assert store.keys("shared:*") == []  # cached responses
+    # How many calls were made in the last half minute.
     calls = store.keys("spotify-calls:*")
     assert all(0 < store.ttl(key) <= 31 for key in calls)
     left = {key.decode().rsplit(":", 1)[0] for key in store.keys("*") if key not in calls}
-    # How often somebody at this address was wrong, and has registered, says nothing about the person.
+    # Counters of an address say nothing about the person.
     kinds = ("address", "registrations", "mails", "pair", "exchanges")
     assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization"}
     assert client.get_cookie("backline_session") is None
@@ -610,7 +610,7 @@ def test_account_deleted_during_a_callback_gets_no_connection(
 def test_callback_of_an_ended_session_connects_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A password reset that comes at the last moment deletes what was connected before it."""
+    """A password reset during the callback deletes earlier connections, so this one must not be stored."""
     register(client, "ada")
     callback = sandbox.consent(first_visit(client))
     store_grant = Connections.store_grant
@@ -660,4 +660,4 @@ def test_profile_changes_are_limited_to_thirty_an_hour(
     answers = [client.patch("/api/user", json={"username": "grace"}).status_code for _ in range(31)]
 
     assert answers == [409] * 30 + [429]
-    assert client.patch("/api/user", json={"username": "ada"}).status_code == 200  # it has that one
+    assert client.patch("/api/user", json={"username": "ada"}).status_code == 200  # unchanged

@@ -1,4 +1,4 @@
-"""`flask users`, in this process: what an operator sees, and what it does to the person."""
+"""`flask users`: what it prints, and what it changes."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def users(app: Flask, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
-    """Ada, signed in, whose address is verified."""
+    """Ada, who is signed in and has verified her address."""
     register(client, "ada")
     token = token_in(mailbox.wait_for(ADA, VERIFY))
     assert client.put("/api/email-verification", json={"token": token}).status_code == 204
@@ -63,7 +63,7 @@ def test_commands_reject_unknown_and_ambiguous_users(
         assert (code, output) == (1, ""), unknown
         assert "no user" in error
 
-    # An id must not be mistaken for a username that somebody chose in order to be mistaken for it.
+    # Someone may choose the id of another account as their username.
     decoy = f"{user['id']:02}" if user["id"] < 10 else str(user["id"])
     register(new_client(), decoy)
     code, output, error = users(app, command, decoy, *more)
@@ -75,7 +75,7 @@ def test_commands_reject_unknown_and_ambiguous_users(
 def test_set_email_replaces_the_address(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
-    """For somebody who has lost the mailbox: nothing that was mailed to it works any more."""
+    """The user has lost the old mailbox, so links that were sent to it stop working."""
     ada.patch("/api/user", json={"email": "other@example.com", "current_password": PASSWORD})
     undo = token_in(mailbox.wait_for(ADA, "about to change"))
     register(new_client(), "grace")
@@ -95,7 +95,7 @@ def test_set_email_replaces_the_address(
 
 
 def test_set_email_keeps_another_spelling_verified(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
-    """It is the same mailbox, so it needs no proof and no alarm."""
+    """It is the same mailbox, so it needs neither a verification nor a notice."""
     settled(app)
     sent = len(mailbox.mails)
 

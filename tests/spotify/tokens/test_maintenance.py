@@ -38,7 +38,7 @@ def row(app: Flask) -> AccessToken:
 def run_tasks(app: Flask) -> dict[str, int]:
     with app.app_context():
         met = run_maintenance(app)
-    # These are tested in tests/auth/test_by_mail.py and tests/mail/test_outbox.py.
+    # These are tested in tests/auth/test_email_tokens.py and tests/mail/test_outbox.py.
     del met["prune_one_time_tokens"], met["drop_expired_mails"]
     return {part: count for part, count in met.items() if count}
 
