@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-import redis
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
@@ -23,6 +22,8 @@ from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from tests.helpers.flows import another_tab
 from tests.helpers.sandbox_client import SandboxClient
 
+# A Redis client. Its own type mixes the results of the synchronous and the asynchronous client.
+Store = Any
 PLAYER, V1 = "me/player", "/api/spotify/v1"
 LONG = 30.0
 
@@ -60,23 +61,23 @@ def player_calls(sandbox: SandboxClient) -> int:
     return len(sandbox.calls(path="/v1/me/player"))
 
 
-def expire(store: redis.Redis, what: str) -> None:
+def expire(store: Store, what: str) -> None:
     """Move a time of all stored responses into the past, such as `until`."""
     set_fields(store, what.encode(), 0)
 
 
-def expire_leases(store: redis.Redis) -> None:
+def expire_leases(store: Store) -> None:
     """Let the leases of all leaders expire."""
     for key in store.keys("shared:*:leaders"):
         for read in store.zrange(key, 0, -1):
             store.zadd(key, {read: 0})
 
 
-def entry_keys(store: redis.Redis) -> list[bytes]:
+def entry_keys(store: Store) -> list[bytes]:
     return [key for key in store.keys("shared:*") if key.endswith(b"}")]
 
 
-def stored_fields(store: redis.Redis) -> dict[bytes, bytes]:
+def stored_fields(store: Store) -> dict[bytes, bytes]:
     """Return everything that Redis stores of responses: the fields of the hashes."""
     found: dict[bytes, bytes] = {}
     for key in entry_keys(store):
@@ -91,18 +92,18 @@ def http_headers(who: FlaskClient) -> dict[str, str]:
     return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
 
 
-def stored_times(store: redis.Redis, what: bytes) -> list[int]:
+def stored_times(store: Store, what: bytes) -> list[int]:
     return [int(value) for name, value in stored_fields(store).items() if name.startswith(what)]
 
 
-def set_fields(store: redis.Redis, what: bytes, value: int) -> None:
+def set_fields(store: Store, what: bytes, value: int) -> None:
     for key in entry_keys(store):
         for field in store.hkeys(key):
             if field.startswith(what):
                 store.hset(key, field, value)
 
 
-def milliseconds(store: redis.Redis) -> int:
+def milliseconds(store: Store) -> int:
     seconds, micro = store.time()
     return int(seconds * 1000 + micro // 1000)
 
@@ -168,7 +169,7 @@ def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, tt
     return one.forward(connection, Call("GET", target))
 
 
-def gateway_on(store: redis.Redis) -> Gateway:
+def gateway_on(store: Store) -> Gateway:
     """Return the gateway of another process."""
     nothing = cast("Any", None)
     return Gateway(nothing, nothing, ResponseCache(store), Bulkhead(8, 6), poll_ttl=0)

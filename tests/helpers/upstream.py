@@ -223,7 +223,9 @@ def running_upstream(port: int = 0, *, certificate: Path | None = None) -> Itera
             thread.join()
 
 
-def link(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, person: str = "mira_t_42") -> str:
+def connect_through(
+    client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, person: str = "mira_t_42"
+) -> str:
     """Connect Spotify as this person. Returns their access token."""
     upstream.is_profile_of(person)
     connect(client, sandbox, person=person)

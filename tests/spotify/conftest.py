@@ -1,23 +1,31 @@
-"""For tests of the gateway: an upstream in Spotify's place, and a person who is connected."""
+"""A stand-in for the Web API, and a person who has connected Spotify."""
 
 from collections.abc import Iterator
 
 import pytest
+import redis
 from flask.testing import FlaskClient
 
+from tests.helpers.cached_reads import Store
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.upstream import Upstream, link, running_upstream
+from tests.helpers.upstream import Upstream, connect_through, running_upstream
 
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """What the app takes for the Web API, in the place of the sandbox's. Tokens are the sandbox's still."""
+    """Return a stand-in for the Web API. Tokens still come from the sandbox."""
     with running_upstream() as found:
         yield found
 
 
 @pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
 def connected(client: FlaskClient, sandbox: SandboxClient, upstream: Upstream) -> FlaskClient:
-    """A visitor who has connected Spotify. The upstream has forgotten it, and answers `{}`."""
-    link(client, sandbox, upstream)
+    """Return the client of a visitor who has connected Spotify. The stand-in responds `{}`."""
+    connect_through(client, sandbox, upstream)
     return client

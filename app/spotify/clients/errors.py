@@ -39,7 +39,7 @@ class InvalidGrant(SpotifyError):
 
 
 class Misconfigured(SpotifyError):
-    """Spotify rejects this application, whoever the person is, or everyone who is not on its allowlist."""
+    """Spotify rejects this application, or a person who is not on its allowlist."""
 
 
 class RateLimited(SpotifyError):

@@ -1,12 +1,15 @@
-"""Which of a person's images is shown."""
+"""Which image of a profile is used."""
 
 import pytest
 
-from app.spotify.clients.profile import _widest_image
+from app.spotify.clients.profile import parse_profile
 
 
 def image(name: str, width: object = None) -> dict[str, object]:
     return {"url": f"https://i.scdn.co/{name}", "width": width, "height": width}
+
+
+IMPLAUSIBLE_WIDTHS: list[object] = [-640, 0, True, "wide", "9" * 5000, 10**30, 1e400, float("nan"), [640], {}]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +27,7 @@ def image(name: str, width: object = None) -> dict[str, object]:
         ([image("x" * 2048, 640), image("b", 64)], "b"),
         ([image("a", 64), image("b", "300")], "b"),
         ([image("a", 64), image("b", 300.5)], "b"),
-        *(
-            ([image("a", width), image("b", 64)], "b")
-            for width in (-640, 0, True, "wide", "9" * 5000, 10**30, 1e400, float("nan"), [640], {})
-        ),
+        *(([image("a", width), image("b", 64)], "b") for width in IMPLAUSIBLE_WIDTHS),
         ([image("a", -1), image("b", True)], "a"),
         ([], None),
         (None, None),
@@ -36,4 +36,6 @@ def image(name: str, width: object = None) -> dict[str, object]:
     ],
 )
 def test_profile_uses_the_widest_usable_image(images: object, expected: str | None) -> None:
-    assert _widest_image(images) == (f"https://i.scdn.co/{expected}" if expected else None)
+    profile = parse_profile({"id": "mira", "images": images})
+    assert profile is not None
+    assert profile.image_url == (f"https://i.scdn.co/{expected}" if expected else None)

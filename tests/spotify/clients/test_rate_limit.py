@@ -1,11 +1,10 @@
 """When Spotify wants no calls (F5, S3): no process makes any that the 429 is about, and all others go on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -18,6 +17,7 @@ from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
+from tests.helpers.cached_reads import Store
 from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
@@ -29,12 +29,6 @@ pytestmark = [
 ]
 
 NewClient = Callable[[], FlaskClient]
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as direct:
-        yield direct
 
 
 @pytest.fixture
@@ -81,7 +75,7 @@ def test_429_blocks_calls_for_as_long_as_it_says(
     mira: FlaskClient,
     another_worker: Flask,
     sandbox: SandboxClient,
-    store: redis.Redis,
+    store: Store,
     body: str,
 ) -> None:
     elsewhere = another_tab(mira, another_worker)
@@ -104,7 +98,7 @@ def test_429_blocks_calls_for_as_long_as_it_says(
         end_wait(store, app, another_worker)
 
 
-def end_wait(store: redis.Redis, *apps: Flask) -> None:
+def end_wait(store: Store, *apps: Flask) -> None:
     """Let the wait be over, for all who know of it."""
     store.delete(*store.keys("spotify-*"), "none")
     for app in apps:
@@ -112,7 +106,7 @@ def end_wait(store: redis.Redis, *apps: Flask) -> None:
 
 
 def test_invalid_retry_after_is_ignored(
-    app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
+    app: Flask, mira: FlaskClient, upstream: Upstream, store: Store
 ) -> None:
     upstream.status = 429
     senseless = ["soon", "-5", "1e3", "", "٣", "9" * 30, "Fri, 32 Dec 2027 23:59:59 GMT"]
@@ -125,7 +119,7 @@ def test_invalid_retry_after_is_ignored(
 
 
 def test_malformed_quota_error_is_ignored(
-    app: Flask, mira: FlaskClient, upstream: Upstream, store: redis.Redis
+    app: Flask, mira: FlaskClient, upstream: Upstream, store: Store
 ) -> None:
     upstream.status = 429
     for upstream.body in (
@@ -140,7 +134,7 @@ def test_malformed_quota_error_is_ignored(
 
 
 def test_wait_ends_by_itself(
-    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     assert close(sandbox, mira, 1) == 1
     store.delete(*store.keys("spotify-budget:*"))  # what it has learned from that is not the point
@@ -216,7 +210,7 @@ def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: Sa
 
 
 def test_wait_does_not_apply_to_another_client_id(
-    mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: redis.Redis
+    mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: Store
 ) -> None:
     close(sandbox, mira, 600)
     assert SpotifyRateLimiter(store, Config.from_env(env)).retry_after() > 500
@@ -229,7 +223,7 @@ def test_wait_does_not_apply_to_another_client_id(
 
 
 def test_shorter_wait_does_not_shorten_a_longer_one(
-    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     """Two calls are under way; the one that is answered last says less."""
     here, there = (which.extensions["backline"].rate_limiter for which in (app, another_worker))
@@ -256,7 +250,7 @@ def test_wait_is_restored_after_redis_was_emptied(
     another_worker: Flask,
     make_app: MakeApp,
     sandbox: SandboxClient,
-    store: redis.Redis,
+    store: Store,
 ) -> None:
     user = register(client)
     connect(client, sandbox)
@@ -294,15 +288,16 @@ def test_wait_survives_a_restart_of_redis(make_app: MakeApp, sandbox: SandboxCli
 
 
 def test_wait_survives_garbage_in_redis(
-    app: Flask, mira: FlaskClient, sandbox: SandboxClient, store: redis.Redis
+    app: Flask, mira: FlaskClient, sandbox: SandboxClient, store: Store
 ) -> None:
     close(sandbox, mira, 600)
     [key] = store.keys("spotify-wait:*}")
-    for plant in (
+    plants: list[Callable[[], object]] = [
         lambda: store.set(key, "junk"),
         lambda: store.rpush(key, "junk"),
         lambda: store.hset(key, "a", "b"),
-    ):
+    ]
+    for plant in plants:
         store.delete(key)
         plant()
         assert retry_after_of(get(mira)) in about(600)
@@ -317,7 +312,7 @@ def test_wait_survives_garbage_in_redis(
     ids=["clock set back", "absurd", "negative", "without an end"],
 )
 def test_stored_wait_is_capped_at_its_original_length(
-    env: dict[str, str], app: Flask, store: redis.Redis, value: str, milliseconds: int | None, most: int
+    env: dict[str, str], app: Flask, store: Store, value: str, milliseconds: int | None, most: int
 ) -> None:
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
@@ -335,7 +330,7 @@ def test_429_blocks_only_its_endpoint(
     new_client: NewClient,
     another_worker: Flask,
     sandbox: SandboxClient,
-    store: redis.Redis,
+    store: Store,
 ) -> None:
     other = new_client()
     connect(other, sandbox, person=next(p["id"] for p in sandbox.people() if p["id"] != "mira_t_42"))
@@ -363,7 +358,7 @@ def put_cover(who: FlaskClient, playlist: str) -> TestResponse:
 
 
 def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
-    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     elsewhere = another_tab(mira, another_worker)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
@@ -385,7 +380,7 @@ def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
 
 
 def test_independent_endpoints_block_everything_only_once(
-    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     def call_both() -> None:
         sandbox.fault(on="api", kind="rate_limited", retry_after=60)
@@ -414,7 +409,7 @@ def test_independent_endpoints_block_everything_only_once(
 
 
 def test_canary_is_sent_once_by_all_processes(
-    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     sandbox.fault(on="api", kind="rate_limited", retry_after=1)
     assert retry_after_of(put_cover(mira, "one")) == 1
@@ -458,14 +453,14 @@ def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -
 # The budget
 
 
-def spent(store: redis.Redis, caller: object = None) -> int:
+def spent(store: Store, caller: object = None) -> int:
     """How many calls are counted, of everybody or of one caller."""
     [total] = store.keys("spotify-calls:*}")
     key = total if caller is None else total + f":{caller}".encode()
     return sum(int(value.partition(b":")[2]) for name, value in store.hgetall(key).items() if name.isdigit())
 
 
-def make_older(store: redis.Redis, seconds: int) -> None:
+def make_older(store: Store, seconds: int) -> None:
     """Let all calls so far have been made so much earlier."""
     for key in store.keys("spotify-calls:*"):
         fields = store.hgetall(key)
@@ -498,13 +493,13 @@ def spend_all(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool 
     raise AssertionError("there is no limit")
 
 
-def limiter_with(env: dict[str, str], store: redis.Redis, budget: str) -> SpotifyRateLimiter:
+def limiter_with(env: dict[str, str], store: Store, budget: str) -> SpotifyRateLimiter:
     return SpotifyRateLimiter(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
 
 
 @pytest.mark.settings(GATEWAY_BUDGET="10")
 def test_polls_can_use_four_fifths_of_the_budget(
-    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: redis.Redis
+    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     store.delete(*store.keys("spotify-calls:*"))  # what connecting has cost
     tabs = [mira, another_tab(mira, another_worker)]
@@ -522,7 +517,7 @@ def test_polls_can_use_four_fifths_of_the_budget(
 
 
 @pytest.mark.settings(GATEWAY_BUDGET="2")
-def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: redis.Redis) -> None:
+def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: Store) -> None:
     store.delete(*store.keys("spotify-calls:*"))
     assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
     assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request may take
@@ -531,7 +526,7 @@ def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: 
 
 
 def test_person_can_use_half_of_the_budget_while_others_call(
-    env: dict[str, str], app: Flask, store: redis.Redis
+    env: dict[str, str], app: Flask, store: Store
 ) -> None:
     limiter = limiter_with(env, store, "20")
     assert spend_all(limiter, 1) == 20  # alone
@@ -547,7 +542,7 @@ def test_person_can_use_half_of_the_budget_while_others_call(
 
 
 def test_person_whose_call_was_rejected_counts_as_active(
-    env: dict[str, str], app: Flask, store: redis.Redis
+    env: dict[str, str], app: Flask, store: Store
 ) -> None:
     limiter = limiter_with(env, store, "20")
     assert spend_all(limiter, 1) == 20
@@ -562,9 +557,7 @@ def test_person_whose_call_was_rejected_counts_as_active(
     assert spend(limiter, 2)
 
 
-def test_budget_is_learned_when_everything_is_refused(
-    env: dict[str, str], app: Flask, store: redis.Redis
-) -> None:
+def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter, refusal = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert spend(limiter, number % 3)
@@ -597,7 +590,7 @@ def test_budget_is_learned_when_everything_is_refused(
     assert later(0) == 132
 
 
-def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter = limiter_with(env, store, "100")
     spend(limiter, 1)
     limiter.block_all(HttpResponse(429, {}, b""))
@@ -610,7 +603,7 @@ def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: F
         Config.from_env({**env, "GATEWAY_BUDGET": budget})
 
 
-def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter = limiter_with(env, store, "1")
     assert spend_all(limiter, None, is_poll=True) == 1  # one is one, and not four fifths of it
     assert spend_all(limiter, None) == 0
@@ -619,7 +612,7 @@ def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, 
 
 @pytest.mark.parametrize("trouble", ["away", "a text", "a list", "times ahead"])
 def test_call_passes_if_the_budget_cannot_be_counted(
-    env: dict[str, str], app: Flask, store: redis.Redis, trouble: str
+    env: dict[str, str], app: Flask, store: Store, trouble: str
 ) -> None:
     config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
     client = redis_client("redis://127.0.0.1:1/0") if trouble == "away" else store
@@ -644,12 +637,12 @@ def test_call_passes_if_the_budget_cannot_be_counted(
         assert spend_all(limiter, 1) == 1
 
 
-def milliseconds(store: redis.Redis) -> int:
+def milliseconds(store: Store) -> int:
     seconds, micro = store.time()
     return int(seconds * 1000 + micro // 1000)
 
 
-def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask, store: redis.Redis) -> None:
+def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask, store: Store) -> None:
     def commands() -> int:
         before = int(store.info("stats")["total_commands_processed"])
         spend(limiter, 1)

@@ -1,4 +1,4 @@
-"""What the token endpoint's answers mean: to the grant, to us, or nothing yet."""
+"""What responses of the token endpoint mean."""
 
 import json
 
@@ -69,6 +69,24 @@ def test_new_refresh_token_survives_without_an_access_token(status: int, access_
     assert "AQ-new" not in f"{failure.value!r} {failure.value}"
 
 
+INVALID_LIFETIMES: list[object] = [
+    0,
+    -1,
+    True,
+    None,
+    "",
+    "soon",
+    "-5",
+    "0",
+    "nan",
+    "inf",
+    "1_800",
+    "١٨٠٠",
+    [60],
+    {},
+]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -86,10 +104,7 @@ def test_new_refresh_token_survives_without_an_access_token(status: int, access_
         ({"expires_in": "1800"}, {"expires_in": 1800}),
         ({"expires_in": " 1800.9 "}, {"expires_in": 1800}),
         ({"expires_in": "1.8e3"}, {"expires_in": 1800}),
-        *(
-            ({"expires_in": value}, {"expires_in": 3600})
-            for value in (0, -1, True, None, "", "soon", "-5", "0", "nan", "inf", "1_800", "١٨٠٠", [60], {})
-        ),
+        *(({"expires_in": value}, {"expires_in": 3600}) for value in INVALID_LIFETIMES),
         ({"scope": ["streaming"]}, {"scope": None}),
         ({"scope": "x" * 2049}, {"scope": None}),
         ({"scope": "\ud800"}, {"scope": None}),

@@ -1,21 +1,14 @@
-"""People who have connected Spotify, threads to call from, and a client for Redis."""
+"""People who have connected Spotify, and threads to call from."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import redis
 from flask.testing import FlaskClient
 
 from tests.helpers.cached_reads import another_person
 from tests.helpers.flows import connect
 from tests.helpers.sandbox_client import SandboxClient
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as direct:
-        yield direct
 
 
 @pytest.fixture

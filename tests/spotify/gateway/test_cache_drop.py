@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
-import redis
 import requests
 from flask import Flask
 from flask.testing import FlaskClient
@@ -13,6 +12,7 @@ from flask.testing import FlaskClient
 from tests.helpers.cached_reads import (
     LONG,
     V1,
+    Store,
     cache_header,
     connection_id,
     entry_keys,
@@ -105,7 +105,7 @@ def test_response_that_arrives_after_a_write_is_not_stored(
 def test_deleted_connection_leaves_no_response_behind(
     mira: FlaskClient,
     upstream: Upstream,
-    store: redis.Redis,
+    store: Store,
     pool: ThreadPoolExecutor,
     way: str,
     under_way: bool,
@@ -144,7 +144,7 @@ def test_responses_are_shared_after_connecting_again(
     assert [cache_header(get(mira, "search?q=a")) for _ in range(2)] == ["miss", "hit"]
 
 
-def test_cache_survives_garbage_in_redis(mira: FlaskClient, upstream: Upstream, store: redis.Redis) -> None:
+def test_cache_survives_garbage_in_redis(mira: FlaskClient, upstream: Upstream, store: Store) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
     for junk in ("a text", "a list", "entry", "until", "next", "bytes", "leaders", "index", "at"):
         assert [cache_header(get(mira, "search?q=a")) for _ in range(2)] == ["miss", "hit"]

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from itertools import product
 
 import pytest
-import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -13,6 +12,7 @@ from app.spotify.gateway import proxy
 from tests.helpers.cached_reads import (
     LONG,
     PLAYER,
+    Store,
     cache_header,
     cache_headers,
     callers_in,
@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def test_read_is_shared_as_long_as_spotify_allows(
-    mira: FlaskClient, upstream: Upstream, store: redis.Redis
+    mira: FlaskClient, upstream: Upstream, store: Store
 ) -> None:
     allowed = ["max-age=60", "private, max-age=60", "public, max-age=99999999999"]
     forbidden = ["private, max-age=0", "no-store, max-age=60", "no-cache, max-age=60"]
@@ -69,7 +69,7 @@ def test_missing_permission_is_not_shared(mira: FlaskClient, upstream: Upstream)
 
 
 def test_poll_is_shared_for_one_second(
-    mira: FlaskClient, another_worker: Flask, upstream: Upstream, store: redis.Redis
+    mira: FlaskClient, another_worker: Flask, upstream: Upstream, store: Store
 ) -> None:
     upstream.headers = {"Cache-Control": "private, max-age=0"}
     paths = [PLAYER, "me/player/currently-playing", "me/player/queue", "me/player?market=SE"]
@@ -118,9 +118,7 @@ def test_share_seconds_of_zero_still_shares_calls_in_progress(
     assert len(upstream.calls) == 4
 
 
-def test_age_header_is_the_age_in_our_cache(
-    mira: FlaskClient, upstream: Upstream, store: redis.Redis
-) -> None:
+def test_age_header_is_the_age_in_our_cache(mira: FlaskClient, upstream: Upstream, store: Store) -> None:
     upstream.headers = {"Cache-Control": "max-age=60", "Age": "1000"}
     assert get(mira, "search?q=a").headers["Age"] == "0"
     [at] = stored_times(store, b"at:")
@@ -133,7 +131,7 @@ def test_fresh_response_is_served_while_the_next_is_fetched(
     app: Flask,
     another_worker: Flask,
     upstream: Upstream,
-    store: redis.Redis,
+    store: Store,
     pool: ThreadPoolExecutor,
 ) -> None:
     upstream.headers = {"Cache-Control": "max-age=60"}
@@ -153,7 +151,7 @@ def test_fresh_response_is_served_while_the_next_is_fetched(
 
 
 def test_caller_without_a_slot_gets_a_fresh_response(
-    mira: FlaskClient, app: Flask, upstream: Upstream, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    mira: FlaskClient, app: Flask, upstream: Upstream, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proxy, "TOTAL_SECONDS", 2.5)
     upstream.headers = {"Cache-Control": "max-age=60"}

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from tests.helpers.flows import another_tab
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
-from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through, problem_of_spotify
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -139,7 +139,7 @@ def test_metrics_list_the_wait_of_one_endpoint(
 def test_metrics_include_all_workers_even_dead_ones(
     server: StartServer, client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, tmp_path: Path
 ) -> None:
-    link(client, sandbox, upstream)
+    connect_through(client, sandbox, upstream)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
     with server(workers=2, threads=4, TMPDIR=str(tmp_path)) as api:

@@ -15,7 +15,15 @@ from app.spotify.gateway import proxy
 from tests.helpers.flows import another_tab, connect, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
-from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify, running_upstream
+from tests.helpers.upstream import (
+    JSON,
+    Received,
+    Reply,
+    Upstream,
+    connect_through,
+    problem_of_spotify,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -116,7 +124,7 @@ def test_call_is_retried_if_it_was_not_sent(
     method: str,
 ) -> None:
     """Nobody listens at first; the listener appears when the first connection has been refused."""
-    link(client, sandbox, upstream)
+    connect_through(client, sandbox, upstream)
     port = free_port()
     app.extensions["backline"].web_api._url = f"http://127.0.0.1:{port}/v1"
     really, appeared = sockets.connect, []

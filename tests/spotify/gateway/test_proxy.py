@@ -10,17 +10,17 @@ from contextlib import AbstractContextManager
 from urllib.parse import parse_qsl
 
 import pytest
-import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app.spotify.clients.endpoints import ENDPOINTS
 from tests.conftest import SPA_ORIGIN
+from tests.helpers.cached_reads import Store
 from tests.helpers.flows import another_tab, slug
 from tests.helpers.raw_http import plainly, request
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
-from tests.helpers.upstream import JSON, Received, Reply, Upstream, link
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -106,7 +106,7 @@ def test_call_arrives_unchanged_without_the_browsers_headers(
     client: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     assert {path for _, path in EVERY_OPERATION} == ENDPOINTS
-    token = link(client, sandbox, upstream)
+    token = connect_through(client, sandbox, upstream)
     expected = []
     every = [(*operation, f"{operation[1]}?{QUERY}".replace("{id}", IDS[0])) for operation in EVERY_OPERATION]
     every += [(method, template, template.replace("{id}", IDS[1])) for method, template in WITH_ID]
@@ -387,7 +387,10 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
     new_client: Callable[[], FlaskClient], another_worker: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     ada, bob = new_client(), new_client()
-    tokens = {link(ada, sandbox, upstream): "ada", link(bob, sandbox, upstream, "aiko-87"): "bob"}
+    tokens = {
+        connect_through(ada, sandbox, upstream): "ada",
+        connect_through(bob, sandbox, upstream, "aiko-87"): "bob",
+    }
     assert len(tokens) == 2
     both = threading.Barrier(2, timeout=10)
 
@@ -463,7 +466,7 @@ def test_response_that_arrives_after_a_disconnect_is_not_stored(
 
 def kept(app: Flask) -> dict[bytes, bytes]:
     """What is shared, of all links."""
-    store: redis.Redis = app.extensions["backline"].redis
+    store: Store = app.extensions["backline"].redis
     found: dict[bytes, bytes] = {}
     for key in store.keys("shared:*}"):
         found |= store.hgetall(key)

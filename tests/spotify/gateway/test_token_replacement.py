@@ -18,7 +18,7 @@ from app.models import AccessToken
 from tests.helpers.flows import another_tab, come_back, refresh_count, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
-from tests.helpers.upstream import JSON, Received, Reply, Upstream, link, problem_of_spotify
+from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through, problem_of_spotify
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -67,7 +67,7 @@ FORBIDDEN_TEXTS = {
 def test_rejected_token_is_replaced_and_the_call_repeated(
     client: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, wording: str
 ) -> None:
-    old = link(client, sandbox, upstream)
+    old = connect_through(client, sandbox, upstream)
     upstream.replies(UNAUTHORIZED[wording], Reply(200, b'{"fine":1}'))
     body = BODY if method == "PUT" else b""
 
@@ -121,7 +121,7 @@ def test_simultaneous_401s_in_two_workers_cause_one_refresh(
     sandbox: SandboxClient,
     upstream: Upstream,
 ) -> None:
-    old = link(client, sandbox, upstream)
+    old = connect_through(client, sandbox, upstream)
     sandbox.settings(latency_ms={"token": 300, "api": 0})
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
