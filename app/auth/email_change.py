@@ -32,7 +32,7 @@ class EmailChanges:
         The current address, in any spelling, cancels a pending change.
 
         Raises:
-            EmailTaken: another account has the address, or can restore it.
+            EmailTaken: Another account has the address, or can restore it.
         """
         cancel_pending(db, user)
         if user.email in normalization.spellings(entered):
@@ -48,8 +48,8 @@ class EmailChanges:
         """Verify the address that this token was sent to. A pending address replaces the current one.
 
         Raises:
-            InvalidToken: see `email_tokens.redeem`.
-            EmailTaken: another account has the address by now. The token stays valid.
+            InvalidToken: See `email_tokens.redeem`.
+            EmailTaken: Another account has the address by now. The token stays valid.
         """
 
         def work(db: Session) -> tuple[User, bool]:
@@ -72,13 +72,13 @@ class EmailChanges:
         """Restore the address that this token was sent to, and lock out the person who changed it.
 
         All sessions end, and the password stops working: the owner chooses a new one by email. Links that
-        undo an earlier change stay valid, so that whoever made this change cannot undo the undo. A Spotify
-        account that was connected while another address was in effect may be someone else's, so that
+        undo an earlier change stay valid, so that the person who made this one cannot revert the undo. A
+        Spotify account that was connected while another address was in effect may be someone else's, so that
         connection is deleted.
 
         Raises:
-            InvalidToken: see `email_tokens.redeem`.
-            EmailTaken: another account has that address by now.
+            InvalidToken: See `email_tokens.redeem`.
+            EmailTaken: Another account has that address by now.
         """
 
         def work(db: Session) -> tuple[User, list[int]]:
@@ -106,7 +106,7 @@ class EmailChanges:
         working, including those that undo a change. Another spelling of the current address stays verified.
 
         Raises:
-            EmailTaken: another account has the address, or can restore it.
+            EmailTaken: Another account has the address, or can restore it.
         """
         require_available(db, email=entered, except_for=user.id)
         is_new = user.email not in normalization.spellings(entered)

@@ -85,7 +85,7 @@ def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:
     """Accept a token. Returns its owner, whose row is locked. The caller revokes the token, and others.
 
     Raises:
-        InvalidToken: the token is unknown, used, or expired, or was sent to an address that the owner has
+        InvalidToken: The token is unknown, used, or expired, or was sent to an address that the owner has
             replaced, or the account is disabled.
     """
     owner = owner_of(db, token, purpose)
@@ -155,7 +155,7 @@ def owner_of(db: Session, token: str, purpose: Purpose) -> User:
     """Return the owner of a token, which stays valid.
 
     Raises:
-        InvalidToken: see `redeem`.
+        InvalidToken: See `redeem`.
     """
     owner = db.scalar(
         sa.select(User)

@@ -29,7 +29,7 @@ def lock(db: Session, user: User) -> User:
     """Lock an account's row, and return it as it is now.
 
     Raises:
-        NotSignedIn: the account has been deleted or disabled since `user` was read.
+        NotSignedIn: The account has been deleted or disabled since `user` was read.
     """
     row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
     if row is None or row.disabled:
@@ -41,8 +41,8 @@ def lock_confirmed(db: Session, user: User) -> User:
     """Lock the row of an account whose owner has just confirmed the password.
 
     Raises:
-        NotSignedIn: the account has been deleted or disabled since `user` was read.
-        InvalidCredentials: the password has been changed since.
+        NotSignedIn: The account has been deleted or disabled since `user` was read.
+        InvalidCredentials: The password has been changed since.
     """
     row = lock(db, user)
     if row.password_hash != user.password_hash:

@@ -52,7 +52,7 @@ class Notifications:
         """Count an email with a token. Someone other than the owner of the address may have requested it.
 
         Raises:
-            TooManyAttempts: too many were sent to this address within an hour.
+            TooManyAttempts: Too many were sent to this address within an hour.
         """
         key = f"{purpose} {normalization.address_form(address)}"
         self._throttle.hit("mails", key, limit=EMAILS_PER_HOUR)

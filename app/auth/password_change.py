@@ -29,9 +29,10 @@ class PasswordChanges:
         """Store a new password, and end all sessions.
 
         Raises:
-            ValidationError: the new password is guessable.
-            InvalidCredentials: the password of `user`, which the caller has verified, has been changed since.
-            NotSignedIn: the account has been deleted or disabled since.
+            ValidationError: The new password is guessable.
+            InvalidCredentials: The password of `user`, which the caller has verified, has been changed since.
+            NotSignedIn: The account has been deleted or disabled since.
+            ServiceUnavailable: Too many passwords are being hashed.
         """
         validate_strength(new_password, field="new_password", username=user.username, email=user.email)
         password_hash = self._hash(new_password)
@@ -49,8 +50,9 @@ class PasswordChanges:
         """Store a new password with a token from an email, which also verifies the address.
 
         Raises:
-            InvalidToken: see `email_tokens.redeem`.
-            ValidationError: the password is guessable. The token stays valid.
+            InvalidToken: See `email_tokens.redeem`.
+            ValidationError: The password is guessable. The token stays valid.
+            ServiceUnavailable: Too many passwords are being hashed. The token stays valid.
         """
         with reading() as db:
             owner = email_tokens.owner_of(db, token, Purpose.PASSWORD_RESET)

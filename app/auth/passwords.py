@@ -36,7 +36,7 @@ class Passwords:
     more memory.
 
     Args:
-        threads: the number of threads that handle requests. Two are kept free of password verification.
+        threads: The number of threads that handle requests. Two are kept free of password verification.
     """
 
     MAX_WAIT_SECONDS = 1.0
@@ -72,7 +72,7 @@ class Passwords:
         return _hasher.hash(prepare(password))
 
     def verify(self, password_hash: str | None, password: str) -> Match:
-        """Compare a password with a hash. Takes as long for None, which stands for an unknown user.
+        """Compare a password with a hash. Takes as long for None, an unknown user.
 
         A password that is not in its prepared form takes twice as long, whether or not there is a user.
 

@@ -27,17 +27,17 @@ def create_account(
     """Create an account.
 
     Args:
-        passwords: hashes the password.
-        username: in its normal form.
-        email: as it was entered.
-        password: as it was entered.
-        anonymous_connection: the id and the grant of the connection that the person made before registering.
+        passwords: Hashes the password.
+        username: In its normal form.
+        email: As it was entered.
+        password: As it was entered.
+        anonymous_connection: The id and the grant of the connection that the person made before registering.
             The account gets it if it still has that grant and no owner.
 
     Raises:
-        UsernameTaken: another account has the username.
-        EmailTaken: another account has the address, or can restore it.
-        ServiceUnavailable: too many passwords are being hashed.
+        UsernameTaken: Another account has the username.
+        EmailTaken: Another account has the address, or can restore it.
+        ServiceUnavailable: Too many passwords are being hashed.
     """
     with passwords.hashing_slot():
         # Check before hashing too, so that only the first of many concurrent requests for a name hashes.
@@ -72,8 +72,8 @@ def require_available(
     An address is also taken while its previous owner can restore it.
 
     Raises:
-        UsernameTaken: another account has the username.
-        EmailTaken: another account has the address, or can restore it.
+        UsernameTaken: Another account has the username.
+        EmailTaken: Another account has the address, or can restore it.
     """
     others = sa.select(User.id).where(User.id != except_for) if except_for is not None else sa.select(User.id)
     if username is not None and db.scalar(others.where(User.username == username)) is not None:

@@ -18,7 +18,7 @@ class Purpose(StrEnum):
 
 
 class OneTimeToken(Base):
-    """A token that was sent by email. Whoever has it can read that mailbox.
+    """A token that was sent by email. Presenting it proves access to that mailbox.
 
     Only its hash is stored. `email` is the address it was sent to in its normal form, `email_address` as it
     was entered.

@@ -30,15 +30,15 @@ class UserAccounts:
         """Change the username or the email address. None keeps the value, which another tab may be changing.
 
         Args:
-            user: the signed-in user, who has confirmed the password if the address is new.
-            username: in its normal form.
-            email: as it was entered.
+            user: The signed-in user, who has confirmed the password if the address is new.
+            username: In its normal form.
+            email: As it was entered.
 
         Raises:
-            UsernameTaken: another account has the username.
-            EmailTaken: another account has the address, or can restore it.
-            InvalidCredentials: the password has been changed since it was confirmed.
-            NotSignedIn: the account has been deleted or disabled since.
+            UsernameTaken: Another account has the username.
+            EmailTaken: Another account has the address, or can restore it.
+            InvalidCredentials: The password has been changed since it was confirmed.
+            NotSignedIn: The account has been deleted or disabled since.
         """
         is_new_email = email is not None and user.email not in normalization.spellings(email)
 
@@ -69,18 +69,18 @@ class UserAccounts:
         """Delete an account and everything that belongs to it: connection, tokens, history, and emails.
 
         Raises:
-            InvalidCredentials: the password has been changed since it was confirmed.
-            NotSignedIn: the account has been deleted or disabled since.
+            InvalidCredentials: The password has been changed since it was confirmed.
+            NotSignedIn: The account has been deleted or disabled since.
         """
 
         def work(db: Session) -> list[int]:
             # Lock the user before reading the connections: a callback may be adding one.
             row = lookup.lock_confirmed(db, user)
-            # Whoever changed the address may not be the owner.
+            # The person who changed the address may not be the owner.
             earlier_addresses = email_tokens.restorable_addresses(db, row)
             spotify_user_ids = delete_of_user(db, row.id)
             db.execute(sa.delete(TokenRefresh).where(TokenRefresh.spotify_user_id.in_(spotify_user_ids)))
-            # Some emails have no user_id: whoever requested them must not learn whether there is an account.
+            # Some have no user_id, because storing them must not depend on whether there is an account.
             is_theirs = OutgoingMail.recipient.in_(normalization.spellings(row.email))
             db.execute(sa.delete(OutgoingMail).where(is_theirs))
             # The database deletes everything else too: ON DELETE CASCADE.
