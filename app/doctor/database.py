@@ -116,10 +116,10 @@ def _check_keys(cipher: TokenCipher) -> CheckResult:
     missing = key_rotation.missing_keys(cipher)
     if missing:
         return failure(
-            f"keys missing for stored tokens: {', '.join(missing)}",
+            f"encryption keys missing for stored tokens: {', '.join(missing)}",
             "Add them to TOKEN_ENCRYPTION_KEYS again, after the newest key.",
         )
-    return ok("encryption keys: all stored tokens can be decrypted")
+    return ok("encryption keys: none is missing for stored tokens")
 
 
 def _revision(connection: sa.Connection) -> str | None:

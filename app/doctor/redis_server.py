@@ -80,7 +80,7 @@ def _describe(error: Exception) -> CheckResult:
     if found:
         return failure(f"Redis: {name}", found[0])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return failure(f"Redis: {name}", "Check REDIS_URL, and whether Redis is running.")
+        return failure(f"Redis: cannot connect ({name})", "Check REDIS_URL, and whether Redis is running.")
     message = str(error).rpartition("caused error: ")[2]  # without the command, in a pipeline
     return failure(
         f"Redis: {excerpt(message)}",

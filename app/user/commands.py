@@ -110,8 +110,8 @@ def end_sessions(user: str) -> None:
     changed = _change(_find(user), lambda _, row: row.end_sessions())
     ended = _delete_sessions(changed)
     log.info("sessions_ended", extra={"account": changed.id, "ended": ended})
-    count = "all" if ended is None else ended
-    click.echo(f"Ended {count} sessions of user {changed.id} ({changed.username}).")
+    count = "all sessions" if ended is None else "1 session" if ended == 1 else f"{ended} sessions"
+    click.echo(f"Ended {count} of user {changed.id} ({changed.username}).")
 
 
 @users.command("disable", cls=_UsersCommand)

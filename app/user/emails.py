@@ -43,7 +43,7 @@ _NOTICES = {
     MailKind.SPOTIFY_ENDS_SOON: (
         "Please renew your Spotify connection",
         "Spotify requires you to renew access every six months. Your connection expires on {date}.",
-        "To keep it, connect Spotify again: {home}",
+        "To keep it, connect Spotify again before then: {home}",
     ),
 }
 
