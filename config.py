@@ -158,7 +158,7 @@ class Config(BaseModel):
         """Read and validate all settings. Empty values count as unset.
 
         Raises:
-            ConfigError: settings are missing or invalid. Lists all of them, not only the first.
+            ConfigError: Settings are missing or invalid. Lists all of them, not only the first.
         """
         values = _read(environ)
         problems: dict[str, str] = {}
@@ -270,7 +270,7 @@ def read_environment() -> dict[str, str]:
     warns about it once, on standard error.
 
     Raises:
-        ConfigError: there is a `.env`, but it cannot be read.
+        ConfigError: There is a `.env`, but it cannot be read.
     """
     if os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("1", "true", "yes"):
         return dict(os.environ)

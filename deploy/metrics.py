@@ -74,7 +74,7 @@ def _merging(directory: Path) -> Iterator[None]:
     """Lock out readers while the block runs.
 
     Raises:
-        BlockingIOError: a reader did not finish in time.
+        BlockingIOError: A reader did not finish in time.
     """
     deadline = time.monotonic() + MERGE_SECONDS
     with (directory / MERGING).open("wb") as lock:

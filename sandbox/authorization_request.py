@@ -49,7 +49,7 @@ def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
     since Spotify's wording is not known.
 
     Raises:
-        InvalidRequest: if the request is invalid, with the text for the error page.
+        InvalidRequest: If the request is invalid, with the text for the error page.
     """
     for name in args:
         if len(args.getlist(name)) > 1:

@@ -76,7 +76,7 @@ def _members(allowed: list[str] | None = None) -> dict[str, Any]:
     """Return the JSON object in the body.
 
     Raises:
-        BadRequestBody: if it is not an object, or has a member that is not allowed.
+        BadRequestBody: If it is not an object, or has a member that is not allowed.
     """
     try:
         body = request.get_json()
@@ -224,7 +224,7 @@ def _query(allowed: list[str]) -> dict[str, str]:
     """Return the parameters of the query.
 
     Raises:
-        BadRequestBody: if one is unknown or repeated.
+        BadRequestBody: If one is unknown or repeated.
     """
     for name, values in request.args.lists():
         if name not in allowed:

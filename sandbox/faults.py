@@ -105,7 +105,7 @@ def parse_fault(members: dict[str, Any]) -> Fault:
     """Build a fault from the body of a control call.
 
     Raises:
-        BadRequestBody: if a member is missing, unknown, or invalid.
+        BadRequestBody: If a member is missing, unknown, or invalid.
     """
     for name, value in members.items():
         if name not in _CHECKS:

@@ -38,7 +38,7 @@ def load(state: Sandbox, path: Path) -> None:
     """Restore what `save` wrote. Do nothing if the file does not exist.
 
     Raises:
-        ValueError: if the file is not one of ours.
+        ValueError: If the file is not one of ours.
     """
     if not path.exists():
         return

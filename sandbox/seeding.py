@@ -38,7 +38,7 @@ def parse_seed_request(members: dict[str, Any], now: datetime) -> Wish:
     """Parse the body. By default, people agreed to all scopes, just now.
 
     Raises:
-        BadRequestBody: if a member is missing or invalid.
+        BadRequestBody: If a member is missing or invalid.
     """
     count, scopes = members.get("count"), members.get("scopes", list(IN_WORDS))
     if not isinstance(count, int) or not is_whole(count, 1, MOST):

@@ -64,7 +64,7 @@ class Settings:
         """Apply all changes, or none.
 
         Raises:
-            BadRequestBody: if a member is unknown or invalid.
+            BadRequestBody: If a member is unknown or invalid.
         """
         checks = _checks(people)
         for name, value in changes.items():

@@ -47,7 +47,7 @@ class Sandbox:
         """Give a person a new id.
 
         Raises:
-            BadRequestBody: if the id is empty, contains a slash, or is in use.
+            BadRequestBody: If the id is empty, contains a slash, or is in use.
         """
         if not new_id or "/" in new_id or self.people.named(new_id):
             raise BadRequestBody("id must be new, not empty, and without a slash")

@@ -117,8 +117,8 @@ class Programs:
         """Wait until the condition holds.
 
         Raises:
-            ProgramFailed: if a program ends, or this takes longer than `limit_s`.
-            Stopped: on Ctrl-C.
+            ProgramFailed: If a program ends, or this takes longer than `limit_s`.
+            Stopped: On Ctrl-C.
         """
         deadline = time.monotonic() + limit_s
         while not condition():

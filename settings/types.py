@@ -75,7 +75,7 @@ def decode_key(word: str) -> bytes:
     """Decode a key of 32 bytes in base64 (either alphabet, padded or not) or in hexadecimal.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: It is neither.
     """
     if re.fullmatch(r"[0-9a-fA-F]{64}", word):
         return bytes.fromhex(word)

@@ -29,7 +29,7 @@ def text(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     """Return an argument that is valid text.
 
     Raises:
-        click.BadParameter: it is not UTF-8. Such bytes arrive as lone surrogates.
+        click.BadParameter: It is not UTF-8. Such bytes arrive as lone surrogates.
     """
     try:
         value.encode()

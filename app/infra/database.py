@@ -175,8 +175,8 @@ def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
     was rolled back.
 
     Raises:
-        IntegrityError: the last attempt violated a constraint.
-        OperationalError: the database failed, or the last attempt ended in a deadlock.
+        IntegrityError: The last attempt violated a constraint.
+        OperationalError: The database failed, or the last attempt ended in a deadlock.
     """
     until = time.monotonic() + CONFLICT_SECONDS
     for retries_left in range(retries, -1, -1):
@@ -204,10 +204,10 @@ def run_in_transaction_until(deadline: float, work: Callable[[Session], T]) -> T
         work: What to run.
 
     Raises:
-        IntegrityError: the last attempt violated a constraint.
-        OperationalError: the database was still unavailable at the deadline.
-        InterfaceError: the connection was still broken at the deadline.
-        PoolTimeoutError: no connection was free at the deadline.
+        IntegrityError: The last attempt violated a constraint.
+        OperationalError: The database was still unavailable at the deadline.
+        InterfaceError: The connection was still broken at the deadline.
+        PoolTimeoutError: No connection was free at the deadline.
     """
     pause = 0.05
     while True:

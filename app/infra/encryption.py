@@ -56,7 +56,7 @@ class TokenCipher:
         """Decrypt a value that was encrypted for the same place.
 
         Raises:
-            DecryptionError: it was not encrypted with one of the keys for this context.
+            DecryptionError: It was not encrypted with one of the keys for this context.
         """
         prefix, nonce = encrypted[:_PREFIX_BYTES], encrypted[_PREFIX_BYTES:_HEADER_BYTES]
         cipher = self._ciphers.get(prefix[len(_VERSION) :])

@@ -113,7 +113,7 @@ class HttpClient:
             **request: More arguments of `requests.Session.request`.
 
         Raises:
-            TransportError: no complete response arrived. The request may still have taken effect.
+            TransportError: No complete response arrived. The request may still have taken effect.
         """
         timeout = TOTAL_SECONDS if timeout is None else timeout
         http_deadline.set_deadline(timeout)
@@ -153,7 +153,7 @@ def _read_body(response: requests.Response, max_bytes: int) -> bytes:
     """Read and decompress the whole body.
 
     Raises:
-        TransportError: the body is incomplete, too large, or invalid. Carries the part that arrived.
+        TransportError: The body is incomplete, too large, or invalid. Carries the part that arrived.
     """
     received = bytearray()
     try:

@@ -39,7 +39,7 @@ def _time_left() -> float:
     """Return the seconds until this thread's deadline.
 
     Raises:
-        TimeoutError: it has passed.
+        TimeoutError: It has passed.
     """
     left: float = _deadline.at - time.monotonic()
     if left <= 0:

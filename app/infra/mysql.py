@@ -76,7 +76,7 @@ class _Events:
         """Open a connection, unless the database is down and another thread is trying.
 
         Raises:
-            OperationalError: the attempt failed, or another thread is still trying.
+            OperationalError: The attempt failed, or another thread is still trying.
         """
         refusal = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
         connection = self._connect_guard.connect(lambda: _open(dialect, arguments, named), refusal)
@@ -104,7 +104,7 @@ class _Events:
         """Check a pooled connection before use.
 
         Raises:
-            DisconnectionError: it is stale, broken, or leads to a replica. SQLAlchemy then replaces it.
+            DisconnectionError: It is stale, broken, or leads to a replica. SQLAlchemy then replaces it.
         """
         if self._staleness.is_stale(connection.connected_at, connection.used_at):
             raise DisconnectionError("the connection is stale")
@@ -168,7 +168,7 @@ def _ping(connection: Any) -> bool:
     The driver's own ping would wait for `read_timeout`.
 
     Raises:
-        Exception: the driver's OperationalError, if the connection is broken or does not respond.
+        Exception: The driver's OperationalError, if the connection is broken or does not respond.
     """
     connection.send_query(b"SELECT @@GLOBAL.read_only")
     reply = select.poll()

@@ -50,8 +50,8 @@ class SharingPool(QueuePool):
         """Check out a connection. While the server accepts no more, wait for one.
 
         Raises:
-            OperationalError: the server is unavailable, or accepted none in time.
-            TimeoutError: none was returned in time.
+            OperationalError: The server is unavailable, or accepted none in time.
+            TimeoutError: None was returned in time.
         """
         deadline = time.monotonic() + self._timeout
         while True:

@@ -28,7 +28,7 @@ def probe_redis(client: redis.Redis) -> None:
     """Use every command that requests use, in one round trip.
 
     Raises:
-        redis.RedisError: the server is unavailable, or rejects a command.
+        redis.RedisError: The server is unavailable, or rejects a command.
     """
     with client.pipeline(transaction=True) as batch:
         batch.set(_KEYS[1], "", px=5000)
@@ -44,8 +44,8 @@ def probe_database(engine: sa.Engine) -> None:
     A schema that is newer than this release is fine: migrations run before the code is replaced.
 
     Raises:
-        Unusable: the schema is older than this release, or the server is read-only.
-        sqlalchemy.exc.SQLAlchemyError: the server is unavailable, or rejects a statement.
+        Unusable: The schema is older than this release, or the server is read-only.
+        sqlalchemy.exc.SQLAlchemyError: The server is unavailable, or rejects a statement.
     """
     with engine.execution_options(writes=True).connect() as connection:
         revision = schema_revision(connection)

@@ -43,9 +43,9 @@ def connect(
         options: Arguments of `setsockopt`.
 
     Raises:
-        TimeoutError: the deadline passed.
-        socket.gaierror: the name does not exist.
-        OSError: no address accepts connections. This is the error of the last one.
+        TimeoutError: The deadline passed.
+        socket.gaierror: The name does not exist.
+        OSError: No address accepts connections. This is the error of the last one.
     """
     failure: OSError = TimeoutError("no time left to connect")
     addresses = lookup(host, port, deadline)
@@ -74,8 +74,8 @@ def lookup(host: str, port: int, deadline: float) -> list[Address]:
     Callers share the first result for a name. If that takes long, another thread tries as well.
 
     Raises:
-        TimeoutError: the deadline passed. The lookup continues, for later callers.
-        socket.gaierror: the name does not exist.
+        TimeoutError: The deadline passed. The lookup continues, for later callers.
+        socket.gaierror: The name does not exist.
     """
     literal = _literal(host, port)
     if literal is not None:

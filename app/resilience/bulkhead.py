@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class BulkheadFull(Exception):
-    """There is no thread or slot for this caller, or none became free in time."""
+    """The bulkhead has no thread or slot for this caller, or none became free in time."""
 
 
 class Admission:
@@ -24,9 +24,9 @@ class Admission:
 class Bulkhead:
     """Limits the calls in progress to `slots`, and the callers that wait to `queue`.
 
-    One caller can have half of the slots. It can also fill the queue, as long as nobody else needs it: then
-    its newest requests are evicted. Queued callers block threads too, so a worker needs `slots + queue`
-    threads to spare.
+    One caller can have half of the slots. It can also fill the queue, but when another caller needs the
+    queue, its newest requests are evicted. Queued callers block threads too, so a worker needs
+    `slots + queue` threads to spare.
     """
 
     def __init__(self, slots: int, queue: int) -> None:
@@ -90,7 +90,7 @@ class Bulkhead:
             raise BulkheadFull
 
     def _next(self) -> Admission | None:
-        """Return who gets the next slot: the oldest admission of the caller with the fewest slots."""
+        """Return the admission that gets the next slot: the oldest of the caller with the fewest slots."""
         slots = Counter(admission.caller for admission in self._admissions if admission.has_slot)
         if slots.total() >= self._slots:
             return None

@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Hashable
 
-# Consecutive failures that open the breaker. Those of a single caller may be that caller's own fault, so it
-# takes more of them.
+# Consecutive failures that open the breaker. If all are a single caller's, they may be that caller's
+# fault, so it takes more of them.
 FAILURES, FAILURES_OF_ONE = 5, 15
 PAUSE_SECONDS = 5.0
 
@@ -51,7 +51,7 @@ class CircuitBreaker:
             self._callers.clear()
 
     def record_failure(self, caller: Hashable) -> bool:
-        """Count a failure. Return whether it opened the breaker."""
+        """Count a failure. Returns whether it opened the breaker."""
         with self._lock:
             was_open = self._is_open
             self._failures += 1

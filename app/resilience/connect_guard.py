@@ -16,7 +16,7 @@ class _State(Enum):
 
 
 class ConnectGuard:
-    """Lets callers connect freely while the server is up, and one at a time while it may be down.
+    """Lets callers connect freely while the server is up, and one at a time when it may be down.
 
     Connecting to a stalled server takes the whole timeout. If every thread did that, requests would queue
     for a thread and take far longer than any one attempt.
@@ -48,7 +48,7 @@ class ConnectGuard:
                 self._state = _State.IN_DOUBT
 
     def connect(self, connect: Callable[[], T], refusal: Exception) -> T:
-        """Connect, as soon as the server is up or it is this caller's turn to try.
+        """Connect, as soon as the server is up or this caller may try.
 
         Raises:
             Exception: `refusal`, if another caller's attempt failed or takes too long; otherwise whatever

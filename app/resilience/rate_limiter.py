@@ -1,4 +1,4 @@
-"""A rate limiter for all processes together."""
+"""A rate limiter that all processes share."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class RateLimiter:
-    """Hands out evenly spaced slots, which are counted in Redis. Without Redis, each process counts its own.
+    """Reserves evenly spaced slots in Redis. Without Redis, each process spaces only its own.
 
     Args:
         client: The Redis client.
@@ -29,7 +29,7 @@ class RateLimiter:
         self._next = time.monotonic()
 
     def reserve(self) -> float:
-        """Reserve the next slot. Return in how many seconds it is. A slot that is not used is lost."""
+        """Reserve the next slot. Returns in how many seconds it is. An unused slot is lost."""
         try:
             delay: Any = self._reserve([self._key], [round(self._interval * 1_000_000)])
             return int(delay) / 1_000_000

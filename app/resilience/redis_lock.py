@@ -31,8 +31,8 @@ class RedisLocks:
     def hold(self, spotify_user_id: int, *, timeout: float) -> Iterator[None]:
         """Hold a connection's lock while the block runs.
 
-        The block runs without the lock if it is not free within `timeout` seconds, and at once if Redis is
-        unavailable.
+        If the lock is not free within `timeout` seconds, the block runs without it. If Redis is unavailable,
+        it does so immediately.
         """
         key, token = f"lock:link:{spotify_user_id}", secrets.token_hex(16)
         acquired = self._acquire(key, token, time.monotonic() + timeout)
@@ -43,7 +43,7 @@ class RedisLocks:
                 self._release(key, token)
 
     def _acquire(self, key: str, token: str, deadline: float) -> bool:
-        """Acquire a lock. Return whether to release it."""
+        """Acquire a lock. Returns whether to release it."""
         pause = 0.01
         while True:
             try:

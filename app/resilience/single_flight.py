@@ -1,4 +1,4 @@
-"""Work that goes on whoever asked for it goes away, one of a kind at a time."""
+"""Jobs that outlive the request that started them, deduplicated by key."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -9,19 +9,23 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Runs work in threads of its own. Who asks for what is under way joins it.
+    """Runs jobs in background threads. Callers that start a job that is already running share its result.
 
-    The process ends when its running work has ended, as `ThreadPoolExecutor` sees to it.
+    The process does not exit before the running jobs have ended, because `ThreadPoolExecutor` waits for them.
+
+    Args:
+        threads: How many jobs can run at the same time. Others are queued.
+        name: The prefix of the threads' names.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._running: dict[Hashable, Future[T]] = {}
-        # Reentrant: work that is done at once is forgotten by the thread that started it.
+        # Reentrant: if a job ends before its callback is added, the calling thread runs `_forget`.
         self._lock = threading.RLock()
 
     def start(self, key: Hashable, work: Callable[[], T]) -> Future[T]:
-        """Start the work, unless work under this key is running. Returns the result to come."""
+        """Start `work`, unless a job with this key is queued or running. Returns the future of either."""
         with self._lock:
             running = self._running.get(key)
             if running is None:
@@ -30,7 +34,7 @@ class SingleFlight(Generic[T]):
             return running
 
     def close(self) -> None:
-        """Wait for what is running; take no more."""
+        """Wait for the queued and running jobs, and accept no more."""
         self._pool.shutdown()
 
     def _forget(self, key: Hashable) -> None:

@@ -145,8 +145,8 @@ class Connections:
     """Changes to connections after which responses that the gateway has cached are no longer valid.
 
     Args:
-        tokens: stores the tokens of a new grant.
-        forget_reads: drops the cached responses of the connection with this id.
+        tokens: Stores the tokens of a new grant.
+        forget_reads: Drops the cached responses of the connection with this id.
     """
 
     def __init__(self, tokens: TokenService, forget_reads: Callable[[int], None]) -> None:
@@ -163,9 +163,9 @@ class Connections:
         the code was sent to Spotify (`time.monotonic`).
 
         Raises:
-            SpotifyAccountInUse: the Spotify account belongs to another user.
-            SpotifyAccountMismatch: the user has another Spotify account.
-            NotSignedIn: the user's account is gone or disabled, or their sessions have ended.
+            SpotifyAccountInUse: The Spotify account belongs to another user.
+            SpotifyAccountMismatch: The user has another Spotify account.
+            NotSignedIn: The user's account is gone or disabled, or their sessions have ended.
         """
 
         def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
@@ -241,7 +241,7 @@ def _lock_user(db: Session, user: User) -> None:
     the connection that the other has made, and mistake it for a different account's.
 
     Raises:
-        NotSignedIn: the account is gone or disabled, or its sessions have ended.
+        NotSignedIn: The account is gone or disabled, or its sessions have ended.
     """
     columns = sa.select(User.session_epoch, User.disabled_at)
     row = db.execute(columns.where(User.id == user.id).with_for_update()).one_or_none()
@@ -278,8 +278,8 @@ def _require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: i
     """Require that neither the account nor the user is connected otherwise.
 
     Raises:
-        SpotifyAccountInUse: the Spotify account belongs to another user.
-        SpotifyAccountMismatch: the user has another Spotify account.
+        SpotifyAccountInUse: The Spotify account belongs to another user.
+        SpotifyAccountMismatch: The user has another Spotify account.
     """
     if spotify_user is not None and spotify_user.user_id not in (None, user_id):
         raise SpotifyAccountInUse

@@ -191,7 +191,7 @@ def _require_connection() -> SpotifyUser:
     """Return the connection that this request may use, and note that it is used.
 
     Raises:
-        SpotifyNotConnected: there is none.
+        SpotifyNotConnected: There is none.
     """
     spotify_user = connections.current_connection()
     if spotify_user is None:
@@ -248,7 +248,7 @@ def _reject_preview(query: AuthorizeRequest) -> None:
     Browsers mark what they fetch before a click (https://wicg.github.io/nav-speculation/prefetch.html).
 
     Raises:
-        _PreviewRejected: the request is a prefetch or preview, or a HEAD with a callback.
+        _PreviewRejected: The request is a prefetch or preview, or a HEAD with a callback.
     """
     purposes = " ".join(request.headers.get(name, "") for name in _PURPOSE_HEADERS).lower()
     if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and query.is_callback):

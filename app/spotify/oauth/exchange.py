@@ -70,7 +70,7 @@ class CodeExchange:
             SpotifyUnavailable: Spotify does not respond, or not usably.
             SpotifyRateLimited: Spotify wants no calls for a while.
             SpotifyMisconfigured: Spotify rejects this application.
-            TooManyAttempts: this address has sent too many codes.
+            TooManyAttempts: This address has sent too many codes.
         """
         self._require_ready()
         with self._bulkhead.exchanging():
@@ -93,7 +93,7 @@ class CodeExchange:
         """Fetch the profile of the person who gave the grant.
 
         Raises:
-            SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured: as for `exchange`.
+            SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured: As for `exchange`.
         """
         try:
             return self._web_api.get_profile(grant.access_token)

@@ -87,15 +87,15 @@ class AuthorizationFlow:
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
 
         Raises:
-            SpotifyStateMismatch: see above, or the visitor's session ended during the call to Spotify.
-            SpotifyAccessDenied: the person declined, or Spotify rejected the code.
-            SpotifyAccountInUse: the Spotify account is connected to another user.
-            SpotifyAccountMismatch: the user is connected to another Spotify account.
-            NotSignedIn: the user signed out during the call to Spotify.
+            SpotifyStateMismatch: See above, or the visitor's session ended during the call to Spotify.
+            SpotifyAccessDenied: The person declined, or Spotify rejected the code.
+            SpotifyAccountInUse: The Spotify account is connected to another user.
+            SpotifyAccountMismatch: The user is connected to another Spotify account.
+            NotSignedIn: The user signed out during the call to Spotify.
             SpotifyUnavailable: Spotify does not respond, or not usably.
             SpotifyRateLimited: Spotify wants no calls for a while.
             SpotifyMisconfigured: Spotify rejects this application.
-            TooManyAttempts: this address has sent too many codes.
+            TooManyAttempts: This address has sent too many codes.
         """
         if request.is_callback:
             spotify_user = self._complete_callback(request, current_user())
@@ -112,7 +112,7 @@ class AuthorizationFlow:
         """Start an authorization. Returns the URL at Spotify to send the person to.
 
         Raises:
-            TooManyAttempts: this session or address has too many that are unfinished.
+            TooManyAttempts: This session or address has too many that are unfinished.
         """
         user = current_user()
         if user is None and session.get("user_id") is not None:
@@ -123,7 +123,7 @@ class AuthorizationFlow:
         """Return a URL at Spotify for a person whose grant has ended, the same one for five minutes.
 
         Raises:
-            TooManyAttempts: this session or address has too many that are unfinished.
+            TooManyAttempts: This session or address has too many that are unfinished.
         """
         return self._url(self._authorizations.get_or_create(_id(current_user())))
 
@@ -152,7 +152,7 @@ class AuthorizationFlow:
         """Return the connection that this session uses already.
 
         Raises:
-            SpotifyStateMismatch: there is none.
+            SpotifyStateMismatch: There is none.
         """
         with suppress(GrantEnded):
             spotify_user = self._working_connection()
@@ -164,8 +164,8 @@ class AuthorizationFlow:
         """Return the connection that this session uses, with its token refreshed if need be.
 
         Raises:
-            GrantEnded: only a new consent helps.
-            SpotifyUnavailable, SpotifyMisconfigured: the token cannot be refreshed at present.
+            GrantEnded: Only a new consent helps.
+            SpotifyUnavailable, SpotifyMisconfigured: The token cannot be refreshed at present.
         """
         spotify_user = connections.current_connection()
         if spotify_user is None:
@@ -187,7 +187,7 @@ class AuthorizationFlow:
         """Consume the authorization of a callback with an error. Returns only if a duplicate was first.
 
         Raises:
-            SpotifyAccessDenied, SpotifyMisconfigured, SpotifyUnavailable: as `authorization_error` decides.
+            SpotifyAccessDenied, SpotifyMisconfigured, SpotifyUnavailable: As `authorization_error` decides.
         """
         consumed = self._authorizations.consume(authorization)
         if consumed is not None:

@@ -90,7 +90,7 @@ class AuthorizationStore:
         leaves this server.
 
         Raises:
-            TooManyAttempts: this session or address has too many that are unfinished.
+            TooManyAttempts: This session or address has too many that are unfinished.
         """
         return self._create(secrets.token_urlsafe(32), user_id)
 
@@ -101,7 +101,7 @@ class AuthorizationStore:
         is derived from session, user, and time with our secret key, so nothing else has to remember it.
 
         Raises:
-            TooManyAttempts: this session or address has too many that are unfinished.
+            TooManyAttempts: This session or address has too many that are unfinished.
         """
         period = int(utc_now().timestamp()) // _SAME_URL_SECONDS
         for number in range(MAX_PER_SESSION):
@@ -163,7 +163,7 @@ class AuthorizationStore:
         """Wait for the connection that a duplicate of this callback has made or is making.
 
         Raises:
-            SpotifyUnavailable: the duplicate could not use its code, or too many threads are waiting.
+            SpotifyUnavailable: The duplicate could not use its code, or too many threads are waiting.
         """
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
