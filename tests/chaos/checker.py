@@ -178,7 +178,7 @@ class _Checker:
         """I3: what is stored was issued for one call, made with a token of the generation before."""
         if UNREADABLE in change.tokens:
             return
-        call = self._call_that_issued.get(change.access)
+        call = self._call_that_issued.get(change.access or "")
         if call is None:
             self._violated("I3", after, f"its access token {change.access} was not issued for a refresh")
             return

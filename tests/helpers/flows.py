@@ -21,7 +21,8 @@ def register(client: FlaskClient, username: str | None = None) -> dict[str, Any]
         "/api/register", json={"username": name, "email": f"{name}@example.com", "password": PASSWORD}
     )
     assert response.status_code == 201, response.text
-    return response.json
+    user: dict[str, Any] = response.json
+    return user
 
 
 def login(client: FlaskClient, name: str) -> TestResponse:
@@ -32,7 +33,7 @@ def first_visit(client: FlaskClient) -> str:
     """Ask to connect Spotify. Returns the URL at Spotify."""
     response = client.get("/api/spotify/authorize")
     assert response.json["status"] == "authorization_required", response.text
-    return response.json["authorize_url"]
+    return str(response.json["authorize_url"])
 
 
 def come_back(client: FlaskClient, callback: str) -> TestResponse:
@@ -50,7 +51,8 @@ def connect(
     response = come_back(client, sandbox.consent(first_visit(client), person=person, browser=browser))
     assert response.status_code == 200, response.text
     assert response.json["status"] == "connected"
-    return response.json["spotify"]
+    connection: dict[str, Any] = response.json["spotify"]
+    return connection
 
 
 def refresh_count(sandbox: SandboxClient) -> int:
@@ -61,11 +63,11 @@ def refresh_count(sandbox: SandboxClient) -> int:
 def another_tab(client: FlaskClient, worker: Flask | None = None) -> FlaskClient:
     """A client of its own with the same cookies, for a call at the same time, perhaps to another worker."""
     tab = (worker or client.application).test_client()
-    tab._cookies = dict(client._cookies)
-    return tab  # type: ignore[no-any-return]
+    tab._cookies = dict(client._cookies or {})
+    return tab
 
 
 def slug(response: TestResponse) -> str:
     """Which problem a response is. Fails if it is none."""
     assert response.content_type == "application/problem+json", response.text
-    return response.json["type"].removeprefix("/problems/")
+    return str(response.json["type"]).removeprefix("/problems/")

@@ -44,7 +44,7 @@ class Mailbox:
             return self.refuse
         self.recipients += envelope.rcpt_tos
         content = cast("bytes", envelope.original_content)
-        self.mails.append(cast("EmailMessage", email.message_from_bytes(content, policy=default)))
+        self.mails.append(email.message_from_bytes(content, policy=default))
         return "250 kept"
 
     def wait(self, count: int = 1) -> list[EmailMessage]:

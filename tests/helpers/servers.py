@@ -100,8 +100,13 @@ def running_mariadb(database: str = "backline") -> Iterator[str]:
         url = f"mysql+mysqldb://root@localhost/{database}?unix_socket={quote(str(path))}&charset=utf8mb4"
         with _process(command, log) as process:
             engine = sa.create_engine(url, poolclass=sa.NullPool)
-            _until_up(process, lambda: engine.connect().close() or True, log)
+            _until_up(process, lambda: _connects(engine), log)
             yield url
+
+
+def _connects(engine: sa.Engine) -> bool:
+    engine.connect().close()
+    return True
 
 
 def mysql_url(port: int, user: str = "root") -> str:
@@ -391,5 +396,5 @@ def _until_up(
         ended = process.poll() is not None
     if ended:
         raise AssertionError(
-            f"{process.args} ended with {process.returncode}:\n{log.read_text(errors='replace')}"
+            f"{process.args!r} ended with {process.returncode}:\n{log.read_text(errors='replace')}"
         )

@@ -46,11 +46,11 @@ def check_usable(app: Flask) -> None:
 
 
 def forbid_scripts(server: redis.Redis) -> None:
-    server.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
+    server.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")  # type: ignore[no-untyped-call]
 
 
 def forbid_keys(server: redis.Redis) -> None:
-    server.execute_command("ACL", "SETUSER", "default", "resetkeys", "~session:*")
+    server.execute_command("ACL", "SETUSER", "default", "resetkeys", "~session:*")  # type: ignore[no-untyped-call]
 
 
 def fill_up(server: redis.Redis) -> None:
@@ -103,8 +103,8 @@ def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.T
     server._command += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
     server._command += ["--cluster-port", str(free_port())]
     with server:
-        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
-        eventually(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"))
+        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)  # type: ignore[no-untyped-call]
+        eventually(lambda: b"cluster_state:ok" in server.client.execute_command("CLUSTER", "INFO"))  # type: ignore[no-untyped-call]
         app = make_app(REDIS_URL=f"redis://127.0.0.1:{port}/0")
         check_unusable(app, "This is a Redis Cluster")
         server.client.close()
@@ -114,7 +114,7 @@ def test_redis_cluster_is_reported(make_app: MakeApp, tmp_path_factory: pytest.T
 def test_permissions_named_by_the_doctor_are_sufficient(
     make_app: MakeApp, old_primary: RedisServer, sandbox: SandboxClient
 ) -> None:
-    old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split())
+    old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split())  # type: ignore[no-untyped-call]
     app = make_app(REDIS_URL=f"unix://app:pw@{old_primary.socket}")
     check_usable(app)
     use_everything(app, sandbox)

@@ -206,13 +206,13 @@ LOGS = re.compile(r"_record|(?:self\.)?log\.(?:debug|info|warning|error|exceptio
 
 def logged_events() -> set[str]:
     """Return the names of all events that the application logs."""
-    found = set()
+    found: set[str] = set()
     for path in [*(ROOT / "app").rglob("*.py"), ROOT / "deploy" / "worker.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and LOGS.fullmatch(ast.unparse(node.func)):
                 [event, *_] = node.args
                 assert isinstance(event, ast.Constant), f"{path}:{node.lineno}: events must be constants"
-                found.add(event.value)
+                found.add(str(event.value))
     return found
 
 

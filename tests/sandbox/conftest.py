@@ -45,7 +45,7 @@ class App:
 
     def authorize_url(self, **changes: str | None) -> str:
         """The address of the consent page; None leaves a parameter out."""
-        query = {
+        query: dict[str, str | None] = {
             "client_id": CLIENT_ID,
             "response_type": "code",
             "redirect_uri": REDIRECT_URI,
@@ -67,9 +67,8 @@ class App:
         return self.http.post(url, data=form, auth=auth, allow_redirects=False, timeout=TIMEOUT_S)
 
     def exchange(self, code: str, **form: str) -> requests.Response:
-        return self.token(
-            **{"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT_URI, **form}
-        )
+        sent = {"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT_URI}
+        return self.token(**(sent | form))  # type: ignore[arg-type]
 
     def refresh(self, refresh_token: str) -> requests.Response:
         return self.token(grant_type="refresh_token", refresh_token=refresh_token)
@@ -78,7 +77,8 @@ class App:
         """The whole way to a person's tokens."""
         answer = self.exchange(self.code(person, scope=scope))
         assert answer.status_code == 200, answer.text
-        return answer.json()
+        found: dict[str, Any] = answer.json()
+        return found
 
     def call(self, token: str, method: str, path: str, **options: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}"}

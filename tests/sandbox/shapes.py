@@ -198,12 +198,14 @@ API_ERROR = thing(
     {"error": thing({"status": {"type": "integer"}, "message": TEXT}, {"reason": TEXT})},
 )
 OAUTH_ERROR = thing({"error": TEXT}, {"error_description": TEXT})
-_TOKEN = {
+_TOKEN: dict[str, Schema] = {
     "access_token": {"type": "string", "pattern": "^BQ[0-9A-Za-z_-]{100,}$"},
     "token_type": {"const": "Bearer"},
     "expires_in": {"type": "integer", "minimum": 1},
 }
-_REFRESH_TOKEN = {"refresh_token": {"type": "string", "pattern": "^AQ[0-9A-Za-z_-]{100,}$"}}
+_REFRESH_TOKEN: dict[str, Schema] = {
+    "refresh_token": {"type": "string", "pattern": "^AQ[0-9A-Za-z_-]{100,}$"}
+}
 CODE_ANSWER = thing({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
 REFRESH_ANSWER = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
 

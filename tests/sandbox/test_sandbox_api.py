@@ -1,17 +1,19 @@
 """The Web API: who may call, what answers look like, and what is gone."""
 
 import base64
+from typing import Any
 
 import pytest
+import requests
 
 from tests.sandbox import shapes
 from tests.sandbox.conftest import ALL_SCOPES, App, Visitor
-from tests.sandbox.shapes import check
+from tests.sandbox.shapes import Schema, check
 
 ONE_WORDING = "Missing/invalid/expired access token"
 
 
-def error_of(response) -> tuple[int, str]:
+def error_of(response: requests.Response) -> tuple[int, str]:
     """Status and message of an error, after a look at its shape."""
     check(response.json(), shapes.API_ERROR)
     assert response.json()["error"]["status"] == response.status_code
@@ -65,7 +67,7 @@ READS = [
 
 @pytest.mark.parametrize(("path", "shape", "scope", "refused"), READS, ids=[r[0] for r in READS])
 def test_a_read_has_its_shape_and_needs_its_scope(
-    app: App, path: str, shape: dict, scope: str, refused: int
+    app: App, path: str, shape: Schema, scope: str, refused: int
 ) -> None:
     with_scope = app.call(app.connect(scope=scope)["access_token"], "GET", path)
     assert with_scope.status_code == 200, with_scope.text
@@ -141,7 +143,7 @@ def test_search_gives_ten_at_most(mira: Visitor) -> None:
     assert mira("GET", "search?q=a&type=track&limit=50").status_code == 200
 
 
-def playlist_called(visitor: Visitor, name: str) -> dict:
+def playlist_called(visitor: Visitor, name: str) -> dict[str, Any]:
     return next(p for p in visitor.get("me/playlists")["items"] if p["name"] == name)
 
 
@@ -165,7 +167,7 @@ def test_only_own_and_shared_playlists_can_be_looked_into(mira: Visitor, jonas: 
 @pytest.mark.parametrize(
     ("mode", "names"), [("dev2026", {"items"}), ("transition", {"items", "tracks"}), ("legacy", {"tracks"})]
 )
-def test_playlists_speak_of_items_or_tracks(mira: Visitor, mode: str, names: set) -> None:
+def test_playlists_speak_of_items_or_tracks(mira: Visitor, mode: str, names: set[str]) -> None:
     mira.app.sandbox.settings(mode=mode)
     playlist = playlist_called(mira, "Rainy tram")
     assert {"items", "tracks"} & set(playlist) == names

@@ -2,6 +2,8 @@
 
 import html
 import re
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import requests
@@ -42,7 +44,9 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("changes", "text"), REFUSALS, ids=[f"{t} {i}" for i, (_, t) in enumerate(REFUSALS)])
-def test_a_bad_request_ends_on_a_page_and_never_at_the_app(app: App, changes: dict, text: str) -> None:
+def test_a_bad_request_ends_on_a_page_and_never_at_the_app(
+    app: App, changes: dict[str, str | None], text: str
+) -> None:
     page = app.visit(**changes)
     assert (page.status_code, page.headers["Content-Type"]) == (400, "text/html; charset=utf-8")
     assert f"<h1>{text}</h1>" in page.text
@@ -68,7 +72,7 @@ def many_uris() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def other_sandbox(many_uris: list[str]):
+def other_sandbox(many_uris: list[str]) -> Iterator[SandboxClient]:
     """A sandbox with redirect URIs of every kind."""
     with running_sandbox(many_uris) as client:
         yield client
@@ -136,13 +140,9 @@ def test_what_comes_in_the_query_is_escaped_on_the_page(app: App) -> None:
 @pytest.mark.parametrize("decision", ["agree", "cancel"])
 def test_the_state_comes_back_as_it_was_sent(app: App, state: str | None, decision: str) -> None:
     callback = app.sandbox.consent(app.authorize_url(state=state), decision=decision)
-    answer = requests.utils.urlparse(callback).query
+    answer = urlsplit(callback).query
     given = dict(pair.split("=", 1) for pair in answer.split("&"))
-    assert (
-        requests.utils.unquote(given["state"].replace("+", " ")) == state
-        if state is not None
-        else "state" not in given
-    )
+    assert unquote(given["state"].replace("+", " ")) == state if state is not None else "state" not in given
     assert ("code" in given) == (decision == "agree")
     assert given.get("error") == (None if decision == "agree" else "access_denied")
 
@@ -168,7 +168,7 @@ def test_somebody_else_can_sign_in(app: App) -> None:
         page = browser.get(app.authorize_url(show_dialog="true"), timeout=10)
         assert "Signed in as mira_t_42" in page.text
         assert "jonas.k" not in page.text
-        link = html.unescape(re.search(r'href="(/logout\?[^"]+)"', page.text).group(1))
+        link = html.unescape(re.findall(r'href="(/logout\?[^"]+)"', page.text)[0])
         again = browser.get(app.sandbox.url + link, timeout=10)
         assert again.history[0].status_code == 303
         assert "Jonas K." in again.text

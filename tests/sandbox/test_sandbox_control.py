@@ -100,7 +100,7 @@ def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_no_other_site_can_steer_the_sandbox(sandbox: SandboxClient, headers: dict) -> None:
+def test_no_other_site_can_steer_the_sandbox(sandbox: SandboxClient, headers: dict[str, str]) -> None:
     for path in ("reset", "seed"):
         url = f"{sandbox.url}/_sandbox/{path}"
         assert requests.post(url, json={"count": 1}, headers=headers, timeout=10).status_code == 403
@@ -295,5 +295,6 @@ def test_the_page_shows_people_and_keeps_to_itself(sandbox: SandboxClient) -> No
     for expected in ("mira_t_42", "Revoke", "Rotate refresh tokens", "Outage", "/_sandbox/journal"):
         assert expected in page.text
     assert not re.search(r"(?:src|href)=.https?://", page.text)
-    image = requests.get(sandbox.url + re.search(r'src="([^"]+)"', page.text).group(1), timeout=10)
+    source = re.findall(r'src="([^"]+)"', page.text)[0]
+    image = requests.get(sandbox.url + source, timeout=10)
     assert (image.status_code, image.headers["Content-Type"]) == (200, "image/svg+xml")

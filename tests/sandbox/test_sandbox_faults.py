@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -13,16 +14,16 @@ from tests.sandbox.conftest import App, Visitor
 ENVOY = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
 
 
-def oauth(error: str, description: str | None = None) -> dict:
+def oauth(error: str, description: str | None = None) -> dict[str, Any]:
     return {"error": error} if description is None else {"error": error, "error_description": description}
 
 
-def regular(status: int, message: str, **more: str) -> dict:
+def regular(status: int, message: str, **more: str) -> dict[str, Any]:
     return {"error": {"status": status, "message": message, **more}}
 
 
 # Kind, status, and the body: JSON as a dict or list, text as it is, None: looked at elsewhere.
-TOKEN_ANSWERS = [
+TOKEN_ANSWERS: list[tuple[str, int, Any]] = [
     ("google_502", 502, None),
     ("envoy_503", 503, ENVOY),
     ("empty_503", 503, ""),
@@ -309,7 +310,7 @@ def test_parked_calls_go_on_when_faults_are_removed(mira: Visitor, end: str) -> 
         ("authorize", {"authorize"}),
     ],
 )
-def test_what_a_fault_is_aimed_at(app: App, on: str, met: set) -> None:
+def test_what_a_fault_is_aimed_at(app: App, on: str, met: set[str]) -> None:
     tokens = app.connect()
     code = app.code()
     app.sandbox.fault(on=on, kind="envoy_503", times=None)

@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+import requests
 
 from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 from tests.sandbox.conftest import PKCE, VERIFIER, App
@@ -36,7 +37,7 @@ REFUSALS = [
 ]
 
 
-def refusal(response) -> tuple[str, str | None]:
+def refusal(response: requests.Response) -> tuple[str, str | None]:
     """Error and description of an answer that must be a 400 in OAuth's shape."""
     assert response.status_code == 400, response.text
     assert response.headers["Content-Type"] == "application/json"
@@ -48,7 +49,7 @@ def refusal(response) -> tuple[str, str | None]:
     ("auth", "form", "error", "description"), REFUSALS, ids=[f"{r[2]} {i}" for i, r in enumerate(REFUSALS)]
 )
 def test_a_refusal_is_a_400_in_spotifys_words(
-    app: App, auth, form: dict, error: str, description: str | None
+    app: App, auth: tuple[str, str] | None, form: dict[str, str], error: str, description: str | None
 ) -> None:
     assert refusal(app.token(auth, **form)) == (error, description)
 
@@ -90,7 +91,7 @@ def test_scope_is_absent_where_none_was_asked(app: App, scope: str | None) -> No
 
 
 @pytest.mark.parametrize(("granted", "scope"), [(["streaming"], "streaming"), ([], None)])
-def test_fewer_scopes_can_be_granted_than_were_asked(app: App, granted: list, scope: str | None) -> None:
+def test_fewer_scopes_can_be_granted_than_were_asked(app: App, granted: list[str], scope: str | None) -> None:
     app.sandbox.settings(granted_scopes=granted)
     assert app.connect(scope="streaming user-read-email").get("scope") == scope
 
@@ -126,7 +127,9 @@ def test_the_redirect_uri_must_be_the_one_of_the_request(app: App) -> None:
         ({}, {"code_verifier": VERIFIER}, ("invalid_grant", "code_verifier was incorrect")),
     ],
 )
-def test_pkce_is_enforced_with_the_secret_too(app: App, asked: dict, form: dict, error) -> None:
+def test_pkce_is_enforced_with_the_secret_too(
+    app: App, asked: dict[str, str], form: dict[str, str], error: tuple[str, str] | None
+) -> None:
     response = app.exchange(app.code(**asked), **form)
     if error is None:
         check(response.json(), CODE_ANSWER)

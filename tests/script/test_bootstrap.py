@@ -139,7 +139,7 @@ def test_second_bootstrap_waits_and_uses_what_the_first_installed(
 def test_bootstrap_started_before_the_venv_existed_uses_it(
     checkout: Path, bare_environment: dict[str, str]
 ) -> None:
-    command = [BASE_PYTHON, "script/bootstrap.py", "--dev"]
+    command = [str(BASE_PYTHON), "script/bootstrap.py", "--dev"]
     environ = {**bare_environment, **NOWHERE}
     done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

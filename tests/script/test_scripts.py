@@ -4,6 +4,7 @@ import json
 import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.markers import default_environment
@@ -67,7 +68,7 @@ def test_lock_file_serves_other_pythons_and_machines(python: str, machine: tuple
         for name in packages
     }
     system, processor = machine
-    there = {
+    there: Any = {
         **default_environment(),
         "python_full_version": python,
         "python_version": python.rpartition(".")[0],

@@ -349,7 +349,7 @@ def test_registering_does_not_take_over_a_newer_grant(
 
     def hash_late(password: str) -> str:
         meanwhile(connect, second, sandbox)
-        return hash_password(password)
+        return str(hash_password(password))
 
     if when == "before":
         connect(second, sandbox)

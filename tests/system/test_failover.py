@@ -62,7 +62,7 @@ def hide_stale_data(server: redis.Redis) -> None:
 
 
 def forbid(server: redis.Redis) -> None:
-    server.execute_command("ACL", "SETUSER", "default", "-getex")
+    server.execute_command("ACL", "SETUSER", "default", "-getex")  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

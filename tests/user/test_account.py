@@ -318,7 +318,7 @@ def test_last_seen_time_needs_no_write(
 
 def _rest(store: redis.Redis, public_id: str) -> str:
     [key] = store.keys(f"session:{public_id}*")
-    return key.decode().removeprefix("session:")
+    return str(key.decode()).removeprefix("session:")
 
 
 @pytest.mark.requirement("B10")

@@ -29,7 +29,7 @@ def secrets(mailbox: Mailbox, app: Flask, sandbox: SandboxClient) -> dict[str, s
     client.post("/api/password-reset", json={"email": "ada@example.com"})
     reset = token_in(mailbox.wait_for("ada@example.com", "password"))
     state = parse_qs(urlsplit(first_visit(client)).query)["state"][0]
-    [cookie] = client._cookies.values()
+    [cookie] = (client._cookies or {}).values()
     return {"session": cookie.value, "state": state, "verification": verification, "reset": reset}
 
 

@@ -142,11 +142,12 @@ def test_responses_match_the_openapi_document(
     if who == "grace":
         cookie = grace.get_cookie("backline_session")
         assert cookie is not None
+        session_id = cookie.value
 
         @schema.auth()
         class SignedIn:
             def get(self, case: object, context: object) -> str:
-                return cookie.value
+                return session_id
 
             def set(self, case: Any, data: str, context: object) -> None:
                 case.cookies["backline_session"] = data
@@ -184,7 +185,7 @@ def test_document_lists_what_every_request_needs(app: Flask, document: dict[str,
     for route in every_route(app):
         if not (found := operation(document, route)):
             continue
-        visitor_rule = [] if route.access is Access.SIGNED_IN else [{}]
+        visitor_rule: list[dict[str, Any]] = [] if route.access is Access.SIGNED_IN else [{}]
         assert found["security"] == [*visitor_rule, {"session": []}], route
         header = {"$ref": "#/components/parameters/RequestedWith"}
         assert (header in found.get("parameters", [])) is (route.writes or route.is_gateway), route

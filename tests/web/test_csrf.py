@@ -571,7 +571,7 @@ def test_links_on_other_sites_cannot_connect_an_attackers_spotify_account(
 def failing(app: Flask) -> None:
     @app.get("/api/fails")
     @public
-    def fails() -> None:
+    def fails() -> str:
         raise ZeroDivisionError
 
 

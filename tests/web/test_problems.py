@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -74,7 +75,7 @@ def assert_is_problem(response: TestResponse, path: str) -> None:
     ],
 )
 def test_errors_have_one_format(
-    client: FlaskClient, method: str, path: str, sent: dict[str, str], status: int, problem: str
+    client: FlaskClient, method: str, path: str, sent: dict[str, Any], status: int, problem: str
 ) -> None:
     if "data" in sent:
         sent = {"content_type": "application/json", **sent}
@@ -93,7 +94,7 @@ def test_unexpected_error_is_described_in_the_log_only(
 ) -> None:
     @app.get("/api/fails")
     @public
-    def fails() -> None:
+    def fails() -> str:
         raise ZeroDivisionError("a secret: hunter2")
 
     response = client.get("/api/fails", headers={"Origin": "http://127.0.0.1:5173"})

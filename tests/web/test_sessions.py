@@ -39,7 +39,8 @@ def store(app: Flask) -> redis.Redis:
 
 
 def session_keys(store: redis.Redis) -> list[bytes]:
-    return store.keys("session:*")
+    keys: list[bytes] = store.keys("session:*")
+    return keys
 
 
 def set_cookie_of(headers: list[str]) -> tuple[str, dict[str, str | bool]]:
@@ -270,6 +271,7 @@ def test_tampered_session_data_counts_as_no_session(
         planted = good[:-3]
     elif isinstance(planted, dict):
         planted = msgspec.msgpack.encode({**msgspec.msgpack.decode(good), **planted})
+    assert isinstance(planted, bytes)
     stored_sessions.write(app, key, planted)
 
     response = client.get("/api/session")
@@ -474,7 +476,9 @@ def test_session_fields_are_written_in_known_places_only() -> None:
                 and node.value.id == "session"
             ):
                 assert isinstance(node.slice, ast.Constant)
-                written.setdefault(path.relative_to(ROOT / "app").as_posix(), set()).add(node.slice.value)
+                written.setdefault(path.relative_to(ROOT / "app").as_posix(), set()).add(
+                    str(node.slice.value)
+                )
 
     assert written == {
         "auth/login.py": {"user_id", "epoch", "signed_in_at"},

@@ -62,7 +62,7 @@ def test_session_copied_to_another_key_counts_as_none(
     elif how == "RENAME":
         store.rename(source, target)
     else:
-        store.set(target, store.get(source))  # type: ignore[arg-type]
+        store.set(target, store.get(source))
 
     assert not signed_in(attacker)
 

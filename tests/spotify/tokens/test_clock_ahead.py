@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -172,7 +173,7 @@ def test_maintenance_corrects_events_dated_ahead(app: Flask, sandbox: SandboxCli
 
     with app.app_context(), reading() as db:
         columns = (SpotifyUser.last_used_at, AccessToken.authorized_at, AccessToken.ended_at)
-        moments = [*db.execute(sa.select(*columns).join(AccessToken)).one()]
+        moments: list[Any] = [*db.execute(sa.select(*columns).join(AccessToken)).one()]
         moments += db.scalars(sa.select(TokenRefresh.started_at))
     assert all(before - SECOND <= moment <= now(app) for moment in moments)
 

@@ -57,7 +57,7 @@ def works_with(env: dict[str, str], client: FlaskClient) -> bool:
     app = create_app(Config.from_env(env))
     app.test_client_class = type(client)
     other = app.test_client()
-    other._cookies = dict(client._cookies)
+    other._cookies = dict(client._cookies or {})
     status = other.get("/api/spotify/token").status_code
     with app.app_context():
         database.engine.dispose()

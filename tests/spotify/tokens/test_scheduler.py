@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -174,8 +175,8 @@ def test_simultaneous_passes_share_the_work(app: Flask, links: list[int], sandbo
     assert refresh_count(sandbox) == 4
 
 
-def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def flask(env: dict[str, str], *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
         cwd=ROOT,
         env=process_environment(env),
@@ -183,8 +184,9 @@ def flask(env: dict[str, str], *arguments: str, **more: object) -> subprocess.Co
         text=True,
         timeout=60,
         check=False,
-        **more,  # type: ignore[call-overload]
+        **more,
     )
+    return done
 
 
 @pytest.mark.processes

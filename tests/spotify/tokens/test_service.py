@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -641,6 +642,8 @@ def test_tokens_are_encrypted_in_database(connected: FlaskClient, app: Flask, sa
 
     stored = row(app)
 
+    assert stored.access_token is not None
+    assert stored.refresh_token is not None
     assert token.encode() not in stored.access_token
     assert not stored.refresh_token.startswith(b"AQ")
 
@@ -668,7 +671,7 @@ def test_ciphertext_of_another_user_cannot_be_decrypted(
 def test_use_is_recorded_at_most_once_an_hour(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    def last_used() -> datetime:
+    def last_used() -> Any:
         with app.app_context(), reading() as db:
             return db.execute(sa.text("SELECT last_used_at FROM spotify_users")).scalar()
 

@@ -719,8 +719,6 @@ class Given:
     type: str = "application/json"
 
 
-NEW = {"refresh_token": REFRESH_TOKEN}
-
 GIVEN = [
     Given("without a refresh token", {}),
     Given("with refresh_token null", {"refresh_token": None}),
@@ -748,15 +746,28 @@ GIVEN = [
     Given("with a scope in a list", {"scope": ["streaming"]}),
     Given("with an empty scope", {"scope": " "}),
     Given("with another type of token", {"token_type": "mac"}),
-    Given("with token_type null", {"token_type": None, "refresh_token": REFRESH_TOKEN}, **NEW),
-    Given("for '1800' s", {"expires_in": "1800", "refresh_token": REFRESH_TOKEN}, life=1800, **NEW),
+    Given(
+        "with token_type null",
+        {"token_type": None, "refresh_token": REFRESH_TOKEN},
+        refresh_token=REFRESH_TOKEN,
+    ),
+    Given(
+        "for '1800' s",
+        {"expires_in": "1800", "refresh_token": REFRESH_TOKEN},
+        life=1800,
+        refresh_token=REFRESH_TOKEN,
+    ),
     Given("for '1800.5' s", {"expires_in": " 1800.5 "}, life=1800),
     Given("for 0 s", {"expires_in": 0}),
-    Given("for -3600 s", {"expires_in": -3600, "refresh_token": REFRESH_TOKEN}, **NEW),
+    Given("for -3600 s", {"expires_in": -3600, "refresh_token": REFRESH_TOKEN}, refresh_token=REFRESH_TOKEN),
     Given("for infinity", {"expires_in": float("inf")}),
     Given("for NaN", {"expires_in": float("nan")}),
     Given("for true", {"expires_in": True}),
-    Given("for an unknown time", {"expires_in": None, "refresh_token": REFRESH_TOKEN}, **NEW),
+    Given(
+        "for an unknown time",
+        {"expires_in": None, "refresh_token": REFRESH_TOKEN},
+        refresh_token=REFRESH_TOKEN,
+    ),
     Given("as text", {}, type="text/plain"),
 ]
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from typing import Any, NoReturn
 
 import pytest
-from gunicorn.http.errors import InvalidResponseHeader
+from gunicorn.http.errors import InvalidResponseHeader  # type: ignore[import-untyped]
 
 from app.infra import log_setup
 from deploy.worker import JsonFormatter, Worker

@@ -1,0 +1,55 @@
+"""Types for mypy where libraries declare too much for tests.
+
+`Response.json` is `Any | None`: a test that reads a member need not check for None first, since it fails
+anyway. Commands of redis-py return `Awaitable[T] | T`, for asynchronous clients, and take and return `str`
+where this project's clients take and return `bytes`.
+"""
+
+from collections.abc import Callable
+
+from mypy.plugin import AttributeContext, MethodContext, MethodSigContext, Plugin
+from mypy.types import AnyType, FunctionLike, Instance, Type, TypeOfAny, UnionType, get_proper_type
+
+JSON = {"werkzeug.test.TestResponse.json", "werkzeug.wrappers.response.Response.json"}
+
+
+class TestsPlugin(Plugin):
+    """The hooks that mypy calls."""
+
+    def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
+        """Type the JSON of responses."""
+        return _any if fullname in JSON else None
+
+    def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
+        """Type the arguments of Redis commands."""
+        return _any_arguments if fullname.startswith("redis.") else None
+
+    def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
+        """Type the results of Redis commands."""
+        return _any_if_awaitable if fullname.startswith("redis.") else None
+
+
+def _any(_: AttributeContext) -> Type:
+    return AnyType(TypeOfAny.explicit)
+
+
+def _any_arguments(context: MethodSigContext) -> FunctionLike:
+    declared = context.default_signature
+    arguments = [AnyType(TypeOfAny.explicit) for _ in declared.arg_types]
+    return declared.copy_modified(arg_types=arguments)
+
+
+def _any_if_awaitable(context: MethodContext) -> Type:
+    declared = get_proper_type(context.default_return_type)
+    if isinstance(declared, UnionType) and any(map(_is_awaitable, map(get_proper_type, declared.items))):
+        return AnyType(TypeOfAny.explicit)
+    return context.default_return_type
+
+
+def _is_awaitable(item: Type) -> bool:
+    return isinstance(item, Instance) and item.type.fullname == "typing.Awaitable"
+
+
+def plugin(_: str) -> type[Plugin]:
+    """Return the plugin to mypy."""
+    return TestsPlugin
