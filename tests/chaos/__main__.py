@@ -1,4 +1,4 @@
-"""The long run: rounds of random faults until the time is over. Run by script/chaos, which says more."""
+"""Rounds of random faults for as long as requested. Documented in script/chaos, which runs it."""
 
 import argparse
 import random
@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.chaos.checker import Report
-from tests.chaos.generator import Chaos
+from tests.chaos.generator import RandomRun
 from tests.chaos.world import World, running_world
 from tests.helpers.servers import Unavailable
 
@@ -21,7 +21,7 @@ SCHEDULERS = 3
 
 @dataclass
 class Totals:
-    """What all rounds together came to."""
+    """The results of all rounds."""
 
     rounds: int = 0
     steps: int = 0
@@ -32,15 +32,15 @@ class Totals:
     destroyed_by_provider: int = 0
     violations: list[str] = field(default_factory=list)
 
-    def add(self, chaos: Chaos, report: Report) -> None:
+    def add(self, run: RandomRun, report: Report) -> None:
         self.rounds += 1
-        self.steps += len(chaos.steps)
+        self.steps += len(run.steps)
         self.refreshes += report.refreshes
         self.calls_per_generation += report.calls_per_generation
-        self.faults += chaos.faults
-        self.answers += chaos.answers
+        self.faults += run.faults
+        self.answers += run.answers
         self.destroyed_by_provider += len(report.destroyed_by_provider)
-        self.violations += [f"seed {chaos.seed}: {sentence}" for sentence in report.violations]
+        self.violations += [f"seed {run.seed}: {sentence}" for sentence in report.violations]
 
 
 def main() -> None:
@@ -82,20 +82,20 @@ def run_rounds(
     until = time.monotonic() + arguments.minutes * 60
     while not stopping.is_set() and (left := until - time.monotonic()) > 0:
         rotate = totals.rounds % 2 == 1 if arguments.rotate is None else arguments.rotate
-        chaos = Chaos(world, f"{seed}.{totals.rounds}", rotate=rotate)
-        progress = Progress(world, chaos, totals)
-        chaos.run(seconds=min(ROUND_SECONDS, left), stopping=stopping.is_set, progress=progress)
-        report = chaos.finish()
-        totals.add(chaos, report)
+        run = RandomRun(world, f"{seed}.{totals.rounds}", rotate=rotate)
+        progress = Progress(world, run, totals)
+        run.run(seconds=min(ROUND_SECONDS, left), stopping=stopping.is_set, progress=progress)
+        report = run.finish()
+        totals.add(run, report)
         if report.violations:
-            tell("\n".join([*report.violations, f"The steps of {chaos.seed}:", *chaos.steps]))
+            tell("\n".join([*report.violations, f"The steps of {run.seed}:", *run.steps]))
 
 
 class Progress:
-    """Says every few seconds how far it is. Refreshes are known after each round, when it is checked."""
+    """Prints progress every few seconds. Refreshes are counted after each round."""
 
-    def __init__(self, world: World, chaos: Chaos, totals: Totals) -> None:
-        self._world, self._chaos, self._totals = world, chaos, totals
+    def __init__(self, world: World, run: RandomRun, totals: Totals) -> None:
+        self._world, self._run, self._totals = world, run, totals
         self._next = time.monotonic() + PROGRESS_SECONDS
 
     def __call__(self) -> None:
@@ -104,8 +104,8 @@ class Progress:
         self._next = time.monotonic() + PROGRESS_SECONDS
         totals = self._totals
         tell(
-            f"round {totals.rounds + 1}, {totals.steps + len(self._chaos.steps)} steps, "
-            f"{totals.faults.total() + self._chaos.faults.total()} faults, "
+            f"round {totals.rounds + 1}, {totals.steps + len(self._run.steps)} steps, "
+            f"{totals.faults.total() + self._run.faults.total()} faults, "
             f"{len(self._world.refresh_calls())} calls in this round, "
             f"{totals.refreshes} refreshes checked, {len(totals.violations)} violations"
         )

@@ -9,8 +9,8 @@ I6  A stored access token is accepted until its stored expiry.
 I7  After the last fault, every live grant becomes fresh in time.
 I8  No connection is marked as ended unless its grant was really revoked.
 
-Each violation is a sentence that names the link, the grant, the generation, and, where there is one, the
-attempt or call. An empty list means that everything holds.
+Each violation is a sentence that names the connection, the grant, the generation, and the attempt or call.
+An empty list means that everything holds.
 """
 
 from collections import Counter, defaultdict
@@ -23,18 +23,18 @@ from tests.chaos.history import ROUNDING, UNREADABLE, Attempt, Call, Change, His
 REFRESHED = "refreshed"
 SUSPECT = "suspect"
 OVER = "reauthorization_required"
-# A grant that Spotify refuses is asked about once, and twice more to confirm it.
+# A refused grant costs one call, and two more to confirm the refusal.
 REFUSALS = 3
-# These only hold a call up. It takes effect and is answered all the same.
+# These only delay a call. It takes effect, and gets a response.
 HARMLESS = ("park", "slow")
 THE_END = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass
 class Generation:
-    """One generation of a grant: from the change that began it to the one that ended it."""
+    """One generation of a grant, from its first change to its end."""
 
-    link: int
+    spotify_user_id: int
     grant: str
     number: int
     began: Change
@@ -47,21 +47,21 @@ class Generation:
         self.see(self.began)
 
     def see(self, change: Change) -> None:
-        """Take in a change that leaves the generation as it is."""
+        """Add a change that does not start another generation."""
         self.last = change
         self.held |= {token for token in (change.refresh, change.spare) if token not in (None, UNREADABLE)}
 
     @property
     def key(self) -> tuple[int, str, int]:
-        return self.link, self.grant, self.number
+        return self.spotify_user_id, self.grant, self.number
 
     def __str__(self) -> str:
-        return f"link {self.link}, grant {self.grant[:8]}, generation {self.number}"
+        return _describe(self.spotify_user_id, self.grant, self.number)
 
 
 @dataclass
 class Report:
-    """What the checker found, and the numbers that are worth showing."""
+    """The violations, and numbers for the summary."""
 
     violations: list[str]
     refreshes: int
@@ -71,7 +71,7 @@ class Report:
 
 
 def check(history: History) -> Report:
-    """Check everything. Nothing stops at the first violation."""
+    """Check all rules, and report all violations."""
     checker = _Checker(history)
     violations = checker.run()
     return Report(
@@ -93,59 +93,61 @@ class _Checker:
         self.calls_of: dict[tuple[int, str, int], list[Call]] = {}
         self._attempts: dict[tuple[int, str, int], list[Attempt]] = defaultdict(list)
         for attempt in history.attempts:
-            self._attempts[attempt.link, attempt.grant, attempt.generation].append(attempt)
+            self._attempts[attempt.spotify_user_id, attempt.grant, attempt.generation].append(attempt)
         self._call_that_issued = {call.issued_access: call for call in history.calls if call.issued_access}
         self._spent: dict[int, Generation] = {}
 
     def run(self) -> list[str]:
-        self._follow_the_rows()
+        self._check_changes()
         self._check_effective_attempts()
         self._match_calls()
         self._check_number_of_calls()
-        self._check_living_grants()
-        self._check_handed_tokens()
+        self._check_valid_grants()
+        self._check_returned_tokens()
         self.violations += [f"I7: {sentence}" for sentence in self._history.stale]
         return self.violations
 
     def _violated(self, rule: str, where: object, what: str) -> None:
         self.violations.append(f"{rule}: {where}: {what}.")
 
-    # The rows, from change to change: I1, I3, I5, I6, I8.
+    # Changes of rows: I1, I3, I5, I6, I8.
 
-    def _follow_the_rows(self) -> None:
+    def _check_changes(self) -> None:
         current: dict[int, Generation] = {}
-        over: set[tuple[int, str]] = set()
+        ended_grants: set[tuple[int, str]] = set()
         for change in self._history.changes:
-            generation = current.get(change.link)
+            generation = current.get(change.spotify_user_id)
             if change.kind == "delete":
                 if generation is not None:
-                    self._close(current.pop(change.link), change, over)
+                    self._close(current.pop(change.spotify_user_id), change, ended_grants)
                 continue
-            if (change.link, change.grant) in over:
+            if (change.spotify_user_id, change.grant) in ended_grants:
                 self._violated(
-                    "I5", f"link {change.link}, grant {change.grant[:8]}", "it was written to after its end"
+                    "I5",
+                    f"connection {change.spotify_user_id}, grant {change.grant[:8]}",
+                    "it was written to after its end",
                 )
                 continue
-            self._check_it_opens(change)
+            self._check_decryption(change)
             if generation is None or generation.grant != change.grant:
                 if generation is not None:
-                    self._close(generation, change, over)
-                current[change.link] = self._begin_grant(change)
+                    self._close(generation, change, ended_grants)
+                current[change.spotify_user_id] = self._begin_grant(change)
             elif change.generation != generation.number:
-                current[change.link] = self._follow_refresh(generation, change)
+                current[change.spotify_user_id] = self._follow_refresh(generation, change)
             else:
                 self._check_same_generation(generation, change)
                 generation.see(change)
 
-    def _close(self, generation: Generation, change: Change, over: set[tuple[int, str]]) -> None:
+    def _close(self, generation: Generation, change: Change, ended_grants: set[tuple[int, str]]) -> None:
         generation.ended = change.at
-        over.add((generation.link, generation.grant))
+        ended_grants.add((generation.spotify_user_id, generation.grant))
 
-    def _check_it_opens(self, change: Change) -> None:
+    def _check_decryption(self, change: Change) -> None:
         for column, token in zip(("access_token", "refresh_token", "spare"), change.tokens, strict=True):
-            where = f"link {change.link}, grant {change.grant[:8]}, generation {change.generation}"
+            where = _describe(change.spotify_user_id, change.grant, change.generation)
             if token == UNREADABLE:
-                self._violated("I5", where, f"its {column} was not sealed for this link and grant")
+                self._violated("I5", where, f"its {column} was not encrypted for this connection and grant")
             if token is None and column != "spare" and change.state != OVER:
                 self._violated("I3", where, f"its {column} is gone")
 
@@ -157,7 +159,7 @@ class _Checker:
         return generation
 
     def _begin(self, change: Change) -> Generation:
-        generation = Generation(change.link, change.grant, change.generation, change)
+        generation = Generation(change.spotify_user_id, change.grant, change.generation, change)
         if generation.key in self.generations:
             self._violated("I1", generation, "it began a second time")
         self.generations[generation.key] = generation
@@ -175,7 +177,7 @@ class _Checker:
         return after
 
     def _check_origin(self, before: Generation, change: Change, after: Generation) -> None:
-        """I3: what is stored was issued for one call, made with a token of the generation before."""
+        """I3: what is stored was issued for one call, made with a token of the previous generation."""
         if UNREADABLE in change.tokens:
             return
         call = self._call_that_issued.get(change.access or "")
@@ -202,9 +204,9 @@ class _Checker:
             self._violated("I3", after, f"its refresh token {change.refresh} came from nowhere")
 
     def _check_same_generation(self, generation: Generation, change: Change) -> None:
-        """I3: without a refresh no token changes; but a spare may be noted, and may take over.
+        """I3: without a refresh, no token changes, except that a spare may be stored, and replace the token.
 
-        So may a refresh token that came without an access token, in the answer to a call of this generation.
+        So may a refresh token that came without an access token, in the response to one of its calls.
         """
         before = generation.last
         erased = change.access is None or change.refresh is None
@@ -220,36 +222,36 @@ class _Checker:
             self._check_new_state(generation, change)
 
     def _known_spares(self, generation: Generation) -> set[str | None]:
-        """What may be kept beside the refresh token: tokens that were issued for a call of this grant."""
+        """Return the tokens that may be stored as a spare: those issued for a call of this grant."""
         held = {
             token
-            for (link, grant, _), other in self.generations.items()
-            if (link, grant) == (generation.link, generation.grant)
+            for (spotify_user_id, grant, _), other in self.generations.items()
+            if (spotify_user_id, grant) == (generation.spotify_user_id, generation.grant)
             for token in other.held
         }
         return {call.issued_refresh for call in self._history.calls if call.presented in held} | held
 
     def _check_new_state(self, generation: Generation, change: Change) -> None:
-        """I8: only what Spotify says makes a grant suspect, and only its real end ends it."""
+        """I8: only a refusal makes a grant suspect, and only its real end ends it."""
         if change.state == SUSPECT and not self._was_refused(generation, change.at):
             self._violated("I8", generation, "it became suspect, but Spotify never refused its token")
         if change.state != OVER:
             return
         tokens = [self._history.refresh_tokens.get(token) for token in generation.held]
         if any(token is not None and token.live for token in tokens):
-            self._violated("I8", generation, "it was given up, but its refresh token is good")
-        elif not self._was_revoked(generation.link, change.at):
+            self._violated("I8", generation, "it was ended, but its refresh token is valid")
+        elif not self._was_revoked(generation.spotify_user_id, change.at):
             if generation.last.state != SUSPECT:
-                self._violated("I8", generation, "it was given up without having been suspect first")
+                self._violated("I8", generation, "it was ended without having been suspect")
             self._count_as_destroyed(generation)
 
-    def _check_living_grants(self) -> None:
-        """I8: what is not given up yet has a token that is good, unless it is revoked or destroyed."""
+    def _check_valid_grants(self) -> None:
+        """I8: a grant that has not ended has a valid token, unless it is revoked or destroyed."""
         for generation in self.generations.values():
             tokens = [self._history.refresh_tokens.get(token) for token in generation.held]
             dead = bool(tokens) and not any(token is not None and token.live for token in tokens)
             current = generation.ended is None and generation.last.state != OVER
-            if current and dead and not self._was_revoked(generation.link, THE_END):
+            if current and dead and not self._was_revoked(generation.spotify_user_id, THE_END):
                 self._count_as_destroyed(generation)
 
     def _was_refused(self, generation: Generation, before: datetime) -> bool:
@@ -258,14 +260,16 @@ class _Checker:
             for call in self._history.calls
         )
 
-    def _was_revoked(self, link: int, before: datetime) -> bool:
+    def _was_revoked(self, spotify_user_id: int, before: datetime) -> bool:
         revoked = [fault for fault in self._history.faults if fault.kind in ("revoked", "aged")]
         return any(
-            fault.began <= before and (fault.links is None or link in fault.links) for fault in revoked
+            fault.began <= before
+            and (fault.spotify_user_ids is None or spotify_user_id in fault.spotify_user_ids)
+            for fault in revoked
         )
 
     def _count_as_destroyed(self, generation: Generation) -> None:
-        """A rotating provider replaced the token, and the answer with the new one was lost on the way."""
+        """Count a grant whose token a rotating provider replaced in a response that was lost."""
         if not self._excuses(generation):
             self._violated("I8", generation, "its refresh token was lost, though nothing had been broken")
         self.destroyed.append(str(generation))
@@ -273,8 +277,7 @@ class _Checker:
     def _check_expiry(self, generation: Generation, began: datetime) -> None:
         """I6: the sandbox accepts the access token until the expiry that is stored with it.
 
-        An expiry that was reckoned before time was made to pass is too late by just that much; that
-        is our doing, and forgiven.
+        Advancing time makes an earlier expiry too late by the same amount, which is not a violation.
         """
         change = generation.began
         issued = self._history.access_tokens.get(change.access or "")
@@ -290,21 +293,25 @@ class _Checker:
             late = (believed - really).total_seconds()
             self._violated("I6", generation, f"its access token ends {late:.1f} s before its stored expiry")
 
-    # The attempts and the calls: I2, I4.
+    # Attempts and calls: I2, I4.
 
     def _check_effective_attempts(self) -> None:
         for attempt in self._history.attempts:
             if attempt.effective != (attempt.outcome == REFRESHED):
-                self._violated("I2", f"link {attempt.link}, {attempt}", "effective and outcome disagree")
+                self._violated(
+                    "I2", f"connection {attempt.spotify_user_id}, {attempt}", "effective and outcome disagree"
+                )
         effective = Counter(
             a for key, group in self._attempts.items() for a in [key] * sum(x.effective for x in group)
         )
         followed = {
-            g.key for g in self.generations.values() if (g.link, g.grant, g.number + 1) in self.generations
+            g.key
+            for g in self.generations.values()
+            if (g.spotify_user_id, g.grant, g.number + 1) in self.generations
         }
         for key in sorted(effective.keys() | followed):
-            link, grant, number = key
-            where = f"link {link}, grant {grant[:8]}, generation {number}"
+            spotify_user_id, grant, number = key
+            where = f"connection {spotify_user_id}, grant {grant[:8]}, generation {number}"
             attempts = ", ".join(str(attempt) for attempt in self._attempts[key]) or "no attempt"
             if key not in followed:
                 self._violated(
@@ -316,9 +323,9 @@ class _Checker:
                 )
 
     def _match_calls(self) -> None:
-        """I4: every call belongs to an attempt that was under way, and no attempt calls twice.
+        """I4: every call belongs to a running attempt, and no attempt makes two calls.
 
-        Where a call could be that of several attempts, it counts for the newest.
+        A call that could belong to several attempts counts for the newest.
         """
         self.calls_of = {key: [] for key in self.generations}
         holders: dict[str, list[Generation]] = defaultdict(list)
@@ -331,22 +338,26 @@ class _Checker:
                 attempt
                 for generation in holders.get(call.presented or "", [])
                 for attempt in self._attempts[generation.key]
-                if attempt.attempt_id not in used and _is_under_way(attempt, call.at)
+                if attempt.attempt_id not in used and _is_running(attempt, call.at)
             ]
             if not candidates:
-                links = sorted({generation.link for generation in holders.get(call.presented or "", [])})
+                spotify_user_ids = sorted(
+                    {generation.spotify_user_id for generation in holders.get(call.presented or "", [])}
+                )
                 self._violated(
                     "I4",
-                    f"links {links}",
+                    f"connections {spotify_user_ids}",
                     f"call {call.n} presented {call.presented}, but no attempt was free for it",
                 )
                 continue
             attempt = max(candidates, key=lambda one: one.began)
             used.add(attempt.attempt_id)
-            self.calls_of.setdefault((attempt.link, attempt.grant, attempt.generation), []).append(call)
+            self.calls_of.setdefault((attempt.spotify_user_id, attempt.grant, attempt.generation), []).append(
+                call
+            )
 
     def _check_number_of_calls(self) -> None:
-        """I4: one call for each generation, and one more at most for each thing that was broken then."""
+        """I4: one call for each generation, and at most one more for each fault."""
         for key, calls in self.calls_of.items():
             if len(calls) <= 1 or key not in self.generations:
                 continue
@@ -361,38 +372,42 @@ class _Checker:
                 )
 
     def _excuses(self, generation: Generation) -> list[str]:
-        """Why this generation may have needed more than one call: each reason allows for one."""
-        faults = self._history.faults_on(generation.link, generation.began.at, generation.ended)
+        """Return the reasons that allow one more call each for this generation."""
+        faults = self._history.faults_on(generation.spotify_user_id, generation.began.at, generation.ended)
         calls = self.calls_of.get(generation.key) or [
             call for call in self._history.calls if call.presented in generation.held
         ]
         excuses = [fault.kind for fault in faults]
         excuses += [call.fault for call in calls if call.fault is not None and call.fault not in HARMLESS]
         excuses += ["time passed" for _ in self._overtaken(generation)]
-        # A token that is no good any more is asked about again before its grant is given up.
+        # Refusals are confirmed before a grant ends.
         if excuses and any(call.status == 400 and call.fault in (None, *HARMLESS) for call in calls):
             excuses += ["refused"] * REFUSALS
         return excuses
 
     def _overtaken(self, generation: Generation) -> Iterator[Attempt]:
-        """Attempts whose lease may have run out because time was made to pass while they ran."""
+        """Yield the attempts whose lease may have expired because time was advanced during them."""
         for attempt in self._attempts[generation.key]:
             end = attempt.ended or generation.ended or THE_END
             if self._history.shifted_between(attempt.began, end) > timedelta(seconds=20):
                 yield attempt
 
-    def _check_handed_tokens(self) -> None:
-        """I6: what clients were given is theirs, and good."""
-        for handed in self._history.handed:
-            issued = self._history.access_tokens.get(handed.token)
-            where = f"the token {handed.token} given to {handed.person}"
+    def _check_returned_tokens(self) -> None:
+        """I6: clients got only valid tokens of their own."""
+        for returned in self._history.returned:
+            issued = self._history.access_tokens.get(returned.token)
+            where = f"the token {returned.token} returned to {returned.person}"
             if issued is None:
                 self._violated("I6", where, "the sandbox never issued it")
-            elif issued.person != handed.person:
+            elif issued.person != returned.person:
                 self._violated("I5", where, f"it is {issued.person}'s")
 
 
-def _is_under_way(attempt: Attempt, moment: datetime) -> bool:
+def _describe(spotify_user_id: int, grant: str, generation: int) -> str:
+    return f"connection {spotify_user_id}, grant {grant[:8]}, generation {generation}"
+
+
+def _is_running(attempt: Attempt, moment: datetime) -> bool:
     return attempt.began - ROUNDING <= moment and (
         attempt.ended is None or moment <= attempt.ended + ROUNDING
     )

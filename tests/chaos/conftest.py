@@ -8,13 +8,13 @@ from tests.conftest import start
 
 
 @pytest.fixture(scope="session")
-def servers_of_the_world() -> Iterator[World]:
+def running_servers() -> Iterator[World]:
     with ExitStack() as stack:
         yield start(stack, running_world())
 
 
 @pytest.fixture(scope="module")
-def world(servers_of_the_world: World) -> Iterator[World]:
+def world(running_servers: World) -> Iterator[World]:
     """MariaDB, Redis and the sandbox; `run_product` starts what uses them."""
-    yield servers_of_the_world
-    servers_of_the_world.close()
+    yield running_servers
+    running_servers.close()

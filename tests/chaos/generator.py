@@ -1,7 +1,7 @@
-"""Chaos at random, from a seed: people use the product while everything around it breaks.
+"""Random faults from a seed, while people use the product.
 
-The seed decides every step; what comes of it depends on the moment as well, as in life. Each step
-is written down, so that a run can be read, and tried again.
+The seed decides every step, but the effects also depend on timing. Each step is recorded, so that a run can
+be read and repeated.
 """
 
 import random
@@ -22,10 +22,9 @@ from tests.chaos.processes import ApiServer
 from tests.chaos.world import Browser, World
 
 PEOPLE = 12
-MOST_REQUESTS = 24  # under way at once: fewer than the servers have threads for, or nothing would happen
-MOST_FAULTS = 2  # at once
-# What Spotify does wrong, and how often: a request to wait stops everybody for half a minute, and
-# nothing at all would happen if that were half of the time.
+MAX_REQUESTS = 24  # at the same time; the servers need some spare threads to make progress
+MAX_FAULTS = 2  # at once
+# Spotify's faults and their weights. Rate limits are rare, because each pauses everybody for half a minute.
 SPOTIFY_FAULTS = {
     "google_502": 3,
     "close": 3,
@@ -38,7 +37,7 @@ SPOTIFY_FAULTS = {
     "rate_limited": 0.5,
     "invalid_client": 0.3,
 }
-# What "changed_members" makes of an answer that has taken effect. None of it may cost a refresh token.
+# Changed members of responses that have taken effect. None of these may lose a refresh token.
 CHANGED_MEMBERS: tuple[dict[str, object], ...] = (
     {"access_token": None},
     {"access_token": ["x"], "expires_in": None},
@@ -46,24 +45,24 @@ CHANGED_MEMBERS: tuple[dict[str, object], ...] = (
     {"expires_in": -1, "scope": ["streaming"]},
     {"token_type": None},
 )
-ONCE = ("false_invalid_grant", "invalid_client")
-# What everybody suffers from is kept short, or little else would happen.
-FOR_ALL = ("mariadb killed", "mariadb paused", "redis killed")
+ONE_TIME_FAULTS = ("false_invalid_grant", "invalid_client")
+# Faults that affect everybody are kept short, so that other things can happen.
+GLOBAL_FAULTS = ("mariadb killed", "mariadb paused", "redis killed")
 
 Undo = Callable[[], None]
 
 
 @dataclass
 class _Running:
-    """A fault in force, until so many steps are done."""
+    """An active fault, until this step."""
 
     name: str
     until: int
     undo: ExitStack
 
 
-class Chaos:
-    """One run in a fresh world."""
+class RandomRun:
+    """A run of random steps in a fresh world."""
 
     def __init__(self, world: World, seed: str, *, rotate: bool, grace_seconds: int | None = None) -> None:
         self.world = world
@@ -84,20 +83,20 @@ class Chaos:
         people += [person["id"] for person in world.sandbox.seed(PEOPLE - len(people))]
         self.people: list[str] = people
         self._browsers = [world.connected(person) for person in people]
-        self._links = {person: world.link_of(person) for person in people}
+        self._ids = {person: world.spotify_user_id_of(person) for person in people}
         world.resume_schedulers()
 
     def run(
         self, *, seconds: float, stopping: Callable[[], bool] = lambda: False, progress: Undo = lambda: None
     ) -> None:
-        """Do one step after the other until the time is over."""
+        """Take steps until the time is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not stopping():
             self.step()
             progress()
 
     def step(self) -> None:
-        """Do one thing, and undo the faults that have lasted long enough."""
+        """Take one random step, and undo the faults that have lasted long enough."""
         number = len(self.steps)
         for fault in [fault for fault in self._running if fault.until <= number]:
             self._end(fault)
@@ -106,13 +105,13 @@ class Chaos:
         try:
             said = action()
         except (sa.exc.OperationalError, redis.RedisError, requests.RequestException) as error:
-            # The harness meets what it has broken.
+            # Our own connections are affected by the faults, too.
             said = f"{action.__name__} could not be done: {type(error).__name__}"
         self.steps.append(f"{number}: {said}")
-        time.sleep(self._random.uniform(0, 0.03))  # a little time for it to meet what is going on
+        time.sleep(self._random.uniform(0, 0.03))  # let it overlap with what is running
 
     def finish(self) -> Report:
-        """Undo everything, let it heal, and check."""
+        """Undo all faults, wait until everything has recovered, and check."""
         for fault in list(self._running):
             self._end(fault)
         self.world.heal()
@@ -127,50 +126,50 @@ class Chaos:
 
     def _actions(self) -> list[tuple[Callable[[], str], float]]:
         actions: list[tuple[Callable[[], str], float]] = [
-            (self._ask, 40),
-            (self._link_anew, 8 if self._revoked else 2),
+            (self._request_tokens, 40),
+            (self._consent_again, 8 if self._revoked else 2),
             (self._disconnect, 1),
         ]
-        if len(self._running) < MOST_FAULTS:
+        if len(self._running) < MAX_FAULTS:
             actions.append((self._break_something, 6))
         if not self.world.database.is_away:  # the harness needs it for these
-            actions += [(self._run_out, 25), (self._pass_time, 12), (self._everything_runs_out, 1)]
+            actions += [(self._expire, 25), (self._advance_time, 12), (self._expire_everything, 1)]
             actions.append((self._break_spotify, 4))
         return actions
 
-    def _ask(self) -> str:
+    def _request_tokens(self) -> str:
         count = self._random.choice((1, 1, 2, 5))
         browser, servers = self._random.choice(self._browsers), self.world.servers
         asked = [self._random.choice(servers) for _ in range(count)]
         for server in asked:
-            self._later(_token, browser, server)
+            self._submit(_token, browser, server)
         return f"{browser.person} asks {', '.join(str(server) for server in asked)}"
 
-    def _run_out(self) -> str:
-        links = self._random.sample(sorted(self._links.values()), self._random.choice((1, 2, 4)))
+    def _expire(self) -> str:
+        spotify_user_ids = self._random.sample(sorted(self._ids.values()), self._random.choice((1, 2, 4)))
         left = self._random.choice((-5.0, -5.0, 5.0, 300.0))
-        self.world.run_out(*links, left=left)
-        return f"tokens of links {links} have {left:.0f} s left"
+        self.world.expire(*spotify_user_ids, left=left)
+        return f"tokens of connections {spotify_user_ids} have {left:.0f} s left"
 
-    def _pass_time(self) -> str:
+    def _advance_time(self) -> str:
         seconds = self._random.choice((5, 20, 31, 61))
-        self.world.pass_time(seconds)
+        self.world.advance_time(seconds)
         return f"{seconds} s pass"
 
-    def _everything_runs_out(self) -> str:
-        self.world.pass_time(3590)
+    def _expire_everything(self) -> str:
+        self.world.advance_time(3590)
         return "an hour passes"
 
-    def _link_anew(self) -> str:
+    def _consent_again(self) -> str:
         person = self._random.choice(self._revoked or self.people)
         server = self._random.choice(self.world.servers)
         if person in self._revoked:
             self._revoked.remove(person)
 
-        def link_anew() -> requests.Response:
+        def consent_again() -> requests.Response:
             return self.world.browser(person).connect(server)
 
-        self._later(link_anew)
+        self._submit(consent_again)
         return f"{person} consents anew at {server}"
 
     def _disconnect(self) -> str:
@@ -180,16 +179,16 @@ class Chaos:
             browser.disconnect(server)
             return browser.connect(server)
 
-        self._later(disconnect)
+        self._submit(disconnect)
         return f"{browser.person} disconnects and connects at {server}"
 
-    def _later(self, function: Callable[..., requests.Response], *arguments: Any) -> None:
+    def _submit(self, function: Callable[..., requests.Response], *arguments: Any) -> None:
         self._collect()
-        if len(self._asked) < MOST_REQUESTS:
-            self._asked.append(self.world.later(function, *arguments))
+        if len(self._asked) < MAX_REQUESTS:
+            self._asked.append(self.world.submit(function, *arguments))
 
     def _collect(self) -> None:
-        """Count the answers that have come. An error of the server's own is one too many."""
+        """Count the responses. A 500 is a violation."""
         done = [future for future in self._asked if future.done()]
         self._asked = [future for future in self._asked if not future.done()]
         for future in done:
@@ -203,10 +202,10 @@ class Chaos:
                 self.answers["none"] += 1
             else:
                 raise error
-        self._links |= self._known_links()
+        self._ids |= self._known_ids()
 
-    def _known_links(self) -> dict[str, int]:
-        """Links are new after a disconnect."""
+    def _known_ids(self) -> dict[str, int]:
+        """Return the current ids, which change after a disconnect."""
         if self.world.database.is_away:
             return {}
         try:
@@ -214,12 +213,12 @@ class Chaos:
                 rows = connection.execute(sa.text("SELECT spotify_id, id FROM spotify_users")).all()
         except sa.exc.OperationalError:
             return {}
-        return {row.spotify_id: row.id for row in rows if row.spotify_id in self._links}
+        return {row.spotify_id: row.id for row in rows if row.spotify_id in self._ids}
 
-    # What breaks.
+    # Faults.
 
     def _break_spotify(self) -> str:
-        """The sandbox answers a few calls wrongly, slowly, or not at all."""
+        """Let the sandbox respond to a few calls wrongly, slowly, or not at all."""
         sandbox, times = self.world.sandbox, self._random.choice((1, 1, 2, 5))
         [kind] = self._random.choices(list(SPOTIFY_FAULTS), list(SPOTIFY_FAULTS.values()))
         self.faults[f"spotify: {kind}"] += 1
@@ -238,7 +237,7 @@ class Chaos:
         elif kind == "rate_limited":
             sandbox.fault(on="refresh", kind=kind, times=1, retry_after=self._random.choice((1, 5, 20)))
         else:
-            sandbox.fault(on="refresh", kind=kind, times=1 if kind in ONCE else times)
+            sandbox.fault(on="refresh", kind=kind, times=1 if kind in ONE_TIME_FAULTS else times)
         return f"spotify: {kind}, {times} times"
 
     def _break_something(self) -> str:
@@ -263,9 +262,9 @@ class Chaos:
             return f"{name} already"
         undo = ExitStack()
         self.faults[name] += 1
-        # Noted as broken from before the first effect until after the last.
-        undo.enter_context(self.world.broken(name))
-        length = self._random.choice((2, 5) if name in FOR_ALL else (2, 5, 15))
+        # Recorded from before the first effect until after the last.
+        undo.enter_context(self.world.recorded_fault(name))
+        length = self._random.choice((2, 5) if name in GLOBAL_FAULTS else (2, 5, 15))
         self._running.append(_Running(name, len(self.steps) + length, undo))
         return f"{name} for {length} steps: {faults[name](undo)}"
 
@@ -351,7 +350,7 @@ class Chaos:
         return f"{kind} at {product}"
 
     def _kill_at_commit(self, undo: ExitStack) -> str:
-        """Hold a server at a COMMIT. What it has not sent by the end of the fault, it never will."""
+        """Hold a server before a COMMIT, and kill it there when the fault ends."""
         server = self._random.choice(self.world.servers)
         server.database.hold("up", when=b"COMMIT", since=b"UPDATE access_tokens")
 
@@ -365,7 +364,7 @@ class Chaos:
 
 
 def _token(browser: Browser, server: ApiServer) -> requests.Response:
-    """Ask for the token; sign in first where the session was lost with Redis."""
+    """Request the token, after signing in again if Redis lost the session."""
     response = browser.token(server)
     if response.status_code == 409 and "not-connected" in response.text:
         browser.login(server)

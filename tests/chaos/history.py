@@ -1,6 +1,6 @@
-"""What happened, as the checker reads it: the database's changes, the attempts, and the calls to Spotify.
+"""The history that the checker reads: changes of rows, attempts, and calls to Spotify.
 
-All moments are real ones of this machine's clock. Where time was made to pass, `Shift` says so.
+All times are of this machine's clock. `Shift` records where time was advanced.
 """
 
 from bisect import bisect_right
@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
 
-UNREADABLE = "(does not open)"
-# The sandbox's times are cut to milliseconds, so a call may seem to be older than it is.
+UNREADABLE = "(cannot be decrypted)"
+# The sandbox rounds times down to milliseconds, so a call may seem older than it is.
 ROUNDING = timedelta(milliseconds=2)
 
 
@@ -19,13 +19,13 @@ ROUNDING = timedelta(milliseconds=2)
 class Change:
     """One change of one row of `access_tokens`, with the row as it was afterwards.
 
-    Tokens are short ids, as in the sandbox's journal; None where the column is empty, and
-    `UNREADABLE` where what is in it was not sealed for this link and grant.
+    Tokens are short ids, as in the sandbox's journal. None means that the column is NULL, and `UNREADABLE`
+    that it was not encrypted for this connection and grant.
     """
 
     kind: Literal["insert", "update", "delete"]
     at: datetime
-    link: int
+    spotify_user_id: int
     grant: str
     generation: int
     state: str
@@ -41,9 +41,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One row of `token_refreshes`, as it was last, with the real moments of its beginning and end."""
+    """The last state of a row of `token_refreshes`, with the real times of its start and end."""
 
-    link: int
+    spotify_user_id: int
     grant: str
     generation: int
     attempt_id: str
@@ -71,7 +71,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Issued:
-    """A token as the sandbox knows it in the end. `expires_at` is by the sandbox's clock."""
+    """The last state of a token in the sandbox. `expires_at` is by the sandbox's clock."""
 
     token: str
     live: bool
@@ -81,23 +81,23 @@ class Issued:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that was broken on purpose. `links` None: it may have met any of them."""
+    """Something that was broken on purpose. `connections` None: it may have met any of them."""
 
     kind: str
     began: datetime
     ended: datetime | None = None
-    links: frozenset[int] | None = None
+    spotify_user_ids: frozenset[int] | None = None
 
-    def meets(self, link: int, began: datetime, ended: datetime | None) -> bool:
-        """Whether it was in force at some moment between the two; None is the end of time."""
-        if self.links is not None and link not in self.links:
+    def meets(self, spotify_user_id: int, began: datetime, ended: datetime | None) -> bool:
+        """Return whether it was active at some time between these two. None means no end."""
+        if self.spotify_user_ids is not None and spotify_user_id not in self.spotify_user_ids:
             return False
         return (ended is None or self.began <= ended) and (self.ended is None or self.ended >= began)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Time that was made to pass: the database's moments were moved back, the sandbox's clock forward."""
+    """Advanced time: stored times were moved back, and the sandbox's clock forward."""
 
     began: datetime
     ended: datetime
@@ -105,8 +105,8 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Handed:
-    """An access token that a client was given for this person."""
+class ReturnedToken:
+    """An access token that a client of this person got."""
 
     at: datetime
     person: str
@@ -122,22 +122,22 @@ class History:
     access_tokens: dict[str, Issued] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     shifts: list[Shift] = field(default_factory=list)
-    handed: list[Handed] = field(default_factory=list)
+    returned: list[ReturnedToken] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    """What was still not fresh when it should have been: a sentence each."""
+    """A sentence for each grant that was not fresh in time."""
 
     def offset_at(self, moment: datetime) -> timedelta:
-        """How far the sandbox's clock was ahead at a moment."""
+        """Return how far the sandbox's clock was ahead at this time."""
         done = bisect_right(self._shift_ends, moment)
         return timedelta(seconds=sum(shift.seconds for shift in self.shifts[:done]))
 
     def shifted_between(self, began: datetime, ended: datetime) -> timedelta:
-        """How much time was made to pass between two moments, at least in part."""
+        """Return the sum of the shifts that overlap these times."""
         touched = (s.seconds for s in self.shifts if s.ended >= began and s.began <= ended)
         return timedelta(seconds=sum(touched))
 
-    def faults_on(self, link: int, began: datetime, ended: datetime | None) -> list[Fault]:
-        return [fault for fault in self.faults if fault.meets(link, began, ended)]
+    def faults_on(self, spotify_user_id: int, began: datetime, ended: datetime | None) -> list[Fault]:
+        return [fault for fault in self.faults if fault.meets(spotify_user_id, began, ended)]
 
     @cached_property
     def _shift_ends(self) -> list[datetime]:
@@ -145,7 +145,7 @@ class History:
 
 
 class SandboxTime:
-    """Turns times by the sandbox's clock into real ones."""
+    """Converts times of the sandbox's clock to real ones."""
 
     def __init__(self, shifts: Iterable[Shift]) -> None:
         self._eras: list[tuple[datetime, timedelta]] = []
@@ -155,7 +155,7 @@ class SandboxTime:
             self._eras.append((shift.began, offset))
 
     def real(self, moment: datetime) -> datetime:
-        """The real moment. Offsets only grow, so the newest one that explains it is the right one."""
+        """Return the real time. Offsets only grow, so the newest one that fits is right."""
         for began, offset in reversed(self._eras):
             if moment - offset >= began - ROUNDING:
                 return moment - offset

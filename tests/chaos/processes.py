@@ -1,4 +1,4 @@
-"""The processes of a world, each of which can be killed, stopped and started again by its process id."""
+"""The processes of a world. Each can be killed, paused, and restarted."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ from tests.helpers.servers import (
     redis_command,
 )
 
-# The scheduler as it is, but with passes every half second: a drill cannot wait for half a minute.
+# The scheduler with a pass every half second, because a scenario cannot wait for half a minute.
 _SCHEDULER = (
     "import flask.cli; from app.spotify.tokens import scheduler; "
     "scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
@@ -37,7 +37,7 @@ _SCHEDULER = (
 
 
 class Program(ABC):
-    """A program that may be started again and again. Its output is appended up in one file per start."""
+    """A program that can be restarted. Its output is appended to a file."""
 
     def __init__(self, name: str, command: list[str], log: Path, **options: object) -> None:
         self.name = name
@@ -86,13 +86,13 @@ class Program(ABC):
         assert self.is_running, f"{self.name} has ended:\n{self.log}"
 
     def kill(self) -> None:
-        """Kill it outright, with all that it started."""
+        """Kill it with SIGKILL, with its children."""
         self._running.close()
         self._process = None
         self._paused.clear()
 
     def pause(self) -> None:
-        """Stop it where it stands, as an overloaded machine or a suspended one does; if it runs at all."""
+        """Pause it with SIGSTOP, if it is running, as on an overloaded or suspended machine."""
         if not self.is_running:
             return
         pid = self.victim
@@ -110,12 +110,12 @@ class Program(ABC):
 
     @property
     def is_away(self) -> bool:
-        """Whether it cannot answer now."""
+        """Whether it cannot respond now."""
         return self.is_paused or not self.is_running
 
     @property
     def victim(self) -> int:
-        """The process that does the work, and is to be harmed."""
+        """The process that does the work, to be paused or killed."""
         return self.pid
 
     def _up_or_ended(self) -> bool:
@@ -123,14 +123,14 @@ class Program(ABC):
 
     @abstractmethod
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """Return whether it responds."""
 
 
 class MariaDb(Program):
-    """A MariaDB that loses nothing it has committed when it is killed."""
+    """A MariaDB that loses no committed data when it is killed."""
 
     def __init__(self, home: Path) -> None:
-        # Killed is not the same as without power: what the kernel has taken over is safe.
+        # This protects from a killed process, not from a power failure.
         durable = ["--innodb-flush-log-at-trx-commit=1", "--innodb-doublewrite=1"]
         command = [*mariadb_command(home), *durable, "--default-time-zone=+00:00"]
         super().__init__("mariadb", command, home / "log")
@@ -156,7 +156,7 @@ class RedisServer(Program):
 
 
 class SandboxSpotify(Program):
-    """The sandbox, in a process group of its own: a terminal's Ctrl-C must not end it before its users."""
+    """The sandbox, in its own process group: a terminal's Ctrl-C must not stop it before its users."""
 
     def __init__(self, home: Path, redirect_uri: str) -> None:
         port = free_port()
@@ -170,7 +170,7 @@ class SandboxSpotify(Program):
 
 
 class Product(Program):
-    """A process of Backline's, which reaches everything else through proxies of its own."""
+    """A process of Backline, which reaches other servers through its own proxies."""
 
     def __init__(
         self,
@@ -204,14 +204,14 @@ class Product(Program):
         self._proxies.close()
 
     def heal(self) -> None:
-        """Undo everything that was done to its connections; start it if it was killed."""
+        """Undo all faults of its connections, and restart it if it was killed."""
         for proxy in self.proxies:
             proxy.restore()
         self.launch()
 
 
 class ApiServer(Product):
-    """gunicorn with one worker, which is the process that is killed and stopped: its arbiter lives on."""
+    """gunicorn with one worker, which is the process to pause or kill. The arbiter keeps running."""
 
     def __init__(
         self,
@@ -229,12 +229,12 @@ class ApiServer(Product):
 
     @property
     def victim(self) -> int:
-        """The worker. Between the end of one and the start of the next there is none."""
+        """The worker. There is none while it is being replaced."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return int(eventually(children.read_text).split()[0])
 
     def kill_worker(self) -> None:
-        """Kill the worker outright. The arbiter starts another."""
+        """Kill the worker with SIGKILL. The arbiter starts another one."""
         pid = self.victim
         os.kill(pid, signal.SIGKILL)
         self._paused.discard(pid)

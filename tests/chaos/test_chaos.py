@@ -1,11 +1,11 @@
-"""Refreshing is exactly once, and survives crashes and outages: shown on real processes."""
+"""Real processes refresh exactly once, and survive crashes and outages."""
 
 import random
 
 import pytest
 
 from tests.chaos import scenarios
-from tests.chaos.generator import Chaos
+from tests.chaos.generator import RandomRun
 from tests.chaos.world import World
 
 pytestmark = pytest.mark.processes
@@ -19,11 +19,11 @@ def product(world: World) -> World:
     return world
 
 
-@pytest.mark.timeout(300)  # some thirty drills, of a second each where nothing else runs
+@pytest.mark.timeout(300)  # some thirty scenarios of about a second
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_scripted_scenarios_have_no_violations(product: World, rotate: bool) -> None:
     wrong = []
-    for name in scenarios.drills(rotate=rotate):
+    for name in scenarios.scenario_names(rotate=rotate):
         report, failure = scenarios.run(product, name, rotate=rotate)
         wrong += [f"{name}: {sentence}" for sentence in report.violations]
         if failure is not None:
@@ -34,11 +34,11 @@ def test_scripted_scenarios_have_no_violations(product: World, rotate: bool) -> 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_random_faults_cause_no_violations(product: World, rotate: bool) -> None:
     seed = str(random.randrange(10**9))
-    chaos = Chaos(product, seed, rotate=rotate)
+    run = RandomRun(product, seed, rotate=rotate)
 
-    chaos.run(seconds=RANDOM_SECONDS)
+    run.run(seconds=RANDOM_SECONDS)
 
-    report = chaos.finish()
-    told = [*report.violations, f"seed {seed}", *chaos.steps]
-    assert not report.violations, "\n".join(told)
+    report = run.finish()
+    details = [*report.violations, f"seed {seed}", *run.steps]
+    assert not report.violations, "\n".join(details)
     assert report.refreshes > 0

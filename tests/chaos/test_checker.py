@@ -1,4 +1,4 @@
-"""The checker can fail: a history of its own for each thing that must never happen."""
+"""The checker reports each violation, in a history made for it."""
 
 import hashlib
 from dataclasses import replace
@@ -13,24 +13,24 @@ from tests.chaos.history import (
     Call,
     Change,
     Fault,
-    Handed,
     History,
     Issued,
+    ReturnedToken,
     SandboxTime,
     Shift,
 )
 
 START = datetime(2026, 11, 22, 7, tzinfo=UTC)
 LIFE = timedelta(hours=1)
-LINK, GRANT = 7, "a" * 32
+SPOTIFY_USER_ID, GRANT = 7, "a" * 32
 
 
 def at(second: float) -> datetime:
     return START + timedelta(seconds=second)
 
 
-def story(*, rotate: bool = False, refreshes: int = 2) -> History:
-    """A grant that was refreshed twice, at 10 s and 20 s, with everything as it should be."""
+def correct_history(*, rotate: bool = False, refreshes: int = 2) -> History:
+    """Return the correct history of a grant that was refreshed at 10 s and 20 s."""
     history = History()
     refresh = "rt0"
     issue(history, "at0", "rt0", made=at(0))
@@ -65,7 +65,7 @@ def change(kind: str, moment: datetime, generation: int, access: str | None, ref
     return Change(
         kind=kind,  # type: ignore[arg-type]
         at=moment,
-        link=LINK,
+        spotify_user_id=SPOTIFY_USER_ID,
         grant=GRANT,
         generation=generation,
         state="active",
@@ -79,7 +79,7 @@ def change(kind: str, moment: datetime, generation: int, access: str | None, ref
 def attempt(generation: int, began: datetime, outcome: str | None = "refreshed") -> Attempt:
     name = hashlib.sha256(f"{generation} {began} {outcome}".encode()).hexdigest()[:32]
     ended = None if outcome is None else began + timedelta(milliseconds=20)
-    return Attempt(LINK, GRANT, generation, name, outcome, outcome == "refreshed", began, ended)
+    return Attempt(SPOTIFY_USER_ID, GRANT, generation, name, outcome, outcome == "refreshed", began, ended)
 
 
 def violations(history: History) -> list[str]:
@@ -87,114 +87,116 @@ def violations(history: History) -> list[str]:
 
 
 def violated(history: History) -> set[str]:
-    """The rules that were broken."""
+    """Return the rules that were violated."""
     return {sentence.partition(":")[0] for sentence in violations(history)}
 
 
 @pytest.mark.parametrize("rotate", [False, True])
 def test_correct_history_has_no_violations(rotate: bool) -> None:
-    report = check(story(rotate=rotate))
+    report = check(correct_history(rotate=rotate))
 
     assert report.violations == []
     assert (report.refreshes, report.calls, report.calls_per_generation) == (2, 2, {1: 2})
 
 
 def test_violation_names_connection_grant_generation_and_attempt() -> None:
-    history = story()
+    history = correct_history()
     history.attempts[1] = replace(history.attempts[1], effective=False, outcome="superseded")
 
     [sentence] = violations(history)
 
-    assert sentence.startswith("I2: link 7, grant aaaaaaaa, generation 1: it was refreshed with 0 effective")
+    assert sentence.startswith(
+        "I2: connection 7, grant aaaaaaaa, generation 1: it was refreshed with 0 effective"
+    )
     assert history.attempts[1].attempt_id[:8] in sentence
 
 
 def test_checker_reports_skipped_generation() -> None:
-    history = story()
+    history = correct_history()
     history.changes[2] = replace(history.changes[2], generation=3)
 
     assert "I1" in violated(history)
 
 
 def test_checker_reports_repeated_generation() -> None:
-    history = story()
+    history = correct_history()
     history.changes.append(replace(history.changes[1], at=at(30)))
 
     assert "I1" in violated(history)
 
 
 def test_checker_reports_grant_that_does_not_start_at_zero() -> None:
-    history = story()
+    history = correct_history()
     del history.changes[0]
 
     assert "I1" in violated(history)
 
 
 def test_checker_reports_refresh_without_attempt() -> None:
-    history = story()
+    history = correct_history()
     del history.attempts[1]
 
     assert "I2" in violated(history)
 
 
 def test_checker_reports_two_effective_attempts_of_a_generation() -> None:
-    history = story()
+    history = correct_history()
     history.attempts.append(attempt(1, at(21)))
 
     assert violated(history) == {"I2"}
 
 
 def test_checker_reports_effective_attempt_without_refresh() -> None:
-    history = story()
+    history = correct_history()
     history.attempts.append(attempt(2, at(30)))
 
     assert violated(history) == {"I2"}
 
 
 def test_checker_reports_unknown_refresh_token() -> None:
-    history = story()
+    history = correct_history()
     history.changes[2] = replace(history.changes[2], refresh="rt9")
 
     assert "I3" in violated(history)
 
 
 def test_checker_reports_new_refresh_token_not_stored() -> None:
-    history = story(rotate=True)
+    history = correct_history(rotate=True)
     history.changes[2] = replace(history.changes[2], refresh="rt1")
 
     assert violated(history) == {"I3"}
 
 
 def test_checker_reports_access_token_of_another_grant() -> None:
-    history = story()
+    history = correct_history()
     history.calls[1] = replace(history.calls[1], presented="rt8")
 
     assert "I3" in violated(history)
 
 
 def test_checker_reports_response_stored_twice() -> None:
-    history = story()
+    history = correct_history()
     history.changes[2] = replace(history.changes[2], access="at1")
 
     assert "I3" in violated(history)
 
 
 def test_checker_reports_tokens_changed_without_refresh() -> None:
-    history = story()
+    history = correct_history()
     history.changes.append(replace(history.changes[2], at=at(30), access="at1"))
 
     assert violated(history) == {"I3"}
 
 
 def test_checker_reports_empty_token() -> None:
-    history = story()
+    history = correct_history()
     history.changes.append(replace(history.changes[2], at=at(30), refresh=None))
 
     assert violated(history) == {"I3"}
 
 
 def test_checker_accepts_only_issued_spares() -> None:
-    history = story(rotate=True)
+    history = correct_history(rotate=True)
     last = history.changes[-1]
     call = Call(9, at(25), "rt2", 200, issued_refresh="rt3", issued_access="at3")
     history.calls.append(call)
@@ -210,21 +212,21 @@ def test_checker_accepts_only_issued_spares() -> None:
 
 
 def test_checker_reports_second_call_without_fault() -> None:
-    history = story()
+    history = correct_history()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502))
     assert violated(history) == {"I4"}
 
-    history.faults.append(Fault("killed", at(19), at(19), frozenset({LINK})))
+    history.faults.append(Fault("killed", at(19), at(19), frozenset({SPOTIFY_USER_ID})))
     assert violations(history) == []
 
 
 def test_checker_ignores_faults_of_other_connections_and_times() -> None:
-    history = story()
+    history = correct_history()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502))
     history.faults += [
-        Fault("killed", at(19), at(19), frozenset({LINK + 1})),
+        Fault("killed", at(19), at(19), frozenset({SPOTIFY_USER_ID + 1})),
         Fault("killed", at(5), at(5)),
         Fault("killed", at(25), at(25)),
     ]
@@ -233,7 +235,7 @@ def test_checker_ignores_faults_of_other_connections_and_times() -> None:
 
 
 def test_checker_accepts_second_call_after_sandbox_fault() -> None:
-    history = story()
+    history = correct_history()
     history.attempts.append(attempt(1, at(19), "unavailable"))
     history.calls.insert(1, Call(8, at(19), "rt0", 502, fault="google_502"))
     assert violations(history) == []
@@ -243,28 +245,28 @@ def test_checker_accepts_second_call_after_sandbox_fault() -> None:
 
 
 def test_checker_reports_call_without_claim() -> None:
-    history = story()
+    history = correct_history()
     history.calls.append(Call(9, at(30), "rt0", 200))
 
     assert violated(history) == {"I4"}
 
 
 def test_checker_reports_attempt_with_two_calls() -> None:
-    history = story()
+    history = correct_history()
     history.calls.insert(1, replace(history.calls[0], n=9, issued_access="at9"))
 
     assert violated(history) == {"I4"}
 
 
 def test_checker_reports_call_after_end_of_attempt() -> None:
-    history = story()
+    history = correct_history()
     history.calls[1] = replace(history.calls[1], at=at(29))
 
     assert violated(history) == {"I4"}
 
 
 def test_checker_reports_write_after_disconnect() -> None:
-    history = story()
+    history = correct_history()
     last = history.changes[-1]
     history.changes += [replace(last, kind="delete", at=at(30)), replace(last, at=at(31))]
 
@@ -272,7 +274,7 @@ def test_checker_reports_write_after_disconnect() -> None:
 
 
 def test_checker_reports_write_of_old_grant_after_new_consent() -> None:
-    history = story()
+    history = correct_history()
     issue(history, "at-new", "rt-new", made=at(30))
     new = replace(change("update", at(30), 0, "at-new", "rt-new"), grant="b" * 32)
     history.changes += [new, replace(history.changes[-1], at=at(31))]
@@ -281,30 +283,30 @@ def test_checker_reports_write_of_old_grant_after_new_consent() -> None:
 
 
 def test_checker_reports_token_encrypted_for_another_grant() -> None:
-    history = story()
+    history = correct_history()
     history.changes[2] = replace(history.changes[2], refresh=UNREADABLE)
 
     assert violated(history) == {"I5"}
 
 
 def test_checker_reports_token_returned_to_another_person() -> None:
-    history = story()
-    history.handed.append(Handed(at(12), "mira", "at1"))
+    history = correct_history()
+    history.returned.append(ReturnedToken(at(12), "mira", "at1"))
     assert violations(history) == []
 
-    history.handed.append(Handed(at(12), "jonas", "at1"))
+    history.returned.append(ReturnedToken(at(12), "jonas", "at1"))
     assert violated(history) == {"I5"}
 
 
 def test_checker_reports_expiry_stored_too_late() -> None:
-    history = story()
+    history = correct_history()
     history.changes[2] = replace(history.changes[2], expires_at=at(21) + LIFE)
 
     assert violated(history) == {"I6"}
 
 
 def test_checker_accounts_for_advanced_time() -> None:
-    history = story()
+    history = correct_history()
     history.shifts.append(Shift(at(15), at(15.1), 3600))
     history.access_tokens["at2"] = replace(
         history.access_tokens["at2"], expires_at=at(20) + LIFE + timedelta(seconds=3600)
@@ -316,21 +318,21 @@ def test_checker_accounts_for_advanced_time() -> None:
 
 
 def test_checker_reports_access_token_unknown_to_sandbox() -> None:
-    history = story()
+    history = correct_history()
     del history.access_tokens["at0"]
 
     assert violated(history) == {"I6"}
 
 
 def test_checker_reports_connection_not_fresh_in_time() -> None:
-    history = story()
-    history.stale.append("link 7 was not fresh 60 s after the last fault")
+    history = correct_history()
+    history.stale.append("connection 7 was not fresh 60 s after the last fault")
 
     assert violated(history) == {"I7"}
 
 
-def over(history: History, *, refused: bool = True, suspect: bool = True) -> History:
-    """Let the grant be called revoked, and given up."""
+def end_grant(history: History, *, refused: bool = True, suspect: bool = True) -> History:
+    """Let Spotify refuse the grant, and end it."""
     last = history.changes[-1]
     if refused:
         history.attempts.append(attempt(2, at(30), "invalid_grant"))
@@ -342,46 +344,46 @@ def over(history: History, *, refused: bool = True, suspect: bool = True) -> His
     return history
 
 
-def dead(history: History, token: str) -> History:
+def invalidate(history: History, token: str) -> History:
     history.refresh_tokens[token] = replace(history.refresh_tokens[token], live=False)
     return history
 
 
 def test_checker_accepts_end_of_revoked_grant() -> None:
-    history = dead(over(story()), "rt0")
-    history.faults.append(Fault("revoked", at(25), None, frozenset({LINK})))
+    history = invalidate(end_grant(correct_history()), "rt0")
+    history.faults.append(Fault("revoked", at(25), None, frozenset({SPOTIFY_USER_ID})))
 
     assert violations(history) == []
 
 
 def test_checker_reports_end_of_valid_grant() -> None:
-    assert violated(over(story())) == {"I8"}
+    assert violated(end_grant(correct_history())) == {"I8"}
 
 
 def test_checker_reports_suspect_grant_without_refusal() -> None:
-    history = dead(over(story(), refused=False), "rt0")
-    history.faults.append(Fault("revoked", at(25), None, frozenset({LINK})))
+    history = invalidate(end_grant(correct_history(), refused=False), "rt0")
+    history.faults.append(Fault("revoked", at(25), None, frozenset({SPOTIFY_USER_ID})))
 
     assert violated(history) == {"I8"}
 
 
 def test_checker_counts_grants_destroyed_by_provider() -> None:
-    history = story(rotate=True)
+    history = correct_history(rotate=True)
     lost = Call(8, at(25), "rt2", None, fault="close", issued_refresh="rt3", issued_access="at3")
     history.calls.append(lost)
     history.attempts.append(attempt(2, lost.at, "unavailable"))
-    report = check(dead(over(history), "rt2"))
+    report = check(invalidate(end_grant(history), "rt2"))
 
     assert report.violations == []
-    assert report.destroyed_by_provider == ["link 7, grant aaaaaaaa, generation 2"]
+    assert report.destroyed_by_provider == ["connection 7, grant aaaaaaaa, generation 2"]
 
 
 def test_checker_reports_token_lost_without_fault() -> None:
-    assert violated(dead(over(story(rotate=True)), "rt2")) == {"I8"}
+    assert violated(invalidate(end_grant(correct_history(rotate=True)), "rt2")) == {"I8"}
 
 
 def test_checker_reports_lost_token_before_grant_ends() -> None:
-    history = dead(story(rotate=True), "rt2")
+    history = invalidate(correct_history(rotate=True), "rt2")
     assert violated(history) == {"I8"}
 
     history.faults.append(Fault("killed", at(25), at(25)))
@@ -390,7 +392,7 @@ def test_checker_reports_lost_token_before_grant_ends() -> None:
 
 
 def test_checker_requires_destroyed_grant_to_be_suspect_first() -> None:
-    history = dead(over(story(rotate=True), suspect=False), "rt2")
+    history = invalidate(end_grant(correct_history(rotate=True), suspect=False), "rt2")
     history.faults.append(Fault("killed", at(25), at(25)))
 
     assert violated(history) == {"I8"}

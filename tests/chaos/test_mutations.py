@@ -1,7 +1,7 @@
-"""What the proof is worth: with a safety line taken out of the product, the checker must notice.
+"""Removes the product's safety checks one at a time, and requires the chaos checker to notice.
 
-Each mutation is one change of text, which has to fit exactly once, in a copy of the product. Taking
-out the lock is no such thing: nothing may depend on it.
+Each mutation is one change of text, which must match exactly once, in a copy of the product. Without the
+lock, everything must still hold, because nothing may depend on it.
 """
 
 import shutil
@@ -27,8 +27,8 @@ class Mutation:
     new: str
     scenarios: tuple[str, ...]
     breaks: frozenset[str] = frozenset()
-    """The rules, one of which must be found broken: by the checker, or by the drill itself where it is
-    stricter. None: everything has to be as promised."""
+    """Rules of which one must be violated, according to the checker or an assertion (`scenario`). If empty,
+    everything must hold."""
     rotate: bool = False
     schedulers: int = 0
 
@@ -45,7 +45,7 @@ MUTATIONS = [
         """            AccessToken.id == row.id,
             *conditions,
 """,
-        ("linked_anew_while_refreshing",),
+        ("new_consent_during_refresh",),
         frozenset({"I1", "I2", "I3", "I5"}),
     ),
     Mutation(
@@ -66,7 +66,7 @@ MUTATIONS = [
         "app/spotify/tokens/attempts.py",
         "    return updated.rowcount == 1  #",
         "    return True  #",
-        ("linked_anew_while_refreshing", "disconnected_while_refreshing"),
+        ("new_consent_during_refresh", "disconnect_during_refresh"),
         frozenset({"I2"}),
     ),
     Mutation(
@@ -74,7 +74,7 @@ MUTATIONS = [
         "app/resilience/redis_lock.py",
         "if self._acquire_script([key], [token, self._lease_ms]):",
         "if True:",
-        ("twenty_callers", "many_schedulers", "paused_beyond_its_lease", "linked_anew_while_refreshing"),
+        ("twenty_callers", "many_schedulers", "paused_beyond_lease", "new_consent_during_refresh"),
         schedulers=3,
     ),
     Mutation(
@@ -86,11 +86,11 @@ MUTATIONS = [
         schedulers=1,
     ),
     Mutation(
-        "no-proof-kept",
+        "effective-not-recorded",
         "app/spotify/tokens/attempts.py",
         "effective = 1 if completion.outcome is Outcome.REFRESHED else None",
         "effective = None",
-        ("spotify_is_unwell",),
+        ("spotify_errors",),
         frozenset({"I2"}),
     ),
     Mutation(
@@ -107,8 +107,8 @@ MUTATIONS = [
         "app/spotify/tokens/refresh.py",
         "if error.refresh_token in (None, presented):",
         "if True:",
-        ("answered_without_an_access_token",),
-        frozenset({"drill"}),
+        ("response_without_access_token",),
+        frozenset({"scenario"}),
         rotate=True,
     ),
     Mutation(
@@ -116,11 +116,11 @@ MUTATIONS = [
         "app/models/access_token.py",
         "LEASE = timedelta(seconds=30)",
         "LEASE = timedelta(seconds=0)",
-        ("redis_flushed",) * 4,  # whether the second caller comes in time is chance
-        frozenset({"drill"}),
+        ("redis_flushed",) * 4,  # the second caller does not always come in time
+        frozenset({"scenario"}),
     ),
     Mutation(
-        "life-reckoned-too-long",
+        "lifetime-too-long",
         "app/spotify/tokens/transitions.py",
         '"expires_at": claimed_at + lifetime,',
         '"expires_at": claimed_at + lifetime * 1.1,',
@@ -128,11 +128,11 @@ MUTATIONS = [
         frozenset({"I6"}),
     ),
     Mutation(
-        "refusals-believed-at-once",
+        "refusals-not-confirmed",
         "app/spotify/tokens/transitions.py",
         "or confirmed >= len(CONFIRM_AFTER)",
         "or confirmed >= 0",
-        ("revoked_by_mistake",),
+        ("grant_falsely_refused",),
         frozenset({"I8"}),
     ),
 ]
@@ -147,15 +147,15 @@ def test_checker_detects_mutation(world: World, tmp_path: Path, mutation: Mutati
         found += report.violations
         failures += [f"{name}: {scenarios.where(failure)}"] if failure is not None else []
 
-    rules = {sentence.partition(":")[0] for sentence in found} | ({"drill"} if failures else set())
+    rules = {sentence.partition(":")[0] for sentence in found} | ({"scenario"} if failures else set())
     if mutation.breaks:
-        assert rules & mutation.breaks, f"not noticed; violations: {found}, failures: {failures}"
+        assert rules & mutation.breaks, f"not detected; violations: {found}, failures: {failures}"
     else:
         assert not found + failures, "\n".join(found + failures)
 
 
 def mutant(mutation: Mutation, directory: Path) -> Path:
-    """A copy of the product with the mutation in it."""
+    """Copy the product, with the mutation."""
     for name in PRODUCT:
         source = ROOT / name
         if source.is_dir():

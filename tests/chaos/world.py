@@ -1,4 +1,4 @@
-"""A whole Backline of real processes: everything between them can be broken, and time passes on command."""
+"""A deployment of real processes. Everything between them can be broken, and time can be advanced."""
 
 import base64
 import hashlib
@@ -23,8 +23,8 @@ from tests.chaos.history import (
     Attempt,
     Change,
     Fault,
-    Handed,
     History,
+    ReturnedToken,
     SandboxTime,
     Shift,
     as_calls,
@@ -38,8 +38,7 @@ from tests.helpers.servers import ROOT, _directory, eventually, migrate
 
 T = TypeVar("T")
 PASSWORD = "a long sentence is best"
-# Connected at one server and come back to at another: the redirect URI is everybody's. A pace that
-# nobody notices, because time is short here.
+# All servers share a redirect URI, so a person may return to another one. The rate limit is out of reach.
 SERVER_SETTINGS = {
     **SETTINGS,
     "SPOTIFY_REDIRECT_URI": REDIRECT_URI,
@@ -47,15 +46,15 @@ SERVER_SETTINGS = {
     "REFRESH_RATE": "1000",
 }
 LEASE_SECONDS = 31  # a little more than a lease
-LEAD_SECONDS = 700  # how long a token that the schedulers look after lasts at the least
-SETTLE_SECONDS = 60  # within which everything has to be fresh after the last fault
-MOST_PAUSES = 6
-BREAKER_SECONDS = 600  # and how much longer it may take where a breaker has to close first
+LEAD_SECONDS = 700  # a token that the schedulers refresh is valid for at least this long
+SETTLE_SECONDS = 60  # everything must be fresh this long after the last fault
+MAX_BACKOFFS = 6
+BREAKER_SECONDS = 600  # how much longer it may take if a breaker has to close first
 LOGGED = ("access_tokens", "token_refreshes")
 
 
 class Browser:
-    """One person's browser. It may talk to any server: cookies do not know ports."""
+    """One person's browser. It can use any server, because cookies ignore ports."""
 
     def __init__(self, world: "World", person: str, username: str) -> None:
         self.world = world
@@ -78,19 +77,19 @@ class Browser:
         return self.call("POST", "/api/login", server, json={"login": self.username, "password": PASSWORD})
 
     def another(self) -> "Browser":
-        """Another browser of the same person, not signed in."""
+        """Return another browser of the same person, not signed in."""
         return Browser(self.world, self.person, self.username)
 
     def connect(self, server: ApiServer) -> requests.Response:
-        """Connect Spotify, as somebody whom the server knows no connection of. Returns the last answer."""
+        """Connect Spotify, as a person without a connection. Returns the last response."""
         return self.come_back(server, self.consent(server))
 
     def consent(self, server: ApiServer) -> dict[str, str]:
-        """Go to Spotify and agree. Returns what the browser is sent back with."""
+        """Consent at Spotify. Returns the parameters of the callback."""
         visit = self.call("GET", "/api/spotify/authorize", server)
         assert "authorize_url" in visit.text, visit.text
         url = visit.json()["authorize_url"]
-        # Past the server's own way to Spotify: what is broken there is not this person's trouble.
+        # Bypass the server's proxy to Spotify: a person's browser is not affected by its faults.
         direct = urlsplit(self.world.sandbox.url)
         url = urlsplit(url)._replace(netloc=direct.netloc).geturl()
         return answer_of(self.world.sandbox.consent(url, person=self.person))
@@ -102,7 +101,7 @@ class Browser:
         response = self.call("GET", "/api/spotify/token", server)
         if response.status_code == 200:
             token = short_id(response.json()["access_token"])
-            self.world.handed.append(Handed(datetime.now(UTC), self.person, token))
+            self.world.returned.append(ReturnedToken(datetime.now(UTC), self.person, token))
         return response
 
     def awaited_token(self, server: ApiServer) -> requests.Response:
@@ -113,7 +112,7 @@ class Browser:
 
 
 def follow_retry_after(ask: Callable[[], requests.Response]) -> requests.Response:
-    """Ask again while Spotify counts as slow: on a busy machine, it may."""
+    """Retry while Spotify counts as slow, as it can on a busy machine."""
     for _ in range(10):
         response = ask()
         if response.status_code != 503:
@@ -124,7 +123,7 @@ def follow_retry_after(ask: Callable[[], requests.Response]) -> requests.Respons
 
 @dataclass
 class World:
-    """The servers, and what was done to them since the last `reset`."""
+    """The servers, and what happened to them since the last `reset`."""
 
     database: MariaDb
     redis: RedisServer
@@ -135,14 +134,14 @@ class World:
     grace_seconds: int = 0
 
     def __post_init__(self) -> None:
-        # Marked, so that the log can tell what the harness does; and never waiting long for a lock.
+        # `@harness` marks our own changes in the log. Our statements must not wait long for a lock.
         session = {"init_command": "SET @harness = 1, innodb_lock_wait_timeout = 3", "read_timeout": 10}
         session["connect_timeout"] = 2
         self.engine = sa.create_engine(
             self.database.url, poolclass=sa.NullPool, isolation_level="READ COMMITTED", connect_args=session
         )
         self.metadata = sa.MetaData()
-        self.handed: list[Handed] = []
+        self.returned: list[ReturnedToken] = []
         self._faults: list[Fault] = []
         self._shifts: list[Shift] = []
         self._stale: list[str] = []
@@ -156,7 +155,7 @@ class World:
     # Before and after a scenario.
 
     def prepare(self) -> None:
-        """Learn the tables, and let the database log every change of those that matter."""
+        """Read the schema, and make the database log every change of the important tables."""
         self.metadata.reflect(self.engine)
         with self.engine.begin() as connection:
             for statement in _logging(self.metadata):
@@ -165,7 +164,7 @@ class World:
         self.metadata.reflect(self.engine)
 
     def run_product(self, root: Path = ROOT, *, servers: int = 2, schedulers: int = 2) -> None:
-        """Start Backline's processes, with the code in `root`. Those that ran before are ended."""
+        """Start Backline's processes with the code in `root`, after stopping those that are running."""
         self.close()
         self.servers = [
             ApiServer(f"server{n}", root, self.home, SERVER_SETTINGS, self.upstreams) for n in range(servers)
@@ -180,7 +179,7 @@ class World:
             product.wait_until_up()
 
     def reset(self, *, rotate: bool = False, grace_seconds: int = 0) -> None:
-        """Everything runs, nothing is broken, and nobody is known."""
+        """Start everything, undo all faults, and delete all data."""
         self.rotate, self.grace_seconds = rotate, grace_seconds
         self.heal()
         self.pause_schedulers()
@@ -193,11 +192,11 @@ class World:
         self.redis.client.flushall()
         self.sandbox.reset()
         self.sandbox.settings(rotate=rotate, **({"rotation_grace_s": grace_seconds} if grace_seconds else {}))
-        for what in (self.handed, self._faults, self._shifts, self._stale):
+        for what in (self.returned, self._faults, self._shifts, self._stale):
             what.clear()
 
     def heal(self) -> None:
-        """Undo every fault there is."""
+        """Undo all faults."""
         self.sandbox.clear_faults()
         self.sandbox.settings(outage=False)
         for service in (self.database, self.redis):
@@ -214,25 +213,25 @@ class World:
         ]
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Let time pass until every grant that lives is fresh. The checker is told what is not by then."""
+        """Advance time until every valid grant is fresh. The checker reports those that are not."""
         self.heal()
         passed, seconds = 0.0, seconds + (BREAKER_SECONDS if self._breaker_is_open() else 0)
-        pauses = 0  # waited for: two confirmations, or a few of the longest pauses after failures
-        stale = self.stale_links()
+        pauses = 0  # two confirmations, or a few of the longest backoffs
+        stale = self.stale_connections()
         if stale:
             self.resume_schedulers(2)
         while stale:
             deadline = time.monotonic() + 1.2
             while stale and time.monotonic() < deadline:
                 time.sleep(0.05)
-                stale = self.stale_links()
+                stale = self.stale_connections()
             waits = [wait for _, wait in stale]
-            if not stale or (passed >= seconds and (not any(waits) or pauses == MOST_PAUSES)):
+            if not stale or (passed >= seconds and (not any(waits) or pauses == MAX_BACKOFFS)):
                 break
-            # Somebody who waits for a confirmation that is due in hours is not late before that.
+            # A confirmation that is due in hours is not late before that.
             step, pauses = (5.0, pauses) if passed < seconds else (max(waits), pauses + 1)
             passed = passed + step if passed < seconds else 0.0
-            self.pass_time(step)
+            self.advance_time(step)
         self._stale += [f"{what} {seconds:.0f} s after the last fault" for what, _ in stale]
         self.pause_schedulers()
 
@@ -242,7 +241,7 @@ class World:
             product.close()
         self.servers, self.schedulers = [], []
 
-    # Who takes part.
+    # People and processes.
 
     @property
     def products(self) -> list[Product]:
@@ -252,43 +251,43 @@ class World:
         return Browser(self, person, f"user{next(self._numbers)}")
 
     def connected(self, person: str = "mira_t_42", server: ApiServer | None = None) -> Browser:
-        """Somebody with an account, who has connected Spotify."""
+        """Return the browser of a person with an account and a connection."""
         server = server or self.servers[0]
         browser = self.browser(person).register(server)
         response = browser.connect(server)
         assert response.status_code == 200, response.text
         return browser
 
-    def link_anew(self, person: str, server: ApiServer | None = None) -> Browser:
-        """Consent once more from a browser that is new here: the link gets another grant."""
+    def consent_again(self, person: str, server: ApiServer | None = None) -> Browser:
+        """Consent again from a new browser, which gives the connection another grant."""
         return self.visitor(person, server)
 
     def visitor(self, person: str, server: ApiServer | None = None) -> Browser:
-        """Somebody without an account, who has connected Spotify: quicker to have."""
+        """Return the browser of a visitor with a connection. This is faster than with an account."""
         browser, server = self.browser(person), server or self.servers[0]
         callback = browser.consent(server)
         response = follow_retry_after(lambda: browser.come_back(server, callback))
         assert response.status_code == 200, response.text
         return browser
 
-    def link_of(self, person: str) -> int:
+    def spotify_user_id_of(self, person: str) -> int:
         with self.engine.connect() as connection:
             asked = sa.text("SELECT id FROM spotify_users WHERE spotify_id = :person")
             return int(connection.execute(asked, {"person": person}).scalar_one())
 
-    def row(self, link: int) -> Any:
+    def row(self, spotify_user_id: int) -> Any:
         with self.engine.connect() as connection:
-            asked = sa.text("SELECT * FROM access_tokens WHERE spotify_user_id = :link")
-            return connection.execute(asked, {"link": link}).one_or_none()
+            asked = sa.text("SELECT * FROM access_tokens WHERE spotify_user_id = :spotify_user_id")
+            return connection.execute(asked, {"spotify_user_id": spotify_user_id}).one_or_none()
 
-    def later(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Do it in the background."""
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """Run a function in the background."""
         return self._pool.submit(function, *arguments)
 
     # Time.
 
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass for everybody: for the rows, for the locks in Redis, and for Spotify."""
+    def advance_time(self, seconds: float) -> None:
+        """Advance time for the rows, for the locks in Redis, and for Spotify."""
         began = datetime.now(UTC)
         with self.engine.begin() as connection:
             for table in self.metadata.sorted_tables:
@@ -298,25 +297,25 @@ class World:
         self.sandbox.advance(seconds)
         self._shifts.append(Shift(began, datetime.now(UTC), seconds))
 
-    def pass_lease(self) -> None:
-        self.pass_time(LEASE_SECONDS)
+    def outlast_lease(self) -> None:
+        self.advance_time(LEASE_SECONDS)
 
-    def run_out(self, *links: int, left: float = -5) -> None:
-        """Let these links' access tokens have `left` seconds to live, as if they had been made sooner."""
+    def expire(self, *spotify_user_ids: int, left: float = -5) -> None:
+        """Let these access tokens expire in `left` seconds, as if they had been issued earlier."""
         moved = ("expires_at", "refreshed_at", "authorized_at", "due_at")
         table = self.metadata.tables["access_tokens"]
         columns = [name for name in moved if name in table.columns]
         with self.engine.begin() as connection:
-            for link in links:
-                where = "WHERE spotify_user_id = :link"
+            for spotify_user_id in spotify_user_ids:
+                where = "WHERE spotify_user_id = :spotify_user_id"
                 asked = f"SELECT expires_at, UTC_TIMESTAMP(6) AS now FROM access_tokens {where} FOR UPDATE"
-                row = connection.execute(sa.text(asked), {"link": link}).one_or_none()
+                row = connection.execute(sa.text(asked), {"spotify_user_id": spotify_user_id}).one_or_none()
                 if row is None:
-                    continue  # disconnected meanwhile
+                    continue  # disconnected in the meantime
                 by = int(((row.expires_at - row.now).total_seconds() - left) * 1_000_000)
                 sets = ", ".join(f"{name} = {name} - INTERVAL :by MICROSECOND" for name in columns)
                 changed = f"UPDATE access_tokens SET {sets} {where}"
-                connection.execute(sa.text(changed), {"link": link, "by": max(0, by)})
+                connection.execute(sa.text(changed), {"spotify_user_id": spotify_user_id, "by": max(0, by)})
 
     def _age_locks(self, seconds: float) -> None:
         try:
@@ -327,20 +326,20 @@ class World:
                 else:
                     self.redis.client.pexpire(key, left - int(seconds * 1000))
         except redis.RedisError:
-            pass  # a Redis that is down keeps no locks
+            pass  # without Redis there are no locks
 
     # Faults.
 
-    def broke(self, kind: str, *links: int) -> None:
-        """Note something that was broken at this moment, on these links or any."""
+    def record_fault(self, kind: str, *spotify_user_ids: int) -> None:
+        """Record a fault at this moment that may affect these connections, or all."""
         now = datetime.now(UTC)
         ended = None if kind in ("revoked", "aged") else now
-        self._faults.append(Fault(kind, now, ended, frozenset(links) or None))
+        self._faults.append(Fault(kind, now, ended, frozenset(spotify_user_ids) or None))
 
     @contextmanager
-    def broken(self, kind: str, *links: int) -> Iterator[None]:
-        """Note that something is broken for the length of the block."""
-        fault = Fault(kind, datetime.now(UTC), None, frozenset(links) or None)
+    def recorded_fault(self, kind: str, *spotify_user_ids: int) -> Iterator[None]:
+        """Record a fault that lasts as long as the block."""
+        fault = Fault(kind, datetime.now(UTC), None, frozenset(spotify_user_ids) or None)
         self._faults.append(fault)
         try:
             yield
@@ -349,20 +348,20 @@ class World:
             self._faults = [replace(one, ended=now) if one is fault else one for one in self._faults]
 
     @contextmanager
-    def parked(self, *, after_effect: bool = False) -> Iterator[None]:
-        """Hold the next refresh in the sandbox. Inside the block `arrived` waits for it."""
+    def held_refresh(self, *, after_effect: bool = False) -> Iterator[None]:
+        """Hold the next refresh in the sandbox until the block ends. See `wait_for_held_refresh`."""
         self.sandbox.fault(on="refresh", kind="park", times=1, after_effect=after_effect)
         try:
             yield
         finally:
             self.sandbox.release()
 
-    def arrived(self, count: int = 1) -> None:
-        """Wait until a refresh is being held in the sandbox."""
+    def wait_for_held_refresh(self, count: int = 1) -> None:
+        """Wait until the sandbox holds this many refreshes."""
         self.sandbox.wait_for_held(count)
 
     def revoke(self, person: str) -> None:
-        self.broke("revoked", self.link_of(person))
+        self.record_fault("revoked", self.spotify_user_id_of(person))
         self.sandbox.revoke(person)
 
     def resume_schedulers(self, count: int | None = None) -> None:
@@ -371,14 +370,14 @@ class World:
             scheduler.resume()
 
     def pause_schedulers(self) -> None:
-        """Stop the schedulers, but not in the middle of a transaction, whose locks would stay."""
+        """Pause the schedulers, but not during a transaction, whose locks would remain."""
         for scheduler in self.schedulers:
             scheduler.wait_until_up()
 
         def stopped() -> bool:
             for scheduler in self.schedulers:
                 scheduler.pause()
-            # A statement may still have been on its way when its sender was stopped: hence twice.
+            # Check twice: a statement may have been on its way when its sender was paused.
             if self.rows_are_free() and self.sandbox.held() == 0:
                 time.sleep(0.03)
                 if self.rows_are_free():
@@ -390,13 +389,13 @@ class World:
         if not all(scheduler.is_paused for scheduler in self.schedulers):
             eventually(stopped)
 
-    # What there is to see.
+    # What happened.
 
     def refresh_calls(self) -> list[dict[str, Any]]:
         return self.sandbox.calls(grant_type="refresh_token")
 
     def history(self) -> History:
-        """Everything that happened since the last `reset`."""
+        """Return everything that happened since the last `reset`."""
         time = SandboxTime(self._shifts)
         grants = self.sandbox.tokens()
         with self.engine.connect() as connection:
@@ -414,7 +413,7 @@ class World:
             access_tokens=as_issued(grants, "access_tokens"),
             faults=list(self._faults),
             shifts=list(self._shifts),
-            handed=list(self.handed),
+            returned=list(self.returned),
             stale=list(self._stale),
         )
 
@@ -431,7 +430,7 @@ class World:
         return Change(
             kind=row.log_kind,
             at=row.logged_at.replace(tzinfo=UTC),
-            link=row.spotify_user_id,
+            spotify_user_id=row.spotify_user_id,
             grant=row.grant_id,
             generation=row.generation,
             state=row.state,
@@ -441,11 +440,11 @@ class World:
             expires_at=row.expires_at.replace(tzinfo=UTC),
         )
 
-    def stale_links(self) -> list[tuple[str, float]]:
-        """Grants that live and are not fresh: a sentence each, and how long it is left alone as yet.
+    def stale_connections(self) -> list[tuple[str, float]]:
+        """Return a sentence for each valid grant that is not fresh, and the seconds of its backoff.
 
-        Either to be confirmed, or after many failures of its own, which may be for longer than anything
-        takes to settle: seven in a row make a pause of two minutes.
+        The backoff counts only if it may outlast `settle`: before a confirmation, or after many failures
+        (seven in a row delay the next attempt by two minutes).
         """
         good = {
             token
@@ -465,14 +464,10 @@ class World:
             if good.isdisjoint((change.refresh, change.spare)):
                 continue
             waits = (row.not_before - row.logged_at).total_seconds() if row.not_before else 0.0
-            left_alone = waits if waits > 0 and (row.state != "active" or row.failures > 5) else 0.0
+            backoff = waits if waits > 0 and (row.state != "active" or row.failures > 5) else 0.0
             tried = f"{row.failures} failures, not before {waits:.0f} s"
-            stale.append(
-                (
-                    f"link {change.link}, grant {change.grant[:8]} was {change.state}, not fresh ({tried})",
-                    left_alone,
-                )
-            )
+            where = f"connection {change.spotify_user_id}, grant {change.grant[:8]}"
+            stale.append((f"{where} was {change.state}, not fresh ({tried})", backoff))
         return stale
 
     def _breaker_is_open(self) -> bool:
@@ -483,10 +478,9 @@ class World:
             return bool(connection.execute(asked).scalar())
 
     def rows_are_free(self) -> bool:
-        """Whether no transaction holds a lock on any row that matters.
+        """Return whether no transaction holds a lock on an important row.
 
-        Asked of the rows themselves: what `innodb_trx` shows is kept as long as somebody looks at it
-        more often than every tenth of a second.
+        This locks the rows, because `innodb_trx` is cached while it is queried more than ten times a second.
         """
         locked = ("spotify_users", "access_tokens", "token_refreshes", "breakers")
         try:
@@ -501,7 +495,7 @@ class World:
 
 @contextmanager
 def running_world() -> Iterator[World]:
-    """Start everything but Backline itself, with a migrated database."""
+    """Start the servers that Backline needs, with a migrated database."""
     with ExitStack() as stack:
         homes = [stack.enter_context(_directory()) for _ in range(3)]
         database = stack.enter_context(MariaDb(homes[0]))
@@ -520,14 +514,14 @@ def running_world() -> Iterator[World]:
 
 
 def short_id(token: str) -> str:
-    """How the sandbox names a token where people may read it."""
+    """Return the name by which the sandbox's journal refers to a token."""
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
 def _logging(metadata: sa.MetaData) -> Iterator[str]:
-    """SQL that makes the database copy every change of a row, with what made it, into a table beside it.
+    """Yield SQL that makes the database copy every change of a row into a log table.
 
-    `@harness` is set on our own connections only, so the product's changes have NULL there.
+    `@harness` is set on our own connections only, so it is NULL for the product's changes.
     """
     for name in LOGGED:
         log = f"{name}_log"
@@ -544,7 +538,7 @@ def _logging(metadata: sa.MetaData) -> Iterator[str]:
                 f" {into} VALUES ('{kind}', @harness, SYSDATE(6), {values})"
             )
         if name == "access_tokens":
-            # What a foreign key deletes fires no trigger. The row is locked before its log line is numbered.
+            # Deletions by a foreign key fire no trigger. Lock the row before the log row gets its number.
             yield (
                 f"CREATE TRIGGER {log}_cascade BEFORE DELETE ON spotify_users FOR EACH ROW"
                 f" {into} SELECT 'delete', @harness, SYSDATE(6), {', '.join(columns)} FROM {name}"
@@ -553,7 +547,7 @@ def _logging(metadata: sa.MetaData) -> Iterator[str]:
 
 
 def _shift(table: sa.Table, seconds: float) -> str | None:
-    """SQL that moves a table's moments back. Accounts and the logs keep theirs."""
+    """Return SQL that moves the times of a table back, except for accounts and the logs."""
     if table.name == "users" or table.name.endswith("_log"):
         return None
     moments = [column.name for column in table.columns if isinstance(column.type, sa.DateTime)]
@@ -564,7 +558,7 @@ def _shift(table: sa.Table, seconds: float) -> str | None:
 
 
 def _attempts(rows: Sequence[Any]) -> list[Attempt]:
-    """Each attempt as it was last, with the real moments of its first and its last change."""
+    """Return the last state of each attempt, with the times of its first and last change."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
     for row in rows:
@@ -573,7 +567,7 @@ def _attempts(rows: Sequence[Any]) -> list[Attempt]:
             last[row.attempt_id] = row
     return [
         Attempt(
-            link=row.spotify_user_id,
+            spotify_user_id=row.spotify_user_id,
             grant=row.grant_id,
             generation=row.generation,
             attempt_id=attempt_id,

@@ -1,4 +1,4 @@
-"""When refreshing fails for everybody, it is nobody's fault: the breaker."""
+"""The breaker stops refreshing while it fails for everybody."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
-# By the hundred, so on one database only: on the one that such numbers are for.
+# These need many connections, so they run only on the database that is meant for that many.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
@@ -41,7 +41,7 @@ def rows(app: Flask) -> list[AccessToken]:
 
 
 def test_breaker_protects_all_grants_from_false_revocations(app: Flask, sandbox: SandboxClient) -> None:
-    """1,000 links, half an hour in which Spotify calls every one of them revoked."""
+    """Spotify refuses all of 1,000 connections for half an hour."""
     create_connections(app, sandbox, 1000)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
@@ -51,7 +51,7 @@ def test_breaker_protects_all_grants_from_false_revocations(app: Flask, sandbox:
         advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
-    assert asked_first < 50  # ten to see it, and what was under way by then
+    assert asked_first < 50  # ten to open it, and those that were running by then
     assert refresh_count(sandbox) <= asked_first + 31  # one a minute
     sandbox.clear_faults()
     minutes = 0
@@ -69,7 +69,7 @@ def test_opening_undoes_marks_made_before_the_threshold(app: Flask, sandbox: San
     create_connections(app, sandbox, 20)
     [first, second, *_] = rows(app)
     with app.app_context(), writing() as db:
-        # One was suspect for a day already, one had been confirmed once: the storm seems to confirm both.
+        # One is suspect for a day, and one has been confirmed once: the false refusals seem to confirm both.
         twice = {"state": GrantState.SUSPECT, "failures": 2}
         db.execute(sa.update(AccessToken).where(AccessToken.id == first.id).values(twice))
         once = {"state": GrantState.SUSPECT, "failures": 1}
@@ -90,7 +90,7 @@ def test_opening_undoes_marks_made_before_the_threshold(app: Flask, sandbox: San
 def test_few_revocations_among_many_connections_do_not_open_breaker(
     app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Twelve of 300 are four in a hundred: each of them is suspect, and the others are refreshed."""
+    """Twelve of 300 are 4%: these become suspect, and the others are refreshed."""
     create_connections(app, sandbox, 300)
     for number in range(1, 13):
         sandbox.revoke(f"seed-{number * 24:05}")
@@ -173,14 +173,14 @@ def test_wrong_secret_is_probed_once_a_minute_and_marks_no_grant(app: Flask, san
         advance_time(app, sandbox, MINUTE)
         refresh_due(app)
 
-    assert at_first <= 8  # what was under way in its threads
+    assert at_first <= 8  # what its threads were running
     assert refresh_count(sandbox) == at_first + 3
     assert is_open(app) == [Reason.MISCONFIGURED]
     assert [(row.state, row.generation, row.refresh_token) for row in rows(app)] == before
     sandbox.clear_faults()
     advance_time(app, sandbox, MINUTE)
     refresh_due(app)  # the probe
-    # A pass leaves out what was reserved or locked when it began; the next one takes it.
+    # A pass skips what is claimed or locked when it starts; the next one takes it.
     eventually(lambda: refresh_due(app) and count_valid(app) == 50)
 
 
@@ -195,7 +195,7 @@ def test_outage_ends_with_first_successful_probe(app: Flask, sandbox: SandboxCli
 
     assert is_open(app) == [Reason.OUTAGE]
     assert at_first < 30
-    # One every five seconds, of those that the passes themselves have taken, too.
+    # One every five seconds, while the passes themselves take time, too.
     assert refresh_count(sandbox) <= at_first + 20 + (time.monotonic() - started) / 5
     sandbox.clear_faults()
     advance_time(app, sandbox, 5)
@@ -235,7 +235,7 @@ def test_retry_after_pauses_all_connections(app: Flask, sandbox: SandboxClient) 
 
 
 def test_tokens_of_old_backup_become_suspect_not_ended(app: Flask, sandbox: SandboxClient) -> None:
-    """Restored, it holds tokens that were used since; where they are used once, all are refused."""
+    """After the restore, tokens have been used since. If each is accepted only once, all are refused."""
     sandbox.settings(rotate=True)
     create_connections(app, sandbox, 40)
     backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
@@ -259,7 +259,7 @@ def test_tokens_of_old_backup_become_suspect_not_ended(app: Flask, sandbox: Sand
 def test_accepted_code_closes_misconfigured_breaker(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    """Whoever has mended the secret and tries it out need not wait for the next probe."""
+    """An operator who corrects the secret and connects does not have to wait for the next probe."""
     create_connections(app, sandbox, 2)
     sandbox.fault(on="refresh", kind="invalid_client", times=None)
     refresh_due(app)
@@ -286,7 +286,7 @@ def test_breaker_is_shared_by_all_processes(
 
 
 def test_revoked_grants_do_not_keep_breaker_open_for_valid_ones(app: Flask, sandbox: SandboxClient) -> None:
-    """Twelve of 200, and they come first: it looks like a storm, but it must not be one for ever."""
+    """Twelve of 200, refreshed first, open the breaker, which must close again."""
     create_connections(app, sandbox, 200)
     for number in range(1, 13):
         sandbox.revoke(f"seed-{number:05}")

@@ -1,4 +1,4 @@
-"""Times that were written while a clock was ahead are not waited for."""
+"""Times that were written while a clock was ahead are ignored."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from tests.helpers.factories import advance_time, create_connections, refresh_du
 from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 
-# All conditions once on each database; what is decided in Python, and each condition by itself, on one.
+# All conditions together run on each database. Single conditions, and decisions in Python, run on one.
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -128,7 +128,7 @@ def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
 def test_breaker_closed_by_a_clock_ahead_can_open(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    links = create_connections(app, sandbox, 12)
+    spotify_user_ids = create_connections(app, sandbox, 12)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + CENTURY
         db.add(Breaker(name=Reason.OUTAGE, opened_at=later, closed_at=later, probe_at=later))
@@ -138,11 +138,11 @@ def test_breaker_closed_by_a_clock_ahead_can_open(
 
     with app.app_context():
         assert [found.name for found in breaker.open_breakers()] == [Reason.OUTAGE]
-    assert len(links) == 12
+    assert len(spotify_user_ids) == 12
 
 
 def test_attempts_far_ahead_do_not_open_breaker(app: Flask, sandbox: SandboxClient) -> None:
-    links = create_connections(app, sandbox, 1)
+    spotify_user_ids = create_connections(app, sandbox, 1)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + CENTURY
         for number in range(20):
@@ -156,7 +156,7 @@ def test_attempts_far_ahead_do_not_open_breaker(app: Flask, sandbox: SandboxClie
     with app.app_context():
         assert breaker.open_breakers() == []
     assert row(app).state == "suspect"
-    assert len(links) == 1
+    assert len(spotify_user_ids) == 1
 
 
 def test_maintenance_corrects_events_dated_ahead(app: Flask, sandbox: SandboxClient) -> None:
@@ -196,12 +196,12 @@ def test_rejected_token_is_replaced_despite_refresh_dated_ahead(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
-    link_id, tokens = row(app).spotify_user_id, app.extensions["backline"].tokens
+    spotify_user_id, tokens = row(app).spotify_user_id, app.extensions["backline"].tokens
     with app.app_context():
-        refused = tokens.access_token_for(link_id)
+        refused = tokens.access_token_for(spotify_user_id)
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
-        assert tokens.replace_rejected(refused, link_id).version != refused.version
+        assert tokens.replace_rejected(refused, spotify_user_id).version != refused.version
     assert refresh_count(sandbox) == 1
 
 

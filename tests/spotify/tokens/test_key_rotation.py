@@ -1,4 +1,4 @@
-"""Changing the key that tokens are sealed with, while they are in use."""
+"""Rotation of the keys that encrypt tokens, while the tokens are in use."""
 
 import base64
 import subprocess
@@ -38,7 +38,7 @@ NEW_KEY = base64.b64encode(bytes([7]) * 32).decode()
 
 @pytest.fixture
 def connected(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> list[FlaskClient]:
-    """Three people with a link each, sealed with the old key."""
+    """Return clients of three people, whose tokens are encrypted with the old key."""
     clients = []
     for person in ("mira_t_42", "jonas.k", "aiko-87"):
         register(client := new_client())
@@ -53,7 +53,7 @@ def both_keys(env: dict[str, str]) -> dict[str, str]:
 
 
 def works_with(env: dict[str, str], client: FlaskClient) -> bool:
-    """Whether an app with these keys can give this client its token."""
+    """Return whether an app with these keys can return this client's token."""
     app = create_app(Config.from_env(env))
     app.test_client_class = type(client)
     other = app.test_client()
@@ -110,7 +110,7 @@ def test_rotation_skips_row_that_a_refresh_has_written(
     sandbox: SandboxClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Read before a refresh, written after it: the old tokens must not come back."""
+    """Rotation reads a row before a refresh and writes after it. The old tokens must not come back."""
     monkeypatch.setattr(key_rotation, "BATCH", 2)
     app = create_app(Config.from_env(both_keys))
     with app.app_context():
@@ -138,7 +138,7 @@ def test_rotation_skips_row_that_a_refresh_has_written(
 def test_killed_rotation_of_rows_in_use_loses_nothing(
     both_keys: dict[str, str], env: dict[str, str], app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Killed half-way and run again, with refreshes going on: no row is lost, overwritten or passed over."""
+    """Rotation is killed half-way and rerun during refreshes. No row is lost, overwritten, or skipped."""
     create_connections(app, sandbox, 3000)
     rotating = start_flask(both_keys, "tokens", "rotate-keys")
     assert rotating.stderr is not None
@@ -153,7 +153,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
     assert 1000 <= halfway[new] < 3000
     assert sum(halfway.values()) == 3000
 
-    # Refreshed by a process that still knows only the old key, and by one that knows both.
+    # A process with only the old key, and one with both, refresh tokens in the meantime.
     with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "500"}) as newer:
         again = start_flask(both_keys, "tokens", "rotate-keys")
         stopping = threading.Event()
@@ -163,7 +163,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
         refreshed = sum(future.result().refreshed for future in refreshing)
 
     assert again.returncode == 0, errors
-    assert f"of {halfway[old]} rows processed" in errors  # what had been moved was passed over
+    assert f"of {halfway[old]} rows processed" in errors  # rows that were done are skipped
     assert f"All tokens are encrypted with key {new}" in output
     assert refreshed > 0
     with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
@@ -207,13 +207,13 @@ def test_start_fails_without_a_key_in_use(
 def test_replaced_worker_does_not_check_keys(
     connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
-    """While hosts get the new key one after another, a row may need a key that this one has not got yet."""
+    """While hosts get a new key one by one, a row may need a key that this host does not have yet."""
     with server(workers=1) as api:
         with app.app_context(), writing() as db:
             db.execute(sa.update(AccessToken).values(key_id="00000000"))
         lost = api.kill_worker()
         eventually(lambda: len(api.workers) == 1 and lost not in api.workers)
-        # What the lost one had accepted is lost with it.
+        # Connections that the old worker had accepted are lost with it.
         eventually(lambda: requests.get(f"{api.url}/livez", timeout=10).status_code == 200)
         assert "Worker failed to boot" not in api.log
 
@@ -234,7 +234,7 @@ def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected:
 
 @pytest.mark.processes
 def test_key_check_is_skipped_while_database_is_down(env: dict[str, str]) -> None:
-    """It is no reason to refuse the start: the API answers 503 until the database is back."""
+    """The server starts anyway: it responds with 503 until the database is back."""
     away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
 
     with running_app(away) as app:
@@ -244,7 +244,7 @@ def test_key_check_is_skipped_while_database_is_down(env: dict[str, str]) -> Non
 def test_refresh_encrypts_both_tokens_with_newest_key(
     both_keys: dict[str, str], connected: list[FlaskClient], sandbox: SandboxClient
 ) -> None:
-    """Also the refresh token that did not change: a row must need one key only."""
+    """The unchanged refresh token is re-encrypted too, so that a row needs only one key."""
     with running_app(both_keys) as newer, newer.app_context():
         with writing() as db:
             past = datetime.now(UTC) - timedelta(minutes=1)

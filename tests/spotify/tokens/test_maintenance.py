@@ -1,4 +1,4 @@
-"""What custody owes over time: reminders, and that nothing is kept longer than it is needed."""
+"""Hourly maintenance: reminders, and deletion of what is no longer needed."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ DAY = 86_400
 def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     register(client, "ada")
     connect(client, sandbox)
-    settled(client.application)  # or a mail might expire when time passes
+    settled(client.application)  # otherwise a mail could expire when time advances
     return client
 
 
@@ -152,7 +152,7 @@ def test_each_reminder_is_recorded_once(
 def test_unused_grant_ends_and_is_erased_after_six_months(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Asleep since its first month, it would keep its tokens for ever: Spotify is not asked about it."""
+    """An idle grant is not refreshed, so Spotify never says that it has ended."""
     advance_time(app, sandbox, 31 * DAY)
     refresh_due(app)
     assert row(app).due_at is None

@@ -1,4 +1,4 @@
-"""One table comes back from a backup without the others: connections go on, or are made again."""
+"""One table is restored without the others: connections continue, or can be authorized again."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_generation_set_back_moves_past_the_history(
     assert [refresh(client, app, sandbox) for _ in range(3)] == [200] * 3
     assert row(app).generation == 4
     newest = {name: saved[name] if name == "generation" else getattr(row(app), name) for name in saved}
-    with app.app_context(), writing() as db:  # a rotating Spotify would not take the old token any more
+    with app.app_context(), writing() as db:  # a rotating Spotify no longer accepts the old token
         db.execute(sa.update(AccessToken).values(newest if rotate else saved))
 
     assert [refresh(client, app, sandbox) for _ in range(2)] == [200] * 2
@@ -58,7 +58,7 @@ def test_generation_set_back_moves_past_the_history(
 def test_generation_set_back_loses_no_refresh_token(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Not even where Spotify fails at the first try after the restore."""
+    """Not even if Spotify fails at the first attempt after the restore."""
     sandbox.settings(rotate=True, rotation_grace_s=0)
     connect(client, sandbox)
     assert [refresh(client, app, sandbox) for _ in range(2)] == [200] * 2

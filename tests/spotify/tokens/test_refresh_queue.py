@@ -1,4 +1,4 @@
-"""The scheduler's work list: shared by any number of schedulers, and never in the way of a person."""
+"""The refresh queue is shared by any number of schedulers, and does not delay requests."""
 
 import threading
 import time
@@ -32,43 +32,45 @@ def reserve(app: Flask, limit: int) -> list[int]:
         return refresh_queue.claim_batch(limit, database.read_db_now())
 
 
-def due_at(app: Flask, link_id: int) -> datetime | None:
+def due_at(app: Flask, spotify_user_id: int) -> datetime | None:
     with app.app_context(), reading() as db:
-        wanted = sa.select(AccessToken.due_at).where(AccessToken.spotify_user_id == link_id)
+        wanted = sa.select(AccessToken.due_at).where(AccessToken.spotify_user_id == spotify_user_id)
         return db.execute(wanted).scalar_one()
 
 
 def test_batch_contains_connections_that_expire_first(app: Flask, sandbox: SandboxClient) -> None:
-    links = create_connections(app, sandbox, 30)
+    spotify_user_ids = create_connections(app, sandbox, 30)
 
-    assert reserve(app, 10) == links[:10]
-    assert reserve(app, 10) == links[10:20]
-    assert reserve(app, 100) == links[20:]
+    assert reserve(app, 10) == spotify_user_ids[:10]
+    assert reserve(app, 10) == spotify_user_ids[10:20]
+    assert reserve(app, 100) == spotify_user_ids[20:]
     assert reserve(app, 100) == []
 
 
 def test_claims_of_dead_scheduler_become_due_again(app: Flask, sandbox: SandboxClient) -> None:
-    links = create_connections(app, sandbox, 5)
+    spotify_user_ids = create_connections(app, sandbox, 5)
     reserve(app, 5)
     advance_time(app, sandbox, 29)
     assert reserve(app, 5) == []
 
     advance_time(app, sandbox, 2)
 
-    assert reserve(app, 5) == links
+    assert reserve(app, 5) == spotify_user_ids
 
 
 def test_leased_connection_is_not_claimed(app: Flask, sandbox: SandboxClient) -> None:
-    links = create_connections(app, sandbox, 2)
+    spotify_user_ids = create_connections(app, sandbox, 2)
     with app.app_context(), writing() as db:
         lease = {"attempt_id": "a" * 32, "lease_until": datetime.now(UTC) + timedelta(seconds=30)}
-        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == links[0]).values(lease))
+        db.execute(
+            sa.update(AccessToken).where(AccessToken.spotify_user_id == spotify_user_ids[0]).values(lease)
+        )
 
-    assert reserve(app, 5) == links[1:]
+    assert reserve(app, 5) == spotify_user_ids[1:]
 
 
 def test_schedulers_never_claim_the_same_connection(app: Flask, sandbox: SandboxClient) -> None:
-    links = create_connections(app, sandbox, 400)
+    spotify_user_ids = create_connections(app, sandbox, 400)
 
     def drain(_: int) -> list[int]:
         mine: list[int] = []
@@ -77,9 +79,9 @@ def test_schedulers_never_claim_the_same_connection(app: Flask, sandbox: Sandbox
         return mine
 
     with ThreadPoolExecutor(5) as pool:
-        taken = Counter(link_id for mine in pool.map(drain, range(5)) for link_id in mine)
+        taken = Counter(spotify_user_id for mine in pool.map(drain, range(5)) for spotify_user_id in mine)
 
-    assert taken == Counter(links)
+    assert taken == Counter(spotify_user_ids)
 
 
 def test_concurrent_passes_refresh_each_connection_once(
@@ -110,7 +112,7 @@ def test_schedulers_share_one_rate_limit(make_app: MakeApp, app: Flask, sandbox:
         took = time.monotonic() - began
 
     assert sum(done.refreshed for done in passes) == 121
-    assert took >= 3  # 120 turns after the first, at 40 a second
+    assert took >= 3  # 120 slots after the first, at 40 a second
 
 
 def test_request_does_not_wait_for_backlog_of_scheduler(
@@ -147,7 +149,7 @@ def test_request_does_not_wait_for_backlog_of_scheduler(
 def test_stopped_pass_releases_claims_it_has_not_started(
     make_app: MakeApp, app: Flask, sandbox: SandboxClient
 ) -> None:
-    links = create_connections(app, sandbox, 12)
+    spotify_user_ids = create_connections(app, sandbox, 12)
     stopping = threading.Event()
     slow = make_app(REFRESH_RATE="1")
     with ThreadPoolExecutor(1) as pool:
@@ -160,7 +162,9 @@ def test_stopped_pass_releases_claims_it_has_not_started(
     with app.app_context(), reading() as db:
         stale = sa.select(AccessToken.spotify_user_id).where(AccessToken.generation == 0)
         left = set(db.scalars(stale))
-    assert reserve(app, 20) == [link_id for link_id in links if link_id in left]
+    assert reserve(app, 20) == [
+        spotify_user_id for spotify_user_id in spotify_user_ids if spotify_user_id in left
+    ]
 
 
 def test_idle_connections_leave_queue_until_used(
@@ -169,15 +173,15 @@ def test_idle_connections_leave_queue_until_used(
     register(client, "ada")
     connect(client, sandbox)
     with app.app_context(), reading() as db:
-        link_id = db.execute(sa.select(SpotifyUser.id)).scalar_one()
+        spotify_user_id = db.execute(sa.select(SpotifyUser.id)).scalar_one()
     advance_time(app, sandbox, 31 * DAY)
 
     assert refresh_due(app) == RefreshStats()
-    assert due_at(app, link_id) is None
+    assert due_at(app, spotify_user_id) is None
 
     client.post("/api/login", json={"login": "ada", "password": "a long sentence is best"})
     assert client.get("/api/spotify/token").status_code == 200
-    assert due_at(app, link_id) is not None
+    assert due_at(app, spotify_user_id) is not None
     advance_time(app, sandbox, 3600)
     assert refresh_due(app) == RefreshStats(refreshed=1)
 
@@ -204,7 +208,7 @@ def test_short_lived_token_is_not_refreshed_in_its_first_half() -> None:
 def test_due_connection_is_refreshed_whatever_its_jitter(
     app: Flask, client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    """The earliest that jitter lets a token be due, it must not be found fresh: it would be due for ever."""
+    """A token that jitter makes due early must not count as fresh, or it would stay due."""
     connect(client, sandbox)
     with app.app_context(), writing() as db:
         now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Refreshing ahead of time: the pass, the command, and the process."""
+"""Refreshing ahead of time: the pass, the command, and the scheduler process."""
 
 import os
 import re
@@ -31,7 +31,7 @@ from tests.helpers.flows import connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, process_environment
 
-# One thread makes the order of calls the order of the work.
+# With one thread, the order of calls is the order of the queue.
 pytestmark = pytest.mark.settings(REFRESH_WORKERS="1")
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,8 +39,8 @@ PEOPLE = ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"]
 
 
 @pytest.fixture
-def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[int]:
-    """Four links whose tokens run out in 2, 4, 6 and 8 minutes. Returns their ids in that order."""
+def spotify_user_ids(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[int]:
+    """Return the ids of four connections, whose tokens expire in 2, 4, 6, and 8 minutes."""
     for person in PEOPLE:
         register(client := new_client())
         connect(client, sandbox, person=person)
@@ -53,9 +53,11 @@ def links(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxCli
         return [row.spotify_user_id for row in rows]
 
 
-def change(app: Flask, link_id: int, **values: object) -> None:
+def change(app: Flask, spotify_user_id: int, **values: object) -> None:
     with app.app_context(), writing() as db:
-        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == link_id).values(**values))
+        db.execute(
+            sa.update(AccessToken).where(AccessToken.spotify_user_id == spotify_user_id).values(**values)
+        )
 
 
 def generations(app: Flask) -> list[int]:
@@ -63,7 +65,9 @@ def generations(app: Flask) -> list[int]:
         return list(db.scalars(sa.select(AccessToken.generation).order_by(AccessToken.id)))
 
 
-def test_pass_refreshes_due_connections_once(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_pass_refreshes_due_connections_once(
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
+) -> None:
     assert refresh_due(app) == RefreshStats(refreshed=4, failed=0)
     assert generations(app) == [1, 1, 1, 1]
     assert refresh_due(app) == RefreshStats()
@@ -71,51 +75,57 @@ def test_pass_refreshes_due_connections_once(app: Flask, links: list[int], sandb
 
 
 def test_pass_skips_tokens_valid_beyond_the_lead(
-    app: Flask, links: list[int], sandbox: SandboxClient
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
     later = datetime.now(UTC) + timedelta(minutes=30)
-    change(app, links[3], expires_at=later, due_at=later - timedelta(minutes=15))
+    change(app, spotify_user_ids[3], expires_at=later, due_at=later - timedelta(minutes=15))
 
     assert refresh_due(app).refreshed == 3
     assert generations(app) == [1, 1, 1, 0]
 
 
 def test_pass_starts_with_token_that_expires_first(
-    app: Flask, links: list[int], sandbox: SandboxClient
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
-    for minutes, link_id in enumerate(reversed(links), 1):
-        change(app, link_id, expires_at=datetime.now(UTC) + timedelta(minutes=minutes))
+    for minutes, spotify_user_id in enumerate(reversed(spotify_user_ids), 1):
+        change(app, spotify_user_id, expires_at=datetime.now(UTC) + timedelta(minutes=minutes))
 
     refresh_due(app)
 
     with app.app_context(), reading() as db:
         order = list(db.scalars(sa.select(TokenRefresh.spotify_user_id).order_by(TokenRefresh.id)))
-    assert order == links[::-1]
+    assert order == spotify_user_ids[::-1]
 
 
-def test_pass_skips_connections_unused_for_long(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_pass_skips_connections_unused_for_long(
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
+) -> None:
     with app.app_context(), writing() as db:
         long_ago = datetime.now(UTC) - timedelta(days=31)
-        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == links[0]).values(last_used_at=long_ago))
+        db.execute(
+            sa.update(SpotifyUser).where(SpotifyUser.id == spotify_user_ids[0]).values(last_used_at=long_ago)
+        )
 
     assert refresh_due(app).refreshed == 3
     assert generations(app) == [0, 1, 1, 1]
 
 
 def test_pass_skips_ended_grants_and_running_backoffs(
-    app: Flask, links: list[int], sandbox: SandboxClient
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=1)
-    change(app, links[0], state=GrantState.REAUTHORIZATION_REQUIRED, due_at=None)
-    change(app, links[1], state=GrantState.SUSPECT, failures=1, not_before=soon, due_at=soon)
-    change(app, links[2], not_before=soon, due_at=soon)
+    change(app, spotify_user_ids[0], state=GrantState.REAUTHORIZATION_REQUIRED, due_at=None)
+    change(app, spotify_user_ids[1], state=GrantState.SUSPECT, failures=1, not_before=soon, due_at=soon)
+    change(app, spotify_user_ids[2], not_before=soon, due_at=soon)
 
     assert refresh_due(app) == RefreshStats(refreshed=1, failed=0)
     assert generations(app) == [0, 0, 0, 1]
 
 
-def test_pass_confirms_suspect_grant_when_due(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
-    change(app, links[0], state=GrantState.SUSPECT, failures=1, not_before=datetime.now(UTC))
+def test_pass_confirms_suspect_grant_when_due(
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
+) -> None:
+    change(app, spotify_user_ids[0], state=GrantState.SUSPECT, failures=1, not_before=datetime.now(UTC))
 
     assert refresh_due(app).refreshed == 4
     with app.app_context(), reading() as db:
@@ -133,7 +143,7 @@ def test_rate_limit_applies_to_all_processes_together(app: Flask) -> None:
 
 
 def test_rate_limiter_ignores_slot_far_ahead(app: Flask) -> None:
-    """Redis' clock was set back, or another Redis has taken over."""
+    """Redis' clock was set back, or another Redis took over."""
     store: redis.Redis = app.extensions["backline"].redis
     store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
 
@@ -157,16 +167,18 @@ def test_rate_limiter_works_per_process_without_redis() -> None:
 
 
 def test_failure_of_one_connection_does_not_affect_others(
-    app: Flask, links: list[int], sandbox: SandboxClient
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
-    change(app, links[1], refresh_token=b"damaged")
+    change(app, spotify_user_ids[1], refresh_token=b"damaged")
     sandbox.fault(on="refresh", kind="google_502", person="aiko-87", times=None)
 
     assert refresh_due(app) == RefreshStats(refreshed=2, failed=2)
     assert generations(app) == [1, 0, 0, 1]
 
 
-def test_simultaneous_passes_share_the_work(app: Flask, links: list[int], sandbox: SandboxClient) -> None:
+def test_simultaneous_passes_share_the_work(
+    app: Flask, spotify_user_ids: list[int], sandbox: SandboxClient
+) -> None:
     sandbox.settings(latency_ms={"token": 200, "api": 0})
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: refresh_due(app), range(2)))
@@ -190,7 +202,9 @@ def flask(env: dict[str, str], *arguments: str, **more: Any) -> subprocess.Compl
 
 
 @pytest.mark.processes
-def test_refresh_due_command_makes_one_pass(env: dict[str, str], links: list[int], app: Flask) -> None:
+def test_refresh_due_command_makes_one_pass(
+    env: dict[str, str], spotify_user_ids: list[int], app: Flask
+) -> None:
     done = flask(env, "tokens", "refresh-due")
 
     assert (done.returncode, done.stdout) == (0, "refreshed 4, failed 0\n")
@@ -199,7 +213,7 @@ def test_refresh_due_command_makes_one_pass(env: dict[str, str], links: list[int
 
 @pytest.mark.processes
 def test_refresh_due_command_fails_if_a_refresh_failed(
-    env: dict[str, str], links: list[int], sandbox: SandboxClient
+    env: dict[str, str], spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="google_502", times=None)
 
@@ -210,10 +224,10 @@ def test_refresh_due_command_fails_if_a_refresh_failed(
 
 @pytest.mark.processes
 def test_status_command_counts_connections_by_state(
-    env: dict[str, str], links: list[int], app: Flask
+    env: dict[str, str], spotify_user_ids: list[int], app: Flask
 ) -> None:
-    change(app, links[0], state=GrantState.SUSPECT)
-    change(app, links[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
+    change(app, spotify_user_ids[0], state=GrantState.SUSPECT)
+    change(app, spotify_user_ids[1], expires_at=datetime.now(UTC) - timedelta(minutes=1))
 
     done = flask(env, "tokens", "status")
 
@@ -226,7 +240,7 @@ def test_status_command_counts_connections_by_state(
 
 @contextmanager
 def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the scheduler's process, with some of its module's constants changed."""
+    """Run a scheduler process with changed constants of its module."""
     changed = (
         "import flask.cli; from app.spotify.tokens import scheduler; "
         f"vars(scheduler).update({constants}); flask.cli.main()"
@@ -249,7 +263,7 @@ def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[su
 
 @pytest.mark.processes
 def test_three_scheduler_processes_share_work_and_stop_on_signals(
-    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+    env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     sandbox.settings(latency_ms={"token": 200, "api": 0})
     with (
@@ -269,7 +283,7 @@ def test_three_scheduler_processes_share_work_and_stop_on_signals(
 
 @pytest.mark.processes
 def test_stopping_scheduler_finishes_running_calls(
-    env: dict[str, str], links: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
+    env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
     sandbox.fault(on="refresh", kind="park", times=None)
     with scheduler({**env, "REFRESH_WORKERS": "2"}, tmp_path / "log") as process:

@@ -1,4 +1,4 @@
-"""Token custody: refreshed on use, once, and nothing lost when Spotify fails."""
+"""The token service refreshes on use, exactly once, and loses nothing if Spotify fails."""
 
 import logging
 import threading
@@ -27,7 +27,7 @@ from tests.helpers.flows import another_tab, come_back, connect, refresh_count, 
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
 
-# For what is the same on every database.
+# For tests that do not depend on the database.
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -47,19 +47,19 @@ def change(app: Flask, **values: object) -> None:
 
 
 def expire(app: Flask, seconds: float = 60) -> None:
-    """Let the stored access token have run out this many seconds ago, also at Spotify."""
+    """Let the stored access token have expired this many seconds ago."""
     change(app, expires_at=datetime.now(UTC) - timedelta(seconds=seconds))
 
 
 def soon(app: Flask, seconds: float) -> None:
-    """Let a token of the usual hour run out in this many seconds."""
+    """Let an access token with the usual lifetime of an hour expire in this many seconds."""
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
 
 
 @pytest.fixture
 def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
-    """A person with an account, and Spotify connected to it."""
+    """Return the client of a person with an account and a connection."""
     register(client, "ada")
     connect(client, sandbox)
     return client
@@ -164,7 +164,7 @@ def test_twenty_callers_make_one_call_to_spotify(
 
 
 def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
-    """Ask for the token from twenty connections at the same moment. Returns status and token of each."""
+    """Request the token on twenty HTTP connections at once. Returns each status and token."""
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
     start = threading.Barrier(20)
@@ -173,7 +173,7 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
         with requests.Session() as http:
             http.trust_env = False
             http.headers["X-Requested-With"] = "test"
-            http.get(f"{api.url}/livez", timeout=10)  # connected, so that the calls leave together
+            http.get(f"{api.url}/livez", timeout=10)  # connects, so that the calls start together
             start.wait()
             for _ in range(10):
                 response = http.get(
@@ -181,7 +181,7 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
                 )
                 if response.status_code != 503:
                     break
-                # On a busy machine the call may take so long that Spotify counts as slow.
+                # On a busy machine, the call may take so long that Spotify counts as slow.
                 time.sleep(int(response.headers["Retry-After"]))
             return response.status_code, response.json().get("access_token", response.text)
 
@@ -195,7 +195,7 @@ def test_callers_share_token_valid_for_seconds(
     client: FlaskClient,
     sandbox: SandboxClient,
 ) -> None:
-    """Shorter than the lead, such a token is never fresh enough; those who waited take it all the same."""
+    """A lifetime shorter than the lead is never fresh enough, but waiting callers take the token."""
     sandbox.settings(rotate=True, latency_ms={"token": 200, "api": 0}, expires_in=8)
     register(client, "ada")
     connect(client, sandbox)
@@ -229,7 +229,7 @@ def test_waiting_caller_takes_new_token_however_short_lived(
 def test_lost_redis_lock_still_results_in_one_call(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
-    """Redis forgets the lock while a refresh is under way: the claim in the database still holds."""
+    """Redis loses the lock during a refresh. The claim in the database still holds."""
     expire(app)
     sandbox.fault(on="refresh", kind="park", times=1)
     with ThreadPoolExecutor(3) as pool:
@@ -251,7 +251,7 @@ def test_lost_redis_lock_still_results_in_one_call(
 def test_caller_with_valid_token_never_waits(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
-    """Neither the one who finds it about to run out, nor those after, here and in other workers."""
+    """Neither the caller that starts the refresh waits, nor the next ones, in any worker."""
     soon(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
     for tab in (connected, another_tab(connected), another_tab(connected, another_worker)):
@@ -306,7 +306,7 @@ def test_outage_leaves_grant_active(
     assert after.refresh_token == before.refresh_token
     assert after.attempt_id is None
     assert connected.get("/api/spotify").json["status"] == "connected"
-    # When Spotify is back and the pause is over, everything is as before.
+    # When Spotify is back and the backoff is over, everything works again.
     sandbox.clear_faults()
     change(app, not_before=None)
     assert connected.get("/api/spotify/token").status_code == 200
@@ -338,7 +338,7 @@ def test_backoff_grows_with_each_failure(connected: FlaskClient, app: Flask, san
         pauses.append((paused.not_before - asked_at).total_seconds())
         change(app, not_before=None)
 
-    # Jitter takes up to half away, so each is compared with the one after the next.
+    # Jitter takes up to half away, so each backoff is compared with the one after the next.
     assert all(later > sooner for sooner, later in zip(pauses, pauses[2:], strict=False))
 
 
@@ -383,7 +383,7 @@ def test_revoked_grant_becomes_suspect_and_keeps_its_token(
     assert after.refresh_token == before.refresh_token
     assert after.not_before is not None
     assert timedelta(minutes=14) < after.not_before - datetime.now(UTC) <= timedelta(minutes=15)
-    # Until then nobody asks Spotify again.
+    # Until then, there are no more calls to Spotify.
     assert connected.get("/api/spotify/token").status_code == 409
     assert refresh_count(sandbox) == 1
 
@@ -481,7 +481,7 @@ def test_refresh_superseded_by_new_consent_writes_nothing(
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(tab.get, "/api/spotify/token")
         sandbox.wait_for_held(1)
-        change(app, state=GrantState.REAUTHORIZATION_REQUIRED)  # so that a new consent is offered
+        change(app, state=GrantState.REAUTHORIZATION_REQUIRED)  # so that the API offers a new consent
         connect(connected, sandbox)
         renewed = row(app)
         sandbox.release()
@@ -497,9 +497,9 @@ def test_refresh_superseded_by_new_consent_writes_nothing(
 def test_attempt_that_outlived_its_lease_writes_nothing(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
-    """Paused for longer than the lease, it comes back with news about the generation before.
+    """Paused for longer than its lease, the attempt ends with a result for the previous generation.
 
-    With rotating tokens the news is that its token is revoked; the grant is none the worse for it.
+    With rotating tokens, the result is a refusal, which must not affect the grant.
     """
     sandbox.settings(rotate=rotate)
     expire(app)
@@ -526,7 +526,7 @@ def test_attempt_that_outlived_its_lease_writes_nothing(
 def test_late_new_refresh_token_is_kept_as_spare(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
-    """Where tokens are used once, the late one may turn out to be the only good one."""
+    """If each token is accepted only once, the late one may be the only valid one."""
     sandbox.settings(rotate=True, rotation_grace_s=3600)
     expire(app)
     sandbox.fault(on="refresh", kind="park", after_effect=True)
@@ -567,7 +567,7 @@ def test_unused_spare_is_discarded_after_success(
 def test_late_failure_keeps_lease_of_next_attempt(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
-    """Paused beyond its lease, it wakes with bad news while the next owner is calling."""
+    """An attempt fails after its lease, while the next one is calling Spotify."""
     expire(app)
     sandbox.fault(on="refresh", kind="park", times=2)
     with ThreadPoolExecutor(2) as pool:
@@ -594,7 +594,7 @@ def test_late_failure_keeps_lease_of_next_attempt(
 def test_old_claim_makes_no_call(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was paused between claim and call might present a token that the next owner has used by now."""
+    """After a pause between claim and call, the next attempt may already have used the token."""
     expire(app)
     with monkeypatch.context() as paused:
         paused.setattr(attempts, "_SEND_WITHIN_SECONDS", -1)
@@ -736,7 +736,7 @@ def test_six_months_are_calendar_months(consent: str, end: str) -> None:
 def test_playback_token_requires_streaming_scope(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Nor is it refreshed for nothing. A permission with a longer name is another one."""
+    """The token is not even refreshed. A scope with a longer name is another scope."""
     sandbox.settings(granted_scopes=["user-read-private", "user-modify-playback-state"])
     connect(client, sandbox)
     expire(app)
@@ -758,7 +758,7 @@ def test_playback_token_is_never_cached_or_shared(
     sandbox: SandboxClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The secret scanner checks after every test that logs, Redis, and columns do not have it."""
+    """The secret scanner also checks logs, Redis, and columns after every test."""
     ada, bob = new_client(), new_client()
     connect(ada, sandbox)
     connect(bob, sandbox, person="aiko-87")
@@ -788,7 +788,7 @@ def test_playback_token_is_returned_to_get_only(connected: FlaskClient) -> None:
 def test_ended_grant_returns_authorize_url_that_reconnects(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """The URL is this session's own, and connects it again."""
+    """The URL belongs to this session, and connects it again."""
     expire(app)
     sandbox.revoke("mira_t_42")
     url = connected.get("/api/spotify/token").json["authorize_url"]

@@ -1,4 +1,4 @@
-"""What each answer of Spotify's token endpoint to a refresh comes to, for the caller, the grant and others.
+"""The effect of each response of Spotify's token endpoint on the caller, the grant, and other connections.
 
 The rule is in `TABLE`, a row for each answer: only a 400 with `invalid_grant` says anything about the
 person's grant; a refusal of the client is about us; a 429 is about everybody; all else is the weather.
@@ -52,26 +52,26 @@ pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 
-# --- what an answer means ----------------------------------------------------------------------------
+# --- what a response means ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What comes of an answer that is no token. The grant keeps its refresh token in any case."""
+    """The effect of a response without a token. The grant always keeps its refresh token."""
 
     problem: tuple[int, str]
-    """What we answer to GET /api/spotify/token."""
+    """The status and slug of GET /api/spotify/token."""
     retry_after: tuple[int, int] | None
-    """The least and the most that its Retry-After says; None where it has none."""
+    """The range of its Retry-After, or None if it has none."""
     outcome: Outcome
-    """What the history says of the attempt."""
+    """The outcome of the attempt in the history."""
     pause: tuple[timedelta, timedelta] | None
-    """How long the grant is left alone, at least and at most; None where it is not the grant's trouble."""
+    """The range of the grant's backoff, or None if the failure is not the grant's own."""
     state: GrantState = GrantState.ACTIVE
     status: str = "connected"
-    """What GET /api/spotify says."""
+    """The status in GET /api/spotify."""
     trouble: Reason | None = None
-    """Which breaker opens and holds everybody back, and for how long."""
+    """The breaker that opens, and for how long."""
     hold: timedelta | None = None
 
 
@@ -100,7 +100,7 @@ UNAVAILABLE = Meaning(
 
 
 def wait(seconds: int, *, told: tuple[int, int] | None = None) -> Meaning:
-    """Everybody waits so long, and is told so: this is Spotify's one answer to the application as a whole."""
+    """Everybody waits this long: a 429 is about the application as a whole."""
     return Meaning(
         problem=(503, "spotify-unavailable"),
         retry_after=told or (seconds, seconds),
@@ -111,28 +111,28 @@ def wait(seconds: int, *, told: tuple[int, int] | None = None) -> Meaning:
     )
 
 
-# Where Spotify does not say for how long, half a minute it is.
+# Without a Retry-After, the wait is half a minute.
 WAIT_AS_WE_LIKE = wait(30, told=(1, 30))
 
-# --- who gives the answer ----------------------------------------------------------------------------
+# --- who responds ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spotify:
-    """The token endpoint of a test."""
+    """The token endpoint that a test uses."""
 
     url: str
     heard: Callable[[], int]
-    """How many calls have come through to it."""
+    """The number of calls that reached it."""
 
 
-# Lets the token endpoint give a certain answer, for as long as the stack lasts.
+# Makes the token endpoint respond in a certain way, for as long as the stack lasts.
 Play = Callable[[ExitStack, SandboxClient], Spotify]
 Deed = Callable[["Host", socket.socket], None]
 
 
 def fault(kind: str, **members: Any) -> Play:
-    """One of the sandbox's, on the next refresh."""
+    """A fault of the sandbox, on the next refresh."""
 
     def play(_stack: ExitStack, sandbox: SandboxClient) -> Spotify:
         sandbox.fault(on="refresh", kind=kind, **members)
@@ -142,7 +142,7 @@ def fault(kind: str, **members: Any) -> Play:
 
 
 def within(play: Play, **seconds: float) -> Play:
-    """The same, with deadlines that a test can wait for."""
+    """The same, with deadlines that are short enough for a test."""
 
     def shortened(stack: ExitStack, sandbox: SandboxClient) -> Spotify:
         for name, value in seconds.items():
@@ -154,7 +154,7 @@ def within(play: Play, **seconds: float) -> Play:
 
 
 class Host(ThreadingHTTPServer):
-    """A host on loopback that does the same with every call, and keeps what it was sent."""
+    """A host on loopback that responds to every call in the same way, and keeps what it received."""
 
     daemon_threads = True
 
@@ -163,11 +163,11 @@ class Host(ThreadingHTTPServer):
         self.deed = deed
         self.forms: list[dict[str, list[str]]] = []
         self.sent = 0
-        """How many bytes it got rid of by `pour`."""
+        """The number of bytes that `pour` has sent."""
         self.over = threading.Event()
         self.scheme = "http" if context is None else "https"
         if context is not None:
-            # The handshake is the call's own, so that a failed one ends that thread and no other.
+            # The handshake runs in the call's thread, so that a failure ends only that thread.
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
@@ -175,7 +175,7 @@ class Host(ThreadingHTTPServer):
         return Spotify(f"{self.scheme}://127.0.0.1:{self.server_port}", lambda: len(self.forms))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The other end hung up, which is what most of these tests are about."""
+        """Ignore that the other end hung up, which most of these tests provoke."""
 
 
 class _Call(BaseHTTPRequestHandler):
@@ -214,12 +214,12 @@ def does(deed: Deed) -> Play:
 
 
 def sends(raw: bytes) -> Play:
-    """These very bytes, and the connection is closed."""
+    """Send exactly these bytes, and close the connection."""
     return does(lambda _host, connection: connection.sendall(raw))
 
 
 def answers(status: int, body: object = b"", **headers: str) -> Play:
-    """This status and body, which is JSON unless it is bytes. `Retry_After="7"` is a header."""
+    """Respond with this status and body, as JSON unless it is bytes. `Retry_After="7"` sets a header."""
     return sends(message(status, body, **headers))
 
 
@@ -235,12 +235,12 @@ def message(status: int, body: object = b"", **headers: str) -> bytes:
 
 
 def cut(status: int, body: object) -> Play:
-    """This status and body, which is whole, and then no more though more was promised."""
+    """Respond with this status and complete body, but with a greater Content-Length."""
     return sends(message(status, json.dumps(body).encode() + b" ")[:-1])
 
 
 def padded(body: object) -> bytes:
-    """The same in JSON, with more blanks after it than we read."""
+    """Respond with JSON, followed by more spaces than we read."""
     return json.dumps(body).encode() + b" " * MIB
 
 
@@ -249,7 +249,7 @@ def oauth(error: object, **members: object) -> dict[str, object]:
 
 
 def pour(host: Host, connection: socket.socket, head: bytes, blocks: int) -> None:
-    """Send so many MiB after the head, or what of it is taken."""
+    """Send this many MiB after the head, or as much as the client reads."""
     connection.sendall(head)
     for _ in range(blocks):
         connection.sendall(b"a" * MIB)
@@ -257,7 +257,7 @@ def pour(host: Host, connection: socket.socket, head: bytes, blocks: int) -> Non
 
 
 def drip_head(host: Host, connection: socket.socket) -> None:
-    """A header that goes on and on, each byte soon enough that no read time-out strikes."""
+    """Send an endless header, with each byte soon enough to avoid a read timeout."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
     while not host.over.wait(0.05):
         connection.sendall(b"a")
@@ -273,7 +273,7 @@ def nobody_there(_stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
 
 
 def nobody_accepts(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
-    """A port whose queue is full, so that connecting to it takes for ever."""
+    """Return a port whose queue is full, so that connecting never succeeds."""
     listener = stack.enter_context(socket.socket())
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -297,7 +297,7 @@ def no_such_name(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
 
 
 def nobodys_certificate(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
-    """TLS with a certificate for the right address, which nobody has signed but itself."""
+    """Use TLS with a self-signed certificate for the right address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(stack.enter_context(self_signed()))
     good = message(200, {**TOKEN, "token_type": "Bearer"})
@@ -345,7 +345,7 @@ class Row:
     spotify: Play
     means: Meaning
     heard: int = 1
-    """How many calls come through; never a second one."""
+    """The number of calls that reach it, at most one."""
 
     @property
     def parameter(self) -> Any:
@@ -353,7 +353,7 @@ class Row:
 
 
 TABLE = [
-    # A 400 with `invalid_grant`, in all wordings known and unknown, is the only word on the grant.
+    # Only a 400 with `invalid_grant`, however worded, is about the grant.
     Row("refresh token revoked", fault("refresh_token_revoked"), REFUSED),
     Row("refresh token expired", fault("refresh_token_expired"), REFUSED),
     Row("invalid refresh token", fault("invalid_refresh_token"), REFUSED),
@@ -369,7 +369,7 @@ TABLE = [
         answers(400, oauth("invalid_grant", error_description={}), Content_Type="text/html"),
         REFUSED,
     ),
-    # With any other status, or where it only looks like it, it is no such word.
+    # With another status, or if it only looks similar, it is not.
     Row("invalid_grant as a 200", answers(200, oauth("invalid_grant")), UNAVAILABLE),
     Row("invalid_grant as a 401", answers(401, oauth("invalid_grant")), UNAVAILABLE),
     Row("invalid_grant as a 403", answers(403, oauth("invalid_grant")), UNAVAILABLE),
@@ -386,7 +386,7 @@ TABLE = [
     Row("invalid_grant of more bytes than come", cut(400, oauth("invalid_grant")), UNAVAILABLE),
     Row("invalid_grant as text", answers(400, b"invalid_grant"), UNAVAILABLE),
     Row("invalid_grant in another case", answers(400, oauth("INVALID_GRANT")), UNAVAILABLE),
-    # The client is refused: our fault, and nobody's grant.
+    # The client is rejected, which is not about the grant.
     Row("invalid client", fault("invalid_client"), OUR_FAULT),
     Row("invalid client secret", fault("invalid_client_secret"), OUR_FAULT),
     Row("invalid_client without a description", fault("invalid_client_bare"), OUR_FAULT),
@@ -404,7 +404,7 @@ TABLE = [
     Row("grant type missing", fault("grant_type_missing"), OUR_FAULT),
     Row("grant type unsupported", fault("unsupported_grant_type"), OUR_FAULT),
     Row("invalid scope", answers(400, oauth("invalid_scope")), OUR_FAULT),
-    # Other refusals are not understood, and so held against nobody.
+    # Unknown refusals have no effect on the grant.
     Row("refresh token must be supplied", fault("refresh_token_missing"), UNAVAILABLE),
     Row("code must be supplied", fault("code_missing"), UNAVAILABLE),
     Row("an error unheard of", answers(400, oauth("slow_down")), UNAVAILABLE),
@@ -416,7 +416,7 @@ TABLE = [
     Row("a 403 in words", fault("not_registered_2026"), UNAVAILABLE),
     Row("a 404", fault("not_found"), UNAVAILABLE),
     Row("a 408", answers(408), UNAVAILABLE),
-    # A request to wait is meant for all of us, and taken at its word for up to a day.
+    # A Retry-After applies to the whole application, up to a day.
     Row("429 for 120 s", fault("rate_limited", retry_after=120), wait(120)),
     Row("429 for a day", fault("rate_limited", retry_after=86_400, body="quota"), wait(86_400)),
     Row("429 for more than a day", fault("rate_limited", retry_after=100_000), wait(86_400)),
@@ -428,7 +428,7 @@ TABLE = [
     Row("429 until a date", answers(429, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"), wait(86_400)),
     Row("429 for longer than the universe", answers(429, Retry_After="9" * 40), WAIT_AS_WE_LIKE),
     Row("429 that says invalid_grant", answers(429, oauth("invalid_grant"), Retry_After="7"), wait(7)),
-    # Outages, as they have been seen.
+    # Outages, as observed.
     Row("502 in Google's HTML", fault("google_502"), UNAVAILABLE),
     Row("502 in JSON", fault("json_502"), UNAVAILABLE),
     Row("503 of Envoy", fault("envoy_503"), UNAVAILABLE),
@@ -442,7 +442,7 @@ TABLE = [
     Row("500 in JSON", fault("json_500"), UNAVAILABLE),
     Row("500 server_error", fault("server_error"), UNAVAILABLE),
     Row("504 without a body", fault("empty_504"), UNAVAILABLE),
-    # What is no token, though the status says it is; and what is one, though the status does not.
+    # The status and the body disagree about whether there is a token.
     Row("200 without a body", fault("empty_200"), UNAVAILABLE),
     Row("200 with half a body", fault("truncated_json"), UNAVAILABLE),
     Row("200 without access_token", fault("no_access_token"), UNAVAILABLE),
@@ -454,7 +454,7 @@ TABLE = [
     Row("200 with a token too long", answers(200, {**TOKEN, "access_token": "a" * 8193}), UNAVAILABLE),
     Row("201 with a token", answers(201, TOKEN), UNAVAILABLE),
     Row("204", fault("no_content"), UNAVAILABLE),
-    # Redirects, followed nowhere.
+    # Redirects, which are not followed.
     Row("302", fault("redirect_302"), UNAVAILABLE),
     Row("307", fault("redirect_307"), UNAVAILABLE),
     Row("308 with a token", answers(308, TOKEN, Location=f"{FAR}/api/token"), UNAVAILABLE),
@@ -469,7 +469,7 @@ TABLE = [
         answers(302, Location="/\xff"),
         UNAVAILABLE,
     ),
-    # No answer, or half of one.
+    # No response, or an incomplete one.
     Row("closed without a word", fault("close"), UNAVAILABLE),
     Row("closed in mid-body", fault("cut_body"), UNAVAILABLE),
     Row("a token of more bytes than come", cut(200, TOKEN), UNAVAILABLE),
@@ -506,7 +506,7 @@ TABLE = [
 
 # --- people and their grants -------------------------------------------------------------------------
 
-# Where the database makes no difference, one will do.
+# For tests that do not depend on the database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -541,7 +541,7 @@ def attempts(app: Flask) -> list[TokenRefresh]:
 
 
 def answered_at(app: Flask) -> datetime:
-    """When the last answer was written down."""
+    """Return when the last outcome was recorded."""
     finished_at = attempts(app)[-1].finished_at
     assert finished_at is not None
     return finished_at
@@ -558,7 +558,7 @@ def kept(app: Flask, column: str = "refresh_token") -> str:
 
 
 def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
-    """Let all access tokens, of the usual hour, have so many seconds left."""
+    """Let all access tokens, with the usual lifetime of an hour, expire in this many seconds."""
     end = datetime.now(UTC) + left * SECOND
     with app.app_context(), writing() as db:
         times = {"expires_at": end, "refreshed_at": end - timedelta(hours=1)}
@@ -567,14 +567,14 @@ def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
 
 @contextmanager
 def asking(app: Flask, spotify: Spotify) -> Iterator[None]:
-    """Let the app find Spotify's accounts service there."""
+    """Point the app to an accounts service at this URL."""
     accounts = app.extensions["backline"].accounts
     there = accounts._config.model_copy(update={"spotify_accounts_url": spotify.url})
     with patch.object(accounts, "_config", there):
         yield
 
 
-# With the deadlines of the table none takes a second; without them, the whole call's 10 s at least.
+# With the deadlines of the table, none takes a second; without them, at least the 10 s of a call.
 MOST_SECONDS = 8
 
 # --- the table ---------------------------------------------------------------------------------------
@@ -630,7 +630,7 @@ def check_grant(after: AccessToken, before: AccessToken, attempt: TokenRefresh, 
     assert attempt.finished_at is not None
     assert after.due_at is not None
     if means.pause is None:
-        # It seems not to be the grant's own trouble: the breaker is what it waits for, and it goes last.
+        # The failure does not seem to be the grant's own: it waits for the breaker, and comes last.
         assert (after.not_before, after.failures) == (None, 1)
     else:
         assert after.not_before == after.due_at
@@ -641,7 +641,7 @@ def check_grant(after: AccessToken, before: AccessToken, attempt: TokenRefresh, 
 
 
 def check_recovery(client: FlaskClient, app: Flask, sandbox: SandboxClient, means: Meaning) -> None:
-    """When the trouble is over and its time has passed, all is as if nothing had been."""
+    """After the fault and the wait are over, everything works as before."""
     sandbox.clear_faults()
     waits = means.hold or (means.pause or (SECOND,))[-1]
     advance_time(app, sandbox, waits.total_seconds() + 1)
@@ -701,21 +701,21 @@ def test_valid_token_is_returned_whatever_spotify_responds(
     assert grant(app).state == row.means.state
 
 
-# --- answers that are a token ------------------------------------------------------------------------
+# --- responses with a token ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Given:
-    """A good answer: what is different from `TOKEN`, and what comes of it."""
+    """A usable response: how it differs from `TOKEN`, and its effect."""
 
     name: str
     changed: dict[str, object]
     life: int = 3600
     """In seconds."""
     refresh_token: str | None = None
-    """The one that is kept from now on; None: the one that was presented."""
+    """The refresh token that is stored, or None for the one that was presented."""
     scope: str | None = None
-    """None: what it was."""
+    """The stored scope, or None if it does not change."""
     type: str = "application/json"
 
 
@@ -777,7 +777,7 @@ GIVEN = [
 def test_usable_response_is_accepted(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, given: Given
 ) -> None:
-    # Two failures before it, of which nothing must be left.
+    # Two earlier failures, which must leave no trace.
     run_out(app, failures=2)
     before, presented = grant(app), kept(app)
     good = message(200, {**TOKEN, **given.changed}, Content_Type=given.type)
@@ -830,7 +830,7 @@ def test_redirect_sends_nothing_to_another_host(
 
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
         assert spotify.heard() == 1
-        with pytest.raises(BlockingIOError):  # nobody has connected
+        with pytest.raises(BlockingIOError):  # there was no connection
             elsewhere.accept()
 
 
@@ -856,10 +856,10 @@ def test_huge_body_is_not_read_to_its_end(
         response = ask(connected)
 
     assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
-    assert host.sent < 32 * MIB  # what the kernel buffers is more than the 1 MiB that is read
+    assert host.sent < 32 * MIB  # the kernel buffers more than the 1 MiB that is read
 
 
-# --- refused: the ladder, and the grant's age ---------------------------------------------------------
+# --- refusals, and the grant's age ---------------------------------------------------------
 
 
 def test_revoked_grant_ends_in_steps_until_new_consent(
@@ -874,7 +874,7 @@ def test_revoked_grant_ends_in_steps_until_new_consent(
         assert (suspect.state, suspect.failures, suspect.ended_at) == (GrantState.SUSPECT, step, None)
         assert suspect.not_before == suspect.due_at == answered_at(app) + pause
         assert connected.get("/api/spotify").json["status"] == "suspect"
-        # Until just before then, nobody asks Spotify.
+        # Until just before then, there are no calls to Spotify.
         advance_time(app, sandbox, pause.total_seconds() - 30)
         assert ask(connected).status_code == 409
         assert refresh_count(sandbox) == step
@@ -887,7 +887,7 @@ def test_revoked_grant_ends_in_steps_until_new_consent(
     assert ended.state == GrantState.REAUTHORIZATION_REQUIRED
     assert (ended.due_at, ended.not_before) == (None, None)
     assert ended.ended_at == answered_at(app)
-    assert kept(app) == refresh_token  # for a week yet
+    assert kept(app) == refresh_token  # for another week
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.INVALID_GRANT] * 3
     assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
     advance_time(app, sandbox, 7200)
@@ -923,7 +923,7 @@ def test_false_refusal_leaves_no_trace(
     moments = ("expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at")
     assert columns(grant(app), without=refreshed + moments) == columns(before, without=refreshed + moments)
     assert connected.get("/api/spotify").json["status"] == "connected"
-    # The next refusal is a first one again.
+    # The next refusal counts as the first one.
     run_out(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant")
     assert ask(connected).status_code == 409
@@ -964,12 +964,12 @@ def test_aged_grant_that_spotify_accepts_stays_active(
     assert grant(app).state == GrantState.ACTIVE
 
 
-# --- our fault, and a request to wait: everybody's ----------------------------------------------------
+# --- misconfiguration and rate limits affect everybody ----------------------------------------------------
 
 
 @pytest.fixture
 def three(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[FlaskClient]:
-    """Three people whose access tokens have run out."""
+    """Return the clients of three people whose access tokens have expired."""
     people = [new_client() for _ in range(3)]
     for client, person in zip(people, ("mira_t_42", "jonas.k", "aiko-87"), strict=True):
         connect(client, sandbox, person=person)
@@ -994,7 +994,7 @@ def test_misconfiguration_is_detected_by_one_call_and_marks_no_grant(
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.MISCONFIGURED]
     after = grants(app)
     assert [columns(row) for row in after[1:]] == [columns(row) for row in before[1:]]
-    timing = ("due_at", "failures", "updated_at")  # it may be tried as soon as anybody may, but last
+    timing = ("due_at", "failures", "updated_at")  # it can be tried as soon as any other, but last
     assert columns(after[0], without=timing) == columns(before[0], without=timing)
     assert [client.get("/api/spotify").json["status"] for client in three] == ["connected"] * 3
 
