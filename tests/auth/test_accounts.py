@@ -142,19 +142,6 @@ def test_registration_requires_every_field(client: FlaskClient, missing: str) ->
     assert response.json["errors"] == {missing: ["This field is required."]}
 
 
-@pytest.mark.parametrize(
-    "password", ["qwhzt7kd", "x" * 256, "  spaces around  ", "пароль 🔑 здесь", "a" * 72 + "1"]
-)
-def test_passwords_may_contain_any_characters(client: FlaskClient, password: str) -> None:
-    assert client.post("/api/register", json={**NEW, "password": password}).status_code == 201
-    client.post("/api/logout")
-
-    wrong = client.post("/api/login", json={"login": "ada", "password": password[:-1] + "?"})
-    right = client.post("/api/login", json={"login": "ada", "password": password})
-
-    assert (wrong.status_code, right.status_code) == (401, 200)
-
-
 @pytest.mark.parametrize("name", ["ada", "ADA", " ada ", "ada@example.com", "Ada@Example.COM"])
 def test_login_accepts_a_username_or_an_address(new_client: Callable[[], FlaskClient], name: str) -> None:
     user = register(new_client(), "ada")

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import User, normalization
 from tests.helpers.flows import PASSWORD, login, slug
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import CHANGE_REQUESTED, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import settled
 
 SPELLINGS = [
@@ -71,14 +71,14 @@ def test_emails_go_to_the_address_as_it_was_entered(
     entered = "Ada.Lovelace@example.com"
     status, user = sign_up(client, "ada", f" {entered.replace('example', 'EXAMPLE')} ")
     assert (status, user["email"]) == (201, "ada.lovelace@example.com")
-    token = token_in(mailbox.wait_for(entered, "Confirm your email address"))
+    token = token_in(mailbox.wait_for(entered, VERIFY))
     assert client.put("/api/email-verification", json={"token": token}).status_code == 204
 
     new_client().post("/api/password-reset", json={"email": "ADA.LOVELACE@example.com"})
     change = {"email": "Countess@Example.com", "current_password": PASSWORD, "username": "countess"}
     assert client.patch("/api/user", json=change).status_code == 200
-    undo = token_in(mailbox.wait_for(entered, "Your email address is about to change"))
-    token = token_in(mailbox.wait_for("Countess@example.com", "Confirm your email address"))
+    undo = token_in(mailbox.wait_for(entered, CHANGE_REQUESTED))
+    token = token_in(mailbox.wait_for("Countess@example.com", VERIFY))
     assert client.put("/api/email-verification", json={"token": token}).status_code == 204
     assert client.put("/api/email-change", json={"token": undo, "decision": "undo"}).status_code == 204
     settled(app)
@@ -114,7 +114,7 @@ def test_accounts_of_earlier_releases_are_found_by_both_spellings(
     assert login(new_client(), "ada@xn--bcher-kva.example").json["username"] == "ada"
     assert login(new_client(), "ada@bücher.example").json["username"] == "grace"
     new_client().post("/api/password-reset", json={"email": "ada@bücher.example"})
-    mailbox.wait_for("ada@xn--bcher-kva.example", "Reset your password")
+    mailbox.wait_for("ada@xn--bcher-kva.example", RESET)
 
 
 def test_emails_follow_an_address_changed_by_an_earlier_release(
@@ -127,7 +127,7 @@ def test_emails_follow_an_address_changed_by_an_earlier_release(
 
     assert client.post("/api/email-verification").status_code == 202
 
-    mailbox.wait_for("new@example.com", "Confirm your email address")
+    mailbox.wait_for("new@example.com", VERIFY)
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(User.email_address)).one() == "Ada@example.com"
 

@@ -13,15 +13,20 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, MailKind, User
 from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import (
+    CHANGE_REQUESTED,
+    CHANGE_UNDONE,
+    CHANGED,
+    RESET,
+    VERIFY,
+    Mailbox,
+    token_in,
+)
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 
 ADA, NEW, OTHER = "ada@example.com", "new@example.com", "other@example.com"
 NEW_PASSWORD = "another sentence, and longer"
-VERIFY, RESET = "Confirm your email address", "Reset your password"
-RESTORED = "Choose a new password"
-REQUESTED, CHANGED = "Your email address is about to change", "Your email address was changed"
 
 
 def verify(client: FlaskClient, mailbox: Mailbox, address: str) -> tuple[int, str]:
@@ -68,7 +73,7 @@ def test_new_address_takes_effect_when_it_is_verified(
     assert (changed["email"], changed["email_verified"], changed["pending_email"]) == (ADA, True, NEW)
     assert ada.get("/api/session").json["user"] == changed
     token = token_in(mailbox.wait_for("New@Example.com".replace("Example", "example"), VERIFY))
-    assert mailbox.wait_for(ADA, REQUESTED)
+    assert mailbox.wait_for(ADA, CHANGE_REQUESTED)
     # Until then, the new address cannot be used.
     assert login(new_client(), NEW).status_code == 401
     assert ada.post("/api/password-reset", json={"email": NEW}).status_code == 202
@@ -94,7 +99,7 @@ def test_link_to_the_old_address_undoes_the_change(
         assert ada.put("/api/email-verification", json={"token": verification}).status_code == 204
         ada.post("/api/password-reset", json={"email": NEW})
         stolen = token_in(mailbox.wait_for(NEW, RESET))
-    token = token_in(mailbox.wait_for(ADA, REQUESTED))
+    token = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
     epoch, stranger = session_epoch(app), new_client()
 
     assert undo(stranger, token) == 204
@@ -109,7 +114,7 @@ def test_link_to_the_old_address_undoes_the_change(
     if taken_effect:
         body = {"token": stolen, "password": NEW_PASSWORD}
         assert stranger.put("/api/password-reset", json=body).status_code == 400
-    reset = token_in(mailbox.wait_for(ADA, RESTORED))
+    reset = token_in(mailbox.wait_for(ADA, CHANGE_UNDONE))
     body = {"token": reset, "password": NEW_PASSWORD}
     assert stranger.put("/api/password-reset", json=body).status_code == 204
     signed_in = stranger.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
@@ -122,12 +127,12 @@ def test_link_to_the_old_address_undoes_the_change(
 def test_first_owner_can_undo_all_later_changes(ada: FlaskClient, mailbox: Mailbox) -> None:
     """A thief who moved the account can undo the next change, but not the owner's undo of the first."""
     change(ada, NEW)
-    first = token_in(mailbox.wait_for(ADA, REQUESTED))
+    first = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
     assert verify(ada, mailbox, NEW) == (204, "")
     change(ada, OTHER)
-    second = token_in(mailbox.wait_for(NEW, REQUESTED))
+    second = token_in(mailbox.wait_for(NEW, CHANGE_REQUESTED))
     change(ada, "yet-another@example.com")
-    third = [token_in(mail) for mail in mailbox.to(NEW, REQUESTED)][-1]
+    third = [token_in(mail) for mail in mailbox.to(NEW, CHANGE_REQUESTED)][-1]
 
     assert undo(ada, second) == 204
     assert undo(ada, first) == 204
@@ -219,13 +224,13 @@ def test_new_password_cancels_a_pending_change(ada: FlaskClient, mailbox: Mailbo
 
     assert ada.put("/api/email-verification", json={"token": verification}).status_code == 400
     assert addresses(ada) == (ADA, True, None)
-    assert undo(ada, token_in(mailbox.wait_for(ADA, REQUESTED))) == 204
+    assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))) == 204
 
 
 def test_undo_requires_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
     change(ada, NEW)
     verification = token_in(mailbox.wait_for(NEW, VERIFY))
-    token = token_in(mailbox.wait_for(ADA, REQUESTED))
+    token = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
 
     for wrong in ("", "A" * 43, verification):
         assert undo(ada, wrong) == 400
@@ -283,7 +288,7 @@ def test_emails_contain_nothing_that_a_user_chose(
     client.post("/api/password-reset", json={"email": f"{ad}@elsewhere.example"})
     settled(app)
     assert undo(client, token_in(mailbox.wait_for(owner, CHANGED))) == 204
-    token = token_in(mailbox.wait_for(owner, RESTORED))
+    token = token_in(mailbox.wait_for(owner, CHANGE_UNDONE))
     assert client.put("/api/password-reset", json={"token": token, "password": PASSWORD}).status_code == 204
     client.post("/api/login", json={"login": owner, "password": PASSWORD})
     app.test_cli_runner().invoke(args=["users", "set-email", owner, f"{ad}@third.example"])

@@ -15,14 +15,13 @@ from app.models import OneTimeToken, Purpose, User
 from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, login, register, slug
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
 NEW_PASSWORD = "another sentence, and longer"
 ADA = "ada@example.com"
-RESET, VERIFY = "Reset your password", "Confirm your email address"
 
 
 @pytest.fixture

@@ -17,20 +17,16 @@ from app.models import OutgoingMail, Purpose, User, normalization
 from app.user.emails import EmailWriter
 from tests.auth.test_email_change import (
     ADA,
-    CHANGED,
     NEW,
     NEW_PASSWORD,
     OTHER,
-    REQUESTED,
-    RESTORED,
-    VERIFY,
     addresses,
     change,
     undo,
     verify,
 )
 from tests.helpers.flows import PASSWORD, another_tab, connect, register
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, CHANGED, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
@@ -61,10 +57,10 @@ def test_undo_link_works_in_each_copy_of_an_email(
     monkeypatch.setattr("app.mail.outbox.MIN_RETRY_DELAY", timedelta(milliseconds=20))
     monkeypatch.setattr(mailbox, "handle_DATA", keep_and_complain)
     change(ada, NEW)
-    mailbox.wait_for(ADA, REQUESTED)
+    mailbox.wait_for(ADA, CHANGE_REQUESTED)
     monkeypatch.setattr(mailbox, "handle_DATA", keep)
     settled(app)
-    links = [token_in(mail) for mail in mailbox.to(ADA, REQUESTED)]
+    links = [token_in(mail) for mail in mailbox.to(ADA, CHANGE_REQUESTED)]
     assert len(links) > 1
 
     assert undo(ada, links[-used]) == 204
@@ -113,7 +109,7 @@ def test_undo_deletes_a_connection_made_since_the_change(
 
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 204
 
-    reset = token_in(mailbox.wait_for(ADA, RESTORED))
+    reset = token_in(mailbox.wait_for(ADA, CHANGE_UNDONE))
     ada.put("/api/password-reset", json={"token": reset, "password": NEW_PASSWORD})
     ada.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
     assert addresses(ada) == (ADA, True, None)
@@ -145,7 +141,7 @@ def test_restored_address_cannot_be_undone_from_the_one_between(
     assert verify(ada, mailbox, NEW) == (204, "")
     sent = len(mailbox.to(spelling, VERIFY))
     change(ada, spelling)
-    link = token_in(mailbox.wait_for(NEW, REQUESTED))
+    link = token_in(mailbox.wait_for(NEW, CHANGE_REQUESTED))
     eventually(lambda: len(mailbox.to(spelling, VERIFY)) > sent)
     assert verify(ada, mailbox, spelling) == (204, "")
 
@@ -160,7 +156,7 @@ def test_undo_wins_over_a_verification_it_waited_for(
     ada: FlaskClient, mailbox: Mailbox, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(ada, NEW)
-    link = token_in(mailbox.wait_for(ADA, REQUESTED))
+    link = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
     look_up, calls = email_tokens.owner_of, []
 
     def owner_of_then_verify(db: Session, token: str, purpose: Purpose) -> User:

@@ -14,6 +14,13 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from tests.helpers import secret_scanner
 from tests.helpers.servers import eventually, free_port
 
+# Subjects of emails.
+VERIFY = "Confirm your email address"
+RESET = "Reset your password"
+CHANGE_REQUESTED = "Your email address is about to change"
+CHANGED = "Your email address was changed"
+CHANGE_UNDONE = "Choose a new password"
+
 
 class Mailbox:
     """The emails that were received, in order, and the recipients of their envelopes.

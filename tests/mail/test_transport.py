@@ -18,12 +18,11 @@ from app.mail.transport import ConsoleTransport, Email
 from app.models import OutgoingMail
 from tests.conftest import MakeApp
 from tests.helpers.flows import register
-from tests.helpers.mail_server import running_mailbox
+from tests.helpers.mail_server import VERIFY, running_mailbox
 from tests.helpers.route_matrix import waiting_mails
 from tests.helpers.servers import ROOT, eventually, make_certificate, process_environment
 
 ADA = "ada@example.com"
-VERIFY = "Confirm your email address"
 
 
 @pytest.mark.processes

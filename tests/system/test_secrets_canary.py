@@ -13,7 +13,7 @@ import requests
 import sqlalchemy as sa
 
 from tests.helpers.flows import PASSWORD
-from tests.helpers.mail_server import running_mailbox, token_in
+from tests.helpers.mail_server import CHANGE_REQUESTED, RESET, VERIFY, running_mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient, answer_of
 from tests.helpers.secret_scanner import SecretScanner
 from tests.helpers.servers import Server
@@ -58,20 +58,20 @@ def test_no_secret_is_written_anywhere(
         scanner.learn("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
         assert call("PUT", "/api/user/password", json=change).status_code == 204
-        token = token_in(mailbox.wait_for("ada@example.com", "Confirm your email address"))
+        token = token_in(mailbox.wait_for("ada@example.com", VERIFY))
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         change = {"current_password": new_password, "email": "new@example.com"}
         assert call("PATCH", "/api/user", json=change).status_code == 200
-        token = token_in(mailbox.wait_for("new@example.com", "Confirm your email address"))
+        token = token_in(mailbox.wait_for("new@example.com", VERIFY))
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 204
         assert call("PUT", "/api/email-verification", json={"token": token}).status_code == 400
-        token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+        token = token_in(mailbox.wait_for("ada@example.com", CHANGE_REQUESTED))
         body = {"token": token, "decision": "confirm"}
         assert call("PUT", "/api/email-change", json=body).status_code == 422
         assert len(call("GET", "/api/user/sessions").json()["items"]) == 1
         assert call("GET", "/api/user/export").json()["user"]["username"] == "ada"
         assert call("POST", "/api/password-reset", json={"email": "new@example.com"}).status_code == 202
-        token = token_in(mailbox.wait_for("new@example.com", "Reset your password"))
+        token = token_in(mailbox.wait_for("new@example.com", RESET))
         body = {"token": token, "password": PASSWORD}
         assert call("PUT", "/api/password-reset", json=body).status_code == 204
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})

@@ -12,12 +12,11 @@ from app.models import User
 from tests.auth.test_email_change import session_epoch
 from tests.conftest import MakeApp
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 
 ADA, NEW = "ada@example.com", "new@example.com"
-VERIFY, RESET = "Confirm your email address", "Reset your password"
 
 
 def users(app: Flask, *arguments: str) -> tuple[int, str, str]:

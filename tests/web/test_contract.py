@@ -33,7 +33,7 @@ from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from app.web.access import Access
 from tests.helpers.flows import PASSWORD, come_back, connect, first_visit, register
-from tests.helpers.mail_server import Mailbox, token_in
+from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import (
     Picture,
     Route,
@@ -257,7 +257,7 @@ def test_successful_responses_contain_only_documented_members(
     new = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
     read(client.post("/api/register", json=new))
     read(client.post("/api/email-verification"))
-    token = token_in(mailbox.wait_for("ada@example.com", "Confirm your email address"))
+    token = token_in(mailbox.wait_for("ada@example.com", VERIFY))
     read(client.put("/api/email-verification", json={"token": token}))
     read(client.get("/api/user"))
     read(client.patch("/api/user", json={"username": "countess"}))
@@ -282,11 +282,11 @@ def test_successful_responses_contain_only_documented_members(
     read(client.delete(f"/api/user/sessions/{'0' * 32}"))
     read(client.post("/api/logout"))
     read(client.post("/api/password-reset", json={"email": "ada@example.com"}))
-    token = token_in(mailbox.wait_for("ada@example.com", "Reset your password"))
+    token = token_in(mailbox.wait_for("ada@example.com", RESET))
     read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
-    token = token_in(mailbox.wait_for("ada@example.com", "Your email address is about to change"))
+    token = token_in(mailbox.wait_for("ada@example.com", CHANGE_REQUESTED))
     read(client.put("/api/email-change", json={"token": token, "decision": "undo"}))
-    token = token_in(mailbox.wait_for("ada@example.com", "Choose a new password"))
+    token = token_in(mailbox.wait_for("ada@example.com", CHANGE_UNDONE))
     read(client.put("/api/password-reset", json={"token": token, "password": PASSWORD}))
     read(client.post("/api/login", json={"login": "countess", "password": PASSWORD}))
     read(client.delete("/api/user", json={"password": PASSWORD}))
