@@ -22,7 +22,7 @@ REPLY_SECONDS = 0.5
 
 _TOO_MANY = "max number of clients reached"
 # Errors about stored data, not about the server.
-_DATA_ERRORS = ("no such key", "WRONGTYPE", "NOSCRIPT")
+_DATA_ERRORS = ("no such key", "WRONGTYPE")
 
 
 class Pool(redis.ConnectionPool):
@@ -120,7 +120,10 @@ class _Monitored:
         Any other one may mean that another server is the right one by now: READONLY, LOADING, MASTERDOWN,
         CLUSTERDOWN, NOREPLICAS, NOAUTH, errors of a proxy, and replies that do not arrive.
         """
-        if not self._is_connecting and not any(text in str(error) for text in _DATA_ERRORS):
+        is_about_data = isinstance(error, redis.exceptions.NoScriptError) or any(
+            text in str(error) for text in _DATA_ERRORS
+        )
+        if not self._is_connecting and not is_about_data:
             self._staleness.report_failure()
 
 
