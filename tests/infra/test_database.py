@@ -1,4 +1,4 @@
-"""What is put into the database comes out again."""
+"""The database returns what was stored, and errors reveal nothing."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -46,7 +46,7 @@ def test_failed_transaction_leaves_nothing(app: Flask) -> None:
 
 @pytest.mark.requirement("J1")
 def test_database_error_does_not_quote_the_row(app: Flask) -> None:
-    """An error that nobody foresaw is logged with its traceback, and that with the error's own words."""
+    """Unexpected errors are logged with their message."""
     with app.app_context(), pytest.raises(sa.exc.IntegrityError) as failed, writing() as db:
         db.execute(sa.insert(User).values(username="ada", email=None, password_hash="hunter2"))
 

@@ -1,4 +1,4 @@
-"""Sealed values open in their own place, with one of our keys, unharmed; or not at all."""
+"""TokenCipher: values can be decrypted only unchanged, in their own place, and with a known key."""
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,9 @@ PLACE = ("access_token", 7, "a" * 32)
 
 @given(text=st.text())
 def test_encrypted_text_can_be_decrypted(text: str) -> None:
-    token_cipher = TokenCipher([NEW])
+    cipher = TokenCipher([NEW])
 
-    assert token_cipher.decrypt(token_cipher.encrypt(text, *PLACE), *PLACE) == text
+    assert cipher.decrypt(cipher.encrypt(text, *PLACE), *PLACE) == text
 
 
 @pytest.mark.parametrize(
@@ -29,37 +29,37 @@ def test_encrypted_text_can_be_decrypted(text: str) -> None:
     ],
 )
 def test_value_cannot_be_decrypted_in_another_place(place: tuple[object, ...]) -> None:
-    token_cipher = TokenCipher([NEW])
+    cipher = TokenCipher([NEW])
 
     with pytest.raises(DecryptionError):
-        token_cipher.decrypt(token_cipher.encrypt("secret", *PLACE), *place)
+        cipher.decrypt(cipher.encrypt("secret", *PLACE), *place)
 
 
 def test_every_changed_byte_is_detected() -> None:
-    token_cipher = TokenCipher([NEW])
-    sealed = token_cipher.encrypt("secret", *PLACE)
+    cipher = TokenCipher([NEW])
+    encrypted = cipher.encrypt("secret", *PLACE)
 
-    for position in range(len(sealed)):
-        changed = bytearray(sealed)
+    for position in range(len(encrypted)):
+        changed = bytearray(encrypted)
         changed[position] ^= 1
         with pytest.raises(DecryptionError):
-            token_cipher.decrypt(bytes(changed), *PLACE)
-    for length in range(len(sealed)):
+            cipher.decrypt(bytes(changed), *PLACE)
+    for length in range(len(encrypted)):
         with pytest.raises(DecryptionError):
-            token_cipher.decrypt(sealed[:length], *PLACE)
+            cipher.decrypt(encrypted[:length], *PLACE)
 
 
 def test_old_keys_decrypt_and_the_newest_encrypts() -> None:
     before, after = TokenCipher([OLD]), TokenCipher([NEW, OLD])
-    sealed = before.encrypt("secret", *PLACE)
+    encrypted = before.encrypt("secret", *PLACE)
 
-    assert after.decrypt(sealed, *PLACE) == "secret"
+    assert after.decrypt(encrypted, *PLACE) == "secret"
     assert TokenCipher([NEW]).decrypt(after.encrypt("secret", *PLACE), *PLACE) == "secret"
     with pytest.raises(DecryptionError):
-        TokenCipher([OTHER]).decrypt(sealed, *PLACE)
+        TokenCipher([OTHER]).decrypt(encrypted, *PLACE)
 
 
 def test_equal_secrets_have_different_ciphertexts() -> None:
-    token_cipher = TokenCipher([NEW])
+    cipher = TokenCipher([NEW])
 
-    assert len({token_cipher.encrypt("secret", *PLACE) for _ in range(1000)}) == 1000
+    assert len({cipher.encrypt("secret", *PLACE) for _ in range(1000)}) == 1000

@@ -1,4 +1,4 @@
-"""The outbound client: one whole answer from the host that was asked, or none."""
+"""HttpClient: returns one complete response from the requested host, or fails."""
 
 import socket
 import threading
@@ -34,8 +34,8 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HttpClien
 
 
 @contextmanager
-def believing(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
-    """An upstream over TLS with a certificate for this name, and a client that takes it for an authority."""
+def trusting(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
+    """Run an upstream with a certificate for this name, and a client that trusts it."""
     try:
         make_certificate(servers._find("openssl", "openssl"), home, name)
     except Unavailable as error:
@@ -49,12 +49,12 @@ def believing(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
 
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[Upstream]:
-    """An upstream over TLS, which `client` believes."""
-    with believing(tmp_path, "IP:127.0.0.1") as (_, running):
+    """An upstream over TLS that `client` trusts."""
+    with trusting(tmp_path, "IP:127.0.0.1") as (_, running):
         yield running
 
 
-def ask(client: HttpClient, sandbox: SandboxClient, **request: Any) -> http_client.HttpResponse:
+def call(client: HttpClient, sandbox: SandboxClient, **request: Any) -> http_client.HttpResponse:
     return client.send("POST", f"{sandbox.accounts_url}/api/token", data={"grant_type": "x"}, **request)
 
 
@@ -62,9 +62,9 @@ def ask(client: HttpClient, sandbox: SandboxClient, **request: Any) -> http_clie
 def test_redirects_are_not_followed(client: HttpClient, sandbox: SandboxClient, kind: str) -> None:
     sandbox.fault(on="token", kind=kind, location=f"{sandbox.url}/_sandbox/people")
 
-    answer = ask(client, sandbox)
+    response = call(client, sandbox)
 
-    assert answer.status in (302, 307)
+    assert response.status in (302, 307)
     assert len(sandbox.calls()) == 1
 
 
@@ -75,7 +75,7 @@ def test_incomplete_or_oversized_response_is_an_error(
     sandbox.fault(on="token", kind=kind)
 
     with pytest.raises(TransportError):
-        ask(client, sandbox)
+        call(client, sandbox)
 
 
 @pytest.mark.parametrize("kind", ["timeout", "drip"])
@@ -87,11 +87,11 @@ def test_slow_response_ends_at_the_deadline(
     began = time.monotonic()
 
     with pytest.raises(TransportError):
-        ask(client, sandbox)
+        call(client, sandbox)
 
     assert time.monotonic() - began < http_deadline.FIRST_BYTE_SECONDS
     sandbox.clear_faults()
-    assert ask(client, sandbox).status == 400  # the next call has a deadline of its own
+    assert call(client, sandbox).status == 400  # the next call has its own deadline
 
 
 def test_refused_connection_is_an_error(client: HttpClient) -> None:
@@ -109,29 +109,29 @@ def test_environment_and_netrc_are_ignored(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
-    answer = client.send("GET", f"{sandbox.api_url}/me", headers={"Authorization": "Bearer not-a-token"})
+    response = client.send("GET", f"{sandbox.api_url}/me", headers={"Authorization": "Bearer not-a-token"})
 
-    # Basic credentials from the file would have been a 400; a proxy, no answer.
-    assert answer.status == 401
+    # With credentials from the file, this would be 400, and with the proxy, there would be no response.
+    assert response.status == 401
 
 
 def test_cookies_are_neither_stored_nor_sent(client: HttpClient, sandbox: SandboxClient) -> None:
     for _ in range(2):
-        ask(client, sandbox)
+        call(client, sandbox)
 
-    assert all("cookie" not in {name.lower() for name in call["headers"]} for call in sandbox.calls())
+    assert all("cookie" not in {name.lower() for name in received["headers"]} for received in sandbox.calls())
 
 
 def test_connection_is_reused_after_one_handshake(client: HttpClient, tls: Upstream) -> None:
     for number in range(50):
-        answer = client.send("POST", f"{tls.url}/{number}", data=b"x" * number)
-        assert answer.json_object() == {"call": number + 1}
+        response = client.send("POST", f"{tls.url}/{number}", data=b"x" * number)
+        assert response.json_object() == {"call": number + 1}
 
     assert (len(tls.calls), tls.handshakes) == (50, 1)
 
 
 def test_threads_share_connections_without_mixing_responses(client: HttpClient, tls: Upstream) -> None:
-    tls.answer = lambda call: Reply(200, call.body + call.target.encode())
+    tls.answer = lambda received: Reply(200, received.body + received.target.encode())
     start = threading.Barrier(8)
 
     def ask_often(thread: int) -> list[bytes]:
@@ -140,9 +140,9 @@ def test_threads_share_connections_without_mixing_responses(client: HttpClient, 
         return [client.send("POST", f"{tls.url}/{number}", data=b"%d" % number).body for number in numbers]
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask_often, range(8)))
+        responses = list(pool.map(ask_often, range(8)))
 
-    for thread, got in enumerate(answers):
+    for thread, got in enumerate(responses):
         assert got == [b"%d/v1/%d" % (number, number) for number in range(thread, 400, 8)]
     assert len(tls.calls) == 400
     assert 1 <= tls.handshakes <= 8
@@ -150,16 +150,16 @@ def test_threads_share_connections_without_mixing_responses(client: HttpClient, 
 
 def test_untrusted_certificate_is_rejected_before_sending(tls: Upstream) -> None:
     client = HttpClient()
-    with pytest.raises(TransportError) as refused:
+    with pytest.raises(TransportError) as failed:
         client.send("POST", f"{tls.url}/x", headers={"Authorization": "Bearer x"})
     client.close()
 
-    assert not refused.value.not_sent  # an error of TLS may also come while the answer is read
+    assert not failed.value.not_sent  # a TLS error may also occur while the response is read
     assert (tls.calls, tls.handshakes) == ([], 0)
 
 
 def test_certificate_of_another_host_is_rejected(tmp_path: Path) -> None:
-    with believing(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(TransportError):
+    with trusting(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(TransportError):
         client.send("GET", f"{running.url}/x")
 
     assert running.calls == []
@@ -174,29 +174,29 @@ def test_certificates_and_proxies_of_the_environment_are_ignored(
         monkeypatch.setenv(name, tls.url)
     client = HttpClient()
 
-    with pytest.raises(TransportError) as refused:
+    with pytest.raises(TransportError) as failed:
         client.send("GET", f"{tls.url}/x")
     client.close()
 
-    assert isinstance(refused.value.__cause__, requests.exceptions.SSLError)
-    assert not isinstance(refused.value.__cause__, requests.exceptions.ProxyError)
+    assert isinstance(failed.value.__cause__, requests.exceptions.SSLError)
+    assert not isinstance(failed.value.__cause__, requests.exceptions.ProxyError)
 
 
 def test_response_can_have_exactly_the_maximum_size(client: HttpClient, tls: Upstream) -> None:
-    most = 8 * 1024 * 1024
-    tls.replies(Reply(200, b"x" * most), Reply(200, b"x" * (most + 1)), Reply())
+    limit = 8 * 1024 * 1024
+    tls.replies(Reply(200, b"x" * limit), Reply(200, b"x" * (limit + 1)), Reply())
 
-    assert len(client.send("GET", f"{tls.url}/x", max_bytes=most).body) == most
-    with pytest.raises(TransportError) as refused:
-        client.send("GET", f"{tls.url}/x", max_bytes=most)
-    assert not refused.value.not_sent
-    # What was left of it is nobody's next answer.
+    assert len(client.send("GET", f"{tls.url}/x", max_bytes=limit).body) == limit
+    with pytest.raises(TransportError) as failed:
+        client.send("GET", f"{tls.url}/x", max_bytes=limit)
+    assert not failed.value.not_sent
+    # The rest of it must not become the next response.
     assert client.send("GET", f"{tls.url}/x").body == b"{}"
 
 
 def test_interim_responses_are_skipped(client: HttpClient) -> None:
-    """Hints (RFC 8297) may. The answer behind them must not become the next caller's."""
-    never = threading.Event()
+    """The response that follows 103 Early Hints (RFC 8297) must not go to the next caller."""
+    pause = threading.Event()
 
     def serve() -> None:
         while True:
@@ -205,10 +205,10 @@ def test_interim_responses_are_skipped(client: HttpClient) -> None:
             except OSError:  # closed
                 return
             with connection:
-                while asked := connection.recv(65_536):
-                    name = asked.split(b" ")[1]
+                while request := connection.recv(65_536):
+                    name = request.split(b" ")[1]
                     connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
-                    never.wait(0.2)
+                    pause.wait(0.2)
                     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name)
                     connection.sendall(head + name)
 
@@ -216,8 +216,8 @@ def test_interim_responses_are_skipped(client: HttpClient) -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         for name in ("ada", "bob"):
-            answer = client.send("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/{name}")
-            assert (answer.status, answer.body) == (200, f"/{name}".encode())
+            response = client.send("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/{name}")
+            assert (response.status, response.body) == (200, f"/{name}".encode())
         client.close()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()

@@ -1,4 +1,4 @@
-"""The outbound client's deadline holds whichever step is slow, and no idle connection is trusted."""
+"""HttpClient: the deadline applies to every step, and idle connections are not reused."""
 
 import socket
 import threading
@@ -18,8 +18,8 @@ from tests.conftest import SETTINGS
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.upstream import Upstream, running_upstream
 
-WITHIN = 0.5
-LATE = 3.0  # far beyond WITHIN, and far below what each step takes without a deadline
+TIMEOUT = 0.5
+LATE = 3.0  # far beyond TIMEOUT, and far below what each step takes without a deadline
 
 
 @pytest.fixture
@@ -36,17 +36,17 @@ def upstream() -> Iterator[Upstream]:
 
 
 def fail(client: HttpClient, url: str, **request: Any) -> TransportError:
-    """Make a call that gets no answer, and check that it ends in time."""
+    """Make a call that gets no response, and check that it ends in time."""
     began = time.monotonic()
     with pytest.raises(TransportError) as failed:
-        client.send("POST", url, timeout=WITHIN, **request)
+        client.send("POST", url, timeout=TIMEOUT, **request)
     assert time.monotonic() - began < LATE
     return failed.value
 
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], list[tuple[str, int]]]], None]:
-    """Replaces the system's resolver with one that answers with these addresses for any name."""
+    """Replace the system's resolver by one that returns these addresses for every name."""
 
     def replace(addresses: Callable[[], list[tuple[str, int]]]) -> None:
         def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
@@ -72,7 +72,7 @@ def test_slow_name_lookup_ends_at_the_deadline(
     url = f"http://api.spotify.invalid:{port}/v1/x"
     with ThreadPoolExecutor(8) as pool:
         assert all(error.not_sent for error in pool.map(lambda _: fail(client, url), range(8)))
-    assert len(lookups) == 1  # callers share it, so that it holds one thread
+    assert len(lookups) == 1  # callers share it, so it blocks one thread
     threading.Timer(0.1, found.set).start()
     assert client.send("POST", url).status == 200  # joins the same lookup
     assert len(lookups) == 1
@@ -115,7 +115,7 @@ def test_dead_resolver_blocks_only_a_few_threads(
 
 @contextmanager
 def silent_listener() -> Iterator[tuple[str, int]]:
-    """An address at which connecting takes for ever, because the queue is full."""
+    """An address that does not respond to connection attempts, because its queue is full."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -144,7 +144,7 @@ def test_address_after_a_silent_one_is_reached(
 
 @contextmanager
 def serving(handle: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Run `handle` for each connection, in a thread. Yields the port."""
+    """Run `handle` for each connection, in a thread. Yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
 
         def accept() -> None:
@@ -203,7 +203,7 @@ def test_write_is_not_sent_on_an_idle_connection(
 def test_slow_name_lookup_of_the_mail_server_ends_in_time(
     resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_SECONDS", WITHIN)
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_SECONDS", TIMEOUT)
     never = threading.Event()
     resolve(lambda: [("127.0.0.1", 1)] * never.wait(20))
     config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})

@@ -1,4 +1,4 @@
-"""Another MySQL takes over, forgets connections, or has too few of them for everyone."""
+"""MySQL fails over, drops idle connections, or accepts too few of them."""
 
 import logging
 import threading
@@ -52,7 +52,7 @@ def app(make_restricted_app: MakeApp) -> Flask:
 
 
 def fill(app: Flask) -> set[int]:
-    """Leave several idle connections in the pool. Returns their ids."""
+    """Leave several idle connections in the pool. Return their ids."""
     with app.app_context(), ExitStack() as stack:
         connections = [stack.enter_context(db.engine.connect()) for _ in range(IDLE_CONNECTIONS)]
         return {connection.connection.dbapi_connection.thread_id() for connection in connections}  # type: ignore[union-attr]
@@ -91,7 +91,7 @@ def test_connections_to_a_demoted_mysql_are_replaced_before_a_write_fails(
 
 @pytest.mark.parametrize("code", [1290, 1836, 1047, 1053, 1927, 3032, 3100, 1142, 1044, 1146, 9001])
 def test_error_reply_replaces_all_older_connections(mysql_proxy: FaultProxy, app: Flask, code: int) -> None:
-    fill(app)  # SQLAlchemy asks the first server it meets about itself
+    fill(app)  # SQLAlchemy queries the properties of the first server
     with refusing_mysql(code) as wrong, app.app_context():
         db.engine.dispose()
         right, mysql_proxy.upstream = mysql_proxy.upstream, wrong
@@ -141,13 +141,13 @@ def test_idle_mysql_connection_is_replaced(
     with app.app_context():
         read_db_now()
 
-    assert time.monotonic() - began < 0.9  # a ping into the forgotten connection takes a second
+    assert time.monotonic() - began < 0.9  # a ping on the dropped connection would take a second
 
 
 def test_busy_process_shares_a_few_connections(
     app: Flask, make_restricted_app: MakeApp, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MAX_USER_CONNECTIONS is less than what one pool may have: callers wait, and none is refused."""
+    """MAX_USER_CONNECTIONS is lower than the pool's limit: callers wait, and none fails."""
     monkeypatch.setattr(mysql_pool, "SHARE_SECONDS", 0.1)
     with admin.connect() as connection:
         connection.execute(sa.text(f"ALTER USER app@localhost WITH MAX_USER_CONNECTIONS {IDLE_CONNECTIONS}"))

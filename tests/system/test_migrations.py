@@ -1,4 +1,4 @@
-"""The schema, from nothing and back, on both databases."""
+"""Migrations on both databases, in both directions."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -87,15 +87,15 @@ def test_two_deployments_can_migrate_concurrently(env: dict[str, str]) -> None:
 def test_rows_survive_reverted_and_repeated_migrations(
     env: dict[str, str], app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Erased tokens among them, which the older schema cannot leave empty."""
-    erased, suspect, living = create_connections(app, sandbox, 3)
+    """Some tokens are erased, but the older schema does not allow empty ones."""
+    erased, suspect, active = create_connections(app, sandbox, 3)
     with app.app_context(), writing() as db:
-        # Its link would go with it, if the way back made the table anew.
+        # Recreating the table of users would delete this user's connection.
         user = User(username="ada", email="ada@example.com", password_hash="x")
         other = User(username="bob", email="bob@example.com", password_hash="x", session_epoch=-(2**63))
         db.add_all([user, other])
         db.flush()
-        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == living).values(user_id=user.id))
+        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == active).values(user_id=user.id))
         ended = {"state": "reauthorization_required", "due_at": None, "ended_at": datetime.now(UTC)}
         empty = {"access_token": None, "refresh_token": None, "key_id": None}
         row = sa.update(AccessToken).where(AccessToken.spotify_user_id == erased)
@@ -113,8 +113,8 @@ def test_rows_survive_reverted_and_repeated_migrations(
         rows = {row.spotify_user_id: row for row in db.scalars(sa.select(AccessToken))}
         epochs = set(db.scalars(sa.select(User.session_epoch)))
     assert len(epochs) == 2
-    assert 0 not in epochs  # as in every row of the older schema
+    assert 0 not in epochs  # the value in the older schema
     assert rows[erased].refresh_token is None
     assert (rows[erased].due_at, rows[erased].ended_at is not None) == (None, True)
     assert rows[suspect].due_at == rows[suspect].not_before
-    assert rows[living].due_at == rows[living].expires_at - timedelta(minutes=15)
+    assert rows[active].due_at == rows[active].expires_at - timedelta(minutes=15)

@@ -1,4 +1,4 @@
-"""Refreshing while MySQL or Redis is away, loses answers, or has another idea of the time."""
+"""Refreshing tokens while MySQL or Redis is unavailable, loses replies, or has a different clock."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, Unavailable, eventually, process_environment
 from tests.spotify.tokens.test_scheduler import scheduler
 
-# A reply to the COMMIT of the transaction in which this statement stood is lost.
+# Statements of the transactions whose COMMIT gets no reply.
 CLAIM, COMMIT = b"INSERT INTO token_refreshes", b"UPDATE token_refreshes"
 
 
@@ -37,15 +37,15 @@ on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
 
 @pytest.fixture
-def link(app: Flask, sandbox: SandboxClient) -> int:
-    """A link whose access token has expired."""
-    [link_id] = create_connections(app, sandbox, 1)
-    return link_id
+def connection(app: Flask, sandbox: SandboxClient) -> int:
+    """A connection whose access token has expired."""
+    [spotify_user_id] = create_connections(app, sandbox, 1)
+    return spotify_user_id
 
 
-def ask(app: Flask, link_id: int) -> DecryptedToken:
+def get_token(app: Flask, spotify_user_id: int) -> DecryptedToken:
     with app.app_context():
-        return services().tokens.access_token_for(link_id)
+        return services().tokens.access_token_for(spotify_user_id)
 
 
 def row(app: Flask) -> AccessToken:
@@ -64,16 +64,21 @@ def calls(sandbox: SandboxClient) -> int:
 
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_refresh_without_redis_calls_spotify_once(
-    redis_proxy: FaultProxy, app: Flask, another_worker: Flask, link: int, sandbox: SandboxClient, fault: str
+    redis_proxy: FaultProxy,
+    app: Flask,
+    another_worker: Flask,
+    connection: int,
+    sandbox: SandboxClient,
+    fault: str,
 ) -> None:
     getattr(redis_proxy, fault)()
     redis_proxy.cut()
     sandbox.settings(rotate=True)
     sandbox.fault(on="refresh", kind="park")
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(ask, app, link)
+        first = pool.submit(get_token, app, connection)
         sandbox.wait_for_held(1)
-        second = pool.submit(ask, another_worker, link)
+        second = pool.submit(get_token, another_worker, connection)
         sandbox.release()
         given = {first.result().access_token, second.result().access_token}
 
@@ -83,11 +88,11 @@ def test_refresh_without_redis_calls_spotify_once(
 
 
 def test_lock_is_released_if_the_reply_to_its_acquisition_is_lost(
-    redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, redis_url: str
+    redis_proxy: FaultProxy, app: Flask, connection: int, sandbox: SandboxClient, redis_url: str
 ) -> None:
     redis_proxy.drop_reply(b"lock:link")
 
-    ask(app, link)
+    get_token(app, connection)
 
     redis_proxy.wait_dropped()
     assert calls(sandbox) == 1
@@ -96,13 +101,16 @@ def test_lock_is_released_if_the_reply_to_its_acquisition_is_lost(
 
 
 def test_lost_reply_to_a_lock_release_is_harmless(
-    redis_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient
+    redis_proxy: FaultProxy, app: Flask, connection: int, redis_url: str
 ) -> None:
-    redis_proxy.drop_reply(b"EVAL")
+    script = (ROOT / "app" / "resilience" / "lock_release.lua").read_text(encoding="utf-8")
+    with redis.Redis.from_url(redis_url) as direct:
+        redis_proxy.drop_reply(str(direct.script_load(script)).encode())
 
-    assert ask(app, link).expires_in > 3500
+        assert get_token(app, connection).expires_in > 3500
 
-    redis_proxy.wait_dropped()
+        redis_proxy.wait_dropped()
+        assert direct.keys("lock:*") == []
     assert outcomes(app) == ["refreshed"]
 
 
@@ -110,12 +118,17 @@ def test_lost_reply_to_a_lock_release_is_harmless(
 @pytest.mark.parametrize("transaction", [CLAIM, COMMIT], ids=["claim", "commit"])
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_refresh_with_a_lost_commit_reply_finds_what_was_stored(
-    mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, transaction: bytes, rotate: bool
+    mysql_proxy: FaultProxy,
+    app: Flask,
+    connection: int,
+    sandbox: SandboxClient,
+    transaction: bytes,
+    rotate: bool,
 ) -> None:
     sandbox.settings(rotate=rotate)
     mysql_proxy.drop_reply(b"COMMIT", since=transaction)
 
-    assert ask(app, link).expires_in > 3500
+    assert get_token(app, connection).expires_in > 3500
 
     mysql_proxy.wait_dropped()
     assert calls(sandbox) == 1
@@ -124,12 +137,14 @@ def test_refresh_with_a_lost_commit_reply_finds_what_was_stored(
 
 
 @on_mariadb
-def test_slow_commit_is_waited_for(app: Flask, link: int, sandbox: SandboxClient, database_url: str) -> None:
-    """The first try's reader has given up, its COMMIT is still under way: the second must see its result."""
+def test_slow_commit_is_waited_for(
+    app: Flask, connection: int, sandbox: SandboxClient, database_url: str
+) -> None:
+    """The first attempt timed out, but its COMMIT is in progress: the second must see its result."""
     sandbox.fault(on="refresh", kind="park")
-    first_try = sa.create_engine(database_url)
-    with ThreadPoolExecutor(1) as pool, first_try.connect() as slow:
-        asking = pool.submit(ask, app, link)
+    first_attempt = sa.create_engine(database_url)
+    with ThreadPoolExecutor(1) as pool, first_attempt.connect() as slow:
+        waiting = pool.submit(get_token, app, connection)
         sandbox.wait_for_held(1)
         slow.execute(sa.text("UPDATE token_refreshes SET outcome = 'refreshed', effective = 1"))
         slow.execute(
@@ -142,8 +157,8 @@ def test_slow_commit_is_waited_for(app: Flask, link: int, sandbox: SandboxClient
         eventually(lambda: waits_for_a_lock(app))
         slow.commit()
 
-        assert asking.result().expires_in > 3500
-    first_try.dispose()
+        assert waiting.result().expires_in > 3500
+    first_attempt.dispose()
     with app.app_context(), reading() as db:
         attempt = db.scalars(sa.select(TokenRefresh)).one()
     assert (attempt.outcome, attempt.effective) == ("refreshed", 1)
@@ -159,20 +174,20 @@ def waits_for_a_lock(app: Flask) -> bool:
 @on_mariadb
 @pytest.mark.parametrize("fault", ["refuse", "cut"])
 def test_token_response_is_stored_when_mysql_recovers(
-    mysql_proxy: FaultProxy, app: Flask, link: int, sandbox: SandboxClient, fault: str
+    mysql_proxy: FaultProxy, app: Flask, connection: int, sandbox: SandboxClient, fault: str
 ) -> None:
-    """Between Spotify's answer and the commit MySQL goes away: with tokens used once, all would be lost."""
+    """MySQL fails between Spotify's response and the commit, when a rotated token could be lost."""
     sandbox.settings(rotate=True)
     sandbox.fault(on="refresh", kind="park", after_effect=True)
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(ask, app, link)
+        waiting = pool.submit(get_token, app, connection)
         sandbox.wait_for_held(1)
         getattr(mysql_proxy, fault)()
         sandbox.release()
         eventually(lambda: sandbox.calls(grant_type="refresh_token")[0]["finished_at"])
         mysql_proxy.restore()
 
-        assert asking.result().expires_in > 3500
+        assert waiting.result().expires_in > 3500
 
     assert row(app).generation == 1
     assert outcomes(app) == ["refreshed"]
@@ -203,7 +218,7 @@ def test_scheduler_that_cannot_store_a_response_still_stops(
     mysql_proxy: FaultProxy,
     env: dict[str, str],
     app: Flask,
-    link: int,
+    connection: int,
     sandbox: SandboxClient,
     tmp_path: Path,
 ) -> None:
@@ -218,17 +233,17 @@ def test_scheduler_that_cannot_store_a_response_still_stops(
 
         assert process.wait(timeout=30) == 0
     mysql_proxy.restore()
-    # Nothing is lost: after the lease the next one takes it up, with the token that is still good.
+    # Nothing is lost: after the lease, the next attempt uses the refresh token, which is still valid.
     with app.app_context(), writing() as db:
         past = datetime.now(UTC) - timedelta(seconds=1)
         db.execute(sa.update(AccessToken).values(lease_until=past))
-    assert ask(app, link).expires_in > 3500
+    assert get_token(app, connection).expires_in > 3500
     assert outcomes(app) == [None, "refreshed"]
 
 
 @pytest.fixture
-def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a `flask` command on a host whose clock is wrong by some minutes."""
+def run_with_clock_offset() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a `flask` command on a host whose clock is wrong by some minutes."""
     faketime = shutil.which("faketime")
     if faketime is None:
         cannot_run(Unavailable("faketime is not installed: apt-get install faketime"))
@@ -244,7 +259,7 @@ def at_another_time() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=60,
             check=False,
         )
-        secret_scanner.record(done.stdout + done.stderr, "the output of flask at another time")
+        secret_scanner.record(done.stdout + done.stderr, "the output of flask with a wrong clock")
         return done
 
     return run
@@ -282,19 +297,19 @@ def test_scheduler_continues_after_its_clock_was_set(
 def test_wrong_clock_of_a_host_is_harmless(
     env: dict[str, str],
     app: Flask,
-    link: int,
+    connection: int,
     sandbox: SandboxClient,
-    at_another_time: Callable[..., subprocess.CompletedProcess[str]],
+    run_with_clock_offset: Callable[..., subprocess.CompletedProcess[str]],
     minutes: int,
 ) -> None:
     began = time.time()
-    expired = at_another_time(minutes, env, "tokens", "refresh-due")
+    expired = run_with_clock_offset(minutes, env, "tokens", "refresh-due")
     refreshed = row(app)
     with app.app_context(), writing() as db:
-        # Due in five minutes; a clock that is ten ahead would think it was.
+        # Due in five minutes: a clock that is ten minutes ahead would show that it is due.
         in_five = datetime.now(UTC) + timedelta(minutes=5)
         db.execute(sa.update(AccessToken).values(due_at=in_five))
-    not_yet = at_another_time(minutes, env, "tokens", "refresh-due")
+    not_yet = run_with_clock_offset(minutes, env, "tokens", "refresh-due")
 
     assert expired.stdout == "refreshed 1, failed 0\n", expired.stderr
     assert not_yet.stdout == "refreshed 0, failed 0\n"
