@@ -97,7 +97,7 @@ class Upstream:
         self.replies(Reply(200, json.dumps({"id": spotify_id}).encode()))
 
     def hold(self) -> None:
-        """Respond to no call until `release`. What a response says is decided then."""
+        """Respond to no call until `release`. The content of a response is decided then."""
         with self._changed:
             self._holding = True
 
@@ -150,7 +150,7 @@ class Upstream:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each answer takes 40 ms
+    disable_nagle_algorithm = True  # otherwise, each response takes 40 ms
     server: "_Server"
 
     def setup(self) -> None:
@@ -166,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        target = self.requestline.split(" ")[1]  # `self.path` is not as it was sent
+        target = self.requestline.split(" ")[1]  # `self.path` is normalized
         reply = self.server.upstream.received(Received(self.command, target, self.headers, body))
         if reply.status:
             self._send(reply)
@@ -182,7 +182,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if reply.status not in (204, 304):
             self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        with suppress(ConnectionError):  # who has had enough of it goes away
+        with suppress(ConnectionError):  # the client may close the connection
             self.wfile.write(reply.body)
 
     def log_message(self, *args: object) -> None:
@@ -201,7 +201,7 @@ class _Server(http.server.ThreadingHTTPServer):
         return connection, address
 
     def handle_error(self, *args: object) -> None:
-        """A client that went away, or did not believe the certificate, is what a test is about."""
+        """Ignore clients that disconnect or reject the certificate: tests do that on purpose."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A slow accounts service holds at most half of a worker's threads, whatever they wait for."""
+"""A slow accounts service blocks at most half of a worker's threads, whatever they wait for."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,12 +30,12 @@ StartServer = Callable[..., AbstractContextManager[Server]]
 
 
 @pytest.fixture
-def quickly_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits_are_slow_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", 0.1)
 
 
 @pytest.fixture
-def quickly_slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def calls_are_slow_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", 0.1)
     monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", LONG)
 
@@ -87,7 +87,7 @@ def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: Wa
     assert not bulkhead._slow_at
 
 
-@pytest.mark.usefixtures("quickly_slow")
+@pytest.mark.usefixtures("waits_are_slow_soon")
 def test_slow_service_releases_callers_beyond_half(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     callers = waiting.start(10)
     eventually(lambda: sum(caller.done() for caller in callers) == 8)
@@ -99,7 +99,7 @@ def test_slow_service_releases_callers_beyond_half(bulkhead: AccountsBulkhead, w
     assert sorted(caller.result() for caller in callers) == ["released"] * 8 + ["served"] * 2
 
 
-@pytest.mark.usefixtures("quickly_slow_calls")
+@pytest.mark.usefixtures("calls_are_slow_soon")
 def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     with bulkhead.calling():
         callers = waiting.start(3)
@@ -112,11 +112,11 @@ def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting
         pass
 
 
-@pytest.mark.usefixtures("quickly_slow_calls")
+@pytest.mark.usefixtures("calls_are_slow_soon")
 def test_long_wait_for_fast_calls_does_not_count_as_slow(
     bulkhead: AccountsBulkhead, waiting: Waiting
 ) -> None:
-    """A wait lasts longer than its call: it may queue for a place, or notice the result late."""
+    """A wait takes longer than its call, because it may queue for a slot, or notice the result late."""
     callers = waiting.start(3)
     with bulkhead.exchanging():
         pass
@@ -170,7 +170,7 @@ def test_exchanges_are_limited_to_half_of_the_threads(bulkhead: AccountsBulkhead
     assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiters) == 0
 
 
-@pytest.mark.usefixtures("quickly_slow_calls")
+@pytest.mark.usefixtures("calls_are_slow_soon")
 def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
     with bulkhead.exchanging(), bulkhead.exchanging():
         callers = waiting.start(3)
@@ -180,7 +180,7 @@ def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting:
 
 @ONE_DATABASE
 def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
-    """Refreshes that queue for a thread would make a quick service look slow."""
+    """Otherwise, refreshes that queue for a thread would make a fast service look slow."""
     built = app.extensions["backline"]
 
     assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
@@ -191,7 +191,7 @@ def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
 
 @pytest.fixture
 def caller(client: FlaskClient, sandbox: SandboxClient) -> Iterator[requests.Session]:
-    """A signed-in person, whose session other processes know too."""
+    """Return an HTTP client with the session of a signed-in person."""
     register(client)
     cookie = client.get_cookie(client.application.extensions["backline"].config.session_cookie_name)
     assert cookie is not None
@@ -209,10 +209,10 @@ def get(caller: requests.Session, url: str, **params: str) -> requests.Response:
 def check_sessions_are_answered(caller: requests.Session, api: Server) -> None:
     began = time.monotonic()
     assert {get(caller, f"{api.url}/api/session").status_code for _ in range(20)} == {200}
-    assert time.monotonic() - began < 2  # one that met no free thread would take longer by itself
+    assert time.monotonic() - began < 2  # a single request without a free thread would take longer
 
 
-def check_told_to_wait(responses: list[requests.Response]) -> None:
+def check_rejected(responses: list[requests.Response]) -> None:
     for response in responses:
         assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
         assert response.json()["type"] == "/problems/spotify-unavailable"
@@ -231,7 +231,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
             asked = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
             eventually(lambda: sum(one.done() for one in asked) == 16)
             check_sessions_are_answered(caller, api)
-            check_told_to_wait([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in asked if one.done()])
         finally:
             sandbox.clear_faults()
         assert sorted(one.result(LONG).status_code for one in asked) == [200] * 4 + [503] * 16
@@ -255,7 +255,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
             sandbox.wait_for_held(4)
             eventually(lambda: sum(one.done() for one in asked) == 8)
             check_sessions_are_answered(caller, api)
-            check_told_to_wait([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in asked if one.done()])
             assert len(sandbox.calls(path="/api/token")) == 4
             again = next(callback for callback, one in zip(callbacks, asked, strict=True) if one.done())
         finally:
@@ -284,7 +284,7 @@ def test_duplicate_callbacks_count_as_waiting_in_another_process(
             ]
             eventually(lambda: sum(one.done() for one in asked) == 6)
             check_sessions_are_answered(caller, api)
-            check_told_to_wait([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in asked if one.done()])
         finally:
             sandbox.clear_faults()
         assert first.result(LONG).status_code == 200

@@ -1,4 +1,4 @@
-"""A reply of the token endpoint with a mistake in it costs nobody the connection."""
+"""A malformed response of the token endpoint does not end a connection."""
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def connected(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> FlaskClient:
-    """A person whose access token has run out, at a Spotify that uses refresh tokens once."""
+    """Return the client of a person whose access token has expired. Refresh tokens work only once."""
     sandbox.settings(rotate=True, rotation_grace_s=0)
     connect(client, sandbox)
     advance_time(app, sandbox, 3700)
@@ -57,7 +57,7 @@ def test_refresh_token_without_an_access_token_is_stored(
         advance_time(app, sandbox, 5)
 
     assert token(connected) == 200
-    assert statuses(sandbox) == [200, 200, 200]  # never one that was used up
+    assert statuses(sandbox) == [200, 200, 200]  # no used token was sent
     assert (row(app).generation, row(app).failures, row(app).spare_refresh_token) == (1, 0, None)
 
 

@@ -1,4 +1,4 @@
-"""When Spotify wants no calls (F5, S3): no process makes any that the 429 is about, and all others go on."""
+"""After a 429 (F5, S3), no process makes calls that it concerns, and other calls continue."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ NewClient = Callable[[], FlaskClient]
 
 @pytest.fixture
 def mira(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
-    """Somebody whose Spotify is connected, with nothing in the journal yet."""
+    """Return the client of a person who has connected Spotify. The journal is empty."""
     connect(client, sandbox)
     sandbox.clear_calls()
     return client
@@ -44,29 +44,29 @@ def get(who: FlaskClient, path: str = "me/player") -> TestResponse:
 
 
 def retry_after_of(answer: TestResponse) -> int:
-    """The seconds that somebody is told to wait, with the problem that belongs to it."""
+    """Return the Retry-After of a 429 problem."""
     assert (answer.status_code, slug(answer)) == (429, "spotify-rate-limited")
     return int(answer.headers["Retry-After"])
 
 
 def about(seconds: int) -> range:
-    """So much, or a little less: some of it has passed."""
+    """Return this many seconds or a little less, because some may have passed."""
     return range(max(1, seconds - 20), seconds + 1)
 
 
 def calls(sandbox: SandboxClient) -> int:
-    """Calls to the Web API so far, whosever."""
+    """Return how many calls to the Web API there have been."""
     return len([call for call in sandbox.calls() if call["path"].startswith("/v1/")])
 
 
-def close(sandbox: SandboxClient, who: FlaskClient, retry_after: int | None, body: str = "text") -> int:
-    """Let Spotify answer a call and the canary with 429. Returns what the caller was told."""
+def block(sandbox: SandboxClient, who: FlaskClient, retry_after: int | None, body: str = "text") -> int:
+    """Let Spotify respond 429 to a call and to the canary. Returns the caller's Retry-After."""
     members = {} if retry_after is None else {"retry_after": retry_after}
     sandbox.fault(on="api", kind="rate_limited", body=body, times=1 if body == "quota" else 2, **members)
     return retry_after_of(get(who))
 
 
-# How long
+# Length of the wait
 
 
 @pytest.mark.parametrize("body", ["text", "json", "quota", "empty"])
@@ -90,7 +90,7 @@ def test_429_blocks_calls_for_as_long_as_it_says(
         (None, unsaid),
     ):
         sandbox.clear_calls()
-        assert close(sandbox, mira, said, body) == wait
+        assert block(sandbox, mira, said, body) == wait
         if wait > 1:
             assert [retry_after_of(get(who)) in about(wait) for who in (mira, elsewhere)] == [True, True]
             assert retry_after_of(mira.put("/api/spotify/v1/me/player/pause")) in about(wait)
@@ -99,7 +99,7 @@ def test_429_blocks_calls_for_as_long_as_it_says(
 
 
 def end_wait(store: Store, *apps: Flask) -> None:
-    """Let the wait be over, for all who know of it."""
+    """End all waits, in Redis and in these processes."""
     store.delete(*store.keys("spotify-*"), "none")
     for app in apps:
         app.extensions["backline"].rate_limiter._until.clear()
@@ -136,14 +136,14 @@ def test_malformed_quota_error_is_ignored(
 def test_wait_ends_by_itself(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
-    assert close(sandbox, mira, 1) == 1
-    store.delete(*store.keys("spotify-budget:*"))  # what it has learned from that is not the point
+    assert block(sandbox, mira, 1) == 1
+    store.delete(*store.keys("spotify-budget:*"))  # the budget is not the subject here
     for who in (mira, another_tab(mira, another_worker)):
         eventually(lambda: get(who).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
     assert calls(sandbox) == 4
 
 
-# For whom
+# Who has to wait
 
 
 def test_wait_applies_to_all_people_and_calls(
@@ -151,7 +151,7 @@ def test_wait_applies_to_all_people_and_calls(
 ) -> None:
     other = new_client()
     connect(other, sandbox, person=next(p["id"] for p in sandbox.people() if p["id"] != "mira_t_42"))
-    close(sandbox, mira, 600)
+    block(sandbox, mira, 600)
     sandbox.clear_calls()
 
     for who in (mira, other, another_tab(other, another_worker)):
@@ -172,7 +172,7 @@ def test_callback_during_a_wait_makes_no_call(
 ) -> None:
     visitor = new_client()
     callback = sandbox.consent(first_visit(visitor))
-    close(sandbox, mira, 600)
+    block(sandbox, mira, 600)
     sandbox.clear_calls()
 
     assert retry_after_of(come_back(visitor, callback)) in about(600)
@@ -193,7 +193,7 @@ def test_429_during_a_callback_blocks_only_me(
         assert retry_after_of(get(who, "me")) in about(600)
     assert calls(sandbox) == 2
 
-    # The next person keeps the code until then.
+    # The code of the next person is not used up.
     late = new_client()
     late_callback = sandbox.consent(first_visit(late))
     sandbox.clear_calls()
@@ -204,7 +204,7 @@ def test_429_during_a_callback_blocks_only_me(
 @pytest.mark.settings(GATEWAY_SHARE_SECONDS="60")
 def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: SandboxClient) -> None:
     get(mira, "me/player/devices")
-    close(sandbox, mira, 600)
+    block(sandbox, mira, 600)
     answer = get(mira, "me/player/devices")
     assert (answer.status_code, answer.headers["X-Cache"]) == (200, "hit")
 
@@ -212,20 +212,20 @@ def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: Sa
 def test_wait_does_not_apply_to_another_client_id(
     mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: Store
 ) -> None:
-    close(sandbox, mira, 600)
+    block(sandbox, mira, 600)
     assert SpotifyRateLimiter(store, Config.from_env(env)).retry_after() > 500
     assert (
         SpotifyRateLimiter(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).retry_after() == 0
     )
 
 
-# For good
+# Persistence
 
 
 def test_shorter_wait_does_not_shorten_a_longer_one(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
-    """Two calls are under way; the one that is answered last says less."""
+    """The 429 that arrives last of two simultaneous ones asks for less."""
     here, there = (which.extensions["backline"].rate_limiter for which in (app, another_worker))
     assert here.block_all(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
     assert there.block_all(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
@@ -236,7 +236,7 @@ def test_shorter_wait_does_not_shorten_a_longer_one(
     assert retry_after_of(get(mira)) in about(900)
     assert calls(sandbox) == 0
 
-    # What Redis knows became no shorter, nor what the process knows: each makes up for the other's loss.
+    # Neither Redis nor the process has shortened it, and each restores what the other loses.
     here.block_all(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
     assert store.ttl(key) in about(900)
@@ -255,14 +255,14 @@ def test_wait_is_restored_after_redis_was_emptied(
     user = register(client)
     connect(client, sandbox)
     elsewhere = another_tab(client, another_worker)
-    close(sandbox, client, 46_649)
+    block(sandbox, client, 46_649)
     retry_after_of(get(elsewhere))
     sandbox.clear_calls()
     for who in (client, elsewhere):
         store.flushall()
         assert login(who, user["username"]).status_code == 200
         assert retry_after_of(get(who)) in about(46_649)
-        fresh = make_app()  # has never met it
+        fresh = make_app()  # has not seen it
         assert retry_after_of(get(another_tab(who, fresh))) in about(46_649)
     assert calls(sandbox) == 0
 
@@ -273,7 +273,7 @@ def test_wait_survives_a_restart_of_redis(make_app: MakeApp, sandbox: SandboxCli
         client = app.test_client()
         user = register(client)
         connect(client, sandbox)
-        close(sandbox, client, 600)
+        block(sandbox, client, 600)
         sandbox.clear_calls()
         server.kill()
         assert app.extensions["backline"].rate_limiter.retry_after() > 500
@@ -290,7 +290,7 @@ def test_wait_survives_a_restart_of_redis(make_app: MakeApp, sandbox: SandboxCli
 def test_wait_survives_garbage_in_redis(
     app: Flask, mira: FlaskClient, sandbox: SandboxClient, store: Store
 ) -> None:
-    close(sandbox, mira, 600)
+    block(sandbox, mira, 600)
     [key] = store.keys("spotify-wait:*}")
     plants: list[Callable[[], object]] = [
         lambda: store.set(key, "junk"),
@@ -303,7 +303,7 @@ def test_wait_survives_garbage_in_redis(
         assert retry_after_of(get(mira)) in about(600)
         assert store.ttl(key) > 500
     store.set(key, 5_000_000, px=5_000_000)
-    assert retry_after_of(get(mira)) > 600  # the longer one of what Redis and the process know
+    assert retry_after_of(get(mira)) > 600  # the longer of the two
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def test_stored_wait_is_capped_at_its_original_length(
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
     assert most - 5 <= SpotifyRateLimiter(store, config).retry_after() <= most
-    # It goes on from there, and does not begin again at each look.
+    # It continues from there, and does not restart with each lookup.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 
 
-# For which calls
+# Which calls have to wait
 
 
 def test_429_blocks_only_its_endpoint(
@@ -345,7 +345,7 @@ def test_429_blocks_only_its_endpoint(
     assert calls(sandbox) == 4
     connect(new_client(), sandbox)
 
-    store.flushall()  # Redis has lost it, and the process tells it again
+    store.flushall()  # Redis has lost it, and the process restores it
     limiter = app.extensions["backline"].rate_limiter
     assert limiter.retry_after() == 0
     assert limiter.endpoint_waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
@@ -367,7 +367,7 @@ def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
     assert retry_after_of(get(elsewhere, "search?q=a&type=track")) == 70
     assert retry_after_of(get(mira, "me/player")) in about(70)
 
-    # Later than that, it is the second one's own.
+    # After that time, the second 429 concerns only its endpoint.
     end_wait(store, app, another_worker)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
     retry_after_of(put_cover(mira, "one"))
@@ -400,7 +400,7 @@ def test_independent_endpoints_block_everything_only_once(
     call_both()
     assert get(mira).status_code in (200, 204)
 
-    # But the canary still finds a limit on everything.
+    # The canary still detects a limit on everything.
     end_waits()
     store.delete(*store.keys("spotify-canary:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=60, times=2)
@@ -416,7 +416,7 @@ def test_canary_is_sent_once_by_all_processes(
     assert [call["path"] for call in sandbox.calls("/v1/me")] == ["/v1/me"]
     [key] = store.keys("spotify-canary:*")
     assert 0 < store.pttl(key) <= 10_000
-    # It is refused again, at another process, while the canary's result still counts.
+    # It is refused again, in another process, while the canary's result still counts.
     store.delete(*store.keys("spotify-wait:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=1)
     assert retry_after_of(put_cover(another_tab(mira, another_worker), "one")) == 1
@@ -454,14 +454,14 @@ def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -
 
 
 def spent(store: Store, caller: object = None) -> int:
-    """How many calls are counted, of everybody or of one caller."""
+    """Return how many calls are counted, of all callers or of one."""
     [total] = store.keys("spotify-calls:*}")
     key = total if caller is None else total + f":{caller}".encode()
     return sum(int(value.partition(b":")[2]) for name, value in store.hgetall(key).items() if name.isdigit())
 
 
 def make_older(store: Store, seconds: int) -> None:
-    """Let all calls so far have been made so much earlier."""
+    """Move all calls so far into the past."""
     for key in store.keys("spotify-calls:*"):
         fields = store.hgetall(key)
         store.delete(key)
@@ -477,7 +477,7 @@ def make_older(store: Store, seconds: int) -> None:
 
 
 def spend(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
-    """Whether there is room for a call now."""
+    """Return whether there is room for a call now."""
     try:
         limiter.acquire(caller, is_poll=is_poll)
     except RateLimited:
@@ -501,7 +501,7 @@ def limiter_with(env: dict[str, str], store: Store, budget: str) -> SpotifyRateL
 def test_polls_can_use_four_fifths_of_the_budget(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
-    store.delete(*store.keys("spotify-calls:*"))  # what connecting has cost
+    store.delete(*store.keys("spotify-calls:*"))  # those of connecting
     tabs = [mira, another_tab(mira, another_worker)]
 
     polls = [get(tabs[number % 2]) for number in range(8)]
@@ -520,7 +520,7 @@ def test_polls_can_use_four_fifths_of_the_budget(
 def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: Store) -> None:
     store.delete(*store.keys("spotify-calls:*"))
     assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
-    assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request may take
+    assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request can take
     make_older(store, 29)
     assert get(mira, "me?patient").status_code == 200
 
@@ -535,7 +535,7 @@ def test_person_can_use_half_of_the_budget_while_others_call(
     assert spend(limiter, 2)
     assert spend_all(limiter, 1) == 10
     assert spend_all(limiter, 2) == 9
-    assert not spend(limiter, 3)  # who has asked, all the same
+    assert not spend(limiter, 3)  # has made a request nevertheless
     make_older(store, 31)
     assert spend_all(limiter, 3, is_poll=True) == 16  # alone again, and polls
     assert spend_all(limiter, None) == 4
@@ -548,7 +548,7 @@ def test_person_whose_call_was_rejected_counts_as_active(
     assert spend_all(limiter, 1) == 20
     assert not spend(limiter, 2)
     total = store.keys("spotify-calls:*}")[0]
-    for name, value in store.hgetall(total).items():  # half a minute later, but for the last request
+    for name, value in store.hgetall(total).items():  # half a minute later, except for the last request
         if name.isdigit():
             store.hdel(total, name)
             assert value
@@ -565,7 +565,7 @@ def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: 
     limiter.record_429("search", refusal)  # of one endpoint
     assert store.keys("spotify-budget:*") == []
     limiter.block_all(refusal)
-    limiter.block_all(refusal)  # all that were under way are refused; it is learned once
+    limiter.block_all(refusal)  # simultaneous calls are refused together; it is learned once
     [key] = store.keys("spotify-budget:*")
     assert store.hget(key, "limit") == b"240"
     assert 0 < store.ttl(key) <= 86_400
@@ -580,12 +580,12 @@ def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: 
     assert later(1) == 252
     assert later(10) == 265  # 264.6
 
-    # Another refusal, and all that was sent meanwhile are a few calls after a wait.
+    # Another refusal after only a few calls, which followed a wait.
     store.delete(*store.keys("spotify-calls:*"))
     spend(limiter, 1)
     limiter.block_all(refusal)
     assert store.hget(key, "limit") == b"132"
-    # Redis' clock was set back: the limit grows from then on, and not in some hours.
+    # Redis' clock was set back: the limit grows from now on, not in some hours.
     store.hincrby(key, "since", 3_600_000)
     assert later(0) == 132
 
@@ -605,7 +605,7 @@ def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: F
 
 def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter = limiter_with(env, store, "1")
-    assert spend_all(limiter, None, is_poll=True) == 1  # one is one, and not four fifths of it
+    assert spend_all(limiter, None, is_poll=True) == 1  # at least one, although four fifths are less
     assert spend_all(limiter, None) == 0
     assert spent(store) == spent(store, "connecting") == 1
 
@@ -631,7 +631,7 @@ def test_call_passes_if_the_budget_cannot_be_counted(
     with pytest.raises(RateLimited) as refused:
         limiter.acquire(None, is_poll=True)
     assert refused.value.retry_after in about(100)
-    if trouble in ("a text", "a list"):  # it is counted again
+    if trouble in ("a text", "a list"):  # calls are counted again
         limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))
         assert spend_all(limiter, 1) == 1

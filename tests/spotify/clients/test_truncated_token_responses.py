@@ -1,4 +1,4 @@
-"""A token response that is cut off or encoded wrongly: its refresh token is kept."""
+"""The refresh token in a truncated or wrongly encoded response is stored."""
 
 import gzip
 import json
@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 
@@ -23,25 +22,26 @@ CHUNKED = b"Transfer-Encoding: chunked"
 
 @pytest.fixture
 def replying() -> Iterator[Callable[[bytes], SpotifyAccounts]]:
-    """An accounts service that sends these bytes for its only reply, and then closes the connection."""
+    """Start accounts services that send these bytes as their only response, and close the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        outbound = HttpClient()
+        http_client = HttpClient()
         threads = []
 
         def reply(raw: bytes) -> SpotifyAccounts:
             def serve() -> None:
                 connection, _ = listener.accept()
-                with connection, suppress(ConnectionError):  # a client that has seen enough closes it first
+                with connection, suppress(ConnectionError):  # the client may close it first
                     connection.recv(65_536)
                     connection.sendall(raw)
 
             threads.append(threading.Thread(target=serve, daemon=True))
             threads[-1].start()
-            return SpotifyAccounts(replace(Config.from_env(SETTINGS), spotify_accounts_url=url), outbound)
+            config = Config.from_env({**SETTINGS, "SPOTIFY_ACCOUNTS_URL": url})
+            return SpotifyAccounts(config, http_client)
 
         yield reply
-        outbound.close()
+        http_client.close()
         for thread in threads:
             thread.join(10)
 

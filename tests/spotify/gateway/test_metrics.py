@@ -1,4 +1,4 @@
-"""What /metrics says of the gateway's calls, and what it never says."""
+"""What /metrics reports about the gateway's calls."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 def samples(text: str) -> dict[Sample, float]:
-    """The numbers in Prometheus' text format, by name and labels."""
+    """Parse Prometheus' text format: the values by name and labels."""
     found = {}
     for line in text.splitlines():
         if line.startswith("backline_"):
@@ -41,7 +41,7 @@ def samples(text: str) -> dict[Sample, float]:
 
 
 class Growth:
-    """By how much numbers have grown: those of this process are not ours alone."""
+    """Reports by how much values have grown, because other tests in this process count too."""
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
@@ -146,7 +146,7 @@ def test_metrics_include_all_workers_even_dead_ones(
         ours = {"Cookie": f"backline_session={cookie.value}", "X-Requested-With": "test"}
 
         def call(times: int) -> None:
-            # Each on a connection of its own, so that either worker gets some.
+            # Each on its own connection, so that both workers get some.
             for _ in range(times):
                 done = requests.put(f"{api.url}{GATEWAY}/me/player", headers=ours, timeout=10)
                 assert done.status_code == 200, done.text
@@ -163,7 +163,7 @@ def test_metrics_include_all_workers_even_dead_ones(
             call(5)
             calls += 5
         assert counted_by() == {str(pid) for pid in api.workers}
-        for _ in range(6):  # whoever is asked
+        for _ in range(6):  # whichever worker responds
             assert told(REQUESTS) == told(f"{CALLS}_count") == calls
 
         gone = api.kill_worker()

@@ -1,4 +1,4 @@
-"""A Spotify that fails: what is tried again, what never is, and when it is left alone."""
+"""When Spotify fails: which calls are retried, and when the circuit breaker opens."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ FAILURES = {
     "503 empty": Reply(503, b"", None),
     "504": Reply(504, b"", "text/plain"),
 }
-# Twice they would do something else than once, or might.
+# Repeating these can have an additional effect.
 WRITES = [("POST", "me/player/next"), ("PUT", "me/player/play"), ("DELETE", "playlists/x/items")]
 
 
@@ -67,7 +67,7 @@ def test_read_that_fails_twice_returns_spotifys_response(connected: FlaskClient,
         assert response.headers.get("Content-Type") == reply.content_type
         assert len(upstream.calls) == 2
         upstream.replies(FINE)
-        connected.get(f"{GATEWAY}/tracks/fine")  # or it would be five failures in a row in the end
+        connected.get(f"{GATEWAY}/tracks/fine")  # otherwise, there would be five failures in a row
 
 
 def test_read_is_not_retried_if_spotify_asks_for_a_wait(connected: FlaskClient, upstream: Upstream) -> None:
@@ -123,7 +123,7 @@ def test_call_is_retried_if_it_was_not_sent(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    """Nobody listens at first; the listener appears when the first connection has been refused."""
+    """The server starts only after it has refused the first connection."""
     connect_through(client, sandbox, upstream)
     port = free_port()
     app.extensions["backline"].web_api._url = f"http://127.0.0.1:{port}/v1"
@@ -152,7 +152,7 @@ def test_call_is_retried_if_it_was_not_sent(
 
 
 def test_write_survives_a_connection_closed_while_idle(connected: FlaskClient, upstream: Upstream) -> None:
-    """Spotify closes one that has rested. That is seen before it is used, and costs nobody a call."""
+    """Spotify closes an idle connection. That is noticed before a call uses it."""
     for _ in range(3):
         assert connected.post(f"{GATEWAY}/me/player/next").status_code == 200
         upstream.close_connections()
@@ -177,7 +177,7 @@ def test_response_after_the_deadline_is_discarded(
     sandbox.fault(on="player", kind=kind, times=None)
 
     assert is_unavailable(client.get(f"{GATEWAY}/me/player"))
-    # What has used up its time is not repeated: the caller waits already.
+    # A call that has used up its time is not retried.
     assert len(sandbox.calls("/v1/me/player")) == 1
     sandbox.clear_faults()
 
@@ -192,7 +192,7 @@ def _five_failures_of_one_person_suffice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def tripped(connected: FlaskClient, upstream: Upstream) -> FlaskClient:
-    """A person whose Spotify has just failed five times in a row."""
+    """Return the client of a person whose calls have just failed five times in a row."""
     upstream.replies(FAILURES["503"])
     for number in range(1, 6):
         assert connected.post(f"{GATEWAY}/me/player/next").data == FAILURES["503"].body
@@ -215,7 +215,7 @@ def test_success_resets_the_circuit_breaker(connected: FlaskClient, upstream: Up
         upstream.replies(*[FAILURES["503"]] * 4, FINE)
         for _ in range(5):
             connected.post(f"{GATEWAY}/me/player/next")
-    # Nor is what may be one call's own trouble, or an answer that says no.
+    # Nor do errors that concern only one call count, or a rejection.
     for reply in (FAILURES["500"], Reply(404), Reply(403)):
         upstream.replies(reply)
         for _ in range(6):

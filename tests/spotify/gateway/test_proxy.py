@@ -1,4 +1,4 @@
-"""What passes through the gateway, there and back, and whose it is."""
+"""What the gateway forwards and returns, and to whom."""
 
 import base64
 import gzip
@@ -68,12 +68,12 @@ GET users/{id}  GET users/{id}/playlists  POST users/{id}/playlists
 _WORDS = OPERATIONS.split()
 EVERY_OPERATION = list(zip(_WORDS[::2], _WORDS[1::2], strict=True))
 WITH_ID = [operation for operation in EVERY_OPERATION if "{id}" in operation[1]]
-# An id of Spotify's own, and what older users have chosen: free text.
+# An id that Spotify generated, and free text that a user with an older account chose.
 IDS = ("37i9dQZF1DXcBWIGoYBM5M", "%C3%A5sa%20b:c@d;e,f=g+h&i!")
 QUERY = "q=caf%C3%A9+%26%20%2F%3F%23%25&ids=1,2;3&ids=1,2;3&empty=&bare&u=spotify:track:4iV5W9uYEd&~='(*)"
 BODY = b'{"name" : "\xf0\x9f\x8e\xb5 \\u00e5", "n":1.0e0,\t"public":true,"public":false}\n'
 COVER = base64.b64encode(bytes(range(256)) * 600)
-# All that may be in a request besides. Which of them are the outbound client's is not the point.
+# The only other headers of a request, including those that the HTTP client sets.
 HEADERS = {
     "host",
     "user-agent",
@@ -144,7 +144,7 @@ def _body(method: str, template: str) -> tuple[str | None, bytes | None]:
 def test_query_with_other_encoding_keeps_its_meaning(
     connected: FlaskClient, upstream: Upstream, query: str
 ) -> None:
-    """The libraries below normalise percent-encodings, which makes no other URL (RFC 3986, 6.2.2)."""
+    """Libraries normalize percent-encodings, which results in an equivalent URL (RFC 3986, 6.2.2)."""
     connected.get(f"{GATEWAY}/search", query_string=query)
 
     [call] = upstream.calls
@@ -197,7 +197,7 @@ ANSWERS = {
     "unheard of": Reply(299, b"?", "text/x-new"),
     "two types": Reply(200, b"<script>1</script>", "application/json; charset=utf-8, text/html"),
 }
-# What a browser might run, or take for something that it runs.
+# What a browser might execute, or mistake for something that it executes.
 SANDBOXED = {"html", "binary", "no type", "server error in html", "unheard of", "svg", "two types"}
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 OF_OURS = {
@@ -344,7 +344,7 @@ def test_folded_or_invalid_header_does_not_break_a_response(
     assert (response.status_code, response.data) == (200, b"[]")
     assert response.mimetype == "text/plain"
     assert response.headers["Content-Language"] == "sv, de"
-    assert "ETag" not in response.headers  # gunicorn would answer 500 for it
+    assert "ETag" not in response.headers  # gunicorn would respond 500
 
 
 def test_compressed_response_is_returned_uncompressed(connected: FlaskClient, upstream: Upstream) -> None:
@@ -380,7 +380,7 @@ def test_response_is_limited_to_8_mib(connected: FlaskClient, upstream: Upstream
     assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
 
 
-# --- whose it is ----------------------------------------------------------------------------------
+# --- ownership -------------------------------------------------------------------------------------
 
 
 def test_simultaneous_reads_of_two_people_get_their_own_responses(
@@ -403,7 +403,7 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
         for target in ("me/player", "search?q=x"):
             asked = [pool.submit(client.get, f"{GATEWAY}/{target}") for client in (ada, bob)]
             assert [future.result().json["of"] for future in asked] == ["ada", "bob"]
-    # Also from another worker, of what is shared.
+    # Shared responses of another worker too.
     assert len(upstream.calls) == 4
     for client, name in ((ada, "ada"), (bob, "bob")):
         again = another_tab(client, another_worker).get(f"{GATEWAY}/search?q=x")
@@ -427,12 +427,12 @@ def test_disconnect_ends_calls_and_erases_responses(
     upstream.replies(Reply(200, WORDS, JSON, CACHED))
     connected.get(f"{GATEWAY}/me/tracks")
     assert connected.get(f"{GATEWAY}/me/tracks").headers["X-Cache"] == "hit"
-    assert WORDS in b"".join(kept(app).values())
+    assert WORDS in b"".join(stored_responses(app).values())
     tab = another_tab(connected)
 
     assert connected.delete("/api/spotify").status_code == 204
 
-    assert kept(app) == {}
+    assert stored_responses(app) == {}
     for visitor in (connected, tab):
         response = visitor.get(f"{GATEWAY}/me/tracks")
         assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
@@ -458,14 +458,14 @@ def test_response_that_arrives_after_a_disconnect_is_not_stored(
         go_on.set()
         answered = late.result()
 
-    # A refused token is replaced, which cannot be any more; what was on its way is the caller's still.
+    # A rejected token can no longer be replaced, but the caller still gets the response in progress.
     assert answered.status_code == {200: 200, 401: 409}[status]
-    assert kept(app) == {}
+    assert stored_responses(app) == {}
     assert len(upstream.calls) == 1
 
 
-def kept(app: Flask) -> dict[bytes, bytes]:
-    """What is shared, of all links."""
+def stored_responses(app: Flask) -> dict[bytes, bytes]:
+    """Return the stored responses of all connections."""
     store: Store = app.extensions["backline"].redis
     found: dict[bytes, bytes] = {}
     for key in store.keys("shared:*}"):

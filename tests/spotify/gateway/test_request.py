@@ -1,4 +1,4 @@
-"""What the gateway turns away: nothing of it reaches Spotify."""
+"""Requests that the gateway rejects. None of them reaches Spotify."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ GATEWAY = "/api/spotify/v1"
 HOST = "127.0.0.1"
 MOST = 256 * 1024
 
-# What may stand between `/api/spotify/v1/` and a query, and each means something else to somebody.
+# Paths after `/api/spotify/v1/` that different servers read differently.
 PATHS = [
-    # up and out
+    # parent folders
     "..",
     "../me",
     "../../api/token",
@@ -29,7 +29,7 @@ PATHS = [
     "me/player/../../../../admin",
     "playlists/abc/../../me",
     "me/...",
-    # here
+    # the current folder
     ".",
     "./me",
     "me/.",
@@ -42,7 +42,7 @@ PATHS = [
     "me/",
     "me//player",
     "me/player//",
-    # the same in other spellings
+    # the same, encoded differently
     "%2e%2e/me",
     "%2E%2e/me",
     ".%2e/me",
@@ -57,13 +57,13 @@ PATHS = [
     "me%2Fplayer",
     "playlists/a%2Fb",
     "me/%2f",
-    # a separator to some
+    # a separator for some servers
     "me\\player",
     "me/..\\..\\admin",
     "me%5cplayer",
     "me/..%5C..",
     "%5c%5cevil.example",
-    # twice encoded
+    # encoded twice
     "me/%252e%252e/x",
     "me/%252fx",
     "me/%255c",
@@ -90,7 +90,7 @@ PATHS = [
     "me/%ed%a0%80",
     "me/%f4%90%80%80",
     "me/%e5sa",
-    # elsewhere
+    # other hosts
     "http://evil.example/me",
     "https://evil.example",
     "https:evil.example",
@@ -106,7 +106,7 @@ PATHS = [
     ":@evil.example",
     "127.0.0.1:6379/me",
     "[::1]/me",
-    # the first word is none of Spotify's
+    # a first word that Spotify does not use
     ";/me",
     "me;/player",
     "me;x=../player",
@@ -135,7 +135,7 @@ PATHS = [
 def api(
     server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient
 ) -> Iterator[Callable[[bytes], Answer]]:
-    """The server, which answers bytes. Every request has to bring the link's cookie: see `ask`."""
+    """Start a server for raw requests, which must send the cookie of a connection."""
     with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
         yield lambda sent: plainly(running.port, sent)
 
@@ -164,7 +164,7 @@ def test_ambiguous_path_is_rejected(connected: FlaskClient, upstream: Upstream) 
 def test_ambiguous_path_is_rejected_by_gunicorn(
     api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
 ) -> None:
-    """Byte for byte, also what no client library would send."""
+    """Byte for byte, including requests that no client library would send."""
     raw = [path.encode() for path in PATHS]
     raw += [
         b"me/\xff",
@@ -180,7 +180,7 @@ def test_ambiguous_path_is_rejected_by_gunicorn(
     for path in raw:
         sent = request("GET", "TARGET", cookie(connected), host=HOST)
         answer = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
-        # What stands behind a `#` is no part of a request: nobody is asked for it.
+        # A fragment is not part of a request, so clients do not send it.
         if answer.status == 200:
             assert path == b"me#/../x", path
         else:
@@ -224,7 +224,7 @@ def test_host_header_does_not_redirect_a_call(
     check(api(request("GET", f"{GATEWAY}/me", cookie(connected), "Host: evil.example", host=HOST)))
     assert upstream.calls == []
 
-    # Of a whole URL only the path counts; who is called is in the settings.
+    # Only the path of a complete URL counts. The settings determine the host that is called.
     answer = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(connected), host=HOST))
 
     assert answer.status in (200, 400)

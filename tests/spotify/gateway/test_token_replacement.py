@@ -1,4 +1,4 @@
-"""Tokens that Spotify refuses: replaced once, and a call made once more. Other refusals come through."""
+"""Tokens that Spotify rejects are replaced once, and the call is repeated. Other rejections are returned."""
 
 import itertools
 import threading
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 GATEWAY = "/api/spotify/v1"
 BODY = b'{"uris" : ["spotify:track:4iV5W9uYEdYUVa79Axb7Rh"],\n "position_ms":0}'
 
-# Every wording there has been, and what a proxy on the way might make of it.
+# Every wording that Spotify has used, and what a proxy might make of it.
 UNAUTHORIZED = {
     "since 2026": problem_of_spotify(401, "Missing/invalid/expired access token"),
     "expired": problem_of_spotify(401, "The access token expired"),
@@ -146,7 +146,7 @@ def test_simultaneous_401s_in_two_workers_cause_one_refresh(
                 timeout=30,
             ).status_code
 
-    # Enough places for all of them in one worker, should chance have it so.
+    # One worker has enough slots for all of them, in case it gets them all.
     with server(workers=2, threads=80) as api, ThreadPoolExecutor(20) as pool:
         assert list(pool.map(call, range(20))) == [204] * 20
 
@@ -160,7 +160,7 @@ def test_simultaneous_401s_in_two_workers_cause_one_refresh(
 def test_late_401_uses_the_token_that_has_replaced_it(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
-    """Slow to refuse, Spotify has long accepted the token that was fetched meanwhile."""
+    """By the time a slow 401 arrives, the token has been replaced."""
     arrived, go_on = threading.Event(), threading.Event()
 
     def answer(call: Received) -> Reply:
@@ -217,7 +217,7 @@ def test_other_403s_are_returned_unchanged(
         for response in (connected.get(f"{GATEWAY}/me/player"), connected.put(f"{GATEWAY}/me/player/play")):
             assert (response.status_code, response.data) == (403, reply.body)
             assert response.content_type == reply.content_type
-            assert response.headers["X-Cache"] == "miss"  # the permission may be given any moment
+            assert response.headers["X-Cache"] == "miss"  # the permission can be granted at any moment
 
     assert refresh_count(sandbox) == 0
 
@@ -234,10 +234,10 @@ def test_ended_grant_is_reported_with_the_authorize_url(
     for response in (connected.get(f"{GATEWAY}/me/player"), connected.post(f"{GATEWAY}/me/player/next")):
         assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
         assert "X-Cache" not in response.headers
-    # Nobody asks Spotify for a token in vain again, and nothing is repeated.
+    # No further refresh is attempted, and no call is repeated.
     assert (len(upstream.calls), refresh_count(sandbox)) == (2, 1)
 
-    # The URL is this session's: it is of no use to another, and connects this one again.
+    # The URL is valid in this session only, which it connects again.
     callback = sandbox.consent(response.json["authorize_url"])
     assert slug(come_back(new_client(), callback)) == "spotify-state-mismatch"
     upstream.is_profile_of("mira_t_42")
@@ -266,7 +266,7 @@ def test_failed_refresh_after_a_401_keeps_the_connection(
 def test_plain_text_403s_are_counted_separately(
     connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    before = numbers(connected, "403"), numbers(connected, "403-text")
+    before = outcome_count(connected, "403"), outcome_count(connected, "403-text")
     for text in FORBIDDEN_TEXTS.values():
         upstream.replies(Reply(403, text, "text/plain"))
         connected.put(f"{GATEWAY}/me/player/play")
@@ -274,12 +274,12 @@ def test_plain_text_403s_are_counted_separately(
         upstream.replies(reply)
         connected.put(f"{GATEWAY}/me/player/play")
 
-    assert numbers(connected, "403") - before[0] == len(FORBIDDEN)
-    assert numbers(connected, "403-text") - before[1] == len(FORBIDDEN_TEXTS)
+    assert outcome_count(connected, "403") - before[0] == len(FORBIDDEN)
+    assert outcome_count(connected, "403-text") - before[1] == len(FORBIDDEN_TEXTS)
 
 
-def numbers(client: FlaskClient, outcome: str) -> float:
-    """How often a PUT to /me/player/play has ended so."""
+def outcome_count(client: FlaskClient, outcome: str) -> float:
+    """Return how many PUTs to /me/player/play had this outcome."""
     start = "backline_gateway_requests_total{"
     labels = ('method="PUT"', 'route="me/player/play"', f'outcome="{outcome}"')
     lines = client.get("/metrics").text.splitlines()
