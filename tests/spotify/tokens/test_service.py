@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,8 +15,10 @@ import requests
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import event
 
 from app.errors import SpotifyUnavailable
+from app.infra.database import db as database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
@@ -86,6 +88,35 @@ def test_refreshed_token_works_at_spotify(connected: FlaskClient, app: Flask, sa
 
     me = requests.get(f"{sandbox.api_url}/me", headers={"Authorization": f"Bearer {token}"}, timeout=5)
     assert me.json()["id"] == "mira_t_42"
+
+
+def test_refresh_reads_the_row_twice(connected: FlaskClient, app: Flask) -> None:
+    """Once before the lock, and once while holding it. The committed values are the result."""
+    expire(app)
+    spotify_user_id = row(app).spotify_user_id
+    with app.app_context(), selects_of("access_tokens") as selects:
+        token = app.extensions["backline"].tokens.access_token_for(spotify_user_id)
+
+    assert len(selects) == 2
+    stored = row(app)
+    assert token.version == (stored.grant_id, stored.generation)
+    assert (token.expires_at, token.scope) == (stored.expires_at, stored.scope)
+
+
+@contextmanager
+def selects_of(table: str) -> Iterator[list[str]]:
+    """Collect the SELECT statements that read a table."""
+    found: list[str] = []
+
+    def collect(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT") and f"FROM {table}" in statement:
+            found.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", collect)
+    try:
+        yield found
+    finally:
+        event.remove(database.engine, "before_cursor_execute", collect)
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
@@ -491,6 +522,27 @@ def test_refresh_superseded_by_new_consent_writes_nothing(
     assert row(app).access_token == renewed.access_token
     assert row(app).generation == 0
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
+
+
+def test_new_grant_is_refreshed_while_refresh_of_old_one_runs(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
+    expire(app)
+    sandbox.fault(on="refresh", kind="park", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(another_tab(connected).get, "/api/spotify/token")
+        sandbox.wait_for_held(1)
+        change(app, state=GrantState.REAUTHORIZATION_REQUIRED)  # so that the API offers a new consent
+        connect(connected, sandbox)
+        expire(app)
+        response = connected.get("/api/spotify/token")
+        renewed = row(app)
+        sandbox.release()
+        late_response = late.result()
+
+    assert (response.status_code, late_response.status_code) == (200, 200)
+    assert late_response.json["access_token"] == response.json["access_token"]
+    assert (renewed.generation, row(app).generation) == (1, 1)
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
