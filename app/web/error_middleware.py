@@ -1,6 +1,6 @@
 """Responds to errors that Flask's error handlers do not see."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from app.web.error_handlers import document, known_error, log_failure, request_id_of
@@ -15,8 +15,9 @@ class ErrorMiddleware:
     Flask raises them here, because `PROPAGATE_EXCEPTIONS` is set.
     """
 
-    def __init__(self, app: "WSGIApplication") -> None:
+    def __init__(self, app: "WSGIApplication", headers: Mapping[str, str]) -> None:
         self._app = app
+        self._headers = headers  # of every response
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Pass a request on. Teardown follows the response, so its start is held back until then."""
@@ -25,6 +26,8 @@ class ErrorMiddleware:
             body = self._app(environ, lambda *response: started.append(response))  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - no one else would respond
             log_failure(error, request_id=request_id_of(environ))
-            return document(known_error(error), environ)(environ, start_response)
+            response = document(known_error(error), environ)
+            response.headers.update(self._headers)
+            return response(environ, start_response)
         start_response(*started[-1])
         return body

@@ -875,6 +875,8 @@ def test_any_error_anywhere_has_one_response_and_one_log_line(
     assert answer.status_code == status
     assert answer.content_type == "application/problem+json"
     assert answer.get_json()["request_id"] == answer.headers["X-Request-ID"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
     assert "hunter2" not in answer.text
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info or status == 503
