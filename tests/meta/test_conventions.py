@@ -240,9 +240,7 @@ def test_every_requirement_is_marked_in_the_files_that_the_page_lists() -> None:
         assert files, name
         for file in files:
             source = (ROOT / "tests" / file).read_text(encoding="utf-8")
-            # The second, an older convention, is accepted until every test is converted.
-            marked = f'pytest.mark.requirement("{name}")' in source
-            assert marked or re.search(rf"^\s*def test_{name.lower()}_", source, re.MULTILINE), (name, file)
+            assert f'pytest.mark.requirement("{name}")' in source, (name, file)
 
 
 @pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
