@@ -12,15 +12,15 @@ NOT_BOOLEAN = "Use true or false."
 NOT_AN_OBJECT = "This must be a JSON object."
 REPEATED = "Must not be repeated."
 UNKNOWN = "There is no field with this name."
-USERNAME = "Use 2 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit."
+USERNAME = "Use 2 to 64 letters, digits, '.', '_', or '-', and start with a letter or a digit."
 EMAIL = "Enter an email address, such as ada@example.com."
 LENGTH = "Use {min} to {max} characters."
 TOO_LONG = "Use at most {max} characters."
 GUESSABLE = (
-    "This password is easy to guess: it is common, or too similar to your username or email address. "
+    "This password is easy to guess, because it is common or similar to your username or email address. "
     "Choose another one."
 )
-PASSWORD_NEEDED = "Enter your current password to change the email address."  # noqa: S105
+PASSWORD_NEEDED = "Enter your current password to change your email address."  # noqa: S105
 UNDO_ONLY = 'The decision must be "undo".'
 NOT_A_TOKEN = "This is not a token from one of our emails."  # noqa: S105
 
