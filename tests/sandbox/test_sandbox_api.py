@@ -29,7 +29,9 @@ def error_of(response: requests.Response) -> tuple[int, str]:
         ("expired", "invalid_token", "The access token expired"),
     ],
 )
-def test_unauthorized(mira: Visitor, wording: str, kind: str, error: str, message: str) -> None:
+def test_missing_or_invalid_token_gets_401(
+    mira: Visitor, wording: str, kind: str, error: str, message: str
+) -> None:
     mira.app.sandbox.settings(unauthorized_wording=wording)
     mira.app.sandbox.expire_access_tokens()
     header = {
@@ -46,7 +48,7 @@ def test_unauthorized(mira: Visitor, wording: str, kind: str, error: str, messag
 @pytest.mark.parametrize(
     "header", ["Bearer", "Bearer ", "Basic " + base64.b64encode(b"a:b").decode(), "token x"]
 )
-def test_only_bearer_tokens_are_taken(app: App, header: str) -> None:
+def test_only_bearer_tokens_are_accepted(app: App, header: str) -> None:
     response = app.http.get(f"{app.sandbox.api_url}/me", headers={"Authorization": header}, timeout=10)
     assert error_of(response) == (400, "Only valid bearer authentication supported")
 
@@ -66,7 +68,7 @@ READS = [
 
 
 @pytest.mark.parametrize(("path", "shape", "scope", "refused"), READS, ids=[r[0] for r in READS])
-def test_a_read_has_its_shape_and_needs_its_scope(
+def test_read_has_its_shape_and_needs_its_scope(
     app: App, path: str, shape: Schema, scope: str, refused: int
 ) -> None:
     with_scope = app.call(app.connect(scope=scope)["access_token"], "GET", path)
@@ -79,7 +81,7 @@ def test_a_read_has_its_shape_and_needs_its_scope(
     )
 
 
-def test_answers_carry_the_headers_spotify_sends(mira: Visitor) -> None:
+def test_responses_have_spotifys_headers(mira: Visitor) -> None:
     headers = mira("GET", "me").headers
     assert headers["Cache-Control"] == "private, max-age=0"
     assert headers["Access-Control-Allow-Origin"] == "*"
@@ -87,7 +89,7 @@ def test_answers_carry_the_headers_spotify_sends(mira: Visitor) -> None:
 
 
 @pytest.mark.parametrize("person", ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"])
-def test_a_profile_in_its_three_modes(app: App, person: str) -> None:
+def test_profile_depends_on_the_mode(app: App, person: str) -> None:
     visitor = Visitor(app, person)
     check(visitor.get("me"), shapes.ME_2026)
     assert visitor.get("me")["id"] == person
@@ -101,12 +103,12 @@ def test_a_profile_in_its_three_modes(app: App, person: str) -> None:
     assert "email" not in Visitor(app, person, "streaming").get("me")
 
 
-def test_people_differ_in_what_they_lack(app: App) -> None:
+def test_people_lack_different_members(app: App) -> None:
     aiko = Visitor(app, "aiko-87").get("me")
     assert (aiko["display_name"], aiko["images"]) == (None, [])
 
 
-def test_single_objects_of_the_catalogue(mira: Visitor) -> None:
+def test_catalogue_objects_have_their_shapes(mira: Visitor) -> None:
     track = mira.get("me/tracks?limit=1")["items"][0]["track"]
     check(mira.get(f"tracks/{track['id']}"), shapes.TRACK)
     check(mira.get(f"albums/{track['album']['id']}"), shapes.ALBUM)
@@ -119,7 +121,7 @@ def test_single_objects_of_the_catalogue(mira: Visitor) -> None:
         assert error_of(mira("GET", f"{kind}/4uLU6hMCjMI75M1A2tKUQC")) == (404, "Resource not found")
 
 
-def test_pages_lead_to_each_other(mira: Visitor) -> None:
+def test_pages_link_to_each_other(mira: Visitor) -> None:
     seen, path = [], "me/top/tracks?limit=7"
     while path:
         found = mira.get(path)
@@ -130,7 +132,7 @@ def test_pages_lead_to_each_other(mira: Visitor) -> None:
     assert error_of(mira("GET", "me/top/tracks?offset=-1")) == (400, "Invalid offset")
 
 
-def test_search_gives_ten_at_most(mira: Visitor) -> None:
+def test_search_returns_at_most_ten(mira: Visitor) -> None:
     found = mira.get("search?q=a&type=track,playlist")
     check(found, shapes.SEARCH)
     assert found["tracks"]["limit"] == 5
@@ -147,12 +149,12 @@ def playlist_called(visitor: Visitor, name: str) -> dict[str, Any]:
     return next(p for p in visitor.get("me/playlists")["items"] if p["name"] == name)
 
 
-def test_the_page_of_playlists_names_the_user(mira: Visitor) -> None:
+def test_playlist_page_url_names_the_user(mira: Visitor) -> None:
     found = mira.get("me/playlists?limit=2")
     assert found["href"] == "https://api.spotify.com/v1/users/mira_t_42/playlists?offset=0&limit=2"
 
 
-def test_only_own_and_shared_playlists_can_be_looked_into(mira: Visitor, jonas: Visitor) -> None:
+def test_only_own_and_shared_playlists_can_be_read(mira: Visitor, jonas: Visitor) -> None:
     own, foreign = playlist_called(mira, "Rainy tram")["id"], playlist_called(mira, "Bike to work")["id"]
     check(mira.get(f"playlists/{own}"), shapes.OWN_PLAYLIST)
     page = mira.get(f"playlists/{own}/items?limit=50")
@@ -167,7 +169,7 @@ def test_only_own_and_shared_playlists_can_be_looked_into(mira: Visitor, jonas: 
 @pytest.mark.parametrize(
     ("mode", "names"), [("dev2026", {"items"}), ("transition", {"items", "tracks"}), ("legacy", {"tracks"})]
 )
-def test_playlists_speak_of_items_or_tracks(mira: Visitor, mode: str, names: set[str]) -> None:
+def test_playlist_member_names_depend_on_the_mode(mira: Visitor, mode: str, names: set[str]) -> None:
     mira.app.sandbox.settings(mode=mode)
     playlist = playlist_called(mira, "Rainy tram")
     assert {"items", "tracks"} & set(playlist) == names
@@ -175,7 +177,7 @@ def test_playlists_speak_of_items_or_tracks(mira: Visitor, mode: str, names: set
     assert old_path.status_code == (403 if mode == "dev2026" else 200)
 
 
-def test_a_playlist_can_be_made_and_filled(mira: Visitor) -> None:
+def test_playlist_can_be_created_and_filled(mira: Visitor) -> None:
     made = mira("POST", "me/playlists", json={"name": "New", "description": "d"})
     assert made.status_code == 201
     check(made.json(), shapes.OWN_PLAYLIST)
@@ -196,7 +198,7 @@ def test_a_playlist_can_be_made_and_filled(mira: Visitor) -> None:
     assert error_of(mira("POST", "me/playlists", data="{"))[0] == 400
 
 
-def test_the_library_saves_and_forgets(mira: Visitor) -> None:
+def test_library_saves_and_removes_items(mira: Visitor) -> None:
     uri = "spotify:album:4uLU6hMCjMI75M1A2tKUQC"
     assert mira.get(f"me/library/contains?uris={uri}") == [False]
     assert mira("PUT", f"me/library?uris={uri}").status_code == 200
@@ -220,7 +222,7 @@ def test_removed_endpoints_are_forbidden(mira: Visitor, method: str, path: str) 
     assert error_of(mira(method, path)) == (403, "Forbidden")
 
 
-def test_unknown_endpoints_are_not_found_but_need_a_token(mira: Visitor) -> None:
+def test_unknown_endpoint_gets_404_only_with_a_token(mira: Visitor) -> None:
     assert error_of(mira("GET", "me/nothing")) == (404, "Resource not found")
     assert error_of(mira.app.http.get(f"{mira.app.sandbox.api_url}/me/nothing", timeout=10))[0] == 401
     assert "user-read-email" in ALL_SCOPES

@@ -44,7 +44,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("changes", "text"), REFUSALS, ids=[f"{t} {i}" for i, (_, t) in enumerate(REFUSALS)])
-def test_a_bad_request_ends_on_a_page_and_never_at_the_app(
+def test_invalid_request_shows_a_page_and_never_reaches_the_app(
     app: App, changes: dict[str, str | None], text: str
 ) -> None:
     page = app.visit(**changes)
@@ -54,7 +54,7 @@ def test_a_bad_request_ends_on_a_page_and_never_at_the_app(
     assert "alert(1)" not in page.text
 
 
-def test_a_repeated_parameter_is_refused(app: App) -> None:
+def test_repeated_parameter_is_rejected(app: App) -> None:
     page = app.http.get(app.authorize_url() + "&state=other", timeout=10)
     assert page.status_code == 400
     assert "Repeated parameter" in page.text
@@ -99,20 +99,18 @@ def other_sandbox(many_uris: list[str]) -> Iterator[SandboxClient]:
         ("https://a.example:443/cb?x=1", False),
     ],
 )
-def test_only_the_port_of_a_loopback_literal_may_differ(
-    other_sandbox: SandboxClient, uri: str, fits: bool
-) -> None:
+def test_only_loopback_literals_match_any_port(other_sandbox: SandboxClient, uri: str, fits: bool) -> None:
     page = App(other_sandbox).visit(redirect_uri=uri)
     assert page.status_code == (200 if fits else 400), page.text
 
 
-def test_an_answer_is_added_to_the_query_a_redirect_uri_has(other_sandbox: SandboxClient) -> None:
+def test_response_is_added_to_the_redirect_uris_query(other_sandbox: SandboxClient) -> None:
     url = App(other_sandbox).authorize_url(redirect_uri="https://a.example/cb?x=1")
     callback = other_sandbox.consent(url)
     assert callback.startswith("https://a.example/cb?x=1&code=AQ")
 
 
-def test_the_page_lists_people_and_scopes_in_words(app: App) -> None:
+def test_consent_page_lists_people_and_scopes(app: App) -> None:
     page = app.visit(scope="streaming user-read-email", **PKCE)
     assert page.status_code == 200
     text = html.unescape(page.text)
@@ -130,7 +128,7 @@ def test_the_page_lists_people_and_scopes_in_words(app: App) -> None:
     assert page.headers["Cache-Control"] == "no-store"
 
 
-def test_what_comes_in_the_query_is_escaped_on_the_page(app: App) -> None:
+def test_consent_page_escapes_the_query(app: App) -> None:
     page = app.visit(state='"><script>alert(1)</script>')
     assert page.status_code == 200
     assert "<script" not in page.text
@@ -138,7 +136,7 @@ def test_what_comes_in_the_query_is_escaped_on_the_page(app: App) -> None:
 
 @pytest.mark.parametrize("state", ["plain", "with space & more=1", "ünï💥", "", None])
 @pytest.mark.parametrize("decision", ["agree", "cancel"])
-def test_the_state_comes_back_as_it_was_sent(app: App, state: str | None, decision: str) -> None:
+def test_state_is_returned_unchanged(app: App, state: str | None, decision: str) -> None:
     callback = app.sandbox.consent(app.authorize_url(state=state), decision=decision)
     answer = urlsplit(callback).query
     given = dict(pair.split("=", 1) for pair in answer.split("&"))
@@ -147,7 +145,7 @@ def test_the_state_comes_back_as_it_was_sent(app: App, state: str | None, decisi
     assert given.get("error") == (None if decision == "agree" else "access_denied")
 
 
-def test_a_returning_person_is_sent_straight_back(app: App) -> None:
+def test_returning_person_is_redirected_at_once(app: App) -> None:
     with requests.Session() as browser:
         app.sandbox.consent(app.authorize_url(scope="streaming user-read-email"), "jonas.k", browser=browser)
 
@@ -162,7 +160,7 @@ def test_a_returning_person_is_sent_straight_back(app: App) -> None:
         assert visit(scope="user-read-email") == 200
 
 
-def test_somebody_else_can_sign_in(app: App) -> None:
+def test_another_person_can_sign_in(app: App) -> None:
     with requests.Session() as browser:
         app.sandbox.consent(app.authorize_url(), browser=browser)
         page = browser.get(app.authorize_url(show_dialog="true"), timeout=10)
@@ -175,14 +173,14 @@ def test_somebody_else_can_sign_in(app: App) -> None:
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/authorize?", "/\\evil.example"])
-def test_signing_out_leads_nowhere_else(app: App, target: str) -> None:
+def test_sign_out_does_not_redirect_elsewhere(app: App, target: str) -> None:
     answer = app.http.get(
         f"{app.sandbox.url}/logout", params={"continue": target}, allow_redirects=False, timeout=10
     )
     assert answer.headers["Location"] == "/"
 
 
-def test_the_form_is_checked_like_the_page(app: App) -> None:
+def test_consent_form_is_validated_like_the_page(app: App) -> None:
     url = f"{app.sandbox.url}/authorize/consent"
     query = f"client_id={CLIENT_ID}&response_type=code&redirect_uri=https://evil.example/"
     stolen = app.http.post(url, data={"query": query, "person": "mira_t_42", "decision": "agree"}, timeout=10)

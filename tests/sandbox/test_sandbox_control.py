@@ -60,7 +60,7 @@ UNKNOWN = [
 @pytest.mark.parametrize(
     ("method", "path", "body", "message"), UNKNOWN, ids=[f"{u[3]} {i}" for i, u in enumerate(UNKNOWN)]
 )
-def test_what_is_not_known_is_refused(
+def test_unknown_members_are_rejected(
     sandbox: SandboxClient, method: str, path: str, body: object, message: str
 ) -> None:
     answer = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=10)
@@ -71,7 +71,7 @@ def test_what_is_not_known_is_refused(
 
 
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000])
-def test_a_body_that_is_no_json_is_refused(sandbox: SandboxClient, body: str) -> None:
+def test_invalid_json_is_rejected(sandbox: SandboxClient, body: str) -> None:
     headers = {"Content-Type": "application/json"}
     answer = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=10)
     assert (answer.status_code, answer.json()["message"]) == (422, "the body must be JSON")
@@ -100,14 +100,14 @@ def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_no_other_site_can_steer_the_sandbox(sandbox: SandboxClient, headers: dict[str, str]) -> None:
+def test_other_sites_cannot_control_the_sandbox(sandbox: SandboxClient, headers: dict[str, str]) -> None:
     for path in ("reset", "seed"):
         url = f"{sandbox.url}/_sandbox/{path}"
         assert requests.post(url, json={"count": 1}, headers=headers, timeout=10).status_code == 403
     assert len(sandbox.people()) == 4
 
 
-def test_the_clock_moves_by_steps_and_to_an_offset(sandbox: SandboxClient) -> None:
+def test_clock_moves_by_steps_and_to_an_offset(sandbox: SandboxClient) -> None:
     sandbox.advance(60)
     sandbox.advance(60)
     assert sandbox.control("GET", "clock")["offset"] == 120
@@ -116,7 +116,7 @@ def test_the_clock_moves_by_steps_and_to_an_offset(sandbox: SandboxClient) -> No
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", moved["now"])
 
 
-def test_a_reset_forgets_everything(app: App) -> None:
+def test_reset_restores_the_initial_state(app: App) -> None:
     tokens = app.connect()
     app.sandbox.settings(rotate=True)
     app.sandbox.advance(60)
@@ -131,7 +131,7 @@ def test_a_reset_forgets_everything(app: App) -> None:
     assert app.sandbox.control("GET", "clock")["offset"] == 0
 
 
-def test_a_person_keeps_the_account_id_when_renamed(mira: Visitor) -> None:
+def test_renamed_person_keeps_the_account_id(mira: Visitor) -> None:
     before = mira.get("me")
     mira.app.sandbox.rename("mira_t_42", "mira.t.2026")
     after = mira.get("me")
@@ -140,13 +140,13 @@ def test_a_person_keeps_the_account_id_when_renamed(mira: Visitor) -> None:
     assert mira.app.sandbox.tokens()[0]["person"] == "mira.t.2026"
 
 
-def test_all_access_tokens_can_be_ended_at_once(mira: Visitor) -> None:
+def test_all_access_tokens_can_be_expired_at_once(mira: Visitor) -> None:
     assert mira.app.sandbox.expire_access_tokens() == 1
     assert mira("GET", "me").status_code == 401
     assert mira.app.sandbox.expire_access_tokens() == 0
 
 
-def test_the_journal_tells_of_every_call_and_shows_no_secret(app: App) -> None:
+def test_journal_has_every_call_and_no_secret(app: App) -> None:
     callback = app.sandbox.consent(app.authorize_url(state="a-secret-state", **PKCE))
     code = answer_of(callback)["code"]
     tokens = app.exchange(code, code_verifier=VERIFIER).json()
@@ -181,7 +181,7 @@ def test_the_journal_tells_of_every_call_and_shows_no_secret(app: App) -> None:
     assert app.sandbox.calls() == []
 
 
-def test_the_journal_says_what_a_token_call_has_issued(app: App) -> None:
+def test_journal_names_the_tokens_that_were_issued(app: App) -> None:
     first = app.connect()["refresh_token"]
     app.refresh(first)
     app.sandbox.settings(rotate=True)
@@ -207,7 +207,7 @@ def test_the_journal_says_what_a_token_call_has_issued(app: App) -> None:
     ]
 
 
-def test_the_journal_can_be_read_from_a_number_on(app: App) -> None:
+def test_journal_can_be_read_from_a_number_on(app: App) -> None:
     app.connect()
     app.token(grant_type="client_credentials")
     sandbox = app.sandbox
@@ -221,7 +221,7 @@ def test_the_journal_can_be_read_from_a_number_on(app: App) -> None:
     assert sandbox.control("GET", "journal")["calls"] == sandbox.calls()
 
 
-def test_a_call_that_was_under_way_is_read_anew(app: App) -> None:
+def test_journal_updates_a_call_that_was_in_progress(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.clear_calls()
     app.sandbox.fault(on="refresh", kind="park")
@@ -236,7 +236,7 @@ def test_a_call_that_was_under_way_is_read_anew(app: App) -> None:
     assert app.sandbox.calls(after=call["n"] - 1)[0]["finished_at"]
 
 
-def test_the_journal_knows_what_it_has_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_knows_which_calls_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "KEPT", 3)
     kept = journal.Journal()
     assert kept.forgotten() == 0
@@ -250,7 +250,7 @@ def test_the_journal_knows_what_it_has_forgotten(monkeypatch: pytest.MonkeyPatch
     assert (kept.forgotten(), kept.calls()) == (0, [])
 
 
-def test_who_asks_for_forgotten_calls_is_told(
+def test_journal_client_reports_dropped_calls(
     sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "control", lambda *_: {"calls": [], "forgotten": 5})
@@ -259,14 +259,14 @@ def test_who_asks_for_forgotten_calls_is_told(
         sandbox.calls(after=4)
 
 
-def test_the_cookies_of_the_token_endpoint_are_seen_when_sent_back(app: App) -> None:
+def test_journal_shows_cookies_sent_to_the_token_endpoint(app: App) -> None:
     app.connect()
     app.token(grant_type="client_credentials")
     first, second = app.sandbox.calls("/api/token")
     assert ("cookie" in first["headers"], "cookie" in second["headers"]) == (False, True)
 
 
-def test_fifty_calls_at_once(mira: Visitor) -> None:
+def test_fifty_simultaneous_calls_succeed(mira: Visitor) -> None:
     url, headers = f"{mira.app.sandbox.api_url}/me", {"Authorization": f"Bearer {mira.token}"}
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=20), range(200)))
@@ -274,7 +274,7 @@ def test_fifty_calls_at_once(mira: Visitor) -> None:
     assert len(mira.app.sandbox.calls("/v1/me")) == 200
 
 
-def test_parallel_refreshes_under_rotation_let_one_through(app: App) -> None:
+def test_one_of_several_parallel_rotating_refreshes_succeeds(app: App) -> None:
     app.sandbox.settings(rotate=True)
     token = app.connect()["refresh_token"]
     with ThreadPoolExecutor(10) as pool:
@@ -289,7 +289,7 @@ def test_latency_is_added_to_the_host_it_is_set_for(app: App) -> None:
     assert slow.elapsed.total_seconds() >= 0.3 > quick.elapsed.total_seconds()
 
 
-def test_the_page_shows_people_and_keeps_to_itself(sandbox: SandboxClient) -> None:
+def test_index_page_shows_people_and_loads_nothing_foreign(sandbox: SandboxClient) -> None:
     page = requests.get(sandbox.url, timeout=10)
     assert page.status_code == 200
     for expected in ("mira_t_42", "Revoke", "Rotate refresh tokens", "Outage", "/_sandbox/journal"):

@@ -119,7 +119,7 @@ def assert_body(response: requests.Response, expected: object) -> None:
 
 
 @pytest.mark.parametrize(("kind", "status", "body"), TOKEN_ANSWERS, ids=[a[0] for a in TOKEN_ANSWERS])
-def test_a_fault_at_the_token_endpoint(app: App, kind: str, status: int, body: object) -> None:
+def test_fault_applies_to_the_token_endpoint(app: App, kind: str, status: int, body: object) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind=kind)
     response = app.refresh(token)
@@ -130,7 +130,7 @@ def test_a_fault_at_the_token_endpoint(app: App, kind: str, status: int, body: o
 
 
 @pytest.mark.parametrize(("kind", "status", "body"), API_ANSWERS, ids=[a[0] for a in API_ANSWERS])
-def test_a_fault_at_the_web_api(mira: Visitor, kind: str, status: int, body: object) -> None:
+def test_fault_applies_to_the_web_api(mira: Visitor, kind: str, status: int, body: object) -> None:
     mira.app.sandbox.fault(on="api", kind=kind)
     response = mira("GET", "me")
     assert response.status_code == status
@@ -146,7 +146,7 @@ def test_every_kind_is_tested(sandbox: SandboxClient) -> None:
     assert set(answer.json()["allowed"]) == tested
 
 
-def test_the_owner_without_premium_is_told_in_159_bytes() -> None:
+def test_owner_without_premium_gets_159_bytes() -> None:
     assert len(NO_OWNER) == 159
 
 
@@ -160,7 +160,9 @@ def test_the_owner_without_premium_is_told_in_159_bytes() -> None:
     ],
 )
 @pytest.mark.parametrize("retry_after", [None, 0, 48925])
-def test_rate_limits(mira: Visitor, body: str, expected: object, retry_after: int | None) -> None:
+def test_rate_limit_has_spotifys_bodies(
+    mira: Visitor, body: str, expected: object, retry_after: int | None
+) -> None:
     mira.app.sandbox.fault(on="me", kind="rate_limited", body=body, retry_after=retry_after)
     response = mira("GET", "me")
     assert response.status_code == 429
@@ -168,19 +170,19 @@ def test_rate_limits(mira: Visitor, body: str, expected: object, retry_after: in
     assert_body(response, expected)
 
 
-def test_retry_after_goes_with_other_kinds_too(mira: Visitor) -> None:
+def test_retry_after_works_with_other_kinds(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="empty_503", retry_after=7)
     assert mira("GET", "me").headers["Retry-After"] == "7"
 
 
 @pytest.mark.parametrize("status", [302, 307])
-def test_redirects(app: App, status: int) -> None:
+def test_redirect_fault_redirects(app: App, status: int) -> None:
     app.sandbox.fault(on="token", kind=f"redirect_{status}", location="https://evil.example/x")
     response = app.token(grant_type="client_credentials")
     assert (response.status_code, response.headers["Location"]) == (status, "https://evil.example/x")
 
 
-def test_a_closed_connection_answers_nothing(mira: Visitor) -> None:
+def test_closed_connection_sends_nothing(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="close")
     with pytest.raises(requests.ConnectionError):
         mira("GET", "me")
@@ -189,25 +191,25 @@ def test_a_closed_connection_answers_nothing(mira: Visitor) -> None:
     assert call["finished_at"]
 
 
-def test_a_cut_body(mira: Visitor) -> None:
+def test_truncated_body_is_shorter_than_announced(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="cut_body", after_effect=True)
     with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
         mira("GET", "me")
 
 
-def test_a_huge_body(mira: Visitor) -> None:
+def test_huge_body_has_the_requested_size(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="huge_body", bytes=3_000_000)
     assert len(mira("GET", "me").content) > 3_000_000
 
 
-def test_a_gzip_bomb(mira: Visitor) -> None:
+def test_gzip_bomb_expands_to_the_requested_size(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="gzip_bomb", bytes=3_000_000)
     response = mira("GET", "me", stream=True)
     assert int(response.headers["Content-Length"]) < 30_000
     assert len(response.content) == 3_000_000
 
 
-def test_a_drip_outlasts_a_read_timeout(mira: Visitor) -> None:
+def test_drip_outlasts_a_read_timeout(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="drip", seconds=0.9, after_effect=True)
     began = time.monotonic()
     response = mira("GET", "me", timeout=0.7)
@@ -215,7 +217,7 @@ def test_a_drip_outlasts_a_read_timeout(mira: Visitor) -> None:
     assert response.json()["id"] == "mira_t_42"
 
 
-def test_a_timeout_holds_and_then_drops(mira: Visitor) -> None:
+def test_timeout_holds_and_then_drops_the_call(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="timeout", seconds=0.2)
     with pytest.raises(requests.ConnectionError):
         mira("GET", "me")
@@ -225,7 +227,7 @@ def test_a_timeout_holds_and_then_drops(mira: Visitor) -> None:
     assert mira.app.sandbox.release() == 1
 
 
-def test_a_slow_call_still_counts(mira: Visitor) -> None:
+def test_slow_call_takes_effect(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="slow", seconds=0.2)
     began = time.monotonic()
     assert mira("GET", "me").status_code == 200
@@ -236,7 +238,7 @@ def test_a_slow_call_still_counts(mira: Visitor) -> None:
     "kind", ["close", "timeout", "google_502", "truncated_json", "cut_body", "no_access_token"]
 )
 @pytest.mark.parametrize("after_effect", [False, True])
-def test_whether_a_spoilt_refresh_has_taken_effect(app: App, kind: str, after_effect: bool) -> None:
+def test_after_effect_decides_whether_a_refresh_takes_effect(app: App, kind: str, after_effect: bool) -> None:
     app.sandbox.settings(rotate=True)
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind=kind, after_effect=after_effect, seconds=0.1)
@@ -256,7 +258,7 @@ def test_whether_a_spoilt_refresh_has_taken_effect(app: App, kind: str, after_ef
     assert call["issued_access_token_id"] == (grant["access_tokens"][1]["id"] if after_effect else None)
 
 
-def test_changed_members_replace_those_of_the_answer(app: App) -> None:
+def test_changed_members_replace_those_of_the_response(app: App) -> None:
     app.sandbox.settings(rotate=True)
     token = app.connect()["refresh_token"]
     members = {"access_token": None, "expires_in": "3600"}
@@ -288,7 +290,7 @@ def test_parked_calls_wait_for_their_release(app: App, after_effect: bool) -> No
 
 
 @pytest.mark.parametrize("end", ["reset", "clear_faults"])
-def test_parked_calls_go_on_when_faults_are_removed(mira: Visitor, end: str) -> None:
+def test_parked_calls_continue_when_faults_are_removed(mira: Visitor, end: str) -> None:
     sandbox = mira.app.sandbox
     sandbox.fault(on="me", kind="park", times=None)
     with ThreadPoolExecutor(8) as pool:
@@ -310,7 +312,7 @@ def test_parked_calls_go_on_when_faults_are_removed(mira: Visitor, end: str) -> 
         ("authorize", {"authorize"}),
     ],
 )
-def test_what_a_fault_is_aimed_at(app: App, on: str, met: set[str]) -> None:
+def test_fault_applies_only_to_its_target(app: App, on: str, met: set[str]) -> None:
     tokens = app.connect()
     code = app.code()
     app.sandbox.fault(on=on, kind="envoy_503", times=None)
@@ -326,13 +328,13 @@ def test_what_a_fault_is_aimed_at(app: App, on: str, met: set[str]) -> None:
     assert app.refresh(tokens["refresh_token"]).status_code == 200
 
 
-def test_a_fault_counts_down_and_the_next_one_follows(mira: Visitor) -> None:
+def test_fault_counts_down_before_the_next_one_applies(mira: Visitor) -> None:
     mira.app.sandbox.fault(on="me", kind="empty_503", times=2)
     mira.app.sandbox.fault(on="me", kind="json_502")
     assert [mira("GET", "me").status_code for _ in range(4)] == [503, 503, 502, 200]
 
 
-def test_a_fault_for_one_person_leaves_the_others_alone(app: App) -> None:
+def test_fault_for_one_person_spares_the_others(app: App) -> None:
     mira, jonas = app.connect()["refresh_token"], app.connect("jonas.k")["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, person="jonas.k")
     assert [app.refresh(token).status_code for token in (mira, jonas)] == [200, 400]
@@ -343,7 +345,7 @@ def refused(app: App, token: str, calls: int) -> list[bool]:
     return [app.refresh(token).status_code == 400 for _ in range(calls)]
 
 
-def test_a_fault_with_a_chance_meets_some_calls_and_the_same_ones_again(app: App) -> None:
+def test_chance_with_a_seed_hits_the_same_calls_again(app: App) -> None:
     token = app.connect()["refresh_token"]
     seen = []
     for seed in (7, 7, 8):
@@ -354,7 +356,7 @@ def test_a_fault_with_a_chance_meets_some_calls_and_the_same_ones_again(app: App
     assert 15 < sum(seen[0]) < 45
 
 
-def test_a_chance_can_be_repeated_though_no_seed_was_given(app: App) -> None:
+def test_chance_without_a_seed_can_be_repeated(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5)
     (fault,) = app.sandbox.faults()
@@ -364,7 +366,7 @@ def test_a_chance_can_be_repeated_though_no_seed_was_given(app: App) -> None:
     assert refused(app, token, 40) == first
 
 
-def test_calls_that_chance_spares_do_not_count(app: App) -> None:
+def test_calls_spared_by_chance_do_not_count(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=3, chance=0.3, seed=1)
     met = refused(app, token, 60)
@@ -374,13 +376,13 @@ def test_calls_that_chance_spares_do_not_count(app: App) -> None:
 
 
 @pytest.mark.parametrize(("chance", "met"), [(0, 0), (0.0, 0), (1, 20), (1.0, 20)])
-def test_no_chance_and_certainty(app: App, chance: float, met: int) -> None:
+def test_chance_of_zero_never_applies_and_one_always(app: App, chance: float, met: int) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=chance)
     assert sum(refused(app, token, 20)) == met
 
 
-def test_calls_that_others_make_do_not_use_up_a_chance(app: App) -> None:
+def test_calls_of_others_do_not_draw_from_the_chance(app: App) -> None:
     mira, jonas = app.connect()["refresh_token"], app.connect("jonas.k")["refresh_token"]
     fault = {"on": "refresh", "kind": "false_invalid_grant", "times": None, "chance": 0.5, "seed": 3}
     app.sandbox.fault(person="mira_t_42", **fault)
@@ -394,13 +396,13 @@ def test_calls_that_others_make_do_not_use_up_a_chance(app: App) -> None:
     assert between == alone
 
 
-def test_a_fault_can_let_calls_pass_first(app: App) -> None:
+def test_fault_can_skip_calls_first(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", after_calls=2)
     assert refused(app, token, 4) == [False, False, True, False]
 
 
-def test_an_outage_takes_both_hosts(mira: Visitor) -> None:
+def test_outage_affects_both_hosts(mira: Visitor) -> None:
     mira.app.sandbox.settings(outage=True)
     assert mira("GET", "me").status_code == 502
     assert mira.app.visit().status_code == 502

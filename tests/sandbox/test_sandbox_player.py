@@ -18,7 +18,7 @@ COMMANDS = [
 ]
 
 
-def test_the_player_moves_with_the_clock(mira: Visitor) -> None:
+def test_player_moves_with_the_clock(mira: Visitor) -> None:
     before = mira.get("me/player")
     mira.app.sandbox.advance(10)
     after = mira.get("me/player")
@@ -32,7 +32,7 @@ def test_the_player_moves_with_the_clock(mira: Visitor) -> None:
 
 
 @pytest.mark.parametrize("repeat", ["off", "track", "context"])
-def test_half_a_year_of_listening_is_soon_worked_out(mira: Visitor, repeat: str) -> None:
+def test_half_a_year_of_listening_is_computed_quickly(mira: Visitor, repeat: str) -> None:
     mira("PUT", f"me/player/repeat?state={repeat}")
     mira.app.sandbox.settings(expires_in=10**9)
     visitor = Visitor(mira.app, "mira_t_42")
@@ -42,7 +42,7 @@ def test_half_a_year_of_listening_is_soon_worked_out(mira: Visitor, repeat: str)
     assert player["progress_ms"] < player["item"]["duration_ms"]
 
 
-def test_pause_and_play(mira: Visitor) -> None:
+def test_pause_and_play_change_the_state(mira: Visitor) -> None:
     assert error_of(mira("PUT", "me/player/play")) == (403, "Player command failed: Restriction violated")
     paused = mira("PUT", "me/player/pause")
     assert (paused.status_code, paused.content) == (204, b"")
@@ -54,7 +54,7 @@ def test_pause_and_play(mira: Visitor) -> None:
     assert mira("PUT", "me/player/play").status_code == 204
 
 
-def test_skipping_seeking_and_switches(mira: Visitor) -> None:
+def test_skip_seek_shuffle_and_repeat_change_the_state(mira: Visitor) -> None:
     first = mira.get("me/player")["item"]["id"]
     assert mira("POST", "me/player/next").status_code == 204
     assert mira.get("me/player")["item"]["id"] != first
@@ -78,7 +78,7 @@ def test_skipping_seeking_and_switches(mira: Visitor) -> None:
         assert error_of(mira("PUT", f"me/player/{bad}"))[0] == 400
 
 
-def test_the_queue_comes_before_the_context(mira: Visitor) -> None:
+def test_queue_plays_before_the_context(mira: Visitor) -> None:
     wanted = mira.get("me/top/tracks?limit=1")["items"][0]
     assert mira("POST", f"me/player/queue?uri={wanted['uri']}").status_code == 204
     assert mira.get("me/player/queue")["queue"][0]["id"] == wanted["id"]
@@ -86,7 +86,7 @@ def test_the_queue_comes_before_the_context(mira: Visitor) -> None:
     assert mira.get("me/player")["item"]["id"] == wanted["id"]
 
 
-def test_something_else_can_be_started(mira: Visitor) -> None:
+def test_another_context_can_be_started(mira: Visitor) -> None:
     album = mira.get("me/top/tracks?limit=1")["items"][0]["album"]
     body = {"context_uri": album["uri"], "offset": {"position": 1}, "position_ms": 5000}
     assert mira("PUT", "me/player/play", json=body).status_code == 204
@@ -111,7 +111,7 @@ def test_commands_need_premium_a_device_and_a_scope(app: App, method: str, path:
     assert error_of(without) == (403, "Insufficient client scope")
 
 
-def test_nothing_active_is_204(aiko: Visitor) -> None:
+def test_player_without_active_device_gets_204(aiko: Visitor) -> None:
     for path in ("me/player", "me/player/currently-playing"):
         answer = aiko("GET", path)
         assert (answer.status_code, answer.content) == (204, b"")
@@ -128,7 +128,7 @@ def test_playback_is_transferred_to_a_device(aiko: Visitor) -> None:
     assert aiko.get("me/player")["item"] is None
 
 
-def test_recently_played_goes_back_page_by_page(mira: Visitor) -> None:
+def test_recently_played_is_paged_backwards(mira: Visitor) -> None:
     first = mira.get("me/player/recently-played?limit=5")
     second = mira.get(first["next"].removeprefix("https://api.spotify.com/v1/"))
     assert first["items"][-1]["played_at"] > second["items"][0]["played_at"]

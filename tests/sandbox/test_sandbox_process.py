@@ -25,14 +25,14 @@ def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
     )
 
 
-def test_production_is_refused() -> None:
+def test_sandbox_refuses_production() -> None:
     process = start("--port", "0", APP_ENV="production")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (2, "")
     assert err == "The sandbox Spotify does not run with APP_ENV=production.\n"
 
 
-def test_a_taken_port_is_one_line_and_exit_1(sandbox: SandboxClient) -> None:
+def test_taken_port_is_reported_in_one_line(sandbox: SandboxClient) -> None:
     port = sandbox.url.rpartition(":")[2]
     process = start("--port", port)
     out, err = process.communicate(timeout=20)
@@ -55,7 +55,7 @@ def test_help_names_every_option() -> None:
         assert expected in out
 
 
-def test_it_ends_at_once_and_has_logged_nothing() -> None:
+def test_signal_ends_the_sandbox_at_once() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start("--port", "0")
         assert process.stdout is not None
@@ -85,7 +85,7 @@ def test_connections_are_kept_open(sandbox: SandboxClient) -> None:
     assert None not in used
 
 
-def test_every_answer_is_framed_so_that_the_next_one_is_understood(sandbox: SandboxClient) -> None:
+def test_every_response_is_framed_correctly(sandbox: SandboxClient) -> None:
     with requests.Session() as session:
         assert session.head(sandbox.url, timeout=10).status_code == 200
         assert session.options(f"{sandbox.api_url}/me", timeout=10).status_code == 200
@@ -93,7 +93,7 @@ def test_every_answer_is_framed_so_that_the_next_one_is_understood(sandbox: Sand
         assert session.get(sandbox.url, timeout=10).status_code == 200
 
 
-def test_what_people_agreed_to_is_kept_if_asked(tmp_path: Path) -> None:
+def test_grants_are_saved_with_keep(tmp_path: Path) -> None:
     kept = tmp_path / "sandbox.json"
 
     def refresh(app: App) -> int:
@@ -118,7 +118,7 @@ def test_what_people_agreed_to_is_kept_if_asked(tmp_path: Path) -> None:
         app.http.close()
 
 
-def test_seeded_people_are_not_kept_and_nobody_else_is_lost(tmp_path: Path) -> None:
+def test_seeded_people_are_not_saved(tmp_path: Path) -> None:
     kept = tmp_path / "sandbox.json"
     with running_sandbox(options=["--keep", str(kept)]) as sandbox:
         app = App(sandbox)
@@ -150,7 +150,7 @@ def test_seeded_people_are_not_kept_and_nobody_else_is_lost(tmp_path: Path) -> N
         app.http.close()
 
 
-def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_file_is_named_and_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text("[1, 2]", encoding="utf-8")
     process = start("--port", "0", "--keep", str(other))

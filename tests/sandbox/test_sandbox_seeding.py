@@ -14,7 +14,7 @@ from tests.sandbox.shapes import REFRESH_ANSWER, check
 DAY = timedelta(days=1)
 
 
-def test_seeded_people_have_agreed_and_their_tokens_work(app: App) -> None:
+def test_seeded_people_have_working_tokens(app: App) -> None:
     people = app.sandbox.seed(3)
     assert [person["id"] for person in people] == ["seed-00001", "seed-00002", "seed-00003"]
     assert len({person["account_id"] for person in people}) == 3
@@ -32,7 +32,7 @@ def test_seeded_people_have_agreed_and_their_tokens_work(app: App) -> None:
     assert [call["person"] for call in app.sandbox.calls("/v1/me")] == [p["id"] for p in people for _ in "12"]
 
 
-def test_they_have_agreed_to_what_is_asked_for(app: App) -> None:
+def test_seeded_people_agreed_to_the_requested_scopes(app: App) -> None:
     (person,) = app.sandbox.seed(1, scopes=["user-top-read", "streaming", "streaming"])
     assert person["scope"] == "streaming user-top-read"
     assert app.call(person["access_token"], "GET", "me/top/tracks").status_code == 200
@@ -42,7 +42,7 @@ def test_they_have_agreed_to_what_is_asked_for(app: App) -> None:
     assert "scope" not in app.refresh(person["refresh_token"]).json()
 
 
-def test_the_settings_for_new_agreements_apply_to_them(app: App) -> None:
+def test_grant_settings_apply_to_seeded_people(app: App) -> None:
     app.sandbox.settings(granted_scopes=["streaming"], expires_in=120)
     (person,) = app.sandbox.seed(1, scopes=["streaming", "user-top-read"])
     assert (person["scope"], person["expires_in"]) == ("streaming", 120)
@@ -50,7 +50,7 @@ def test_the_settings_for_new_agreements_apply_to_them(app: App) -> None:
     assert app.call(person["access_token"], "GET", "me").status_code == 401
 
 
-def test_their_six_months_are_counted_from_when_they_agreed(app: App) -> None:
+def test_seeded_grants_end_six_months_after_consent(app: App) -> None:
     agreed = datetime.now(UTC) - 180 * DAY
     (person,) = app.sandbox.seed(1, authorized_at=agreed.isoformat())
     assert app.sandbox.tokens()[0]["authorized_at"][:19] == agreed.isoformat()[:19]
@@ -59,7 +59,7 @@ def test_their_six_months_are_counted_from_when_they_agreed(app: App) -> None:
     assert app.refresh(person["refresh_token"]).json()["error_description"] == "Refresh token revoked"
 
 
-def test_more_people_are_numbered_on_and_never_get_an_id_that_is_taken(sandbox: SandboxClient) -> None:
+def test_seeded_people_never_get_a_taken_id(sandbox: SandboxClient) -> None:
     sandbox.rename("mira_t_42", "seed-00003")
     ids = [person["id"] for person in sandbox.seed(2) + sandbox.seed(2)]
     assert ids == ["seed-00001", "seed-00002", "seed-00004", "seed-00005"]
@@ -67,7 +67,7 @@ def test_more_people_are_numbered_on_and_never_get_an_id_that_is_taken(sandbox: 
     assert len(set(account_ids)) == len(account_ids) == 8
 
 
-def test_a_reset_forgets_them(app: App) -> None:
+def test_reset_removes_seeded_people(app: App) -> None:
     (before,) = app.sandbox.seed(1)
     app.sandbox.reset()
     assert len(app.sandbox.people()) == 4
@@ -77,7 +77,7 @@ def test_a_reset_forgets_them(app: App) -> None:
     assert again["refresh_token"] != before["refresh_token"]
 
 
-def test_the_consent_page_does_not_list_them_and_they_can_agree_all_the_same(app: App) -> None:
+def test_unlisted_seeded_people_can_agree(app: App) -> None:
     (person,) = app.sandbox.seed(1, scopes=["streaming"])
     page = app.visit(scope="streaming user-top-read").text
     assert len(re.findall(r'type="radio"', page)) == 4
@@ -88,7 +88,7 @@ def test_the_consent_page_does_not_list_them_and_they_can_agree_all_the_same(app
     assert app.sandbox.people()[4]["grants"] == 2
 
 
-def test_who_has_agreed_by_being_seeded_is_not_asked_again(app: App) -> None:
+def test_seeded_people_are_not_asked_again(app: App) -> None:
     app.sandbox.seed(1, scopes=["streaming"])
     app.sandbox.consent(app.authorize_url(scope=None), "seed-00001", browser=app.http)
     assert app.visit(scope="streaming").is_redirect
@@ -97,7 +97,7 @@ def test_who_has_agreed_by_being_seeded_is_not_asked_again(app: App) -> None:
     assert "Signed in as seed-00001" in page.text
 
 
-def test_a_seeded_person_can_agree_at_once(app: App) -> None:
+def test_seeded_person_can_agree_without_a_page(app: App) -> None:
     app.sandbox.seed(2)
     app.sandbox.settings(auto_consent="seed-00002")
     code = answer_of(app.visit().headers["Location"])["code"]
@@ -105,7 +105,7 @@ def test_a_seeded_person_can_agree_at_once(app: App) -> None:
     assert me["id"] == "seed-00002"
 
 
-def test_the_page_at_the_root_counts_them_without_listing_them(sandbox: SandboxClient) -> None:
+def test_index_page_counts_seeded_people(sandbox: SandboxClient) -> None:
     assert "seeded people" not in requests.get(sandbox.url, timeout=10).text
     sandbox.seed(2000)
     page = requests.get(sandbox.url, timeout=10).text
@@ -114,7 +114,7 @@ def test_the_page_at_the_root_counts_them_without_listing_them(sandbox: SandboxC
     assert "seed-0" not in page
 
 
-def test_they_can_be_revoked_and_renamed_like_anybody(app: App) -> None:
+def test_seeded_people_can_be_revoked_and_renamed(app: App) -> None:
     one, other = app.sandbox.seed(2)
     app.sandbox.rename(one["id"], "one")
     app.sandbox.revoke("one")
@@ -126,7 +126,7 @@ def test_they_can_be_revoked_and_renamed_like_anybody(app: App) -> None:
     assert gone.status_code == 404
 
 
-def test_a_fault_meets_one_of_them_and_no_other(app: App) -> None:
+def test_fault_applies_to_one_seeded_person(app: App) -> None:
     one, other = app.sandbox.seed(2)
     app.sandbox.fault(on="refresh", kind="envoy_503", times=None, person=one["id"])
     assert [app.refresh(person["refresh_token"]).status_code for person in (one, other)] == [503, 200]
@@ -145,12 +145,12 @@ def test_a_fault_meets_one_of_them_and_no_other(app: App) -> None:
         ("PUT", "me/library?uris=spotify:track:x", 200),
     ],
 )
-def test_the_web_api_serves_them(app: App, method: str, path: str, status: int) -> None:
+def test_web_api_serves_seeded_people(app: App, method: str, path: str, status: int) -> None:
     (person,) = app.sandbox.seed(1)
     assert app.call(person["access_token"], method, path).status_code == status
 
 
-def test_their_libraries_and_devices_are_their_own(app: App) -> None:
+def test_seeded_people_have_separate_libraries_and_devices(app: App) -> None:
     one, other = (person["access_token"] for person in app.sandbox.seed(2))
     app.call(one, "PUT", "me/library?uris=spotify:track:x")
     contains = "me/library/contains?uris=spotify:track:x"
@@ -159,7 +159,7 @@ def test_their_libraries_and_devices_are_their_own(app: App) -> None:
     assert devices[0][0]["id"] != devices[1][0]["id"]
 
 
-def test_everybody_has_a_picture(sandbox: SandboxClient) -> None:
+def test_every_person_has_a_picture(sandbox: SandboxClient) -> None:
     (person,) = sandbox.seed(1)
     url = f"{sandbox.url}/_sandbox/images/person"
     assert requests.get(f"{url}/{person['account_id']}.svg", timeout=10).status_code == 200
@@ -167,7 +167,7 @@ def test_everybody_has_a_picture(sandbox: SandboxClient) -> None:
     assert requests.get(f"{sandbox.url}/_sandbox/images/dog/x.svg", timeout=10).status_code == 404
 
 
-def test_ten_thousand_people_move_in_within_seconds(app: App) -> None:
+def test_seeding_ten_thousand_people_takes_seconds(app: App) -> None:
     began = time.monotonic()
     people = app.sandbox.seed(10_000)
     # It takes a third of a second; looking through everybody for each would take minutes.

@@ -48,7 +48,7 @@ def refusal(response: requests.Response) -> tuple[str, str | None]:
 @pytest.mark.parametrize(
     ("auth", "form", "error", "description"), REFUSALS, ids=[f"{r[2]} {i}" for i, r in enumerate(REFUSALS)]
 )
-def test_a_refusal_is_a_400_in_spotifys_words(
+def test_error_is_a_400_with_spotifys_wording(
     app: App, auth: tuple[str, str] | None, form: dict[str, str], error: str, description: str | None
 ) -> None:
     assert refusal(app.token(auth, **form)) == (error, description)
@@ -57,19 +57,19 @@ def test_a_refusal_is_a_400_in_spotifys_words(
 @pytest.mark.parametrize(
     "header", ["Basic", "Basic !!!", "Basic " + base64.b64encode(b"no-colon").decode(), "Bearer x"]
 )
-def test_a_malformed_authorization_header_is_an_unknown_client(app: App, header: str) -> None:
+def test_malformed_authorization_header_is_an_invalid_client(app: App, header: str) -> None:
     url = f"{app.sandbox.url}/api/token"
     response = app.http.post(url, data=REFRESH, headers={"Authorization": header}, timeout=10)
     assert refusal(response) == ("invalid_client", "Invalid client")
 
 
-def test_a_json_body_counts_as_none(app: App) -> None:
+def test_json_body_is_ignored(app: App) -> None:
     url = f"{app.sandbox.url}/api/token"
     response = app.http.post(url, json=REFRESH, auth=RIGHT, timeout=10)
     assert refusal(response) == ("unsupported_grant_type", "grant_type parameter is missing")
 
 
-def test_a_code_becomes_tokens(app: App) -> None:
+def test_code_is_exchanged_for_tokens(app: App) -> None:
     response = app.exchange(app.code(scope="user-top-read streaming user-read-email"))
     answer = response.json()
     check(answer, CODE_ANSWER)
@@ -78,31 +78,31 @@ def test_a_code_becomes_tokens(app: App) -> None:
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_the_secret_may_come_in_the_body(app: App) -> None:
+def test_secret_is_accepted_in_the_body(app: App) -> None:
     form = CODE | {"code": app.code()}
     assert app.token(None, **form, **BODY).status_code == 200
 
 
 @pytest.mark.parametrize("scope", [None, ""])
-def test_scope_is_absent_where_none_was_asked(app: App, scope: str | None) -> None:
+def test_scope_is_omitted_if_none_was_requested(app: App, scope: str | None) -> None:
     answer = app.connect(scope=scope)
     assert "scope" not in answer
     assert "scope" not in app.refresh(answer["refresh_token"]).json()
 
 
 @pytest.mark.parametrize(("granted", "scope"), [(["streaming"], "streaming"), ([], None)])
-def test_fewer_scopes_can_be_granted_than_were_asked(app: App, granted: list[str], scope: str | None) -> None:
+def test_fewer_scopes_than_requested_can_be_granted(app: App, granted: list[str], scope: str | None) -> None:
     app.sandbox.settings(granted_scopes=granted)
     assert app.connect(scope="streaming user-read-email").get("scope") == scope
 
 
-def test_a_code_works_once(app: App) -> None:
+def test_code_works_once(app: App) -> None:
     code = app.code()
     assert app.exchange(code).status_code == 200
     assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
 
 
-def test_a_code_lives_for_ten_minutes(app: App) -> None:
+def test_code_expires_after_ten_minutes(app: App) -> None:
     early, late = app.code(), app.code()
     app.sandbox.advance(590)
     assert app.exchange(early).status_code == 200
@@ -110,7 +110,7 @@ def test_a_code_lives_for_ten_minutes(app: App) -> None:
     assert refusal(app.exchange(late)) == ("invalid_grant", "Authorization code expired")
 
 
-def test_the_redirect_uri_must_be_the_one_of_the_request(app: App) -> None:
+def test_redirect_uri_must_match_the_request(app: App) -> None:
     assert refusal(app.exchange(app.code(), redirect_uri=REDIRECT_URI + "/")) == (
         "invalid_grant",
         "Invalid redirect URI",
@@ -137,7 +137,7 @@ def test_pkce_is_enforced_with_the_secret_too(
         assert refusal(response) == error
 
 
-def test_a_public_client_needs_pkce_and_nothing_else(app: App) -> None:
+def test_public_client_needs_only_pkce(app: App) -> None:
     form = CODE | {"client_id": CLIENT_ID}
     without = app.token(None, **form | {"code": app.code()})
     assert refusal(without) == ("invalid_client", "Invalid client secret")
@@ -149,7 +149,7 @@ def test_a_public_client_needs_pkce_and_nothing_else(app: App) -> None:
     check(refreshed.json(), REFRESH_ANSWER)
 
 
-def test_a_confidential_grant_is_not_refreshed_without_the_secret(app: App) -> None:
+def test_confidential_grant_needs_the_secret_to_refresh(app: App) -> None:
     form = {
         "grant_type": "refresh_token",
         "refresh_token": app.connect()["refresh_token"],
@@ -158,7 +158,7 @@ def test_a_confidential_grant_is_not_refreshed_without_the_secret(app: App) -> N
     assert refusal(app.token(None, **form)) == ("invalid_client", "Invalid client secret")
 
 
-def test_client_credentials_act_for_nobody(app: App) -> None:
+def test_client_credentials_act_for_no_person(app: App) -> None:
     answer = app.token(grant_type="client_credentials").json()
     check(answer, REFRESH_ANSWER)
     assert "refresh_token" not in answer
@@ -166,7 +166,7 @@ def test_client_credentials_act_for_nobody(app: App) -> None:
     assert app.call(answer["access_token"], "GET", "me").status_code == 401
 
 
-def test_a_refresh_keeps_the_refresh_token_and_the_older_access_tokens(app: App) -> None:
+def test_refresh_keeps_the_older_tokens(app: App) -> None:
     first = app.connect()
     for _ in range(2):
         answer = app.refresh(first["refresh_token"]).json()
@@ -191,7 +191,7 @@ def live_refresh_tokens(app: App) -> list[bool]:
     return [token["live"] for token in app.sandbox.tokens()[0]["refresh_tokens"]]
 
 
-def test_within_the_grace_a_replaced_refresh_token_gives_another_one(app: App) -> None:
+def test_replaced_refresh_token_works_during_the_grace_period(app: App) -> None:
     app.sandbox.settings(rotate=True, rotation_grace_s=60)
     first = app.connect()["refresh_token"]
     given = [app.refresh(first).json()["refresh_token"] for _ in range(3)]
@@ -206,7 +206,7 @@ def test_within_the_grace_a_replaced_refresh_token_gives_another_one(app: App) -
     assert [app.refresh(token).status_code for token in given] == [200] * 4
 
 
-def test_the_grace_is_none_unless_set(app: App) -> None:
+def test_there_is_no_grace_period_by_default(app: App) -> None:
     assert app.sandbox.settings(rotate=True)["rotation_grace_s"] == 0
     first = app.connect()["refresh_token"]
     app.refresh(first)
@@ -216,7 +216,7 @@ def test_the_grace_is_none_unless_set(app: App) -> None:
     assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
 
 
-def test_a_replaced_token_gives_another_one_after_rotation_is_switched_off_too(app: App) -> None:
+def test_replaced_token_still_rotates_after_rotation_is_off(app: App) -> None:
     app.sandbox.settings(rotate=True, rotation_grace_s=60)
     first = app.connect()["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
@@ -225,7 +225,7 @@ def test_a_replaced_token_gives_another_one_after_rotation_is_switched_off_too(a
     assert "refresh_token" not in app.refresh(second).json()
 
 
-def test_neither_a_revocation_nor_six_months_know_a_grace(app: App) -> None:
+def test_revoked_and_aged_tokens_have_no_grace_period(app: App) -> None:
     app.sandbox.settings(rotate=True, rotation_grace_s=365 * DAY)
     first = app.connect()["refresh_token"]
     app.refresh(first)
@@ -238,7 +238,7 @@ def test_neither_a_revocation_nor_six_months_know_a_grace(app: App) -> None:
     assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
 
 
-def test_two_authorizations_live_side_by_side(app: App) -> None:
+def test_two_grants_of_a_person_coexist(app: App) -> None:
     first, second = app.connect(), app.connect()
     assert first["refresh_token"] != second["refresh_token"]
     assert app.refresh(first["refresh_token"]).status_code == 200
@@ -246,7 +246,7 @@ def test_two_authorizations_live_side_by_side(app: App) -> None:
 
 
 @pytest.mark.parametrize("wording", ["revoked", "expired"])
-def test_six_months_are_counted_from_the_authorization(app: App, wording: str) -> None:
+def test_refresh_token_ends_six_months_after_consent(app: App, wording: str) -> None:
     app.sandbox.settings(rotate=True, six_month_wording=wording)
     token = app.connect()["refresh_token"]
     for _ in range(6):
@@ -257,7 +257,7 @@ def test_six_months_are_counted_from_the_authorization(app: App, wording: str) -
     assert app.refresh(app.connect()["refresh_token"]).status_code == 200
 
 
-def test_a_revocation_ends_refresh_tokens_and_leaves_access_tokens(app: App) -> None:
+def test_revocation_ends_refresh_tokens_only(app: App) -> None:
     first, again, other = app.connect(), app.connect(), app.connect("jonas.k")
     app.sandbox.revoke("mira_t_42")
     for tokens in (first, again):
@@ -268,13 +268,13 @@ def test_a_revocation_ends_refresh_tokens_and_leaves_access_tokens(app: App) -> 
     assert app.call(first["access_token"], "GET", "me").status_code == 401
 
 
-def test_a_revocation_ends_codes_that_wait(app: App) -> None:
+def test_revocation_ends_pending_codes(app: App) -> None:
     code = app.code()
     app.sandbox.revoke("mira_t_42")
     assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
 
 
-def test_access_tokens_live_as_long_as_they_say(app: App) -> None:
+def test_access_token_lives_as_long_as_expires_in(app: App) -> None:
     app.sandbox.settings(expires_in=120)
     answer = app.connect()
     assert answer["expires_in"] == 120

@@ -34,7 +34,7 @@ def cookies_of(page: Page) -> dict[str, dict[str, Any]]:
     return {cookie["name"]: dict(cookie) for cookie in page.context.cookies()}
 
 
-def test_the_cookie_is_out_of_reach_and_gone_after_signing_out(page: Page, api: Server, spa: Pages) -> None:
+def test_cookie_is_out_of_reach_and_gone_after_sign_out(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     cookie = cookies_of(page)["backline_session"]
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")
@@ -46,7 +46,7 @@ def test_the_cookie_is_out_of_reach_and_gone_after_signing_out(page: Page, api: 
 APP_HOST = "app.example.com"
 
 
-def test_over_https_it_has_the_host_prefix_and_goes_as_well(
+def test_cookie_has_the_host_prefix_over_https(
     chromium: Browser,
     dist: Path,
     tmp_path: Path,
@@ -84,7 +84,7 @@ def test_over_https_it_has_the_host_prefix_and_goes_as_well(
         assert cookies_of(page) == {}
 
 
-def test_another_origins_page_can_neither_read_nor_write(
+def test_page_of_another_origin_can_neither_read_nor_write(
     page: Page, new_person: NewPerson, api: Server, spa: Pages, dist: Path
 ) -> None:
     sign_up(page, spa)
@@ -113,9 +113,7 @@ def test_another_origins_page_can_neither_read_nor_write(
     expect(page.get_by_role("link", name="Gull Street")).to_be_visible()
 
 
-def test_without_an_api_the_page_says_so_and_goes_on_when_it_is_back(
-    page: Page, api: Server, spa: Pages
-) -> None:
+def test_app_reports_a_missing_api_and_recovers(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     page.route(f"{api.url}/**", lambda route: route.abort())
     page.goto(f"{spa.origin}/account")

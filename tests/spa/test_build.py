@@ -12,7 +12,7 @@ from tests.helpers.servers import Unavailable
 from tests.spa.pages import APP, node_modules, run
 
 
-def test_the_types_are_those_of_the_api(tmp_path: Path) -> None:
+def test_types_match_the_openapi_document(tmp_path: Path) -> None:
     """After a change of the API: script/openapi > openapi.json, and npm run types -- openapi.json."""
     try:
         node_modules()
@@ -33,7 +33,7 @@ createConfig({ extends: ["minimal"], rules: { struct: "error", "no-invalid-media
 """
 
 
-def test_the_document_is_valid_to_a_second_validator_too(tmp_path: Path) -> None:
+def test_openapi_document_passes_a_second_validator(tmp_path: Path) -> None:
     """The first is openapi-spec-validator (tests/meta). This one makes the app's types."""
     try:
         node_modules()
@@ -47,7 +47,7 @@ def test_the_document_is_valid_to_a_second_validator_too(tmp_path: Path) -> None
     assert json.loads(run("node", "-e", VALIDATE, str(bad))) != []
 
 
-def test_the_lock_file_names_no_host_of_a_registry() -> None:
+def test_lock_file_names_no_registry() -> None:
     packages = json.loads((APP / "package-lock.json").read_text())["packages"]
     assert not any("resolved" in package for package in packages.values())
     assert all("integrity" in package for path, package in packages.items() if path)
@@ -63,7 +63,7 @@ def policy(dist: Path) -> dict[str, str]:
     return {name: rest for name, _, rest in (part.strip().partition(" ") for part in found[1].split(";"))}
 
 
-def test_the_page_may_run_nothing_but_its_own_files(policy: dict[str, str]) -> None:
+def test_policy_allows_only_the_apps_own_scripts(policy: dict[str, str]) -> None:
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == "'self'"
     assert policy["base-uri"] == policy["form-action"] == "'none'"
@@ -71,7 +71,7 @@ def test_the_page_may_run_nothing_but_its_own_files(policy: dict[str, str]) -> N
     assert "unsafe" not in " ".join(policy.values())
 
 
-def test_no_source_keeps_anything_in_the_browser() -> None:
+def test_sources_use_no_browser_storage() -> None:
     for source in (APP / "src").rglob("*"):
         if source.is_file():
             text = source.read_text()

@@ -25,7 +25,7 @@ from tests.spa.pages import Pages
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-def test_from_signing_up_to_coming_back(page: Page, api: Server, spa: Pages) -> None:
+def test_person_signs_up_connects_and_returns(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
     expect(page).to_have_url(f"{spa.origin}/")  # what came of it is told once, and is no part of the address
@@ -50,9 +50,7 @@ def test_from_signing_up_to_coming_back(page: Page, api: Server, spa: Pages) -> 
     expect_connected(page)
 
 
-def test_a_reload_changes_nothing_and_nothing_is_kept_in_the_page(
-    page: Page, api: Server, spa: Pages
-) -> None:
+def test_reload_changes_nothing_and_stores_nothing(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
     go_to(page, "Account")
@@ -64,7 +62,7 @@ def test_a_reload_changes_nothing_and_nothing_is_kept_in_the_page(
     assert page.evaluate("indexedDB.databases()") == []
 
 
-def test_what_happens_in_one_tab_is_seen_in_the_other(page: Page, api: Server, spa: Pages) -> None:
+def test_tabs_share_changes(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     other = page.context.new_page()
     other.goto(spa.origin)
@@ -82,7 +80,7 @@ def test_what_happens_in_one_tab_is_seen_in_the_other(page: Page, api: Server, s
     expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()
 
 
-def test_whoever_declines_is_told_that_nothing_changed(page: Page, api: Server, spa: Pages) -> None:
+def test_declined_consent_is_reported(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     page.get_by_role("button", name="Connect Spotify").click()
     page.get_by_role("button", name="Cancel").click()
@@ -92,7 +90,7 @@ def test_whoever_declines_is_told_that_nothing_changed(page: Page, api: Server, 
     expect_connected(page)
 
 
-def test_revoked_at_spotify_the_page_leads_back_into_it(
+def test_revoked_connection_can_be_renewed(
     page: Page, api: Server, spa: Pages, sandbox: SandboxClient
 ) -> None:
     sign_up(page, spa)
@@ -109,7 +107,7 @@ def test_revoked_at_spotify_the_page_leads_back_into_it(
     expect(page.get_by_role("listitem").first).to_be_visible()
 
 
-def test_a_session_that_ends_in_mid_click_leads_back_to_where_one_was(
+def test_ended_session_returns_to_its_page_after_sign_in(
     page: Page, api: Server, spa: Pages, redis_url: str
 ) -> None:
     sign_up(page, spa)
@@ -130,7 +128,7 @@ def test_a_session_that_ends_in_mid_click_leads_back_to_where_one_was(
     expect(page).to_have_url(f"{spa.origin}/now-playing")
 
 
-def test_a_double_click_connects_once(page: Page, api: Server, spa: Pages) -> None:
+def test_double_click_connects_once(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     begun: list[str] = []
     page.on("request", lambda sent: begun.append(sent.url) if "/api/spotify/authorize" in sent.url else None)
@@ -142,7 +140,7 @@ def test_a_double_click_connects_once(page: Page, api: Server, spa: Pages) -> No
     ]
 
 
-def test_the_back_button_after_the_callback_does_no_harm(page: Page, api: Server, spa: Pages) -> None:
+def test_back_button_after_the_callback_is_harmless(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
     expect_connected(page)
@@ -152,7 +150,7 @@ def test_the_back_button_after_the_callback_does_no_harm(page: Page, api: Server
     expect_connected(page)
 
 
-def test_back_from_spotify_without_an_answer_one_can_begin_again(page: Page, api: Server, spa: Pages) -> None:
+def test_connecting_can_start_again_after_the_back_button(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     page.get_by_role("button", name="Connect Spotify").click()
     page.get_by_role("button", name="Agree").wait_for()
@@ -161,7 +159,7 @@ def test_back_from_spotify_without_an_answer_one_can_begin_again(page: Page, api
     expect_connected(page)
 
 
-def test_spotify_down_leaves_the_page_useful(
+def test_page_stays_useful_during_a_spotify_outage(
     page: Page, start_api: StartApi, spa: Pages, sandbox: SandboxClient
 ) -> None:
     start_api()
@@ -182,7 +180,7 @@ def test_spotify_down_leaves_the_page_useful(
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
-def test_a_consent_that_ends_soon_is_said_and_renewed(
+def test_expiring_consent_is_shown_and_renewed(
     page: Page, api: Server, spa: Pages, database_url: str
 ) -> None:
     sign_up(page, spa)
@@ -202,7 +200,7 @@ def test_a_consent_that_ends_soon_is_said_and_renewed(
     expect_connected(page)
 
 
-def test_spotify_is_disconnected(page: Page, api: Server, spa: Pages) -> None:
+def test_spotify_can_be_disconnected(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
     page.get_by_role("button", name="Disconnect Spotify").click()
@@ -222,7 +220,7 @@ def with_long_names(value: Any) -> Any:
     return {key: LONG if key == "name" else with_long_names(part) for key, part in value.items()}
 
 
-def test_a_name_that_is_one_long_word_makes_no_page_wider(page: Page, api: Server, spa: Pages) -> None:
+def test_long_word_does_not_widen_a_page(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
 
@@ -240,7 +238,7 @@ def test_a_name_that_is_one_long_word_makes_no_page_wider(page: Page, api: Serve
 
 
 @pytest.mark.parametrize("mode", ["dev2026", "transition", "legacy"])
-def test_playlists_open_whatever_their_parts_are_called(
+def test_playlists_open_in_every_mode(
     page: Page, api: Server, spa: Pages, sandbox: SandboxClient, mode: str
 ) -> None:
     sandbox.settings(mode=mode)
@@ -257,9 +255,7 @@ def test_playlists_open_whatever_their_parts_are_called(
     )
 
 
-def test_it_works_where_spotify_sends_people_back_to_the_app_itself(
-    page: Page, spa: Pages, start_api: StartApi
-) -> None:
+def test_spotify_can_redirect_to_the_app(page: Page, spa: Pages, start_api: StartApi) -> None:
     start_api(SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback")
     sign_up(page, spa)
     connect(page)
@@ -267,7 +263,7 @@ def test_it_works_where_spotify_sends_people_back_to_the_app_itself(
     expect(page).to_have_url(f"{spa.origin}/")
 
 
-def test_callback_page_without_an_answer_does_not_claim_success(
+def test_callback_page_without_parameters_claims_no_success(
     page: Page, spa: Pages, start_api: StartApi
 ) -> None:
     start_api(SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback")
@@ -286,7 +282,7 @@ def link_in(mail: EmailMessage, spa: Pages) -> str:
     return found[0]
 
 
-def test_a_forgotten_password_comes_by_mail(
+def test_forgotten_password_is_reset_by_email(
     page: Page, mailbox: Mailbox, start_api: StartApi, spa: Pages
 ) -> None:
     start_api()
@@ -315,7 +311,7 @@ def test_a_forgotten_password_comes_by_mail(
     expect(page.get_by_role("heading", name="Hello, ada")).to_be_visible()
 
 
-def test_another_device_is_listed_and_ended(
+def test_session_of_another_device_can_be_ended(
     page: Page, new_person: NewPerson, api: Server, spa: Pages
 ) -> None:
     sign_up(page, spa)
@@ -363,7 +359,7 @@ def age_sign_ins(redis_url: str) -> None:
             store.set(key, encode(cipher, key.decode(), aged), keepttl=True)
 
 
-def test_new_address_waits_for_its_verification_and_can_be_undone(
+def test_new_address_waits_for_verification_and_can_be_undone(
     page: Page, mailbox: Mailbox, start_api: StartApi, spa: Pages
 ) -> None:
     start_api()
@@ -398,7 +394,7 @@ def test_new_address_waits_for_its_verification_and_can_be_undone(
     expect(page.get_by_text("replaces ada@example.com")).to_have_count(0)
 
 
-def test_an_account_is_taken_along_and_deleted(page: Page, api: Server, spa: Pages) -> None:
+def test_account_can_be_exported_and_deleted(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     go_to(page, "Account")
     with page.expect_download() as download:
@@ -444,9 +440,7 @@ def test_pause_counts_down(page: Page, api: Server, spa: Pages) -> None:
     expect(page.get_by_role("timer")).to_have_count(0)
 
 
-def test_a_name_that_is_taken_is_said_at_its_field(
-    page: Page, new_person: NewPerson, api: Server, spa: Pages
-) -> None:
+def test_taken_name_is_shown_at_its_field(page: Page, new_person: NewPerson, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     other = new_person()
     other.goto(f"{spa.origin}/sign-up")
@@ -464,9 +458,7 @@ def test_a_name_that_is_taken_is_said_at_its_field(
     expect(other.get_by_role("heading", name="Hello, ada2")).to_be_visible()
 
 
-def test_the_first_page_begins_at_its_top_and_the_next_ones_at_their_heading(
-    page: Page, api: Server, spa: Pages
-) -> None:
+def test_next_page_moves_the_focus_to_its_heading(page: Page, api: Server, spa: Pages) -> None:
     page.goto(f"{spa.origin}/sign-up")
     expect(page.get_by_role("heading", name="Sign up")).to_be_visible()
     page.keyboard.press("Tab")
@@ -476,7 +468,7 @@ def test_the_first_page_begins_at_its_top_and_the_next_ones_at_their_heading(
     expect(page).to_have_title("Sign in · Backline")
 
 
-def test_where_nothing_plays_the_page_says_what_to_do(
+def test_page_explains_what_to_do_when_nothing_plays(
     page: Page, api: Server, spa: Pages, sandbox: SandboxClient
 ) -> None:
     sign_up(page, spa)
@@ -486,7 +478,7 @@ def test_where_nothing_plays_the_page_says_what_to_do(
     expect(page.get_by_role("button", name="デスク")).to_contain_text("Play here")
 
 
-def test_without_premium_the_page_says_so_in_plain_words(page: Page, api: Server, spa: Pages) -> None:
+def test_missing_premium_is_explained(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page, person="Jonas K.")
     go_to(page, "Now playing")
@@ -494,7 +486,7 @@ def test_without_premium_the_page_says_so_in_plain_words(page: Page, api: Server
     expect(page.get_by_role("alert")).to_contain_text("This needs Spotify Premium")
 
 
-def test_command_succeeds_whatever_its_response_body_says(
+def test_command_succeeds_whatever_its_response_body_is(
     page: Page, api: Server, spa: Pages, sandbox: SandboxClient
 ) -> None:
     sign_up(page, spa)
@@ -527,7 +519,7 @@ EPISODE = {
     [("ad", None, "An advertisement is playing"), ("episode", EPISODE, "The long way home")],
     ids=["ad", "episode"],
 )
-def test_what_is_no_track_is_shown_as_well(
+def test_ads_and_episodes_are_shown(
     page: Page, api: Server, spa: Pages, kind: str, item: object, shown: str
 ) -> None:
     """The sandbox plays music only, so its answer is changed on the way."""
