@@ -14,7 +14,6 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
-from app.resilience.redis_lock import RedisLocks
 from app.spotify.tokens import breaker, refresh_queue
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
@@ -203,23 +202,3 @@ def test_rejected_token_is_replaced_despite_refresh_dated_ahead(
 
         assert tokens.replace_rejected(refused, spotify_user_id).version != refused.version
     assert refresh_count(sandbox) == 1
-
-
-@pytest.mark.parametrize("lives_for", [None, 3600], ids=["for-ever", "for-an-hour"])
-def test_lock_that_outlives_a_lease_is_taken_over(store: redis.Redis, lives_for: int | None) -> None:
-    store.set("lock:link:7", "someone", ex=lives_for)
-
-    with RedisLocks(store).hold(7, timeout=0):
-        assert store.get("lock:link:7") != b"someone"
-        assert 0 < store.pttl("lock:link:7") <= 30_000
-
-    assert not store.exists("lock:link:7")
-
-
-def test_lock_of_another_caller_is_left_alone(store: redis.Redis) -> None:
-    store.set("lock:link:7", "someone", px=30_000)
-
-    with RedisLocks(store).hold(7, timeout=0):
-        assert store.get("lock:link:7") == b"someone"
-
-    assert store.get("lock:link:7") == b"someone"

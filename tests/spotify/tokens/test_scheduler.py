@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app.infra.database import reading, writing
-from app.infra.redis_client import redis_client
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.resilience.rate_limiter import RateLimiter
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers import secret_scanner
 from tests.helpers.children import start_child
@@ -130,40 +126,6 @@ def test_pass_confirms_suspect_grant_when_due(
     assert refresh_due(app).refreshed == 4
     with app.app_context(), reading() as db:
         assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
-
-
-def test_rate_limit_applies_to_all_processes_together(app: Flask) -> None:
-    store: redis.Redis = app.extensions["backline"].redis
-    paces = [RateLimiter(store, "pace", rate=5), RateLimiter(store, "pace", rate=5)]
-
-    pauses = [paces[turn % 2].reserve() for turn in range(11)]
-
-    assert pauses[0] == 0
-    assert 1.8 < pauses[10] <= 2.0
-
-
-def test_rate_limiter_ignores_slot_far_ahead(app: Flask) -> None:
-    """Redis' clock was set back, or another Redis took over."""
-    store: redis.Redis = app.extensions["backline"].redis
-    store.set("pace", f"{(time.time() + 600) * 1_000_000:.0f}")
-
-    assert RateLimiter(store, "pace", rate=5).reserve() == 0
-
-
-@pytest.mark.parametrize("planted", ["nan", "inf", "-1", "soon", "9" * 400])
-def test_rate_limiter_ignores_invalid_value_in_redis(app: Flask, planted: str) -> None:
-    store: redis.Redis = app.extensions["backline"].redis
-    store.set("pace", planted)
-
-    assert RateLimiter(store, "pace", rate=5).reserve() == pytest.approx(0, abs=0.01)
-
-
-def test_rate_limiter_works_per_process_without_redis() -> None:
-    pace = RateLimiter(redis_client("redis://127.0.0.1:1/0"), "pace", rate=5)
-
-    pauses = [pace.reserve() for _ in range(11)]
-
-    assert 1.8 < pauses[10] <= 2.0
 
 
 def test_failure_of_one_connection_does_not_affect_others(

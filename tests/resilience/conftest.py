@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from app.infra.redis_client import redis_client
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    """An empty Redis."""
+    client = redis_client(redis_url)
+    client.flushdb()
+    yield client
+    client.close()
