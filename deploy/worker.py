@@ -86,7 +86,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         status, detail = 500, None
         if isinstance(exc, errors.ParseException) and not isinstance(exc, SERVER_ERRORS):
             status, detail = REJECTIONS.get(type(exc), (400, None))
-            self.log.warning("request_refused", extra={**fields, "status": status})
+            self.log.warning("request_rejected", extra={**fields, "status": status})
         else:
             # The error's message may quote a header, such as Set-Cookie. The stack does not.
             stack = "".join(traceback.format_tb(exc.__traceback__))

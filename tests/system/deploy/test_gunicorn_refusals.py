@@ -66,7 +66,7 @@ def test_refusal_is_a_problem_that_does_not_quote_the_request(api: Server, case:
     assert answer.headers["Connection"] == "close"
     assert CODE not in str(answer.headers) + answer.body.decode()
     line = eventually(lambda: refusals_logged(api, answer))[0]
-    assert line["event"] == "request_refused"
+    assert line["event"] == "request_rejected"
     assert (line["status"], line["logger"]) == (status, "gunicorn.error")
     assert CODE not in api.log
 
