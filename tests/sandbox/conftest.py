@@ -1,4 +1,4 @@
-"""An app as the sandbox sees one: it sends people to /authorize and calls with their tokens."""
+"""An app as the sandbox sees it: it sends people to /authorize and uses their tokens."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ PKCE = {"code_challenge": challenge_of(VERIFIER), "code_challenge_method": "S256
 
 
 class App:
-    """A confidential client unless told otherwise. Nothing is raised for refusals."""
+    """A client, confidential by default. Errors are returned, not raised."""
 
     def __init__(self, sandbox: SandboxClient) -> None:
         self.sandbox = sandbox
@@ -88,7 +88,7 @@ class App:
 
 
 class Visitor:
-    """Calls the Web API for one connected person."""
+    """Calls the Web API on behalf of one person."""
 
     def __init__(self, app: App, person: str, scope: str = ALL_SCOPES) -> None:
         self.app = app
@@ -112,7 +112,7 @@ def app(sandbox: SandboxClient) -> Iterator[App]:
 
 @pytest.fixture
 def mira(app: App) -> Visitor:
-    """Premium, listening on the kitchen's speaker."""
+    """Premium, listening in the kitchen."""
     return Visitor(app, "mira_t_42")
 
 

@@ -1,7 +1,7 @@
-"""What answers look like, as JSON Schema.
+"""JSON Schemas of responses.
 
-Written from Spotify's OpenAPI document where real answers agree with it, and from observed answers
-where they do not: `actions.disallows`, `items` in playlists, null entries, 204s.
+They follow Spotify's OpenAPI document or, where real responses differ, the responses: `actions.disallows`,
+`items` in playlists, null entries, 204s.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def items(schema: Schema) -> Schema:
 
 
 def thing(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object with these members and no others."""
+    """Return the schema of an object with these members and no others."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -211,6 +211,6 @@ REFRESH_ANSWER = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
 
 
 def check(answer: object, schema: Schema) -> None:
-    """Fail with the first thing that does not fit, and where it is."""
+    """Fail with the first mismatch and its path."""
     for error in Draft202012Validator(schema).iter_errors(answer):
         raise AssertionError(f"{error.json_path}: {error.message[:300]}")

@@ -1,4 +1,4 @@
-"""The Web API: who may call, what answers look like, and what is gone."""
+"""The sandbox's Web API: access, shapes, and removed endpoints."""
 
 import base64
 from typing import Any
@@ -14,7 +14,7 @@ ONE_WORDING = "Missing/invalid/expired access token"
 
 
 def error_of(response: requests.Response) -> tuple[int, str]:
-    """Status and message of an error, after a look at its shape."""
+    """Check an error's shape, and return its status and message."""
     check(response.json(), shapes.API_ERROR)
     assert response.json()["error"]["status"] == response.status_code
     return response.status_code, response.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""The consent page and what goes back to the app."""
+"""The sandbox's consent page and its redirects to the app."""
 
 import html
 import re
@@ -73,7 +73,7 @@ def many_uris() -> list[str]:
 
 @pytest.fixture(scope="module")
 def other_sandbox(many_uris: list[str]) -> Iterator[SandboxClient]:
-    """A sandbox with redirect URIs of every kind."""
+    """A sandbox with all kinds of redirect URIs."""
     with running_sandbox(many_uris) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Switches, clock, people, journal; who may use them; and the page at `/`."""
+"""The sandbox's control API: settings, clock, people, journal, access; and the page at `/`."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Faults: each kind's answer, what they meet, and what holds calls."""
+"""The sandbox's faults: their responses, the calls they apply to, and held calls."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The player: it moves with the clock, obeys commands, and refuses as Spotify does."""
+"""The sandbox's player: it moves with the clock, obeys commands, and fails as Spotify's does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The process: how it starts, refuses to start, and ends."""
+"""The sandbox's process: start, refusal to start, and end."""
 
 import http.client
 import os

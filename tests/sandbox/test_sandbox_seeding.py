@@ -1,4 +1,4 @@
-"""People made by the thousand: what they bring along, and that they are people like the others."""
+"""Seeded people: their tokens, and that they behave like the default people."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The token endpoint: its grants, its refusals word for word, rotation, revocation, six months."""
+"""The sandbox's token endpoint: grants, verbatim errors, rotation, revocation, and expiry."""
 
 import base64
 
@@ -38,7 +38,7 @@ REFUSALS = [
 
 
 def refusal(response: requests.Response) -> tuple[str, str | None]:
-    """Error and description of an answer that must be a 400 in OAuth's shape."""
+    """Check that the response is a 400 in OAuth's format, and return its error and description."""
     assert response.status_code == 400, response.text
     assert response.headers["Content-Type"] == "application/json"
     check(response.json(), OAUTH_ERROR)

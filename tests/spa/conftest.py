@@ -56,14 +56,14 @@ def _shared_api(spa: Pages, database_url: str, redis_url: str, sandbox: SandboxC
 
 @pytest.fixture
 def api(spa: Pages, _shared_api: Server) -> Server:
-    """The API, which lets the app call it and leads people back there. It runs for all tests."""
+    """The API for the app, shared by all tests."""
     spa.api_url = _shared_api.url
     return _shared_api
 
 
 @pytest.fixture
 def start_api(spa: Pages, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[StartApi]:
-    """Starts one for this test alone, with other settings, or because of what the test does to it."""
+    """Start an API for this test alone."""
     with ExitStack() as stack:
 
         def start(**settings: str) -> Server:
@@ -77,20 +77,20 @@ def start_api(spa: Pages, server: Callable[..., AbstractContextManager[Server]])
 
 @pytest.fixture
 def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[NewPerson]:
-    """Opens browsers that have been nowhere yet. What a failed test saw in them is kept."""
+    """Open a fresh browser. Its trace is kept if the test fails."""
     opened: list[BrowserContext] = []
-    trouble: list[str] = []
+    errors: list[str] = []
 
-    def heard(message: ConsoleMessage) -> None:
+    def on_console(message: ConsoleMessage) -> None:
         if "Content Security Policy" in message.text or "[Vue warn]" in message.text:
-            trouble.append(message.text)
+            errors.append(message.text)
 
     def open_browser() -> Page:
         context = chromium.new_context()
         context.set_default_timeout(PATIENCE_MS)
         context.tracing.start(screenshots=True, snapshots=True)
-        context.on("console", heard)
-        context.on("weberror", lambda error: trouble.append(str(error.error)))
+        context.on("console", on_console)
+        context.on("weberror", lambda error: errors.append(str(error.error)))
         opened.append(context)
         return context.new_page()
 
@@ -101,12 +101,12 @@ def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ne
         kept = keep(context, name if failed else None)
         context.close()
         if failed and kept:
-            failed.sections.append(("what the browser saw", f"{kept} (playwright show-trace), and pictures"))
-    assert trouble == []
+            failed.sections.append(("browser trace", f"{kept} (playwright show-trace), and screenshots"))
+    assert errors == []
 
 
 def keep(context: BrowserContext, name: str | None) -> Path | None:
-    """End the recording; under a name, keep it with a picture of every tab."""
+    """Stop the recording. Under a name, save it with a screenshot of every tab."""
     if name is None:
         context.tracing.stop()
         return None

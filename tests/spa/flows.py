@@ -1,4 +1,4 @@
-"""What people do in the app, in one call each."""
+"""Steps of people in the app, as functions."""
 
 from playwright.sync_api import Page, expect
 
@@ -16,7 +16,7 @@ def sign_up(page: Page, spa: Pages, name: str = "ada") -> None:
 
 
 def sign_in(page: Page, name: str = "ada", password: str = PASSWORD) -> None:
-    """On the sign-in page."""
+    """Fill in the sign-in page."""
     page.get_by_label("Username or email").fill(name)
     page.get_by_label("Password", exact=True).fill(password)
     page.get_by_role("button", name="Sign in").click()
@@ -28,14 +28,14 @@ def sign_out(page: Page) -> None:
 
 
 def connect(page: Page, button: str = "Connect Spotify", person: str = "Mira T.") -> None:
-    """From the app to the consent page, and back."""
+    """Go from the app to the consent page and back."""
     page.get_by_role("button", name=button).click()
     agree(page, person)
     expect(page.get_by_text("Spotify is connected.")).to_be_visible()
 
 
 def agree(page: Page, person: str = "Mira T.") -> None:
-    """On Spotify's consent page, which knows one after the first time."""
+    """Agree on the consent page, which remembers the person after the first time."""
     page.get_by_role("button", name="Agree").wait_for()
     if page.get_by_role("radio").count():
         page.get_by_role("radio", name=person).check()

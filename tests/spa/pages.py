@@ -1,4 +1,4 @@
-"""The Vue app as it is deployed: built once, and its files served on an origin of their own."""
+"""The Vue app as deployed: built once, and served on an origin of its own."""
 
 import fcntl
 import http.server
@@ -16,12 +16,12 @@ from tests.helpers.servers import Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 APP = ROOT / FOLDER
-# Where the app looks for the API until whoever serves it says otherwise: examples/vue-spa/.env.
+# The URL of the API in the build: examples/vue-spa/.env.
 BUILT_FOR = "http://127.0.0.1:5000"
 
 
 class Pages:
-    """The app's files on an origin of their own, for the API at `api_url`."""
+    """The app's files, configured for the API at `api_url`."""
 
     def __init__(self, dist: Path, origin: str) -> None:
         self.dist = dist
@@ -29,19 +29,19 @@ class Pages:
         self.api_url = BUILT_FOR
 
     def file(self, path: str) -> tuple[bytes, str]:
-        """A file's content and type. Every other path is a page of the app's own router."""
+        """Return a file's content and type. Every other path is a page of the app's router."""
         found = (self.dist / path.partition("?")[0].lstrip("/")).resolve()
         if found.is_relative_to(self.dist) and found.is_file() and found.name != "index.html":
             kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
             return found.read_bytes(), kinds[found.suffix]
-        # As the app's README says: the API's address stands in this file alone.
+        # As the app's README says, the API's URL is only in this file.
         page = (self.dist / "index.html").read_text(encoding="utf-8")
         return page.replace(BUILT_FOR, self.api_url).encode(), "text/html; charset=utf-8"
 
 
 @contextmanager
 def serving(dist: Path, host: str = "127.0.0.1", certificate: Path | None = None) -> Iterator[Pages]:
-    """Serve the built app, over https if there is a folder with a certificate and its key."""
+    """Serve the built app, over https if there is a certificate."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -69,10 +69,10 @@ def serving(dist: Path, host: str = "127.0.0.1", certificate: Path | None = None
 
 
 def node_modules() -> Path:
-    """The app's packages, as its lock file has them.
+    """Install the app's packages, as locked, and return their folder.
 
     Raises:
-        Unavailable: there is no Node, or no npm, that will do.
+        Unavailable: if Node or npm is missing or too old.
     """
     try:
         require_node()
@@ -93,7 +93,7 @@ def build(target: Path, image_hosts: str) -> None:
 
 
 def run(*command: str, environ: dict[str, str] | None = None) -> str:
-    """Run a program in the app's folder. Returns what it printed."""
+    """Run a program in the app's folder, and return its output."""
     done = subprocess.run(command, cwd=APP, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -1,4 +1,4 @@
-"""What a browser keeps and lets through: the cookie, and other sites' pages."""
+"""The browser's protection of the app: its cookie, and pages of other sites."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -17,7 +17,7 @@ from tests.spa.pages import Pages, serving
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-# What another site's script can try: read, and write with a header that makes the browser ask first.
+# What a script of another site can try: reads, and writes with a header that needs a preflight.
 TRY = """
 async ([method, url, headers]) => {
   try {
@@ -52,7 +52,7 @@ def test_cookie_has_the_host_prefix_over_https(
     tmp_path: Path,
     server: Callable[..., AbstractContextManager[Server]],
 ) -> None:
-    """On two hosts of one site, with nginx before the API and a certificate of the test's own."""
+    """App and API are two hosts of one site, with nginx in front of the API."""
     with ExitStack() as stack:
         try:
             make_certificate(_find("openssl", "openssl"), tmp_path, f"DNS:{APP_HOST}")
@@ -92,7 +92,7 @@ def test_page_of_another_origin_can_neither_read_nor_write(
     with serving(dist) as other:
         foreign = page.context.new_page()
         other.api_url = api.url
-        foreign.goto(f"{other.origin}/icon.svg")  # no policy of ours stands in this page's way
+        foreign.goto(f"{other.origin}/icon.svg")  # a page without our policy
         for method, path, headers in (
             ("GET", "/api/user", {}),
             ("GET", "/api/spotify/token", {}),
@@ -104,7 +104,7 @@ def test_page_of_another_origin_can_neither_read_nor_write(
         ):
             assert foreign.evaluate(TRY, [method, f"{api.url}{path}", headers]) == "refused", (method, path)
 
-        # The app itself, on an origin that the API does not know, says that it cannot work.
+        # On an origin that the API does not allow, the app reports the problem.
         foreign.goto(other.origin)
         expect(foreign.get_by_role("alert")).to_contain_text("The server is not responding")
     page.reload()

@@ -1,4 +1,4 @@
-"""What the app is made of: types that are the API's, a lock file without a host, and a strict policy."""
+"""The build: types that match the API, a lock file without hosts, and a strict policy."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.spa.pages import APP, node_modules, run
 
 
 def test_types_match_the_openapi_document(tmp_path: Path) -> None:
-    """After a change of the API: script/openapi > openapi.json, and npm run types -- openapi.json."""
+    """To update them: script/openapi > openapi.json, then npm run types -- openapi.json."""
     try:
         node_modules()
     except Unavailable as error:
@@ -34,7 +34,7 @@ createConfig({ extends: ["minimal"], rules: { struct: "error", "no-invalid-media
 
 
 def test_openapi_document_passes_a_second_validator(tmp_path: Path) -> None:
-    """The first is openapi-spec-validator (tests/meta). This one makes the app's types."""
+    """The first is openapi-spec-validator (tests/meta), the second generates the app's types."""
     try:
         node_modules()
     except Unavailable as error:

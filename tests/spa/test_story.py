@@ -1,4 +1,4 @@
-"""The whole story, as a person lives it: a real browser, the app on one origin, the API on another."""
+"""The app in a real browser, with the API on another origin."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -212,7 +212,7 @@ LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk"
 
 
 def with_long_names(value: Any) -> Any:
-    """The JSON of an answer, where everything is called the same."""
+    """Give every object in a response the same long name."""
     if isinstance(value, list):
         return [with_long_names(part) for part in value]
     if not isinstance(value, dict):
@@ -274,7 +274,7 @@ def test_callback_page_without_parameters_claims_no_success(
 
 
 def link_in(mail: EmailMessage, spa: Pages) -> str:
-    """The link that the mail holds; it leads to the app."""
+    """Return the link in an email, which leads to the app."""
     token_in(mail)
     found = re.search(r"https?://\S+#\S+", mail.get_content())
     assert found
@@ -349,7 +349,7 @@ def test_ending_sessions_asks_for_the_password_after_15_minutes(
 
 
 def age_sign_ins(redis_url: str) -> None:
-    """Move all sign-ins back to the longest time ago."""
+    """Make all sign-ins old."""
     cipher = RedisCipher(SETTINGS["SECRET_KEY"])
     with redis.Redis.from_url(redis_url) as store:
         for key in store.scan_iter("session:*"):
@@ -522,7 +522,7 @@ EPISODE = {
 def test_ads_and_episodes_are_shown(
     page: Page, api: Server, spa: Pages, kind: str, item: object, shown: str
 ) -> None:
-    """The sandbox plays music only, so its answer is changed on the way."""
+    """The sandbox plays only music, so its response is changed on the way."""
     sign_up(page, spa)
     connect(page)
 
