@@ -9,8 +9,20 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.infra.database import reading, writing
-from app.models import AccessToken, MailKind, User
+from app.infra.database import writing
+from app.models import AccessToken, MailKind
+from tests.helpers.email_change import (
+    ADA,
+    NEW,
+    NEW_PASSWORD,
+    OTHER,
+    addresses,
+    change,
+    register_ada,
+    session_epoch,
+    undo,
+    verify,
+)
 from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import (
@@ -25,44 +37,11 @@ from tests.helpers.mail_server import (
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 
-ADA, NEW, OTHER = "ada@example.com", "new@example.com", "other@example.com"
-NEW_PASSWORD = "another sentence, and longer"
-
-
-def verify(client: FlaskClient, mailbox: Mailbox, address: str) -> tuple[int, str]:
-    token = token_in(mailbox.wait_for(address, VERIFY))
-    response = client.put("/api/email-verification", json={"token": token})
-    return response.status_code, "" if response.status_code == 204 else slug(response)
-
-
-def change(client: FlaskClient, address: str) -> dict[str, object]:
-    response = client.patch("/api/user", json={"email": address, "current_password": PASSWORD})
-    assert response.status_code == 200, response.text
-    found: dict[str, object] = response.json
-    return found
-
-
-def undo(client: FlaskClient, token: str) -> int:
-    return client.put("/api/email-change", json={"token": token, "decision": "undo"}).status_code
-
-
-def addresses(client: FlaskClient) -> tuple[str, bool, str | None]:
-    user = client.get("/api/user").json
-    return user["email"], user["email_verified"], user["pending_email"]
-
-
-def session_epoch(app: Flask) -> int:
-    """The number that every valid session contains."""
-    with app.app_context(), reading() as db:
-        return db.scalars(sa.select(User.session_epoch)).one()
-
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
     """Ada, who is signed in and has verified her address."""
-    register(client, "ada")
-    assert verify(client, mailbox, ADA) == (204, "")
-    return client
+    return register_ada(client, mailbox)
 
 
 def test_new_address_takes_effect_when_it_is_verified(

@@ -15,13 +15,14 @@ from app.auth import email_tokens
 from app.infra.database import reading, writing
 from app.models import OutgoingMail, Purpose, User, normalization
 from app.user.emails import EmailWriter
-from tests.auth.test_email_change import (
+from tests.helpers.email_change import (
     ADA,
     NEW,
     NEW_PASSWORD,
     OTHER,
     addresses,
     change,
+    register_ada,
     undo,
     verify,
 )
@@ -35,9 +36,7 @@ from tests.helpers.servers import eventually
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
     """Ada, who is signed in and has verified her address."""
-    register(client, "ada")
-    assert verify(client, mailbox, ADA) == (204, "")
-    return client
+    return register_ada(client, mailbox)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -9,14 +9,12 @@ from flask.testing import FlaskClient
 
 from app.infra.database import reading
 from app.models import User
-from tests.auth.test_email_change import session_epoch
 from tests.conftest import MakeApp
+from tests.helpers.email_change import ADA, NEW, register_ada, session_epoch
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
-
-ADA, NEW = "ada@example.com", "new@example.com"
 
 
 def users(app: Flask, *arguments: str) -> tuple[int, str, str]:
@@ -28,10 +26,7 @@ def users(app: Flask, *arguments: str) -> tuple[int, str, str]:
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:
     """Ada, who is signed in and has verified her address."""
-    register(client, "ada")
-    token = token_in(mailbox.wait_for(ADA, VERIFY))
-    assert client.put("/api/email-verification", json={"token": token}).status_code == 204
-    return client
+    return register_ada(client, mailbox)
 
 
 def test_show_prints_an_account_without_secrets(ada: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
