@@ -126,24 +126,26 @@ def measure_slow(deployment: Deployment, seconds: float) -> None:
     finally:
         deployment.sandbox.clear_faults()
     report("requests per second of the callers", f"{len(responses) / took:.0f}")
-    refusals = [response.took for response in responses if response.status == 503]
+    _report_session_times(idle, busy)
+    _report_responses(responses)
     calls = len([call for call in deployment.sandbox.calls(after=last) if call["path"].startswith("/v1/")])
+    shown = f"{calls}, {calls * SPOTIFY_SECONDS / took:.1f}"
+    report("calls to Spotify, and how many at once", shown, "16 slots in each worker, or half of its threads")
+
+
+def _report_session_times(idle: list[float], busy: list[float]) -> None:
     later = busy[SAMPLES_PER_SECOND:]  # by then, it is known to be slow
     for name, times in (("idle", idle), ("all", busy), ("after the first second", later)):
         shown = " / ".join(f"{quantile(times, part) * 1000:.0f}" for part in (0.5, 0.9, 0.99, 1))
         report(f"GET /api/session, ms, {name}: p50 / p90 / p99 / max", shown, "wanted: p99 below 100")
     report("ratio of the medians", f"{quantile(busy, 0.5) / quantile(idle, 0.5):.1f}")
+
+
+def _report_responses(responses: list[Response]) -> None:
     report("responses to the callers", dict(Counter(response.status for response in responses)))
-    if refusals:
-        report(
-            "ms to a 503, p50 / p99",
-            f"{quantile(refusals, 0.5) * 1000:.0f} / {quantile(refusals, 0.99) * 1000:.0f}",
-        )
-    report(
-        "calls to Spotify, and how many at once",
-        f"{calls}, {calls * SPOTIFY_SECONDS / took:.1f}",
-        "16 slots in each worker, or half of its threads",
-    )
+    if rejected := [response.took for response in responses if response.status == 503]:
+        shown = " / ".join(f"{quantile(rejected, part) * 1000:.0f}" for part in (0.5, 0.99))
+        report("ms to a 503, p50 / p99", shown)
 
 
 def measure_hang(deployment: Deployment, seconds: float) -> None:

@@ -56,7 +56,7 @@ HEADERS = {"X-Requested-With": "test", "Accept": "application/json"}
 
 @dataclass
 class World:
-    """One gunicorn worker with its own MariaDB and Redis, and a proxy before each of them."""
+    """A gunicorn worker with its own MariaDB and Redis, and a proxy in front of each."""
 
     database: MariaDb
     redis: RedisServer
@@ -67,7 +67,7 @@ class World:
     empty: EmptyDatabase
 
     def as_new(self) -> None:
-        """Undo what a test may have done, and empty the servers."""
+        """Restore the proxies, and empty the servers."""
         for program in (self.database, self.redis):
             program.resume()
             program.start()
@@ -81,13 +81,13 @@ class World:
         eventually(lambda: call(self, "GET", "/readyz").status_code == 200)
 
     def sql(self, statement: str, **values: object) -> list[Any]:
-        """Run a statement past the app and its proxy."""
+        """Run a statement directly, and not through the app or the proxy."""
         with self.database._engine.begin() as connection:
             found = connection.execute(sa.text(statement), values)
             return list(found) if found.returns_rows else []
 
     def kill_connections(self, having: str = "TRUE") -> int:
-        """KILL the app's connections to MariaDB. Returns how many there were."""
+        """KILL the app's connections to MariaDB. Return how many there were."""
         mine = "user = 'root' AND id != CONNECTION_ID() AND command != 'Daemon'"
         ids = self.sql(f"SELECT id FROM information_schema.processlist WHERE {mine} AND ({having})")
         for (connection,) in ids:
@@ -164,7 +164,7 @@ def account(name: str = "ada") -> dict[str, str]:
 
 
 def sign_up(world: World, name: str = "ada") -> dict[str, str]:
-    """Register. Returns the cookies."""
+    """Register. Return the cookies."""
     answer = call(world, "POST", "/api/register", json=account(name))
     assert answer.status_code == 201, answer.text
     return answer.cookies.get_dict()
@@ -172,7 +172,7 @@ def sign_up(world: World, name: str = "ada") -> dict[str, str]:
 
 @pytest.fixture
 def cookies(world: World, sandbox: SandboxClient) -> dict[str, str]:
-    """The cookies of somebody who is signed in and connected."""
+    """The cookies of a user who is signed in and connected."""
     cookies = sign_up(world)
     answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
     callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
@@ -195,7 +195,7 @@ def check_unavailable(answer: requests.Response) -> None:
 
 
 def check_recovered(world: World, cookies: dict[str, str]) -> None:
-    """Within the time, and from then on for good."""
+    """Check that every call succeeds within the time limit, and from then on."""
     paths = ["/api/session", "/api/user", "/api/spotify", "/api/spotify/token"] * 4
 
     def statuses() -> set[int]:
@@ -205,7 +205,7 @@ def check_recovered(world: World, cookies: dict[str, str]) -> None:
     def ask(path: str) -> requests.Response:
         return call(world, "GET", path, cookies=cookies)
 
-    # The first burst replaces all connections. On a busy machine, one may take longer than it is given.
+    # The first burst replaces all connections. On a busy machine, one may time out.
     began = time.monotonic()
     eventually(lambda: statuses() == {200}, RECOVERY_SECONDS)
     assert time.monotonic() - began < RECOVERY_SECONDS
@@ -214,7 +214,7 @@ def check_recovered(world: World, cookies: dict[str, str]) -> None:
 
 # --- every route ---------------------------------------------------------------------------------
 
-# What a route gets, so that it goes as far as it can.
+# Valid input, so that each route gets as far as possible.
 GIVEN = {
     "login": "ada",
     "username": "grace",
@@ -235,7 +235,7 @@ class Call(NamedTuple):
 
 
 def every_call(app: Flask) -> list[Call]:
-    """Each method of each route, the sign-out last: it would make strangers of the others."""
+    """List each method of each route. Signing out is last, because it affects the others."""
     document: dict[str, Any] = app.test_client().get("/api/openapi.json").get_json()
     found = []
     for rule in app.url_map.iter_rules():
@@ -260,7 +260,7 @@ def _fields(document: dict[str, Any], operation: dict[str, Any]) -> list[str]:
 
 
 def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is_there: bool) -> str | None:
-    """What is wrong with an answer while a dependency is away; None if nothing is."""
+    """Describe what is wrong with a response during an outage; None if nothing is."""
     status, slug = (
         answer.status_code,
         json.loads(answer.text).get("type", "") if answer.text[:1] == "{" else "",
@@ -274,18 +274,18 @@ def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is
         is_problem = answer.headers["Content-Type"] == "application/problem+json"
         return f"lacks {headers}" if headers else None if is_problem else "is no problem document"
     if status >= 500:
-        return "is an error of ours"
+        return "is an internal error"
     if status in CALLERS_OWN_FAULT:
         return None
     if redis_is_there and (one.method, one.path) in NEEDS_REDIS_ONLY:
         return None
     if signed_in and one.method != "OPTIONS":
-        return "takes somebody who is signed in for a stranger, or does without what it needs"
+        return "treats a signed-in user as a visitor, or succeeds without what it needs"
     if status == 401:
         return None if slug in ("", "/problems/not-signed-in") else "cannot be known"
     if one.method in ("GET", "HEAD", "OPTIONS") or status == 409:
         return None
-    # A stranger has nothing to sign out of and nothing to disconnect.
+    # A visitor has nothing to sign out of and nothing to disconnect.
     return None if status == 204 and one.path in ("/api/logout", "/api/spotify") else "cannot have been done"
 
 
@@ -303,8 +303,7 @@ def check_every_route(
         if took > seconds:
             wrong = f"took {took:.1f} s"
         return (
-            wrong
-            and f"{one.method} {one.path} {'signed in' if jar else 'a stranger'}: {wrong}: {answer.text}"
+            wrong and f"{one.method} {one.path} {'signed in' if jar else 'a visitor'}: {wrong}: {answer.text}"
         )
 
     last = [one for one in calls if (one.method, one.path) in NEEDS_REDIS_ONLY]
@@ -377,7 +376,7 @@ def test_redis_is_used_again_after_a_restart(world: World, cookies: dict[str, st
 
     world.redis.start()
 
-    # It has lost the sessions, so people sign in again, and have their connection.
+    # Redis lost the sessions, so users sign in again, and are still connected.
     again = eventually(
         lambda: call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}),
         RECOVERY_SECONDS,
@@ -448,7 +447,7 @@ def test_mysql_is_used_again_after_a_restart(world: World, cookies: dict[str, st
 
 def test_paused_mysql_does_not_block_requests_for_long(world: World, cookies: dict[str, str]) -> None:
     world.database.pause()
-    # Eight times as many callers as there are threads: they must not queue behind each other's time-outs.
+    # Eight times as many callers as threads: they must not queue behind each other's timeouts.
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(timed, lambda: call(world, "GET", "/api/user", cookies=cookies), 64)
         not_ready = timed(lambda: call(world, "GET", "/readyz"), 1)[0]
@@ -480,12 +479,12 @@ def test_stalled_idle_connection_times_out_sooner_than_a_statement(world: World,
         with pytest.raises(OperationalError):
             read_db_now()
 
-    # A second for the ping, two for the connection that is to take its place.
+    # One second for the ping, and two for the new connection.
     assert time.monotonic() - began < 5
 
 
 def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[requests.Response, float]]:
-    """Ask so many times at once. Returns the answers, and how long each took."""
+    """Make so many calls at once. Return the responses, and how long each took."""
 
     def one(_: int) -> tuple[requests.Response, float]:
         began = time.monotonic()
@@ -525,13 +524,13 @@ def test_connection_killed_in_a_transaction_leaves_no_partial_write(world: World
         world.mysql.release()
         answer = asking.result()
 
-    # Whole, because it was begun anew.
+    # Complete, because it was retried.
     assert answer.status_code == 201, answer.text
     assert users(world) == 1
     assert call(world, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
 
 
-# --- transactions in each other's way ------------------------------------------------------------
+# --- conflicting transactions --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -545,14 +544,14 @@ def pair(world: World) -> None:
 
 
 def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, str | None]]:
-    """Adds a route that changes two rows one after another. The first two calls meet in the middle."""
+    """Add a route that changes two rows in turn. The first two calls meet in the middle."""
     meeting = threading.Barrier(2)
     met: set[str] = set()
 
     @app.post("/api/both/<first>/<second>")
     @public
     def both(first: str, second: str) -> Response:
-        def unit(db: Session) -> None:
+        def work(db: Session) -> None:
             for name in (first, second):
                 change = sa.update(User).where(User.username == name)
                 db.execute(change.values(password_hash=User.password_hash + first[0]))
@@ -561,10 +560,10 @@ def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, s
                     meeting.wait(10)
 
         if again:
-            run_in_transaction(unit)
+            run_in_transaction(work)
         else:
             with writing() as db:
-                unit(db)
+                work(db)
         return Response(status=204)
 
     def ask(first: str, second: str) -> tuple[int, str | None]:
@@ -613,9 +612,9 @@ def test_lock_wait_times_out_and_leaves_nothing_behind(world: World, cookies: di
 
 @pytest.mark.usefixtures("pair")
 def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) -> None:
-    """MySQL undoes the one statement only (1205), so whoever committed then would keep half."""
+    """MySQL rolls back only one statement (1205), so a commit after it would store half of the changes."""
 
-    def unit(db: Session) -> None:
+    def work(db: Session) -> None:
         db.execute(sa.text("SET SESSION innodb_lock_wait_timeout = 1"))
         db.execute(sa.update(User).where(User.username == "ada").values(password_hash="half"))
         db.execute(sa.update(User).where(User.username == "grace").values(password_hash="half"))
@@ -623,13 +622,13 @@ def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) 
     with world.database._engine.connect() as other, app.app_context():
         other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
         with pytest.raises(OperationalError, match="1205"):
-            run_in_transaction(unit, retries=0)
+            run_in_transaction(work, retries=0)
         other.rollback()
         database.engine.dispose()
         assert hashes(world) == ["x", "x"]
 
 
-# --- half effects --------------------------------------------------------------------------------
+# --- interrupted requests ------------------------------------------------------------------------
 
 WRITES_ACCOUNT = b"INSERT INTO users"
 
@@ -655,7 +654,7 @@ def test_client_can_tell_whether_an_interrupted_registration_succeeded(world: Wo
         asking = pool.submit(call, world, "POST", "/api/register", json=account())
         world.mysql.wait_held()
         if committed:
-            world.mysql.hold("down", b"")  # lets the COMMIT go, and holds its answer
+            world.mysql.hold("down", b"")  # forwards the COMMIT, and holds the reply
             eventually(lambda: users(world) == 1)
         world.mysql.refuse()
         answer = asking.result()
@@ -748,7 +747,7 @@ def test_connection_lost_before_its_commit_leaves_nothing(world: World, sandbox:
 def test_callback_during_an_outage_can_be_repeated(
     world: World, sandbox: SandboxClient, dependency: str
 ) -> None:
-    """A code is not sent to Spotify while its grant could not be stored."""
+    """A code is not sent to Spotify while the grant could not be stored."""
     first = call(world, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
