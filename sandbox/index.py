@@ -10,7 +10,7 @@ from html import escape
 
 from flask import Blueprint, Response, abort, make_response, render_template
 
-from sandbox.catalogue import ALBUMS, ARTISTS, Album, Artist, Playlist
+from sandbox.catalog import ALBUMS, ARTISTS, Album, Artist, Playlist
 from sandbox.context import sandbox
 from sandbox.control import require_loopback
 from sandbox.people import Person
@@ -54,7 +54,7 @@ def show_image(kind: str, item_id: str) -> Response:
     """Draw a picture from the id alone, so that an object always looks the same."""
     letter = _letter(kind, item_id)
     digest = hashlib.sha256(f"{kind} {item_id}".encode()).digest()
-    one, two = (_colour(digest[n] / 256, lightness) for n, lightness in ((0, 0.52), (1, 0.3)))
+    one, two = (_color(digest[n] / 256, lightness) for n, lightness in ((0, 0.52), (1, 0.3)))
     x, y = 20 + digest[2] % 60, 20 + digest[3] % 60
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="640" viewBox="0 0 100 100">'
@@ -81,6 +81,6 @@ def _letter(kind: str, item_id: str) -> str:
     return found.name[:1].upper()
 
 
-def _colour(hue: float, lightness: float) -> str:
+def _color(hue: float, lightness: float) -> str:
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.55)
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from sandbox.catalogue import ALBUMS, TRACKS, Playlist, album_named, base62_id, first_playlists
+from sandbox.catalog import ALBUMS, TRACKS, Playlist, album_named, base62_id, first_playlists
 from sandbox.clock import Clock
 from sandbox.player_state import Device, Play, Player
 

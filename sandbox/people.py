@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from sandbox.catalogue import base62_id
+from sandbox.catalog import base62_id
 
 ACCOUNT_ID_LENGTH = 10
 

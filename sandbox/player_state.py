@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sandbox.catalogue import TRACKS
+from sandbox.catalog import TRACKS
 
 MOST_HISTORY = 50
 # After this position, "previous" restarts the track.

@@ -25,5 +25,5 @@ IN_WORDS: dict[str, str] = {
     "user-read-playback-state": "See your devices and what is playing on them",
     "user-read-private": "See your country and the kind of subscription you have",
     "user-read-recently-played": "See what you played recently",
-    "user-top-read": "See your favourite artists and tracks",
+    "user-top-read": "See your favorite artists and tracks",
 }

@@ -7,7 +7,7 @@ from typing import Any
 from flask import request
 
 from sandbox.api.errors import ApiError
-from sandbox.catalogue import TRACKS
+from sandbox.catalog import TRACKS
 
 
 def json_object() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The catalogue: tracks, albums, artists, and search."""
+"""The catalog: tracks, albums, artists, and search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.api.objects import (
     simple_track,
 )
 from sandbox.api.paging import number, page
-from sandbox.catalogue import ALBUMS, ARTISTS, TRACKS
+from sandbox.catalog import ALBUMS, ARTISTS, TRACKS
 from sandbox.context import sandbox
 
 SEARCH_TYPES = ("album", "artist", "playlist", "track", "show", "episode", "audiobook")

@@ -10,7 +10,7 @@ from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError, not_found
 from sandbox.api.objects import full_artist, full_track
 from sandbox.api.paging import page
-from sandbox.catalogue import ARTISTS, TRACKS
+from sandbox.catalog import ARTISTS, TRACKS
 from sandbox.clock import as_whole_seconds
 from sandbox.context import sandbox
 
@@ -42,7 +42,7 @@ def show_saved_tracks() -> Response:
 @api.get("/me/top/<kind>")
 @needs("user-top-read")
 def show_top(kind: str) -> Response:
-    """Return the catalogue, rotated by time range so that the ranges differ."""
+    """Return the catalog, rotated by time range so that the ranges differ."""
     time_range = request.args.get("time_range", "medium_term")
     if kind not in ("artists", "tracks"):
         raise not_found()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox.api.links import API, OPEN, image_url, links
-from sandbox.catalogue import ALBUMS, ARTISTS, TRACKS, Album, Artist, Playlist, Track
+from sandbox.catalog import ALBUMS, ARTISTS, TRACKS, Album, Artist, Playlist, Track
 from sandbox.context import sandbox
 from sandbox.player_state import Device
 

@@ -13,7 +13,7 @@ from sandbox.api.bodies import json_object, track_ids
 from sandbox.api.errors import ApiError, PlayerError
 from sandbox.api.paging import number
 from sandbox.api.player import settled_player
-from sandbox.catalogue import TRACKS
+from sandbox.catalog import TRACKS
 from sandbox.context import sandbox
 from sandbox.player_state import Player
 

@@ -12,7 +12,7 @@ from sandbox.api.errors import ApiError
 from sandbox.api.links import API
 from sandbox.api.objects import context, device, full_track
 from sandbox.api.paging import number
-from sandbox.catalogue import TRACKS
+from sandbox.catalog import TRACKS
 from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.player_state import MOST_HISTORY, Player

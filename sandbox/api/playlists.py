@@ -11,7 +11,7 @@ from sandbox.api.bodies import json_object, text_member, track_ids
 from sandbox.api.errors import ApiError, forbidden, not_found
 from sandbox.api.objects import full_track, simple_playlist, snapshot_id, user
 from sandbox.api.paging import page
-from sandbox.catalogue import TRACKS, Playlist
+from sandbox.catalog import TRACKS, Playlist
 from sandbox.context import sandbox
 
 MODIFY = ("playlist-modify-public", "playlist-modify-private")

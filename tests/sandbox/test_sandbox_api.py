@@ -108,7 +108,7 @@ def test_people_lack_different_members(app: App) -> None:
     assert (aiko["display_name"], aiko["images"]) == (None, [])
 
 
-def test_catalogue_objects_have_their_shapes(mira: Visitor) -> None:
+def test_catalog_objects_have_their_shapes(mira: Visitor) -> None:
     track = mira.get("me/tracks?limit=1")["items"][0]["track"]
     check(mira.get(f"tracks/{track['id']}"), shapes.TRACK)
     check(mira.get(f"albums/{track['album']['id']}"), shapes.ALBUM)
