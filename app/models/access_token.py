@@ -1,4 +1,4 @@
-"""Grants: the tokens that a person's consent gave us."""
+"""Grants: the tokens that a person's consent has produced."""
 
 import calendar
 from datetime import datetime, timedelta
@@ -23,7 +23,7 @@ class GrantState(StrEnum):
     """Whether Spotify accepts a grant."""
 
     ACTIVE = "active"
-    SUSPECT = "suspect"  # refused once, not yet confirmed
+    SUSPECT = "suspect"  # rejected, but not confirmed twice yet
     REAUTHORIZATION_REQUIRED = "reauthorization_required"
 
 
@@ -33,7 +33,7 @@ class AccessToken(Base):
     `grant_id` identifies the consent, and `generation` counts the refreshes of that grant. Every write names
     both, so one that is based on an older state changes no row.
 
-    All times that decide something are the database's (`app.infra.database.database_now`).
+    All times that decisions depend on are the database's (`app.infra.database.database_now`).
     """
 
     __tablename__ = "access_tokens"
@@ -119,7 +119,7 @@ class AccessToken(Base):
         return sa.or_(cls.due_at <= by, is_over(cls.due_at, now))
 
     def is_leased(self, now: datetime) -> bool:
-        """Return whether a refresh attempt is running, or one that died has not lost its lease yet."""
+        """Return whether a refresh attempt is running, or one that died still has its lease."""
         return is_ahead(self.lease_until, now, LEASE)
 
     def is_backing_off(self, now: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""The breaker that stops refreshing while it fails for everybody."""
+"""The breaker that pauses refreshing while it fails for everybody."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from app.infra.database import Base, UTCDateTime, code_string
 
 
 class Breaker(Base):
-    """One reason for which refreshing stops, and whether it applies now. See `app.spotify.tokens.breaker`."""
+    """One reason to pause refreshing, and whether it applies now. See `app.spotify.tokens.breaker`."""
 
     __tablename__ = "breakers"
 

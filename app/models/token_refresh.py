@@ -13,7 +13,7 @@ class Outcome(StrEnum):
     """How a refresh attempt ended. NULL while it is running, or if it never finished."""
 
     REFRESHED = "refreshed"
-    SUPERSEDED = "superseded"  # the grant changed during the call, so the response was dropped
+    SUPERSEDED = "superseded"  # the grant changed during the call, so the response was discarded
     INVALID_GRANT = "invalid_grant"
     AGED = "aged"  # invalid_grant too, but expected: the six months are over
     RATE_LIMITED = "rate_limited"

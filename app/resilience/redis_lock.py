@@ -34,7 +34,7 @@ class RedisLocks:
         If the lock is not free within `timeout` seconds, the block runs without it. If Redis is unavailable,
         it does so immediately.
         """
-        key, token = f"lock:link:{spotify_user_id}", secrets.token_hex(16)
+        key, token = f"lock:connection:{spotify_user_id}", secrets.token_hex(16)
         acquired = self._acquire(key, token, time.monotonic() + timeout)
         try:
             yield

@@ -90,7 +90,7 @@ def test_refresh_without_redis_calls_spotify_once(
 def test_lock_is_released_if_the_reply_to_its_acquisition_is_lost(
     redis_proxy: FaultProxy, app: Flask, connection: int, sandbox: SandboxClient, redis_url: str
 ) -> None:
-    redis_proxy.drop_reply(b"lock:link")
+    redis_proxy.drop_reply(b"lock:connection")
 
     get_token(app, connection)
 

@@ -29,8 +29,8 @@ STORE_SECONDS, STORE_ORPHAN_TOKEN_SECONDS = 25.0, 300.0
 _CLAIM_SECONDS = 3.0
 # A call of 10 s that starts within this time of the claim ends within the lease.
 _SEND_WITHIN_SECONDS = 15.0
-# While refusals are in doubt, a refused probe waits this long, so that the next probe is another grant's.
-_REFUSED_PROBE_WAIT = timedelta(minutes=10)
+# While rejections are in doubt, a rejected grant waits this long, so that the next probe is another grant's.
+_REJECTED_PROBE_WAIT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Completion:
-    """How an attempt ended, as it was recorded at this time.
+    """How an attempt ended, and when that was recorded.
 
-    `written` holds the columns that were written to the grant's row. It is None if the grant was left
-    alone, or if the reply to an earlier COMMIT of the same result was lost.
+    `written` holds the columns that were written to the grant's row. It is None if nothing was written, or
+    if the reply to an earlier COMMIT of the same result was lost.
     """
 
     outcome: Outcome
@@ -119,8 +119,8 @@ def finish(
         if recorded is not None and recorded.outcome is not None:
             return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
         is_doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-        values = transitions.after_failure(row, _REFUSED_PROBE_WAIT, now) if is_doubted else transition(now)
-        # A success counts whoever holds the lease by now. A failure must not end another caller's lease.
+        values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if is_doubted else transition(now)
+        # A success is stored even if another caller holds the lease now. A failure must not end that lease.
         own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
         if update(db, row, values, *own_lease):
             completion = Completion(outcome, now, values)
@@ -130,7 +130,7 @@ def finish(
         _store_completion(db, attempt, completion)
         return completion
 
-    # Spotify may not give this result again, so neither a deadlock nor a lost connection must lose it.
+    # Spotify might not send this result again, so a deadlock or a broken connection must not lose it.
     seconds = STORE_SECONDS if orphan_token is None else STORE_ORPHAN_TOKEN_SECONDS
     try:
         return run_in_transaction_until(time.monotonic() + seconds, work)

@@ -1,11 +1,11 @@
-"""The breaker: while refreshing fails for everybody, it stops for everybody.
+"""The breaker: pauses refreshing for everybody while it fails for everybody.
 
-Each reason has its own rule (`breaker_rules`). While the breaker is open, one attempt at a time goes through,
-the probe. All others have to wait, and no grant is blamed. After enough successful probes the breaker closes,
-and what the failures did to grants is undone.
+Each reason has its own rule (`breaker_rules`). While the breaker is open, one attempt at a time, the
+probe, goes through. All others have to wait, and no grant is marked. After enough successful probes, the
+breaker closes. When it opens or closes, the effects of those failures on grants are undone.
 
 The state is in the database, so that all processes share it and it survives restarts. Attempts are counted in
-their history (`token_refreshes`), so there are no counters to keep in step (`breaker_queries`).
+their history (`token_refreshes`), so there are no counters to keep in sync (`breaker_queries`).
 """
 
 import logging
@@ -34,8 +34,8 @@ def require_closed(db: Session, now: datetime) -> None:
     Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe.
 
     Raises:
-        SpotifyMisconfigured: The breaker is open because Spotify rejects our client id or secret.
-        SpotifyUnavailable: The breaker is open for another reason. In both cases, the next probe is not due.
+        SpotifyMisconfigured: Spotify rejects our client id or secret, and the next probe is not due yet.
+        SpotifyUnavailable: The breaker is open for another reason, and the next probe is not due yet.
     """
     for breaker in db.scalars(sa.select(Breaker).where(breaker_queries.is_open())):
         reason = Reason(breaker.name)
@@ -67,7 +67,7 @@ def retry_after() -> int | None:
 
 
 def doubts_revocations(db: Session) -> bool:
-    """Return whether an `invalid_grant` is in doubt at present.
+    """Return whether an `invalid_grant` is in doubt, because `revocations` is open.
 
     This holds until the transaction ends. Marking a grant and opening the breaker lock the same row, so
     that no mark is missed when the breaker opens and marks are undone.
@@ -95,7 +95,7 @@ def client_accepted() -> None:
 
 
 def _change(work: Callable[[Session], None], *, even_if_closed: bool = False) -> None:
-    """Update the breaker. The caller's own result must not depend on it, and more results will follow."""
+    """Update the breaker. Only logs errors: the caller's result must not be lost, and others will follow."""
     try:
         if even_if_closed or open_breakers():
             run_in_transaction(work)
@@ -129,7 +129,7 @@ def _count_failure(reason: Reason, rule: Rule, retry_after: int | None, db: Sess
         return
     since = now - rule.window
     if breaker.closed_at <= now + CLOCK_TOLERANCE:
-        since = max(since, breaker.closed_at)  # what happened before has been dealt with
+        since = max(since, breaker.closed_at)  # earlier failures have been dealt with
     if breaker_queries.is_met(db, rule, since, now):
         breaker.probe_at = now + rule.probe_wait(retry_after)
         _open(db, breaker, since, now)
@@ -141,7 +141,7 @@ def _open(db: Session, breaker: Breaker, since: datetime, now: datetime) -> None
     rule = RULES[Reason(breaker.name)]
     affected = breaker_queries.affected_grants(db, rule, since, now)
     if breaker.name == Reason.REVOCATIONS:
-        breaker_queries.undo_refusals(db, affected, since)
+        breaker_queries.undo_rejections(db, affected, since)
     breaker_queries.end_backoffs(db, affected, rule, now)
 
 

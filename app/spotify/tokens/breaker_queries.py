@@ -1,4 +1,4 @@
-"""The statements of the breaker: its rows, the history that it counts, and the grants that it repairs."""
+"""The breaker's SQL: its rows, the history that it counts, and the grants that it restores."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -57,12 +57,12 @@ def take_probe(db: Session, reason: Reason, now: datetime) -> bool:
 
 
 def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
-    """Return whether the attempts since then are reason enough to open the breaker."""
-    if rule.opens_at_first_sight:
+    """Return whether the attempts since then are enough reason to open the breaker."""
+    if rule.opens_at_first_failure:
         return True
     connections = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
     tried = connections.where(*_finished_between(since, now))
-    failed = tried.where(TokenRefresh.outcome == rule.outcome, ~_refused_before(since))
+    failed = tried.where(TokenRefresh.outcome == rule.outcome, ~_rejected_before(since))
     return rule.is_met(db.execute(failed).scalar_one(), db.execute(tried).scalar_one())
 
 
@@ -73,14 +73,14 @@ def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> 
     )
     found = db.execute(affected.distinct()).all()
     return sa.and_(
-        # The connections are for the index.
+        # Redundant, so that the database can use the index.
         AccessToken.spotify_user_id.in_([spotify_user_id for spotify_user_id, _ in found]),
         AccessToken.grant_id.in_([grant_id for _, grant_id in found]),
     )
 
 
-def undo_refusals(db: Session, affected: sa.ColumnElement[bool], since: datetime) -> None:
-    """Take back one refusal of each affected grant that is suspect, or has ended since then.
+def undo_rejections(db: Session, affected: sa.ColumnElement[bool], since: datetime) -> None:
+    """Undo one rejection of each affected grant that is suspect, or has ended since then.
 
     A grant goes through these states: active, suspect with 1 failure, suspect with 2, …, ended. Each must go
     back by one. The updates start with the earliest state, because each one moves grants to a state that
@@ -100,14 +100,14 @@ def undo_refusals(db: Session, affected: sa.ColumnElement[bool], since: datetime
 
 
 def end_backoffs(db: Session, affected: sa.ColumnElement[bool], rule: Rule, now: datetime) -> None:
-    """Make the affected grants due now, because their failures were not their own.
+    """Make the affected grants due now, because they did not cause their failures.
 
-    If a single failure opens the breaker, it may have been the grant's own after all. Then the grant keeps
+    If a single failure opens the breaker, the grant may have caused it after all. Then the grant keeps
     its number of failures, so that others go first, and after several failures its backoff too, so that
     it does not open the breaker again and again.
     """
     is_active, is_suspect = (AccessToken.state == state for state in (GrantState.ACTIVE, GrantState.SUSPECT))
-    if rule.opens_at_first_sight:
+    if rule.opens_at_first_failure:
         affected = sa.and_(affected, AccessToken.failures <= _MAX_SHARED_FAILURES)
     else:
         db.execute(sa.update(AccessToken).where(affected, is_active).values(failures=0))
@@ -122,8 +122,8 @@ def _finished_between(since: datetime, now: datetime) -> tuple[sa.ColumnElement[
     )
 
 
-def _refused_before(since: datetime) -> sa.ColumnElement[bool]:
-    """In SQL: the grant was refused before. Another refusal is no sign of a general problem."""
+def _rejected_before(since: datetime) -> sa.ColumnElement[bool]:
+    """In SQL: the grant was rejected before. Another rejection is no sign of a general problem."""
     earlier = aliased(TokenRefresh)
     return (
         sa.exists()

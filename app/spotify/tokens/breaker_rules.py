@@ -12,7 +12,7 @@ from app.models.token_refresh import Outcome
 class Reason(StrEnum):
     """Why refreshing fails for everybody. Each has its own breaker."""
 
-    REVOCATIONS = "revocations"  # Spotify refuses so many young grants that the refusals are in doubt
+    REVOCATIONS = "revocations"  # Spotify rejects so many young grants that the rejections are in doubt
     MISCONFIGURED = "misconfigured"  # Spotify rejects our client id or secret
     RATE_LIMITED = "rate_limited"  # Spotify asked us to wait
     OUTAGE = "outage"  # Spotify gives no usable responses
@@ -34,12 +34,12 @@ class Rule:
     probe_interval: timedelta = timedelta(seconds=55)
     longest_wait: timedelta = timedelta(minutes=1)  # for a probe, whatever Spotify asks for
     successes: int = 1
-    # A refusal of the grant also proves that Spotify responds, and that our secret is right.
+    # A rejection of the grant also proves that Spotify responds, and accepts our secret.
     proofs: tuple[Outcome, ...] = (Outcome.REFRESHED, Outcome.INVALID_GRANT, Outcome.AGED)
 
     @property
-    def opens_at_first_sight(self) -> bool:
-        """Whether a single failure opens the breaker. It may be one grant's own."""
+    def opens_at_first_failure(self) -> bool:
+        """Whether a single failure opens the breaker. Only one grant may be affected."""
         return self.min_connections <= 1
 
     def is_met(self, failed: int, tried: int) -> bool:
@@ -47,7 +47,7 @@ class Rule:
         return failed >= self.min_connections and failed * 100 > self.min_percent * tried
 
     def probe_wait(self, retry_after: int | None) -> timedelta:
-        """Return how long to wait for the next probe, when Spotify may have asked for a time in seconds."""
+        """Return how long to wait for the next probe. `retry_after` is what Spotify asked for, in seconds."""
         if retry_after is None:
             return self.probe_interval
         return min(timedelta(seconds=max(retry_after, 1)), self.longest_wait)

@@ -16,7 +16,7 @@ from app.models import AccessToken
 
 log = logging.getLogger(__name__)
 
-# Rows that are locked together, for some milliseconds.
+# Rows that are locked together, for a few milliseconds.
 BATCH = 100
 # Each column, and the name that it is encrypted under: a spare may become the refresh token.
 _COLUMNS = {
@@ -52,7 +52,7 @@ def keys_in_use() -> dict[str, int]:
 
 
 def missing_keys(cipher: TokenCipher) -> dict[str, int]:
-    """Return the keys that rows need and that the cipher does not have, with the number of those rows."""
+    """Return the ids of keys that rows need but the cipher lacks, each with the number of its rows."""
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in cipher.key_ids}
 
 
@@ -82,8 +82,8 @@ def require_keys(app: Flask, cipher: TokenCipher) -> None:
 def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None]) -> RotationProgress:
     """Re-encrypt every token with the newest key. Calls `progress` after each batch.
 
-    It can be stopped at any time and run again; it skips what is done. A row that a refresh or a new
-    consent writes in the meantime is left alone, because they use the newest key too.
+    It can be stopped at any time and run again; it skips rows that are done. It also skips rows that a
+    refresh or a new consent writes in the meantime, because those use the newest key too.
     """
     result, last_id = RotationProgress(total=_count_outdated(cipher)), 0
     while rows := _next_batch(cipher, last_id):
@@ -118,7 +118,7 @@ def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | Non
                 context = (encrypted_as, row.spotify_user_id, row.grant_id)
                 columns[column] = cipher.encrypt(cipher.decrypt(old, *context), *context)
     except DecryptionError:
-        # The row stays as it is: its key may only be missing.
+        # Leave the row unchanged: its key may only be missing from the settings.
         log.error("token_decryption_failed", extra={"spotify_user_id": row.spotify_user_id})
         return None
     return columns

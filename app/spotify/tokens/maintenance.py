@@ -145,7 +145,7 @@ def correct_times(db: Session, now: datetime) -> int:
 
 
 def end_forgotten(db: Session, now: datetime) -> int:
-    """End unused grants whose six months have passed. They are not refreshed, so Spotify never said so."""
+    """End unused grants whose six months have passed. Without refreshes, Spotify cannot report that."""
     forgotten = (
         sa.select(AccessToken.id)
         .where(

@@ -1,11 +1,11 @@
-"""Refreshes one grant, exactly once no matter how many callers ask.
+"""Refreshes a grant exactly once, no matter how many callers ask.
 
 1. Claim: an UPDATE that only one caller can win, on this generation and if no lease is running.
 2. Call: Spotify, with no transaction open and a deadline well within the lease.
 3. Commit: a compare-and-swap on (`grant_id`, `generation`), together with the attempt's outcome.
 
 A lock in Redis comes first and saves the other callers a wasted attempt. Correctness does not depend on it.
-`docs/custody.md` has the argument, and says what is promised when something breaks.
+`docs/custody.md` explains why this is safe, and what is promised when something breaks.
 """
 
 import logging
@@ -42,7 +42,7 @@ GrantSnapshot = tuple[AccessToken, datetime]
 # count as slow (`accounts_bulkhead`), because a lost lock says nothing about Spotify.
 LOCK_WAIT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
-# How long the scheduler leaves a token alone that it cannot decrypt. It would log the problem twice a minute.
+# How long the scheduler skips a token that it cannot decrypt. Otherwise, it would log that twice a minute.
 _UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
 
@@ -55,7 +55,7 @@ class RefreshInProgress(SpotifyUnavailable):
 
 
 def read(spotify_user_id: int) -> GrantSnapshot:
-    """Read the last committed state of a connection's grant, in a transaction of its own.
+    """Read the last committed state of a connection's grant, in a separate transaction.
 
     Raises:
         SpotifyNotConnected: The connection does not exist.
@@ -70,16 +70,16 @@ def read(spotify_user_id: int) -> GrantSnapshot:
 
 
 def version_of(row: AccessToken) -> tuple[str, int]:
-    """Return what identifies this grant and generation."""
+    """Return the version of a grant: its id and its generation."""
     return row.grant_id, row.generation
 
 
 def require_refreshable(row: AccessToken, now: datetime) -> None:
-    """Repeat the result of an earlier attempt for as long as it holds.
+    """Require that the grant has not ended, and that its next attempt does not have to wait.
 
     Raises:
-        GrantEnded: Spotify has refused the grant, and it is not time to ask again.
-        SpotifyUnavailable: An attempt has failed, and the next has to wait.
+        GrantEnded: Spotify has rejected the grant, and its confirmation, if there is one, is not due yet.
+        SpotifyUnavailable: An attempt has failed, and the next one has to wait.
     """
     is_backing_off = row.is_backing_off(now)
     if row.state == GrantState.REAUTHORIZATION_REQUIRED:
@@ -123,7 +123,7 @@ class Refresher:
         Raises:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection does not exist.
-            SpotifyUnavailable: Spotify did not give a token, or must not be asked at present.
+            SpotifyUnavailable: Spotify returned no token, the grant is backing off, or the breaker is open.
             RefreshInProgress: Another caller's refresh takes longer than `wait_seconds`.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
@@ -194,7 +194,7 @@ class Refresher:
         )
         breaker.record_outcome(completion.outcome, attempt.claimed_at)
         if completion.written is None:
-            return read(row.spotify_user_id)  # whatever has superseded the attempt
+            return read(row.spotify_user_id)  # another caller's result, or a new consent
         for column, value in completion.written.items():
             setattr(row, column, value)
         return row, completion.at
@@ -202,9 +202,13 @@ class Refresher:
     def record_failure(
         self, row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str
     ) -> GrantSnapshot:
-        """Record a failure and raise what it means for the caller.
+        """Record a failure, and raise the error for the caller.
 
-        If another caller has refreshed the grant in the meantime, return that token instead.
+        If another caller has refreshed the grant in the meantime, returns that result instead.
+
+        Raises:
+            GrantEnded, SpotifyUnavailable, SpotifyMisconfigured: As `_error_for` decides.
+            SpotifyNotConnected: The connection does not exist anymore.
         """
         salvaged = self._salvaged(row, error, presented)
         failure = _classify(row, attempt, error, salvaged)
@@ -215,8 +219,8 @@ class Refresher:
         retry_after = error.retry_after if isinstance(error, RateLimited) else None
         breaker.record_outcome(completion.outcome, attempt.claimed_at, retry_after)
         state = None
-        if failure.is_refusal or completion.outcome is Outcome.SUPERSEDED:
-            # Read again: the row is another caller's, or opening the breaker has undone the refusal.
+        if failure.is_rejection or completion.outcome is Outcome.SUPERSEDED:
+            # Read again: the row is another caller's, or opening the breaker has undone the rejection.
             current, now = read(row.spotify_user_id)
             if completion.outcome is Outcome.SUPERSEDED and current.is_valid_for(timedelta(0), now=now):
                 return current, now
@@ -226,8 +230,8 @@ class Refresher:
     def _salvaged(self, row: AccessToken, error: SpotifyError, presented: str) -> Values:
         """Return the columns for a new refresh token that came with a failure.
 
-        It replaces the one that was presented. A server that accepts each token only once may take a second
-        use of the old one for theft, and end the grant. The old one is kept as the spare.
+        It replaces the one that was presented. A server that accepts each token only once may treat a second
+        use of the old one as theft, and end the grant. The old one is kept as the spare.
         """
         if error.refresh_token in (None, presented):
             return {}
@@ -237,23 +241,23 @@ class Refresher:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a failed call means for the history and for the grant."""
+    """A failed call: its outcome for the history, and its effect on the grant."""
 
     outcome: Outcome
     transition: Transition
     backoff: timedelta = timedelta(0)
 
     @property
-    def is_refusal(self) -> bool:
-        """Whether Spotify refused the grant itself."""
+    def is_rejection(self) -> bool:
+        """Whether Spotify rejected the grant itself."""
         return self.outcome in (Outcome.INVALID_GRANT, Outcome.AGED)
 
 
 def _classify(row: AccessToken, attempt: Attempt, error: SpotifyError, salvaged: Values) -> _Failure:
-    # A refusal that came with a new refresh token is not about that token, so it is no refusal of the grant.
+    # If a new refresh token came with the rejection, that token is not rejected, and neither is the grant.
     if isinstance(error, InvalidGrant) and not salvaged:
         outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
-        return _Failure(outcome, partial(transitions.after_refusal, row))
+        return _Failure(outcome, partial(transitions.after_rejection, row))
     outcome = Outcome.UNAVAILABLE
     if isinstance(error, Misconfigured):
         outcome = Outcome.MISCONFIGURED
@@ -270,12 +274,12 @@ def _classify(row: AccessToken, attempt: Attempt, error: SpotifyError, salvaged:
 def _error_for(
     failure: _Failure, state: str | None
 ) -> GrantEnded | SpotifyUnavailable | SpotifyMisconfigured:
-    """Map a failure to the error that the caller sees. `state` is the grant's after a refusal."""
-    if failure.is_refusal and state != GrantState.ACTIVE:
+    """Map a failure to the error that the caller sees. `state` is the grant's state after a rejection."""
+    if failure.is_rejection and state != GrantState.ACTIVE:
         return GrantEnded()
     breaker_wait = breaker.retry_after()
-    if failure.is_refusal:
-        # The refusal is in doubt, or there is a spare refresh token to try.
+    if failure.is_rejection:
+        # The rejection is in doubt, or there is a spare refresh token to try.
         return SpotifyUnavailable(retry_after=breaker_wait or 1)
     if failure.outcome is Outcome.MISCONFIGURED:
         return SpotifyMisconfigured(retry_after=breaker_wait)

@@ -65,8 +65,8 @@ class RefreshPass:
         self._config = config
         self._tokens = tokens
         self._limiter = limiter
-        # Claim no more than three seconds' worth. Even if ten schedulers share the rate, each claim's turn
-        # then comes before the claim expires.
+        # Claim no more than three seconds' worth of refreshes. Then every claim is processed before it
+        # expires, even if ten schedulers share the rate.
         self._max_claimed = min(2 * config.refresh_workers, 3 * config.refresh_rate)
         self._stopping = stopping  # set when the process ends
         self._ending = threading.Event()  # set when this pass ends early
@@ -88,7 +88,7 @@ class RefreshPass:
             while may_claim or running:
                 if may_claim and len(running) <= self._max_claimed / 2:
                     batch = self._claim(self._max_claimed - len(running), started_at)
-                    running |= {pool.submit(self._refresh_in_turn, connection) for connection in batch}
+                    running |= {pool.submit(self._refresh_within_rate, connection) for connection in batch}
                     may_claim = bool(batch)
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -109,7 +109,7 @@ class RefreshPass:
     def _is_over(self) -> bool:
         return self._ending.is_set() or self._stopping.is_set()
 
-    def _refresh_in_turn(self, spotify_user_id: int) -> RefreshResult:
+    def _refresh_within_rate(self, spotify_user_id: int) -> RefreshResult:
         """Refresh one connection when the rate limit allows it.
 
         Raises:

@@ -21,13 +21,13 @@ CLAIM_DURATION = timedelta(seconds=30)
 def claim_batch(limit: int, due_by: datetime) -> list[int]:
     """Claim up to `limit` connections that were due by then, and return their ids, next to expire first.
 
-    Any number of schedulers may do so at the same time.
+    Any number of schedulers can do this at the same time.
     """
     for _ in range(100):
         candidates, claimed = run_in_transaction(lambda db: _claim(db, limit, due_by))
         if claimed or not candidates:
             return claimed
-        time.sleep(0.01)  # Others have locked all of the candidates, and are about to move their `due_at`.
+        time.sleep(0.01)  # Other schedulers have locked all candidates, and are about to move their `due_at`.
     return []
 
 
@@ -35,7 +35,7 @@ def _claim(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
     """Return the number of candidates, and the connections that were claimed."""
     now = database.db_now(db)
     conditions = (AccessToken.is_due(due_by, now), AccessToken.not_leased(now))
-    # Those that failed come last: when many are refused, the breaker's next probe must be another grant.
+    # Those that failed come last: when many are rejected, the breaker's next probe must be another grant.
     order = (AccessToken.failures, AccessToken.expires_at)
     ids = list(db.scalars(sa.select(AccessToken.id).where(*conditions).order_by(*order).limit(limit)))
     if not ids:
@@ -78,7 +78,7 @@ def count_due() -> int:
 
 
 def deactivate_idle(unused_for: timedelta) -> int:
-    """Remove connections that nobody has used for this long, until `reactivate`. Returns their number."""
+    """Remove connections that were not used for this long, until `reactivate`. Returns their number."""
     with writing() as db:
         now = database.db_now(db)
         unused = sa.select(SpotifyUser.id).where(SpotifyUser.last_used_at < now - unused_for)

@@ -65,7 +65,7 @@ class Scheduler:
         Raises:
             Exception: One of `DEPENDENCY_DOWN`. The pass has ended, without further calls to Spotify.
         """
-        limiter = RateLimiter(self._store, "refresh:pace", self._config.refresh_rate)
+        limiter = RateLimiter(self._store, "refresh:rate", self._config.refresh_rate)
         stopping = stopping or threading.Event()
         return RefreshPass(self._app, self._config, self._tokens, limiter, stopping).run(progress)
 

@@ -1,8 +1,8 @@
-"""Hands out valid access tokens, to requests and to the scheduler.
+"""Provides valid access tokens to requests and to the scheduler.
 
 A fresh token costs one read and no lock. A stale one is refreshed (`app.spotify.tokens.refresh`) in a
-background thread, so a caller whose token is still valid need not wait, and the refresh continues if the
-caller disconnects.
+background thread, so a caller whose token is still valid does not have to wait, and the refresh continues if
+the caller disconnects.
 """
 
 import logging
@@ -87,7 +87,7 @@ class TokenService:
         Raises:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection does not exist, or has another grant than `grant_id`.
-            SpotifyUnavailable: The token could not be refreshed in time, or must not be at present.
+            SpotifyUnavailable: The refresh is not done in time, is backing off, or is stopped by the breaker.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         row, now = refresh.read(spotify_user_id)
@@ -112,7 +112,7 @@ class TokenService:
         Raises:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection does not exist.
-            SpotifyUnavailable: The token could not be refreshed in time, or must not be at present.
+            SpotifyUnavailable: The refresh is not done in time, is backing off, or is stopped by the breaker.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         row, now = refresh.read(spotify_user_id)
@@ -129,12 +129,12 @@ class TokenService:
         return self._decrypt(renewed, now)
 
     def refresh_if_due(self, spotify_user_id: int) -> bool:
-        """Refresh a connection's token ahead of time. Returns False if that is not necessary (any more).
+        """Refresh a connection's token ahead of time. Returns False if that was not necessary.
 
         Raises:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection does not exist.
-            SpotifyUnavailable: The token could not be refreshed, or must not be at present.
+            SpotifyUnavailable: The refresh failed, is backing off, or is stopped by the breaker.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         lead = transitions.latest_lead(self._refresh_lead)
@@ -156,8 +156,8 @@ class TokenService:
         if response.refresh_token is None:
             raise ValueError("A grant without a refresh token cannot be stored.")
         authorized_at = database.db_now(db) - timedelta(seconds=time.monotonic() - requested_at)
-        mine = AccessToken.spotify_user_id == spotify_user_id
-        row = db.scalar(sa.select(AccessToken).where(mine).with_for_update())
+        same_connection = AccessToken.spotify_user_id == spotify_user_id
+        row = db.scalar(sa.select(AccessToken).where(same_connection).with_for_update())
         if row is None:
             row = AccessToken(spotify_user_id=spotify_user_id)
             db.add(row)
@@ -186,7 +186,7 @@ class TokenService:
     def _newer_or_same(
         self, row: AccessToken, now: datetime, lead: timedelta, wait_seconds: float
     ) -> DecryptedToken:
-        """Refresh a token that is still valid. Returns it as it is unless the refresh succeeds in time."""
+        """Refresh a token that is still valid. Returns the old one if no new one arrives in time."""
         if not (row.can_refresh(now) or (wait_seconds and row.is_leased(now))):
             return self._decrypt(row, now)
         refreshing = self._start_refresh(row, lead=lead)
@@ -215,7 +215,7 @@ class TokenService:
     def _start_refresh(
         self, row: AccessToken, *, lead: timedelta = timedelta(0), force: bool = False
     ) -> "Future[GrantSnapshot]":
-        """Start a refresh in the background, or join the one of this grant that this process is running."""
+        """Start a refresh in the background, or join this process's running refresh of the same grant."""
         app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
 
         def run() -> GrantSnapshot:
@@ -225,7 +225,7 @@ class TokenService:
                 except (BacklineError, GrantEnded, *DEPENDENCY_DOWN):
                     raise
                 except Exception:
-                    # Log it here: there may be no caller left that would.
+                    # Log it here, because there may be no caller left to do it.
                     log.exception("token_refresh_crashed", extra={"spotify_user_id": row.spotify_user_id})
                     raise
 

@@ -1,4 +1,4 @@
-"""What Spotify's responses mean for a grant: the values to write to its row.
+"""Maps Spotify's responses to the values to write to a grant's row.
 
 `at` is always the database's time.
 """
@@ -17,10 +17,10 @@ Values = dict[str, object]
 # Returns the values to write, given the time at which they are written.
 Transition = Callable[[datetime], Values]
 
-# Spotify ends a grant six months after the consent. A refusal of a grant this old is final.
+# Spotify ends a grant six months after the consent. If it rejects a grant this old, that is final.
 FINAL_AGE = timedelta(days=180)
-# A refusal of a younger grant is confirmed twice, after these times, before the person has to consent
-# again. Spotify has refused valid grants before (metabrainz/listenbrainz-server#1921).
+# The rejection of a younger grant is confirmed twice, after these times, before the person has to consent
+# again. Spotify has rejected valid grants before (metabrainz/listenbrainz-server#1921).
 CONFIRM_AFTER = (timedelta(minutes=15), LONGEST_WAIT)
 
 _BACKOFF_MAX_SECONDS = 900.0
@@ -31,7 +31,7 @@ _RELEASED_LEASE: Values = {"attempt_id": None, "lease_until": None}
 def next_refresh_at(expires_at: datetime, lifetime: timedelta, lead: timedelta) -> datetime:
     """Return when to refresh: `lead` before the expiry, but not in the first half of the lifetime.
 
-    Jitter of a fifth spreads the refreshes of people who connected at the same time.
+    Jitter of 20% spreads the refreshes of people who connected at the same time.
     """
     longest = min(lead, lifetime / 2 / (1 + _JITTER))
     return expires_at - longest * random.uniform(1 - _JITTER, 1 + _JITTER)
@@ -47,7 +47,7 @@ def is_aged(row: AccessToken, at: datetime) -> bool:
     return at - row.authorized_at >= FINAL_AGE
 
 
-def after_refusal(row: AccessToken, at: datetime) -> Values:
+def after_rejection(row: AccessToken, at: datetime) -> Values:
     """Return the row after an `invalid_grant`: suspect at first, ended when confirmed. The token is kept."""
     if row.spare_refresh_token is not None:
         log.warning("spotify_grant_spare_used", extra={"spotify_user_id": row.spotify_user_id})
@@ -81,7 +81,7 @@ def after_failure(
 ) -> Values:
     """Return the row after any other failure, with the columns that were `salvaged` from the response."""
     values: Values = {**_RELEASED_LEASE, **(salvaged or {}), "not_before": at + wait, "due_at": at + wait}
-    # A suspect grant counts Spotify's refusals. An outage confirms none.
+    # A suspect grant's `failures` are Spotify's rejections. An outage confirms none of them.
     return values if row.state == GrantState.SUSPECT else {**values, "failures": row.failures + 1}
 
 

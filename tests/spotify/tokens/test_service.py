@@ -626,7 +626,7 @@ def test_late_failure_keeps_lease_of_next_attempt(
         late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
         sandbox.wait_for_held(1)
         advance_time(app, sandbox, 31)
-        app.extensions["backline"].redis.delete(f"lock:link:{row(app).spotify_user_id}")
+        app.extensions["backline"].redis.delete(f"lock:connection:{row(app).spotify_user_id}")
         next_owner = pool.submit(connected.get, "/api/spotify/token")
         sandbox.wait_for_held(2)
         lease = row(app).attempt_id
