@@ -22,7 +22,7 @@ from app.web.access import current_user
 
 log = logging.getLogger(__name__)
 
-# Connections that have not been used for days are not refreshed. More precision would only cost writes.
+# Unused connections are no longer refreshed after some days, so hourly precision is enough.
 _TOUCH_INTERVAL = timedelta(hours=1)
 
 
@@ -110,7 +110,7 @@ def reference(spotify_user: SpotifyUser, owner_epoch: int | None = None) -> Conn
 
 
 def touch(spotify_user: SpotifyUser) -> None:
-    """Note that a person uses the connection, so that its token is refreshed ahead of time."""
+    """Record that the connection is in use, so that its token is refreshed ahead of time."""
     now = utc_now()
     if abs(now - spotify_user.last_used_at) < _TOUCH_INTERVAL:  # a host's clock may have been ahead
         return
@@ -156,11 +156,11 @@ class Connections:
     def store_grant(
         self, profile: Profile, grant: TokenResponse, *, user: User | None, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
-        """Store what a consent gave, the account and its tokens, in one transaction.
+        """Store the account and the tokens of a new consent in one transaction.
 
-        Returns the connection, and what the session has to store of it. That is read in the same transaction,
-        so that whatever ends the owner's sessions after the commit also ends this one. `requested_at` is when
-        the code was sent to Spotify (`time.monotonic`).
+        Returns the connection, and what the session has to store of it. The latter is read in the same
+        transaction, so that ending the owner's sessions after the commit also ends this one. `requested_at`
+        is when the code was sent to Spotify (`time.monotonic`).
 
         Raises:
             SpotifyAccountInUse: The Spotify account belongs to another user.
@@ -187,7 +187,7 @@ class Connections:
             return spotify_user, reference(spotify_user, owner_epoch)
 
         spotify_user, stored = run_in_transaction(work)
-        self._forget_reads(spotify_user.id)  # some may have failed for want of a permission
+        self._forget_reads(spotify_user.id)  # some may be errors about a permission that was missing
         return spotify_user, stored
 
     def disconnect(self) -> None:
@@ -201,7 +201,7 @@ class Connections:
         detach_from_session()
 
     def delete(self, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
-        """Delete a connection, its tokens, and everything Spotify said about the person.
+        """Delete a connection, its tokens, and the person's Spotify profile.
 
         Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
         A visitor's is deleted only if it still has the grant that the caller has read.
@@ -237,8 +237,8 @@ def _grant_id(db: Session, spotify_user_id: int) -> str | None:
 def _lock_user(db: Session, user: User) -> None:
     """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
 
-    Before any connection is read: this callback may wait for another one of the same person, and would miss
-    the connection that the other has made, and mistake it for a different account's.
+    Call this before reading any connection: while this callback waits for the lock, another one of the same
+    person may make a connection, which an earlier read would have missed.
 
     Raises:
         NotSignedIn: The account is gone or disabled, or its sessions have ended.
@@ -275,7 +275,7 @@ def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
 
 
 def _require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: int) -> None:
-    """Require that neither the account nor the user is connected otherwise.
+    """Require that the Spotify account has no other owner, and the user no other Spotify account.
 
     Raises:
         SpotifyAccountInUse: The Spotify account belongs to another user.

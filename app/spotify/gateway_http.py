@@ -1,4 +1,4 @@
-"""The gateway over HTTP: reads calls from requests, and turns what Spotify responds into responses."""
+"""The gateway over HTTP: reads calls from requests, and makes our responses from Spotify's."""
 
 import re
 from urllib.parse import quote
@@ -24,7 +24,7 @@ MEDIA_TYPES = ("application/json", "image/jpeg")
 _FIRST_SEGMENT = re.compile(r"[a-z][a-z-]*")
 _SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
 # An encoded slash, backslash, dot, percent sign, or control character. The decoded path does not show them,
-# and two servers in a row may read them in two ways.
+# and Spotify may decode them differently.
 _AMBIGUOUS_ENCODING = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
 _QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
 # Longer lists are cut, so that a header cannot give every read its own cache entry.
@@ -110,7 +110,7 @@ def _require_unambiguous_path(encoded: str, decoded: str) -> None:
     """Require that Spotify reads a path as we do.
 
     Raises:
-        MalformedRequest: It may not.
+        MalformedRequest: Spotify might read it differently.
     """
     first, *rest = decoded.split("/")
     if (

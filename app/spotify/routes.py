@@ -51,7 +51,7 @@ from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
-# Headers by which browsers, current and older ones, mark what they fetch before a click.
+# Headers that mark what browsers (some of them older versions) fetch before a click.
 _PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
@@ -188,7 +188,7 @@ def web_api(path: str) -> Response:
 
 
 def _require_connection() -> SpotifyUser:
-    """Return the connection that this request may use, and note that it is used.
+    """Return the connection that this request may use, and record that it is in use.
 
     Raises:
         SpotifyNotConnected: There is none.
@@ -260,7 +260,7 @@ def _log_rejection(error: BacklineError) -> None:
 
 
 def _redirect_to_frontend(result: str) -> Response:
-    """Send the browser to the app with one of a fixed set of results, and with nothing from the request."""
+    """Redirect the browser to the app with one of a fixed set of results. Nothing comes from the request."""
     page = urlsplit(services().config.frontend_url)
     query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
     return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)

@@ -1,4 +1,4 @@
-"""What `/api/spotify` accepts and returns."""
+"""The queries and responses of `/api/spotify`."""
 
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ class AuthorizeQuery(Schema):
 
     @ma.post_load(pass_original=True)
     def to_request(self, loaded: dict[str, Any], query: MultiDictProxy, **options: Any) -> AuthorizeRequest:
-        """Make the request that `app.spotify.oauth.flow` decides on."""
+        """Convert the query to the argument of `AuthorizationFlow.authorize`."""
         given = cast("MultiDict[str, str]", query.data)
         values = {name: given.getlist(name) for name in self.fields}
         return AuthorizeRequest(

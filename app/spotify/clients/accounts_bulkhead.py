@@ -25,18 +25,18 @@ _SLICE_SECONDS = 0.2
 
 
 class AccountsBusy(SpotifyUnavailable):
-    """The accounts service is slow, and enough threads are waiting for it."""
+    """The accounts service is slow, and the maximum number of threads is waiting for it."""
 
     detail = "Spotify's accounts service responds slowly, and enough requests wait for it. Try again shortly."
     retry_after = 2
 
 
 class AccountsBulkhead:
-    """Counts the threads that wait for the accounts service, whatever they wait for.
+    """Limits the threads that wait for the accounts service while it is slow.
 
-    That can be the refresh of a token, the exchange of a code, or another callback's exchange. Once a call or
-    a wait has taken too long, the service counts as slow. From then on, threads beyond half of `threads` are
-    released, and later callers are rejected immediately.
+    They wait for the refresh of a token, the exchange of a code, or another callback's exchange. Once a call
+    or a wait has taken too long, the service counts as slow. From then on, threads beyond half of `threads`
+    are released, and later callers are rejected immediately.
 
     An exchange cannot be released, because its thread makes the call. So no more than half of `threads`
     exchange codes at any time, and a smaller queue waits for a slot.
@@ -57,7 +57,7 @@ class AccountsBulkhead:
         """Count the calling thread as waiting while the block runs.
 
         Raises:
-            AccountsBusy: The service is slow, and enough threads wait for it.
+            AccountsBusy: The service is slow, and the maximum number of threads is waiting for it.
         """
         with self._admitted() as waiter, self._timed(SLOW_WAIT_SECONDS):
             yield waiter
@@ -111,7 +111,7 @@ class AccountsBulkhead:
 
     @contextmanager
     def _timed(self, seconds: float) -> Iterator[None]:
-        """Let the service count as slow if the block takes longer than this."""
+        """Count the service as slow if the block takes longer than `seconds`."""
         key = object()
         with self._changed:
             self._slow_at[key] = time.monotonic() + seconds
@@ -152,7 +152,7 @@ class Waiter:
         self._bulkhead = bulkhead
 
     def require_capacity(self) -> None:
-        """Require that this thread may go on waiting.
+        """Require that this thread can continue to wait.
 
         Raises:
             AccountsBusy: The service is slow, and too many threads wait for it.

@@ -1,8 +1,8 @@
 """Limits the calls to the Web API that all processes together make in any 30 seconds.
 
-The limit is a setting, or learned: there is none until Spotify refuses the whole application. Then it is 80 %
-of the calls in the 30 seconds before, and it grows by 5 % for every ten minutes without another refusal.
-While several people make calls, each of them can use half of it.
+The limit is a setting, or learned: there is none until Spotify rejects all calls of the application. Then it
+is 80% of the calls in the 30 seconds before, and it grows by 5% for every ten minutes without another
+rejection. While several people make calls, each of them can use half of it.
 """
 
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS = 30
 # Polls can use this share of the limit. The rest is for clicks.
 POLL_SHARE = 0.8
-# After a refusal, the limit is this share of the calls that were made, but not less than the minimum.
+# After a rejection, the limit is this share of the calls that were made, but not less than the minimum.
 LEARNED_SHARE, MIN_LEARNED = 0.8, 5
 GROWTH, GROWTH_SECONDS = 1.05, 600
 LEARNED_FOR_SECONDS = 86_400
@@ -62,7 +62,7 @@ class Budget:
             return 0
 
     def learn(self) -> None:
-        """Lower the limit after Spotify has refused the whole application, unless it is fixed."""
+        """Lower the limit after Spotify has rejected all calls of the application, unless it is fixed."""
         if self._fixed:
             return
         keys = [self._limit_key, self._calls_key]

@@ -1,4 +1,4 @@
--- Learns a limit from the calls that were made before Spotify refused the whole application.
+-- Learns a limit from the calls that were made before Spotify rejected all of the application's.
 -- KEYS: the learned limit, all calls.
 -- ARGV: window (s), share of the calls, minimum limit, growth and its period (ms), how long it is kept (s).
 -- Returns the limit, or 0 if it was learned within the window.
@@ -17,7 +17,7 @@ local limit = math.floor(sent * tonumber(ARGV[2]))
 local learned = redis.call('HMGET', KEYS[1], 'limit', 'since')
 local former, since = tonumber(learned[1]), tonumber(learned[2])
 if former and since and since <= now then
-  -- Simultaneous calls are refused together, so learn only once. Few calls follow a wait, so do not halve twice.
+  -- Simultaneous calls are rejected together, so learn only once. Few calls follow a wait, so do not halve twice.
   if now - since < window * 1000 then return 0 end
   local periods = math.min(math.floor((now - since) / tonumber(ARGV[5])), 1000)
   former = former * tonumber(ARGV[4]) ^ periods

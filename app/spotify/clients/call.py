@@ -46,5 +46,5 @@ class Call:
 
     @property
     def is_poll(self) -> bool:
-        """Whether it reads something that changes every second, so that pages repeat it."""
+        """Whether the call reads the state of the player, which pages poll."""
         return self.is_read and (self.path == "me/player" or self.path.startswith("me/player/"))

@@ -25,7 +25,7 @@ def count_call(call: Call, status: str, seconds: float) -> None:
 
 
 class RateLimitCollector(Collector):
-    """Reports for how long Spotify refuses calls.
+    """Reports for how long Spotify rejects calls.
 
     A `Gauge` would keep the values in a file, which outlives its worker.
     """
@@ -37,12 +37,12 @@ class RateLimitCollector(Collector):
         """Read the waits from Redis."""
         yield GaugeMetricFamily(
             "backline_web_api_gate_wait_seconds",
-            "For how many more seconds Spotify refuses all calls of this client id; 0 if it does not.",
+            "For how many more seconds Spotify rejects all calls of this client id; 0 if it does not.",
             self._rate_limiter.retry_after(),
         )
         endpoints = GaugeMetricFamily(
             "backline_web_api_endpoint_wait_seconds",
-            "For how many more seconds Spotify refuses calls to an endpoint; only endpoints with a wait.",
+            "For how many more seconds Spotify rejects calls to an endpoint; only endpoints with a wait.",
             labels=["route"],
         )
         for route, wait in self._rate_limiter.endpoint_waits().items():

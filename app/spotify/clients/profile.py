@@ -34,7 +34,7 @@ def parse_profile(body: dict[str, Any]) -> Profile | None:
 
 
 def _text(value: object, max_length: int) -> str | None:
-    """Return a text that fits into our columns, which cannot store half of a surrogate pair."""
+    """Return a text if our columns can store it: they reject half of a surrogate pair."""
     if not isinstance(value, str) or not 0 < len(value) <= max_length:
         return None
     return None if any("\ud800" <= character <= "\udfff" for character in value) else value

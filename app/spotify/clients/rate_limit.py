@@ -1,10 +1,10 @@
 """Decides which calls to the Web API may be made now, for all processes: Spotify counts by client id.
 
 A 429 concerns one endpoint or the whole application, and Spotify does not say which. It counts as concerning
-everything if its body says `QUOTA_EXCEEDED`, if another endpoint was refused within the last ten seconds, or
-if a read of `/me` with the same token (the canary) is refused too. An endpoint that is refused while the
-canary succeeds is independent. From then on, only the canary counts for it: otherwise, two such endpoints
-could block everything again and again.
+everything if its body says `QUOTA_EXCEEDED`, if another endpoint was rejected within the last ten seconds, or
+if a read of `/me` with the same token (the canary) is rejected too. An endpoint that is rejected while the
+canary succeeds is independent. From then on, the ten-second rule does not apply to it: otherwise, two such
+endpoints could block everything again and again.
 
 Calls that a 429 concerns are rejected until its `Retry-After` is over, and no thread sleeps. If only our own
 budget is used up, a call waits for it as long as its deadline allows.
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 # For a 429 without Retry-After: Spotify counts calls over 30 seconds, and quotas over about a day.
 WAIT_SECONDS, QUOTA_WAIT_SECONDS = 30, 3600
 MAX_WAIT_SECONDS = 86_400
-# Two endpoints that are refused within this time mean that everything is.
-SECOND_REFUSAL_SECONDS = 10
+# If two endpoints are rejected within this time, all calls count as rejected.
+SECOND_REJECTION_SECONDS = 10
 # All processes together send at most one canary in this time.
 CANARY_SECONDS = 10
 # An endpoint counts as independent for this long.
@@ -45,8 +45,8 @@ ALL, ME = "", "me"
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """What a 429 means: a wait, and whether a canary should find out whether it concerns all calls."""
+class Rejection:
+    """A 429: how long to wait, and whether to send a canary to find out if it concerns all calls."""
 
     seconds: int
     needs_canary: bool = False
@@ -61,7 +61,7 @@ class SpotifyRateLimiter:
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
         self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
-        self._last_refusal_key, self._canary_key, self._independent_key = (
+        self._last_rejection_key, self._canary_key, self._independent_key = (
             f"spotify-{name}:{{{config.spotify_client_id}}}"
             for name in ("refused", "canary", "refuses-alone")
         )
@@ -72,15 +72,15 @@ class SpotifyRateLimiter:
         )
         self._lock = threading.Lock()
         self._until: dict[str, float] = {}  # by scope, `time.monotonic`
-        self._last_refusal: tuple[str, float] | None = None  # scope, `time.monotonic`; used without Redis
+        self._last_rejection: tuple[str, float] | None = None  # scope, `time.monotonic`; used without Redis
 
     def retry_after(self, scope: str = ALL) -> float:
-        """Return for how many seconds Spotify refuses calls of this scope, or 0."""
+        """Return for how many seconds Spotify rejects calls of this scope, or 0."""
         waits = self._read_waits(sorted({ALL, scope}))
         return max(waits.values())
 
     def endpoint_waits(self) -> dict[str, float]:
-        """Return for how many seconds Spotify refuses calls to single endpoints, by scope."""
+        """Return for how many seconds Spotify rejects calls to single endpoints, by scope."""
         waits = self._read_waits(sorted(SCOPES))
         return {scope: wait for scope, wait in waits.items() if wait > 0}
 
@@ -93,7 +93,7 @@ class SpotifyRateLimiter:
         wait for the budget.
 
         Raises:
-            RateLimited: Spotify refuses such calls, or the budget has no room in time.
+            RateLimited: Spotify rejects such calls, or the budget has no room in time.
         """
         while True:
             wait = self.retry_after(scope)
@@ -106,18 +106,18 @@ class SpotifyRateLimiter:
                 raise RateLimited(math.ceil(wait))
             time.sleep(wait + random.uniform(0, 0.05))
 
-    def record_429(self, scope: str, response: HttpResponse) -> Refusal:
+    def record_429(self, scope: str, response: HttpResponse) -> Rejection:
         """Start the wait that a 429 in response to a call of this scope asks for."""
         seconds, is_quota = _parse_429(response)
         concerns = "all" if is_quota else self._classify_429(scope)
         _log_429(seconds, is_quota=is_quota, route="all" if concerns == "all" else scope)
         if concerns == "all":
-            return Refusal(self._start_wait_for_all(seconds))
+            return Rejection(self._start_wait_for_all(seconds))
         self._start_wait(scope, seconds)
-        return Refusal(seconds, needs_canary=concerns == "canary" and self.retry_after(ME) <= 0)
+        return Rejection(seconds, needs_canary=concerns == "canary" and self.retry_after(ME) <= 0)
 
     def mark_independent(self, scope: str) -> None:
-        """Remember that a scope was refused while the canary succeeded."""
+        """Remember that a scope was rejected while the canary succeeded."""
         try:
             self._client.set(f"{self._independent_key}:{scope}", 1, ex=INDEPENDENT_SECONDS)
         except redis.RedisError as error:
@@ -137,15 +137,15 @@ class SpotifyRateLimiter:
     def _classify_429(self, scope: str) -> Literal["all", "canary", "one"]:
         now = time.monotonic()
         with self._lock:
-            last, self._last_refusal = self._last_refusal, (scope, now)
+            last, self._last_rejection = self._last_rejection, (scope, now)
         try:
             concerns: Any = self._classify(
-                [self._last_refusal_key, self._canary_key, f"{self._independent_key}:{scope}"],
-                [scope, SECOND_REFUSAL_SECONDS * 1000, CANARY_SECONDS * 1000],
+                [self._last_rejection_key, self._canary_key, f"{self._independent_key}:{scope}"],
+                [scope, SECOND_REJECTION_SECONDS * 1000, CANARY_SECONDS * 1000],
             )
         except redis.RedisError as error:
             _log_redis_failure(error)
-            is_second = last is not None and last[0] != scope and now - last[1] < SECOND_REFUSAL_SECONDS
+            is_second = last is not None and last[0] != scope and now - last[1] < SECOND_REJECTION_SECONDS
             return "all" if is_second else "one"
         found: Literal["all", "canary", "one"] = concerns.decode()
         return "one" if found == "canary" and scope == ME else found

@@ -1,5 +1,5 @@
 -- Decides which calls a 429 concerns.
--- KEYS: the scope that was refused last, whether a canary was sent recently, whether this scope is independent.
+-- KEYS: the scope that was rejected last, whether a canary was sent recently, whether this scope is independent.
 -- ARGV: scope, for how long it is remembered (ms), minimum time between canaries (ms).
 -- Returns 'all', 'one', or 'canary' (send one to find out).
 if redis.call('EXISTS', KEYS[3]) == 0 then

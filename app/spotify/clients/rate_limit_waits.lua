@@ -8,7 +8,7 @@ for number, key in ipairs(KEYS) do
   length = math.max(0, math.min(length, tonumber(ARGV[1])))
   local remaining = redis.call('PTTL', key)
   if remaining > length then
-    -- Redis' clock was set back, or somebody else has set the key. Let it end after its full length.
+    -- Redis' clock was set back, or something else has set the key. Let it end after its full length.
     remaining = length
     redis.call('PEXPIRE', key, math.floor(length))
   end

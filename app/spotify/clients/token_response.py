@@ -1,7 +1,7 @@
 """Parse responses of the token endpoint: keep everything that is usable, above all a new refresh token.
 
-Where refresh tokens can be used once, a new one that is dropped because another member is malformed costs the
-person the connection. So each member is read by itself.
+If each refresh token works only once, dropping a new one because another member is malformed would break the
+connection. So each member is parsed separately.
 """
 
 import json
@@ -38,7 +38,7 @@ class TokenResponse:
 
 
 class NoAccessToken(Exception):
-    """A response has no usable access token. `refresh_token` is one that it has nevertheless."""
+    """A response has no usable access token. `refresh_token` is its refresh token, if it has one."""
 
     def __init__(self, refresh_token: str | None) -> None:
         super().__init__("no_access_token")
@@ -46,7 +46,7 @@ class NoAccessToken(Exception):
 
 
 def parse(body: bytes) -> TokenResponse:
-    """Parse a response, whatever its content type or condition.
+    """Parse a response, even if its content type is wrong or its JSON is damaged.
 
     `token_type` is ignored: Spotify's Web API accepts bearer tokens only.
 
@@ -64,7 +64,7 @@ def parse(body: bytes) -> TokenResponse:
 
 
 def find_refresh_token(body: bytes) -> str | None:
-    """Return the refresh token in a response that is an error, or not complete."""
+    """Return the refresh token in an error response or an incomplete one, or None."""
     return _usable(_members(body), "refresh_token", _refresh_token)
 
 

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 CALL_SECONDS = 10.0
-# An OAuth callback requests tokens first, which can take 10 s. All of it must end before a proxy gives up.
+# An OAuth callback requests tokens first, which can take 10 s. Both must end before a proxy times out.
 PROFILE_SECONDS = 4.0
-# For a read that shows whether Spotify also refuses other calls.
+# For a read that shows whether Spotify also rejects other calls.
 CANARY_SECONDS = 2.0
 # Spotify's edge reports an outage. A 500 may concern only this call.
 _OUTAGE_STATUSES = (502, 503, 504)
@@ -80,7 +80,7 @@ class SpotifyWebApi:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether calls fail at present, so that nothing should be started that needs one."""
+        """Whether the circuit breaker is open, so that nothing should be started that needs a call."""
         return self._circuit_breaker.is_open
 
     def get_profile(self, access_token: str) -> Profile:
@@ -93,7 +93,7 @@ class SpotifyWebApi:
         """
         response = self.send(Call("GET", "me"), access_token, timeout=PROFILE_SECONDS)
         if response.status == 403:
-            raise Misconfigured("refused_by_web_api")
+            raise Misconfigured("rejected_by_web_api")
         profile = parse_profile(response.json_object()) if response.status == 200 else None
         if profile is None:
             raise SpotifyError(f"status_{response.status}")
@@ -111,19 +111,19 @@ class SpotifyWebApi:
         return response
 
     def _handle_429(self, call: Call, response: HttpResponse, access_token: str) -> int:
-        """Find out what a 429 is about. Returns for how many seconds this call must wait."""
-        refusal = self._rate_limiter.record_429(call.scope, response)
-        if not refusal.needs_canary:
-            return refusal.seconds
+        """Find out which calls a 429 concerns. Returns for how many seconds this call must wait."""
+        rejection = self._rate_limiter.record_429(call.scope, response)
+        if not rejection.needs_canary:
+            return rejection.seconds
         try:
             canary = self._request(Call("GET", "me"), access_token, None, CANARY_SECONDS)
         except SpotifyTransportError:
-            return refusal.seconds
+            return rejection.seconds
         if canary.status == 200:
             self._rate_limiter.mark_independent(call.scope)
         if canary.status != 429:
-            return refusal.seconds
-        return max(refusal.seconds, self._rate_limiter.block_all(canary))
+            return rejection.seconds
+        return max(rejection.seconds, self._rate_limiter.block_all(canary))
 
     def _request(
         self, call: Call, access_token: str, spotify_user_id: int | None, timeout: float

@@ -77,7 +77,7 @@ class State(Enum):
 
     HIT = b"hit"  # a response
     LED = b"led"  # another caller is fetching one: look again
-    VACANT = b"vacant"  # nobody is fetching one
+    VACANT = b"vacant"  # no caller is fetching one
     LEADING = b"leading"  # this caller must fetch one, and then `store` or `release` it
 
 
@@ -121,7 +121,7 @@ class ResponseCache:
         return self._look_up(read, since, lead=True)
 
     def renewed_lease(self, read: Read) -> AbstractContextManager[None]:
-        """Keep leading while the block runs."""
+        """Keep the leader's lease alive while the block runs."""
         return self._leases.hold(read)
 
     def store(self, read: Read, response: HttpResponse, *, started: int, ttl: float) -> None:
@@ -142,7 +142,7 @@ class ResponseCache:
             self._release(*self._leader_arguments(read))
 
     def drop(self, spotify_user_id: int) -> None:
-        """Delete what a connection has read, because it has changed something, or has changed itself."""
+        """Delete all responses of a connection, because a write may have changed them or the grant is new."""
         with self._best_effort():
             self._client.unlink(*_keys(spotify_user_id))
 
@@ -184,7 +184,7 @@ class ResponseCache:
 
     @contextmanager
     def _best_effort(self) -> Iterator[None]:
-        """Log an error of Redis: a caller that has its response must not lose it."""
+        """Log Redis errors instead of raising them: a caller must not lose its response because of one."""
         try:
             yield
         except redis.RedisError as error:

@@ -1,9 +1,9 @@
--- Looks up a read, and makes the caller its leader if it asks for that and nobody else leads.
+-- Looks up a read, and makes the caller its leader if it asks for that and there is no other leader.
 -- KEYS: entries, leaders.
 -- ARGV: read, caller, when the caller's first lookup was ('' for the first one), lease in ms, maximum TTL in ms,
 --       '1' to lead.
 -- Returns {'hit', entry, age}, {'led', now} (another caller is fetching it), {'leading', now}, or
---         {'vacant', now[, entry, age]} (nobody is fetching it; the entry is fresh, but the next one is due).
+--         {'vacant', now[, entry, age]} (no caller is fetching it; the entry is fresh, but the next one is due).
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read, caller, since = ARGV[1], ARGV[2], tonumber(ARGV[3])

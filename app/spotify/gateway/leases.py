@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class LeaseRenewer(Generic[T]):
-    """Renews all leases that are held, in one thread, which ends when none is."""
+    """Renews all held leases in one thread, which ends when none are left."""
 
     def __init__(self, renew: Callable[[T], None]) -> None:
         self._renew = renew

@@ -95,15 +95,15 @@ class Gateway:
             GrantEnded: Spotify has ended the grant.
             SpotifyNotConnected: The connection is gone, or has another grant.
             InsufficientScope: The grant lacks a scope that the call needs.
-            SpotifyRateLimited: Spotify refuses such calls for now, or the budget is used up.
+            SpotifyRateLimited: Spotify rejects such calls for now, or the budget is used up.
             SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         forward = _Forward(spotify_user.id, call, grant_id, time.monotonic() + TOTAL_SECONDS)
         try:
             if call.is_read:
-                # The grant is part of the key: a visitor must not read what another grant allows. Besides,
-                # ids are issued again after a backup is restored.
+                # The grant is part of the key: a visitor must not read what another grant allows. Also,
+                # ids are reused after a backup is restored.
                 key = f"{spotify_user.token.grant_id} {call.cache_key}"
                 response = self._read(Read.of(spotify_user.id, key), forward)
             else:
@@ -125,7 +125,7 @@ class Gateway:
     def _refresh_ahead(self, read: Read, found: Lookup, forward: _Forward) -> GatewayResponse:
         """Fetch the next response while others get the current one, which is still fresh.
 
-        Return the current one if that would mean to wait.
+        Returns the current one if fetching would mean waiting.
         """
         try:
             with self._bulkhead.admit(forward.spotify_user_id) as admission:
@@ -167,7 +167,7 @@ class Gateway:
                 self._cache.store_failure(read, error.retry_after, started=started)
                 raise
             except BaseException:
-                self._cache.release(read)  # the error is about this caller: the next one finds out for itself
+                self._cache.release(read)  # the error may concern only this caller, so let the next one try
                 raise
         self._cache.store(read, response, started=started, ttl=self._ttl(forward.call, response))
         return GatewayResponse(response)
@@ -180,9 +180,8 @@ class Gateway:
             try:
                 return GatewayResponse(self._fetch(forward))
             finally:
-                self._cache.drop(
-                    forward.spotify_user_id
-                )  # even without a response, it may have had an effect
+                # Even without a response, the call may have had an effect.
+                self._cache.drop(forward.spotify_user_id)
 
     def _fetch(self, forward: _Forward) -> HttpResponse:
         """Call Spotify. After any 401 that is about the token, replace the token and call once more."""
@@ -262,7 +261,7 @@ def _lacks_scope(response: HttpResponse) -> bool:
 
 
 def _require_forwardable(response: HttpResponse) -> None:
-    """Require that a response is one that the caller may get.
+    """Require that a response can be forwarded to the caller.
 
     Raises:
         InsufficientScope: Spotify says that a scope is missing.

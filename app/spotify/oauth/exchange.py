@@ -1,4 +1,4 @@
-"""The exchange of an authorization code for tokens, and of Spotify's errors for ours."""
+"""Exchanges an authorization code for tokens, and maps Spotify's errors to ours."""
 
 import logging
 import math
@@ -31,10 +31,10 @@ from app.web.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-# Every exchange is a call to Spotify.
+# Limited because every exchange is a call to Spotify.
 MAX_EXCHANGES_PER_ADDRESS, EXCHANGES_SECONDS = 1000, 600
 _NOT_ON_ALLOWLIST = (
-    "Spotify refuses this application or this person. If the application is in development mode, "
+    "Spotify rejects this application or this person. If the application is in development mode, "
     "its owner has to add the person to the allowlist in Spotify's developer dashboard."
 )
 # Errors of the authorization endpoint that are caused by this application's request.
@@ -42,7 +42,7 @@ _MISCONFIGURED = ("invalid_request", "unauthorized_client", "unsupported_respons
 
 
 class CodeExchange:
-    """Exchanges the code of a callback for tokens, and those for the person's profile."""
+    """Exchanges the code of a callback for tokens, and uses them to fetch the person's profile."""
 
     def __init__(
         self,
@@ -61,14 +61,15 @@ class CodeExchange:
         self._throttle = throttle
 
     def exchange(self, code: str, authorization: Authorization) -> tuple[Authorization, TokenResponse] | None:
-        """Consume an authorization, and exchange the code. None if a duplicate callback was first.
+        """Consume an authorization, and exchange the code. Returns None if a duplicate was first.
 
-        If the code has not been used, the authorization is open again, and the callback can be repeated.
+        If the exchange fails and the code was certainly not used, the authorization is reopened, so that the
+        callback can be repeated.
 
         Raises:
             SpotifyAccessDenied: Spotify rejected the code.
-            SpotifyUnavailable: Spotify does not respond, or not usably.
-            SpotifyRateLimited: Spotify wants no calls for a while.
+            SpotifyUnavailable: Spotify does not respond, or its response cannot be used.
+            SpotifyRateLimited: Spotify's rate limit has been reached.
             SpotifyMisconfigured: Spotify rejects this application.
             TooManyAttempts: This address has sent too many codes.
         """
@@ -101,13 +102,18 @@ class CodeExchange:
             raise _domain_error(error) from None
 
     def _require_ready(self) -> None:
-        """Reject the callback before its state is consumed if the rest of the flow would fail."""
+        """Reject the callback before its state is consumed if the rest of the flow would fail.
+
+        Raises:
+            SpotifyRateLimited, SpotifyUnavailable: The profile could not be fetched afterwards.
+            TooManyAttempts: This address has sent too many codes.
+        """
         wait = self._rate_limiter.retry_after(ME)
         if wait > 0:
             raise SpotifyRateLimited(retry_after=math.ceil(wait))
         if self._web_api.is_unavailable:
             raise SpotifyUnavailable
-        database.read_db_now()  # raises while the database is away
+        database.read_db_now()  # raises while the database is down
         self._throttle.hit(
             "exchanges", client_network(), limit=MAX_EXCHANGES_PER_ADDRESS, seconds=EXCHANGES_SECONDS
         )
@@ -116,10 +122,10 @@ class CodeExchange:
 def authorization_error(code: str) -> BacklineError:
     """Return our error for an error code of the authorization endpoint (RFC 6749 section 4.1.2.1)."""
     if code == "access_denied":
-        return SpotifyAccessDenied("Spotify was not connected, because access was not given.")
+        return SpotifyAccessDenied("Access was not granted, so Spotify was not connected.")
     if code in _MISCONFIGURED:
         log.error("authorization_misconfigured", extra={"reason": code})
-        return SpotifyMisconfigured("Spotify refuses this server's authorization requests.")
+        return SpotifyMisconfigured("Spotify rejects this server's authorization requests.")
     return SpotifyUnavailable("Spotify could not ask for consent. Start again in a moment.")
 
 
@@ -131,5 +137,5 @@ def _domain_error(error: SpotifyError) -> BacklineError:
         return SpotifyRateLimited(retry_after=error.retry_after)
     if isinstance(error, Misconfigured):
         log.error("authorization_misconfigured", extra={"reason": str(error)})
-        return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "refused_by_web_api" else None)
+        return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "rejected_by_web_api" else None)
     return SpotifyUnavailable(retry_after=error.retry_after)

@@ -36,13 +36,13 @@ class AuthorizeRequest:
 
     @property
     def is_callback(self) -> bool:
-        """Whether Spotify sent the person here, or somebody pretends that it did."""
+        """Whether the request looks like a redirect from Spotify."""
         return self.code is not None or self.error is not None
 
 
 @dataclass(frozen=True)
 class Connected:
-    """The session uses this connection. `callback_ignored` if the request's callback is not the session's."""
+    """The session uses this connection. `callback_ignored`: the request was another session's callback."""
 
     spotify_user: SpotifyUser
     callback_ignored: bool = False
@@ -50,7 +50,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class AuthorizationRequired:
-    """The person has to consent at Spotify: see `AuthorizationFlow.start`."""
+    """The person has to consent at Spotify. `AuthorizationFlow.start` returns the URL."""
 
     grant_ended: bool = False
 
@@ -75,7 +75,7 @@ class AuthorizationFlow:
         self._connections = connections
 
     def authorize(self, request: AuthorizeRequest) -> Connected | AuthorizationRequired:
-        """Decide what a request means.
+        """Complete a callback, or find out whether the person has to consent.
 
         | The request                                   | The result                                      |
         |-----------------------------------------------|-------------------------------------------------|
@@ -87,13 +87,13 @@ class AuthorizationFlow:
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
 
         Raises:
-            SpotifyStateMismatch: See above, or the visitor's session ended during the call to Spotify.
+            SpotifyStateMismatch: See the table; or the visitor's session ended during the call to Spotify.
             SpotifyAccessDenied: The person declined, or Spotify rejected the code.
             SpotifyAccountInUse: The Spotify account is connected to another user.
             SpotifyAccountMismatch: The user is connected to another Spotify account.
             NotSignedIn: The user signed out during the call to Spotify.
-            SpotifyUnavailable: Spotify does not respond, or not usably.
-            SpotifyRateLimited: Spotify wants no calls for a while.
+            SpotifyUnavailable: Spotify does not respond, or its response cannot be used.
+            SpotifyRateLimited: Spotify's rate limit has been reached.
             SpotifyMisconfigured: Spotify rejects this application.
             TooManyAttempts: This address has sent too many codes.
         """
@@ -131,7 +131,7 @@ class AuthorizationFlow:
         return self._accounts.authorize_url(state=authorization.state, verifier=authorization.verifier)
 
     def _complete_callback(self, request: AuthorizeRequest, user: User | None) -> SpotifyUser | None:
-        """Complete the authorization of a callback. None if this session has not started it.
+        """Complete the authorization of a callback. Returns None if this session did not start it.
 
         The first callback consumes the authorization. A duplicate gets the first one's connection.
         """
@@ -149,7 +149,7 @@ class AuthorizationFlow:
         return spotify_user or self._reuse_duplicate(request.state, user)
 
     def _ignore_callback(self) -> Connected:
-        """Return the connection that this session uses already.
+        """Return the connection that this session already uses.
 
         Raises:
             SpotifyStateMismatch: There is none.
@@ -161,7 +161,7 @@ class AuthorizationFlow:
         raise SpotifyStateMismatch
 
     def _working_connection(self) -> SpotifyUser | None:
-        """Return the connection that this session uses, with its token refreshed if need be.
+        """Return the connection that this session uses, with its token refreshed if necessary.
 
         Raises:
             GrantEnded: Only a new consent helps.
@@ -175,7 +175,7 @@ class AuthorizationFlow:
         try:
             token = self._tokens.access_token_for(spotify_user.id, grant_id=connections.required_grant())
         except SpotifyNotConnected:
-            return None  # it was disconnected elsewhere at this moment
+            return None  # it has just been disconnected elsewhere
         if session.get("spotify_user_id") != spotify_user.id:
             connections.attach_to_session(connections.reference(spotify_user))
         connections.touch(spotify_user)
@@ -195,7 +195,7 @@ class AuthorizationFlow:
             raise authorization_error(error)
 
     def _connect(self, code: str, authorization: Authorization, user: User | None) -> SpotifyUser | None:
-        """Exchange the code, and connect its account to this session. None if a duplicate was first."""
+        """Exchange the code, and connect this session. Returns None if a duplicate callback was first."""
         requested_at = time.monotonic()
         exchanged = self._exchange.exchange(code, authorization)
         if exchanged is None:
@@ -213,10 +213,10 @@ class AuthorizationFlow:
     def _store(
         self, grant: TokenResponse, user: User | None, *, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
-        """Store a grant under its Spotify account, unless the person has left in the meantime.
+        """Store a grant under its Spotify account, unless the session has ended in the meantime.
 
-        They would not expect the connection, and no session could use or delete it. `requested_at` is when
-        the code was sent (`time.monotonic`).
+        Then the person would not expect the connection, and no session could use or delete it. `requested_at`
+        is when the code was sent (`time.monotonic`).
         """
         profile = self._exchange.profile(grant)
         if user is not None:

@@ -65,7 +65,7 @@ class AuthorizationStore:
     """Keeps each authorization under one key in Redis, named by a hash of its `state`.
 
     Unlike values in the session, those of two tabs cannot overwrite each other. Only the session and user
-    that started an authorization can use it; an attempt by any other changes nothing. The result is kept
+    that started an authorization can use it; attempts by others change nothing. The result is kept
     for a minute, for a browser that sends the callback twice and shows the second response.
     """
 
@@ -97,8 +97,8 @@ class AuthorizationStore:
     def get_or_create(self, user_id: int | None) -> Authorization:
         """Return an open authorization of this session and user, the same one for five minutes.
 
-        For pages that ask every second: Redis would keep every new authorization for ten minutes. The state
-        is derived from session, user, and time with our secret key, so nothing else has to remember it.
+        For pages that poll: Redis would keep a new authorization for every request, each for ten minutes. The
+        state is derived from session, user, and time with our secret key, so nothing else has to remember it.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
@@ -128,10 +128,10 @@ class AuthorizationStore:
         return Authorization(state, verifier, record)
 
     def consume(self, authorization: Authorization) -> Authorization | None:
-        """Begin to process the callback of an open authorization. None if a duplicate was first.
+        """Begin to process the callback of an open authorization. Returns None if a duplicate was first.
 
         Raises:
-            redis.RedisError: Redis is not available. The authorization stays open if that is possible.
+            redis.RedisError: Redis is not available. The authorization stays open if possible.
         """
         consumed = _with(authorization, status="taken", attempt=secrets.token_hex(8))
         try:
