@@ -163,7 +163,7 @@ def db_now(db: Session) -> datetime:
 
 
 def read_db_now() -> datetime:
-    """Return the time of the database's clock, in a transaction of its own."""
+    """Return the time of the database's clock, in a separate transaction."""
     with reading() as session:
         return db_now(session)
 

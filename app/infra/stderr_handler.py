@@ -1,7 +1,7 @@
 """A log handler that never blocks on standard error.
 
-The caller formats a line, and a thread writes it. While standard error accepts nothing (a full disk, a pipe
-that nobody reads), lines are queued, then dropped and counted.
+The caller formats a line, and a thread writes it. While standard error accepts nothing (a full disk,
+an unread pipe), lines are queued, then dropped and counted.
 """
 
 import logging
@@ -17,7 +17,7 @@ FLUSH_SECONDS = 1.0
 
 
 class StderrHandler(logging.Handler):
-    """Writes to standard error in a thread of its own.
+    """Writes to standard error in a separate thread.
 
     It does not use `sys.stderr`: a blocked write would hold its lock until the process ends.
     """

@@ -100,7 +100,7 @@ def test_documented_settings_are_exactly_those_that_are_read(env: dict[str, str]
 
 
 def test_environment_is_read_in_one_place() -> None:
-    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py"]
+    sources = [*(ROOT / "app").rglob("*.py"), *(ROOT / "settings").rglob("*.py"), ROOT / "wsgi.py"]
 
     assert [
         path.name for path in sources if re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
