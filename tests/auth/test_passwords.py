@@ -46,6 +46,9 @@ LISTED = [
         ("y" * 100 + "z" * 156, 201),
         ("y" * 100 + "z" * 157, 422),
         ("🎸🎻🎺🎷🥁🎹🪕🪗", 201),
+        ("пароль 🔑 здесь", 201),
+        ("  spaces around  ", 201),
+        ("a" * 72 + "1", 201),
         ("       x", 201),
     ],
     ids=lambda value: str(value)[:12],
@@ -56,6 +59,9 @@ def test_password_has_8_to_256_characters_of_any_kind(
     response = client.post("/api/register", json={**ADA, "password": password})
 
     assert response.status_code == status, response.text
+    if status == 201:
+        for typed, expected in ((password[:-1] + "?", 401), (password, 200)):
+            assert client.post("/api/login", json={"login": "ada", "password": typed}).status_code == expected
 
 
 @pytest.mark.requirement("A1")
