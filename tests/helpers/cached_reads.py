@@ -48,13 +48,13 @@ def callers_in(app: Flask) -> int:
     return len(app.extensions["backline"].gateway._bulkhead._admissions)
 
 
-def cache_header(answer: TestResponse) -> str:
-    assert answer.status_code in (200, 204), answer.text
-    return answer.headers["X-Cache"]
+def cache_header(response: TestResponse) -> str:
+    assert response.status_code in (200, 204), response.text
+    return response.headers["X-Cache"]
 
 
-def cache_headers(answers: list["Future[TestResponse]"]) -> list[str]:
-    return sorted(cache_header(answer.result(LONG)) for answer in answers)
+def cache_headers(responses: list["Future[TestResponse]"]) -> list[str]:
+    return sorted(cache_header(response.result(LONG)) for response in responses)
 
 
 def player_calls(sandbox: SandboxClient) -> int:

@@ -266,9 +266,9 @@ def test_requests_that_wait_for_two_hanging_hosts_leave_threads_for_others(
             sandbox.clear_faults()
         assert set(others) == {200}
         assert took < 2  # a single request without a free thread would take longer
-        for answer in refused:
-            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-            assert answer.json()["type"] == "/problems/spotify-unavailable"
+        for response in refused:
+            assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+            assert response.json()["type"] == "/problems/spotify-unavailable"
         assert len(calls) == (1 if same else 8)  # one person can have half of the slots
         assert sorted(one.result(LONG).status_code for one in reads) == [200] * 80 + [503] * 10
         assert {one.result(LONG).status_code for one in tokens} == {200, 503}

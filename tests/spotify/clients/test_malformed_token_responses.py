@@ -89,12 +89,12 @@ def test_unusable_refresh_token_is_replaced_by_the_old_one(
         on="refresh", kind="changed_members", members={"access_token": None, "refresh_token": "AQ-bogus"}
     )
 
-    answers = []
+    responses = []
     for _ in range(3):
-        answers.append(token(connected))
+        responses.append(token(connected))
         advance_time(app, sandbox, 5)
 
-    assert answers == [503, 503, 200]
+    assert responses == [503, 503, 200]
     assert statuses(sandbox) == [200, 400, 200]
     assert row(app).state == "active"
 

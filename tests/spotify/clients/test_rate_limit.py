@@ -43,10 +43,10 @@ def get(who: FlaskClient, path: str = "me/player") -> TestResponse:
     return who.get(f"/api/spotify/v1/{path}")
 
 
-def retry_after_of(answer: TestResponse) -> int:
+def retry_after_of(response: TestResponse) -> int:
     """Return the Retry-After of a 429 problem."""
-    assert (answer.status_code, slug(answer)) == (429, "spotify-rate-limited")
-    return int(answer.headers["Retry-After"])
+    assert (response.status_code, slug(response)) == (429, "spotify-rate-limited")
+    return int(response.headers["Retry-After"])
 
 
 def about(seconds: int) -> range:
@@ -155,13 +155,13 @@ def test_wait_applies_to_all_people_and_calls(
     sandbox.clear_calls()
 
     for who in (mira, other, another_tab(other, another_worker)):
-        for answer in (
+        for response in (
             get(who, "me"),
             get(who, "search?q=a&type=track"),
             who.post("/api/spotify/v1/me/player/next"),
             who.delete("/api/spotify/v1/me/library?uris=x"),
         ):
-            assert retry_after_of(answer) in about(600)
+            assert retry_after_of(response) in about(600)
     assert calls(sandbox) == 0
     assert other.get("/api/spotify").status_code == 200
     assert other.get("/api/session").status_code == 200
@@ -205,8 +205,8 @@ def test_429_during_a_callback_blocks_only_me(
 def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: SandboxClient) -> None:
     get(mira, "me/player/devices")
     block(sandbox, mira, 600)
-    answer = get(mira, "me/player/devices")
-    assert (answer.status_code, answer.headers["X-Cache"]) == (200, "hit")
+    response = get(mira, "me/player/devices")
+    assert (response.status_code, response.headers["X-Cache"]) == (200, "hit")
 
 
 def test_wait_does_not_apply_to_another_client_id(
@@ -505,10 +505,10 @@ def test_polls_can_use_four_fifths_of_the_budget(
     tabs = [mira, another_tab(mira, another_worker)]
 
     polls = [get(tabs[number % 2]) for number in range(8)]
-    assert {answer.status_code for answer in polls} <= {200, 204}
+    assert {response.status_code for response in polls} <= {200, 204}
     assert [retry_after_of(get(tab)) in range(1, 31) for tab in tabs] == [True, True]
     clicks = [get(tabs[0], "me"), tabs[1].put("/api/spotify/v1/me/player/volume?volume_percent=20")]
-    assert max(answer.status_code for answer in clicks) < 300
+    assert max(response.status_code for response in clicks) < 300
     assert [retry_after_of(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
     assert calls(sandbox) == spent(store) == 10
 

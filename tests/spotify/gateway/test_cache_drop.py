@@ -165,10 +165,10 @@ def test_cache_survives_garbage_in_redis(mira: FlaskClient, upstream: Upstream, 
         else:
             store.hset(key, junk.encode() + b":" + name, b"\xff junk")
 
-        answer = get(mira, "search?q=a")
-        assert answer.status_code in (200, 503), junk
-        if answer.status_code == 503:
-            assert slug(answer) in ("service-unavailable", "spotify-unavailable")
+        response = get(mira, "search?q=a")
+        assert response.status_code in (200, 503), junk
+        if response.status_code == 503:
+            assert slug(response) in ("service-unavailable", "spotify-unavailable")
         assert write(mira).status_code == 200  # which drops it
 
 

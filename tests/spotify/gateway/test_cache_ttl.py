@@ -41,13 +41,13 @@ def test_read_is_shared_as_long_as_spotify_allows(
     senseless = ["max-age=-5", "max-age=soon", "max-age", '=;,"', ""]
     for number, control in enumerate(allowed + forbidden + senseless):
         upstream.headers, path = {"Cache-Control": control}, f"search?q={number}"
-        answers = [get(mira, path) for _ in range(2)]
-        assert [cache_header(answer) for answer in answers] == [
+        responses = [get(mira, path) for _ in range(2)]
+        assert [cache_header(response) for response in responses] == [
             "miss",
             "hit" if control in allowed else "miss",
         ], control
-        assert (answers[0].data == answers[1].data) == (control in allowed)
-        assert answers[1].headers["Cache-Control"] == "no-store"
+        assert (responses[0].data == responses[1].data) == (control in allowed)
+        assert responses[1].headers["Cache-Control"] == "no-store"
     assert 0 < store.pttl(entry_keys(store)[0]) <= 300_000
     assert max(stored_times(store, b"until:")) <= max(stored_times(store, b"at:")) + 300_000
     expire(store, "until")
@@ -58,8 +58,8 @@ def test_read_with_another_status_than_200_is_not_shared(mira: FlaskClient, upst
     upstream.headers, upstream.body = {"Cache-Control": "max-age=60", "Retry-After": "1"}, b""
     for upstream.status in (201, 202, 204, 304, 400, 401, 403, 404, 500):
         for _ in range(2):
-            answer = get(mira, "search?q=a")
-            assert (answer.status_code, answer.headers["X-Cache"]) == (upstream.status, "miss")
+            response = get(mira, "search?q=a")
+            assert (response.status_code, response.headers["X-Cache"]) == (upstream.status, "miss")
 
 
 def test_missing_permission_is_not_shared(mira: FlaskClient, upstream: Upstream) -> None:
@@ -142,8 +142,8 @@ def test_fresh_response_is_served_while_the_next_is_fetched(
     upstream.wait_for_held(1)
 
     for worker in (app, another_worker):
-        answer = get(another_tab(mira, worker), "search?q=a")
-        assert (cache_header(answer), answer.json) == ("hit", {"call": 1})
+        response = get(another_tab(mira, worker), "search?q=a")
+        assert (cache_header(response), response.json) == ("hit", {"call": 1})
     upstream.release()
     assert (cache_header(ahead.result(LONG)), ahead.result().json) == ("miss", {"call": 2})
     assert get(mira, "search?q=a").json == {"call": 2}
@@ -161,8 +161,8 @@ def test_caller_without_a_slot_gets_a_fresh_response(
     with ExitStack() as all_places:
         for _ in range(32):
             bulkhead.acquire(all_places.enter_context(bulkhead.admit(object())))
-        answer = get(mira, "search?q=a")
-        assert (cache_header(answer), answer.json) == ("hit", {"call": 1})
+        response = get(mira, "search?q=a")
+        assert (cache_header(response), response.json) == ("hit", {"call": 1})
         expire(store, "until")
         assert slug(get(mira, "search?q=a")) == "spotify-unavailable"
     assert get(mira, "search?q=a").json == {"call": 2}  # no leader is left behind

@@ -271,13 +271,13 @@ def test_response_is_returned_unchanged_by_gunicorn(
         for number, (name, reply) in enumerate(ANSWERS.items()):
             upstream.replies(reply)
             target = f"{GATEWAY}/tracks/{number}"
-            answer = plainly(api.port, request("GET", target, f"Cookie: backline_session={session.value}"))
+            response = plainly(api.port, request("GET", target, f"Cookie: backline_session={session.value}"))
 
-            assert (answer.status, answer.body) == (reply.status, reply.body), name
-            assert answer.headers.get_all("Content-Type", []) == list(filter(None, [reply.content_type])), (
+            assert (response.status, response.body) == (reply.status, reply.body), name
+            assert response.headers.get_all("Content-Type", []) == list(filter(None, [reply.content_type])), (
                 name
             )
-            assert answer.headers.get_all("X-Cache") == ["miss"]
+            assert response.headers.get_all("X-Cache") == ["miss"]
 
 
 @pytest.mark.parametrize(

@@ -146,9 +146,9 @@ def cookie(client: FlaskClient) -> str:
     return f"Cookie: backline_session={found.value}"
 
 
-def check(answer: Answer) -> None:
-    assert 400 <= answer.status < 500, answer.body
-    assert answer.headers["Content-Type"] == "application/problem+json"
+def check(response: Answer) -> None:
+    assert 400 <= response.status < 500, response.body
+    assert response.headers["Content-Type"] == "application/problem+json"
 
 
 def test_ambiguous_path_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
@@ -179,12 +179,12 @@ def test_ambiguous_path_is_rejected_by_gunicorn(
     raw += [b"me/%u002e%u002e/x", b"me\r/player", b"me\x0b", b"me#/../x", b"me/\x7f"]
     for path in raw:
         sent = request("GET", "TARGET", cookie(connected), host=HOST)
-        answer = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
+        response = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
         # A fragment is not part of a request, so clients do not send it.
-        if answer.status == 200:
+        if response.status == 200:
             assert path == b"me#/../x", path
         else:
-            check(answer)
+            check(response)
 
     assert {call.target for call in upstream.calls} <= {"/v1/me"}
 
@@ -225,9 +225,9 @@ def test_host_header_does_not_redirect_a_call(
     assert upstream.calls == []
 
     # Only the path of a complete URL counts. The settings determine the host that is called.
-    answer = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(connected), host=HOST))
+    response = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(connected), host=HOST))
 
-    assert answer.status in (200, 400)
+    assert response.status in (200, 400)
     assert all(call.headers["Host"] in upstream.url for call in upstream.calls)
 
 
@@ -295,13 +295,13 @@ def test_unsupported_body_is_rejected_by_gunicorn(
         (400, put(b"", "Content-Length: -1")),
         (400, put(b"", "Content-Length: 1_0")),
     ]
-    for status, answer in refused:
-        check(answer)
-        assert answer.status == status, answer.body
+    for status, response in refused:
+        check(response)
+        assert response.status == status, response.body
     assert upstream.calls == []
 
-    for answer in (put(b" " * MOST), put(chunked(*[b" " * 65_536] * 4), in_chunks)):
-        assert answer.status == 200, answer.body
+    for response in (put(b" " * MOST), put(chunked(*[b" " * 65_536] * 4), in_chunks)):
+        assert response.status == 200, response.body
     assert [call.body for call in upstream.calls] == [b" " * MOST] * 2
     assert {call.headers["Transfer-Encoding"] for call in upstream.calls} == {None}
 

@@ -50,9 +50,9 @@ def test_simultaneous_reads_become_one_call(
     eventually(lambda: callers_in(app) == callers_in(another_worker) == 8)
     sandbox.release()
 
-    answers = [one.result(LONG) for one in asked]
+    responses = [one.result(LONG) for one in asked]
     assert cache_headers(asked) == ["miss"] + ["shared"] * 15
-    assert len({(answer.status_code, answer.data, answer.content_type) for answer in answers}) == 1
+    assert len({(response.status_code, response.data, response.content_type) for response in responses}) == 1
     assert player_calls(sandbox) == 1
 
 
@@ -68,11 +68,11 @@ def test_simultaneous_reads_become_one_call_for_gunicorns_workers(
             return requests.get(f"{api.url}{V1}/{PLAYER}", headers=http_headers(mira), timeout=LONG)
 
         with ThreadPoolExecutor(24) as pool:
-            answers = list(pool.map(over_http, range(24)))
+            responses = list(pool.map(over_http, range(24)))
 
-    assert {answer.status_code for answer in answers} <= {200, 204}
-    assert len({answer.content for answer in answers}) == 1
-    assert sorted(answer.headers["X-Cache"] for answer in answers).count("miss") == 1
+    assert {response.status_code for response in responses} <= {200, 204}
+    assert len({response.content for response in responses}) == 1
+    assert sorted(response.headers["X-Cache"] for response in responses).count("miss") == 1
     assert player_calls(sandbox) == 1
 
 
@@ -104,8 +104,8 @@ def test_failure_is_shared_with_waiters_but_not_with_later_callers(
     sandbox.release()
 
     refusals = [one.result(LONG) for one in asked]
-    assert {(answer.status_code, slug(answer)) for answer in refusals} == {(503, "spotify-unavailable")}
-    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refusals)
+    assert {(response.status_code, slug(response)) for response in refusals} == {(503, "spotify-unavailable")}
+    assert all(int(response.headers["Retry-After"]) >= 1 for response in refusals)
     assert player_calls(sandbox) == 2
     assert cache_header(get(mira)) == "miss"
 
@@ -121,9 +121,9 @@ def test_error_response_is_shared_unchanged(
     upstream.release()
 
     for one in asked:
-        answer = one.result(LONG)
-        assert (answer.status_code, answer.data) == (503, b"upstream connect error")
-        assert (answer.content_type, answer.headers["Retry-After"]) == ("text/plain", "7")
+        response = one.result(LONG)
+        assert (response.status_code, response.data) == (503, b"upstream connect error")
+        assert (response.content_type, response.headers["Retry-After"]) == ("text/plain", "7")
     assert [call.name for call in upstream.calls] == ["GET me/playlists"]
     upstream.status, upstream.headers, upstream.body = 200, {}, None
     assert get(mira, "me/playlists").json == {"call": 2}
@@ -149,9 +149,9 @@ def test_ended_grant_is_reported_to_each_caller_separately(
     eventually(lambda: callers_in(app) == 6)
     let_go.set()
 
-    answers = [one.result(LONG) for one in asked]
-    assert {slug(answer) for answer in answers} == {"spotify-reauthorization-required"}
-    urls = [answer.json["authorize_url"] for answer in answers]
+    responses = [one.result(LONG) for one in asked]
+    assert {slug(response) for response in responses} == {"spotify-reauthorization-required"}
+    urls = [response.json["authorize_url"] for response in responses]
     assert set(urls[:3]).isdisjoint(urls[3:])
 
 
@@ -206,11 +206,11 @@ def test_waiter_takes_over_from_a_killed_leader(
         assert player_calls(sandbox) == 1
         api.kill_worker()
 
-        answers = [one.result(cache_module.LEASE_SECONDS + 5) for one in asked]
+        responses = [one.result(cache_module.LEASE_SECONDS + 5) for one in asked]
 
     assert isinstance(lost.exception(LONG), requests.ConnectionError)
     assert cache_headers(asked) == ["miss"] + ["shared"] * 4
-    assert {answer.status_code for answer in answers} <= {200, 204}
+    assert {response.status_code for response in responses} <= {200, 204}
     assert player_calls(sandbox) == 2
 
 
