@@ -90,5 +90,4 @@ def _escape_unprintable(text: str) -> str:
 
 
 def _quote(value: object) -> str:
-    # DEL is the only control character that JSON leaves as it is.
-    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
+    return json.dumps(value, default=str)
