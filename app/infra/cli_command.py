@@ -1,4 +1,4 @@
-"""What all CLI commands have in common."""
+"""Error reports and arguments for all CLI commands."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (sa.exc.SQLAlchemyError, redis.RedisError) as error:
             raise click.ClickException(
-                f"MySQL or Redis does not work as it should ({type(error).__name__}). "
+                f"MySQL or Redis does not work properly ({type(error).__name__}). "
                 "Run `flask doctor` to see why; after an update, run `flask db upgrade`."
             ) from error
 

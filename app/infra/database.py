@@ -1,4 +1,4 @@
-"""The database: the engine, short transactions, and column types that lose nothing."""
+"""The database: the engine, short transactions, and column types that store values exactly."""
 
 import logging
 import random
@@ -94,8 +94,8 @@ def _sqlite_now(*_: object, **__: object) -> str:
 class ExactString(sa.types.TypeDecorator[str]):
     """Text from outside, compared exactly, including trailing blanks.
 
-    To MySQL's default collations, `ä` and `A` equal `a`, and often `a ` does too. Which names are the same is
-    decided in `app.models.normalization`, and not by a column.
+    To MySQL's default collations, `ä` and `A` equal `a`, and often `a ` does too. `app.models.normalization`
+    decides which names are the same, and not a column.
     """
 
     impl = sa.String
@@ -189,7 +189,7 @@ def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
         except OperationalError as error:
             if not retries_left or not _is_deadlock(error) or time.monotonic() > until:
                 raise
-        time.sleep(random.uniform(0.01, 0.05))  # or the same two would conflict again
+        time.sleep(random.uniform(0.01, 0.05))  # otherwise, the same two would conflict again
     raise AssertionError("unreachable")
 
 
@@ -222,7 +222,7 @@ def run_in_transaction_until(deadline: float, work: Callable[[Session], T]) -> T
 
 
 def _is_deadlock(error: OperationalError) -> bool:
-    """Whether an error is MySQL's 1213 (deadlock) or 1205 (lock wait timeout).
+    """Return whether an error is MySQL's 1213 (deadlock) or 1205 (lock wait timeout).
 
     After 1205, MySQL rolls back one statement only. Leaving the `writing()` block rolled back the rest.
     """
@@ -233,7 +233,7 @@ _SQLITE_OPTIONS: dict[str, Any] = {"connect_args": {"timeout": 5}, "hide_paramet
 
 
 def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:
-    # A fresh checkout has no `instance/` yet. If it cannot be created, the driver's error says so better.
+    # A fresh checkout has no `instance/` yet. If it cannot be created, the driver reports that more clearly.
     with suppress(OSError):
         Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
 

@@ -140,7 +140,7 @@ class _Session(requests.Session):
 
 
 def _was_not_sent(error: Exception) -> bool:
-    """Whether it failed before there was a connection.
+    """Return whether a call failed before there was a connection.
 
     A kept connection that broke may have delivered the request. A TLS error may occur while the response is
     read.
@@ -172,6 +172,6 @@ def _read_body(response: requests.Response, max_bytes: int) -> bytes:
 
 
 def _decompress(body: bytes, response: requests.Response, max_bytes: int) -> bytes:
-    """Undo the response's Content-Encoding. Return at most `max_bytes` + 1 bytes."""
+    """Undo the response's Content-Encoding. Returns at most `max_bytes` + 1 bytes."""
     encoding = {"Content-Encoding": response.headers.get("Content-Encoding", "")}
     return HTTPResponse(io.BytesIO(body), headers=encoding, preload_content=False).read(max_bytes + 1)

@@ -26,7 +26,7 @@ _deadline = threading.local()
 
 
 def set_deadline(timeout: float) -> None:
-    """Let this thread's next call end within so many seconds."""
+    """Limit this thread's next call to `timeout` seconds."""
     _deadline.at = time.monotonic() + timeout
 
 

@@ -1,4 +1,4 @@
-"""Logs: one event, one line. The event is a constant, and details are fields of their own.
+"""Logs: one line for each event. The event is a constant, and details are separate fields.
 
 Never pass a secret to a logger.
 """

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 
 def best_effort() -> suppress:
-    """Ignore a full disk or a deleted directory: counting must not cost anybody a response."""
+    """Ignore a full disk or a deleted directory: a metric must not make a request fail."""
     return suppress(OSError, ValueError)
 
 

@@ -78,15 +78,15 @@ class _Events:
         Raises:
             OperationalError: The attempt failed, or another thread is still trying.
         """
-        refusal = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
-        connection = self._connect_guard.connect(lambda: _open(dialect, arguments, named), refusal)
+        busy_error = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
+        connection = self._connect_guard.connect(lambda: _open(dialect, arguments, named), busy_error)
         connection.connected_at = connection.used_at = time.monotonic()
         return connection
 
     def handle_error(self, context: ExceptionContext) -> sa.exc.DBAPIError | None:
-        """Distrust all older connections after an error that may mean that another server is the right one.
+        """Distrust all older connections after an error that may mean that another server has taken over.
 
-        SQLAlchemy would do so by the system clock, which may be set. `Staleness` uses a monotonic one.
+        SQLAlchemy would do so by the system clock, which can be changed. `Staleness` uses a monotonic one.
         """
         error = context.original_exception
         if context.is_disconnect:
@@ -145,13 +145,13 @@ def _open(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]
 
 
 def _is_reply(error: Exception) -> bool:
-    """Whether an error is the server's own. Codes from 2000 to 2999 are the driver's."""
+    """Return whether an error is the server's own. Codes from 2000 to 2999 are the driver's."""
     code = error_code(error)
     return code >= 1000 and not 2000 <= code < 3000
 
 
 def _means_wrong_server(dialect: sa.Dialect, error: BaseException) -> bool:
-    """Whether another server may be the right one by now: any error that is not about our statement.
+    """Return whether another server may have taken over: any error that is not about our statement.
 
     Examples are read-only (1290, 1836), not ready (1047), shutting down (1053), connection killed (1927),
     offline (3032), and access denied (1142).
@@ -163,7 +163,7 @@ def _means_wrong_server(dialect: sa.Dialect, error: BaseException) -> bool:
 
 
 def _ping(connection: Any) -> bool:
-    """Check that a connection responds in time. Return whether its server accepts writes.
+    """Check that a connection responds in time. Returns whether its server accepts writes.
 
     The driver's own ping would wait for `read_timeout`.
 

@@ -84,7 +84,7 @@ class SharingPool(QueuePool):
             self._sweeper.start()
 
     def _is_unwanted(self, record: ConnectionPoolEntry) -> bool:
-        """Whether to close a returned connection: it is broken, or another process may need it."""
+        """Return whether to close a returned connection: it is broken, or another process may need it."""
         connection: Any = record.dbapi_connection
         if connection is None:
             return True
@@ -92,7 +92,7 @@ class SharingPool(QueuePool):
         return now < self._scarce_until and now - connection.connected_at > SHARE_SECONDS
 
     def close_idle(self) -> bool:
-        """Close connections that were idle for some seconds. Return whether any are left."""
+        """Close connections that were idle for some seconds. Returns whether any are left."""
         queue: Any = self._pool
         with queue.mutex:
             idle = [record for record in queue.queue if _is_idle(record)]

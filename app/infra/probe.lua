@@ -1,4 +1,4 @@
--- Every command that Backline uses, on a string, a hash and a sorted set that are gone in the end.
+-- Runs every command that Backline uses, on a string, a hash, and a sorted set that expire in five seconds.
 local text, moved, hash, set = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('TIME')
 redis.call('UNLINK', hash, set)

@@ -82,7 +82,7 @@ def schema_revisions() -> tuple[str | None, frozenset[str]]:
 
 
 def is_read_only(connection: sa.Connection) -> bool:
-    """Whether a MySQL or MariaDB server is a replica, even if this user could write to it."""
+    """Return whether a MySQL or MariaDB server is a replica, even if this user could write to it."""
     value = connection.execute(sa.text("SELECT @@GLOBAL.read_only")).scalar_one()
     return str(value) not in ("0", "OFF")
 

@@ -16,7 +16,7 @@ _COMPARE_AND_SET = Path(__file__).with_name("compare_and_set.lua").read_text(enc
 class RedisCipher:
     """AES-256-SIV (RFC 5297) with a key derived from `SECRET_KEY`, and the Redis key as associated data.
 
-    So write access to Redis is not enough to create a value, or to copy one to another key.
+    Therefore write access to Redis is not enough to create a value, or to copy one to another key.
     Equal values for the same key encrypt to equal bytes, so Redis can compare and set them.
     """
 
@@ -29,7 +29,7 @@ class RedisCipher:
         return _VERSION + self._cipher.encrypt(value, [key.encode()])
 
     def decrypt(self, key: str, encrypted: bytes) -> bytes | None:
-        """Decrypt the value of this Redis key. Return None unless `encrypt` made it for the same key."""
+        """Decrypt the value of this Redis key. Returns None unless `encrypt` made it for the same key."""
         if not encrypted.startswith(_VERSION):
             return None
         try:
@@ -39,6 +39,6 @@ class RedisCipher:
 
 
 def compare_and_set(client: redis.Redis, key: str, old: bytes, new: bytes) -> bool:
-    """Replace a value if it is still the old one, and keep its time to live. Return whether it was."""
+    """Replace a value if it is still the old one, and keep its time to live. Returns whether it was."""
     values: Any = (old, new)
     return bool(client.register_script(_COMPARE_AND_SET)([key], values))

@@ -117,7 +117,7 @@ class _Monitored:
     def _check_error(self, error: redis.RedisError) -> None:
         """Distrust the pool's connections after any error that is not about stored data.
 
-        Any other one may mean that another server is the right one by now: READONLY, LOADING, MASTERDOWN,
+        Any such error may mean that another server has taken over: READONLY, LOADING, MASTERDOWN,
         CLUSTERDOWN, NOREPLICAS, NOAUTH, errors of a proxy, and replies that do not arrive.
         """
         is_about_data = isinstance(error, redis.exceptions.NoScriptError) or any(
@@ -176,5 +176,5 @@ def redis_client(url: str) -> redis.Redis:
 
 
 def _is_reply(error: Exception) -> bool:
-    """Whether Redis itself refused a connection because it has too many."""
+    """Return whether Redis itself rejected a connection because it has too many."""
     return _TOO_MANY in str(error)

@@ -91,7 +91,7 @@ def lookup(host: str, port: int, deadline: float) -> list[Address]:
 
 
 def _start(host: str, port: int) -> "Future[list[Address]]":
-    """Start a lookup, unless one was started less than `RETRY_SECONDS` ago. Return its future result."""
+    """Start a lookup, unless one was started less than `RETRY_SECONDS` ago. Returns its future."""
     with _lock:
         lookup = _lookups.setdefault((host, port), _Lookup())
         now = time.monotonic()

@@ -31,7 +31,7 @@ class Staleness:
                 self._failed_at = now
 
     def is_stale(self, connected_at: float, used_at: float) -> bool:
-        """Whether to replace a connection that was opened and last used at these times."""
+        """Return whether to replace a connection that was opened and last used at these times."""
         now = time.monotonic()
         return (
             connected_at <= self._failed_at

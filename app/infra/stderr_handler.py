@@ -12,7 +12,7 @@ import threading
 from queue import SimpleQueue
 
 MAX_QUEUED_LINES = 10_000
-# How long the process may wait at its end for lines that are not written yet.
+# How long the process waits at exit for lines that are not written yet.
 FLUSH_SECONDS = 1.0
 
 
@@ -48,7 +48,7 @@ class StderrHandler(logging.Handler):
                 thread = threading.Thread(target=self._writer_loop, name="log", daemon=True)
                 thread.start()
                 self._thread = thread
-        except Exception:  # noqa: BLE001 - out of memory or threads: the caller must not fail for that
+        except Exception:  # noqa: BLE001 - out of memory or threads, which must not make the caller fail
             self._dropped += 1
 
     def flush(self) -> None:
@@ -85,7 +85,7 @@ class StderrHandler(logging.Handler):
                 self._reported = lost
 
     def _write(self, line: bytes) -> bool:
-        """Write a line. Return whether all of it was written."""
+        """Write a line. Returns whether all of it was written."""
         rest = whole = b"\n" * self._partial_line + line
         try:
             while rest:

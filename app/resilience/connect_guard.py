@@ -47,14 +47,14 @@ class ConnectGuard:
             if self._state is _State.UP:
                 self._state = _State.IN_DOUBT
 
-    def connect(self, connect: Callable[[], T], refusal: Exception) -> T:
+    def connect(self, connect: Callable[[], T], busy_error: Exception) -> T:
         """Connect, as soon as the server is up or this caller may try.
 
         Raises:
-            Exception: `refusal`, if another caller's attempt failed or takes too long; otherwise whatever
+            Exception: `busy_error`, if another caller's attempt failed or takes too long; otherwise whatever
                 `connect` raises.
         """
-        is_probe = self._enter(refusal)
+        is_probe = self._enter(busy_error)
         state = None
         try:
             connection = connect()
@@ -66,8 +66,8 @@ class ConnectGuard:
             self._leave(is_probe, state)
         return connection
 
-    def _enter(self, refusal: Exception) -> bool:
-        """Wait for permission to connect. Return whether the caller is the probe."""
+    def _enter(self, busy_error: Exception) -> bool:
+        """Wait for permission to connect. Returns whether the caller is the probe."""
         with self._changed:
             initial = self._state
             self._changed.wait_for(
@@ -77,7 +77,7 @@ class ConnectGuard:
                 return False
             probe_failed = initial is _State.IN_DOUBT and self._state is _State.DOWN
             if probe_failed or self._has_probe:
-                raise refusal
+                raise busy_error
             self._has_probe = True
             return True
 

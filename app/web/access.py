@@ -1,4 +1,4 @@
-"""Who may call a route. Every view declares it with a decorator; the others respond with 500."""
+"""Who may call a route. Every view declares it with a decorator; one that does not responds with 500."""
 
 import logging
 from collections.abc import Callable

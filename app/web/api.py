@@ -1,4 +1,4 @@
-"""What all routes share: strict parsing of request bodies, and how errors are documented."""
+"""Strict parsing of request bodies, and documentation of errors, for all routes."""
 
 import json
 from collections.abc import Callable
@@ -126,9 +126,8 @@ def parse_json(body: bytes) -> Any:
     try:
         value = json.loads(body.decode(), object_pairs_hook=_unique_members, parse_constant=_reject_constant)
         _validate_depth(value, MAX_NESTING)
-        json.dumps(
-            value, ensure_ascii=False, allow_nan=False
-        ).encode()  # fails on 1e400 and on unpaired surrogates
+        # Fails on 1e400 and on unpaired surrogates.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise MalformedRequest("The body is not valid JSON in UTF-8.") from None
     return value

@@ -71,7 +71,7 @@ def parse(text: str) -> Address | None:
 
 
 def network(address: Address) -> str:
-    """Return what one household usually has: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the network of one household, usually: an IPv4 address, or the /64 of an IPv6 address."""
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)

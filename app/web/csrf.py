@@ -24,7 +24,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _GATEWAY = "spotify.web_api"
 # Reads that use, or return, a person's access token.
 _TOKEN_READS = frozenset({_GATEWAY, "spotify.playback_token"})
-# Pages on any site may link to these: the OAuth callback, and what is the same for everyone.
+# Pages on any site may link to these: the OAuth callback, and pages that are the same for everyone.
 _LINKABLE = frozenset({"spotify.authorize", "docs.document", "docs.page", "docs.script", "docs.asset"})
 
 
@@ -47,12 +47,12 @@ def init_app(app: Flask, config: Config) -> None:
 
 
 def needs_header(endpoint: str, method: str) -> bool:
-    """Check whether a request needs an X-Requested-With header."""
+    """Return whether a request needs an X-Requested-With header."""
     return method not in SAFE_METHODS or endpoint == _GATEWAY
 
 
 def rejects_other_sites(path: str, endpoint: str) -> bool:
-    """Check whether other sites may not even link to a route."""
+    """Return whether other sites must not even link to a route."""
     return path.startswith("/api/") and endpoint not in _LINKABLE
 
 

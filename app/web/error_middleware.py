@@ -24,7 +24,7 @@ class ErrorMiddleware:
         started: list[Any] = []
         try:
             body = self._app(environ, lambda *response: started.append(response))  # type: ignore[arg-type]
-        except Exception as error:  # noqa: BLE001 - no one else would respond
+        except Exception as error:  # noqa: BLE001 - nothing else would respond
             log_failure(error, request_id=request_id_of(environ))
             response = document(known_error(error), environ)
             response.headers.update(self._headers)

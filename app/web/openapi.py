@@ -165,7 +165,7 @@ def _allow_spotify_responses(responses: dict[str, Any]) -> None:
 
 
 def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:
-    """Check whether a body is required. No body is the same as an empty object."""
+    """Return whether a body is required. Without one, an empty object is assumed."""
     content = body["content"].get("application/json", {})
     name = content.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
     schema = document["components"]["schemas"].get(name)

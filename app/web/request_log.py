@@ -1,4 +1,4 @@
-"""One log line for each request, and the fields that tell which request a line belongs to.
+"""One log line for each request, and the fields that identify the request in all other lines.
 
 A request is logged with its route's template and never with its URL: that of an OAuth callback contains a
 code and a state.

@@ -45,7 +45,7 @@ class Throttle:
         self._release = _script(client, "throttle_release.lua")
 
     def attempt(self, account: str) -> None:
-        """Count a password attempt as failed, until `succeed` or `cancel` says otherwise.
+        """Count a password attempt as failed, until `succeed` or `cancel` undoes that.
 
         `account` is the caller's name for it, whether or not there is such an account.
 
@@ -78,7 +78,7 @@ class Throttle:
         self.reset(account)
 
     def reset(self, account: str) -> None:
-        """Forget failures for an account from this address: the caller has proved by email that it is theirs.
+        """Forget failures for an account from this address: the caller has proved by email to be its owner.
 
         Raises:
             redis.RedisError: Redis is not available.
@@ -115,7 +115,7 @@ class Throttle:
         return counter
 
     def release(self, counter: str, operation: str, caller: str, *, succeeded: bool) -> None:
-        """Note that an operation has ended.
+        """Record that an operation has ended.
 
         Raises:
             redis.RedisError: Redis is not available.

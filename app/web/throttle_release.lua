@@ -1,4 +1,4 @@
--- Note that an operation has ended.
+-- Record that an operation has ended.
 --
 -- KEYS: as in throttle_reserve.lua. ARGV: the operation, its caller, and '1' if it succeeded.
 local unfinished, running = KEYS[1], KEYS[2]

@@ -32,7 +32,7 @@ class Schema(ma.Schema):
 
 
 class Text(ma.fields.String):
-    """Text."""
+    """A string field with our error messages."""
 
     default_error_messages = {
         "required": REQUIRED,
@@ -43,7 +43,7 @@ class Text(ma.fields.String):
 
 
 def at_most(length: int, error: str = TOO_LONG) -> validate.Length:
-    """Reject longer text."""
+    """Return a validator that rejects longer text."""
     return validate.Length(max=length, error=error)
 
 
@@ -71,6 +71,6 @@ class Normalized(Text):
 
 
 class Flag(ma.fields.Boolean):
-    """True or false."""
+    """A boolean field with our error messages."""
 
     default_error_messages = {"required": REQUIRED, "null": NOT_BOOLEAN, "invalid": NOT_BOOLEAN}

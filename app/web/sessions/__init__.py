@@ -1,6 +1,6 @@
 """Server-side sessions in Redis.
 
-This module has what the rest of the application does with them. `interface` opens and saves the session of
+The rest of the application uses the functions of this module. `interface` opens and saves the session of
 each request, `data` defines what it contains, `cookie` carries its id, and `index` lists the sessions of a
 person.
 """
@@ -90,12 +90,12 @@ def session_key() -> str:
 
 
 def exists() -> bool:
-    """Check in Redis that this request's session has not ended during the request."""
+    """Return whether Redis still has this request's session, which may have ended during the request."""
     return bool(_interface().client.exists(session_key()))
 
 
 def is_fresh() -> bool:
-    """Check whether the person signed in within the last 15 minutes."""
+    """Return whether the person signed in within the last 15 minutes."""
     signed_in_at = session.get("signed_in_at")
     if signed_in_at is None or is_in_future(signed_in_at):
         return False
@@ -125,7 +125,7 @@ def require_readable() -> None:
 
 
 def handles_missing_store(view: View) -> View:
-    """Mark a view that calls `require_readable` itself. For other views, that is done before they run."""
+    """Mark a view that calls `require_readable` itself. For others, it is called before they run."""
     view.handles_missing_store = True  # type: ignore[attr-defined]
     return view
 
@@ -142,7 +142,7 @@ def of_user(user_id: int, grant_id: str | None) -> list[ListedSession]:
 
 
 def is_own(session_id: str) -> bool:
-    """Check whether this is the public id of the request's own session."""
+    """Return whether this is the public id of the request's own session."""
     return public_id(session_key()) == session_id
 
 

@@ -100,5 +100,5 @@ def unpack(packed: bytes) -> SessionData | None:
 
 
 def is_in_future(moment: float) -> bool:
-    """Check whether a stored time is further ahead than the servers' clocks can differ."""
+    """Return whether a stored time is further ahead than the servers' clocks can differ."""
     return moment > utc_now().timestamp() + CLOCK_SKEW_SECONDS

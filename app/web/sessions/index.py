@@ -17,7 +17,7 @@ from app.infra.redis_cipher import RedisCipher
 from app.web.sessions.data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 
-# In each index. One more ends the oldest.
+# For each index. If there are more, the oldest end.
 MAX_SESSIONS = 100
 _SESSION_KEY = re.compile(rb"session:[0-9a-f]{64}")
 

@@ -65,7 +65,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Remove everything, so that the session ends when it is saved."""
-        # The parent's method keeps a marker, because of which an ended session would be stored again.
+        # The parent's method leaves a marker in the session, so an ended session would be stored again.
         dict.clear(self)
         self.modified = self.accessed = True
 
@@ -186,7 +186,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         self._cookie.delete(request, response)
 
     def _is_cookie_due(self, stored: StoredSession) -> bool:
-        """Check whether to set the cookie again. The cookie of an empty session needs no refresh."""
+        """Return whether to set the cookie again. The cookie of an empty session needs no refresh."""
         set_at = stored.data.cookie_set_at
         is_old = utc_now().timestamp() - set_at >= COOKIE_REFRESH_SECONDS or is_in_future(set_at)
         return stored.has_old_cookie or (is_old and not stored.data.is_empty)
