@@ -142,7 +142,7 @@ class Config(BaseModel):
     cors_origins: Annotated[Origins, Required()] = _default(
         lambda known: tuple(dict.fromkeys((origin_of(known["frontend_url"]), "http://127.0.0.1:5173")))
     )
-    # Request headers that apps may send besides those the API needs.
+    # Request headers that apps may send in addition to those that the API needs.
     cors_allow_headers: HeaderNames = TRACE_HEADERS
     session_cookie_secure: bool = _default(lambda known: not _is_local(known))
     session_cookie_samesite: Annotated[SameSite, BeforeValidator(str.capitalize)] = "Lax"

@@ -3,7 +3,7 @@
 import redis
 import sqlalchemy.exc
 
-# What the MySQL and Redis drivers raise if a server is down, stalled, or overloaded.
+# Exceptions that the MySQL and Redis drivers raise if a server is down, stalled, or overloaded.
 DEPENDENCY_DOWN = (
     redis.RedisError,
     sqlalchemy.exc.OperationalError,

@@ -1,1 +1,1 @@
-"""How it runs in production: what gunicorn and nginx are told."""
+"""Configuration for production: gunicorn and nginx."""

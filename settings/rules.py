@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from config import Config
 
 AUTHORIZE_PATH = "/api/spotify/authorize"
-# What `python -m sandbox` accepts unless told otherwise. It is public, so worthless anywhere else.
+# The default client id of `python -m sandbox`. It is public, and worthless anywhere else.
 SANDBOX_CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 _CREDENTIALS = ("spotify_client_id", "spotify_client_secret")
 

@@ -21,7 +21,7 @@ from settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
 NEW_TEXT_KEY = 'Make one: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 NEW_BYTES_KEY = 'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'
 
-# What Sentry and OpenTelemetry add to a page's requests, so that traces reach across the network.
+# Headers that Sentry and OpenTelemetry add to a page's requests, so that traces include the backend.
 TRACE_HEADERS = ("sentry-trace", "baggage", "traceparent")
 # Headers that browsers and proxies set, and one that this API does not accept.
 _RESERVED_HEADERS = r"authorization|cookie|host|origin|(proxy|sec|x-forwarded)-.*|forwarded|x-real-ip"
@@ -50,7 +50,7 @@ def _check(is_valid: Callable[[str], object], problem: str) -> AfterValidator:
 
 
 def _check_each(is_valid: Callable[[str], object], problem: str) -> AfterValidator:
-    """Require a condition of each word. The problem is one line for each that does not meet it."""
+    """Require that each word is valid. The error has one line for each that is not."""
 
     def validate(words: tuple[str, ...]) -> tuple[str, ...]:
         if lines := [problem.format(word=word) for word in words if not is_valid(word)]:
@@ -65,7 +65,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _digits(text: str) -> str:
-    """Reject what Python accepts in numbers besides digits, such as `1_000` and `5.0`."""
+    """Reject everything but digits, such as `1_000` and `5.0`, which Python would accept."""
     if not re.fullmatch(r"\d+", text, re.ASCII):
         raise ValueError("must be a whole number.")
     return text

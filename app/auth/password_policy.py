@@ -14,10 +14,10 @@ MAX_LENGTH = 256  # long enough for any passphrase, short enough to hash quickly
 # Applies before `prepare`, which composes a character from at most four, and is slow for long text.
 MAX_TYPED_LENGTH = 4 * MAX_LENGTH
 
-# What an attacker of this product would try first.
+# Words that an attacker of this product would try first.
 _PRODUCT_WORDS = ("spotify", "backline", "password", "music", "playlist")
 
-# What people add to a word to satisfy password rules.
+# Characters that people add to a word to satisfy password rules.
 _PUNCTUATION = " !?.,;:#$%&*+-_=@/\\()<>'\""
 _DIGITS_AND_PUNCTUATION = "0123456789" + _PUNCTUATION
 

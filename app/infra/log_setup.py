@@ -13,7 +13,7 @@ from typing import Any
 
 from app.infra.stderr_handler import StderrHandler
 
-# What every record has. Everything else was passed as `extra`, or added by a filter.
+# Attributes of every record. All others were passed as `extra`, or added by a filter.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _WORD = re.compile(r"[\w.-]+", re.ASCII)
 

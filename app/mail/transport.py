@@ -1,4 +1,4 @@
-"""Ways to hand over emails: to an SMTP server or, in development, to the console."""
+"""Transports for emails: an SMTP server or, in development, the console."""
 
 import smtplib
 import socket

@@ -165,7 +165,7 @@ class AuthorizationFlow:
 
         Raises:
             GrantEnded: Only a new consent helps.
-            SpotifyUnavailable, SpotifyMisconfigured: The token cannot be refreshed at present.
+            SpotifyUnavailable, SpotifyMisconfigured: The token cannot be refreshed now.
         """
         spotify_user = connections.current_connection()
         if spotify_user is None:

@@ -115,7 +115,7 @@ class Maintenance:
             self._mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
 
     def prune_visitors(self, db: Session, now: datetime) -> int:
-        """Delete connections that have no owner and that no session can reach any more."""
+        """Delete connections that have no owner and that no session can reach anymore."""
         unreachable = (
             sa.select(SpotifyUser.id)
             .where(SpotifyUser.user_id.is_(None), SpotifyUser.last_used_at < now - self._visitor_ttl)

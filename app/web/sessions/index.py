@@ -1,6 +1,6 @@
 """The indexes by which people list and end their sessions.
 
-An index grants nothing. What a session may do depends on the session itself, on its `epoch` and `grant_id`
+An index grants nothing. The permissions of a session depend on its own `epoch` and `grant_id`
 (`app.web.access`, `app.spotify.connections`).
 """
 
