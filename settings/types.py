@@ -228,7 +228,7 @@ RedirectUri = Annotated[
     HttpUrl,
     _check(
         lambda url: _is_secure_or_loopback(url) and urlsplit(url).hostname != "localhost",
-        "must be https, or http with the loopback address 127.0.0.1 or [::1]: Spotify refuses anything "
+        "must be https, or http with the loopback address 127.0.0.1 or [::1]: Spotify rejects anything "
         "else, localhost included.",
     ),
 ]

@@ -78,7 +78,7 @@ def claim() -> OutgoingMail | None:
 
 
 def remove(mail: OutgoingMail) -> None:
-    """Delete an email that was accepted, was refused for good, or is no longer needed."""
+    """Delete an email that was accepted, was rejected permanently, or is no longer needed."""
     run_in_transaction_until(
         time.monotonic() + REMOVE_TIMEOUT_SECONDS,
         lambda db: db.execute(sa.delete(OutgoingMail).where(OutgoingMail.id == mail.id)),

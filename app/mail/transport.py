@@ -75,7 +75,7 @@ class SmtpTransport:
 
         Raises:
             InsecureConnection: The server offers no encryption where it is needed.
-            smtplib.SMTPException: The server refuses the connection, the credentials, or an email.
+            smtplib.SMTPException: The server rejects the connection, the credentials, or an email.
             OSError: The server cannot be reached or stops responding.
         """
         server = self._open()
@@ -148,7 +148,7 @@ def create_transport(config: Config) -> SmtpTransport | ConsoleTransport | None:
 
 
 def is_permanent(error: Exception) -> bool:
-    """Return whether the server refuses this email for good (RFC 5321 section 4.2.1)."""
+    """Return whether the server rejects this email permanently (RFC 5321 section 4.2.1)."""
     if isinstance(error, smtplib.SMTPNotSupportedError):  # the address needs SMTPUTF8
         return True
     if isinstance(error, smtplib.SMTPRecipientsRefused):
