@@ -51,12 +51,12 @@ MUTATIONS = [
     Mutation(
         "committed-twice",
         "app/spotify/tokens/attempts.py",
-        """            completion = Completion(outcome, now, values)
+        """        completion = Completion(outcome, now, values)
 """,
-        """            completion = Completion(outcome, now, values)
-            if "generation" in values:
-                row.generation += 1
-                update(db, row, {**values, "generation": row.generation + 1})
+        """        completion = Completion(outcome, now, values)
+        if "generation" in values:
+            row.generation += 1
+            update(db, row, {**values, "generation": row.generation + 1})
 """,
         ("twenty_callers",),
         frozenset({"I1", "I2"}),

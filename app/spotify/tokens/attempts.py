@@ -112,28 +112,13 @@ def finish(
     Raises:
         SQLAlchemyError: The result could not be stored.
     """
-
-    def work(db: Session) -> Completion:
-        recorded = db.scalar(_attempt_row(attempt.id))
-        now = database.db_now(db)
-        if recorded is not None and recorded.outcome is not None:
-            return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
-        is_doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-        values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if is_doubted else transition(now)
-        # A success is stored even if another caller holds the lease now. A failure must not end that lease.
-        own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
-        if update(db, row, values, *own_lease):
-            completion = Completion(outcome, now, values)
-        else:
-            completion = Completion(Outcome.SUPERSEDED, now)
-            _keep_orphan(db, row, orphan_token)
-        _store_completion(db, attempt, completion)
-        return completion
-
     # Spotify might not send this result again, so a deadlock or a broken connection must not lose it.
     seconds = STORE_SECONDS if orphan_token is None else STORE_ORPHAN_TOKEN_SECONDS
     try:
-        return run_in_transaction_until(time.monotonic() + seconds, work)
+        return run_in_transaction_until(
+            time.monotonic() + seconds,
+            lambda db: _finish(db, attempt, row, outcome, transition, orphan_token),
+        )
     except sa.exc.SQLAlchemyError:
         log.error(
             "token_response_lost",
@@ -144,6 +129,31 @@ def finish(
             },
         )
         raise
+
+
+def _finish(
+    db: Session,
+    attempt: Attempt,
+    row: AccessToken,
+    outcome: Outcome,
+    transition: Transition,
+    orphan_token: object,
+) -> Completion:
+    recorded = db.scalar(_attempt_row(attempt.id))
+    now = database.db_now(db)
+    if recorded is not None and recorded.outcome is not None:
+        return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
+    is_doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
+    values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if is_doubted else transition(now)
+    # A success is stored even if another caller holds the lease now. A failure must not end that lease.
+    own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
+    if update(db, row, values, *own_lease):
+        completion = Completion(outcome, now, values)
+    else:
+        completion = Completion(Outcome.SUPERSEDED, now)
+        _keep_orphan(db, row, orphan_token)
+    _store_completion(db, attempt, completion)
+    return completion
 
 
 def update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
