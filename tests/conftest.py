@@ -86,6 +86,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests for which the database does not matter on SQLite only."""
+    test = metafunc.definition
+    chosen = any("database_url" in mark.args[0] for mark in test.iter_markers("parametrize"))
+    if "database_url" in metafunc.fixturenames and test.get_closest_marker("sqlite_only") and not chosen:
+        test.add_marker(pytest.mark.parametrize("database_url", ["sqlite"], indirect=True))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
         return

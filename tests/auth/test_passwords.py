@@ -25,7 +25,7 @@ from app.web.validation import GUESSABLE
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.servers import Server
 
-pytestmark = pytest.mark.full_hashing_cost
+pytestmark = [pytest.mark.full_hashing_cost, pytest.mark.sqlite_only]
 
 ADA = {"username": "ada", "email": "ada.lovelace@example.com"}
 LISTED = [

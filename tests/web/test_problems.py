@@ -74,6 +74,7 @@ def assert_is_problem(response: TestResponse, path: str) -> None:
         ("GET", "/api/spotify/token", {}, 409, "spotify-not-connected"),
     ],
 )
+@pytest.mark.sqlite_only
 def test_errors_have_one_format(
     client: FlaskClient, method: str, path: str, sent: dict[str, Any], status: int, problem: str
 ) -> None:
@@ -89,6 +90,7 @@ def test_errors_have_one_format(
         assert response.headers["Allow"]
 
 
+@pytest.mark.sqlite_only
 def test_unexpected_error_is_described_in_the_log_only(
     app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +109,7 @@ def test_unexpected_error_is_described_in_the_log_only(
     assert client.get("/api/session").status_code == 200
 
 
+@pytest.mark.sqlite_only
 def test_route_without_an_access_rule_cannot_be_called(app: Flask, client: FlaskClient) -> None:
     @app.get("/api/undeclared")
     def undeclared() -> str:
@@ -120,6 +123,7 @@ def test_route_without_an_access_rule_cannot_be_called(app: Flask, client: Flask
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+@pytest.mark.sqlite_only
 def test_any_bytes_as_a_body_are_a_client_error(client: FlaskClient, body: bytes) -> None:
     response = client.post("/api/login", data=body, content_type="application/json")
 
@@ -136,6 +140,7 @@ _json = st.recursive(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(login=_json, password=_json, more=st.dictionaries(st.sampled_from(["x", "id", ""]), _json, max_size=1))
+@pytest.mark.sqlite_only
 def test_any_json_as_a_body_is_a_client_error(
     client: FlaskClient, login: object, password: object, more: dict[str, object]
 ) -> None:
@@ -147,6 +152,7 @@ def test_any_json_as_a_body_is_a_client_error(
 
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+@pytest.mark.sqlite_only
 def test_response_without_redis_is_503(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
 
@@ -195,6 +201,7 @@ def register_without_checks(client: FlaskClient) -> TestResponse:
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}XX0\r\n\r\n"])
+@pytest.mark.sqlite_only
 def test_malformed_chunks_are_a_client_error(
     server: Callable[..., AbstractContextManager[Server]], body: bytes
 ) -> None:
@@ -213,6 +220,7 @@ def test_malformed_chunks_are_a_client_error(
 
 
 @pytest.mark.settings(TRUSTED_HOSTS="API.example.com")
+@pytest.mark.sqlite_only
 def test_only_trusted_hosts_and_probes_are_served(client: FlaskClient) -> None:
 
     refused = client.get("/api/session", base_url="http://evil.example")
@@ -231,6 +239,7 @@ def test_database_without_migrations_is_not_ready(make_app: MakeApp, tmp_path: P
 
 @pytest.mark.requirement("H2")
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
+@pytest.mark.sqlite_only
 def test_body_that_is_too_large_does_not_affect_the_next_request(
     server: Callable[..., AbstractContextManager[Server]], chunked: bool
 ) -> None:

@@ -14,6 +14,8 @@ from app.web.access import public
 from app.web.request_log import RequestFields
 from tests.helpers.flows import register
 
+pytestmark = pytest.mark.sqlite_only
+
 REQUEST_FIELDS = {"time", "level", "logger", "event", "method", "route", "status", "outcome", "duration_ms"}
 CONTEXT_FIELDS = {"request_id", "client", "user_id"}
 

@@ -24,6 +24,8 @@ from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, eventually
 
+pytestmark = pytest.mark.sqlite_only
+
 
 def sid(client: FlaskClient) -> str:
     cookie = client.get_cookie("backline_session")

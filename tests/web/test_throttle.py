@@ -16,6 +16,8 @@ from app.web.client_address import client_network
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
 
+pytestmark = pytest.mark.sqlite_only
+
 
 def attempt(
     client: FlaskClient, login: str, password: str = "not the password", *, ip: str = ""
