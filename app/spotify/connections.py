@@ -146,12 +146,12 @@ class Connections:
 
     Args:
         tokens: Stores the tokens of a new grant.
-        forget_reads: Drops the cached responses of the connection with this id.
+        drop_cached: Drops the cached responses of the connection with this id.
     """
 
-    def __init__(self, tokens: TokenService, forget_reads: Callable[[int], None]) -> None:
+    def __init__(self, tokens: TokenService, drop_cached: Callable[[int], None]) -> None:
         self._tokens = tokens
-        self._forget_reads = forget_reads
+        self._drop_cached = drop_cached
 
     def store_grant(
         self, profile: Profile, grant: TokenResponse, *, user: User | None, requested_at: float
@@ -187,7 +187,7 @@ class Connections:
             return spotify_user, reference(spotify_user, owner_epoch)
 
         spotify_user, stored = run_in_transaction(work)
-        self._forget_reads(spotify_user.id)  # some may be errors about a permission that was missing
+        self._drop_cached(spotify_user.id)  # some may be errors about a permission that was missing
         return spotify_user, stored
 
     def disconnect(self) -> None:
@@ -214,13 +214,13 @@ class Connections:
                 return False
             # The database deletes its tokens too: ON DELETE CASCADE.
             db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == spotify_user.id))
-        self._forget_reads(spotify_user.id)
+        self._drop_cached(spotify_user.id)
         return True
 
     def forget_deleted(self, spotify_user_ids: list[int]) -> None:
-        """Log that `delete_of_user` deleted connections, and forget the cached responses."""
+        """Log that `delete_of_user` deleted connections, and drop their cached responses."""
         for spotify_user_id in spotify_user_ids:
-            self._forget_reads(spotify_user_id)
+            self._drop_cached(spotify_user_id)
             log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user_id})
 
 

@@ -45,7 +45,7 @@ def init_app(app: Flask, store: redis.Redis, collectors: Sequence[Collector]) ->
 
     @blueprint.get("/metrics")
     @public
-    def numbers() -> Response:
+    def show_metrics() -> Response:
         """Return the metrics of all workers of this server, for Prometheus."""
         return Response(metrics.render(collectors), content_type=CONTENT_TYPE_LATEST)
 

@@ -76,14 +76,14 @@ class State(Enum):
     """What a lookup found."""
 
     HIT = b"hit"  # a response
-    LED = b"led"  # another caller is fetching one: look again
-    VACANT = b"vacant"  # no caller is fetching one
+    IN_PROGRESS = b"in_progress"  # another caller is fetching one: look again
+    MISS = b"miss"  # no caller is fetching one
     LEADING = b"leading"  # this caller must fetch one, and then `store` or `release` it
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """The result of a lookup. A VACANT one can have an entry that is fresh, but due to be replaced."""
+    """The result of a lookup. A MISS can have an entry that is fresh, but due to be replaced."""
 
     state: State
     now: int = 0  # ms
@@ -103,7 +103,7 @@ class ResponseCache:
         self._leases = LeaseRenewer(self._renew_lease)
 
     def get(self, read: Read, since: int | None = None) -> Lookup:
-        """Look up a read. Returns HIT, LED, or VACANT.
+        """Look up a read. Returns HIT, IN_PROGRESS, or MISS.
 
         `since` is `now` of the caller's first lookup: any response that has arrived since then is a HIT.
 
@@ -113,7 +113,7 @@ class ResponseCache:
         return self._look_up(read, since, lead=False)
 
     def lead(self, read: Read, since: int) -> Lookup:
-        """Become the leader, unless there is a response or another leader. Returns LEADING, HIT, or LED.
+        """Become the leader (LEADING), unless there is a response (HIT) or another leader (IN_PROGRESS).
 
         Raises:
             redis.RedisError: Redis does not work.

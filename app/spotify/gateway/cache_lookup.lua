@@ -2,8 +2,8 @@
 -- KEYS: entries, leaders.
 -- ARGV: read, caller, when the caller's first lookup was ('' for the first one), lease in ms, maximum TTL in ms,
 --       '1' to lead.
--- Returns {'hit', entry, age}, {'led', now} (another caller is fetching it), {'leading', now}, or
---         {'vacant', now[, entry, age]} (no caller is fetching it; the entry is fresh, but the next one is due).
+-- Returns {'hit', entry, age}, {'in_progress', now} (another caller is fetching it), {'leading', now}, or
+--         {'miss', now[, entry, age]} (no caller is fetching it; the entry is fresh, but the next one is due).
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read, caller, since = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -26,11 +26,11 @@ local led = leads_until and leads_until > now and leads_until <= now + lease
 if fresh and (arrived_since or led or next_from > now) then return {'hit', entry, now - at} end
 if led then
   redis.call('HSET', KEYS[1], 'waited:' .. read, '1')
-  return {'led', now}
+  return {'in_progress', now}
 end
 if ARGV[6] ~= '1' then
-  if fresh then return {'vacant', now, entry, now - at} end
-  return {'vacant', now}
+  if fresh then return {'miss', now, entry, now - at} end
+  return {'miss', now}
 end
 
 -- Remove a few leaders that have died.

@@ -145,7 +145,7 @@ class Gateway:
         while found.state is not State.HIT:
             if time.monotonic() >= forward.latest_start:
                 raise SpotifyUnavailable(retry_after=1)
-            if found.state is State.LED:
+            if found.state is State.IN_PROGRESS:
                 self._bulkhead.pause(admission, next(pauses))
                 found = self._cache.get(read, since)
             else:

@@ -103,7 +103,7 @@ class AuthorizationFlow:
         if request.reauthorize:
             return AuthorizationRequired()
         try:
-            spotify_user = self._working_connection()
+            spotify_user = self._usable_connection()
         except GrantEnded:
             return AuthorizationRequired(grant_ended=True)
         return Connected(spotify_user) if spotify_user is not None else AuthorizationRequired()
@@ -155,12 +155,12 @@ class AuthorizationFlow:
             SpotifyStateMismatch: There is none.
         """
         with suppress(GrantEnded):
-            spotify_user = self._working_connection()
+            spotify_user = self._usable_connection()
             if spotify_user is not None:
                 return Connected(spotify_user, callback_ignored=True)
         raise SpotifyStateMismatch
 
-    def _working_connection(self) -> SpotifyUser | None:
+    def _usable_connection(self) -> SpotifyUser | None:
         """Return the connection that this session uses, with its token refreshed if necessary.
 
         Raises:
@@ -240,7 +240,7 @@ class AuthorizationFlow:
             sessions.regenerate()
         connections.attach_to_session(connection)
         try:
-            return self._working_connection()
+            return self._usable_connection()
         except GrantEnded:
             return None
 

@@ -44,7 +44,7 @@ class Maintenance:
         self._visitor_ttl = visitor_ttl
         self._tasks: tuple[Task, ...] = (
             correct_times,
-            end_forgotten,
+            end_unused,
             erase_ended,
             prune_history,
             self.prune_visitors,
@@ -144,9 +144,9 @@ def correct_times(db: Session, now: datetime) -> int:
     return count
 
 
-def end_forgotten(db: Session, now: datetime) -> int:
+def end_unused(db: Session, now: datetime) -> int:
     """End unused grants whose six months have passed. Without refreshes, Spotify cannot report that."""
-    forgotten = (
+    unused = (
         sa.select(AccessToken.id)
         .where(
             AccessToken.due_at.is_(None),
@@ -156,7 +156,7 @@ def end_forgotten(db: Session, now: datetime) -> int:
         .limit(BATCH)
     )
     ended = {"state": GrantState.REAUTHORIZATION_REQUIRED, "ended_at": now}
-    return _change_rows(db, forgotten, sa.update(AccessToken).values(ended), AccessToken.id)
+    return _change_rows(db, unused, sa.update(AccessToken).values(ended), AccessToken.id)
 
 
 def erase_ended(db: Session, now: datetime) -> int:

@@ -226,7 +226,7 @@ def test_cache_removes_traces_of_leaders_that_gave_up(
         leader = cache_module.Read.of(7, f"search?q={number}")
         waiting = cache_module.Read.of(7, f"search?q={number}")
         assert gateway._cache.lead(leader, 0).state is State.LEADING
-        assert gateway._cache.get(waiting).state is State.LED
+        assert gateway._cache.get(waiting).state is State.IN_PROGRESS
         gateway._cache.release(leader)
     assert store.zcard(LEADERS) == 20
     expire_leases(store)

@@ -158,7 +158,7 @@ def test_unused_grant_ends_and_is_erased_after_six_months(
     assert row(app).due_at is None
 
     advance_time(app, sandbox, 160 * DAY)
-    assert run_tasks(app)["end_forgotten"] == 1
+    assert run_tasks(app)["end_unused"] == 1
     assert row(app).state == GrantState.REAUTHORIZATION_REQUIRED
     advance_time(app, sandbox, 8 * DAY)
     assert run_tasks(app) == {"erase_ended": 1}
