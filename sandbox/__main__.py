@@ -19,7 +19,7 @@ from sandbox.server import serve
 # The same three values are in the product's development configuration.
 CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105 - opens nothing but this sandbox
-MOST_PORT = 65535
+MAX_PORT = 65535
 REDIRECT_URI = "http://127.0.0.1:5000/api/spotify/authorize"
 
 _DESCRIPTION = """\
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > MOST_PORT:
+    if not text.isdigit() or int(text) > MAX_PORT:
         raise argparse.ArgumentTypeError(f"{text} is not a port")
     return int(text)
 

@@ -22,7 +22,7 @@ from sandbox.state import Sandbox
 from sandbox.token import token
 
 # Enough for a playlist cover.
-MOST_BODY_BYTES = 1024 * 1024
+MAX_BODY_BYTES = 1024 * 1024
 # No response reaches the caller, so the journal has no status.
 _UNANSWERED = ("close", "timeout")
 
@@ -39,14 +39,14 @@ class SandboxApp(Flask):
 def create_app(client: Client) -> Flask:
     """Build a sandbox that knows one app."""
     app = SandboxApp(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["sandbox"] = Sandbox(client)
     for blueprint in (accounts, token, api, control, index):
         app.register_blueprint(blueprint)
     app.before_request(_start_call)
     app.after_request(_finish_call)
-    app.register_error_handler(HTTPException, _say_plainly)
+    app.register_error_handler(HTTPException, _plain_error)
     return app
 
 
@@ -84,12 +84,12 @@ def _finish_call(response: Response) -> Response:
     return response
 
 
-def _hold_call(fault: Fault, answer: Response | None) -> Response | None:
+def _hold_call(fault: Fault, normal: Response | None) -> Response | None:
     """Hold the call if the fault says so. Return None if the call then proceeds normally."""
     if fault.kind in HOLDING:
         sandbox().faults.hold(fault)
-    return None if fault.kind in ("park", "slow") else fault_responses.faulty_response(fault, answer)
+    return None if fault.kind in ("park", "slow") else fault_responses.faulty_response(fault, normal)
 
 
-def _say_plainly(error: HTTPException) -> tuple[dict[str, object], int]:
+def _plain_error(error: HTTPException) -> tuple[dict[str, object], int]:
     return {"message": f"{error.code} {error.name}"}, error.code or 500

@@ -37,9 +37,9 @@ class AuthorizationRequest:
     challenge: str | None
     show_dialog: bool
 
-    def answered(self, **answer: str) -> dict[str, str]:
+    def response_parameters(self, **parameters: str) -> dict[str, str]:
         """Return the parameters for the redirect to the app, with `state` if one was sent."""
-        return answer if self.state is None else {**answer, "state": self.state}
+        return parameters if self.state is None else {**parameters, "state": self.state}
 
 
 def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:

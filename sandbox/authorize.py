@@ -13,7 +13,7 @@ from sandbox import authorization_request
 from sandbox.authorization_request import AuthorizationRequest, InvalidRequest
 from sandbox.context import sandbox
 from sandbox.people import Person
-from sandbox.redirects import with_answer
+from sandbox.redirects import add_to_query
 from sandbox.scopes import IN_WORDS
 
 accounts = Blueprint("accounts", __name__)
@@ -22,7 +22,7 @@ COOKIE = "sandbox_spotify"
 
 
 @accounts.errorhandler(InvalidRequest)
-def show_refusal(error: InvalidRequest) -> tuple[str, int]:
+def show_error(error: InvalidRequest) -> tuple[str, int]:
     """Show the error page."""
     return render_template("error.html", message=str(error)), 400
 
@@ -43,42 +43,46 @@ def keep_private(response: Response) -> Response:
 def ask() -> AnyResponse:
     """Show the consent page, or redirect at once if the person agreed to these scopes before."""
     state = sandbox()
-    asked = authorization_request.parse(request.args, state.client)
+    authorization = authorization_request.parse(request.args, state.client)
     if state.settings.auto_consent is not None:
         person = state.people.named(state.settings.auto_consent)
         if person is not None:
-            return _back_with_code(asked, person)
+            return _redirect_with_code(authorization, person)
     person = state.whose_browser(request.cookies.get(COOKIE))
-    if person and not asked.show_dialog and state.grants.agreed(person.account_id, asked.scopes):
-        return _back_with_code(asked, person)
-    return make_response(_consent_page(asked, person))
+    if (
+        person
+        and not authorization.show_dialog
+        and state.grants.agreed(person.account_id, authorization.scopes)
+    ):
+        return _redirect_with_code(authorization, person)
+    return make_response(_consent_page(authorization, person))
 
 
-def _consent_page(asked: AuthorizationRequest, signed_in: Person | None) -> str:
+def _consent_page(authorization: AuthorizationRequest, signed_in: Person | None) -> str:
     query = request.query_string.decode()
     return render_template(
         "consent.html",
         query=query,
         signed_in=signed_in,
         people=[signed_in] if signed_in else sandbox().people.defaults,
-        scopes=[IN_WORDS[scope] for scope in asked.scopes],
-        returns_to=asked.redirect_uri.partition("?")[0],
+        scopes=[IN_WORDS[scope] for scope in authorization.scopes],
+        returns_to=authorization.redirect_uri.partition("?")[0],
         sign_in_url=f"/logout?{urlencode({'continue': f'/authorize?{query}'})}",
     )
 
 
 @accounts.post("/authorize/consent")
-def answer() -> AnyResponse:
+def submit_consent() -> AnyResponse:
     """Handle the consent form. The query is validated again, because it came from the browser."""
     state = sandbox()
-    asked = authorization_request.parse(_query_of_form(), state.client)
+    authorization = authorization_request.parse(_query_of_form(), state.client)
     decision = request.form.get("decision")
     if decision == "cancel":
-        return _back(asked, error="access_denied")
+        return _redirect_to_app(authorization, error="access_denied")
     person = state.people.named(request.form.get("person", ""))
     if decision != "agree" or person is None:
         raise InvalidRequest("Choose a person, and agree or cancel")
-    response = _back_with_code(asked, person)
+    response = _redirect_with_code(authorization, person)
     response.set_cookie(COOKIE, state.sign_in(person), httponly=True, samesite="Lax")
     return response
 
@@ -99,17 +103,17 @@ def sign_out() -> AnyResponse:
     return response
 
 
-def _back_with_code(asked: AuthorizationRequest, person: Person) -> AnyResponse:
+def _redirect_with_code(authorization: AuthorizationRequest, person: Person) -> AnyResponse:
     state = sandbox()
-    granted = state.settings.granted(asked.scopes)
+    granted = state.settings.granted(authorization.scopes)
     code = state.grants.issue_code(
-        person.account_id, granted, asked.redirect_uri, asked.challenge, state.clock.now()
+        person.account_id, granted, authorization.redirect_uri, authorization.challenge, state.clock.now()
     )
-    return _back(asked, code=code.value)
+    return _redirect_to_app(authorization, code=code.value)
 
 
-def _back(asked: AuthorizationRequest, **answer: str) -> AnyResponse:
-    target = with_answer(asked.redirect_uri, asked.answered(**answer))
+def _redirect_to_app(authorization: AuthorizationRequest, **parameters: str) -> AnyResponse:
+    target = add_to_query(authorization.redirect_uri, authorization.response_parameters(**parameters))
     response = Response("", 303)
     response.headers["Location"] = iri_to_uri(target)
     return response

@@ -64,7 +64,7 @@ def _is_loopback(address: str) -> bool:
 
 
 @control.errorhandler(BadRequestBody)
-def refuse(error: BadRequestBody) -> tuple[Response, int]:
+def respond_to_error(error: BadRequestBody) -> tuple[Response, int]:
     """Return what is wrong with the body, as a 422."""
     body: dict[str, Any] = {"message": error.message}
     if error.allowed is not None:

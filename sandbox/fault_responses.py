@@ -168,14 +168,14 @@ def challenge(error: str, description: str) -> str:
 
 def outage() -> Response:
     """Return the 502 of Google's load balancer in front of Spotify."""
-    return _answer(RESPONSES["google_502"])
+    return _build(RESPONSES["google_502"])
 
 
-def faulty_response(fault: Fault, answer: Response | None) -> Response:
-    """Return what the caller gets instead of `answer` (None if the call has had no effect)."""
+def faulty_response(fault: Fault, normal: Response | None) -> Response:
+    """Return what the caller gets instead of the `normal` response (None if the call has had no effect)."""
     if fault.kind in ("close", "timeout"):
         return Response(_drop())
-    response = _make_response(fault, answer)
+    response = _make_response(fault, normal)
     if fault.retry_after is not None:
         response.headers["Retry-After"] = str(fault.retry_after)
     if fault.kind in _CHALLENGES:
@@ -183,13 +183,13 @@ def faulty_response(fault: Fault, answer: Response | None) -> Response:
     return response
 
 
-def _make_response(fault: Fault, answer: Response | None) -> Response:
-    original = answer.get_data() if answer else b'{"access_token":"BQ-never-issued"}'
+def _make_response(fault: Fault, normal: Response | None) -> Response:
+    original = normal.get_data() if normal else b'{"access_token":"BQ-never-issued"}'
     match fault.kind:
         case "changed_members":
             return Response(_changed(original, fault.members), content_type=JSON)
         case "rate_limited":
-            return _answer(_RATE_LIMITS[fault.body])
+            return _build(_RATE_LIMITS[fault.body])
         case "redirect_302" | "redirect_307":
             return Response("", int(fault.kind[-3:]), {"Location": fault.location})
         case "drip":
@@ -203,12 +203,12 @@ def _make_response(fault: Fault, answer: Response | None) -> Response:
         case "cut_body":
             length = {"Content-Length": str(len(original))}
             return Response(_cut(original), 200, length, content_type=JSON)
-        case "truncated_json" if answer:
+        case "truncated_json" if normal:
             return Response(original[: len(original) // 2], 200, content_type=JSON)
-    return _answer(RESPONSES[fault.kind])
+    return _build(RESPONSES[fault.kind])
 
 
-def _answer(parts: tuple[int, str, str]) -> Response:
+def _build(parts: tuple[int, str, str]) -> Response:
     status, content_type, body = parts
     return Response(body, status, content_type=content_type)
 

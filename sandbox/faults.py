@@ -20,7 +20,7 @@ RATE_LIMIT_BODIES = ("text", "json", "quota", "empty")
 
 LONGEST_PARK_S = 60.0
 LONGEST_HOLD_S = 120.0
-MOST_BYTES = 1024 * 1024 * 1024
+MAX_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "members": (lambda v: isinstance(v, dict), "a JSON object"),
     "location": (lambda v: isinstance(v, str) and v != "" and v.isprintable(), "a URL"),
-    "bytes": (lambda v: is_whole(v, 1, MOST_BYTES), f"1 to {MOST_BYTES}"),
+    "bytes": (lambda v: is_whole(v, 1, MAX_BYTES), f"1 to {MAX_BYTES}"),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sandbox.catalog import TRACKS
 
-MOST_HISTORY = 50
+MAX_HISTORY = 50
 # After this position, "previous" restarts the track.
 RESTART_AFTER_MS = 3000
 
@@ -82,7 +82,7 @@ class Player:
     def _remember(self, at_ms: int) -> None:
         if self.current:
             self.history.insert(0, Play(self.current, at_ms, self.context))
-            del self.history[MOST_HISTORY:]
+            del self.history[MAX_HISTORY:]
 
     def _go_on(self) -> None:
         """Play the queue, then the context. At its end, stop at its first track."""

@@ -55,6 +55,6 @@ def _split(uri: str) -> SplitResult | None:
     return parts
 
 
-def with_answer(uri: str, answer: dict[str, str]) -> str:
+def add_to_query(uri: str, parameters: dict[str, str]) -> str:
     """Return the redirect URI with the response parameters added to its query."""
-    return f"{uri}{'&' if '?' in uri else '?'}{urlencode(answer)}"
+    return f"{uri}{'&' if '?' in uri else '?'}{urlencode(parameters)}"

@@ -68,12 +68,12 @@ def _parsed(text: str) -> datetime | None:
 
 def seed(state: Sandbox, wish: Wish) -> list[dict[str, Any]]:
     """Create people, and return the id and tokens of each."""
-    scopes, life = state.settings.granted(wish.scopes), state.settings.expires_in
-    expires_at = state.clock.now() + timedelta(seconds=life)
+    scopes, lifetime = state.settings.granted(wish.scopes), state.settings.expires_in
+    expires_at = state.clock.now() + timedelta(seconds=lifetime)
     return [
         {
             **_tokens(state, person, scopes, wish.authorized_at, expires_at),
-            "expires_in": life,
+            "expires_in": lifetime,
             "scope": " ".join(sorted(scopes)),
         }
         for person in state.people.seed(wish.count)

@@ -18,7 +18,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 # Seconds.
 IDLE_S = 75
-MOST_BODY_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES = 8 * 1024 * 1024
 _WITHOUT_BODY = (204, 304)
 
 
@@ -27,7 +27,7 @@ class Handler(WSGIRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
-    # Send head and body in one packet, without waiting for acknowledgements.
+    # Send head and body in one packet, without waiting for acknowledgments.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -42,11 +42,11 @@ class Handler(WSGIRequestHandler):
             return
         environ = self.make_environ()
         environ["wsgi.input"] = io.BytesIO(body)
-        answer = _Answer(self)
+        response = _Response(self)
         try:
-            chunks = self.server.app(environ, answer.start)
+            chunks = self.server.app(environ, response.start)
             try:
-                answer.send(chunks)
+                response.send(chunks)
             finally:
                 if hasattr(chunks, "close"):
                     chunks.close()
@@ -64,7 +64,7 @@ class Handler(WSGIRequestHandler):
             self.send_error(411)
         elif not length.isdigit():
             self.send_error(400)
-        elif int(length) > MOST_BODY_BYTES:
+        elif int(length) > MAX_BODY_BYTES:
             self.send_error(413)
         else:
             if self.headers.get("Expect", "").lower() == "100-continue":
@@ -74,7 +74,7 @@ class Handler(WSGIRequestHandler):
         return None
 
 
-class _Answer:
+class _Response:
     """A response being sent. Its head waits for the first bytes of its body."""
 
     def __init__(self, handler: Handler) -> None:

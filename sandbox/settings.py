@@ -12,7 +12,7 @@ from sandbox.scopes import IN_WORDS
 MODES = ("dev2026", "transition", "legacy")
 UNAUTHORIZED_WORDINGS = ("new", "old")
 SIX_MONTH_WORDINGS = ("revoked", "expired")
-MOST_LATENCY_MS = 60_000
+MAX_LATENCY_MS = 60_000
 
 
 class BadRequestBody(Exception):
@@ -114,9 +114,9 @@ def _one_of(words: tuple[str, ...]) -> Callable[[Any], str | None]:
 
 def _latency(value: Any) -> str | None:
     fits = isinstance(value, dict) and all(
-        name in ("token", "api") and is_whole(ms, 0, MOST_LATENCY_MS) for name, ms in value.items()
+        name in ("token", "api") and is_whole(ms, 0, MAX_LATENCY_MS) for name, ms in value.items()
     )
-    return None if fits else f'{{"token": ms, "api": ms}} with 0 to {MOST_LATENCY_MS} each'
+    return None if fits else f'{{"token": ms, "api": ms}} with 0 to {MAX_LATENCY_MS} each'
 
 
 def _scopes(value: Any) -> str | None:

@@ -35,7 +35,7 @@ class TokenError(Exception):
 
 
 @token.errorhandler(TokenError)
-def refuse(error: TokenError) -> tuple[Response, int]:
+def respond_to_error(error: TokenError) -> tuple[Response, int]:
     """Return the error in the OAuth format."""
     return jsonify(error.body), 400
 
@@ -181,14 +181,14 @@ def _tokens(state: Sandbox, grant: Grant, *, refreshable: bool) -> dict[str, Any
     response may still be lost.
     """
     call: Call = g.call
-    life = state.settings.expires_in
-    access_token = state.grants.issue_access_token(grant, state.clock.now() + timedelta(seconds=life))
+    lifetime = state.settings.expires_in
+    access_token = state.grants.issue_access_token(grant, state.clock.now() + timedelta(seconds=lifetime))
     call.grant, call.issued_access_token_id = grant.number, short_id(access_token.value)
-    answer = {"access_token": access_token.value, "token_type": "Bearer", "expires_in": life}
+    members = {"access_token": access_token.value, "token_type": "Bearer", "expires_in": lifetime}
     if grant.scopes:
-        answer["scope"] = " ".join(sorted(grant.scopes))
+        members["scope"] = " ".join(sorted(grant.scopes))
     if refreshable:
         refresh_token = state.grants.issue_refresh_token(grant)
         call.issued_refresh_token_id = short_id(refresh_token.value)
-        answer["refresh_token"] = refresh_token.value
-    return answer
+        members["refresh_token"] = refresh_token.value
+    return members

@@ -23,7 +23,7 @@ _ONE_WORDING = "Missing/invalid/expired access token"
 
 
 @api.errorhandler(ApiError)
-def refuse(error: ApiError) -> Response:
+def respond_to_error(error: ApiError) -> Response:
     """Return the error as JSON, as the Web API does."""
     response = jsonify(error=error_members(error.status, error.message, error.reason))
     response.status_code = error.status

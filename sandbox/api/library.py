@@ -14,7 +14,7 @@ from sandbox.catalog import ARTISTS, TRACKS
 from sandbox.clock import as_whole_seconds
 from sandbox.context import sandbox
 
-MOST_URIS = 40
+MAX_URIS = 40
 RANGES = ("short_term", "medium_term", "long_term")
 KINDS = ("track", "album", "episode", "show", "audiobook", "user", "playlist", "artist")
 
@@ -61,7 +61,7 @@ def show_top(kind: str) -> Response:
 def _uris() -> list[str]:
     """Return the URIs in the query, where the library endpoints expect them."""
     uris = request.args.get("uris", "").split(",")
-    if len(uris) > MOST_URIS:
+    if len(uris) > MAX_URIS:
         raise ApiError(400, "Too many uris")
     for uri in uris:
         parts = uri.split(":")

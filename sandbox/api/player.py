@@ -15,7 +15,7 @@ from sandbox.api.paging import number
 from sandbox.catalog import TRACKS
 from sandbox.clock import as_text
 from sandbox.context import sandbox
-from sandbox.player_state import MOST_HISTORY, Player
+from sandbox.player_state import MAX_HISTORY, Player
 
 
 def settled_player() -> Player:
@@ -91,7 +91,7 @@ def show_queue() -> Response:
 @needs("user-read-recently-played")
 def show_recently_played() -> Response:
     """Return recently played tracks, newest first. `before` and `after` (ms) exclude each other."""
-    limit = number("limit", 20, 1, MOST_HISTORY)
+    limit = number("limit", 20, 1, MAX_HISTORY)
     if "before" in request.args and "after" in request.args:
         raise ApiError(400, "Only one of before and after may be given")
     latest = number("before", 2**62, 0, 2**62)

@@ -15,7 +15,7 @@ from sandbox.catalog import TRACKS, Playlist
 from sandbox.context import sandbox
 
 MODIFY = ("playlist-modify-public", "playlist-modify-private")
-MOST_ITEMS = 100
+MAX_ITEMS = 100
 ADDED_AT = "2026-05-02T09:00:00Z"
 
 
@@ -142,7 +142,7 @@ def _changeable(item_id: str) -> Playlist:
 def add_items(item_id: str) -> tuple[Response, int]:
     """Add tracks to a playlist."""
     body = json_object()
-    added = track_ids(body.get("uris"), MOST_ITEMS)
+    added = track_ids(body.get("uris"), MAX_ITEMS)
     playlist = _changeable(item_id)
     position = body.get("position", len(playlist.track_ids))
     if type(position) is not int or not 0 <= position <= len(playlist.track_ids):
@@ -155,7 +155,7 @@ def add_items(item_id: str) -> tuple[Response, int]:
 @needs(*MODIFY)
 def replace_items(item_id: str) -> Response:
     """Replace all items. Reordering is not implemented."""
-    tracks = track_ids(json_object().get("uris"), MOST_ITEMS)
+    tracks = track_ids(json_object().get("uris"), MAX_ITEMS)
     playlist = _changeable(item_id)
     playlist.track_ids[:] = tracks
     return jsonify(snapshot_id=snapshot_id(playlist))
@@ -168,7 +168,7 @@ def remove_items(item_id: str) -> Response:
     items = json_object().get("items")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ApiError(400, "Error parsing JSON.")
-    gone = track_ids([item.get("uri") for item in items], MOST_ITEMS)
+    gone = track_ids([item.get("uri") for item in items], MAX_ITEMS)
     playlist = _changeable(item_id)
     playlist.track_ids[:] = [track for track in playlist.track_ids if track not in gone]
     return jsonify(snapshot_id=snapshot_id(playlist))
