@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Services:
-    """What `create_app` builds."""
+    """The long-lived objects that `create_app` builds."""
 
     config: Config
     redis: redis.Redis

@@ -1,1 +1,1 @@
-"""What the scripts beside this file do, where that takes more than a few lines of shell."""
+"""The Python code of the scripts next to this file."""

@@ -1,4 +1,4 @@
-"""Verifies who someone is, and starts their session. All password verification happens here."""
+"""Authenticates people, and starts their sessions. All password verification happens here."""
 
 import logging
 
@@ -72,7 +72,7 @@ class Authenticator:
         """Require the password or, if none was sent, a sign-in within the last 15 minutes.
 
         Raises:
-            FreshSignInRequired: No password was sent, and the sign-in was longer ago.
+            FreshSignInRequired: No password was sent, and the last sign-in was more than 15 minutes ago.
             InvalidCredentials: The password is wrong.
             TooManyAttempts: This address has to wait before it may try again.
             ServiceUnavailable: Too many passwords are being verified.
@@ -112,7 +112,7 @@ def _require_match(user: User | None, match: Match) -> User:
     """Return the user if the password matched and the account is not disabled.
 
     Raises:
-        InvalidCredentials: One of these is not so.
+        InvalidCredentials: The password is wrong, or the account is disabled.
     """
     if user is None or user.disabled or match is Match.NONE:
         log.warning("wrong_password", extra={"account": user.id if user else None})

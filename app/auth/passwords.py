@@ -22,7 +22,7 @@ UNUSABLE_HASH = (
 
 
 class Match(Enum):
-    """How a password compares with a hash."""
+    """The result of comparing a password with a hash."""
 
     NONE = auto()
     PREPARED = auto()
@@ -36,7 +36,7 @@ class Passwords:
     more memory.
 
     Args:
-        threads: The number of threads that handle requests. Two are kept free of password verification.
+        threads: The number of threads that handle requests. Two of them never verify passwords.
     """
 
     MAX_WAIT_SECONDS = 1.0

@@ -106,7 +106,7 @@ class Registration(Schema):
 
 
 class Credentials(Schema):
-    """What a person signs in with."""
+    """The login and the password of an account."""
 
     login = Text(
         required=True,
@@ -129,7 +129,7 @@ class TokenOnly(Schema):
 
 
 class EmailChangeDecision(Schema):
-    """What to do about a change of the email address."""
+    """A decision about a change of the email address."""
 
     token = token()
     decision = Text(

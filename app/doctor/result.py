@@ -14,7 +14,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found, and what to do about it."""
+    """The result of a check, and how to fix a problem."""
 
     status: Status
     summary: str

@@ -70,10 +70,10 @@ class Mailer:
 
         Args:
             db: The caller's transaction.
-            kind: What the email is about.
+            kind: The kind of email.
             to: The recipient's address.
             user_id: The account whose deletion also deletes the email.
-            arguments: What else the text needs. Stored unencrypted, so it must not be secret.
+            arguments: Other values for the text. They are stored unencrypted, so they must not be secret.
         """
         if not self.is_configured:
             log.error("mail_not_sent", extra={"reason": "no MAIL_URL", "final": True})

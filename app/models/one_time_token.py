@@ -10,7 +10,7 @@ from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
 
 class Purpose(StrEnum):
-    """What a token is for."""
+    """The purpose of a token."""
 
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"

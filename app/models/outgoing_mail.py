@@ -13,7 +13,7 @@ MAX_TTL = timedelta(days=4)  # RFC 5321 section 4.5.4.1: 4 to 5 days
 
 
 class MailKind(StrEnum):
-    """What an email is about. `app.user.emails` has the texts."""
+    """The kinds of emails. `app.user.emails` has the texts."""
 
     PASSWORD_RESET = "password_reset"  # noqa: S105
     EMAIL_VERIFICATION = "email_verification"
@@ -51,7 +51,7 @@ class OutgoingMail(Base):
     # Null if the account is gone, or if the row must not depend on whether there is an account.
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     recipient: Mapped[str] = mapped_column(ExactString(320), index=True)
-    arguments: Mapped[str] = mapped_column(sa.String(1000))  # what else the text needs, as JSON
+    arguments: Mapped[str] = mapped_column(sa.String(1000))  # other values for the text, as JSON
     attempts: Mapped[int] = mapped_column(default=0)
     # The time of the next attempt; during an attempt, the end of its lease.
     due_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

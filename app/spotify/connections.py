@@ -27,7 +27,7 @@ _TOUCH_INTERVAL = timedelta(hours=1)
 
 
 class ConnectionRef(msgspec.Struct, frozen=True):
-    """What a session stores of the connection that it uses. `owner_epoch` is for visitors only."""
+    """The part of a connection that a session stores. `owner_epoch` is for visitors only."""
 
     spotify_user_id: int
     grant_id: str

@@ -50,7 +50,7 @@ def describe(spotify_user: SpotifyUser | None) -> dict[str, Any]:
 
 
 class AuthorizeQuery(Schema):
-    """What Spotify adds to the redirect URI, or what the app asks for."""
+    """Parameters that Spotify adds to the redirect URI, or that the app sends."""
 
     reauthorize = Flag(
         metadata={"description": "Ask for a new consent, for another six months, before the old one ends."}

@@ -29,7 +29,7 @@ class PasswordIfNeeded(Schema):
 
 
 class ProfileChange(Schema):
-    """What to change. Fields that are left out stay the same."""
+    """Changes to the user. Fields that are left out stay the same."""
 
     username = username()
     email = email()

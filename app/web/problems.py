@@ -33,7 +33,7 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(frozen=True)
 class ProblemType:
-    """What the responses to one kind of error have in common."""
+    """The common parts of all responses to one kind of error."""
 
     status: int
     slug: str

@@ -73,7 +73,7 @@ class Read:
 
 
 class State(Enum):
-    """What a lookup found."""
+    """The outcome of a lookup."""
 
     HIT = b"hit"  # a response
     IN_PROGRESS = b"in_progress"  # another caller is fetching one: look again

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class RefreshResult(Enum):
-    """What a pass did for one connection."""
+    """The result of a pass for one connection."""
 
     REFRESHED = auto()
     FAILED = auto()
