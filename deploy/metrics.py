@@ -26,7 +26,7 @@ _owned: list[IO[bytes]] = []
 
 
 def make_directory(parent: str | None) -> str:
-    """Create this arbiter's directory, and remove those of arbiters that were killed. Return its path."""
+    """Create this arbiter's directory, and remove those of arbiters that were killed. Returns its path."""
     parent = parent or tempfile.gettempdir()
     for found in Path(parent).glob(f"{PREFIX}*"):
         if _is_stale(found):
@@ -90,7 +90,7 @@ def _merging(directory: Path) -> Iterator[None]:
 
 
 def _is_stale(directory: Path) -> bool:
-    """Whether a directory belongs to our user, and its arbiter has ended."""
+    """Return whether a directory belongs to our user, and its arbiter has ended."""
     with suppress(OSError):
         if directory.stat().st_uid != os.geteuid():
             return False

@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Serve until a signal arrives. Return the exit status."""
+    """Serve until a signal arrives. Returns the exit status."""
     arguments = parse_arguments()
     if os.environ.get("APP_ENV") == "production":
         sys.stderr.write("The sandbox Spotify does not run with APP_ENV=production.\n")

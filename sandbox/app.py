@@ -85,7 +85,7 @@ def _finish_call(response: Response) -> Response:
 
 
 def _hold_call(fault: Fault, normal: Response | None) -> Response | None:
-    """Hold the call if the fault says so. Return None if the call then proceeds normally."""
+    """Hold the call if the fault says so. Returns None if the call then proceeds normally."""
     if fault.kind in HOLDING:
         sandbox().faults.hold(fault)
     return None if fault.kind in ("park", "slow") else fault_responses.faulty_response(fault, normal)

@@ -158,7 +158,7 @@ class FaultRegistry:
             self._held -= 1
 
     def release(self) -> int:
-        """Release every held call. Return how many there were."""
+        """Release every held call. Returns how many there were."""
         with self._lock:
             self._released.set()
             self._released = threading.Event()

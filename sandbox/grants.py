@@ -155,7 +155,7 @@ class Grants:
         return len(ended)
 
     def end_access_tokens(self, now: datetime) -> int:
-        """End every access token that still works. Return how many there were."""
+        """End every access token that still works. Returns how many there were."""
         live = [token for token in self.access_tokens.values() if token.live(now)]
         for token in live:
             token.ended = True

@@ -56,7 +56,7 @@ class Sandbox:
         self.people.rename(person, new_id)
 
     def sign_in(self, person: Person) -> str:
-        """Sign a browser in. Return the value of its cookie."""
+        """Sign a browser in. Returns the value of its cookie."""
         cookie = secrets.token_urlsafe(24)
         self.signed_in[cookie] = person.account_id
         return cookie

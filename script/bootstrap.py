@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def prepare(*, dev: bool, mysql: bool) -> None:
-    """Update .venv to match Pipfile.lock. Return at once if it does."""
+    """Update .venv to match Pipfile.lock. Returns immediately if it already does."""
     wanted = {"packages", "embedded"} | ({"dev-packages"} if dev else set()) | ({"mysql"} if mysql else set())
     if wanted <= installed_categories():
         return

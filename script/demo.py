@@ -27,7 +27,7 @@ class DemoUnavailable(Exception):
 
 
 def prepare(programs: Programs, settings: Mapping[str, str], config: Config) -> str | None:
-    """Install and build the app. Return where to serve it; if that is impossible, say why and return None."""
+    """Install and build the app. Returns where to serve it, or None if that failed, and prints the reason."""
     try:
         url = choose_url(settings, config)
         require_node()

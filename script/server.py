@@ -176,7 +176,7 @@ def address(url: str) -> tuple[str, int]:
 
 
 def start(programs: Programs, config: Config) -> tuple[str, str | None]:
-    """Start the programs and wait until they are ready. Return a description of Redis, and the demo app."""
+    """Start the programs and wait until they are ready. Returns a description of Redis, and the demo app."""
     env = environment()
     migration = programs.start("migrate", *flask("db", "upgrade"), env=env, role="task")
     store = start_redis(programs, config, env)
@@ -196,7 +196,7 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
 
 
 def start_redis(programs: Programs, config: Config, env: Mapping[str, str]) -> str:
-    """Start Redis at REDIS_URL, unless one is running there. Return a description."""
+    """Start Redis at REDIS_URL, unless one is running there. Returns a description."""
     shown = redis_address(config.redis_url)
     if redis_answers(config.redis_url):
         return f"Redis at {shown}, which was already running"

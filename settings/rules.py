@@ -119,7 +119,7 @@ def _is_unsafe_http(config: "Config", url: str) -> bool:
 
 
 def _is_shell_page(origin: str) -> bool:
-    """Whether an origin is one that Tauri serves an app's pages from, such as http://tauri.localhost."""
+    """Return whether an origin is one that Tauri serves an app's pages from, such as http://tauri.localhost."""
     return urlsplit(origin).netloc.endswith(".localhost")
 
 
@@ -171,7 +171,7 @@ def _token_keys_rule(config: "Config") -> Iterator[str]:
 
 
 def _is_guessable(key: bytes) -> bool:
-    """Whether a key follows a pattern: few different bytes, a repeated unit, or steps of one size.
+    """Return whether a key follows a pattern: few different bytes, a repeated unit, or steps of one size.
 
     Random keys do not, in practice.
     """
@@ -184,7 +184,7 @@ def _is_guessable(key: bytes) -> bool:
 
 
 def _is_placeholder(secret: str) -> bool:
-    """Whether a secret is an example or a common phrase: `CHANGE-ME-please`, `my-secret-key`."""
+    """Return whether a secret is an example or a common phrase: `CHANGE-ME-please`, `my-secret-key`."""
     letters = re.sub(r"[^a-z]", "", secret.lower())
     known = (
         r"change(me|this)|replaceme|insert(key|secret)|secretkey|yoursecret|yourkey|encryptionkey|password|"

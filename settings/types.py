@@ -115,7 +115,7 @@ def _is_redis_url(text: str) -> bool:
 
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult | None:
-    """Split a URL. Return None unless it has one of the schemes, a host, and a valid port."""
+    """Split a URL. Returns None unless it has one of the schemes, a host, and a valid port."""
     try:
         parts = urlsplit(text)
         valid = parts.scheme in schemes and is_host(parts.hostname) and parts.port != 0

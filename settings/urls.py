@@ -11,7 +11,7 @@ APP_SCHEMES = ("capacitor", "ionic", "tauri", "chrome-extension", "moz-extension
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a URL's host can only be this machine."""
+    """Return whether a URL's host can only be this machine."""
     if host == "localhost":
         return True
     try:
@@ -21,12 +21,12 @@ def is_loopback(host: str | None) -> bool:
 
 
 def is_browsers_machine(host: str | None) -> bool:
-    """Whether a browser looks for a host on its own machine, as it does for names under `.localhost`."""
+    """Return whether a browser looks for a host on its own machine, as for names under `.localhost`."""
     return is_loopback(host) or (host or "").endswith(".localhost")
 
 
 def is_host(name: str | None) -> bool:
-    """Whether a name could be looked up: `mail..example.com` could not."""
+    """Return whether a name could be looked up: `mail..example.com` could not."""
     try:
         return bool(name) and bool((name or "").encode("idna"))
     except UnicodeError:
@@ -51,14 +51,14 @@ def origin_of(url: str) -> str:
 
 
 def is_exact_origin(origin: str) -> bool:
-    """Whether an entry of CORS_ORIGINS is one origin, written as browsers send it."""
+    """Return whether an entry of CORS_ORIGINS is one origin, written as browsers send it."""
     schemes = "|".join(("https?", *APP_SCHEMES))
     shape = re.fullmatch(rf"(?:{schemes})://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{{1,5}})?", origin)
     return shape is not None and origin == origin_of(origin)
 
 
 def is_app_origin(origin: str) -> bool:
-    """Whether an origin is that of an app in a native shell, or of a browser extension.
+    """Return whether an origin is that of an app in a native shell, or of a browser extension.
 
     To browsers, these are on another site than any API. But some of their requests do not follow the rules
     for cookies: extensions can have permissions for hosts, and shells can bypass the web view.
@@ -68,7 +68,7 @@ def is_app_origin(origin: str) -> bool:
 
 
 def may_be_same_site(one: str, other: str) -> bool:
-    """Whether browsers may consider two URLs the same site: same scheme, and similar domain names.
+    """Return whether browsers may consider two URLs the same site: same scheme, and similar domain names.
 
     Browsers decide by a list of public suffixes such as `co.uk`. Without it, names that share their last two
     labels pass.
@@ -83,7 +83,7 @@ def may_be_same_site(one: str, other: str) -> bool:
 
 
 def is_exposed_redis(url: str) -> bool:
-    """Whether Redis is on another machine, with neither a password nor a verified TLS connection."""
+    """Return whether Redis is on another machine, with neither a password nor a verified TLS connection."""
     parsed = parse_redis_url(url)  # type: ignore[no-untyped-call]
     checks_certificate = parsed.get("ssl_cert_reqs") != "none" and parsed.get("ssl_check_hostname", True)
     verified = url.startswith("rediss:") and checks_certificate
