@@ -51,7 +51,7 @@ from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
-# Headers that mark what browsers (some of them older versions) fetch before a click.
+# Headers with which current and older browsers mark prefetches and previews.
 _PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")

@@ -88,7 +88,7 @@ def log_failure(error: Exception, **fields: object) -> None:
 
 
 def known_error(error: BaseException) -> BacklineError:
-    """Return the `BacklineError` as which an error is reported."""
+    """Return the `BacklineError` that an error is reported as."""
     if isinstance(error, BacklineError):
         return error
     if isinstance(error, DEPENDENCY_DOWN):

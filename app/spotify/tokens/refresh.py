@@ -78,7 +78,7 @@ def require_refreshable(row: AccessToken, now: datetime) -> None:
     """Require that the grant has not ended, and that its next attempt does not have to wait.
 
     Raises:
-        GrantEnded: Spotify has rejected the grant, and its confirmation, if there is one, is not due yet.
+        GrantEnded: The grant has ended, or was rejected and the next confirmation is not due yet.
         SpotifyUnavailable: An attempt has failed, and the next one has to wait.
     """
     is_backing_off = row.is_backing_off(now)
