@@ -3,13 +3,17 @@
 `Response.json` is `Any | None`: a test that reads a member need not check for None first, since it fails
 anyway. Commands of redis-py return `Awaitable[T] | T`, for asynchronous clients, and take and return `str`
 where this project's clients take and return `bytes`.
+
+The product is checked with the types as they are declared.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from mypy.plugin import AttributeContext, MethodContext, MethodSigContext, Plugin
 from mypy.types import AnyType, FunctionLike, Instance, Type, TypeOfAny, UnionType, get_proper_type
 
+TESTS = Path(__file__).resolve().parent.parent
 JSON = {"werkzeug.test.TestResponse.json", "werkzeug.wrappers.response.Response.json"}
 
 
@@ -29,19 +33,26 @@ class TestsPlugin(Plugin):
         return _any_if_awaitable if fullname.startswith("redis.") else None
 
 
-def _any(_: AttributeContext) -> Type:
-    return AnyType(TypeOfAny.explicit)
+def _is_in_tests(context: AttributeContext | MethodContext | MethodSigContext) -> bool:
+    return Path(context.api.path).resolve().is_relative_to(TESTS)
+
+
+def _any(context: AttributeContext) -> Type:
+    return AnyType(TypeOfAny.explicit) if _is_in_tests(context) else context.default_attr_type
 
 
 def _any_arguments(context: MethodSigContext) -> FunctionLike:
     declared = context.default_signature
+    if not _is_in_tests(context):
+        return declared
     arguments = [AnyType(TypeOfAny.explicit) for _ in declared.arg_types]
     return declared.copy_modified(arg_types=arguments)
 
 
 def _any_if_awaitable(context: MethodContext) -> Type:
     declared = get_proper_type(context.default_return_type)
-    if isinstance(declared, UnionType) and any(map(_is_awaitable, map(get_proper_type, declared.items))):
+    is_asynchronous = isinstance(declared, UnionType) and any(map(_is_awaitable, map(get_proper_type, declared.items)))
+    if is_asynchronous and _is_in_tests(context):
         return AnyType(TypeOfAny.explicit)
     return context.default_return_type
 
