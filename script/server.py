@@ -1,14 +1,12 @@
 """Runs everything that Backline consists of, for development. Run by script/server."""
 
-import base64
 import http.client
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,13 +17,15 @@ from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import immutabledict
 
-from config import ROOT, Config, ConfigError, read_environment
+from config import ROOT, Config, ConfigError
 from script import demo, ports
+from script.env_file import START_OVER, CannotStartError, read_settings, write_dotenv
 from script.supervisor import ProgramFailed, Programs, Stopped, say
 from settings.urls import is_loopback
 
 REDIS_DATA = Path("instance/redis")
 START_LIMIT_S = 60.0
+FLASK = [sys.executable, "-m", "flask"]  # .venv/bin/flask would break when the project is moved
 
 # Arguments: host and port. Keeps nothing.
 EMBEDDED_REDIS = """\
@@ -33,29 +33,6 @@ import sys, fakeredis
 address = sys.argv[1], int(sys.argv[2])
 fakeredis.TcpFakeServer(address, server_type="redis").serve_forever()
 """
-
-DOTENV = """\
-# Written by script/server. Every other setting, with its meaning, is in .env.example.
-APP_ENV=development
-LOG_FORMAT=console
-
-# Generated for this checkout. Changing them signs everyone out and makes stored Spotify tokens unreadable.
-SECRET_KEY={secret_key}
-TOKEN_ENCRYPTION_KEYS={token_key}
-
-# script/server starts Redis here, unless one is running already.
-REDIS_URL=redis://127.0.0.1:5002/0
-
-# Until these are set, a sandbox takes Spotify's place. .env.example says where to get them.
-#SPOTIFY_CLIENT_ID=
-#SPOTIFY_CLIENT_SECRET=
-"""
-
-START_OVER = "To start over, move .env away: script/server then writes a new one."
-
-
-class CannotStartError(Exception):
-    """Something on this machine is in the way. The message says what to do."""
 
 
 def main() -> None:
@@ -95,25 +72,6 @@ def prepare() -> Config:
     check_ports(config)
     check_database(config.database_url)
     return config
-
-
-def write_dotenv(path: Path) -> None:
-    """Write a `.env` with fresh secrets that only its owner can read, unless there is one."""
-    token_key = base64.b64encode(secrets.token_bytes(32)).decode()
-    with suppress(FileExistsError):
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(DOTENV.format(secret_key=secrets.token_urlsafe(32), token_key=token_key))
-        say("==> Wrote .env with fresh secrets.")
-
-
-def read_settings() -> dict[str, str]:
-    """Read .env and the environment, which takes precedence, as the programs do."""
-    try:
-        environ = read_environment()
-    except ConfigError as error:
-        raise CannotStartError(f"{error}\n{START_OVER}") from error
-    # `flask` also treats an empty APP_ENV as development.
-    return environ if environ.get("APP_ENV", "").strip() else environ | {"APP_ENV": "development"}
 
 
 def check_ports(config: Config) -> None:
@@ -178,7 +136,7 @@ def address(url: str) -> tuple[str, int]:
 def start(programs: Programs, config: Config) -> tuple[str, str | None]:
     """Start the programs and wait until they are ready. Returns a description of Redis, and the demo app."""
     env = environment()
-    migration = programs.start("migrate", *flask("db", "upgrade"), env=env, role="task")
+    migration = programs.start("migrate", *FLASK, "db", "upgrade", env=env, role="task")
     store = start_redis(programs, config, env)
     if starts_sandbox(config):
         start_sandbox(programs, config, env)
@@ -186,9 +144,9 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
     env = environment(app)
     # Without the debugger, which would let anyone who can open the page run code here.
     options = ["--host", "127.0.0.1", "--port", str(config.port), "--reload", "--no-debugger"]
-    programs.start("api", *flask("run", *options), env=env)
+    programs.start("api", *FLASK, "run", *options, env=env)
     programs.complete(migration)
-    programs.start("scheduler", *flask("scheduler"), env=env)
+    programs.start("scheduler", *FLASK, "scheduler", env=env)
     programs.wait_until(lambda: is_ready(config.port), "api", START_LIMIT_S)
     if app:
         demo.serve(programs, app)
@@ -259,11 +217,6 @@ def start_sandbox(programs: Programs, config: Config, env: Mapping[str, str]) ->
     programs.wait_until(lambda: ports.accepts(host, port), "sandbox", START_LIMIT_S)
 
 
-def flask(*arguments: str) -> list[str]:
-    """Return a `flask` command. .venv/bin/flask would break when the project is moved."""
-    return [sys.executable, "-m", "flask", *arguments]
-
-
 def environment(app: str | None = None) -> dict[str, str]:
     """Return the environment of the programs, which read .env themselves.
 
@@ -287,8 +240,7 @@ def is_ready(port: int) -> bool:
 def welcome(config: Config, store: str, app: str | None) -> str:
     """Return what to open, and where everything is."""
     api = f"http://127.0.0.1:{config.port}"
-    docs = f"{api}/api/docs"
-    to_open = f"{app}  (the demo app, {demo.APP})\n  API       {docs}" if app else docs
+    to_open = f"{app}  (the demo app, {demo.APP})\n  API       " if app else ""
     spotify = (
         f"{config.spotify_accounts_url}/  (the sandbox, until SPOTIFY_CLIENT_ID is set in .env)"
         if starts_sandbox(config)
@@ -297,7 +249,7 @@ def welcome(config: Config, store: str, app: str | None) -> str:
     return f"""
 Backline is running. Ctrl-C stops everything.
 
-  Open      {to_open}
+  Open      {to_open}{api}/api/docs
   Try       curl -i {api}/api/session
   Spotify   {spotify}
   Database  {shown_database(config.database_url)}

@@ -51,7 +51,9 @@ def _any_arguments(context: MethodSigContext) -> FunctionLike:
 
 def _any_if_awaitable(context: MethodContext) -> Type:
     declared = get_proper_type(context.default_return_type)
-    is_asynchronous = isinstance(declared, UnionType) and any(map(_is_awaitable, map(get_proper_type, declared.items)))
+    is_asynchronous = isinstance(declared, UnionType) and any(
+        map(_is_awaitable, map(get_proper_type, declared.items))
+    )
     if is_asynchronous and _is_in_tests(context):
         return AnyType(TypeOfAny.explicit)
     return context.default_return_type

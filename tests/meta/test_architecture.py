@@ -67,3 +67,9 @@ def test_functions_fit_on_a_screen() -> None:
 
     assert [function for function in functions if function[0] > MAX_FUNCTION_LINES] == []
     assert functions[len(functions) * 9 // 10][0] <= MAX_FUNCTION_LINES_P90
+
+
+def test_modules_are_short() -> None:
+    lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in PRODUCT}
+
+    assert {name: count for name, count in lines.items() if count > MAX_MODULE_LINES} == {}

@@ -13,7 +13,7 @@ import pytest
 import requests
 from sqlalchemy import make_url
 
-from script import ports, server
+from script import env_file, ports, server
 from tests.helpers.servers import eventually
 from tests.script.running import Environ, Run
 
@@ -170,7 +170,7 @@ def test_incomplete_production_settings_are_rejected_first(
 def test_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP_ENV", "")
     monkeypatch.setenv("FLASK_SKIP_DOTENV", "1")
-    assert server.read_settings()["APP_ENV"] == "development"
+    assert env_file.read_settings()["APP_ENV"] == "development"
 
 
 @pytest.mark.parametrize(
