@@ -29,9 +29,9 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from settings import rules
-from settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID
-from settings.types import (
+from app.settings import rules
+from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID
+from app.settings.types import (
     NEW_BYTES_KEY,
     NEW_TEXT_KEY,
     TRACE_HEADERS,
@@ -55,7 +55,7 @@ from settings.types import (
     ServiceUrl,
     Text,
 )
-from settings.urls import host_name, is_browsers_machine, origin_of
+from app.settings.urls import host_name, is_browsers_machine, origin_of
 
 ROOT = Path(__file__).resolve().parent
 

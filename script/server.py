@@ -17,11 +17,11 @@ from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import immutabledict
 
+from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
 from script import demo, ports
 from script.env_file import START_OVER, CannotStartError, read_settings, write_dotenv
 from script.supervisor import ProgramFailed, Programs, Stopped, say
-from settings.urls import is_loopback
 
 REDIS_DATA = Path("instance/redis")
 START_LIMIT_S = 60.0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.settings.rules import AUTHORIZE_PATH
 from config import Config, ConfigError, read_environment
-from settings.rules import AUTHORIZE_PATH
 
 KEY = "7wXoTzJ1mRk3vGd9PqYcB5sLhUeN0aZfWi2tKxQ8ypM="
 KEY_BYTES = base64.b64decode(KEY)

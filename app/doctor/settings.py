@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from app.doctor.result import CheckResult, ok, warning
+from app.settings.urls import host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 from config import Config
-from settings.urls import host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 
 
 def check_settings(config: Config) -> Iterator[CheckResult]:

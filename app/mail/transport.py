@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from app.infra import sockets
 from app.models import OutgoingMail
+from app.settings.urls import is_loopback
 from config import Config
-from settings.urls import is_loopback
 
 CONNECT_TIMEOUT_SECONDS = 10  # for each step of connecting
 # For each of the five steps of handing over an email. Servers scan an email before they accept it, so giving

@@ -16,7 +16,7 @@ from tests.helpers.servers import ROOT
 
 pytestmark = pytest.mark.processes
 
-PRODUCT = ("app", "migrations", "deploy", "config.py", "settings", "wsgi.py")
+PRODUCT = ("app", "migrations", "deploy", "config.py", "wsgi.py")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ import sqlalchemy as sa
 import werkzeug.test
 
 from app.infra import log_setup
+from app.settings.types import decode_key
 from app.web import docs
 from app.web.request_log import RequestFields
-from settings.types import decode_key
 
 # What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)

@@ -100,7 +100,7 @@ def test_documented_settings_are_exactly_those_that_are_read(env: dict[str, str]
 
 
 def test_environment_is_read_in_one_place() -> None:
-    sources = [*(ROOT / "app").rglob("*.py"), *(ROOT / "settings").rglob("*.py"), ROOT / "wsgi.py"]
+    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py"]
 
     assert [
         path.name for path in sources if re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
@@ -108,12 +108,7 @@ def test_environment_is_read_in_one_place() -> None:
 
 
 def test_application_does_not_import_the_sandbox() -> None:
-    sources = [
-        *(ROOT / "app").rglob("*.py"),
-        *(ROOT / "settings").rglob("*.py"),
-        ROOT / "wsgi.py",
-        ROOT / "config.py",
-    ]
+    sources = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py", ROOT / "config.py"]
     importing = re.compile(r"^\s*(from|import) sandbox", re.MULTILINE)
 
     assert [path.name for path in sources if importing.search(path.read_text(encoding="utf-8"))] == []

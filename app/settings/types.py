@@ -16,7 +16,7 @@ from redis.connection import parse_url as parse_redis_url
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
+from app.settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
 
 NEW_TEXT_KEY = 'Make one: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 NEW_BYTES_KEY = 'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'

@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.engine import make_url
 
-from settings.types import NEW_BYTES_KEY, NEW_TEXT_KEY
-from settings.urls import (
+from app.settings.types import NEW_BYTES_KEY, NEW_TEXT_KEY
+from app.settings.urls import (
     host_name,
     is_app_origin,
     is_browsers_machine,

@@ -1,0 +1,161 @@
+"""Builds the application: its services, and the hooks that every request passes through.
+
+docs/architecture.md describes the packages.
+"""
+
+from datetime import timedelta
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from app import cli
+from app.auth.email_change import EmailChanges
+from app.auth.login import Authenticator
+from app.auth.notifications import Notifications
+from app.auth.password_change import PasswordChanges
+from app.auth.passwords import Passwords
+from app.auth.routes import blueprint as auth
+from app.infra import database
+from app.infra.encryption import TokenCipher
+from app.infra.http_client import HttpClient
+from app.infra.redis_cipher import RedisCipher
+from app.infra.redis_client import redis_client
+from app.mail.mailer import Mailer
+from app.mail.transport import create_transport
+from app.resilience.bulkhead import Bulkhead
+from app.resilience.redis_lock import RedisLocks
+from app.resilience.single_flight import SingleFlight
+from app.services import Services
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
+from app.spotify.clients.metrics import RateLimitCollector
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.clients.web_api import SpotifyWebApi
+from app.spotify.connections import Connections
+from app.spotify.gateway.cache import ResponseCache
+from app.spotify.gateway.proxy import Gateway
+from app.spotify.oauth.exchange import CodeExchange
+from app.spotify.oauth.flow import AuthorizationFlow
+from app.spotify.oauth.state import AuthorizationStore
+from app.spotify.routes import blueprint as spotify
+from app.spotify.tokens.maintenance import Maintenance
+from app.spotify.tokens.refresh import GrantSnapshot, Refresher
+from app.spotify.tokens.scheduler import Scheduler
+from app.spotify.tokens.service import TokenService
+from app.user.account import UserAccounts
+from app.user.emails import EmailWriter
+from app.user.routes import blueprint as user
+from app.web import (
+    access,
+    cors,
+    csrf,
+    docs,
+    error_handlers,
+    health,
+    request_log,
+    security_headers,
+    sessions,
+)
+from app.web.api import MAX_BODY_BYTES, Api
+from app.web.client_address import ClientAddress
+from app.web.error_middleware import ErrorMiddleware
+from app.web.throttle import Throttle
+from config import Config
+
+
+def create_app(config: Config) -> Flask:
+    """Build the application. Opens no connection."""
+    app = Flask(__package__, static_folder=None)
+    _configure(app, config)
+    services = _build_services(app, config)
+    app.extensions["backline"] = services
+    database.init_app(app, config)
+
+    # The order of requests. Responses pass in reverse order.
+    request_log.init_app(app)
+    sessions.init_app(app, config, services.redis, services.redis_cipher)
+    csrf.init_app(app, config)
+    access.init_app(app)
+    security_headers.init_app(app, config)
+    cors.init_app(app, config)
+    app.after_request(sessions.save)  # last, to run first: it may replace the response
+
+    error_handlers.init_app(app)
+    api = Api(app)
+    for blueprint in (auth, user, spotify):
+        api.register_blueprint(blueprint)
+    docs.init_app(app, api, config)
+    health.init_app(app, services.redis, [RateLimitCollector(services.rate_limiter)])
+    cli.init_app(app)
+    return app
+
+
+def _configure(app: Flask, config: Config) -> None:
+    app.config.update(
+        SECRET_KEY=config.secret_key,
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        # Health probes use this machine's own names, not the public ones.
+        TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "localhost"] if config.trusted_hosts else None,
+        PROPAGATE_EXCEPTIONS=True,  # to ErrorMiddleware
+        API_TITLE="Backline",
+        API_VERSION="1",
+        OPENAPI_VERSION="3.1.0",
+        API_SPEC_OPTIONS={"info": {"description": docs.DESCRIPTION}},
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # keep the order of the schemas
+    # Do not redirect paths with `//`: the target would contain the Host header of the request.
+    app.url_map.merge_slashes = False
+    if config.trusted_proxies:
+        hops = config.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
+    app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
+    app.wsgi_app = ErrorMiddleware(app.wsgi_app, security_headers.default_headers(config))  # type: ignore[method-assign]
+
+
+def _build_services(app: Flask, config: Config) -> Services:
+    client = redis_client(config.redis_url)
+    redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
+    throttle = Throttle(client, config.secret_key)
+    http_client, rate_limiter = HttpClient(), SpotifyRateLimiter(client, config)
+    accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
+    web_api = SpotifyWebApi(config, http_client, rate_limiter)
+    bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
+    response_cache = ResponseCache(client)
+    refresher = Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, config.refresh_lead)
+    refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
+    tokens = TokenService(refresher, refreshes, accounts_bulkhead, token_cipher, config.refresh_lead)
+    mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
+    maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
+    connections = Connections(tokens, response_cache.drop)
+    authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
+    exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
+    notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
+    email_changes = EmailChanges(notifications, connections)
+    return Services(
+        config=config,
+        redis=client,
+        redis_cipher=redis_cipher,
+        token_cipher=token_cipher,
+        accounts=accounts,
+        accounts_bulkhead=accounts_bulkhead,
+        web_api=web_api,
+        rate_limiter=rate_limiter,
+        throttle=throttle,
+        response_cache=response_cache,
+        gateway=Gateway(tokens, web_api, response_cache, bulkhead, poll_ttl=config.gateway_share_seconds),
+        connections=connections,
+        authorization_flow=AuthorizationFlow(
+            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections
+        ),
+        tokens=tokens,
+        mailer=mailer,
+        maintenance=maintenance,
+        scheduler=Scheduler(app, config, client, tokens, maintenance, mailer),
+        notifications=notifications,
+        passwords=passwords,
+        authenticator=Authenticator(throttle, passwords),
+        password_changes=PasswordChanges(passwords, notifications, connections),
+        email_changes=email_changes,
+        user_accounts=UserAccounts(notifications, email_changes, connections),
+    )
