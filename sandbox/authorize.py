@@ -40,7 +40,7 @@ def keep_private(response: Response) -> Response:
 
 
 @accounts.get("/authorize")
-def ask() -> AnyResponse:
+def authorize() -> AnyResponse:
     """Show the consent page, or redirect at once if the person agreed to these scopes before."""
     state = sandbox()
     authorization = authorization_request.parse(request.args, state.client)
@@ -48,7 +48,7 @@ def ask() -> AnyResponse:
         person = state.people.named(state.settings.auto_consent)
         if person is not None:
             return _redirect_with_code(authorization, person)
-    person = state.whose_browser(request.cookies.get(COOKIE))
+    person = state.person_signed_in_with(request.cookies.get(COOKIE))
     if (
         person
         and not authorization.show_dialog

@@ -88,5 +88,5 @@ def _describe_api_call(call: Call, state: Sandbox, request: Request) -> None:
 
 def _describe_visit(call: Call, state: Sandbox, request: Request) -> None:
     chosen = state.people.named(request.form.get("person", ""))
-    person = chosen or state.whose_browser(request.cookies.get(COOKIE))
+    person = chosen or state.person_signed_in_with(request.cookies.get(COOKIE))
     call.person = person.id if person else None

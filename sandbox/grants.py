@@ -123,7 +123,7 @@ class Grants:
             self._by_person.setdefault(person, []).append(grant)
         return grant
 
-    def standing(self, person: str) -> int:
+    def count_active(self, person: str) -> int:
         """Return how many of the person's grants are not revoked."""
         return sum(not grant.revoked for grant in self._by_person.get(person, ()))
 

@@ -24,7 +24,7 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)
 
 
 @dataclass(frozen=True)
-class Wish:
+class SeedRequest:
     """How many people to create, and with which tokens."""
 
     count: int
@@ -34,7 +34,7 @@ class Wish:
     """When they agreed: the start of the six months of the refresh tokens."""
 
 
-def parse_seed_request(members: dict[str, Any], now: datetime) -> Wish:
+def parse_seed_request(members: dict[str, Any], now: datetime) -> SeedRequest:
     """Parse the body. By default, people agreed to all scopes, just now.
 
     Raises:
@@ -45,7 +45,7 @@ def parse_seed_request(members: dict[str, Any], now: datetime) -> Wish:
         raise BadRequestBody(f"count must be 1 to {MOST}")
     if not isinstance(scopes, list) or any(str(scope) not in IN_WORDS for scope in scopes):
         raise BadRequestBody("scopes must be a list of known scopes", list(IN_WORDS))
-    return Wish(count, tuple(dict.fromkeys(scopes)), _moment(members.get("authorized_at"), now))
+    return SeedRequest(count, tuple(dict.fromkeys(scopes)), _moment(members.get("authorized_at"), now))
 
 
 def _moment(value: object, now: datetime) -> datetime:
@@ -66,17 +66,17 @@ def _parsed(text: str) -> datetime | None:
         return None
 
 
-def seed(state: Sandbox, wish: Wish) -> list[dict[str, Any]]:
+def seed(state: Sandbox, request: SeedRequest) -> list[dict[str, Any]]:
     """Create people, and return the id and tokens of each."""
-    scopes, lifetime = state.settings.granted(wish.scopes), state.settings.expires_in
+    scopes, lifetime = state.settings.granted(request.scopes), state.settings.expires_in
     expires_at = state.clock.now() + timedelta(seconds=lifetime)
     return [
         {
-            **_tokens(state, person, scopes, wish.authorized_at, expires_at),
+            **_tokens(state, person, scopes, request.authorized_at, expires_at),
             "expires_in": lifetime,
             "scope": " ".join(sorted(scopes)),
         }
-        for person in state.people.seed(wish.count)
+        for person in state.people.seed(request.count)
     ]
 
 

@@ -61,7 +61,7 @@ class Sandbox:
         self.signed_in[cookie] = person.account_id
         return cookie
 
-    def whose_browser(self, cookie: str | None) -> Person | None:
+    def person_signed_in_with(self, cookie: str | None) -> Person | None:
         """Return the person who is signed in with this cookie."""
         return self.people.of_account(self.signed_in.get(cookie or ""))
 
@@ -75,7 +75,7 @@ class Sandbox:
                 "product": person.product,
                 "country": person.country,
                 "email": person.email,
-                "grants": self.grants.standing(person.account_id),
+                "grants": self.grants.count_active(person.account_id),
             }
             for person in people
         ]

@@ -50,7 +50,7 @@ def add_headers(response: Response) -> Response:
 
 
 @token.post("/api/token")
-def give_token() -> Response:
+def issue_token() -> Response:
     """Issue an access token for a code, a refresh token, or client credentials."""
     grant_type = request.form.get("grant_type")
     if not grant_type:

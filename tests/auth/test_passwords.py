@@ -244,15 +244,15 @@ def test_hash_of_another_kind_matches_no_password(new_client: Callable[[], Flask
 
 @pytest.mark.requirement("A4")
 def test_hashing_is_limited_to_the_number_of_slots(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once, most, gate = 0, 0, threading.Lock()
+    at_once, most, lock = 0, 0, threading.Lock()
 
     def count(*_: object) -> bool:
         nonlocal at_once, most
-        with gate:
+        with lock:
             at_once += 1
             most = max(most, at_once)
         time.sleep(0.02)  # stands for the work of hashing
-        with gate:
+        with lock:
             at_once -= 1
         return False
 

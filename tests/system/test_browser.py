@@ -183,9 +183,9 @@ def test_another_site_can_link_to_the_app_but_not_start_an_authorization(
 
 
 def test_docs_page_can_make_calls(page: Page, api: Server) -> None:
-    trouble: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{api.url}/api/docs?spotify=connected")
 
     expect(page.get_by_role("status")).to_contain_text("Spotify is connected")
@@ -195,7 +195,7 @@ def test_docs_page_can_make_calls(page: Page, api: Server) -> None:
     operation.get_by_role("button", name="Execute").click()
 
     expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("204")
-    assert trouble == []
+    assert errors == []
 
 
 def test_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:

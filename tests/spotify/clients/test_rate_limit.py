@@ -620,16 +620,16 @@ def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, 
     assert spent(store) == spent(store, "connecting") == 1
 
 
-@pytest.mark.parametrize("trouble", ["away", "a text", "a list", "times ahead"])
+@pytest.mark.parametrize("failure", ["away", "a text", "a list", "times ahead"])
 def test_call_passes_if_the_budget_cannot_be_counted(
-    env: dict[str, str], app: Flask, store: Store, trouble: str
+    env: dict[str, str], app: Flask, store: Store, failure: str
 ) -> None:
     config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
-    client = redis_client("redis://127.0.0.1:1/0") if trouble == "away" else store
+    client = redis_client("redis://127.0.0.1:1/0") if failure == "away" else store
     key = f"spotify-calls:{{{config.spotify_client_id}}}"
-    if trouble == "a text":
+    if failure == "a text":
         store.set(key, "junk")
-    elif trouble == "a list":
+    elif failure == "a list":
         store.rpush(key, "junk")
     else:
         ahead = milliseconds(store) + 10**9
@@ -641,7 +641,7 @@ def test_call_passes_if_the_budget_cannot_be_counted(
     with pytest.raises(RateLimited) as refused:
         limiter.acquire(None, is_poll=True)
     assert refused.value.retry_after in about(100)
-    if trouble in ("a text", "a list"):  # calls are counted again
+    if failure in ("a text", "a list"):  # calls are counted again
         limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))
         assert spend_all(limiter, 1) == 1

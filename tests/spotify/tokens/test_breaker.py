@@ -32,7 +32,7 @@ MINUTE = 60
 
 def is_open(app: Flask) -> list[str]:
     with app.app_context():
-        return [trouble.name for trouble in breaker.open_breakers()]
+        return [found.name for found in breaker.open_breakers()]
 
 
 def rows(app: Flask) -> list[AccessToken]:
@@ -148,18 +148,18 @@ def test_failed_probe_resets_success_count(app: Flask, sandbox: SandboxClient) -
     for successes in (1, 2, 3, 4):
         advance_time(app, sandbox, MINUTE)
         refresh_due(app)
-        assert the_breaker(app, Reason.REVOCATIONS).successes == successes
+        assert stored_breaker(app, Reason.REVOCATIONS).successes == successes
     sandbox.fault(on="refresh", kind="false_invalid_grant")
     advance_time(app, sandbox, MINUTE)
     refresh_due(app)
 
-    assert the_breaker(app, Reason.REVOCATIONS).successes == 0
+    assert stored_breaker(app, Reason.REVOCATIONS).successes == 0
     assert is_open(app) == [Reason.REVOCATIONS]
 
 
-def the_breaker(app: Flask, trouble: Reason) -> Breaker:
+def stored_breaker(app: Flask, reason: Reason) -> Breaker:
     with app.app_context(), reading() as db:
-        return db.get_one(Breaker, trouble)
+        return db.get_one(Breaker, reason)
 
 
 def test_wrong_secret_is_probed_once_a_minute_and_marks_no_grant(app: Flask, sandbox: SandboxClient) -> None:

@@ -108,15 +108,15 @@ def test_scheduler_refreshes_connection_with_times_far_ahead(app: Flask, sandbox
 
 @SQLITE
 @pytest.mark.parametrize("ahead", [2 * HOUR, CENTURY], ids=["two-hours", "a-century"])
-@pytest.mark.parametrize("trouble", [Reason.OUTAGE, Reason.MISCONFIGURED])
+@pytest.mark.parametrize("reason", [Reason.OUTAGE, Reason.MISCONFIGURED])
 def test_breaker_opened_by_a_clock_ahead_is_probed_and_closes(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient, trouble: Reason, ahead: timedelta
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, reason: Reason, ahead: timedelta
 ) -> None:
     connect(client, sandbox)
     advance_time(app, sandbox, 3700)
     with app.app_context(), writing() as db:
         later = database.db_now(db) + ahead
-        db.add(Breaker(name=trouble, opened_at=later, closed_at=None, probe_at=later))
+        db.add(Breaker(name=reason, opened_at=later, closed_at=None, probe_at=later))
 
     assert client.get("/api/spotify/token").status_code == 200
 

@@ -70,7 +70,7 @@ class Meaning:
     state: GrantState = GrantState.ACTIVE
     status: str = "connected"
     """The status in GET /api/spotify."""
-    trouble: Reason | None = None
+    reason: Reason | None = None
     """The breaker that opens, and for how long."""
     hold: timedelta | None = None
 
@@ -88,7 +88,7 @@ OUR_FAULT = Meaning(
     retry_after=(1, 300),
     outcome=Outcome.MISCONFIGURED,
     pause=None,
-    trouble=Reason.MISCONFIGURED,
+    reason=Reason.MISCONFIGURED,
     hold=55 * SECOND,
 )
 UNAVAILABLE = Meaning(
@@ -106,7 +106,7 @@ def wait(seconds: int, *, told: tuple[int, int] | None = None) -> Meaning:
         retry_after=told or (seconds, seconds),
         outcome=Outcome.RATE_LIMITED,
         pause=None,
-        trouble=Reason.RATE_LIMITED,
+        reason=Reason.RATE_LIMITED,
         hold=seconds * SECOND,
     )
 
@@ -620,7 +620,7 @@ def check_retry_after(response: TestResponse, means: Meaning) -> None:
 
 
 def check_breakers(opened: list[Breaker], means: Meaning) -> None:
-    assert [breaker.name for breaker in opened] == ([means.trouble] if means.trouble else [])
+    assert [breaker.name for breaker in opened] == ([means.reason] if means.reason else [])
     assert [breaker.probe_at - breaker.opened_at for breaker in opened] == ([means.hold] if opened else [])
 
 
@@ -690,7 +690,7 @@ def test_valid_token_is_returned_whatever_spotify_responds(
         stack.enter_context(asking(app, row.spotify(stack, sandbox)))
         before = ask(connected)
         eventually(lambda: [attempt.outcome for attempt in attempts(app)][:1] == [row.means.outcome])
-        eventually(lambda: bool(open_breakers(app)) == (row.means.trouble is not None))
+        eventually(lambda: bool(open_breakers(app)) == (row.means.reason is not None))
 
         after = ask(connected)
 
