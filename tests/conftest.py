@@ -40,6 +40,7 @@ from tests.helpers.servers import (
     running_server,
     socket_of,
 )
+from tests.helpers.upstream import Upstream, running_upstream
 
 # Registered at the sandbox too: the same path on whatever port a server gets, and a page of an SPA.
 ANY_PORT_REDIRECT_URI = "http://127.0.0.1/api/spotify/authorize"
@@ -296,6 +297,13 @@ def env(
     for marker in reversed(list(request.node.iter_markers("settings"))):  # the closest last
         env |= marker.kwargs
     return env
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A stand-in for the Web API, and for any other HTTP server. Tokens still come from the sandbox."""
+    with running_upstream() as running:
+        yield running
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from app.mail import transport
 from config import Config
 from tests.conftest import SETTINGS
 from tests.helpers.fault_proxy import FaultProxy
-from tests.helpers.upstream import Upstream, running_upstream
+from tests.helpers.upstream import Upstream
 
 TIMEOUT = 0.5
 LATE = 3.0  # far beyond TIMEOUT, and far below what each step takes without a deadline
@@ -27,12 +27,6 @@ def client() -> Iterator[HttpClient]:
     found = HttpClient()
     yield found
     found.close()
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with running_upstream() as running:
-        yield running
 
 
 def fail(client: HttpClient, url: str, **request: Any) -> TransportError:

@@ -1,4 +1,4 @@
-"""A stand-in for the Web API, and a person who has connected Spotify."""
+"""A Redis client, and a person who has connected Spotify."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,7 @@ from flask.testing import FlaskClient
 
 from tests.helpers.cached_reads import Store
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.upstream import Upstream, connect_through, running_upstream
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    """Return a stand-in for the Web API. Tokens still come from the sandbox."""
-    with running_upstream() as found:
-        yield found
+from tests.helpers.upstream import Upstream, connect_through
 
 
 @pytest.fixture

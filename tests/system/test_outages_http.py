@@ -55,7 +55,7 @@ HEADERS = {"X-Requested-With": "test", "Accept": "application/json"}
 
 
 @dataclass
-class World:
+class Deployment:
     """A gunicorn worker with its own MariaDB and Redis, and a proxy in front of each."""
 
     database: MariaDb
@@ -96,7 +96,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def _world(sandbox: SandboxClient) -> Iterator[World]:
+def _deployment(sandbox: SandboxClient) -> Iterator[Deployment]:
     with ExitStack() as stack:
         homes = [
             Path(stack.enter_context(TemporaryDirectory(prefix="backline-", dir="/tmp"))) for _ in range(2)
@@ -123,34 +123,34 @@ def _world(sandbox: SandboxClient) -> Iterator[World]:
         api = stack.enter_context(running_server(shared, workers=1))
         empty = EmptyDatabase(mariadb.url)
         stack.callback(empty.close)
-        yield World(mariadb, store, to_mysql, to_store, settings, api, empty)
+        yield Deployment(mariadb, store, to_mysql, to_store, settings, api, empty)
 
 
 @pytest.fixture
-def world(_world: World) -> Iterator[World]:
-    _world.as_new()
-    workers = _world.api.workers
-    yield _world
-    _world.as_new()
-    assert _world.api.workers == workers, "a worker was replaced"
+def deployment(_deployment: Deployment) -> Iterator[Deployment]:
+    _deployment.as_new()
+    workers = _deployment.api.workers
+    yield _deployment
+    _deployment.as_new()
+    assert _deployment.api.workers == workers, "a worker was replaced"
 
 
 @pytest.fixture
-def app(world: World) -> Iterator[Flask]:
+def app(deployment: Deployment) -> Iterator[Flask]:
     """The app in this process, on the same servers through the same proxies."""
-    with running_app(world.settings) as application:
+    with running_app(deployment.settings) as application:
         yield application
 
 
 def call(
-    world: World, method: str, path: str, *, cookies: dict[str, str] | None = None, **sent: Any
+    deployment: Deployment, method: str, path: str, *, cookies: dict[str, str] | None = None, **sent: Any
 ) -> requests.Response:
     headers = HEADERS | sent.pop("headers", {})
     with requests.Session() as http:
         http.trust_env = False
         return http.request(
             method,
-            world.api.url + path,
+            deployment.api.url + path,
             cookies=cookies,
             headers=headers,
             timeout=30,
@@ -163,26 +163,26 @@ def account(name: str = "ada") -> dict[str, str]:
     return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
 
 
-def sign_up(world: World, name: str = "ada") -> dict[str, str]:
+def sign_up(deployment: Deployment, name: str = "ada") -> dict[str, str]:
     """Register. Return the cookies."""
-    answer = call(world, "POST", "/api/register", json=account(name))
+    answer = call(deployment, "POST", "/api/register", json=account(name))
     assert answer.status_code == 201, answer.text
     return answer.cookies.get_dict()
 
 
 @pytest.fixture
-def cookies(world: World, sandbox: SandboxClient) -> dict[str, str]:
+def cookies(deployment: Deployment, sandbox: SandboxClient) -> dict[str, str]:
     """The cookies of a user who is signed in and connected."""
-    cookies = sign_up(world)
-    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+    cookies = sign_up(deployment)
+    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
     callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
-    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=answer_of(callback))
+    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=answer_of(callback))
     assert answer.json()["status"] == "connected", answer.text
     return cookies
 
 
-def users(world: World, name: str = "ada") -> int:
-    [(count,)] = world.sql("SELECT COUNT(*) FROM users WHERE username = :name", name=name)
+def users(deployment: Deployment, name: str = "ada") -> int:
+    [(count,)] = deployment.sql("SELECT COUNT(*) FROM users WHERE username = :name", name=name)
     return int(count)
 
 
@@ -194,7 +194,7 @@ def check_unavailable(answer: requests.Response) -> None:
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
 
 
-def check_recovered(world: World, cookies: dict[str, str]) -> None:
+def check_recovered(deployment: Deployment, cookies: dict[str, str]) -> None:
     """Check that every call succeeds within the time limit, and from then on."""
     paths = ["/api/session", "/api/user", "/api/spotify", "/api/spotify/token"] * 4
 
@@ -203,7 +203,7 @@ def check_recovered(world: World, cookies: dict[str, str]) -> None:
             return {answer.status_code for answer in pool.map(ask, paths)}
 
     def ask(path: str) -> requests.Response:
-        return call(world, "GET", path, cookies=cookies)
+        return call(deployment, "GET", path, cookies=cookies)
 
     # The first burst replaces all connections. On a busy machine, one may time out.
     began = time.monotonic()
@@ -290,14 +290,14 @@ def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is
 
 
 def check_every_route(
-    world: World, app: Flask, cookies: dict[str, str], seconds: float, *, redis_is_there: bool
+    deployment: Deployment, app: Flask, cookies: dict[str, str], seconds: float, *, redis_is_there: bool
 ) -> None:
     calls = every_call(app)
 
     def ask(case: tuple[Call, dict[str, str]]) -> str | None:
         one, jar = case
         began = time.monotonic()
-        answer = call(world, one.method, one.path, cookies=jar, json=one.body or None)
+        answer = call(deployment, one.method, one.path, cookies=jar, json=one.body or None)
         took = time.monotonic() - began
         wrong = complaint(one, answer, signed_in=bool(jar), redis_is_there=redis_is_there)
         if took > seconds:
@@ -314,54 +314,56 @@ def check_every_route(
 
 
 def test_every_route_is_503_while_redis_refuses_connections(
-    world: World, app: Flask, cookies: dict[str, str]
+    deployment: Deployment, app: Flask, cookies: dict[str, str]
 ) -> None:
-    world.store.refuse()
-    check_every_route(world, app, cookies, REDIS_SECONDS, redis_is_there=False)
-    check_unavailable(call(world, "POST", "/api/logout", cookies=cookies))
+    deployment.store.refuse()
+    check_every_route(deployment, app, cookies, REDIS_SECONDS, redis_is_there=False)
+    check_unavailable(call(deployment, "POST", "/api/logout", cookies=cookies))
 
-    world.store.restore()
-    check_recovered(world, cookies)
-    assert re.findall(r".*Traceback.*", world.api.log) == []
+    deployment.store.restore()
+    check_recovered(deployment, cookies)
+    assert re.findall(r".*Traceback.*", deployment.api.log) == []
 
 
 def test_every_route_is_503_in_time_while_redis_stalls(
-    world: World, app: Flask, cookies: dict[str, str]
+    deployment: Deployment, app: Flask, cookies: dict[str, str]
 ) -> None:
-    world.store.blackhole()
-    check_every_route(world, app, cookies, REDIS_SECONDS, redis_is_there=False)
+    deployment.store.blackhole()
+    check_every_route(deployment, app, cookies, REDIS_SECONDS, redis_is_there=False)
 
-    world.store.restore()
-    check_recovered(world, cookies)
+    deployment.store.restore()
+    check_recovered(deployment, cookies)
 
 
 def test_every_route_is_503_while_mysql_refuses_connections(
-    world: World, app: Flask, cookies: dict[str, str]
+    deployment: Deployment, app: Flask, cookies: dict[str, str]
 ) -> None:
-    world.mysql.refuse()
-    check_every_route(world, app, cookies, REFUSED_SECONDS, redis_is_there=True)
+    deployment.mysql.refuse()
+    check_every_route(deployment, app, cookies, REFUSED_SECONDS, redis_is_there=True)
 
-    world.mysql.restore()
-    check_recovered(world, cookies)
+    deployment.mysql.restore()
+    check_recovered(deployment, cookies)
 
 
 def test_every_route_is_503_in_time_while_mysql_stalls(
-    world: World, app: Flask, cookies: dict[str, str]
+    deployment: Deployment, app: Flask, cookies: dict[str, str]
 ) -> None:
-    world.mysql.blackhole()
-    check_every_route(world, app, cookies, STALLED_SECONDS, redis_is_there=True)
+    deployment.mysql.blackhole()
+    check_every_route(deployment, app, cookies, STALLED_SECONDS, redis_is_there=True)
 
-    world.mysql.restore()
-    check_recovered(world, cookies)
+    deployment.mysql.restore()
+    check_recovered(deployment, cookies)
 
 
 @pytest.mark.parametrize("dependency", ["store", "mysql"])
 def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
-    world: World, cookies: dict[str, str], dependency: str
+    deployment: Deployment, cookies: dict[str, str], dependency: str
 ) -> None:
-    getattr(world, dependency).refuse()
+    getattr(deployment, dependency).refuse()
 
-    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, headers={"Accept": "text/html"})
+    answer = call(
+        deployment, "GET", "/api/spotify/authorize", cookies=cookies, headers={"Accept": "text/html"}
+    )
 
     assert answer.status_code == 303
     assert answer.headers["Location"].endswith("spotify=error-service-unavailable")
@@ -370,111 +372,117 @@ def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
 # --- the servers themselves ----------------------------------------------------------------------
 
 
-def test_redis_is_used_again_after_a_restart(world: World, cookies: dict[str, str]) -> None:
-    world.redis.kill()
-    check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
+def test_redis_is_used_again_after_a_restart(deployment: Deployment, cookies: dict[str, str]) -> None:
+    deployment.redis.kill()
+    check_unavailable(call(deployment, "GET", "/api/user", cookies=cookies))
 
-    world.redis.start()
+    deployment.redis.start()
 
     # Redis lost the sessions, so users sign in again, and are still connected.
     again = eventually(
-        lambda: call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}),
+        lambda: call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}),
         RECOVERY_SECONDS,
     )
     assert again.status_code == 200, again.text
-    check_recovered(world, again.cookies.get_dict())
-    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 401
+    check_recovered(deployment, again.cookies.get_dict())
+    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 401
 
 
-def test_paused_redis_does_not_block_requests(world: World, cookies: dict[str, str]) -> None:
-    world.redis.pause()
-    answers = timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
-    alive = timed(lambda: call(world, "GET", "/livez"), 1)
-    world.redis.resume()
+def test_paused_redis_does_not_block_requests(deployment: Deployment, cookies: dict[str, str]) -> None:
+    deployment.redis.pause()
+    answers = timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 8)
+    alive = timed(lambda: call(deployment, "GET", "/livez"), 1)
+    deployment.redis.resume()
 
     for answer, seconds in answers:
         check_unavailable(answer)
         assert seconds < REDIS_SECONDS
     assert alive[0][0].status_code == 200
-    check_recovered(world, cookies)
+    check_recovered(deployment, cookies)
 
 
-def test_slow_redis_only_costs_time(world: World, cookies: dict[str, str]) -> None:
-    world.store.latency(0.05)
+def test_slow_redis_only_costs_time(deployment: Deployment, cookies: dict[str, str]) -> None:
+    deployment.store.latency(0.05)
 
-    for answer, seconds in timed(lambda: call(world, "GET", "/api/spotify/token", cookies=cookies), 4):
+    for answer, seconds in timed(lambda: call(deployment, "GET", "/api/spotify/token", cookies=cookies), 4):
         assert answer.status_code == 200
         assert seconds < REDIS_SECONDS
 
 
 def test_full_redis_rejects_new_sessions_and_serves_existing_ones(
-    world: World, cookies: dict[str, str]
+    deployment: Deployment, cookies: dict[str, str]
 ) -> None:
-    world.redis.client.config_set("maxmemory", 1)
+    deployment.redis.client.config_set("maxmemory", 1)
 
-    check_unavailable(call(world, "POST", "/api/register", json=account("grace")))
-    check_unavailable(call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
-    served = [call(world, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
+    check_unavailable(call(deployment, "POST", "/api/register", json=account("grace")))
+    check_unavailable(call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+    served = [call(deployment, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
     assert [answer.status_code for answer in served] == [200, 200]
-    assert users(world, "grace") == 0
+    assert users(deployment, "grace") == 0
 
-    world.redis.client.config_set("maxmemory", 0)
-    assert call(world, "POST", "/api/register", json=account("grace")).status_code == 201
-
-
-def test_redis_counts_as_unavailable_while_it_is_a_replica(world: World, cookies: dict[str, str]) -> None:
-    world.redis.client.replicaof("127.0.0.1", "1")
-
-    check_unavailable(call(world, "GET", "/api/user", cookies=cookies))
-    check_unavailable(call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
-
-    world.redis.client.replicaof("NO", "ONE")
-    check_recovered(world, cookies)
+    deployment.redis.client.config_set("maxmemory", 0)
+    assert call(deployment, "POST", "/api/register", json=account("grace")).status_code == 201
 
 
-def test_mysql_is_used_again_after_a_restart(world: World, cookies: dict[str, str]) -> None:
-    world.database.kill()
-    for answer, seconds in timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 16):
+def test_redis_counts_as_unavailable_while_it_is_a_replica(
+    deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    deployment.redis.client.replicaof("127.0.0.1", "1")
+
+    check_unavailable(call(deployment, "GET", "/api/user", cookies=cookies))
+    check_unavailable(call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+
+    deployment.redis.client.replicaof("NO", "ONE")
+    check_recovered(deployment, cookies)
+
+
+def test_mysql_is_used_again_after_a_restart(deployment: Deployment, cookies: dict[str, str]) -> None:
+    deployment.database.kill()
+    for answer, seconds in timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 16):
         check_unavailable(answer)
         assert seconds < REFUSED_SECONDS
-    assert call(world, "GET", "/readyz").status_code == 503
+    assert call(deployment, "GET", "/readyz").status_code == 503
 
-    world.database.start()
+    deployment.database.start()
 
-    check_recovered(world, cookies)
-    eventually(lambda: call(world, "GET", "/readyz").status_code == 200)
+    check_recovered(deployment, cookies)
+    eventually(lambda: call(deployment, "GET", "/readyz").status_code == 200)
 
 
-def test_paused_mysql_does_not_block_requests_for_long(world: World, cookies: dict[str, str]) -> None:
-    world.database.pause()
+def test_paused_mysql_does_not_block_requests_for_long(
+    deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    deployment.database.pause()
     # Eight times as many callers as threads: they must not queue behind each other's timeouts.
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(timed, lambda: call(world, "GET", "/api/user", cookies=cookies), 64)
-        not_ready = timed(lambda: call(world, "GET", "/readyz"), 1)[0]
+        waiting = pool.submit(timed, lambda: call(deployment, "GET", "/api/user", cookies=cookies), 64)
+        not_ready = timed(lambda: call(deployment, "GET", "/readyz"), 1)[0]
         answers = waiting.result()
-    world.database.resume()
+    deployment.database.resume()
 
     assert not_ready[0].status_code == 503
     for answer, seconds in answers:
         check_unavailable(answer)
         assert seconds < STALLED_SECONDS
-    check_recovered(world, cookies)
+    check_recovered(deployment, cookies)
 
 
-def test_stalled_statement_times_out(world: World, cookies: dict[str, str]) -> None:
-    world.mysql.hold("down", b"spotify_users")
-    [(answer, seconds)] = timed(lambda: call(world, "GET", "/api/spotify", cookies=cookies), 1)
-    world.mysql.release()
+def test_stalled_statement_times_out(deployment: Deployment, cookies: dict[str, str]) -> None:
+    deployment.mysql.hold("down", b"spotify_users")
+    [(answer, seconds)] = timed(lambda: call(deployment, "GET", "/api/spotify", cookies=cookies), 1)
+    deployment.mysql.release()
 
     check_unavailable(answer)
     assert seconds < STALLED_SECONDS
-    check_recovered(world, cookies)
+    check_recovered(deployment, cookies)
 
 
-def test_stalled_idle_connection_times_out_sooner_than_a_statement(world: World, app: Flask) -> None:
+def test_stalled_idle_connection_times_out_sooner_than_a_statement(
+    deployment: Deployment, app: Flask
+) -> None:
     with app.app_context():
         read_db_now()
-        world.mysql.blackhole()
+        deployment.mysql.blackhole()
         began = time.monotonic()
         with pytest.raises(OperationalError):
             read_db_now()
@@ -497,46 +505,50 @@ def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[reques
 # --- connections that break ----------------------------------------------------------------------
 
 
-def test_idle_connection_that_was_killed_is_replaced(world: World, cookies: dict[str, str]) -> None:
-    timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 8)
-    assert world.kill_connections() > 0
+def test_idle_connection_that_was_killed_is_replaced(deployment: Deployment, cookies: dict[str, str]) -> None:
+    timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 8)
+    assert deployment.kill_connections() > 0
 
-    answers = timed(lambda: call(world, "GET", "/api/user", cookies=cookies), 16)
+    answers = timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 16)
 
     assert [answer.status_code for answer, _ in answers] == [200] * 16
 
 
-def test_mysql_restart_between_requests_goes_unnoticed(world: World, cookies: dict[str, str]) -> None:
-    os.kill(world.database.pid, signal.SIGTERM)
-    eventually(lambda: not world.database.is_running)
-    world.database.kill()
-    world.database.start()
+def test_mysql_restart_between_requests_goes_unnoticed(
+    deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    os.kill(deployment.database.pid, signal.SIGTERM)
+    eventually(lambda: not deployment.database.is_running)
+    deployment.database.kill()
+    deployment.database.start()
 
-    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 200
+    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 200
 
 
-def test_connection_killed_in_a_transaction_leaves_no_partial_write(world: World) -> None:
-    world.mysql.hold("up", b"COMMIT", since=b"INSERT INTO users")
+def test_connection_killed_in_a_transaction_leaves_no_partial_write(deployment: Deployment) -> None:
+    deployment.mysql.hold("up", b"COMMIT", since=b"INSERT INTO users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, world, "POST", "/api/register", json=account())
-        world.mysql.wait_held()
-        assert world.kill_connections("id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)")
-        world.mysql.release()
+        asking = pool.submit(call, deployment, "POST", "/api/register", json=account())
+        deployment.mysql.wait_held()
+        assert deployment.kill_connections(
+            "id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
+        )
+        deployment.mysql.release()
         answer = asking.result()
 
     # Complete, because it was retried.
     assert answer.status_code == 201, answer.text
-    assert users(world) == 1
-    assert call(world, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
+    assert users(deployment) == 1
+    assert call(deployment, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
 
 
 # --- conflicting transactions --------------------------------------------------------------------
 
 
 @pytest.fixture
-def pair(world: World) -> None:
+def pair(deployment: Deployment) -> None:
     for name in ("ada", "grace"):
-        world.sql(
+        deployment.sql(
             "INSERT INTO users (username, email, password_hash, created_at, updated_at) "
             "VALUES (:name, :name, 'x', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))",
             name=name,
@@ -573,45 +585,47 @@ def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, s
     return ask
 
 
-def hashes(world: World) -> list[str]:
-    return [value for (value,) in world.sql("SELECT password_hash FROM users ORDER BY username")]
+def hashes(deployment: Deployment) -> list[str]:
+    return [value for (value,) in deployment.sql("SELECT password_hash FROM users ORDER BY username")]
 
 
 @pytest.mark.usefixtures("pair")
-def test_deadlock_victim_is_retried(world: World, app: Flask) -> None:
+def test_deadlock_victim_is_retried(deployment: Deployment, app: Flask) -> None:
     ask = change_both(app, again=True)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
 
     assert [answer.result() for answer in answers] == [(204, None)] * 2
-    assert [sorted(value) for value in hashes(world)] == [["a", "g", "x"]] * 2
+    assert [sorted(value) for value in hashes(deployment)] == [["a", "g", "x"]] * 2
 
 
 @pytest.mark.usefixtures("pair")
-def test_deadlock_victim_without_retries_leaves_no_partial_write(world: World, app: Flask) -> None:
+def test_deadlock_victim_without_retries_leaves_no_partial_write(deployment: Deployment, app: Flask) -> None:
     ask = change_both(app, again=False)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
 
     assert sorted(answer.result() for answer in answers) == [(204, None), (503, "5")]
-    assert hashes(world)[0] == hashes(world)[1]
+    assert hashes(deployment)[0] == hashes(deployment)[1]
     assert ask("ada", "grace")[0] == 204
 
 
-def test_lock_wait_times_out_and_leaves_nothing_behind(world: World, cookies: dict[str, str]) -> None:
-    with world.database._engine.connect() as other:
+def test_lock_wait_times_out_and_leaves_nothing_behind(
+    deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    with deployment.database._engine.connect() as other:
         other.execute(sa.text("SELECT id FROM spotify_users FOR UPDATE"))
-        [(answer, seconds)] = timed(lambda: call(world, "DELETE", "/api/spotify", cookies=cookies), 1)
+        [(answer, seconds)] = timed(lambda: call(deployment, "DELETE", "/api/spotify", cookies=cookies), 1)
         other.rollback()
 
     check_unavailable(answer)
     assert seconds < STALLED_SECONDS
-    check_recovered(world, cookies)
-    assert call(world, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
+    check_recovered(deployment, cookies)
+    assert call(deployment, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
 
 
 @pytest.mark.usefixtures("pair")
-def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) -> None:
+def test_writes_before_a_lock_timeout_are_rolled_back(deployment: Deployment, app: Flask) -> None:
     """MySQL rolls back only one statement (1205), so a commit after it would store half of the changes."""
 
     def work(db: Session) -> None:
@@ -619,13 +633,13 @@ def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) 
         db.execute(sa.update(User).where(User.username == "ada").values(password_hash="half"))
         db.execute(sa.update(User).where(User.username == "grace").values(password_hash="half"))
 
-    with world.database._engine.connect() as other, app.app_context():
+    with deployment.database._engine.connect() as other, app.app_context():
         other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
         with pytest.raises(OperationalError, match="1205"):
             run_in_transaction(work, retries=0)
         other.rollback()
         database.engine.dispose()
-        assert hashes(world) == ["x", "x"]
+        assert hashes(deployment) == ["x", "x"]
 
 
 # --- interrupted requests ------------------------------------------------------------------------
@@ -633,150 +647,158 @@ def test_writes_before_a_lock_timeout_are_rolled_back(world: World, app: Flask) 
 WRITES_ACCOUNT = b"INSERT INTO users"
 
 
-def test_registration_with_an_unacknowledged_commit_is_looked_up(world: World) -> None:
-    dropped = world.mysql.dropped
-    world.mysql.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
+def test_registration_with_an_unacknowledged_commit_is_looked_up(deployment: Deployment) -> None:
+    dropped = deployment.mysql.dropped
+    deployment.mysql.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
 
-    answer = call(world, "POST", "/api/register", json=account())
+    answer = call(deployment, "POST", "/api/register", json=account())
 
-    assert world.mysql.dropped > dropped
+    assert deployment.mysql.dropped > dropped
     assert answer.status_code == 201, answer.text
-    assert users(world) == 1
-    assert call(world, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
-    assert call(world, "POST", "/api/register", json=account()).status_code == 409
+    assert users(deployment) == 1
+    assert call(deployment, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
+    assert call(deployment, "POST", "/api/register", json=account()).status_code == 409
 
 
 @pytest.mark.requirement("I3")
 @pytest.mark.parametrize("committed", [False, True])
-def test_client_can_tell_whether_an_interrupted_registration_succeeded(world: World, committed: bool) -> None:
-    world.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
+def test_client_can_tell_whether_an_interrupted_registration_succeeded(
+    deployment: Deployment, committed: bool
+) -> None:
+    deployment.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, world, "POST", "/api/register", json=account())
-        world.mysql.wait_held()
+        asking = pool.submit(call, deployment, "POST", "/api/register", json=account())
+        deployment.mysql.wait_held()
         if committed:
-            world.mysql.hold("down", b"")  # forwards the COMMIT, and holds the reply
-            eventually(lambda: users(world) == 1)
-        world.mysql.refuse()
+            deployment.mysql.hold("down", b"")  # forwards the COMMIT, and holds the reply
+            eventually(lambda: users(deployment) == 1)
+        deployment.mysql.refuse()
         answer = asking.result()
     check_unavailable(answer)
     assert "Set-Cookie" not in answer.headers
-    world.mysql.restore()
+    deployment.mysql.restore()
 
-    again = call(world, "POST", "/api/register", json=account())
-    assert (again.status_code, users(world)) == (409 if committed else 201, 1)
-    signed_in = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    again = call(deployment, "POST", "/api/register", json=account())
+    assert (again.status_code, users(deployment)) == (409 if committed else 201, 1)
+    signed_in = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
     assert signed_in.status_code == 200
 
 
-def test_sign_in_that_loses_mysql_can_be_repeated(world: World) -> None:
-    sign_up(world)
-    world.mysql.drop_reply(b"FROM users")
+def test_sign_in_that_loses_mysql_can_be_repeated(deployment: Deployment) -> None:
+    sign_up(deployment)
+    deployment.mysql.drop_reply(b"FROM users")
 
-    first = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
-    again = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    first = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    again = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
 
     check_unavailable(first)
     assert again.status_code == 200, again.text
 
 
 @pytest.mark.parametrize("lost", [b"SET", b"EXEC"])
-def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(world: World, lost: bytes) -> None:
-    sign_up(world)
-    world.store.drop_reply(b"\r\n" + lost + b"\r\n")
+def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(deployment: Deployment, lost: bytes) -> None:
+    sign_up(deployment)
+    deployment.store.drop_reply(b"\r\n" + lost + b"\r\n")
 
-    first = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
-    again = call(world, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    first = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    again = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
 
     check_unavailable(first)
     assert "Set-Cookie" not in first.headers
     assert again.status_code == 200
 
 
-def test_sign_out_without_a_reply_from_redis_can_be_repeated(world: World, cookies: dict[str, str]) -> None:
-    world.store.drop_reply(b"\r\nDEL\r\n")
+def test_sign_out_without_a_reply_from_redis_can_be_repeated(
+    deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    deployment.store.drop_reply(b"\r\nDEL\r\n")
 
     headers = {"Origin": SPA_ORIGIN}
-    first = call(world, "POST", "/api/logout", cookies=cookies, headers=headers)
-    again = call(world, "POST", "/api/logout", cookies=cookies)
+    first = call(deployment, "POST", "/api/logout", cookies=cookies, headers=headers)
+    again = call(deployment, "POST", "/api/logout", cookies=cookies)
 
     check_unavailable(first)
     assert first.headers["Access-Control-Allow-Origin"] == SPA_ORIGIN  # the app can read the response
     assert again.status_code == 204
-    assert call(world, "GET", "/api/user", cookies=cookies).status_code == 401
-    assert world.redis.client.keys("session:*") == []
+    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 401
+    assert deployment.redis.client.keys("session:*") == []
 
 
-def test_connection_with_an_unacknowledged_commit_exists(world: World, sandbox: SandboxClient) -> None:
-    cookies = sign_up(world)
-    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+def test_connection_with_an_unacknowledged_commit_exists(
+    deployment: Deployment, sandbox: SandboxClient
+) -> None:
+    cookies = sign_up(deployment)
+    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    world.mysql.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
+    deployment.mysql.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
 
-    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
-    again = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    again = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
 
     assert first.status_code in (200, 503), first.text
     assert (again.status_code, again.json()["status"]) == (200, "connected")
-    assert len(world.sql("SELECT id FROM spotify_users")) == 1
+    assert len(deployment.sql("SELECT id FROM spotify_users")) == 1
 
 
-def test_connection_lost_before_its_commit_leaves_nothing(world: World, sandbox: SandboxClient) -> None:
-    cookies = sign_up(world)
-    first = call(world, "GET", "/api/spotify/authorize", cookies=cookies)
+def test_connection_lost_before_its_commit_leaves_nothing(
+    deployment: Deployment, sandbox: SandboxClient
+) -> None:
+    cookies = sign_up(deployment)
+    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    world.mysql.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
+    deployment.mysql.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
-        world.mysql.wait_held()
-        world.mysql.cut()
-        world.mysql.release()
+        asking = pool.submit(call, deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+        deployment.mysql.wait_held()
+        deployment.mysql.cut()
+        deployment.mysql.release()
         answer = asking.result()
 
     check_unavailable(answer)
-    assert world.sql("SELECT id FROM spotify_users") == []
+    assert deployment.sql("SELECT id FROM spotify_users") == []
     # The state is consumed; the person has to start again.
-    again = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    again = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert again.status_code == 400
-    fresh = call(world, "GET", "/api/spotify/authorize", cookies=cookies).json()
+    fresh = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies).json()
     back = answer_of(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
-    done = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    done = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert done.json()["status"] == "connected"
 
 
 @pytest.mark.parametrize("dependency", ["mysql", "store"])
 def test_callback_during_an_outage_can_be_repeated(
-    world: World, sandbox: SandboxClient, dependency: str
+    deployment: Deployment, sandbox: SandboxClient, dependency: str
 ) -> None:
     """A code is not sent to Spotify while the grant could not be stored."""
-    first = call(world, "GET", "/api/spotify/authorize")
+    first = call(deployment, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    getattr(world, dependency).refuse()
-    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    getattr(deployment, dependency).refuse()
+    check_unavailable(call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
     assert sandbox.calls(path="/api/token") == []
-    getattr(world, dependency).restore()
+    getattr(deployment, dependency).restore()
 
-    done = eventually(lambda: _connected(world, cookies, back))
+    done = eventually(lambda: _connected(deployment, cookies, back))
 
     assert done["spotify"]["spotify_id"] == "mira_t_42"
 
 
-def test_state_survives_a_lost_reply_from_redis(world: World, sandbox: SandboxClient) -> None:
-    first = call(world, "GET", "/api/spotify/authorize")
+def test_state_survives_a_lost_reply_from_redis(deployment: Deployment, sandbox: SandboxClient) -> None:
+    first = call(deployment, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     # The script that claims the state has to run, so it must not be missing from a new Redis.
-    world.redis.client.script_load((ROOT / "app/infra/compare_and_set.lua").read_text(encoding="utf-8"))
-    world.store.drop_reply(b"authorization:", since=b"throttle:exchanges")
+    deployment.redis.client.script_load((ROOT / "app/infra/compare_and_set.lua").read_text(encoding="utf-8"))
+    deployment.store.drop_reply(b"authorization:", since=b"throttle:exchanges")
 
-    check_unavailable(call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    check_unavailable(call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
 
     assert sandbox.calls(path="/api/token") == []
-    assert _connected(world, cookies, back)["status"] == "connected"
+    assert _connected(deployment, cookies, back)["status"] == "connected"
 
 
-def _connected(world: World, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
-    answer = call(world, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+def _connected(deployment: Deployment, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
+    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert answer.status_code == 200, answer.text
     connection: dict[str, Any] = answer.json()
     return connection
@@ -852,7 +874,7 @@ ERRORS = [(ZeroDivisionError, 500), (redis.ConnectionError, 503)]
 @pytest.mark.parametrize(("kind", "status"), ERRORS, ids=["bug", "away"])
 @pytest.mark.parametrize("place", PLACES)
 def test_any_error_anywhere_has_one_response_and_one_log_line(
-    world: World,
+    deployment: Deployment,
     app: Flask,
     client: FlaskClient,
     caplog: pytest.LogCaptureFixture,
@@ -880,5 +902,5 @@ def test_any_error_anywhere_has_one_response_and_one_log_line(
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info or status == 503
     assert client.get("/api/breaks").status_code == 204
-    assert users(world, "half") == (1 if place is broken_view else 0)
+    assert users(deployment, "half") == (1 if place is broken_view else 0)
     assert client.get("/api/session").get_json()["authenticated"] is False
