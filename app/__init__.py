@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def create_app(config: "Config") -> "Flask":
     """Build the application. Opens no connection."""
-    from app import factory  # not earlier: it imports `config`, which imports `app.settings`
+    # Not at the top: `factory` imports `config`, which imports `app.settings`, and so this module. Also,
+    # gunicorn's arbiter imports `config`, and must not import the application (see deploy/worker.py).
+    from app import factory
 
     return factory.create_app(config)
