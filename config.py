@@ -35,6 +35,7 @@ from app.settings.types import (
     NEW_BYTES_KEY,
     NEW_TEXT_KEY,
     TRACE_HEADERS,
+    Bool,
     Budget,
     Credential,
     DatabaseUrl,
@@ -130,7 +131,7 @@ class Config(BaseModel):
     gateway_share_seconds: Annotated[Int, Field(ge=0, le=60)] = 1
     # Calls to the Web API in any 30 seconds. None: learned from 429 responses.
     gateway_budget: Budget = None
-    playback_token_enabled: bool = _default(lambda known: known["app_env"] == "development")
+    playback_token_enabled: Bool = _default(lambda known: known["app_env"] == "development")
 
     frontend_url: Annotated[HttpUrl, Required()] = _default(
         lambda known: f"http://127.0.0.1:{known['port']}/api/docs"
@@ -144,7 +145,7 @@ class Config(BaseModel):
     )
     # Request headers that apps may send in addition to those that the API needs.
     cors_allow_headers: HeaderNames = TRACE_HEADERS
-    session_cookie_secure: bool = _default(lambda known: not _is_local(known))
+    session_cookie_secure: Bool = _default(lambda known: not _is_local(known))
     session_cookie_samesite: Annotated[SameSite, BeforeValidator(str.capitalize)] = "Lax"
     session_idle_seconds: PositiveInt = 7 * 86_400
     session_max_seconds: PositiveInt = 30 * 86_400
@@ -160,10 +161,11 @@ class Config(BaseModel):
         Raises:
             ConfigError: Settings are missing or invalid. Lists all of them, not only the first.
         """
-        values = _read(environ)
         problems: dict[str, str] = {}
-        config = cls.model_validate(values, context=problems)
-        problems |= _missing(config, values)
+        config = cls.model_validate(_read(environ), context=problems)
+        if "app_env" in problems:  # look for other problems in the default environment
+            config = cls.model_validate(_read({**environ, "APP_ENV": ""}), context=problems)
+        problems |= _missing(config)
         lines = [
             f"{name.upper()} {line}"
             for name in cls.model_fields
@@ -244,14 +246,14 @@ def _read(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _missing(config: Config, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return a problem for each setting that is required and was not among the values."""
+def _missing(config: Config) -> dict[str, str]:
+    """Return a problem for each setting that is required and was not set."""
     return {
         name: f"is not set. {mark.hint}"
         for name, field in Config.model_fields.items()
         for mark in field.metadata
         if isinstance(mark, Required) and (mark.in_development or config.app_env == "production")
-        if name not in values
+        if name not in config.model_fields_set
     }
 
 

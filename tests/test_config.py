@@ -221,6 +221,20 @@ def test_invalid_setting_is_named_without_showing_secrets(name: str, value: str)
     assert "hunter2" not in message
 
 
+def test_boolean_that_is_neither_true_nor_false_is_reported_in_plain_words() -> None:
+    message = problems_of({**DEVELOPMENT, "PLAYBACK_TOKEN_ENABLED": "maybe"})
+
+    assert message == "PLAYBACK_TOKEN_ENABLED must be true or false."
+
+
+def test_misspelled_environment_of_a_flask_command_does_not_report_what_production_requires() -> None:
+    settings = {**DEVELOPMENT, "APP_ENV": "dev"}
+
+    message = problems_of({**settings, "FLASK_RUN_FROM_CLI": "true"})
+    assert message == "APP_ENV must be 'development' or 'production'."
+    assert "TRUSTED_HOSTS is not set" in problems_of(settings)  # under gunicorn
+
+
 @pytest.mark.requirement("C1")
 @pytest.mark.parametrize("settings", [PRODUCTION, DEVELOPMENT], ids=["production", "development"])
 @pytest.mark.parametrize(

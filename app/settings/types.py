@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WrapValidator
+from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 from redis import ConnectionPool, RedisError
 from redis.connection import parse_url as parse_redis_url
 from sqlalchemy.engine import make_url
@@ -69,6 +70,22 @@ def _digits(text: str) -> str:
     if not re.fullmatch(r"\d+", text, re.ASCII):
         raise ValueError("must be a whole number.")
     return text
+
+
+def _bool(text: str, parse: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return parse(text)
+    except ValidationError:
+        raise ValueError("must be true or false.") from None
+
+
+def _budget(text: str, parse: ValidatorFunctionWrapHandler) -> object:
+    if text.lower() == "auto":
+        return None
+    try:
+        return parse(text)
+    except ValidationError:
+        raise ValueError("must be auto or a whole number from 1 to 1000000.") from None
 
 
 def decode_key(word: str) -> bytes:
@@ -142,10 +159,8 @@ def _is_secure_or_loopback(url: str) -> bool:
 
 Int = Annotated[int, BeforeValidator(_digits)]
 PositiveInt = Annotated[Int, Field(ge=1, le=2**31 - 1)]
-Budget = Annotated[
-    Annotated[Int, Field(ge=1, le=1_000_000)] | None,
-    BeforeValidator(lambda text: None if text.lower() == "auto" else text),
-]
+Budget = Annotated[Annotated[Int, Field(ge=1, le=1_000_000)] | None, WrapValidator(_budget)]
+Bool = Annotated[bool, WrapValidator(_bool)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Scopes = Annotated[tuple[str, ...], BeforeValidator(lambda text: tuple(text.replace(",", " ").split()))]
 Keys = Annotated[tuple[bytes, ...], BeforeValidator(_keys)]

@@ -416,6 +416,10 @@ def test_full_redis_rejects_new_sessions_and_serves_existing_ones(
 
     check_unavailable(call(deployment, "POST", "/api/register", json=account("grace")))
     check_unavailable(call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+    # This one is rejected only when its session is saved. Its response depends on the cookie nevertheless.
+    rejected = call(deployment, "GET", "/api/spotify/authorize")
+    check_unavailable(rejected)
+    assert "Cookie" in rejected.headers["Vary"]
     served = [call(deployment, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
     assert [answer.status_code for answer in served] == [200, 200]
     assert users(deployment, "grace") == 0

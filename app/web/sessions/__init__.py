@@ -50,7 +50,9 @@ def save(response: Response) -> Response:
     try:
         _interface().save_session(current_app, current, response)
     except redis.RedisError as error:
-        return respond_to_failure(error)
+        failure = respond_to_failure(error)
+        failure.vary.update(response.vary)  # it depends on the cookie just as much
+        return failure
     return response
 
 
