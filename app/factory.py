@@ -110,7 +110,7 @@ def _configure(app: Flask, config: Config) -> None:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
     app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
-    app.wsgi_app = ErrorMiddleware(app.wsgi_app, security_headers.default_headers(config))  # type: ignore[method-assign]
+    app.wsgi_app = ErrorMiddleware(app.wsgi_app, config)  # type: ignore[method-assign]
 
 
 def _build_services(app: Flask, config: Config) -> Services:

@@ -894,7 +894,8 @@ def test_any_error_anywhere_has_one_response_and_one_log_line(
 
     place(app, fail)
 
-    answer = client.get("/api/breaks")
+    origin = app.extensions["backline"].config.cors_origins[0]
+    answer = client.get("/api/breaks", headers={"Origin": origin})
     breaks.clear()
 
     assert answer.status_code == status
@@ -902,9 +903,25 @@ def test_any_error_anywhere_has_one_response_and_one_log_line(
     assert answer.get_json()["request_id"] == answer.headers["X-Request-ID"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers.getlist("Access-Control-Allow-Origin") == [origin]
+    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+    assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+    assert "Origin" in answer.vary
     assert "hunter2" not in answer.text
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info or status == 503
     assert client.get("/api/breaks").status_code == 204
     assert users(deployment, "half") == (1 if place is broken_view else 0)
     assert client.get("/api/session").get_json()["authenticated"] is False
+
+
+def test_error_outside_flask_is_not_shown_to_other_origins(app: Flask, client: FlaskClient) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    broken_open(app, fail)
+
+    answer = client.get("/api/breaks", headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 500
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert "Origin" in answer.vary
