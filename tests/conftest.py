@@ -61,13 +61,33 @@ SETTINGS = {
     "LOG_LEVEL": "WARNING",
 }
 
-# Compiling statements takes longer than executing them, so all apps share what they have compiled.
-COMPILED_STATEMENTS: dict[Any, Any] = {}
+
+class CompiledStatements(dict[Any, Any]):
+    """A cache of compiled statements for all apps: compiling takes longer than executing.
+
+    SQLAlchemy's key begins with the dialect, of which every engine has its own.
+    """
+
+    def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
+        return super().get(self._shared(key), default)
+
+    def __setitem__(self, key: tuple[Any, ...], compiled: Any) -> None:
+        super().__setitem__(self._shared(key), compiled)
+
+    def _shared(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        dialect, *rest = key
+        version = getattr(dialect, "server_version_info", None)
+        return (dialect.name, version, getattr(dialect, "is_mariadb", False), *rest)
+
+
+COMPILED_STATEMENTS = CompiledStatements()
 
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 CHEAP_HASH = CHEAP_HASHER.hash("nobody's")
 
 MakeApp = Callable[..., Flask]
+
+QUICK_LEAVES_OUT = {"chaos", "mail", "sandbox", "script", "spa", "system"}
 
 # Otherwise, Python prints the warnings of threads between two tests, while pytest captures nothing.
 logging.getLogger().addHandler(logging.NullHandler())
@@ -83,7 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="leave out MariaDB, the scripts, the sandbox, what starts processes or is slow: under a minute",
+        help="leave out MariaDB, emails, the scripts, the sandbox, and what starts processes or is slow",
     )
 
 
@@ -108,7 +128,7 @@ def _is_slow(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     return (
         any(item.get_closest_marker(name) for name in ("processes", "slow"))
-        or item.path.parent.name in ("script", "sandbox")
+        or not QUICK_LEAVES_OUT.isdisjoint(item.nodeid.split("/"))
         or not {"server", "chromium"}.isdisjoint(getattr(item, "fixturenames", ()))
         or (parameters is not None and parameters.params.get("database_url") == "mariadb")
     )

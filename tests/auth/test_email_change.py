@@ -37,6 +37,8 @@ from tests.helpers.mail_server import (
 from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:

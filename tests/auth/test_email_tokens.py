@@ -20,6 +20,8 @@ from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
+pytestmark = pytest.mark.slow
+
 NEW_PASSWORD = "another sentence, and longer"
 ADA = "ada@example.com"
 

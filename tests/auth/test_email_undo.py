@@ -32,6 +32,8 @@ from tests.helpers.route_matrix import settled
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ada(mailbox: Mailbox, client: FlaskClient) -> FlaskClient:

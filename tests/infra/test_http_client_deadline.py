@@ -18,6 +18,8 @@ from tests.conftest import SETTINGS
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.upstream import Upstream
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 0.5
 LATE = 3.0  # far beyond TIMEOUT, and far below what each step takes without a deadline
 

@@ -25,6 +25,8 @@ from tests.helpers.servers import eventually, free_port
 from tests.system.test_failover import demote, forbid, hide_stale_data, lose_replicas, old_primary
 from tests.system.test_failover_mysql import admin, make_restricted_app
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["admin", "make_restricted_app", "old_primary"]  # fixtures
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

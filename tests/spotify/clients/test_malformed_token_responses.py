@@ -17,7 +17,7 @@ from tests.helpers.factories import advance_time
 from tests.helpers.flows import connect, slug
 from tests.helpers.sandbox_client import SandboxClient
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.helpers.servers import eventually
 from tests.helpers.upstream import Upstream
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
     pytest.mark.settings(GATEWAY_SHARE_SECONDS="0"),
 ]

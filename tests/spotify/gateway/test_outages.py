@@ -25,7 +25,7 @@ from tests.helpers.upstream import (
     running_upstream,
 )
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
 GATEWAY = "/api/spotify/v1"
 FINE = Reply(200, b'{"fine":1}')

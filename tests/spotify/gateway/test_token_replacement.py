@@ -20,7 +20,7 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through, problem_of_spotify
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
 GATEWAY = "/api/spotify/v1"
 BODY = b'{"uris" : ["spotify:track:4iV5W9uYEdYUVa79Axb7Rh"],\n "position_ms":0}'

@@ -21,6 +21,8 @@ from tests.helpers.factories import advance_time, create_connections, refresh_du
 from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 
+pytestmark = pytest.mark.slow
+
 # All conditions together run on each database. Single conditions, and decisions in Python, run on one.
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -28,7 +28,7 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, process_environment
 
 # With one thread, the order of calls is the order of the queue.
-pytestmark = pytest.mark.settings(REFRESH_WORKERS="1")
+pytestmark = [pytest.mark.slow, pytest.mark.settings(REFRESH_WORKERS="1")]
 
 ROOT = Path(__file__).resolve().parents[3]
 PEOPLE = ["mira_t_42", "jonas.k", "aiko-87", "31xk4zq7w5m2"]
