@@ -47,5 +47,6 @@ def read_settings() -> dict[str, str]:
         environ = read_environment()
     except ConfigError as error:
         raise CannotStartError(f"{error}\n{START_OVER}") from error
-    # `flask` also treats an empty APP_ENV as development.
-    return environ if environ.get("APP_ENV", "").strip() else environ | {"APP_ENV": "development"}
+    # The programs are `flask` commands, to which an empty or misspelled APP_ENV means development.
+    defaults = {} if environ.get("APP_ENV", "").strip() else {"APP_ENV": "development"}
+    return environ | defaults | {"FLASK_RUN_FROM_CLI": "true"}

@@ -173,6 +173,13 @@ def test_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env_file.read_settings()["APP_ENV"] == "development"
 
 
+def test_misspelled_app_env_does_not_ask_for_settings_of_production(run: Run, environ: Environ) -> None:
+    running = run({**environ, "APP_ENV": "dev"})
+    assert running.wait() == 1
+    assert "APP_ENV must be 'development' or 'production'." in running.output
+    assert "is not set" not in running.output
+
+
 @pytest.mark.parametrize(
     "content", ["SECRET_KEY=a\n".encode("utf-16"), "NAME=Zo\xeb\n".encode("latin-1"), None]
 )
