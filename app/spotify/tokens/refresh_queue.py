@@ -52,7 +52,8 @@ def _claim(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
 
 def release(spotify_user_id: int) -> None:
     """Make a claimed connection available to other schedulers, unless it has been rescheduled since."""
-    with writing() as db:
+
+    def work(db: Session) -> None:
         now = database.db_now(db)
         is_claimed = (
             AccessToken.spotify_user_id == spotify_user_id,
@@ -61,13 +62,15 @@ def release(spotify_user_id: int) -> None:
         )
         db.execute(sa.update(AccessToken).where(*is_claimed).values(due_at=now))
 
+    run_in_transaction(work)  # the breaker may be updating the same rows in another order
+
 
 def reschedule(row: AccessToken, lead: timedelta) -> None:
     """Set `due_at` according to the current token, which another caller has refreshed."""
     due_at = transitions.next_refresh_at(row.expires_at, row.lifetime, lead)
     same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
-    with writing() as db:
-        db.execute(sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=due_at))
+    update = sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=due_at)
+    run_in_transaction(lambda db: db.execute(update))
 
 
 def count_due() -> int:
