@@ -478,16 +478,14 @@ class World:
             return bool(connection.execute(asked).scalar())
 
     def rows_are_free(self) -> bool:
-        """Return whether no transaction holds a lock on an important row.
+        """Return whether no transaction holds a lock on a row.
 
         This locks the rows, because `innodb_trx` is cached while it is queried more than ten times a second.
         """
-        locked = ("spotify_users", "access_tokens", "token_refreshes", "breakers")
         try:
             with self.engine.connect() as connection:
-                for table in locked:
-                    if table in self.metadata.tables:
-                        connection.execute(sa.text(f"SELECT 1 FROM {table} FOR UPDATE NOWAIT"))
+                for table in self.metadata.sorted_tables:
+                    connection.execute(sa.text(f"SELECT 1 FROM {table.name} FOR UPDATE NOWAIT"))
         except sa.exc.OperationalError:
             return False
         return True
