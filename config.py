@@ -43,18 +43,17 @@ from app.settings.types import (
     HostNames,
     HttpUrl,
     InsecureParts,
-    Int,
     Keys,
     MailAddress,
     MailUrl,
     Origins,
-    PositiveInt,
     RedirectUri,
     RedisUrl,
     Required,
     Scopes,
     ServiceUrl,
     Text,
+    whole_number,
 )
 from app.settings.urls import host_name, is_browsers_machine, origin_of
 
@@ -70,6 +69,8 @@ DEFAULT_SCOPES = (
 
 SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 SANDBOX_URL = "http://127.0.0.1:5001"
+
+MAX_INT = 2**31 - 1
 
 AppEnv = Literal["development", "production"]
 SameSite = Literal["Lax", "Strict", "None"]
@@ -93,9 +94,9 @@ class Config(BaseModel):
 
     app_env: Annotated[AppEnv, BeforeValidator(str.lower)] = "production"
     uses_sandbox: bool = False  # set by `from_env`
-    port: Annotated[Int, Field(ge=1, le=65535)] = 5000
-    web_concurrency: PositiveInt = 2
-    threads: Annotated[PositiveInt, Field(ge=2)] = 32
+    port: Annotated[int, whole_number(1, 65535)] = 5000
+    web_concurrency: Annotated[int, whole_number(1, MAX_INT)] = 2
+    threads: Annotated[int, whole_number(2, MAX_INT)] = 32
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Annotated[LogFormat, BeforeValidator(str.lower)] = "json"
 
@@ -108,8 +109,8 @@ class Config(BaseModel):
         f"sqlite:///{ROOT}/instance/backline.sqlite3", repr=False
     )
     # Connections that each process keeps, and how many more it may open.
-    database_pool_size: Annotated[Int, Field(ge=1, le=1000)] = 16
-    database_max_overflow: Annotated[Int, Field(ge=0, le=1000)] = 16
+    database_pool_size: Annotated[int, whole_number(1, 1000)] = 16
+    database_max_overflow: Annotated[int, whole_number(0, 1000)] = 16
     redis_url: Annotated[RedisUrl, Required()] = Field("redis://127.0.0.1:6379/0", repr=False)
 
     spotify_client_id: Annotated[Credential, Required()] = SANDBOX_CLIENT_ID
@@ -124,11 +125,11 @@ class Config(BaseModel):
     spotify_api_url: ServiceUrl = _default(
         lambda known: f"{SANDBOX_URL}/v1" if known["uses_sandbox"] else "https://api.spotify.com/v1"
     )
-    refresh_lead_seconds: Annotated[Int, Field(ge=1, le=86_400)] = 900
-    refresh_active_days: PositiveInt = 30
-    refresh_rate: Annotated[Int, Field(ge=1, le=10_000)] = 20  # calls per second
-    refresh_workers: Annotated[Int, Field(ge=1, le=256)] = 32
-    gateway_share_seconds: Annotated[Int, Field(ge=0, le=60)] = 1
+    refresh_lead_seconds: Annotated[int, whole_number(1, 86_400)] = 900
+    refresh_active_days: Annotated[int, whole_number(1, MAX_INT)] = 30
+    refresh_rate: Annotated[int, whole_number(1, 10_000)] = 20  # calls per second
+    refresh_workers: Annotated[int, whole_number(1, 256)] = 32
+    gateway_share_seconds: Annotated[int, whole_number(0, 60)] = 1
     # Calls to the Web API in any 30 seconds. None: learned from 429 responses.
     gateway_budget: Budget = None
     playback_token_enabled: Bool = _default(lambda known: known["app_env"] == "development")
@@ -139,7 +140,7 @@ class Config(BaseModel):
     trusted_hosts: Annotated[
         HostNames, Required("List the host names of this API, such as api.example.com.")
     ] = ()
-    trusted_proxies: Annotated[Int, Field(ge=0, le=5)] = 0
+    trusted_proxies: Annotated[int, whole_number(0, 5)] = 0
     cors_origins: Annotated[Origins, Required()] = _default(
         lambda known: tuple(dict.fromkeys((origin_of(known["frontend_url"]), "http://127.0.0.1:5173")))
     )
@@ -147,8 +148,8 @@ class Config(BaseModel):
     cors_allow_headers: HeaderNames = TRACE_HEADERS
     session_cookie_secure: Bool = _default(lambda known: not _is_local(known))
     session_cookie_samesite: Annotated[SameSite, BeforeValidator(str.capitalize)] = "Lax"
-    session_idle_seconds: PositiveInt = 7 * 86_400
-    session_max_seconds: PositiveInt = 30 * 86_400
+    session_idle_seconds: Annotated[int, whole_number(1, MAX_INT)] = 7 * 86_400
+    session_max_seconds: Annotated[int, whole_number(1, MAX_INT)] = 30 * 86_400
 
     mail_url: MailUrl = Field("", repr=False)  # empty: development prints emails, production sends none
     mail_from: MailAddress = _default(lambda known: f"no-reply@{urlsplit(known['frontend_url']).hostname}")

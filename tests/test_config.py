@@ -221,6 +221,46 @@ def test_invalid_setting_is_named_without_showing_secrets(name: str, value: str)
     assert "hunter2" not in message
 
 
+RANGES = {
+    "port": (1, 65_535),
+    "web_concurrency": (1, 2**31 - 1),
+    "threads": (2, 2**31 - 1),
+    "database_pool_size": (1, 1000),
+    "database_max_overflow": (0, 1000),
+    "refresh_lead_seconds": (1, 86_400),
+    "refresh_active_days": (1, 2**31 - 1),
+    "refresh_rate": (1, 10_000),
+    "refresh_workers": (1, 256),
+    "gateway_share_seconds": (0, 60),
+    "gateway_budget": (1, 1_000_000),
+    "trusted_proxies": (0, 5),
+    "session_idle_seconds": (1, 2**31 - 1),
+    "session_max_seconds": (1, 2**31 - 1),
+}
+
+
+def test_ranges_cover_every_numeric_setting() -> None:
+    numeric = {name for name, field in Config.model_fields.items() if field.annotation in (int, int | None)}
+
+    assert numeric == set(RANGES)
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_number_outside_its_range_is_reported_with_the_range(name: str) -> None:
+    least, most = RANGES[name]
+    wanted = "auto or a whole number" if name == "gateway_budget" else "a whole number"
+
+    for text in (str(least - 1), str(most + 1), "1.5", "1_0", "\u0661", "many", "9" * 5000):
+        message = problems_of({**DEVELOPMENT, name.upper(): text})
+        assert message == f"{name.upper()} must be {wanted} from {least} to {most}.", text
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_ends_of_a_range_are_valid(name: str) -> None:
+    for number in RANGES[name]:
+        assert getattr(Config.from_env({**DEVELOPMENT, name.upper(): str(number)}), name) == number
+
+
 def test_boolean_that_is_neither_true_nor_false_is_reported_in_plain_words() -> None:
     message = problems_of({**DEVELOPMENT, "PLAYBACK_TOKEN_ENABLED": "maybe"})
 
@@ -256,9 +296,9 @@ def test_origin_that_is_not_exact_is_rejected(settings: dict[str, str], origins:
 
 
 @pytest.mark.requirement("C1")
-@pytest.mark.parametrize("nobody", ["", " ", ","])
-def test_production_has_no_default_origins(nobody: str) -> None:
-    assert problems_of({**PRODUCTION, "CORS_ORIGINS": nobody}) == "CORS_ORIGINS is not set. See .env.example."
+@pytest.mark.parametrize("empty", ["", " ", ","])
+def test_production_has_no_default_origins(empty: str) -> None:
+    assert problems_of({**PRODUCTION, "CORS_ORIGINS": empty}) == "CORS_ORIGINS is not set. See .env.example."
 
 
 @pytest.mark.parametrize(

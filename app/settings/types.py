@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 from redis import ConnectionPool, RedisError
 from redis.connection import parse_url as parse_redis_url
@@ -65,11 +65,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _digits(text: str) -> str:
-    """Reject everything but digits, such as `1_000` and `5.0`, which Python would accept."""
-    if not re.fullmatch(r"\d+", text, re.ASCII):
-        raise ValueError("must be a whole number.")
-    return text
+def whole_number(least: int, most: int, *, problem: str = "must be a whole number") -> BeforeValidator:
+    """Accept digits only, not `1_000` or ` 5`, which Python would accept."""
+
+    def validate(text: str) -> int:
+        is_number = re.fullmatch(r"0*[0-9]{1,10}", text) is not None
+        if not is_number or not least <= int(text) <= most:
+            raise ValueError(f"{problem} from {least} to {most}.")
+        return int(text)
+
+    return BeforeValidator(validate)
 
 
 def _bool(text: str, parse: ValidatorFunctionWrapHandler) -> object:
@@ -80,12 +85,7 @@ def _bool(text: str, parse: ValidatorFunctionWrapHandler) -> object:
 
 
 def _budget(text: str, parse: ValidatorFunctionWrapHandler) -> object:
-    if text.lower() == "auto":
-        return None
-    try:
-        return parse(text)
-    except ValidationError:
-        raise ValueError("must be auto or a whole number from 1 to 1000000.") from None
+    return None if text.lower() == "auto" else parse(text)
 
 
 def decode_key(word: str) -> bytes:
@@ -157,9 +157,11 @@ def _is_secure_or_loopback(url: str) -> bool:
     return parts.scheme == "https" or is_loopback(parts.hostname)
 
 
-Int = Annotated[int, BeforeValidator(_digits)]
-PositiveInt = Annotated[Int, Field(ge=1, le=2**31 - 1)]
-Budget = Annotated[Annotated[Int, Field(ge=1, le=1_000_000)] | None, WrapValidator(_budget)]
+Budget = Annotated[
+    int | None,
+    whole_number(1, 1_000_000, problem="must be auto or a whole number"),
+    WrapValidator(_budget),
+]
 Bool = Annotated[bool, WrapValidator(_bool)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Scopes = Annotated[tuple[str, ...], BeforeValidator(lambda text: tuple(text.replace(",", " ").split()))]
