@@ -124,7 +124,7 @@ def error_response(status: int, detail: str | None, request_id: str) -> bytes:
         "Cache-Control: no-store",
         "Vary: Origin",
         # For nginx, which removes it and adds the CORS headers and those for https.
-        "X-Backline-Refusal: 1",
+        "X-Backline-Rejected: 1",
     ]
     return "\r\n".join([*head, "", ""]).encode() + body
 

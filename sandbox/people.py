@@ -113,10 +113,10 @@ class People:
 
     def seed(self, how_many: int) -> list[Person]:
         """Create that many people, skipping ids that are in use."""
-        newcomers: list[Person] = []
-        while len(newcomers) < how_many:
+        new_people: list[Person] = []
+        while len(new_people) < how_many:
             person = _seeded_person(next(self._numbers))
             if person.id not in self._by_id:
                 self._add(person)
-                newcomers.append(person)
-        return newcomers
+                new_people.append(person)
+        return new_people

@@ -156,7 +156,7 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
 def start_redis(programs: Programs, config: Config, env: Mapping[str, str]) -> str:
     """Start Redis at REDIS_URL, unless one is running there. Returns a description."""
     shown = redis_address(config.redis_url)
-    if redis_answers(config.redis_url):
+    if is_redis_up(config.redis_url):
         return f"Redis at {shown}, which was already running"
     parts = urlsplit(config.redis_url)
     if parts.scheme != "redis" or parts.password or not is_loopback(parts.hostname):
@@ -177,11 +177,11 @@ def start_redis(programs: Programs, config: Config, env: Mapping[str, str]) -> s
             f"embedded substitute at {shown} (no redis-server on PATH): a restart signs everyone out"
         )
     programs.start("redis", *command, env=env, role="server")
-    programs.wait_until(lambda: redis_answers(config.redis_url), "redis", START_LIMIT_S)
+    programs.wait_until(lambda: is_redis_up(config.redis_url), "redis", START_LIMIT_S)
     return description
 
 
-def redis_answers(url: str) -> bool:
+def is_redis_up(url: str) -> bool:
     """Return whether Redis responds. Raise CannotStartError if it rejects the credentials."""
     with redis.Redis.from_url(
         url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)

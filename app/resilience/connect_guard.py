@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 class _State(Enum):
     UP = auto()
-    IN_DOUBT = auto()
+    SUSPECT = auto()
     """A connection broke. The next attempt shows whether the server is down."""
     DOWN = auto()
 
@@ -23,7 +23,7 @@ class ConnectGuard:
 
     Args:
         down_seconds: How long a caller waits for another one's attempt while the server is down.
-        doubt_seconds: How long while it is in doubt; at least the timeout of an attempt.
+        suspect_seconds: How long while it is suspect; at least the timeout of an attempt.
         is_reply: Whether an error is the server's own reply, such as "too many connections". The server
             is then up, and the error concerns only its own caller.
     """
@@ -31,10 +31,10 @@ class ConnectGuard:
     def __init__(
         self,
         down_seconds: float,
-        doubt_seconds: float,
+        suspect_seconds: float,
         is_reply: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self._wait_seconds = {_State.UP: 0.0, _State.IN_DOUBT: doubt_seconds, _State.DOWN: down_seconds}
+        self._wait_seconds = {_State.UP: 0.0, _State.SUSPECT: suspect_seconds, _State.DOWN: down_seconds}
         self._is_reply = is_reply
         self._changed = threading.Condition()
         self._state = _State.UP
@@ -42,10 +42,10 @@ class ConnectGuard:
         """Whether a caller is finding out if the server is up again. The others wait for it."""
 
     def report_failure(self) -> None:
-        """Put the server in doubt, because a connection to it broke."""
+        """Mark the server as suspect, because a connection to it broke."""
         with self._changed:
             if self._state is _State.UP:
-                self._state = _State.IN_DOUBT
+                self._state = _State.SUSPECT
 
     def connect(self, connect: Callable[[], T], busy_error: Exception) -> T:
         """Connect, as soon as the server is up or this caller may try.
@@ -75,7 +75,7 @@ class ConnectGuard:
             )
             if self._state is _State.UP:
                 return False
-            probe_failed = initial is _State.IN_DOUBT and self._state is _State.DOWN
+            probe_failed = initial is _State.SUSPECT and self._state is _State.DOWN
             if probe_failed or self._has_probe:
                 raise busy_error
             self._has_probe = True

@@ -1,4 +1,4 @@
-"""Locks in Redis, one for each connection. They save work; correctness must not depend on them."""
+"""Locks in Redis, by name. They save work; correctness must not depend on them."""
 
 import logging
 import random
@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 class RedisLocks:
     """Locks that expire by themselves, so a crashed holder blocks others for `lease_seconds` at most.
 
-    A holder that outlives its lease must not write: the database checks the grant's generation with every
-    write.
+    A holder that outlives its lease must not write, which only the database can ensure.
     """
 
     def __init__(self, client: redis.Redis, *, lease_seconds: float = 30) -> None:
@@ -28,13 +27,13 @@ class RedisLocks:
         self._lease_ms = int(lease_seconds * 1000)
 
     @contextmanager
-    def hold(self, spotify_user_id: int, *, timeout: float) -> Iterator[None]:
-        """Hold a connection's lock while the block runs.
+    def hold(self, name: str, *, timeout: float) -> Iterator[None]:
+        """Hold a lock while the block runs.
 
         If the lock is not free within `timeout` seconds, the block runs without it. If Redis is unavailable,
         it does so immediately.
         """
-        key, token = f"lock:connection:{spotify_user_id}", secrets.token_hex(16)
+        key, token = f"lock:{name}", secrets.token_hex(16)
         acquired = self._acquire(key, token, time.monotonic() + timeout)
         try:
             yield

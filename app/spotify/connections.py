@@ -263,7 +263,7 @@ def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     if known is None and by_id is not None and by_id.account_id is None:
         return by_id
     if by_id is not None and by_id is not known:
-        by_id.spotify_id = f"given-up:{by_id.id}"
+        by_id.spotify_id = f"replaced:{by_id.id}"
         db.flush()
     return known
 

@@ -71,7 +71,7 @@ def forward(gateway: Gateway, spotify_user: SpotifyUser, call: Call, grant_id: s
     try:
         result = gateway.forward(spotify_user, call, grant_id=grant_id)
     except GatewayBusy:
-        metrics.count_request(call, "no-place")
+        metrics.count_request(call, "bulkhead-full")
         raise
     except (BacklineError, GrantEnded) as error:
         kind = SpotifyReauthorizationRequired if isinstance(error, GrantEnded) else type(error)

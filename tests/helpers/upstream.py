@@ -67,11 +67,12 @@ def problem_of_spotify(status: int, message: str, reason: str | None = None) -> 
 
 class Upstream:
     def __init__(self, url: str) -> None:
+        self.root_url = url
         self.url = f"{url}/v1"
         self.calls: list[Received] = []
         self.handshakes = 0
         """How many connections have been made, with or without TLS."""
-        self.answer: Callable[[Received], Reply] | None = None
+        self.reply: Callable[[Received], Reply] | None = None
         """Returns the response to a call, if it is set; it may wait for something first."""
         self.status = 200
         self.headers: dict[str, str] = {}
@@ -86,11 +87,11 @@ class Upstream:
         """Respond with these, one after another; the last one is repeated."""
         left = list(replies)
 
-        def answer(_: Received) -> Reply:
+        def reply(_: Received) -> Reply:
             with self._changed:
                 return left.pop(0) if len(left) > 1 else left[0]
 
-        self.answer = answer
+        self.reply = reply
 
     def is_profile_of(self, spotify_id: str) -> None:
         """Respond with this person's profile, for a consent."""
@@ -111,10 +112,10 @@ class Upstream:
             assert self._changed.wait_for(lambda: self._held >= count, LONG), f"waited for {count} calls"
 
     def received(self, call: Received) -> Reply:
-        if self.answer is not None:
+        if self.reply is not None:
             with self._changed:
                 self.calls.append(call)
-            return self.answer(call)
+            return self.reply(call)
         return self._introduce() if call.name == "GET me" else self._default_reply(call)
 
     def connected(self, connection: socket.socket) -> None:

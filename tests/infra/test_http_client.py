@@ -131,7 +131,7 @@ def test_connection_is_reused_after_one_handshake(client: HttpClient, tls: Upstr
 
 
 def test_threads_share_connections_without_mixing_responses(client: HttpClient, tls: Upstream) -> None:
-    tls.answer = lambda received: Reply(200, received.body + received.target.encode())
+    tls.reply = lambda received: Reply(200, received.body + received.target.encode())
     start = threading.Barrier(8)
 
     def ask_often(thread: int) -> list[bytes]:

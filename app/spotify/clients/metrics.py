@@ -36,7 +36,7 @@ class RateLimitCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the waits from Redis."""
         yield GaugeMetricFamily(
-            "backline_web_api_gate_wait_seconds",
+            "backline_web_api_wait_seconds",
             "For how many more seconds Spotify rejects all calls of this client id; 0 if it does not.",
             self._rate_limiter.retry_after(),
         )

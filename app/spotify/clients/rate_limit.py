@@ -63,7 +63,7 @@ class SpotifyRateLimiter:
         self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
         self._last_rejection_key, self._canary_key, self._independent_key = (
             f"spotify-{name}:{{{config.spotify_client_id}}}"
-            for name in ("refused", "canary", "refuses-alone")
+            for name in ("last-rejection", "canary", "independent")
         )
         self._budget = Budget(client, config)
         self._waits, self._block, self._classify = (

@@ -46,7 +46,7 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     session: str
     user_id: int | None
     verifier: bytes  # encrypted
-    counter: str = msgspec.field(name="room")
+    counter: str
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
     connection: ConnectionRef | None = None

@@ -143,8 +143,8 @@ def _finish(
     now = database.db_now(db)
     if recorded is not None and recorded.outcome is not None:
         return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
-    is_doubted = outcome is Outcome.INVALID_GRANT and breaker.doubts_revocations(db)
-    values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if is_doubted else transition(now)
+    breaker_open = outcome is Outcome.INVALID_GRANT and breaker.is_revocations_open(db)
+    values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if breaker_open else transition(now)
     # A success is stored even if another caller holds the lease now. A failure must not end that lease.
     own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
     if update(db, row, values, *own_lease):

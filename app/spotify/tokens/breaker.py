@@ -66,7 +66,7 @@ def retry_after() -> int | None:
     return max(waits, default=None)
 
 
-def doubts_revocations(db: Session) -> bool:
+def is_revocations_open(db: Session) -> bool:
     """Return whether an `invalid_grant` is in doubt, because `revocations` is open.
 
     This holds until the transaction ends. Marking a grant and opening the breaker lock the same row, so

@@ -129,7 +129,9 @@ class Refresher:
         """
         spotify_user_id, seen = row.spotify_user_id, version_of(row)
         deadline = time.monotonic() + wait_seconds
-        with self._locks.hold(spotify_user_id, timeout=min(wait_seconds, LOCK_WAIT_SECONDS)):
+        lock_name, lock_wait = f"connection:{spotify_user_id}", min(wait_seconds, LOCK_WAIT_SECONDS)
+        # The compare-and-swap on the generation makes writes safe, with the lock or without it.
+        with self._locks.hold(lock_name, timeout=lock_wait):
             while True:
                 row, now = read(spotify_user_id)
                 superseded = version_of(row) != seen
@@ -165,7 +167,7 @@ class Refresher:
             with self._bulkhead.calling():
                 response = self._accounts.refresh(refresh_token)
         except SpotifyError as error:
-            return self.record_failure(row, attempt, error, refresh_token)
+            return self._record_failure(row, attempt, error, refresh_token)
         return self._commit(row, attempt, response, refresh_token)
 
     def _commit(
@@ -199,7 +201,7 @@ class Refresher:
             setattr(row, column, value)
         return row, completion.at
 
-    def record_failure(
+    def _record_failure(
         self, row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str
     ) -> GrantSnapshot:
         """Record a failure, and raise the error for the caller.

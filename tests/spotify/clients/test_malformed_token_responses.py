@@ -5,17 +5,16 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.errors import SpotifyUnavailable
 from app.infra.database import reading
 from app.models import AccessToken, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.services import services
-from app.spotify.clients.errors import InvalidGrant, SpotifyError
-from app.spotify.tokens import attempts
 from app.spotify.tokens.encryption import decrypt_token
+from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time
-from tests.helpers.flows import connect, slug
+from tests.helpers.flows import another_tab, connect, slug
 from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.upstream import Received, Reply, running_upstream
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
@@ -99,41 +98,40 @@ def test_unusable_refresh_token_is_replaced_by_the_old_one(
     assert row(app).state == "active"
 
 
-def test_late_refresh_token_is_stored_as_a_spare(connected: FlaskClient, app: Flask) -> None:
-    late = row(app)
-    assert token(connected) == 200
-    with app.app_context(), reading() as db:
-        begun = db.scalars(sa.select(TokenRefresh)).one()
-    error = SpotifyError("no_access_token")
-    error.refresh_token = "AQ-late"
+def test_late_refresh_token_is_stored_as_a_spare(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, make_app: MakeApp
+) -> None:
+    """A call outlasts its lease. Its response has a refresh token, but no access token."""
+
+    def reply(_: Received) -> Reply:
+        advance_time(app, sandbox, 31)
+        assert token(connected) == 200
+        return Reply(body=b'{"refresh_token": "AQ-late"}')
+
+    with running_upstream() as accounts:
+        accounts.reply = reply
+        slow_worker = make_app(SPOTIFY_ACCOUNTS_URL=accounts.root_url)
+        assert token(another_tab(connected, slow_worker)) == 200
 
     with app.app_context():
-        attempt = attempts.Attempt("another", 0, begun.started_at, 0)
-        services().tokens.refresher.record_failure(late, attempt, error, "AQ-old")
-
-        assert decrypt_token(services().token_cipher, row(app), "refresh_token") not in ("AQ-late", "AQ-old")
+        assert decrypt_token(services().token_cipher, row(app), "refresh_token") != "AQ-late"
         spare = row(app)
         spare.refresh_token = spare.spare_refresh_token
         assert decrypt_token(services().token_cipher, spare, "refresh_token") == "AQ-late"
 
 
 def test_invalid_grant_with_a_new_refresh_token_does_not_end_the_grant(
-    connected: FlaskClient, app: Flask
+    connected: FlaskClient, app: Flask, make_app: MakeApp
 ) -> None:
-    error = InvalidGrant()
-    error.refresh_token = "AQ-new"
-    with app.app_context():
-        claimed = row(app)
-        attempt = attempts.claim(claimed)
-        assert attempt is not None
-        with pytest.raises(SpotifyUnavailable):
-            services().tokens.refresher.record_failure(claimed, attempt, error, "AQ-old")
+    with running_upstream() as accounts:
+        accounts.replies(Reply(400, b'{"error": "invalid_grant", "refresh_token": "AQ-new"}'))
+        worker = make_app(SPOTIFY_ACCOUNTS_URL=accounts.root_url)
+        assert token(another_tab(connected, worker)) == 503
+        assert len(accounts.calls) == 1
 
-        assert (row(app).state, decrypt_token(services().token_cipher, row(app), "refresh_token")) == (
-            "active",
-            "AQ-new",
-        )
     with app.app_context(), reading() as db:
+        assert row(app).state == "active"
+        assert decrypt_token(services().token_cipher, row(app), "refresh_token") == "AQ-new"
         assert db.scalars(sa.select(TokenRefresh.outcome)).one() == Outcome.UNAVAILABLE
 
 

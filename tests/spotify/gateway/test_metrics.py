@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 GATEWAY = "/api/spotify/v1"
 REQUESTS = "backline_gateway_requests_total"
 CALLS = "backline_web_api_call_seconds"
-GATE = "backline_web_api_gate_wait_seconds"
+GATE = "backline_web_api_wait_seconds"
 StartServer = Callable[..., AbstractContextManager[Server]]
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -122,11 +122,11 @@ def test_metrics_report_the_wait_for_all_calls_and_its_end(
 def test_metrics_list_the_wait_of_one_endpoint(
     connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
-    def answer(call: Received) -> Reply:
+    def reply(call: Received) -> Reply:
         refused = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
         return refused if call.target.endswith("/images") else Reply()
 
-    upstream.answer = answer
+    upstream.reply = reply
     assert connected.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
     for who in (connected, another_worker.test_client()):
         found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
@@ -217,12 +217,12 @@ def test_metrics_count_requests_that_waited_as_shared(
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
-    def answer(_: Received) -> Reply:
+    def reply(_: Received) -> Reply:
         arrived.set()
         assert go_on.wait(10)
         return Reply()
 
-    upstream.answer = answer
+    upstream.reply = reply
     grown = Growth(lambda: another_worker.test_client().get("/metrics").text)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(another_tab(connected).get, f"{GATEWAY}/tracks/x")

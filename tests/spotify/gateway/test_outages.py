@@ -230,12 +230,12 @@ def test_successful_trial_call_closes_the_circuit_breaker(
     breaker = app.extensions["backline"].web_api._circuit_breaker
     here, go_on = threading.Event(), threading.Event()
 
-    def answer(_: Received) -> Reply:
+    def reply(_: Received) -> Reply:
         here.set()
         assert go_on.wait(10)
         return FINE
 
-    upstream.answer = answer
+    upstream.reply = reply
     breaker._next_trial = 0.0  # the pause is over
     with ThreadPoolExecutor(1) as pool:
         probe = pool.submit(another_tab(tripped).post, f"{GATEWAY}/me/player/next")

@@ -305,7 +305,7 @@ def test_accept_language_is_forwarded_within_limits(
 
 
 def test_cache_distinguishes_languages(connected: FlaskClient, upstream: Upstream) -> None:
-    upstream.answer = lambda call: Reply(
+    upstream.reply = lambda call: Reply(
         200, (call.headers["Accept-Language"] or "none").encode(), headers=(("Cache-Control", "max-age=60"),)
     )
     languages = {"ja": b"ja", "en;q=0.5, de": b"en;q=0.5, de", None: b"none"}
@@ -371,7 +371,7 @@ def test_redirect_is_neither_followed_nor_returned(
 
 def test_response_is_limited_to_8_mib(connected: FlaskClient, upstream: Upstream) -> None:
     most = 8 * 1024 * 1024
-    upstream.answer = lambda call: Reply(200, b" " * (most + ("more" in call.target)))
+    upstream.reply = lambda call: Reply(200, b" " * (most + ("more" in call.target)))
 
     response = connected.get(f"{GATEWAY}/tracks/all")
     assert (response.status_code, len(response.data)) == (200, most)
@@ -394,11 +394,11 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
     assert len(tokens) == 2
     both = threading.Barrier(2, timeout=10)
 
-    def answer(call: Received) -> Reply:
+    def reply(call: Received) -> Reply:
         both.wait()
         return Reply(200, json.dumps({"of": tokens[call.token or ""]}).encode(), JSON, CACHED)
 
-    upstream.answer = answer
+    upstream.reply = reply
     with ThreadPoolExecutor(2) as pool:
         for target in ("me/player", "search?q=x"):
             asked = [pool.submit(client.get, f"{GATEWAY}/{target}") for client in (ada, bob)]
@@ -445,21 +445,21 @@ def test_response_that_arrives_after_a_disconnect_is_not_stored(
 ) -> None:
     arrived, go_on = threading.Event(), threading.Event()
 
-    def answer(_: Received) -> Reply:
+    def reply(_: Received) -> Reply:
         arrived.set()
         assert go_on.wait(10)
         return Reply(status, WORDS, JSON, CACHED)
 
-    upstream.answer = answer
+    upstream.reply = reply
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(another_tab(connected).get, f"{GATEWAY}/me/tracks")
         assert arrived.wait(10)
         connected.delete("/api/spotify")
         go_on.set()
-        answered = late.result()
+        response = late.result()
 
     # A rejected token can no longer be replaced, but the caller still gets the response in progress.
-    assert answered.status_code == {200: 200, 401: 409}[status]
+    assert response.status_code == {200: 200, 401: 409}[status]
     assert stored_responses(app) == {}
     assert len(upstream.calls) == 1
 

@@ -127,13 +127,13 @@ def test_simultaneous_401s_in_two_workers_cause_one_refresh(
     assert cookie is not None
     all_here = threading.Barrier(20, timeout=20)
 
-    def answer(call: Received) -> Reply:
+    def reply(call: Received) -> Reply:
         if call.token != old:
             return Reply(204, b"", None)
         all_here.wait()
         return UNAUTHORIZED["since 2026"]
 
-    upstream.answer = answer
+    upstream.reply = reply
 
     def call(number: int) -> int:
         with requests.Session() as http:
@@ -163,7 +163,7 @@ def test_late_401_uses_the_token_that_has_replaced_it(
     """By the time a slow 401 arrives, the token has been replaced."""
     arrived, go_on = threading.Event(), threading.Event()
 
-    def answer(call: Received) -> Reply:
+    def reply(call: Received) -> Reply:
         if call.token != old:
             return Reply(204, b"", None)
         if call.target == "/v1/me/player/next":
@@ -172,7 +172,7 @@ def test_late_401_uses_the_token_that_has_replaced_it(
         return UNAUTHORIZED["since 2026"]
 
     old = connected.get("/api/spotify/token").json["access_token"]
-    upstream.answer = answer
+    upstream.reply = reply
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(another_tab(connected).post, f"{GATEWAY}/me/player/next")
         assert arrived.wait(10)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,18 +16,19 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
+from werkzeug.test import TestResponse
 
-from app.errors import SpotifyUnavailable
 from app.infra.database import db as database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.access_token import six_months_after
-from app.spotify.clients.errors import InvalidGrant, SpotifyError
 from app.spotify.tokens import attempts
+from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time
 from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
+from tests.helpers.upstream import Received, Reply, running_upstream
 
 # For tests that do not depend on the database.
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -615,32 +616,34 @@ def test_unused_spare_is_discarded_after_success(
     assert row(app).spare_refresh_token is None
 
 
-@pytest.mark.parametrize("kind", ["close", "false_invalid_grant"])
+@pytest.mark.parametrize("status", [0, 400], ids=["closed", "invalid_grant"])
 def test_late_failure_keeps_lease_of_next_attempt(
-    connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, kind: str
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, make_app: MakeApp, status: int
 ) -> None:
     """An attempt fails after its lease, while the next one is calling Spotify."""
     expire(app)
-    sandbox.fault(on="refresh", kind="park", times=2)
-    with ThreadPoolExecutor(2) as pool:
-        late = pool.submit(another_tab(connected, another_worker).get, "/api/spotify/token")
-        sandbox.wait_for_held(1)
-        advance_time(app, sandbox, 31)
-        app.extensions["backline"].redis.delete(f"lock:connection:{row(app).spotify_user_id}")
-        next_owner = pool.submit(connected.get, "/api/spotify/token")
-        sandbox.wait_for_held(2)
-        lease = row(app).attempt_id
-        with app.app_context():
-            first = history(app)[0]
-            attempt = attempts.Attempt(first.attempt_id, 0, first.started_at, 0)
-            error = InvalidGrant() if kind == "false_invalid_grant" else SpotifyError("transport_error")
-            with pytest.raises(SpotifyUnavailable):
-                app.extensions["backline"].tokens.refresher.record_failure(row(app), attempt, error, "RT")
-        assert (row(app).attempt_id, row(app).state) == (lease, GrantState.ACTIVE)
-        sandbox.release()
-        assert [next_owner.result().status_code, late.result().status_code] == [200, 200]
+    sandbox.fault(on="refresh", kind="park")
+    leases: list[str | None] = []
+    with ThreadPoolExecutor(1) as pool, running_upstream() as accounts:
 
-    assert refresh_count(sandbox) == 2
+        def reply(_: Received) -> Reply:
+            advance_time(app, sandbox, 31)
+            pool.submit(connected.get, "/api/spotify/token").add_done_callback(responses.append)
+            sandbox.wait_for_held(1)
+            leases.append(row(app).attempt_id)
+            return Reply(status, b'{"error": "invalid_grant"}')
+
+        responses: list[Future[TestResponse]] = []
+        accounts.reply = reply
+        slow_worker = make_app(SPOTIFY_ACCOUNTS_URL=accounts.root_url)
+        late = another_tab(connected, slow_worker).get("/api/spotify/token")
+
+        assert (late.status_code, slug(late)) == (503, "spotify-unavailable")
+        assert ([row(app).attempt_id], row(app).state) == (leases, GrantState.ACTIVE)
+        sandbox.release()
+
+    assert [response.result().status_code for response in responses] == [200]
+    assert refresh_count(sandbox) == 1
 
 
 def test_old_claim_makes_no_call(

@@ -102,7 +102,7 @@ def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> 
     assert may_read(answer)
     assert answer.headers.get_all("Strict-Transport-Security") == [HSTS]
     assert bool(answer.headers["Allow"]) == (status == 405)
-    assert answer.headers["X-Backline-Refusal"] is None
+    assert answer.headers["X-Backline-Rejected"] is None
 
 
 @pytest.mark.requirement("C7")

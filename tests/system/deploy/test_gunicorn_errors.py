@@ -159,7 +159,7 @@ def test_error_outside_the_app_is_a_500_and_the_log_names_its_origin(error: Exce
     (written,) = log.written
     assert answer.problem["request_id"] in written
     assert type(error).__name__ in written
-    assert "test_gunicorn_refusals.py" in written
+    assert "test_gunicorn_errors.py" in written
     assert CODE not in written + answer.body.decode()
 
 
