@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import requests
 
 from tests.conftest import ANY_PORT_REDIRECT_URI, SETTINGS
-from tests.helpers.sandbox_client import SandboxClient, answer_of, running_sandbox
+from tests.helpers.sandbox_client import SandboxClient, callback_query, running_sandbox
 from tests.helpers.servers import migrate, running_mariadb, running_redis, running_server
 
 CLIENT_TIMEOUT = 30.0
@@ -34,7 +34,7 @@ class Deployment:
             http.headers.update({"X-Requested-With": "benchmark", "Accept": "application/json"})
             authorize = f"http://127.0.0.1:{self.port}/api/spotify/authorize"
             url = http.get(authorize, timeout=CLIENT_TIMEOUT).json()["authorize_url"]
-            query = answer_of(self.sandbox.consent(url, person=person))
+            query = callback_query(self.sandbox.consent(url, person=person))
             response = http.get(authorize, params=query, timeout=CLIENT_TIMEOUT)
             response.raise_for_status()
             return f"backline_session={http.cookies['backline_session']}"

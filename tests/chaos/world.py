@@ -33,7 +33,7 @@ from tests.chaos.history import (
 from tests.chaos.processes import ApiServer, MariaDb, Product, RedisServer, SandboxSpotify, Scheduler
 from tests.conftest import SETTINGS
 from tests.helpers.fault_proxy import Upstream
-from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
 from tests.helpers.servers import ROOT, _directory, eventually, migrate
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Browser:
 
     def connect(self, server: ApiServer) -> requests.Response:
         """Connect Spotify, as a person without a connection. Returns the last response."""
-        return self.come_back(server, self.consent(server))
+        return self.send_callback(server, self.consent(server))
 
     def consent(self, server: ApiServer) -> dict[str, str]:
         """Consent at Spotify. Returns the parameters of the callback."""
@@ -92,9 +92,9 @@ class Browser:
         # Bypass the server's proxy to Spotify: a person's browser is not affected by its faults.
         direct = urlsplit(self.world.sandbox.url)
         url = urlsplit(url)._replace(netloc=direct.netloc).geturl()
-        return answer_of(self.world.sandbox.consent(url, person=self.person))
+        return callback_query(self.world.sandbox.consent(url, person=self.person))
 
-    def come_back(self, server: ApiServer, callback: dict[str, str]) -> requests.Response:
+    def send_callback(self, server: ApiServer, callback: dict[str, str]) -> requests.Response:
         return self.call("GET", "/api/spotify/authorize", server, params=callback)
 
     def token(self, server: ApiServer) -> requests.Response:
@@ -266,7 +266,7 @@ class World:
         """Return the browser of a visitor with a connection. This is faster than with an account."""
         browser, server = self.browser(person), server or self.servers[0]
         callback = browser.consent(server)
-        response = follow_retry_after(lambda: browser.come_back(server, callback))
+        response = follow_retry_after(lambda: browser.send_callback(server, callback))
         assert response.status_code == 200, response.text
         return browser
 

@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 
 PASSWORD = "a long sentence is best"
 _numbers = itertools.count(1)
@@ -29,16 +29,16 @@ def login(client: FlaskClient, name: str) -> TestResponse:
     return client.post("/api/login", json={"login": name, "password": PASSWORD})
 
 
-def first_visit(client: FlaskClient) -> str:
+def start_authorization(client: FlaskClient) -> str:
     """Ask to connect Spotify. Returns the URL at Spotify."""
     response = client.get("/api/spotify/authorize")
     assert response.json["status"] == "authorization_required", response.text
     return str(response.json["authorize_url"])
 
 
-def come_back(client: FlaskClient, callback: str) -> TestResponse:
+def send_callback(client: FlaskClient, callback: str) -> TestResponse:
     """Pass on what Spotify added to the redirect URI, as an SPA does."""
-    return client.get("/api/spotify/authorize", query_string=answer_of(callback))
+    return client.get("/api/spotify/authorize", query_string=callback_query(callback))
 
 
 def connect(
@@ -48,7 +48,9 @@ def connect(
     browser: requests.Session | None = None,
 ) -> dict[str, Any]:
     """Connect Spotify as this person. Returns the connection."""
-    response = come_back(client, sandbox.consent(first_visit(client), person=person, browser=browser))
+    response = send_callback(
+        client, sandbox.consent(start_authorization(client), person=person, browser=browser)
+    )
     assert response.status_code == 200, response.text
     assert response.json["status"] == "connected"
     connection: dict[str, Any] = response.json["spotify"]

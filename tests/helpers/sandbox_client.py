@@ -169,7 +169,7 @@ class SandboxClient:
         return grants
 
 
-def answer_of(callback: str) -> dict[str, str]:
+def callback_query(callback: str) -> dict[str, str]:
     """The query of a callback URL, `code`, `state` or `error`, as a dict."""
     return {name: values[0] for name, values in parse_qs(urlsplit(callback).query).items()}
 

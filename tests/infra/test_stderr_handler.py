@@ -20,7 +20,7 @@ from script.supervisor import ends_with_parent
 from tests.helpers import secret_scanner
 from tests.helpers.children import start_child
 from tests.helpers.programs import OFFLINE, program, run_python
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.helpers.servers import ROOT, eventually, free_port, process_environment
 from tests.system.test_secrets_canary import expire
 
@@ -237,7 +237,7 @@ def test_unread_log_does_not_lose_a_refreshed_token(
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
         started = http.get(f"{api}/api/spotify/authorize", timeout=10).json()
-        callback = answer_of(sandbox.consent(started["authorize_url"]))
+        callback = callback_query(sandbox.consent(started["authorize_url"]))
         assert http.get(f"{api}/api/spotify/authorize", params=callback, timeout=10).status_code == 200
         old = http.get(f"{api}/api/spotify/token", timeout=10).json()["access_token"]
 

@@ -26,8 +26,8 @@ from app.spotify.clients.accounts import SpotifyAccounts
 from app.web.access import public
 from tests.conftest import SETTINGS
 from tests.helpers import set_cookie
-from tests.helpers.flows import PASSWORD, connect, first_visit, register
-from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, SandboxClient, answer_of
+from tests.helpers.flows import PASSWORD, connect, register, start_authorization
+from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, SandboxClient, callback_query
 from tests.helpers.secret_scanner import Leak, SecretScanner
 from tests.helpers.servers import ROOT, Server, process_environment
 
@@ -239,7 +239,7 @@ def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
 def test_scanner_allows_a_state_in_the_consent_url_only(
     scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], redis_url: str
 ) -> None:
-    state = answer_of(first_visit(client))["state"]
+    state = callback_query(start_authorization(client))["state"]
     client.get("/api/spotify/authorize", headers={"Accept": "text/html"})
     assert scanner.scan() == []
 
@@ -275,9 +275,9 @@ def test_scanner_skips_static_documents_while_they_are_unchanged(client: FlaskCl
 def test_scanner_recognizes_a_verifier_by_its_challenge(
     scanner: SecretScanner, client: FlaskClient, verifiers: list[str]
 ) -> None:
-    url = first_visit(client)
+    url = start_authorization(client)
     [verifier] = verifiers
-    assert answer_of(url)["code_challenge"] == _challenge(verifier)
+    assert callback_query(url)["code_challenge"] == _challenge(verifier)
     log.info("exchange", extra={"form": f"code_verifier={verifier}&grant_type=x"})
     assert kinds(scanner.scan()) == ["a PKCE verifier"]
 

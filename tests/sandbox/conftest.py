@@ -15,7 +15,7 @@ from tests.helpers.sandbox_client import (
     REDIRECT_URI,
     TIMEOUT_S,
     SandboxClient,
-    answer_of,
+    callback_query,
 )
 
 ALL_SCOPES = (
@@ -58,7 +58,7 @@ class App:
         return self.http.get(self.authorize_url(**changes), allow_redirects=False, timeout=TIMEOUT_S)
 
     def code(self, person: str = "mira_t_42", **changes: str | None) -> str:
-        return answer_of(self.sandbox.consent(self.authorize_url(**changes), person))["code"]
+        return callback_query(self.sandbox.consent(self.authorize_url(**changes), person))["code"]
 
     def token(
         self, auth: tuple[str, str] | None = (CLIENT_ID, CLIENT_SECRET), **form: str

@@ -8,7 +8,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import requests
 
-from tests.helpers.sandbox_client import CLIENT_ID, REDIRECT_URI, SandboxClient, answer_of, running_sandbox
+from tests.helpers.sandbox_client import (
+    CLIENT_ID,
+    REDIRECT_URI,
+    SandboxClient,
+    callback_query,
+    running_sandbox,
+)
 from tests.sandbox.conftest import PKCE, App
 
 REFUSALS = [
@@ -192,5 +198,5 @@ def test_consent_form_is_validated_like_the_page(app: App) -> None:
 def test_auto_consent_shows_no_page(app: App) -> None:
     app.sandbox.settings(auto_consent="aiko-87")
     callback = app.visit(scope="user-read-email").headers["Location"]
-    assert app.exchange(answer_of(callback)["code"]).status_code == 200
+    assert app.exchange(callback_query(callback)["code"]).status_code == 200
     assert app.sandbox.tokens()[0]["person"] == "aiko-87"

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from sandbox import journal
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.sandbox.conftest import PKCE, VERIFIER, App, Visitor
 
 UNKNOWN = [
@@ -148,7 +148,7 @@ def test_all_access_tokens_can_be_expired_at_once(mira: Visitor) -> None:
 
 def test_journal_has_every_call_and_no_secret(app: App) -> None:
     callback = app.sandbox.consent(app.authorize_url(state="a-secret-state", **PKCE))
-    code = answer_of(callback)["code"]
+    code = callback_query(callback)["code"]
     tokens = app.exchange(code, code_verifier=VERIFIER).json()
     app.refresh(tokens["refresh_token"])
     app.call(tokens["access_token"], "GET", "me/playlists?limit=5&access_token=leaked")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import requests
 
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.sandbox.conftest import App
 from tests.sandbox.shapes import REFRESH_ANSWER, check
 
@@ -100,7 +100,7 @@ def test_seeded_people_are_not_asked_again(app: App) -> None:
 def test_seeded_person_can_agree_without_a_page(app: App) -> None:
     app.sandbox.seed(2)
     app.sandbox.settings(auto_consent="seed-00002")
-    code = answer_of(app.visit().headers["Location"])["code"]
+    code = callback_query(app.visit().headers["Location"])["code"]
     me = app.call(app.exchange(code).json()["access_token"], "GET", "me").json()
     assert me["id"] == "seed-00002"
 

@@ -20,9 +20,17 @@ from app.spotify.oauth.state import AuthorizationStore
 from app.web.sessions import index as session_index
 from tests.conftest import MakeApp
 from tests.helpers import stored_sessions
-from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, register, slug
+from tests.helpers.flows import (
+    PASSWORD,
+    another_tab,
+    connect,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
 from tests.helpers.mail_server import Mailbox, token_in
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 
 NewClient = Callable[[], FlaskClient]
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -41,7 +49,7 @@ def owner_and_visitor(new_client: NewClient, sandbox: SandboxClient) -> tuple[Fl
 
 def consent_again(client: FlaskClient, sandbox: SandboxClient) -> None:
     url = client.get("/api/spotify/authorize?reauthorize=true").json["authorize_url"]
-    assert come_back(client, sandbox.consent(url)).json["status"] == "connected"
+    assert send_callback(client, sandbox.consent(url)).json["status"] == "connected"
 
 
 def meanwhile(call: Callable[..., object], *arguments: object) -> None:
@@ -168,7 +176,7 @@ def test_duplicate_callback_gets_only_its_own_grant(
 ) -> None:
     """The owner consents again after the first callback has ended, before the second finds its result."""
     register(owner := new_client(), "ada")
-    callback, tab = sandbox.consent(first_visit(client)), another_tab(client)
+    callback, tab = sandbox.consent(start_authorization(client)), another_tab(client)
     wait_for_result = AuthorizationStore.wait_for_result
 
     def wait_longer(*arguments: Any) -> Any:
@@ -190,10 +198,10 @@ def test_duplicate_callback_gets_only_its_own_grant(
 
     monkeypatch.setattr(AuthorizationStore, "find", find_late)
     responses = []
-    late = threading.Thread(target=lambda: responses.append(come_back(tab, callback)))
+    late = threading.Thread(target=lambda: responses.append(send_callback(tab, callback)))
     late.start()
     assert opened.wait(30)
-    assert come_back(client, callback).json["status"] == "connected"
+    assert send_callback(client, callback).json["status"] == "connected"
     go_on.set()
     late.join(30)
 
@@ -301,7 +309,7 @@ def test_visitor_session_ends_with_the_owners_right_after_its_consent(
     """They end after the grant is committed, before the request stores its session."""
     register(owner := new_client(), "ada")
     connect(owner, sandbox)
-    callback = sandbox.consent(first_visit(visitor := new_client()))
+    callback = sandbox.consent(start_authorization(visitor := new_client()))
     run_in_transaction = database.run_in_transaction
 
     def commit_early(*arguments: Any, **options: Any) -> Any:
@@ -311,7 +319,7 @@ def test_visitor_session_ends_with_the_owners_right_after_its_consent(
         return result
 
     monkeypatch.setattr(connections, "run_in_transaction", commit_early)
-    assert come_back(visitor, callback).json["status"] == "connected"
+    assert send_callback(visitor, callback).json["status"] == "connected"
 
     assert_not_connected(visitor)
     assert owner.get("/api/spotify").json["status"] == "connected"
@@ -408,13 +416,13 @@ def test_concurrent_callbacks_of_a_visitor_leave_them_connected(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     """The second must not replace the grant of the first and then be rejected."""
-    one, two = (sandbox.consent(first_visit(client)) for _ in range(2))
-    assert answer_of(one)["state"] != answer_of(two)["state"]
+    one, two = (sandbox.consent(start_authorization(client)) for _ in range(2))
+    assert callback_query(one)["state"] != callback_query(two)["state"]
     tab = another_tab(client)
     sandbox.fault(on="me", kind="park", times=2)
     responses = []
     calls = [
-        threading.Thread(target=lambda c=c, back=back: responses.append((c, come_back(c, back))))
+        threading.Thread(target=lambda c=c, back=back: responses.append((c, send_callback(c, back))))
         for c, back in ((client, one), (tab, two))
     ]
     for call in calls:

@@ -19,7 +19,7 @@ from app.spotify.gateway import cache
 from app.spotify.oauth import state as oauth_state
 from app.web.sessions.index import MAX_SESSIONS
 from tests.helpers.factories import run_maintenance
-from tests.helpers.flows import first_visit, login, register
+from tests.helpers.flows import login, register, start_authorization
 
 TEN_DAYS = timedelta(days=10)
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -71,7 +71,7 @@ def test_full_counter_of_an_action_starts_again(client: FlaskClient, store: redi
 
 @SQLITE
 def test_unfinished_authorizations_do_not_block_new_ones(client: FlaskClient, store: redis.Redis) -> None:
-    first_visit(client)
+    start_authorization(client)
     [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
     later = redis_time(store) * 1000
     store.zadd(unfinished, {f"one-{number}": later for number in range(oauth_state.MAX_PER_ADDRESS)})
@@ -80,7 +80,7 @@ def test_unfinished_authorizations_do_not_block_new_ones(client: FlaskClient, st
     store.hset(each, binding, oauth_state.MAX_PER_SESSION)
     store.pexpire(each, TEN_DAYS)
 
-    first_visit(client)
+    start_authorization(client)
 
 
 @SQLITE

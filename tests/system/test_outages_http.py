@@ -36,7 +36,7 @@ from tests.conftest import SETTINGS, SPA_ORIGIN, cannot_run, running_app
 from tests.helpers import secret_scanner
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.helpers.servers import (
     ROOT,
     EmptyDatabase,
@@ -176,7 +176,9 @@ def cookies(deployment: Deployment, sandbox: SandboxClient) -> dict[str, str]:
     cookies = sign_up(deployment)
     answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
     callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
-    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=answer_of(callback))
+    answer = call(
+        deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=callback_query(callback)
+    )
     assert answer.json()["status"] == "connected", answer.text
     return cookies
 
@@ -733,7 +735,7 @@ def test_connection_with_an_unacknowledged_commit_exists(
 ) -> None:
     cookies = sign_up(deployment)
     first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
-    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     deployment.mysql.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
 
     first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
@@ -749,7 +751,7 @@ def test_connection_lost_before_its_commit_leaves_nothing(
 ) -> None:
     cookies = sign_up(deployment)
     first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
-    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     deployment.mysql.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
@@ -764,7 +766,7 @@ def test_connection_lost_before_its_commit_leaves_nothing(
     again = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert again.status_code == 400
     fresh = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies).json()
-    back = answer_of(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
+    back = callback_query(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
     done = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
     assert done.json()["status"] == "connected"
 
@@ -776,7 +778,7 @@ def test_callback_during_an_outage_can_be_repeated(
     """A code is not sent to Spotify while the grant could not be stored."""
     first = call(deployment, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
-    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     getattr(deployment, dependency).refuse()
     check_unavailable(call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
     assert sandbox.calls(path="/api/token") == []
@@ -790,7 +792,7 @@ def test_callback_during_an_outage_can_be_repeated(
 def test_state_survives_a_lost_reply_from_redis(deployment: Deployment, sandbox: SandboxClient) -> None:
     first = call(deployment, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
-    back = answer_of(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     # The script that claims the state has to run, so it must not be missing from a new Redis.
     deployment.redis.client.script_load((ROOT / "app/infra/compare_and_set.lua").read_text(encoding="utf-8"))
     deployment.store.drop_reply(b"authorization:", since=b"throttle:exchanges")

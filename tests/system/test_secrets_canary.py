@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import CHANGE_REQUESTED, RESET, VERIFY, running_mailbox, token_in
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.helpers.secret_scanner import SecretScanner
 from tests.helpers.servers import Server
 
@@ -43,7 +43,7 @@ def test_no_secret_is_written_anywhere(
         call("POST", "/api/login", json={"login": "ada", "password": "not " + PASSWORD})
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
         url = call("GET", "/api/spotify/authorize").json()["authorize_url"]
-        back = answer_of(sandbox.consent(url))
+        back = callback_query(sandbox.consent(url))
         call("GET", "/api/spotify/authorize", params={**back, "state": "wrong"})
         call("GET", "/api/spotify/authorize", params=back)
         call("GET", "/api/spotify/authorize", params=back)

@@ -25,7 +25,16 @@ from app.user.account import UserAccounts
 from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions
 from tests.helpers.factories import advance_time
-from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.flows import (
+    PASSWORD,
+    another_tab,
+    connect,
+    login,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
 from tests.helpers.sandbox_client import SandboxClient
 
 NEW_PASSWORD = "another sentence, and longer"
@@ -592,11 +601,11 @@ def test_account_deleted_during_a_callback_gets_no_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     slow = another_tab(client)
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
-        connecting = pool.submit(come_back, slow, callback)
+        connecting = pool.submit(send_callback, slow, callback)
         sandbox.wait_for_held(1)
         assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
         sandbox.release()
@@ -612,7 +621,7 @@ def test_callback_of_an_ended_session_connects_nothing(
 ) -> None:
     """A password reset during the callback deletes earlier connections, so this one must not be stored."""
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     store_grant = Connections.store_grant
 
     def store_late(stored: Connections, profile: Profile, grant: TokenResponse, **options: Any) -> Any:
@@ -621,7 +630,7 @@ def test_callback_of_an_ended_session_connects_nothing(
         return store_grant(stored, profile, grant, **options)
 
     monkeypatch.setattr(Connections, "store_grant", store_late)
-    answer = come_back(client, callback)
+    answer = send_callback(client, callback)
 
     assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
     assert rows(app)["spotify_users"] == 0

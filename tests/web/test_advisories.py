@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests.helpers.flows import first_visit, register
+from tests.helpers.flows import register, start_authorization
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -28,7 +28,7 @@ def secrets(mailbox: Mailbox, app: Flask, sandbox: SandboxClient) -> dict[str, s
     verification = token_in(mailbox.wait_for("ada@example.com", "address"))
     client.post("/api/password-reset", json={"email": "ada@example.com"})
     reset = token_in(mailbox.wait_for("ada@example.com", "password"))
-    state = parse_qs(urlsplit(first_visit(client)).query)["state"][0]
+    state = parse_qs(urlsplit(start_authorization(client)).query)["state"][0]
     [cookie] = (client._cookies or {}).values()
     return {"session": cookie.value, "state": state, "verification": verification, "reset": reset}
 

@@ -32,7 +32,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from app.web.access import Access
-from tests.helpers.flows import PASSWORD, come_back, connect, first_visit, register
+from tests.helpers.flows import PASSWORD, connect, register, send_callback, start_authorization
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import (
     Picture,
@@ -264,7 +264,7 @@ def test_successful_responses_contain_only_documented_members(
     change = {"email": "new@example.com", "current_password": PASSWORD}
     read(client.patch("/api/user", json=change))
     read(client.get("/api/spotify/authorize", headers=page))
-    read(come_back(client, sandbox.consent(first_visit(client))))
+    read(send_callback(client, sandbox.consent(start_authorization(client))))
     read(client.get("/api/spotify/authorize", headers=page))
     for path in (
         "/api/session",

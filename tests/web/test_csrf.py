@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from app.web.access import public
 from tests.conftest import MakeApp
-from tests.helpers.flows import PASSWORD, first_visit, register, slug
+from tests.helpers.flows import PASSWORD, register, slug, start_authorization
 from tests.helpers.route_matrix import (
     SAFE,
     Picture,
@@ -560,7 +560,7 @@ def test_links_on_other_sites_cannot_connect_an_attackers_spotify_account(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     register(client, "ada")
-    callback = sandbox.consent(first_visit(new_client()), person="mira_t_42")
+    callback = sandbox.consent(start_authorization(new_client()), person="mira_t_42")
 
     response = client.get(callback, headers={"Sec-Fetch-Site": "cross-site"})
 

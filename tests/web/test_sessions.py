@@ -20,7 +20,15 @@ from app.infra import clock
 from app.web.access import public
 from tests.conftest import SPA_REDIRECT_URI
 from tests.helpers import set_cookie, stored_sessions
-from tests.helpers.flows import PASSWORD, another_tab, come_back, connect, first_visit, login, register
+from tests.helpers.flows import (
+    PASSWORD,
+    another_tab,
+    connect,
+    login,
+    register,
+    send_callback,
+    start_authorization,
+)
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import ROOT, eventually
 
@@ -151,7 +159,7 @@ def test_cookie_check_finds_invalid_cookies(line: str) -> None:
 
 @pytest.mark.requirement("B2")
 def test_session_id_changes_at_every_sign_in(client: FlaskClient, store: redis.Redis) -> None:
-    first_visit(client)
+    start_authorization(client)
     ids = [sid(client)]
     register(client, "ada")
     ids.append(sid(client))
@@ -205,7 +213,7 @@ def test_planted_session_id_does_not_lead_to_the_visitors_connection(
     new_client: Callable[[], FlaskClient], store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
-    first_visit(attacker)
+    start_authorization(attacker)
     planted = sid(attacker)
     victim.set_cookie("backline_session", planted)
 
@@ -307,13 +315,13 @@ def test_visitors_session_is_short_until_it_has_a_connection(
     client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
     """The session of a visitor who never returns from Spotify does not stay for long."""
-    url, week = first_visit(client), 7 * 86_400
+    url, week = start_authorization(client), 7 * 86_400
     [key] = session_keys(store)
     assert 595 <= store.ttl(key) <= 600
     client.get("/api/session")
     assert 595 <= store.ttl(key) <= 600
 
-    come_back(client, sandbox.consent(url))
+    send_callback(client, sandbox.consent(url))
 
     [key] = session_keys(store)
     assert week - 5 <= store.ttl(key) <= week
@@ -369,12 +377,12 @@ def test_slow_request_does_not_restore_a_signed_out_session(
 ) -> None:
     """The slow request connects Spotify, so it writes to the session when it ends."""
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     slow = another_tab(client)
     old = sid(client)
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
-        connecting = pool.submit(come_back, slow, callback)
+        connecting = pool.submit(send_callback, slow, callback)
         sandbox.wait_for_held(1)
         assert client.post("/api/logout").status_code == 204
         sandbox.release()
@@ -389,11 +397,11 @@ def test_slow_request_does_not_restore_a_signed_out_session(
 def test_slow_callback_does_not_restore_a_visitors_ended_session(
     client: FlaskClient, app: Flask, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     slow = another_tab(client)
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
-        connecting = pool.submit(come_back, slow, callback)
+        connecting = pool.submit(send_callback, slow, callback)
         sandbox.wait_for_held(1)
         client.post("/api/logout")
         sandbox.release()
@@ -452,10 +460,10 @@ def test_eight_concurrent_writers_do_not_restore_a_session(
 ) -> None:
     """Each request connects Spotify, and writes that to the session."""
     register(client := new_client(), "ada")
-    callbacks = [sandbox.consent(first_visit(client)) for _ in range(8)]
+    callbacks = [sandbox.consent(start_authorization(client)) for _ in range(8)]
     sandbox.fault(on="code", kind="park", times=8)
     with ThreadPoolExecutor(8) as pool:
-        connecting = [pool.submit(come_back, another_tab(client), callback) for callback in callbacks]
+        connecting = [pool.submit(send_callback, another_tab(client), callback) for callback in callbacks]
         sandbox.wait_for_held(8)
         assert client.post("/api/logout").status_code == 204
         sandbox.release()
@@ -498,12 +506,12 @@ def test_concurrent_writers_do_not_undo_each_other(
     register(client, "ada")
     [key] = session_keys(store)
     before = stored_sessions.read(app, key)
-    callbacks = [sandbox.consent(first_visit(client)) for _ in range(4)]
+    callbacks = [sandbox.consent(start_authorization(client)) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(
             pool.map(
                 lambda act: act(),
-                [lambda back=back: come_back(another_tab(client), back) for back in callbacks]
+                [lambda back=back: send_callback(another_tab(client), back) for back in callbacks]
                 + [lambda: another_tab(client).get("/api/session")] * 8,
             )
         )

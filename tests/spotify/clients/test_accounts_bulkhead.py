@@ -19,8 +19,8 @@ from app.spotify.clients import accounts_bulkhead
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from app.spotify.clients.capacity import accounts_waiters
 from app.spotify.tokens import refresh
-from tests.helpers.flows import connect, first_visit, register
-from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.flows import connect, register, start_authorization
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
 from tests.helpers.servers import Server, eventually
 
 LONG = 30.0
@@ -241,7 +241,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
 def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
     server: StartServer, client: FlaskClient, caller: requests.Session, sandbox: SandboxClient
 ) -> None:
-    callbacks = [answer_of(sandbox.consent(first_visit(client))) for _ in range(12)]
+    callbacks = [callback_query(sandbox.consent(start_authorization(client))) for _ in range(12)]
     sandbox.fault(on="code", kind="park", times=None)
     with (
         server(workers=1, threads=8, SPOTIFY_REDIRECT_URI=REDIRECT_URI) as api,
@@ -273,7 +273,7 @@ def test_duplicate_callbacks_count_as_waiting_in_another_process(
     caller: requests.Session,
     sandbox: SandboxClient,
 ) -> None:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     sandbox.fault(on="code", kind="park", times=None)
     with server(workers=1, threads=4) as api, ThreadPoolExecutor(9) as pool:
         try:

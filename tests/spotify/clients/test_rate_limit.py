@@ -18,7 +18,15 @@ from config import Config, ConfigError
 from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
 from tests.helpers.cached_reads import Store
-from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
+from tests.helpers.flows import (
+    another_tab,
+    connect,
+    login,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 from tests.helpers.upstream import Upstream
@@ -172,11 +180,11 @@ def test_callback_during_a_wait_makes_no_call(
     mira: FlaskClient, new_client: NewClient, sandbox: SandboxClient
 ) -> None:
     visitor = new_client()
-    callback = sandbox.consent(first_visit(visitor))
+    callback = sandbox.consent(start_authorization(visitor))
     block(sandbox, mira, 600)
     sandbox.clear_calls()
 
-    assert retry_after_of(come_back(visitor, callback)) in about(600)
+    assert retry_after_of(send_callback(visitor, callback)) in about(600)
     assert calls(sandbox) == 0
 
 
@@ -184,9 +192,9 @@ def test_429_during_a_callback_blocks_only_me(
     mira: FlaskClient, new_client: NewClient, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     visitor = new_client()
-    callback = sandbox.consent(first_visit(visitor))
+    callback = sandbox.consent(start_authorization(visitor))
     sandbox.fault(on="me", kind="rate_limited", retry_after=600)
-    assert retry_after_of(come_back(visitor, callback)) in about(600)
+    assert retry_after_of(send_callback(visitor, callback)) in about(600)
     sandbox.clear_calls()
 
     for who in (mira, another_tab(mira, another_worker)):
@@ -196,9 +204,9 @@ def test_429_during_a_callback_blocks_only_me(
 
     # The code of the next person is not used up.
     late = new_client()
-    late_callback = sandbox.consent(first_visit(late))
+    late_callback = sandbox.consent(start_authorization(late))
     sandbox.clear_calls()
-    assert retry_after_of(come_back(late, late_callback)) in about(600)
+    assert retry_after_of(send_callback(late, late_callback)) in about(600)
     assert sandbox.calls() == []
 
 

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 
 from app.infra.database import writing
 from app.models import AccessToken
-from tests.helpers.flows import another_tab, come_back, refresh_count, slug
+from tests.helpers.flows import another_tab, refresh_count, send_callback, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through, problem_of_spotify
@@ -239,9 +239,9 @@ def test_ended_grant_is_reported_with_the_authorize_url(
 
     # The URL is valid in this session only, which it connects again.
     callback = sandbox.consent(response.json["authorize_url"])
-    assert slug(come_back(new_client(), callback)) == "spotify-state-mismatch"
+    assert slug(send_callback(new_client(), callback)) == "spotify-state-mismatch"
     upstream.is_profile_of("mira_t_42")
-    assert come_back(connected, callback).json["status"] == "connected"
+    assert send_callback(connected, callback).json["status"] == "connected"
     upstream.replies(Reply(200, b"[]"))
     assert connected.get(f"{GATEWAY}/me/tracks").data == b"[]"
 

@@ -16,8 +16,16 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, SpotifyUser, User
 from tests.helpers import stored_sessions
-from tests.helpers.flows import another_tab, come_back, connect, first_visit, refresh_count, register, slug
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.flows import (
+    another_tab,
+    connect,
+    refresh_count,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.helpers.servers import eventually
 
 NAVIGATION = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -77,7 +85,7 @@ def test_browser_is_redirected_to_spotify(client: FlaskClient, sandbox: SandboxC
 
 @pytest.mark.requirement("D2")
 def test_each_authorization_has_its_own_state_and_challenge(client: FlaskClient) -> None:
-    one, two = (parse_qs(urlsplit(first_visit(client)).query) for _ in range(2))
+    one, two = (parse_qs(urlsplit(start_authorization(client)).query) for _ in range(2))
 
     assert one["state"] != two["state"]
     assert one["code_challenge"] != two["code_challenge"]
@@ -85,10 +93,10 @@ def test_each_authorization_has_its_own_state_and_challenge(client: FlaskClient)
 
 def test_two_open_tabs_can_both_complete(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client)
-    one, two = first_visit(client), first_visit(client)
+    one, two = start_authorization(client), start_authorization(client)
 
-    assert come_back(client, sandbox.consent(one)).json["status"] == "connected"
-    assert come_back(client, sandbox.consent(two)).json["status"] == "connected"
+    assert send_callback(client, sandbox.consent(one)).json["status"] == "connected"
+    assert send_callback(client, sandbox.consent(two)).json["status"] == "connected"
 
 
 # --- coming back with a code ---------------------------------------------------------------------
@@ -182,11 +190,11 @@ def test_second_authorization_stores_the_new_grant(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    come_back(client, sandbox.consent(one))
+    one, two = start_authorization(client), start_authorization(client)
+    send_callback(client, sandbox.consent(one))
     [before] = rows(app)
 
-    response = come_back(client, sandbox.consent(two))
+    response = send_callback(client, sandbox.consent(two))
 
     assert response.json["status"] == "connected"
     [after] = rows(app)
@@ -205,10 +213,10 @@ def test_reauthorizing_keeps_the_old_grant_until_the_new_consent(
     again = client.get("/api/spotify/authorize?reauthorize=true").json
     assert again["status"] == "authorization_required"
     assert "show_dialog=true" in again["authorize_url"]  # otherwise Spotify does not ask the person
-    denied = come_back(client, sandbox.consent(again["authorize_url"], decision="cancel"))
+    denied = send_callback(client, sandbox.consent(again["authorize_url"], decision="cancel"))
     assert (denied.status_code, rows(app)) == (401, [before])
     again = client.get("/api/spotify/authorize?reauthorize=true").json
-    assert come_back(client, sandbox.consent(again["authorize_url"])).json["status"] == "connected"
+    assert send_callback(client, sandbox.consent(again["authorize_url"])).json["status"] == "connected"
 
     [after] = rows(app)
     assert after["grant_id"] != before["grant_id"]
@@ -225,7 +233,7 @@ def test_account_of_another_user_is_rejected_without_changes(
     before = rows(app)
     register(other)
 
-    response = come_back(other, sandbox.consent(first_visit(other)))
+    response = send_callback(other, sandbox.consent(start_authorization(other)))
 
     assert response.status_code == 409
     assert slug(response) == "spotify-account-in-use"
@@ -238,11 +246,11 @@ def test_different_account_is_rejected_until_the_old_one_is_disconnected(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    come_back(client, sandbox.consent(one, person="mira_t_42"))
+    one, two = start_authorization(client), start_authorization(client)
+    send_callback(client, sandbox.consent(one, person="mira_t_42"))
     before = rows(app)
 
-    response = come_back(client, sandbox.consent(two, person="aiko-87"))
+    response = send_callback(client, sandbox.consent(two, person="aiko-87"))
 
     assert response.status_code == 409
     assert slug(response) == "spotify-account-mismatch"
@@ -256,11 +264,11 @@ def test_account_id_identifies_an_account_whose_id_changes(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    come_back(client, sandbox.consent(one))
+    one, two = start_authorization(client), start_authorization(client)
+    send_callback(client, sandbox.consent(one))
     sandbox.rename("mira_t_42", "mira_new")
 
-    come_back(client, sandbox.consent(two, person="mira_new"))
+    send_callback(client, sandbox.consent(two, person="mira_new"))
 
     [row] = rows(app)
     assert row["spotify_id"] == "mira_new"
@@ -308,11 +316,11 @@ def test_spotify_id_identifies_accounts_without_account_id(
 ) -> None:
     sandbox.settings(account_id=False)
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    assert come_back(client, sandbox.consent(one)).json["spotify"]["account_id"] is None
+    one, two = start_authorization(client), start_authorization(client)
+    assert send_callback(client, sandbox.consent(one)).json["spotify"]["account_id"] is None
     sandbox.settings(account_id=True)
 
-    spotify = come_back(client, sandbox.consent(two)).json["spotify"]
+    spotify = send_callback(client, sandbox.consent(two)).json["spotify"]
 
     assert spotify["account_id"]
     assert len(rows(app)) == 1
@@ -346,7 +354,7 @@ def test_response_without_scope_grants_the_requested_scopes(
 ) -> None:
     """RFC 6749 section 5.1."""
     sandbox.settings(granted_scopes=[])
-    asked = parse_qs(urlsplit(first_visit(client)).query)["scope"][0]
+    asked = parse_qs(urlsplit(start_authorization(client)).query)["scope"][0]
 
     assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
 
@@ -357,11 +365,11 @@ def test_response_without_scope_grants_the_requested_scopes(
 def test_denied_consent_is_reported_and_consumes_the_state(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    callback = sandbox.consent(first_visit(client), decision="cancel")
-    assert answer_of(callback)["error"] == "access_denied"
+    callback = sandbox.consent(start_authorization(client), decision="cancel")
+    assert callback_query(callback)["error"] == "access_denied"
 
-    response = come_back(client, callback)
-    again = come_back(client, callback)
+    response = send_callback(client, callback)
+    again = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (401, "spotify-access-denied")
     assert (again.status_code, slug(again)) == (400, "spotify-state-mismatch")
@@ -384,7 +392,7 @@ def test_denied_consent_is_reported_and_consumes_the_state(
 def test_browser_is_redirected_with_one_of_a_fixed_set_of_results(
     client: FlaskClient, query: str, expected: str
 ) -> None:
-    state = answer_of(first_visit(client))["state"]
+    state = callback_query(start_authorization(client))["state"]
 
     response = client.get(f"/api/spotify/authorize?{query.format(state=state)}", headers=NAVIGATION)
 
@@ -420,21 +428,21 @@ def test_state_remains_valid_after_another_session_tried_it(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     attacker, victim = new_client(), new_client()
-    callback = sandbox.consent(first_visit(attacker))
-    first_visit(victim)
+    callback = sandbox.consent(start_authorization(attacker))
+    start_authorization(victim)
 
-    assert_rejected_without_a_call(come_back(victim, callback), sandbox)
+    assert_rejected_without_a_call(send_callback(victim, callback), sandbox)
     assert victim.get("/api/spotify").json == {"status": "not_connected"}
-    assert come_back(attacker, callback).json["status"] == "connected"
+    assert send_callback(attacker, callback).json["status"] == "connected"
 
 
 @pytest.mark.requirement("D7")
 def test_client_without_a_session_cannot_use_a_state(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
-    callback = sandbox.consent(first_visit(new_client()))
+    callback = sandbox.consent(start_authorization(new_client()))
 
-    response = come_back(new_client(), callback)
+    response = send_callback(new_client(), callback)
 
     assert_rejected_without_a_call(response, sandbox)
     assert "Set-Cookie" not in response.headers
@@ -443,11 +451,11 @@ def test_client_without_a_session_cannot_use_a_state(
 @pytest.mark.requirement("D8")
 def test_state_is_invalid_after_a_change_of_user(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     client.post("/api/logout")
     register(client, "bob")
 
-    assert_rejected_without_a_call(come_back(client, callback), sandbox)
+    assert_rejected_without_a_call(send_callback(client, callback), sandbox)
     assert client.get("/api/spotify").json == {"status": "not_connected"}
 
 
@@ -458,7 +466,7 @@ def test_state_is_bound_to_the_user_and_to_the_session(
     """Even if a session changed its user and kept its id, which no route does."""
     other = register(app.test_client(), "bob")
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     store = app.extensions["backline"].redis
     with app.app_context(), reading() as db:
         epoch = db.get_one(User, other["id"]).session_epoch
@@ -466,15 +474,15 @@ def test_state_is_bound_to_the_user_and_to_the_session(
         stored_sessions.change(app, key, user_id=other["id"], epoch=epoch)
     assert client.get("/api/user").json["username"] == "bob"
 
-    assert_rejected_without_a_call(come_back(client, callback), sandbox)
+    assert_rejected_without_a_call(send_callback(client, callback), sandbox)
 
 
 @pytest.mark.requirement("D3")
 def test_replayed_callback_makes_no_second_token_request(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = sandbox.consent(first_visit(client))
-    first = come_back(client, callback)
+    callback = sandbox.consent(start_authorization(client))
+    first = send_callback(client, callback)
 
-    second = come_back(client, callback)
+    second = send_callback(client, callback)
 
     assert second.json == first.json
     assert token_calls(sandbox) == 1
@@ -484,11 +492,11 @@ def test_replayed_callback_makes_no_second_token_request(client: FlaskClient, sa
 def test_replayed_callback_is_rejected_after_a_disconnect(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
-    come_back(client, callback)
+    callback = sandbox.consent(start_authorization(client))
+    send_callback(client, callback)
     client.delete("/api/spotify")
 
-    response = come_back(client, callback)
+    response = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
     assert token_calls(sandbox) == 1
@@ -499,11 +507,11 @@ def test_completed_callback_is_useless_to_another_session(
     new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     victim, attacker = new_client(), new_client()
-    callback = sandbox.consent(first_visit(victim))
-    first_visit(attacker)
-    come_back(victim, callback)
+    callback = sandbox.consent(start_authorization(victim))
+    start_authorization(attacker)
+    send_callback(victim, callback)
 
-    assert slug(come_back(attacker, callback)) == "spotify-state-mismatch"
+    assert slug(send_callback(attacker, callback)) == "spotify-state-mismatch"
     assert attacker.get("/api/spotify").json == {"status": "not_connected"}
 
 
@@ -511,14 +519,14 @@ def test_completed_callback_is_useless_to_another_session(
 def test_redis_holds_the_state_only_encrypted_and_hashed(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    url = first_visit(client)
-    state = answer_of(url)["state"]
+    url = start_authorization(client)
+    state = callback_query(url)["state"]
     store = app.extensions["backline"].redis
     [key] = store.keys("authorization:*")
 
     assert state.encode() not in key
     assert state.encode() not in store.get(key)
-    come_back(client, sandbox.consent(url))
+    send_callback(client, sandbox.consent(url))
     assert store.keys("author*") == [key]
     assert store.ttl(key) <= 60
     assert state.encode() not in store.get(key)
@@ -606,7 +614,7 @@ def test_connection_whose_grant_has_ended_requires_a_new_consent(
 
     assert visit["status"] == "authorization_required"
     assert visit["reason"] == "reauthorization_required"
-    response = come_back(client, sandbox.consent(visit["authorize_url"]))
+    response = send_callback(client, sandbox.consent(visit["authorize_url"]))
     assert response.json["status"] == "connected"
     assert len(rows(app)) == 1
     person.close()
@@ -617,11 +625,11 @@ def test_callback_is_completed_although_a_connection_exists(
 ) -> None:
     """A person whose grant ends soon renews their consent."""
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    come_back(client, sandbox.consent(one))
+    one, two = start_authorization(client), start_authorization(client)
+    send_callback(client, sandbox.consent(one))
     change_token(app, authorized_at=datetime.now(UTC) - timedelta(days=170))
 
-    come_back(client, sandbox.consent(two))
+    send_callback(client, sandbox.consent(two))
 
     authorized = datetime.fromisoformat(client.get("/api/spotify").json["authorized_at"])
     assert datetime.now(UTC) - authorized < timedelta(minutes=1)
@@ -676,10 +684,10 @@ def test_browser_is_redirected_to_the_frontend_without_redis(client: FlaskClient
 def test_failure_of_spotify_is_reported_and_stores_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, fault: dict[str, Any], status: int, problem: str
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     sandbox.fault(**fault, times=None)
 
-    response = come_back(client, callback)
+    response = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (status, problem)
     if status in (429, 503):
@@ -687,8 +695,8 @@ def test_failure_of_spotify_is_reported_and_stores_nothing(
     assert rows(app) == []
     # Another consent succeeds after the wait that Spotify asked for.
     sandbox.clear_faults()
-    callback = sandbox.consent(first_visit(client))
-    assert eventually(lambda: come_back(client, callback).json["status"] == "connected")
+    callback = sandbox.consent(start_authorization(client))
+    assert eventually(lambda: send_callback(client, callback).json["status"] == "connected")
 
 
 def test_account_and_tokens_are_stored_in_one_transaction(
@@ -696,7 +704,7 @@ def test_account_and_tokens_are_stored_in_one_transaction(
 ) -> None:
     """If the tokens cannot be stored, no account is stored without tokens."""
     register(client)
-    callback, of_browser = (sandbox.consent(first_visit(client)) for _ in range(2))
+    callback, of_browser = (sandbox.consent(start_authorization(client)) for _ in range(2))
     refuse = {
         "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
         "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'",
@@ -705,8 +713,10 @@ def test_account_and_tokens_are_stored_in_one_transaction(
         kind = db.get_bind().dialect.name
         db.execute(sa.text(f"CREATE TRIGGER refuse BEFORE INSERT ON access_tokens {refuse[kind]}"))
     try:
-        response = come_back(client, callback)
-        page = client.get("/api/spotify/authorize", query_string=answer_of(of_browser), headers=NAVIGATION)
+        response = send_callback(client, callback)
+        page = client.get(
+            "/api/spotify/authorize", query_string=callback_query(of_browser), headers=NAVIGATION
+        )
     finally:
         with app.app_context(), writing() as db:
             db.execute(sa.text("DROP TRIGGER refuse"))
@@ -724,7 +734,7 @@ def test_account_and_tokens_are_stored_in_one_transaction(
 @pytest.mark.settings(SPOTIFY_REDIRECT_URI="http://127.0.0.1:5173/callback")
 def test_redirect_uri_can_be_a_page_of_the_spa(client: FlaskClient, sandbox: SandboxClient) -> None:
 
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
 
     assert callback.startswith("http://127.0.0.1:5173/callback?")
-    assert come_back(client, callback).json["status"] == "connected"
+    assert send_callback(client, callback).json["status"] == "connected"

@@ -18,8 +18,16 @@ from app.spotify.oauth import exchange
 from app.spotify.oauth import state as oauth_state
 from config import Config
 from tests.conftest import SPA_ORIGIN
-from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
-from tests.helpers.sandbox_client import SandboxClient, answer_of
+from tests.helpers.flows import (
+    another_tab,
+    connect,
+    login,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
+from tests.helpers.sandbox_client import SandboxClient, callback_query
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -74,7 +82,9 @@ def test_each_oauth_error_has_its_own_problem_and_result(
     client: FlaskClient, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     status, problem, redirect = ERRORS[error]
-    one, two = ({"error": error, "state": answer_of(first_visit(client))["state"]} for _ in range(2))
+    one, two = (
+        {"error": error, "state": callback_query(start_authorization(client))["state"]} for _ in range(2)
+    )
 
     response, page = visit(client, one, **PROGRAM), visit(client, two, **PAGE)
 
@@ -89,7 +99,7 @@ def test_each_oauth_error_has_its_own_problem_and_result(
 def test_unknown_oauth_error_is_neither_logged_nor_reflected(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = answer_of(first_visit(client))["state"]
+    state = callback_query(start_authorization(client))["state"]
 
     response = visit(client, {"error": "evil\r\nerror", "state": state})
 
@@ -108,10 +118,10 @@ def test_error_without_a_valid_state_is_a_state_mismatch(client: FlaskClient, ap
 def test_rejected_client_is_logged_as_an_error(
     client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     sandbox.fault(on="code", kind="invalid_client")
 
-    assert slug(come_back(client, callback)) == "spotify-misconfigured"
+    assert slug(send_callback(client, callback)) == "spotify-misconfigured"
 
     [logged] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert (logged.getMessage(), vars(logged)["reason"]) == ("authorization_misconfigured", "invalid_client")
@@ -157,7 +167,7 @@ def test_foreign_attempt_does_not_consume_a_callback(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, by: Callable[..., None]
 ) -> None:
     register(client, "ada")
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
 
     by(app, callback, client)
 
@@ -177,17 +187,17 @@ def test_prefetch_does_not_start_an_authorization(client: FlaskClient, app: Flas
 def test_callback_can_be_repeated_if_its_code_was_not_used(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     if fault == "rate_limited":
         sandbox.fault(on="code", kind="rate_limited", retry_after=1)
-        assert slug(come_back(client, callback)) == "spotify-rate-limited"
+        assert slug(send_callback(client, callback)) == "spotify-rate-limited"
     else:
         accounts = app.extensions["backline"].accounts
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(accounts, "_config", _with_accounts_at(accounts._config, "http://127.0.0.1:1"))
-            assert slug(come_back(client, callback)) == "spotify-unavailable"
+            assert slug(send_callback(client, callback)) == "spotify-unavailable"
 
-    assert come_back(client, callback).json["status"] == "connected"
+    assert send_callback(client, callback).json["status"] == "connected"
 
 
 def _with_accounts_at(config: Config, url: str) -> Config:
@@ -195,22 +205,22 @@ def _with_accounts_at(config: Config, url: str) -> Config:
 
 
 def test_code_that_may_have_been_used_is_not_sent_twice(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     sandbox.fault(on="code", kind="google_502", after_effect=True)
-    assert slug(come_back(client, callback)) == "spotify-unavailable"
+    assert slug(send_callback(client, callback)) == "spotify-unavailable"
 
-    assert slug(come_back(client, callback)) == "spotify-state-mismatch"
+    assert slug(send_callback(client, callback)) == "spotify-state-mismatch"
     assert len(sandbox.calls(path="/api/token")) == 1
 
 
 def test_rate_limited_profile_request_does_not_consume_a_state(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
-    first, second = (sandbox.consent(first_visit(client)) for _ in range(2))
+    first, second = (sandbox.consent(start_authorization(client)) for _ in range(2))
     sandbox.fault(on="me", kind="rate_limited", retry_after=1)
-    assert slug(come_back(client, first)) == "spotify-rate-limited"
+    assert slug(send_callback(client, first)) == "spotify-rate-limited"
 
-    waiting = come_back(client, second)
+    waiting = send_callback(client, second)
     assert (waiting.status_code, slug(waiting)) == (429, "spotify-rate-limited")
     assert len(sandbox.calls(path="/api/token")) == 1
 
@@ -218,17 +228,17 @@ def test_rate_limited_profile_request_does_not_consume_a_state(
 def test_open_circuit_of_the_web_api_does_not_consume_a_code(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    callbacks = [sandbox.consent(first_visit(client)) for _ in range(16)]
+    callbacks = [sandbox.consent(start_authorization(client)) for _ in range(16)]
     sandbox.fault(on="me", kind="google_502", times=None)
     for callback in callbacks[:15]:  # as many as open the circuit
-        assert slug(come_back(client, callback)) == "spotify-unavailable"
+        assert slug(send_callback(client, callback)) == "spotify-unavailable"
     sandbox.clear_calls()
 
-    assert slug(come_back(client, callbacks[15])) == "spotify-unavailable"
+    assert slug(send_callback(client, callbacks[15])) == "spotify-unavailable"
     assert sandbox.calls() == []
     sandbox.clear_faults()
     app.extensions["backline"].web_api._circuit_breaker.record_success()  # as after a successful call
-    assert come_back(client, callbacks[15]).json["status"] == "connected"
+    assert send_callback(client, callbacks[15]).json["status"] == "connected"
 
 
 # --- other sites -----------------------------------------------------------------------------------
@@ -293,7 +303,7 @@ def test_another_site_cannot_undo_a_disconnect(client: FlaskClient, sandbox: San
 
 
 def test_callback_is_accepted_from_another_site(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
 
     back = visit(
         client, callback, **PAGE, Sec_Fetch_Site="cross-site", Referer="https://accounts.spotify.com/"
@@ -317,34 +327,34 @@ def test_authorization_url_always_requests_the_consent_dialog(
     client.delete("/api/spotify")
     login(other := new_client(), "ada")
 
-    assert "show_dialog=true" in first_visit(client)
-    assert "show_dialog=true" in first_visit(other)
+    assert "show_dialog=true" in start_authorization(client)
+    assert "show_dialog=true" in start_authorization(other)
 
 
 # --- floods ----------------------------------------------------------------------------------------
 
 
 def test_authorization_adds_one_redis_key(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    url = first_visit(client)
+    url = start_authorization(client)
 
     kinds = sorted(key.decode().split(":")[0] for key in keys(app))
     assert kinds == ["authorization", "session", "throttle", "throttle"]
-    first_visit(client)
+    start_authorization(client)
     assert len(keys(app)) == 5  # the address already has its counters
-    come_back(client, sandbox.consent(url))
+    send_callback(client, sandbox.consent(url))
     assert len([key for key in keys(app) if key.startswith(b"author")]) == 2
 
 
 def test_session_can_have_thirty_open_authorizations(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client)
-    urls = [first_visit(client) for _ in range(30)]
+    urls = [start_authorization(client) for _ in range(30)]
 
     refused = client.get("/api/spotify/authorize")
     assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
     assert 590 <= int(refused.headers["Retry-After"]) <= 600
     assert result(visit(client, **PAGE)) == "error-too-many-attempts"
-    assert come_back(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
-    first_visit(client)  # which makes room for one
+    assert send_callback(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
+    start_authorization(client)  # which makes room for one
     assert client.get("/api/spotify/authorize").status_code == 429
 
 
@@ -354,19 +364,19 @@ def test_address_can_have_600_unfinished_authorizations(
     assert oauth_state.MAX_PER_ADDRESS == 600
     monkeypatch.setattr(oauth_state, "MAX_PER_ADDRESS", 4)
     visitors = [from_address(new_client(), f"2001:db8:1:2::{number}") for number in range(4)]
-    urls = [first_visit(visitor) for visitor in visitors]
+    urls = [start_authorization(visitor) for visitor in visitors]
     late = from_address(new_client(), "2001:db8:1:2:ffff::1")  # of the same household
 
     refused = late.get("/api/spotify/authorize")
     assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
     assert 1 <= int(refused.headers["Retry-After"]) <= 600
     assert "Set-Cookie" not in refused.headers
-    first_visit(from_address(new_client(), "2001:db8:1:3::1"))
+    start_authorization(from_address(new_client(), "2001:db8:1:3::1"))
     # Only a given consent makes room: otherwise a flood of declined ones would.
-    assert come_back(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401
+    assert send_callback(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401
     assert late.get("/api/spotify/authorize").status_code == 429
-    assert come_back(visitors[1], sandbox.consent(urls[1])).json["status"] == "connected"
-    first_visit(late)
+    assert send_callback(visitors[1], sandbox.consent(urls[1])).json["status"] == "connected"
+    start_authorization(late)
 
 
 def test_concurrent_starts_are_counted_exactly(
@@ -385,14 +395,14 @@ def test_excess_exchange_of_an_address_keeps_its_state(
     assert exchange.MAX_EXCHANGES_PER_ADDRESS == 1000
     monkeypatch.setattr(exchange, "MAX_EXCHANGES_PER_ADDRESS", 2)
     register(client)
-    callbacks = [sandbox.consent(first_visit(client)) for _ in range(3)]
+    callbacks = [sandbox.consent(start_authorization(client)) for _ in range(3)]
 
-    statuses = [come_back(client, callback).status_code for callback in callbacks]
+    statuses = [send_callback(client, callback).status_code for callback in callbacks]
 
     assert statuses == [200, 200, 429]
     assert len(sandbox.calls(path="/api/token")) == 2
     elsewhere = from_address(another_tab(client), "203.0.113.9")
-    assert come_back(elsewhere, callbacks[2]).json["status"] == "connected"
+    assert send_callback(elsewhere, callbacks[2]).json["status"] == "connected"
 
 
 def test_polling_page_gets_the_same_url_until_it_is_used(
@@ -413,7 +423,7 @@ def test_polling_page_gets_the_same_url_until_it_is_used(
     before = keys(app)
     first = poll()
     assert len([key for key in keys(app) - before if key.startswith(b"authorization:")]) == 1
-    assert come_back(client, sandbox.consent(first, decision="cancel")).status_code == 401
+    assert send_callback(client, sandbox.consent(first, decision="cancel")).status_code == 401
     second = poll()
-    assert answer_of(second)["state"] != answer_of(first)["state"]
-    assert come_back(client, sandbox.consent(second)).json["status"] == "connected"
+    assert callback_query(second)["state"] != callback_query(first)["state"]
+    assert send_callback(client, sandbox.consent(second)).json["status"] == "connected"

@@ -33,8 +33,16 @@ from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
 from app.spotify.oauth.state import WAIT_SECONDS, AuthorizationRecord, AuthorizationStore
-from tests.helpers.flows import another_tab, come_back, connect, first_visit, login, register, slug
-from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, answer_of
+from tests.helpers.flows import (
+    another_tab,
+    connect,
+    login,
+    register,
+    send_callback,
+    slug,
+    start_authorization,
+)
+from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
 from tests.helpers.servers import Server, eventually
 
 pytestmark = pytest.mark.slow
@@ -82,7 +90,7 @@ def visit(client: FlaskClient, query: Query, accept: dict[str, str], **headers: 
 
 def as_page(client: FlaskClient, callback: str) -> TestResponse:
     """Pass on a callback as a browser does if the redirect URI is the API's own."""
-    return visit(client, answer_of(callback), PAGE)
+    return visit(client, callback_query(callback), PAGE)
 
 
 def result(response: TestResponse) -> str:
@@ -116,7 +124,7 @@ def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Ite
     tab = another_tab(client)
     sandbox.fault(on="me", kind="park", times=1)
     with ThreadPoolExecutor(1) as pool:
-        callback_under_way = pool.submit(come_back, tab, callback)
+        callback_under_way = pool.submit(send_callback, tab, callback)
         try:
             sandbox.wait_for_held(1)
             yield callback_under_way
@@ -128,24 +136,24 @@ def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Ite
 
 
 def missing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     return client, {"code": callback["code"]}
 
 
 def unknown(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     return client, {**callback, "state": "A" * 43}
 
 
 def used(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     denied = visit(client, {"error": "access_denied", "state": callback["state"]}, PROGRAM)
     assert slug(denied) == "spotify-access-denied"
     return client, callback
 
 
 def expired(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     store = app.extensions["backline"].redis
     keys = store.keys("author*")
     assert len(keys) == 1
@@ -161,7 +169,7 @@ def another_users(
 ) -> tuple[FlaskClient, dict[str, str]]:
     other = app.test_client()
     register(other)
-    return other, answer_of(sandbox.consent(first_visit(client)))
+    return other, callback_query(sandbox.consent(start_authorization(client)))
 
 
 def another_sessions(
@@ -170,7 +178,7 @@ def another_sessions(
     """The same user's, in another browser."""
     other = app.test_client()
     assert login(other, "ada").status_code == 200
-    return other, answer_of(sandbox.consent(first_visit(client)))
+    return other, callback_query(sandbox.consent(start_authorization(client)))
 
 
 @pytest.mark.requirement("D1")
@@ -232,8 +240,8 @@ def change_pending(app: Flask, state: str, **values: object) -> None:
 def test_each_authorization_sends_the_sha256_of_its_own_verifier(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    urls = [first_visit(client) for _ in range(2)]
-    queries = [answer_of(url) for url in urls]
+    urls = [start_authorization(client) for _ in range(2)]
+    queries = [callback_query(url) for url in urls]
     verifiers = [verifier_of(app, query["state"]) for query in queries]
 
     assert len({query["state"] for query in queries}) == len(set(verifiers)) == 2
@@ -251,11 +259,11 @@ def test_verifier_is_in_no_response_cookie_log_or_key(
     caplog.set_level(logging.DEBUG)
     begun = client.get("/api/spotify/authorize")
     url = begun.json["authorize_url"]
-    verifier = verifier_of(app, answer_of(url)["state"])
+    verifier = verifier_of(app, callback_query(url)["state"])
     store = app.extensions["backline"].redis
     kept = [store.get(key) for key in store.keys("author*")]
 
-    done = come_back(client, sandbox.consent(url))
+    done = send_callback(client, sandbox.consent(url))
 
     assert done.json["status"] == "connected"
     kept += [store.get(key) for key in store.keys("author*")]
@@ -270,13 +278,13 @@ def test_verifier_is_in_no_response_cookie_log_or_key(
 def test_wrong_verifier_is_rejected_by_spotify_and_stores_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
-    state = answer_of(callback)["state"]
+    callback = sandbox.consent(start_authorization(client))
+    state = callback_query(callback)["state"]
     with app.app_context():
         wrong = services().token_cipher.encrypt("not-the-verifier-" * 3, "verifier", pending_key(state))
     change_pending(app, state, verifier=wrong)
 
-    response = come_back(client, callback)
+    response = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (401, "spotify-access-denied")
     assert token_calls(sandbox) == 1
@@ -290,8 +298,8 @@ def test_wrong_verifier_is_rejected_by_spotify_and_stores_nothing(
 def test_tampered_authorization_is_rejected_immediately(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, damage: str
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
-    state, other = (answer_of(url)["state"] for url in (callback, first_visit(client)))
+    callback = sandbox.consent(start_authorization(client))
+    state, other = (callback_query(url)["state"] for url in (callback, start_authorization(client)))
     store = app.extensions["backline"].redis
     if damage == "no msgpack":
         store.set(pending_key(state), b"\xc1")
@@ -303,7 +311,7 @@ def test_tampered_authorization_is_rejected_immediately(
         change_pending(app, state, status="somehow")
 
     began = time.monotonic()
-    response = come_back(client, callback)
+    response = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
     assert time.monotonic() - began < WAIT_SECONDS / 2  # it does not wait for a duplicate
@@ -320,7 +328,7 @@ def test_reloaded_callback_has_the_same_response_from_any_worker(
 ) -> None:
     if signed_in:
         register(client)
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     first = as_page(client, callback)
     before = stored(app)
 
@@ -346,7 +354,7 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
 ) -> None:
     if signed_in:
         register(client)
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     waiting, wait_for_result = threading.Semaphore(0), AuthorizationStore.wait_for_result
 
     def counted(
@@ -404,11 +412,11 @@ def test_headers_do_not_change_redirect_targets(
     begun = visit(client, "", PROGRAM, **poison)
     sent_on = visit(client, "", PAGE, **poison)
     url = begun.json["authorize_url"]
-    done = visit(client, answer_of(sandbox.consent(url)), PAGE, **poison)
+    done = visit(client, callback_query(sandbox.consent(url)), PAGE, **poison)
 
     for target in (url, sent_on.headers["Location"]):
         assert target.startswith(f"{sandbox.accounts_url}/authorize?")
-        assert answer_of(target)["redirect_uri"] == REDIRECT_URI
+        assert callback_query(target)["redirect_uri"] == REDIRECT_URI
     # Spotify accepts a code only with the redirect URI that it was issued for.
     assert result(done) == "connected"
     assert "evil" not in f"{begun.headers}{sent_on.headers}{sent_on.text}{done.headers}{done.text}"
@@ -436,13 +444,13 @@ def test_parameters_do_not_change_redirect_targets(
     further = dict.fromkeys(names, target)
 
     sent_on = visit(client, further, PAGE)
-    callback = answer_of(sandbox.consent(sent_on.headers["Location"]))
+    callback = callback_query(sandbox.consent(sent_on.headers["Location"]))
     done = visit(client, {**further, **callback}, PAGE)
     client.delete("/api/spotify")
     refused = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
     refused.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
 
-    assert answer_of(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
+    assert callback_query(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
     assert result(done) == "connected"
     assert [result(response) for response in refused] == ["error-spotify-state-mismatch"] * 3
     for response in (sent_on, done, *refused):
@@ -463,7 +471,7 @@ def test_parameter_naming_another_issuer_is_ignored(
 
     The mix-up that `iss` is against (RFC 9207) needs a second server; a code goes to ours only.
     """
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
 
     response = visit(client, {**callback, "iss": issuer, "issuer": issuer, "token_endpoint": issuer}, PAGE)
 
@@ -508,16 +516,16 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
             (name, another_tab(client, workers[number % 2]), sandbox.consent(url, browser=person))
             for name in names
             for client in sessions[name]
-            for number, url in enumerate(first_visit(client) for _ in range(5))
+            for number, url in enumerate(start_authorization(client) for _ in range(5))
         ]
         late = [
-            (client, sandbox.consent(first_visit(client), browser=person))
+            (client, sandbox.consent(start_authorization(client), browser=person))
             for name in names
             for client in sessions[name]
         ]
     sandbox.fault(on="me", kind="park", times=50)
     with ThreadPoolExecutor(50) as pool:
-        answers = [(name, pool.submit(come_back, tab, callback)) for name, tab, callback in callbacks]
+        answers = [(name, pool.submit(send_callback, tab, callback)) for name, tab, callback in callbacks]
         try:
             sandbox.wait_for_held(50)
         finally:
@@ -544,7 +552,7 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
     before = stored(app)
     for client, callback in late:
         if client in sessions[loser]:
-            assert slug(come_back(client, callback)) == "spotify-account-in-use"
+            assert slug(send_callback(client, callback)) == "spotify-account-in-use"
             assert client.get("/api/spotify").json == {"status": "not_connected"}
             assert client.get("/api/spotify/token").status_code == 409
     assert stored(app) == before
@@ -561,10 +569,10 @@ def test_account_in_use_does_not_reveal_its_owner(
     register(owner, "ada")
     connect(owner, sandbox)
     register(other, "bob")
-    one, two = (sandbox.consent(first_visit(other)) for _ in range(2))
+    one, two = (sandbox.consent(start_authorization(other)) for _ in range(2))
     caplog.clear()
 
-    refused, page = come_back(other, one), as_page(other, two)
+    refused, page = send_callback(other, one), as_page(other, two)
 
     assert (refused.status_code, slug(refused)) == (409, "spotify-account-in-use")
     assert result(page) == "error-spotify-account-in-use"
@@ -589,9 +597,9 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
 ) -> None:
     attacker, victim = new_client(), new_client()
     register(attacker, "mallory")
-    callback = sandbox.consent(first_visit(attacker), person="aiko-87")
+    callback = sandbox.consent(start_authorization(attacker), person="aiko-87")
     if victim_is == "a visitor":
-        first_visit(victim)
+        start_authorization(victim)
     elif victim_is != "a stranger":
         register(victim, "ada")
     if victim_is == "connected":
@@ -600,7 +608,7 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     sandbox.clear_calls()
     caplog.clear()
 
-    response = visit(victim, answer_of(callback), accept)
+    response = visit(victim, callback_query(callback), accept)
 
     if victim_is == "connected":  # to its own account, as before
         assert (result(response) if accept is PAGE else response.json["status"]) == "connected"
@@ -614,7 +622,7 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     assert sandbox.calls() == []
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
     # The attempt does not consume the state of its own session either.
-    assert come_back(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
+    assert send_callback(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
 
 
 # --- D8: people who leave in between ---------------------------------------------------------------
@@ -631,7 +639,7 @@ def test_callback_in_progress_connects_nothing_after_a_logout(
 ) -> None:
     register(app.test_client(), "bob")
     register(client, "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     with in_flight(client, callback, sandbox) as answer:
         client.post("/api/logout")
         if then != "nobody":
@@ -652,7 +660,7 @@ def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
 ) -> None:
     """Nobody could use or delete it, and it would be kept for thirty days."""
     register(app.test_client(), "ada")
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     with in_flight(client, callback, sandbox) as answer:
         if leaves_by == "registering":
             register(client, "bob")
@@ -766,7 +774,7 @@ def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
     client.application.extensions["backline"].redis.flushdb()
     pairs = [*others, one]
     if with_state:
-        pairs.append(("state", answer_of(first_visit(client))["state"].encode()))
+        pairs.append(("state", callback_query(start_authorization(client))["state"].encode()))
     query = "&".join(f"{quote(name)}={quote(value)}" for name, value in pairs)
 
     response = visit(client, query, accept)
@@ -790,7 +798,7 @@ def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
 def test_browser_gets_a_fixed_result_when_spotify_fails(
     client: FlaskClient, sandbox: SandboxClient, on: str, fault: str | None
 ) -> None:
-    callback = sandbox.consent(first_visit(client))
+    callback = sandbox.consent(start_authorization(client))
     if fault is not None:
         sandbox.fault(on=on, kind=fault, times=None)
 
@@ -802,7 +810,7 @@ def test_browser_gets_a_fixed_result_when_spotify_fails(
 @pytest.mark.requirement("D10")
 @ONE_DATABASE
 def test_callback_with_code_and_error_is_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
 
     assert result(visit(client, {**callback, "error": "server_error"}, PAGE)) == "error-spotify-unavailable"
     assert token_calls(sandbox) == 0
@@ -814,7 +822,7 @@ def test_callback_with_code_and_error_is_an_error(client: FlaskClient, sandbox: 
 def test_repeated_parameter_is_rejected_and_logged(
     client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture, twice: str
 ) -> None:
-    callback = answer_of(sandbox.consent(first_visit(client)))
+    callback = callback_query(sandbox.consent(start_authorization(client)))
     query = urlencode([*callback.items(), (twice, "a"), (twice, "b")])
 
     response, page = visit(client, query, PROGRAM), visit(client, query, PAGE)
@@ -869,9 +877,9 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     decision = "cancel" if outcome == "denied" else "agree"
-    callback = answer_of(sandbox.consent(first_visit(client), decision=decision))
+    callback = callback_query(sandbox.consent(start_authorization(client), decision=decision))
     if outcome == "refused":
-        first_visit(client)
+        start_authorization(client)
         callback["state"] = callback["state"].swapcase()
     caplog.clear()  # of the URLs that the simulated browser opened in this process
 
@@ -920,7 +928,7 @@ def test_server_log_contains_no_code_and_no_state(
         eventually(lambda: "spotify_disconnected" in api.log)
         assert "spotify_connected" in api.log
         assert "spotify_callback_rejected" in api.log
-        secrets = {*answer_of(denied).values(), *answer_of(agreed).values()} - {"access_denied"}
+        secrets = {*callback_query(denied).values(), *callback_query(agreed).values()} - {"access_denied"}
         assert len(secrets) == 3
         assert not any(secret in api.log for secret in secrets)
 
@@ -931,10 +939,10 @@ def test_server_log_contains_no_code_and_no_state(
 @pytest.mark.requirement("D12")
 @pytest.mark.settings(SPOTIFY_SCOPES="user-top-read user-read-private")
 def test_requested_scopes_come_from_the_settings(client: FlaskClient, sandbox: SandboxClient) -> None:
-    url = first_visit(client)
+    url = start_authorization(client)
 
     assert parse_qs(urlsplit(url).query)["scope"] == ["user-top-read user-read-private"]
-    spotify = come_back(client, sandbox.consent(url)).json["spotify"]
+    spotify = send_callback(client, sandbox.consent(url)).json["spotify"]
     assert sorted(spotify["scopes"]) == ["user-read-private", "user-top-read"]
     response = client.get("/api/spotify/token")
     assert (response.status_code, slug(response)) == (403, "insufficient-scope")
@@ -945,12 +953,12 @@ def test_new_consent_to_fewer_scopes_replaces_the_old_scopes(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
     register(client)
-    one, two = first_visit(client), first_visit(client)
-    come_back(client, sandbox.consent(one))
+    one, two = start_authorization(client), start_authorization(client)
+    send_callback(client, sandbox.consent(one))
     assert client.get("/api/spotify/token").status_code == 200
     sandbox.settings(granted_scopes=["user-read-private"])
 
-    spotify = come_back(client, sandbox.consent(two)).json["spotify"]
+    spotify = send_callback(client, sandbox.consent(two)).json["spotify"]
 
     assert spotify["scopes"] == ["user-read-private"]
     response = client.get("/api/spotify/token")
@@ -984,14 +992,14 @@ def test_each_rejected_callback_is_logged_with_its_reason(
     caplog: pytest.LogCaptureFixture,
     accept: dict[str, str],
 ) -> None:
-    one, two = first_visit(client), first_visit(client)
+    one, two = start_authorization(client), start_authorization(client)
     visit(client, "", accept)
     visit(client, "state=alone&code=&error=", accept)
     assert logged(caplog, "spotify_callback_rejected", "reason") == []
 
-    visit(client, answer_of(sandbox.consent(one, decision="cancel")), accept)
+    visit(client, callback_query(sandbox.consent(one, decision="cancel")), accept)
     sandbox.fault(on="code", kind="google_502", times=1)
-    visit(client, answer_of(sandbox.consent(two)), accept)
+    visit(client, callback_query(sandbox.consent(two)), accept)
     visit(client, "code=a", accept)
 
     assert logged(caplog, "spotify_callback_rejected", "reason") == [

@@ -25,7 +25,7 @@ from app.models.access_token import six_months_after
 from app.spotify.tokens import attempts
 from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time
-from tests.helpers.flows import another_tab, come_back, connect, refresh_count, register, slug
+from tests.helpers.flows import another_tab, connect, refresh_count, register, send_callback, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
 from tests.helpers.upstream import Received, Reply, running_upstream
@@ -848,7 +848,7 @@ def test_ended_grant_returns_authorize_url_that_reconnects(
     sandbox.revoke("mira_t_42")
     url = connected.get("/api/spotify/token").json["authorize_url"]
 
-    answered = come_back(connected, sandbox.consent(url))
+    answered = send_callback(connected, sandbox.consent(url))
 
     assert answered.json["status"] == "connected"
     assert connected.get("/api/spotify/token").status_code == 200

@@ -43,7 +43,7 @@ from app.services import services
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.encryption import decrypt_token
 from tests.helpers.factories import advance_time
-from tests.helpers.flows import another_tab, come_back, connect, refresh_count, slug
+from tests.helpers.flows import another_tab, connect, refresh_count, send_callback, slug
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
 
@@ -899,7 +899,7 @@ def test_revoked_grant_ends_in_steps_until_new_consent(
         ("authorization_required", "reauthorization_required")
     }
     assert len({offer["authorize_url"] for offer in offers}) == 2
-    back = come_back(connected, sandbox.consent(offers[1]["authorize_url"], person="mira_t_42"))
+    back = send_callback(connected, sandbox.consent(offers[1]["authorize_url"], person="mira_t_42"))
     assert back.json["status"] == "connected", back.text
     assert ask(connected).status_code == 200
     renewed = grant(app)
