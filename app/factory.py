@@ -15,11 +15,12 @@ from app.auth.notifications import Notifications
 from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
 from app.auth.routes import blueprint as auth
-from app.infra import database
+from app.infra import database, row_versions
 from app.infra.encryption import TokenCipher
 from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
+from app.infra.row_versions import RowVersions
 from app.mail.mailer import Mailer
 from app.mail.transport import create_transport
 from app.resilience.bulkhead import Bulkhead
@@ -71,6 +72,7 @@ def create_app(config: Config) -> Flask:
     services = _build_services(app, config)
     app.extensions["backline"] = services
     database.init_app(app, config)
+    row_versions.init_app(app, services.row_versions)
 
     # The order of requests. Responses pass in reverse order.
     request_log.init_app(app)
@@ -136,6 +138,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         config=config,
         redis=client,
         redis_cipher=redis_cipher,
+        row_versions=RowVersions(client),
         token_cipher=token_cipher,
         accounts=accounts,
         accounts_bulkhead=accounts_bulkhead,

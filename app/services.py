@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from app.auth.passwords import Passwords
     from app.infra.encryption import TokenCipher
     from app.infra.redis_cipher import RedisCipher
+    from app.infra.row_versions import RowVersions
     from app.mail.mailer import Mailer
     from app.spotify.clients.accounts import SpotifyAccounts
     from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -45,6 +46,7 @@ class Services:
     config: Config
     redis: redis.Redis
     redis_cipher: RedisCipher  # for values in Redis that grant something
+    row_versions: RowVersions
     token_cipher: TokenCipher
     accounts: SpotifyAccounts
     accounts_bulkhead: AccountsBulkhead
