@@ -10,8 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.chaos.checker import Report
+from tests.chaos.deployment import RecordedDeployment
 from tests.chaos.generator import RandomRun
-from tests.chaos.world import World, running_world
+from tests.helpers.sandbox_client import running_sandbox
 from tests.helpers.servers import Unavailable
 
 ROUND_SECONDS = 30.0
@@ -28,7 +29,7 @@ class Totals:
     refreshes: int = 0
     calls_per_generation: Counter[int] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
     destroyed_by_provider: int = 0
     violations: list[str] = field(default_factory=list)
 
@@ -38,7 +39,7 @@ class Totals:
         self.refreshes += report.refreshes
         self.calls_per_generation += report.calls_per_generation
         self.faults += run.faults
-        self.answers += run.answers
+        self.statuses += run.statuses
         self.destroyed_by_provider += len(report.destroyed_by_provider)
         self.violations += [f"seed {run.seed}: {sentence}" for sentence in report.violations]
 
@@ -46,24 +47,24 @@ class Totals:
 def main() -> None:
     arguments = parse_arguments()
     seed = arguments.seed or str(random.randrange(10**9))
-    tell(f"seed {seed}")
+    print_line(f"seed {seed}")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     totals = Totals()
     try:
-        with running_world() as world:
-            world.run_product(schedulers=SCHEDULERS)
-            run_rounds(world, seed, arguments, totals, stopping)
+        with running_sandbox() as sandbox, RecordedDeployment.running(sandbox) as deployment:
+            deployment.start(schedulers=SCHEDULERS)
+            run_rounds(deployment, seed, arguments, totals, stopping)
     except Unavailable as error:
         sys.exit(str(error))
     show(totals)
     if totals.violations:
-        tell(f"\nAgain: script/chaos --seed {seed}")
+        print_line(f"\nAgain: script/chaos --seed {seed}")
         sys.exit(1)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -77,25 +78,29 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_rounds(
-    world: World, seed: str, arguments: argparse.Namespace, totals: Totals, stopping: threading.Event
+    deployment: RecordedDeployment,
+    seed: str,
+    arguments: argparse.Namespace,
+    totals: Totals,
+    stopping: threading.Event,
 ) -> None:
     until = time.monotonic() + arguments.minutes * 60
     while not stopping.is_set() and (left := until - time.monotonic()) > 0:
         rotate = totals.rounds % 2 == 1 if arguments.rotate is None else arguments.rotate
-        run = RandomRun(world, f"{seed}.{totals.rounds}", rotate=rotate)
-        progress = Progress(world, run, totals)
+        run = RandomRun(deployment, f"{seed}.{totals.rounds}", rotate=rotate)
+        progress = Progress(deployment, run, totals)
         run.run(seconds=min(ROUND_SECONDS, left), stopping=stopping.is_set, progress=progress)
         report = run.finish()
         totals.add(run, report)
         if report.violations:
-            tell("\n".join([*report.violations, f"The steps of {run.seed}:", *run.steps]))
+            print_line("\n".join([*report.violations, f"The steps of {run.seed}:", *run.steps]))
 
 
 class Progress:
     """Prints progress every few seconds. Refreshes are counted after each round."""
 
-    def __init__(self, world: World, run: RandomRun, totals: Totals) -> None:
-        self._world, self._run, self._totals = world, run, totals
+    def __init__(self, deployment: RecordedDeployment, run: RandomRun, totals: Totals) -> None:
+        self._deployment, self._run, self._totals = deployment, run, totals
         self._next = time.monotonic() + PROGRESS_SECONDS
 
     def __call__(self) -> None:
@@ -103,10 +108,10 @@ class Progress:
             return
         self._next = time.monotonic() + PROGRESS_SECONDS
         totals = self._totals
-        tell(
+        print_line(
             f"round {totals.rounds + 1}, {totals.steps + len(self._run.steps)} steps, "
             f"{totals.faults.total() + self._run.faults.total()} faults, "
-            f"{len(self._world.refresh_calls())} calls in this round, "
+            f"{len(self._deployment.refresh_calls())} calls in this round, "
             f"{totals.refreshes} refreshes checked, {len(totals.violations)} violations"
         )
 
@@ -119,7 +124,7 @@ def show(totals: Totals) -> None:
         for calls, count in sorted(totals.calls_per_generation.items())
     ]
     lines += [("", ""), *((f"fault: {name}", count) for name, count in totals.faults.most_common()), ("", "")]
-    lines += [(f"answered {status}", count) for status, count in sorted(totals.answers.items())]
+    lines += [(f"status {status}", count) for status, count in sorted(totals.statuses.items())]
     lost = sum("I8" in sentence or "I7" in sentence for sentence in totals.violations)
     lines += [
         ("", ""),
@@ -127,8 +132,8 @@ def show(totals: Totals) -> None:
         ("grants destroyed by the provider", totals.destroyed_by_provider),
         ("violations", len(totals.violations)),
     ]
-    tell("\n".join(f"{name:<40}{value:>12}" if name else "" for name, value in lines))
-    tell("\n".join(totals.violations))
+    print_line("\n".join(f"{name:<40}{value:>12}" if name else "" for name, value in lines))
+    print_line("\n".join(totals.violations))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class _Checker:
             if token == UNREADABLE:
                 self._violated("I5", where, f"its {column} was not encrypted for this connection and grant")
             if token is None and column != "spare" and change.state != OVER:
-                self._violated("I3", where, f"its {column} is gone")
+                self._violated("I3", where, f"its {column} was deleted")
 
     def _begin_grant(self, change: Change) -> Generation:
         generation = self._begin(change)
@@ -192,7 +192,7 @@ class _Checker:
             )
         if (other := self._spent.setdefault(call.n, after)) is not after:
             self._violated(
-                "I3", after, f"the answer to call {call.n} was already stored as generation {other.number}"
+                "I3", after, f"the response to call {call.n} was already stored as generation {other.number}"
             )
         if call.issued_refresh is not None and change.refresh != call.issued_refresh:
             self._violated(
@@ -201,7 +201,7 @@ class _Checker:
                 f"call {call.n} gave the refresh token {call.issued_refresh}, but {change.refresh} is stored",
             )
         elif call.issued_refresh is None and change.refresh not in before.held:
-            self._violated("I3", after, f"its refresh token {change.refresh} came from nowhere")
+            self._violated("I3", after, f"its refresh token {change.refresh} is unknown")
 
     def _check_same_generation(self, generation: Generation, change: Change) -> None:
         """I3: without a refresh, no token changes, except that a spare may be stored, and replace the token.
@@ -217,7 +217,7 @@ class _Checker:
             if change.refresh not in {before.refresh, before.spare, *issued}:
                 self._violated("I3", generation, "its refresh token changed without a refresh")
             if change.spare is not None and change.spare not in self._known_spares(generation):
-                self._violated("I3", generation, f"its spare token {change.spare} came from nowhere")
+                self._violated("I3", generation, f"its spare token {change.spare} is unknown")
         if change.state != before.state:
             self._check_new_state(generation, change)
 

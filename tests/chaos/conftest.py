@@ -3,18 +3,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.chaos.world import World, running_world
+from tests.chaos.deployment import RecordedDeployment
 from tests.conftest import start
+from tests.helpers.sandbox_client import SandboxClient
 
 
 @pytest.fixture(scope="session")
-def running_servers() -> Iterator[World]:
+def _deployment(sandbox: SandboxClient) -> Iterator[RecordedDeployment]:
     with ExitStack() as stack:
-        yield start(stack, running_world())
+        yield start(stack, RecordedDeployment.running(sandbox))
 
 
 @pytest.fixture(scope="module")
-def world(running_servers: World) -> Iterator[World]:
-    """MariaDB, Redis and the sandbox; `run_product` starts what uses them."""
-    yield running_servers
-    running_servers.close()
+def deployment(_deployment: RecordedDeployment) -> Iterator[RecordedDeployment]:
+    """MariaDB, Redis, and the sandbox. `start` starts the servers and schedulers that use them."""
+    yield _deployment
+    _deployment.stop()

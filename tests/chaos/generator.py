@@ -17,9 +17,10 @@ import redis
 import requests
 import sqlalchemy as sa
 
+from tests.chaos.browser import Browser
 from tests.chaos.checker import Report, check
-from tests.chaos.processes import ApiServer
-from tests.chaos.world import Browser, World
+from tests.chaos.deployment import RecordedDeployment
+from tests.helpers.processes import ApiServer
 
 PEOPLE = 12
 MAX_REQUESTS = 24  # at the same time; the servers need some spare threads to make progress
@@ -62,29 +63,31 @@ class _Running:
 
 
 class RandomRun:
-    """A run of random steps in a fresh world."""
+    """A run of random steps in a fresh deployment."""
 
-    def __init__(self, world: World, seed: str, *, rotate: bool, grace_seconds: int | None = None) -> None:
-        self.world = world
+    def __init__(
+        self, deployment: RecordedDeployment, seed: str, *, rotate: bool, grace_seconds: int | None = None
+    ) -> None:
+        self.deployment = deployment
         self.seed = seed
         self.rotate = rotate
         self.steps: list[str] = []
         self.faults: Counter[str] = Counter()
-        self.answers: Counter[str] = Counter()
+        self.statuses: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._running: list[_Running] = []
-        self._asked: list[Future[requests.Response]] = []
+        self._requests: list[Future[requests.Response]] = []
         self._errors: list[str] = []
         self._revoked: list[str] = []
         if grace_seconds is None:
             grace_seconds = self._random.choice((0, 120, 120))
-        world.reset(rotate=rotate, grace_seconds=grace_seconds if rotate else 0)
-        people = [person["id"] for person in world.sandbox.people()[:2]]
-        people += [person["id"] for person in world.sandbox.seed(PEOPLE - len(people))]
+        deployment.reset(rotate=rotate, grace_seconds=grace_seconds if rotate else 0)
+        people = [person["id"] for person in deployment.sandbox.people()[:2]]
+        people += [person["id"] for person in deployment.sandbox.seed(PEOPLE - len(people))]
         self.people: list[str] = people
-        self._browsers = [world.connected(person) for person in people]
-        self._ids = {person: world.spotify_user_id_of(person) for person in people}
-        world.resume_schedulers()
+        self._browsers = [deployment.connected(person) for person in people]
+        self._ids = {person: deployment.spotify_user_id_of(person) for person in people}
+        deployment.resume_schedulers()
 
     def run(
         self, *, seconds: float, stopping: Callable[[], bool] = lambda: False, progress: Undo = lambda: None
@@ -103,22 +106,22 @@ class RandomRun:
         actions, weights = zip(*self._actions(), strict=True)
         [action] = self._random.choices(actions, weights)
         try:
-            said = action()
+            outcome = action()
         except (sa.exc.OperationalError, redis.RedisError, requests.RequestException) as error:
             # Our own connections are affected by the faults, too.
-            said = f"{action.__name__} could not be done: {type(error).__name__}"
-        self.steps.append(f"{number}: {said}")
+            outcome = f"{action.__name__} could not be done: {type(error).__name__}"
+        self.steps.append(f"{number}: {outcome}")
         time.sleep(self._random.uniform(0, 0.03))  # let it overlap with what is running
 
     def finish(self) -> Report:
         """Undo all faults, wait until everything has recovered, and check."""
         for fault in list(self._running):
             self._end(fault)
-        self.world.heal()
-        wait(self._asked, timeout=60)
+        self.deployment.restore()
+        wait(self._requests, timeout=60)
         self._collect()
-        self.world.settle()
-        report = check(self.world.history())
+        self.deployment.settle()
+        report = check(self.deployment.history())
         report.violations += self._errors
         return report
 
@@ -132,48 +135,48 @@ class RandomRun:
         ]
         if len(self._running) < MAX_FAULTS:
             actions.append((self._break_something, 6))
-        if not self.world.database.is_away:  # the harness needs it for these
+        if not self.deployment.database.is_unavailable:  # these need it
             actions += [(self._expire, 25), (self._advance_time, 12), (self._expire_everything, 1)]
             actions.append((self._break_spotify, 4))
         return actions
 
     def _request_tokens(self) -> str:
         count = self._random.choice((1, 1, 2, 5))
-        browser, servers = self._random.choice(self._browsers), self.world.servers
-        asked = [self._random.choice(servers) for _ in range(count)]
-        for server in asked:
-            self._submit(_token, browser, server)
-        return f"{browser.person} asks {', '.join(str(server) for server in asked)}"
+        browser = self._random.choice(self._browsers)
+        servers = [self._random.choice(self.deployment.servers) for _ in range(count)]
+        for server in servers:
+            self._submit(_request_token, browser, server)
+        return f"{browser.person} requests tokens at {', '.join(str(server) for server in servers)}"
 
     def _expire(self) -> str:
         spotify_user_ids = self._random.sample(sorted(self._ids.values()), self._random.choice((1, 2, 4)))
         left = self._random.choice((-5.0, -5.0, 5.0, 300.0))
-        self.world.expire(*spotify_user_ids, left=left)
+        self.deployment.expire(*spotify_user_ids, left=left)
         return f"tokens of connections {spotify_user_ids} have {left:.0f} s left"
 
     def _advance_time(self) -> str:
         seconds = self._random.choice((5, 20, 31, 61))
-        self.world.advance_time(seconds)
+        self.deployment.advance_time(seconds)
         return f"{seconds} s pass"
 
     def _expire_everything(self) -> str:
-        self.world.advance_time(3590)
+        self.deployment.advance_time(3590)
         return "an hour passes"
 
     def _consent_again(self) -> str:
         person = self._random.choice(self._revoked or self.people)
-        server = self._random.choice(self.world.servers)
+        server = self._random.choice(self.deployment.servers)
         if person in self._revoked:
             self._revoked.remove(person)
 
         def consent_again() -> requests.Response:
-            return self.world.browser(person).connect(server)
+            return self.deployment.browser(person).connect(server)
 
         self._submit(consent_again)
-        return f"{person} consents anew at {server}"
+        return f"{person} consents again at {server}"
 
     def _disconnect(self) -> str:
-        browser, server = self._random.choice(self._browsers), self._random.choice(self.world.servers)
+        browser, server = self._random.choice(self._browsers), self._random.choice(self.deployment.servers)
 
         def disconnect() -> requests.Response:
             browser.disconnect(server)
@@ -184,32 +187,32 @@ class RandomRun:
 
     def _submit(self, function: Callable[..., requests.Response], *arguments: Any) -> None:
         self._collect()
-        if len(self._asked) < MAX_REQUESTS:
-            self._asked.append(self.world.submit(function, *arguments))
+        if len(self._requests) < MAX_REQUESTS:
+            self._requests.append(self.deployment.submit(function, *arguments))
 
     def _collect(self) -> None:
         """Count the responses. A 500 is a violation."""
-        done = [future for future in self._asked if future.done()]
-        self._asked = [future for future in self._asked if not future.done()]
+        done = [future for future in self._requests if future.done()]
+        self._requests = [future for future in self._requests if not future.done()]
         for future in done:
             error = future.exception()
             if error is None:
                 response = future.result()
-                self.answers[str(response.status_code)] += 1
+                self.statuses[str(response.status_code)] += 1
                 if response.status_code == 500:
                     self._errors.append(f"HTTP 500: {response.request.method} {response.request.path_url}")
             elif isinstance(error, requests.RequestException | AssertionError):
-                self.answers["none"] += 1
+                self.statuses["none"] += 1
             else:
                 raise error
         self._ids |= self._known_ids()
 
     def _known_ids(self) -> dict[str, int]:
         """Return the current ids, which change after a disconnect."""
-        if self.world.database.is_away:
+        if self.deployment.database.is_unavailable:
             return {}
         try:
-            with self.world.engine.connect() as connection:
+            with self.deployment.engine.connect() as connection:
                 rows = connection.execute(sa.text("SELECT spotify_id, id FROM spotify_users")).all()
         except sa.exc.OperationalError:
             return {}
@@ -219,12 +222,12 @@ class RandomRun:
 
     def _break_spotify(self) -> str:
         """Let the sandbox respond to a few calls wrongly, slowly, or not at all."""
-        sandbox, times = self.world.sandbox, self._random.choice((1, 1, 2, 5))
+        sandbox, times = self.deployment.sandbox, self._random.choice((1, 1, 2, 5))
         [kind] = self._random.choices(list(SPOTIFY_FAULTS), list(SPOTIFY_FAULTS.values()))
         self.faults[f"spotify: {kind}"] += 1
         if kind == "revoked":
             person = self._random.choice(self.people)
-            self.world.revoke(person)
+            self.deployment.revoke(person)
             self._revoked.append(person)
             return f"{person} revokes"
         if kind == "lost":
@@ -263,7 +266,7 @@ class RandomRun:
         undo = ExitStack()
         self.faults[name] += 1
         # Recorded from before the first effect until after the last.
-        undo.enter_context(self.world.recorded_fault(name))
+        undo.enter_context(self.deployment.recorded_fault(name))
         length = self._random.choice((2, 5) if name in GLOBAL_FAULTS else (2, 5, 15))
         self._running.append(_Running(name, len(self.steps) + length, undo))
         return f"{name} for {length} steps: {faults[name](undo)}"
@@ -273,45 +276,45 @@ class RandomRun:
         fault.undo.close()
 
     def _pause_server(self, undo: ExitStack) -> str:
-        server = self._random.choice(self.world.servers)
+        server = self._random.choice(self.deployment.servers)
         server.pause()
         undo.callback(server.resume)
         return f"{server}"
 
     def _pause_scheduler(self, undo: ExitStack) -> str:
-        scheduler = self._random.choice(self.world.schedulers)
+        scheduler = self._random.choice(self.deployment.schedulers)
         scheduler.pause()
         undo.callback(scheduler.resume)
         return f"{scheduler}"
 
     def _kill_server(self, _: ExitStack) -> str:
-        server = self._random.choice(self.world.servers)
+        server = self._random.choice(self.deployment.servers)
         server.kill_worker()
         return f"{server}"
 
     def _kill_scheduler(self, undo: ExitStack) -> str:
-        scheduler = self._random.choice(self.world.schedulers)
+        scheduler = self._random.choice(self.deployment.schedulers)
         scheduler.kill()
         undo.callback(scheduler.launch)
         return f"{scheduler}"
 
     def _flush_redis(self, _: ExitStack) -> str:
-        self.world.redis.client.flushall()
+        self.deployment.redis.client.flushall()
         return "everybody is signed out"
 
     def _kill_redis(self, undo: ExitStack) -> str:
-        self.world.redis.kill()
-        undo.callback(self.world.redis.start)
-        return "gone"
+        self.deployment.redis.kill()
+        undo.callback(self.deployment.redis.start)
+        return "killed"
 
     def _kill_mariadb(self, undo: ExitStack) -> str:
-        self.world.database.kill()
-        undo.callback(self.world.database.start)
-        return "gone"
+        self.deployment.database.kill()
+        undo.callback(self.deployment.database.start)
+        return "killed"
 
     def _pause_mariadb(self, undo: ExitStack) -> str:
-        self.world.database.pause()
-        undo.callback(self.world.database.resume)
+        self.deployment.database.pause()
+        undo.callback(self.deployment.database.resume)
         return "stopped"
 
     def _refuse(self, undo: ExitStack) -> str:
@@ -326,18 +329,18 @@ class RandomRun:
     def _slow_down(self, undo: ExitStack) -> str:
         return self._at_a_proxy(undo, lambda proxy: proxy.latency(0.1))
 
-    def _at_a_proxy(self, undo: ExitStack, harm: Callable[[Any], None]) -> str:
+    def _at_a_proxy(self, undo: ExitStack, inject: Callable[[Any], None]) -> str:
         product, what = (
-            self._random.choice(self.world.products),
+            self._random.choice(self.deployment.processes),
             self._random.choice(("database", "redis", "spotify")),
         )
         proxy = getattr(product, what)
-        harm(proxy)
+        inject(proxy)
         undo.callback(proxy.restore)
         return f"between {product} and {what}"
 
     def _lose_reply(self, undo: ExitStack) -> str:
-        product = self._random.choice(self.world.products)
+        product = self._random.choice(self.deployment.processes)
         kind = self._random.choice(("claim or commit", "lock or unlock", "refresh"))
         if kind == "refresh":
             product.spotify.drop_reply(after=b"/api/token")
@@ -351,7 +354,7 @@ class RandomRun:
 
     def _kill_at_commit(self, undo: ExitStack) -> str:
         """Hold a server before a COMMIT, and kill it there when the fault ends."""
-        server = self._random.choice(self.world.servers)
+        server = self._random.choice(self.deployment.servers)
         server.database.hold("up", when=b"COMMIT", since=b"UPDATE access_tokens")
 
         def kill() -> None:
@@ -363,7 +366,7 @@ class RandomRun:
         return f"{server}"
 
 
-def _token(browser: Browser, server: ApiServer) -> requests.Response:
+def _request_token(browser: Browser, server: ApiServer) -> requests.Response:
     """Request the token, after signing in again if Redis lost the session."""
     response = browser.token(server)
     if response.status_code == 409 and "not-connected" in response.text:

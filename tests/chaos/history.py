@@ -3,6 +3,7 @@
 All times are of this machine's clock. `Shift` records where time was advanced.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class Fault:
     ended: datetime | None = None
     spotify_user_ids: frozenset[int] | None = None
 
-    def meets(self, spotify_user_id: int, began: datetime, ended: datetime | None) -> bool:
+    def affects(self, spotify_user_id: int, began: datetime, ended: datetime | None) -> bool:
         """Return whether it was active at some time between these two. None means no end."""
         if self.spotify_user_ids is not None and spotify_user_id not in self.spotify_user_ids:
             return False
@@ -137,7 +138,7 @@ class History:
         return timedelta(seconds=sum(touched))
 
     def faults_on(self, spotify_user_id: int, began: datetime, ended: datetime | None) -> list[Fault]:
-        return [fault for fault in self.faults if fault.meets(spotify_user_id, began, ended)]
+        return [fault for fault in self.faults if fault.affects(spotify_user_id, began, ended)]
 
     @cached_property
     def _shift_ends(self) -> list[datetime]:
@@ -160,6 +161,11 @@ class SandboxTime:
             if moment - offset >= began - ROUNDING:
                 return moment - offset
         return moment
+
+
+def short_id(token: str) -> str:
+    """Return the name by which the sandbox's journal refers to a token."""
+    return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
 def moment(text: str) -> datetime:

@@ -1,7 +1,7 @@
 """Scripted scenarios. Each breaks one thing at a known moment; together they break everything.
 
-A scenario starts in an empty world and asserts what people see. The checker then verifies what happened to
-the grants, after enough time for everything to recover.
+A scenario starts in an empty deployment and asserts what people see. The checker then verifies what happened
+to the grants, after enough time for everything to recover.
 """
 
 import traceback
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import requests
 
+from tests.chaos.browser import Browser
 from tests.chaos.checker import Report, check
-from tests.chaos.processes import ApiServer
-from tests.chaos.world import Browser, World
+from tests.chaos.deployment import RecordedDeployment
+from tests.helpers.processes import ApiServer
 from tests.helpers.servers import eventually
 
 MIRA, JONAS = "mira_t_42", "jonas.k"
 # How long a rotating Spotify accepts the previous refresh token again; see `rotated_token_lost`.
 GRACE_SECONDS = 120
 
-Script = Callable[[World], None]
+Script = Callable[[RecordedDeployment], None]
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,21 @@ def scenario_names(*, rotate: bool) -> list[str]:
 
 
 def run(
-    world: World, name: str, *, rotate: bool, settle: bool = True
+    deployment: RecordedDeployment, name: str, *, rotate: bool, settle: bool = True
 ) -> tuple[Report, AssertionError | None]:
     """Run one scenario. Returns the checker's report, and the scenario's own failure, if any.
 
     Without `settle`, it does not wait until all grants are fresh at the end.
     """
     selected, failure = SCENARIOS[name], None
-    world.reset(rotate=rotate, grace_seconds=selected.grace_seconds if rotate else 0)
+    deployment.reset(rotate=rotate, grace_seconds=selected.grace_seconds if rotate else 0)
     try:
-        selected.script(world)
+        selected.script(deployment)
     except AssertionError as error:
         failure = error
     if settle:
-        world.settle()
-    return check(world.history()), failure
+        deployment.settle()
+    return check(deployment.history()), failure
 
 
 def where(failure: AssertionError) -> str:
@@ -79,63 +80,66 @@ def where(failure: AssertionError) -> str:
 
 
 @scenario()
-def twenty_callers(world: World) -> None:
+def twenty_callers(deployment: RecordedDeployment) -> None:
     """Twenty simultaneous callers on two servers make one call."""
-    ada, spotify_user_id = _connected(world)
+    ada, spotify_user_id = _connected(deployment)
     for round_number in (1, 2):
-        world.expire(spotify_user_id)
-        asked = [world.submit(ada.awaited_token, world.servers[n % 2]) for n in range(20)]
-        answers = [future.result() for future in asked]
-        assert {answer.status_code for answer in answers} == {200}
-        assert len({answer.json()["access_token"] for answer in answers}) == 1
-        assert len(world.refresh_calls()) == round_number
+        deployment.expire(spotify_user_id)
+        futures = [deployment.submit(ada.awaited_token, deployment.servers[n % 2]) for n in range(20)]
+        responses = [future.result() for future in futures]
+        assert {response.status_code for response in responses} == {200}
+        assert len({response.json()["access_token"] for response in responses}) == 1
+        assert len(deployment.refresh_calls()) == round_number
 
 
 @scenario()
-def many_schedulers(world: World) -> None:
+def many_schedulers(deployment: RecordedDeployment) -> None:
     """All schedulers find many due connections, and make one call for each."""
-    people = [person["id"] for person in world.sandbox.seed(24)]
-    visits = [world.submit(world.visitor, person, world.servers[n % 2]) for n, person in enumerate(people)]
+    people = [person["id"] for person in deployment.sandbox.seed(24)]
+    visits = [
+        deployment.submit(deployment.visitor, person, deployment.servers[n % 2])
+        for n, person in enumerate(people)
+    ]
     for visit in visits:
         visit.result()
-    world.advance_time(3600 - 300)
-    world.resume_schedulers()
-    eventually(lambda: len(world.refresh_calls()) >= len(people))
-    eventually(lambda: not world.stale_connections())
-    assert len(world.refresh_calls()) == len(people)
+    deployment.advance_time(3600 - 300)
+    deployment.resume_schedulers()
+    eventually(lambda: len(deployment.refresh_calls()) >= len(people))
+    eventually(lambda: not deployment.stale_connections())
+    assert len(deployment.refresh_calls()) == len(people)
 
 
 # The process that refreshes is paused or killed.
 
 
 @scenario()
-def paused_beyond_lease(world: World) -> None:
+def paused_beyond_lease(deployment: RecordedDeployment) -> None:
     """Another server refreshes during the pause, so the late result is about the previous generation."""
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.recorded_fault("paused", spotify_user_id), world.held_refresh():
-        late = _start_refresh(world, ada, spotify_user_id, victim)
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.recorded_fault("paused", spotify_user_id), deployment.held_refresh():
+        late = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.pause()
-        world.outlast_lease()
+        deployment.outlast_lease()
         overtaking = ada.token(other)
         victim.resume()
     assert overtaking.status_code == 200, overtaking.text
     assert late.result().status_code == 200
-    assert world.row(spotify_user_id).generation == 1
+    assert deployment.row(spotify_user_id).generation == 1
 
 
 @scenario()
-def paused_before_response_arrives(world: World) -> None:
+def paused_before_response_arrives(deployment: RecordedDeployment) -> None:
     """The server is paused while Spotify's response is on its way."""
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.recorded_fault("paused", spotify_user_id):
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.recorded_fault("paused", spotify_user_id):
         victim.spotify.hold("down", when=b"access_token")
-        world.expire(spotify_user_id)
-        late = world.submit(ada.token, victim)
+        deployment.expire(spotify_user_id)
+        late = deployment.submit(ada.token, victim)
         victim.spotify.wait_held()
         victim.pause()
-        world.outlast_lease()
+        deployment.outlast_lease()
         overtaking = ada.token(other)
         victim.spotify.release()
         victim.resume()
@@ -144,422 +148,431 @@ def paused_before_response_arrives(world: World) -> None:
 
 
 @scenario()
-def killed_before_call(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
+def killed_before_call(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
     victim.spotify.hold("up", when=b"/api/token")
-    world.expire(spotify_user_id)
-    lost = world.submit(ada.token, victim)
+    deployment.expire(spotify_user_id)
+    lost = deployment.submit(ada.token, victim)
     victim.spotify.wait_held()
-    _kill(world, victim, spotify_user_id, lost)
-    assert world.refresh_calls() == []
-    _assert_refreshed_after_lease(world, ada, other)
-    assert len(world.refresh_calls()) == 1
+    _kill(deployment, victim, spotify_user_id, lost)
+    assert deployment.refresh_calls() == []
+    _assert_refreshed_after_lease(deployment, ada, other)
+    assert len(deployment.refresh_calls()) == 1
 
 
 @scenario()
-def killed_during_call(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        lost = _start_refresh(world, ada, spotify_user_id, victim)
-        _kill(world, victim, spotify_user_id, lost)
-    eventually(lambda: world.refresh_calls()[0]["finished_at"])
-    _assert_refreshed_after_lease(world, ada, other)
+def killed_during_call(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        lost = _start_refresh(deployment, ada, spotify_user_id, victim)
+        _kill(deployment, victim, spotify_user_id, lost)
+    eventually(lambda: deployment.refresh_calls()[0]["finished_at"])
+    _assert_refreshed_after_lease(deployment, ada, other)
 
 
 @scenario()
-def killed_after_response(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
+def killed_after_response(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
     victim.spotify.hold("down", when=b"access_token")
-    world.expire(spotify_user_id)
-    lost = world.submit(ada.token, victim)
+    deployment.expire(spotify_user_id)
+    lost = deployment.submit(ada.token, victim)
     victim.spotify.wait_held()
-    _kill(world, victim, spotify_user_id, lost)
-    _assert_refreshed_after_lease(world, ada, other)
+    _kill(deployment, victim, spotify_user_id, lost)
+    _assert_refreshed_after_lease(deployment, ada, other)
 
 
 @scenario()
-def killed_before_update(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        lost = _start_refresh(world, ada, spotify_user_id, victim)
+def killed_before_update(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.database.hold("up", when=b"UPDATE access_tokens")
     victim.database.wait_held()
-    _kill(world, victim, spotify_user_id, lost)
-    assert world.row(spotify_user_id).generation == 0
-    _assert_refreshed_after_lease(world, ada, other)
+    _kill(deployment, victim, spotify_user_id, lost)
+    assert deployment.row(spotify_user_id).generation == 0
+    _assert_refreshed_after_lease(deployment, ada, other)
 
 
 @scenario()
-def killed_before_commit(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        lost = _start_refresh(world, ada, spotify_user_id, victim)
+def killed_before_commit(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.database.hold("up", when=b"COMMIT", since=b"UPDATE access_tokens")
     victim.database.wait_held()
-    _kill(world, victim, spotify_user_id, lost)
-    eventually(world.rows_are_free)
-    assert world.row(spotify_user_id).generation == 0
-    _assert_refreshed_after_lease(world, ada, other)
+    _kill(deployment, victim, spotify_user_id, lost)
+    eventually(deployment.rows_are_unlocked)
+    assert deployment.row(spotify_user_id).generation == 0
+    _assert_refreshed_after_lease(deployment, ada, other)
 
 
 @scenario()
-def killed_before_unlock(world: World) -> None:
+def killed_before_unlock(deployment: RecordedDeployment) -> None:
     """The refresh is stored, and only the lock is left behind."""
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        lost = _start_refresh(world, ada, spotify_user_id, victim)
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.redis.hold("up", when=b"lock:")
     victim.redis.wait_held()
-    _kill(world, victim, spotify_user_id, lost)
-    assert world.row(spotify_user_id).generation == 1
+    _kill(deployment, victim, spotify_user_id, lost)
+    assert deployment.row(spotify_user_id).generation == 1
     assert ada.token(other).status_code == 200
-    assert len(world.refresh_calls()) == 1
+    assert len(deployment.refresh_calls()) == 1
 
 
 @scenario()
-def scheduler_killed(world: World) -> None:
+def scheduler_killed(deployment: RecordedDeployment) -> None:
     """The other schedulers continue what a killed one had started."""
-    ada, spotify_user_id = _connected(world)
-    with world.held_refresh():
-        world.advance_time(3600 - 300)
-        victim = world.schedulers[0]
+    ada, spotify_user_id = _connected(deployment)
+    with deployment.held_refresh():
+        deployment.advance_time(3600 - 300)
+        victim = deployment.schedulers[0]
         victim.resume()
-        world.wait_for_held_refresh()
-        world.record_fault("killed", spotify_user_id)
+        deployment.wait_for_held_refresh()
+        deployment.record_fault("killed", spotify_user_id)
         victim.kill()
-    world.outlast_lease()
-    world.resume_schedulers()
-    eventually(lambda: not world.stale_connections())
-    assert ada.token(world.servers[0]).status_code == 200
+    deployment.outlast_lease()
+    deployment.resume_schedulers()
+    eventually(lambda: not deployment.stale_connections())
+    assert ada.token(deployment.servers[0]).status_code == 200
 
 
 # Replies are lost.
 
 
 @scenario()
-def claim_commit_reply_lost(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    world.record_fault("lost COMMIT reply", spotify_user_id)
+def claim_commit_reply_lost(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    deployment.record_fault("lost COMMIT reply", spotify_user_id)
     victim.database.drop_reply(after=b"COMMIT", since=b"UPDATE access_tokens")
-    world.expire(spotify_user_id)
+    deployment.expire(spotify_user_id)
     ada.token(victim)
     victim.database.wait_dropped()
-    world.outlast_lease()
+    deployment.outlast_lease()
     assert ada.token(other).status_code == 200
 
 
 @scenario()
-def commit_reply_lost(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        asked = _start_refresh(world, ada, spotify_user_id, victim)
-        world.record_fault("lost COMMIT reply", spotify_user_id)
+def commit_reply_lost(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        future = _start_refresh(deployment, ada, spotify_user_id, victim)
+        deployment.record_fault("lost COMMIT reply", spotify_user_id)
         victim.database.drop_reply(after=b"COMMIT", since=b"UPDATE access_tokens")
     victim.database.wait_dropped()
-    asked.result()
+    future.result()
     assert ada.token(other).status_code == 200
-    assert world.row(spotify_user_id).generation == 1
-    assert len(world.refresh_calls()) == 1
+    assert deployment.row(spotify_user_id).generation == 1
+    assert len(deployment.refresh_calls()) == 1
 
 
 @scenario()
-def lock_reply_lost(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim = world.servers[0]
-    world.record_fault("lost lock reply", spotify_user_id)
+def lock_reply_lost(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim = deployment.servers[0]
+    deployment.record_fault("lost lock reply", spotify_user_id)
     victim.redis.drop_reply(after=b"lock:")
-    world.expire(spotify_user_id)
+    deployment.expire(spotify_user_id)
     assert ada.token(victim).status_code == 200
     assert victim.redis.dropped
-    assert len(world.refresh_calls()) == 1
+    assert len(deployment.refresh_calls()) == 1
 
 
 @scenario()
-def unlock_reply_lost(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.held_refresh():
-        asked = _start_refresh(world, ada, spotify_user_id, victim)
-        world.record_fault("lost unlock reply", spotify_user_id)
+def unlock_reply_lost(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.held_refresh():
+        future = _start_refresh(deployment, ada, spotify_user_id, victim)
+        deployment.record_fault("lost unlock reply", spotify_user_id)
         victim.redis.drop_reply(after=b"lock:")
-    assert asked.result().status_code == 200
-    world.expire(spotify_user_id)
+    assert future.result().status_code == 200
+    deployment.expire(spotify_user_id)
     assert ada.token(other).status_code == 200
-    assert len(world.refresh_calls()) == 2
+    assert len(deployment.refresh_calls()) == 2
 
 
 @scenario()
-def response_lost(world: World) -> None:
+def response_lost(deployment: RecordedDeployment) -> None:
     """Spotify refreshes, but its response is lost."""
-    ada, spotify_user_id = _connected(world)
-    world.sandbox.fault(on="refresh", kind="close", times=1, after_effect=True)
-    world.expire(spotify_user_id)
-    assert ada.token(world.servers[0]).status_code == 503
+    ada, spotify_user_id = _connected(deployment)
+    deployment.sandbox.fault(on="refresh", kind="close", times=1, after_effect=True)
+    deployment.expire(spotify_user_id)
+    assert ada.token(deployment.servers[0]).status_code == 503
 
 
 @scenario(grace_seconds=0, rotating=True)
-def rotated_token_lost(world: World) -> None:
+def rotated_token_lost(deployment: RecordedDeployment) -> None:
     """The only way to lose a grant: Spotify rotates without a grace period, and its response is lost."""
-    ada, spotify_user_id = _connected(world)
-    world.sandbox.fault(on="refresh", kind="close", times=1, after_effect=True)
-    world.expire(spotify_user_id)
-    assert ada.token(world.servers[0]).status_code == 503
-    _confirm_refusal(world, ada, spotify_user_id)
-    assert world.row(spotify_user_id).state == "reauthorization_required"
+    ada, spotify_user_id = _connected(deployment)
+    deployment.sandbox.fault(on="refresh", kind="close", times=1, after_effect=True)
+    deployment.expire(spotify_user_id)
+    assert ada.token(deployment.servers[0]).status_code == 503
+    _confirm_refusal(deployment, ada, spotify_user_id)
+    assert deployment.row(spotify_user_id).state == "reauthorization_required"
 
 
 # Redis is down.
 
 
 @scenario()
-def redis_flushed(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    with world.held_refresh():
-        asked = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-        world.record_fault("redis flushed", spotify_user_id)
-        world.redis.client.flushall()
+def redis_flushed(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    with deployment.held_refresh():
+        future = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+        deployment.record_fault("redis flushed", spotify_user_id)
+        deployment.redis.client.flushall()
         again = ada.another()
-        assert again.login(world.servers[1]).status_code == 200
-        other = world.submit(again.token, world.servers[1])
-        eventually(lambda: world.redis.client.keys("lock:*") or other.done())
-    assert {asked.result().status_code, other.result().status_code} == {200}
-    assert len(world.refresh_calls()) == 1
+        assert again.login(deployment.servers[1]).status_code == 200
+        other = deployment.submit(again.token, deployment.servers[1])
+        eventually(lambda: deployment.redis.client.keys("lock:*") or other.done())
+    assert {future.result().status_code, other.result().status_code} == {200}
+    assert len(deployment.refresh_calls()) == 1
 
 
 @scenario()
-def redis_killed(world: World) -> None:
+def redis_killed(deployment: RecordedDeployment) -> None:
     """Without Redis there are no sessions and no locks, but running refreshes and schedulers continue."""
-    ada, spotify_user_id = _connected(world)
-    bob, second = _connected(world, JONAS)
-    with world.recorded_fault("redis down"):
-        with world.held_refresh():
-            asked = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-            world.redis.kill()
-        assert asked.result().status_code == 200
-        world.advance_time(3600 - 300)
-        world.resume_schedulers()
-        eventually(lambda: not world.stale_connections())
-        assert ada.token(world.servers[1]).status_code == 503
-        world.pause_schedulers()
-        world.redis.start()
-    assert bob.login(world.servers[1]).status_code == 200
-    assert bob.token(world.servers[1]).status_code == 200
-    assert world.row(second).generation == 1
+    ada, spotify_user_id = _connected(deployment)
+    bob, second = _connected(deployment, JONAS)
+    with deployment.recorded_fault("redis down"):
+        with deployment.held_refresh():
+            future = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+            deployment.redis.kill()
+        assert future.result().status_code == 200
+        deployment.advance_time(3600 - 300)
+        deployment.resume_schedulers()
+        eventually(lambda: not deployment.stale_connections())
+        assert ada.token(deployment.servers[1]).status_code == 503
+        deployment.pause_schedulers()
+        deployment.redis.start()
+    assert bob.login(deployment.servers[1]).status_code == 200
+    assert bob.token(deployment.servers[1]).status_code == 200
+    assert deployment.row(second).generation == 1
 
 
 @scenario()
-def redis_blackholed(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.recorded_fault("redis stalled", spotify_user_id):
-        with world.held_refresh():
-            asked = _start_refresh(world, ada, spotify_user_id, victim)
+def redis_blackholed(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.recorded_fault("redis stalled", spotify_user_id):
+        with deployment.held_refresh():
+            future = _start_refresh(deployment, ada, spotify_user_id, victim)
             victim.redis.blackhole()
-        assert asked.result().status_code == 200
+        assert future.result().status_code == 200
         victim.redis.restore()
     assert ada.token(other).status_code == 200
-    assert len(world.refresh_calls()) == 1
+    assert len(deployment.refresh_calls()) == 1
 
 
 # MariaDB is down.
 
 
 @scenario()
-def mariadb_unreachable_before_commit(world: World) -> None:
+def mariadb_unreachable_before_commit(deployment: RecordedDeployment) -> None:
     """Spotify's response waits until it can be stored."""
-    ada, spotify_user_id = _connected(world)
-    victim, other = world.servers[:2]
-    with world.recorded_fault("mariadb unreachable", spotify_user_id):
-        with world.held_refresh():
-            asked = _start_refresh(world, ada, spotify_user_id, victim)
+    ada, spotify_user_id = _connected(deployment)
+    victim, other = deployment.servers[:2]
+    with deployment.recorded_fault("mariadb unreachable", spotify_user_id):
+        with deployment.held_refresh():
+            future = _start_refresh(deployment, ada, spotify_user_id, victim)
             victim.database.refuse()
-        eventually(lambda: world.refresh_calls()[0]["finished_at"])
+        eventually(lambda: deployment.refresh_calls()[0]["finished_at"])
         # Long enough for the server to notice the fault.
-        _wait_briefly(asked, 1.0)
+        _wait_briefly(future, 1.0)
         victim.database.restore()
-    asked.result()
-    if world.row(spotify_user_id).generation == 0:
-        world.outlast_lease()
+    future.result()
+    if deployment.row(spotify_user_id).generation == 0:
+        deployment.outlast_lease()
     assert ada.token(other).status_code == 200
 
 
 @scenario()
-def mariadb_killed_during_a_refresh(world: World) -> None:
+def mariadb_killed_during_a_refresh(deployment: RecordedDeployment) -> None:
     """MariaDB is killed and restarted. What was committed is still there."""
-    ada, spotify_user_id = _connected(world)
-    world.expire(spotify_user_id)
-    assert ada.token(world.servers[1]).status_code == 200
-    with world.recorded_fault("mariadb killed"):
-        with world.held_refresh():
-            asked = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-            world.database.kill()
-            assert ada.token(world.servers[1]).status_code == 503
-            world.database.start()
-        asked.result()
-    assert world.row(spotify_user_id).generation >= 1
-    if world.row(spotify_user_id).generation == 1:
-        world.outlast_lease()
-    assert ada.token(world.servers[1]).status_code == 200
+    ada, spotify_user_id = _connected(deployment)
+    deployment.expire(spotify_user_id)
+    assert ada.token(deployment.servers[1]).status_code == 200
+    with deployment.recorded_fault("mariadb killed"):
+        with deployment.held_refresh():
+            future = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+            deployment.database.kill()
+            assert ada.token(deployment.servers[1]).status_code == 503
+            deployment.database.start()
+        future.result()
+    assert deployment.row(spotify_user_id).generation >= 1
+    if deployment.row(spotify_user_id).generation == 1:
+        deployment.outlast_lease()
+    assert ada.token(deployment.servers[1]).status_code == 200
 
 
 @scenario()
-def mariadb_paused_briefly(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    with world.recorded_fault("mariadb stopped"):
-        with world.held_refresh():
-            asked = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-            world.database.pause()
-        _wait_briefly(asked, 0.5)
-        world.database.resume()
-    assert asked.result().status_code == 200
-    assert world.row(spotify_user_id).generation == 1
+def mariadb_paused_briefly(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    with deployment.recorded_fault("mariadb stopped"):
+        with deployment.held_refresh():
+            future = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+            deployment.database.pause()
+        _wait_briefly(future, 0.5)
+        deployment.database.resume()
+    assert future.result().status_code == 200
+    assert deployment.row(spotify_user_id).generation == 1
 
 
 # People act during a refresh.
 
 
 @scenario()
-def new_consent_during_refresh(world: World) -> None:
+def new_consent_during_refresh(deployment: RecordedDeployment) -> None:
     """The response for the old grant must not change the new one."""
-    ada, spotify_user_id = _connected(world)
-    with world.held_refresh():
-        late = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-        world.consent_again(MIRA, world.servers[1])
-        renewed = world.row(spotify_user_id)
+    ada, spotify_user_id = _connected(deployment)
+    with deployment.held_refresh():
+        late = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+        deployment.consent_again(MIRA, deployment.servers[1])
+        renewed = deployment.row(spotify_user_id)
     late.result()
-    after = world.row(spotify_user_id)
+    after = deployment.row(spotify_user_id)
     assert (after.grant_id, after.generation) == (renewed.grant_id, 0)
     assert after.access_token == renewed.access_token
-    assert ada.token(world.servers[1]).status_code == 200
+    assert ada.token(deployment.servers[1]).status_code == 200
 
 
 @scenario()
-def refusal_after_new_consent(world: World) -> None:
+def refusal_after_new_consent(deployment: RecordedDeployment) -> None:
     """A refusal of the old grant must not change the new one."""
-    ada, spotify_user_id = _connected(world)
-    world.sandbox.fault(on="refresh", kind="park", times=1)
-    late = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-    world.revoke(MIRA)
-    world.consent_again(MIRA, world.servers[1])
-    world.sandbox.release()
+    ada, spotify_user_id = _connected(deployment)
+    deployment.sandbox.fault(on="refresh", kind="park", times=1)
+    late = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+    deployment.revoke(MIRA)
+    deployment.consent_again(MIRA, deployment.servers[1])
+    deployment.sandbox.release()
     late.result()
-    assert (world.row(spotify_user_id).state, world.row(spotify_user_id).generation) == ("active", 0)
+    assert (deployment.row(spotify_user_id).state, deployment.row(spotify_user_id).generation) == (
+        "active",
+        0,
+    )
 
 
 @scenario()
-def disconnect_during_refresh(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    with world.held_refresh():
-        late = _start_refresh(world, ada, spotify_user_id, world.servers[0])
-        assert ada.disconnect(world.servers[1]).status_code == 204
+def disconnect_during_refresh(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    with deployment.held_refresh():
+        late = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
+        assert ada.disconnect(deployment.servers[1]).status_code == 204
     assert late.result().status_code == 409
-    assert world.row(spotify_user_id) is None
+    assert deployment.row(spotify_user_id) is None
 
 
 # Spotify refuses or fails.
 
 
 @scenario()
-def revoked(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    world.expire(spotify_user_id)
-    world.revoke(MIRA)
-    _confirm_refusal(world, ada, spotify_user_id)
-    assert world.row(spotify_user_id).state == "reauthorization_required"
-    world.consent_again(MIRA, world.servers[0])
-    assert world.row(spotify_user_id).state == "active"
-    assert ada.token(world.servers[1]).status_code == 200
+def revoked(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    deployment.expire(spotify_user_id)
+    deployment.revoke(MIRA)
+    _confirm_refusal(deployment, ada, spotify_user_id)
+    assert deployment.row(spotify_user_id).state == "reauthorization_required"
+    deployment.consent_again(MIRA, deployment.servers[0])
+    assert deployment.row(spotify_user_id).state == "active"
+    assert ada.token(deployment.servers[1]).status_code == 200
 
 
 @scenario()
-def grant_falsely_refused(world: World) -> None:
-    ada, spotify_user_id = _connected(world)
-    world.sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
-    world.expire(spotify_user_id)
-    assert ada.token(world.servers[0]).status_code == 409
-    assert world.row(spotify_user_id).state == "suspect"
-    world.advance_time(15 * 60 + 1)
-    assert ada.token(world.servers[1]).status_code == 200
-    assert world.row(spotify_user_id).state == "active"
+def grant_falsely_refused(deployment: RecordedDeployment) -> None:
+    ada, spotify_user_id = _connected(deployment)
+    deployment.sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
+    deployment.expire(spotify_user_id)
+    assert ada.token(deployment.servers[0]).status_code == 409
+    assert deployment.row(spotify_user_id).state == "suspect"
+    deployment.advance_time(15 * 60 + 1)
+    assert ada.token(deployment.servers[1]).status_code == 200
+    assert deployment.row(spotify_user_id).state == "active"
 
 
 @scenario()
-def spotify_errors(world: World) -> None:
+def spotify_errors(deployment: RecordedDeployment) -> None:
     """No connection is lost whatever Spotify responds, and all work again when it does."""
-    ada, spotify_user_id = _connected(world)
+    ada, spotify_user_id = _connected(deployment)
     for kind in ("google_502", "truncated_json", "close", "rate_limited"):
-        world.expire(spotify_user_id)
-        world.sandbox.fault(on="refresh", kind=kind, times=1, retry_after=7)
-        assert ada.token(world.servers[0]).status_code in (429, 503)
-        assert world.row(spotify_user_id).state == "active"
-        world.advance_time(20)
-        assert ada.token(world.servers[1]).status_code == 200
+        deployment.expire(spotify_user_id)
+        deployment.sandbox.fault(on="refresh", kind=kind, times=1, retry_after=7)
+        assert ada.token(deployment.servers[0]).status_code in (429, 503)
+        assert deployment.row(spotify_user_id).state == "active"
+        deployment.advance_time(20)
+        assert ada.token(deployment.servers[1]).status_code == 200
 
 
 @scenario(grace_seconds=0)
-def response_without_access_token(world: World) -> None:
+def response_without_access_token(deployment: RecordedDeployment) -> None:
     """The new refresh token is kept, because the old one may be used up."""
-    ada, spotify_user_id = _connected(world)
+    ada, spotify_user_id = _connected(deployment)
     for access_token in (None, 17):
-        world.expire(spotify_user_id)
+        deployment.expire(spotify_user_id)
         members = {"access_token": access_token}
-        world.sandbox.fault(on="refresh", kind="changed_members", members=members, times=1, after_effect=True)
-        assert ada.token(world.servers[0]).status_code == 503
-        world.advance_time(20)
-        assert ada.token(world.servers[1]).status_code == 200
-    assert [call["status"] for call in world.refresh_calls()] == [200] * 4
+        deployment.sandbox.fault(
+            on="refresh", kind="changed_members", members=members, times=1, after_effect=True
+        )
+        assert ada.token(deployment.servers[0]).status_code == 503
+        deployment.advance_time(20)
+        assert ada.token(deployment.servers[1]).status_code == 200
+    assert [call["status"] for call in deployment.refresh_calls()] == [200] * 4
 
 
-def _connected(world: World, person: str = MIRA) -> tuple[Browser, int]:
-    browser = world.connected(person)
-    return browser, world.spotify_user_id_of(person)
+def _connected(deployment: RecordedDeployment, person: str = MIRA) -> tuple[Browser, int]:
+    browser = deployment.connected(person)
+    return browser, deployment.spotify_user_id_of(person)
 
 
 def _start_refresh(
-    world: World, browser: Browser, spotify_user_id: int, server: ApiServer
+    deployment: RecordedDeployment, browser: Browser, spotify_user_id: int, server: ApiServer
 ) -> "Future[requests.Response]":
     """Request a token that has expired, and wait until Spotify has received the call."""
-    world.expire(spotify_user_id)
-    asked = world.submit(browser.token, server)
-    world.wait_for_held_refresh()
-    return asked
+    deployment.expire(spotify_user_id)
+    future = deployment.submit(browser.token, server)
+    deployment.wait_for_held_refresh()
+    return future
 
 
-def _kill(world: World, victim: ApiServer, spotify_user_id: int, lost: "Future[requests.Response]") -> None:
+def _kill(
+    deployment: RecordedDeployment, victim: ApiServer, spotify_user_id: int, lost: "Future[requests.Response]"
+) -> None:
     """Kill the server that is refreshing, and release what delayed it."""
-    world.record_fault("killed", spotify_user_id)
+    deployment.record_fault("killed", spotify_user_id)
     victim.kill_worker()
     assert isinstance(lost.exception(), requests.ConnectionError)
     for proxy in victim.proxies:
         proxy.restore()
 
 
-def _assert_refreshed_after_lease(world: World, browser: Browser, server: ApiServer) -> None:
+def _assert_refreshed_after_lease(
+    deployment: RecordedDeployment, browser: Browser, server: ApiServer
+) -> None:
     """Assert that another server refreshes after the lease of the dead one."""
-    world.outlast_lease()
+    deployment.outlast_lease()
     response = browser.token(server)
     assert response.status_code == 200, response.text
 
 
-def _confirm_refusal(world: World, browser: Browser, spotify_user_id: int) -> None:
+def _confirm_refusal(deployment: RecordedDeployment, browser: Browser, spotify_user_id: int) -> None:
     """Request tokens, with the required waits, until a refused grant has ended."""
     for wait in (60, 15 * 60 + 1, 24 * 3600 + 1):
-        assert browser.token(world.servers[0]).status_code == 409 or wait == 60
-        if world.row(spotify_user_id).state == "active":  # a backoff after a failure came first
-            world.advance_time(wait)
-            assert browser.token(world.servers[1]).status_code == 409
+        assert browser.token(deployment.servers[0]).status_code == 409 or wait == 60
+        if deployment.row(spotify_user_id).state == "active":  # a backoff after a failure came first
+            deployment.advance_time(wait)
+            assert browser.token(deployment.servers[1]).status_code == 409
         elif wait != 60:
-            assert world.row(spotify_user_id).state == "suspect"
-            world.advance_time(wait)
-    browser.token(world.servers[1])
+            assert deployment.row(spotify_user_id).state == "suspect"
+            deployment.advance_time(wait)
+    browser.token(deployment.servers[1])
 
 
 def _wait_briefly(future: "Future[requests.Response]", seconds: float) -> None:

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from tests.chaos import scenarios
+from tests.chaos.deployment import RecordedDeployment
 from tests.chaos.generator import RandomRun
-from tests.chaos.world import World
 
 pytestmark = pytest.mark.processes
 
@@ -14,14 +14,14 @@ RANDOM_SECONDS = 7
 
 
 @pytest.fixture(scope="module")
-def product(world: World) -> World:
-    world.run_product(schedulers=5)
-    return world
+def product(deployment: RecordedDeployment) -> RecordedDeployment:
+    deployment.start(schedulers=5)
+    return deployment
 
 
 @pytest.mark.timeout(300)  # some thirty scenarios of about a second
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_scripted_scenarios_have_no_violations(product: World, rotate: bool) -> None:
+def test_scripted_scenarios_have_no_violations(product: RecordedDeployment, rotate: bool) -> None:
     wrong = []
     for name in scenarios.scenario_names(rotate=rotate):
         report, failure = scenarios.run(product, name, rotate=rotate)
@@ -32,7 +32,7 @@ def test_scripted_scenarios_have_no_violations(product: World, rotate: bool) -> 
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-def test_random_faults_cause_no_violations(product: World, rotate: bool) -> None:
+def test_random_faults_cause_no_violations(product: RecordedDeployment, rotate: bool) -> None:
     seed = str(random.randrange(10**9))
     run = RandomRun(product, seed, rotate=rotate)
 

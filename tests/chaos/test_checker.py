@@ -1,8 +1,10 @@
 """The checker reports each violation, in a history made for it."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -111,86 +113,55 @@ def test_violation_names_connection_grant_generation_and_attempt() -> None:
     assert history.attempts[1].attempt_id[:8] in sentence
 
 
-def test_checker_reports_skipped_generation() -> None:
+def edit(records: list[Any], index: int, **members: Any) -> None:
+    records[index] = replace(records[index], **members)
+
+
+def repeat(records: list[Any], index: int, **members: Any) -> None:
+    """Add a changed copy of a record."""
+    records.append(replace(records[index], **members))
+
+
+def delete_and_write(history: History) -> None:
+    repeat(history.changes, 2, kind="delete", at=at(30))
+    repeat(history.changes, 2, at=at(31))
+
+
+VIOLATIONS: dict[str, tuple[Callable[[History], object], set[str]]] = {
+    "skipped generation": (lambda h: edit(h.changes, 2, generation=3), {"I1", "I2"}),
+    "repeated generation": (lambda h: repeat(h.changes, 1, at=at(30)), {"I1", "I3"}),
+    "grant that does not start at zero": (lambda h: h.changes.pop(0), {"I1", "I2", "I4"}),
+    "refresh without attempt": (lambda h: h.attempts.pop(), {"I2", "I4"}),
+    "two effective attempts": (lambda h: h.attempts.append(attempt(1, at(21))), {"I2"}),
+    "effective attempt without refresh": (lambda h: h.attempts.append(attempt(2, at(30))), {"I2"}),
+    "unknown refresh token": (lambda h: edit(h.changes, 2, refresh="rt9"), {"I3", "I8"}),
+    "access token of another grant": (lambda h: edit(h.calls, 1, presented="rt8"), {"I3", "I4"}),
+    "response stored twice": (lambda h: edit(h.changes, 2, access="at1"), {"I3", "I6"}),
+    "tokens changed without refresh": (lambda h: repeat(h.changes, 2, at=at(30), access="at1"), {"I3"}),
+    "empty token": (lambda h: repeat(h.changes, 2, at=at(30), refresh=None), {"I3"}),
+    "call without claim": (lambda h: h.calls.append(Call(9, at(30), "rt0", 200)), {"I4"}),
+    "attempt with two calls": (lambda h: repeat(h.calls, 0, n=9, issued_access="at9"), {"I4"}),
+    "call after end of attempt": (lambda h: edit(h.calls, 1, at=at(29)), {"I4"}),
+    "write after disconnect": (delete_and_write, {"I5"}),
+    "token encrypted for another grant": (lambda h: edit(h.changes, 2, refresh=UNREADABLE), {"I5"}),
+    "expiry stored too late": (lambda h: edit(h.changes, 2, expires_at=at(21) + LIFE), {"I6"}),
+    "access token unknown to sandbox": (lambda h: h.access_tokens.pop("at0"), {"I6"}),
+    "connection not fresh in time": (lambda h: h.stale.append("connection 7 was not fresh"), {"I7"}),
+}
+
+
+@pytest.mark.parametrize("violation", VIOLATIONS)
+def test_checker_reports(violation: str) -> None:
+    violate, rules = VIOLATIONS[violation]
     history = correct_history()
-    history.changes[2] = replace(history.changes[2], generation=3)
+    violate(history)
 
-    assert "I1" in violated(history)
-
-
-def test_checker_reports_repeated_generation() -> None:
-    history = correct_history()
-    history.changes.append(replace(history.changes[1], at=at(30)))
-
-    assert "I1" in violated(history)
-
-
-def test_checker_reports_grant_that_does_not_start_at_zero() -> None:
-    history = correct_history()
-    del history.changes[0]
-
-    assert "I1" in violated(history)
-
-
-def test_checker_reports_refresh_without_attempt() -> None:
-    history = correct_history()
-    del history.attempts[1]
-
-    assert "I2" in violated(history)
-
-
-def test_checker_reports_two_effective_attempts_of_a_generation() -> None:
-    history = correct_history()
-    history.attempts.append(attempt(1, at(21)))
-
-    assert violated(history) == {"I2"}
-
-
-def test_checker_reports_effective_attempt_without_refresh() -> None:
-    history = correct_history()
-    history.attempts.append(attempt(2, at(30)))
-
-    assert violated(history) == {"I2"}
-
-
-def test_checker_reports_unknown_refresh_token() -> None:
-    history = correct_history()
-    history.changes[2] = replace(history.changes[2], refresh="rt9")
-
-    assert "I3" in violated(history)
+    assert violated(history) == rules
 
 
 def test_checker_reports_new_refresh_token_not_stored() -> None:
     history = correct_history(rotate=True)
     history.changes[2] = replace(history.changes[2], refresh="rt1")
-
-    assert violated(history) == {"I3"}
-
-
-def test_checker_reports_access_token_of_another_grant() -> None:
-    history = correct_history()
-    history.calls[1] = replace(history.calls[1], presented="rt8")
-
-    assert "I3" in violated(history)
-
-
-def test_checker_reports_response_stored_twice() -> None:
-    history = correct_history()
-    history.changes[2] = replace(history.changes[2], access="at1")
-
-    assert "I3" in violated(history)
-
-
-def test_checker_reports_tokens_changed_without_refresh() -> None:
-    history = correct_history()
-    history.changes.append(replace(history.changes[2], at=at(30), access="at1"))
-
-    assert violated(history) == {"I3"}
-
-
-def test_checker_reports_empty_token() -> None:
-    history = correct_history()
-    history.changes.append(replace(history.changes[2], at=at(30), refresh=None))
 
     assert violated(history) == {"I3"}
 
@@ -244,47 +215,11 @@ def test_checker_accepts_second_call_after_sandbox_fault() -> None:
     assert violated(history) == {"I4"}
 
 
-def test_checker_reports_call_without_claim() -> None:
-    history = correct_history()
-    history.calls.append(Call(9, at(30), "rt0", 200))
-
-    assert violated(history) == {"I4"}
-
-
-def test_checker_reports_attempt_with_two_calls() -> None:
-    history = correct_history()
-    history.calls.insert(1, replace(history.calls[0], n=9, issued_access="at9"))
-
-    assert violated(history) == {"I4"}
-
-
-def test_checker_reports_call_after_end_of_attempt() -> None:
-    history = correct_history()
-    history.calls[1] = replace(history.calls[1], at=at(29))
-
-    assert violated(history) == {"I4"}
-
-
-def test_checker_reports_write_after_disconnect() -> None:
-    history = correct_history()
-    last = history.changes[-1]
-    history.changes += [replace(last, kind="delete", at=at(30)), replace(last, at=at(31))]
-
-    assert violated(history) == {"I5"}
-
-
 def test_checker_reports_write_of_old_grant_after_new_consent() -> None:
     history = correct_history()
     issue(history, "at-new", "rt-new", made=at(30))
     new = replace(change("update", at(30), 0, "at-new", "rt-new"), grant="b" * 32)
     history.changes += [new, replace(history.changes[-1], at=at(31))]
-
-    assert violated(history) == {"I5"}
-
-
-def test_checker_reports_token_encrypted_for_another_grant() -> None:
-    history = correct_history()
-    history.changes[2] = replace(history.changes[2], refresh=UNREADABLE)
 
     assert violated(history) == {"I5"}
 
@@ -298,13 +233,6 @@ def test_checker_reports_token_returned_to_another_person() -> None:
     assert violated(history) == {"I5"}
 
 
-def test_checker_reports_expiry_stored_too_late() -> None:
-    history = correct_history()
-    history.changes[2] = replace(history.changes[2], expires_at=at(21) + LIFE)
-
-    assert violated(history) == {"I6"}
-
-
 def test_checker_accounts_for_advanced_time() -> None:
     history = correct_history()
     history.shifts.append(Shift(at(15), at(15.1), 3600))
@@ -315,20 +243,6 @@ def test_checker_accounts_for_advanced_time() -> None:
 
     history.access_tokens["at2"] = replace(history.access_tokens["at2"], expires_at=at(20) + LIFE)
     assert violated(history) == {"I6"}
-
-
-def test_checker_reports_access_token_unknown_to_sandbox() -> None:
-    history = correct_history()
-    del history.access_tokens["at0"]
-
-    assert violated(history) == {"I6"}
-
-
-def test_checker_reports_connection_not_fresh_in_time() -> None:
-    history = correct_history()
-    history.stale.append("connection 7 was not fresh 60 s after the last fault")
-
-    assert violated(history) == {"I7"}
 
 
 def end_grant(history: History, *, refused: bool = True, suspect: bool = True) -> History:

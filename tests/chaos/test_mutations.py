@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import scenarios
-from tests.chaos.world import World
+from tests.chaos.deployment import RecordedDeployment
 from tests.helpers.servers import ROOT
 
 pytestmark = pytest.mark.processes
@@ -139,11 +139,13 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_checker_detects_mutation(world: World, tmp_path: Path, mutation: Mutation) -> None:
-    world.run_product(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
+def test_checker_detects_mutation(deployment: RecordedDeployment, tmp_path: Path, mutation: Mutation) -> None:
+    deployment.start(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
     found, failures = [], []
     for name in mutation.scenarios:
-        report, failure = scenarios.run(world, name, rotate=mutation.rotate, settle=mutation.schedulers > 0)
+        report, failure = scenarios.run(
+            deployment, name, rotate=mutation.rotate, settle=mutation.schedulers > 0
+        )
         found += report.violations
         failures += [f"{name}: {scenarios.where(failure)}"] if failure is not None else []
 

@@ -7,11 +7,17 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra import database
-from app.infra.database import db, reading, writing
+from app.infra.database import UTCDateTime, db, reading, writing
 from app.models import AccessToken, SpotifyUser
 from app.spotify.tokens.encryption import encrypt_tokens
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.sandbox_client import SandboxClient
+
+# The names of the columns that hold times, by table.
+MOMENTS = {
+    table.name: [column.name for column in table.columns if isinstance(column.type, UTCDateTime)]
+    for table in db.metadata.sorted_tables
+}
 
 
 def create_connections(
@@ -64,25 +70,20 @@ def run_maintenance(app: Flask) -> dict[str, int]:
 def advance_time(app: Flask, sandbox: SandboxClient, seconds: float) -> None:
     """Advance the sandbox's clock, and move every stored time into the past by as much."""
     sandbox.advance(seconds)
-    with app.app_context():
-        metadata = sa.MetaData()
-        metadata.reflect(db.engine)
-        with writing() as session:
-            for table in metadata.tables.values():
-                moments = [column for column in table.columns if isinstance(column.type, sa.DateTime)]
-                if moments:
-                    _shift(session.connection(), table, moments, seconds)
+    with app.app_context(), writing() as session:
+        is_sqlite = session.connection().dialect.name == "sqlite"
+        for table, columns in MOMENTS.items():
+            session.execute(sa.text(f"UPDATE {table} SET {_earlier(columns, seconds, is_sqlite=is_sqlite)}"))
 
 
-def _shift(
-    connection: sa.Connection, table: sa.Table, moments: list[sa.Column[object]], seconds: float
-) -> None:
-    if connection.dialect.name == "sqlite":
-        earlier = "strftime('%Y-%m-%d %H:%M:%f000', {name}, '-{seconds} seconds')"
-    else:
-        earlier = "{name} - INTERVAL {seconds} SECOND"
-    values = {column.name: sa.text(earlier.format(name=column.name, seconds=seconds)) for column in moments}
-    connection.execute(table.update().values(values))
+def _earlier(columns: list[str], seconds: float, *, is_sqlite: bool) -> str:
+    """Return what to set in an UPDATE."""
+    earlier = (
+        "{0} = strftime('%Y-%m-%d %H:%M:%f000', {0}, '-{1} seconds')"
+        if is_sqlite
+        else "{0} = {0} - INTERVAL {1} SECOND"
+    )
+    return ", ".join(earlier.format(name, seconds) for name in columns)
 
 
 def count_by_state(app: Flask) -> dict[str, int]:

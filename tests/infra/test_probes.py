@@ -16,10 +16,10 @@ from app.doctor.result import Status
 from app.infra.database import db
 from app.infra.probes import probe_redis
 from app.infra.redis_client import redis_client
-from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, login, register
+from tests.helpers.processes import RedisServer
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually, free_port
 from tests.system.test_failover import demote, forbid, hide_stale_data, lose_replicas, old_primary

@@ -1,4 +1,4 @@
-"""Times that were written while a clock was ahead block nobody, and keep nothing valid."""
+"""Times that were written while a clock was ahead neither block anyone nor keep anything valid."""
 
 from datetime import timedelta
 

@@ -14,10 +14,10 @@ import redis
 from app.infra import staleness
 from app.infra.redis_client import redis_client
 from app.web import sessions
-from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp, cannot_run
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import register
+from tests.helpers.processes import RedisServer
 from tests.helpers.servers import Unavailable
 
 IDLE_CONNECTIONS = 4

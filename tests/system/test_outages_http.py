@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,22 +28,12 @@ from app.infra.database import db as database
 from app.infra.database import read_db_now, run_in_transaction, writing
 from app.models import User
 from app.web.access import public
-from tests.chaos.processes import MariaDb, RedisServer
-from tests.conftest import SETTINGS, SPA_ORIGIN, cannot_run, running_app
-from tests.helpers import secret_scanner
-from tests.helpers.fault_proxy import FaultProxy
+from tests.conftest import SPA_ORIGIN, running_app, start
+from tests.helpers.deployment import Deployment
 from tests.helpers.flows import PASSWORD
+from tests.helpers.processes import ApiServer
 from tests.helpers.sandbox_client import SandboxClient, callback_query
-from tests.helpers.servers import (
-    ROOT,
-    EmptyDatabase,
-    Server,
-    Unavailable,
-    eventually,
-    migrate,
-    mysql_url,
-    running_server,
-)
+from tests.helpers.servers import ROOT, eventually
 
 pytestmark = pytest.mark.processes
 
@@ -54,103 +41,47 @@ REDIS_SECONDS, REFUSED_SECONDS, STALLED_SECONDS, RECOVERY_SECONDS = 2.0, 6.0, 12
 HEADERS = {"X-Requested-With": "test", "Accept": "application/json"}
 
 
-@dataclass
-class Deployment:
-    """A gunicorn worker with its own MariaDB and Redis, and a proxy in front of each."""
-
-    database: MariaDb
-    redis: RedisServer
-    mysql: FaultProxy
-    store: FaultProxy
-    settings: dict[str, str]
-    api: Server
-    empty: EmptyDatabase
-
-    def as_new(self) -> None:
-        """Restore the proxies, and empty the servers."""
-        for program in (self.database, self.redis):
-            program.resume()
-            program.start()
-        for proxy in (self.mysql, self.store):
-            proxy.restore()
-        self.redis.client.replicaof("NO", "ONE")
-        self.redis.client.config_set("maxmemory", 0)
-        self.redis.client.flushall()
-        self.empty._engine.dispose()  # its connections may have been killed
-        self.empty()
-        eventually(lambda: call(self, "GET", "/readyz").status_code == 200)
-
-    def sql(self, statement: str, **values: object) -> list[Any]:
-        """Run a statement directly, and not through the app or the proxy."""
-        with self.database._engine.begin() as connection:
-            found = connection.execute(sa.text(statement), values)
-            return list(found) if found.returns_rows else []
-
-    def kill_connections(self, having: str = "TRUE") -> int:
-        """KILL the app's connections to MariaDB. Return how many there were."""
-        mine = "user = 'root' AND id != CONNECTION_ID() AND command != 'Daemon'"
-        ids = self.sql(f"SELECT id FROM information_schema.processlist WHERE {mine} AND ({having})")
-        for (connection,) in ids:
-            self.sql(f"KILL {int(connection)}")
-        return len(ids)
-
-
 @pytest.fixture(scope="module")
 def _deployment(sandbox: SandboxClient) -> Iterator[Deployment]:
     with ExitStack() as stack:
-        homes = [
-            Path(stack.enter_context(TemporaryDirectory(prefix="backline-", dir="/tmp"))) for _ in range(2)
-        ]
-        try:
-            mariadb, store = MariaDb(homes[0]), RedisServer(homes[1])
-        except Unavailable as error:
-            cannot_run(error)
-        stack.callback(store.client.close)
-        stack.callback(mariadb._engine.dispose)
-        for program in (mariadb, store):
-            stack.enter_context(program)
-        to_mysql, to_store = (stack.enter_context(FaultProxy(one.socket)) for one in (mariadb, store))
-        settings = {
-            **SETTINGS,
-            "DATABASE_URL": mysql_url(to_mysql.port),
-            "REDIS_URL": f"redis://127.0.0.1:{to_store.port}/0",
-            "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
-            "SPOTIFY_API_URL": sandbox.api_url,
-        }
-        secret_scanner.SCANNER.learn_settings(settings)
-        migrate(settings)
-        shared = {name: value for name, value in settings.items() if name != "SPOTIFY_REDIRECT_URI"}
-        api = stack.enter_context(running_server(shared, workers=1))
-        empty = EmptyDatabase(mariadb.url)
-        stack.callback(empty.close)
-        yield Deployment(mariadb, store, to_mysql, to_store, settings, api, empty)
+        running = start(stack, Deployment.running(sandbox))
+        running.start(servers=1, schedulers=0)
+        yield running
 
 
 @pytest.fixture
 def deployment(_deployment: Deployment) -> Iterator[Deployment]:
-    _deployment.as_new()
-    workers = _deployment.api.workers
+    """One server with one worker, which outlives everything that the tests do."""
+    [server] = _deployment.servers
+    worker = server.worker_pid
+    _deployment.reset()
     yield _deployment
-    _deployment.as_new()
-    assert _deployment.api.workers == workers, "a worker was replaced"
+    _deployment.reset()
+    assert server.worker_pid == worker, "the worker was replaced"
 
 
 @pytest.fixture
-def app(deployment: Deployment) -> Iterator[Flask]:
+def api(deployment: Deployment) -> ApiServer:
+    """The server, with its proxies to MariaDB and Redis."""
+    return deployment.servers[0]
+
+
+@pytest.fixture
+def app(api: ApiServer) -> Iterator[Flask]:
     """The app in this process, on the same servers through the same proxies."""
-    with running_app(deployment.settings) as application:
+    with running_app(api.settings) as application:
         yield application
 
 
 def call(
-    deployment: Deployment, method: str, path: str, *, cookies: dict[str, str] | None = None, **sent: Any
+    api: ApiServer, method: str, path: str, *, cookies: dict[str, str] | None = None, **sent: Any
 ) -> requests.Response:
     headers = HEADERS | sent.pop("headers", {})
     with requests.Session() as http:
         http.trust_env = False
         return http.request(
             method,
-            deployment.api.url + path,
+            api.url + path,
             cookies=cookies,
             headers=headers,
             timeout=30,
@@ -163,22 +94,28 @@ def account(name: str = "ada") -> dict[str, str]:
     return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
 
 
-def sign_up(deployment: Deployment, name: str = "ada") -> dict[str, str]:
+def sign_up(api: ApiServer, name: str = "ada") -> dict[str, str]:
     """Register. Return the cookies."""
-    answer = call(deployment, "POST", "/api/register", json=account(name))
+    answer = call(api, "POST", "/api/register", json=account(name))
     assert answer.status_code == 201, answer.text
     return answer.cookies.get_dict()
 
 
+def sign_in(api: ApiServer) -> requests.Response:
+    return call(api, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+
+
+def authorize(api: ApiServer, cookies: dict[str, str], **options: Any) -> requests.Response:
+    return call(api, "GET", "/api/spotify/authorize", cookies=cookies, **options)
+
+
 @pytest.fixture
-def cookies(deployment: Deployment, sandbox: SandboxClient) -> dict[str, str]:
+def cookies(api: ApiServer, sandbox: SandboxClient) -> dict[str, str]:
     """The cookies of a user who is signed in and connected."""
-    cookies = sign_up(deployment)
-    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
+    cookies = sign_up(api)
+    answer = authorize(api, cookies)
     callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
-    answer = call(
-        deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=callback_query(callback)
-    )
+    answer = authorize(api, cookies, params=callback_query(callback))
     assert answer.json()["status"] == "connected", answer.text
     return cookies
 
@@ -196,7 +133,7 @@ def check_unavailable(answer: requests.Response) -> None:
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
 
 
-def check_recovered(deployment: Deployment, cookies: dict[str, str]) -> None:
+def check_recovered(api: ApiServer, cookies: dict[str, str]) -> None:
     """Check that every call succeeds within the time limit, and from then on."""
     paths = ["/api/session", "/api/user", "/api/spotify", "/api/spotify/token"] * 4
 
@@ -205,7 +142,7 @@ def check_recovered(deployment: Deployment, cookies: dict[str, str]) -> None:
             return {answer.status_code for answer in pool.map(ask, paths)}
 
     def ask(path: str) -> requests.Response:
-        return call(deployment, "GET", path, cookies=cookies)
+        return call(api, "GET", path, cookies=cookies)
 
     # The first burst replaces all connections. On a busy machine, one may time out.
     began = time.monotonic()
@@ -214,10 +151,19 @@ def check_recovered(deployment: Deployment, cookies: dict[str, str]) -> None:
     assert statuses() == {200}
 
 
+def kill_connections(deployment: Deployment, having: str = "TRUE") -> int:
+    """KILL the app's connections to MariaDB. Return how many there were."""
+    app_only = "user = 'root' AND id != CONNECTION_ID() AND command != 'Daemon'"
+    ids = deployment.sql(f"SELECT id FROM information_schema.processlist WHERE {app_only} AND ({having})")
+    for (connection,) in ids:
+        deployment.sql(f"KILL {int(connection)}")
+    return len(ids)
+
+
 # --- every route ---------------------------------------------------------------------------------
 
 # Valid input, so that each route gets as far as possible.
-GIVEN = {
+FIELDS = {
     "login": "ada",
     "username": "grace",
     "email": "grace@example.com",
@@ -227,7 +173,7 @@ GIVEN = {
 }
 NEEDS_NOTHING = re.compile(r"/livez|/metrics|/api/docs.*|/api/openapi\.json")
 NEEDS_REDIS_ONLY = {("POST", "/api/logout")}
-CALLERS_OWN_FAULT = {400, 403, 404, 405, 413, 415, 422}
+CLIENT_ERRORS = {400, 403, 404, 405, 413, 415, 422}
 
 
 class Call(NamedTuple):
@@ -248,7 +194,7 @@ def every_call(app: Flask) -> list[Call]:
         for method in sorted(rule.methods or ()):
             operation = document["paths"].get(template, {}).get(method.lower(), {})
             found.append(
-                Call(method, path, {name: GIVEN.get(name, "x") for name in _fields(document, operation)})
+                Call(method, path, {name: FIELDS.get(name, "x") for name in _fields(document, operation)})
             )
     return sorted(found, key=lambda one: ((one.method, one.path) in NEEDS_REDIS_ONLY, one.path, one.method))
 
@@ -277,7 +223,7 @@ def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is
         return f"lacks {headers}" if headers else None if is_problem else "is no problem document"
     if status >= 500:
         return "is an internal error"
-    if status in CALLERS_OWN_FAULT:
+    if status in CLIENT_ERRORS:
         return None
     if redis_is_there and (one.method, one.path) in NEEDS_REDIS_ONLY:
         return None
@@ -292,14 +238,14 @@ def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is
 
 
 def check_every_route(
-    deployment: Deployment, app: Flask, cookies: dict[str, str], seconds: float, *, redis_is_there: bool
+    api: ApiServer, app: Flask, cookies: dict[str, str], seconds: float, *, redis_is_there: bool
 ) -> None:
     calls = every_call(app)
 
     def ask(case: tuple[Call, dict[str, str]]) -> str | None:
         one, jar = case
         began = time.monotonic()
-        answer = call(deployment, one.method, one.path, cookies=jar, json=one.body or None)
+        answer = call(api, one.method, one.path, cookies=jar, json=one.body or None)
         took = time.monotonic() - began
         wrong = complaint(one, answer, signed_in=bool(jar), redis_is_there=redis_is_there)
         if took > seconds:
@@ -315,57 +261,36 @@ def check_every_route(
     assert [wrong for wrong in complaints if wrong] == []
 
 
-def test_every_route_is_503_while_redis_refuses_connections(
-    deployment: Deployment, app: Flask, cookies: dict[str, str]
+@pytest.mark.parametrize(
+    ("dependency", "fault", "seconds"),
+    [
+        ("redis", "refuse", REDIS_SECONDS),
+        ("redis", "blackhole", REDIS_SECONDS),
+        ("database", "refuse", REFUSED_SECONDS),
+        ("database", "blackhole", STALLED_SECONDS),
+    ],
+)
+def test_every_route_is_503_in_time_during_an_outage(
+    api: ApiServer, app: Flask, cookies: dict[str, str], dependency: str, fault: str, seconds: float
 ) -> None:
-    deployment.store.refuse()
-    check_every_route(deployment, app, cookies, REDIS_SECONDS, redis_is_there=False)
-    check_unavailable(call(deployment, "POST", "/api/logout", cookies=cookies))
+    redis_is_there = dependency != "redis"
+    getattr(getattr(api, dependency), fault)()
+    check_every_route(api, app, cookies, seconds, redis_is_there=redis_is_there)
+    if not redis_is_there:
+        check_unavailable(call(api, "POST", "/api/logout", cookies=cookies))
 
-    deployment.store.restore()
-    check_recovered(deployment, cookies)
-    assert re.findall(r".*Traceback.*", deployment.api.log) == []
-
-
-def test_every_route_is_503_in_time_while_redis_stalls(
-    deployment: Deployment, app: Flask, cookies: dict[str, str]
-) -> None:
-    deployment.store.blackhole()
-    check_every_route(deployment, app, cookies, REDIS_SECONDS, redis_is_there=False)
-
-    deployment.store.restore()
-    check_recovered(deployment, cookies)
+    getattr(api, dependency).restore()
+    check_recovered(api, cookies)
+    assert re.findall(r".*Traceback.*", api.log) == []
 
 
-def test_every_route_is_503_while_mysql_refuses_connections(
-    deployment: Deployment, app: Flask, cookies: dict[str, str]
-) -> None:
-    deployment.mysql.refuse()
-    check_every_route(deployment, app, cookies, REFUSED_SECONDS, redis_is_there=True)
-
-    deployment.mysql.restore()
-    check_recovered(deployment, cookies)
-
-
-def test_every_route_is_503_in_time_while_mysql_stalls(
-    deployment: Deployment, app: Flask, cookies: dict[str, str]
-) -> None:
-    deployment.mysql.blackhole()
-    check_every_route(deployment, app, cookies, STALLED_SECONDS, redis_is_there=True)
-
-    deployment.mysql.restore()
-    check_recovered(deployment, cookies)
-
-
-@pytest.mark.parametrize("dependency", ["store", "mysql"])
+@pytest.mark.parametrize("dependency", ["redis", "database"])
 def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
-    deployment: Deployment, cookies: dict[str, str], dependency: str
+    api: ApiServer, cookies: dict[str, str], dependency: str
 ) -> None:
-    getattr(deployment, dependency).refuse()
+    getattr(api, dependency).refuse()
 
-    answer = call(
-        deployment, "GET", "/api/spotify/authorize", cookies=cookies, headers={"Accept": "text/html"}
-    )
+    answer = authorize(api, cookies, headers={"Accept": "text/html"})
 
     assert answer.status_code == 303
     assert answer.headers["Location"].endswith("spotify=error-service-unavailable")
@@ -374,95 +299,98 @@ def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
 # --- the servers themselves ----------------------------------------------------------------------
 
 
-def test_redis_is_used_again_after_a_restart(deployment: Deployment, cookies: dict[str, str]) -> None:
+def test_redis_is_used_again_after_a_restart(
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
+) -> None:
     deployment.redis.kill()
-    check_unavailable(call(deployment, "GET", "/api/user", cookies=cookies))
+    check_unavailable(call(api, "GET", "/api/user", cookies=cookies))
 
     deployment.redis.start()
 
     # Redis lost the sessions, so users sign in again, and are still connected.
-    again = eventually(
-        lambda: call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}),
-        RECOVERY_SECONDS,
-    )
+    again = eventually(lambda: sign_in(api), RECOVERY_SECONDS)
     assert again.status_code == 200, again.text
-    check_recovered(deployment, again.cookies.get_dict())
-    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 401
+    check_recovered(api, again.cookies.get_dict())
+    assert call(api, "GET", "/api/user", cookies=cookies).status_code == 401
 
 
-def test_paused_redis_does_not_block_requests(deployment: Deployment, cookies: dict[str, str]) -> None:
+def test_paused_redis_does_not_block_requests(
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
+) -> None:
     deployment.redis.pause()
-    answers = timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 8)
-    alive = timed(lambda: call(deployment, "GET", "/livez"), 1)
+    answers = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 8)
+    alive = timed(lambda: call(api, "GET", "/livez"), 1)
     deployment.redis.resume()
 
     for answer, seconds in answers:
         check_unavailable(answer)
         assert seconds < REDIS_SECONDS
     assert alive[0][0].status_code == 200
-    check_recovered(deployment, cookies)
+    check_recovered(api, cookies)
 
 
-def test_slow_redis_only_costs_time(deployment: Deployment, cookies: dict[str, str]) -> None:
-    deployment.store.latency(0.05)
+def test_slow_redis_only_costs_time(api: ApiServer, cookies: dict[str, str]) -> None:
+    api.redis.latency(0.05)
 
-    for answer, seconds in timed(lambda: call(deployment, "GET", "/api/spotify/token", cookies=cookies), 4):
+    for answer, seconds in timed(lambda: call(api, "GET", "/api/spotify/token", cookies=cookies), 4):
         assert answer.status_code == 200
         assert seconds < REDIS_SECONDS
 
 
 def test_full_redis_rejects_new_sessions_and_serves_existing_ones(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     deployment.redis.client.config_set("maxmemory", 1)
 
-    check_unavailable(call(deployment, "POST", "/api/register", json=account("grace")))
-    check_unavailable(call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+    check_unavailable(call(api, "POST", "/api/register", json=account("grace")))
+    check_unavailable(sign_in(api))
     # This one is rejected only when its session is saved. Its response depends on the cookie nevertheless.
-    rejected = call(deployment, "GET", "/api/spotify/authorize")
+    rejected = call(api, "GET", "/api/spotify/authorize")
     check_unavailable(rejected)
     assert "Cookie" in rejected.headers["Vary"]
-    served = [call(deployment, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
+    served = [call(api, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
     assert [answer.status_code for answer in served] == [200, 200]
     assert users(deployment, "grace") == 0
 
     deployment.redis.client.config_set("maxmemory", 0)
-    assert call(deployment, "POST", "/api/register", json=account("grace")).status_code == 201
+    assert call(api, "POST", "/api/register", json=account("grace")).status_code == 201
 
 
 def test_redis_counts_as_unavailable_while_it_is_a_replica(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     deployment.redis.client.replicaof("127.0.0.1", "1")
 
-    check_unavailable(call(deployment, "GET", "/api/user", cookies=cookies))
-    check_unavailable(call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD}))
+    check_unavailable(call(api, "GET", "/api/user", cookies=cookies))
+    check_unavailable(sign_in(api))
 
     deployment.redis.client.replicaof("NO", "ONE")
-    check_recovered(deployment, cookies)
+    check_recovered(api, cookies)
 
 
-def test_mysql_is_used_again_after_a_restart(deployment: Deployment, cookies: dict[str, str]) -> None:
+def test_mysql_is_used_again_after_a_restart(
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
+) -> None:
     deployment.database.kill()
-    for answer, seconds in timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 16):
+    for answer, seconds in timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16):
         check_unavailable(answer)
         assert seconds < REFUSED_SECONDS
-    assert call(deployment, "GET", "/readyz").status_code == 503
+    assert call(api, "GET", "/readyz").status_code == 503
 
     deployment.database.start()
 
-    check_recovered(deployment, cookies)
-    eventually(lambda: call(deployment, "GET", "/readyz").status_code == 200)
+    check_recovered(api, cookies)
+    eventually(lambda: call(api, "GET", "/readyz").status_code == 200)
 
 
 def test_paused_mysql_does_not_block_requests_for_long(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     deployment.database.pause()
     # Eight times as many callers as threads: they must not queue behind each other's timeouts.
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(timed, lambda: call(deployment, "GET", "/api/user", cookies=cookies), 64)
-        not_ready = timed(lambda: call(deployment, "GET", "/readyz"), 1)[0]
+        waiting = pool.submit(timed, lambda: call(api, "GET", "/api/user", cookies=cookies), 64)
+        not_ready = timed(lambda: call(api, "GET", "/readyz"), 1)[0]
         answers = waiting.result()
     deployment.database.resume()
 
@@ -470,25 +398,23 @@ def test_paused_mysql_does_not_block_requests_for_long(
     for answer, seconds in answers:
         check_unavailable(answer)
         assert seconds < STALLED_SECONDS
-    check_recovered(deployment, cookies)
+    check_recovered(api, cookies)
 
 
-def test_stalled_statement_times_out(deployment: Deployment, cookies: dict[str, str]) -> None:
-    deployment.mysql.hold("down", b"spotify_users")
-    [(answer, seconds)] = timed(lambda: call(deployment, "GET", "/api/spotify", cookies=cookies), 1)
-    deployment.mysql.release()
+def test_stalled_statement_times_out(api: ApiServer, cookies: dict[str, str]) -> None:
+    api.database.hold("down", b"spotify_users")
+    [(answer, seconds)] = timed(lambda: call(api, "GET", "/api/spotify", cookies=cookies), 1)
+    api.database.release()
 
     check_unavailable(answer)
     assert seconds < STALLED_SECONDS
-    check_recovered(deployment, cookies)
+    check_recovered(api, cookies)
 
 
-def test_stalled_idle_connection_times_out_sooner_than_a_statement(
-    deployment: Deployment, app: Flask
-) -> None:
+def test_stalled_idle_connection_times_out_sooner_than_a_statement(api: ApiServer, app: Flask) -> None:
     with app.app_context():
         read_db_now()
-        deployment.mysql.blackhole()
+        api.database.blackhole()
         began = time.monotonic()
         with pytest.raises(OperationalError):
             read_db_now()
@@ -511,41 +437,45 @@ def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[reques
 # --- connections that break ----------------------------------------------------------------------
 
 
-def test_idle_connection_that_was_killed_is_replaced(deployment: Deployment, cookies: dict[str, str]) -> None:
-    timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 8)
-    assert deployment.kill_connections() > 0
+def test_idle_connection_that_was_killed_is_replaced(
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
+) -> None:
+    timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 8)
+    assert kill_connections(deployment) > 0
 
-    answers = timed(lambda: call(deployment, "GET", "/api/user", cookies=cookies), 16)
+    answers = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16)
 
     assert [answer.status_code for answer, _ in answers] == [200] * 16
 
 
 def test_mysql_restart_between_requests_goes_unnoticed(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     os.kill(deployment.database.pid, signal.SIGTERM)
     eventually(lambda: not deployment.database.is_running)
     deployment.database.kill()
     deployment.database.start()
 
-    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 200
+    assert call(api, "GET", "/api/user", cookies=cookies).status_code == 200
 
 
-def test_connection_killed_in_a_transaction_leaves_no_partial_write(deployment: Deployment) -> None:
-    deployment.mysql.hold("up", b"COMMIT", since=b"INSERT INTO users")
+def test_connection_killed_in_a_transaction_leaves_no_partial_write(
+    api: ApiServer, deployment: Deployment
+) -> None:
+    api.database.hold("up", b"COMMIT", since=b"INSERT INTO users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, deployment, "POST", "/api/register", json=account())
-        deployment.mysql.wait_held()
-        assert deployment.kill_connections(
-            "id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
+        asking = pool.submit(call, api, "POST", "/api/register", json=account())
+        api.database.wait_held()
+        assert kill_connections(
+            deployment, "id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
         )
-        deployment.mysql.release()
+        api.database.release()
         answer = asking.result()
 
     # Complete, because it was retried.
     assert answer.status_code == 201, answer.text
     assert users(deployment) == 1
-    assert call(deployment, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
+    assert call(api, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
 
 
 # --- conflicting transactions --------------------------------------------------------------------
@@ -617,17 +547,17 @@ def test_deadlock_victim_without_retries_leaves_no_partial_write(deployment: Dep
 
 
 def test_lock_wait_times_out_and_leaves_nothing_behind(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
-    with deployment.database._engine.connect() as other:
+    with deployment.engine.connect() as other:
         other.execute(sa.text("SELECT id FROM spotify_users FOR UPDATE"))
-        [(answer, seconds)] = timed(lambda: call(deployment, "DELETE", "/api/spotify", cookies=cookies), 1)
+        [(answer, seconds)] = timed(lambda: call(api, "DELETE", "/api/spotify", cookies=cookies), 1)
         other.rollback()
 
     check_unavailable(answer)
     assert seconds < STALLED_SECONDS
-    check_recovered(deployment, cookies)
-    assert call(deployment, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
+    check_recovered(api, cookies)
+    assert call(api, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
 
 
 @pytest.mark.usefixtures("pair")
@@ -639,7 +569,7 @@ def test_writes_before_a_lock_timeout_are_rolled_back(deployment: Deployment, ap
         db.execute(sa.update(User).where(User.username == "ada").values(password_hash="half"))
         db.execute(sa.update(User).where(User.username == "grace").values(password_hash="half"))
 
-    with deployment.database._engine.connect() as other, app.app_context():
+    with deployment.engine.connect() as other, app.app_context():
         other.execute(sa.text("SELECT id FROM users WHERE username = 'grace' FOR UPDATE"))
         with pytest.raises(OperationalError, match="1205"):
             run_in_transaction(work, retries=0)
@@ -653,61 +583,63 @@ def test_writes_before_a_lock_timeout_are_rolled_back(deployment: Deployment, ap
 WRITES_ACCOUNT = b"INSERT INTO users"
 
 
-def test_registration_with_an_unacknowledged_commit_is_looked_up(deployment: Deployment) -> None:
-    dropped = deployment.mysql.dropped
-    deployment.mysql.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
+def test_registration_with_an_unacknowledged_commit_is_looked_up(
+    api: ApiServer, deployment: Deployment
+) -> None:
+    dropped = api.database.dropped
+    api.database.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
 
-    answer = call(deployment, "POST", "/api/register", json=account())
+    answer = call(api, "POST", "/api/register", json=account())
 
-    assert deployment.mysql.dropped > dropped
+    assert api.database.dropped > dropped
     assert answer.status_code == 201, answer.text
     assert users(deployment) == 1
-    assert call(deployment, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
-    assert call(deployment, "POST", "/api/register", json=account()).status_code == 409
+    assert call(api, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
+    assert call(api, "POST", "/api/register", json=account()).status_code == 409
 
 
 @pytest.mark.requirement("I3")
 @pytest.mark.parametrize("committed", [False, True])
 def test_client_can_tell_whether_an_interrupted_registration_succeeded(
-    deployment: Deployment, committed: bool
+    api: ApiServer, deployment: Deployment, committed: bool
 ) -> None:
-    deployment.mysql.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
+    api.database.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, deployment, "POST", "/api/register", json=account())
-        deployment.mysql.wait_held()
+        asking = pool.submit(call, api, "POST", "/api/register", json=account())
+        api.database.wait_held()
         if committed:
-            deployment.mysql.hold("down", b"")  # forwards the COMMIT, and holds the reply
+            api.database.hold("down", b"")  # forwards the COMMIT, and holds the reply
             eventually(lambda: users(deployment) == 1)
-        deployment.mysql.refuse()
+        api.database.refuse()
         answer = asking.result()
     check_unavailable(answer)
     assert "Set-Cookie" not in answer.headers
-    deployment.mysql.restore()
+    api.database.restore()
 
-    again = call(deployment, "POST", "/api/register", json=account())
+    again = call(api, "POST", "/api/register", json=account())
     assert (again.status_code, users(deployment)) == (409 if committed else 201, 1)
-    signed_in = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    signed_in = sign_in(api)
     assert signed_in.status_code == 200
 
 
-def test_sign_in_that_loses_mysql_can_be_repeated(deployment: Deployment) -> None:
-    sign_up(deployment)
-    deployment.mysql.drop_reply(b"FROM users")
+def test_sign_in_that_loses_mysql_can_be_repeated(api: ApiServer) -> None:
+    sign_up(api)
+    api.database.drop_reply(b"FROM users")
 
-    first = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
-    again = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    first = sign_in(api)
+    again = sign_in(api)
 
     check_unavailable(first)
     assert again.status_code == 200, again.text
 
 
 @pytest.mark.parametrize("lost", [b"SET", b"EXEC"])
-def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(deployment: Deployment, lost: bytes) -> None:
-    sign_up(deployment)
-    deployment.store.drop_reply(b"\r\n" + lost + b"\r\n")
+def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(api: ApiServer, lost: bytes) -> None:
+    sign_up(api)
+    api.redis.drop_reply(b"\r\n" + lost + b"\r\n")
 
-    first = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
-    again = call(deployment, "POST", "/api/login", json={"login": "ada", "password": PASSWORD})
+    first = sign_in(api)
+    again = sign_in(api)
 
     check_unavailable(first)
     assert "Set-Cookie" not in first.headers
@@ -715,31 +647,31 @@ def test_sign_in_whose_session_cannot_be_stored_sets_no_cookie(deployment: Deplo
 
 
 def test_sign_out_without_a_reply_from_redis_can_be_repeated(
-    deployment: Deployment, cookies: dict[str, str]
+    api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
-    deployment.store.drop_reply(b"\r\nDEL\r\n")
+    api.redis.drop_reply(b"\r\nDEL\r\n")
 
     headers = {"Origin": SPA_ORIGIN}
-    first = call(deployment, "POST", "/api/logout", cookies=cookies, headers=headers)
-    again = call(deployment, "POST", "/api/logout", cookies=cookies)
+    first = call(api, "POST", "/api/logout", cookies=cookies, headers=headers)
+    again = call(api, "POST", "/api/logout", cookies=cookies)
 
     check_unavailable(first)
     assert first.headers["Access-Control-Allow-Origin"] == SPA_ORIGIN  # the app can read the response
     assert again.status_code == 204
-    assert call(deployment, "GET", "/api/user", cookies=cookies).status_code == 401
+    assert call(api, "GET", "/api/user", cookies=cookies).status_code == 401
     assert deployment.redis.client.keys("session:*") == []
 
 
 def test_connection_with_an_unacknowledged_commit_exists(
-    deployment: Deployment, sandbox: SandboxClient
+    api: ApiServer, deployment: Deployment, sandbox: SandboxClient
 ) -> None:
-    cookies = sign_up(deployment)
-    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
+    cookies = sign_up(api)
+    first = authorize(api, cookies)
     back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    deployment.mysql.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
+    api.database.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
 
-    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
-    again = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    first = authorize(api, cookies, params=back)
+    again = authorize(api, cookies, params=back)
 
     assert first.status_code in (200, 503), first.text
     assert (again.status_code, again.json()["status"]) == (200, "connected")
@@ -747,64 +679,66 @@ def test_connection_with_an_unacknowledged_commit_exists(
 
 
 def test_connection_lost_before_its_commit_leaves_nothing(
-    deployment: Deployment, sandbox: SandboxClient
+    api: ApiServer, deployment: Deployment, sandbox: SandboxClient
 ) -> None:
-    cookies = sign_up(deployment)
-    first = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies)
+    cookies = sign_up(api)
+    first = authorize(api, cookies)
     back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    deployment.mysql.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
+    api.database.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
-        deployment.mysql.wait_held()
-        deployment.mysql.cut()
-        deployment.mysql.release()
+        asking = pool.submit(call, api, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+        api.database.wait_held()
+        api.database.cut()
+        api.database.release()
         answer = asking.result()
 
     check_unavailable(answer)
     assert deployment.sql("SELECT id FROM spotify_users") == []
     # The state is consumed; the person has to start again.
-    again = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    again = authorize(api, cookies, params=back)
     assert again.status_code == 400
-    fresh = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies).json()
+    fresh = authorize(api, cookies).json()
     back = callback_query(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
-    done = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+    done = authorize(api, cookies, params=back)
     assert done.json()["status"] == "connected"
 
 
-@pytest.mark.parametrize("dependency", ["mysql", "store"])
+@pytest.mark.parametrize("dependency", ["database", "redis"])
 def test_callback_during_an_outage_can_be_repeated(
-    deployment: Deployment, sandbox: SandboxClient, dependency: str
+    api: ApiServer, sandbox: SandboxClient, dependency: str
 ) -> None:
     """A code is not sent to Spotify while the grant could not be stored."""
-    first = call(deployment, "GET", "/api/spotify/authorize")
+    first = call(api, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
-    getattr(deployment, dependency).refuse()
-    check_unavailable(call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    getattr(api, dependency).refuse()
+    check_unavailable(authorize(api, cookies, params=back))
     assert sandbox.calls(path="/api/token") == []
-    getattr(deployment, dependency).restore()
+    getattr(api, dependency).restore()
 
-    done = eventually(lambda: _connected(deployment, cookies, back))
+    done = eventually(lambda: _connected(api, cookies, back))
 
     assert done["spotify"]["spotify_id"] == "mira_t_42"
 
 
-def test_state_survives_a_lost_reply_from_redis(deployment: Deployment, sandbox: SandboxClient) -> None:
-    first = call(deployment, "GET", "/api/spotify/authorize")
+def test_state_survives_a_lost_reply_from_redis(
+    api: ApiServer, deployment: Deployment, sandbox: SandboxClient
+) -> None:
+    first = call(api, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
     back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     # The script that claims the state has to run, so it must not be missing from a new Redis.
     deployment.redis.client.script_load((ROOT / "app/infra/compare_and_set.lua").read_text(encoding="utf-8"))
-    deployment.store.drop_reply(b"authorization:", since=b"throttle:exchanges")
+    api.redis.drop_reply(b"authorization:", since=b"throttle:exchanges")
 
-    check_unavailable(call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back))
+    check_unavailable(authorize(api, cookies, params=back))
 
     assert sandbox.calls(path="/api/token") == []
-    assert _connected(deployment, cookies, back)["status"] == "connected"
+    assert _connected(api, cookies, back)["status"] == "connected"
 
 
-def _connected(deployment: Deployment, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
-    answer = call(deployment, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+def _connected(api: ApiServer, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
+    answer = authorize(api, cookies, params=back)
     assert answer.status_code == 200, answer.text
     connection: dict[str, Any] = answer.json()
     return connection
@@ -880,6 +814,7 @@ ERRORS = [(ZeroDivisionError, 500), (redis.ConnectionError, 503)]
 @pytest.mark.parametrize(("kind", "status"), ERRORS, ids=["bug", "away"])
 @pytest.mark.parametrize("place", PLACES)
 def test_any_error_anywhere_has_one_response_and_one_log_line(
+    api: ApiServer,
     deployment: Deployment,
     app: Flask,
     client: FlaskClient,

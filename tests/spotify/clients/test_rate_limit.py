@@ -15,7 +15,6 @@ from app.spotify.clients.budget import WINDOW_SECONDS
 from app.spotify.clients.errors import RateLimited
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config, ConfigError
-from tests.chaos.processes import RedisServer
 from tests.conftest import MakeApp
 from tests.helpers.cached_reads import Store
 from tests.helpers.flows import (
@@ -27,6 +26,7 @@ from tests.helpers.flows import (
     slug,
     start_authorization,
 )
+from tests.helpers.processes import RedisServer
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 from tests.helpers.upstream import Upstream

@@ -1,23 +1,20 @@
-"""A deployment of real processes. Everything between them can be broken, and time can be advanced."""
+"""A deployment that records what happens to the grants, and in which time can be advanced."""
 
 import base64
-import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import redis
-import requests
 import sqlalchemy as sa
 
 from app.infra.encryption import DecryptionError, TokenCipher
+from tests.chaos.browser import Browser, follow_retry_after
 from tests.chaos.history import (
     UNREADABLE,
     Attempt,
@@ -29,22 +26,13 @@ from tests.chaos.history import (
     Shift,
     as_calls,
     as_issued,
+    short_id,
 )
-from tests.chaos.processes import ApiServer, MariaDb, Product, RedisServer, SandboxSpotify, Scheduler
 from tests.conftest import SETTINGS
-from tests.helpers.fault_proxy import Upstream
-from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
-from tests.helpers.servers import ROOT, _directory, eventually, migrate
+from tests.helpers.deployment import Deployment
+from tests.helpers.processes import ApiServer, MariaDb, RedisServer
+from tests.helpers.sandbox_client import SandboxClient
 
-T = TypeVar("T")
-PASSWORD = "a long sentence is best"
-# All servers share a redirect URI, so a person may return to another one. The rate limit is out of reach.
-SERVER_SETTINGS = {
-    **SETTINGS,
-    "SPOTIFY_REDIRECT_URI": REDIRECT_URI,
-    "LOG_LEVEL": "INFO",
-    "REFRESH_RATE": "1000",
-}
 LEASE_SECONDS = 31  # a little more than a lease
 LEAD_SECONDS = 700  # a token that the schedulers refresh is valid for at least this long
 SETTLE_SECONDS = 60  # everything must be fresh this long after the last fault
@@ -53,159 +41,36 @@ BREAKER_SECONDS = 600  # how much longer it may take if a breaker has to close f
 LOGGED = ("access_tokens", "token_refreshes")
 
 
-class Browser:
-    """One person's browser. It can use any server, because cookies ignore ports."""
+class RecordedDeployment(Deployment):
+    """A deployment that records its history since the last `reset`."""
 
-    def __init__(self, world: "World", person: str, username: str) -> None:
-        self.world = world
-        self.person = person
-        self.username = username
-        self._http = requests.Session()
-        self._http.trust_env = False
-        self._http.headers.update({"X-Requested-With": "chaos", "Accept": "application/json"})
-
-    def call(self, method: str, path: str, server: ApiServer, **request: Any) -> requests.Response:
-        return self._http.request(method, f"{server.url}{path}", timeout=40, **request)
-
-    def register(self, server: ApiServer) -> "Browser":
-        account = {"username": self.username, "email": f"{self.username}@example.com", "password": PASSWORD}
-        response = self.call("POST", "/api/register", server, json=account)
-        assert response.status_code == 201, response.text
-        return self
-
-    def login(self, server: ApiServer) -> requests.Response:
-        return self.call("POST", "/api/login", server, json={"login": self.username, "password": PASSWORD})
-
-    def another(self) -> "Browser":
-        """Return another browser of the same person, not signed in."""
-        return Browser(self.world, self.person, self.username)
-
-    def connect(self, server: ApiServer) -> requests.Response:
-        """Connect Spotify, as a person without a connection. Returns the last response."""
-        return self.send_callback(server, self.consent(server))
-
-    def consent(self, server: ApiServer) -> dict[str, str]:
-        """Consent at Spotify. Returns the parameters of the callback."""
-        visit = self.call("GET", "/api/spotify/authorize", server)
-        assert "authorize_url" in visit.text, visit.text
-        url = visit.json()["authorize_url"]
-        # Bypass the server's proxy to Spotify: a person's browser is not affected by its faults.
-        direct = urlsplit(self.world.sandbox.url)
-        url = urlsplit(url)._replace(netloc=direct.netloc).geturl()
-        return callback_query(self.world.sandbox.consent(url, person=self.person))
-
-    def send_callback(self, server: ApiServer, callback: dict[str, str]) -> requests.Response:
-        return self.call("GET", "/api/spotify/authorize", server, params=callback)
-
-    def token(self, server: ApiServer) -> requests.Response:
-        response = self.call("GET", "/api/spotify/token", server)
-        if response.status_code == 200:
-            token = short_id(response.json()["access_token"])
-            self.world.returned.append(ReturnedToken(datetime.now(UTC), self.person, token))
-        return response
-
-    def awaited_token(self, server: ApiServer) -> requests.Response:
-        return follow_retry_after(lambda: self.token(server))
-
-    def disconnect(self, server: ApiServer) -> requests.Response:
-        return self.call("DELETE", "/api/spotify", server)
-
-
-def follow_retry_after(ask: Callable[[], requests.Response]) -> requests.Response:
-    """Retry while Spotify counts as slow, as it can on a busy machine."""
-    for _ in range(10):
-        response = ask()
-        if response.status_code != 503:
-            break
-        time.sleep(int(response.headers["Retry-After"]))
-    return response
-
-
-@dataclass
-class World:
-    """The servers, and what happened to them since the last `reset`."""
-
-    database: MariaDb
-    redis: RedisServer
-    sandbox: SandboxClient
-    upstreams: Mapping[str, Upstream]
-    home: Path
-    rotate: bool = False
-    grace_seconds: int = 0
-
-    def __post_init__(self) -> None:
-        # `@harness` marks our own changes in the log. Our statements must not wait long for a lock.
-        session = {"init_command": "SET @harness = 1, innodb_lock_wait_timeout = 3", "read_timeout": 10}
-        session["connect_timeout"] = 2
-        self.engine = sa.create_engine(
-            self.database.url, poolclass=sa.NullPool, isolation_level="READ COMMITTED", connect_args=session
-        )
-        self.metadata = sa.MetaData()
+    def __init__(self, database: MariaDb, redis: RedisServer, sandbox: SandboxClient, home: Path) -> None:
+        # The rate limit is out of reach.
+        super().__init__(database, redis, sandbox, home, REFRESH_RATE="1000")
         self.returned: list[ReturnedToken] = []
         self._faults: list[Fault] = []
         self._shifts: list[Shift] = []
         self._stale: list[str] = []
         keys = [base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")]
         self._cipher = TokenCipher(keys)
-        self._pool = ThreadPoolExecutor(48, thread_name_prefix="client")
         self._numbers = itertools.count(1)
-        self.servers: list[ApiServer] = []
-        self.schedulers: list[Scheduler] = []
-
-    # Before and after a scenario.
-
-    def prepare(self) -> None:
-        """Read the schema, and make the database log every change of the important tables."""
-        self.metadata.reflect(self.engine)
         with self.engine.begin() as connection:
             for statement in _logging(self.metadata):
                 connection.execute(sa.text(statement))
-        self.metadata.clear()
         self.metadata.reflect(self.engine)
 
-    def run_product(self, root: Path = ROOT, *, servers: int = 2, schedulers: int = 2) -> None:
-        """Start Backline's processes with the code in `root`, after stopping those that are running."""
-        self.close()
-        self.servers = [
-            ApiServer(f"server{n}", root, self.home, SERVER_SETTINGS, self.upstreams) for n in range(servers)
-        ]
-        self.schedulers = [
-            Scheduler(f"scheduler{n}", root, self.home, SERVER_SETTINGS, self.upstreams)
-            for n in range(schedulers)
-        ]
-        for product in self.products:
-            product.heal()
-        for product in self.products:
-            product.wait_until_up()
+    # Before and after a scenario.
 
     def reset(self, *, rotate: bool = False, grace_seconds: int = 0) -> None:
-        """Start everything, undo all faults, and delete all data."""
-        self.rotate, self.grace_seconds = rotate, grace_seconds
-        self.heal()
-        self.pause_schedulers()
-        for process in self.servers:
-            process.wait_until_up()
-        with self.engine.begin() as connection:
-            for table in reversed(self.metadata.sorted_tables):
-                if table.name != "alembic_version":
-                    connection.execute(table.delete())
-        self.redis.client.flushall()
-        self.sandbox.reset()
+        super().reset()
         self.sandbox.settings(rotate=rotate, **({"rotation_grace_s": grace_seconds} if grace_seconds else {}))
         for what in (self.returned, self._faults, self._shifts, self._stale):
             what.clear()
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Undo all faults."""
-        self.sandbox.clear_faults()
+        super().restore()
         self.sandbox.settings(outage=False)
-        for service in (self.database, self.redis):
-            service.resume()
-            service.start()
-        for product in self.products:
-            product.heal()
-        for server in self.servers:
-            server.resume()
         now = datetime.now(UTC)
         self._faults = [
             replace(f, ended=f.ended or (None if f.kind in ("revoked", "aged") else now))
@@ -214,19 +79,15 @@ class World:
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Advance time until every valid grant is fresh. The checker reports those that are not."""
-        self.heal()
+        self.restore()
         passed, seconds = 0.0, seconds + (BREAKER_SECONDS if self._breaker_is_open() else 0)
         pauses = 0  # two confirmations, or a few of the longest backoffs
-        stale = self.stale_connections()
-        if stale:
+        if self.stale_connections():
             self.resume_schedulers(2)
-        while stale:
-            deadline = time.monotonic() + 1.2
-            while stale and time.monotonic() < deadline:
-                time.sleep(0.05)
-                stale = self.stale_connections()
+        while stale := self._wait_until_fresh(1.2):
             waits = [wait for _, wait in stale]
-            if not stale or (passed >= seconds and (not any(waits) or pauses == MAX_BACKOFFS)):
+            if passed >= seconds and (not any(waits) or pauses == MAX_BACKOFFS):
+                stale = self._wait_until_fresh(10)  # a busy machine may only be slow
                 break
             # A confirmation that is due in hours is not late before that.
             step, pauses = (5.0, pauses) if passed < seconds else (max(waits), pauses + 1)
@@ -235,20 +96,17 @@ class World:
         self._stale += [f"{what} {seconds:.0f} s after the last fault" for what, _ in stale]
         self.pause_schedulers()
 
-    def close(self) -> None:
-        """End Backline's processes."""
-        for product in self.products:
-            product.close()
-        self.servers, self.schedulers = [], []
+    def _wait_until_fresh(self, seconds: float) -> list[tuple[str, float]]:
+        """Wait for so long at most, without advancing time. Return what is stale then."""
+        deadline = time.monotonic() + seconds
+        while (stale := self.stale_connections()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return stale
 
-    # People and processes.
-
-    @property
-    def products(self) -> list[Product]:
-        return [*self.servers, *self.schedulers]
+    # People.
 
     def browser(self, person: str = "mira_t_42") -> Browser:
-        return Browser(self, person, f"user{next(self._numbers)}")
+        return Browser(self.sandbox, self.returned, person, f"user{next(self._numbers)}")
 
     def connected(self, person: str = "mira_t_42", server: ApiServer | None = None) -> Browser:
         """Return the browser of a person with an account and a connection."""
@@ -272,17 +130,13 @@ class World:
 
     def spotify_user_id_of(self, person: str) -> int:
         with self.engine.connect() as connection:
-            asked = sa.text("SELECT id FROM spotify_users WHERE spotify_id = :person")
-            return int(connection.execute(asked, {"person": person}).scalar_one())
+            query = sa.text("SELECT id FROM spotify_users WHERE spotify_id = :person")
+            return int(connection.execute(query, {"person": person}).scalar_one())
 
     def row(self, spotify_user_id: int) -> Any:
         with self.engine.connect() as connection:
-            asked = sa.text("SELECT * FROM access_tokens WHERE spotify_user_id = :spotify_user_id")
-            return connection.execute(asked, {"spotify_user_id": spotify_user_id}).one_or_none()
-
-    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Run a function in the background."""
-        return self._pool.submit(function, *arguments)
+            query = sa.text("SELECT * FROM access_tokens WHERE spotify_user_id = :spotify_user_id")
+            return connection.execute(query, {"spotify_user_id": spotify_user_id}).one_or_none()
 
     # Time.
 
@@ -364,31 +218,6 @@ class World:
         self.record_fault("revoked", self.spotify_user_id_of(person))
         self.sandbox.revoke(person)
 
-    def resume_schedulers(self, count: int | None = None) -> None:
-        for scheduler in self.schedulers[:count]:
-            scheduler.launch()
-            scheduler.resume()
-
-    def pause_schedulers(self) -> None:
-        """Pause the schedulers, but not during a transaction, whose locks would remain."""
-        for scheduler in self.schedulers:
-            scheduler.wait_until_up()
-
-        def stopped() -> bool:
-            for scheduler in self.schedulers:
-                scheduler.pause()
-            # Check twice: a statement may have been on its way when its sender was paused.
-            if self.rows_are_free() and self.sandbox.held() == 0:
-                time.sleep(0.03)
-                if self.rows_are_free():
-                    return True
-            for scheduler in self.schedulers:
-                scheduler.resume()
-            return False
-
-        if not all(scheduler.is_paused for scheduler in self.schedulers):
-            eventually(stopped)
-
     # What happened.
 
     def refresh_calls(self) -> list[dict[str, Any]]:
@@ -400,10 +229,10 @@ class World:
         grants = self.sandbox.tokens()
         with self.engine.connect() as connection:
             rows = connection.execute(
-                sa.text("SELECT * FROM access_tokens_log WHERE harness IS NULL ORDER BY log_id")
+                sa.text("SELECT * FROM access_tokens_log WHERE by_test IS NULL ORDER BY log_id")
             ).all()
             refreshes = connection.execute(
-                sa.text("SELECT * FROM token_refreshes_log WHERE harness IS NULL ORDER BY log_id")
+                sa.text("SELECT * FROM token_refreshes_log WHERE by_test IS NULL ORDER BY log_id")
             ).all()
         return History(
             changes=[self._change(row) for row in rows],
@@ -418,12 +247,12 @@ class World:
         )
 
     def _change(self, row: Any) -> Change:
-        def opened(column: str, context: str) -> str | None:
-            sealed = getattr(row, column, None)
-            if sealed is None:
+        def decrypted(column: str, context: str) -> str | None:
+            encrypted = getattr(row, column, None)
+            if encrypted is None:
                 return None
             try:
-                return short_id(self._cipher.decrypt(sealed, context, row.spotify_user_id, row.grant_id))
+                return short_id(self._cipher.decrypt(encrypted, context, row.spotify_user_id, row.grant_id))
             except DecryptionError:
                 return UNREADABLE
 
@@ -434,9 +263,9 @@ class World:
             grant=row.grant_id,
             generation=row.generation,
             state=row.state,
-            access=opened("access_token", "access_token"),
-            refresh=opened("refresh_token", "refresh_token"),
-            spare=opened("spare_refresh_token", "refresh_token"),
+            access=decrypted("access_token", "access_token"),
+            refresh=decrypted("refresh_token", "refresh_token"),
+            spare=decrypted("spare_refresh_token", "refresh_token"),
             expires_at=row.expires_at.replace(tzinfo=UTC),
         )
 
@@ -446,22 +275,22 @@ class World:
         The backoff counts only if it may outlast `settle`: before a confirmation, or after many failures
         (seven in a row delay the next attempt by two minutes).
         """
-        good = {
+        valid = {
             token
             for token, issued in as_issued(self.sandbox.tokens(), "refresh_tokens").items()
             if issued.live
         }
-        asked = sa.text(
+        query = sa.text(
             "SELECT *, 'update' AS log_kind, UTC_TIMESTAMP(6) AS logged_at FROM access_tokens"
             " WHERE state <> 'reauthorization_required'"
             f" AND (state <> 'active' OR expires_at < UTC_TIMESTAMP(6) + INTERVAL {LEAD_SECONDS} SECOND)"
         )
         with self.engine.connect() as connection:
-            rows = connection.execute(asked).all()
+            rows = connection.execute(query).all()
         stale = []
         for row in rows:
             change = self._change(row)
-            if good.isdisjoint((change.refresh, change.spare)):
+            if valid.isdisjoint((change.refresh, change.spare)):
                 continue
             waits = (row.not_before - row.logged_at).total_seconds() if row.not_before else 0.0
             backoff = waits if waits > 0 and (row.state != "active" or row.failures > 5) else 0.0
@@ -474,72 +303,34 @@ class World:
         if "breakers" not in self.metadata.tables:
             return False
         with self.engine.connect() as connection:
-            asked = sa.text("SELECT count(*) FROM breakers WHERE opened_at IS NOT NULL AND closed_at IS NULL")
-            return bool(connection.execute(asked).scalar())
-
-    def rows_are_free(self) -> bool:
-        """Return whether no transaction holds a lock on a row.
-
-        This locks the rows, because `innodb_trx` is cached while it is queried more than ten times a second.
-        """
-        try:
-            with self.engine.connect() as connection:
-                for table in self.metadata.sorted_tables:
-                    connection.execute(sa.text(f"SELECT 1 FROM {table.name} FOR UPDATE NOWAIT"))
-        except sa.exc.OperationalError:
-            return False
-        return True
-
-
-@contextmanager
-def running_world() -> Iterator[World]:
-    """Start the servers that Backline needs, with a migrated database."""
-    with ExitStack() as stack:
-        homes = [stack.enter_context(_directory()) for _ in range(3)]
-        database = stack.enter_context(MariaDb(homes[0]))
-        store = stack.enter_context(RedisServer(homes[1]))
-        sandbox = stack.enter_context(SandboxSpotify(homes[2], REDIRECT_URI))
-        upstreams: dict[str, Upstream] = {
-            "database": database.socket,
-            "redis": store.socket,
-            "spotify": sandbox.address,
-        }
-        migrate({**SERVER_SETTINGS, "DATABASE_URL": database.url, "REDIS_URL": f"unix://{store.socket}"})
-        world = World(database, store, sandbox.client, upstreams, homes[2])
-        stack.callback(world.close)
-        world.prepare()
-        yield world
-
-
-def short_id(token: str) -> str:
-    """Return the name by which the sandbox's journal refers to a token."""
-    return hashlib.sha256(token.encode()).hexdigest()[:16]
+            query = sa.text("SELECT count(*) FROM breakers WHERE opened_at IS NOT NULL AND closed_at IS NULL")
+            return bool(connection.execute(query).scalar())
 
 
 def _logging(metadata: sa.MetaData) -> Iterator[str]:
     """Yield SQL that makes the database copy every change of a row into a log table.
 
-    `@harness` is set on our own connections only, so it is NULL for the product's changes.
+    `@test` is set on our own connections only, so it is NULL for the product's changes.
     """
     for name in LOGGED:
         log = f"{name}_log"
         yield (
             f"CREATE TABLE {log} (log_id BIGINT AUTO_INCREMENT PRIMARY KEY, log_kind VARCHAR(8),"
-            f" harness INT, logged_at DATETIME(6)) SELECT * FROM {name} WHERE FALSE"
+            f" by_test INT, logged_at DATETIME(6)) SELECT * FROM {name} WHERE FALSE"
         )
         columns = [column.name for column in metadata.tables[name].columns]
-        into = f"INSERT INTO {log} (log_kind, harness, logged_at, {', '.join(columns)})"
+        into = f"INSERT INTO {log} (log_kind, by_test, logged_at, {', '.join(columns)})"
         for kind, row in (("insert", "NEW"), ("update", "NEW"), ("delete", "OLD")):
             values = ", ".join(f"{row}.{column}" for column in columns)
             yield (
                 f"CREATE TRIGGER {log}_{kind} AFTER {kind.upper()} ON {name} FOR EACH ROW"
-                f" {into} VALUES ('{kind}', @harness, SYSDATE(6), {values})"
+                f" {into} VALUES ('{kind}', @test, SYSDATE(6), {values})"
             )
         if name == "access_tokens":
             # Deletions by a foreign key fire no trigger. Lock the row before the log row gets its number.
             yield (
                 f"CREATE TRIGGER {log}_cascade BEFORE DELETE ON spotify_users FOR EACH ROW"
-                f" {into} SELECT 'delete', @harness, SYSDATE(6), {', '.join(columns)} FROM {name}"
+                f" {into} SELECT 'delete', @test, SYSDATE(6), {', '.join(columns)} FROM {name}"
                 " WHERE spotify_user_id = OLD.id FOR UPDATE"
             )
 

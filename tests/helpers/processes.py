@@ -1,4 +1,4 @@
-"""The processes of a world. Each can be killed, paused, and restarted."""
+"""Processes that tests kill, pause, and restart."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.helpers.fault_proxy import FaultProxy, Upstream
-from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import (
     _process,
     eventually,
@@ -95,7 +95,7 @@ class Program(ABC):
         """Pause it with SIGSTOP, if it is running, as on an overloaded or suspended machine."""
         if not self.is_running:
             return
-        pid = self.victim
+        pid = self.worker_pid
         os.kill(pid, signal.SIGSTOP)
         self._paused.add(pid)
 
@@ -109,12 +109,12 @@ class Program(ABC):
         return bool(self._paused)
 
     @property
-    def is_away(self) -> bool:
-        """Whether it cannot respond now."""
+    def is_unavailable(self) -> bool:
+        """Whether it is paused or not running."""
         return self.is_paused or not self.is_running
 
     @property
-    def victim(self) -> int:
+    def worker_pid(self) -> int:
         """The process that does the work, to be paused or killed."""
         return self.pid
 
@@ -155,45 +155,36 @@ class RedisServer(Program):
         return bool(self.client.ping())
 
 
-class SandboxSpotify(Program):
-    """The sandbox, in its own process group: a terminal's Ctrl-C must not stop it before its users."""
+@dataclass(frozen=True)
+class Environment:
+    """What the processes of a deployment have in common: code, directory, settings, and other servers."""
 
-    def __init__(self, home: Path, redirect_uri: str) -> None:
-        port = free_port()
-        self.address = ("127.0.0.1", port)
-        self.client = SandboxClient(f"http://127.0.0.1:{port}")
-        command = [sys.executable, "-m", "sandbox", "--port", str(port), "--redirect-uri", redirect_uri]
-        super().__init__("sandbox", command, home / "sandbox", env=process_environment({}))
-
-    def is_up(self) -> bool:
-        return bool(self.client.settings())
+    root: Path
+    home: Path
+    settings: Mapping[str, str]
+    upstreams: Mapping[str, Upstream]
 
 
-class Product(Program):
-    """A process of Backline, which reaches other servers through its own proxies."""
+class AppProcess(Program):
+    """A process of Backline with its own proxies to other servers."""
 
-    def __init__(
-        self,
-        name: str,
-        command: list[str],
-        root: Path,
-        home: Path,
-        settings: Mapping[str, str],
-        upstreams: Mapping[str, Upstream],
-    ) -> None:
+    def __init__(self, name: str, command: list[str], environment: Environment, **settings: str) -> None:
         self._proxies = ExitStack()
         self.database, self.redis, self.spotify = (
-            self._proxies.enter_context(FaultProxy(upstreams[what]))
+            self._proxies.enter_context(FaultProxy(environment.upstreams[what]))
             for what in ("database", "redis", "spotify")
         )
         spotify = f"http://127.0.0.1:{self.spotify.port}"
-        own = {
+        self.settings = {
+            **environment.settings,
+            **settings,
             "DATABASE_URL": mysql_url(self.database.port),
             "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
             "SPOTIFY_ACCOUNTS_URL": spotify,
             "SPOTIFY_API_URL": f"{spotify}/v1",
         }
-        super().__init__(name, command, home / name, cwd=root, env=process_environment({**settings, **own}))
+        log, env = environment.home / name, process_environment(self.settings)
+        super().__init__(name, command, log, cwd=environment.root, env=env)
 
     @property
     def proxies(self) -> tuple[FaultProxy, FaultProxy, FaultProxy]:
@@ -203,39 +194,32 @@ class Product(Program):
         self.kill()
         self._proxies.close()
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Undo all faults of its connections, and restart it if it was killed."""
         for proxy in self.proxies:
             proxy.restore()
         self.launch()
 
 
-class ApiServer(Product):
+class ApiServer(AppProcess):
     """gunicorn with one worker, which is the process to pause or kill. The arbiter keeps running."""
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        home: Path,
-        settings: Mapping[str, str],
-        upstreams: Mapping[str, Upstream],
-    ) -> None:
-        port = free_port()
+    def __init__(self, name: str, environment: Environment) -> None:
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
-        own = {"PORT": str(port), "WEB_CONCURRENCY": "1", "THREADS": "8", "TMPDIR": str(home)}
         command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
-        super().__init__(name, command, root, home, {**settings, **own}, upstreams)
+        own = {"PORT": port, "WEB_CONCURRENCY": "1", "THREADS": "8", "TMPDIR": str(environment.home)}
+        super().__init__(name, command, environment, **own)
 
     @property
-    def victim(self) -> int:
+    def worker_pid(self) -> int:
         """The worker. There is none while it is being replaced."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return int(eventually(children.read_text).split()[0])
 
     def kill_worker(self) -> None:
         """Kill the worker with SIGKILL. The arbiter starts another one."""
-        pid = self.victim
+        pid = self.worker_pid
         os.kill(pid, signal.SIGKILL)
         self._paused.discard(pid)
         eventually(lambda: not Path(f"/proc/{pid}").exists())
@@ -246,17 +230,10 @@ class ApiServer(Product):
             return http.get(f"{self.url}/readyz", timeout=2).status_code == 200
 
 
-class Scheduler(Product):
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        home: Path,
-        settings: Mapping[str, str],
-        upstreams: Mapping[str, Upstream],
-    ) -> None:
+class Scheduler(AppProcess):
+    def __init__(self, name: str, environment: Environment) -> None:
         command = [sys.executable, "-c", _SCHEDULER, "--app", "wsgi:app", "scheduler"]
-        super().__init__(name, command, root, home, {**settings, "REFRESH_WORKERS": "8"}, upstreams)
+        super().__init__(name, command, environment, REFRESH_WORKERS="8")
 
     def is_up(self) -> bool:
         return "scheduler_started" in self.log
