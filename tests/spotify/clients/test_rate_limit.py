@@ -380,7 +380,7 @@ def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
     end_wait(store, app, another_worker)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
     retry_after_of(put_cover(mira, "one"))
-    [key] = store.keys("spotify-refused:*")
+    [key] = store.keys("spotify-last-rejection:*")
     assert 0 < store.pttl(key) <= 10_000
     store.delete(key)
     sandbox.fault(on="api", kind="rate_limited", retry_after=60)
@@ -405,7 +405,7 @@ def test_independent_endpoints_block_everything_only_once(
     call_both()
     assert retry_after_of(get(mira)) in about(60)
     end_waits()
-    store.delete(*store.keys("spotify-refused:*"))  # ten seconds later
+    store.delete(*store.keys("spotify-last-rejection:*"))  # ten seconds later
     call_both()
     assert get(mira).status_code in (200, 204)
 
