@@ -234,7 +234,9 @@ class Server:
 
 
 @contextmanager
-def running_server(settings: Mapping[str, str], *, workers: int = 2, threads: int = 8) -> Iterator[Server]:
+def running_server(
+    settings: Mapping[str, str], *, workers: int = 2, threads: int = 8, root: Path = ROOT
+) -> Iterator[Server]:
     """`gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port, ready to serve."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -250,11 +252,21 @@ def running_server(settings: Mapping[str, str], *, workers: int = 2, threads: in
         # It is killed, so it cannot clean up after itself.
         environment = process_environment({**own, "TMPDIR": str(home), **settings})
         log = home / "log"
-        with _process(command, log, env=environment) as process:
+        with _process(command, log, env=environment, cwd=root) as process:
             _until_up(
                 process, lambda: http.get(f"{url}/readyz", timeout=5).status_code == 200, log, timeout=30
             )
             yield Server(process, url, log)
+
+
+@contextmanager
+def running_program(
+    command: list[str], answers: Callable[[], object], *, env: Mapping[str, str], cwd: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Any other server, ready when `answers()` is true."""
+    with _directory() as home, _process(command, home / "log", env=env, cwd=cwd) as process:
+        _until_up(process, answers, home / "log", timeout=60)
+        yield process
 
 
 class Nginx:

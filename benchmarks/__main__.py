@@ -1,0 +1,52 @@
+"""The command line of the benchmark; script/bench documents it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import results, routes
+from benchmarks.progress import Options, progress
+from benchmarks.results import Section
+from tests.helpers.servers import Unavailable
+
+PARTS: dict[str, Callable[[Options], Section]] = {"routes": routes.run}
+QUICK = ("routes",)
+
+
+def main() -> int:
+    """Run the parts that the command line names."""
+    parser = argparse.ArgumentParser(prog="script/bench")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--output", type=Path, default=results.RESULTS / "latest.json")
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
+    rounds = arguments.rounds or 5
+    before = arguments.before.resolve() if arguments.before else None
+    options = Options(arguments.quick, rounds, 1 if arguments.quick else 3, before)
+    described, sections, failed = results.machine(), {}, 0
+    for name in arguments.parts or (QUICK if arguments.quick else PARTS):
+        began = time.monotonic()
+        try:
+            sections[name] = PARTS[name](options)
+        except Unavailable as error:
+            print(f"{name}: not measured. {error}", file=sys.stderr)
+            failed = 1
+            continue
+        progress(f"{name}: {time.monotonic() - began:.0f} s")
+        print(f"\n{sections[name].markdown()}", flush=True)
+    results.save(arguments.output, sections, described)
+    print(f"All numbers are in {arguments.output}.")
+    return failed
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. All servers have been stopped.")

@@ -1,0 +1,9 @@
+-- Print the results of wrk as JSON. Latencies are in microseconds.
+done = function(summary, latency, _)
+  local errors = summary.errors
+  io.write(string.format(
+    '{"requests": %d, "seconds": %f, "failed": %d, "p50": %f, "p99": %f, "max": %f}\n',
+    summary.requests, summary.duration / 1e6,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    latency:percentile(50), latency:percentile(99), latency.max))
+end
