@@ -1,7 +1,7 @@
 """The effect of each response of Spotify's token endpoint on the caller, the grant, and other connections.
 
-The rule is in `TABLE`, a row for each answer: only a 400 with `invalid_grant` says anything about the
-person's grant; a refusal of the client is about us; a 429 is about everybody; all else is the weather.
+`TABLE` has a row for each response. Only a 400 with `invalid_grant` concerns the grant. An error about the
+client concerns our configuration, and a 429 the whole application. Anything else is an outage.
 """
 
 import gzip
@@ -52,11 +52,11 @@ pytestmark = pytest.mark.slow
 MIB = 1024 * 1024
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 
-# --- what a response means ----------------------------------------------------------------------------
+# --- effects ---
 
 
 @dataclass(frozen=True)
-class Meaning:
+class Effect:
     """The effect of a response without a token. The grant always keeps its refresh token."""
 
     problem: tuple[int, str]
@@ -65,127 +65,128 @@ class Meaning:
     """The range of its Retry-After, or None if it has none."""
     outcome: Outcome
     """The outcome of the attempt in the history."""
-    pause: tuple[timedelta, timedelta] | None
-    """The range of the grant's backoff, or None if the failure is not the grant's own."""
+    backoff: tuple[timedelta, timedelta] | None
+    """The range of the grant's backoff, or None if the failure does not concern the grant."""
     state: GrantState = GrantState.ACTIVE
     status: str = "connected"
     """The status in GET /api/spotify."""
     reason: Reason | None = None
-    """The breaker that opens, and for how long."""
-    hold: timedelta | None = None
+    """The breaker that opens, or None."""
+    open_for: timedelta | None = None
+    """How long until its first probe."""
 
 
-REFUSED = Meaning(
+REJECTED = Effect(
     problem=(409, "spotify-reauthorization-required"),
     retry_after=None,
     outcome=Outcome.INVALID_GRANT,
-    pause=(15 * MINUTE, 15 * MINUTE),
+    backoff=(15 * MINUTE, 15 * MINUTE),
     state=GrantState.SUSPECT,
     status="suspect",
 )
-OUR_FAULT = Meaning(
+MISCONFIGURED = Effect(
     problem=(503, "spotify-misconfigured"),
     retry_after=(1, 300),
     outcome=Outcome.MISCONFIGURED,
-    pause=None,
+    backoff=None,
     reason=Reason.MISCONFIGURED,
-    hold=55 * SECOND,
+    open_for=55 * SECOND,
 )
-UNAVAILABLE = Meaning(
+UNAVAILABLE = Effect(
     problem=(503, "spotify-unavailable"),
     retry_after=(1, 1),
     outcome=Outcome.UNAVAILABLE,
-    pause=(SECOND / 2, SECOND),
+    backoff=(SECOND / 2, SECOND),
 )
 
 
-def wait(seconds: int, *, told: tuple[int, int] | None = None) -> Meaning:
-    """Everybody waits this long: a 429 is about the application as a whole."""
-    return Meaning(
+def wait(seconds: int, *, retry_after: tuple[int, int] | None = None) -> Effect:
+    """Return the effect of a 429: all grants wait this long."""
+    return Effect(
         problem=(503, "spotify-unavailable"),
-        retry_after=told or (seconds, seconds),
+        retry_after=retry_after or (seconds, seconds),
         outcome=Outcome.RATE_LIMITED,
-        pause=None,
+        backoff=None,
         reason=Reason.RATE_LIMITED,
-        hold=seconds * SECOND,
+        open_for=seconds * SECOND,
     )
 
 
-# Without a Retry-After, the wait is half a minute.
-WAIT_AS_WE_LIKE = wait(30, told=(1, 30))
+# Without a valid Retry-After.
+DEFAULT_WAIT = wait(30, retry_after=(1, 30))
 
-# --- who responds ----------------------------------------------------------------------------
+# --- token endpoints ---
 
 
 @dataclass(frozen=True)
-class Spotify:
+class TokenEndpoint:
     """The token endpoint that a test uses."""
 
     url: str
-    heard: Callable[[], int]
+    call_count: Callable[[], int]
     """The number of calls that reached it."""
 
 
-# Makes the token endpoint respond in a certain way, for as long as the stack lasts.
-Play = Callable[[ExitStack, SandboxClient], Spotify]
-Deed = Callable[["Host", socket.socket], None]
+# Starts an endpoint that runs until the stack is closed.
+StartEndpoint = Callable[[ExitStack, SandboxClient], TokenEndpoint]
+Respond = Callable[["FakeServer", socket.socket], None]
 
 
-def fault(kind: str, **members: Any) -> Play:
-    """A fault of the sandbox, on the next refresh."""
+def fault(kind: str, **members: Any) -> StartEndpoint:
+    """Return the sandbox, with a fault on the next refresh."""
 
-    def play(_stack: ExitStack, sandbox: SandboxClient) -> Spotify:
+    def start(_stack: ExitStack, sandbox: SandboxClient) -> TokenEndpoint:
         sandbox.fault(on="refresh", kind=kind, **members)
-        return Spotify(sandbox.accounts_url, lambda: refresh_count(sandbox))
+        return TokenEndpoint(sandbox.accounts_url, lambda: refresh_count(sandbox))
 
-    return play
+    return start
 
 
-def within(play: Play, **seconds: float) -> Play:
-    """The same, with deadlines that are short enough for a test."""
+def with_deadlines(start: StartEndpoint, **seconds: float) -> StartEndpoint:
+    """Shorten deadlines, given by the names of their constants."""
 
-    def shortened(stack: ExitStack, sandbox: SandboxClient) -> Spotify:
+    def start_with_deadlines(stack: ExitStack, sandbox: SandboxClient) -> TokenEndpoint:
         for name, value in seconds.items():
             module = http_client if name == "TOTAL_SECONDS" else http_deadline
             stack.enter_context(patch.object(module, name, value))
-        return play(stack, sandbox)
+        return start(stack, sandbox)
 
-    return shortened
+    return start_with_deadlines
 
 
-class Host(ThreadingHTTPServer):
-    """A host on loopback that responds to every call in the same way, and keeps what it received."""
+class FakeServer(ThreadingHTTPServer):
+    """A server that responds to every call in the same way, and records the forms that it received."""
 
     daemon_threads = True
 
-    def __init__(self, deed: Deed, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, respond: Respond, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Call)
-        self.deed = deed
+        self.respond = respond
         self.forms: list[dict[str, list[str]]] = []
         self.sent = 0
-        """The number of bytes that `pour` has sent."""
-        self.over = threading.Event()
+        """The number of bytes that `send_large_body` has sent."""
+        self.stopping = threading.Event()
         self.scheme = "http" if context is None else "https"
         if context is not None:
             # The handshake runs in the call's thread, so that a failure ends only that thread.
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
-    def spotify(self) -> Spotify:
-        return Spotify(f"{self.scheme}://127.0.0.1:{self.server_port}", lambda: len(self.forms))
+    def endpoint(self) -> TokenEndpoint:
+        return TokenEndpoint(f"{self.scheme}://127.0.0.1:{self.server_port}", lambda: len(self.forms))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore that the other end hung up, which most of these tests provoke."""
+        """Ignore clients that disconnect, as most of these tests provoke."""
 
 
 class _Call(BaseHTTPRequestHandler):
-    server: Host
+    server: FakeServer
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.forms.append(parse_qs(body.decode()))
         with suppress(OSError):
-            self.server.deed(self.server, self.connection)
+            self.server.respond(self.server, self.connection)
         self.close_connection = True
 
     def log_message(self, *args: object) -> None:
@@ -193,37 +194,37 @@ class _Call(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running(host: Host) -> Iterator[Host]:
-    thread = threading.Thread(target=host.serve_forever, kwargs={"poll_interval": 0.01})
+def running(server: FakeServer) -> Iterator[FakeServer]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield host
+        yield server
     finally:
-        host.over.set()
-        host.shutdown()
-        host.server_close()
+        server.stopping.set()
+        server.shutdown()
+        server.server_close()
         thread.join()
 
 
-def does(deed: Deed) -> Play:
-    def play(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
-        host = stack.enter_context(running(Host(deed)))
-        return host.spotify
+def responds_by(respond: Respond) -> StartEndpoint:
+    def start(stack: ExitStack, _sandbox: SandboxClient) -> TokenEndpoint:
+        server = stack.enter_context(running(FakeServer(respond)))
+        return server.endpoint
 
-    return play
+    return start
 
 
-def sends(raw: bytes) -> Play:
+def sends_raw(raw: bytes) -> StartEndpoint:
     """Send exactly these bytes, and close the connection."""
-    return does(lambda _host, connection: connection.sendall(raw))
+    return responds_by(lambda _host, connection: connection.sendall(raw))
 
 
-def answers(status: int, body: object = b"", **headers: str) -> Play:
+def responds(status: int, body: object = b"", **headers: str) -> StartEndpoint:
     """Respond with this status and body, as JSON unless it is bytes. `Retry_After="7"` sets a header."""
-    return sends(message(status, body, **headers))
+    return sends_raw(http_response(status, body, **headers))
 
 
-def message(status: int, body: object = b"", **headers: str) -> bytes:
+def http_response(status: int, body: object = b"", **headers: str) -> bytes:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -234,13 +235,13 @@ def message(status: int, body: object = b"", **headers: str) -> bytes:
     return "\r\n".join([*head, "", ""]).encode("latin-1") + content
 
 
-def cut(status: int, body: object) -> Play:
+def truncated(status: int, body: object) -> StartEndpoint:
     """Respond with this status and complete body, but with a greater Content-Length."""
-    return sends(message(status, json.dumps(body).encode() + b" ")[:-1])
+    return sends_raw(http_response(status, json.dumps(body).encode() + b" ")[:-1])
 
 
 def padded(body: object) -> bytes:
-    """Respond with JSON, followed by more spaces than we read."""
+    """Return JSON followed by more spaces than the client reads."""
     return json.dumps(body).encode() + b" " * MIB
 
 
@@ -248,32 +249,32 @@ def oauth(error: object, **members: object) -> dict[str, object]:
     return {"error": error, **members}
 
 
-def pour(host: Host, connection: socket.socket, head: bytes, blocks: int) -> None:
+def send_large_body(server: FakeServer, connection: socket.socket, head: bytes, blocks: int) -> None:
     """Send this many MiB after the head, or as much as the client reads."""
     connection.sendall(head)
     for _ in range(blocks):
         connection.sendall(b"a" * MIB)
-        host.sent += MIB
+        server.sent += MIB
 
 
-def drip_head(host: Host, connection: socket.socket) -> None:
-    """Send an endless header, with each byte soon enough to avoid a read timeout."""
+def send_endless_header(server: FakeServer, connection: socket.socket) -> None:
+    """Send an endless header, one byte at a time, fast enough to avoid a read timeout."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    while not host.over.wait(0.05):
+    while not server.stopping.wait(0.05):
         connection.sendall(b"a")
 
 
-def reset(_host: Host, connection: socket.socket) -> None:
+def reset_connection(_host: FakeServer, connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
 
 
-def nobody_there(_stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
-    return Spotify(f"http://127.0.0.1:{free_port()}", lambda: 0)
+def closed_port(_stack: ExitStack, _sandbox: SandboxClient) -> TokenEndpoint:
+    return TokenEndpoint(f"http://127.0.0.1:{free_port()}", lambda: 0)
 
 
-def nobody_accepts(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
-    """Return a port whose queue is full, so that connecting never succeeds."""
+def full_backlog(stack: ExitStack, _sandbox: SandboxClient) -> TokenEndpoint:
+    """Listen with a full backlog, so that connecting never succeeds."""
     listener = stack.enter_context(socket.socket())
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -281,32 +282,34 @@ def nobody_accepts(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
         waiting = stack.enter_context(socket.socket())
         waiting.setblocking(False)
         waiting.connect_ex(listener.getsockname())
-    return Spotify(f"http://127.0.0.1:{listener.getsockname()[1]}", lambda: 0)
+    return TokenEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", lambda: 0)
 
 
-def no_such_name(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
+def unknown_host(stack: ExitStack, _sandbox: SandboxClient) -> TokenEndpoint:
     real = socket.getaddrinfo
 
-    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if host == "accounts.invalid":
+    def look_up(server: Any, *args: Any, **kwargs: Any) -> Any:
+        if server == "accounts.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(host, *args, **kwargs)
+        return real(server, *args, **kwargs)
 
     stack.enter_context(patch.object(socket, "getaddrinfo", look_up))
-    return Spotify("https://accounts.invalid", lambda: 0)
+    return TokenEndpoint("https://accounts.invalid", lambda: 0)
 
 
-def nobodys_certificate(stack: ExitStack, _sandbox: SandboxClient) -> Spotify:
+def untrusted_certificate(stack: ExitStack, _sandbox: SandboxClient) -> TokenEndpoint:
     """Use TLS with a self-signed certificate for the right address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(stack.enter_context(self_signed()))
-    good = message(200, {**TOKEN, "token_type": "Bearer"})
-    host = stack.enter_context(running(Host(lambda _, connection: connection.sendall(good), context)))
-    return host.spotify
+    context.load_cert_chain(stack.enter_context(self_signed_certificate()))
+    response = http_response(200, {**TOKEN, "token_type": "Bearer"})
+    server = stack.enter_context(
+        running(FakeServer(lambda _, connection: connection.sendall(response), context))
+    )
+    return server.endpoint
 
 
 @contextmanager
-def self_signed() -> Iterator[Path]:
+def self_signed_certificate() -> Iterator[Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -332,19 +335,19 @@ def self_signed() -> Iterator[Path]:
         yield file
 
 
-# --- the rule ----------------------------------------------------------------------------------------
+# --- the table of responses ---
 
-ACCESS_TOKEN, REFRESH_TOKEN = "BQ-" + "given" * 14, "AQ-" + "given" * 14
+ACCESS_TOKEN, REFRESH_TOKEN = "BQ-" + "token" * 14, "AQ-" + "token" * 14
 TOKEN: dict[str, object] = {"access_token": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 3600}
-FAR = "http://127.0.0.1:1"
+OTHER_HOST = "http://127.0.0.1:1"
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
-    spotify: Play
-    means: Meaning
-    heard: int = 1
+    start: StartEndpoint
+    effect: Effect
+    call_count: int = 1
     """The number of calls that reach it, at most one."""
 
     @property
@@ -354,80 +357,80 @@ class Row:
 
 TABLE = [
     # Only a 400 with `invalid_grant`, however worded, is about the grant.
-    Row("refresh token revoked", fault("refresh_token_revoked"), REFUSED),
-    Row("refresh token expired", fault("refresh_token_expired"), REFUSED),
-    Row("invalid refresh token", fault("invalid_refresh_token"), REFUSED),
-    Row("invalid_grant without a description", fault("invalid_grant_bare"), REFUSED),
-    Row("invalid_grant in the words for codes", fault("invalid_code"), REFUSED),
+    Row("refresh token revoked", fault("refresh_token_revoked"), REJECTED),
+    Row("refresh token expired", fault("refresh_token_expired"), REJECTED),
+    Row("invalid refresh token", fault("invalid_refresh_token"), REJECTED),
+    Row("invalid_grant without a description", fault("invalid_grant_bare"), REJECTED),
+    Row("invalid_grant with the description for codes", fault("invalid_code"), REJECTED),
     Row(
-        "invalid_grant in words never seen",
-        answers(400, oauth("invalid_grant", error_description="Jeton révoqué : invalid_client")),
-        REFUSED,
+        "invalid_grant with an unknown description",
+        responds(400, oauth("invalid_grant", error_description="Jeton révoqué : invalid_client")),
+        REJECTED,
     ),
     Row(
-        "invalid_grant in no words at all",
-        answers(400, oauth("invalid_grant", error_description={}), Content_Type="text/html"),
-        REFUSED,
+        "invalid_grant with an invalid description",
+        responds(400, oauth("invalid_grant", error_description={}), Content_Type="text/html"),
+        REJECTED,
     ),
-    # With another status, or if it only looks similar, it is not.
-    Row("invalid_grant as a 200", answers(200, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant as a 401", answers(401, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant as a 403", answers(403, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant as a 500", answers(500, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant as a 503", answers(503, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant in a list", answers(400, oauth(["invalid_grant"])), UNAVAILABLE),
-    Row("invalid_grant as the Web API would say it", fault("bearer_only"), UNAVAILABLE),
+    # With another status or in another format, it does not concern the grant.
+    Row("invalid_grant as a 200", responds(200, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant as a 401", responds(401, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant as a 403", responds(403, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant as a 500", responds(500, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant as a 503", responds(503, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant in a list", responds(400, oauth(["invalid_grant"])), UNAVAILABLE),
+    Row("invalid_grant in the format of the Web API", fault("bearer_only"), UNAVAILABLE),
     Row(
         "invalid_grant in the message only",
-        answers(400, oauth({"status": 400, "message": "invalid_grant"})),
+        responds(400, oauth({"status": 400, "message": "invalid_grant"})),
         UNAVAILABLE,
     ),
-    Row("invalid_grant cut off", answers(400, b'{"error":"invalid_grant"'), UNAVAILABLE),
-    Row("invalid_grant of more bytes than come", cut(400, oauth("invalid_grant")), UNAVAILABLE),
-    Row("invalid_grant as text", answers(400, b"invalid_grant"), UNAVAILABLE),
-    Row("invalid_grant in another case", answers(400, oauth("INVALID_GRANT")), UNAVAILABLE),
-    # The client is rejected, which is not about the grant.
-    Row("invalid client", fault("invalid_client"), OUR_FAULT),
-    Row("invalid client secret", fault("invalid_client_secret"), OUR_FAULT),
-    Row("invalid_client without a description", fault("invalid_client_bare"), OUR_FAULT),
+    Row("invalid_grant in invalid JSON", responds(400, b'{"error":"invalid_grant"'), UNAVAILABLE),
+    Row("invalid_grant with a truncated body", truncated(400, oauth("invalid_grant")), UNAVAILABLE),
+    Row("invalid_grant as text", responds(400, b"invalid_grant"), UNAVAILABLE),
+    Row("invalid_grant in another case", responds(400, oauth("INVALID_GRANT")), UNAVAILABLE),
+    # Errors about the client.
+    Row("invalid client", fault("invalid_client"), MISCONFIGURED),
+    Row("invalid client secret", fault("invalid_client_secret"), MISCONFIGURED),
+    Row("invalid_client without a description", fault("invalid_client_bare"), MISCONFIGURED),
     Row(
         "invalid_client as a 401",
-        answers(401, oauth("invalid_client"), WWW_Authenticate='Basic realm="spotify"'),
-        OUR_FAULT,
+        responds(401, oauth("invalid_client"), WWW_Authenticate='Basic realm="spotify"'),
+        MISCONFIGURED,
     ),
     Row(
         "invalid_client that mentions invalid_grant",
-        answers(400, oauth("invalid_client", error_description="invalid_grant")),
-        OUR_FAULT,
+        responds(400, oauth("invalid_client", error_description="invalid_grant")),
+        MISCONFIGURED,
     ),
-    Row("unauthorized client", fault("unauthorized_client"), OUR_FAULT),
-    Row("grant type missing", fault("grant_type_missing"), OUR_FAULT),
-    Row("grant type unsupported", fault("unsupported_grant_type"), OUR_FAULT),
-    Row("invalid scope", answers(400, oauth("invalid_scope")), OUR_FAULT),
-    # Unknown refusals have no effect on the grant.
+    Row("unauthorized client", fault("unauthorized_client"), MISCONFIGURED),
+    Row("grant type missing", fault("grant_type_missing"), MISCONFIGURED),
+    Row("grant type unsupported", fault("unsupported_grant_type"), MISCONFIGURED),
+    Row("invalid scope", responds(400, oauth("invalid_scope")), MISCONFIGURED),
+    # Unknown errors have no effect on the grant.
     Row("refresh token must be supplied", fault("refresh_token_missing"), UNAVAILABLE),
     Row("code must be supplied", fault("code_missing"), UNAVAILABLE),
-    Row("an error unheard of", answers(400, oauth("slow_down")), UNAVAILABLE),
-    Row("server_error as a 400", answers(400, oauth("server_error")), UNAVAILABLE),
-    Row("a 400 in HTML", answers(400, b"<html>Bad request</html>", Content_Type="text/html"), UNAVAILABLE),
-    Row("a 400 without a body", answers(400), UNAVAILABLE),
-    Row("a 401 without a body", answers(401), UNAVAILABLE),
-    Row("invalid_client as a 403", answers(403, oauth("invalid_client")), UNAVAILABLE),
-    Row("a 403 in words", fault("not_registered_2026"), UNAVAILABLE),
+    Row("an unknown error", responds(400, oauth("slow_down")), UNAVAILABLE),
+    Row("server_error as a 400", responds(400, oauth("server_error")), UNAVAILABLE),
+    Row("a 400 in HTML", responds(400, b"<html>Bad request</html>", Content_Type="text/html"), UNAVAILABLE),
+    Row("a 400 without a body", responds(400), UNAVAILABLE),
+    Row("a 401 without a body", responds(401), UNAVAILABLE),
+    Row("invalid_client as a 403", responds(403, oauth("invalid_client")), UNAVAILABLE),
+    Row("a 403 in text", fault("not_registered_2026"), UNAVAILABLE),
     Row("a 404", fault("not_found"), UNAVAILABLE),
-    Row("a 408", answers(408), UNAVAILABLE),
+    Row("a 408", responds(408), UNAVAILABLE),
     # A Retry-After applies to the whole application, up to a day.
     Row("429 for 120 s", fault("rate_limited", retry_after=120), wait(120)),
     Row("429 for a day", fault("rate_limited", retry_after=86_400, body="quota"), wait(86_400)),
     Row("429 for more than a day", fault("rate_limited", retry_after=100_000), wait(86_400)),
     Row("429 for 0 s", fault("rate_limited", retry_after=0, body="text"), wait(1)),
-    Row("429 without Retry-After", fault("rate_limited", body="empty"), WAIT_AS_WE_LIKE),
-    Row("429 for soon", answers(429, Retry_After="soon"), WAIT_AS_WE_LIKE),
-    Row("429 for -1 s", answers(429, Retry_After="-1"), WAIT_AS_WE_LIKE),
-    Row("429 for 1.5 s", answers(429, Retry_After="1.5"), wait(2)),
-    Row("429 until a date", answers(429, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"), wait(86_400)),
-    Row("429 for longer than the universe", answers(429, Retry_After="9" * 40), WAIT_AS_WE_LIKE),
-    Row("429 that says invalid_grant", answers(429, oauth("invalid_grant"), Retry_After="7"), wait(7)),
+    Row("429 without Retry-After", fault("rate_limited", body="empty"), DEFAULT_WAIT),
+    Row("429 for soon", responds(429, Retry_After="soon"), DEFAULT_WAIT),
+    Row("429 for -1 s", responds(429, Retry_After="-1"), DEFAULT_WAIT),
+    Row("429 for 1.5 s", responds(429, Retry_After="1.5"), wait(2)),
+    Row("429 until a date", responds(429, Retry_After="Wed, 21 Oct 2037 07:28:00 GMT"), wait(86_400)),
+    Row("429 for 10**40 s", responds(429, Retry_After="9" * 40), DEFAULT_WAIT),
+    Row("429 that says invalid_grant", responds(429, oauth("invalid_grant"), Retry_After="7"), wait(7)),
     # Outages, as observed.
     Row("502 in Google's HTML", fault("google_502"), UNAVAILABLE),
     Row("502 in JSON", fault("json_502"), UNAVAILABLE),
@@ -436,8 +439,8 @@ TABLE = [
     Row("503 in HTML", fault("html_503"), UNAVAILABLE),
     Row(
         "503 with Retry-After",
-        answers(503, Retry_After="120"),
-        replace(UNAVAILABLE, retry_after=(120, 120), pause=(120 * SECOND, 120 * SECOND)),
+        responds(503, Retry_After="120"),
+        replace(UNAVAILABLE, retry_after=(120, 120), backoff=(120 * SECOND, 120 * SECOND)),
     ),
     Row("500 in JSON", fault("json_500"), UNAVAILABLE),
     Row("500 server_error", fault("server_error"), UNAVAILABLE),
@@ -448,63 +451,65 @@ TABLE = [
     Row("200 without access_token", fault("no_access_token"), UNAVAILABLE),
     Row("200 with wrong types", fault("wrong_types"), UNAVAILABLE),
     Row("200 with a list", fault("json_list"), UNAVAILABLE),
-    Row("200 of a hotel", fault("html_200"), UNAVAILABLE),
-    Row("200 with an empty token", answers(200, {**TOKEN, "access_token": ""}), UNAVAILABLE),
-    Row("200 with a token of two lines", answers(200, {**TOKEN, "access_token": "a\r\nb"}), UNAVAILABLE),
-    Row("200 with a token too long", answers(200, {**TOKEN, "access_token": "a" * 8193}), UNAVAILABLE),
-    Row("201 with a token", answers(201, TOKEN), UNAVAILABLE),
+    Row("200 in HTML", fault("html_200"), UNAVAILABLE),
+    Row("200 with an empty token", responds(200, {**TOKEN, "access_token": ""}), UNAVAILABLE),
+    Row(
+        "200 with a line break in the token", responds(200, {**TOKEN, "access_token": "a\r\nb"}), UNAVAILABLE
+    ),
+    Row("200 with too long a token", responds(200, {**TOKEN, "access_token": "a" * 8193}), UNAVAILABLE),
+    Row("201 with a token", responds(201, TOKEN), UNAVAILABLE),
     Row("204", fault("no_content"), UNAVAILABLE),
     # Redirects, which are not followed.
     Row("302", fault("redirect_302"), UNAVAILABLE),
     Row("307", fault("redirect_307"), UNAVAILABLE),
-    Row("308 with a token", answers(308, TOKEN, Location=f"{FAR}/api/token"), UNAVAILABLE),
-    Row("302 to nowhere", answers(302), UNAVAILABLE),
+    Row("308 with a token", responds(308, TOKEN, Location=f"{OTHER_HOST}/api/token"), UNAVAILABLE),
+    Row("302 without Location", responds(302), UNAVAILABLE),
     Row(
-        "302 to no address",
-        answers(302, Location="http://["),
+        "302 to an invalid URL",
+        responds(302, Location="http://["),
         UNAVAILABLE,
     ),
     Row(
-        "302 to no text",
-        answers(302, Location="/\xff"),
+        "302 to a URL that is not ASCII",
+        responds(302, Location="/\xff"),
         UNAVAILABLE,
     ),
     # No response, or an incomplete one.
-    Row("closed without a word", fault("close"), UNAVAILABLE),
-    Row("closed in mid-body", fault("cut_body"), UNAVAILABLE),
-    Row("a token of more bytes than come", cut(200, TOKEN), UNAVAILABLE),
-    Row("closed in mid-header", sends(b"HTTP/1.1 200 OK\r\nContent-Le"), UNAVAILABLE),
-    Row("reset", does(reset), UNAVAILABLE),
-    Row("not HTTP", sends(b"220 mail.example.com ESMTP\r\n"), UNAVAILABLE),
-    Row("a header too long", sends(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n{}"), UNAVAILABLE),
+    Row("closed without a response", fault("close"), UNAVAILABLE),
+    Row("closed in the body", fault("cut_body"), UNAVAILABLE),
+    Row("a token with a truncated body", truncated(200, TOKEN), UNAVAILABLE),
+    Row("closed in the header", sends_raw(b"HTTP/1.1 200 OK\r\nContent-Le"), UNAVAILABLE),
+    Row("reset", responds_by(reset_connection), UNAVAILABLE),
+    Row("not HTTP", sends_raw(b"220 mail.example.com ESMTP\r\n"), UNAVAILABLE),
     Row(
-        "chunks that are none", sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx"), UNAVAILABLE
+        "a header too long", sends_raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n{}"), UNAVAILABLE
     ),
+    Row("invalid chunks", sends_raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx"), UNAVAILABLE),
     Row(
-        "chunks of a negative size",
-        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n0\r\n\r\n"),
+        "a chunk of negative size",
+        sends_raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n0\r\n\r\n"),
         UNAVAILABLE,
     ),
-    Row("gzip that is none", answers(200, b"abc", Content_Encoding="gzip"), UNAVAILABLE),
+    Row("invalid gzip", responds(200, b"abc", Content_Encoding="gzip"), UNAVAILABLE),
     Row("a body above 1 MiB", fault("huge_body"), UNAVAILABLE),
     Row("a gzip bomb", fault("gzip_bomb"), UNAVAILABLE),
-    Row("a token in a body above 1 MiB", answers(200, padded(TOKEN)), UNAVAILABLE),
+    Row("a token in a body above 1 MiB", responds(200, padded(TOKEN)), UNAVAILABLE),
     Row(
         "a token in a gzip bomb",
-        answers(200, gzip.compress(padded(TOKEN)), Content_Encoding="gzip"),
+        responds(200, gzip.compress(padded(TOKEN)), Content_Encoding="gzip"),
         UNAVAILABLE,
     ),
-    Row("no first byte", within(fault("timeout"), FIRST_BYTE_SECONDS=0.3), UNAVAILABLE),
-    Row("a body that drips", within(fault("drip"), TOTAL_SECONDS=0.5), UNAVAILABLE),
-    Row("a header that drips", within(does(drip_head), TOTAL_SECONDS=0.5), UNAVAILABLE),
-    Row("nobody there", nobody_there, UNAVAILABLE, heard=0),
-    Row("nobody accepts", within(nobody_accepts, CONNECT_SECONDS=0.3), UNAVAILABLE, heard=0),
-    Row("no such name", no_such_name, UNAVAILABLE, heard=0),
-    Row("a certificate of nobody's", nobodys_certificate, UNAVAILABLE, heard=0),
+    Row("no first byte", with_deadlines(fault("timeout"), FIRST_BYTE_SECONDS=0.3), UNAVAILABLE),
+    Row("a slow body", with_deadlines(fault("drip"), TOTAL_SECONDS=0.5), UNAVAILABLE),
+    Row("a slow header", with_deadlines(responds_by(send_endless_header), TOTAL_SECONDS=0.5), UNAVAILABLE),
+    Row("connection refused", closed_port, UNAVAILABLE, call_count=0),
+    Row("connect timeout", with_deadlines(full_backlog, CONNECT_SECONDS=0.3), UNAVAILABLE, call_count=0),
+    Row("unknown host", unknown_host, UNAVAILABLE, call_count=0),
+    Row("untrusted certificate", untrusted_certificate, UNAVAILABLE, call_count=0),
 ]
 
 
-# --- people and their grants -------------------------------------------------------------------------
+# --- people and their grants ---
 
 # For tests that do not depend on the database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -516,7 +521,7 @@ def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     return client
 
 
-def ask(client: FlaskClient) -> TestResponse:
+def get_token(client: FlaskClient) -> TestResponse:
     return client.get("/api/spotify/token")
 
 
@@ -540,8 +545,7 @@ def attempts(app: Flask) -> list[TokenRefresh]:
         return list(db.scalars(sa.select(TokenRefresh).order_by(TokenRefresh.id)))
 
 
-def answered_at(app: Flask) -> datetime:
-    """Return when the last outcome was recorded."""
+def last_finished_at(app: Flask) -> datetime:
     finished_at = attempts(app)[-1].finished_at
     assert finished_at is not None
     return finished_at
@@ -552,12 +556,12 @@ def open_breakers(app: Flask) -> list[Breaker]:
         return list(db.scalars(sa.select(Breaker).where(Breaker.closed_at.is_(None))))
 
 
-def kept(app: Flask, column: str = "refresh_token") -> str:
+def stored_token(app: Flask, column: str = "refresh_token") -> str:
     with app.app_context():
         return decrypt_token(services().token_cipher, grant(app), column)
 
 
-def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
+def expire_tokens(app: Flask, *, left: float = -60, **values: object) -> None:
     """Let all access tokens, with the usual lifetime of an hour, expire in this many seconds."""
     end = datetime.now(UTC) + left * SECOND
     with app.app_context(), writing() as db:
@@ -566,18 +570,18 @@ def run_out(app: Flask, *, left: float = -60, **values: object) -> None:
 
 
 @contextmanager
-def asking(app: Flask, spotify: Spotify) -> Iterator[None]:
+def using_endpoint(app: Flask, endpoint: TokenEndpoint) -> Iterator[None]:
     """Point the app to an accounts service at this URL."""
     accounts = app.extensions["backline"].accounts
-    there = accounts._config.model_copy(update={"spotify_accounts_url": spotify.url})
-    with patch.object(accounts, "_config", there):
+    config = accounts._config.model_copy(update={"spotify_accounts_url": endpoint.url})
+    with patch.object(accounts, "_config", config):
         yield
 
 
-# With the deadlines of the table, none takes a second; without them, at least the 10 s of a call.
+# Less than the deadline of a call, 10 s, which the table shortens.
 MAX_SECONDS = 8
 
-# --- the table ---------------------------------------------------------------------------------------
+# --- responses without a token ---
 
 
 @on_sqlite
@@ -585,75 +589,77 @@ MAX_SECONDS = 8
 def test_response_of_token_endpoint(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, row: Row
 ) -> None:
-    means = row.means
-    run_out(app)
-    before, refresh_token = grant(app), kept(app)
+    effect = row.effect
+    expire_tokens(app)
+    before, refresh_token = grant(app), stored_token(app)
     with ExitStack() as stack:
-        spotify = row.spotify(stack, sandbox)
-        stack.enter_context(asking(app, spotify))
+        endpoint = row.start(stack, sandbox)
+        stack.enter_context(using_endpoint(app, endpoint))
         began = time.monotonic()
 
-        response = ask(connected)
+        response = get_token(connected)
 
         assert time.monotonic() - began < MAX_SECONDS
-        assert spotify.heard() == row.heard
-    assert (response.status_code, slug(response)) == means.problem
-    check_retry_after(response, means)
+        assert endpoint.call_count() == row.call_count
+    assert (response.status_code, slug(response)) == effect.problem
+    check_retry_after(response, effect)
     [attempt] = attempts(app)
-    assert (attempt.outcome, attempt.effective, attempt.generation) == (means.outcome, None, 0)
-    check_breakers(open_breakers(app), means)
-    check_grant(grant(app), before, attempt, means)
-    assert kept(app) == refresh_token
-    assert connected.get("/api/spotify").json["status"] == means.status
+    assert (attempt.outcome, attempt.effective, attempt.generation) == (effect.outcome, None, 0)
+    check_breakers(open_breakers(app), effect)
+    check_grant(grant(app), before, attempt, effect)
+    assert stored_token(app) == refresh_token
+    assert connected.get("/api/spotify").json["status"] == effect.status
 
-    check_recovery(connected, app, sandbox, means)
+    check_recovery(connected, app, sandbox, effect)
 
 
-def check_retry_after(response: TestResponse, means: Meaning) -> None:
-    told = response.headers.get("Retry-After")
-    if means.retry_after is None:
-        assert told is None
+def check_retry_after(response: TestResponse, effect: Effect) -> None:
+    retry_after = response.headers.get("Retry-After")
+    if effect.retry_after is None:
+        assert retry_after is None
     else:
-        least, most = means.retry_after
-        assert told is not None
-        assert least <= int(told) <= most
+        least, most = effect.retry_after
+        assert retry_after is not None
+        assert least <= int(retry_after) <= most
 
 
-def check_breakers(opened: list[Breaker], means: Meaning) -> None:
-    assert [breaker.name for breaker in opened] == ([means.reason] if means.reason else [])
-    assert [breaker.probe_at - breaker.opened_at for breaker in opened] == ([means.hold] if opened else [])
+def check_breakers(opened: list[Breaker], effect: Effect) -> None:
+    assert [breaker.name for breaker in opened] == ([effect.reason] if effect.reason else [])
+    assert [breaker.probe_at - breaker.opened_at for breaker in opened] == (
+        [effect.open_for] if opened else []
+    )
 
 
-def check_grant(after: AccessToken, before: AccessToken, attempt: TokenRefresh, means: Meaning) -> None:
+def check_grant(after: AccessToken, before: AccessToken, attempt: TokenRefresh, effect: Effect) -> None:
     assert (after.attempt_id, after.lease_until) == (None, None)
-    assert after.state == means.state
+    assert after.state == effect.state
     assert attempt.finished_at is not None
     assert after.due_at is not None
-    if means.pause is None:
-        # The failure does not seem to be the grant's own: it waits for the breaker, and comes last.
+    if effect.backoff is None:
+        # Only the breaker delays this grant, which is refreshed after the others.
         assert (after.not_before, after.failures) == (None, 1)
     else:
         assert after.not_before == after.due_at
-        assert means.pause[0] <= after.due_at - attempt.finished_at <= means.pause[1]
+        assert effect.backoff[0] <= after.due_at - attempt.finished_at <= effect.backoff[1]
         assert after.failures == 1
     written = ("attempt_id", "lease_until", "state", "failures", "not_before", "due_at", "updated_at")
     assert columns(after, without=written) == columns(before, without=written)
 
 
-def check_recovery(client: FlaskClient, app: Flask, sandbox: SandboxClient, means: Meaning) -> None:
-    """After the fault and the wait are over, everything works as before."""
+def check_recovery(client: FlaskClient, app: Flask, sandbox: SandboxClient, effect: Effect) -> None:
+    """Check that everything works after the fault and the wait."""
     sandbox.clear_faults()
-    waits = means.hold or (means.pause or (SECOND,))[-1]
+    waits = effect.open_for or (effect.backoff or (SECOND,))[-1]
     advance_time(app, sandbox, waits.total_seconds() + 1)
 
-    response = ask(client)
+    response = get_token(client)
 
     assert response.status_code == 200, response.text
     assert client.get("/api/spotify").json["status"] == "connected"
     after = grant(app)
     assert (after.state, after.generation, after.failures) == (GrantState.ACTIVE, 1, 0)
     assert (after.not_before, after.attempt_id, after.lease_until) == (None, None, None)
-    assert [attempt.outcome for attempt in attempts(app)] == [means.outcome, Outcome.REFRESHED]
+    assert [attempt.outcome for attempt in attempts(app)] == [effect.outcome, Outcome.REFRESHED]
     assert open_breakers(app) == []
 
 
@@ -661,7 +667,7 @@ def test_table_has_each_response_once() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE) >= 30
 
 
-ONE_OF_EACH = [
+EXAMPLES = [
     row.parameter
     for row in TABLE
     if row.name
@@ -672,45 +678,45 @@ ONE_OF_EACH = [
         "429 without Retry-After",
         "502 in Google's HTML",
         "200 with wrong types",
-        "closed without a word",
-        "a certificate of nobody's",
-        "nobody there",
+        "closed without a response",
+        "untrusted certificate",
+        "connection refused",
     )
 ]
 
 
 @on_sqlite
-@pytest.mark.parametrize("row", ONE_OF_EACH)
+@pytest.mark.parametrize("row", EXAMPLES)
 def test_valid_token_is_returned_whatever_spotify_responds(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, row: Row
 ) -> None:
-    given = ask(connected).json["access_token"]
-    run_out(app, left=9)
+    token = get_token(connected).json["access_token"]
+    expire_tokens(app, left=9)
     with ExitStack() as stack:
-        stack.enter_context(asking(app, row.spotify(stack, sandbox)))
-        before = ask(connected)
-        eventually(lambda: [attempt.outcome for attempt in attempts(app)][:1] == [row.means.outcome])
-        eventually(lambda: bool(open_breakers(app)) == (row.means.reason is not None))
+        stack.enter_context(using_endpoint(app, row.start(stack, sandbox)))
+        before = get_token(connected)
+        eventually(lambda: [attempt.outcome for attempt in attempts(app)][:1] == [row.effect.outcome])
+        eventually(lambda: bool(open_breakers(app)) == (row.effect.reason is not None))
 
-        after = ask(connected)
+        after = get_token(connected)
 
     for response in (before, after):
         assert response.status_code == 200, response.text
-        assert response.json["access_token"] == given
+        assert response.json["access_token"] == token
         assert 0 < response.json["expires_in"] < 10
-    assert grant(app).state == row.means.state
+    assert grant(app).state == row.effect.state
 
 
-# --- responses with a token ------------------------------------------------------------------------
+# --- responses with a token ---
 
 
 @dataclass(frozen=True)
-class Given:
-    """A usable response: how it differs from `TOKEN`, and its effect."""
+class Success:
+    """A response with a token: how it differs from `TOKEN`, and its effect."""
 
     name: str
     changed: dict[str, object]
-    life: int = 3600
+    lifetime: int = 3600
     """In seconds."""
     refresh_token: str | None = None
     """The refresh token that is stored, or None for the one that was presented."""
@@ -719,98 +725,99 @@ class Given:
     type: str = "application/json"
 
 
-GIVEN = [
-    Given("without a refresh token", {}),
-    Given("with refresh_token null", {"refresh_token": None}),
-    Given("with another refresh token", {"refresh_token": REFRESH_TOKEN}, refresh_token=REFRESH_TOKEN),
-    Given("with the same scopes", {"scope": "user-top-read streaming"}, scope="user-top-read streaming"),
-    Given("with fewer scopes", {"scope": "streaming"}, scope="streaming"),
-    Given("with scope null", {"scope": None}),
-    Given(
+SUCCESSES = [
+    Success("without a refresh token", {}),
+    Success("with refresh_token null", {"refresh_token": None}),
+    Success("with another refresh token", {"refresh_token": REFRESH_TOKEN}, refresh_token=REFRESH_TOKEN),
+    Success("with the same scopes", {"scope": "user-top-read streaming"}, scope="user-top-read streaming"),
+    Success("with fewer scopes", {"scope": "streaming"}, scope="streaming"),
+    Success("with scope null", {"scope": None}),
+    Success(
         "with all at once",
         {"refresh_token": REFRESH_TOKEN, "scope": "streaming", "expires_in": 1800},
-        life=1800,
+        lifetime=1800,
         refresh_token=REFRESH_TOKEN,
         scope="streaming",
     ),
-    Given("for a fraction of a second more", {"expires_in": 3600.9}),
-    Given("for 3600.0 s", {"expires_in": 3600.0}),
-    Given("for 60 s", {"expires_in": 60}, life=60),
-    Given("for a year, of which a day is believed", {"expires_in": 31_536_000}, life=86_400),
-    Given("for 10**300 s, of which a day is believed", {"expires_in": 10**300}, life=86_400),
-    Given("for 1e300 s, of which a day is believed", {"expires_in": 1e300}, life=86_400),
-    Given("with token_type in lower case", {"token_type": "bearer"}),
-    Given("with members unheard of", {"id_token": 5, "refresh_token_expires_in": 15_552_000}),
-    Given("with an empty refresh token", {"refresh_token": ""}),
-    Given("with a refresh token that is a number", {"refresh_token": 5}),
-    Given("with a scope in a list", {"scope": ["streaming"]}),
-    Given("with an empty scope", {"scope": " "}),
-    Given("with another type of token", {"token_type": "mac"}),
-    Given(
+    Success("for a fraction of a second more", {"expires_in": 3600.9}),
+    Success("for 3600.0 s", {"expires_in": 3600.0}),
+    Success("for 60 s", {"expires_in": 60}, lifetime=60),
+    Success("for a year, limited to a day", {"expires_in": 31_536_000}, lifetime=86_400),
+    Success("for 10**300 s, limited to a day", {"expires_in": 10**300}, lifetime=86_400),
+    Success("for 1e300 s, limited to a day", {"expires_in": 1e300}, lifetime=86_400),
+    Success("with token_type in lower case", {"token_type": "bearer"}),
+    Success("with unknown members", {"id_token": 5, "refresh_token_expires_in": 15_552_000}),
+    Success("with an empty refresh token", {"refresh_token": ""}),
+    Success("with a refresh token that is a number", {"refresh_token": 5}),
+    Success("with a scope in a list", {"scope": ["streaming"]}),
+    Success("with an empty scope", {"scope": " "}),
+    Success("with another type of token", {"token_type": "mac"}),
+    Success(
         "with token_type null",
         {"token_type": None, "refresh_token": REFRESH_TOKEN},
         refresh_token=REFRESH_TOKEN,
     ),
-    Given(
+    Success(
         "for '1800' s",
         {"expires_in": "1800", "refresh_token": REFRESH_TOKEN},
-        life=1800,
+        lifetime=1800,
         refresh_token=REFRESH_TOKEN,
     ),
-    Given("for '1800.5' s", {"expires_in": " 1800.5 "}, life=1800),
-    Given("for 0 s", {"expires_in": 0}),
-    Given("for -3600 s", {"expires_in": -3600, "refresh_token": REFRESH_TOKEN}, refresh_token=REFRESH_TOKEN),
-    Given("for infinity", {"expires_in": float("inf")}),
-    Given("for NaN", {"expires_in": float("nan")}),
-    Given("for true", {"expires_in": True}),
-    Given(
+    Success("for '1800.5' s", {"expires_in": " 1800.5 "}, lifetime=1800),
+    Success("for 0 s", {"expires_in": 0}),
+    Success(
+        "for -3600 s", {"expires_in": -3600, "refresh_token": REFRESH_TOKEN}, refresh_token=REFRESH_TOKEN
+    ),
+    Success("for infinity", {"expires_in": float("inf")}),
+    Success("for NaN", {"expires_in": float("nan")}),
+    Success("for true", {"expires_in": True}),
+    Success(
         "for an unknown time",
         {"expires_in": None, "refresh_token": REFRESH_TOKEN},
         refresh_token=REFRESH_TOKEN,
     ),
-    Given("as text", {}, type="text/plain"),
+    Success("as text", {}, type="text/plain"),
 ]
 
 
 @on_sqlite
-@pytest.mark.parametrize("given", GIVEN, ids=lambda given: given.name.replace(" ", "-"))
+@pytest.mark.parametrize("success", SUCCESSES, ids=lambda success: success.name.replace(" ", "-"))
 def test_usable_response_is_accepted(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient, given: Given
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, success: Success
 ) -> None:
-    # Two earlier failures, which must leave no trace.
-    run_out(app, failures=2)
-    before, presented = grant(app), kept(app)
-    good = message(200, {**TOKEN, **given.changed}, Content_Type=given.type)
+    expire_tokens(app, failures=2)
+    before, presented = grant(app), stored_token(app)
+    raw = http_response(200, {**TOKEN, **success.changed}, Content_Type=success.type)
     with (
-        running(Host(lambda _, connection: connection.sendall(good))) as host,
-        asking(app, host.spotify),
+        running(FakeServer(lambda _, connection: connection.sendall(raw))) as server,
+        using_endpoint(app, server.endpoint),
     ):
-        response = ask(connected)
+        response = get_token(connected)
         after, [attempt] = grant(app), attempts(app)
-        run_out(app)
-        assert ask(connected).status_code == 200
+        expire_tokens(app)
+        assert get_token(connected).status_code == 200
 
-    refresh_token = given.refresh_token or presented
+    refresh_token = success.refresh_token or presented
     assert response.status_code == 200, response.text
     assert response.json["access_token"] == ACCESS_TOKEN
-    assert given.life - 5 < response.json["expires_in"] <= given.life
+    assert success.lifetime - 5 < response.json["expires_in"] <= success.lifetime
     assert (after.state, after.generation, after.failures) == (GrantState.ACTIVE, 1, 0)
     assert (after.not_before, after.attempt_id, after.lease_until) == (None, None, None)
-    assert after.expires_at - attempt.started_at == given.life * SECOND
+    assert after.expires_at - attempt.started_at == success.lifetime * SECOND
     assert after.refreshed_at == attempt.started_at
     assert after.due_at is not None
     assert attempt.started_at < after.due_at < after.expires_at
     assert after.authorized_at == before.authorized_at
-    assert after.scope == (before.scope if given.scope is None else given.scope) == response.json["scope"]
+    assert after.scope == (before.scope if success.scope is None else success.scope) == response.json["scope"]
     assert (attempt.outcome, attempt.effective, attempt.generation) == (Outcome.REFRESHED, 1, 0)
     assert open_breakers(app) == []
-    assert kept(app) == refresh_token
-    assert kept(app, "access_token") == ACCESS_TOKEN
-    assert [form["refresh_token"] for form in host.forms] == [[presented], [refresh_token]]
+    assert stored_token(app) == refresh_token
+    assert stored_token(app, "access_token") == ACCESS_TOKEN
+    assert [form["refresh_token"] for form in server.forms] == [[presented], [refresh_token]]
     assert connected.get("/api/spotify").json["status"] == "connected"
 
 
-# --- other hosts -------------------------------------------------------------------------------------
+# --- other hosts ---
 
 
 @on_sqlite
@@ -818,20 +825,20 @@ def test_usable_response_is_accepted(
 def test_redirect_sends_nothing_to_another_host(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, status: int
 ) -> None:
-    run_out(app)
+    expire_tokens(app)
     with ExitStack() as stack:
-        elsewhere = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        elsewhere.setblocking(False)
-        location = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/api/token"
-        spotify = answers(status, Location=location)(stack, sandbox)
-        stack.enter_context(asking(app, spotify))
+        other_host = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        other_host.setblocking(False)
+        location = f"http://127.0.0.1:{other_host.getsockname()[1]}/api/token"
+        endpoint = responds(status, Location=location)(stack, sandbox)
+        stack.enter_context(using_endpoint(app, endpoint))
 
-        response = ask(connected)
+        response = get_token(connected)
 
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
-        assert spotify.heard() == 1
+        assert endpoint.call_count() == 1
         with pytest.raises(BlockingIOError):  # there was no connection
-            elsewhere.accept()
+            other_host.accept()
 
 
 @on_sqlite
@@ -847,51 +854,53 @@ def test_redirect_sends_nothing_to_another_host(
 def test_huge_body_is_not_read_to_its_end(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, head: str
 ) -> None:
-    run_out(app)
+    expire_tokens(app)
     start = f"{head}\r\nContent-Length: {64 * MIB}\r\n\r\n".encode()
     with (
-        running(Host(lambda host, connection: pour(host, connection, start, 64))) as host,
-        asking(app, host.spotify),
+        running(
+            FakeServer(lambda server, connection: send_large_body(server, connection, start, 64))
+        ) as server,
+        using_endpoint(app, server.endpoint),
     ):
-        response = ask(connected)
+        response = get_token(connected)
 
     assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
-    assert host.sent < 32 * MIB  # the kernel buffers more than the 1 MiB that is read
+    assert server.sent < 32 * MIB  # the kernel buffers more than the 1 MiB that is read
 
 
-# --- refusals, and the grant's age ---------------------------------------------------------
+# --- rejections, and the grant's age ---
 
 
 def test_revoked_grant_ends_in_steps_until_new_consent(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    run_out(app)
-    refresh_token = kept(app)
+    expire_tokens(app)
+    refresh_token = stored_token(app)
     sandbox.revoke("mira_t_42")
-    for step, pause in enumerate((15 * MINUTE, DAY), 1):
-        assert ask(connected).status_code == 409
+    for step, backoff in enumerate((15 * MINUTE, DAY), 1):
+        assert get_token(connected).status_code == 409
         suspect = grant(app)
         assert (suspect.state, suspect.failures, suspect.ended_at) == (GrantState.SUSPECT, step, None)
-        assert suspect.not_before == suspect.due_at == answered_at(app) + pause
+        assert suspect.not_before == suspect.due_at == last_finished_at(app) + backoff
         assert connected.get("/api/spotify").json["status"] == "suspect"
-        # Until just before then, there are no calls to Spotify.
-        advance_time(app, sandbox, pause.total_seconds() - 30)
-        assert ask(connected).status_code == 409
+        # Before the backoff is over, Spotify is not called.
+        advance_time(app, sandbox, backoff.total_seconds() - 30)
+        assert get_token(connected).status_code == 409
         assert refresh_count(sandbox) == step
         advance_time(app, sandbox, 31)
 
-    over = ask(connected)
+    response = get_token(connected)
 
-    assert (over.status_code, slug(over)) == (409, "spotify-reauthorization-required")
+    assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
     ended = grant(app)
     assert ended.state == GrantState.REAUTHORIZATION_REQUIRED
     assert (ended.due_at, ended.not_before) == (None, None)
-    assert ended.ended_at == answered_at(app)
-    assert kept(app) == refresh_token  # for another week
+    assert ended.ended_at == last_finished_at(app)
+    assert stored_token(app) == refresh_token  # for another week
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.INVALID_GRANT] * 3
     assert connected.get("/api/spotify").json["status"] == "reauthorization_required"
     advance_time(app, sandbox, 7200)
-    assert ask(connected).status_code == 409
+    assert get_token(connected).status_code == 409
     assert refresh_count(sandbox) == 3
 
     offers = [connected.get("/api/spotify/authorize").json for _ in range(2)]
@@ -901,35 +910,35 @@ def test_revoked_grant_ends_in_steps_until_new_consent(
     assert len({offer["authorize_url"] for offer in offers}) == 2
     back = send_callback(connected, sandbox.consent(offers[1]["authorize_url"], person="mira_t_42"))
     assert back.json["status"] == "connected", back.text
-    assert ask(connected).status_code == 200
+    assert get_token(connected).status_code == 200
     renewed = grant(app)
     assert (renewed.state, renewed.failures, renewed.ended_at) == (GrantState.ACTIVE, 0, None)
 
 
-@pytest.mark.parametrize("mistakes", [1, 2])
-def test_false_refusal_leaves_no_trace(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient, mistakes: int
+@pytest.mark.parametrize("rejections", [1, 2])
+def test_false_rejection_has_no_lasting_effect(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient, rejections: int
 ) -> None:
-    run_out(app)
+    expire_tokens(app)
     before = grant(app)
-    sandbox.fault(on="refresh", kind="false_invalid_grant", times=mistakes)
-    for pause in (15 * MINUTE, DAY)[:mistakes]:
-        assert ask(connected).status_code == 409
-        advance_time(app, sandbox, pause.total_seconds() + 1)
+    sandbox.fault(on="refresh", kind="false_invalid_grant", times=rejections)
+    for backoff in (15 * MINUTE, DAY)[:rejections]:
+        assert get_token(connected).status_code == 409
+        advance_time(app, sandbox, backoff.total_seconds() + 1)
 
-    assert ask(connected).status_code == 200
+    assert get_token(connected).status_code == 200
 
     refreshed = ("access_token", "refresh_token", "generation")
-    moments = ("expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at")
-    assert columns(grant(app), without=refreshed + moments) == columns(before, without=refreshed + moments)
+    times = ("expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at")
+    assert columns(grant(app), without=refreshed + times) == columns(before, without=refreshed + times)
     assert connected.get("/api/spotify").json["status"] == "connected"
-    # The next refusal counts as the first one.
-    run_out(app)
+    # The next rejection counts as the first one.
+    expire_tokens(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant")
-    assert ask(connected).status_code == 409
+    assert get_token(connected).status_code == 409
     suspect = grant(app)
     assert (suspect.state, suspect.failures) == (GrantState.SUSPECT, 1)
-    assert suspect.not_before == answered_at(app) + 15 * MINUTE
+    assert suspect.not_before == last_finished_at(app) + 15 * MINUTE
 
 
 @pytest.mark.parametrize(
@@ -940,51 +949,51 @@ def test_false_refusal_leaves_no_trace(
         (181, GrantState.REAUTHORIZATION_REQUIRED, Outcome.AGED),
     ],
 )
-def test_refusal_of_aged_grant_ends_it_immediately(
+def test_rejection_of_aged_grant_ends_it_immediately(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, days: int, state: GrantState, outcome: Outcome
 ) -> None:
-    run_out(app, authorized_at=datetime.now(UTC) - days * DAY - MINUTE)
+    expire_tokens(app, authorized_at=datetime.now(UTC) - days * DAY - MINUTE)
     sandbox.fault(on="refresh", kind="refresh_token_expired")
 
-    response = ask(connected)
+    response = get_token(connected)
 
     assert (response.status_code, slug(response)) == (409, "spotify-reauthorization-required")
     assert grant(app).state == state
     assert [attempt.outcome for attempt in attempts(app)] == [outcome]
-    over = state == GrantState.REAUTHORIZATION_REQUIRED
-    assert (grant(app).due_at is None, grant(app).ended_at is not None) == (over, over)
+    has_ended = state == GrantState.REAUTHORIZATION_REQUIRED
+    assert (grant(app).due_at is None, grant(app).ended_at is not None) == (has_ended, has_ended)
 
 
 def test_aged_grant_that_spotify_accepts_stays_active(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    run_out(app, authorized_at=datetime.now(UTC) - 190 * DAY)
+    expire_tokens(app, authorized_at=datetime.now(UTC) - 190 * DAY)
 
-    assert ask(connected).status_code == 200
+    assert get_token(connected).status_code == 200
     assert grant(app).state == GrantState.ACTIVE
 
 
-# --- misconfiguration and rate limits affect everybody ----------------------------------------------------
+# --- misconfiguration and rate limits affect all grants ---
 
 
 @pytest.fixture
-def three(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[FlaskClient]:
+def people(new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient) -> list[FlaskClient]:
     """Return the clients of three people whose access tokens have expired."""
     people = [new_client() for _ in range(3)]
     for client, person in zip(people, ("mira_t_42", "jonas.k", "aiko-87"), strict=True):
         connect(client, sandbox, person=person)
-    run_out(app)
+    expire_tokens(app)
     return people
 
 
 @pytest.mark.parametrize("kind", ["invalid_client", "invalid_client_secret", "unauthorized_client"])
 def test_misconfiguration_is_detected_by_one_call_and_marks_no_grant(
-    three: list[FlaskClient], app: Flask, sandbox: SandboxClient, kind: str
+    people: list[FlaskClient], app: Flask, sandbox: SandboxClient, kind: str
 ) -> None:
     before = grants(app)
     sandbox.fault(on="refresh", kind=kind, times=None)
 
-    responses = [ask(client) for client in three]
+    responses = [get_token(client) for client in people]
 
     assert [(response.status_code, slug(response)) for response in responses] == [
         (503, "spotify-misconfigured")
@@ -994,30 +1003,30 @@ def test_misconfiguration_is_detected_by_one_call_and_marks_no_grant(
     assert [attempt.outcome for attempt in attempts(app)] == [Outcome.MISCONFIGURED]
     after = grants(app)
     assert [columns(row) for row in after[1:]] == [columns(row) for row in before[1:]]
-    timing = ("due_at", "failures", "updated_at")  # it can be tried as soon as any other, but last
+    timing = ("due_at", "failures", "updated_at")  # it is refreshed after the others, without a backoff
     assert columns(after[0], without=timing) == columns(before[0], without=timing)
-    assert [client.get("/api/spotify").json["status"] for client in three] == ["connected"] * 3
+    assert [client.get("/api/spotify").json["status"] for client in people] == ["connected"] * 3
 
     sandbox.clear_faults()
     advance_time(app, sandbox, 50)
-    assert [ask(client).status_code for client in three] == [503] * 3
+    assert [get_token(client).status_code for client in people] == [503] * 3
     assert refresh_count(sandbox) == 1
     advance_time(app, sandbox, 11)
-    assert [ask(client).status_code for client in three] == [200] * 3
+    assert [get_token(client).status_code for client in people] == [200] * 3
     assert refresh_count(sandbox) == 4
     assert open_breakers(app) == []
 
 
 def test_retry_after_applies_to_other_people_too(
-    three: list[FlaskClient], app: Flask, sandbox: SandboxClient
+    people: list[FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="rate_limited", retry_after=120)
-    first, other, third = three
-    assert ask(first).headers["Retry-After"] == "120"
-    untouched = columns(grants(app)[1])
+    first, other, third = people
+    assert get_token(first).headers["Retry-After"] == "120"
+    others_before = columns(grants(app)[1])
 
     for left in (120, 60, 5):
-        response = ask(other)
+        response = get_token(other)
         assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
         assert 0 < int(response.headers["Retry-After"]) <= left
         advance_time(app, sandbox, {120: 60, 60: 55, 5: 6}[left])
@@ -1025,25 +1034,25 @@ def test_retry_after_applies_to_other_people_too(
     assert len(attempts(app)) == 1
     times = {"expires_at", "authorized_at", "due_at", "refreshed_at", "created_at", "updated_at"}
     now = columns(grants(app)[1])
-    assert {name for name in now if now[name] != untouched[name]} <= times
+    assert {name for name in now if now[name] != others_before[name]} <= times
 
-    assert [ask(client).status_code for client in (other, third, first)] == [200] * 3
+    assert [get_token(client).status_code for client in (other, third, first)] == [200] * 3
     assert refresh_count(sandbox) == 4
     assert open_breakers(app) == []
 
 
 def test_success_of_earlier_attempt_does_not_end_retry_after(
-    three: list[FlaskClient], app: Flask, sandbox: SandboxClient
+    people: list[FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
-    first, second, third = three
+    first, second, third = people
     sandbox.fault(on="refresh", kind="park")
     with ThreadPoolExecutor(1) as pool:
-        early = pool.submit(ask, another_tab(first))
+        early = pool.submit(get_token, another_tab(first))
         sandbox.wait_for_held(1)
         sandbox.fault(on="refresh", kind="rate_limited", retry_after=3600)
-        assert ask(second).headers["Retry-After"] == "3600"
+        assert get_token(second).headers["Retry-After"] == "3600"
         sandbox.release()
         assert early.result().status_code == 200
 
-    assert ask(third).status_code == 503
+    assert get_token(third).status_code == 503
     assert refresh_count(sandbox) == 2
