@@ -11,7 +11,7 @@ import requests
 from benchmarks.processes import Target, Tree, tree_of
 from tests.conftest import ANY_PORT_REDIRECT_URI, SETTINGS
 from tests.helpers.flows import PASSWORD
-from tests.helpers.sandbox_client import SandboxClient, answer_of, running_sandbox
+from tests.helpers.sandbox_client import SandboxClient, callback_query, running_sandbox
 from tests.helpers.servers import ROOT, Server, migrate, running_mariadb, running_redis, running_server
 
 CLIENT_TIMEOUT = 30.0
@@ -61,7 +61,7 @@ class Deployment:
                 http.post(url, json=account, timeout=CLIENT_TIMEOUT).raise_for_status()
             authorize = f"{self.server.url}/api/spotify/authorize"
             url = http.get(authorize, timeout=CLIENT_TIMEOUT).json()["authorize_url"]
-            query = answer_of(self.sandbox.consent(url, person=person))
+            query = callback_query(self.sandbox.consent(url, person=person))
             http.get(authorize, params=query, timeout=CLIENT_TIMEOUT).raise_for_status()
             return f"backline_session={http.cookies['backline_session']}"
 
