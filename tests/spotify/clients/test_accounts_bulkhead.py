@@ -137,8 +137,7 @@ def test_refreshes_and_exchanges_are_timed(
     assert bulkhead._slow_until > 0
 
     bulkhead._slow_until = 0.0
-    with app.app_context(), writing() as db:
-        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    expire_tokens(app)
     assert client.get("/api/spotify/token").status_code == 200
     assert bulkhead._slow_until > 0
 
@@ -218,13 +217,32 @@ def check_rejected(responses: list[requests.Response]) -> None:
         assert response.json()["type"] == "/problems/spotify-unavailable"
 
 
+def expire_tokens(app: Flask) -> None:
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+
+
+@ONE_DATABASE
+def test_fast_service_gives_every_caller_a_token_over_gunicorn(
+    server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox)
+    expire_tokens(app)
+    sandbox.settings(latency_ms={"token": 1000, "api": 0})
+    with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
+        eventually(lambda: len(sandbox.calls(path="/api/token")) == 2)  # the first was the exchange
+        check_sessions_are_answered(caller, api)
+        assert [one.result().status_code for one in asked] == [200] * 20
+    assert len(sandbox.calls(path="/api/token")) == 2
+
+
 @ONE_DATABASE
 def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
     server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
 ) -> None:
     connect(client, sandbox)
-    with app.app_context(), writing() as db:
-        db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    expire_tokens(app)
     sandbox.fault(on="refresh", kind="park", times=None)
     with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
         try:
