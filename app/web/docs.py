@@ -1,10 +1,13 @@
 """The OpenAPI document, and a page on which to read it and try the API."""
 
+import hashlib
+import threading
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import flask_swagger_ui
-from flask import Blueprint, Flask, Response, jsonify, render_template, send_from_directory
+from flask import Blueprint, Flask, Response, render_template, request, send_from_directory
 
 from app.web import openapi
 from app.web.access import public
@@ -36,14 +39,26 @@ _PAGE_POLICY = (
 def init_app(app: Flask, api: Api, config: Config) -> None:
     """Add the document and the page."""
     blueprint = Blueprint("docs", __name__)
+    building = threading.Lock()
+
+    @cache
+    def body() -> bytes:
+        generated = deepcopy(api.spec.to_dict())
+        completed = openapi.complete(generated, app, cookie_name=config.session_cookie_name)
+        return app.json.dumps(completed, separators=(",", ":")).encode()
+
+    @cache
+    def etag() -> str:
+        return hashlib.sha256(body()).hexdigest()[:32]
 
     @blueprint.get("/api/openapi.json")
     @public
     def document() -> Response:
-        response = jsonify(
-            openapi.complete(deepcopy(api.spec.to_dict()), app, cookie_name=config.session_cookie_name)
-        )
+        with building:  # the first request builds it, and the others wait
+            response = Response(body(), content_type="application/json")
+            response.set_etag(etag())
         response.headers["Cache-Control"] = "no-cache"
+        response.make_conditional(request)
         return response
 
     @blueprint.get("/api/docs")
