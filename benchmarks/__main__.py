@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import results, routes
+from benchmarks import flame, results, routes
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
 
-PARTS: dict[str, Callable[[Options], Section]] = {"routes": routes.run}
+PARTS: dict[str, Callable[[Options], Section]] = {"routes": routes.run, "flame": flame.run}
 QUICK = ("routes",)
 
 
