@@ -3,30 +3,29 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import event
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
 
-from app.infra import mysql
+from app.infra import mysql, sqlite
+from app.infra.mysql import StaleConnectionError
 from app.infra.mysql_pool import error_code
 from config import Config
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 log = logging.getLogger(__name__)
 
 # Keep retrying a conflicting transaction for up to this long.
@@ -123,26 +122,43 @@ def init_app(app: Flask, config: Config) -> None:
     """Bind the engine to the application. Opens no connection."""
     is_sqlite = config.database_url.startswith("sqlite")
     app.config["SQLALCHEMY_DATABASE_URI"] = config.database_url
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _SQLITE_OPTIONS if is_sqlite else mysql.engine_options(config)
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = (
+        sqlite.engine_options() if is_sqlite else mysql.engine_options(config)
+    )
     db.init_app(app)
     migrate.init_app(app, db, compare_type=True, render_as_batch=is_sqlite)
     with app.app_context():
         engine = db.engine
-    if is_sqlite:
-        event.listen(engine, "do_connect", _sqlite_directory)
-        event.listen(engine, "connect", _sqlite_connect)
-        event.listen(engine, "begin", _sqlite_begin)
-    else:
-        mysql.guard(engine)
+    (sqlite if is_sqlite else mysql).guard(engine)
+
+
+def read(statement: sa.Select[*Ts]) -> Sequence[sa.Row[*Ts]]:
+    """Read rows with one statement, in one round trip: for hot paths. It sees what is committed now.
+
+    Select columns, not entities. If a pooled connection turns out to be broken, or does not respond within a
+    second, the statement is executed again on a new one.
+
+    Raises:
+        OperationalError: The database is unavailable.
+    """
+    engine = db.engine.execution_options(is_single_read=True)
+    try:
+        with engine.connect() as connection:
+            return connection.execute(statement).all()
+    except StaleConnectionError:
+        with mysql.new_connection(), engine.connect() as connection:
+            return connection.execute(statement).all()
 
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """Open a short transaction that only reads, and sees what is committed now.
+    """Open a session that only reads, and sees what is committed now. For entities, or several statements.
 
-    It is never the caller's own transaction, which may have begun before the caller got a lock.
+    It is never the caller's own transaction, which may have begun before the caller got a lock. On MySQL,
+    each statement sees what is committed by then, whether in a transaction or not. So this opens none.
     """
-    with Session(db.engine, expire_on_commit=False) as session, session.begin():
+    engine = db.engine.execution_options(reads=True)
+    with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
@@ -163,16 +179,16 @@ def db_now(db: Session) -> datetime:
 
 
 def read_db_now() -> datetime:
-    """Return the time of the database's clock, in a separate transaction."""
-    with reading() as session:
-        return db_now(session)
+    """Return the time of the database's clock, outside any transaction."""
+    [[now]] = read(sa.select(database_now()))
+    return now
 
 
 def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
     """Run `work` in a transaction, and again from its start after a conflict with another one.
 
     After a duplicate key, `work` can find the row that it could not see before. After a deadlock, everything
-    was rolled back.
+    was rolled back. A connection that broke before the first statement had a result has changed nothing.
 
     Raises:
         IntegrityError: The last attempt violated a constraint.
@@ -187,7 +203,8 @@ def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
             if not retries_left:
                 raise
         except OperationalError as error:
-            if not retries_left or not _is_deadlock(error) or time.monotonic() > until:
+            may_retry = _is_deadlock(error) or isinstance(error, StaleConnectionError)
+            if not retries_left or not may_retry or time.monotonic() > until:
                 raise
         time.sleep(random.uniform(0.01, 0.05))  # otherwise, the same two would conflict again
     raise AssertionError("unreachable")
@@ -227,25 +244,3 @@ def _is_deadlock(error: OperationalError) -> bool:
     After 1205, MySQL rolls back one statement only. Leaving the `writing()` block rolled back the rest.
     """
     return error_code(error.orig) in (1213, 1205)
-
-
-_SQLITE_OPTIONS: dict[str, Any] = {"connect_args": {"timeout": 5}, "hide_parameters": True}
-
-
-def _sqlite_directory(_dialect: object, _record: object, arguments: list[Any], _named: object) -> None:
-    # A fresh checkout has no `instance/` yet. If it cannot be created, the driver reports that more clearly.
-    with suppress(OSError):
-        Path(arguments[0]).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _sqlite_connect(connection: Any, _record: object) -> None:
-    # The driver begins transactions with a read lock that cannot always be upgraded, so `_sqlite_begin` does
-    # it instead. With WAL, a writer does not block readers.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,15 +1,18 @@
 """MySQL and MariaDB: how connections are opened, checked before use, and replaced."""
 
-import select
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from app.infra import sockets
+from app.infra.mysql_connection import MySqlConnection
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, SharingPool, error_code
 from app.infra.staleness import PAUSE_SECONDS, Staleness
 from app.resilience.connect_guard import ConnectGuard
@@ -17,6 +20,8 @@ from config import Config
 
 # A pooled connection that does not respond within this is replaced.
 PING_SECONDS = 1.0
+# How often a connection in use is checked: does it respond, and lead to a server that accepts writes?
+CHECK_SECONDS = 1.0
 # How long a caller waits for another's attempt to connect while the database is down.
 DOWN_SECONDS = 0.2
 CONNECT_SECONDS = 2
@@ -25,6 +30,16 @@ WAIT_SECONDS = 5.0
 # Conflicts with another transaction. They say nothing about the server.
 CONFLICTS = (1205, 1213, 1020, 3572)
 NO_SUCH_TABLE = 1146
+# Under REPEATABLE READ, MySQL's default, selecting a missing row for update locks the gap where it would be,
+# so two transactions that check before they insert deadlock. This level needs row-based or mixed binary logs,
+# which are the default.
+_ISOLATION = b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
+_needs_new_connection = ContextVar("needs_new_connection", default=False)
+
+
+class StaleConnectionError(OperationalError):
+    """A pooled connection was unusable, as its first statement showed. That statement had no effect."""
 
 
 def engine_options(config: Config) -> dict[str, Any]:
@@ -39,10 +54,6 @@ def engine_options(config: Config) -> dict[str, Any]:
             "write_timeout": 4,
             "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
         },
-        # Under REPEATABLE READ, MySQL's default, selecting a missing row for update locks the gap where it
-        # would be, so two transactions that check before they insert deadlock. This level needs row-based
-        # or mixed binary logs, which are the default.
-        "isolation_level": "READ COMMITTED",
         "poolclass": SharingPool,
         "pool_pre_ping": True,
         "pool_use_lifo": True,  # surplus connections become idle, and are closed
@@ -58,9 +69,19 @@ def guard(engine: sa.Engine) -> None:
     """Open connections through a `ConnectGuard`, check them before use, and watch for errors."""
     events = _Events()
     event.listen(engine, "do_connect", events.connect)
-    event.listen(engine, "checkin", _record_use)
+    event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", events.handle_error, retval=True)
-    engine.dialect.do_ping = events.ping  # type: ignore[assignment]
+    engine.dialect.do_ping = events.check  # type: ignore[assignment]
+
+
+@contextmanager
+def new_connection() -> Iterator[None]:
+    """Let the block open a new connection instead of using one of the pool."""
+    token = _needs_new_connection.set(True)
+    try:
+        yield
+    finally:
+        _needs_new_connection.reset(token)
 
 
 class _Events:
@@ -79,9 +100,7 @@ class _Events:
             OperationalError: The attempt failed, or another thread is still trying.
         """
         busy_error = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
-        connection = self._connect_guard.connect(lambda: _open(dialect, arguments, named), busy_error)
-        connection.connected_at = connection.used_at = time.monotonic()
-        return connection
+        return self._connect_guard.connect(lambda: _open(dialect, arguments, named), busy_error)
 
     def handle_error(self, context: ExceptionContext) -> sa.exc.DBAPIError | None:
         """Distrust all older connections after an error that may mean that another server has taken over.
@@ -90,40 +109,71 @@ class _Events:
         """
         error = context.original_exception
         if context.is_disconnect:
-            self._connect_guard.report_failure()
-            self._staleness.report_failure()
+            self._report_broken()
         elif _means_wrong_server(context.dialect, error):
             context.is_disconnect = True
             self._staleness.report_failure()
         context.invalidate_pool_on_disconnect = False
-        if error_code(error) == NO_SUCH_TABLE:  # the wrong server, not a wrong statement
-            return OperationalError(context.statement, None, error, hide_parameters=True)
-        return None
+        if _is_stale(context):
+            kind: type[OperationalError] = StaleConnectionError
+        elif error_code(error) == NO_SUCH_TABLE:  # the wrong server, not a wrong statement
+            kind = OperationalError
+        else:
+            return None
+        return kind(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
 
-    def ping(self, connection: Any) -> bool:
-        """Check a pooled connection before use.
+    def check(self, connection: MySqlConnection) -> bool:
+        """Check a pooled connection before use. Most of the time, this takes no round trip.
 
         Raises:
             DisconnectionError: It is stale, broken, or leads to a replica. SQLAlchemy then replaces it.
         """
+        if _needs_new_connection.get():
+            raise DisconnectionError("the connection comes from the pool")
         if self._staleness.is_stale(connection.connected_at, connection.used_at):
             raise DisconnectionError("the connection is stale")
+        if connection.is_readable():
+            self._report_broken()
+            raise DisconnectionError("the server has closed the connection")
+        if time.monotonic() - connection.checked_at > CHECK_SECONDS:
+            self._ping(connection)
+            connection.checked_at = time.monotonic()
+        connection.is_proven = False
+        return True
+
+    def _ping(self, connection: MySqlConnection) -> None:
         try:
-            is_primary = _ping(connection)
+            is_primary = connection.is_primary(PING_SECONDS)
         except connection.Error as error:
             # After an error of the driver, SQLAlchemy would replace the pool by the system clock.
-            self._connect_guard.report_failure()
-            self._staleness.report_failure()
+            self._report_broken()
             raise DisconnectionError("the connection does not respond") from error
         if not is_primary and time.monotonic() - connection.connected_at > PAUSE_SECONDS:
             self._staleness.report_failure()
             raise DisconnectionError("the server has become a replica")
-        return True
+
+    def _report_broken(self) -> None:
+        self._connect_guard.report_failure()
+        self._staleness.report_failure()
 
 
-def _record_use(connection: Any, _record: object) -> None:
-    if connection is not None:
-        connection.used_at = time.monotonic()
+def _begin(connection: Connection) -> None:
+    """Begin a transaction, unless the statements only read (`database.read`, `database.reading`)."""
+    driver: Any = connection.connection.dbapi_connection
+    options = connection.get_execution_options()
+    if options.get("is_single_read"):
+        driver.reply_seconds = None if driver.is_proven else PING_SECONDS
+    elif not options.get("reads"):
+        driver.begin()
+
+
+def _is_stale(context: ExceptionContext) -> bool:
+    """Return whether the first statement on a pooled connection showed that the connection is unusable."""
+    connection, error = context.connection, context.original_exception
+    if connection is None or connection.closed or connection.invalidated:
+        return False
+    driver: Any = connection.connection.dbapi_connection
+    return context.is_disconnect and isinstance(error, driver.Error) and not driver.is_proven
 
 
 def _open(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -141,7 +191,9 @@ def _open(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]
             ) from error
         # The driver's timeout is for each address.
         named["connect_timeout"] = max(1, CONNECT_SECONDS // len(addresses))
-    return dialect.connect(*arguments, **named)
+    connection = MySqlConnection(*arguments, **named)
+    connection.query(_ISOLATION)
+    return connection
 
 
 def _is_reply(error: Exception) -> bool:
@@ -160,21 +212,3 @@ def _means_wrong_server(dialect: sa.Dialect, error: BaseException) -> bool:
     if isinstance(error, driver.OperationalError | driver.InternalError | driver.InterfaceError):
         return code not in CONFLICTS and code not in TOO_MANY_CONNECTIONS
     return code == NO_SUCH_TABLE
-
-
-def _ping(connection: Any) -> bool:
-    """Check that a connection responds in time. Returns whether its server accepts writes.
-
-    The driver's own ping would wait for `read_timeout`.
-
-    Raises:
-        Exception: The driver's OperationalError, if the connection is broken or does not respond.
-    """
-    connection.send_query(b"SELECT @@GLOBAL.read_only")
-    reply = select.poll()
-    reply.register(connection.fileno(), select.POLLIN)
-    if not reply.poll(PING_SECONDS * 1000):
-        raise connection.OperationalError(2013, "no reply to a ping")
-    connection.read_query_result()
-    [[read_only]] = connection.store_result().fetch_row()
-    return read_only in (0, b"0", "0", b"OFF", "OFF")

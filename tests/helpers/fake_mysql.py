@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 # PROTOCOL_41, PLUGIN_AUTH, SECURE_CONNECTION, CONNECT_WITH_DB, TRANSACTIONS
 CAPABILITIES = 0x0008_A208
-UTF8MB4, AUTOCOMMIT = 45, 2
+UTF8MB4, AUTOCOMMIT, MORE_RESULTS = 45, 2, 8
 OK = b"\x00\x00\x00" + struct.pack("<HH", AUTOCOMMIT, 0)
+OK_AND_MORE = b"\x00\x00\x00" + struct.pack("<HH", AUTOCOMMIT | MORE_RESULTS, 0)
 
 
 class RefusingMySql(socketserver.ThreadingTCPServer):
@@ -40,6 +41,9 @@ class _Session(socketserver.StreamRequestHandler):
         self._send(OK)
         while (command := self._receive()) and command[:1] != b"\x01":  # COM_QUIT
             statement = command[1:].upper()
+            if statement.startswith(b"BEGIN;"):
+                self._send(OK_AND_MORE)
+                statement = statement.removeprefix(b"BEGIN;")
             if b"READ_ONLY" in statement:
                 self._send_zero()
             elif statement.startswith((b"SET", b"ROLLBACK", b"BEGIN", b"COMMIT")):

@@ -40,6 +40,7 @@ class _Connection:
         self.closed = threading.Event()
         self.swallows = False  # it lost bytes, so it can never be used again
         self.drops_reply = False
+        self.last_direction: Direction = "down"
         self.tails: dict[Direction, bytes] = {"up": b"", "down": b""}
         self._lock = threading.Lock()
 
@@ -107,6 +108,7 @@ class FaultProxy:
         self._drop: _Trap | None = None
         self._held = 0
         self._dropped = 0
+        self._round_trips = 0
 
     def __enter__(self) -> Self:
         self._listen()
@@ -136,6 +138,12 @@ class FaultProxy:
         """How many replies have been swallowed so far."""
         with self._changed:
             return self._dropped
+
+    @property
+    def round_trips(self) -> int:
+        """How often a client has sent something to which no reply had begun, on all connections together."""
+        with self._changed:
+            return self._round_trips
 
     def refuse(self) -> None:
         """Refuse to be connected to, and cut what is open."""
@@ -274,6 +282,8 @@ class FaultProxy:
     def _let_pass(self, connection: _Connection, direction: Direction, chunk: bytes) -> bool:
         """Delay, hold or spoil a chunk. Returns whether it is to be sent on."""
         with self._changed:
+            self._round_trips += direction == "up" and connection.last_direction == "down"
+            connection.last_direction = direction
             if direction == "down" and connection.drops_reply:
                 self._dropped += 1
                 self._changed.notify_all()

@@ -1,12 +1,13 @@
 """The database returns what was stored, and errors reveal nothing."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app.infra.database import reading, writing
+from app.infra.database import db, read, reading, writing
 from app.models import User
 
 
@@ -52,3 +53,26 @@ def test_database_error_does_not_quote_the_row(app: Flask) -> None:
 
     assert "INSERT INTO users" in str(failed.value)
     assert "hunter2" not in str(failed.value)
+
+
+@pytest.mark.sqlite_only
+def test_single_read_executes_one_statement(app: Flask) -> None:
+    """On SQLite, as on MySQL (`test_mysql.py`)."""
+    executed: list[str] = []
+    with app.app_context():
+        with db.engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            driver.set_trace_callback(executed.append)
+        assert read(sa.select(User.username)) == []
+        driver.set_trace_callback(None)
+
+    assert len(executed) == 1
+
+
+def test_single_read_sees_what_has_been_committed(app: Flask) -> None:
+    with app.app_context():
+        with writing() as db:
+            db.add(User(username="ada", email="a@b.example", password_hash="x"))
+            db.flush()
+            assert read(sa.select(User.username)) == []
+        assert read(sa.select(User.username)) == [("ada",)]

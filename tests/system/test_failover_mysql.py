@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra import mysql, mysql_pool, staleness
-from app.infra.database import db, read_db_now
+from app.infra.database import db, db_now, read_db_now, writing
 from tests.conftest import MakeApp
 from tests.helpers.fake_mysql import refusing_mysql
 from tests.helpers.fault_proxy import FaultProxy
@@ -80,6 +80,7 @@ def test_connections_to_a_demoted_mysql_are_replaced_before_a_write_fails(
     mysql_proxy: FaultProxy, app: Flask, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mysql, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(mysql, "CHECK_SECONDS", 0.0)
     old = fill(app)
     with admin.connect() as connection:
         connection.execute(sa.text("SET GLOBAL read_only = 1"))
@@ -97,11 +98,12 @@ def test_error_reply_replaces_all_older_connections(mysql_proxy: FaultProxy, app
         right, mysql_proxy.upstream = mysql_proxy.upstream, wrong
         fill(app)
         mysql_proxy.upstream = right
-        with pytest.raises(sa.exc.OperationalError):
-            read_db_now()
+        with pytest.raises(sa.exc.OperationalError), writing() as session:
+            db_now(session)
 
         for _ in range(2 * IDLE_CONNECTIONS):
-            read_db_now()
+            with writing() as session:
+                db_now(session)
 
 
 def test_clock_set_back_keeps_the_connections(
