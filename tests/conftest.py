@@ -1,4 +1,4 @@
-"""Fixtures: real servers, emptied before each test, and an app and its visitors on top of them."""
+"""Fixtures: real servers that are emptied before each test, apps that use them, and clients."""
 
 import base64
 import io
@@ -42,13 +42,13 @@ from tests.helpers.servers import (
 )
 from tests.helpers.upstream import Upstream, running_upstream
 
-# Registered at the sandbox too: the same path on whatever port a server gets, and a page of an SPA.
+# Also registered at the sandbox: the API on any port, and a page of an SPA.
 ANY_PORT_REDIRECT_URI = "http://127.0.0.1/api/spotify/authorize"
 SPA_REDIRECT_URI = "http://127.0.0.1:5173/callback"
 ANY_PORT_SPA_REDIRECT_URI = "http://127.0.0.1/callback"
 SPA_ORIGIN = "http://127.0.0.1:5173"
 
-# The settings that do not depend on a server; nothing of the developer's own .env comes in.
+# The settings that do not depend on a server. The developer's .env is not used.
 SETTINGS = {
     "APP_ENV": "development",
     "FLASK_SKIP_DOTENV": "1",
@@ -63,9 +63,9 @@ SETTINGS = {
 
 
 class CompiledStatements(dict[Any, Any]):
-    """A cache of compiled statements for all apps: compiling takes longer than executing.
+    """A cache of compiled statements that all apps share, since compiling takes longer than executing.
 
-    SQLAlchemy's key begins with the dialect, of which every engine has its own.
+    SQLAlchemy's keys begin with the dialect, which is another object for each engine.
     """
 
     def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
@@ -92,7 +92,7 @@ QUICK_LEAVES_OUT = {"chaos", "mail", "sandbox", "script", "spa", "system"}
 # Otherwise, Python prints the warnings of threads between two tests, while pytest captures nothing.
 logging.getLogger().addHandler(logging.NullHandler())
 
-# Where a test that failed keeps the report of it.
+# The report of the test, if it failed.
 FAILED = pytest.StashKey[pytest.TestReport]()
 
 
@@ -144,7 +144,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 class ApiClient(FlaskClient):
-    """A client that sends what the SPA sends with every request, and looks closely at cookies (B6)."""
+    """A client that sends the headers of the SPA, and checks every cookie (B6)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -153,7 +153,7 @@ class ApiClient(FlaskClient):
     def open(self, *args: Any, **kwargs: Any) -> Any:
         response = super().open(*args, **kwargs)
         lines = response.headers.getlist("Set-Cookie")
-        # Two only where the cookie with the old name is deleted.
+        # Two only if the cookie with the old name is deleted.
         assert len(lines) <= 1 + any(line.startswith("__Host-session=;") for line in lines), lines
         for line in lines:
             set_cookie.check(line)
@@ -161,7 +161,7 @@ class ApiClient(FlaskClient):
 
 
 def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:
-    """Start a service for as long as the stack lasts. Where it is not installed, skip; in CI, fail."""
+    """Run a service until the stack is closed. If it is not installed, skip the test, or fail in CI."""
     try:
         return stack.enter_context(service)
     except Unavailable as error:
@@ -169,7 +169,7 @@ def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:
 
 
 def cannot_run(error: Unavailable) -> NoReturn:
-    """Skip the test, naming what is missing on this machine; in CI, fail."""
+    """Skip the test, or fail in CI, because something is missing on this machine."""
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
@@ -183,14 +183,14 @@ def _no_child_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A Redis server of the tests' own, empty at the beginning of each test."""
+    """The URL of a Redis server, which is empty at the beginning of each test."""
     with ExitStack() as stack:
         yield start(stack, running_redis())
 
 
 @pytest.fixture(scope="session", params=["sqlite", "mariadb"])
 def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A migrated database, empty at the beginning of each test. Tests that use it run once on each kind."""
+    """The URL of a migrated database, empty at the beginning of each test. Tests run on each kind."""
     with ExitStack() as stack:
         if request.param == "mariadb":
             url = start(stack, running_mariadb())
@@ -202,7 +202,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[SandboxClient]:
-    """The sandbox Spotify in a process of its own, as just started at the beginning of each test."""
+    """The sandbox Spotify, which is reset at the beginning of each test."""
     registered = [REDIRECT_URI, ANY_PORT_REDIRECT_URI, SPA_REDIRECT_URI, ANY_PORT_SPA_REDIRECT_URI]
     with running_sandbox(registered) as client:
         yield client
@@ -241,14 +241,14 @@ def _recording() -> Iterator[None]:
     secret_scanner.SCANNER.learn_settings(SETTINGS)
     with secret_scanner.recording():
         yield
-    # What the servers wrote that run until the end.
+    # The output of servers that run until the end.
     if found := secret_scanner.SCANNER.scan():
-        pytest.fail(_said(found), pytrace=False)
+        pytest.fail(_describe_leaks(found), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
 def scanner(request: pytest.FixtureRequest) -> Iterator[secret_scanner.SecretScanner]:
-    """Fail any test in which the product says or stores a secret where none belongs."""
+    """Fail a test in which the product sends, logs, or stores a secret where it must not."""
     read = {"redis_url": "_redis_commands", "database_url": "_columns"}
     used = set(request.fixturenames)
     secret_scanner.SCANNER.sources = [
@@ -260,18 +260,18 @@ def scanner(request: pytest.FixtureRequest) -> Iterator[secret_scanner.SecretSca
     if not found:
         return
     if failed := request.node.stash.get(FAILED, None):
-        failed.sections.append(("leaks", _said(found)))  # below why it failed, which may be the cause
+        failed.sections.append(("leaks", _describe_leaks(found)))  # below the failure, which may be the cause
     else:
-        pytest.fail(_said(found), pytrace=False)
+        pytest.fail(_describe_leaks(found), pytrace=False)
 
 
-def _said(found: list[secret_scanner.Leak]) -> str:
+def _describe_leaks(found: list[secret_scanner.Leak]) -> str:
     return "\n".join(["Secrets where none belong (tests/helpers/secret_scanner.py):", *map(str, found)])
 
 
 @pytest.fixture(autouse=True)
-def _a_clean_start(request: pytest.FixtureRequest, scanner: secret_scanner.SecretScanner) -> None:
-    """Empty what the test uses, and only that: most tests use few of the servers."""
+def _empty_servers(request: pytest.FixtureRequest, scanner: secret_scanner.SecretScanner) -> None:
+    """Empty the servers that the test uses."""
     used = set(request.fixturenames)
     if "sandbox" in used:
         request.getfixturevalue("sandbox").reset()
@@ -283,7 +283,7 @@ def _a_clean_start(request: pytest.FixtureRequest, scanner: secret_scanner.Secre
 
 @pytest.fixture(autouse=True)
 def _cheap_password_hashes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Hash passwords with a thousandth of the work, except in tests about that work."""
+    """Hash passwords with a thousandth of the cost, except in tests about the cost."""
     if request.node.get_closest_marker("full_hashing_cost"):
         yield
         return
@@ -295,9 +295,9 @@ def _cheap_password_hashes(request: pytest.FixtureRequest) -> Iterator[None]:
 def env(
     request: pytest.FixtureRequest, database_url: str, redis_url: str, sandbox: SandboxClient
 ) -> dict[str, str]:
-    """The environment of an app on the tests' servers, with the settings of the test's markers.
+    """The environment of an app that uses the tests' servers, with the settings of the test's markers.
 
-    Where a test asks for a fixture that stands in for a server, this leads there.
+    If the test uses the fixture of a proxy or fake server, the app uses that server too.
     """
     env = {
         **SETTINGS,
@@ -321,7 +321,7 @@ def env(
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """A stand-in for the Web API, and for any other HTTP server. Tokens still come from the sandbox."""
+    """A fake Web API. Tokens still come from the sandbox."""
     with running_upstream() as running:
         yield running
 
@@ -342,7 +342,7 @@ def mysql_proxy(database_url: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """A browser; each test opens a context of its own in it, which is a person who has been nowhere yet."""
+    """A browser. Each test opens a new context, which has no cookies."""
     with ExitStack() as stack:
         yield start(stack, running_chromium())
 
@@ -355,7 +355,7 @@ def _mail_server() -> Iterator[tuple[Mailbox, str]]:
 
 @pytest.fixture
 def mailbox(_mail_server: tuple[Mailbox, str]) -> Mailbox:
-    """The mailbox of a mail server that the app sends its mail to."""
+    """The mailbox of the mail server that the app uses."""
     return _mail_server[0]
 
 
@@ -363,7 +363,7 @@ def mailbox(_mail_server: tuple[Mailbox, str]) -> Mailbox:
 def make_app(env: dict[str, str]) -> Iterator[MakeApp]:
     """Make applications in this process: `make_app(NAME="value")`, with further settings.
 
-    Each is like another process: they share the servers and nothing else.
+    They share nothing but the servers, like separate processes.
     """
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running_app({**env, **settings}))
@@ -371,19 +371,19 @@ def make_app(env: dict[str, str]) -> Iterator[MakeApp]:
 
 @pytest.fixture
 def app(make_app: MakeApp) -> Flask:
-    """The application on the tests' servers, with the settings of the test's markers."""
+    """An application with the settings of the test's markers."""
     return make_app()
 
 
 @pytest.fixture
 def another_worker(make_app: MakeApp) -> Flask:
-    """The application once more, as another process has it."""
+    """Another application with the same settings, like another process."""
     return make_app()
 
 
 @contextmanager
 def running_app(env: dict[str, str]) -> Iterator[Flask]:
-    """An application with these settings, in this process."""
+    """Run an application with these settings in this process."""
     from app import create_app
     from app.infra.database import db
     from config import Config
@@ -406,13 +406,13 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
 
 @pytest.fixture
 def new_client(app: Flask) -> Callable[[], FlaskClient]:
-    """Makes clients: each is another visitor, with cookies of its own."""
+    """Makes clients, each with its own cookies."""
     return app.test_client
 
 
 @pytest.fixture
 def client(new_client: Callable[[], FlaskClient]) -> FlaskClient:
-    """A visitor whom the app has not seen before."""
+    """A client without cookies."""
     return new_client()
 
 
@@ -420,7 +420,7 @@ def client(new_client: Callable[[], FlaskClient]) -> FlaskClient:
 def server(env: dict[str, str]) -> Callable[..., AbstractContextManager[Server]]:
     """Starts the app under gunicorn: `with server(workers=2, threads=8, SETTING="value") as api:`.
 
-    Spotify sends browsers back to the server itself, on whatever port it got.
+    The redirect URI is at this server.
     """
 
     def start_server(

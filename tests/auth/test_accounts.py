@@ -185,7 +185,7 @@ def test_registration_survives_a_lost_reply_to_its_commit(
 
     response = client.post("/api/register", json=NEW)
 
-    mysql_proxy.wait_dropped()
+    mysql_proxy.wait_until_dropped()
     assert response.status_code == 201, response.text
     assert client.get("/api/user").json == response.json
     assert len(stored(app)) == 1

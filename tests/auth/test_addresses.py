@@ -11,7 +11,7 @@ from app.infra.database import reading, writing
 from app.models import User, normalization
 from tests.helpers.flows import PASSWORD, login, slug
 from tests.helpers.mail_server import CHANGE_REQUESTED, RESET, VERIFY, Mailbox, token_in
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 
 SPELLINGS = [
     "Ada@xn--bcher-kva.example",
@@ -43,7 +43,7 @@ def test_mailbox_has_one_account_in_all_spellings_of_its_domain(
         status, problem = sign_up(new_client(), "other", spelling)
         assert (status, problem["type"]) == (409, "/problems/email-taken"), spelling
     assert new_client().post("/api/password-reset", json={"email": SPELLINGS[3]}).status_code == 202
-    settled(app)
+    wait_for_background_work(app)
     # A relay without SMTPUTF8 accepts A-labels too.
     local = SPELLINGS[first].partition("@")[0]
     assert mailbox.recipients == [f"{local}@xn--bcher-kva.example"] * 2
@@ -81,7 +81,7 @@ def test_emails_go_to_the_address_as_it_was_entered(
     token = token_in(mailbox.wait_for("Countess@example.com", VERIFY))
     assert client.put("/api/email-verification", json={"token": token}).status_code == 204
     assert client.put("/api/email-change", json={"token": undo, "decision": "undo"}).status_code == 204
-    settled(app)
+    wait_for_background_work(app)
 
     assert set(mailbox.recipients) == {entered, "Countess@example.com"}
     assert mailbox.mails[-1]["To"] == entered  # the restored address has its original case
@@ -100,7 +100,7 @@ def test_accounts_of_earlier_releases_are_found_by_both_spellings(
         for username, email in old.items():
             values = {"email": email, "email_address": None}
             db.execute(sa.update(User).where(User.username == username).values(**values))
-    settled(app)
+    wait_for_background_work(app)
 
     for username in old:
         for domain in ("xn--bcher-kva", "bücher"):

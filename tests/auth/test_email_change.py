@@ -34,7 +34,7 @@ from tests.helpers.mail_server import (
     Mailbox,
     token_in,
 )
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_new_address_takes_effect_when_it_is_verified(
     # Until then, the new address cannot be used.
     assert login(new_client(), NEW).status_code == 401
     assert ada.post("/api/password-reset", json={"email": NEW}).status_code == 202
-    settled(app)
+    wait_for_background_work(app)
     assert [mail["Subject"] for mail in mailbox.mails if mail["To"].lower() == NEW] == [VERIFY]
 
     assert ada.put("/api/email-verification", json={"token": token}).status_code == 204
@@ -101,7 +101,7 @@ def test_link_to_the_old_address_undoes_the_change(
     signed_in = stranger.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
     assert signed_in.status_code == 200
     assert addresses(stranger) == (ADA, True, None)
-    settled(app)
+    wait_for_background_work(app)
     assert CHANGED not in {mail["Subject"] for mail in mailbox.mails if mail["To"] == NEW}
 
 
@@ -144,7 +144,7 @@ def test_verification_of_a_pending_address_can_be_requested_again(
 
     assert ada.post("/api/email-verification").status_code == 202
 
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.to(NEW, VERIFY)) == 2
     assert len(mailbox.to(ADA, VERIFY)) == 1
     assert verify(ada, mailbox, NEW) == (204, "")
@@ -171,13 +171,13 @@ def test_old_address_is_reserved_while_the_change_can_be_undone(
     sandbox: SandboxClient,
 ) -> None:
     change(ada, NEW)
-    settled(app)
+    wait_for_background_work(app)
     advance_time(app, sandbox, 6.9 * 86_400)
     assert ada.post("/api/email-verification").status_code == 202
-    settled(app)
+    wait_for_background_work(app)
     assert verify(ada, mailbox, NEW) == (204, "")
     token = token_in(mailbox.wait_for(ADA, CHANGED))
-    settled(app)
+    wait_for_background_work(app)
 
     # The seven days start again when the change takes effect.
     advance_time(app, sandbox, 6.9 * 86_400)
@@ -245,7 +245,7 @@ def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox,
     ada.patch("/api/user", json={"username": "countess"})
 
     assert mailbox.wait_for(ADA, "Your username was changed")
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.to(ADA, "Your username was changed")) == 1
 
 
@@ -267,16 +267,16 @@ def test_emails_contain_nothing_that_a_user_chose(
     change(client, f"{ad}@elsewhere.example")
     assert verify(client, mailbox, f"{ad}@elsewhere.example") == (204, "")
     client.post("/api/password-reset", json={"email": f"{ad}@elsewhere.example"})
-    settled(app)
+    wait_for_background_work(app)
     assert undo(client, token_in(mailbox.wait_for(owner, CHANGED))) == 204
     token = token_in(mailbox.wait_for(owner, CHANGE_UNDONE))
     assert client.put("/api/password-reset", json={"token": token, "password": PASSWORD}).status_code == 204
     client.post("/api/login", json={"login": owner, "password": PASSWORD})
     app.test_cli_runner().invoke(args=["users", "set-email", owner, f"{ad}@third.example"])
-    settled(app)
+    wait_for_background_work(app)
     assert verify(client, mailbox, f"{ad}@third.example") == (204, "")
     client.delete("/api/user", json={"password": PASSWORD})
-    settled(app)
+    wait_for_background_work(app)
 
     home = "http://127.0.0.1:5000/api/docs"
     kinds = set()

@@ -16,7 +16,7 @@ from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time, run_maintenance
 from tests.helpers.flows import PASSWORD, login, register, slug
 from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
@@ -230,7 +230,7 @@ def test_mailbox_gets_at_most_five_reset_emails_an_hour(
     # The response does not reveal that there were too many.
     assert [request_reset(ada) for _ in range(8)] == [202] * 8
 
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.to(ADA, RESET)) == 5
 
 
@@ -278,7 +278,7 @@ def test_unverified_address_gets_no_notices(ada: FlaskClient, mailbox: Mailbox, 
         assert ada.patch("/api/user", json=change).status_code == 200
     ada.delete("/api/user", json={"password": PASSWORD})
 
-    settled(app)
+    wait_for_background_work(app)
     assert {mail["Subject"] for mail in mailbox.mails} == {VERIFY}
 
 

@@ -28,7 +28,7 @@ from tests.helpers.email_change import (
 )
 from tests.helpers.flows import PASSWORD, another_tab, connect, register
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, CHANGED, VERIFY, Mailbox, token_in
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
@@ -48,7 +48,7 @@ def test_undo_link_works_in_each_copy_of_an_email(
 ) -> None:
     """A mail server can accept an email without our knowledge. Mail programs show one copy of it."""
     monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
-    settled(app)
+    wait_for_background_work(app)
     keep = mailbox.handle_DATA
 
     async def keep_and_complain(*arguments: Any) -> str:
@@ -60,7 +60,7 @@ def test_undo_link_works_in_each_copy_of_an_email(
     change(ada, NEW)
     mailbox.wait_for(ADA, CHANGE_REQUESTED)
     monkeypatch.setattr(mailbox, "handle_DATA", keep)
-    settled(app)
+    wait_for_background_work(app)
     links = [token_in(mail) for mail in mailbox.to(ADA, CHANGE_REQUESTED)]
     assert len(links) > 1
 
@@ -80,7 +80,7 @@ def test_waiting_notice_gets_no_token_of_another_account(
     """SQLite reuses the ids of deleted rows."""
     register(bob := new_client(), "bob")
     assert verify(bob, mailbox, "bob@example.com") == (204, "")
-    settled(app)
+    wait_for_background_work(app)
     monkeypatch.setattr("app.mail.mailer.Mailer._deliver_due", lambda _: True)
     change(ada, NEW)
     assert app.test_cli_runner().invoke(args=["users", "set-email", "ada", OTHER]).exit_code == 0
@@ -126,7 +126,7 @@ def test_deletion_notifies_every_address_that_could_be_restored(
 
     assert ada.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
-    settled(app)
+    wait_for_background_work(app)
     told = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account was deleted"]
     assert sorted(told) == [ADA, NEW]
 

@@ -137,7 +137,7 @@ def paused_before_response_arrives(deployment: RecordedDeployment) -> None:
         victim.spotify.hold("down", when=b"access_token")
         deployment.expire(spotify_user_id)
         late = deployment.submit(ada.token, victim)
-        victim.spotify.wait_held()
+        victim.spotify.wait_until_held()
         victim.pause()
         deployment.outlast_lease()
         overtaking = ada.token(other)
@@ -154,7 +154,7 @@ def killed_before_call(deployment: RecordedDeployment) -> None:
     victim.spotify.hold("up", when=b"/api/token")
     deployment.expire(spotify_user_id)
     lost = deployment.submit(ada.token, victim)
-    victim.spotify.wait_held()
+    victim.spotify.wait_until_held()
     _kill(deployment, victim, spotify_user_id, lost)
     assert deployment.refresh_calls() == []
     _assert_refreshed_after_lease(deployment, ada, other)
@@ -179,7 +179,7 @@ def killed_after_response(deployment: RecordedDeployment) -> None:
     victim.spotify.hold("down", when=b"access_token")
     deployment.expire(spotify_user_id)
     lost = deployment.submit(ada.token, victim)
-    victim.spotify.wait_held()
+    victim.spotify.wait_until_held()
     _kill(deployment, victim, spotify_user_id, lost)
     _assert_refreshed_after_lease(deployment, ada, other)
 
@@ -191,7 +191,7 @@ def killed_before_update(deployment: RecordedDeployment) -> None:
     with deployment.held_refresh():
         lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.database.hold("up", when=b"UPDATE access_tokens")
-    victim.database.wait_held()
+    victim.database.wait_until_held()
     _kill(deployment, victim, spotify_user_id, lost)
     assert deployment.row(spotify_user_id).generation == 0
     _assert_refreshed_after_lease(deployment, ada, other)
@@ -204,7 +204,7 @@ def killed_before_commit(deployment: RecordedDeployment) -> None:
     with deployment.held_refresh():
         lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.database.hold("up", when=b"COMMIT", since=b"UPDATE access_tokens")
-    victim.database.wait_held()
+    victim.database.wait_until_held()
     _kill(deployment, victim, spotify_user_id, lost)
     eventually(deployment.rows_are_unlocked)
     assert deployment.row(spotify_user_id).generation == 0
@@ -219,7 +219,7 @@ def killed_before_unlock(deployment: RecordedDeployment) -> None:
     with deployment.held_refresh():
         lost = _start_refresh(deployment, ada, spotify_user_id, victim)
         victim.redis.hold("up", when=b"lock:")
-    victim.redis.wait_held()
+    victim.redis.wait_until_held()
     _kill(deployment, victim, spotify_user_id, lost)
     assert deployment.row(spotify_user_id).generation == 1
     assert ada.token(other).status_code == 200
@@ -254,7 +254,7 @@ def claim_commit_reply_lost(deployment: RecordedDeployment) -> None:
     victim.database.drop_reply(after=b"COMMIT", since=b"UPDATE access_tokens")
     deployment.expire(spotify_user_id)
     ada.token(victim)
-    victim.database.wait_dropped()
+    victim.database.wait_until_dropped()
     deployment.outlast_lease()
     assert ada.token(other).status_code == 200
 
@@ -267,7 +267,7 @@ def commit_reply_lost(deployment: RecordedDeployment) -> None:
         future = _start_refresh(deployment, ada, spotify_user_id, victim)
         deployment.record_fault("lost COMMIT reply", spotify_user_id)
         victim.database.drop_reply(after=b"COMMIT", since=b"UPDATE access_tokens")
-    victim.database.wait_dropped()
+    victim.database.wait_until_dropped()
     future.result()
     assert ada.token(other).status_code == 200
     assert deployment.row(spotify_user_id).generation == 1

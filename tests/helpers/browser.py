@@ -1,4 +1,4 @@
-"""The real browser that tests look through."""
+"""The browser that tests use."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ FLAGS = [
 
 @contextmanager
 def running_chromium() -> Iterator[Browser]:
-    """Debian's Chromium, without a window, and without calls home to hosts that are not here."""
+    """Run a headless Chromium that makes no calls of its own."""
     path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
@@ -30,10 +30,10 @@ def running_chromium() -> Iterator[Browser]:
 
 
 def chromium_path() -> str:
-    """Where Chromium is.
+    """Return the path of Chromium.
 
     Raises:
-        Unavailable
+        Unavailable: It is not installed.
     """
     path = shutil.which("chromium")
     if path is None:

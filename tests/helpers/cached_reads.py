@@ -1,4 +1,4 @@
-"""Reads through the gateway, and what its cache stores of them in Redis."""
+"""Reads through the gateway, and the entries of its cache in Redis."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from tests.helpers.flows import another_tab
 from tests.helpers.sandbox_client import SandboxClient
 
-# A Redis client. Its own type mixes the results of the synchronous and the asynchronous client.
+# A Redis client. The type redis.Redis mixes synchronous and asynchronous results.
 Store = Any
 PLAYER, V1 = "me/player", "/api/spotify/v1"
 LONG = 30.0
@@ -44,7 +44,7 @@ def start_get(
 
 
 def callers_in(app: Flask) -> int:
-    """Return how many of a process's callers fetch something, or wait for a caller that does."""
+    """Return how many callers in a process fetch a response, or wait for one."""
     return len(app.extensions["backline"].gateway._bulkhead._admissions)
 
 
@@ -62,12 +62,12 @@ def player_calls(sandbox: SandboxClient) -> int:
 
 
 def expire(store: Store, what: str) -> None:
-    """Move a time of all stored responses into the past, such as `until`."""
+    """Move a time of all stored responses, such as `until`, into the past."""
     set_fields(store, what.encode(), 0)
 
 
 def expire_leases(store: Store) -> None:
-    """Let the leases of all leaders expire."""
+    """Expire the leases of all leaders."""
     for key in store.keys("shared:*:leaders"):
         for read in store.zrange(key, 0, -1):
             store.zadd(key, {read: 0})
@@ -78,7 +78,7 @@ def entry_keys(store: Store) -> list[bytes]:
 
 
 def stored_fields(store: Store) -> dict[bytes, bytes]:
-    """Return everything that Redis stores of responses: the fields of the hashes."""
+    """Return the fields of all hashes that store responses."""
     found: dict[bytes, bytes] = {}
     for key in entry_keys(store):
         found |= store.hgetall(key)
@@ -86,7 +86,7 @@ def stored_fields(store: Store) -> dict[bytes, bytes]:
 
 
 def http_headers(who: FlaskClient) -> dict[str, str]:
-    """Return the headers with which another process recognizes this person."""
+    """Return headers that identify this person in another process."""
     cookie = who.get_cookie("backline_session")
     assert cookie is not None
     return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
@@ -118,7 +118,7 @@ def connection_id(app: Flask) -> int:
 
 
 class Fetch:
-    """A call to Spotify that gets its response when the test says so."""
+    """A call to Spotify that waits until `finish`."""
 
     def __init__(self, body: bytes, *, raises: Exception | None = None) -> None:
         self._response = HttpResponse(200, {}, body)
@@ -162,7 +162,7 @@ class StubWebApi:
 
 
 def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, ttl: int) -> GatewayResponse:
-    """Read through the cache and bulkhead of a gateway, over a connection of the test's own."""
+    """Read through the cache and bulkhead of a gateway, with a stub for the connection."""
     tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
     one = Gateway(tokens, web_api, gateway._cache, gateway._bulkhead, poll_ttl=ttl)
     connection = SpotifyUser(id=7, token=AccessToken(grant_id="grant"))
@@ -176,5 +176,5 @@ def gateway_on(store: Store) -> Gateway:
 
 
 def now(body: bytes) -> Fetch:
-    """Return a call that gets its response immediately."""
+    """Return a call that responds immediately."""
     return Fetch(body).finish()

@@ -1,4 +1,4 @@
-"""Child processes of a test, which end with it, however it ends."""
+"""Child processes of a test, which are killed at its end."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ _children: list[subprocess.Popen[Any]] = []
 
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a process in a group of its own. The options are Popen's."""
+    """Start a process in a new process group. The options are Popen's."""
     options = {"process_group": 0, "preexec_fn": ends_with_parent(), **options}
     _children.append(subprocess.Popen(command, **options))
     return _children[-1]
 
 
 def kill_children() -> None:
-    """Kill what the test has started, with all descendants in the same groups."""
+    """Kill the processes that the test has started, with their process groups."""
     while _children:
         child = _children.pop()
         with suppress(ProcessLookupError):
@@ -33,9 +33,9 @@ def kill_children() -> None:
 
 
 def restore_default_signals() -> None:
-    """Let children have the default signals although this process ignores them, as `nohup` and `&` make it.
+    """Give children the default signal handlers, even if `nohup` or `&` made this process ignore signals.
 
-    Ignored signals are inherited; handlers are not.
+    Children inherit ignored signals, but not handlers.
     """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""A MySQL server that lets everyone in and then refuses every statement with the same error."""
+"""A MySQL server that accepts connections, but fails every statement with the same error."""
 
 import socketserver
 import struct
@@ -13,8 +13,8 @@ OK = b"\x00\x00\x00" + struct.pack("<HH", AUTOCOMMIT, 0)
 OK_AND_MORE = b"\x00\x00\x00" + struct.pack("<HH", AUTOCOMMIT | MORE_RESULTS, 0)
 
 
-class RefusingMySql(socketserver.ThreadingTCPServer):
-    """Accepts connections, their settings, and pings; refuses statements with `code`."""
+class FakeMySql(socketserver.ThreadingTCPServer):
+    """Accepts connections, their settings, and pings. Every other statement fails with `code`."""
 
     daemon_threads = True
 
@@ -45,15 +45,15 @@ class _Session(socketserver.StreamRequestHandler):
                 self._send(OK_AND_MORE)
                 statement = statement.removeprefix(b"BEGIN;")
             if b"READ_ONLY" in statement:
-                self._send_zero()
+                self._send_row()
             elif statement.startswith((b"SET", b"ROLLBACK", b"BEGIN", b"COMMIT")):
                 self._send(OK)
             else:
                 code: int = self.server.code  # type: ignore[attr-defined]
                 self._send(b"\xff" + struct.pack("<H", code) + b"#HY000refused")
 
-    def _send_zero(self) -> None:
-        """A result with one column and one row."""
+    def _send_row(self) -> None:
+        """Send a result with one column and one row."""
         column = (
             b"\x03def\x00\x00\x00\x01x\x00\x0c" + struct.pack("<HIBHB", UTF8MB4, 4, 0xFD, 0, 0) + b"\x00\x00"
         )
@@ -74,9 +74,9 @@ class _Session(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def refusing_mysql(code: int) -> Iterator[tuple[str, int]]:
-    """Run one in a thread. Yields its address."""
-    with RefusingMySql(code) as server:
+def fake_mysql(code: int) -> Iterator[tuple[str, int]]:
+    """Run the server in a thread. Yields its address."""
+    with FakeMySql(code) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield "127.0.0.1", server.server_address[1]
         server.shutdown()

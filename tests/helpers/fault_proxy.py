@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections on purpose: for MySQL, Redis and HTTP alike.
+"""A TCP proxy that breaks connections on purpose.
 
     with FaultProxy(("127.0.0.1", 6379)) as proxy:
         proxy.hold("up", when=b"COMMIT")
@@ -6,8 +6,7 @@
         proxy.wait_held()
         proxy.release()
 
-It knows no protocol. A pattern is looked for in the bytes as they pass; that MySQL and Redis frame
-them in binary does not matter. Everything can be undone with `restore`.
+It knows no protocol, and searches the bytes for patterns. `restore` undoes every fault.
 """
 
 import select
@@ -25,27 +24,26 @@ Direction = Literal["up", "down"]
 Upstream = tuple[str, int] | str | Path
 
 CHUNK = 65_536
-# How often a held connection is looked at for its client having gone. Nothing tells us otherwise:
-# what we would read from it is what we hold back.
-LOOK_SECONDS = 0.02
-_PEER_CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)  # Linux tells of a half-closed connection too
+# How often to check whether the client of a held connection has closed it. Nothing is read from it meanwhile.
+POLL_SECONDS = 0.02
+_PEER_CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)  # Linux also reports half-closed connections
 
 
 class _Connection:
-    """One client's connection and the one to the upstream server that belongs to it."""
+    """A client's connection, and the one to the upstream server that belongs to it."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
         self.upstream: socket.socket | None = None
         self.closed = threading.Event()
-        self.swallows = False  # it lost bytes, so it can never be used again
-        self.drops_reply = False
+        self.is_broken = False  # bytes were lost
+        self.drop_next_reply = False
         self.last_direction: Direction = "down"
         self.tails: dict[Direction, bytes] = {"up": b"", "down": b""}
         self._lock = threading.Lock()
 
     def attach(self, upstream: socket.socket) -> None:
-        """Take the upstream socket over. If the connection was cut meanwhile, it is closed with it."""
+        """Set the upstream socket, or close it if the connection has been closed."""
         with self._lock:
             self.upstream = upstream
             closed = self.closed.is_set()
@@ -60,52 +58,51 @@ class _Connection:
             if one is not None:
                 _close(one)
 
-    def is_gone(self) -> bool:
-        """Whether the client has closed its end, though nobody reads from it now."""
+    def is_closed(self) -> bool:
+        """Whether the client has closed its end. Does not read from the socket."""
         if self.closed.is_set():
             return True
         poll = select.poll()
         try:
-            # Bytes may wait to be read in front of the end, so a look at those would not do.
             poll.register(self.client, _PEER_CLOSED)
-        except (OSError, ValueError):  # closed this very moment
+        except (OSError, ValueError):  # closed by another thread
             return True
         return bool(poll.poll(0))
 
 
 @dataclass
-class _Trap:
-    """What to look for. `since` must have passed upwards on the same connection before `when` counts."""
+class _Trigger:
+    """A pattern to search for. If `since` is set, a client must have sent it on the same connection first."""
 
     direction: Direction
     when: bytes
     since: bytes | None = None
-    begun: set[int] = field(default_factory=set)
+    armed: set[int] = field(default_factory=set)
 
-    def springs(self, connection: _Connection, direction: Direction, chunk: bytes) -> bool:
+    def matches(self, connection: _Connection, direction: Direction, chunk: bytes) -> bool:
         tail = connection.tails[direction]
-        if self.since is not None and id(connection) not in self.begun:
-            if direction == "up" and _within(self.since, tail, chunk):
-                self.begun.add(id(connection))
+        if self.since is not None and id(connection) not in self.armed:
+            if direction == "up" and _ends_in(self.since, tail, chunk):
+                self.armed.add(id(connection))
             return False
-        return direction == self.direction and _within(self.when, tail, chunk)
+        return direction == self.direction and _ends_in(self.when, tail, chunk)
 
 
 class FaultProxy:
-    """Listens on a port of its own and passes on what comes, until told otherwise. Threads may share it."""
+    """Listens on a free port and forwards to the upstream server. Threads may share it."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        # This one keeps the port while nobody listens on it, so that no other program gets it.
-        self._reserved = _bound(0)
+        # Keeps the port from other programs while nothing listens on it.
+        self._reserved = _bind(0)
         self.port = int(self._reserved.getsockname()[1])
         self._changed = threading.Condition()
         self._connections: set[_Connection] = set()
         self._listener: socket.socket | None = None
         self._blackhole = False
         self._latency = 0.0
-        self._hold: _Trap | None = None
-        self._drop: _Trap | None = None
+        self._hold: _Trigger | None = None
+        self._drop: _Trigger | None = None
         self._held = 0
         self._dropped = 0
         self._round_trips = 0
@@ -123,19 +120,19 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections are open now."""
+        """The number of open connections."""
         with self._changed:
             return len(self._connections)
 
     @property
     def held(self) -> int:
-        """How many connections are being held now."""
+        """The number of held connections."""
         with self._changed:
             return self._held
 
     @property
     def dropped(self) -> int:
-        """How many replies have been swallowed so far."""
+        """The number of dropped replies so far."""
         with self._changed:
             return self._dropped
 
@@ -146,7 +143,7 @@ class FaultProxy:
             return self._round_trips
 
     def refuse(self) -> None:
-        """Refuse to be connected to, and cut what is open."""
+        """Refuse new connections, and cut the open ones."""
         with self._changed:
             listener, self._listener = self._listener, None
         if listener is not None:
@@ -154,41 +151,41 @@ class FaultProxy:
         self.cut()
 
     def blackhole(self) -> None:
-        """Accept everything and answer nothing: bytes are read and forgotten, in both directions."""
+        """Accept connections, but discard all bytes, in both directions."""
         with self._changed:
             self._blackhole = True
 
-    def forget(self) -> None:
-        """Forget the connections open now, as a NAT does: neither side is told, new ones work."""
+    def lose_connections(self) -> None:
+        """Discard all bytes on the open connections, as a NAT that has lost its state. New ones work."""
         with self._changed:
             for connection in self._connections:
-                connection.swallows = True
+                connection.is_broken = True
 
     def hold(self, direction: Direction, when: bytes, *, since: bytes | None = None) -> None:
-        """Stop forwarding on each connection that shows `when`, from that very chunk until `release`.
+        """Hold each connection from the chunk in which `when` ends, until `release`.
 
-        With `since`, only on a connection that has sent that before, counted from now.
+        With `since`, hold only connections that have sent that pattern after this call.
         """
         with self._changed:
-            self._hold = _Trap(direction, when, since)
+            self._hold = _Trigger(direction, when, since)
 
-    def wait_held(self, count: int = 1, timeout: float = 10) -> None:
+    def wait_until_held(self, count: int = 1, timeout: float = 10) -> None:
         """Wait until at least `count` connections are held."""
         self._wait_for(lambda: self._held >= count, timeout, f"{count} held connections")
 
     def release(self) -> None:
-        """Let everything go on that is held, and hold nothing more."""
+        """Continue held connections, and hold no more."""
         with self._changed:
             self._hold = None
             self._changed.notify_all()
 
     def drop_reply(self, after: bytes, *, since: bytes | None = None) -> None:
-        """Forward the next request that shows `after`, swallow its answer, and cut the connection. Once."""
+        """Forward the next request that contains `after`, drop its reply, and cut the connection. Once."""
         with self._changed:
-            self._drop = _Trap("up", after, since)
+            self._drop = _Trigger("up", after, since)
 
-    def wait_dropped(self, count: int = 1, timeout: float = 10) -> None:
-        """Wait until at least `count` replies have been swallowed since the start."""
+    def wait_until_dropped(self, count: int = 1, timeout: float = 10) -> None:
+        """Wait until at least `count` replies have been dropped since the start."""
         self._wait_for(lambda: self._dropped >= count, timeout, f"{count} dropped replies")
 
     def cut(self) -> None:
@@ -207,12 +204,12 @@ class FaultProxy:
             self._changed.notify_all()
 
     def restore(self) -> None:
-        """Undo every fault. Connections that have lost bytes are cut; the others go on."""
+        """Undo every fault. Connections that have lost bytes are cut."""
         with self._changed:
             self._blackhole, self._latency, self._hold, self._drop = False, 0.0, None, None
-            spoilt = [connection for connection in self._connections if connection.swallows]
+            broken = [connection for connection in self._connections if connection.is_broken]
             self._changed.notify_all()
-        for connection in spoilt:
+        for connection in broken:
             connection.close()
         self._listen()
 
@@ -224,7 +221,7 @@ class FaultProxy:
         with self._changed:
             if self._listener is not None:
                 return
-            listener = self._listener = _bound(self.port)
+            listener = self._listener = _bind(self.port)
             listener.listen(128)
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
@@ -249,7 +246,7 @@ class FaultProxy:
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._is_blackhole(connection):
-                self._swallow(client)
+                self._discard_input(client)
                 return
             upstream = _connect(self.upstream)
             connection.attach(upstream)
@@ -260,7 +257,7 @@ class FaultProxy:
             self._pump(connection, client, upstream, "up")
             back.join()
         except OSError:
-            pass  # the upstream server is not there: the client sees its connection closed
+            pass  # the upstream server is down
         finally:
             connection.close()
             with self._changed:
@@ -274,62 +271,62 @@ class FaultProxy:
             while chunk := source.recv(CHUNK):
                 if self._is_blackhole(connection):
                     continue
-                if not self._let_pass(connection, direction, chunk):
+                if not self._may_forward(connection, direction, chunk):
                     break
                 sink.sendall(chunk)
         connection.close()
 
-    def _let_pass(self, connection: _Connection, direction: Direction, chunk: bytes) -> bool:
-        """Delay, hold or spoil a chunk. Returns whether it is to be sent on."""
+    def _may_forward(self, connection: _Connection, direction: Direction, chunk: bytes) -> bool:
+        """Delay or hold a chunk. Returns whether to forward it."""
         with self._changed:
             self._round_trips += direction == "up" and connection.last_direction == "down"
             connection.last_direction = direction
-            if direction == "down" and connection.drops_reply:
+            if direction == "down" and connection.drop_next_reply:
                 self._dropped += 1
                 self._changed.notify_all()
                 return False
-            if self._drop is not None and self._drop.springs(connection, direction, chunk):
-                self._drop, connection.drops_reply = None, True
+            if self._drop is not None and self._drop.matches(connection, direction, chunk):
+                self._drop, connection.drop_next_reply = None, True
             hold = self._hold
-            caught = hold is not None and hold.springs(connection, direction, chunk)
+            is_held = hold is not None and hold.matches(connection, direction, chunk)
             connection.tails[direction] = (connection.tails[direction] + chunk)[-256:]
             until = time.monotonic() + self._latency
             while self._latency and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            return not caught or self._wait_for_release(connection, hold)
+            return not is_held or self._wait_for_release(connection, hold)
 
-    def _wait_for_release(self, connection: _Connection, hold: _Trap | None) -> bool:
-        """Wait with the lock held. Returns False if the client has gone meanwhile."""
+    def _wait_for_release(self, connection: _Connection, hold: _Trigger | None) -> bool:
+        """Wait until `release`. Returns False if the client has closed the connection."""
         self._held += 1
         self._changed.notify_all()
         try:
             while self._hold is hold:
-                if connection.is_gone():
+                if connection.is_closed():
                     return False
-                self._changed.wait(LOOK_SECONDS)
-            return not connection.is_gone()
+                self._changed.wait(POLL_SECONDS)
+            return not connection.is_closed()
         finally:
             self._held -= 1
 
     def _is_blackhole(self, connection: _Connection) -> bool:
         with self._changed:
-            connection.swallows = connection.swallows or self._blackhole
-            return connection.swallows
+            connection.is_broken = connection.is_broken or self._blackhole
+            return connection.is_broken
 
-    def _swallow(self, client: socket.socket) -> None:
+    def _discard_input(self, client: socket.socket) -> None:
         with suppress(OSError):
             while client.recv(CHUNK):
                 pass
 
 
-def _within(pattern: bytes, tail: bytes, chunk: bytes) -> bool:
-    """Whether the pattern ends in this chunk; it may have begun in what came before."""
+def _ends_in(pattern: bytes, tail: bytes, chunk: bytes) -> bool:
+    """Whether the pattern ends in this chunk. It may begin in an earlier one."""
     overlap = tail[-(len(pattern) - 1) :] if len(pattern) > 1 else b""
     return pattern in overlap + chunk
 
 
-def _bound(port: int) -> socket.socket:
-    """A socket bound to a loopback port that may be shared with our own other sockets."""
+def _bind(port: int) -> socket.socket:
+    """Return a socket bound to a loopback port, which sockets of this process can share."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -353,7 +350,7 @@ def _connect(upstream: Upstream) -> socket.socket:
 
 
 def _close(one: socket.socket) -> None:
-    # A thread that waits in `accept` or `recv` is woken by the shutdown only.
+    # Only `shutdown` wakes a thread that waits in `accept` or `recv`.
     with suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
     one.close()

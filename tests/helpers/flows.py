@@ -1,4 +1,4 @@
-"""What people do, in one call each, for tests that are about something else."""
+"""Actions of people, such as signing up and connecting Spotify, in one call each."""
 
 import itertools
 from typing import Any
@@ -15,7 +15,7 @@ _numbers = itertools.count(1)
 
 
 def register(client: FlaskClient, username: str | None = None) -> dict[str, Any]:
-    """Make an account and stay signed in to it. Returns the user."""
+    """Create an account, and sign in to it. Returns the user."""
     name = username or f"person{next(_numbers)}"
     response = client.post(
         "/api/register", json={"username": name, "email": f"{name}@example.com", "password": PASSWORD}
@@ -30,14 +30,14 @@ def login(client: FlaskClient, name: str) -> TestResponse:
 
 
 def start_authorization(client: FlaskClient) -> str:
-    """Ask to connect Spotify. Returns the URL at Spotify."""
+    """Start an authorization. Returns the URL of the consent page."""
     response = client.get("/api/spotify/authorize")
     assert response.json["status"] == "authorization_required", response.text
     return str(response.json["authorize_url"])
 
 
 def send_callback(client: FlaskClient, callback: str) -> TestResponse:
-    """Pass on what Spotify added to the redirect URI, as an SPA does."""
+    """Send the query of a callback URL to the API, as an SPA does."""
     return client.get("/api/spotify/authorize", query_string=callback_query(callback))
 
 
@@ -58,18 +58,18 @@ def connect(
 
 
 def refresh_count(sandbox: SandboxClient) -> int:
-    """How many times the sandbox was asked to refresh a grant."""
+    """Return the number of refresh calls that the sandbox received."""
     return len(sandbox.calls(grant_type="refresh_token"))
 
 
 def another_tab(client: FlaskClient, worker: Flask | None = None) -> FlaskClient:
-    """A client of its own with the same cookies, for a call at the same time, perhaps to another worker."""
+    """Return another client with the same cookies, for simultaneous calls, perhaps to another worker."""
     tab = (worker or client.application).test_client()
     tab._cookies = dict(client._cookies or {})
     return tab
 
 
 def slug(response: TestResponse) -> str:
-    """Which problem a response is. Fails if it is none."""
+    """Return the slug of a problem. Fails if the response is something else."""
     assert response.content_type == "application/problem+json", response.text
     return str(response.json["type"]).removeprefix("/problems/")

@@ -1,4 +1,4 @@
-"""A mail server on loopback that keeps the emails it receives."""
+"""A mail server on loopback that stores the emails that it receives."""
 
 import email
 import re
@@ -25,30 +25,29 @@ CHANGE_UNDONE = "Choose a new password"
 class Mailbox:
     """The emails that were received, in order, and the recipients of their envelopes.
 
-    If `refuse` is set, it is the reply to every email; if `refuse_recipient` is set, it is the reply to every
-    RCPT, before the server has received the email.
+    `reject_with` is the reply to every email, and `reject_recipients_with` the reply to every RCPT, if set.
     """
 
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
         self.recipients: list[str] = []
-        self.refuse: str | None = None
-        self.refuse_recipient: str | None = None
+        self.reject_with: str | None = None
+        self.reject_recipients_with: str | None = None
         self.attempts = 0
 
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
-        if self.refuse_recipient is not None:
+        if self.reject_recipients_with is not None:
             self.attempts += 1
-            return self.refuse_recipient
+            return self.reject_recipients_with
         envelope.rcpt_tos.append(address)
         return "250 good"
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         self.attempts += 1
-        if self.refuse is not None:
-            return self.refuse
+        if self.reject_with is not None:
+            return self.reject_with
         self.recipients += envelope.rcpt_tos
         content = cast("bytes", envelope.original_content)
         self.mails.append(email.message_from_bytes(content, policy=default))

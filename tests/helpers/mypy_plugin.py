@@ -1,10 +1,9 @@
-"""Types for mypy where libraries declare too much for tests.
+"""Loosens types of libraries in tests.
 
-`Response.json` is `Any | None`: a test that reads a member need not check for None first, since it fails
-anyway. Commands of redis-py return `Awaitable[T] | T`, for asynchronous clients, and take and return `str`
-where this project's clients take and return `bytes`.
+`Response.json` is `Any | None`, but a test that reads a member fails anyway if it is None. Commands of
+redis-py return `Awaitable[T] | T`, for asynchronous clients, and use `str` where our clients use `bytes`.
 
-The product is checked with the types as they are declared.
+The product is checked with the declared types.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Every route that the app has, a good request to each, and a picture of all that a request could change.
+"""Every route of the app with a valid request, and snapshots of everything that a request can change.
 
-Tables over these cover a new route on the day it is written.
+Tests that use them cover new routes too.
 """
 
 import re
@@ -23,14 +23,14 @@ from tests.helpers.servers import eventually
 SAFE = {"GET", "HEAD", "OPTIONS"}
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
-# What stands in a good request, where it must differ from the document's example.
+# Members of valid bodies that must differ from the examples in the OpenAPI document.
 _MEMBERS = {
     "POST /api/register": {"username": "grace", "email": "grace@example.com"},
     "PATCH /api/user": {"username": "countess", "email": "countess@example.com"},
     "PUT /api/user/password": {"new_password": "another sentence, and longer"},
 }
-OF_THE_GATEWAY = (b"shared:", b"spotify-calls:")
-# A path's variable parts: such as there are none of.
+GATEWAY_KEYS = (b"shared:", b"spotify-calls:")
+# Values for the variable parts of paths. Nothing with these ids exists.
 _PATH = {"session_id": "0" * 32, "name": "swagger-ui.css", "path": "me/player/devices"}
 
 
@@ -42,7 +42,7 @@ class Route:
 
     @property
     def template(self) -> str:
-        """The path as the OpenAPI document has it."""
+        """The path as in the OpenAPI document."""
         return re.sub(r"<(?:[^<>]*:)?(\w+)>", r"{\1}", self.rule)
 
     @property
@@ -51,7 +51,7 @@ class Route:
 
     @property
     def is_gateway(self) -> bool:
-        """Whether its answers are Spotify's. tests/spotify/gateway/test_proxy.py has what it promises."""
+        """Whether its responses are Spotify's. tests/spotify/gateway/test_proxy.py tests those."""
         return self.rule.startswith("/api/spotify/v1/")
 
     @property
@@ -63,7 +63,7 @@ class Route:
 
 
 def every_route(app: Flask) -> list[Route]:
-    """All of them, without the HEAD and OPTIONS that come with each."""
+    """Return all routes, without the HEAD and OPTIONS that Flask adds."""
     return sorted(
         (
             Route(method, rule.rule, getattr(app.view_functions[rule.endpoint], "access", None))
@@ -79,19 +79,19 @@ def writing_routes(app: Flask) -> list[Route]:
 
 
 def documented(app: Flask) -> dict[str, Any]:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     document: dict[str, Any] = app.test_client().get("/api/openapi.json").json
     return document
 
 
 def operation(document: dict[str, Any], route: Route) -> dict[str, Any]:
-    """What the document says of a route; nothing of pages and probes."""
+    """Return what the document says about a route. It does not describe pages and probes."""
     found: dict[str, Any] = document["paths"].get(route.template, {}).get(route.method.lower(), {})
     return found
 
 
 def body_schema(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
-    """The schema of a route's body, if it takes one. What the gateway takes is Spotify's business."""
+    """Return the schema of a route's body. Routes without a body, and the gateway, have none."""
     content = operation(document, route).get("requestBody", {}).get("content", {})
     if not content or route.is_gateway:
         return None
@@ -100,8 +100,8 @@ def body_schema(document: dict[str, Any], route: Route) -> dict[str, Any] | None
     return schema
 
 
-def good_body(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
-    """A body that would have its effect, for `ada`: made of the document's examples."""
+def valid_body(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
+    """Return a valid body for `ada`, made of the examples in the document."""
     schema = body_schema(document, route)
     if schema is None:
         return None
@@ -110,29 +110,29 @@ def good_body(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
 
 
 def ada(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
-    """The client, signed in as the person of the examples, with Spotify connected."""
+    """Sign in as the person of the examples, and connect Spotify."""
     if login(client, "ada").status_code != 200:
         register(client, "ada")
     connect(client, sandbox)
-    settled(client.application)
+    wait_for_background_work(client.application)
     return client
 
 
-def settled(app: Flask) -> None:
-    """Wait until nothing is left to do in the background."""
+def wait_for_background_work(app: Flask) -> None:
+    """Wait until all emails have been delivered."""
     eventually(lambda: not waiting_mails(app))
 
 
 def waiting_mails(app: Flask) -> list[OutgoingMail]:
-    """The mails that have not been delivered yet."""
+    """Return the emails that have not been delivered yet."""
     with app.app_context(), reading() as session:
         return list(session.scalars(sa.select(OutgoingMail).order_by(OutgoingMail.id)))
 
 
-class Picture:
-    """All rows of all tables and all of Redis, as they are now. Two are equal if nothing has changed.
+class Snapshot:
+    """All rows of all tables and all values in Redis. Two are equal if nothing has changed.
 
-    Without what the gateway keeps for a moment: what it has read, and how often.
+    The gateway's cache and its call counts are left out.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -145,22 +145,22 @@ class Picture:
                 ]
                 for table in db.metadata.sorted_tables
             }
-        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(OF_THE_GATEWAY)]
+        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(GATEWAY_KEYS)]
         with self._redis.pipeline() as batch:
             for name in names:
                 batch.dump(name).pttl(name)
-            answers: list[Any] = batch.execute()
-        self.keys: dict[bytes, bytes] = dict(zip(names, answers[::2], strict=True))
-        self._lives = {name: max(0, left) for name, left in zip(names, answers[1::2], strict=True)}
+            replies: list[Any] = batch.execute()
+        self.keys: dict[bytes, bytes] = dict(zip(names, replies[::2], strict=True))
+        self._ttls = {name: max(0, ttl) for name, ttl in zip(names, replies[1::2], strict=True)}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and (self.rows, self.keys) == (other.rows, other.keys)
+        return isinstance(other, Snapshot) and (self.rows, self.keys) == (other.rows, other.keys)
 
     __hash__ = None  # type: ignore[assignment]
 
     def restore(self) -> None:
-        """Make everything as it was."""
-        if Picture(self._app) == self:
+        """Restore everything in the snapshot."""
+        if Snapshot(self._app) == self:
             return
         with self._app.app_context(), writing() as session:
             for table in reversed(db.metadata.sorted_tables):
@@ -173,7 +173,7 @@ class Picture:
         with self._redis.pipeline() as batch:
             batch.flushdb()
             for key, data in self.keys.items():
-                batch.restore(key, self._lives[key], data)
+                batch.restore(key, self._ttls[key], data)
             batch.execute()
 
 

@@ -1,9 +1,9 @@
-"""The sandbox Spotify as tests see it: a process, and an object to steer it.
+"""Runs the sandbox Spotify, and controls it.
 
     with running_sandbox() as sandbox:
         callback = sandbox.consent(authorize_url, person="mira_t_42")
 
-The object talks plain HTTP to `/_sandbox/`; nothing of the sandbox is imported.
+The client uses HTTP only, and imports nothing from the sandbox.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT_S = 30
 
 
 class SandboxClient:
-    """Steers a running sandbox. Every method raises AssertionError when the sandbox refuses."""
+    """Controls a running sandbox. Methods raise AssertionError if the sandbox reports an error."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -40,13 +40,13 @@ class SandboxClient:
         self._http.trust_env = False
 
     def control(self, method: str, path: str, body: object = None) -> Any:
-        """Call `/_sandbox/<path>`; the JSON of the answer, or None where it has no body."""
+        """Call `/_sandbox/<path>`. Returns the JSON of the response, or None if it has no body."""
         response = self._http.request(method, f"{self.url}/_sandbox/{path}", json=body, timeout=TIMEOUT_S)
         assert response.ok, f"{method} /_sandbox/{path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 
     def reset(self) -> None:
-        """Back to the state right after the start; calls that are being held go on."""
+        """Restore the initial state, and release held calls."""
         self.control("POST", "reset")
 
     def consent(
@@ -56,9 +56,9 @@ class SandboxClient:
         decision: str = "agree",
         browser: requests.Session | None = None,
     ) -> str:
-        """Do what a person does at `authorize_url`; returns the URL the browser is sent back to.
+        """Decide on the consent page at `authorize_url`. Returns the callback URL.
 
-        `browser` keeps the person signed in at the sandbox from one call to the next.
+        Pass `browser` to keep the person signed in at the sandbox between calls.
         """
         with requests.Session() as fresh:
             fresh.trust_env = False
@@ -69,20 +69,20 @@ class SandboxClient:
             assert page.status_code == 200, f"{page.status_code} {page.text}"
             form = {"query": urlsplit(authorize_url).query, "person": person, "decision": decision}
             target = urljoin(authorize_url, "/authorize/consent")
-            answer = visitor.post(target, data=form, allow_redirects=False, timeout=TIMEOUT_S)
-            assert answer.is_redirect, f"{answer.status_code} {answer.text}"
-            return answer.headers["Location"]
+            response = visitor.post(target, data=form, allow_redirects=False, timeout=TIMEOUT_S)
+            assert response.is_redirect, f"{response.status_code} {response.text}"
+            return response.headers["Location"]
 
     def settings(self, **changes: Any) -> dict[str, Any]:
-        """Change settings; returns all of them. Without changes: just look."""
+        """Change settings. Returns all of them."""
         settings: dict[str, Any] = self.control("PATCH", "settings", changes)
         return settings
 
     def fault(self, **members: Any) -> None:
-        """Put a fault in the way of coming calls, as `fault(on="refresh", kind="google_502", times=2)`.
+        """Inject a fault into upcoming calls, such as `fault(on="refresh", kind="google_502", times=2)`.
 
-        Without `times` it meets one call, with `times=None` all until `clear_faults`. With
-        `chance=0.1, seed=7` it meets about every tenth, and the same ones if the run is repeated.
+        The default is one call; `times=None` means all until `clear_faults`. With `chance=0.1, seed=7`, it
+        applies to about every tenth call, the same ones in every run.
         """
         self.control("POST", "faults", members)
 
@@ -91,30 +91,30 @@ class SandboxClient:
         return faults
 
     def clear_faults(self) -> None:
-        """Remove all faults, and let go of the calls they hold."""
+        """Remove all faults, and release held calls."""
         self.control("DELETE", "faults")
 
     def held(self) -> int:
-        """How many calls are being held by faults right now."""
+        """Return the number of calls that faults are holding."""
         return int(self.control("GET", "faults")["held"])
 
     def release(self) -> int:
-        """Let every held call go on; returns how many there were."""
+        """Release all held calls. Returns their number."""
         return int(self.control("POST", "faults/release")["released"])
 
     def calls(
         self, path: str | None = None, grant_type: str | None = None, after: int = 0
     ) -> list[dict[str, Any]]:
-        """The journal, oldest call first; a call is in it from the moment it arrives.
+        """Return the journal, oldest call first. A call is in it from the moment it arrives.
 
-        `after` leaves out the calls up to that number (`n`), which is what keeps a long run's journal
-        cheap to read. A call that was not finished when it was read is not shown again that way.
+        `after` leaves out the calls up to that number (`n`), so that long journals are cheap to read. A call
+        that was not finished when it was read is then not returned again.
         """
         query = {"after": after, "path": path, "grant_type": grant_type}
-        picked = urlencode({name: value for name, value in query.items() if value is not None})
-        journal = self.control("GET", f"journal?{picked}")
-        # A test that compares with the journal must not take a call for one that never was.
-        assert journal["forgotten"] <= after, f"calls up to {journal['forgotten']} are no longer kept"
+        parameters = urlencode({name: value for name, value in query.items() if value is not None})
+        journal = self.control("GET", f"journal?{parameters}")
+        # Otherwise, a test might conclude that a forgotten call was never made.
+        assert journal["forgotten"] <= after, f"calls up to {journal['forgotten']} were forgotten"
         calls: list[dict[str, Any]] = journal["calls"]
         return calls
 
@@ -122,22 +122,22 @@ class SandboxClient:
         self.control("DELETE", "journal")
 
     def wait_for_calls(self, count: int, timeout: float = 10, **which: Any) -> list[dict[str, Any]]:
-        """Wait until at least `count` calls have arrived; `which` is passed to `calls`."""
-        self._until(lambda: len(self.calls(**which)) >= count, timeout, f"{count} calls")
+        """Wait until at least `count` calls have arrived. `which` is passed to `calls`."""
+        self._wait_until(lambda: len(self.calls(**which)) >= count, timeout, f"{count} calls")
         return self.calls(**which)
 
     def wait_for_held(self, count: int, timeout: float = 10) -> None:
         """Wait until at least `count` calls are being held."""
-        self._until(lambda: self.held() >= count, timeout, f"{count} held calls")
+        self._wait_until(lambda: self.held() >= count, timeout, f"{count} held calls")
 
-    def _until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+    def _wait_until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
             time.sleep(0.01)
 
     def advance(self, seconds: float) -> str:
-        """Move the sandbox's clock; returns its new time in RFC 3339."""
+        """Advance the sandbox's clock. Returns its time in RFC 3339."""
         return str(self.control("POST", "clock", {"advance": seconds})["now"])
 
     def people(self) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ class SandboxClient:
         return people
 
     def seed(self, count: int, **options: Any) -> list[dict[str, Any]]:
-        """Let that many people move in who have all agreed already; returns them with raw tokens.
+        """Create people who have given consent. Returns them with their tokens.
 
         Options are `scopes`, a list, and `authorized_at`, a time in RFC 3339.
         """
@@ -153,24 +153,24 @@ class SandboxClient:
         return people
 
     def revoke(self, person: str) -> None:
-        """The person removes the app on Spotify's pages."""
+        """Revoke a person's grants, as if they removed the app on Spotify's pages."""
         self.control("POST", f"people/{person}/revoke")
 
     def rename(self, person: str, new_id: str) -> None:
         self.control("POST", f"people/{person}/rename", {"id": new_id})
 
     def expire_access_tokens(self) -> int:
-        """No access token issued so far is good any longer; returns how many that were."""
+        """Expire all access tokens. Returns their number."""
         return int(self.control("POST", "expire-access-tokens")["expired"])
 
     def tokens(self) -> list[dict[str, Any]]:
-        """Every grant with its tokens, which are named by short ids."""
+        """Return every grant with the short ids of its tokens."""
         grants: list[dict[str, Any]] = self.control("GET", "tokens")["grants"]
         return grants
 
 
 def callback_query(callback: str) -> dict[str, str]:
-    """The query of a callback URL, `code`, `state` or `error`, as a dict."""
+    """Return the query of a callback URL as a dict."""
     return {name: values[0] for name, values in parse_qs(urlsplit(callback).query).items()}
 
 
@@ -181,7 +181,7 @@ def running_sandbox(
     client_secret: str = CLIENT_SECRET,
     options: Sequence[str] = (),
 ) -> Iterator[SandboxClient]:
-    """Start `python -m sandbox` on a free port, and end it afterwards."""
+    """Run `python -m sandbox` on a free port."""
     command = [sys.executable, "-m", "sandbox", "--port", "0"]
     command += ["--client-id", client_id, "--client-secret", client_secret]
     for uri in redirect_uris:

@@ -1,14 +1,13 @@
-"""Search what every test makes the product say or store for secrets.
+"""Searches everything that the product sends, logs, or stores during a test for secrets.
 
-Searched are the product's logs as of LOG_LEVEL=DEBUG, every response, every command sent to Redis, every
-column of the database, and the output of our programs that `tests/helpers/servers.py` or `subprocess.run`
-run. A test that reads the output of a process in another way passes it on: `secret_scanner.record(output,
-"where")`. `tests/conftest.py` scans at the end of each test.
+This covers logs at LOG_LEVEL=DEBUG, responses, commands sent to Redis, all columns of the database, and the
+output of programs that `tests/helpers/servers.py` or `subprocess.run` starts. For other output, call
+`secret_scanner.record(output, "where")`. `tests/conftest.py` scans at the end of each test.
 
-Three places are exempt: a session's id in the Set-Cookie that issues it, the access token in the response of
-`GET /api/spotify/token`, and the emails that development prints, with the tokens in them. The `state` of an
-authorization may appear in the URL of the consent page in a response, and nowhere else. What is the same for
-everybody is skipped: the examples in the OpenAPI document, and Swagger UI's own files.
+Three secrets are allowed: the session id in its Set-Cookie, the access token in the response of
+`GET /api/spotify/token`, and the tokens in emails that development prints. The `state` of an authorization
+may appear only in the URL of the consent page in a response. The examples in the OpenAPI document and Swagger
+UI's files are skipped.
 """
 
 import base64
@@ -36,7 +35,7 @@ from app.settings.types import decode_key
 from app.web import docs
 from app.web.request_log import RequestFields
 
-# What the sandbox's codes and tokens look like, whichever they are (sandbox/grants.py).
+# The format of the sandbox's codes and tokens (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
 TOKEN_KINDS = {"A": "a code or refresh token", "B": "an access token"}
 
@@ -55,14 +54,14 @@ CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*"
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)
 STATE = re.compile(r"\bstate=([\w-]+)", re.ASCII)
 
-AROUND = 60  # characters shown on either side of what was found
+CONTEXT_CHARS = 60  # shown on either side of a secret
 Texts = Iterable[tuple[str, str]]
 Span = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A secret where none belongs. The excerpt shows what is around it, never the secret."""
+    """A secret that was found. The excerpt shows its context, but not the secret."""
 
     kind: str
     where: str
@@ -73,28 +72,28 @@ class Leak:
 
 
 class SecretScanner:
-    """Collects texts and secrets, and searches once at the end, when all secrets are known."""
+    """Collects texts and secrets, and searches when all secrets are known."""
 
     def __init__(self) -> None:
         self.sources: list[Callable[[], Texts]] = []
-        """Places to read before a scan."""
+        """Further texts, which are read before a scan."""
         self._texts: list[tuple[str, str]] = []
         self._phrases: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         self._challenges: set[str] = set()
 
-    # --- what is secret --------------------------------------------------------------------------
+    # --- secrets --------------------------------------------------------------------------
 
     def learn(self, kind: str, *values: str) -> None:
-        """Search for these values from now on, as they are and as encoded in a URL or form."""
+        """Search for these values from now on, as they are and URL-encoded."""
         for value in values:
             if len(value) < 12:
-                continue  # it would be found everywhere; no secret of the tests is so short
+                continue  # it would match by chance. No secret in the tests is this short
             for form in (value, quote(value, safe=""), quote_plus(value)):
                 self._phrases[form] = kind
 
     def learn_settings(self, settings: Mapping[str, str]) -> None:
-        """Search for the secrets among an app's settings, in every form in which code handles them."""
+        """Search for the secrets in an app's settings, in every encoding that code uses."""
         self.learn("the secret key", settings.get("SECRET_KEY", ""))
         secret = settings.get("SPOTIFY_CLIENT_SECRET", "")
         pair = f"{settings.get('SPOTIFY_CLIENT_ID', '')}:{secret}"
@@ -104,10 +103,10 @@ class SecretScanner:
             self.learn("an encryption key", key)
             with suppress(ValueError):
                 raw = decode_key(key)
-                shown = repr(raw)[2:-1]  # in a traceback or the repr of a dataclass, and that again in JSON
+                shown = repr(raw)[2:-1]  # as in a traceback, and the same in JSON
                 self.learn("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
 
-    # --- what is looked at -----------------------------------------------------------------------
+    # --- texts -----------------------------------------------------------------------
 
     def record(self, text: str | bytes, where: str) -> None:
         """Search this text in the next scan."""
@@ -120,30 +119,30 @@ class SecretScanner:
         lines = [status]
         for name, value in headers:
             if name.lower() == "set-cookie":
-                value = SESSION_COOKIE.sub(self._issued, value)  # noqa: PLW2901 - without what belongs there
+                value = SESSION_COOKIE.sub(self._hide_id, value)  # noqa: PLW2901 - the id is allowed there
             lines.append(f"{name}: {value}")
-        text = "\n".join([*lines, "", _searched(request, body or b"")])
-        self.record(CONSENT_URL.sub(self._begun, text), f"the answer to {request}")
+        text = "\n".join([*lines, "", _without_allowed(request, body or b"")])
+        self.record(CONSENT_URL.sub(self._hide_authorization, text), f"the response to {request}")
 
-    def _issued(self, cookie: re.Match[str]) -> str:
+    def _hide_id(self, cookie: re.Match[str]) -> str:
         self._ids[cookie[2]] = "a session id"
         return f"{cookie[1]}(id)"
 
-    def _begun(self, url: re.Match[str]) -> str:
+    def _hide_authorization(self, url: re.Match[str]) -> str:
         self._challenges.update(CHALLENGE.findall(url[0]))
         self._ids.update(dict.fromkeys(STATE.findall(url[0]), "an authorization's state"))
         return CHALLENGE.sub("code_challenge=(challenge)", STATE.sub("state=(state)", url[0]))
 
-    # --- what is found ---------------------------------------------------------------------------
+    # --- leaks ---------------------------------------------------------------------------
 
     @property
-    def places(self) -> set[str]:
-        """Where the texts come from that were recorded since the last scan."""
+    def origins(self) -> set[str]:
+        """The origins of the texts recorded since the last scan."""
         self._read_sources()
         return {where for where, _ in self._texts}
 
     def scan(self) -> list[Leak]:
-        """Search everything recorded since the last scan. Returns one leak for each kind and place."""
+        """Search everything recorded since the last scan. Returns one leak for each kind and origin."""
         self._read_sources()
         texts, self._texts = self._texts, []
         clean: set[str] = set()
@@ -160,7 +159,7 @@ class SecretScanner:
                 self.record(text, where)
 
     def _spans(self, text: str, clean: set[str]) -> list[Span]:
-        """Where secrets begin and end, and which. Long words without any go into `clean`."""
+        """Return the spans and kinds of secrets. Adds long words without secrets to `clean`."""
         found = [(match.start(), match.end(), TOKEN_KINDS[match[1]]) for match in TOKEN.finditer(text)]
         for phrase, kind in self._phrases.items():
             if phrase in text:
@@ -188,7 +187,7 @@ class SecretScanner:
         if not found and len(word) <= LONGEST_VERIFIER and (kind := self._kind_of(word)) is not None:
             found = [(0, len(word), kind)]
         if not found and len(word) == ID_CHARS and MIXED.match(word) and not in_a_hash:
-            # Nobody saw it being issued: curl and Chromium speak with servers behind our back.
+            # Issued in a response that was not recorded, such as one to curl or Chromium.
             found = [(0, len(word), "an unknown id of 256 bits")]
         return found
 
@@ -207,25 +206,25 @@ def _challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def _searched(request: str, body: bytes) -> str:
-    """The body without the access token that it is there for, and without what is the same for everybody."""
-    if request.startswith("GET /api/docs/") and _is_a_packages(Path(request).name, body):
-        return ""  # fonts and pictures in base64, in which anything can be read
+def _without_allowed(request: str, body: bytes) -> str:
+    """Return the body without what it may contain, and without static files."""
+    if request.startswith("GET /api/docs/") and _is_asset(Path(request).name, body):
+        return ""  # base64 matches anything
     text = _text(body)
     if request == "GET /api/spotify/token":
         return _without_access_token(text)
     if request == "GET /api/openapi.json":
-        return EXAMPLE.sub("", text)  # the tests' people sign up with the documented password
+        return EXAMPLE.sub("", text)  # tests use the documented password
     return text
 
 
-def _is_a_packages(name: str, body: bytes) -> bool:
+def _is_asset(name: str, body: bytes) -> bool:
     file = docs._ASSETS / name
     return file.is_file() and file.read_bytes() == body
 
 
 def _without_access_token(body: str) -> str:
-    """Without that one member. What else stands in its place, such as a refresh token, is kept."""
+    """Remove `access_token`, unless it contains something else, such as a refresh token."""
     try:
         members = json.loads(body)
     except ValueError:
@@ -241,25 +240,25 @@ def _kind_of_token(value: object) -> str | None:
 
 
 def _excerpts(text: str, spans: list[Span]) -> Iterator[tuple[str, str]]:
-    """What is around each secret, with every secret in it masked."""
+    """Yield the context of each secret, with all secrets masked."""
     masked, at, marks = "", 0, []
     for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
         if start >= at:
             masked += text[at:start]
             marks.append((kind, len(masked)))
             masked += f"[{kind}]"
-        at = max(at, end)  # of two that overlap, the first and longest gives its name to both
+        at = max(at, end)  # if two overlap, the first and longest counts
     masked += text[at:]
     for kind, mark in marks:
-        excerpt = masked[max(0, mark - AROUND) : mark + len(kind) + 2 + AROUND]
+        excerpt = masked[max(0, mark - CONTEXT_CHARS) : mark + len(kind) + 2 + CONTEXT_CHARS]
         yield kind, " ".join(excerpt.split())
 
 
-# --- where the texts come from -----------------------------------------------------------------------
+# --- sources of texts -----------------------------------------------------------------------
 
 
 class RedisCommands:
-    """Every command a Redis is sent, and so every key and value of any type, also those gone by now."""
+    """Every command that Redis receives, and so all keys and values, including deleted ones."""
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(url, socket_timeout=10)
@@ -270,7 +269,7 @@ class RedisCommands:
         mark = secrets.token_hex(16)
         self._client.echo(mark)
         lines: list[str] = []
-        # The monitor's own way to read takes each command apart, which nobody needs here.
+        # `Monitor.next_command` would also parse each command.
         while mark not in (line := _text(self._monitor.connection.read_response())):
             lines.append(line)
         yield "Redis", "\n".join(lines)
@@ -317,19 +316,19 @@ def recording() -> Iterator[None]:
 
 @contextmanager
 def _recording_logs() -> Iterator[None]:
-    """Every record that LOG_LEVEL=DEBUG would let through, formatted as in production.
+    """Record everything that LOG_LEVEL=DEBUG would log, formatted as in production.
 
-    Levels and handlers stay as they are, so that tests, and pytest's reports, see what they would.
+    Levels and handlers do not change, so tests and pytest's reports are not affected.
     """
     formatter, request_fields = log_setup.JsonFormatter(), RequestFields()
-    levels = _levels_of_the_product()
+    levels = _logger_levels()
     enabled, handle = logging.Logger.isEnabledFor, logging.Logger.callHandlers
 
     def is_enabled_for(logger: logging.Logger, level: int) -> bool:
-        return enabled(logger, level) or _lets_through(logger, level, levels)
+        return enabled(logger, level) or _would_log(logger, level, levels)
 
     def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
-        if _lets_through(logger, record.levelno, levels):
+        if _would_log(logger, record.levelno, levels):
             request_fields.filter(record)
             SCANNER.record(formatter.format(record), f"the log of {record.name}")
         if enabled(logger, record.levelno):
@@ -342,8 +341,8 @@ def _recording_logs() -> Iterator[None]:
         yield
 
 
-def _levels_of_the_product() -> dict[str, int]:
-    """The loggers that the product keeps quieter than LOG_LEVEL, and their levels."""
+def _logger_levels() -> dict[str, int]:
+    """Return the loggers with a level of their own, and these levels."""
     with patch("logging.config.dictConfig") as configured:
         log_setup.configure(level="DEBUG", style="json")
     names = logging.getLevelNamesMapping()
@@ -352,7 +351,7 @@ def _levels_of_the_product() -> dict[str, int]:
     }
 
 
-def _lets_through(logger: logging.Logger, level: int, levels: Mapping[str, int]) -> bool:
+def _would_log(logger: logging.Logger, level: int, levels: Mapping[str, int]) -> bool:
     above: logging.Logger | None = logger
     while above is not None and above.parent is not None:
         if own := levels.get(above.name) or above.level:
@@ -364,22 +363,22 @@ def _lets_through(logger: logging.Logger, level: int, levels: Mapping[str, int])
 def _recording_test_clients() -> AbstractContextManager[Any]:
     original = werkzeug.test.Client.open
 
-    def open_(client: werkzeug.test.Client, *args: Any, **kwargs: Any) -> werkzeug.test.TestResponse:
+    def recorded_open(client: werkzeug.test.Client, *args: Any, **kwargs: Any) -> werkzeug.test.TestResponse:
         response = original(client, *args, **kwargs)
         request = f"{response.request.method} {response.request.path}"
         SCANNER.record_response(request, response.status, response.headers.items(), response.get_data())
         return response
 
-    return patch.object(werkzeug.test.Client, "open", open_)
+    return patch.object(werkzeug.test.Client, "open", recorded_open)
 
 
 def _recording_requests() -> AbstractContextManager[Any]:
-    """Answers that `requests` got from our servers. Those of the sandbox are full of tokens, as they must."""
+    """Record responses that `requests` gets from our servers. The sandbox's contain tokens."""
     original = requests.Session.send
 
     def send(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> Any:
         response = original(session, request, **options)
-        if "X-Request-ID" in response.headers:  # which all of ours have (app/web/security_headers.py)
+        if "X-Request-ID" in response.headers:  # only ours have it (app/web/security_headers.py)
             SCANNER.record_response(
                 f"{response.request.method} {urlsplit(response.url).path}",
                 f"{response.status_code} {response.reason}",
@@ -392,13 +391,13 @@ def _recording_requests() -> AbstractContextManager[Any]:
 
 
 def _recording_output() -> AbstractContextManager[Any]:
-    """What our programs print to who waits for their end, as `subprocess.run` does."""
+    """Record the output of our programs that `subprocess.run` collects."""
     original = subprocess.Popen.communicate
 
     def communicate(process: subprocess.Popen[Any], *args: Any, **options: Any) -> tuple[Any, Any]:
         output = original(process, *args, **options)
         if isinstance(process.args, list) and "wsgi:app" in process.args:
-            # Further words may be a password.
+            # Further arguments may be passwords.
             program = " ".join(process.args[: process.args.index("wsgi:app") + 2])
             for text in filter(None, output):
                 SCANNER.record(text, f"the output of {program}")

@@ -1,7 +1,6 @@
 """The real servers that tests run on, as context managers: Redis, MariaDB, the app under gunicorn, nginx.
 
-Each listens in a directory of its own and is killed at the end of its block. One whose test run is
-killed ends as well (on Linux), so nothing is left behind.
+Each is killed at the end of its block and, on Linux, when the test process ends.
 """
 
 import os
@@ -32,14 +31,14 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """A server cannot be run here. The message names the package that is missing."""
+    """A server cannot run here. The message names the missing package."""
 
 
 def eventually(condition: Callable[[], T], timeout: float = 10) -> T:
-    """Wait until `condition()` is true, and return what it returned. An error in it counts as not yet.
+    """Wait until `condition()` is true, and return its result. An exception counts as false.
 
     Raises:
-        AssertionError: it was not within `timeout` seconds; from the last error, if there was one.
+        AssertionError: It was not true within `timeout` seconds. The cause is the last exception, if any.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -47,29 +46,29 @@ def eventually(condition: Callable[[], T], timeout: float = 10) -> T:
         try:
             if result := condition():
                 return result
-        except Exception as raised:  # noqa: BLE001 - whatever it is, it is the caller's condition
+        except Exception as raised:  # noqa: BLE001 - the condition decides what it raises
             error = raised
         if time.monotonic() > deadline:
-            raise AssertionError(f"it did not come true within {timeout} s") from error
+            raise AssertionError(f"the condition was not true within {timeout} s") from error
         time.sleep(0.01)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Settings, with what any process needs and nothing else of the developer's own environment."""
+    """Return the settings with what any process needs, without the rest of the developer's environment."""
     needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {**needed, "PYTHONUNBUFFERED": "1", **settings}
 
 
 @contextmanager
 def running_redis() -> Iterator[str]:
-    """A Redis server that keeps nothing on disk. Yields its URL."""
+    """Run a Redis server that stores nothing on disk. Yields its URL."""
     with _directory() as home:
         path = home / "redis.sock"
         with (
@@ -81,19 +80,19 @@ def running_redis() -> Iterator[str]:
 
 
 def redis_command(home: Path) -> list[str]:
-    """What runs a Redis that keeps nothing on disk and listens on `home / "redis.sock"`."""
+    """Return the command for a Redis that stores nothing on disk and listens on `home / "redis.sock"`."""
     server = _find("redis-server", "redis-server")
     settings = {"port": "0", "unixsocket": str(home / "redis.sock"), "dir": str(home)}
-    nothing_on_disk = {"save": "", "appendonly": "no"}
+    persistence = {"save": "", "appendonly": "no"}
     return [
         server,
-        *(word for name, value in (settings | nothing_on_disk).items() for word in (f"--{name}", value)),
+        *(word for name, value in (settings | persistence).items() for word in (f"--{name}", value)),
     ]
 
 
 @contextmanager
 def running_mariadb(database: str = "backline") -> Iterator[str]:
-    """A MariaDB server with one empty database. Yields that database's SQLAlchemy URL."""
+    """Run a MariaDB server with an empty database. Yields the database's URL."""
     with _directory() as home:
         path, log = home / "mariadb.sock", home / "log"
         command = mariadb_command(home, database)
@@ -110,18 +109,18 @@ def _connects(engine: sa.Engine) -> bool:
 
 
 def mysql_url(port: int, user: str = "root") -> str:
-    """The URL of the tests' database on a port of the loopback interface, such as a proxy's."""
+    """Return the database's URL at a loopback port, such as a proxy's."""
     return f"mysql+mysqldb://{user}@127.0.0.1:{port}/backline?charset=utf8mb4"
 
 
 def socket_of(database_url: str) -> str:
-    """The path of the Unix socket in the URL of `running_mariadb`."""
+    """Return the path of the Unix socket in the URL of `running_mariadb`."""
     [path] = parse_qs(urlsplit(database_url).query)["unix_socket"]
     return path
 
 
 def mariadb_command(home: Path, database: str = "backline") -> list[str]:
-    """Make a data directory in `home`. Returns what serves it on `home / "mariadb.sock"`."""
+    """Create a data directory in `home`. Returns the command that serves it on `home / "mariadb.sock"`."""
     server = _find("mariadbd", "mariadb-server")
     install = _find("mariadb-install-db", "mariadb-server")
     try:
@@ -130,12 +129,12 @@ def mariadb_command(home: Path, database: str = "backline") -> list[str]:
         raise Unavailable(
             "the Python package mysqlclient is not installed: script/bootstrap --mysql"
         ) from error
-    # In a directory of its own: two that are installed at once delete each other's temporary tables.
+    # If they share a directory, two installations at once delete each other's temporary tables.
     (home / "temporary").mkdir()
-    places = [f"--datadir={home / 'data'}", f"--tmpdir={home / 'temporary'}"]
-    common = ["--no-defaults", *places, "--innodb-log-file-size=8M"]
+    directories = [f"--datadir={home / 'data'}", f"--tmpdir={home / 'temporary'}"]
+    common = ["--no-defaults", *directories, "--innodb-log-file-size=8M"]
     if os.geteuid() == 0:
-        common.append("--user=root")  # mariadbd refuses to run as root unless told to
+        common.append("--user=root")  # required to run as root
     with (home / "log").open("w") as output:
         subprocess.run(
             [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
@@ -148,7 +147,7 @@ def mariadb_command(home: Path, database: str = "backline") -> list[str]:
         f"--socket={home / 'mariadb.sock'}",
         f"--init-file={home / 'init.sql'}",
         "--skip-networking",
-        # Durability is of no use to a server whose data is thrown away.
+        # The data is temporary, so durability does not matter.
         "--innodb-flush-log-at-trx-commit=0",
         "--innodb-flush-method=nosync",
         "--innodb-doublewrite=0",
@@ -158,7 +157,7 @@ def mariadb_command(home: Path, database: str = "backline") -> list[str]:
 
 
 def migrate(settings: Mapping[str, str], root: Path = ROOT) -> None:
-    """Run `flask db upgrade` in a process of its own, so that its logging does not leak into the tests."""
+    """Run `flask db upgrade` in another process, so that it does not change the tests' logging."""
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi:app", "db", "upgrade"],
         cwd=root,
@@ -171,7 +170,7 @@ def migrate(settings: Mapping[str, str], root: Path = ROOT) -> None:
 
 
 class EmptyDatabase:
-    """Empties a migrated database between tests: rows go, the schema stays."""
+    """Deletes all rows between tests, and keeps the schema."""
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url)
@@ -204,12 +203,12 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """The server's output so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     @property
     def workers(self) -> list[int]:
-        """The process ids of the workers alive now."""
+        """The process ids of the workers."""
         pid = self._process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -219,7 +218,7 @@ class Server:
         return [self._process.pid, *self.workers]
 
     def kill_worker(self) -> int:
-        """Kill a worker outright, as the kernel does when memory runs out. Returns its process id."""
+        """Kill a worker with SIGKILL, as the kernel does when memory runs out. Returns its process id."""
         pid = self.workers[0]
         os.kill(pid, signal.SIGKILL)
         return pid
@@ -237,7 +236,7 @@ class Server:
 def running_server(
     settings: Mapping[str, str], *, workers: int = 2, threads: int = 8, root: Path = ROOT
 ) -> Iterator[Server]:
-    """`gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port, ready to serve."""
+    """Run `gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     own = {
@@ -249,7 +248,7 @@ def running_server(
     command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
     with _directory() as home, requests.Session() as http:
         http.trust_env = False
-        # It is killed, so it cannot clean up after itself.
+        # gunicorn is killed and cannot delete its temporary files.
         environment = process_environment({**own, "TMPDIR": str(home), **settings})
         log = home / "log"
         with _process(command, log, env=environment, cwd=root) as process:
@@ -263,14 +262,14 @@ def running_server(
 def running_program(
     command: list[str], answers: Callable[[], object], *, env: Mapping[str, str], cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Any other server, ready when `answers()` is true."""
+    """Run another server, which is up when `answers()` is true."""
     with _directory() as home, _process(command, home / "log", env=env, cwd=cwd) as process:
         _until_up(process, answers, home / "log", timeout=60)
         yield process
 
 
 class Nginx:
-    """deploy/nginx.conf, running: https for `HOST` on a port of the loopback interface."""
+    """nginx with deploy/nginx.conf, which serves https for `HOST` on a loopback port."""
 
     HOST = "api.example.com"
 
@@ -282,12 +281,12 @@ class Nginx:
 
     @property
     def lines(self) -> list[str]:
-        """The access log's."""
+        """The lines of the access log."""
         return self._logs[0].read_text(encoding="utf-8", errors="replace").splitlines()
 
     @property
     def log(self) -> str:
-        """Everything nginx has written so far, to whatever file."""
+        """Everything that nginx has written so far, to any file."""
         return "\n".join(
             path.read_text(encoding="utf-8", errors="replace") for path in self._logs if path.exists()
         )
@@ -295,9 +294,9 @@ class Nginx:
 
 @contextmanager
 def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> Iterator[Nginx]:
-    """nginx before the server on port `upstream`, with deploy/nginx.conf as an operator would edit it.
+    """Run nginx in front of port `upstream`, with deploy/nginx.conf as an operator would edit it.
 
-    `changes` are further texts in it, and what stands there instead.
+    `changes` maps further texts in the file to their replacements.
     """
     nginx, openssl = _find("nginx", "nginx"), _find("openssl", "openssl")
     port = free_port()
@@ -320,7 +319,7 @@ def _accepts(port: int) -> bool:
 
 
 def _nginx_conf(home: Path, port: int, upstream: int, changes: Mapping[str, str]) -> str:
-    """deploy/nginx.conf for a user who is not root, on a machine that other tests run on too."""
+    """Return deploy/nginx.conf with paths and ports that any user may use, also in parallel."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {home}/temporary/{kind};\n" for kind in kinds)
     (home / "temporary").mkdir()
@@ -341,13 +340,13 @@ def _nginx_conf(home: Path, port: int, upstream: int, changes: Mapping[str, str]
     }
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     for old, new in {**changes, **ours}.items():
-        assert old in text, f"{old!r} no longer stands in deploy/nginx.conf"
+        assert old in text, f"{old!r} is no longer in deploy/nginx.conf"
         text = text.replace(old, new)
     return text
 
 
 def make_certificate(openssl: str, home: Path, alternative: str) -> None:
-    """`key.pem` and `certificate.pem` for a name such as `DNS:example.com`. Nobody believes it unasked."""
+    """Write `key.pem` and a self-signed `certificate.pem` for a name such as `DNS:example.com`."""
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     name = ["-subj", "/CN=a test's", "-addext", f"subjectAltName={alternative}", "-days", "2"]
     files = ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
@@ -364,7 +363,7 @@ def _find(program: str, package: str) -> str:
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    """A directory of its own, with a path short enough for a Unix socket (104 characters on macOS)."""
+    """Create a directory whose path is short enough for Unix sockets (104 characters on macOS)."""
     with tempfile.TemporaryDirectory(prefix="backline-", dir="/tmp") as path:
         yield Path(path)
 
@@ -373,7 +372,7 @@ def _directory() -> Iterator[Path]:
 def _process(
     command: list[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server with its output in a file. It is killed in the end, with all that it started."""
+    """Run a server with its output in a file. It is killed at the end, with its children."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -395,12 +394,12 @@ def _process(
 
 
 def _until_up(
-    process: subprocess.Popen[bytes], answers: Callable[[], object], log: Path, timeout: float = 15
+    process: subprocess.Popen[bytes], is_up: Callable[[], object], log: Path, timeout: float = 15
 ) -> None:
-    """Wait until a server answers; at once an error, with its log, when it has ended instead."""
+    """Wait until a server is up. If it ends, fail immediately, with its log."""
 
     def up_or_ended() -> bool:
-        return process.poll() is not None or bool(answers())
+        return process.poll() is not None or bool(is_up())
 
     try:
         eventually(up_or_ended, timeout)

@@ -1,20 +1,20 @@
-"""Set-Cookie, as strictly as RFC 6265bis (draft, section 4.1) wants it of servers, and our own rules."""
+"""Checks Set-Cookie headers against RFC 6265bis (draft, section 4.1) and our own rules."""
 
 import re
 
 NAME = r"__Host-Http-session|__Host-session|backline_session"
-VALUE = r"[\w-]{43}|"  # empty where it is deleted
+VALUE = r"[\w-]{43}|"  # empty in a deletion
 LINE = re.compile(rf"({NAME})=({VALUE})((?:; [\w-]+(?:=[^;]*)?)*)", re.ASCII)
 
 
 def check(line: str) -> None:
-    """Fail unless this Set-Cookie is one that Backline may send, to give a session or to end it."""
+    """Fail unless Backline may send this Set-Cookie, to start a session or to end it."""
     match = LINE.fullmatch(line)
     assert match, line
     name, value, rest = match.groups()
     found = [part.strip().partition("=")[::2] for part in rest.split(";")[1:]]
     attributes = dict(found)
-    assert len(attributes) == len(found), f"an attribute stands twice: {line}"
+    assert len(attributes) == len(found), f"an attribute is repeated: {line}"
     assert len(line) < 4096
     assert attributes.keys() <= {
         "Expires",

@@ -1,4 +1,4 @@
-"""Sessions as Redis stores them, for tests that read or change what is in one."""
+"""Reads and changes the sessions that Redis stores."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from flask import Flask
 
 
 def read(app: Flask, key: bytes) -> dict[str, Any]:
-    """What the session at this key holds."""
+    """Return the data of the session at this key."""
     raw: Any = _store(app).get(key)
     packed = app.extensions["backline"].redis_cipher.decrypt(key.decode(), raw)
     assert packed is not None, "not encrypted for this key"
@@ -17,7 +17,7 @@ def read(app: Flask, key: bytes) -> dict[str, Any]:
 
 
 def write(app: Flask, key: bytes, data: dict[str, Any] | bytes) -> None:
-    """Store data for this key as the application does, with the time left that the session had."""
+    """Store data as the application does, and keep the session's TTL."""
     packed = data if isinstance(data, bytes) else msgspec.msgpack.encode(data)
     _store(app).set(key, app.extensions["backline"].redis_cipher.encrypt(key.decode(), packed), keepttl=True)
 

@@ -1,10 +1,10 @@
-"""A Web API that records each request byte for byte, and responds as a test tells it.
+"""A Web API that records requests, and responds as a test wants.
 
     with running_upstream() as upstream:
         upstream.replies(Reply(401), Reply(200, b"{}"))
 
-The sandbox is for what Spotify would do; this is for what the gateway forwards. Without further instructions,
-each response says how many calls there have been, and each consent is another person's.
+The sandbox behaves like Spotify. This server shows exactly what the gateway forwards. By default, a response
+contains the number of calls so far, and each consent is another person's.
 """
 
 import http.server
@@ -32,7 +32,7 @@ LONG = 30.0
 
 @dataclass(frozen=True)
 class Received:
-    """One request, as it arrived."""
+    """A request."""
 
     method: str
     target: str
@@ -41,7 +41,7 @@ class Received:
 
     @property
     def name(self) -> str:
-        """Such as `GET me/player?market=SE`."""
+        """Method and target, such as `GET me/player?market=SE`."""
         return f"{self.method} {self.target.removeprefix('/v1/')}"
 
     @property
@@ -51,7 +51,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """One response. With `status` 0 there is none: the connection is closed."""
+    """A response. Status 0 closes the connection instead."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -71,20 +71,20 @@ class Upstream:
         self.url = f"{url}/v1"
         self.calls: list[Received] = []
         self.handshakes = 0
-        """How many connections have been made, with or without TLS."""
+        """The number of connections so far."""
         self.reply: Callable[[Received], Reply] | None = None
-        """Returns the response to a call, if it is set; it may wait for something first."""
+        """If set, returns the response to a call. It may block."""
         self.status = 200
         self.headers: dict[str, str] = {}
         self.body: bytes | None = None
-        """Otherwise, the response consists of these. The body is the number of calls, unless it is set."""
+        """The response if `reply` is not set. Without `body`, the body contains the number of calls."""
         self._changed = threading.Condition()
         self._holding = False
         self._held = self._people = 0
         self._connections: set[socket.socket] = set()
 
     def replies(self, *replies: Reply) -> None:
-        """Respond with these, one after another; the last one is repeated."""
+        """Respond with these, one after another. The last one is repeated."""
         left = list(replies)
 
         def reply(_: Received) -> Reply:
@@ -98,7 +98,7 @@ class Upstream:
         self.replies(Reply(200, json.dumps({"id": spotify_id}).encode()))
 
     def hold(self) -> None:
-        """Respond to no call until `release`. The content of a response is decided then."""
+        """Hold all calls until `release`, which is also when responses are made."""
         with self._changed:
             self._holding = True
 
@@ -116,7 +116,7 @@ class Upstream:
             with self._changed:
                 self.calls.append(call)
             return self.reply(call)
-        return self._introduce() if call.name == "GET me" else self._default_reply(call)
+        return self._next_profile() if call.name == "GET me" else self._default_reply(call)
 
     def connected(self, connection: socket.socket) -> None:
         with self._changed:
@@ -128,10 +128,10 @@ class Upstream:
         with self._changed:
             idle, self._connections = self._connections, set()
         for connection in idle:
-            with suppress(OSError):  # its client was first
+            with suppress(OSError):  # already closed
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _introduce(self) -> Reply:
+    def _next_profile(self) -> Reply:
         with self._changed:
             self._people += 1
             return Reply(200, json.dumps({"id": f"person-{self._people}"}).encode())

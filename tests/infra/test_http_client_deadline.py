@@ -189,7 +189,7 @@ def test_write_is_not_sent_on_an_idle_connection(
             assert client.send("POST", url).status == 200
         assert upstream.handshakes == 1
         time.sleep(0.25)
-        nat.forget()
+        nat.lose_connections()
 
         assert client.send("POST", url, timeout=2).status == 200
     assert upstream.handshakes == 2

@@ -26,7 +26,7 @@ from tests.helpers.children import start_child
 from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import PASSWORD, register
 from tests.helpers.mail_server import RESET, VERIFY, Mailbox, running_mailbox, token_in
-from tests.helpers.route_matrix import settled, waiting_mails
+from tests.helpers.route_matrix import wait_for_background_work, waiting_mails
 from tests.helpers.servers import ROOT, Server, eventually, free_port, process_environment
 
 ADA = "ada@example.com"
@@ -86,7 +86,7 @@ def test_emails_survive_killed_processes_and_a_server_outage(
 def test_email_is_retried_after_a_temporary_rejection(
     mailbox: Mailbox, client: FlaskClient, app: Flask, command: str, reply: str
 ) -> None:
-    attribute = {"DATA": "refuse", "RCPT": "refuse_recipient"}[command]
+    attribute = {"DATA": "reject_with", "RCPT": "reject_recipients_with"}[command]
     setattr(mailbox, attribute, reply)
     register(client, "ada")
     eventually(lambda: mailbox.attempts >= 3)
@@ -97,7 +97,7 @@ def test_email_is_retried_after_a_temporary_rejection(
 
     assert client.put("/api/email-verification", json={"token": token_in(mail)}).status_code == 204
     assert mail["Message-ID"].startswith(f"<{waiting.message_id}@")
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.mails) == 1
 
 
@@ -112,10 +112,10 @@ def test_email_is_dropped_after_a_permanent_rejection(
     command: str,
     reply: str,
 ) -> None:
-    setattr(mailbox, {"DATA": "refuse", "RCPT": "refuse_recipient"}[command], reply)
+    setattr(mailbox, {"DATA": "reject_with", "RCPT": "reject_recipients_with"}[command], reply)
 
     register(client, "ada")
-    settled(app)
+    wait_for_background_work(app)
 
     assert mailbox.attempts == 1
     [failure] = [record for record in caplog.records if record.message == "mail_not_sent"]
@@ -154,7 +154,7 @@ def test_email_is_sent_once_by_processes_sharing_the_outbox(
     for each in (app, another_worker):
         each.extensions["backline"].mailer.start()
 
-    settled(app)
+    wait_for_background_work(app)
 
     assert len(mailbox.mails) == 60
     assert len({mail["Message-ID"] for mail in mailbox.mails}) == 60
@@ -196,7 +196,7 @@ def test_email_with_a_time_from_a_wrong_clock_is_due(app: Flask) -> None:
 def test_expired_email_is_dropped_and_logged(
     mailbox: Mailbox, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mailbox.refuse = "451 later"
+    mailbox.reject_with = "451 later"
     with app.app_context():
         add_emails()
         with writing() as session:
@@ -308,7 +308,7 @@ def test_email_of_a_rolled_back_change_is_not_sent(mailbox: Mailbox, app: Flask)
         with writing() as session:
             mailer.enqueue(session, MailKind.ACCOUNT_DELETED, to="bea@example.com", username="bea")
 
-    settled(app)
+    wait_for_background_work(app)
     assert [mail["To"] for mail in mailbox.mails] == ["bea@example.com"]
 
 
@@ -331,7 +331,7 @@ def test_lost_connection_after_quit_is_not_a_failure(
     monkeypatch.setattr(mailbox, "handle_QUIT", handle_quit, raising=False)
     register(client, "ada")
 
-    settled(app)
+    wait_for_background_work(app)
     eventually(lambda: quit_commands)
     client.post("/api/password-reset", json={"email": ADA})
     mailbox.wait_for(ADA, RESET)

@@ -144,7 +144,7 @@ def test_held_chunk_waits_for_release(
     assert ask(client, b"begin ") == b"begin "
 
     client.sendall(b"\x07\0\0\0\x03COMMIT")
-    proxy.wait_held()
+    proxy.wait_until_held()
 
     assert says_nothing(client)
     assert (b"COMMIT" in echo.heard) == (direction == "down")
@@ -162,7 +162,7 @@ def test_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.so
     assert ask(client, b"...COM") == b"...COM"
     client.sendall(b"MIT...")
 
-    proxy.wait_held()
+    proxy.wait_until_held()
 
 
 def test_pattern_that_passed_before_the_fault_does_not_count(
@@ -184,7 +184,7 @@ def test_pattern_can_be_required_to_follow_another(proxy: FaultProxy, client: so
         assert ask(another, b"COMMIT") == b"COMMIT"
     client.sendall(b"COMMIT")
 
-    proxy.wait_held()
+    proxy.wait_until_held()
 
 
 def test_bytes_held_for_a_client_that_disconnects_never_arrive(
@@ -193,7 +193,7 @@ def test_bytes_held_for_a_client_that_disconnects_never_arrive(
     ask(client, b"begin ")
     proxy.hold("up", when=b"COMMIT")
     client.sendall(b"COMMIT")
-    proxy.wait_held()
+    proxy.wait_until_held()
     client.sendall(b" and more")
 
     client.close()
@@ -207,7 +207,7 @@ def test_waiting_for_a_hold_times_out(proxy: FaultProxy) -> None:
     proxy.hold("up", when=b"COMMIT")
 
     with pytest.raises(AssertionError, match="1 held connections"):
-        proxy.wait_held(timeout=0.05)
+        proxy.wait_until_held(timeout=0.05)
 
 
 def test_dropped_reply_is_lost_after_its_effect(
@@ -337,7 +337,7 @@ def test_commit_is_held_until_release(database: tuple[FaultProxy, sa.Engine]) ->
     proxy.hold("up", when=b"COMMIT")
     with ThreadPoolExecutor(1) as pool:
         counting = pool.submit(count_up, engine)
-        proxy.wait_held()
+        proxy.wait_until_held()
         assert not counting.done()
         proxy.release()
         counting.result()

@@ -196,7 +196,7 @@ def test_scanner_allows_a_session_id_in_its_cookie_only(
         says(**said)
         found = scanner.scan()
         assert kinds(found) == ["a session id"], said
-        assert places(found) == {"the answer to GET /api/says"}
+        assert places(found) == {"the response to GET /api/says"}
     says(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
     assert kinds(scanner.scan()) == ["an access token"]
 
@@ -251,7 +251,7 @@ def test_scanner_allows_a_state_in_the_consent_url_only(
     found = scanner.scan()
 
     assert set(kinds(found)) == {"an authorization's state"}
-    assert places(found) == {"the answer to GET /api/says", "the log of app.somewhere", "Redis"}
+    assert places(found) == {"the response to GET /api/says", "the log of app.somewhere", "Redis"}
 
 
 def test_scanner_skips_static_documents_while_they_are_unchanged(client: FlaskClient) -> None:
@@ -319,8 +319,8 @@ def test_scanner_searches_the_responses_and_the_log_of_a_real_server(
         sid = http.cookies["backline_session"]
     scanner.record(f"what the server issued is known: {sid}", "here")
 
-    assert "the answer to GET /api/spotify/authorize" in scanner.places
-    assert any(place.endswith("wsgi:app") for place in scanner.places)
+    assert "the response to GET /api/spotify/authorize" in scanner.origins
+    assert any(place.endswith("wsgi:app") for place in scanner.origins)
     assert [str(leak) for leak in scanner.scan()] == [
         "a session id in here: what the server issued is known: [a session id]"
     ]

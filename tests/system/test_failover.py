@@ -206,7 +206,7 @@ def test_idle_redis_connection_is_replaced(redis_proxy: FaultProxy, monkeypatch:
     monkeypatch.setattr(staleness, "IDLE_SECONDS", 0.1)
     client = redis_client(f"redis://127.0.0.1:{redis_proxy.port}/0")
     fill(client)
-    redis_proxy.forget()
+    redis_proxy.lose_connections()
     time.sleep(0.15)
 
     assert client.set("x", "1")

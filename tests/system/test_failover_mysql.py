@@ -17,7 +17,7 @@ from flask import Flask
 from app.infra import mysql, mysql_pool, staleness
 from app.infra.database import db, db_now, read_db_now, writing
 from tests.conftest import MakeApp
-from tests.helpers.fake_mysql import refusing_mysql
+from tests.helpers.fake_mysql import fake_mysql
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.servers import eventually, mysql_url
@@ -93,7 +93,7 @@ def test_connections_to_a_demoted_mysql_are_replaced_before_a_write_fails(
 @pytest.mark.parametrize("code", [1290, 1836, 1047, 1053, 1927, 3032, 3100, 1142, 1044, 1146, 9001])
 def test_error_reply_replaces_all_older_connections(mysql_proxy: FaultProxy, app: Flask, code: int) -> None:
     fill(app)  # SQLAlchemy queries the properties of the first server
-    with refusing_mysql(code) as wrong, app.app_context():
+    with fake_mysql(code) as wrong, app.app_context():
         db.engine.dispose()
         right, mysql_proxy.upstream = mysql_proxy.upstream, wrong
         fill(app)
@@ -138,7 +138,7 @@ def test_idle_mysql_connection_is_replaced(
     monkeypatch.setattr(staleness, "IDLE_SECONDS", 0.1)
     fill(app)
     time.sleep(0.15)
-    mysql_proxy.forget()
+    mysql_proxy.lose_connections()
     began = time.monotonic()
     with app.app_context():
         read_db_now()

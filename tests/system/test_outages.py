@@ -94,7 +94,7 @@ def test_lock_is_released_if_the_reply_to_its_acquisition_is_lost(
 
     get_token(app, connection)
 
-    redis_proxy.wait_dropped()
+    redis_proxy.wait_until_dropped()
     assert calls(sandbox) == 1
     with redis.Redis.from_url(redis_url) as direct:
         assert direct.keys("lock:*") == []
@@ -109,7 +109,7 @@ def test_lost_reply_to_a_lock_release_is_harmless(
 
         assert get_token(app, connection).expires_in > 3500
 
-        redis_proxy.wait_dropped()
+        redis_proxy.wait_until_dropped()
         assert direct.keys("lock:*") == []
     assert outcomes(app) == ["refreshed"]
 
@@ -130,7 +130,7 @@ def test_refresh_with_a_lost_commit_reply_finds_what_was_stored(
 
     assert get_token(app, connection).expires_in > 3500
 
-    mysql_proxy.wait_dropped()
+    mysql_proxy.wait_until_dropped()
     assert calls(sandbox) == 1
     assert outcomes(app) == ["refreshed"]
     assert (row(app).generation, row(app).lease_until) == (1, None)

@@ -465,7 +465,7 @@ def test_connection_killed_in_a_transaction_leaves_no_partial_write(
     api.database.hold("up", b"COMMIT", since=b"INSERT INTO users")
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, api, "POST", "/api/register", json=account())
-        api.database.wait_held()
+        api.database.wait_until_held()
         assert kill_connections(
             deployment, "id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
         )
@@ -606,7 +606,7 @@ def test_client_can_tell_whether_an_interrupted_registration_succeeded(
     api.database.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, api, "POST", "/api/register", json=account())
-        api.database.wait_held()
+        api.database.wait_until_held()
         if committed:
             api.database.hold("down", b"")  # forwards the COMMIT, and holds the reply
             eventually(lambda: users(deployment) == 1)
@@ -687,7 +687,7 @@ def test_connection_lost_before_its_commit_leaves_nothing(
     api.database.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(call, api, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
-        api.database.wait_held()
+        api.database.wait_until_held()
         api.database.cut()
         api.database.release()
         answer = asking.result()

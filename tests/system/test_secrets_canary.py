@@ -80,14 +80,14 @@ def test_no_secret_is_written_anywhere(
         call("POST", "/api/login", json={"login": "ada", "password": PASSWORD})
         assert call("DELETE", "/api/user", json={"password": PASSWORD}).status_code == 204
 
-    places = scanner.places
+    places = scanner.origins
     assert any(place.endswith("gunicorn.conf.py wsgi:app") for place in places)
     assert places >= {
-        "the answer to GET /api/spotify/authorize",
-        "the answer to GET /api/spotify/token",
+        "the response to GET /api/spotify/authorize",
+        "the response to GET /api/spotify/token",
         "Redis",
-        "the answer to GET /api/user/export",
-        "the answer to PUT /api/password-reset",
+        "the response to GET /api/user/export",
+        "the response to PUT /api/password-reset",
     }
     assert scanner.scan() == []
 

@@ -13,7 +13,7 @@ from tests.conftest import MakeApp
 from tests.helpers.email_change import ADA, NEW, register_ada, session_epoch
 from tests.helpers.flows import PASSWORD, connect, login, register, slug
 from tests.helpers.mail_server import RESET, VERIFY, Mailbox, token_in
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
 
 
@@ -90,7 +90,7 @@ def test_set_email_replaces_the_address(
 
 def test_set_email_keeps_another_spelling_verified(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     """It is the same mailbox, so it needs neither a verification nor a notice."""
-    settled(app)
+    wait_for_background_work(app)
     sent = len(mailbox.mails)
 
     code, output, error = users(app, "set-email", "ada", "Ada@EXAMPLE.com")
@@ -98,7 +98,7 @@ def test_set_email_keeps_another_spelling_verified(ada: FlaskClient, mailbox: Ma
     assert (code, error) == (0, "")
     assert f"{ADA} (verified)" in output
     assert ada.get("/api/user").json["email_verified"]
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.mails) == sent
     assert "Ada@example.com" in users(app, "show", "ada")[1]
 
@@ -165,7 +165,7 @@ def test_disabled_account_cannot_be_used_until_enabled(
         },
         "/api/password-reset": {"token": before, "password": "another sentence, and longer"},
     }
-    settled(app)
+    wait_for_background_work(app)
     sent, epoch = len(mailbox.mails), session_epoch(app)
 
     for _ in range(2):
@@ -182,7 +182,7 @@ def test_disabled_account_cannot_be_used_until_enabled(
     for path, body in mailed.items():
         assert ada.put(path, json=body).status_code == 400, path
     assert ada.post("/api/password-reset", json={"email": ADA}).status_code == 202
-    settled(app)
+    wait_for_background_work(app)
     assert len(mailbox.mails) == sent
 
     assert users(app, "enable", "ada")[0] == 0

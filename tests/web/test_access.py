@@ -14,16 +14,16 @@ from app.models import User
 from app.web.access import Access
 from tests.helpers.flows import PASSWORD, another_tab, login, register, slug
 from tests.helpers.route_matrix import (
-    Picture,
     Route,
+    Snapshot,
     ada,
     body_schema,
     documented,
     every_route,
-    good_body,
     operation,
     send,
-    settled,
+    valid_body,
+    wait_for_background_work,
 )
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -40,14 +40,14 @@ def signed_in_routes(app: Flask) -> list[Route]:
 def assert_refused_everywhere(client: FlaskClient) -> None:
     """Assert that every route that requires an account responds with 401 and has no effect."""
     app = client.application
-    document, before = documented(app), Picture(app)
+    document, before = documented(app), Snapshot(app)
     for route in signed_in_routes(app):
-        response = send(client, route, json=good_body(document, route))
+        response = send(client, route, json=valid_body(document, route))
         assert (response.status_code, slug(response)) == (401, "not-signed-in"), route
         assert response.headers["WWW-Authenticate"], route
         assert "Set-Cookie" not in response.headers, route
-        settled(app)
-        assert Picture(app) == before, route
+        wait_for_background_work(app)
+        assert Snapshot(app) == before, route
 
 
 @pytest.mark.requirement("G1")
@@ -124,7 +124,7 @@ def test_ended_session_is_refused_by_every_route(
 ) -> None:
     ada(client, sandbox)
     ended(client)
-    settled(client.application)
+    wait_for_background_work(client.application)
 
     assert_refused_everywhere(client)
 
@@ -145,8 +145,8 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
     document = documented(app)
     ada(client, sandbox)
     register(visitor := new_client(), "eve")
-    settled(app)
-    before, checked = Picture(app), 0
+    wait_for_background_work(app)
+    before, checked = Snapshot(app), 0
     for route in signed_in_routes(app):
         for kind, own_id in IDS.items():
             if f"{{{kind}}}" not in route.template:
@@ -156,12 +156,12 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
                 visitor.open(
                     route.template.format(**{kind: name}),
                     method=route.method,
-                    json=good_body(document, route),
+                    json=valid_body(document, route),
                 )
                 for name in (adas, missing)
             ]
             assert without_ids(answers[0], adas) == without_ids(answers[1], missing), route
-            assert Picture(app) == before, route
+            assert Snapshot(app) == before, route
             checked += 1
     assert checked == sum("{" in route.template for route in signed_in_routes(app)), (
         "add the new kind of id to IDS"
@@ -237,11 +237,11 @@ def test_bodies_cannot_set_columns_that_a_route_does_not_list(
 ) -> None:
     document = documented(app)
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     bodies = {route: schema for route in every_route(app) if (schema := body_schema(document, route))}
     assert bodies
     for route, schema in bodies.items():
-        good = good_body(document, route) or {}
+        good = valid_body(document, route) or {}
         forbidden = [name for name in columns() if name not in schema["properties"]]
         for name, value in ((name, value) for name in forbidden for value in (1, None)):
             response = send(client, route, json={**good, name: value})
@@ -249,19 +249,19 @@ def test_bodies_cannot_set_columns_that_a_route_does_not_list(
             assert list(response.json["errors"]) == [name], route
         everything: dict[str, Any] = {**good, **dict.fromkeys(forbidden, "x")}
         assert set(send(client, route, json=everything).json["errors"]) == set(forbidden), route
-        settled(app)
-        assert Picture(app) == before, route
+        wait_for_background_work(app)
+        assert Snapshot(app) == before, route
 
 
 @pytest.mark.requirement("G2")
 def test_queries_cannot_set_columns(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
 
     response = client.patch("/api/user", json={}, query_string=dict.fromkeys(columns(), "1"))
 
     assert response.status_code == 200
-    assert Picture(app) == before
+    assert Snapshot(app) == before
 
 
 @pytest.mark.requirement("G2")

@@ -35,13 +35,13 @@ from app.web.access import Access
 from tests.helpers.flows import PASSWORD, connect, register, send_callback, start_authorization
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import (
-    Picture,
     Route,
+    Snapshot,
     body_schema,
     documented,
     every_route,
     operation,
-    settled,
+    wait_for_background_work,
 )
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -99,7 +99,7 @@ def document(app: Flask) -> dict[str, Any]:
 
 def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
     """Return a schema that restores the current state of the app before each request."""
-    before, last = Picture(app), [200]
+    before, last = Snapshot(app), [200]
 
     def from_the_initial_state(
         environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -109,7 +109,7 @@ def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
             return start_response(status, *arguments)
 
         if last[0] not in WITHOUT_EFFECT:
-            settled(app)
+            wait_for_background_work(app)
             before.restore()
         return app(environ, keep_status)
 
@@ -137,7 +137,7 @@ def test_responses_match_the_openapi_document(
     register(new_client(), "ada")  # the document uses her name and password in examples
     register(grace := new_client(), "grace")
     connect(grace, sandbox)
-    settled(app)
+    wait_for_background_work(app)
     schema = contract(app, document)
     if who == "grace":
         cookie = grace.get_cookie("backline_session")

@@ -15,13 +15,13 @@ from tests.conftest import MakeApp
 from tests.helpers.flows import PASSWORD, register, slug, start_authorization
 from tests.helpers.route_matrix import (
     SAFE,
-    Picture,
+    Snapshot,
     ada,
     documented,
     every_route,
-    good_body,
     send,
-    settled,
+    valid_body,
+    wait_for_background_work,
     writing_routes,
 )
 from tests.helpers.sandbox_client import SandboxClient
@@ -431,16 +431,16 @@ def test_cross_site_write_is_rejected_without_effect_on_every_route(
 ) -> None:
     document = documented(app)
     ada(client, sandbox).environ_base.pop("HTTP_X_REQUESTED_WITH")
-    before = Picture(app)
+    before = Snapshot(app)
     for route in writing_routes(app):
-        good = good_body(document, route) or {"a": "b"}
+        good = valid_body(document, route) or {"a": "b"}
         for kind, (headers, ours) in itertools.product(BODIES, header_combinations()):
             if not ours:
                 response = send(client, route, headers=headers, **BODIES[kind](good))
                 where = (str(route), kind, headers)
                 assert (response.status_code, slug(response)) == (403, "cross-site-request"), where
-        settled(app)
-        assert Picture(app) == before, route
+        wait_for_background_work(app)
+        assert Snapshot(app) == before, route
 
 
 @pytest.mark.requirement("C4")
@@ -478,28 +478,28 @@ def test_same_requests_from_the_app_take_effect(
     """Otherwise, the two tests above would prove nothing."""
     document = documented(app)
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
     for route in writing_routes(app):
         if route.is_gateway:
             continue  # takes effect at Spotify
         client.set_cookie("backline_session", cookie.value)
-        response = send(client, route, json=good_body(document, route), headers={"Origin": SPA})
-        settled(app)
+        response = send(client, route, json=valid_body(document, route), headers={"Origin": SPA})
+        wait_for_background_work(app)
         if response.status_code == 400:
             assert slug(response) == "invalid-token", route  # the document's example is not a real token
         else:
             assert 200 <= response.status_code < 300, (route, response.text)
             if route.path != f"/api/user/sessions/{'0' * 32}" and route.rule != "/api/user/sessions":
-                assert Picture(app) != before, route
+                assert Snapshot(app) != before, route
         before.restore()
 
 
 @pytest.mark.requirement("C5")
 def test_safe_methods_change_nothing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     for route in every_route(app):
         for method, override in itertools.product(sorted(SAFE), ("DELETE", "POST", "PUT")):
             response = client.open(
@@ -510,7 +510,7 @@ def test_safe_methods_change_nothing(client: FlaskClient, app: Flask, sandbox: S
             )
             assert response.status_code < 500, (route, method)
             response.close()
-        assert Picture(app) == before, route
+        assert Snapshot(app) == before, route
 
 
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
@@ -519,7 +519,7 @@ OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 @pytest.mark.requirement("C5")
 def test_method_override_headers_are_ignored(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
 
     answers = [
         client.post(
@@ -533,7 +533,7 @@ def test_method_override_headers_are_ignored(client: FlaskClient, app: Flask, sa
 
     for answer in answers:
         assert (answer.status_code, "DELETE" in answer.allow) == (405, True)
-    assert Picture(app) == before
+    assert Snapshot(app) == before
 
 
 @pytest.mark.requirement("C6")

@@ -29,16 +29,16 @@ from tests.conftest import SETTINGS
 from tests.helpers.flows import PASSWORD, another_tab, slug
 from tests.helpers.route_matrix import (
     METHODS,
-    Picture,
     Route,
+    Snapshot,
     ada,
     body_schema,
     documented,
     every_route,
-    good_body,
     operation,
     send,
-    settled,
+    valid_body,
+    wait_for_background_work,
 )
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -55,7 +55,7 @@ def with_a_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]
     """Return the routes that accept a body, each with its schema and a valid body."""
     document = documented(app)
     return [
-        (route, schema, good_body(document, route) or {})
+        (route, schema, valid_body(document, route) or {})
         for route in every_route(app)
         if (schema := body_schema(document, route)) is not None
     ]
@@ -126,7 +126,7 @@ def test_unusable_bodies_are_rejected_without_effect_on_every_route(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     routes = with_a_body(app)
     assert routes
     for route, _, _ in routes:
@@ -135,8 +135,8 @@ def test_unusable_bodies_are_rejected_without_effect_on_every_route(
                 response = send(client, route, data=body, content_type="application/json")
                 assert response.status_code == wanted, (route, kind, response.text)
                 assert slug(response) == {400: "malformed-request", 422: "validation-error"}[wanted]
-        settled(app)
-        assert Picture(app) == before, route
+        wait_for_background_work(app)
+        assert Snapshot(app) == before, route
 
 
 WRONG_VALUES = [
@@ -151,7 +151,7 @@ def test_no_member_value_causes_a_server_error(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     for route, schema, good in with_a_body(app):
         for name in schema["properties"]:
             for value in WRONG_VALUES:
@@ -159,13 +159,13 @@ def test_no_member_value_causes_a_server_error(
                 assert response.status_code < 500, (route, name, value)
                 assert response.status_code < 300 or slug(response), (route, name, value)
                 if response.status_code not in (400, 422):  # the test above shows that these have no effect
-                    settled(app)
+                    wait_for_background_work(app)
                     before.restore()
             missing = {member: there for member, there in good.items() if member != name}
             response = send(another_tab(client), route, json=missing)
             if name in schema.get("required", []):
                 assert (response.status_code, list(response.json["errors"])) == (422, [name]), route
-            settled(app)
+            wait_for_background_work(app)
             before.restore()
 
 
@@ -664,7 +664,7 @@ def test_malformed_ids_are_treated_like_unknown_ids(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
-    before = Picture(app)
+    before = Snapshot(app)
     document = documented(app)
     with_ids = [
         route
@@ -677,7 +677,7 @@ def test_malformed_ids_are_treated_like_unknown_ids(
         for malformed in MALFORMED_IDS:
             response = client.open(f"{prefix}{malformed}", method=route.method)
             assert response.status_code in (204, 404), (route, malformed)
-        assert Picture(app) == before, route
+        assert Snapshot(app) == before, route
 
 
 # --- H5: methods, statuses and headers ----------------------------------------------------------------
@@ -758,12 +758,12 @@ def test_requests_that_end_something_can_be_repeated(
         ("DELETE", f"/api/user/sessions/{'0' * 32}"),
         ("POST", "/api/logout"),
     ):
-        after: list[Picture] = []
+        after: list[Snapshot] = []
         for _ in range(3):
             response = client.open(path, method=method)
             assert (response.status_code, response.data) == (204, b""), path
             assert "Content-Type" not in response.headers, path
-            after.append(Picture(app))
+            after.append(Snapshot(app))
         assert after[0] == after[1] == after[2], path
     assert session["current"]
 

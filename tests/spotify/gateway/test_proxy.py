@@ -17,7 +17,7 @@ from app.spotify.clients.endpoints import ENDPOINTS
 from tests.conftest import SPA_ORIGIN
 from tests.helpers.cached_reads import Store
 from tests.helpers.flows import another_tab, slug
-from tests.helpers.raw_http import plainly, request
+from tests.helpers.raw_http import request, send_plain
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through
@@ -271,7 +271,9 @@ def test_response_is_returned_unchanged_by_gunicorn(
         for number, (name, reply) in enumerate(ANSWERS.items()):
             upstream.replies(reply)
             target = f"{GATEWAY}/tracks/{number}"
-            response = plainly(api.port, request("GET", target, f"Cookie: backline_session={session.value}"))
+            response = send_plain(
+                api.port, request("GET", target, f"Cookie: backline_session={session.value}")
+            )
 
             assert (response.status, response.body) == (reply.status, reply.body), name
             assert response.headers.get_all("Content-Type", []) == list(filter(None, [reply.content_type])), (

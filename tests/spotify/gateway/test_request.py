@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from tests.helpers.flows import slug
-from tests.helpers.raw_http import Answer, plainly, request
+from tests.helpers.raw_http import RawResponse, request, send_plain
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Upstream
 
@@ -134,10 +134,10 @@ PATHS = [
 @pytest.fixture
 def api(
     server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient
-) -> Iterator[Callable[[bytes], Answer]]:
+) -> Iterator[Callable[[bytes], RawResponse]]:
     """Start a server for raw requests, which must send the cookie of a connection."""
     with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
-        yield lambda sent: plainly(running.port, sent)
+        yield lambda sent: send_plain(running.port, sent)
 
 
 def cookie(client: FlaskClient) -> str:
@@ -146,7 +146,7 @@ def cookie(client: FlaskClient) -> str:
     return f"Cookie: backline_session={found.value}"
 
 
-def check(response: Answer) -> None:
+def check(response: RawResponse) -> None:
     assert 400 <= response.status < 500, response.body
     assert response.headers["Content-Type"] == "application/problem+json"
 
@@ -162,7 +162,7 @@ def test_ambiguous_path_is_rejected(connected: FlaskClient, upstream: Upstream) 
 
 
 def test_ambiguous_path_is_rejected_by_gunicorn(
-    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
 ) -> None:
     """Byte for byte, including requests that no client library would send."""
     raw = [path.encode() for path in PATHS]
@@ -208,7 +208,7 @@ OTHER_TARGETS = [
 
 
 def test_request_target_of_another_form_is_rejected(
-    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for target in OTHER_TARGETS:
         check(api(request("GET", target, cookie(connected), host=HOST)))
@@ -217,7 +217,7 @@ def test_request_target_of_another_form_is_rejected(
 
 
 def test_host_header_does_not_redirect_a_call(
-    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
 ) -> None:
     for host in ("evil.example", "api.spotify.com", "127.0.0.1@evil.example", "127.0.0.1.evil.example", ""):
         check(api(request("GET", f"{GATEWAY}/me", cookie(connected), host=host)))
@@ -276,9 +276,9 @@ def test_unsupported_body_or_method_is_rejected(
 
 
 def test_unsupported_body_is_rejected_by_gunicorn(
-    api: Callable[[bytes], Answer], connected: FlaskClient, upstream: Upstream
+    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
 ) -> None:
-    def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> Answer:
+    def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> RawResponse:
         lines = [cookie(connected), f"Content-Type: {content_type}", *headers]
         return api(request(method, f"{GATEWAY}/me/player", *lines, body=body, host=HOST))
 

@@ -14,7 +14,7 @@ from app.models.access_token import six_months_after
 from tests.helpers.factories import advance_time, create_connections, refresh_due, run_maintenance
 from tests.helpers.flows import connect, register
 from tests.helpers.mail_server import Mailbox
-from tests.helpers.route_matrix import settled
+from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ DAY = 86_400
 def connected(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     register(client, "ada")
     connect(client, sandbox)
-    settled(client.application)  # otherwise a mail could expire when time advances
+    wait_for_background_work(client.application)  # otherwise a mail could expire when time advances
     return client
 
 
@@ -188,7 +188,7 @@ def test_reminder_is_mailed_to_verified_address_only(
 
     run_tasks(app)
     run_tasks(app)
-    settled(app)
+    wait_for_background_work(app)
 
     told = mailbox.to("ada@example.com", "renew your Spotify connection")
     assert len(told) == (1 if verified else 0)

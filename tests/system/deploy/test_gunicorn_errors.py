@@ -14,7 +14,7 @@ from gunicorn.http.errors import InvalidResponseHeader  # type: ignore[import-un
 
 from app.infra import log_setup
 from deploy.worker import JsonFormatter, Worker
-from tests.helpers.raw_http import Answer, check_problem, exchange, plainly, request
+from tests.helpers.raw_http import RawResponse, check_problem, exchange, request, send_plain
 from tests.helpers.servers import Server, eventually, running_server
 
 pytestmark = pytest.mark.processes
@@ -60,12 +60,12 @@ REFUSED = {
 def test_refusal_is_a_problem_that_does_not_quote_the_request(api: Server, case: str) -> None:
     sent, status = REFUSED[case]
 
-    answer = plainly(api.port, sent)
+    response = send_plain(api.port, sent)
 
-    check_problem(answer, status, "malformed-request")
-    assert answer.headers["Connection"] == "close"
-    assert CODE not in str(answer.headers) + answer.body.decode()
-    line = eventually(lambda: refusals_logged(api, answer))[0]
+    check_problem(response, status, "malformed-request")
+    assert response.headers["Connection"] == "close"
+    assert CODE not in str(response.headers) + response.body.decode()
+    line = eventually(lambda: refusals_logged(api, response))[0]
     assert line["event"] == "request_rejected"
     assert (line["status"], line["logger"]) == (status, "gunicorn.error")
     assert CODE not in api.log
@@ -79,13 +79,13 @@ def test_lingering_clients_do_not_block_the_worker(api: Server) -> None:
             lingering = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
             lingering.sendall(b"GET / HTTP/9.9\r\nHost: x\r\n\r\n")
             assert lingering.recv(4096)
-        assert plainly(api.port, request("GET", "/livez", host="127.0.0.1")).status == 200
+        assert send_plain(api.port, request("GET", "/livez", host="127.0.0.1")).status == 200
 
     assert time.monotonic() - began < 6  # and not twelve
 
 
-def refusals_logged(api: Server, answer: Answer) -> list[dict[str, Any]]:
-    wanted = answer.problem["request_id"]
+def refusals_logged(api: Server, response: RawResponse) -> list[dict[str, Any]]:
+    wanted = response.problem["request_id"]
     return [json.loads(line) for line in api.log.splitlines() if wanted in line]
 
 
@@ -121,9 +121,9 @@ def test_gunicorn_never_logs_what_a_client_sent_even_at_debug_level(behind_nginx
             connection.sendall(f"GET {CALLBACK} HTTP/1.1\r\n".encode())
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)
-        answer = plainly(api.port, REFUSED["method"][0])
+        response = send_plain(api.port, REFUSED["method"][0])
 
-        assert len(eventually(lambda: refusals_logged(api, answer))) == 1
+        assert len(eventually(lambda: refusals_logged(api, response))) == 1
         assert CODE not in api.log
         assert all(line["level"] != "DEBUG" for line in gunicorns_lines(api))
 
@@ -153,14 +153,14 @@ def test_error_outside_the_app_is_a_500_and_the_log_names_its_origin(error: Exce
             fail(error)
         except Exception as raised:  # noqa: BLE001 - as gunicorn does
             worker.handle_error(None, ours, None, raised)
-        answer = exchange(theirs, b"GET / HTTP/1.1\r\n\r\n")
+        response = exchange(theirs, b"GET / HTTP/1.1\r\n\r\n")
 
-    check_problem(answer, 500, "internal-error")
+    check_problem(response, 500, "internal-error")
     (written,) = log.written
-    assert answer.problem["request_id"] in written
+    assert response.problem["request_id"] in written
     assert type(error).__name__ in written
     assert "test_gunicorn_errors.py" in written
-    assert CODE not in written + answer.body.decode()
+    assert CODE not in written + response.body.decode()
 
 
 @pytest.mark.requirement("J2")

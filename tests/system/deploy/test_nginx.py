@@ -19,7 +19,16 @@ import pytest
 
 from app.web import problems
 from tests.conftest import cannot_run
-from tests.helpers.raw_http import ORIGIN, Answer, Https, check_problem, exchange, may_read, plainly, request
+from tests.helpers.raw_http import (
+    ORIGIN,
+    Https,
+    RawResponse,
+    check_problem,
+    exchange,
+    may_read,
+    request,
+    send_plain,
+)
 from tests.helpers.servers import ROOT, Nginx, Server, Unavailable, eventually, free_port
 from tests.system.deploy.conftest import StartNginx
 
@@ -96,13 +105,13 @@ REFUSED = {
 def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> None:
     sent, status, slug, path = REFUSED[case]
 
-    answer = nginx.raw(sent)
+    response = nginx.raw(sent)
 
-    check_problem(answer, status, slug, instance=path)
-    assert may_read(answer)
-    assert answer.headers.get_all("Strict-Transport-Security") == [HSTS]
-    assert bool(answer.headers["Allow"]) == (status == 405)
-    assert answer.headers["X-Backline-Rejected"] is None
+    check_problem(response, status, slug, instance=path)
+    assert may_read(response)
+    assert response.headers.get_all("Strict-Transport-Security") == [HSTS]
+    assert bool(response.headers["Allow"]) == (status == 405)
+    assert response.headers["X-Backline-Rejected"] is None
 
 
 @pytest.mark.requirement("C7")
@@ -124,29 +133,29 @@ def test_pages_on_other_sites_cannot_read_a_refusal(nginx: Https, case: str, ori
     sent, status, *_ = REFUSED[case]
     assert line in sent
 
-    answer = nginx.raw(sent.replace(line, f"Origin: {origin}\r\n".encode() if origin else b""))
+    response = nginx.raw(sent.replace(line, f"Origin: {origin}\r\n".encode() if origin else b""))
 
-    assert answer.status == status
-    assert not may_read(answer)
-    assert answer.headers.get_all("Vary") == ["Origin"]
+    assert response.status == status
+    assert not may_read(response)
+    assert response.headers.get_all("Vary") == ["Origin"]
 
 
 @pytest.mark.requirement("C7")
 def test_response_without_gunicorn_is_502(another_nginx: StartNginx) -> None:
-    answer = another_nginx(free_port()).get("/api/session", FROM_PAGE)
+    response = another_nginx(free_port()).get("/api/session", FROM_PAGE)
 
-    check_problem(answer, 502, "service-unavailable", instance="/api/session")
-    assert may_read(answer)
+    check_problem(response, 502, "service-unavailable", instance="/api/session")
+    assert may_read(response)
 
 
 @pytest.mark.requirement("C7")
 def test_response_during_maintenance_is_503(nginx: Https) -> None:
     nginx.nginx.maintenance.touch()
-    answer = nginx.get("/api/session", FROM_PAGE)
+    response = nginx.get("/api/session", FROM_PAGE)
     nginx.nginx.maintenance.unlink()
 
-    check_problem(answer, 503, "service-unavailable", instance="/api/session")
-    assert may_read(answer)
+    check_problem(response, 503, "service-unavailable", instance="/api/session")
+    assert may_read(response)
     assert nginx.get("/api/session").status == 200
 
 
@@ -154,10 +163,10 @@ def test_response_during_maintenance_is_503(nginx: Https) -> None:
 def test_response_from_a_stalled_gunicorn_is_504(another_nginx: StartNginx, api: Server) -> None:
     impatient = another_nginx(api.port, {"proxy_read_timeout 20s": "proxy_read_timeout 300ms"})
     with stopped(api):
-        answer = impatient.get("/api/session", FROM_PAGE)
+        response = impatient.get("/api/session", FROM_PAGE)
 
-    check_problem(answer, 504, "service-unavailable", instance="/api/session")
-    assert may_read(answer)
+    check_problem(response, 504, "service-unavailable", instance="/api/session")
+    assert may_read(response)
     assert eventually(lambda: impatient.get("/api/session").status == 200)
 
 
@@ -208,11 +217,11 @@ def test_visitors_behind_a_cdn_have_separate_addresses(
 ) -> None:
     behind_cdn = another_nginx(api.port, BEHIND_CDN)
 
-    answer = behind_cdn.get("/api/session", f"X-Forwarded-For: {forwarded}", source=source)
+    response = behind_cdn.get("/api/session", f"X-Forwarded-For: {forwarded}", source=source)
 
-    assert answer.status == 200
-    assert logged(behind_cdn, answer)["address"] == address
-    wanted = answer.headers["X-Request-ID"]
+    assert response.status == 200
+    assert logged(behind_cdn, response)["address"] == address
+    wanted = response.headers["X-Request-ID"]
     lines = eventually(lambda: [json.loads(line) for line in api.log.splitlines() if wanted in line])
     assert {line["client"] for line in lines} == {address}
 
@@ -273,22 +282,22 @@ def many_files(most: int) -> Iterator[None]:
 def test_app_in_a_native_shell_may_read_responses_from_nginx(another_nginx: StartNginx) -> None:
     origin = "capacitor://localhost"
     line = f'# EDIT\n        "{origin}" "{origin}";\n    }}'
-    answer = another_nginx(free_port(), {"# EDIT\n    }": line}).get("/elsewhere", f"Origin: {origin}")
+    response = another_nginx(free_port(), {"# EDIT\n    }": line}).get("/elsewhere", f"Origin: {origin}")
 
-    check_problem(answer, 404, "not-found", instance="/elsewhere")
-    assert may_read(answer, origin)
+    check_problem(response, 404, "not-found", instance="/elsewhere")
+    assert may_read(response, origin)
 
 
 @pytest.mark.requirement("C7")
 def test_headers_of_the_application_are_not_repeated_by_nginx(nginx: Https) -> None:
     for target, status in (("/api/session", 200), ("/api/nothing", 404), ("/api/user", 401)):
-        answer = nginx.get(target, FROM_PAGE)
-        assert answer.status == status
-        assert may_read(answer)
-        names = [name for name in answer.headers if name not in ("Vary", "Set-Cookie")]
+        response = nginx.get(target, FROM_PAGE)
+        assert response.status == status
+        assert may_read(response)
+        names = [name for name in response.headers if name not in ("Vary", "Set-Cookie")]
         assert len(names) == len(set(names))
-        assert answer.headers["Strict-Transport-Security"] == HSTS
-        assert "nginx/" not in answer.headers["Server"]
+        assert response.headers["Strict-Transport-Security"] == HSTS
+        assert "nginx/" not in response.headers["Server"]
 
 
 @pytest.mark.requirement("H2")
@@ -307,9 +316,9 @@ COVER = ("PUT", "/api/spotify/v1/playlists/1/images", "Content-Type: image/jpeg"
 @pytest.mark.requirement("H2")
 def test_body_for_the_gateway_may_be_larger(nginx: Https) -> None:
     for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
-        answer = nginx.raw(request(*COVER, body=b"x" * size))
-        assert (answer.status, answer.problem["type"]) == (status, f"/problems/{slug}")
-    assert answer.problem["detail"] == "Send at most 256 KiB."
+        response = nginx.raw(request(*COVER, body=b"x" * size))
+        assert (response.status, response.problem["type"]) == (status, f"/problems/{slug}")
+    assert response.problem["detail"] == "Send at most 256 KiB."
 
 
 @pytest.mark.requirement("H2")
@@ -366,27 +375,27 @@ def test_nginx_uses_the_same_titles_and_details_as_the_application() -> None:
     ],
 )
 def test_paths_cannot_break_the_problem_document_or_the_log(nginx: Https, path: str) -> None:
-    answer = nginx.get(path, 'User-Agent: "}\\', FROM_PAGE)
+    response = nginx.get(path, 'User-Agent: "}\\', FROM_PAGE)
 
-    assert answer.status in (400, 404)
-    check_problem(answer, answer.status, answer.problem["type"].removeprefix("/problems/"))
-    assert logged(nginx, answer)["path"] == "/"
+    assert response.status in (400, 404)
+    check_problem(response, response.status, response.problem["type"].removeprefix("/problems/"))
+    assert logged(nginx, response)["path"] == "/"
 
 
-def logged(nginx: Https, answer: Answer) -> dict[str, object]:
+def logged(nginx: Https, response: RawResponse) -> dict[str, object]:
     """Return the log line of nginx for the request with this response."""
     found: list[dict[str, object]] = eventually(
         lambda: [
             line
             for line in map(json.loads, nginx.nginx.lines)
-            if line["request_id"] == answer.headers["X-Request-ID"]
+            if line["request_id"] == response.headers["X-Request-ID"]
         ]
     )
     (line,) = found
     return line
 
 
-def http_2(nginx: Https, *arguments: str) -> Answer:
+def http_2(nginx: Https, *arguments: str) -> RawResponse:
     """Return the response that curl gets (Python has no client for this). The last argument is the target."""
     if shutil.which("curl") is None:
         cannot_run(Unavailable("curl is not installed: apt-get install curl"))
@@ -403,7 +412,7 @@ def http_2(nginx: Https, *arguments: str) -> Answer:
     line, _, headers = head.partition("\n")
     protocol, status = line.split()
     assert protocol == "HTTP/2"
-    return Answer(int(status), message_from_string(headers), body.encode())
+    return RawResponse(int(status), message_from_string(headers), body.encode())
 
 
 @pytest.mark.requirement("I1")
@@ -419,11 +428,11 @@ def test_responses_over_http_2_are_the_same(nginx: Https, api: Server) -> None:
 
 
 def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
-    answer = plainly(nginx.nginx.port, request("GET", CALLBACK, FROM_PAGE))
+    response = send_plain(nginx.nginx.port, request("GET", CALLBACK, FROM_PAGE))
 
-    check_problem(answer, 400, "malformed-request", instance="/api/spotify/authorize")
-    assert answer.headers["Location"] is None
-    assert answer.headers["Strict-Transport-Security"] is None  # RFC 6797 section 7.2: never on plain http
+    check_problem(response, 400, "malformed-request", instance="/api/spotify/authorize")
+    assert response.headers["Location"] is None
+    assert response.headers["Strict-Transport-Security"] is None  # RFC 6797 section 7.2: never on plain http
 
 
 @pytest.mark.parametrize(
@@ -446,10 +455,10 @@ def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
     ],
 )
 def test_only_the_api_is_published_and_nothing_is_redirected(nginx: Https, target: str) -> None:
-    answer = nginx.get(target)
+    response = nginx.get(target)
 
-    assert answer.status == 404
-    assert answer.problem["type"] == "/problems/not-found"
+    assert response.status == 404
+    assert response.problem["type"] == "/problems/not-found"
 
 
 @pytest.mark.parametrize("target", ["/livez/../api/session", "//api/session", "/api//session"])
@@ -516,9 +525,9 @@ def test_application_sees_https_despite_forged_headers(nginx: Https) -> None:
 
 
 def test_application_sees_the_clients_address_despite_forged_headers(nginx: Https, api: Server) -> None:
-    answer = nginx.get("/api/session", *FORGED, source="127.0.0.3")
+    response = nginx.get("/api/session", *FORGED, source="127.0.0.3")
 
-    wanted = answer.headers["X-Request-ID"]
+    wanted = response.headers["X-Request-ID"]
     lines = eventually(lambda: [json.loads(line) for line in api.log.splitlines() if wanted in line])
     assert {line["client"] for line in lines} == {"127.0.0.3"}
 
@@ -586,11 +595,11 @@ LOGIN = request("POST", "/api/login", JSON, "Transfer-Encoding: chunked", body=c
 def test_ambiguous_framing_is_a_400_and_ends_the_connection(nginx: Https, sent: bytes) -> None:
     sent = sent.replace(b"Connection: close\r\n", b"")
     with nginx.connection() as connection:
-        answer = exchange(connection, sent)
+        response = exchange(connection, sent)
         assert connection.recv(1) == b""
 
-    assert answer.status == 400
-    assert answer.problem["type"] == "/problems/malformed-request"
+    assert response.status == 400
+    assert response.problem["type"] == "/problems/malformed-request"
 
 
 MALFORMED = {
@@ -614,13 +623,13 @@ MALFORMED = {
 @pytest.mark.requirement("D11")
 @pytest.mark.parametrize("case", MALFORMED)
 def test_logs_contain_neither_codes_nor_states(nginx: Https, api: Server, case: str) -> None:
-    answer = nginx.raw(MALFORMED[case])
+    response = nginx.raw(MALFORMED[case])
 
-    logged(nginx, answer)
-    assert 400 <= answer.status < 500 or answer.status == 505
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    logged(nginx, response)
+    assert 400 <= response.status < 500 or response.status == 505
+    assert response.headers["Content-Type"] == "application/problem+json"
     assert CODE not in nginx.nginx.log + api.log
-    assert case == "encoded" or CODE not in str(answer.headers) + answer.body.decode()
+    assert case == "encoded" or CODE not in str(response.headers) + response.body.decode()
 
 
 @pytest.mark.requirement("D11")
@@ -639,15 +648,15 @@ def test_logs_contain_no_code_when_nginx_responds_itself(another_nginx: StartNgi
     nobody = another_nginx(free_port())
 
     logged(nobody, nobody.get(CALLBACK))
-    logged(nobody, plainly(nobody.nginx.port, request("GET", CALLBACK)))
+    logged(nobody, send_plain(nobody.nginx.port, request("GET", CALLBACK)))
 
     assert CODE not in nobody.nginx.log
 
 
 @pytest.mark.requirement("J2")
 def test_nginx_log_has_the_request_id_of_the_application(nginx: Https, api: Server) -> None:
-    answer = nginx.get("/api/session?x=y", source="127.0.0.2")
-    line = logged(nginx, answer)
+    response = nginx.get("/api/session?x=y", source="127.0.0.2")
+    line = logged(nginx, response)
 
     assert (line["method"], line["path"], line["status"]) == ("GET", "/api/session", 200)
     assert (line["address"], line["upstream_status"]) == ("127.0.0.2", "200")
