@@ -111,7 +111,7 @@ def test_read_on_a_broken_connection_is_repeated(mysql_proxy: FaultProxy, fault:
 def test_read_without_a_reply_is_repeated(mysql_proxy: FaultProxy) -> None:
     mysql_proxy.drop_reply(b"FROM users")
     assert read(USERNAMES) == []
-    mysql_proxy.wait_dropped()
+    mysql_proxy.wait_until_dropped()
 
 
 def test_read_is_repeated_on_a_new_connection(
@@ -123,7 +123,7 @@ def test_read_is_repeated_on_a_new_connection(
     read_db_now()
     with db.engine.connect(), db.engine.connect():
         pass
-    mysql_proxy.forget()
+    mysql_proxy.lose_connections()
     read_db_now()
 
 
@@ -146,7 +146,7 @@ def test_slow_read_on_a_new_connection_is_not_repeated(mysql_proxy: FaultProxy) 
 def test_transaction_is_repeated_if_its_first_statement_has_no_reply(mysql_proxy: FaultProxy) -> None:
     mysql_proxy.drop_reply(b"INSERT INTO users")
     run_in_transaction(add_ada)
-    mysql_proxy.wait_dropped()
+    mysql_proxy.wait_until_dropped()
     assert read(USERNAMES) == [("ada",)]
 
 
@@ -162,7 +162,7 @@ def test_transaction_is_not_repeated_after_its_first_statement(mysql_proxy: Faul
     mysql_proxy.drop_reply(lost)
     with pytest.raises(OperationalError):
         run_in_transaction(work)
-    mysql_proxy.wait_dropped()
+    mysql_proxy.wait_until_dropped()
     assert len(runs) == 1
 
 
