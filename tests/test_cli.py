@@ -99,10 +99,10 @@ def test_every_command_has_a_help_text(app: Flask) -> None:
 
 def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
     with running_mailbox() as (_, url):
-        answers = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
+        responses = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")
     away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")
 
-    assert "ok    mail: connected to 127.0.0.1, sending from us@example.com" in answers.stdout
+    assert "ok    mail: connected to 127.0.0.1, sending from us@example.com" in responses.stdout
     assert "FAIL  mail: cannot connect to 127.0.0.1 (ConnectionRefusedError)" in away.stdout
     assert away.returncode == 1
     assert "hunter2" not in away.stdout + away.stderr

@@ -210,8 +210,8 @@ def test_concurrent_registrations_of_one_name_create_one_account(
         return response.status_code, response.json().get("type", "")
 
     with server(workers=2, threads=8) as api, ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(attempt, range(50)))
+        responses = list(pool.map(attempt, range(50)))
 
-    assert sorted(status for status, _ in answers) == [201] + [409] * 49
-    assert {kind for status, kind in answers if status == 409} == {"/problems/username-taken"}
+    assert sorted(status for status, _ in responses) == [201] + [409] * 49
+    assert {kind for status, kind in responses if status == 409} == {"/problems/username-taken"}
     assert len(stored(app)) == 1

@@ -211,15 +211,15 @@ def test_password_reset_forgets_wrong_passwords(
 
 @pytest.mark.requirement("A7")
 def test_reset_response_does_not_reveal_accounts(ada: FlaskClient, mailbox: Mailbox) -> None:
-    answers = [
+    responses = [
         ada.post("/api/password-reset", json={"email": address})
         for address in (ADA, "nobody@example.com", "nobody@elsewhere.example")
     ]
 
-    for answer in answers:
-        assert (answer.status_code, answer.data) == (202, b"")
-        assert "Set-Cookie" not in answer.headers
-    assert len({str(sorted(answer.headers.keys())) for answer in answers}) == 1
+    for response in responses:
+        assert (response.status_code, response.data) == (202, b"")
+        assert "Set-Cookie" not in response.headers
+    assert len({str(sorted(response.headers.keys())) for response in responses}) == 1
     mailbox.wait_for(ADA, RESET)
     assert [mail["To"] for mail in mailbox.mails] == [ADA] * 2
 
@@ -249,9 +249,9 @@ def test_registration_email_verifies_the_address(ada: FlaskClient, mailbox: Mail
     token = token_in(mailbox.wait_for(ADA, VERIFY))
     assert ada.get("/api/user").json["email_verified"] is False
 
-    answers = [ada.put("/api/email-verification", json={"token": token}).status_code for _ in range(2)]
+    statuses = [ada.put("/api/email-verification", json={"token": token}).status_code for _ in range(2)]
 
-    assert answers == [204, 400]
+    assert statuses == [204, 400]
     assert ada.get("/api/user").json["email_verified"] is True
 
 
@@ -266,9 +266,9 @@ def test_verification_email_can_be_requested_again(ada: FlaskClient, mailbox: Ma
 
 def test_too_many_verification_requests_are_rejected(ada: FlaskClient) -> None:
     request_reset(ada)  # counted separately, because anyone can do this
-    answers = [ada.post("/api/email-verification").status_code for _ in range(5)]
+    statuses = [ada.post("/api/email-verification").status_code for _ in range(5)]
 
-    assert answers == [202] * 4 + [429]  # the registration sent the first email
+    assert statuses == [202] * 4 + [429]  # the registration sent the first email
 
 
 def test_unverified_address_gets_no_notices(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:

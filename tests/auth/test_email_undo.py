@@ -127,8 +127,8 @@ def test_deletion_notifies_every_address_that_could_be_restored(
     assert ada.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
     wait_for_background_work(app)
-    told = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account was deleted"]
-    assert sorted(told) == [ADA, NEW]
+    reported = [mail["To"] for mail in mailbox.mails if mail["Subject"] == "Your account was deleted"]
+    assert sorted(reported) == [ADA, NEW]
 
 
 @pytest.mark.parametrize("spelling", [ADA, "ada@xn--bcher-kva.example"])  # the other from an earlier release

@@ -345,7 +345,7 @@ def test_unknown_logins_take_as_much_work_as_known_ones(
         return verify(self, hash, password)
 
     monkeypatch.setattr(argon2.PasswordHasher, "verify", counted)
-    answers = [
+    responses = [
         new_client().post("/api/login", json={"login": name, "password": "not the password"})
         for name in ("ada", "ada@example.com", "nobody", "nobody@example.com", "\u0000", "ADA")
     ]
@@ -355,7 +355,7 @@ def test_unknown_logins_take_as_much_work_as_known_ones(
     for name in ("ada", "nobody"):  # a password that is compared in two forms
         new_client().post("/api/login", json={"login": name, "password": "not\u00a0the password"})
     assert costs == [(47_104, 1, 1)] * 4
-    assert len({answer.text.replace(answer.json["request_id"], "") for answer in answers}) == 1
-    assert {str(sorted(answer.headers.keys())) for answer in answers} == {
-        str(sorted(answers[0].headers.keys()))
+    assert len({response.text.replace(response.json["request_id"], "") for response in responses}) == 1
+    assert {str(sorted(response.headers.keys())) for response in responses} == {
+        str(sorted(responses[0].headers.keys()))
     }

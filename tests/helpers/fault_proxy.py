@@ -3,7 +3,7 @@
     with FaultProxy(("127.0.0.1", 6379)) as proxy:
         proxy.hold("up", when=b"COMMIT")
         ...
-        proxy.wait_held()
+        proxy.wait_until_held()
         proxy.release()
 
 It knows no protocol, and searches the bytes for patterns. `restore` undoes every fault.

@@ -230,8 +230,8 @@ def connect_through(
     """Connect Spotify as this person. Returns their access token."""
     upstream.is_profile_of(person)
     connect(client, sandbox, person=person)
-    [asked] = [call for call in upstream.calls if call.target == "/v1/me"]
+    [profile_call] = [call for call in upstream.calls if call.target == "/v1/me"]
     upstream.calls.clear()
     upstream.replies(Reply())
-    assert asked.token is not None
-    return asked.token
+    assert profile_call.token is not None
+    return profile_call.token

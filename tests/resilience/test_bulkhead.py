@@ -260,13 +260,13 @@ def test_requests_that_wait_for_two_hanging_hosts_leave_threads_for_others(
             began = time.monotonic()
             others = [caller.get(f"{api.url}/api/session", timeout=LONG).status_code for _ in range(20)]
             took = time.monotonic() - began
-            refused = [one.result() for one in reads if one.done()]
+            rejected = [one.result() for one in reads if one.done()]
             calls = sandbox.calls(path="/v1/me/player")
         finally:
             sandbox.clear_faults()
         assert set(others) == {200}
         assert took < 2  # a single request without a free thread would take longer
-        for response in refused:
+        for response in rejected:
             assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
             assert response.json()["type"] == "/problems/spotify-unavailable"
         assert len(calls) == (1 if same else 8)  # one person can have half of the slots
@@ -291,9 +291,9 @@ def test_burst_of_one_person_is_served_completely(
             url = f"{api.url}/api/spotify/v1/tracks/{number}"
             return requests.get(url, headers=caller.headers, timeout=LONG).status_code
 
-        asked = [pool.submit(read, number) for number in range(40)]
+        calls = [pool.submit(read, number) for number in range(40)]
         eventually(lambda: sandbox.calls(path="/v1/tracks/0"))
         began = time.monotonic()
         assert caller.get(f"{api.url}/api/session", timeout=LONG).status_code == 200
         assert time.monotonic() - began < 1
-        assert {one.result(LONG) for one in asked} == {404}
+        assert {one.result(LONG) for one in calls} == {404}

@@ -56,16 +56,16 @@ class CountingCondition(threading.Condition):
 
 def callers(guard: ConnectGuard, connect: Callable[[], str], count: int) -> list["Future[str]"]:
     pool = ThreadPoolExecutor(count)
-    asked = [pool.submit(guard.connect, connect, REFUSAL) for _ in range(count)]
+    calls = [pool.submit(guard.connect, connect, REFUSAL) for _ in range(count)]
     pool.shutdown(wait=False)
-    return asked
+    return calls
 
 
 def test_callers_connect_concurrently_while_the_server_is_up(server: Server) -> None:
-    asked = callers(ConnectGuard(LONG, LONG), server.connect, 4)
+    calls = callers(ConnectGuard(LONG, LONG), server.connect, 4)
     eventually(lambda: server.trying == 4)
     server.settle(*[True] * 4)
-    assert [caller.result() for caller in asked] == ["connected"] * 4
+    assert [caller.result() for caller in calls] == ["connected"] * 4
 
 
 def test_callers_wait_for_the_first_attempt_after_a_connection_broke(
@@ -73,20 +73,20 @@ def test_callers_wait_for_the_first_attempt_after_a_connection_broke(
 ) -> None:
     guard = ConnectGuard(0, LONG)  # nobody would wait if the server were known to be down
     guard.report_failure()
-    asked = callers(guard, server.connect, 4)
+    calls = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 1)
     server.settle(*[True] * 4)
-    assert [caller.result() for caller in asked] == ["connected"] * 4
+    assert [caller.result() for caller in calls] == ["connected"] * 4
 
 
 def test_caller_that_waited_for_a_failed_attempt_does_not_retry(server: Server) -> None:
     guard = ConnectGuard(0, LONG)
     guard.report_failure()
     guard._changed = changed = CountingCondition()
-    asked = callers(guard, server.connect, 4)
+    calls = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 1 and changed.waiting == 3)
     server.settle(False)  # one attempt; a second one would hang
-    errors = [caller.exception() for caller in asked]
+    errors = [caller.exception() for caller in calls]
     assert sorted(type(error).__name__ for error in errors) == ["ConnectionError"] * 3 + ["TimeoutError"]
 
 
@@ -114,7 +114,7 @@ def test_rejection_by_the_server_does_not_affect_other_callers(server: Server) -
     with pytest.raises(ValueError, match="too many"):
         guard.connect(refuse, REFUSAL)
 
-    asked = callers(guard, server.connect, 4)
+    calls = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 4)  # concurrently, because the server is up
     server.settle(*[True] * 4)
-    assert [caller.result() for caller in asked] == ["connected"] * 4
+    assert [caller.result() for caller in calls] == ["connected"] * 4

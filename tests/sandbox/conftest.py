@@ -75,9 +75,9 @@ class App:
 
     def connect(self, person: str = "mira_t_42", scope: str | None = ALL_SCOPES) -> dict[str, Any]:
         """The whole way to a person's tokens."""
-        answer = self.exchange(self.code(person, scope=scope))
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
+        response = self.exchange(self.code(person, scope=scope))
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
         return found
 
     def call(self, token: str, method: str, path: str, **options: Any) -> requests.Response:

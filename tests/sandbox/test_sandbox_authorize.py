@@ -144,8 +144,8 @@ def test_consent_page_escapes_the_query(app: App) -> None:
 @pytest.mark.parametrize("decision", ["agree", "cancel"])
 def test_state_is_returned_unchanged(app: App, state: str | None, decision: str) -> None:
     callback = app.sandbox.consent(app.authorize_url(state=state), decision=decision)
-    answer = urlsplit(callback).query
-    given = dict(pair.split("=", 1) for pair in answer.split("&"))
+    query = urlsplit(callback).query
+    given = dict(pair.split("=", 1) for pair in query.split("&"))
     assert unquote(given["state"].replace("+", " ")) == state if state is not None else "state" not in given
     assert ("code" in given) == (decision == "agree")
     assert given.get("error") == (None if decision == "agree" else "access_denied")
@@ -180,19 +180,19 @@ def test_another_person_can_sign_in(app: App) -> None:
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/authorize?", "/\\evil.example"])
 def test_sign_out_does_not_redirect_elsewhere(app: App, target: str) -> None:
-    answer = app.http.get(
+    response = app.http.get(
         f"{app.sandbox.url}/logout", params={"continue": target}, allow_redirects=False, timeout=10
     )
-    assert answer.headers["Location"] == "/"
+    assert response.headers["Location"] == "/"
 
 
 def test_consent_form_is_validated_like_the_page(app: App) -> None:
     url = f"{app.sandbox.url}/authorize/consent"
     query = f"client_id={CLIENT_ID}&response_type=code&redirect_uri=https://evil.example/"
-    stolen = app.http.post(url, data={"query": query, "person": "mira_t_42", "decision": "agree"}, timeout=10)
-    asked = app.authorize_url().partition("?")[2]
-    nobody = app.http.post(url, data={"query": asked, "person": "x", "decision": "agree"}, timeout=10)
-    assert (stolen.status_code, nobody.status_code) == (400, 400)
+    wrong = app.http.post(url, data={"query": query, "person": "mira_t_42", "decision": "agree"}, timeout=10)
+    query = app.authorize_url().partition("?")[2]
+    without_person = app.http.post(url, data={"query": query, "person": "x", "decision": "agree"}, timeout=10)
+    assert (wrong.status_code, without_person.status_code) == (400, 400)
 
 
 def test_auto_consent_shows_no_page(app: App) -> None:

@@ -63,9 +63,9 @@ UNKNOWN = [
 def test_unknown_members_are_rejected(
     sandbox: SandboxClient, method: str, path: str, body: object, message: str
 ) -> None:
-    answer = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=10)
-    assert answer.status_code == 422
-    assert answer.json()["message"].startswith(message)
+    response = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=10)
+    assert response.status_code == 422
+    assert response.json()["message"].startswith(message)
     assert sandbox.faults() == []
     assert len(sandbox.people()) == 4
 
@@ -73,8 +73,8 @@ def test_unknown_members_are_rejected(
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000])
 def test_invalid_json_is_rejected(sandbox: SandboxClient, body: str) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=10)
-    assert (answer.status_code, answer.json()["message"]) == (422, "the body must be JSON")
+    response = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=10)
+    assert (response.status_code, response.json()["message"]) == (422, "the body must be JSON")
 
 
 def test_settings_change_together_or_not_at_all(sandbox: SandboxClient) -> None:
@@ -87,8 +87,8 @@ def test_settings_change_together_or_not_at_all(sandbox: SandboxClient) -> None:
 
 def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
     for path in ("people/nobody/revoke", "nothing"):
-        answer = requests.post(f"{sandbox.url}/_sandbox/{path}", timeout=10)
-        assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/json")
+        response = requests.post(f"{sandbox.url}/_sandbox/{path}", timeout=10)
+        assert (response.status_code, response.headers["Content-Type"]) == (404, "application/json")
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_journal_shows_cookies_sent_to_the_token_endpoint(app: App) -> None:
 def test_fifty_simultaneous_calls_succeed(mira: Visitor) -> None:
     url, headers = f"{mira.app.sandbox.api_url}/me", {"Authorization": f"Bearer {mira.token}"}
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=20), range(200)))
-    assert {answer.status_code for answer in answers} == {200}
+        responses = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=20), range(200)))
+    assert {response.status_code for response in responses} == {200}
     assert len(mira.app.sandbox.calls("/v1/me")) == 200
 
 

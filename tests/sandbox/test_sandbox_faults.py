@@ -142,8 +142,8 @@ def test_fault_applies_to_the_web_api(mira: Visitor, kind: str, status: int, bod
 
 def test_every_kind_is_tested(sandbox: SandboxClient) -> None:
     tested = {row[0] for row in TOKEN_ANSWERS + API_ANSWERS} | {*OF_THE_WIRE, *HOLDING, "changed_members"}
-    answer = requests.post(f"{sandbox.url}/_sandbox/faults", json={"on": "api", "kind": "?"}, timeout=10)
-    assert set(answer.json()["allowed"]) == tested
+    response = requests.post(f"{sandbox.url}/_sandbox/faults", json={"on": "api", "kind": "?"}, timeout=10)
+    assert set(response.json()["allowed"]) == tested
 
 
 def test_owner_without_premium_gets_159_bytes() -> None:
@@ -316,14 +316,14 @@ def test_fault_applies_only_to_its_target(app: App, on: str, met: set[str]) -> N
     tokens = app.connect()
     code = app.code()
     app.sandbox.fault(on=on, kind="envoy_503", times=None)
-    answers = {
+    responses = {
         "code": app.exchange(code),
         "refresh": app.refresh(tokens["refresh_token"]),
         "me": app.call(tokens["access_token"], "GET", "me"),
         "player": app.call(tokens["access_token"], "GET", "me/player/devices"),
         "authorize": app.visit(),
     }
-    assert {name for name, answer in answers.items() if answer.status_code == 503} == met
+    assert {name for name, response in responses.items() if response.status_code == 503} == met
     app.sandbox.clear_faults()
     assert app.refresh(tokens["refresh_token"]).status_code == 200
 

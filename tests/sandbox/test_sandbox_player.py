@@ -113,8 +113,8 @@ def test_commands_need_premium_a_device_and_a_scope(app: App, method: str, path:
 
 def test_player_without_active_device_gets_204(aiko: Visitor) -> None:
     for path in ("me/player", "me/player/currently-playing"):
-        answer = aiko("GET", path)
-        assert (answer.status_code, answer.content) == (204, b"")
+        response = aiko("GET", path)
+        assert (response.status_code, response.content) == (204, b"")
     assert aiko.get("me/player/queue") == {"currently_playing": None, "queue": []}
 
 

@@ -142,8 +142,8 @@ def test_seeded_people_are_not_saved(tmp_path: Path) -> None:
         assert len(sandbox.tokens()) == 1
         assert app.refresh(mira).status_code == 200
         assert app.refresh(replaced).json()["error_description"] == "Refresh token revoked"
-        answer = app.refresh(seeded[0]["refresh_token"])
-        assert answer.json()["error_description"] == "Invalid refresh token"
+        response = app.refresh(seeded[0]["refresh_token"])
+        assert response.json()["error_description"] == "Invalid refresh token"
         sandbox.rename("jonas.k", "mira")
         sandbox.rename("jonas.2", "jonas.k")
         assert sandbox.seed(1)[0]["id"] == "seed-00001"

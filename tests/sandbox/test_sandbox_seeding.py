@@ -20,10 +20,10 @@ def test_seeded_people_have_working_tokens(app: App) -> None:
     assert len({person["account_id"] for person in people}) == 3
     for person in people:
         assert set(person) == {"id", "account_id", "refresh_token", "access_token", "expires_in", "scope"}
-        answer = app.refresh(person["refresh_token"]).json()
-        check(answer, REFRESH_ANSWER)
-        assert (answer["expires_in"], answer["scope"]) == (person["expires_in"], person["scope"])
-        for token in (person["access_token"], answer["access_token"]):
+        response = app.refresh(person["refresh_token"]).json()
+        check(response, REFRESH_ANSWER)
+        assert (response["expires_in"], response["scope"]) == (person["expires_in"], person["scope"])
+        for token in (person["access_token"], response["access_token"]):
             me = app.call(token, "GET", "me").json()
             assert (me["id"], me["account_id"]) == (person["id"], person["account_id"])
     shown = app.sandbox.people()[4:]
@@ -82,9 +82,9 @@ def test_unlisted_seeded_people_can_agree(app: App) -> None:
     page = app.visit(scope="streaming user-top-read").text
     assert len(re.findall(r'type="radio"', page)) == 4
     assert "seed-" not in page
-    answer = app.connect("seed-00001", scope="streaming user-top-read")
-    assert answer["scope"] == "streaming user-top-read"
-    assert app.call(answer["access_token"], "GET", "me").json()["account_id"] == person["account_id"]
+    response = app.connect("seed-00001", scope="streaming user-top-read")
+    assert response["scope"] == "streaming user-top-read"
+    assert app.call(response["access_token"], "GET", "me").json()["account_id"] == person["account_id"]
     assert app.sandbox.people()[4]["grants"] == 2
 
 

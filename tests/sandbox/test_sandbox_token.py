@@ -71,10 +71,10 @@ def test_json_body_is_ignored(app: App) -> None:
 
 def test_code_is_exchanged_for_tokens(app: App) -> None:
     response = app.exchange(app.code(scope="user-top-read streaming user-read-email"))
-    answer = response.json()
-    check(answer, CODE_ANSWER)
-    assert answer["expires_in"] == 3600
-    assert sorted(answer["scope"].split()) == ["streaming", "user-read-email", "user-top-read"]
+    result = response.json()
+    check(result, CODE_ANSWER)
+    assert result["expires_in"] == 3600
+    assert sorted(result["scope"].split()) == ["streaming", "user-read-email", "user-top-read"]
     assert response.headers["Cache-Control"] == "no-store"
 
 
@@ -85,9 +85,9 @@ def test_secret_is_accepted_in_the_body(app: App) -> None:
 
 @pytest.mark.parametrize("scope", [None, ""])
 def test_scope_is_omitted_if_none_was_requested(app: App, scope: str | None) -> None:
-    answer = app.connect(scope=scope)
-    assert "scope" not in answer
-    assert "scope" not in app.refresh(answer["refresh_token"]).json()
+    response = app.connect(scope=scope)
+    assert "scope" not in response
+    assert "scope" not in app.refresh(response["refresh_token"]).json()
 
 
 @pytest.mark.parametrize(("granted", "scope"), [(["streaming"], "streaming"), ([], None)])
@@ -141,10 +141,10 @@ def test_public_client_needs_only_pkce(app: App) -> None:
     form = CODE | {"client_id": CLIENT_ID}
     without = app.token(None, **form | {"code": app.code()})
     assert refusal(without) == ("invalid_client", "Invalid client secret")
-    answer = app.token(None, **form | {"code": app.code(**PKCE), "code_verifier": VERIFIER}).json()
-    check(answer, CODE_ANSWER)
+    response = app.token(None, **form | {"code": app.code(**PKCE), "code_verifier": VERIFIER}).json()
+    check(response, CODE_ANSWER)
     refreshed = app.token(
-        None, grant_type="refresh_token", refresh_token=answer["refresh_token"], client_id=CLIENT_ID
+        None, grant_type="refresh_token", refresh_token=response["refresh_token"], client_id=CLIENT_ID
     )
     check(refreshed.json(), REFRESH_ANSWER)
 
@@ -159,21 +159,21 @@ def test_confidential_grant_needs_the_secret_to_refresh(app: App) -> None:
 
 
 def test_client_credentials_act_for_no_person(app: App) -> None:
-    answer = app.token(grant_type="client_credentials").json()
-    check(answer, REFRESH_ANSWER)
-    assert "refresh_token" not in answer
-    assert app.call(answer["access_token"], "GET", "search?q=a&type=track").status_code == 200
-    assert app.call(answer["access_token"], "GET", "me").status_code == 401
+    response = app.token(grant_type="client_credentials").json()
+    check(response, REFRESH_ANSWER)
+    assert "refresh_token" not in response
+    assert app.call(response["access_token"], "GET", "search?q=a&type=track").status_code == 200
+    assert app.call(response["access_token"], "GET", "me").status_code == 401
 
 
 def test_refresh_keeps_the_older_tokens(app: App) -> None:
     first = app.connect()
     for _ in range(2):
-        answer = app.refresh(first["refresh_token"]).json()
-        check(answer, REFRESH_ANSWER)
-        assert "refresh_token" not in answer
-        assert sorted(answer["scope"].split()) == sorted(first["scope"].split())
-    for token in (first["access_token"], answer["access_token"]):
+        response = app.refresh(first["refresh_token"]).json()
+        check(response, REFRESH_ANSWER)
+        assert "refresh_token" not in response
+        assert sorted(response["scope"].split()) == sorted(first["scope"].split())
+    for token in (first["access_token"], response["access_token"]):
         assert app.call(token, "GET", "me").status_code == 200
 
 
@@ -276,9 +276,9 @@ def test_revocation_ends_pending_codes(app: App) -> None:
 
 def test_access_token_lives_as_long_as_expires_in(app: App) -> None:
     app.sandbox.settings(expires_in=120)
-    answer = app.connect()
-    assert answer["expires_in"] == 120
+    response = app.connect()
+    assert response["expires_in"] == 120
     app.sandbox.advance(115)
-    assert app.call(answer["access_token"], "GET", "me").status_code == 200
+    assert app.call(response["access_token"], "GET", "me").status_code == 200
     app.sandbox.advance(10)
-    assert app.call(answer["access_token"], "GET", "me").status_code == 401
+    assert app.call(response["access_token"], "GET", "me").status_code == 401

@@ -103,9 +103,9 @@ def test_unfinished_venv_is_recreated(clone: Path, bare_environment: dict[str, s
 
 
 def test_unexplained_failure_shows_the_end_of_the_log() -> None:
-    told = bootstrap.explain_failure("Collecting x\n" * 30 + "error: command 'cc' failed\n")
-    assert "error: command 'cc' failed" in told
-    assert len(told.splitlines()) < 20
+    reported = bootstrap.explain_failure("Collecting x\n" * 30 + "error: command 'cc' failed\n")
+    assert "error: command 'cc' failed" in reported
+    assert len(reported.splitlines()) < 20
 
 
 def test_package_with_another_hash_is_explained() -> None:

@@ -75,8 +75,8 @@ def leads_to(environ: Environ) -> str:
     url = f"http://127.0.0.1:{environ['PORT']}/api/spotify/authorize?error=access_denied"
     with requests.Session() as http:
         http.trust_env = False
-        answer = http.get(url, headers={"Accept": "text/html"}, allow_redirects=False, timeout=30)
-    return answer.headers["Location"].partition("?")[0]
+        response = http.get(url, headers={"Accept": "text/html"}, allow_redirects=False, timeout=30)
+    return response.headers["Location"].partition("?")[0]
 
 
 def read(url: str) -> str:
@@ -196,9 +196,9 @@ def test_unusable_url_is_explained(place: str) -> None:
         taken = {"FRONTEND_URL": f"http://127.0.0.1:{port}"}
         with pytest.raises(
             DemoUnavailable, match=rf"port {port} is taken by .*pid {os.getpid()}.*FRONTEND_URL="
-        ) as told:
+        ) as reported:
             demo.choose_url(taken, config(**taken))
-        assert f":{port + 10} in .env" in str(told.value)
+        assert f":{port + 10} in .env" in str(reported.value)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")

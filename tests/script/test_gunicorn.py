@@ -39,8 +39,11 @@ def test_client_headers_do_not_change_path_or_scheme(server: StartServer) -> Non
             {"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"},
             {"X-Forwarded-Protocol": "ssl", "X-Forwarded-Proto": "http"},
         ):
-            answer = requests.get(f"{api.url}/livez", headers=headers, timeout=10)
-            assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+            response = requests.get(f"{api.url}/livez", headers=headers, timeout=10)
+            assert (response.status_code, response.headers["Content-Type"]) == (
+                200,
+                "text/plain; charset=utf-8",
+            )
 
 
 def test_home_directory_and_log_stay_clean(server: StartServer, tmp_path: Path) -> None:

@@ -225,8 +225,8 @@ def test_long_word_does_not_widen_a_page(page: Page, api: Server, spa: Pages) ->
     connect(page)
 
     def change(route: Route) -> None:
-        answer = route.fetch()
-        route.fulfill(response=answer, json=with_long_names(answer.json()))
+        response = route.fetch()
+        route.fulfill(response=response, json=with_long_names(response.json()))
 
     page.route("**/api/spotify/v1/**", change)
     page.set_viewport_size({"width": 320, "height": 640})
@@ -527,9 +527,9 @@ def test_ads_and_episodes_are_shown(
     connect(page)
 
     def change(route: Route) -> None:
-        answer = route.fetch()
-        body = {**answer.json(), "item": item, "currently_playing_type": kind}
-        route.fulfill(response=answer, json=body)
+        response = route.fetch()
+        body = {**response.json(), "item": item, "currently_playing_type": kind}
+        route.fulfill(response=response, json=body)
 
     page.route("**/api/spotify/v1/me/player?*", change)
     go_to(page, "Now playing")

@@ -142,9 +142,9 @@ def test_concurrent_changes_to_one_username_succeed_once(
         register(each)
 
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda each: each.patch("/api/user", json={"username": "ada"}), clients))
+        responses = list(pool.map(lambda each: each.patch("/api/user", json={"username": "ada"}), clients))
 
-    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 5
+    assert sorted(response.status_code for response in responses) == [200] + [409] * 5
 
 
 # --- password ------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ def test_password_change_requires_the_current_password(
 def test_password_change_throttles_wrong_current_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
-    answers = [change_password(client, f"guess number {number}", NEW_PASSWORD) for number in range(12)]
+    statuses = [change_password(client, f"guess number {number}", NEW_PASSWORD) for number in range(12)]
 
-    assert answers == [401] * 10 + [429] * 2
+    assert statuses == [401] * 10 + [429] * 2
     # Other routes count attempts together with this one.
     assert client.delete("/api/user", json={"password": "guess"}).status_code == 429
 
@@ -222,9 +222,9 @@ def test_concurrent_password_changes_succeed_once(
 
     monkeypatch.setattr(Passwords, "hash", hash_together)
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda each: change_password(each, PASSWORD, NEW_PASSWORD), (client, other)))
+        statuses = list(pool.map(lambda each: change_password(each, PASSWORD, NEW_PASSWORD), (client, other)))
 
-    assert sorted(answers) == [204, 401]
+    assert sorted(statuses) == [204, 401]
 
 
 def test_session_stored_during_a_password_change_is_invalid(
@@ -421,12 +421,12 @@ def test_ending_the_own_session_requires_no_recent_login(client: FlaskClient) ->
 def test_ending_sessions_throttles_wrong_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
-    answers = [
+    statuses = [
         client.delete("/api/user/sessions", json={"current_password": f"guess {number}"}).status_code
         for number in range(12)
     ]
 
-    assert answers == [401] * 10 + [429] * 2
+    assert statuses == [401] * 10 + [429] * 2
 
 
 def test_ending_the_own_session_signs_out(client: FlaskClient, app: Flask) -> None:
@@ -446,9 +446,9 @@ def test_session_of_another_user_looks_like_an_unknown_one(
     register(grace := new_client(), "grace")
     [graces] = sessions_of(grace)
 
-    answers = [client.delete(f"/api/user/sessions/{name}") for name in (graces["id"], "0" * 32, "nonsense")]
+    responses = [client.delete(f"/api/user/sessions/{name}") for name in (graces["id"], "0" * 32, "nonsense")]
 
-    assert [(answer.status_code, answer.data) for answer in answers] == [(204, b"")] * 3
+    assert [(response.status_code, response.data) for response in responses] == [(204, b"")] * 3
     assert grace.get("/api/user").status_code == 200
 
 
@@ -590,9 +590,9 @@ def test_account_deleted_during_a_refresh_stays_deleted(
         sandbox.wait_for_held(1)
         assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
         sandbox.release()
-        answer = asking.result()
+        response = asking.result()
 
-    assert (answer.status_code, slug(answer)) == (409, "spotify-not-connected")
+    assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
     assert set(rows(app).values()) == {0}
 
 
@@ -609,9 +609,9 @@ def test_account_deleted_during_a_callback_gets_no_connection(
         sandbox.wait_for_held(1)
         assert client.delete("/api/user", json={"password": PASSWORD}).status_code == 204
         sandbox.release()
-        answer = connecting.result()
+        response = connecting.result()
 
-    assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
+    assert (response.status_code, slug(response)) == (401, "not-signed-in")
     assert set(rows(app).values()) == {0}
 
 
@@ -630,9 +630,9 @@ def test_callback_of_an_ended_session_connects_nothing(
         return store_grant(stored, profile, grant, **options)
 
     monkeypatch.setattr(Connections, "store_grant", store_late)
-    answer = send_callback(client, callback)
+    response = send_callback(client, callback)
 
-    assert (answer.status_code, slug(answer)) == (401, "not-signed-in")
+    assert (response.status_code, slug(response)) == (401, "not-signed-in")
     assert rows(app)["spotify_users"] == 0
 
 
@@ -666,7 +666,7 @@ def test_profile_changes_are_limited_to_thirty_an_hour(
     register(new_client(), "grace")
     register(client, "ada")
 
-    answers = [client.patch("/api/user", json={"username": "grace"}).status_code for _ in range(31)]
+    statuses = [client.patch("/api/user", json={"username": "grace"}).status_code for _ in range(31)]
 
-    assert answers == [409] * 30 + [429]
+    assert statuses == [409] * 30 + [429]
     assert client.patch("/api/user", json={"username": "ada"}).status_code == 200  # unchanged

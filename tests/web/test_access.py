@@ -152,7 +152,7 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
             if f"{{{kind}}}" not in route.template:
                 continue
             adas, missing = own_id(client), "f" * len(own_id(client))
-            answers = [
+            responses = [
                 visitor.open(
                     route.template.format(**{kind: name}),
                     method=route.method,
@@ -160,7 +160,7 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
                 )
                 for name in (adas, missing)
             ]
-            assert without_ids(answers[0], adas) == without_ids(answers[1], missing), route
+            assert without_ids(responses[0], adas) == without_ids(responses[1], missing), route
             assert Snapshot(app) == before, route
             checked += 1
     assert checked == sum("{" in route.template for route in signed_in_routes(app)), (

@@ -45,14 +45,14 @@ def test_secrets_are_not_accepted_as_another_kind(
             assert not visitor.get("/api/session").json["authenticated"], kind
             visitor = new_client()
         if kind != "verification":
-            refused = visitor.put("/api/email-verification", json={"token": secret})
-            assert refused.json["type"] == "/problems/invalid-token", kind
+            rejected = visitor.put("/api/email-verification", json={"token": secret})
+            assert rejected.json["type"] == "/problems/invalid-token", kind
         if kind != "reset":
-            refused = visitor.put("/api/password-reset", json={"token": secret, "password": NEW_PASSWORD})
-            assert refused.json["type"] == "/problems/invalid-token", kind
+            rejected = visitor.put("/api/password-reset", json={"token": secret, "password": NEW_PASSWORD})
+            assert rejected.json["type"] == "/problems/invalid-token", kind
         # Even a valid state connects nothing in another session.
-        answer = visitor.get("/api/spotify/authorize", query_string={"code": "a-code", "state": secret})
-        assert answer.json["type"] == "/problems/spotify-state-mismatch", kind
+        response = visitor.get("/api/spotify/authorize", query_string={"code": "a-code", "state": secret})
+        assert response.json["type"] == "/problems/spotify-state-mismatch", kind
 
     # Each secret still works for its own purpose.
     owner = new_client()
@@ -100,6 +100,6 @@ def test_path_spellings_do_not_evade_access_rules(client: FlaskClient, path: str
 )
 def test_email_address_with_two_domains_is_rejected(client: FlaskClient, address: str) -> None:
     wanted = {"username": "ada", "email": address, "password": NEW_PASSWORD}
-    refused = client.post("/api/register", json=wanted)
-    assert refused.status_code == 422
-    assert list(refused.json["errors"]) == ["email"]
+    rejected = client.post("/api/register", json=wanted)
+    assert rejected.status_code == 422
+    assert list(rejected.json["errors"]) == ["email"]

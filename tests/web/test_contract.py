@@ -175,10 +175,10 @@ INTERNAL = {"user_id", "key_id", "grant_id", "generation", "attempt_id", "lease_
 @pytest.mark.requirement("G2")
 def test_response_schemas_contain_no_secret_or_internal_members(app: Flask, document: dict[str, Any]) -> None:
     bodies = [body_schema(document, route) for route in every_route(app)]
-    answers = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
+    responses = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
 
-    assert [name for name, each in answers.items() if set(each["properties"]) & (SECRET | INTERNAL)] == []
-    assert [name for name, each in answers.items() if "access_token" in each["properties"]] == ["TokenOut"]
+    assert [name for name, each in responses.items() if set(each["properties"]) & (SECRET | INTERNAL)] == []
+    assert [name for name, each in responses.items() if "access_token" in each["properties"]] == ["TokenOut"]
 
 
 def test_document_lists_what_every_request_needs(app: Flask, document: dict[str, Any]) -> None:
@@ -210,16 +210,16 @@ class Reader:
         [route] = [
             route for route in self._routes if route.method == method and _matches(route.template, path)
         ]
-        answer = operation(self._document, route)["responses"][str(response.status_code)]
-        if "$ref" in answer:
-            answer = self._document["components"]["responses"][answer["$ref"].rsplit("/", 1)[-1]]
-        if "content" in answer:
-            [(media_type, content)] = answer["content"].items()
+        result = operation(self._document, route)["responses"][str(response.status_code)]
+        if "$ref" in result:
+            result = self._document["components"]["responses"][result["$ref"].rsplit("/", 1)[-1]]
+        if "content" in result:
+            [(media_type, content)] = result["content"].items()
             assert response.content_type == media_type, route
             self._validator(content["schema"]).validate(response.json)
         else:
             assert response.status_code >= 300 or response.data == b"", route
-        for name in answer.get("headers", {}):
+        for name in result.get("headers", {}):
             assert name in response.headers, (route, name)
         self.seen.add((str(route), response.status_code))
         return response

@@ -281,8 +281,8 @@ def test_preflight_from_the_app_is_allowed(client: FlaskClient) -> None:
 def test_preflight_allows_headers_for_tracing_and_from_settings(client: FlaskClient) -> None:
     expected = ["baggage", "sentry-trace", "traceparent", "tracestate", "x-app.version"]
     for name in [*expected, "X-App-Version", "x-appxversion", "authorization", "x-evil"]:
-        asked = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
-        response = client.options("/api/user/password", headers={"Origin": SPA, **asked})
+        calls = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
+        response = client.options("/api/user/password", headers={"Origin": SPA, **calls})
         allowed = response.headers.get("Access-Control-Allow-Headers", "").lower()
         assert (allowed == name) is (name in expected), name
 
@@ -318,8 +318,8 @@ def test_origin_similar_to_a_listed_one_is_foreign(client: FlaskClient) -> None:
     for origin in UNLIKE:
         assert cors_headers(client.get("/api/session", headers={"Origin": origin})) == [], origin
         assert cors_headers(preflight(client, origin)) == [], origin
-        refused = post(client, [("X-Requested-With", "x"), ("Origin", origin)])
-        assert slug(refused) == "cross-site-request", origin
+        rejected = post(client, [("X-Requested-With", "x"), ("Origin", origin)])
+        assert slug(rejected) == "cross-site-request", origin
     for origin in (APP, SPA):
         assert cors_headers(client.get("/api/session", headers={"Origin": origin})) != []
         assert cors_headers(preflight(client, origin)) != []
@@ -338,7 +338,7 @@ def test_request_with_two_origins_is_rejected(client: FlaskClient, origins: tupl
 
 @pytest.mark.requirement("C1")
 def test_no_route_allows_a_foreign_origin(client: FlaskClient, app: Flask) -> None:
-    answers = {
+    responses = {
         (str(route), method, origin): cors_headers(
             client.open(route.path, method=method, headers=headers, buffered=True)
         )
@@ -350,7 +350,7 @@ def test_no_route_allows_a_foreign_origin(client: FlaskClient, app: Flask) -> No
         )
     }
 
-    assert {where: found for where, found in answers.items() if found} == {}
+    assert {where: found for where, found in responses.items() if found} == {}
 
 
 @pytest.mark.requirement("C2")
@@ -380,12 +380,12 @@ def test_preflight_allows_only_the_methods_of_the_route_and_known_headers(
     for route in every_route(app):
         own.setdefault(route.path, set()).add(route.method)
     for path, method in itertools.product(own, ("GET", "POST", "PUT", "PATCH", "DELETE")):
-        asked = {
+        calls = {
             "Origin": SPA,
             "Access-Control-Request-Method": method,
             "Access-Control-Request-Headers": "content-type, x-requested-with, authorization, x-evil",
         }
-        response = client.options(path, headers=asked)
+        response = client.options(path, headers=calls)
         if not path.startswith("/api/"):
             assert cors_headers(response) == [], path
             continue
@@ -521,7 +521,7 @@ def test_method_override_headers_are_ignored(client: FlaskClient, app: Flask, sa
     ada(client, sandbox)
     before = Snapshot(app)
 
-    answers = [
+    responses = [
         client.post(
             "/api/user",
             query_string={"_method": "DELETE"},
@@ -531,8 +531,8 @@ def test_method_override_headers_are_ignored(client: FlaskClient, app: Flask, sa
         for kind in BODIES
     ]
 
-    for answer in answers:
-        assert (answer.status_code, "DELETE" in answer.allow) == (405, True)
+    for response in responses:
+        assert (response.status_code, "DELETE" in response.allow) == (405, True)
     assert Snapshot(app) == before
 
 
@@ -547,9 +547,9 @@ def test_forms_on_other_sites_cannot_change_sessions_or_connections(
     eves = BODIES[form]({"login": "eve", "password": PASSWORD})
 
     for method, path in (("POST", "/api/login"), ("POST", "/api/logout"), ("DELETE", "/api/spotify")):
-        refused = client.open(path, method=method, headers=evil, **eves)
-        assert (refused.status_code, slug(refused)) == (403, "cross-site-request")
-        assert "Set-Cookie" not in refused.headers
+        rejected = client.open(path, method=method, headers=evil, **eves)
+        assert (rejected.status_code, slug(rejected)) == (403, "cross-site-request")
+        assert "Set-Cookie" not in rejected.headers
 
     seen = client.get("/api/session").json
     assert (seen["user"]["username"], seen["spotify"]["status"]) == ("ada", "connected")
@@ -596,11 +596,11 @@ def test_app_can_read_every_kind_of_error(client: FlaskClient, app: Flask) -> No
             path, method=method, **{**sent, "headers": {"Origin": SPA, **sent.get("headers", {})}}
         )
         assert_readable(response, status)
-    answers = [
+    responses = [
         client.post("/api/login", json={"login": "ada", "password": "no"}, headers={"Origin": SPA})
         for _ in range(12)
     ]
-    assert_readable(answers[-1], 429)
+    assert_readable(responses[-1], 429)
 
 
 @pytest.mark.requirement("C7")

@@ -781,11 +781,11 @@ def test_created_account_has_a_location(client: FlaskClient) -> None:
 @on_sqlite
 def test_429_has_retry_after_and_401_has_a_challenge(client: FlaskClient) -> None:
     body = {"login": "ada", "password": "not it"}
-    answers = [client.post("/api/login", json=body) for _ in range(12)]
+    responses = [client.post("/api/login", json=body) for _ in range(12)]
 
-    assert [answer.status_code for answer in answers] == [401] * 10 + [429] * 2
-    assert all(answer.headers["WWW-Authenticate"] for answer in answers[:10])
-    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers[10:])
+    assert [response.status_code for response in responses] == [401] * 10 + [429] * 2
+    assert all(response.headers["WWW-Authenticate"] for response in responses[:10])
+    assert all(int(response.headers["Retry-After"]) > 0 for response in responses[10:])
 
 
 @pytest.mark.requirement("H5")

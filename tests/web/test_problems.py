@@ -213,19 +213,19 @@ def test_malformed_chunks_are_a_client_error(
         host, port = api.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(head + body)
-            answer = connection.makefile("rb").read()
+            response = connection.makefile("rb").read()
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"/problems/malformed-request" in answer
+    assert response.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-request" in response
 
 
 @pytest.mark.settings(TRUSTED_HOSTS="API.example.com")
 @pytest.mark.sqlite_only
 def test_only_trusted_hosts_and_probes_are_served(client: FlaskClient) -> None:
 
-    refused = client.get("/api/session", base_url="http://evil.example")
+    rejected = client.get("/api/session", base_url="http://evil.example")
 
-    assert (refused.status_code, slug(refused)) == (400, "malformed-request")
+    assert (rejected.status_code, slug(rejected)) == (400, "malformed-request")
     assert client.get("/api/session", base_url="http://api.example.com").status_code == 200
     for host in ("127.0.0.1", "localhost"):
         assert client.get("/readyz", base_url=f"http://{host}:5000").status_code == 200
@@ -249,7 +249,7 @@ def test_body_that_is_too_large_does_not_affect_the_next_request(
         http.trust_env = False
         for _ in range(10):
             body = iter([big[:50_000], big[50_000:]]) if chunked else big
-            refused = http.post(f"{api.url}/api/login", data=body, headers=headers, timeout=10)
-            assert refused.status_code == 413
-            assert refused.json()["type"] == "/problems/payload-too-large"
+            rejected = http.post(f"{api.url}/api/login", data=body, headers=headers, timeout=10)
+            assert rejected.status_code == 413
+            assert rejected.json()["type"] == "/problems/payload-too-large"
             assert http.get(f"{api.url}/api/session", timeout=10).status_code == 200

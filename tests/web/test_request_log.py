@@ -123,7 +123,7 @@ def test_requests_are_logged_while_sessions_are_unavailable(
     first = next(line for line in lines if line["event"] == "sessions_unavailable")
     assert (first["request_id"], first["user_id"]) == (unopened.headers["X-Request-ID"], None)
     assert [(line["status"], line["outcome"]) for line in requests_in(lines)] == [
-        (answer.status_code, "service-unavailable") for answer in (unopened, unsaved)
+        (response.status_code, "service-unavailable") for response in (unopened, unsaved)
     ]
 
 

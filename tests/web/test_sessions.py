@@ -405,10 +405,10 @@ def test_slow_callback_does_not_restore_a_visitors_ended_session(
         sandbox.wait_for_held(1)
         client.post("/api/logout")
         sandbox.release()
-        answer = connecting.result()
+        response = connecting.result()
 
     assert session_keys(store) == []
-    assert "Set-Cookie" not in answer.headers
+    assert "Set-Cookie" not in response.headers
 
 
 @pytest.mark.requirement("B3")
@@ -467,9 +467,9 @@ def test_eight_concurrent_writers_do_not_restore_a_session(
         sandbox.wait_for_held(8)
         assert client.post("/api/logout").status_code == 204
         sandbox.release()
-        answers = [each.result() for each in connecting]
+        responses = [each.result() for each in connecting]
 
-    assert all("Set-Cookie" not in answer.headers for answer in answers)
+    assert all("Set-Cookie" not in response.headers for response in responses)
     assert store.keys("session*") == []
 
 
@@ -508,7 +508,7 @@ def test_concurrent_writers_do_not_undo_each_other(
     before = stored_sessions.read(app, key)
     callbacks = [sandbox.consent(start_authorization(client)) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
+        responses = list(
             pool.map(
                 lambda act: act(),
                 [lambda back=back: send_callback(another_tab(client), back) for back in callbacks]
@@ -516,7 +516,7 @@ def test_concurrent_writers_do_not_undo_each_other(
             )
         )
 
-    assert {answer.status_code for answer in answers} == {200}
+    assert {response.status_code for response in responses} == {200}
     after = stored_sessions.read(app, key)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"spotify_user_id", "grant_id"}

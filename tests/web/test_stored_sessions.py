@@ -276,10 +276,10 @@ def test_one_of_several_concurrent_requests_refreshes_the_cookie(client: FlaskCl
     tabs = [another_tab(client) for _ in range(8)]
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda tab: tab.get("/api/user"), tabs))
+        responses = list(pool.map(lambda tab: tab.get("/api/user"), tabs))
 
-    assert [answer.status_code for answer in answers] == [200] * 8
-    assert sum(len(set_cookies(answer)) for answer in answers) == 1
+    assert [response.status_code for response in responses] == [200] * 8
+    assert sum(len(set_cookies(response)) for response in responses) == 1
 
 
 @pytest.mark.parametrize("change", ["disconnects", "signs out"])
@@ -300,13 +300,13 @@ def test_cookie_refresh_does_not_undo_other_changes(
     age(client, cookie_set_at=utc_now().timestamp() - DAY - 1)
     tab = another_tab(client)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(another_tab(client).get, "/api/slow")
+        response = pool.submit(another_tab(client).get, "/api/slow")
         assert inside.wait(30)
         if change == "disconnects":
             assert client.delete("/api/spotify").status_code == 204
         else:
             assert client.post("/api/logout").status_code == 204
         go_on.set()
-        assert set_cookies(answer.result()) == []
+        assert set_cookies(response.result()) == []
 
     assert tab.get("/api/spotify").json == {"status": "not_connected"}

@@ -55,9 +55,9 @@ def test_ten_attempts_are_free_and_each_further_one_doubles_the_wait(
 
     waits = []
     for _ in range(12):
-        refused = attempt(client, login)
-        assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
-        waits.append(int(refused.headers["Retry-After"]))
+        rejected = attempt(client, login)
+        assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
+        waits.append(int(rejected.headers["Retry-After"]))
         end_waits(store)
         assert attempt(client, login).status_code == 401
 
@@ -77,9 +77,9 @@ def test_no_password_is_checked_during_a_wait(client: FlaskClient, monkeypatch: 
 def test_concurrent_attempts_count_like_consecutive_ones(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: attempt(app.test_client(), "ada").status_code, range(100)))
+        statuses = list(pool.map(lambda _: attempt(app.test_client(), "ada").status_code, range(100)))
 
-    assert sorted(answers) == [401] * 10 + [429] * 90
+    assert sorted(statuses) == [401] * 10 + [429] * 90
 
 
 @pytest.mark.requirement("A5")
@@ -116,12 +116,12 @@ def test_address_has_a_hundred_failures_an_hour_for_all_accounts(
 ) -> None:
     register(new_client(), "ada")
     client = new_client()
-    answers = [attempt(client, f"person{number}").status_code for number in range(101)]
+    statuses = [attempt(client, f"person{number}").status_code for number in range(101)]
 
-    refused = attempt(client, "ada", PASSWORD)
-    assert answers == [401] * 100 + [429]
-    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
-    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
+    rejected = attempt(client, "ada", PASSWORD)
+    assert statuses == [401] * 100 + [429]
+    assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
+    assert 3500 < int(rejected.headers["Retry-After"]) <= 3600
     assert attempt(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200
 
 
@@ -188,9 +188,11 @@ def test_no_password_is_checked_without_redis(
     redis_proxy.refuse()
     redis_proxy.cut()
 
-    answers = [attempt(app.test_client(), "ada", PASSWORD) for _ in range(50)]
+    responses = [attempt(app.test_client(), "ada", PASSWORD) for _ in range(50)]
 
-    assert {(answer.status_code, slug(answer)) for answer in answers} == {(503, "service-unavailable")}
+    assert {(response.status_code, slug(response)) for response in responses} == {
+        (503, "service-unavailable")
+    }
     assert looked == []
 
 
@@ -232,8 +234,8 @@ def test_address_can_register_a_hundred_accounts_an_hour(
         register(new_client())
     body = {"username": "more", "email": "more@example.com", "password": PASSWORD}
 
-    refused = new_client().post("/api/register", json=body)
+    rejected = new_client().post("/api/register", json=body)
     (elsewhere := new_client()).environ_base["REMOTE_ADDR"] = "203.0.113.7"
 
-    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
+    assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
     assert elsewhere.post("/api/register", json=body).status_code == 201

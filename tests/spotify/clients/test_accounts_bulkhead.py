@@ -230,10 +230,10 @@ def test_fast_service_gives_every_caller_a_token_over_gunicorn(
     expire_tokens(app)
     sandbox.settings(latency_ms={"token": 1000, "api": 0})
     with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
+        calls = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
         eventually(lambda: len(sandbox.calls(path="/api/token")) == 2)  # the first was the exchange
         check_sessions_are_answered(caller, api)
-        assert [one.result().status_code for one in asked] == [200] * 20
+        assert [one.result().status_code for one in calls] == [200] * 20
     assert len(sandbox.calls(path="/api/token")) == 2
 
 
@@ -246,13 +246,13 @@ def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
     sandbox.fault(on="refresh", kind="park", times=None)
     with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
         try:
-            asked = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
-            eventually(lambda: sum(one.done() for one in asked) == 16)
+            calls = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
+            eventually(lambda: sum(one.done() for one in calls) == 16)
             check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in calls if one.done()])
         finally:
             sandbox.clear_faults()
-        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 4 + [503] * 16
+        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 16
 
 
 @ONE_DATABASE
@@ -266,19 +266,19 @@ def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
         ThreadPoolExecutor(12) as pool,
     ):
         try:
-            asked = [
+            calls = [
                 pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback)
                 for callback in callbacks
             ]
             sandbox.wait_for_held(4)
-            eventually(lambda: sum(one.done() for one in asked) == 8)
+            eventually(lambda: sum(one.done() for one in calls) == 8)
             check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in calls if one.done()])
             assert len(sandbox.calls(path="/api/token")) == 4
-            again = next(callback for callback, one in zip(callbacks, asked, strict=True) if one.done())
+            again = next(callback for callback, one in zip(callbacks, calls, strict=True) if one.done())
         finally:
             sandbox.clear_faults()
-        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 4 + [503] * 8
+        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 8
         # Neither its state nor its code was used.
         assert get(caller, f"{api.url}/api/spotify/authorize", **again).json()["status"] == "connected"
 
@@ -297,16 +297,16 @@ def test_duplicate_callbacks_count_as_waiting_in_another_process(
         try:
             first = pool.submit(client.get, "/api/spotify/authorize", query_string=callback)
             sandbox.wait_for_held(1)  # in this process
-            asked = [
+            calls = [
                 pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback) for _ in range(8)
             ]
-            eventually(lambda: sum(one.done() for one in asked) == 6)
+            eventually(lambda: sum(one.done() for one in calls) == 6)
             check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in asked if one.done()])
+            check_rejected([one.result() for one in calls if one.done()])
         finally:
             sandbox.clear_faults()
         assert first.result(LONG).status_code == 200
-        assert sorted(one.result(LONG).status_code for one in asked) == [200] * 2 + [503] * 6
+        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 2 + [503] * 6
 
 
 def test_lost_lock_does_not_make_the_service_count_as_slow() -> None:

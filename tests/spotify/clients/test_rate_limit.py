@@ -452,10 +452,10 @@ def test_unknown_path_does_not_block_known_endpoints(mira: FlaskClient, upstream
 
 def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -> None:
     limiter = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
-    refusal = HttpResponse(429, {"retry-after": "60"}, b"")
-    assert not limiter.record_429("search", refusal).needs_canary
+    rejection = HttpResponse(429, {"retry-after": "60"}, b"")
+    assert not limiter.record_429("search", rejection).needs_canary
     assert (limiter.retry_after("me/player"), limiter.retry_after("search") > 50) == (0, True)
-    limiter.record_429("me/player", refusal)
+    limiter.record_429("me/player", rejection)
     assert limiter.retry_after() > 50
 
 
@@ -567,14 +567,14 @@ def test_person_whose_call_was_rejected_counts_as_active(
 
 
 def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter, refusal = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
+    limiter, rejection = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert spend(limiter, number % 3)
     assert store.keys("spotify-budget:*") == []
-    limiter.record_429("search", refusal)  # of one endpoint
+    limiter.record_429("search", rejection)  # of one endpoint
     assert store.keys("spotify-budget:*") == []
-    limiter.block_all(refusal)
-    limiter.block_all(refusal)  # simultaneous calls are refused together; it is learned once
+    limiter.block_all(rejection)
+    limiter.block_all(rejection)  # simultaneous calls are refused together; it is learned once
     [key] = store.keys("spotify-budget:*")
     assert store.hget(key, "limit") == b"240"
     assert 0 < store.ttl(key) <= 86_400
@@ -592,7 +592,7 @@ def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: 
     # Another refusal after only a few calls, which followed a wait.
     store.delete(*store.keys("spotify-calls:*"))
     spend(limiter, 1)
-    limiter.block_all(refusal)
+    limiter.block_all(rejection)
     assert store.hget(key, "limit") == b"132"
     # Redis' clock was set back: the limit grows from now on, not in some hours.
     store.hincrby(key, "since", 3_600_000)
@@ -637,9 +637,9 @@ def test_call_passes_if_the_budget_cannot_be_counted(
     limiter = SpotifyRateLimiter(client, config)
     assert spend(limiter, 1)
     assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
-    with pytest.raises(RateLimited) as refused:
+    with pytest.raises(RateLimited) as rejected:
         limiter.acquire(None, is_poll=True)
-    assert refused.value.retry_after in about(100)
+    assert rejected.value.retry_after in about(100)
     if failure in ("a text", "a list"):  # calls are counted again
         limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))

@@ -117,12 +117,12 @@ def test_next_fetch_is_due_a_ttl_after_the_last_one_started(
 ) -> None:
     """Counted from its arrival, a slow Spotify would be called less often than once per TTL."""
     call, before = Fetch(b"slow"), milliseconds(store)
-    asked = pool.submit(read, gateway, "me", call, ttl=60)
+    reading = pool.submit(read, gateway, "me", call, ttl=60)
     call.wait_until_started()
     then = milliseconds(store)
     eventually(lambda: milliseconds(store) > then + 50)
     call.finish()
-    asked.result(LONG)
+    reading.result(LONG)
     [following], [until] = stored_times(store, b"next:"), stored_times(store, b"until:")
     assert before <= following - 60_000 <= then
     assert until - 60_000 > then + 50
@@ -190,11 +190,11 @@ def test_too_large_response_is_fetched_by_each_caller(
 ) -> None:
     large = b"x" * (cache_module.MAX_ENTRY_BYTES + 1)
     call = Fetch(large)
-    asked = [pool.submit(read, gateway, "me", call, ttl=60) for _ in range(3)]
+    calls = [pool.submit(read, gateway, "me", call, ttl=60) for _ in range(3)]
     call.wait_until_started()
     call.finish()
 
-    assert {one.result(LONG).cache for one in asked} == {"miss"}
+    assert {one.result(LONG).cache for one in calls} == {"miss"}
     assert read(gateway, "me", now(large), ttl=60).spotify.body == large
     assert sum(map(len, stored_fields(store).values())) < 200
 
@@ -276,10 +276,10 @@ def test_expired_response_is_deleted_while_others_are_read(
 ) -> None:
     """A page that polls for hours keeps the key alive, but Spotify's terms limit how long data is stored."""
     call = Fetch(b"my playlists")
-    asked = [pool.submit(read, gateway, "me/playlists", call, ttl=0) for _ in range(2)]
+    calls = [pool.submit(read, gateway, "me/playlists", call, ttl=0) for _ in range(2)]
     eventually(lambda: [name for name in stored_fields(store) if name.startswith(b"waited:")])
     call.finish()
-    assert {one.result(LONG).spotify.body for one in asked} == {b"my playlists"}
+    assert {one.result(LONG).spotify.body for one in calls} == {b"my playlists"}
     assert b"my playlists" in b"".join(stored_fields(store).values())
     for name in store.zrange(INDEX, 0, -1):
         store.zadd(INDEX, {name: 0})
@@ -347,13 +347,13 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         _until_up(process, embedded.ping, tmp_path / "log")
         monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
         gateway, call = gateway_on(embedded), Fetch(b"first")
-        asked = [pool.submit(read, gateway, "me", call, ttl=60) for _ in range(3)]
+        calls = [pool.submit(read, gateway, "me", call, ttl=60) for _ in range(3)]
         call.wait_until_started()
         eventually(lambda: len(gateway._bulkhead._admissions) == 3)
         [(leader, lease)] = embedded.zrange(LEADERS, 0, -1, withscores=True)
         eventually(lambda: embedded.zscore(LEADERS, leader) > lease)
         call.finish()
-        assert sorted(one.result(LONG).cache for one in asked) == ["miss", "shared", "shared"]
+        assert sorted(one.result(LONG).cache for one in calls) == ["miss", "shared", "shared"]
         assert read(gateway, "me", must_not_call, ttl=60).cache == "hit"
         expire(embedded, "next")
         ahead = Fetch(b"second")

@@ -178,11 +178,11 @@ def test_response_is_returned_if_redis_fails_during_the_call(
     upstream.headers = {"Cache-Control": "max-age=60"}
     for call in (get, write):
         upstream.hold()
-        asked = pool.submit(call, another_tab(mira))
+        reading = pool.submit(call, another_tab(mira))
         upstream.wait_for_held(1)
         redis_proxy.refuse()
         upstream.release()
-        assert asked.result(LONG).status_code == 200
+        assert reading.result(LONG).status_code == 200
         assert slug(get(mira)) == "service-unavailable"
         redis_proxy.restore()
         eventually(lambda: get(mira).status_code == 200)

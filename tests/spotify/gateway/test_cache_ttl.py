@@ -111,10 +111,10 @@ def test_share_seconds_of_zero_still_shares_calls_in_progress(
 ) -> None:
     assert [cache_header(get(mira)) for _ in range(3)] == ["miss"] * 3
     upstream.hold()
-    asked = [start_get(pool, mira) for _ in range(4)]
+    calls = [start_get(pool, mira) for _ in range(4)]
     eventually(lambda: callers_in(app) == 4)
     upstream.release()
-    assert cache_headers(asked) == ["miss"] + ["shared"] * 3
+    assert cache_headers(calls) == ["miss"] + ["shared"] * 3
     assert len(upstream.calls) == 4
 
 

@@ -123,8 +123,8 @@ def test_metrics_list_the_wait_of_one_endpoint(
     connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
     def reply(call: Received) -> Reply:
-        refused = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
-        return refused if call.target.endswith("/images") else Reply()
+        rejected = Reply(429, b"", "text/plain", (("Retry-After", "Sat, 01 Jan 2050 00:00:00 GMT"),))
+        return rejected if call.target.endswith("/images") else Reply()
 
     upstream.reply = reply
     assert connected.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429

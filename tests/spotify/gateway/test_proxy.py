@@ -321,18 +321,18 @@ def test_cache_distinguishes_languages(connected: FlaskClient, upstream: Upstrea
 
 
 def test_descriptive_response_headers_are_returned(connected: FlaskClient, upstream: Upstream) -> None:
-    told = {
+    headers = {
         "Content-Language": "sv",
         "ETag": 'W/"MC-abc"',
         "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
         "Location": "https://api.spotify.com/v1/playlists/abc",
         "Retry-After": "7",
     }
-    upstream.replies(Reply(201, headers=tuple(told.items())))
+    upstream.replies(Reply(201, headers=tuple(headers.items())))
 
     response = connected.post(f"{GATEWAY}/me/playlists", json={})
 
-    assert {name: response.headers[name] for name in told} == told
+    assert {name: response.headers[name] for name in headers} == headers
 
 
 def test_folded_or_invalid_header_does_not_break_a_response(
@@ -403,8 +403,8 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
     upstream.reply = reply
     with ThreadPoolExecutor(2) as pool:
         for target in ("me/player", "search?q=x"):
-            asked = [pool.submit(client.get, f"{GATEWAY}/{target}") for client in (ada, bob)]
-            assert [future.result().json["of"] for future in asked] == ["ada", "bob"]
+            calls = [pool.submit(client.get, f"{GATEWAY}/{target}") for client in (ada, bob)]
+            assert [future.result().json["of"] for future in calls] == ["ada", "bob"]
     # Shared responses of another worker too.
     assert len(upstream.calls) == 4
     for client, name in ((ada, "ada"), (bob, "bob")):

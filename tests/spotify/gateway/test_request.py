@@ -283,7 +283,7 @@ def test_unsupported_body_is_rejected_by_gunicorn(
         return api(request(method, f"{GATEWAY}/me/player", *lines, body=body, host=HOST))
 
     in_chunks = "Transfer-Encoding: chunked"
-    refused = [
+    rejected = [
         (413, put(b" " * (MOST + 1))),
         (413, put(b" " * 4 * MOST)),
         (413, put(chunked(b" " * MOST, b" "), in_chunks)),
@@ -295,7 +295,7 @@ def test_unsupported_body_is_rejected_by_gunicorn(
         (400, put(b"", "Content-Length: -1")),
         (400, put(b"", "Content-Length: 1_0")),
     ]
-    for status, response in refused:
+    for status, response in rejected:
         check(response)
         assert response.status == status, response.body
     assert upstream.calls == []

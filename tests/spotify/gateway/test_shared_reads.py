@@ -46,12 +46,12 @@ def test_simultaneous_reads_become_one_call(
     mira: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     sandbox.fault(on="player", kind="park")
-    asked = [start_get(pool, mira, worker=worker) for worker in (app, another_worker) for _ in range(8)]
+    calls = [start_get(pool, mira, worker=worker) for worker in (app, another_worker) for _ in range(8)]
     eventually(lambda: callers_in(app) == callers_in(another_worker) == 8)
     sandbox.release()
 
-    responses = [one.result(LONG) for one in asked]
-    assert cache_headers(asked) == ["miss"] + ["shared"] * 15
+    responses = [one.result(LONG) for one in calls]
+    assert cache_headers(calls) == ["miss"] + ["shared"] * 15
     assert len({(response.status_code, response.data, response.content_type) for response in responses}) == 1
     assert player_calls(sandbox) == 1
 
@@ -82,12 +82,12 @@ def test_reads_of_other_paths_or_people_are_not_shared(
     sandbox.clear_calls()
     sandbox.fault(on="api", kind="park", times=None)
     paths = ["me", "me?x=1", "me?x=2", "me/player/devices"]
-    asked = [(who, path, start_get(pool, who, path)) for who in (mira, jonas) for path in paths]
+    calls = [(who, path, start_get(pool, who, path)) for who in (mira, jonas) for path in paths]
     sandbox.wait_for_held(8)
     sandbox.clear_faults()
 
-    assert {cache_header(one.result(LONG)) for _, _, one in asked} == {"miss"}
-    whose = {path: [one.result(LONG).json["id"] for _, at, one in asked if at == path] for path in paths[:3]}
+    assert {cache_header(one.result(LONG)) for _, _, one in calls} == {"miss"}
+    whose = {path: [one.result(LONG).json["id"] for _, at, one in calls if at == path] for path in paths[:3]}
     assert set(map(tuple, whose.values())) == {("mira_t_42", another_person(sandbox))}
     for who, person in ((mira, "mira_t_42"), (jonas, another_person(sandbox))):
         assert get(who, "me").json["id"] == person
@@ -99,13 +99,15 @@ def test_failure_is_shared_with_waiters_but_not_with_later_callers(
 ) -> None:
     sandbox.fault(on="player", kind="timeout")  # the call, and its retry
     sandbox.fault(on="player", kind="close")
-    asked = [start_get(pool, mira) for _ in range(6)]
+    calls = [start_get(pool, mira) for _ in range(6)]
     eventually(lambda: callers_in(app) == 6 and sandbox.held() == 1)
     sandbox.release()
 
-    refusals = [one.result(LONG) for one in asked]
-    assert {(response.status_code, slug(response)) for response in refusals} == {(503, "spotify-unavailable")}
-    assert all(int(response.headers["Retry-After"]) >= 1 for response in refusals)
+    rejections = [one.result(LONG) for one in calls]
+    assert {(response.status_code, slug(response)) for response in rejections} == {
+        (503, "spotify-unavailable")
+    }
+    assert all(int(response.headers["Retry-After"]) >= 1 for response in rejections)
     assert player_calls(sandbox) == 2
     assert cache_header(get(mira)) == "miss"
 
@@ -116,11 +118,11 @@ def test_error_response_is_shared_unchanged(
     upstream.status, upstream.body = 503, b"upstream connect error"
     upstream.headers = {"Content-Type": "text/plain", "Retry-After": "7"}
     upstream.hold()
-    asked = [start_get(pool, mira, "me/playlists") for _ in range(6)]
+    calls = [start_get(pool, mira, "me/playlists") for _ in range(6)]
     eventually(lambda: callers_in(app) == 6)
     upstream.release()
 
-    for one in asked:
+    for one in calls:
         response = one.result(LONG)
         assert (response.status_code, response.data) == (503, b"upstream connect error")
         assert (response.content_type, response.headers["Retry-After"]) == ("text/plain", "7")
@@ -145,11 +147,11 @@ def test_ended_grant_is_reported_to_each_caller_separately(
         raise GrantEnded
 
     monkeypatch.setattr(TokenService, "access_token_for", ended)
-    asked = [start_get(pool, who) for who in (mira, elsewhere) for _ in range(3)]
+    calls = [start_get(pool, who) for who in (mira, elsewhere) for _ in range(3)]
     eventually(lambda: callers_in(app) == 6)
     let_go.set()
 
-    responses = [one.result(LONG) for one in asked]
+    responses = [one.result(LONG) for one in calls]
     assert {slug(response) for response in responses} == {"spotify-reauthorization-required"}
     urls = [response.json["authorize_url"] for response in responses]
     assert set(urls[:3]).isdisjoint(urls[3:])
@@ -168,11 +170,11 @@ def test_missing_connection_is_not_shared_with_waiters(
         return access_token_for(*arguments, **options)
 
     monkeypatch.setattr(TokenService, "access_token_for", once_gone)
-    asked = [start_get(pool, mira) for _ in range(4)]
+    calls = [start_get(pool, mira) for _ in range(4)]
     eventually(lambda: callers_in(app) == 4)
     let_go.set()
 
-    statuses = sorted(one.result(LONG).status_code for one in asked)
+    statuses = sorted(one.result(LONG).status_code for one in calls)
     assert statuses[3] == 409
     assert max(statuses[:3]) <= 204
 
@@ -182,15 +184,15 @@ def test_wait_that_starts_during_a_call_does_not_affect_its_waiters(
 ) -> None:
     sandbox.fault(on="player", kind="park")
     sandbox.fault(on="player", kind="rate_limited", retry_after=40, times=None)
-    asked = [start_get(pool, mira) for _ in range(3)]
+    calls = [start_get(pool, mira) for _ in range(3)]
     eventually(lambda: callers_in(app) == 3 and sandbox.held() == 1)
     app.extensions["backline"].rate_limiter.block_all(HttpResponse(429, {"retry-after": "40"}, b""))
     sandbox.release()
 
-    assert cache_headers(asked) == ["miss", "shared", "shared"]  # the call was in progress
+    assert cache_headers(calls) == ["miss", "shared", "shared"]  # the call was in progress
     expire(app.extensions["backline"].redis, "until")
-    refused = get(mira)
-    assert (refused.status_code, slug(refused)) == (429, "spotify-rate-limited")
+    rejected = get(mira)
+    assert (rejected.status_code, slug(rejected)) == (429, "spotify-rate-limited")
 
 
 @pytest.mark.processes
@@ -201,15 +203,15 @@ def test_waiter_takes_over_from_a_killed_leader(
         sandbox.fault(on="player", kind="park")
         lost = pool.submit(requests.get, f"{api.url}{V1}/{PLAYER}", headers=http_headers(mira), timeout=LONG)
         sandbox.wait_for_held(1)
-        asked = [start_get(pool, mira) for _ in range(5)]
+        calls = [start_get(pool, mira) for _ in range(5)]
         eventually(lambda: callers_in(app) == 5)
         assert player_calls(sandbox) == 1
         api.kill_worker()
 
-        responses = [one.result(cache_module.LEASE_SECONDS + 5) for one in asked]
+        responses = [one.result(cache_module.LEASE_SECONDS + 5) for one in calls]
 
     assert isinstance(lost.exception(LONG), requests.ConnectionError)
-    assert cache_headers(asked) == ["miss"] + ["shared"] * 4
+    assert cache_headers(calls) == ["miss"] + ["shared"] * 4
     assert {response.status_code for response in responses} <= {200, 204}
     assert player_calls(sandbox) == 2
 
@@ -219,8 +221,8 @@ def test_slow_leader_renews_its_lease(
 ) -> None:
     seconds = cache_module.LEASE_SECONDS + 1
     sandbox.fault(on="player", kind="slow", seconds=seconds)
-    asked = [start_get(pool, mira) for _ in range(4)]
-    assert cache_headers(asked) == ["miss"] + ["shared"] * 3
+    calls = [start_get(pool, mira) for _ in range(4)]
+    assert cache_headers(calls) == ["miss"] + ["shared"] * 3
     assert player_calls(sandbox) == 1
 
 

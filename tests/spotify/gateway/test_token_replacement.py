@@ -90,13 +90,13 @@ def test_rejected_token_is_replaced_and_the_call_repeated(
 def test_second_401_is_returned_unchanged(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, wording: str
 ) -> None:
-    refusal = UNAUTHORIZED[wording]
-    upstream.replies(Reply(401, b"the first"), refusal)
+    rejection = UNAUTHORIZED[wording]
+    upstream.replies(Reply(401, b"the first"), rejection)
 
     response = connected.post(f"{GATEWAY}/me/player/next")
 
-    assert (response.status_code, response.data) == (401, refusal.body)
-    assert response.headers.get("Content-Type") == refusal.content_type
+    assert (response.status_code, response.data) == (401, rejection.body)
+    assert response.headers.get("Content-Type") == rejection.content_type
     assert "WWW-Authenticate" not in response.headers  # a browser would ask for a password
     assert (len(upstream.calls), refresh_count(sandbox)) == (2, 1)
 
@@ -201,8 +201,8 @@ def test_missing_scope_is_reported_without_a_refresh(
 def test_missing_scope_is_reported_after_a_refresh(
     connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
-    for refusal in (PERMISSIONS_MISSING, INSUFFICIENT_SCOPE):
-        upstream.replies(UNAUTHORIZED["expired"], refusal)
+    for rejection in (PERMISSIONS_MISSING, INSUFFICIENT_SCOPE):
+        upstream.replies(UNAUTHORIZED["expired"], rejection)
         assert slug(connected.put(f"{GATEWAY}/me/player")) == "insufficient-scope"
 
     assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)

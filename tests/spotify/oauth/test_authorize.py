@@ -354,9 +354,9 @@ def test_response_without_scope_grants_the_requested_scopes(
 ) -> None:
     """RFC 6749 section 5.1."""
     sandbox.settings(granted_scopes=[])
-    asked = parse_qs(urlsplit(start_authorization(client)).query)["scope"][0]
+    requested = parse_qs(urlsplit(start_authorization(client)).query)["scope"][0]
 
-    assert sorted(connect(client, sandbox)["scopes"]) == sorted(asked.split())
+    assert sorted(connect(client, sandbox)["scopes"]) == sorted(requested.split())
 
 
 # --- coming back with an error -------------------------------------------------------------------
@@ -705,13 +705,13 @@ def test_account_and_tokens_are_stored_in_one_transaction(
     """If the tokens cannot be stored, no account is stored without tokens."""
     register(client)
     callback, of_browser = (sandbox.consent(start_authorization(client)) for _ in range(2))
-    refuse = {
+    actions = {
         "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
         "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'",
     }
     with app.app_context(), writing() as db:
         kind = db.get_bind().dialect.name
-        db.execute(sa.text(f"CREATE TRIGGER refuse BEFORE INSERT ON access_tokens {refuse[kind]}"))
+        db.execute(sa.text(f"CREATE TRIGGER reject BEFORE INSERT ON access_tokens {actions[kind]}"))
     try:
         response = send_callback(client, callback)
         page = client.get(
@@ -719,7 +719,7 @@ def test_account_and_tokens_are_stored_in_one_transaction(
         )
     finally:
         with app.app_context(), writing() as db:
-            db.execute(sa.text("DROP TRIGGER refuse"))
+            db.execute(sa.text("DROP TRIGGER reject"))
 
     problem = "internal-error" if kind == "sqlite" else "service-unavailable"
     assert (slug(response), page.status_code) == (problem, 303)

@@ -154,8 +154,8 @@ def a_prefetch(app: Flask, callback: dict[str, str], client: FlaskClient) -> Non
         {"Purpose": "prefetch"},
         {"X-Moz": "prefetch"},
     ):
-        refused = client.get("/api/spotify/authorize", query_string=callback, headers=PAGE | marks)
-        assert (refused.status_code, slug(refused)) == (503, "service-unavailable")
+        rejected = client.get("/api/spotify/authorize", query_string=callback, headers=PAGE | marks)
+        assert (rejected.status_code, slug(rejected)) == (503, "service-unavailable")
 
 
 def a_head(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
@@ -176,10 +176,10 @@ def test_foreign_attempt_does_not_consume_a_callback(
 
 
 def test_prefetch_does_not_start_an_authorization(client: FlaskClient, app: Flask) -> None:
-    refused = visit(client, Sec_Purpose="prefetch", **PAGE)
+    rejected = visit(client, Sec_Purpose="prefetch", **PAGE)
 
-    assert (refused.status_code, slug(refused)) == (503, "service-unavailable")
-    assert "Set-Cookie" not in refused.headers
+    assert (rejected.status_code, slug(rejected)) == (503, "service-unavailable")
+    assert "Set-Cookie" not in rejected.headers
     assert keys(app) == set()
 
 
@@ -297,9 +297,9 @@ def test_another_site_cannot_undo_a_disconnect(client: FlaskClient, sandbox: San
     assert visit(client, "reauthorize=true", **PAGE, Sec_Fetch_Site="cross-site").status_code == 403
     client.delete("/api/spotify")
 
-    refused = visit(client, **PAGE, Sec_Fetch_Site="cross-site", Referer="https://evil.example/")
+    rejected = visit(client, **PAGE, Sec_Fetch_Site="cross-site", Referer="https://evil.example/")
 
-    assert (refused.status_code, slug(refused)) == (403, "cross-site-request")
+    assert (rejected.status_code, slug(rejected)) == (403, "cross-site-request")
 
 
 def test_callback_is_accepted_from_another_site(client: FlaskClient, sandbox: SandboxClient) -> None:
@@ -349,9 +349,9 @@ def test_session_can_have_thirty_open_authorizations(client: FlaskClient, sandbo
     register(client)
     urls = [start_authorization(client) for _ in range(30)]
 
-    refused = client.get("/api/spotify/authorize")
-    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
-    assert 590 <= int(refused.headers["Retry-After"]) <= 600
+    rejected = client.get("/api/spotify/authorize")
+    assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
+    assert 590 <= int(rejected.headers["Retry-After"]) <= 600
     assert result(visit(client, **PAGE)) == "error-too-many-attempts"
     assert send_callback(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
     start_authorization(client)  # which makes room for one
@@ -367,10 +367,10 @@ def test_address_can_have_600_unfinished_authorizations(
     urls = [start_authorization(visitor) for visitor in visitors]
     late = from_address(new_client(), "2001:db8:1:2:ffff::1")  # of the same household
 
-    refused = late.get("/api/spotify/authorize")
-    assert (refused.status_code, slug(refused)) == (429, "too-many-attempts")
-    assert 1 <= int(refused.headers["Retry-After"]) <= 600
-    assert "Set-Cookie" not in refused.headers
+    rejected = late.get("/api/spotify/authorize")
+    assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
+    assert 1 <= int(rejected.headers["Retry-After"]) <= 600
+    assert "Set-Cookie" not in rejected.headers
     start_authorization(from_address(new_client(), "2001:db8:1:3::1"))
     # Only a given consent makes room: otherwise a flood of declined ones would.
     assert send_callback(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401

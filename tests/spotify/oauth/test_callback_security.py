@@ -267,9 +267,9 @@ def test_verifier_is_in_no_response_cookie_log_or_key(
 
     assert done.json["status"] == "connected"
     kept += [store.get(key) for key in store.keys("author*")]
-    answers = [f"{response.headers}{response.text}" for response in (begun, done)]
+    responses = [f"{response.headers}{response.text}" for response in (begun, done)]
     lines = map(JsonFormatter().format, caplog.records)
-    assert not any(verifier in text for text in (*answers, *lines))
+    assert not any(verifier in text for text in (*responses, *lines))
     assert not any(verifier.encode() in value for value in kept)
 
 
@@ -367,15 +367,15 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
     tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(20) as pool:
-        answers = [pool.submit(as_page, tab, callback) for tab in tabs]
+        responses = [pool.submit(as_page, tab, callback) for tab in tabs]
         try:
             sandbox.wait_for_held(1)
             assert all(waiting.acquire(timeout=10) for _ in range(19))
         finally:
             sandbox.release()
 
-    assert [result(answer.result()) for answer in answers] == ["connected"] * 20
-    assert len({answer.result().data for answer in answers}) == 1
+    assert [result(response.result()) for response in responses] == ["connected"] * 20
+    assert len({response.result().data for response in responses}) == 1
     # Whichever cookie the browser keeps, its session is connected.
     assert {tab.get("/api/spotify").json["status"] for tab in tabs} == {"connected"}
     assert token_calls(sandbox) == 1
@@ -447,13 +447,13 @@ def test_parameters_do_not_change_redirect_targets(
     callback = callback_query(sandbox.consent(sent_on.headers["Location"]))
     done = visit(client, {**further, **callback}, PAGE)
     client.delete("/api/spotify")
-    refused = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
-    refused.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
+    rejected = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
+    rejected.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
 
     assert callback_query(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
     assert result(done) == "connected"
-    assert [result(response) for response in refused] == ["error-spotify-state-mismatch"] * 3
-    for response in (sent_on, done, *refused):
+    assert [result(response) for response in rejected] == ["error-spotify-state-mismatch"] * 3
+    for response in (sent_on, done, *rejected):
         assert "evil" not in f"{response.headers}{response.text}"
         assert len(response.headers.getlist("Location")) == 1
 
@@ -525,13 +525,13 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
         ]
     sandbox.fault(on="me", kind="park", times=50)
     with ThreadPoolExecutor(50) as pool:
-        answers = [(name, pool.submit(send_callback, tab, callback)) for name, tab, callback in callbacks]
+        responses = [(name, pool.submit(send_callback, tab, callback)) for name, tab, callback in callbacks]
         try:
             sandbox.wait_for_held(50)
         finally:
             sandbox.release()
     by_user = {
-        name: [(future.result().status_code, future.result()) for of, future in answers if of == name]
+        name: [(future.result().status_code, future.result()) for of, future in responses if of == name]
         for name in names
     }
 
@@ -572,11 +572,11 @@ def test_account_in_use_does_not_reveal_its_owner(
     one, two = (sandbox.consent(start_authorization(other)) for _ in range(2))
     caplog.clear()
 
-    refused, page = send_callback(other, one), as_page(other, two)
+    rejected, page = send_callback(other, one), as_page(other, two)
 
-    assert (refused.status_code, slug(refused)) == (409, "spotify-account-in-use")
+    assert (rejected.status_code, slug(rejected)) == (409, "spotify-account-in-use")
     assert result(page) == "error-spotify-account-in-use"
-    assert not any(word in refused.text + page.text for word in ("ada", "mira", "Mira"))
+    assert not any(word in rejected.text + page.text for word in ("ada", "mira", "Mira"))
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-account-in-use"] * 2
     assert logged(caplog, "spotify_connected", "spotify_user_id") == []
 
@@ -640,13 +640,13 @@ def test_callback_in_progress_connects_nothing_after_a_logout(
     register(app.test_client(), "bob")
     register(client, "ada")
     callback = sandbox.consent(start_authorization(client))
-    with in_flight(client, callback, sandbox) as answer:
+    with in_flight(client, callback, sandbox) as response:
         client.post("/api/logout")
         if then != "nobody":
             login(client, "ada" if then == "the same user" else "bob")
 
-    assert (answer.result().status_code, slug(answer.result())) == (401, "not-signed-in")
-    assert "Set-Cookie" not in answer.result().headers
+    assert (response.result().status_code, slug(response.result())) == (401, "not-signed-in")
+    assert "Set-Cookie" not in response.result().headers
     assert stored(app) == [[], []]
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert client.get("/api/session").json["authenticated"] is (then != "nobody")
@@ -661,7 +661,7 @@ def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
     """Nobody could use or delete it, and it would be kept for thirty days."""
     register(app.test_client(), "ada")
     callback = sandbox.consent(start_authorization(client))
-    with in_flight(client, callback, sandbox) as answer:
+    with in_flight(client, callback, sandbox) as response:
         if leaves_by == "registering":
             register(client, "bob")
         elif leaves_by == "signing in":
@@ -669,7 +669,7 @@ def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
         else:
             client.post("/api/logout")
 
-    assert slug(answer.result()) == "spotify-state-mismatch"
+    assert slug(response.result()) == "spotify-state-mismatch"
     assert stored(app) == [[], []]
     assert connect(client, sandbox)["spotify_id"] == "mira_t_42"
 
@@ -917,13 +917,13 @@ def test_server_log_contains_no_code_and_no_state(
         sent_on = go(f"{api.url}/api/spotify/authorize")
         denied = sandbox.consent(sent_on.headers["Location"], decision="cancel")
         agreed = sandbox.consent(go(f"{api.url}/api/spotify/authorize").headers["Location"])
-        answers = [go(denied), go(denied), go(agreed), go(agreed)]
+        responses = [go(denied), go(denied), go(agreed), go(agreed)]
         browser.delete(
             f"{api.url}/api/spotify", headers={"X-Requested-With": "test"}, timeout=30
         ).raise_for_status()
 
-        ends = [answer.headers["Location"].partition("?spotify=")[2] for answer in answers]
-        assert [answer.status_code for answer in answers] == [303] * 4
+        ends = [response.headers["Location"].partition("?spotify=")[2] for response in responses]
+        assert [response.status_code for response in responses] == [303] * 4
         assert ends == ["denied", "error-spotify-state-mismatch", "connected", "connected"]
         eventually(lambda: "spotify_disconnected" in api.log)
         assert "spotify_connected" in api.log

@@ -279,10 +279,10 @@ def test_breaker_is_shared_by_all_processes(
     create_connections(app, sandbox, 30)
     sandbox.fault(on="refresh", kind="google_502", times=None)
     refresh_due(app)
-    asked = refresh_count(sandbox)
+    calls = refresh_count(sandbox)
 
     assert refresh_due(another_worker).refreshed == 0
-    assert refresh_count(sandbox) == asked
+    assert refresh_count(sandbox) == calls
 
 
 def test_revoked_grants_do_not_keep_breaker_open_for_valid_ones(app: Flask, sandbox: SandboxClient) -> None:

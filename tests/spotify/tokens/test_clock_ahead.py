@@ -199,8 +199,8 @@ def test_rejected_token_is_replaced_despite_refresh_dated_ahead(
     connect(client, sandbox)
     spotify_user_id, tokens = row(app).spotify_user_id, app.extensions["backline"].tokens
     with app.app_context():
-        refused = tokens.access_token_for(spotify_user_id)
+        rejected = tokens.access_token_for(spotify_user_id)
         change(app, AccessToken, refreshed_at=now(app) + CENTURY)
 
-        assert tokens.replace_rejected(refused, spotify_user_id).version != refused.version
+        assert tokens.replace_rejected(rejected, spotify_user_id).version != rejected.version
     assert refresh_count(sandbox) == 1

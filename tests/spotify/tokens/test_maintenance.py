@@ -140,7 +140,7 @@ def test_each_reminder_is_recorded_once(
             db.execute(sa.update(AccessToken).values(authorized_at=six_months_before(end)))
         recorded.append((days_left, run_tasks(app).get("remind", 0), row(app).reminded_days))
 
-    assert [days for days, told, _ in recorded if told] == [29, 7, 1]
+    assert [days for days, was_sent, _ in recorded if was_sent] == [29, 7, 1]
     assert [days for *_, days in recorded] == [None, 30, 30, 7, 7, 7, 1, 1]
     assert [record.days for record in caplog.records if record.message == "spotify_grant_ends_soon"] == [  # type: ignore[attr-defined]
         30,
@@ -190,11 +190,11 @@ def test_reminder_is_mailed_to_verified_address_only(
     run_tasks(app)
     wait_for_background_work(app)
 
-    told = mailbox.to("ada@example.com", "renew your Spotify connection")
-    assert len(told) == (1 if verified else 0)
+    reminders = mailbox.to("ada@example.com", "renew your Spotify connection")
+    assert len(reminders) == (1 if verified else 0)
     expires_at = row(app).reauthorize_by
     date = f"{expires_at:%B} {expires_at.day}, {expires_at.year}"
-    assert not told or f"Your connection expires on {date}." in told[0].get_content()
+    assert not reminders or f"Your connection expires on {date}." in reminders[0].get_content()
 
 
 def test_new_consent_resets_reminders(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:

@@ -188,9 +188,9 @@ def test_twenty_callers_make_one_call_to_spotify(
     with server(workers=2, threads=8) as api:
         for round_number in (1, 2):
             expire(app)
-            answers = twenty_at_once(api, client)
-            assert [status for status, _ in answers] == [200] * 20
-            assert len({token for _, token in answers}) == 1
+            responses = twenty_at_once(api, client)
+            assert [status for status, _ in responses] == [200] * 20
+            assert len({token for _, token in responses}) == 1
             assert refresh_count(sandbox) == round_number
     assert [attempt.outcome for attempt in history(app)] == ["refreshed", "refreshed"]
 
@@ -233,10 +233,10 @@ def test_callers_share_token_valid_for_seconds(
     connect(client, sandbox)
     expire(app)
     with server(workers=2, threads=8) as api:
-        answers = twenty_at_once(api, client)
+        responses = twenty_at_once(api, client)
 
-    assert [status for status, _ in answers] == [200] * 20
-    assert len({token for _, token in answers}) == 1
+    assert [status for status, _ in responses] == [200] * 20
+    assert len({token for _, token in responses}) == 1
     assert refresh_count(sandbox) == 1
 
 
@@ -273,10 +273,10 @@ def test_lost_redis_lock_still_results_in_one_call(
         others = [pool.submit(tab.get, "/api/spotify/token") for tab in tabs[1:]]
         eventually(lambda: store.keys("lock:*"))
         sandbox.release()
-        answers = [future.result() for future in [first, *others]]
+        responses = [future.result() for future in [first, *others]]
 
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert len({answer.json["access_token"] for answer in answers}) == 1
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    assert len({response.json["access_token"] for response in responses}) == 1
     assert refresh_count(sandbox) == 1
 
 
@@ -351,9 +351,9 @@ def test_callers_during_outage_share_one_failure(
     change(app, failures=5)
     sandbox.fault(on="refresh", kind="google_502", times=None)
 
-    answers = [connected.get("/api/spotify/token") for _ in range(5)]
+    responses = [connected.get("/api/spotify/token") for _ in range(5)]
 
-    assert {answer.status_code for answer in answers} == {503}
+    assert {response.status_code for response in responses} == {503}
     assert refresh_count(sandbox) == 1
 
 
@@ -496,9 +496,9 @@ def test_refresh_superseded_by_disconnect_writes_nothing(
         sandbox.wait_for_held(1)
         assert connected.delete("/api/spotify").status_code == 204
         sandbox.release()
-        answer = late.result()
+        response = late.result()
 
-    assert (answer.status_code, slug(answer)) == (409, "spotify-not-connected")
+    assert (response.status_code, slug(response)) == (409, "spotify-not-connected")
     with app.app_context(), reading() as db:
         assert db.scalars(sa.select(AccessToken)).all() == []
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
@@ -517,9 +517,9 @@ def test_refresh_superseded_by_new_consent_writes_nothing(
         connect(connected, sandbox)
         renewed = row(app)
         sandbox.release()
-        answer = late.result()
+        response = late.result()
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert row(app).access_token == renewed.access_token
     assert row(app).generation == 0
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
@@ -564,13 +564,13 @@ def test_attempt_that_outlived_its_lease_writes_nothing(
         store: redis.Redis = app.extensions["backline"].redis
         store.delete(*store.keys("lock:*"))
         change(app, lease_until=datetime.now(UTC) - timedelta(seconds=1))
-        answer = connected.get("/api/spotify/token")
+        response = connected.get("/api/spotify/token")
         stored = row(app)
         sandbox.release()
         late_answer = late.result()
 
-    assert (answer.status_code, late_answer.status_code) == (200, 200)
-    assert late_answer.json["access_token"] == answer.json["access_token"]
+    assert (response.status_code, late_answer.status_code) == (200, 200)
+    assert late_answer.json["access_token"] == response.json["access_token"]
     assert row(app).access_token == stored.access_token
     assert (row(app).generation, row(app).state) == (1, GrantState.ACTIVE)
     assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
@@ -596,9 +596,9 @@ def test_late_new_refresh_token_is_kept_as_spare(
 
     expire(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant")
-    refused = connected.get("/api/spotify/token")
+    rejected = connected.get("/api/spotify/token")
 
-    assert (refused.status_code, slug(refused)) == (503, "spotify-unavailable")
+    assert (rejected.status_code, slug(rejected)) == (503, "spotify-unavailable")
     swapped = row(app)
     assert (swapped.state, swapped.generation, swapped.failures) == (GrantState.ACTIVE, 1, 0)
     assert (swapped.refresh_token, swapped.spare_refresh_token) == (kept.spare_refresh_token, None)
@@ -848,7 +848,7 @@ def test_ended_grant_returns_authorize_url_that_reconnects(
     sandbox.revoke("mira_t_42")
     url = connected.get("/api/spotify/token").json["authorize_url"]
 
-    answered = send_callback(connected, sandbox.consent(url))
+    response = send_callback(connected, sandbox.consent(url))
 
-    assert answered.json["status"] == "connected"
+    assert response.json["status"] == "connected"
     assert connected.get("/api/spotify/token").status_code == 200
