@@ -59,6 +59,7 @@ from app.web import (
     sessions,
 )
 from app.web.api import MAX_BODY_BYTES, Api
+from app.web.application import Application
 from app.web.client_address import ClientAddress
 from app.web.error_middleware import ErrorMiddleware
 from app.web.throttle import Throttle
@@ -67,7 +68,7 @@ from config import Config
 
 def create_app(config: Config) -> Flask:
     """Build the application. Opens no connection."""
-    app = Flask(__package__, static_folder=None)
+    app = Application(__package__, static_folder=None)
     _configure(app, config)
     services = _build_services(app, config)
     app.extensions["backline"] = services
@@ -79,8 +80,8 @@ def create_app(config: Config) -> Flask:
     sessions.init_app(app, config, services.redis, services.redis_cipher)
     csrf.init_app(app, config)
     access.init_app(app)
-    security_headers.init_app(app, config)
     cors.init_app(app, config)
+    security_headers.init_app(app, config)
     app.after_request(sessions.save)  # last, to run first: it may replace the response
 
     error_handlers.init_app(app)
@@ -112,7 +113,7 @@ def _configure(app: Flask, config: Config) -> None:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]
     app.wsgi_app = ClientAddress(app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]
-    app.wsgi_app = ErrorMiddleware(app.wsgi_app, config)  # type: ignore[method-assign]
+    app.wsgi_app = ErrorMiddleware(app.wsgi_app)  # type: ignore[method-assign]
 
 
 def _build_services(app: Flask, config: Config) -> Services:

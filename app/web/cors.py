@@ -1,51 +1,84 @@
-"""Which responses other origins may read (CORS)."""
+"""Which responses other origins may read (CORS). Flask-CORS decides."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response
-from flask_cors import CORS
+from flask import Flask, Response, request
+from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
+from werkzeug.datastructures import Headers
 
 from config import Config
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _EXPOSED_HEADERS = ["Age", "Location", "Retry-After", "X-Cache", "X-Request-ID"]
 
 
 def init_app(app: Flask, config: Config) -> None:
     """Allow the origins in CORS_ORIGINS to call the API with credentials."""
+    # Compiled, because Flask-CORS takes a string with a bracket, such as http://[::1]:80, for a pattern.
+    origins = [re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins]
+    options = get_cors_options(
+        app,
+        {
+            "origins": origins,
+            "supports_credentials": True,
+            "methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+            "allow_headers": ["Content-Type", "X-Requested-With", *config.cors_allow_headers],
+            "expose_headers": _EXPOSED_HEADERS,
+            "max_age": 3600,
+            "always_send": False,
+            "vary_header": False,
+        },
+    )
 
-    @app.after_request  # runs after the function that Flask-CORS registers below
-    def narrow_preflight(response: Response) -> Response:
+    @app.after_request
+    def answer_preflight(response: Response) -> Response:
+        if request.method != "OPTIONS" or not _is_api(request.environ):
+            return response
+        set_cors_headers(response, options)
         # Flask-CORS names the methods of all routes; the automatic response to OPTIONS names this route's.
         if response.headers.pop("Access-Control-Allow-Methods", None) is not None and response.allow:
             methods = sorted(set(response.allow) - {"HEAD", "OPTIONS"})
             response.headers["Access-Control-Allow-Methods"] = ", ".join(methods)
         return response
 
-    CORS(
-        app,
-        resources=r"/api/*",
-        # Compiled, because Flask-CORS takes a string with a bracket, such as http://[::1]:80, for a pattern.
-        origins=[re.compile(rf"{re.escape(origin)}\Z") for origin in config.cors_origins],
-        supports_credentials=True,
-        methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Content-Type", "X-Requested-With", *config.cors_allow_headers],
-        expose_headers=_EXPOSED_HEADERS,
-        max_age=3600,
-        always_send=False,
-    )
+    # Apart from preflights, only the origin matters.
+    headers = {}
+    for origin in config.cors_origins:
+        decided = get_cors_headers(options, Headers({"Origin": origin}), "GET")
+        headers[origin] = [(name, str(value)) for name, value in decided.items()]
+    app.wsgi_app = CorsHeaders(app.wsgi_app, headers)  # type: ignore[method-assign]
 
 
-def response_headers(environ: "WSGIEnvironment", config: Config) -> dict[str, str]:
-    """Return the CORS headers of a response that Flask does not make, such as `ErrorMiddleware`'s."""
-    if not environ.get("PATH_INFO", "").startswith("/api/"):
-        return {}
-    headers, origin = {"Vary": "Origin"}, environ.get("HTTP_ORIGIN", "")
-    if origin in config.cors_origins:
-        headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Allow-Credentials"] = "true"
-        headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
-    return headers
+class CorsHeaders:
+    """WSGI middleware that adds the CORS headers, also to responses that Flask does not make."""
+
+    def __init__(self, app: "WSGIApplication", headers: dict[str, list[tuple[str, str]]]) -> None:
+        self._app = app
+        self._headers_by_origin = headers
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Add the headers of the request's origin, and `Vary`, which also matters without an Origin."""
+        if not _is_api(environ):
+            return self._app(environ, start_response)
+        added = self._headers_by_origin.get(environ.get("HTTP_ORIGIN", ""), [])
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            names = [name for name, _ in headers]
+            if "Vary" in names:
+                where = names.index("Vary")
+                headers[where] = ("Vary", f"{headers[where][1]}, Origin")
+            else:
+                headers.append(("Vary", "Origin"))
+            if "Access-Control-Allow-Origin" not in names:  # a preflight's response has it already
+                headers += added
+            return start_response(status, headers, *error)
+
+        return self._app(environ, start)
+
+
+def _is_api(environ: "WSGIEnvironment") -> bool:
+    return str(environ.get("PATH_INFO", "")).lstrip("/").startswith("api/")

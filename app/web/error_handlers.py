@@ -2,7 +2,7 @@
 
 import json
 import logging
-import uuid
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,6 @@ def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
         **error.members,
     }
     response = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
-    response.headers["X-Request-ID"] = request_id_of(environ)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
@@ -127,7 +126,9 @@ def request_id() -> str:
 
 def request_id_of(environ: "WSGIEnvironment") -> str:
     """Return the id of the request that has this environment."""
-    request_id: str = environ.setdefault("backline.request_id", uuid.uuid4().hex)
+    request_id: str | None = environ.get("backline.request_id")
+    if request_id is None:
+        request_id = environ["backline.request_id"] = os.urandom(16).hex()
     return request_id
 
 

@@ -3,10 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from app.web import cors
 from app.web.error_handlers import document, known_error, log_failure, request_id_of
-from app.web.security_headers import default_headers
-from config import Config
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -18,9 +15,8 @@ class ErrorMiddleware:
     Flask raises them here, because `PROPAGATE_EXCEPTIONS` is set.
     """
 
-    def __init__(self, app: "WSGIApplication", config: Config) -> None:
+    def __init__(self, app: "WSGIApplication") -> None:
         self._app = app
-        self._config = config
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Pass a request on. Teardown follows the response, so its start is held back until then."""
@@ -29,9 +25,6 @@ class ErrorMiddleware:
             body = self._app(environ, lambda *response: started.append(response))  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - nothing else would respond
             log_failure(error, request_id=request_id_of(environ))
-            response = document(known_error(error), environ)
-            response.headers.update(default_headers(self._config))
-            response.headers.update(cors.response_headers(environ, self._config))
-            return response(environ, start_response)
+            return document(known_error(error), environ)(environ, start_response)
         start_response(*started[-1])
         return body
