@@ -83,7 +83,7 @@ class CompiledStatements(dict[Any, Any]):
 COMPILED_STATEMENTS = CompiledStatements()
 
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-CHEAP_HASH = CHEAP_HASHER.hash("nobody's")
+CHEAP_HASH = CHEAP_HASHER.hash("unusable")
 
 MakeApp = Callable[..., Flask]
 

@@ -251,7 +251,7 @@ def test_hashing_is_limited_to_the_number_of_slots(app: Flask, monkeypatch: pyte
         with lock:
             at_once += 1
             most = max(most, at_once)
-        time.sleep(0.02)  # stands for the work of hashing
+        time.sleep(0.02)  # simulates the cost of hashing
         with lock:
             at_once -= 1
         return False

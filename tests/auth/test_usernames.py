@@ -1,6 +1,6 @@
 """Usernames in any script: marks belong to letters, and invisible characters are rejected."""
 
-# ruff: noqa: RUF001 - letters of many scripts are the point
+# ruff: noqa: RUF001 - the tests need letters of many scripts
 
 import unicodedata
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from app.auth.usernames import is_username
 from app.models import normalization
 from tests.helpers.flows import PASSWORD
 
-GOOD = [
+VALID = [
     *("सुनील", "தமிழ்", "สุดา", "שָׁלוֹם", "מִרְיָם", "مُحَمَّد", "Nguyễn", "Ḗliás", "हिन्दी९", "मराठी_१२३", "क्षितिज"),
     *("বাংলা", "ਪੰਜਾਬੀ", "ગુજરાતી", "ଓଡ଼ିଆ", "తెలుగు", "ಕನ್ನಡ", "അനിൽ", "සිංහල", "ລາວ", "ភាសា", "ស្រី", "น้ำ", "กิตติศักดิ์"),
     *("ကျော်", "မျှော်", "མ་".rstrip("་") + "རྒྱད", "ᩉ᩠ᨶᩬᨦ", "ܣܘܪܝܝܐ̈", "ދިވެހި", "አማርኛ", "がくと", "ꦏꦿꦶꦱ꧀", "İrem"),
     *("ශ්\u200dරී", "می\u200cخواهم", "क्\u200dष"),
 ]
-BAD = {
+INVALID = {
     "a mark first": "\u0301ada",
     "a mark after a dot": "a.\u0301b",
     "a mark after a digit": "a1\u0301",
@@ -43,7 +43,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", VALID)
 def test_username_may_have_marks_in_any_form(name: str) -> None:
     for form in ("NFC", "NFD"):
         normal = normalization.normal_form(unicodedata.normalize(form, name))
@@ -51,7 +51,7 @@ def test_username_may_have_marks_in_any_form(name: str) -> None:
         assert normal == normalization.normal_form(name)
 
 
-@pytest.mark.parametrize("name", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("name", INVALID.values(), ids=INVALID.keys())
 def test_username_with_invisible_characters_is_rejected(name: str) -> None:
     assert not is_username(normalization.normal_form(name))
 

@@ -21,7 +21,7 @@ from tests.helpers.upstream import Upstream
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 0.5
-LATE = 3.0  # far beyond TIMEOUT, and far below what each step takes without a deadline
+TOO_LATE = 3.0  # much longer than TIMEOUT, and much shorter than any step without a deadline
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def fail(client: HttpClient, url: str, **request: Any) -> TransportError:
     began = time.monotonic()
     with pytest.raises(TransportError) as failed:
         client.send("POST", url, timeout=TIMEOUT, **request)
-    assert time.monotonic() - began < LATE
+    assert time.monotonic() - began < TOO_LATE
     return failed.value
 
 
@@ -80,13 +80,13 @@ def test_lost_lookup_does_not_delay_other_callers(
     monkeypatch.setattr(sockets, "RETRY_SECONDS", 0.1)
     port, found, lookups = int(upstream.url.split(":")[2].split("/")[0]), threading.Event(), []
 
-    def lose_the_first() -> list[tuple[str, int]]:
+    def fail_first_lookup() -> list[tuple[str, int]]:
         lookups.append(1)
         if len(lookups) == 1:
             found.wait(20)
         return [("127.0.0.1", port)]
 
-    resolve(lose_the_first)
+    resolve(fail_first_lookup)
     assert client.send("POST", f"http://lost.spotify.invalid:{port}/v1/x").status == 200
     found.set()
 
@@ -111,7 +111,7 @@ def test_dead_resolver_blocks_only_a_few_threads(
 
 @contextmanager
 def silent_listener() -> Iterator[tuple[str, int]]:
-    """An address that does not respond to connection attempts, because its queue is full."""
+    """An address that does not accept connections, because its backlog is full."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -183,13 +183,13 @@ def test_write_is_not_sent_on_an_idle_connection(
 ) -> None:
     monkeypatch.setattr(http_deadline, "IDLE_SECONDS", 0.2)
     port = int(upstream.url.split(":")[2].split("/")[0])
-    with FaultProxy(("127.0.0.1", port)) as nat:
-        url = f"http://127.0.0.1:{nat.port}/v1/me/player/next"
+    with FaultProxy(("127.0.0.1", port)) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/v1/me/player/next"
         for _ in range(2):
             assert client.send("POST", url).status == 200
         assert upstream.handshakes == 1
         time.sleep(0.25)
-        nat.lose_connections()
+        proxy.lose_connections()
 
         assert client.send("POST", url, timeout=2).status == 200
     assert upstream.handshakes == 2
@@ -206,5 +206,5 @@ def test_slow_name_lookup_of_the_mail_server_ends_in_time(
     began = time.monotonic()
     with pytest.raises(TimeoutError), transport.SmtpTransport(config).connect():
         pass
-    assert time.monotonic() - began < LATE
+    assert time.monotonic() - began < TOO_LATE
     never.set()

@@ -1,4 +1,4 @@
-"""StderrHandler: whole lines, which block nothing while standard error does."""
+"""StderrHandler writes whole lines, and does not block when standard error does."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from tests.system.test_secrets_canary import expire
 
 @contextmanager
 def unread_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that nobody reads: its two ends, to read and to write. It is full after 64 KiB."""
+    """The two ends of a pipe that is not read. It is full after 64 KiB."""
     reading, writing = os.pipe()
     try:
         yield reading, writing
@@ -204,7 +204,7 @@ def test_writer_thread_does_not_take_signals() -> None:
 
 @contextmanager
 def unread_server(env: dict[str, str]) -> Iterator[str]:
-    """Run gunicorn with a log that nobody reads, and yield its URL."""
+    """Run gunicorn with a log that is not read, and yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     own = {"PORT": str(port), "WEB_CONCURRENCY": "1", "SPOTIFY_REDIRECT_URI": f"{url}/api/spotify/authorize"}
@@ -225,7 +225,7 @@ def unread_server(env: dict[str, str]) -> Iterator[str]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            secret_scanner.record(os.read(reading, 65_536), "the log that nobody read")
+            secret_scanner.record(os.read(reading, 65_536), "the unread log")
 
 
 @pytest.mark.requirement("J4")

@@ -226,13 +226,13 @@ def test_retry_delay_grows_up_to_a_limit(app: Flask) -> None:
 
 
 @on_sqlite
-def test_requested_emails_leave_room_for_notices(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_emails_do_not_fill_the_outbox(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_WAITING", 3)
     with app.app_context(), writing() as session:
         for kind in [MailKind.PASSWORD_RESET] * 5 + [MailKind.PASSWORD_CHANGED] * 5:
             outbox.add(session, kind, to=ADA)
 
-    # Notices have room when strangers have requested too many emails.
+    # Notices are accepted when strangers have requested too many emails.
     assert [mail.kind for mail in waiting_mails(app)] == ["password_reset"] * 3 + ["password_changed"] * 3
 
     with app.app_context(), writing() as session:

@@ -94,7 +94,7 @@ def test_smtp_password_is_sent_in_cleartext_only_over_loopback(
 NOT_LOOPBACK = "0.0.0.0"  # noqa: S104 - leads to this machine, but does not count as loopback
 
 
-@pytest.mark.parametrize("settings", [{}, {"ALLOW_INSECURE": "mail"}], ids=["refused", "allowed"])
+@pytest.mark.parametrize("settings", [{}, {"ALLOW_INSECURE": "mail"}], ids=["rejected", "allowed"])
 def test_emails_are_not_sent_in_cleartext_over_a_network(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, settings: dict[str, str]
 ) -> None:

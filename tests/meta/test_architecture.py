@@ -1,4 +1,4 @@
-"""docs/architecture.md names what exists, and the code keeps the limits that it sets."""
+"""docs/architecture.md names what exists, and the code keeps to its limits."""
 
 import ast
 import re

@@ -128,7 +128,7 @@ def test_black_hole_accepts_connections_and_never_responds(
         another.sendall(b"lost")
         assert says_nothing(another)
         assert says_nothing(client)
-        # What has lost bytes is of no use afterwards, and is told so.
+        # A connection that has lost bytes is closed.
         proxy.restore()
         assert (another.recv(1), client.recv(1)) == (b"", b"")
     with connected(proxy) as again:

@@ -1,4 +1,4 @@
-"""The secret scanner finds each kind of secret in each place, except where the secret belongs."""
+"""The secret scanner finds each kind of secret everywhere, except where it is allowed."""
 
 import base64
 import hashlib
@@ -101,7 +101,7 @@ def test_scanner_ignores_loggers_that_the_application_silences(scanner: SecretSc
 def test_scanner_searches_what_our_programs_print(scanner: SecretScanner) -> None:
     command = [sys.executable, "-c", f"print('{CODE}')"]
     subprocess.run(command, capture_output=True, check=True)
-    assert scanner.scan() == []  # it is not ours
+    assert scanner.scan() == []  # not our response
 
     subprocess.run([*command, "wsgi:app", "doctor", "--password"], capture_output=True, check=True)
     [leak] = scanner.scan()
@@ -157,7 +157,7 @@ def test_scanner_finds_a_plain_token_in_a_column_but_not_an_encrypted_one(
         db.execute(sa.update(SpotifyUser).values(display_name=None))
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- responses -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
 def test_scanner_allows_a_session_id_in_its_cookie_only(
     scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(set_cookie, "check", lambda _: None)  # which these are not made to pass
+    monkeypatch.setattr(set_cookie, "check", lambda _: None)  # these texts contain none
     register(client)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
@@ -204,14 +204,14 @@ def test_scanner_allows_a_session_id_in_its_cookie_only(
 def test_scanner_finds_a_session_id_in_logs_and_redis(
     scanner: SecretScanner, client: FlaskClient, app: Flask, redis_url: str
 ) -> None:
-    @app.get("/api/careless")
+    @app.get("/api/leaks")
     @public
-    def careless() -> str:
+    def leaking_view() -> str:
         log.info("request", extra={"sid": session.sid})  # type: ignore[attr-defined]
         return ""
 
     register(client)
-    client.get("/api/careless")
+    client.get("/api/leaks")
     with redis.Redis.from_url(redis_url) as store:
         store.set(f"seen:{client.get_cookie('backline_session').value}", 1)  # type: ignore[union-attr]
     found = scanner.scan()
@@ -221,19 +221,19 @@ def test_scanner_finds_a_session_id_in_logs_and_redis(
 
 
 def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
-    def caught(body: str, request: str = "GET /api/spotify/token") -> list[str]:
+    def leaks_in(body: str, request: str = "GET /api/spotify/token") -> list[str]:
         scanner = SecretScanner()
         scanner.record_response(request, "200 OK", [], body.encode())
         return kinds(scanner.scan())
 
-    assert caught(f'{{"access_token": "{ACCESS_TOKEN}", "expires_in": 3600}}') == []
-    assert caught(f'{{"access_token": "{ACCESS_TOKEN}"}}', "GET /api/spotify") == ["an access token"]
-    assert caught(f'{{"access_token": "{ACCESS_TOKEN}"}}', "POST /api/spotify/token") == ["an access token"]
-    assert caught(f'{{"access_token": "{ACCESS_TOKEN}", "id": "{ACCESS_TOKEN}"}}') == ["an access token"]
-    assert caught(f'{{"spotify": {{"access_token": "{ACCESS_TOKEN}"}}}}') == ["an access token"]
-    assert caught(f'{{"access_token": "{CODE}"}}') == ["a code or refresh token"]
-    assert caught(f'[{{"access_token": "{ACCESS_TOKEN}"}}]') == ["an access token"]
-    assert caught(f"Error: {ACCESS_TOKEN}") == ["an access token"]
+    assert leaks_in(f'{{"access_token": "{ACCESS_TOKEN}", "expires_in": 3600}}') == []
+    assert leaks_in(f'{{"access_token": "{ACCESS_TOKEN}"}}', "GET /api/spotify") == ["an access token"]
+    assert leaks_in(f'{{"access_token": "{ACCESS_TOKEN}"}}', "POST /api/spotify/token") == ["an access token"]
+    assert leaks_in(f'{{"access_token": "{ACCESS_TOKEN}", "id": "{ACCESS_TOKEN}"}}') == ["an access token"]
+    assert leaks_in(f'{{"spotify": {{"access_token": "{ACCESS_TOKEN}"}}}}') == ["an access token"]
+    assert leaks_in(f'{{"access_token": "{CODE}"}}') == ["a code or refresh token"]
+    assert leaks_in(f'[{{"access_token": "{ACCESS_TOKEN}"}}]') == ["an access token"]
+    assert leaks_in(f"Error: {ACCESS_TOKEN}") == ["an access token"]
 
 
 def test_scanner_allows_a_state_in_the_consent_url_only(
@@ -259,17 +259,17 @@ def test_scanner_skips_static_documents_while_they_are_unchanged(client: FlaskCl
         script = asset.data
     path, example = "GET /api/docs/swagger-ui-bundle.js", f'{{"example": "{PASSWORD}"}}'.encode()
 
-    def caught(request: str, body: bytes) -> list[str]:
+    def leaks_in(request: str, body: bytes) -> list[str]:
         scanner = SecretScanner()
         scanner.learn("a password", PASSWORD)
         scanner.record_response(request, "200 OK", [], body)
         return kinds(scanner.scan())
 
-    assert caught(path, script) == []
-    assert "a code or refresh token" in caught(path, script + CODE.encode())
-    assert caught("GET /api/openapi.json", example) == []
-    assert caught("GET /api/openapi.json", PASSWORD.encode()) == ["a password"]
-    assert caught("GET /api/user", example) == ["a password"]
+    assert leaks_in(path, script) == []
+    assert "a code or refresh token" in leaks_in(path, script + CODE.encode())
+    assert leaks_in("GET /api/openapi.json", example) == []
+    assert leaks_in("GET /api/openapi.json", PASSWORD.encode()) == ["a password"]
+    assert leaks_in("GET /api/user", example) == ["a password"]
 
 
 def test_scanner_recognizes_a_verifier_by_its_challenge(
@@ -290,7 +290,7 @@ def test_scanner_finds_a_verifier_of_any_length(length: int) -> None:
     scanner, verifier = SecretScanner(), "Zm9v" * 32
     url = f"https://accounts.spotify.com/authorize?state=s&code_challenge={_challenge(verifier[:length])}"
     scanner.record(f"verifier={verifier[:length]}", "a log")
-    scanner.record_response("GET /", "302 Found", [("Location", url)], b"")  # seen only after it
+    scanner.record_response("GET /", "302 Found", [("Location", url)], b"")  # learned after the text
 
     assert kinds(scanner.scan()) == ["a PKCE verifier"]
 
@@ -348,7 +348,7 @@ def test_scanner_finds_settings_and_passwords(scanner: SecretScanner, text: str,
     assert kinds(scanner.scan()) == [kind]
 
 
-# --- what is said about it -----------------------------------------------------------------------
+# --- reports -----------------------------------------------------------------------
 
 
 def test_report_names_kind_and_place_but_not_the_secret() -> None:
@@ -378,7 +378,7 @@ def test_scan_discards_what_it_searched(scanner: SecretScanner) -> None:
     assert scanner.scan() == []
 
 
-A_SUITE = f"""
+SUITE = f"""
 import logging
 
 def test_of_nothing_else():
@@ -395,7 +395,7 @@ def test_that_fails_anyway():
 
 @pytest.mark.processes
 def test_report_names_the_test_and_keeps_its_own_failure(tmp_path: Path) -> None:
-    (tmp_path / "test_suite.py").write_text(A_SUITE)
+    (tmp_path / "test_suite.py").write_text(SUITE)
     command = [
         sys.executable,
         "-m",

@@ -32,7 +32,7 @@ def slot(bulkhead: Bulkhead, caller: object, *, until: float = 0.0) -> Iterator[
 
 
 class Callers:
-    """Threads that hold slots of a bulkhead until they are told to leave, or wait for one."""
+    """Threads that hold slots of a bulkhead until `leave`, or wait for one."""
 
     def __init__(self, slots: int, queue: int) -> None:
         self.bulkhead = Bulkhead(slots, queue)
@@ -283,7 +283,7 @@ def test_burst_of_one_person_is_served_completely(
     threads: int,
     latency_ms: int,
 ) -> None:
-    """It is served in waves, even just after a start and with few threads, and delays nobody else."""
+    """It is served in waves, also just after a start and with few threads, and does not delay others."""
     sandbox.settings(latency_ms={"api": latency_ms, "token": latency_ms})
     with server(workers=1, threads=threads) as api, ThreadPoolExecutor(40) as pool:
 

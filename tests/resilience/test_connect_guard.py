@@ -1,4 +1,4 @@
-"""ConnectGuard: who connects while a server is down, and who waits for whom."""
+"""ConnectGuard: who connects, and who waits, while a server is down."""
 
 import threading
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import pytest
 from app.resilience.connect_guard import ConnectGuard
 from tests.helpers.servers import eventually
 
-REFUSAL = ConnectionError("another thread is trying")
+BUSY = ConnectionError("another thread is trying")
 LONG = 30.0
 
 
 class Server:
-    """Counts the callers that are connecting, and ends their attempts one by one: `settle(True)` accepts."""
+    """Counts the callers that are connecting. `settle` ends one attempt; `settle(True)` accepts it."""
 
     def __init__(self) -> None:
         self.trying = 0
@@ -56,7 +56,7 @@ class CountingCondition(threading.Condition):
 
 def callers(guard: ConnectGuard, connect: Callable[[], str], count: int) -> list["Future[str]"]:
     pool = ThreadPoolExecutor(count)
-    calls = [pool.submit(guard.connect, connect, REFUSAL) for _ in range(count)]
+    calls = [pool.submit(guard.connect, connect, BUSY) for _ in range(count)]
     pool.shutdown(wait=False)
     return calls
 
@@ -71,7 +71,7 @@ def test_callers_connect_concurrently_while_the_server_is_up(server: Server) -> 
 def test_callers_wait_for_the_first_attempt_after_a_connection_broke(
     server: Server,
 ) -> None:
-    guard = ConnectGuard(0, LONG)  # nobody would wait if the server were known to be down
+    guard = ConnectGuard(0, LONG)  # with 0, callers do not wait for a server that is down
     guard.report_failure()
     calls = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 1)
@@ -94,16 +94,16 @@ def test_only_one_caller_connects_while_the_server_is_down(server: Server) -> No
     guard = ConnectGuard(0, LONG)
     server.settle(False)
     with pytest.raises(TimeoutError):
-        guard.connect(server.connect, REFUSAL)
-    guard.report_failure()  # it is known to be down already, so nobody waits
+        guard.connect(server.connect, BUSY)
+    guard.report_failure()  # it is already known to be down, so no caller waits
     [first] = callers(guard, server.connect, 1)
     eventually(lambda: server.trying == 1)
     with pytest.raises(ConnectionError):
-        guard.connect(server.connect, REFUSAL)
+        guard.connect(server.connect, BUSY)
     server.settle(True)
     assert first.result() == "connected"
     server.settle(True)
-    assert guard.connect(server.connect, REFUSAL) == "connected"
+    assert guard.connect(server.connect, BUSY) == "connected"
 
 
 def test_rejection_by_the_server_does_not_affect_other_callers(server: Server) -> None:
@@ -112,7 +112,7 @@ def test_rejection_by_the_server_does_not_affect_other_callers(server: Server) -
 
     guard = ConnectGuard(0, LONG, lambda error: isinstance(error, ValueError))
     with pytest.raises(ValueError, match="too many"):
-        guard.connect(refuse, REFUSAL)
+        guard.connect(refuse, BUSY)
 
     calls = callers(guard, server.connect, 4)
     eventually(lambda: server.trying == 4)  # concurrently, because the server is up

@@ -1,4 +1,4 @@
-"""An app as the sandbox sees it: it sends people to /authorize and uses their tokens."""
+"""An app of the sandbox. It sends people to /authorize and uses their tokens."""
 
 import base64
 import hashlib
@@ -44,7 +44,7 @@ class App:
         self.http.trust_env = False
 
     def authorize_url(self, **changes: str | None) -> str:
-        """The address of the consent page; None leaves a parameter out."""
+        """Return the URL of the consent page. None leaves a parameter out."""
         query: dict[str, str | None] = {
             "client_id": CLIENT_ID,
             "response_type": "code",
@@ -74,7 +74,7 @@ class App:
         return self.token(grant_type="refresh_token", refresh_token=refresh_token)
 
     def connect(self, person: str = "mira_t_42", scope: str | None = ALL_SCOPES) -> dict[str, Any]:
-        """The whole way to a person's tokens."""
+        """Get a person's tokens: consent, then exchange."""
         response = self.exchange(self.code(person, scope=scope))
         assert response.status_code == 200, response.text
         found: dict[str, Any] = response.json()
@@ -88,7 +88,7 @@ class App:
 
 
 class Visitor:
-    """Calls the Web API on behalf of one person."""
+    """Calls the Web API on behalf of a person."""
 
     def __init__(self, app: App, person: str, scope: str = ALL_SCOPES) -> None:
         self.app = app

@@ -206,8 +206,8 @@ _TOKEN: dict[str, Schema] = {
 _REFRESH_TOKEN: dict[str, Schema] = {
     "refresh_token": {"type": "string", "pattern": "^AQ[0-9A-Za-z_-]{100,}$"}
 }
-CODE_ANSWER = thing({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
-REFRESH_ANSWER = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
+CODE_RESPONSE = thing({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
+REFRESH_RESPONSE = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
 
 
 def check(answer: object, schema: Schema) -> None:

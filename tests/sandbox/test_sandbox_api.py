@@ -10,7 +10,7 @@ from tests.sandbox import shapes
 from tests.sandbox.conftest import ALL_SCOPES, App, Visitor
 from tests.sandbox.shapes import Schema, check
 
-ONE_WORDING = "Missing/invalid/expired access token"
+UNAUTHORIZED = "Missing/invalid/expired access token"
 
 
 def error_of(response: requests.Response) -> tuple[int, str]:
@@ -40,7 +40,7 @@ def test_missing_or_invalid_token_gets_401(
         "expired": {"Authorization": f"Bearer {mira.token}"},
     }
     response = mira.app.http.get(f"{mira.app.sandbox.api_url}/me", headers=header[kind], timeout=10)
-    assert error_of(response) == (401, message if wording == "old" else ONE_WORDING)
+    assert error_of(response) == (401, message if wording == "old" else UNAUTHORIZED)
     expected = f'Bearer realm="spotify", error="{error}", error_description="{message}"'
     assert response.headers["WWW-Authenticate"] == expected
 
@@ -67,17 +67,17 @@ READS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "shape", "scope", "refused"), READS, ids=[r[0] for r in READS])
+@pytest.mark.parametrize(("path", "shape", "scope", "status"), READS, ids=[r[0] for r in READS])
 def test_read_has_its_shape_and_needs_its_scope(
-    app: App, path: str, shape: Schema, scope: str, refused: int
+    app: App, path: str, shape: Schema, scope: str, status: int
 ) -> None:
     with_scope = app.call(app.connect(scope=scope)["access_token"], "GET", path)
     assert with_scope.status_code == 200, with_scope.text
     check(with_scope.json(), shape)
     without = app.call(app.connect(scope="ugc-image-upload")["access_token"], "GET", path)
     assert error_of(without) == (
-        refused,
-        "Permissions missing" if refused == 401 else "Insufficient client scope",
+        status,
+        "Permissions missing" if status == 401 else "Insufficient client scope",
     )
 
 

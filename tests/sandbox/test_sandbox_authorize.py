@@ -17,7 +17,7 @@ from tests.helpers.sandbox_client import (
 )
 from tests.sandbox.conftest import PKCE, App
 
-REFUSALS = [
+ERRORS = [
     ({"client_id": "0" * 32}, "INVALID_CLIENT: Invalid client"),
     ({"client_id": None}, "Missing required parameter: client_id"),
     ({"redirect_uri": None}, "Missing required parameter: redirect_uri"),
@@ -49,7 +49,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "text"), REFUSALS, ids=[f"{t} {i}" for i, (_, t) in enumerate(REFUSALS)])
+@pytest.mark.parametrize(("changes", "text"), ERRORS, ids=[f"{t} {i}" for i, (_, t) in enumerate(ERRORS)])
 def test_invalid_request_shows_a_page_and_never_reaches_the_app(
     app: App, changes: dict[str, str | None], text: str
 ) -> None:
@@ -129,7 +129,7 @@ def test_consent_page_lists_people_and_scopes(app: App) -> None:
         "Cancel",
     ]:
         assert expected in text
-    assert not re.search(r"(?:src|href)=.https?://", page.text), "the page reaches for another host"
+    assert not re.search(r"(?:src|href)=.https?://", page.text), "the page loads from another host"
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     assert page.headers["Cache-Control"] == "no-store"
 

@@ -11,25 +11,25 @@ import requests
 from tests.helpers.sandbox_client import SandboxClient
 from tests.sandbox.conftest import App, Visitor
 
-ENVOY = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+ENVOY_BODY = "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
 
 
 def oauth(error: str, description: str | None = None) -> dict[str, Any]:
     return {"error": error} if description is None else {"error": error, "error_description": description}
 
 
-def regular(status: int, message: str, **more: str) -> dict[str, Any]:
+def api_error(status: int, message: str, **more: str) -> dict[str, Any]:
     return {"error": {"status": status, "message": message, **more}}
 
 
-# Kind, status, and the body: JSON as a dict or list, text as it is, None: looked at elsewhere.
-TOKEN_ANSWERS: list[tuple[str, int, Any]] = [
+# Kind, status, and body: JSON as a dict or list, or text. None: tested elsewhere.
+TOKEN_RESPONSES: list[tuple[str, int, Any]] = [
     ("google_502", 502, None),
-    ("envoy_503", 503, ENVOY),
+    ("envoy_503", 503, ENVOY_BODY),
     ("empty_503", 503, ""),
     ("html_503", 503, None),
     ("empty_504", 504, ""),
-    ("json_502", 502, regular(502, "Bad gateway.")),
+    ("json_502", 502, api_error(502, "Bad gateway.")),
     ("json_500", 500, None),
     ("server_error", 500, oauth("server_error")),
     ("truncated_json", 200, '{"access_token":"BQ'),
@@ -60,16 +60,16 @@ NO_OWNER = (
     "Active premium subscription required for the owner of the app. When the subscription status "
     "changes, it can take a few hours before requests are allowed again."
 )
-API_ANSWERS = [
-    ("unauthorized_new", 401, regular(401, "Missing/invalid/expired access token")),
-    ("unauthorized_expired", 401, regular(401, "The access token expired")),
-    ("unauthorized_invalid", 401, regular(401, "Invalid access token")),
-    ("unauthorized_no_token", 401, regular(401, "No token provided")),
-    ("unauthorized_missing", 401, regular(401, "Access token missing")),
-    ("permissions_missing", 401, regular(401, "Permissions missing")),
-    ("bearer_only", 400, regular(400, "Only valid bearer authentication supported")),
-    ("insufficient_scope", 403, regular(403, "Insufficient client scope")),
-    ("forbidden", 403, regular(403, "Forbidden")),
+API_RESPONSES = [
+    ("unauthorized_new", 401, api_error(401, "Missing/invalid/expired access token")),
+    ("unauthorized_expired", 401, api_error(401, "The access token expired")),
+    ("unauthorized_invalid", 401, api_error(401, "Invalid access token")),
+    ("unauthorized_no_token", 401, api_error(401, "No token provided")),
+    ("unauthorized_missing", 401, api_error(401, "Access token missing")),
+    ("permissions_missing", 401, api_error(401, "Permissions missing")),
+    ("bearer_only", 400, api_error(400, "Only valid bearer authentication supported")),
+    ("insufficient_scope", 403, api_error(403, "Insufficient client scope")),
+    ("forbidden", 403, api_error(403, "Forbidden")),
     ("not_registered", 403, "User not registered in the Developer Dashboard"),
     (
         "not_registered_2024",
@@ -81,24 +81,24 @@ API_ANSWERS = [
     (
         "premium_required",
         403,
-        regular(403, "Player command failed: Premium required", reason="PREMIUM_REQUIRED"),
+        api_error(403, "Player command failed: Premium required", reason="PREMIUM_REQUIRED"),
     ),
     (
         "restriction_violated",
         403,
-        regular(403, "Player command failed: Restriction violated", reason="UNKNOWN"),
+        api_error(403, "Player command failed: Restriction violated", reason="UNKNOWN"),
     ),
     (
         "no_active_device",
         404,
-        regular(404, "Player command failed: No active device found", reason="NO_ACTIVE_DEVICE"),
+        api_error(404, "Player command failed: No active device found", reason="NO_ACTIVE_DEVICE"),
     ),
-    ("device_not_found", 404, regular(404, "Device not found")),
-    ("not_found", 404, regular(404, "Resource not found")),
+    ("device_not_found", 404, api_error(404, "Device not found")),
+    ("not_found", 404, api_error(404, "Resource not found")),
     ("no_content", 204, ""),
     ("bare_word", 200, "q7RtZ0"),
 ]
-OF_THE_WIRE = [
+TRANSPORT_FAULTS = [
     "close",
     "cut_body",
     "drip",
@@ -108,7 +108,7 @@ OF_THE_WIRE = [
     "redirect_302",
     "redirect_307",
 ]
-HOLDING = ["park", "slow", "timeout"]
+HOLDING_FAULTS = ["park", "slow", "timeout"]
 
 
 def assert_body(response: requests.Response, expected: object) -> None:
@@ -118,7 +118,7 @@ def assert_body(response: requests.Response, expected: object) -> None:
         assert response.json() == expected
 
 
-@pytest.mark.parametrize(("kind", "status", "body"), TOKEN_ANSWERS, ids=[a[0] for a in TOKEN_ANSWERS])
+@pytest.mark.parametrize(("kind", "status", "body"), TOKEN_RESPONSES, ids=[a[0] for a in TOKEN_RESPONSES])
 def test_fault_applies_to_the_token_endpoint(app: App, kind: str, status: int, body: object) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind=kind)
@@ -129,7 +129,7 @@ def test_fault_applies_to_the_token_endpoint(app: App, kind: str, status: int, b
     assert [call["fault"] for call in app.sandbox.calls(grant_type="refresh_token")] == [kind, None]
 
 
-@pytest.mark.parametrize(("kind", "status", "body"), API_ANSWERS, ids=[a[0] for a in API_ANSWERS])
+@pytest.mark.parametrize(("kind", "status", "body"), API_RESPONSES, ids=[a[0] for a in API_RESPONSES])
 def test_fault_applies_to_the_web_api(mira: Visitor, kind: str, status: int, body: object) -> None:
     mira.app.sandbox.fault(on="api", kind=kind)
     response = mira("GET", "me")
@@ -141,7 +141,11 @@ def test_fault_applies_to_the_web_api(mira: Visitor, kind: str, status: int, bod
 
 
 def test_every_kind_is_tested(sandbox: SandboxClient) -> None:
-    tested = {row[0] for row in TOKEN_ANSWERS + API_ANSWERS} | {*OF_THE_WIRE, *HOLDING, "changed_members"}
+    tested = {row[0] for row in TOKEN_RESPONSES + API_RESPONSES} | {
+        *TRANSPORT_FAULTS,
+        *HOLDING_FAULTS,
+        "changed_members",
+    }
     response = requests.post(f"{sandbox.url}/_sandbox/faults", json={"on": "api", "kind": "?"}, timeout=10)
     assert set(response.json()["allowed"]) == tested
 
@@ -154,8 +158,8 @@ def test_owner_without_premium_gets_159_bytes() -> None:
     ("body", "expected"),
     [
         ("text", "Too many requests"),
-        ("json", regular(429, "API rate limit exceeded")),
-        ("quota", regular(429, "Too many requests", reason="QUOTA_EXCEEDED")),
+        ("json", api_error(429, "API rate limit exceeded")),
+        ("quota", api_error(429, "Too many requests", reason="QUOTA_EXCEEDED")),
         ("empty", ""),
     ],
 )
@@ -341,7 +345,7 @@ def test_fault_for_one_person_spares_the_others(app: App) -> None:
     assert app.sandbox.faults()[0]["met"] == 1
 
 
-def refused(app: App, token: str, calls: int) -> list[bool]:
+def rejections(app: App, token: str, calls: int) -> list[bool]:
     return [app.refresh(token).status_code == 400 for _ in range(calls)]
 
 
@@ -350,7 +354,7 @@ def test_chance_with_a_seed_hits_the_same_calls_again(app: App) -> None:
     seen = []
     for seed in (7, 7, 8):
         app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5, seed=seed)
-        seen.append(refused(app, token, 60))
+        seen.append(rejections(app, token, 60))
         app.sandbox.clear_faults()
     assert seen[0] == seen[1] != seen[2]
     assert 15 < sum(seen[0]) < 45
@@ -360,16 +364,16 @@ def test_chance_without_a_seed_can_be_repeated(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5)
     (fault,) = app.sandbox.faults()
-    first = refused(app, token, 40)
+    first = rejections(app, token, 40)
     app.sandbox.clear_faults()
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=0.5, seed=fault["seed"])
-    assert refused(app, token, 40) == first
+    assert rejections(app, token, 40) == first
 
 
 def test_calls_spared_by_chance_do_not_count(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=3, chance=0.3, seed=1)
-    met = refused(app, token, 60)
+    met = rejections(app, token, 60)
     assert sum(met) == 3
     assert met[:3] != [True, True, True]
     assert app.sandbox.faults()[0]["met"] == 3
@@ -379,27 +383,27 @@ def test_calls_spared_by_chance_do_not_count(app: App) -> None:
 def test_chance_of_zero_never_applies_and_one_always(app: App, chance: float, met: int) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", times=None, chance=chance)
-    assert sum(refused(app, token, 20)) == met
+    assert sum(rejections(app, token, 20)) == met
 
 
 def test_calls_of_others_do_not_draw_from_the_chance(app: App) -> None:
     mira, jonas = app.connect()["refresh_token"], app.connect("jonas.k")["refresh_token"]
     fault = {"on": "refresh", "kind": "false_invalid_grant", "times": None, "chance": 0.5, "seed": 3}
     app.sandbox.fault(person="mira_t_42", **fault)
-    alone = refused(app, mira, 30)
+    alone = rejections(app, mira, 30)
     app.sandbox.clear_faults()
     app.sandbox.fault(person="mira_t_42", **fault)
     between = []
     for _ in range(30):
-        assert refused(app, jonas, 1) == [False]
-        between += refused(app, mira, 1)
+        assert rejections(app, jonas, 1) == [False]
+        between += rejections(app, mira, 1)
     assert between == alone
 
 
 def test_fault_can_skip_calls_first(app: App) -> None:
     token = app.connect()["refresh_token"]
     app.sandbox.fault(on="refresh", kind="false_invalid_grant", after_calls=2)
-    assert refused(app, token, 4) == [False, False, True, False]
+    assert rejections(app, token, 4) == [False, False, True, False]
 
 
 def test_outage_affects_both_hosts(mira: Visitor) -> None:

@@ -1,4 +1,4 @@
-"""The sandbox's player: it moves with the clock, obeys commands, and fails as Spotify's does."""
+"""The sandbox's player: it follows the clock and commands, and fails as Spotify's does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The sandbox's process: start, refusal to start, and end."""
+"""The sandbox's process: start, errors at the start, and end."""
 
 import http.client
 import os
@@ -25,7 +25,7 @@ def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
     )
 
 
-def test_sandbox_refuses_production() -> None:
+def test_sandbox_does_not_start_in_production() -> None:
     process = start("--port", "0", APP_ENV="production")
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (2, "")
@@ -62,7 +62,7 @@ def test_signal_ends_the_sandbox_at_once() -> None:
         url = process.stdout.readline().rpartition(" ")[2].strip()
         with requests.Session() as session:
             session.get(f"{url}/authorize?code=secret", timeout=10)
-            # The connection stays open, and must not hold the process up.
+            # The open connection must not delay the end of the process.
             process.send_signal(number)
             out, err = process.communicate(timeout=5)
         assert (process.returncode, out, err) == (0, "", "")
@@ -126,9 +126,9 @@ def test_seeded_people_are_not_saved(tmp_path: Path) -> None:
         replaced = app.connect()["refresh_token"]
         mira = app.refresh(replaced).json()["refresh_token"]
         seeded = sandbox.seed(2)
-        # One of them signs in as well, and has a browser to be forgotten.
+        # One of them also signs in with a browser.
         app.connect("seed-00001")
-        # Ids that have changed hands must not get mixed up when they are read.
+        # The file must not confuse ids that have changed their owner.
         sandbox.rename("jonas.k", "jonas.2")
         sandbox.rename("mira_t_42", "jonas.k")
         app.http.close()

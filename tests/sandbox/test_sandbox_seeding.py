@@ -1,4 +1,4 @@
-"""Seeded people: their tokens, and that they behave like the default people."""
+"""Seeded people: their tokens, and how they behave."""
 
 import re
 import time
@@ -9,7 +9,7 @@ import requests
 
 from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.sandbox.conftest import App
-from tests.sandbox.shapes import REFRESH_ANSWER, check
+from tests.sandbox.shapes import REFRESH_RESPONSE, check
 
 DAY = timedelta(days=1)
 
@@ -21,7 +21,7 @@ def test_seeded_people_have_working_tokens(app: App) -> None:
     for person in people:
         assert set(person) == {"id", "account_id", "refresh_token", "access_token", "expires_in", "scope"}
         response = app.refresh(person["refresh_token"]).json()
-        check(response, REFRESH_ANSWER)
+        check(response, REFRESH_RESPONSE)
         assert (response["expires_in"], response["scope"]) == (person["expires_in"], person["scope"])
         for token in (person["access_token"], response["access_token"]):
             me = app.call(token, "GET", "me").json()
@@ -170,7 +170,7 @@ def test_every_person_has_a_picture(sandbox: SandboxClient) -> None:
 def test_seeding_ten_thousand_people_takes_seconds(app: App) -> None:
     began = time.monotonic()
     people = app.sandbox.seed(10_000)
-    # It takes a third of a second; looking through everybody for each would take minutes.
+    # A linear search for each person would take minutes.
     assert time.monotonic() - began < 10
     assert (len(people), people[-1]["id"]) == (10_000, "seed-10000")
     assert len({person["refresh_token"] for person in people}) == 10_000

@@ -7,22 +7,27 @@ import requests
 
 from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 from tests.sandbox.conftest import PKCE, VERIFIER, App
-from tests.sandbox.shapes import CODE_ANSWER, OAUTH_ERROR, REFRESH_ANSWER, check
+from tests.sandbox.shapes import CODE_RESPONSE, OAUTH_ERROR, REFRESH_RESPONSE, check
 
 DAY = 86400
 BODY = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 REFRESH = {"grant_type": "refresh_token", "refresh_token": "AQ-garbage"}
 CODE = {"grant_type": "authorization_code", "code": "AQ-garbage", "redirect_uri": REDIRECT_URI}
-RIGHT = (CLIENT_ID, CLIENT_SECRET)
+CREDENTIALS = (CLIENT_ID, CLIENT_SECRET)
 
-REFUSALS = [
-    (RIGHT, {}, "unsupported_grant_type", "grant_type parameter is missing"),
-    (RIGHT, {"grant_type": "password"}, "unsupported_grant_type", "grant_type password is not supported"),
-    (RIGHT, REFRESH, "invalid_grant", "Invalid refresh token"),
-    (RIGHT, {"grant_type": "refresh_token"}, "invalid_request", "refresh_token must be supplied"),
-    (RIGHT, CODE, "invalid_grant", "Invalid authorization code"),
-    (RIGHT, CODE | {"code": ""}, "invalid_request", "code must be supplied"),
-    (RIGHT, CODE | {"redirect_uri": ""}, "invalid_request", "redirect_uri must be supplied"),
+ERRORS = [
+    (CREDENTIALS, {}, "unsupported_grant_type", "grant_type parameter is missing"),
+    (
+        CREDENTIALS,
+        {"grant_type": "password"},
+        "unsupported_grant_type",
+        "grant_type password is not supported",
+    ),
+    (CREDENTIALS, REFRESH, "invalid_grant", "Invalid refresh token"),
+    (CREDENTIALS, {"grant_type": "refresh_token"}, "invalid_request", "refresh_token must be supplied"),
+    (CREDENTIALS, CODE, "invalid_grant", "Invalid authorization code"),
+    (CREDENTIALS, CODE | {"code": ""}, "invalid_request", "code must be supplied"),
+    (CREDENTIALS, CODE | {"redirect_uri": ""}, "invalid_request", "redirect_uri must be supplied"),
     (("other", CLIENT_SECRET), REFRESH, "invalid_client", "Invalid client"),
     ((CLIENT_ID, "wrong"), REFRESH, "invalid_client", "Invalid client secret"),
     (None, REFRESH, "invalid_client", None),
@@ -37,7 +42,7 @@ REFUSALS = [
 ]
 
 
-def refusal(response: requests.Response) -> tuple[str, str | None]:
+def oauth_error(response: requests.Response) -> tuple[str, str | None]:
     """Check that the response is a 400 in OAuth's format, and return its error and description."""
     assert response.status_code == 400, response.text
     assert response.headers["Content-Type"] == "application/json"
@@ -46,12 +51,12 @@ def refusal(response: requests.Response) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    ("auth", "form", "error", "description"), REFUSALS, ids=[f"{r[2]} {i}" for i, r in enumerate(REFUSALS)]
+    ("auth", "form", "error", "description"), ERRORS, ids=[f"{r[2]} {i}" for i, r in enumerate(ERRORS)]
 )
 def test_error_is_a_400_with_spotifys_wording(
     app: App, auth: tuple[str, str] | None, form: dict[str, str], error: str, description: str | None
 ) -> None:
-    assert refusal(app.token(auth, **form)) == (error, description)
+    assert oauth_error(app.token(auth, **form)) == (error, description)
 
 
 @pytest.mark.parametrize(
@@ -60,19 +65,19 @@ def test_error_is_a_400_with_spotifys_wording(
 def test_malformed_authorization_header_is_an_invalid_client(app: App, header: str) -> None:
     url = f"{app.sandbox.url}/api/token"
     response = app.http.post(url, data=REFRESH, headers={"Authorization": header}, timeout=10)
-    assert refusal(response) == ("invalid_client", "Invalid client")
+    assert oauth_error(response) == ("invalid_client", "Invalid client")
 
 
 def test_json_body_is_ignored(app: App) -> None:
     url = f"{app.sandbox.url}/api/token"
-    response = app.http.post(url, json=REFRESH, auth=RIGHT, timeout=10)
-    assert refusal(response) == ("unsupported_grant_type", "grant_type parameter is missing")
+    response = app.http.post(url, json=REFRESH, auth=CREDENTIALS, timeout=10)
+    assert oauth_error(response) == ("unsupported_grant_type", "grant_type parameter is missing")
 
 
 def test_code_is_exchanged_for_tokens(app: App) -> None:
     response = app.exchange(app.code(scope="user-top-read streaming user-read-email"))
     result = response.json()
-    check(result, CODE_ANSWER)
+    check(result, CODE_RESPONSE)
     assert result["expires_in"] == 3600
     assert sorted(result["scope"].split()) == ["streaming", "user-read-email", "user-top-read"]
     assert response.headers["Cache-Control"] == "no-store"
@@ -99,7 +104,7 @@ def test_fewer_scopes_than_requested_can_be_granted(app: App, granted: list[str]
 def test_code_works_once(app: App) -> None:
     code = app.code()
     assert app.exchange(code).status_code == 200
-    assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
+    assert oauth_error(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
 
 
 def test_code_expires_after_ten_minutes(app: App) -> None:
@@ -107,11 +112,11 @@ def test_code_expires_after_ten_minutes(app: App) -> None:
     app.sandbox.advance(590)
     assert app.exchange(early).status_code == 200
     app.sandbox.advance(20)
-    assert refusal(app.exchange(late)) == ("invalid_grant", "Authorization code expired")
+    assert oauth_error(app.exchange(late)) == ("invalid_grant", "Authorization code expired")
 
 
 def test_redirect_uri_must_match_the_request(app: App) -> None:
-    assert refusal(app.exchange(app.code(), redirect_uri=REDIRECT_URI + "/")) == (
+    assert oauth_error(app.exchange(app.code(), redirect_uri=REDIRECT_URI + "/")) == (
         "invalid_grant",
         "Invalid redirect URI",
     )
@@ -132,21 +137,21 @@ def test_pkce_is_enforced_with_the_secret_too(
 ) -> None:
     response = app.exchange(app.code(**asked), **form)
     if error is None:
-        check(response.json(), CODE_ANSWER)
+        check(response.json(), CODE_RESPONSE)
     else:
-        assert refusal(response) == error
+        assert oauth_error(response) == error
 
 
 def test_public_client_needs_only_pkce(app: App) -> None:
     form = CODE | {"client_id": CLIENT_ID}
     without = app.token(None, **form | {"code": app.code()})
-    assert refusal(without) == ("invalid_client", "Invalid client secret")
+    assert oauth_error(without) == ("invalid_client", "Invalid client secret")
     response = app.token(None, **form | {"code": app.code(**PKCE), "code_verifier": VERIFIER}).json()
-    check(response, CODE_ANSWER)
+    check(response, CODE_RESPONSE)
     refreshed = app.token(
         None, grant_type="refresh_token", refresh_token=response["refresh_token"], client_id=CLIENT_ID
     )
-    check(refreshed.json(), REFRESH_ANSWER)
+    check(refreshed.json(), REFRESH_RESPONSE)
 
 
 def test_confidential_grant_needs_the_secret_to_refresh(app: App) -> None:
@@ -155,12 +160,12 @@ def test_confidential_grant_needs_the_secret_to_refresh(app: App) -> None:
         "refresh_token": app.connect()["refresh_token"],
         "client_id": CLIENT_ID,
     }
-    assert refusal(app.token(None, **form)) == ("invalid_client", "Invalid client secret")
+    assert oauth_error(app.token(None, **form)) == ("invalid_client", "Invalid client secret")
 
 
 def test_client_credentials_act_for_no_person(app: App) -> None:
     response = app.token(grant_type="client_credentials").json()
-    check(response, REFRESH_ANSWER)
+    check(response, REFRESH_RESPONSE)
     assert "refresh_token" not in response
     assert app.call(response["access_token"], "GET", "search?q=a&type=track").status_code == 200
     assert app.call(response["access_token"], "GET", "me").status_code == 401
@@ -170,7 +175,7 @@ def test_refresh_keeps_the_older_tokens(app: App) -> None:
     first = app.connect()
     for _ in range(2):
         response = app.refresh(first["refresh_token"]).json()
-        check(response, REFRESH_ANSWER)
+        check(response, REFRESH_RESPONSE)
         assert "refresh_token" not in response
         assert sorted(response["scope"].split()) == sorted(first["scope"].split())
     for token in (first["access_token"], response["access_token"]):
@@ -182,7 +187,7 @@ def test_rotation_ends_the_old_refresh_token(app: App) -> None:
     first = app.connect()["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     assert second != first
-    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
     assert app.refresh(second).status_code == 200
     assert [token["live"] for token in app.sandbox.tokens()[0]["refresh_tokens"]] == [False, False, True]
 
@@ -197,12 +202,12 @@ def test_replaced_refresh_token_works_during_the_grace_period(app: App) -> None:
     given = [app.refresh(first).json()["refresh_token"] for _ in range(3)]
     assert len({first, *given}) == 4
     assert live_refresh_tokens(app) == [True] * 4
-    # Each use so far was within the grace; none of them has made it longer.
+    # Uses within the grace period do not extend it.
     app.sandbox.advance(50)
     given.append(app.refresh(first).json()["refresh_token"])
     app.sandbox.advance(15)
     assert live_refresh_tokens(app) == [False, True, True, True, True]
-    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
     assert [app.refresh(token).status_code for token in given] == [200] * 4
 
 
@@ -210,10 +215,10 @@ def test_there_is_no_grace_period_by_default(app: App) -> None:
     assert app.sandbox.settings(rotate=True)["rotation_grace_s"] == 0
     first = app.connect()["refresh_token"]
     app.refresh(first)
-    # A clock set back behind the replacement makes no grace either.
+    # A clock that is set back does not start a grace period.
     app.sandbox.advance(-3600)
     assert live_refresh_tokens(app) == [False, True]
-    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
 
 
 def test_replaced_token_still_rotates_after_rotation_is_off(app: App) -> None:
@@ -231,11 +236,11 @@ def test_revoked_and_aged_tokens_have_no_grace_period(app: App) -> None:
     app.refresh(first)
     app.sandbox.advance(185 * DAY)
     assert live_refresh_tokens(app) == [False, False]
-    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
     app.sandbox.advance(-185 * DAY)
     assert app.refresh(first).status_code == 200
     app.sandbox.revoke("mira_t_42")
-    assert refusal(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
+    assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
 
 
 def test_two_grants_of_a_person_coexist(app: App) -> None:
@@ -253,7 +258,7 @@ def test_refresh_token_ends_six_months_after_consent(app: App, wording: str) -> 
         app.sandbox.advance(30 * DAY)
         token = app.refresh(token).json()["refresh_token"]
     app.sandbox.advance(5 * DAY)
-    assert refusal(app.refresh(token)) == ("invalid_grant", f"Refresh token {wording}")
+    assert oauth_error(app.refresh(token)) == ("invalid_grant", f"Refresh token {wording}")
     assert app.refresh(app.connect()["refresh_token"]).status_code == 200
 
 
@@ -261,7 +266,7 @@ def test_revocation_ends_refresh_tokens_only(app: App) -> None:
     first, again, other = app.connect(), app.connect(), app.connect("jonas.k")
     app.sandbox.revoke("mira_t_42")
     for tokens in (first, again):
-        assert refusal(app.refresh(tokens["refresh_token"])) == ("invalid_grant", "Refresh token revoked")
+        assert oauth_error(app.refresh(tokens["refresh_token"])) == ("invalid_grant", "Refresh token revoked")
         assert app.call(tokens["access_token"], "GET", "me").status_code == 200
     assert app.refresh(other["refresh_token"]).status_code == 200
     app.sandbox.advance(3601)
@@ -271,10 +276,10 @@ def test_revocation_ends_refresh_tokens_only(app: App) -> None:
 def test_revocation_ends_pending_codes(app: App) -> None:
     code = app.code()
     app.sandbox.revoke("mira_t_42")
-    assert refusal(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
+    assert oauth_error(app.exchange(code)) == ("invalid_grant", "Invalid authorization code")
 
 
-def test_access_token_lives_as_long_as_expires_in(app: App) -> None:
+def test_access_token_is_valid_for_expires_in(app: App) -> None:
     app.sandbox.settings(expires_in=120)
     response = app.connect()
     assert response["expires_in"] == 120

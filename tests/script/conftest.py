@@ -1,4 +1,4 @@
-"""A clone to run the scripts in, and machines with chosen programs."""
+"""Clones of the project to run scripts in, and PATHs with selected programs."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.helpers.servers import free_port
 from tests.script.running import Environ, Run, Running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LEFT_BEHIND = (
+NOT_IN_GIT = (
     *(".venv", ".pipenv", ".git", ".env", "instance", "__pycache__", ".*_cache", ".hypothesis"),
     *("node_modules", "dist"),
 )
@@ -22,7 +22,7 @@ LEFT_BEHIND = (
 def clone(tmp_path: Path) -> Path:
     """A copy of the project as git would clone it: without packages and .env."""
     copy = tmp_path / "clone"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_IN_GIT))
     return copy
 
 
@@ -75,7 +75,7 @@ def bare_environment() -> dict[str, str]:
 
 @pytest.fixture
 def environ(bare_environment: Environ) -> Environ:
-    """Free ports for everything, since a developer may run script/server. No demo app."""
+    """Use free ports, since script/server may be running. No demo app."""
     spotify, port = f"http://127.0.0.1:{free_port()}", free_port()
     return {
         **bare_environment,

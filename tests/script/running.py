@@ -1,4 +1,4 @@
-"""script/server in a test: started, read, and ended together with everything it started."""
+"""Runs script/server in a test, and ends it with all its processes."""
 
 import os
 import signal
@@ -73,7 +73,7 @@ class Running:
         ]
 
     def kill(self) -> None:
-        """Kill everything, whatever state a failed test left it in."""
+        """Kill all its processes."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             if (fields := _fields(stat)) and fields[3] == str(self.process.pid):
                 os.kill(int(stat.parent.name), signal.SIGKILL)

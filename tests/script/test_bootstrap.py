@@ -1,4 +1,4 @@
-"""script/bootstrap: what it says when something is missing, and how fast it is when nothing is."""
+"""script/bootstrap: messages if something is missing, and speed if nothing is."""
 
 import fcntl
 import json
@@ -20,8 +20,8 @@ from tests.helpers.children import start_child
 
 Machine = Callable[..., str]
 
-# An unreachable package index: an installation that should not happen fails at once.
-NOWHERE = {
+# Any installation fails immediately.
+UNREACHABLE_INDEX = {
     "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
     "PIP_RETRIES": "0",
     "PIP_CONFIG_FILE": os.devnull,
@@ -69,7 +69,7 @@ def test_missing_compiler_is_named_with_install_commands(clone: Path, machine: M
     assert "apt-get install gcc\n" in done.stderr
     assert "dnf install gcc" in done.stderr
     assert "xcode-select --install" in done.stderr
-    assert not (clone / ".pipenv/venv").exists(), "it must say so before it spends a minute"
+    assert not (clone / ".pipenv/venv").exists(), "the message must come before the installation"
 
 
 def test_missing_headers_are_named_alone(clone: Path, machine: Machine) -> None:
@@ -87,7 +87,7 @@ def test_mysql_url_in_dotenv_installs_mysql(clone: Path, machine: Machine, line:
 
 
 def test_unreachable_index_is_explained(clone: Path, bare_environment: dict[str, str]) -> None:
-    done = run(clone, **bare_environment, **NOWHERE)
+    done = run(clone, **bare_environment, **UNREACHABLE_INDEX)
     assert done.returncode == 1
     assert "package index cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
@@ -97,7 +97,7 @@ def test_unfinished_venv_is_recreated(clone: Path, bare_environment: dict[str, s
     (clone / ".venv/bin").mkdir(parents=True)
     (clone / ".venv/bin/python").symlink_to(BASE_PYTHON)
     (clone / ".venv/left-over").touch()
-    done = run(clone, **bare_environment, **NOWHERE)
+    done = run(clone, **bare_environment, **UNREACHABLE_INDEX)
     assert "Recreating .venv" in done.stdout
     assert not (clone / ".venv/left-over").exists()
 
@@ -122,7 +122,7 @@ def test_second_bootstrap_waits_and_uses_what_the_first_installed(
         second = start_child(
             ["script/bootstrap", "--dev"],
             cwd=clone,
-            env={**bare_environment, **NOWHERE, "PYTHONUNBUFFERED": "1"},
+            env={**bare_environment, **UNREACHABLE_INDEX, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -133,14 +133,14 @@ def test_second_bootstrap_waits_and_uses_what_the_first_installed(
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert second.communicate(timeout=30)[0] == ""
     assert second.returncode == 0
-    assert (clone / ".venv").is_symlink(), "it must not remove what the first one runs on"
+    assert (clone / ".venv").is_symlink(), "it must not remove the environment that the first one uses"
 
 
 def test_bootstrap_started_before_the_venv_existed_uses_it(
     checkout: Path, bare_environment: dict[str, str]
 ) -> None:
     command = [str(BASE_PYTHON), "script/bootstrap.py", "--dev"]
-    environ = {**bare_environment, **NOWHERE}
+    environ = {**bare_environment, **UNREACHABLE_INDEX}
     done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (checkout / ".venv").is_symlink()
@@ -154,7 +154,7 @@ def test_venv_with_an_unusable_python_is_recreated(
     (clone / ".venv/.stamp").write_text('{"made_from": ["", "3.11"], "categories": []}')
     (clone / ".venv/bin/python").write_text(f"#!/bin/sh\n{body}\n")
     (clone / ".venv/bin/python").chmod(0o755)
-    done = run(clone, **bare_environment, **NOWHERE)
+    done = run(clone, **bare_environment, **UNREACHABLE_INDEX)
     assert "Recreating .venv" in done.stdout
     assert "pip or pipenv failed" in done.stderr
 
@@ -196,7 +196,7 @@ def test_byte_order_mark_does_not_hide_a_mysql_url(clone: Path, machine: Machine
 
 
 def test_file_that_cannot_be_written_is_named(clone: Path, bare_environment: dict[str, str]) -> None:
-    (clone / ".pipenv").touch()  # any failure to write will do
+    (clone / ".pipenv").touch()  # any write error
     done = run(clone, **bare_environment)
     assert done.returncode == 1
     assert re.search(r"\.pipenv.*: File exists", done.stderr)
@@ -204,7 +204,7 @@ def test_file_that_cannot_be_written_is_named(clone: Path, bare_environment: dic
 
 
 @pytest.fixture
-def of_another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def read_only_checkout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A checkout that this process can read but not write, for the duration of the test."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -221,7 +221,7 @@ def of_another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.seteuid(before)
 
 
-@pytest.mark.usefixtures("of_another_user")
+@pytest.mark.usefixtures("read_only_checkout")
 def test_user_without_write_permission_gets_a_command() -> None:
     with pytest.raises(bootstrap.BootstrapError) as error, bootstrap.exclusive():
         pass

@@ -1,6 +1,6 @@
 """script/server and the demo app, which is optional.
 
-Node and npm are quick stand-ins here. The real ones run in `test_real_node_serves_the_app` and in tests/spa.
+Node and npm are fakes here. The real ones run in `test_real_node_serves_the_app` and in tests/spa.
 """
 
 import os
@@ -43,13 +43,13 @@ mkdir -p "$3/node_modules" && touch "$3/node_modules/.package-lock.json"
 
 @pytest.fixture
 def place(environ: Environ) -> str:
-    """The demo app's URL in this test: a developer's own may be on the usual port."""
+    """Use another port for the demo app, since the usual one may be taken. Returns its URL."""
     return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
 def with_node(tmp_path: Path, environ: Environ, place: str) -> Callable[..., Environ]:
-    """Makes a machine on which `node` and `npm` are these programs."""
+    """Make a PATH on which `node` and `npm` are these programs."""
 
     def machine(node: str = NODE, npm: str = NPM, **variables: str) -> Environ:
         folder = tmp_path / "node"

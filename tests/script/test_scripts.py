@@ -1,4 +1,4 @@
-"""What all scripts share, and the lock file."""
+"""Rules for all scripts, and the lock file."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ def test_locking_drops_the_index_and_keeps_the_rest() -> None:
     "machine", [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")], ids="-".join
 )
 def test_lock_file_serves_other_pythons_and_machines(python: str, machine: tuple[str, str]) -> None:
-    """Locking resolves for the Python that locks; what others need must be in Pipfile.
+    """The lock file is made for one Python version. What others need must be in Pipfile.
 
     On Debian 12's Python 3.11.2, redis-py needs a package that it does not need on 3.11.3.
     """

@@ -52,7 +52,7 @@ def test_one_command_runs_a_fresh_clone_until_ctrl_c(run: Run, environ: Environ,
     assert "Traceback" not in running.output
 
 
-@pytest.mark.usefixtures("redis_url")  # the embedded substitute forgets
+@pytest.mark.usefixtures("redis_url")  # the embedded substitute does not persist data
 def test_restart_keeps_secrets_data_and_sessions(run: Run, environ: Environ, checkout: Path) -> None:
     first = run(environ).until_ready()
     with register(environ["PORT"]) as http:
@@ -121,7 +121,7 @@ def test_invalid_settings_are_listed(run: Run, environ: Environ) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_refused_database_is_named_without_its_password(
+def test_unreachable_database_is_named_without_its_password(
     run: Run, environ: Environ, database_url: str
 ) -> None:
     socket_path = make_url(database_url).query["unix_socket"]
@@ -242,7 +242,7 @@ def test_database_is_shown_without_secrets(url: str, shown: str) -> None:
     assert server.shown_database(url) == shown
 
 
-def test_free_port_is_told_from_a_taken_one() -> None:
+def test_free_port_is_distinguished_from_a_taken_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mine:
         port = mine.getsockname()[1]
         assert not ports.is_free("127.0.0.1", port)

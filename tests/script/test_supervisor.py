@@ -32,14 +32,14 @@ except (Stopped, ProgramFailed) as error:
 """
 
 SLEEPS = "import os, time; print('pid', os.getpid()); time.sleep(600)"
-# Needs a while to end, and says when it does.
+# Ends slowly, and prints when it does.
 ENDS_SLOWLY = (
     "import signal, time; "
     "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), print('ends'), exit(0))); "
     "print('up'); time.sleep(600)"
 )
-# Ignores the request to end, as does its child, whose id it prints.
-STUBBORN = (
+# Ignores SIGTERM, as does its child, whose process id it prints.
+IGNORES_SIGTERM = (
     "import signal, subprocess, time; "
     "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "print('pid', subprocess.Popen(['sleep', '600']).pid); time.sleep(600)"
@@ -179,7 +179,7 @@ def test_servers_end_after_their_clients() -> None:
 def test_program_that_does_not_end_is_killed_with_its_children() -> None:
     with supervisor(f"""
         supervisor.GRACE_S = 0.2
-        start("stubborn", {STUBBORN!r})
+        start("stubborn", {IGNORES_SIGTERM!r})
     """) as running:
         grandchild = running.pid()
         assert "stubborn did not end within" in running.end(signal.SIGTERM)

@@ -13,8 +13,8 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, Unavailable, running_server
 from tests.spa.pages import ROOT, Pages, build, serving
 
-KEPT = ROOT / "test-results"
-PATIENCE_MS = 10_000
+RESULTS = ROOT / "test-results"
+TIMEOUT_MS = 10_000
 
 NewPerson = Callable[[], Page]
 StartApi = Callable[..., Server]
@@ -47,7 +47,7 @@ def _shared_api(spa: Pages, database_url: str, redis_url: str, sandbox: SandboxC
         "SPOTIFY_API_URL": sandbox.api_url,
         "CORS_ORIGINS": spa.origin,
         "FRONTEND_URL": spa.origin,
-        # Nothing listens there: other tests use the same database, and this server must not take their mail.
+        # Nothing listens there: this server must not deliver emails of other tests in the same database.
         "MAIL_URL": "smtp://127.0.0.1:1",
     }
     with running_server(settings, workers=1) as running:
@@ -63,7 +63,7 @@ def api(spa: Pages, _shared_api: Server) -> Server:
 
 @pytest.fixture
 def start_api(spa: Pages, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[StartApi]:
-    """Start an API for this test alone."""
+    """Start an API for one test."""
     with ExitStack() as stack:
 
         def start(**settings: str) -> Server:
@@ -77,7 +77,7 @@ def start_api(spa: Pages, server: Callable[..., AbstractContextManager[Server]])
 
 @pytest.fixture
 def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[NewPerson]:
-    """Open a fresh browser. Its trace is kept if the test fails."""
+    """Open a new browser context. Its trace is kept if the test fails."""
     opened: list[BrowserContext] = []
     errors: list[str] = []
 
@@ -87,7 +87,7 @@ def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ne
 
     def open_browser() -> Page:
         context = chromium.new_context()
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         context.tracing.start(screenshots=True, snapshots=True)
         context.on("console", on_console)
         context.on("weberror", lambda error: errors.append(str(error.error)))
@@ -110,10 +110,10 @@ def keep(context: BrowserContext, name: str | None) -> Path | None:
     if name is None:
         context.tracing.stop()
         return None
-    trace = KEPT / f"{name}.zip"
+    trace = RESULTS / f"{name}.zip"
     context.tracing.stop(path=trace)
     for number, page in enumerate(context.pages):
-        page.screenshot(path=KEPT / f"{name}-{number}.png")
+        page.screenshot(path=RESULTS / f"{name}-{number}.png")
     return trace
 
 

@@ -1,4 +1,4 @@
-"""The Vue app as deployed: built once, and served on an origin of its own."""
+"""The Vue app as deployed: built once, and served on another origin."""
 
 import fcntl
 import http.server

@@ -18,13 +18,13 @@ from tests.spa.pages import Pages, serving
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 # What a script of another site can try: reads, and writes with a header that needs a preflight.
-TRY = """
+REQUEST_SCRIPT = """
 async ([method, url, headers]) => {
   try {
     const answer = await fetch(url, {method, credentials: "include", headers});
     return answer.status;
   } catch {
-    return "refused";
+    return "blocked";
   }
 }
 """
@@ -52,7 +52,7 @@ def test_cookie_has_the_host_prefix_over_https(
     tmp_path: Path,
     server: Callable[..., AbstractContextManager[Server]],
 ) -> None:
-    """App and API are two hosts of one site, with nginx in front of the API."""
+    """App and API on two hosts of one site, with nginx in front of the API."""
     with ExitStack() as stack:
         try:
             make_certificate(_find("openssl", "openssl"), tmp_path, f"DNS:{APP_HOST}")
@@ -102,7 +102,10 @@ def test_page_of_another_origin_can_neither_read_nor_write(
             ("DELETE", "/api/spotify", {"X-Requested-With": "me"}),
             ("POST", "/api/spotify/v1/me/player/next", {"X-Requested-With": "me"}),
         ):
-            assert foreign.evaluate(TRY, [method, f"{api.url}{path}", headers]) == "refused", (method, path)
+            assert foreign.evaluate(REQUEST_SCRIPT, [method, f"{api.url}{path}", headers]) == "blocked", (
+                method,
+                path,
+            )
 
         # On an origin that the API does not allow, the app reports the problem.
         foreign.goto(other.origin)

@@ -23,7 +23,7 @@ def test_types_match_the_openapi_document(tmp_path: Path) -> None:
     assert (tmp_path / "types.ts").read_text() == (APP / "src/api-types.ts").read_text()
 
 
-# Prints what Redocly's validator has against the document whose path it is given.
+# Prints the problems that Redocly's validator finds in a document.
 VALIDATE = """
 const { createConfig, lintFromString } = require("@redocly/openapi-core");
 const source = require("fs").readFileSync(process.argv[1], "utf-8");

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_person_signs_up_connects_and_returns(page: Page, api: Server, spa: Pages) -> None:
     sign_up(page, spa)
     connect(page)
-    expect(page).to_have_url(f"{spa.origin}/")  # what came of it is told once, and is no part of the address
+    expect(page).to_have_url(f"{spa.origin}/")  # the result is shown once, and removed from the URL
     expect_connected(page)
 
     go_to(page, "Now playing")
@@ -99,7 +99,7 @@ def test_revoked_connection_can_be_renewed(
     sandbox.expire_access_tokens()
     go_to(page, "Top tracks")
     expect(page.get_by_role("alert")).to_contain_text("Spotify needs your consent again")
-    go_to(page, "Home")  # which offers it as well, while the API still waits and sees
+    go_to(page, "Home")  # which also offers it while the grant is suspect
     page.reload()
     expect(page.get_by_role("region", name="Spotify")).to_contain_text("Checking")
     connect(page, "Connect again")
@@ -115,7 +115,7 @@ def test_ended_session_returns_to_its_page_after_sign_in(
     go_to(page, "Now playing")
     expect(page.get_by_role("button", name="Next")).to_be_enabled()
     polls = "**/api/spotify/v1/me/player?*"
-    page.route(polls, lambda _route: None)  # none is answered: the click is to find out first
+    page.route(polls, lambda _route: None)  # no response: the click must detect it first
     with page.expect_request(polls):
         pass
     with redis.Redis.from_url(redis_url) as client:
@@ -176,7 +176,7 @@ def test_page_stays_useful_during_a_spotify_outage(
     expect_connected(page)
     sandbox.settings(outage=False)
     go_to(page, "Now playing")
-    expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=30_000)  # by itself
+    expect(page.get_by_role("button", name="Pause")).to_be_visible(timeout=30_000)  # without a click
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
@@ -193,7 +193,7 @@ def test_expiring_consent_is_shown_and_renewed(
     page.reload()
     expect(page.get_by_role("region", name="Spotify")).to_contain_text(re.compile(r"ends in \d+ days"))
     page.get_by_role("button", name="Connect again").click()
-    page.get_by_role("button", name="Cancel").click()  # who thinks better of it stays connected
+    page.get_by_role("button", name="Cancel").click()  # canceling keeps the connection
     expect(page.get_by_role("button", name="Disconnect Spotify")).to_be_visible()
     connect(page, "Connect again")
     expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
@@ -349,7 +349,7 @@ def test_ending_sessions_asks_for_the_password_after_15_minutes(
 
 
 def age_sign_ins(redis_url: str) -> None:
-    """Make all sign-ins old."""
+    """Move the time of all sign-ins into the past."""
     cipher = RedisCipher(SETTINGS["SECRET_KEY"])
     with redis.Redis.from_url(redis_url) as store:
         for key in store.scan_iter("session:*"):
@@ -427,9 +427,9 @@ def test_validation_error_is_shown_at_its_field(page: Page, api: Server, spa: Pa
 
 def test_pause_counts_down(page: Page, api: Server, spa: Pages) -> None:
     now = datetime.now(UTC)
-    page.clock.set_fixed_time(now)  # a slow machine must not miss a pause of a second
+    page.clock.set_fixed_time(now)  # a slow machine might miss a pause of one second
     page.goto(f"{spa.origin}/sign-in")
-    for _ in range(30):  # the pauses double, so on a slow machine, a guess meets a later one
+    for _ in range(30):  # the pauses double, so a slow machine may see a later one
         sign_in(page, password="guessing")
         expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
         if "Too many attempts" in page.get_by_role("alert").inner_text():
@@ -522,7 +522,7 @@ EPISODE = {
 def test_ads_and_episodes_are_shown(
     page: Page, api: Server, spa: Pages, kind: str, item: object, shown: str
 ) -> None:
-    """The sandbox plays only music, so its response is changed on the way."""
+    """The sandbox plays only music, so the test changes its response."""
     sign_up(page, spa)
     connect(page)
 

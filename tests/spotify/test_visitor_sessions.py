@@ -52,8 +52,8 @@ def consent_again(client: FlaskClient, sandbox: SandboxClient) -> None:
     assert send_callback(client, sandbox.consent(url)).json["status"] == "connected"
 
 
-def meanwhile(call: Callable[..., object], *arguments: object) -> None:
-    """Make a call during another request, without sharing its context."""
+def call_separately(call: Callable[..., object], *arguments: object) -> None:
+    """Call a function outside of the current request's context."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(call, *arguments).result()
 
@@ -126,7 +126,7 @@ def test_connection_with_a_newer_grant_is_not_deleted(
     delete = Connections.delete
 
     def delete_late(stored: Connections, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
-        meanwhile(connect, newer, sandbox)
+        call_separately(connect, newer, sandbox)
         return delete(stored, spotify_user, user_id=user_id)
 
     monkeypatch.setattr(Connections, "delete", delete_late)
@@ -145,7 +145,7 @@ def test_grant_replaced_during_a_request_gives_a_visitor_no_token(
 
     def touch_late(spotify_user: SpotifyUser) -> None:
         monkeypatch.setattr(connections, "touch", touch)
-        meanwhile(consent_again, owner, sandbox)
+        call_separately(consent_again, owner, sandbox)
 
     monkeypatch.setattr(connections, "touch", touch_late)
     assert slug(visitor.get(path)) == "spotify-not-connected"
@@ -162,8 +162,8 @@ def test_cache_gives_a_visitor_no_response_of_a_newer_grant(
 
     def touch_late(spotify_user: SpotifyUser) -> None:
         monkeypatch.setattr(connections, "touch", touch)
-        meanwhile(consent_again, owner, sandbox)
-        meanwhile(owner.get, "/api/spotify/v1/me/player")
+        call_separately(consent_again, owner, sandbox)
+        call_separately(owner.get, "/api/spotify/v1/me/player")
 
     monkeypatch.setattr(connections, "touch", touch_late)
     assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
@@ -181,19 +181,19 @@ def test_duplicate_callback_gets_only_its_own_grant(
 
     def wait_longer(*arguments: Any) -> Any:
         result = wait_for_result(*arguments)
-        meanwhile(connect, owner, sandbox)
+        call_separately(connect, owner, sandbox)
         return result
 
     monkeypatch.setattr(AuthorizationStore, "wait_for_result", wait_longer)
-    opened, go_on = threading.Event(), threading.Event()
+    opened, released = threading.Event(), threading.Event()
     find = AuthorizationStore.find
 
     def find_late(store: AuthorizationStore, state: str, user_id: int | None) -> Any:
-        """Let the tab open its session before the first callback replaces it, as a second click does."""
+        """Open the tab's session before the first callback replaces it, as a second click does."""
         found = find(store, state, user_id)
-        if threading.current_thread() is not threading.main_thread() and not go_on.is_set():
+        if threading.current_thread() is not threading.main_thread() and not released.is_set():
             opened.set()
-            assert go_on.wait(30)
+            assert released.wait(30)
         return found
 
     monkeypatch.setattr(AuthorizationStore, "find", find_late)
@@ -202,7 +202,7 @@ def test_duplicate_callback_gets_only_its_own_grant(
     late.start()
     assert opened.wait(30)
     assert send_callback(client, callback).json["status"] == "connected"
-    go_on.set()
+    released.set()
     late.join(30)
 
     assert slug(responses[0]) == "spotify-state-mismatch"
@@ -210,7 +210,7 @@ def test_duplicate_callback_gets_only_its_own_grant(
     assert owner.get("/api/spotify").json["status"] == "connected"
 
 
-# --- the owner sees and ends them ------------------------------------------------------------------
+# --- the owner's view ------------------------------------------------------------------
 
 
 @ONE_DATABASE
@@ -219,7 +219,7 @@ def test_owner_sees_the_sessions_of_visitors(new_client: NewClient, sandbox: San
     connect(owner, sandbox)
     (visitor := new_client()).environ_base |= {"HTTP_USER_AGENT": "Kiosk/1.0", "REMOTE_ADDR": "203.0.113.9"}
     connect(visitor, sandbox)
-    connect(stranger := new_client(), sandbox, person="aiko-87")
+    connect(third_person := new_client(), sandbox, person="aiko-87")
 
     here, there = sorted(sessions_of(owner), key=lambda session: not session["current"])
     exported = owner.get("/api/user/export").json["sessions"]
@@ -227,49 +227,49 @@ def test_owner_sees_the_sessions_of_visitors(new_client: NewClient, sandbox: San
     assert (here["current"], there["current"]) == (True, False)
     assert (there["ip"], there["user_agent"]) == ("203.0.113.9", "Kiosk/1.0")
     assert len(exported) == 2
-    assert stranger.get("/api/spotify").json["status"] == "connected"
+    assert third_person.get("/api/spotify").json["status"] == "connected"
 
 
-def ends_all_others(owner: FlaskClient, _: Mailbox) -> int:
+def end_other_sessions(owner: FlaskClient, _: Mailbox) -> int:
     return owner.delete("/api/user/sessions").status_code
 
 
-def ends_that_one(owner: FlaskClient, _: Mailbox) -> int:
+def end_visitors_session(owner: FlaskClient, _: Mailbox) -> int:
     [there] = [session["id"] for session in sessions_of(owner) if not session["current"]]
     return owner.delete(f"/api/user/sessions/{there}").status_code
 
 
-def changes_the_password(owner: FlaskClient, _: Mailbox) -> int:
+def change_password(owner: FlaskClient, _: Mailbox) -> int:
     change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     return owner.put("/api/user/password", json=change).status_code
 
 
-def resets_the_password(owner: FlaskClient, mailbox: Mailbox) -> int:
+def reset_password(owner: FlaskClient, mailbox: Mailbox) -> int:
     owner.post("/api/password-reset", json={"email": "ada@example.com"})
     token = token_in(mailbox.wait_for("ada@example.com", "password"))
     return owner.put("/api/password-reset", json={"token": token, "password": NEW_PASSWORD}).status_code
 
 
-def deletes_the_account(owner: FlaskClient, _: Mailbox) -> int:
+def delete_account(owner: FlaskClient, _: Mailbox) -> int:
     return owner.delete("/api/user", json={"password": PASSWORD}).status_code
 
 
-def disconnects(owner: FlaskClient, _: Mailbox) -> int:
+def disconnect(owner: FlaskClient, _: Mailbox) -> int:
     return owner.delete("/api/spotify").status_code
 
 
-def is_signed_out_by_an_operator(owner: FlaskClient, _: Mailbox) -> int:
+def end_sessions_as_operator(owner: FlaskClient, _: Mailbox) -> int:
     done = owner.application.test_cli_runner().invoke(args=["users", "end-sessions", "ada"])
     return 204 if "Ended 2 sessions of user" in done.stdout else done.exit_code
 
 
-def is_disabled(owner: FlaskClient, _: Mailbox) -> int:
+def disable_user(owner: FlaskClient, _: Mailbox) -> int:
     done = owner.application.test_cli_runner().invoke(args=["users", "disable", "ada"])
     return 204 if done.exit_code == 0 else done.exit_code
 
 
-def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
-    """As after ending sessions while Redis is unavailable."""
+def renew_epoch(owner: FlaskClient, _: Mailbox) -> int:
+    """Replace the epoch, as when sessions end while Redis is unavailable."""
     with owner.application.app_context(), writing() as db:
         db.execute(sa.update(User).values(session_epoch=new_session_epoch()))
     return 204
@@ -277,28 +277,28 @@ def has_a_new_epoch(owner: FlaskClient, _: Mailbox) -> int:
 
 @ONE_DATABASE
 @pytest.mark.parametrize(
-    "act",
+    "end_sessions",
     [
-        ends_all_others,
-        ends_that_one,
-        changes_the_password,
-        resets_the_password,
-        deletes_the_account,
-        disconnects,
-        is_signed_out_by_an_operator,
-        is_disabled,
-        has_a_new_epoch,
+        end_other_sessions,
+        end_visitors_session,
+        change_password,
+        reset_password,
+        delete_account,
+        disconnect,
+        end_sessions_as_operator,
+        disable_user,
+        renew_epoch,
     ],
 )
 def test_ending_the_owners_sessions_ends_the_visitors_session(
     mailbox: Mailbox,
     new_client: NewClient,
     sandbox: SandboxClient,
-    act: Callable[[FlaskClient, Mailbox], int],
+    end_sessions: Callable[[FlaskClient, Mailbox], int],
 ) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
 
-    assert act(owner, mailbox) == 204
+    assert end_sessions(owner, mailbox) == 204
 
     assert_not_connected(visitor)
 
@@ -315,7 +315,7 @@ def test_visitor_session_ends_with_the_owners_right_after_its_consent(
     def commit_early(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(connections, "run_in_transaction", run_in_transaction)
         result = run_in_transaction(*arguments, **options)
-        meanwhile(changes_the_password, owner, mailbox)
+        call_separately(change_password, owner, mailbox)
         return result
 
     monkeypatch.setattr(connections, "run_in_transaction", commit_early)
@@ -347,7 +347,7 @@ def test_visitor_sessions_are_limited_per_grant(
 # --- registering -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("when", ["before", "during"])
 def test_registering_does_not_take_over_a_newer_grant(
     new_client: NewClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -355,14 +355,14 @@ def test_registering_does_not_take_over_a_newer_grant(
     second, passwords = new_client(), app.extensions["backline"].passwords
     hash_password = passwords.hash
 
-    def hash_late(password: str) -> str:
-        meanwhile(connect, second, sandbox)
+    def slow_hash(password: str) -> str:
+        call_separately(connect, second, sandbox)
         return str(hash_password(password))
 
     if when == "before":
         connect(second, sandbox)
     else:
-        monkeypatch.setattr(passwords, "hash", hash_late)
+        monkeypatch.setattr(passwords, "hash", slow_hash)
     register(first, "ada")
 
     assert first.get("/api/spotify").json == NOT_CONNECTED

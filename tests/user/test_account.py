@@ -105,13 +105,13 @@ def test_concurrent_changes_of_different_fields_are_both_kept(
 ) -> None:
     """The tab that starts first and ends last must not revert what the other one has changed."""
     register(client, "ada")
-    begun, go_on = threading.Event(), threading.Event()
+    begun, released = threading.Event(), threading.Event()
     change_profile = UserAccounts.change_profile
 
     def change_late(accounts: UserAccounts, user: User, *, username: str | None, email: str | None) -> User:
         if username is not None:
             begun.set()
-            assert go_on.wait(30)
+            assert released.wait(30)
         return change_profile(accounts, user, username=username, email=email)
 
     monkeypatch.setattr(UserAccounts, "change_profile", change_late)
@@ -120,7 +120,7 @@ def test_concurrent_changes_of_different_fields_are_both_kept(
         assert begun.wait(30)
         change = {"email": "new@example.com", "current_password": PASSWORD}
         assert client.patch("/api/user", json=change).status_code == 200
-        go_on.set()
+        released.set()
         assert slow.result().status_code == 200
 
     user = client.get("/api/user").json
@@ -518,7 +518,7 @@ def test_export_contains_every_personal_column(client: FlaskClient, sandbox: San
 # --- deletion ------------------------------------------------------------------------------------
 
 
-def test_account_deletion_leaves_nothing_behind(
+def test_account_deletion_deletes_all_data(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
     register(client, "ada")

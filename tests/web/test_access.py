@@ -1,4 +1,4 @@
-"""Access rules on every route: visitors are refused, and other people's objects look like missing ones."""
+"""Access rules on every route: visitors are rejected, and other people's objects look like missing ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def signed_in_routes(app: Flask) -> list[Route]:
     return [route for route in every_route(app) if route.access is Access.SIGNED_IN]
 
 
-def assert_refused_everywhere(client: FlaskClient) -> None:
+def assert_rejected_everywhere(client: FlaskClient) -> None:
     """Assert that every route that requires an account responds with 401 and has no effect."""
     app = client.application
     document, before = documented(app), Snapshot(app)
@@ -51,12 +51,12 @@ def assert_refused_everywhere(client: FlaskClient) -> None:
 
 
 @pytest.mark.requirement("G1")
-def test_visitor_is_refused_by_every_route_that_requires_an_account(
+def test_visitor_is_rejected_by_every_route_that_requires_an_account(
     client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
 
-    assert_refused_everywhere(new_client())
+    assert_rejected_everywhere(new_client())
 
 
 @pytest.mark.requirement("G1")
@@ -70,72 +70,72 @@ def test_unknown_session_cookie_counts_as_no_session(
     sent = {"Cookie": f"backline_session={cookie}"}
 
     assert client.get("/api/user", headers=sent).status_code == 401
-    seen = client.get("/api/session", headers=sent)
-    assert seen.json == {"authenticated": False, "user": None, "spotify": None}
+    session = client.get("/api/session", headers=sent)
+    assert session.json == {"authenticated": False, "user": None, "spotify": None}
 
 
-def by_deleting(client: FlaskClient) -> None:
+def delete_account(client: FlaskClient) -> None:
     assert another_tab(client).delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
 
-def by_deleting_the_row(client: FlaskClient) -> None:
+def delete_row(client: FlaskClient) -> None:
     with client.application.app_context(), writing() as session:
         session.execute(sa.delete(User).where(User.username == "ada"))
 
 
-def by_signing_out(client: FlaskClient) -> None:
+def sign_out(client: FlaskClient) -> None:
     assert another_tab(client).post("/api/logout").status_code == 204
 
 
-def by_a_new_password(client: FlaskClient) -> None:
+def change_password(client: FlaskClient) -> None:
     login(elsewhere := client.application.test_client(), "ada")
     change = {"current_password": PASSWORD, "new_password": "another sentence, and longer"}
     assert elsewhere.put("/api/user/password", json=change).status_code == 204
 
 
-def by_a_new_password_while_it_was_stored(client: FlaskClient) -> None:
-    """Restore the session after all have been ended. Its epoch is no longer valid."""
+def restore_session_after_password_change(client: FlaskClient) -> None:
+    """Restore the stored session after all have ended. Its epoch is no longer valid."""
     store = client.application.extensions["backline"].redis
-    kept = {key: store.get(key) for key in store.keys("session:*")}
-    by_a_new_password(client)
-    for key, data in kept.items():
+    stored = {key: store.get(key) for key in store.keys("session:*")}
+    change_password(client)
+    for key, data in stored.items():
         store.set(key, data)
 
 
-def by_ending_it_elsewhere(client: FlaskClient) -> None:
+def end_other_sessions(client: FlaskClient) -> None:
     login(elsewhere := client.application.test_client(), "ada")
     assert elsewhere.delete("/api/user/sessions").status_code == 204
 
 
 @pytest.mark.requirement("G1")
 @pytest.mark.parametrize(
-    "ended",
+    "end_session",
     [
-        by_deleting,
-        by_deleting_the_row,
-        by_signing_out,
-        by_a_new_password,
-        by_a_new_password_while_it_was_stored,
-        by_ending_it_elsewhere,
+        delete_account,
+        delete_row,
+        sign_out,
+        change_password,
+        restore_session_after_password_change,
+        end_other_sessions,
     ],
 )
-def test_ended_session_is_refused_by_every_route(
-    client: FlaskClient, sandbox: SandboxClient, ended: Callable[[FlaskClient], None]
+def test_ended_session_is_rejected_by_every_route(
+    client: FlaskClient, sandbox: SandboxClient, end_session: Callable[[FlaskClient], None]
 ) -> None:
     ada(client, sandbox)
-    ended(client)
+    end_session(client)
     wait_for_background_work(client.application)
 
-    assert_refused_everywhere(client)
+    assert_rejected_everywhere(client)
 
 
-def id_of_a_session(client: FlaskClient) -> str:
+def session_id(client: FlaskClient) -> str:
     [session] = client.get("/api/user/sessions").json["items"]
     return str(session["id"])
 
 
 # How to get one's own id of each kind that a path can contain. Add every new kind here.
-IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": id_of_a_session}
+IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": session_id}
 
 
 @pytest.mark.requirement("G1")
@@ -192,7 +192,7 @@ def test_ids_of_other_people_in_query_and_body_are_ignored(
         "username": "ada",
         "spotify_id": link["spotify_id"],
         "account_id": link["account_id"],
-        "session_id": id_of_a_session(client),
+        "session_id": session_id(client),
         "spotify_user_id": 1,
     }
     register(eve := new_client(), "eve")

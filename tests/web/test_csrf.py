@@ -62,7 +62,7 @@ FOREIGN = [
 ]
 # The same for a listed host name: IDN look-alikes, subdomains, parent domains, and dots as wildcards.
 APP = "https://app.example.com"
-UNLIKE = [
+FOREIGN_ORIGINS = [
     "https://example.com",
     "https://com",
     "https://evil.app.example.com",
@@ -199,7 +199,7 @@ def test_response_without_an_origin_allows_nothing_but_varies_by_it(client: Flas
 TOKEN_READS = ("/api/spotify/v1/me/player", "/api/spotify/token")
 # What browsers send when a page on another site navigates or embeds.
 NAVIGATION = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Accept": "text/html"}
-ELEMENT = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+IMAGE_ELEMENT = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
 
 
 def test_other_sites_can_neither_open_nor_embed_reads(
@@ -209,7 +209,9 @@ def test_other_sites_can_neither_open_nor_embed_reads(
     linked = {"/api/spotify/authorize", "/api/openapi.json", "/api/docs", "/api/docs/start.js"}
     reads = {route.path for route in every_route(app) if route.method == "GET"}
     for path, sent, site in itertools.product(
-        sorted(reads), (NAVIGATION, ELEMENT, {**NAVIGATION, "Origin": SPA}, {}), ("cross-site", "same-site")
+        sorted(reads),
+        (NAVIGATION, IMAGE_ELEMENT, {**NAVIGATION, "Origin": SPA}, {}),
+        ("cross-site", "same-site"),
     ):
         for method in ("GET", "HEAD"):
             response = client.open(path, method=method, headers={**sent, "Sec-Fetch-Site": site})
@@ -249,7 +251,7 @@ def test_read_with_a_token_that_fails_a_check_is_rejected(
         {"Origin": "http://evil.test"},
         {"Origin": "null", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"},
         {"Origin": SPA, "Sec-Fetch-Site": "cross-site", **NAVIGATION},
-        {"Origin": SPA, "Sec-Fetch-Site": "cross-site", **ELEMENT},
+        {"Origin": SPA, "Sec-Fetch-Site": "cross-site", **IMAGE_ELEMENT},
     ):
         response = client.get(path, headers=headers)
         assert (response.status_code, slug(response)) == (403, "cross-site-request"), headers
@@ -315,7 +317,7 @@ def cors_headers(response: TestResponse) -> list[str]:
 @pytest.mark.requirement("C1")
 @pytest.mark.settings(CORS_ORIGINS=f"{APP},{SPA}")
 def test_origin_similar_to_a_listed_one_is_foreign(client: FlaskClient) -> None:
-    for origin in UNLIKE:
+    for origin in FOREIGN_ORIGINS:
         assert cors_headers(client.get("/api/session", headers={"Origin": origin})) == [], origin
         assert cors_headers(preflight(client, origin)) == [], origin
         rejected = post(client, [("X-Requested-With", "x"), ("Origin", origin)])
@@ -483,7 +485,7 @@ def test_same_requests_from_the_app_take_effect(
     assert cookie is not None
     for route in writing_routes(app):
         if route.is_gateway:
-            continue  # takes effect at Spotify
+            continue  # its effect is at Spotify
         client.set_cookie("backline_session", cookie.value)
         response = send(client, route, json=valid_body(document, route), headers={"Origin": SPA})
         wait_for_background_work(app)
@@ -543,11 +545,11 @@ def test_forms_on_other_sites_cannot_change_sessions_or_connections(
 ) -> None:
     register(new_client(), "eve")
     ada(client, sandbox).environ_base.pop("HTTP_X_REQUESTED_WITH")
-    evil = {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    eves = BODIES[form]({"login": "eve", "password": PASSWORD})
+    cross_site = {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    credentials = BODIES[form]({"login": "eve", "password": PASSWORD})
 
     for method, path in (("POST", "/api/login"), ("POST", "/api/logout"), ("DELETE", "/api/spotify")):
-        rejected = client.open(path, method=method, headers=evil, **eves)
+        rejected = client.open(path, method=method, headers=cross_site, **credentials)
         assert (rejected.status_code, slug(rejected)) == (403, "cross-site-request")
         assert "Set-Cookie" not in rejected.headers
 

@@ -51,7 +51,7 @@ on_servers = settings(
 )
 
 
-def with_a_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]]:
+def routes_with_body(app: Flask) -> list[tuple[Route, dict[str, Any], dict[str, Any]]]:
     """Return the routes that accept a body, each with its schema and a valid body."""
     document = documented(app)
     return [
@@ -105,7 +105,7 @@ UNREADABLE = {
     "30,000 levels, closed": nested(30_000),
     "30,000 objects": b'{"a":' * 10_000,
 }
-READABLE_BUT_WRONG = {
+INVALID_BODIES = {
     "a list": b"[]",
     "null": b"null",
     "true": b"true",
@@ -127,10 +127,10 @@ def test_unusable_bodies_are_rejected_without_effect_on_every_route(
 ) -> None:
     ada(client, sandbox)
     before = Snapshot(app)
-    routes = with_a_body(app)
+    routes = routes_with_body(app)
     assert routes
     for route, _, _ in routes:
-        for wanted, bodies in ((400, UNREADABLE), (422, READABLE_BUT_WRONG)):
+        for wanted, bodies in ((400, UNREADABLE), (422, INVALID_BODIES)):
             for kind, body in bodies.items():
                 response = send(client, route, data=body, content_type="application/json")
                 assert response.status_code == wanted, (route, kind, response.text)
@@ -152,7 +152,7 @@ def test_no_member_value_causes_a_server_error(
 ) -> None:
     ada(client, sandbox)
     before = Snapshot(app)
-    for route, schema, good in with_a_body(app):
+    for route, schema, good in routes_with_body(app):
         for name in schema["properties"]:
             for value in WRONG_VALUES:
                 response = send(another_tab(client), route, json={**good, name: value})
@@ -492,7 +492,7 @@ PAIRS = [
     ("ada", "ada_", False),
     ("가나", "각나", False),
 ]
-DECEPTIVE_NAMES = [
+CONFUSABLE_NAMES = [
     *(f"a{mark}da" for mark in INVISIBLE),
     *(
         "ad a",
@@ -558,7 +558,7 @@ def test_email_is_sent_to_the_domain_as_entered(new_client: Callable[[], FlaskCl
 @pytest.mark.requirement("H3")
 @on_sqlite
 def test_username_with_deceptive_characters_is_rejected(client: FlaskClient) -> None:
-    for name in DECEPTIVE_NAMES:
+    for name in CONFUSABLE_NAMES:
         response = sign_up(client, name, "ada@example.com")
         assert response.status_code == 422, ascii(name)
         assert list(response.json["errors"]) == ["username"]
@@ -723,7 +723,7 @@ def test_bodies_are_checked_for_type_then_syntax_then_validity(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
-    for route, schema, good in with_a_body(app):
+    for route, schema, good in routes_with_body(app):
         text = json.dumps(good)
         for other in (
             "text/plain",

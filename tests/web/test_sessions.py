@@ -314,7 +314,7 @@ def test_every_request_restarts_the_idle_timeout(client: FlaskClient, store: red
 def test_visitors_session_is_short_until_it_has_a_connection(
     client: FlaskClient, store: redis.Redis, sandbox: SandboxClient
 ) -> None:
-    """The session of a visitor who never returns from Spotify does not stay for long."""
+    """The session of a visitor who never returns from Spotify expires soon."""
     url, week = start_authorization(client), 7 * 86_400
     [key] = session_keys(store)
     assert 595 <= store.ttl(key) <= 600
@@ -413,7 +413,7 @@ def test_slow_callback_does_not_restore_a_visitors_ended_session(
 
 @pytest.mark.requirement("B3")
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the race is for Redis
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the race happens in Redis
 def test_no_session_is_restored_in_a_thousand_races(
     new_client: Callable[[], FlaskClient], app: Flask, store: redis.Redis
 ) -> None:

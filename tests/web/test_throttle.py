@@ -106,7 +106,7 @@ def test_account_under_attack_allows_one_attempt_per_address(
         assert set(statuses(client, "ada", 10, ip=f"198.51.100.{number}")) == {401}
 
     assert statuses(client, "ada", 3, ip="198.51.100.77") == [401, 429, 429]
-    assert attempt(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200  # and that ends it
+    assert attempt(client, "ada", PASSWORD, ip="203.0.113.7").status_code == 200  # which ends the wait
     assert statuses(client, "ada", 3, ip="198.51.100.78") == [401] * 3
 
 

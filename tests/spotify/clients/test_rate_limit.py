@@ -1,4 +1,4 @@
-"""After a 429 (F5, S3), no process makes calls that it concerns, and other calls continue."""
+"""After a 429 (F5, S3), no process makes the calls that it concerns. Other calls continue."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -146,13 +146,13 @@ def test_wait_ends_by_itself(
     mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     assert block(sandbox, mira, 1) == 1
-    store.delete(*store.keys("spotify-budget:*"))  # the budget is not the subject here
+    store.delete(*store.keys("spotify-budget:*"))  # not to be limited by the budget
     for who in (mira, another_tab(mira, another_worker)):
         eventually(lambda: get(who).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
     assert calls(sandbox) == 4
 
 
-# Who has to wait
+# Who waits
 
 
 def test_wait_applies_to_all_people_and_calls(
@@ -202,7 +202,7 @@ def test_429_during_a_callback_blocks_only_me(
         assert retry_after_of(get(who, "me")) in about(600)
     assert calls(sandbox) == 2
 
-    # The code of the next person is not used up.
+    # The code of the next person is not consumed.
     late = new_client()
     late_callback = sandbox.consent(start_authorization(late))
     sandbox.clear_calls()
@@ -234,7 +234,7 @@ def test_wait_does_not_apply_to_another_client_id(
 def test_shorter_wait_does_not_shorten_a_longer_one(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
-    """The 429 that arrives last of two simultaneous ones asks for less."""
+    """The second of two simultaneous 429s asks for a shorter wait."""
     here, there = (which.extensions["backline"].rate_limiter for which in (app, another_worker))
     assert here.block_all(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
     assert there.block_all(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
@@ -245,7 +245,7 @@ def test_shorter_wait_does_not_shorten_a_longer_one(
     assert retry_after_of(get(mira)) in about(900)
     assert calls(sandbox) == 0
 
-    # Neither Redis nor the process has shortened it, and each restores what the other loses.
+    # Redis and the process keep the longer wait, and each restores it for the other.
     here.block_all(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
     assert store.ttl(key) in about(900)
@@ -326,11 +326,11 @@ def test_stored_wait_is_capped_at_its_original_length(
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
     assert most - 5 <= SpotifyRateLimiter(store, config).retry_after() <= most
-    # It continues from there, and does not restart with each lookup.
+    # It continues, and does not restart with each lookup.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 
 
-# Which calls have to wait
+# Which calls wait
 
 
 def test_429_blocks_only_its_endpoint(
@@ -366,7 +366,7 @@ def put_cover(who: FlaskClient, playlist: str) -> TestResponse:
     return who.put(f"/api/spotify/v1/playlists/{playlist}/images", data=b"/9j/", content_type="image/jpeg")
 
 
-def test_second_endpoint_refused_within_ten_seconds_blocks_everything(
+def test_second_endpoint_rejected_within_ten_seconds_blocks_everything(
     app: Flask, mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
 ) -> None:
     elsewhere = another_tab(mira, another_worker)
@@ -425,7 +425,7 @@ def test_canary_is_sent_once_by_all_processes(
     assert [call["path"] for call in sandbox.calls("/v1/me")] == ["/v1/me"]
     [key] = store.keys("spotify-canary:*")
     assert 0 < store.pttl(key) <= 10_000
-    # It is refused again, in another process, while the canary's result still counts.
+    # It is rejected again, in another process, while the canary's result still counts.
     store.delete(*store.keys("spotify-wait:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=1)
     assert retry_after_of(put_cover(another_tab(mira, another_worker), "one")) == 1
@@ -486,7 +486,7 @@ def make_older(store: Store, seconds: int) -> None:
 
 
 def spend(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
-    """Return whether there is room for a call now."""
+    """Return whether the budget has room for a call."""
     try:
         limiter.acquire(caller, is_poll=is_poll)
     except RateLimited:
@@ -566,7 +566,7 @@ def test_person_whose_call_was_rejected_counts_as_active(
     assert spend(limiter, 2)
 
 
-def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: Flask, store: Store) -> None:
+def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter, rejection = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert spend(limiter, number % 3)
@@ -574,7 +574,7 @@ def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: 
     limiter.record_429("search", rejection)  # of one endpoint
     assert store.keys("spotify-budget:*") == []
     limiter.block_all(rejection)
-    limiter.block_all(rejection)  # simultaneous calls are refused together; it is learned once
+    limiter.block_all(rejection)  # simultaneous rejections are learned from once
     [key] = store.keys("spotify-budget:*")
     assert store.hget(key, "limit") == b"240"
     assert 0 < store.ttl(key) <= 86_400
@@ -589,7 +589,7 @@ def test_budget_is_learned_when_everything_is_refused(env: dict[str, str], app: 
     assert later(1) == 252
     assert later(10) == 265  # 264.6
 
-    # Another refusal after only a few calls, which followed a wait.
+    # Another rejection, after a wait and only a few calls.
     store.delete(*store.keys("spotify-calls:*"))
     spend(limiter, 1)
     limiter.block_all(rejection)

@@ -57,7 +57,7 @@ def gateway(app: Flask) -> Gateway:
 def test_leader_without_its_lease_overwrites_nothing(
     gateway: Gateway, store: Store, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was paused too long. Another caller has fetched a newer response in the meantime."""
+    """It was paused, and another caller has fetched a newer response in the meantime."""
     monkeypatch.setattr(leases, "RENEWAL_SECONDS", LONG)
     late = Fetch(b"old")
     paused = pool.submit(read, gateway, "me", late, ttl=60)
@@ -169,7 +169,7 @@ def test_waiter_takes_any_response_since_its_first_lookup(
 def test_waiter_gives_up_when_its_deadline_passes(
     gateway: Gateway, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if nobody is fetching the response any more."""
+    """Even if no caller is fetching the response anymore."""
     monkeypatch.setattr(proxy, "TOTAL_SECONDS", MIN_SECONDS + 1)
     waiter, call = Waiter(monkeypatch), Fetch(b"", raises=SpotifyNotConnected())
     leader = pool.submit(read, gateway, "me", call, ttl=0)
@@ -221,7 +221,7 @@ def test_cache_limits_bytes_and_entries_of_a_connection(gateway: Gateway, store:
 def test_cache_removes_traces_of_leaders_that_gave_up(
     gateway: Gateway, store: Store, pool: ThreadPoolExecutor
 ) -> None:
-    """Each read has a leader that gives up while another caller waits, and nobody reads it again."""
+    """Each read has a leader that gives up while another caller waits, and it is not read again."""
     for number in range(20):
         leader = cache_module.Read.of(7, f"search?q={number}")
         waiting = cache_module.Read.of(7, f"search?q={number}")
@@ -247,7 +247,7 @@ def test_cache_costs_the_same_for_a_full_connection(gateway: Gateway, store: Sto
     few = commands("me")
     for number in range(cache_module.MAX_ENTRIES):
         read(gateway, f"me?{number}", now(b"small"), ttl=60)
-    assert commands("search?q=a") <= few + 10  # one entry makes room
+    assert commands("search?q=a") <= few + 10  # one entry is evicted
 
 
 @pytest.mark.parametrize("field", ["at", "until", "lease"])
@@ -293,14 +293,14 @@ def test_expired_response_is_deleted_while_others_are_read(
 def test_caller_that_waits_for_a_slot_does_not_lead(
     gateway: Gateway, store: Store, pool: ThreadPoolExecutor
 ) -> None:
-    """Otherwise, nobody would fetch it while its waiters have all the slots."""
+    """Otherwise, no caller could fetch it while its waiters have all the slots."""
     elsewhere = gateway_on(store)
     with ExitStack() as all_places:
         for _ in range(16):
             gateway._bulkhead.acquire(all_places.enter_context(gateway._bulkhead.admit(7)))
         waiting = pool.submit(read, gateway, "me", must_not_call, ttl=60)
         eventually(lambda: any(admission.wants_slot for admission in gateway._bulkhead._admissions))
-        assert store.hgetall(HASH) == {}  # nobody leads
+        assert store.hgetall(HASH) == {}  # there is no leader
         assert read(elsewhere, "me", now(b"found"), ttl=60).cache == "miss"
     assert waiting.result(LONG).spotify.body == b"found"
 
@@ -320,7 +320,7 @@ def test_waiter_gets_a_response_from_after_a_write(gateway: Gateway, pool: Threa
 
 @pytest.mark.parametrize("spoilt", ["index gone", "index of another type"])
 def test_cache_repairs_itself(gateway: Gateway, store: Store, spoilt: str) -> None:
-    """At the next read of something else, for example after Redis has evicted one of the keys."""
+    """At the next read of another response, for example after Redis has evicted a key."""
     read(gateway, "me", now(b"old"), ttl=60)
     if spoilt == "index of another type":
         store.set(INDEX, "junk")
@@ -365,7 +365,7 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"second"
         gateway._cache.drop(7)
         assert read(gateway, "me", now(b"third"), ttl=0).cache == "miss"
-        assert embedded.hkeys(HASH) == []  # nobody waited for it
+        assert embedded.hkeys(HASH) == []  # no caller waited for it
 
         config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
         limiter = SpotifyRateLimiter(embedded, config)

@@ -1,4 +1,4 @@
-"""What erases shared responses: writes, disconnecting, and damage in Redis."""
+"""What deletes shared responses: writes, disconnecting, and invalid data in Redis."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +102,7 @@ def test_response_that_arrives_after_a_write_is_not_stored(
 
 @pytest.mark.parametrize("way", ["disconnecting", "deleting the account"])
 @pytest.mark.parametrize("under_way", [False, True])
-def test_deleted_connection_leaves_no_response_behind(
+def test_deleted_connection_has_no_stored_responses(
     mira: FlaskClient,
     upstream: Upstream,
     store: Store,

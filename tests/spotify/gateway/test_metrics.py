@@ -1,4 +1,4 @@
-"""What /metrics reports about the gateway's calls."""
+"""Metrics of the gateway's calls."""
 
 import re
 import signal
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 GATEWAY = "/api/spotify/v1"
 REQUESTS = "backline_gateway_requests_total"
 CALLS = "backline_web_api_call_seconds"
-GATE = "backline_web_api_wait_seconds"
+WAIT = "backline_web_api_wait_seconds"
 StartServer = Callable[..., AbstractContextManager[Server]]
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -40,8 +40,8 @@ def samples(text: str) -> dict[Sample, float]:
     return found
 
 
-class Growth:
-    """Reports by how much values have grown, because other tests in this process count too."""
+class MetricDeltas:
+    """By how much metrics have grown. Other tests in this process count too."""
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
@@ -56,7 +56,7 @@ class Growth:
 def test_metrics_count_requests_by_route_outcome_and_cache(
     connected: FlaskClient, upstream: Upstream
 ) -> None:
-    grown = Growth(lambda: connected.get("/metrics").text)
+    deltas = MetricDeltas(lambda: connected.get("/metrics").text)
     upstream.replies(Reply(200, b"{}", JSON, (("Cache-Control", "max-age=60"),)))
     for _ in range(3):
         connected.get(f"{GATEWAY}/playlists/37i9dQZF1DXcBWIGoYBM5M/items?fields=secret-query")
@@ -73,13 +73,13 @@ def test_metrics_count_requests_by_route_outcome_and_cache(
 
     items = {"method": "GET", "route": "playlists/{id}/items", "outcome": "200"}
     volume = {"method": "PUT", "route": "me/player/volume"}
-    assert grown.of(REQUESTS, **items, cache="miss") == 1
-    assert grown.of(REQUESTS, **items, cache="hit") == 2
-    assert grown.of(REQUESTS, **volume, outcome="404", cache="miss") == 1
-    assert grown.of(REQUESTS, **volume, outcome="insufficient-scope", cache="") == 1
-    assert grown.of(REQUESTS, **volume, outcome="spotify-unavailable", cache="") == 1
-    assert grown.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
-    assert grown.of(REQUESTS) == 7
+    assert deltas.of(REQUESTS, **items, cache="miss") == 1
+    assert deltas.of(REQUESTS, **items, cache="hit") == 2
+    assert deltas.of(REQUESTS, **volume, outcome="404", cache="miss") == 1
+    assert deltas.of(REQUESTS, **volume, outcome="insufficient-scope", cache="") == 1
+    assert deltas.of(REQUESTS, **volume, outcome="spotify-unavailable", cache="") == 1
+    assert deltas.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
+    assert deltas.of(REQUESTS) == 7
 
     text = connected.get("/metrics").text
     assert "37i9" not in text
@@ -88,33 +88,33 @@ def test_metrics_count_requests_by_route_outcome_and_cache(
 
 
 def test_metrics_time_calls_by_route_and_status(connected: FlaskClient, upstream: Upstream) -> None:
-    grown = Growth(lambda: connected.get("/metrics").text)
+    deltas = MetricDeltas(lambda: connected.get("/metrics").text)
     upstream.replies(Reply(401), problem_of_spotify(502, "Bad gateway."), Reply(0), Reply(200))
     connected.get(f"{GATEWAY}/tracks/x")
     connected.get(f"{GATEWAY}/tracks/y")
 
     track = {"method": "GET", "route": "tracks/{id}"}
     for status, number in (("401", 1), ("502", 1), ("none", 1), ("200", 1)):
-        assert grown.of(f"{CALLS}_count", **track, status=status) == number, status
-        assert 0 < grown.of(f"{CALLS}_sum", **track, status=status) < 10
-        assert grown.of(f"{CALLS}_bucket", **track, status=status, le="+Inf") == number
-    assert grown.of(f"{CALLS}_count") == len(upstream.calls) == 4
+        assert deltas.of(f"{CALLS}_count", **track, status=status) == number, status
+        assert 0 < deltas.of(f"{CALLS}_sum", **track, status=status) < 10
+        assert deltas.of(f"{CALLS}_bucket", **track, status=status, le="+Inf") == number
+    assert deltas.of(f"{CALLS}_count") == len(upstream.calls) == 4
 
 
 def test_metrics_report_the_wait_for_all_calls_and_its_end(
     connected: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
 ) -> None:
     def waits(worker: Flask) -> float:
-        return samples(worker.test_client().get("/metrics").text)[GATE, frozenset()]
+        return samples(worker.test_client().get("/metrics").text)[WAIT, frozenset()]
 
     assert waits(app) == 0
     upstream.replies(Reply(429, b"Too many requests", "text/plain", (("Retry-After", "40"),)))
-    grown = Growth(lambda: connected.get("/metrics").text)
+    deltas = MetricDeltas(lambda: connected.get("/metrics").text)
 
     assert connected.put(f"{GATEWAY}/me/player").status_code == 429
 
-    assert grown.of(REQUESTS, route="me/player", outcome="spotify-rate-limited", cache="") == 1
-    assert grown.of(f"{CALLS}_count", route="me/player", status="429") == 1
+    assert deltas.of(REQUESTS, route="me/player", outcome="spotify-rate-limited", cache="") == 1
+    assert deltas.of(f"{CALLS}_count", route="me/player", status="429") == 1
     for worker in (app, another_worker):
         assert 20 < waits(worker) <= 40
 
@@ -131,7 +131,7 @@ def test_metrics_list_the_wait_of_one_endpoint(
     for who in (connected, another_worker.test_client()):
         found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
         route = frozenset({("route", "playlists/{id}/images")})
-        assert found.pop((GATE, frozenset())) == 0
+        assert found.pop((WAIT, frozenset())) == 0
         assert list(found) == [("backline_web_api_endpoint_wait_seconds", route)]
         assert 86_000 < found.popitem()[1] <= 86_400
 
@@ -146,31 +146,31 @@ def test_metrics_include_all_workers_even_dead_ones(
         ours = {"Cookie": f"backline_session={cookie.value}", "X-Requested-With": "test"}
 
         def call(times: int) -> None:
-            # Each on its own connection, so that both workers get some.
+            # Each on another connection, so that both workers get some.
             for _ in range(times):
                 done = requests.put(f"{api.url}{GATEWAY}/me/player", headers=ours, timeout=10)
                 assert done.status_code == 200, done.text
 
-        def told(name: str) -> float:
+        def value(name: str) -> float:
             text = requests.get(f"{api.url}/metrics", timeout=10).text
             return sum(value for (found, _), value in samples(text).items() if found == name)
 
-        def counted_by() -> set[str]:
+        def worker_labels() -> set[str]:
             return {path.stem.rpartition("_")[2] for path in tmp_path.glob("backline-metrics-*/*.db")}
 
         calls = 0
-        while calls < 10 or (len(counted_by()) < 2 and calls < 200):
+        while calls < 10 or (len(worker_labels()) < 2 and calls < 200):
             call(5)
             calls += 5
-        assert counted_by() == {str(pid) for pid in api.workers}
+        assert worker_labels() == {str(pid) for pid in api.workers}
         for _ in range(6):  # whichever worker responds
-            assert told(REQUESTS) == told(f"{CALLS}_count") == calls
+            assert value(REQUESTS) == value(f"{CALLS}_count") == calls
 
         gone = api.kill_worker()
         eventually(lambda: len(api.workers) == 2 and gone not in api.workers)
         call(4)
-        assert told(REQUESTS) == calls + 4
-        assert told(GATE) == 0
+        assert value(REQUESTS) == calls + 4
+        assert value(WAIT) == 0
 
         calls += 4
         for _ in range(2):
@@ -179,8 +179,8 @@ def test_metrics_include_all_workers_even_dead_ones(
             eventually(lambda: len(api.workers) == 2 and not before & set(api.workers), timeout=30)  # noqa: B023
             call(4)
             calls += 4
-        eventually(lambda: counted_by() <= {"merged", *map(str, api.workers)})
-        assert told(REQUESTS) == told(f"{CALLS}_count") == calls
+        eventually(lambda: worker_labels() <= {"merged", *map(str, api.workers)})
+        assert value(REQUESTS) == value(f"{CALLS}_count") == calls
 
         api.signal(signal.SIGTERM)
         assert api.wait() == 0
@@ -215,22 +215,22 @@ def test_gunicorn_keeps_a_directory_that_the_operator_set(server: StartServer, t
 def test_metrics_count_requests_that_waited_as_shared(
     connected: FlaskClient, another_worker: Flask, upstream: Upstream
 ) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
+    arrived, released = threading.Event(), threading.Event()
 
     def reply(_: Received) -> Reply:
         arrived.set()
-        assert go_on.wait(10)
+        assert released.wait(10)
         return Reply()
 
     upstream.reply = reply
-    grown = Growth(lambda: another_worker.test_client().get("/metrics").text)
+    deltas = MetricDeltas(lambda: another_worker.test_client().get("/metrics").text)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(another_tab(connected).get, f"{GATEWAY}/tracks/x")
         assert arrived.wait(10)
         second = pool.submit(another_tab(connected, another_worker).get, f"{GATEWAY}/tracks/x")
         eventually(lambda: another_worker.extensions["backline"].gateway._bulkhead._admissions)  # it waits
-        go_on.set()
+        released.set()
         assert {first.result().headers["X-Cache"], second.result().headers["X-Cache"]} == {"miss", "shared"}
 
-    assert grown.of(REQUESTS, route="tracks/{id}", cache="shared") == 1
-    assert grown.of(f"{CALLS}_count", route="tracks/{id}") == 1
+    assert deltas.of(REQUESTS, route="tracks/{id}", cache="shared") == 1
+    assert deltas.of(f"{CALLS}_count", route="tracks/{id}") == 1

@@ -28,8 +28,8 @@ from tests.helpers.upstream import (
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
 GATEWAY = "/api/spotify/v1"
-FINE = Reply(200, b'{"fine":1}')
-NO_ANSWER = Reply(0)
+OK = Reply(200, b'{"fine":1}')
+NO_REPLY = Reply(0)
 FAILURES = {
     "500": problem_of_spotify(500, "Internal server error"),
     "502": problem_of_spotify(502, "Bad gateway."),
@@ -50,11 +50,11 @@ def is_unavailable(response: Any) -> bool:
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_read_is_retried_after_one_failure(connected: FlaskClient, upstream: Upstream, kind: str) -> None:
-    upstream.replies(FAILURES[kind], FINE)
+    upstream.replies(FAILURES[kind], OK)
 
     response = connected.get(f"{GATEWAY}/me/player?a=b")
 
-    assert (response.status_code, response.data) == (200, FINE.body)
+    assert (response.status_code, response.data) == (200, OK.body)
     assert [call.target for call in upstream.calls] == ["/v1/me/player?a=b"] * 2
 
 
@@ -66,7 +66,7 @@ def test_read_that_fails_twice_returns_spotifys_response(connected: FlaskClient,
         assert (response.status_code, response.data) == (reply.status, reply.body)
         assert response.headers.get("Content-Type") == reply.content_type
         assert len(upstream.calls) == 2
-        upstream.replies(FINE)
+        upstream.replies(OK)
         connected.get(f"{GATEWAY}/tracks/fine")  # otherwise, there would be five failures in a row
 
 
@@ -84,31 +84,31 @@ def test_write_is_not_retried_if_it_may_have_been_sent(
     connected: FlaskClient, upstream: Upstream, method: str, path: str
 ) -> None:
     for number, reply in enumerate(FAILURES.values(), start=1):
-        upstream.replies(reply, FINE)
+        upstream.replies(reply, OK)
         response = connected.open(f"{GATEWAY}/{path}", method=method)
         assert (response.status_code, response.data) == (reply.status, reply.body)
         assert len(upstream.calls) == number
         connected.get(f"{GATEWAY}/tracks/{number}")
         upstream.calls.pop()
     upstream.calls.clear()
-    upstream.replies(NO_ANSWER, FINE)
+    upstream.replies(NO_REPLY, OK)
 
     assert is_unavailable(connected.open(f"{GATEWAY}/{path}", method=method))
     assert len(upstream.calls) == 1
 
 
 def test_read_is_retried_without_a_response(connected: FlaskClient, upstream: Upstream) -> None:
-    upstream.replies(NO_ANSWER, FINE)
-    assert connected.get(f"{GATEWAY}/me/player").data == FINE.body
+    upstream.replies(NO_REPLY, OK)
+    assert connected.get(f"{GATEWAY}/me/player").data == OK.body
     assert len(upstream.calls) == 2
 
     upstream.calls.clear()
-    upstream.replies(NO_ANSWER)
+    upstream.replies(NO_REPLY)
     assert is_unavailable(connected.get(f"{GATEWAY}/tracks/x"))
     assert len(upstream.calls) == 2
 
     upstream.calls.clear()
-    upstream.replies(FAILURES["502"], NO_ANSWER)
+    upstream.replies(FAILURES["502"], NO_REPLY)
     response = connected.get(f"{GATEWAY}/tracks/y")
     assert (response.status_code, response.data) == (502, FAILURES["502"].body)
     assert len(upstream.calls) == 2
@@ -123,7 +123,7 @@ def test_call_is_retried_if_it_was_not_sent(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    """The server starts only after it has refused the first connection."""
+    """The server starts after the first connection was refused."""
     connect_through(client, sandbox, upstream)
     port = free_port()
     app.extensions["backline"].web_api._url = f"http://127.0.0.1:{port}/v1"
@@ -152,7 +152,7 @@ def test_call_is_retried_if_it_was_not_sent(
 
 
 def test_write_survives_a_connection_closed_while_idle(connected: FlaskClient, upstream: Upstream) -> None:
-    """Spotify closes an idle connection. That is noticed before a call uses it."""
+    """Spotify closes an idle connection, which is noticed before a call uses it."""
     for _ in range(3):
         assert connected.post(f"{GATEWAY}/me/player/next").status_code == 200
         upstream.close_connections()
@@ -191,31 +191,33 @@ def _five_failures_of_one_person_suffice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def tripped(connected: FlaskClient, upstream: Upstream) -> FlaskClient:
+def open_circuit(connected: FlaskClient, upstream: Upstream) -> FlaskClient:
     """Return the client of a person whose calls have just failed five times in a row."""
     upstream.replies(FAILURES["503"])
     for number in range(1, 6):
         assert connected.post(f"{GATEWAY}/me/player/next").data == FAILURES["503"].body
         assert len(upstream.calls) == number
     upstream.calls.clear()
-    upstream.replies(FINE)
+    upstream.replies(OK)
     return connected
 
 
-def test_circuit_breaker_opens_after_five_failures_in_a_row(tripped: FlaskClient, upstream: Upstream) -> None:
+def test_circuit_breaker_opens_after_five_failures_in_a_row(
+    open_circuit: FlaskClient, upstream: Upstream
+) -> None:
     for _ in range(3):
-        assert is_unavailable(tripped.post(f"{GATEWAY}/me/player/next"))
-        assert is_unavailable(tripped.get(f"{GATEWAY}/me/player"))
+        assert is_unavailable(open_circuit.post(f"{GATEWAY}/me/player/next"))
+        assert is_unavailable(open_circuit.get(f"{GATEWAY}/me/player"))
 
     assert upstream.calls == []
 
 
 def test_success_resets_the_circuit_breaker(connected: FlaskClient, upstream: Upstream) -> None:
     for _ in range(3):
-        upstream.replies(*[FAILURES["503"]] * 4, FINE)
+        upstream.replies(*[FAILURES["503"]] * 4, OK)
         for _ in range(5):
             connected.post(f"{GATEWAY}/me/player/next")
-    # Nor do errors that concern only one call count, or a rejection.
+    # Errors that concern only one call, and rejections, do not count.
     for reply in (FAILURES["500"], Reply(404), Reply(403)):
         upstream.replies(reply)
         for _ in range(6):
@@ -225,29 +227,29 @@ def test_success_resets_the_circuit_breaker(connected: FlaskClient, upstream: Up
 
 
 def test_successful_trial_call_closes_the_circuit_breaker(
-    tripped: FlaskClient, app: Flask, upstream: Upstream
+    open_circuit: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
     breaker = app.extensions["backline"].web_api._circuit_breaker
-    here, go_on = threading.Event(), threading.Event()
+    arrived, released = threading.Event(), threading.Event()
 
     def reply(_: Received) -> Reply:
-        here.set()
-        assert go_on.wait(10)
-        return FINE
+        arrived.set()
+        assert released.wait(10)
+        return OK
 
     upstream.reply = reply
     breaker._next_trial = 0.0  # the pause is over
     with ThreadPoolExecutor(1) as pool:
-        probe = pool.submit(another_tab(tripped).post, f"{GATEWAY}/me/player/next")
-        assert here.wait(10)
+        probe = pool.submit(another_tab(open_circuit).post, f"{GATEWAY}/me/player/next")
+        assert arrived.wait(10)
         for _ in range(3):
-            assert is_unavailable(tripped.post(f"{GATEWAY}/me/player/next"))
+            assert is_unavailable(open_circuit.post(f"{GATEWAY}/me/player/next"))
         assert len(upstream.calls) == 1
-        go_on.set()
+        released.set()
         assert probe.result().status_code == 200
 
     for _ in range(3):
-        assert tripped.post(f"{GATEWAY}/me/player/next").status_code == 200
+        assert open_circuit.post(f"{GATEWAY}/me/player/next").status_code == 200
     assert len(upstream.calls) == 4
 
 
@@ -255,7 +257,7 @@ def test_failed_trial_call_keeps_the_circuit_breaker_open(
     monkeypatch: pytest.MonkeyPatch, connected: FlaskClient, upstream: Upstream
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)
-    upstream.replies(NO_ANSWER)
+    upstream.replies(NO_REPLY)
     for _ in range(5):
         assert is_unavailable(connected.post(f"{GATEWAY}/me/player/next"))
     assert len(upstream.calls) == 5
@@ -264,6 +266,6 @@ def test_failed_trial_call_keeps_the_circuit_breaker_open(
     assert is_unavailable(connected.post(f"{GATEWAY}/me/player/next"))
     assert len(upstream.calls) == 6
 
-    upstream.replies(FINE)
+    upstream.replies(OK)
     eventually(lambda: connected.post(f"{GATEWAY}/me/player/next").status_code == 200)
     assert len(upstream.calls) == 7

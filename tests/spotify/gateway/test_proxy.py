@@ -1,4 +1,4 @@
-"""What the gateway forwards and returns, and to whom."""
+"""What the gateway forwards and returns."""
 
 import base64
 import gzip
@@ -83,7 +83,7 @@ HEADERS = {
     "connection",
     "authorization",
 }
-OF_A_BROWSER = {
+BROWSER_HEADERS = {
     "Origin": SPA_ORIGIN,
     "Referer": f"{SPA_ORIGIN}/a-page",
     "X-Requested-With": "XMLHttpRequest",
@@ -113,7 +113,11 @@ def test_call_arrives_unchanged_without_the_browsers_headers(
     for method, template, target in every:
         content_type, body = _body(method, template)
         response = client.open(
-            f"{GATEWAY}/{target}", method=method, headers=OF_A_BROWSER, data=body, content_type=content_type
+            f"{GATEWAY}/{target}",
+            method=method,
+            headers=BROWSER_HEADERS,
+            data=body,
+            content_type=content_type,
         )
         assert response.status_code == 200, (method, target, response.text)
         expected.append((method, f"/v1/{target}", content_type, body or b""))
@@ -166,7 +170,7 @@ def test_head_is_sent_as_get_and_returned_without_a_body(connected: FlaskClient,
     assert [call.method for call in upstream.calls] == ["GET"]
 
 
-ANSWERS = {
+RESPONSES = {
     "json": Reply(200, b'{"a" : [null, 1.0, "\\u00e5"]}\n', "application/json; charset=utf-8"),
     "a bare word that is labeled as json": Reply(200, b"q7RtZ0", JSON),
     "bad json": Reply(200, b'{"a": ', JSON),
@@ -200,7 +204,7 @@ ANSWERS = {
 # What a browser might execute, or mistake for something that it executes.
 SANDBOXED = {"html", "binary", "no type", "server error in html", "unheard of", "svg", "two types"}
 CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
-OF_OURS = {
+OWN_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -237,21 +241,21 @@ NOT_PASSED_ON = (
 def test_response_is_returned_unchanged_with_our_headers(
     connected: FlaskClient, upstream: Upstream, method: str
 ) -> None:
-    for number, (name, reply) in enumerate(ANSWERS.items()):
+    for number, (name, reply) in enumerate(RESPONSES.items()):
         upstream.replies(Reply(reply.status, reply.body, reply.content_type, NOT_PASSED_ON))
         response = connected.open(f"{GATEWAY}/tracks/{number}", method=method, headers={"Origin": SPA_ORIGIN})
 
         assert (response.status_code, response.data) == (reply.status, reply.body), name
         assert response.headers.getlist("Content-Type") == list(filter(None, [reply.content_type])), name
         policy = f"{CONTENT_POLICY}; sandbox" if name in SANDBOXED else CONTENT_POLICY
-        for header, value in {**OF_OURS, "Content-Security-Policy": policy}.items():
+        for header, value in {**OWN_HEADERS, "Content-Security-Policy": policy}.items():
             [sent] = response.headers.getlist(header)
             assert sorted(sent.split(", ")) == sorted(value.split(", ")), (name, header)
         assert response.headers.getlist("X-Cache") == ["miss"]
         assert response.headers.getlist("Age") == ["0"]
         assert response.headers["X-Request-ID"] != "of-spotify"
         ours = {
-            *OF_OURS,
+            *OWN_HEADERS,
             "Content-Security-Policy",
             "Content-Type",
             "Content-Length",
@@ -268,7 +272,7 @@ def test_response_is_returned_unchanged_by_gunicorn(
     session = connected.get_cookie("backline_session")
     assert session is not None
     with server(workers=1, threads=2) as api:
-        for number, (name, reply) in enumerate(ANSWERS.items()):
+        for number, (name, reply) in enumerate(RESPONSES.items()):
             upstream.replies(reply)
             target = f"{GATEWAY}/tracks/{number}"
             response = send_plain(
@@ -338,8 +342,8 @@ def test_descriptive_response_headers_are_returned(connected: FlaskClient, upstr
 def test_folded_or_invalid_header_does_not_break_a_response(
     connected: FlaskClient, upstream: Upstream
 ) -> None:
-    odd = (("Content-Language", "sv,\r\n de"), ("ETag", '"\xe5\x01"'), ("Location", "/a\r\n\tb"))
-    upstream.replies(Reply(200, b"[]", "text/plain;\r\n charset=utf-8", odd))
+    unusual = (("Content-Language", "sv,\r\n de"), ("ETag", '"\xe5\x01"'), ("Location", "/a\r\n\tb"))
+    upstream.replies(Reply(200, b"[]", "text/plain;\r\n charset=utf-8", unusual))
 
     response = connected.get(f"{GATEWAY}/me")
 
@@ -414,7 +418,7 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
 
 
 CACHED = (("Cache-Control", "private, max-age=60"),)
-WORDS = b'{"a": "secret of ada"}'
+BODY = b'{"a": "secret of ada"}'
 
 
 def test_gateway_makes_no_call_without_a_connection(client: FlaskClient, upstream: Upstream) -> None:
@@ -426,10 +430,10 @@ def test_gateway_makes_no_call_without_a_connection(client: FlaskClient, upstrea
 def test_disconnect_ends_calls_and_erases_responses(
     connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    upstream.replies(Reply(200, WORDS, JSON, CACHED))
+    upstream.replies(Reply(200, BODY, JSON, CACHED))
     connected.get(f"{GATEWAY}/me/tracks")
     assert connected.get(f"{GATEWAY}/me/tracks").headers["X-Cache"] == "hit"
-    assert WORDS in b"".join(stored_responses(app).values())
+    assert BODY in b"".join(stored_responses(app).values())
     tab = another_tab(connected)
 
     assert connected.delete("/api/spotify").status_code == 204
@@ -445,19 +449,19 @@ def test_disconnect_ends_calls_and_erases_responses(
 def test_response_that_arrives_after_a_disconnect_is_not_stored(
     connected: FlaskClient, app: Flask, upstream: Upstream, status: int
 ) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
+    arrived, released = threading.Event(), threading.Event()
 
     def reply(_: Received) -> Reply:
         arrived.set()
-        assert go_on.wait(10)
-        return Reply(status, WORDS, JSON, CACHED)
+        assert released.wait(10)
+        return Reply(status, BODY, JSON, CACHED)
 
     upstream.reply = reply
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(another_tab(connected).get, f"{GATEWAY}/me/tracks")
         assert arrived.wait(10)
         connected.delete("/api/spotify")
-        go_on.set()
+        released.set()
         response = late.result()
 
     # A rejected token can no longer be replaced, but the caller still gets the response in progress.

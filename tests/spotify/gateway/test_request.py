@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 GATEWAY = "/api/spotify/v1"
 HOST = "127.0.0.1"
-MOST = 256 * 1024
+MAX_BODY = 256 * 1024
 
 # Paths after `/api/spotify/v1/` that different servers read differently.
 PATHS = [
@@ -164,7 +164,7 @@ def test_ambiguous_path_is_rejected(connected: FlaskClient, upstream: Upstream) 
 def test_ambiguous_path_is_rejected_by_gunicorn(
     api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
 ) -> None:
-    """Byte for byte, including requests that no client library would send."""
+    """Raw requests, which no HTTP client would send."""
     raw = [path.encode() for path in PATHS]
     raw += [
         b"me/\xff",
@@ -242,8 +242,8 @@ def test_query_that_is_not_percent_encoded_is_rejected(connected: FlaskClient, u
 @pytest.mark.parametrize(
     ("method", "content_type", "body", "status", "expected"),
     [
-        ("PUT", JSON, b" " * (MOST + 1), 413, "payload-too-large"),
-        ("PUT", "image/jpeg", b" " * (MOST + 1), 413, "payload-too-large"),
+        ("PUT", JSON, b" " * (MAX_BODY + 1), 413, "payload-too-large"),
+        ("PUT", "image/jpeg", b" " * (MAX_BODY + 1), 413, "payload-too-large"),
         ("PUT", "text/plain", b"{}", 415, "unsupported-media-type"),
         ("PUT", None, b"{}", 415, "unsupported-media-type"),
         ("POST", "application/x-www-form-urlencoded", b"a=b", 415, "unsupported-media-type"),
@@ -284,9 +284,9 @@ def test_unsupported_body_is_rejected_by_gunicorn(
 
     in_chunks = "Transfer-Encoding: chunked"
     rejected = [
-        (413, put(b" " * (MOST + 1))),
-        (413, put(b" " * 4 * MOST)),
-        (413, put(chunked(b" " * MOST, b" "), in_chunks)),
+        (413, put(b" " * (MAX_BODY + 1))),
+        (413, put(b" " * 4 * MAX_BODY)),
+        (413, put(chunked(b" " * MAX_BODY, b" "), in_chunks)),
         (413, put(chunked(*[b" " * 65_536] * 40), in_chunks)),
         (415, put(chunked(b"{}"), in_chunks, content_type="text/plain")),
         (400, put(chunked(b"{}"), in_chunks, method="GET")),
@@ -300,9 +300,9 @@ def test_unsupported_body_is_rejected_by_gunicorn(
         assert response.status == status, response.body
     assert upstream.calls == []
 
-    for response in (put(b" " * MOST), put(chunked(*[b" " * 65_536] * 4), in_chunks)):
+    for response in (put(b" " * MAX_BODY), put(chunked(*[b" " * 65_536] * 4), in_chunks)):
         assert response.status == 200, response.body
-    assert [call.body for call in upstream.calls] == [b" " * MOST] * 2
+    assert [call.body for call in upstream.calls] == [b" " * MAX_BODY] * 2
     assert {call.headers["Transfer-Encoding"] for call in upstream.calls} == {None}
 
 

@@ -1,4 +1,4 @@
-"""Simultaneous identical reads become one call, and nobody gets another person's response."""
+"""Simultaneous identical reads become one call, and a person gets only their own responses."""
 
 import threading
 from collections.abc import Callable
@@ -140,16 +140,16 @@ def test_ended_grant_is_reported_to_each_caller_separately(
 ) -> None:
     """Each browser needs its own consent: an `authorize_url` is valid in one session only."""
     login(elsewhere := new_client(), register(mira)["username"])  # as the same person
-    let_go = threading.Event()
+    released = threading.Event()
 
     def ended(*_: object, **__: object) -> None:
-        assert let_go.wait(LONG)
+        assert released.wait(LONG)
         raise GrantEnded
 
     monkeypatch.setattr(TokenService, "access_token_for", ended)
     calls = [start_get(pool, who) for who in (mira, elsewhere) for _ in range(3)]
     eventually(lambda: callers_in(app) == 6)
-    let_go.set()
+    released.set()
 
     responses = [one.result(LONG) for one in calls]
     assert {slug(response) for response in responses} == {"spotify-reauthorization-required"}
@@ -160,19 +160,19 @@ def test_ended_grant_is_reported_to_each_caller_separately(
 def test_missing_connection_is_not_shared_with_waiters(
     mira: FlaskClient, app: Flask, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, first = threading.Event(), threading.Lock()
+    released, first = threading.Event(), threading.Lock()
     access_token_for = TokenService.access_token_for
 
-    def once_gone(*arguments: Any, **options: Any) -> Any:
+    def after_release(*arguments: Any, **options: Any) -> Any:
         if first.acquire(blocking=False):
-            assert let_go.wait(LONG)
+            assert released.wait(LONG)
             raise SpotifyNotConnected
         return access_token_for(*arguments, **options)
 
-    monkeypatch.setattr(TokenService, "access_token_for", once_gone)
+    monkeypatch.setattr(TokenService, "access_token_for", after_release)
     calls = [start_get(pool, mira) for _ in range(4)]
     eventually(lambda: callers_in(app) == 4)
-    let_go.set()
+    released.set()
 
     statuses = sorted(one.result(LONG).status_code for one in calls)
     assert statuses[3] == 409

@@ -161,14 +161,14 @@ def test_late_401_uses_the_token_that_has_replaced_it(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, upstream: Upstream
 ) -> None:
     """By the time a slow 401 arrives, the token has been replaced."""
-    arrived, go_on = threading.Event(), threading.Event()
+    arrived, released = threading.Event(), threading.Event()
 
     def reply(call: Received) -> Reply:
         if call.token != old:
             return Reply(204, b"", None)
         if call.target == "/v1/me/player/next":
             arrived.set()
-            assert go_on.wait(10)
+            assert released.wait(10)
         return UNAUTHORIZED["since 2026"]
 
     old = connected.get("/api/spotify/token").json["access_token"]
@@ -179,7 +179,7 @@ def test_late_401_uses_the_token_that_has_replaced_it(
         assert connected.put(f"{GATEWAY}/me/player/play").status_code == 204
         with app.app_context(), writing() as db:
             db.execute(sa.update(AccessToken).values(refreshed_at=datetime.now(UTC) - timedelta(minutes=1)))
-        go_on.set()
+        released.set()
         assert slow.result().status_code == 204
 
     assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)

@@ -99,7 +99,7 @@ def test_two_open_tabs_can_both_complete(client: FlaskClient, sandbox: SandboxCl
     assert send_callback(client, sandbox.consent(two)).json["status"] == "connected"
 
 
-# --- coming back with a code ---------------------------------------------------------------------
+# --- callbacks with a code ---------------------------------------------------------------------
 
 
 def test_new_spotify_account_is_connected_to_the_signed_in_user(
@@ -212,7 +212,7 @@ def test_reauthorizing_keeps_the_old_grant_until_the_new_consent(
 
     again = client.get("/api/spotify/authorize?reauthorize=true").json
     assert again["status"] == "authorization_required"
-    assert "show_dialog=true" in again["authorize_url"]  # otherwise Spotify does not ask the person
+    assert "show_dialog=true" in again["authorize_url"]  # otherwise, Spotify skips the consent page
     denied = send_callback(client, sandbox.consent(again["authorize_url"], decision="cancel"))
     assert (denied.status_code, rows(app)) == (401, [before])
     again = client.get("/api/spotify/authorize?reauthorize=true").json
@@ -296,7 +296,7 @@ def test_reused_spotify_id_does_not_give_access_to_its_previous_account(
 def test_reused_spotify_id_does_not_match_a_row_without_account_id(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
 ) -> None:
-    """Mira takes the id of a row of another account, from before Spotify sent account ids."""
+    """A row from before Spotify sent account ids has the id that Mira has now."""
     sandbox.settings(account_id=False)
     connect(new_client(), sandbox, person="aiko-87")
     sandbox.settings(account_id=True)
@@ -359,7 +359,7 @@ def test_response_without_scope_grants_the_requested_scopes(
     assert sorted(connect(client, sandbox)["scopes"]) == sorted(requested.split())
 
 
-# --- coming back with an error -------------------------------------------------------------------
+# --- callbacks with an error -------------------------------------------------------------------
 
 
 def test_denied_consent_is_reported_and_consumes_the_state(
@@ -532,7 +532,7 @@ def test_redis_holds_the_state_only_encrypted_and_hashed(
     assert state.encode() not in store.get(key)
 
 
-# --- there is a connection ---------------------------------------------------------------------------
+# --- existing connections ---------------------------------------------------------------------------
 
 
 def test_existing_connection_is_returned_without_a_call(client: FlaskClient, sandbox: SandboxClient) -> None:
@@ -547,7 +547,7 @@ def test_existing_connection_is_returned_without_a_call(client: FlaskClient, san
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_existing_connection_is_read_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    """Apart from the token service, which reads the row of the token for itself."""
+    """The token service also reads the row of the token."""
     connect(client, sandbox)
     statements: list[str] = []
 
@@ -664,7 +664,7 @@ def test_browser_is_redirected_to_the_frontend_without_redis(client: FlaskClient
         assert client.get("/api/spotify/authorize?code=a&state=b").status_code == 503
 
 
-# --- Spotify fails -------------------------------------------------------------------------------
+# --- failures of Spotify -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

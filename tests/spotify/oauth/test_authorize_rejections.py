@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 NewClient = Callable[[], FlaskClient]
 PAGE = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-PAST = datetime.now(UTC) - timedelta(minutes=1)
+ONE_MINUTE_AGO = datetime.now(UTC) - timedelta(minutes=1)
 PROGRAM = {"Accept": "application/json"}
 
 
@@ -62,7 +62,7 @@ def from_address(client: FlaskClient, address: str) -> FlaskClient:
     return client
 
 
-# --- errors that Spotify sends back (RFC 6749 section 4.1.2.1) ---------------------------------------
+# --- errors from Spotify (RFC 6749 section 4.1.2.1) ---------------------------------------
 
 ERRORS = {
     "access_denied": (401, "spotify-access-denied", "denied"),
@@ -127,10 +127,10 @@ def test_rejected_client_is_logged_as_an_error(
     assert (logged.getMessage(), vars(logged)["reason"]) == ("authorization_misconfigured", "invalid_client")
 
 
-# --- a state serves its own session only -----------------------------------------------------------
+# --- a state is valid in one session only -----------------------------------------------------------
 
 
-def a_link_scanner(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+def link_scanner(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
     scanner = app.test_client()
     assert slug(visit(scanner, callback, **PROGRAM)) == "spotify-state-mismatch"
     assert scanner.head("/api/spotify/authorize", query_string=callback).status_code == 503
@@ -147,7 +147,7 @@ def another_browser(app: Flask, callback: dict[str, str], client: FlaskClient) -
     assert slug(visit(other, callback, **PROGRAM)) == "spotify-state-mismatch"
 
 
-def a_prefetch(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+def prefetch(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
     for marks in (
         {"Sec-Purpose": "prefetch"},
         {"Sec-Purpose": "prefetch;prerender", "Sec-Fetch-Mode": "navigate"},
@@ -158,11 +158,11 @@ def a_prefetch(app: Flask, callback: dict[str, str], client: FlaskClient) -> Non
         assert (rejected.status_code, slug(rejected)) == (503, "service-unavailable")
 
 
-def a_head(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
+def head_request(app: Flask, callback: dict[str, str], client: FlaskClient) -> None:
     assert client.head("/api/spotify/authorize", query_string=callback).status_code == 503
 
 
-@pytest.mark.parametrize("by", [a_link_scanner, another_person, another_browser, a_prefetch, a_head])
+@pytest.mark.parametrize("by", [link_scanner, another_person, another_browser, prefetch, head_request])
 def test_foreign_attempt_does_not_consume_a_callback(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, by: Callable[..., None]
 ) -> None:
@@ -260,7 +260,7 @@ FROM_ANOTHER_SITE = {
     },
     "unknown kind": {"Sec-Fetch-Site": "somewhere"},
 }
-FROM_HERE = {
+ALLOWED_START = {
     "same origin": {"Sec-Fetch-Site": "same-origin"},
     "same site": {"Sec-Fetch-Site": "same-site", "Referer": "https://other.example.com/"},
     "typed in": {"Sec-Fetch-Site": "none"},
@@ -284,7 +284,7 @@ def test_another_site_cannot_start_an_authorization(
     assert keys(app) == set()
 
 
-@pytest.mark.parametrize("headers", FROM_HERE.values(), ids=FROM_HERE.keys())
+@pytest.mark.parametrize("headers", ALLOWED_START.values(), ids=ALLOWED_START.keys())
 def test_app_can_start_an_authorization(client: FlaskClient, headers: dict[str, str]) -> None:
     begun = client.get("/api/spotify/authorize", headers=headers)
 
@@ -340,7 +340,7 @@ def test_authorization_adds_one_redis_key(client: FlaskClient, app: Flask, sandb
     kinds = sorted(key.decode().split(":")[0] for key in keys(app))
     assert kinds == ["authorization", "session", "throttle", "throttle"]
     start_authorization(client)
-    assert len(keys(app)) == 5  # the address already has its counters
+    assert len(keys(app)) == 5  # counters of the address exist already
     send_callback(client, sandbox.consent(url))
     assert len([key for key in keys(app) if key.startswith(b"author")]) == 2
 
@@ -354,7 +354,7 @@ def test_session_can_have_thirty_open_authorizations(client: FlaskClient, sandbo
     assert 590 <= int(rejected.headers["Retry-After"]) <= 600
     assert result(visit(client, **PAGE)) == "error-too-many-attempts"
     assert send_callback(client, sandbox.consent(urls[0], decision="cancel")).status_code == 401
-    start_authorization(client)  # which makes room for one
+    start_authorization(client)  # which allows another one
     assert client.get("/api/spotify/authorize").status_code == 429
 
 
@@ -372,7 +372,7 @@ def test_address_can_have_600_unfinished_authorizations(
     assert 1 <= int(rejected.headers["Retry-After"]) <= 600
     assert "Set-Cookie" not in rejected.headers
     start_authorization(from_address(new_client(), "2001:db8:1:3::1"))
-    # Only a given consent makes room: otherwise a flood of declined ones would.
+    # Only a consent allows another one. Declined ones must not.
     assert send_callback(visitors[0], sandbox.consent(urls[0], decision="cancel")).status_code == 401
     assert late.get("/api/spotify/authorize").status_code == 429
     assert send_callback(visitors[1], sandbox.consent(urls[1])).json["status"] == "connected"
@@ -408,11 +408,15 @@ def test_excess_exchange_of_an_address_keeps_its_state(
 def test_polling_page_gets_the_same_url_until_it_is_used(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oauth_state, "_SAME_URL_SECONDS", 10**9)  # no new period begins meanwhile
+    monkeypatch.setattr(oauth_state, "_SAME_URL_SECONDS", 10**9)  # before a new period begins
     register(client)
     connect(client, sandbox)
     with app.app_context(), writing() as db:
-        db.execute(sa.update(AccessToken).values(state=GrantState.REAUTHORIZATION_REQUIRED, expires_at=PAST))
+        db.execute(
+            sa.update(AccessToken).values(
+                state=GrantState.REAUTHORIZATION_REQUIRED, expires_at=ONE_MINUTE_AGO
+            )
+        )
 
     def poll() -> str:
         offers = [another_tab(client).get("/api/spotify/token") for _ in range(5)]

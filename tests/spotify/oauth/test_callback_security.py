@@ -88,8 +88,8 @@ def visit(client: FlaskClient, query: Query, accept: dict[str, str], **headers: 
     return client.get("/api/spotify/authorize", query_string=query, headers=accept | headers)
 
 
-def as_page(client: FlaskClient, callback: str) -> TestResponse:
-    """Pass on a callback as a browser does if the redirect URI is the API's own."""
+def navigate(client: FlaskClient, callback: str) -> TestResponse:
+    """Send a callback as a browser does if the redirect URI is at the API."""
     return visit(client, callback_query(callback), PAGE)
 
 
@@ -132,7 +132,7 @@ def in_flight(client: FlaskClient, callback: str, sandbox: SandboxClient) -> Ite
             sandbox.release()
 
 
-# --- D1: a state must be unused, fresh, and this session's own -------------------------------------
+# --- D1: a state must be unused, fresh, and from the same session -------------------------------------
 
 
 def missing(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[FlaskClient, dict[str, str]]:
@@ -175,7 +175,7 @@ def another_users(
 def another_sessions(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> tuple[FlaskClient, dict[str, str]]:
-    """The same user's, in another browser."""
+    """Return a state of the same user, from another browser."""
     other = app.test_client()
     assert login(other, "ada").status_code == 200
     return other, callback_query(sandbox.consent(start_authorization(client)))
@@ -329,11 +329,11 @@ def test_reloaded_callback_has_the_same_response_from_any_worker(
     if signed_in:
         register(client)
     callback = sandbox.consent(start_authorization(client))
-    first = as_page(client, callback)
+    first = navigate(client, callback)
     before = stored(app)
 
-    again = as_page(client, callback)
-    elsewhere = as_page(another_tab(client, another_worker), callback)
+    again = navigate(client, callback)
+    elsewhere = navigate(another_tab(client, another_worker), callback)
 
     assert [result(response) for response in (first, again, elsewhere)] == ["connected"] * 3
     assert first.data == again.data == elsewhere.data
@@ -367,7 +367,7 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
     tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]
     sandbox.fault(on="code", kind="park", times=1)
     with ThreadPoolExecutor(20) as pool:
-        responses = [pool.submit(as_page, tab, callback) for tab in tabs]
+        responses = [pool.submit(navigate, tab, callback) for tab in tabs]
         try:
             sandbox.wait_for_held(1)
             assert all(waiting.acquire(timeout=10) for _ in range(19))
@@ -386,7 +386,7 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
 
 # --- D4: redirect targets --------------------------------------------------------------------------
 
-POISONS = {
+HOSTILE_HEADERS = {
     "Host": {"Host": "evil.example"},
     "Host with a port": {"Host": "127.0.0.1:5000@evil.example"},
     "X-Forwarded-Host": {"X-Forwarded-Host": "evil.example"},
@@ -402,17 +402,17 @@ POISONS = {
 @pytest.mark.requirement("D4")
 @pytest.mark.settings(TRUSTED_PROXIES="1")
 @ONE_DATABASE
-@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
+@pytest.mark.parametrize("headers", HOSTILE_HEADERS.values(), ids=HOSTILE_HEADERS.keys())
 def test_headers_do_not_change_redirect_targets(
-    client: FlaskClient, sandbox: SandboxClient, poison: dict[str, str]
+    client: FlaskClient, sandbox: SandboxClient, headers: dict[str, str]
 ) -> None:
-    if "Host" in poison:
-        client.environ_base["HTTP_HOST"] = poison["Host"]
+    if "Host" in headers:
+        client.environ_base["HTTP_HOST"] = headers["Host"]
 
-    begun = visit(client, "", PROGRAM, **poison)
-    sent_on = visit(client, "", PAGE, **poison)
+    begun = visit(client, "", PROGRAM, **headers)
+    sent_on = visit(client, "", PAGE, **headers)
     url = begun.json["authorize_url"]
-    done = visit(client, callback_query(sandbox.consent(url)), PAGE, **poison)
+    done = visit(client, callback_query(sandbox.consent(url)), PAGE, **headers)
 
     for target in (url, sent_on.headers["Location"]):
         assert target.startswith(f"{sandbox.accounts_url}/authorize?")
@@ -469,7 +469,7 @@ def test_parameter_naming_another_issuer_is_ignored(
 ) -> None:
     """The only server sends no `iss`, and unknown parameters are ignored (RFC 6749 section 4.1.2).
 
-    The mix-up that `iss` is against (RFC 9207) needs a second server; a code goes to ours only.
+    The mix-up attack that `iss` prevents (RFC 9207) requires a second server.
     """
     callback = callback_query(sandbox.consent(start_authorization(client)))
 
@@ -495,7 +495,7 @@ def test_authorization_server_comes_from_the_settings_only(client: FlaskClient) 
 # --- D6: one Spotify account, one owner ------------------------------------------------------------
 
 
-def five_sessions(app: Flask, name: str) -> list[FlaskClient]:
+def sign_in_five_times(app: Flask, name: str) -> list[FlaskClient]:
     clients = [app.test_client() for _ in range(5)]
     register(clients[0], name)
     for client in clients[1:]:
@@ -509,7 +509,7 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
 ) -> None:
     """Five sessions each, five authorizations in each, half of them on another worker."""
     names, workers = ("ada", "bob"), (app, another_worker)
-    sessions = {name: five_sessions(app, name) for name in names}
+    sessions = {name: sign_in_five_times(app, name) for name in names}
     with requests.Session() as person:
         person.trust_env = False
         callbacks = [
@@ -548,7 +548,7 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
     assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 25
     assert len(set(logged(caplog, "spotify_connected", "spotify_user_id"))) == 1
 
-    # From now on, nothing of the owner's changes.
+    # From now on, the owner's rows do not change.
     before = stored(app)
     for client, callback in late:
         if client in sessions[loser]:
@@ -572,7 +572,7 @@ def test_account_in_use_does_not_reveal_its_owner(
     one, two = (sandbox.consent(start_authorization(other)) for _ in range(2))
     caplog.clear()
 
-    rejected, page = send_callback(other, one), as_page(other, two)
+    rejected, page = send_callback(other, one), navigate(other, two)
 
     assert (rejected.status_code, slug(rejected)) == (409, "spotify-account-in-use")
     assert result(page) == "error-spotify-account-in-use"
@@ -621,11 +621,11 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     assert stored(app) == before
     assert sandbox.calls() == []
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
-    # The attempt does not consume the state of its own session either.
+    # The attempt consumes no state of the attacker's session either.
     assert send_callback(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
 
 
-# --- D8: people who leave in between ---------------------------------------------------------------
+# --- D8: the session ends during the callback ---------------------------------------------------------------
 
 
 @pytest.mark.requirement("D8")
@@ -658,7 +658,7 @@ def test_callback_in_progress_connects_nothing_after_a_logout(
 def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, leaves_by: str
 ) -> None:
-    """Nobody could use or delete it, and it would be kept for thirty days."""
+    """It would be stored for thirty days, although no one could use or delete it."""
     register(app.test_client(), "ada")
     callback = sandbox.consent(start_authorization(client))
     with in_flight(client, callback, sandbox) as response:
@@ -678,7 +678,7 @@ def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
 def test_ended_session_connects_as_a_new_visitor(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    """As after a new password. Otherwise, nobody could use or delete what it connects."""
+    """As after a new password. Otherwise, no one could use or delete the connection."""
     register(client, "ada")
     with app.app_context(), writing() as db:
         db.execute(sa.update(User).values(session_epoch=User.session_epoch + 1))
@@ -721,7 +721,7 @@ def test_late_refresh_does_not_undo_a_disconnect_or_new_connection(
 # --- D10: arbitrary input --------------------------------------------------------------------------
 
 MARK = "Zq9Reflected"
-REFUSALS = ("spotify-state-mismatch", "spotify-unavailable", "validation-error")
+REJECTIONS = ("spotify-state-mismatch", "spotify-unavailable", "validation-error")
 BODIES: dict[str, bytes] = {}
 """The response body for each result, which must not depend on the request."""
 
@@ -781,10 +781,10 @@ def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
 
     if accept is PAGE:
         found = result(response)
-        assert found in ("denied", *(f"error-{slug}" for slug in REFUSALS))
+        assert found in ("denied", *(f"error-{slug}" for slug in REJECTIONS))
         assert BODIES.setdefault(found, response.data) == response.data
     else:
-        assert slug(response) in ("spotify-access-denied", *REFUSALS)
+        assert slug(response) in ("spotify-access-denied", *REJECTIONS)
     sent_back = f"{response.headers}{response.text}"
     assert MARK not in sent_back
     assert "evil" not in sent_back
@@ -802,7 +802,7 @@ def test_browser_gets_a_fixed_result_when_spotify_fails(
     if fault is not None:
         sandbox.fault(on=on, kind=fault, times=None)
 
-    response = as_page(client, callback)
+    response = navigate(client, callback)
 
     assert (result(response) == "connected") is (fault is None)
 
@@ -881,7 +881,7 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
     if outcome == "refused":
         start_authorization(client)
         callback["state"] = callback["state"].swapcase()
-    caplog.clear()  # of the URLs that the simulated browser opened in this process
+    caplog.clear()  # by the HTTP client of the simulated browser, in this process
 
     response = visit(client, callback, accept)
 
@@ -895,7 +895,7 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
             url.startswith(FRONTEND) for url in re.findall(r"(?:https?:)?//[^\"'<>\s]+", response.text)
         )
         assert not re.search(r"<(?:script|img|link|iframe|style|form)\b", response.text)
-    # Including the lines of other libraries.
+    # Including lines of libraries.
     lines = "\n".join(map(JsonFormatter().format, caplog.records))
     assert '"route": "/api/spotify/authorize"' in lines
     assert not any(callback[name] in lines for name in ("code", "state") if name in callback)
@@ -911,13 +911,13 @@ def test_server_log_contains_no_code_and_no_state(
         browser.trust_env = False
         browser.headers.update(PAGE)
 
-        def go(url: str) -> requests.Response:
+        def get(url: str) -> requests.Response:
             return browser.get(url, allow_redirects=False, timeout=30)
 
-        sent_on = go(f"{api.url}/api/spotify/authorize")
+        sent_on = get(f"{api.url}/api/spotify/authorize")
         denied = sandbox.consent(sent_on.headers["Location"], decision="cancel")
-        agreed = sandbox.consent(go(f"{api.url}/api/spotify/authorize").headers["Location"])
-        responses = [go(denied), go(denied), go(agreed), go(agreed)]
+        agreed = sandbox.consent(get(f"{api.url}/api/spotify/authorize").headers["Location"])
+        responses = [get(denied), get(denied), get(agreed), get(agreed)]
         browser.delete(
             f"{api.url}/api/spotify", headers={"X-Requested-With": "test"}, timeout=30
         ).raise_for_status()
@@ -1022,7 +1022,7 @@ def test_failure_without_a_callback_is_not_logged_as_a_rejection(
 
 
 def test_connection_is_deleted_once(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
-    """Otherwise, two concurrent requests would both log that they disconnected."""
+    """Otherwise, two concurrent requests would both log a disconnect."""
     connect(client, sandbox)
     with app.app_context():
         with reading() as db:

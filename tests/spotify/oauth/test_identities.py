@@ -14,7 +14,18 @@ from tests.helpers.flows import connect, register
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.upstream import Reply, Upstream
 
-ALIKE = ("mira", "mira ", "mira  ", "mira\t", "mira\0", " mira", "Mira", "mïra", "mi\u0308ra", "mira\u200b")
+SIMILAR_IDS = (
+    "mira",
+    "mira ",
+    "mira  ",
+    "mira\t",
+    "mira\0",
+    " mira",
+    "Mira",
+    "mïra",
+    "mi\u0308ra",
+    "mira\u200b",
+)
 
 
 @pytest.mark.parametrize("key", ["id", "account_id"])
@@ -22,14 +33,14 @@ def test_spotify_accounts_with_similar_ids_stay_apart(
     new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient, upstream: Upstream, key: str
 ) -> None:
     visitors = {}
-    for number, name in enumerate(ALIKE):
+    for number, name in enumerate(SIMILAR_IDS):
         profile = {"id": f"person{number}", "display_name": f"Person {number}", key: name}
         upstream.replies(Reply(200, json.dumps(profile).encode()))
         visitors[name] = new_client()
         connect(visitors[name], sandbox)
 
     with app.app_context(), reading() as db:
-        assert db.scalar(sa.select(sa.func.count()).select_from(SpotifyUser)) == len(ALIKE)
+        assert db.scalar(sa.select(sa.func.count()).select_from(SpotifyUser)) == len(SIMILAR_IDS)
     for number, (name, visitor) in enumerate(visitors.items()):
         connection = visitor.get("/api/spotify").json
         assert (connection["spotify_id" if key == "id" else key], connection["display_name"]) == (

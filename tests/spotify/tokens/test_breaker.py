@@ -1,4 +1,4 @@
-"""The breaker stops refreshing while it fails for everybody."""
+"""The breaker stops refreshes while all of them fail."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from tests.helpers.flows import connect, refresh_count
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
-# These need many connections, so they run only on the database that is meant for that many.
+# These need many connections, which SQLite is not meant for.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
@@ -41,7 +41,7 @@ def rows(app: Flask) -> list[AccessToken]:
 
 
 def test_breaker_protects_all_grants_from_false_revocations(app: Flask, sandbox: SandboxClient) -> None:
-    """Spotify refuses all of 1,000 connections for half an hour."""
+    """Spotify rejects all of 1,000 connections for half an hour."""
     create_connections(app, sandbox, 1000)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=None)
     refresh_due(app)
@@ -69,7 +69,7 @@ def test_opening_undoes_marks_made_before_the_threshold(app: Flask, sandbox: San
     create_connections(app, sandbox, 20)
     [first, second, *_] = rows(app)
     with app.app_context(), writing() as db:
-        # One is suspect for a day, and one has been confirmed once: the false refusals seem to confirm both.
+        # One is suspect for a day, and one was confirmed once. The false rejections seem to confirm both.
         twice = {"state": GrantState.SUSPECT, "failures": 2}
         db.execute(sa.update(AccessToken).where(AccessToken.id == first.id).values(twice))
         once = {"state": GrantState.SUSPECT, "failures": 1}
@@ -235,7 +235,7 @@ def test_retry_after_pauses_all_connections(app: Flask, sandbox: SandboxClient) 
 
 
 def test_tokens_of_old_backup_become_suspect_not_ended(app: Flask, sandbox: SandboxClient) -> None:
-    """After the restore, tokens have been used since. If each is accepted only once, all are refused."""
+    """The tokens in the backup have been used since. If each is accepted only once, all are rejected."""
     sandbox.settings(rotate=True)
     create_connections(app, sandbox, 40)
     backup = {row.id: (row.refresh_token, row.generation, row.expires_at, row.due_at) for row in rows(app)}
@@ -325,7 +325,7 @@ def test_longer_retry_after_extends_the_wait(app: Flask, sandbox: SandboxClient)
 
 
 @pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])
-def test_refusal_closes_outage_breaker(app: Flask, sandbox: SandboxClient, kind: str) -> None:
+def test_rejection_closes_outage_breaker(app: Flask, sandbox: SandboxClient, kind: str) -> None:
     create_connections(app, sandbox, 3)
     sandbox.fault(on="refresh", kind=kind, times=None)
     refresh_due(app)

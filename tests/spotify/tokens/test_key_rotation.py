@@ -207,7 +207,7 @@ def test_start_fails_without_a_key_in_use(
 def test_replaced_worker_does_not_check_keys(
     connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
-    """While hosts get a new key one by one, a row may need a key that this host does not have yet."""
+    """While hosts get a new key one by one, a row may need a key that this host does not have."""
     with server(workers=1) as api:
         with app.app_context(), writing() as db:
             db.execute(sa.update(AccessToken).values(key_id="00000000"))

@@ -50,12 +50,12 @@ def change(app: Flask, **values: object) -> None:
 
 
 def expire(app: Flask, seconds: float = 60) -> None:
-    """Let the stored access token have expired this many seconds ago."""
+    """Make the stored access token expire this many seconds ago."""
     change(app, expires_at=datetime.now(UTC) - timedelta(seconds=seconds))
 
 
 def soon(app: Flask, seconds: float) -> None:
-    """Let an access token with the usual lifetime of an hour expire in this many seconds."""
+    """Make an access token with a lifetime of an hour expire in this many seconds."""
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
 
@@ -283,7 +283,7 @@ def test_lost_redis_lock_still_results_in_one_call(
 def test_caller_with_valid_token_never_waits(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
-    """Neither the caller that starts the refresh waits, nor the next ones, in any worker."""
+    """No caller waits, in any worker."""
     soon(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
     for tab in (connected, another_tab(connected), another_tab(connected, another_worker)):
@@ -420,7 +420,7 @@ def test_revoked_grant_becomes_suspect_and_keeps_its_token(
     assert refresh_count(sandbox) == 1
 
 
-def test_falsely_refused_grant_recovers(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_falsely_rejected_grant_recovers(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
     assert connected.get("/api/spotify/token").status_code == 409
@@ -448,7 +448,9 @@ def test_grant_ends_only_after_two_confirmations(
     assert refresh_count(sandbox) == 3
 
 
-def test_outage_does_not_confirm_refusal(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+def test_outage_does_not_confirm_rejection(
+    connected: FlaskClient, app: Flask, sandbox: SandboxClient
+) -> None:
     expire(app)
     sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
     connected.get("/api/spotify/token")
@@ -460,7 +462,7 @@ def test_outage_does_not_confirm_refusal(connected: FlaskClient, app: Flask, san
     assert (row(app).state, row(app).failures) == (GrantState.SUSPECT, 1)
 
 
-def test_refused_grant_of_six_months_ends_immediately(
+def test_rejected_grant_of_six_months_ends_immediately(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     expire(app)
@@ -552,7 +554,7 @@ def test_attempt_that_outlived_its_lease_writes_nothing(
 ) -> None:
     """Paused for longer than its lease, the attempt ends with a result for the previous generation.
 
-    With rotating tokens, the result is a refusal, which must not affect the grant.
+    With rotating tokens, the result is a rejection, which must not affect the grant.
     """
     sandbox.settings(rotate=rotate)
     expire(app)

@@ -562,7 +562,7 @@ def stored_token(app: Flask, column: str = "refresh_token") -> str:
 
 
 def expire_tokens(app: Flask, *, left: float = -60, **values: object) -> None:
-    """Let all access tokens, with the usual lifetime of an hour, expire in this many seconds."""
+    """Make all access tokens, with a lifetime of an hour, expire in `left` seconds."""
     end = datetime.now(UTC) + left * SECOND
     with app.app_context(), writing() as db:
         times = {"expires_at": end, "refreshed_at": end - timedelta(hours=1)}
@@ -571,7 +571,7 @@ def expire_tokens(app: Flask, *, left: float = -60, **values: object) -> None:
 
 @contextmanager
 def using_endpoint(app: Flask, endpoint: TokenEndpoint) -> Iterator[None]:
-    """Point the app to an accounts service at this URL."""
+    """Make the app call this endpoint."""
     accounts = app.extensions["backline"].accounts
     config = accounts._config.model_copy(update={"spotify_accounts_url": endpoint.url})
     with patch.object(accounts, "_config", config):
