@@ -450,7 +450,7 @@ def test_production_rejects_an_insecure_setting(name: str, value: str) -> None:
 
 
 def test_production_reports_every_insecure_setting_at_once() -> None:
-    worst = {
+    insecure = {
         "SESSION_COOKIE_SECURE": "false",
         "FRONTEND_URL": "http://app.example.com/",
         "CORS_ORIGINS": "http://app.example.com",
@@ -463,10 +463,10 @@ def test_production_reports_every_insecure_setting_at_once() -> None:
         "ALLOW_INSECURE": "everything",
         "LOG_LEVEL": "LOUD",
     }
-    message = problems_of({**PRODUCTION, **worst})
+    message = problems_of({**PRODUCTION, **insecure})
 
-    assert {re.split("[ :=]", line)[0] for line in message.splitlines()} == set(worst)
-    assert len(message.splitlines()) == len(worst)
+    assert {re.split("[ :=]", line)[0] for line in message.splitlines()} == set(insecure)
+    assert len(message.splitlines()) == len(insecure)
 
 
 @pytest.mark.parametrize(

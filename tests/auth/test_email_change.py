@@ -79,28 +79,28 @@ def test_link_to_the_old_address_undoes_the_change(
     if taken_effect:
         assert ada.put("/api/email-verification", json={"token": verification}).status_code == 204
         ada.post("/api/password-reset", json={"email": NEW})
-        stolen = token_in(mailbox.wait_for(NEW, RESET))
+        old_token = token_in(mailbox.wait_for(NEW, RESET))
     token = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
-    epoch, stranger = session_epoch(app), new_client()
+    epoch, other = session_epoch(app), new_client()
 
-    assert undo(stranger, token) == 204
-    assert undo(stranger, token) == 400
+    assert undo(other, token) == 204
+    assert undo(other, token) == 400
 
     # Sessions, the password, and all links emailed to the new address are invalid.
     assert app.extensions["backline"].redis.keys("session:*") == []
     assert session_epoch(app) != epoch
     assert ada.get("/api/user").status_code == 401
-    assert login(stranger, "ada").status_code == 401
-    assert stranger.put("/api/email-verification", json={"token": verification}).status_code == 400
+    assert login(other, "ada").status_code == 401
+    assert other.put("/api/email-verification", json={"token": verification}).status_code == 400
     if taken_effect:
-        body = {"token": stolen, "password": NEW_PASSWORD}
-        assert stranger.put("/api/password-reset", json=body).status_code == 400
+        body = {"token": old_token, "password": NEW_PASSWORD}
+        assert other.put("/api/password-reset", json=body).status_code == 400
     reset = token_in(mailbox.wait_for(ADA, CHANGE_UNDONE))
     body = {"token": reset, "password": NEW_PASSWORD}
-    assert stranger.put("/api/password-reset", json=body).status_code == 204
-    signed_in = stranger.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
+    assert other.put("/api/password-reset", json=body).status_code == 204
+    signed_in = other.post("/api/login", json={"login": ADA, "password": NEW_PASSWORD})
     assert signed_in.status_code == 200
-    assert addresses(stranger) == (ADA, True, None)
+    assert addresses(other) == (ADA, True, None)
     wait_for_background_work(app)
     assert CHANGED not in {mail["Subject"] for mail in mailbox.mails if mail["To"] == NEW}
 

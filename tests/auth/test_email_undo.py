@@ -49,17 +49,17 @@ def test_undo_link_works_in_each_copy_of_an_email(
     """A mail server can accept an email without our knowledge. Mail programs show one copy of it."""
     monkeypatch.setattr("app.mail.mailer.POLL_SECONDS", 0.1)
     wait_for_background_work(app)
-    keep = mailbox.handle_DATA
+    handle_data = mailbox.handle_DATA
 
     async def keep_and_complain(*arguments: Any) -> str:
-        await keep(*arguments)
+        await handle_data(*arguments)
         return "451 later"
 
     monkeypatch.setattr("app.mail.outbox.MIN_RETRY_DELAY", timedelta(milliseconds=20))
     monkeypatch.setattr(mailbox, "handle_DATA", keep_and_complain)
     change(ada, NEW)
     mailbox.wait_for(ADA, CHANGE_REQUESTED)
-    monkeypatch.setattr(mailbox, "handle_DATA", keep)
+    monkeypatch.setattr(mailbox, "handle_DATA", handle_data)
     wait_for_background_work(app)
     links = [token_in(mail) for mail in mailbox.to(ADA, CHANGE_REQUESTED)]
     assert len(links) > 1
@@ -160,7 +160,7 @@ def test_undo_wins_over_a_verification_it_waited_for(
     link = token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))
     look_up, calls = email_tokens.owner_of, []
 
-    def owner_of_then_verify(db: Session, token: str, purpose: Purpose) -> User:
+    def verify_after_owner_of(db: Session, token: str, purpose: Purpose) -> User:
         """Let the change take effect after the owner is read and before the row is locked."""
         owner = look_up(db, token, purpose)
         calls.append(purpose)
@@ -169,7 +169,7 @@ def test_undo_wins_over_a_verification_it_waited_for(
                 assert pool.submit(verify, another_tab(ada), mailbox, NEW).result() == (204, "")
         return owner
 
-    monkeypatch.setattr(email_tokens, "owner_of", owner_of_then_verify)
+    monkeypatch.setattr(email_tokens, "owner_of", verify_after_owner_of)
 
     assert undo(ada, link) == 204
 

@@ -256,10 +256,10 @@ def test_hashing_is_limited_to_the_number_of_slots(app: Flask, monkeypatch: pyte
             at_once -= 1
         return False
 
-    class Counted:
+    class CountingHasher:
         verify = count
 
-    monkeypatch.setattr(passwords, "_hasher", Counted())
+    monkeypatch.setattr(passwords, "_hasher", CountingHasher())
     service: passwords.Passwords = app.extensions["backline"].passwords
     monkeypatch.setattr(service, "_slots", threading.BoundedSemaphore(3))
 

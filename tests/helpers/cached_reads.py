@@ -37,10 +37,10 @@ def get(tab: FlaskClient, path: str = PLAYER) -> TestResponse:
 
 
 def start_get(
-    pool: ThreadPoolExecutor, who: FlaskClient, path: str = PLAYER, worker: Flask | None = None
+    pool: ThreadPoolExecutor, client: FlaskClient, path: str = PLAYER, worker: Flask | None = None
 ) -> "Future[TestResponse]":
     """Start a call from another tab."""
-    return pool.submit(get, another_tab(who, worker), path)
+    return pool.submit(get, another_tab(client, worker), path)
 
 
 def callers_in(app: Flask) -> int:
@@ -61,9 +61,9 @@ def player_calls(sandbox: SandboxClient) -> int:
     return len(sandbox.calls(path="/v1/me/player"))
 
 
-def expire(store: Store, what: str) -> None:
+def expire(store: Store, name: str) -> None:
     """Move a time of all stored responses, such as `until`, into the past."""
-    set_fields(store, what.encode(), 0)
+    set_fields(store, name.encode(), 0)
 
 
 def expire_leases(store: Store) -> None:
@@ -85,21 +85,21 @@ def stored_fields(store: Store) -> dict[bytes, bytes]:
     return found
 
 
-def http_headers(who: FlaskClient) -> dict[str, str]:
+def http_headers(client: FlaskClient) -> dict[str, str]:
     """Return headers that identify this person in another process."""
-    cookie = who.get_cookie("backline_session")
+    cookie = client.get_cookie("backline_session")
     assert cookie is not None
     return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
 
 
-def stored_times(store: Store, what: bytes) -> list[int]:
-    return [int(value) for name, value in stored_fields(store).items() if name.startswith(what)]
+def stored_times(store: Store, name: bytes) -> list[int]:
+    return [int(value) for name, value in stored_fields(store).items() if name.startswith(name)]
 
 
-def set_fields(store: Store, what: bytes, value: int) -> None:
+def set_fields(store: Store, name: bytes, value: int) -> None:
     for key in entry_keys(store):
         for field in store.hkeys(key):
-            if field.startswith(what):
+            if field.startswith(name):
                 store.hset(key, field, value)
 
 
@@ -108,8 +108,8 @@ def milliseconds(store: Store) -> int:
     return int(seconds * 1000 + micro // 1000)
 
 
-def write(who: FlaskClient, path: str = "me/player/pause") -> TestResponse:
-    return who.put(f"{V1}/{path}", json={})
+def write(client: FlaskClient, path: str = "me/player/pause") -> TestResponse:
+    return client.put(f"{V1}/{path}", json={})
 
 
 def connection_id(app: Flask) -> int:
@@ -140,7 +140,7 @@ class Fetch:
         return self
 
 
-def must_not_call() -> HttpResponse:
+def unexpected_call() -> HttpResponse:
     raise AssertionError("one call too many")
 
 
@@ -175,6 +175,6 @@ def gateway_on(store: Store) -> Gateway:
     return Gateway(nothing, nothing, ResponseCache(store), Bulkhead(8, 6), poll_ttl=0)
 
 
-def now(body: bytes) -> Fetch:
+def immediate(body: bytes) -> Fetch:
     """Return a call that responds immediately."""
     return Fetch(body).finish()

@@ -34,7 +34,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HttpClien
 
 
 @contextmanager
-def trusting(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
+def running_tls_upstream(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
     """Run an upstream with a certificate for this name, and a client that trusts it."""
     try:
         make_certificate(servers._find("openssl", "openssl"), home, name)
@@ -50,7 +50,7 @@ def trusting(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[Upstream]:
     """An upstream over TLS that `client` trusts."""
-    with trusting(tmp_path, "IP:127.0.0.1") as (_, running):
+    with running_tls_upstream(tmp_path, "IP:127.0.0.1") as (_, running):
         yield running
 
 
@@ -134,13 +134,13 @@ def test_threads_share_connections_without_mixing_responses(client: HttpClient, 
     tls.reply = lambda received: Reply(200, received.body + received.target.encode())
     start = threading.Barrier(8)
 
-    def ask_often(thread: int) -> list[bytes]:
+    def call_repeatedly(thread: int) -> list[bytes]:
         start.wait()
         numbers = range(thread, 400, 8)
         return [client.send("POST", f"{tls.url}/{number}", data=b"%d" % number).body for number in numbers]
 
     with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(ask_often, range(8)))
+        responses = list(pool.map(call_repeatedly, range(8)))
 
     for thread, got in enumerate(responses):
         assert got == [b"%d/v1/%d" % (number, number) for number in range(thread, 400, 8)]
@@ -159,7 +159,10 @@ def test_untrusted_certificate_is_rejected_before_sending(tls: Upstream) -> None
 
 
 def test_certificate_of_another_host_is_rejected(tmp_path: Path) -> None:
-    with trusting(tmp_path, "DNS:api.spotify.com") as (client, running), pytest.raises(TransportError):
+    with (
+        running_tls_upstream(tmp_path, "DNS:api.spotify.com") as (client, running),
+        pytest.raises(TransportError),
+    ):
         client.send("GET", f"{running.url}/x")
 
     assert running.calls == []

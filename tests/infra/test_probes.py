@@ -119,7 +119,7 @@ def test_permissions_named_by_the_doctor_are_sufficient(
     old_primary.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split())  # type: ignore[no-untyped-call]
     app = make_app(REDIS_URL=f"unix://app:pw@{old_primary.socket}")
     check_usable(app)
-    use_everything(app, sandbox)
+    use_all_features(app, sandbox)
 
 
 @on_sqlite
@@ -139,11 +139,11 @@ def test_probe_uses_every_redis_command_of_the_product(
         probe_redis(client)
     app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
     with recording() as used:
-        use_everything(app, sandbox)
+        use_all_features(app, sandbox)
     assert used - probed - {"info", "config|resetstat"} == set()
 
 
-def use_everything(app: Flask, sandbox: SandboxClient) -> None:
+def use_all_features(app: Flask, sandbox: SandboxClient) -> None:
     """Use every feature that needs Redis."""
     client, other = app.test_client(), app.test_client()
     user = register(client)

@@ -59,7 +59,7 @@ def connected(proxy: FaultProxy) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
 
 
-def ask(client: socket.socket, text: bytes) -> bytes:
+def exchange(client: socket.socket, text: bytes) -> bytes:
     """Send bytes and receive as many, or fewer if the connection ends."""
     client.sendall(text)
     return answer(client, len(text))
@@ -72,7 +72,7 @@ def answer(client: socket.socket, length: int) -> bytes:
     return received
 
 
-def says_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
+def receives_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
     """Check that nothing arrives for a while and the connection stays open."""
     client.settimeout(seconds)
     try:
@@ -96,14 +96,14 @@ def test_proxy_forwards_bytes_unchanged(proxy: FaultProxy, client: socket.socket
 
 
 def test_closed_connection_is_removed(proxy: FaultProxy, client: socket.socket) -> None:
-    ask(client, b"hello")
+    exchange(client, b"hello")
     client.close()
 
     eventually(lambda: proxy.connections == 0)
 
 
 def test_refused_port_stays_refused_until_restored(proxy: FaultProxy, client: socket.socket) -> None:
-    ask(client, b"hello")
+    exchange(client, b"hello")
 
     proxy.refuse()
 
@@ -113,26 +113,26 @@ def test_refused_port_stays_refused_until_restored(proxy: FaultProxy, client: so
             connected(proxy)
     proxy.restore()
     with connected(proxy) as again:
-        assert ask(again, b"hello") == b"hello"
+        assert exchange(again, b"hello") == b"hello"
 
 
 def test_black_hole_accepts_connections_and_never_responds(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
-    ask(client, b"before ")
+    exchange(client, b"before ")
 
     proxy.blackhole()
 
     client.sendall(b"lost")
     with connected(proxy) as another:
         another.sendall(b"lost")
-        assert says_nothing(another)
-        assert says_nothing(client)
+        assert receives_nothing(another)
+        assert receives_nothing(client)
         # A connection that has lost bytes is closed.
         proxy.restore()
         assert (another.recv(1), client.recv(1)) == (b"", b"")
     with connected(proxy) as again:
-        assert ask(again, b"after") == b"after"
+        assert exchange(again, b"after") == b"after"
     assert echo.heard == b"before after"
 
 
@@ -141,25 +141,25 @@ def test_held_chunk_waits_for_release(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer, direction: Any
 ) -> None:
     proxy.hold(direction, when=b"COMMIT")
-    assert ask(client, b"begin ") == b"begin "
+    assert exchange(client, b"begin ") == b"begin "
 
     client.sendall(b"\x07\0\0\0\x03COMMIT")
     proxy.wait_until_held()
 
-    assert says_nothing(client)
+    assert receives_nothing(client)
     assert (b"COMMIT" in echo.heard) == (direction == "down")
     with connected(proxy) as another:
-        assert ask(another, b"others go on") == b"others go on"
+        assert exchange(another, b"others go on") == b"others go on"
     proxy.release()
     assert answer(client, 11) == b"\x07\0\0\0\x03COMMIT"
     assert proxy.held == 0
-    assert ask(client, b"COMMIT") == b"COMMIT"
+    assert exchange(client, b"COMMIT") == b"COMMIT"
 
 
 def test_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.hold("up", when=b"COMMIT")
 
-    assert ask(client, b"...COM") == b"...COM"
+    assert exchange(client, b"...COM") == b"...COM"
     client.sendall(b"MIT...")
 
     proxy.wait_until_held()
@@ -168,20 +168,20 @@ def test_pattern_is_found_across_two_chunks(proxy: FaultProxy, client: socket.so
 def test_pattern_that_passed_before_the_fault_does_not_count(
     proxy: FaultProxy, client: socket.socket
 ) -> None:
-    ask(client, b"COMMIT")
+    exchange(client, b"COMMIT")
     proxy.hold("up", when=b"COMMIT")
 
-    assert ask(client, b"...") == b"..."
+    assert exchange(client, b"...") == b"..."
     assert proxy.held == 0
 
 
 def test_pattern_can_be_required_to_follow_another(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.hold("up", when=b"COMMIT", since=b"UPDATE")
 
-    assert ask(client, b"SELECT; COMMIT") == b"SELECT; COMMIT"
-    assert ask(client, b"UPDATE") == b"UPDATE"
+    assert exchange(client, b"SELECT; COMMIT") == b"SELECT; COMMIT"
+    assert exchange(client, b"UPDATE") == b"UPDATE"
     with connected(proxy) as another:
-        assert ask(another, b"COMMIT") == b"COMMIT"
+        assert exchange(another, b"COMMIT") == b"COMMIT"
     client.sendall(b"COMMIT")
 
     proxy.wait_until_held()
@@ -190,7 +190,7 @@ def test_pattern_can_be_required_to_follow_another(proxy: FaultProxy, client: so
 def test_bytes_held_for_a_client_that_disconnects_never_arrive(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
-    ask(client, b"begin ")
+    exchange(client, b"begin ")
     proxy.hold("up", when=b"COMMIT")
     client.sendall(b"COMMIT")
     proxy.wait_until_held()
@@ -214,35 +214,35 @@ def test_dropped_reply_is_lost_after_its_effect(
     proxy: FaultProxy, client: socket.socket, echo: EchoServer
 ) -> None:
     proxy.drop_reply(after=b"COMMIT")
-    assert ask(client, b"begin ") == b"begin "
+    assert exchange(client, b"begin ") == b"begin "
 
-    assert ask(client, b"COMMIT") == b""
+    assert exchange(client, b"COMMIT") == b""
 
     assert echo.heard == b"begin COMMIT"
     assert proxy.dropped == 1
     with connected(proxy) as again:  # once only
-        assert ask(again, b"COMMIT") == b"COMMIT"
+        assert exchange(again, b"COMMIT") == b"COMMIT"
 
 
 def test_client_can_reconnect_after_a_cut(proxy: FaultProxy, client: socket.socket) -> None:
-    ask(client, b"hello")
+    exchange(client, b"hello")
 
     proxy.cut()
 
     assert client.recv(1) == b""
     with connected(proxy) as again:
-        assert ask(again, b"hello") == b"hello"
+        assert exchange(again, b"hello") == b"hello"
 
 
 def test_latency_delays_until_it_is_removed(proxy: FaultProxy, client: socket.socket) -> None:
     proxy.latency(0.05)
     began = time.monotonic()
-    ask(client, b"hello")
+    exchange(client, b"hello")
     assert time.monotonic() - began >= 0.1
 
     proxy.latency(60)
     client.sendall(b"hello")
-    assert says_nothing(client)
+    assert receives_nothing(client)
     proxy.restore()
     assert answer(client, 5) == b"hello"
 

@@ -40,7 +40,7 @@ def kinds(leaks: list[Leak]) -> list[str]:
     return [leak.kind for leak in leaks]
 
 
-def places(leaks: list[Leak]) -> set[str]:
+def origins_of(leaks: list[Leak]) -> set[str]:
     return {leak.where for leak in leaks}
 
 
@@ -50,11 +50,11 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = SpotifyAccounts.authorize_url
 
-    def spy(accounts: SpotifyAccounts, *, verifier: str, **options: Any) -> str:
+    def record_verifier(accounts: SpotifyAccounts, *, verifier: str, **options: Any) -> str:
         seen.append(verifier)
         return original(accounts, verifier=verifier, **options)
 
-    monkeypatch.setattr(SpotifyAccounts, "authorize_url", spy)
+    monkeypatch.setattr(SpotifyAccounts, "authorize_url", record_verifier)
     return seen
 
 
@@ -68,7 +68,7 @@ def test_scanner_finds_a_token_in_a_log_at_any_level(scanner: SecretScanner) -> 
     found = scanner.scan()
 
     assert set(kinds(found)) == {"an access token", "a code or refresh token"}
-    assert places(found) == {"the log of app.somewhere"}
+    assert origins_of(found) == {"the log of app.somewhere"}
 
 
 def test_scanner_finds_a_token_in_a_traceback(scanner: SecretScanner) -> None:
@@ -95,7 +95,7 @@ def test_scanner_ignores_loggers_that_the_application_silences(scanner: SecretSc
     assert scanner.scan() == []
 
     logging.getLogger("urllib3.connectionpool").warning("GET /?code=%s", CODE)
-    assert places(scanner.scan()) == {"the log of urllib3.connectionpool"}
+    assert origins_of(scanner.scan()) == {"the log of urllib3.connectionpool"}
 
 
 def test_scanner_searches_what_our_programs_print(scanner: SecretScanner) -> None:
@@ -113,7 +113,7 @@ def test_scanner_searches_what_our_programs_print(scanner: SecretScanner) -> Non
 def test_scanner_searches_what_a_test_passes_to_it(scanner: SecretScanner) -> None:
     scanner.record(f"Traceback: {CODE}".encode(), "the scheduler's log")
 
-    assert places(scanner.scan()) == {"the scheduler's log"}
+    assert origins_of(scanner.scan()) == {"the scheduler's log"}
 
 
 # --- Redis and the database ----------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_scanner_finds_values_that_redis_no_longer_has(
         store.flushall()
 
     found = scanner.scan()
-    assert (kinds(found), places(found)) == (["an access token"], {"Redis"})
+    assert (kinds(found), origins_of(found)) == (["an access token"], {"Redis"})
 
 
 def test_scanner_finds_a_plain_token_in_a_column_but_not_an_encrypted_one(
@@ -152,7 +152,10 @@ def test_scanner_finds_a_plain_token_in_a_column_but_not_an_encrypted_one(
         db.execute(sa.update(SpotifyUser).values(display_name=ACCESS_TOKEN[:200]))
     found = scanner.scan()
 
-    assert (kinds(found), places(found)) == (["an access token"], {"the column spotify_users.display_name"})
+    assert (kinds(found), origins_of(found)) == (
+        ["an access token"],
+        {"the column spotify_users.display_name"},
+    )
     with app.app_context(), writing() as db:
         db.execute(sa.update(SpotifyUser).values(display_name=None))
 
@@ -161,43 +164,43 @@ def test_scanner_finds_a_plain_token_in_a_column_but_not_an_encrypted_one(
 
 
 @pytest.fixture
-def says(app: Flask, client: FlaskClient) -> Callable[..., None]:
+def respond(app: Flask, client: FlaskClient) -> Callable[..., None]:
     """Make the app respond with a body and headers."""
-    said: list[tuple[str, dict[str, str]]] = []
+    responses: list[tuple[str, dict[str, str]]] = []
 
-    @app.get("/api/says")
+    @app.get("/api/respond")
     @public
-    def answer() -> tuple[str, dict[str, str]]:
-        return said[-1]
+    def view() -> tuple[str, dict[str, str]]:
+        return responses[-1]
 
-    def say(body: str = "", **headers: str) -> None:
-        said.append((body, {name.replace("_", "-"): value for name, value in headers.items()}))
-        client.get("/api/says")
+    def send(body: str = "", **headers: str) -> None:
+        responses.append((body, {name.replace("_", "-"): value for name, value in headers.items()}))
+        client.get("/api/respond")
 
-    return say
+    return send
 
 
 def test_scanner_allows_a_session_id_in_its_cookie_only(
-    scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    scanner: SecretScanner, client: FlaskClient, respond: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(set_cookie, "check", lambda _: None)  # these texts contain none
+    monkeypatch.setattr(set_cookie, "check", lambda _: None)  # these headers are not valid
     register(client)
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
     assert scanner.scan() == []
 
-    for said in (
+    for body in (
         {"body": f"you are {cookie.value}"},
         {"X_Session": cookie.value},
         {"Set_Cookie": f"other={cookie.value}; Path=/"},
         {"Set_Cookie": f"backline_session={'x' * 43}; Path=/{cookie.value}"},
         {"body": f"joined_{cookie.value}_with_more"},
     ):
-        says(**said)
+        respond(**body)
         found = scanner.scan()
-        assert kinds(found) == ["a session id"], said
-        assert places(found) == {"the response to GET /api/says"}
-    says(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
+        assert kinds(found) == ["a session id"], body
+        assert origins_of(found) == {"the response to GET /api/respond"}
+    respond(Set_Cookie=f"backline_session={ACCESS_TOKEN}; Path=/")
     assert kinds(scanner.scan()) == ["an access token"]
 
 
@@ -217,7 +220,7 @@ def test_scanner_finds_a_session_id_in_logs_and_redis(
     found = scanner.scan()
 
     assert kinds(found) == ["a session id", "a session id"]
-    assert places(found) == {"the log of app.somewhere", "Redis"}
+    assert origins_of(found) == {"the log of app.somewhere", "Redis"}
 
 
 def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
@@ -237,21 +240,21 @@ def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
 
 
 def test_scanner_allows_a_state_in_the_consent_url_only(
-    scanner: SecretScanner, client: FlaskClient, says: Callable[..., None], redis_url: str
+    scanner: SecretScanner, client: FlaskClient, respond: Callable[..., None], redis_url: str
 ) -> None:
     state = callback_query(start_authorization(client))["state"]
     client.get("/api/spotify/authorize", headers={"Accept": "text/html"})
     assert scanner.scan() == []
 
-    says(f'{{"detail": "{state} is not yours"}}')
-    says(Location=f"http://127.0.0.1/callback?state={state}")
+    respond(f'{{"detail": "{state} is not yours"}}')
+    respond(Location=f"http://127.0.0.1/callback?state={state}")
     log.info("came back", extra={"url": f"/api/spotify/authorize?code=x&state={state}"})
     with redis.Redis.from_url(redis_url) as store:
         store.set(f"authorization:{state}", 1)
     found = scanner.scan()
 
     assert set(kinds(found)) == {"an authorization's state"}
-    assert places(found) == {"the response to GET /api/says", "the log of app.somewhere", "Redis"}
+    assert origins_of(found) == {"the response to GET /api/respond", "the log of app.somewhere", "Redis"}
 
 
 def test_scanner_skips_static_documents_while_they_are_unchanged(client: FlaskClient) -> None:
@@ -415,13 +418,13 @@ def test_report_names_the_test_and_keeps_its_own_failure(tmp_path: Path) -> None
         check=False,
     )
 
-    said = done.stdout
-    assert "1 failed, 2 passed, 1 error" in said
-    assert "ERROR at teardown of test_of_nothing_else" in said
-    failure = said.partition("FAILURES")[2]
+    body = done.stdout
+    assert "1 failed, 2 passed, 1 error" in body
+    assert "ERROR at teardown of test_of_nothing_else" in body
+    failure = body.partition("FAILURES")[2]
     assert "assert (1 + 1) == 3" in failure
     assert "an access token in the log of app:" in failure
-    assert ACCESS_TOKEN not in said
+    assert ACCESS_TOKEN not in body
 
 
 def test_helpers_that_read_program_output_pass_it_to_the_scanner() -> None:

@@ -45,7 +45,7 @@ class Callers:
         leave, caller = threading.Event(), caller or object()
         self._leaving.append(leave)
 
-        def stay() -> str:
+        def hold_slot() -> str:
             try:
                 with slot(self.bulkhead, caller, until=time.monotonic() + LONG):
                     self.holding.append(caller)
@@ -56,7 +56,7 @@ class Callers:
             return "served"
 
         before = self.queued
-        entering = self._pool.submit(stay)
+        entering = self._pool.submit(hold_slot)
         eventually(lambda: entering.done() or self.queued > before or caller in self.holding)
         return entering
 

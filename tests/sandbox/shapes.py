@@ -28,7 +28,7 @@ def items(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
 
 
-def thing(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+def object_schema(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
     """Return the schema of an object with these members and no others."""
     return {
         "type": "object",
@@ -44,12 +44,12 @@ def linked(kind: str, id_shape: Schema = ID) -> dict[str, Schema]:
         "type": {"const": kind},
         "uri": {"type": "string", "pattern": f"^spotify:{kind}:."},
         "href": ADDRESS,
-        "external_urls": thing({"spotify": TEXT}),
+        "external_urls": object_schema({"spotify": TEXT}),
     }
 
 
 def page(entry: Schema) -> Schema:
-    return thing(
+    return object_schema(
         {
             "href": ADDRESS,
             "limit": COUNT,
@@ -62,27 +62,27 @@ def page(entry: Schema) -> Schema:
     )
 
 
-IMAGE = thing({"url": TEXT, "height": maybe(COUNT), "width": maybe(COUNT)})
-FOLLOWERS = thing({"href": NULL, "total": COUNT})
-COUNT_OF_ITEMS = thing({"href": ADDRESS, "total": COUNT})
+IMAGE = object_schema({"url": TEXT, "height": maybe(COUNT), "width": maybe(COUNT)})
+FOLLOWERS = object_schema({"href": NULL, "total": COUNT})
+COUNT_OF_ITEMS = object_schema({"href": ADDRESS, "total": COUNT})
 
-ME_2026 = thing(
+ME_2026 = object_schema(
     {"display_name": maybe(TEXT), "images": items(IMAGE), **linked("user", TEXT)}, {"account_id": TEXT}
 )
-ME_BEFORE = thing(
+ME_BEFORE = object_schema(
     {"display_name": maybe(TEXT), "images": items(IMAGE), "followers": FOLLOWERS, **linked("user", TEXT)},
     {
         "account_id": TEXT,
         "country": TEXT,
         "email": TEXT,
         "product": {"enum": ["premium", "free", "open"]},
-        "explicit_content": thing({"filter_enabled": FLAG, "filter_locked": FLAG}),
+        "explicit_content": object_schema({"filter_enabled": FLAG, "filter_locked": FLAG}),
     },
 )
-OWNER = thing({"display_name": maybe(TEXT), **linked("user", TEXT)})
+OWNER = object_schema({"display_name": maybe(TEXT), **linked("user", TEXT)})
 
-SIMPLE_ARTIST = thing({"name": TEXT, **linked("artist")})
-ARTIST = thing({"name": TEXT, "genres": items(TEXT), "images": items(IMAGE), **linked("artist")})
+SIMPLE_ARTIST = object_schema({"name": TEXT, **linked("artist")})
+ARTIST = object_schema({"name": TEXT, "genres": items(TEXT), "images": items(IMAGE), **linked("artist")})
 _SIMPLE_ALBUM = {
     "album_type": {"enum": ["album", "single", "compilation"]},
     "artists": items(SIMPLE_ARTIST),
@@ -94,7 +94,7 @@ _SIMPLE_ALBUM = {
     "total_tracks": COUNT,
     **linked("album"),
 }
-SIMPLE_ALBUM = thing(_SIMPLE_ALBUM)
+SIMPLE_ALBUM = object_schema(_SIMPLE_ALBUM)
 _SIMPLE_TRACK = {
     "artists": items(SIMPLE_ARTIST),
     "disc_number": COUNT,
@@ -107,16 +107,16 @@ _SIMPLE_TRACK = {
     "track_number": COUNT,
     **linked("track"),
 }
-SIMPLE_TRACK = thing(_SIMPLE_TRACK)
-TRACK = thing(
-    {"album": SIMPLE_ALBUM, "external_ids": thing({"isrc": TEXT}), **_SIMPLE_TRACK},
+SIMPLE_TRACK = object_schema(_SIMPLE_TRACK)
+TRACK = object_schema(
+    {"album": SIMPLE_ALBUM, "external_ids": object_schema({"isrc": TEXT}), **_SIMPLE_TRACK},
     {"episode": FLAG, "track": FLAG},
 )
-ALBUM = thing(
+ALBUM = object_schema(
     {
         **_SIMPLE_ALBUM,
-        "copyrights": items(thing({"text": TEXT, "type": TEXT})),
-        "external_ids": thing({"upc": TEXT}),
+        "copyrights": items(object_schema({"text": TEXT, "type": TEXT})),
+        "external_ids": object_schema({"upc": TEXT}),
         "genres": {"const": []},
         "tracks": page(SIMPLE_TRACK),
     }
@@ -133,22 +133,22 @@ _PLAYLIST = {
     "snapshot_id": TEXT,
     **linked("playlist"),
 }
-SIMPLE_PLAYLIST = thing({**_PLAYLIST, "items": COUNT_OF_ITEMS})
-PLAYLIST_ITEM = thing(
+SIMPLE_PLAYLIST = object_schema({**_PLAYLIST, "items": COUNT_OF_ITEMS})
+PLAYLIST_ITEM = object_schema(
     {
         "added_at": maybe(DATE),
-        "added_by": maybe(thing(linked("user", TEXT))),
+        "added_by": maybe(object_schema(linked("user", TEXT))),
         "is_local": FLAG,
         "primary_color": NULL,
         "item": maybe(TRACK),
-        "video_thumbnail": thing({"url": NULL}),
+        "video_thumbnail": object_schema({"url": NULL}),
     }
 )
-OWN_PLAYLIST = thing({**_PLAYLIST, "followers": FOLLOWERS, "items": page(PLAYLIST_ITEM)})
-FOREIGN_PLAYLIST = thing({**_PLAYLIST, "followers": FOLLOWERS})
-SNAPSHOT = thing({"snapshot_id": TEXT})
+OWN_PLAYLIST = object_schema({**_PLAYLIST, "followers": FOLLOWERS, "items": page(PLAYLIST_ITEM)})
+FOREIGN_PLAYLIST = object_schema({**_PLAYLIST, "followers": FOLLOWERS})
+SNAPSHOT = object_schema({"snapshot_id": TEXT})
 
-DEVICE = thing(
+DEVICE = object_schema(
     {
         "id": maybe(TEXT),
         "is_active": FLAG,
@@ -160,19 +160,21 @@ DEVICE = thing(
         "volume_percent": maybe({"type": "integer", "minimum": 0, "maximum": 100}),
     }
 )
-DEVICES = thing({"devices": items(DEVICE)})
-CONTEXT = thing({"type": TEXT, "href": ADDRESS, "external_urls": thing({"spotify": TEXT}), "uri": TEXT})
+DEVICES = object_schema({"devices": items(DEVICE)})
+CONTEXT = object_schema(
+    {"type": TEXT, "href": ADDRESS, "external_urls": object_schema({"spotify": TEXT}), "uri": TEXT}
+)
 _PLAYING = {
     "timestamp": COUNT,
     "context": maybe(CONTEXT),
     "progress_ms": maybe(COUNT),
     "item": maybe(TRACK),
     "currently_playing_type": {"enum": ["track", "episode", "ad", "unknown"]},
-    "actions": thing({"disallows": {"type": "object", "additionalProperties": {"const": True}}}),
+    "actions": object_schema({"disallows": {"type": "object", "additionalProperties": {"const": True}}}),
     "is_playing": FLAG,
 }
-CURRENTLY_PLAYING = thing(_PLAYING)
-PLAYER = thing(
+CURRENTLY_PLAYING = object_schema(_PLAYING)
+PLAYER = object_schema(
     {
         "device": DEVICE,
         "shuffle_state": FLAG,
@@ -181,23 +183,23 @@ PLAYER = thing(
         **_PLAYING,
     }
 )
-QUEUE = thing({"currently_playing": maybe(TRACK), "queue": items(TRACK)})
-RECENTLY_PLAYED = thing(
+QUEUE = object_schema({"currently_playing": maybe(TRACK), "queue": items(TRACK)})
+RECENTLY_PLAYED = object_schema(
     {
-        "items": items(thing({"track": TRACK, "played_at": DATE, "context": maybe(CONTEXT)})),
+        "items": items(object_schema({"track": TRACK, "played_at": DATE, "context": maybe(CONTEXT)})),
         "next": maybe(ADDRESS),
-        "cursors": maybe(thing({"after": TEXT, "before": TEXT})),
+        "cursors": maybe(object_schema({"after": TEXT, "before": TEXT})),
         "limit": COUNT,
         "href": ADDRESS,
     }
 )
-SAVED_TRACKS = page(thing({"added_at": DATE, "track": TRACK}))
-SEARCH = thing({}, {"tracks": page(TRACK), "playlists": page(maybe(SIMPLE_PLAYLIST))})
+SAVED_TRACKS = page(object_schema({"added_at": DATE, "track": TRACK}))
+SEARCH = object_schema({}, {"tracks": page(TRACK), "playlists": page(maybe(SIMPLE_PLAYLIST))})
 
-API_ERROR = thing(
-    {"error": thing({"status": {"type": "integer"}, "message": TEXT}, {"reason": TEXT})},
+API_ERROR = object_schema(
+    {"error": object_schema({"status": {"type": "integer"}, "message": TEXT}, {"reason": TEXT})},
 )
-OAUTH_ERROR = thing({"error": TEXT}, {"error_description": TEXT})
+OAUTH_ERROR = object_schema({"error": TEXT}, {"error_description": TEXT})
 _TOKEN: dict[str, Schema] = {
     "access_token": {"type": "string", "pattern": "^BQ[0-9A-Za-z_-]{100,}$"},
     "token_type": {"const": "Bearer"},
@@ -206,8 +208,8 @@ _TOKEN: dict[str, Schema] = {
 _REFRESH_TOKEN: dict[str, Schema] = {
     "refresh_token": {"type": "string", "pattern": "^AQ[0-9A-Za-z_-]{100,}$"}
 }
-CODE_RESPONSE = thing({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
-REFRESH_RESPONSE = thing(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
+CODE_RESPONSE = object_schema({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
+REFRESH_RESPONSE = object_schema(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
 
 
 def check(answer: object, schema: Schema) -> None:

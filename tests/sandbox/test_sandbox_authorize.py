@@ -145,10 +145,10 @@ def test_consent_page_escapes_the_query(app: App) -> None:
 def test_state_is_returned_unchanged(app: App, state: str | None, decision: str) -> None:
     callback = app.sandbox.consent(app.authorize_url(state=state), decision=decision)
     query = urlsplit(callback).query
-    given = dict(pair.split("=", 1) for pair in query.split("&"))
-    assert unquote(given["state"].replace("+", " ")) == state if state is not None else "state" not in given
-    assert ("code" in given) == (decision == "agree")
-    assert given.get("error") == (None if decision == "agree" else "access_denied")
+    tokens = dict(pair.split("=", 1) for pair in query.split("&"))
+    assert unquote(tokens["state"].replace("+", " ")) == state if state is not None else "state" not in tokens
+    assert ("code" in tokens) == (decision == "agree")
+    assert tokens.get("error") == (None if decision == "agree" else "access_denied")
 
 
 def test_returning_person_is_redirected_at_once(app: App) -> None:

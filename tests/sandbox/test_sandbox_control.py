@@ -238,16 +238,16 @@ def test_journal_updates_a_call_that_was_in_progress(app: App) -> None:
 
 def test_journal_knows_which_calls_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "KEPT", 3)
-    kept = journal.Journal()
-    assert kept.forgotten() == 0
+    stored = journal.Journal()
+    assert stored.forgotten() == 0
     for n in range(1, 6):
-        kept.open(journal.Call(path=f"/{n}"), "now")
-    assert kept.forgotten() == 2
-    assert [call.path for call in kept.calls()] == ["/3", "/4", "/5"]
-    assert [call.path for call in kept.calls(after=4)] == ["/5"]
-    assert [call.path for call in kept.newest(2)] == ["/5", "/4"]
-    kept.clear()
-    assert (kept.forgotten(), kept.calls()) == (0, [])
+        stored.open(journal.Call(path=f"/{n}"), "now")
+    assert stored.forgotten() == 2
+    assert [call.path for call in stored.calls()] == ["/3", "/4", "/5"]
+    assert [call.path for call in stored.calls(after=4)] == ["/5"]
+    assert [call.path for call in stored.newest(2)] == ["/5", "/4"]
+    stored.clear()
+    assert (stored.forgotten(), stored.calls()) == (0, [])
 
 
 def test_journal_client_reports_dropped_calls(

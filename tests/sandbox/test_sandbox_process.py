@@ -94,33 +94,33 @@ def test_every_response_is_framed_correctly(sandbox: SandboxClient) -> None:
 
 
 def test_grants_are_saved_with_keep(tmp_path: Path) -> None:
-    kept = tmp_path / "sandbox.json"
+    stored = tmp_path / "sandbox.json"
 
     def refresh(app: App) -> int:
-        return app.refresh(given["refresh_token"]).status_code
+        return app.refresh(tokens["refresh_token"]).status_code
 
-    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+    with running_sandbox(options=["--keep", str(stored)]) as sandbox:
         app = App(sandbox)
-        given = app.connect()
+        tokens = app.connect()
         sandbox.rename("mira_t_42", "mira_new")
         app.http.close()
-    assert kept.stat().st_mode & 0o777 == 0o600
+    assert stored.stat().st_mode & 0o777 == 0o600
 
-    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+    with running_sandbox(options=["--keep", str(stored)]) as sandbox:
         app = App(sandbox)
-        assert app.call(given["access_token"], "GET", "me").json()["id"] == "mira_new"
+        assert app.call(tokens["access_token"], "GET", "me").json()["id"] == "mira_new"
         assert refresh(app) == 200
         sandbox.revoke("mira_new")
         app.http.close()
-    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+    with running_sandbox(options=["--keep", str(stored)]) as sandbox:
         app = App(sandbox)
         assert refresh(app) == 400
         app.http.close()
 
 
 def test_seeded_people_are_not_saved(tmp_path: Path) -> None:
-    kept = tmp_path / "sandbox.json"
-    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+    stored = tmp_path / "sandbox.json"
+    with running_sandbox(options=["--keep", str(stored)]) as sandbox:
         app = App(sandbox)
         sandbox.settings(rotate=True)
         replaced = app.connect()["refresh_token"]
@@ -132,10 +132,10 @@ def test_seeded_people_are_not_saved(tmp_path: Path) -> None:
         sandbox.rename("jonas.k", "jonas.2")
         sandbox.rename("mira_t_42", "jonas.k")
         app.http.close()
-    text = kept.read_text(encoding="utf-8")
+    text = stored.read_text(encoding="utf-8")
     assert not any(person["id"] in text or person["account_id"] in text for person in seeded)
 
-    with running_sandbox(options=["--keep", str(kept)]) as sandbox:
+    with running_sandbox(options=["--keep", str(stored)]) as sandbox:
         app = App(sandbox)
         assert [person["id"] for person in sandbox.people()][:2] == ["jonas.k", "jonas.2"]
         assert len(sandbox.people()) == 4

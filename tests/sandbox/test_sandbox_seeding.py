@@ -122,8 +122,8 @@ def test_seeded_people_can_be_revoked_and_renamed(app: App) -> None:
     assert app.call(one["access_token"], "GET", "me").json()["id"] == "one"
     assert app.refresh(other["refresh_token"]).status_code == 200
     assert [person["grants"] for person in app.sandbox.people()[4:]] == [0, 1]
-    gone = requests.post(f"{app.sandbox.url}/_sandbox/people/{one['id']}/revoke", timeout=10)
-    assert gone.status_code == 404
+    revoked = requests.post(f"{app.sandbox.url}/_sandbox/people/{one['id']}/revoke", timeout=10)
+    assert revoked.status_code == 404
 
 
 def test_fault_applies_to_one_seeded_person(app: App) -> None:

@@ -199,16 +199,16 @@ def live_refresh_tokens(app: App) -> list[bool]:
 def test_replaced_refresh_token_works_during_the_grace_period(app: App) -> None:
     app.sandbox.settings(rotate=True, rotation_grace_s=60)
     first = app.connect()["refresh_token"]
-    given = [app.refresh(first).json()["refresh_token"] for _ in range(3)]
-    assert len({first, *given}) == 4
+    tokens = [app.refresh(first).json()["refresh_token"] for _ in range(3)]
+    assert len({first, *tokens}) == 4
     assert live_refresh_tokens(app) == [True] * 4
     # Uses within the grace period do not extend it.
     app.sandbox.advance(50)
-    given.append(app.refresh(first).json()["refresh_token"])
+    tokens.append(app.refresh(first).json()["refresh_token"])
     app.sandbox.advance(15)
     assert live_refresh_tokens(app) == [False, True, True, True, True]
     assert oauth_error(app.refresh(first)) == ("invalid_grant", "Refresh token revoked")
-    assert [app.refresh(token).status_code for token in given] == [200] * 4
+    assert [app.refresh(token).status_code for token in tokens] == [200] * 4
 
 
 def test_there_is_no_grace_period_by_default(app: App) -> None:

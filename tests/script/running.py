@@ -43,10 +43,10 @@ class Running:
     def until(self, text: str) -> "Running":
         """Wait until it has printed this, and check that it is still running."""
 
-        def said_or_ended() -> bool:
+        def printed_or_ended() -> bool:
             return text in self.output or self.process.poll() is not None
 
-        eventually(said_or_ended, timeout=60)
+        eventually(printed_or_ended, timeout=60)
         assert self.process.poll() is None, self.output
         return self
 
@@ -64,7 +64,7 @@ class Running:
         secret_scanner.record(self.output, "the output of script/server")
         return status
 
-    def left_over(self) -> list[str]:
+    def remaining_processes(self) -> list[str]:
         """Return the command lines of its descendants that are still running."""
         return [
             (stat.parent / "cmdline").read_text().replace("\0", " ")

@@ -42,13 +42,13 @@ mkdir -p "$3/node_modules" && touch "$3/node_modules/.package-lock.json"
 
 
 @pytest.fixture
-def place(environ: Environ) -> str:
+def demo_url(environ: Environ) -> str:
     """Use another port for the demo app, since the usual one may be taken. Returns its URL."""
     return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
-def with_node(tmp_path: Path, environ: Environ, place: str) -> Callable[..., Environ]:
+def with_node(tmp_path: Path, environ: Environ, demo_url: str) -> Callable[..., Environ]:
     """Make a PATH on which `node` and `npm` are these programs."""
 
     def machine(node: str = NODE, npm: str = NPM, **variables: str) -> Environ:
@@ -58,7 +58,7 @@ def with_node(tmp_path: Path, environ: Environ, place: str) -> Callable[..., Env
             (folder / name).write_text(f"#!/bin/sh\n{body}")
             (folder / name).chmod(0o755)
         path = f"{folder}{os.pathsep}{environ['PATH']}"
-        return {**environ, "PATH": path, "FRONTEND_URL": place, **variables}
+        return {**environ, "PATH": path, "FRONTEND_URL": demo_url, **variables}
 
     return machine
 
@@ -70,7 +70,7 @@ def opened(running: Running) -> str:
     return found[1]
 
 
-def leads_to(environ: Environ) -> str:
+def redirect_target(environ: Environ) -> str:
     """Return where the API redirects a browser after Spotify's consent page."""
     url = f"http://127.0.0.1:{environ['PORT']}/api/spotify/authorize?error=access_denied"
     with requests.Session() as http:
@@ -85,16 +85,18 @@ def read(url: str) -> str:
         return http.get(url, timeout=30).text
 
 
-def test_app_is_installed_built_and_served(run: Run, with_node: Callable[..., Environ], place: str) -> None:
+def test_app_is_installed_built_and_served(
+    run: Run, with_node: Callable[..., Environ], demo_url: str
+) -> None:
     environ = with_node()
     first = run(environ).until_ready()
     assert "Installing the demo app's packages" in first.output
-    assert opened(first) == place
+    assert opened(first) == demo_url
     api = f"http://127.0.0.1:{environ['PORT']}"
-    assert read(place).strip() == f"api={api} images={environ['SPOTIFY_ACCOUNTS_URL']}"
-    assert leads_to(environ) == place
+    assert read(demo_url).strip() == f"api={api} images={environ['SPOTIFY_ACCOUNTS_URL']}"
+    assert redirect_target(environ) == demo_url
     assert first.end() == 0
-    assert first.left_over() == []
+    assert first.remaining_processes() == []
 
     second = run(environ).until_ready()
     assert "npm" not in second.output, "packages are installed once"
@@ -111,19 +113,19 @@ def test_packages_count_as_installed_if_newer_than_the_lock_file(tmp_path: Path)
     assert not demo.is_installed(tmp_path)
 
 
-def test_frontend_url_defaults_to_the_app(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_frontend_url_defaults_to_the_app(monkeypatch: pytest.MonkeyPatch, demo_url: str) -> None:
     """Nothing is started, because the usual port may be taken here."""
     from script import server
 
     monkeypatch.setattr(server, "read_settings", lambda: {"APP_ENV": "development"})
-    assert server.environment(place)["FRONTEND_URL"] == place
+    assert server.environment(demo_url)["FRONTEND_URL"] == demo_url
     assert "FRONTEND_URL" not in {**server.environment(None)}.keys() - os.environ.keys()
     monkeypatch.setattr(server, "read_settings", lambda: {"FRONTEND_URL": "http://127.0.0.1:1/"})
-    assert "FRONTEND_URL" not in server.environment(place).keys() - os.environ.keys()
+    assert "FRONTEND_URL" not in server.environment(demo_url).keys() - os.environ.keys()
 
 
 @pytest.mark.parametrize(
-    ("programs", "told"),
+    ("programs", "message"),
     [
         ({"npm": "echo no network; exit 7"}, "npm exited with status 7"),
         (
@@ -134,33 +136,33 @@ def test_frontend_url_defaults_to_the_app(monkeypatch: pytest.MonkeyPatch, place
     ids=["npm fails", "the build fails"],
 )
 def test_failed_step_is_reported_and_the_rest_runs(
-    run: Run, with_node: Callable[..., Environ], programs: Mapping[str, str], told: str
+    run: Run, with_node: Callable[..., Environ], programs: Mapping[str, str], message: str
 ) -> None:
     environ = with_node(**programs)
     running = run(environ).until_ready()
-    assert f"The demo app is not served: {told}" in running.output
+    assert f"The demo app is not served: {message}" in running.output
     assert opened(running) == f"http://127.0.0.1:{environ['PORT']}/api/docs"
     assert running.end() == 0
-    assert running.left_over() == []
+    assert running.remaining_processes() == []
 
 
 def test_end_of_the_app_is_reported_and_the_rest_goes_on(
-    run: Run, with_node: Callable[..., Environ], place: str
+    run: Run, with_node: Callable[..., Environ], demo_url: str
 ) -> None:
     environ = with_node()
     running = run(environ).until_ready()
-    found = re.search(r"pid (\d+)", ports.by_holder(int(place.rpartition(":")[2])))
+    found = re.search(r"pid (\d+)", ports.by_holder(int(demo_url.rpartition(":")[2])))
     assert found
     os.kill(int(found[1]), signal.SIGKILL)
     running.until("app was ended by SIGKILL")
-    assert leads_to(environ) == place
+    assert redirect_target(environ) == demo_url
     assert running.end() == 0
 
 
 def test_missing_node_is_reported_in_one_line(
-    run: Run, environ: Environ, place: str, without: Callable[..., str]
+    run: Run, environ: Environ, demo_url: str, without: Callable[..., str]
 ) -> None:
-    bare = {**environ, "PATH": without("node", "npm"), "FRONTEND_URL": place}
+    bare = {**environ, "PATH": without("node", "npm"), "FRONTEND_URL": demo_url}
     running = run(bare).until_ready()
     assert "The demo app is not served: it needs Node 20.19 or newer, with npm, on PATH." in running.output
     assert opened(running) == f"http://127.0.0.1:{environ['PORT']}/api/docs"
@@ -179,18 +181,18 @@ def test_old_node_is_rejected(
     demo.require_node()
 
 
-def test_unusable_url_is_explained(place: str) -> None:
+def test_unusable_url_is_explained(demo_url: str) -> None:
     from config import Config
 
     def config(**settings: str) -> Config:
         return Config.from_env({**SETTINGS, "CORS_ORIGINS": "", **settings})
 
     secret_scanner.SCANNER.learn_settings(SETTINGS)
-    assert demo.choose_url({"FRONTEND_URL": f"{place}/"}, config(FRONTEND_URL=place)) == place
+    assert demo.choose_url({"FRONTEND_URL": f"{demo_url}/"}, config(FRONTEND_URL=demo_url)) == demo_url
     with pytest.raises(DemoUnavailable, match="FRONTEND_URL names another app"):
         demo.choose_url({"FRONTEND_URL": "https://app.example.com"}, config())
     with pytest.raises(DemoUnavailable, match="not in CORS_ORIGINS"):
-        demo.choose_url({"FRONTEND_URL": place}, config(CORS_ORIGINS="https://app.example.com"))
+        demo.choose_url({"FRONTEND_URL": demo_url}, config(CORS_ORIGINS="https://app.example.com"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         taken = {"FRONTEND_URL": f"http://127.0.0.1:{port}"}
@@ -202,15 +204,15 @@ def test_unusable_url_is_explained(place: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
-def test_real_node_serves_the_app(run: Run, environ: Environ, place: str, checkout: Path) -> None:
+def test_real_node_serves_the_app(run: Run, environ: Environ, demo_url: str, checkout: Path) -> None:
     # Share installed packages: downloading them again would test npm.
     installed = ROOT / demo.APP / "node_modules"
     if (installed / ".package-lock.json").is_file():
         (checkout / demo.APP / "node_modules").symlink_to(installed)
-    running = run({**environ, "FRONTEND_URL": place}).until_ready()
-    assert opened(running) == place, running.output
-    page = read(f"{place}/now-playing")
+    running = run({**environ, "FRONTEND_URL": demo_url}).until_ready()
+    assert opened(running) == demo_url, running.output
+    page = read(f"{demo_url}/now-playing")
     assert f'content="http://127.0.0.1:{environ["PORT"]}"' in page
     assert environ["SPOTIFY_ACCOUNTS_URL"] in page
     assert running.end() == 0
-    assert running.left_over() == []
+    assert running.remaining_processes() == []

@@ -47,9 +47,9 @@ def test_locking_drops_the_index_and_keeps_the_rest() -> None:
         },
         "default": {"flask": {"hashes": ["sha256:1"], "index": "somewhere", "version": "==3.1.3"}},
     }
-    kept = json.loads(without_index(json.dumps(locked)))
-    assert kept["_meta"] == {"hash": {"sha256": "0"}, "sources": []}
-    assert kept["default"] == {"flask": {"hashes": ["sha256:1"], "version": "==3.1.3"}}
+    stored = json.loads(without_index(json.dumps(locked)))
+    assert stored["_meta"] == {"hash": {"sha256": "0"}, "sources": []}
+    assert stored["default"] == {"flask": {"hashes": ["sha256:1"], "version": "==3.1.3"}}
 
 
 @pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0", "3.14.0"])

@@ -45,9 +45,9 @@ def test_one_command_runs_a_fresh_clone_until_ctrl_c(run: Run, environ: Environ,
     assert f"curl -i {api}/api/session" in running.output
     assert (checkout / ".env").stat().st_mode & 0o777 == 0o600
 
-    assert len(running.left_over()) >= 5
+    assert len(running.remaining_processes()) >= 5
     assert running.end() == 0
-    assert running.left_over() == []
+    assert running.remaining_processes() == []
     assert "Everything has stopped." in running.output
     assert "Traceback" not in running.output
 
@@ -63,7 +63,7 @@ def test_restart_keeps_secrets_data_and_sessions(run: Run, environ: Environ, che
         assert session["user"]["username"] == "ada"
         assert (checkout / ".env").read_bytes() == secrets
         assert second.end(signal.SIGHUP) == 0
-    assert second.left_over() == []
+    assert second.remaining_processes() == []
 
 
 def test_embedded_redis_is_used_without_redis_server(run: Run, without_redis: Environ) -> None:
@@ -71,7 +71,7 @@ def test_embedded_redis_is_used_without_redis_server(run: Run, without_redis: En
     register(without_redis["PORT"]).close()
     assert "embedded substitute" in running.output
     assert running.end() == 0
-    assert running.left_over() == []
+    assert running.remaining_processes() == []
 
 
 def test_second_server_names_the_taken_port_and_its_holder(run: Run, environ: Environ) -> None:
@@ -91,14 +91,14 @@ def test_end_of_one_program_ends_the_others(run: Run, environ: Environ) -> None:
     os.kill(int(found[1]), signal.SIGKILL)
     assert running.wait() == 1
     assert "redis was ended by SIGKILL" in running.output
-    assert running.left_over() == []
+    assert running.remaining_processes() == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_killed_server_leaves_nothing_running(run: Run, environ: Environ) -> None:
     running = run(environ).until_ready()
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
-    eventually(lambda: running.left_over() == [])
+    eventually(lambda: running.remaining_processes() == [])
 
 
 def test_taken_port_is_named_with_its_setting(run: Run, environ: Environ) -> None:
@@ -109,7 +109,7 @@ def test_taken_port_is_named_with_its_setting(run: Run, environ: Environ) -> Non
             assert running.wait() == 1
         assert f"Port {port} on 127.0.0.1, for {purpose}, is taken by " in running.output
         assert f"{variable}" in running.output
-        assert running.left_over() == []
+        assert running.remaining_processes() == []
 
 
 def test_invalid_settings_are_listed(run: Run, environ: Environ) -> None:
@@ -212,7 +212,7 @@ def test_ctrl_c_during_startup_ends_quietly(run: Run, environ: Environ) -> None:
         assert running.wait() in (0, 130, -signal.SIGINT), (hundredths, running.output)
         assert "Traceback" not in running.output, (hundredths, running.output)
         assert "exception" not in running.output, (hundredths, running.output)
-        eventually(lambda running=running: running.left_over() == [])  # type: ignore[misc]
+        eventually(lambda running=running: running.remaining_processes() == [])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

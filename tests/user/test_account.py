@@ -161,15 +161,15 @@ def test_password_change_ends_all_other_sessions(
 ) -> None:
     register(client, "ada")
     login(elsewhere := new_client(), "ada")
-    stolen = client.get_cookie("backline_session").value  # type: ignore[union-attr]
+    old_token = client.get_cookie("backline_session").value  # type: ignore[union-attr]
 
     assert change_password(client, PASSWORD, NEW_PASSWORD) == 204
 
     assert client.get("/api/user").status_code == 200
-    assert client.get_cookie("backline_session").value != stolen  # type: ignore[union-attr]
+    assert client.get_cookie("backline_session").value != old_token  # type: ignore[union-attr]
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/session").json == {"authenticated": False, "user": None, "spotify": None}
-    (old := new_client()).set_cookie("backline_session", stolen)
+    (old := new_client()).set_cookie("backline_session", old_token)
     assert old.get("/api/user").status_code == 401
     assert login(new_client(), "ada").status_code == 401
     again = new_client().post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
@@ -289,17 +289,17 @@ def test_session_list_shows_where_a_user_is_signed_in(
     another.post("/api/logout")
     register(new_client(), "grace")
 
-    seen = sessions_of(client)
+    listed = sessions_of(client)
 
-    assert [session["current"] for session in seen] == [True, False]
-    here, there = seen
+    assert [session["current"] for session in listed] == [True, False]
+    here, there = listed
     assert (here["ip"], there["ip"]) == ("127.0.0.1", "203.0.113.9")
     assert str(there["user_agent"]).startswith("Phone/1.0 ")
     assert len(str(there["user_agent"])) == 256
-    assert {type(session["id"]) for session in seen} == {str}
+    assert {type(session["id"]) for session in listed} == {str}
     cookies = {each.get_cookie("backline_session").value for each in (client, phone)}  # type: ignore[union-attr]
-    assert cookies.isdisjoint(str(session["id"]) for session in seen)
-    for session in seen:
+    assert cookies.isdisjoint(str(session["id"]) for session in listed)
+    for session in listed:
         for moment in ("created_at", "last_seen_at"):
             age = datetime.now(UTC) - datetime.fromisoformat(str(session[moment]))
             assert timedelta(seconds=-2) < age < timedelta(minutes=1)
@@ -506,12 +506,12 @@ def test_export_contains_every_personal_column(client: FlaskClient, sandbox: San
     connect(client, sandbox)
     export = client.get("/api/user/export").json
     ours = {"password_hash", "session_epoch", "user_id", "spotify_id"}
-    said = {*export["user"], *export["spotify"]}
+    members = {*export["user"], *export["spotify"]}
 
     for table in ("users", "spotify_users"):
         columns = {column.name for column in db.metadata.tables[table].columns}
         renamed = {"created_at": "connected_at"} if table == "spotify_users" else {}
-        missing = {column for column in columns - ours if renamed.get(column, column) not in said}
+        missing = {column for column in columns - ours if renamed.get(column, column) not in members}
         assert missing == set(), table
 
 

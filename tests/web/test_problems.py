@@ -112,7 +112,7 @@ def test_unexpected_error_is_described_in_the_log_only(
 @pytest.mark.sqlite_only
 def test_route_without_an_access_rule_cannot_be_called(app: Flask, client: FlaskClient) -> None:
     @app.get("/api/undeclared")
-    def undeclared() -> str:
+    def undeclared_view() -> str:
         return "secret"
 
     response = client.get("/api/undeclared")

@@ -228,7 +228,7 @@ def test_planted_session_id_does_not_lead_to_the_visitors_connection(
 # --- data from Redis is not trusted -------------------------------------------------------------
 
 
-class Bomb:
+class PickleBomb:
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -276,7 +276,7 @@ def test_tampered_session_data_counts_as_no_session(
     good = msgspec.msgpack.encode(stored_sessions.read(app, key))
     marker = tmp_path / "executed"
     if planted == "pickle":
-        planted = pickle.dumps(Bomb(marker))
+        planted = pickle.dumps(PickleBomb(marker))
     elif planted == "cut short":
         planted = good[:-3]
     elif isinstance(planted, dict):

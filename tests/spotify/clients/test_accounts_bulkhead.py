@@ -30,17 +30,17 @@ StartServer = Callable[..., AbstractContextManager[Server]]
 
 
 @pytest.fixture
-def waits_are_slow_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_wait_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", 0.1)
 
 
 @pytest.fixture
-def calls_are_slow_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_slow_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", 0.1)
     monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", LONG)
 
 
-class Waiting:
+class WaitingThreads:
     """Threads that wait at a bulkhead for one result."""
 
     def __init__(self, bulkhead: AccountsBulkhead) -> None:
@@ -69,14 +69,14 @@ def bulkhead() -> AccountsBulkhead:
 
 
 @pytest.fixture
-def waiting(bulkhead: AccountsBulkhead) -> Iterator[Waiting]:
-    waiting = Waiting(bulkhead)
+def waiting(bulkhead: AccountsBulkhead) -> Iterator[WaitingThreads]:
+    waiting = WaitingThreads(bulkhead)
     yield waiting
     if not waiting.result.done():
         waiting.close()
 
 
-def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: WaitingThreads) -> None:
     callers = waiting.start(10)
     eventually(lambda: len(bulkhead._waiters) == 10)
 
@@ -87,8 +87,10 @@ def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: Wa
     assert not bulkhead._slow_at
 
 
-@pytest.mark.usefixtures("waits_are_slow_soon")
-def test_slow_service_releases_callers_beyond_half(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+@pytest.mark.usefixtures("short_wait_threshold")
+def test_slow_service_releases_callers_beyond_half(
+    bulkhead: AccountsBulkhead, waiting: WaitingThreads
+) -> None:
     callers = waiting.start(10)
     eventually(lambda: sum(caller.done() for caller in callers) == 8)
 
@@ -99,8 +101,8 @@ def test_slow_service_releases_callers_beyond_half(bulkhead: AccountsBulkhead, w
     assert sorted(caller.result() for caller in callers) == ["released"] * 8 + ["served"] * 2
 
 
-@pytest.mark.usefixtures("calls_are_slow_soon")
-def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+@pytest.mark.usefixtures("short_slow_threshold")
+def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting: WaitingThreads) -> None:
     with bulkhead.calling():
         callers = waiting.start(3)
         eventually(lambda: sum(caller.done() for caller in callers) == 1)
@@ -112,9 +114,9 @@ def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting
         pass
 
 
-@pytest.mark.usefixtures("calls_are_slow_soon")
+@pytest.mark.usefixtures("short_slow_threshold")
 def test_long_wait_for_fast_calls_does_not_count_as_slow(
-    bulkhead: AccountsBulkhead, waiting: Waiting
+    bulkhead: AccountsBulkhead, waiting: WaitingThreads
 ) -> None:
     """A wait takes longer than its call, because it may queue for a slot, or notice the result late."""
     callers = waiting.start(3)
@@ -169,8 +171,8 @@ def test_exchanges_are_limited_to_half_of_the_threads(bulkhead: AccountsBulkhead
     assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiters) == 0
 
 
-@pytest.mark.usefixtures("calls_are_slow_soon")
-def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting: Waiting) -> None:
+@pytest.mark.usefixtures("short_slow_threshold")
+def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting: WaitingThreads) -> None:
     with bulkhead.exchanging(), bulkhead.exchanging():
         callers = waiting.start(3)
 

@@ -48,8 +48,8 @@ def mira(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     return client
 
 
-def get(who: FlaskClient, path: str = "me/player") -> TestResponse:
-    return who.get(f"/api/spotify/v1/{path}")
+def get(person: FlaskClient, path: str = "me/player") -> TestResponse:
+    return person.get(f"/api/spotify/v1/{path}")
 
 
 def retry_after_of(response: TestResponse) -> int:
@@ -58,7 +58,7 @@ def retry_after_of(response: TestResponse) -> int:
     return int(response.headers["Retry-After"])
 
 
-def about(seconds: int) -> range:
+def seconds_left(seconds: int) -> range:
     """Return this many seconds or a little less, because some may have passed."""
     return range(max(1, seconds - 20), seconds + 1)
 
@@ -68,11 +68,11 @@ def calls(sandbox: SandboxClient) -> int:
     return len([call for call in sandbox.calls() if call["path"].startswith("/v1/")])
 
 
-def block(sandbox: SandboxClient, who: FlaskClient, retry_after: int | None, body: str = "text") -> int:
+def block(sandbox: SandboxClient, person: FlaskClient, retry_after: int | None, body: str = "text") -> int:
     """Let Spotify respond 429 to a call and to the canary. Returns the caller's Retry-After."""
     members = {} if retry_after is None else {"retry_after": retry_after}
     sandbox.fault(on="api", kind="rate_limited", body=body, times=1 if body == "quota" else 2, **members)
-    return retry_after_of(get(who))
+    return retry_after_of(get(person))
 
 
 # Length of the wait
@@ -88,21 +88,24 @@ def test_429_blocks_calls_for_as_long_as_it_says(
     body: str,
 ) -> None:
     elsewhere = another_tab(mira, another_worker)
-    unsaid = 3600 if body == "quota" else 30
-    for said, wait in (
+    default_wait = 3600 if body == "quota" else 30
+    for value, wait in (
         (1, 1),
         (35, 35),
         (46_649, 46_649),
         (86_400, 86_400),
         (200_000, 86_400),
         (0, 1),
-        (None, unsaid),
+        (None, default_wait),
     ):
         sandbox.clear_calls()
-        assert block(sandbox, mira, said, body) == wait
+        assert block(sandbox, mira, value, body) == wait
         if wait > 1:
-            assert [retry_after_of(get(who)) in about(wait) for who in (mira, elsewhere)] == [True, True]
-            assert retry_after_of(mira.put("/api/spotify/v1/me/player/pause")) in about(wait)
+            assert [retry_after_of(get(person)) in seconds_left(wait) for person in (mira, elsewhere)] == [
+                True,
+                True,
+            ]
+            assert retry_after_of(mira.put("/api/spotify/v1/me/player/pause")) in seconds_left(wait)
         assert calls(sandbox) == (1 if body == "quota" else 2)  # with the canary
         end_wait(store, app, another_worker)
 
@@ -118,13 +121,13 @@ def test_invalid_retry_after_is_ignored(
     app: Flask, mira: FlaskClient, upstream: Upstream, store: Store
 ) -> None:
     upstream.status = 429
-    senseless = ["soon", "-5", "1e3", "", "٣", "9" * 30, "Fri, 32 Dec 2027 23:59:59 GMT"]
-    for said in senseless:
-        upstream.headers = {"Retry-After": said.encode().decode("latin-1")}
-        assert retry_after_of(get(mira)) == 30, said
-        assert retry_after_of(get(mira)) in about(30)
+    invalid_values = ["soon", "-5", "1e3", "", "٣", "9" * 30, "Fri, 32 Dec 2027 23:59:59 GMT"]
+    for value in invalid_values:
+        upstream.headers = {"Retry-After": value.encode().decode("latin-1")}
+        assert retry_after_of(get(mira)) == 30, value
+        assert retry_after_of(get(mira)) in seconds_left(30)
         end_wait(store, app)
-    assert len(upstream.calls) == len(senseless)
+    assert len(upstream.calls) == len(invalid_values)
 
 
 def test_malformed_quota_error_is_ignored(
@@ -147,8 +150,8 @@ def test_wait_ends_by_itself(
 ) -> None:
     assert block(sandbox, mira, 1) == 1
     store.delete(*store.keys("spotify-budget:*"))  # not to be limited by the budget
-    for who in (mira, another_tab(mira, another_worker)):
-        eventually(lambda: get(who).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
+    for person in (mira, another_tab(mira, another_worker)):
+        eventually(lambda: get(person).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
     assert calls(sandbox) == 4
 
 
@@ -163,14 +166,14 @@ def test_wait_applies_to_all_people_and_calls(
     block(sandbox, mira, 600)
     sandbox.clear_calls()
 
-    for who in (mira, other, another_tab(other, another_worker)):
+    for person in (mira, other, another_tab(other, another_worker)):
         for response in (
-            get(who, "me"),
-            get(who, "search?q=a&type=track"),
-            who.post("/api/spotify/v1/me/player/next"),
-            who.delete("/api/spotify/v1/me/library?uris=x"),
+            get(person, "me"),
+            get(person, "search?q=a&type=track"),
+            person.post("/api/spotify/v1/me/player/next"),
+            person.delete("/api/spotify/v1/me/library?uris=x"),
         ):
-            assert retry_after_of(response) in about(600)
+            assert retry_after_of(response) in seconds_left(600)
     assert calls(sandbox) == 0
     assert other.get("/api/spotify").status_code == 200
     assert other.get("/api/session").status_code == 200
@@ -184,7 +187,7 @@ def test_callback_during_a_wait_makes_no_call(
     block(sandbox, mira, 600)
     sandbox.clear_calls()
 
-    assert retry_after_of(send_callback(visitor, callback)) in about(600)
+    assert retry_after_of(send_callback(visitor, callback)) in seconds_left(600)
     assert calls(sandbox) == 0
 
 
@@ -194,19 +197,19 @@ def test_429_during_a_callback_blocks_only_me(
     visitor = new_client()
     callback = sandbox.consent(start_authorization(visitor))
     sandbox.fault(on="me", kind="rate_limited", retry_after=600)
-    assert retry_after_of(send_callback(visitor, callback)) in about(600)
+    assert retry_after_of(send_callback(visitor, callback)) in seconds_left(600)
     sandbox.clear_calls()
 
-    for who in (mira, another_tab(mira, another_worker)):
-        assert get(who).status_code in (200, 204)
-        assert retry_after_of(get(who, "me")) in about(600)
+    for person in (mira, another_tab(mira, another_worker)):
+        assert get(person).status_code in (200, 204)
+        assert retry_after_of(get(person, "me")) in seconds_left(600)
     assert calls(sandbox) == 2
 
     # The code of the next person is not consumed.
     late = new_client()
     late_callback = sandbox.consent(start_authorization(late))
     sandbox.clear_calls()
-    assert retry_after_of(send_callback(late, late_callback)) in about(600)
+    assert retry_after_of(send_callback(late, late_callback)) in seconds_left(600)
     assert sandbox.calls() == []
 
 
@@ -239,16 +242,16 @@ def test_shorter_wait_does_not_shorten_a_longer_one(
     assert here.block_all(HttpResponse(429, {"retry-after": "600"}, b"")) == 600
     assert there.block_all(HttpResponse(429, {"retry-after": "3"}, b"")) == 3
     assert here.block_all(HttpResponse(429, {"retry-after": "2"}, b"")) == 2
-    for who in (mira, another_tab(mira, another_worker)):
-        assert retry_after_of(get(who)) in about(600)
+    for person in (mira, another_tab(mira, another_worker)):
+        assert retry_after_of(get(person)) in seconds_left(600)
     assert there.block_all(HttpResponse(429, {"retry-after": "900"}, b"")) == 900
-    assert retry_after_of(get(mira)) in about(900)
+    assert retry_after_of(get(mira)) in seconds_left(900)
     assert calls(sandbox) == 0
 
     # Redis and the process keep the longer wait, and each restores it for the other.
     here.block_all(HttpResponse(429, {"retry-after": "5"}, b""))
     [key] = store.keys("spotify-wait:*")
-    assert store.ttl(key) in about(900)
+    assert store.ttl(key) in seconds_left(900)
     store.delete(key)
     assert 800 < here.retry_after() <= 900
 
@@ -267,12 +270,12 @@ def test_wait_is_restored_after_redis_was_emptied(
     block(sandbox, client, 46_649)
     retry_after_of(get(elsewhere))
     sandbox.clear_calls()
-    for who in (client, elsewhere):
+    for person in (client, elsewhere):
         store.flushall()
-        assert login(who, user["username"]).status_code == 200
-        assert retry_after_of(get(who)) in about(46_649)
+        assert login(person, user["username"]).status_code == 200
+        assert retry_after_of(get(person)) in seconds_left(46_649)
         fresh = make_app()  # has not seen it
-        assert retry_after_of(get(another_tab(who, fresh))) in about(46_649)
+        assert retry_after_of(get(another_tab(person, fresh))) in seconds_left(46_649)
     assert calls(sandbox) == 0
 
 
@@ -289,7 +292,7 @@ def test_wait_survives_a_restart_of_redis(make_app: MakeApp, sandbox: SandboxCli
         assert slug(get(client)) == "service-unavailable"
         server.start()
         eventually(lambda: login(client, user["username"]).status_code == 200)
-        assert retry_after_of(get(client)) in about(600)
+        assert retry_after_of(get(client)) in seconds_left(600)
         fresh = make_app(REDIS_URL=f"unix://{server.socket}")
         assert fresh.extensions["backline"].rate_limiter.retry_after() > 500
         server.client.close()
@@ -309,7 +312,7 @@ def test_wait_survives_garbage_in_redis(
     for plant in plants:
         store.delete(key)
         plant()
-        assert retry_after_of(get(mira)) in about(600)
+        assert retry_after_of(get(mira)) in seconds_left(600)
         assert store.ttl(key) > 500
     store.set(key, 5_000_000, px=5_000_000)
     assert retry_after_of(get(mira)) > 600  # the longer of the two
@@ -347,10 +350,10 @@ def test_429_blocks_only_its_endpoint(
     assert retry_after_of(put_cover(mira, "one")) == 3600
     sandbox.clear_calls()
 
-    for who in (other, another_tab(mira, another_worker)):
-        assert retry_after_of(put_cover(who, "two")) in about(3600)
-        assert get(who).status_code in (200, 204)
-        assert get(who, "me").status_code == 200
+    for person in (other, another_tab(mira, another_worker)):
+        assert retry_after_of(put_cover(person, "two")) in seconds_left(3600)
+        assert get(person).status_code in (200, 204)
+        assert get(person, "me").status_code == 200
     assert calls(sandbox) == 4
     connect(new_client(), sandbox)
 
@@ -362,8 +365,8 @@ def test_429_blocks_only_its_endpoint(
     assert fresh.retry_after("playlists/{id}/images") > 3500
 
 
-def put_cover(who: FlaskClient, playlist: str) -> TestResponse:
-    return who.put(f"/api/spotify/v1/playlists/{playlist}/images", data=b"/9j/", content_type="image/jpeg")
+def put_cover(person: FlaskClient, playlist: str) -> TestResponse:
+    return person.put(f"/api/spotify/v1/playlists/{playlist}/images", data=b"/9j/", content_type="image/jpeg")
 
 
 def test_second_endpoint_rejected_within_ten_seconds_blocks_everything(
@@ -374,7 +377,7 @@ def test_second_endpoint_rejected_within_ten_seconds_blocks_everything(
     retry_after_of(put_cover(mira, "one"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=70)
     assert retry_after_of(get(elsewhere, "search?q=a&type=track")) == 70
-    assert retry_after_of(get(mira, "me/player")) in about(70)
+    assert retry_after_of(get(mira, "me/player")) in seconds_left(70)
 
     # After that time, the second 429 concerns only its endpoint.
     end_wait(store, app, another_worker)
@@ -403,7 +406,7 @@ def test_independent_endpoints_block_everything_only_once(
             worker.extensions["backline"].rate_limiter._until.clear()
 
     call_both()
-    assert retry_after_of(get(mira)) in about(60)
+    assert retry_after_of(get(mira)) in seconds_left(60)
     end_waits()
     store.delete(*store.keys("spotify-last-rejection:*"))  # ten seconds later
     call_both()
@@ -414,7 +417,7 @@ def test_independent_endpoints_block_everything_only_once(
     store.delete(*store.keys("spotify-canary:*"))
     sandbox.fault(on="api", kind="rate_limited", retry_after=60, times=2)
     retry_after_of(put_cover(mira, "one"))
-    assert retry_after_of(get(mira)) in about(60)
+    assert retry_after_of(get(mira)) in seconds_left(60)
 
 
 def test_canary_is_sent_once_by_all_processes(
@@ -445,7 +448,7 @@ def test_unknown_path_does_not_block_known_endpoints(mira: FlaskClient, upstream
     upstream.status, upstream.headers = 429, {"Retry-After": "60"}
     assert retry_after_of(get(mira, "me/no-such/thing")) == 60
     upstream.status = 200
-    assert retry_after_of(get(mira, "me/another/thing")) in about(60)
+    assert retry_after_of(get(mira, "me/another/thing")) in seconds_left(60)
     for path in ("me/player", "me", "albums/no/such/thing", "no-such-thing"):
         assert get(mira, path).status_code == 200, path
 
@@ -469,7 +472,7 @@ def spent(store: Store, caller: object = None) -> int:
     return sum(int(value.partition(b":")[2]) for name, value in store.hgetall(key).items() if name.isdigit())
 
 
-def make_older(store: Store, seconds: int) -> None:
+def age_calls(store: Store, seconds: int) -> None:
     """Move all calls so far into the past."""
     for key in store.keys("spotify-calls:*"):
         fields = store.hgetall(key)
@@ -485,7 +488,7 @@ def make_older(store: Store, seconds: int) -> None:
                 store.hset(key, name, value)
 
 
-def spend(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
+def try_call(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
     """Return whether the budget has room for a call."""
     try:
         limiter.acquire(caller, is_poll=is_poll)
@@ -494,10 +497,10 @@ def spend(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = Fa
     return True
 
 
-def spend_all(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
+def count_allowed_calls(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
     """Make calls until there is no room. Returns their number."""
     for number in range(1000):
-        if not spend(limiter, caller, is_poll=is_poll):
+        if not try_call(limiter, caller, is_poll=is_poll):
             return number
     raise AssertionError("there is no limit")
 
@@ -521,7 +524,7 @@ def test_polls_can_use_four_fifths_of_the_budget(
     assert [retry_after_of(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
     assert calls(sandbox) == spent(store) == 10
 
-    make_older(store, 31)
+    age_calls(store, 31)
     assert get(mira, "me").status_code == 200
 
 
@@ -530,7 +533,7 @@ def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: 
     store.delete(*store.keys("spotify-calls:*"))
     assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
     assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request can take
-    make_older(store, 29)
+    age_calls(store, 29)
     assert get(mira, "me?patient").status_code == 200
 
 
@@ -538,38 +541,38 @@ def test_person_can_use_half_of_the_budget_while_others_call(
     env: dict[str, str], app: Flask, store: Store
 ) -> None:
     limiter = limiter_with(env, store, "20")
-    assert spend_all(limiter, 1) == 20  # alone
-    assert not spend(limiter, 2)
-    make_older(store, 31)
-    assert spend(limiter, 2)
-    assert spend_all(limiter, 1) == 10
-    assert spend_all(limiter, 2) == 9
-    assert not spend(limiter, 3)  # has made a request nevertheless
-    make_older(store, 31)
-    assert spend_all(limiter, 3, is_poll=True) == 16  # alone again, and polls
-    assert spend_all(limiter, None) == 4
+    assert count_allowed_calls(limiter, 1) == 20  # alone
+    assert not try_call(limiter, 2)
+    age_calls(store, 31)
+    assert try_call(limiter, 2)
+    assert count_allowed_calls(limiter, 1) == 10
+    assert count_allowed_calls(limiter, 2) == 9
+    assert not try_call(limiter, 3)  # has made a request nevertheless
+    age_calls(store, 31)
+    assert count_allowed_calls(limiter, 3, is_poll=True) == 16  # alone again, and polls
+    assert count_allowed_calls(limiter, None) == 4
 
 
 def test_person_whose_call_was_rejected_counts_as_active(
     env: dict[str, str], app: Flask, store: Store
 ) -> None:
     limiter = limiter_with(env, store, "20")
-    assert spend_all(limiter, 1) == 20
-    assert not spend(limiter, 2)
+    assert count_allowed_calls(limiter, 1) == 20
+    assert not try_call(limiter, 2)
     total = store.keys("spotify-calls:*}")[0]
     for name, value in store.hgetall(total).items():  # half a minute later, except for the last request
         if name.isdigit():
             store.hdel(total, name)
             assert value
     store.delete(*store.keys("spotify-calls:*}:1"))
-    assert spend_all(limiter, 1) == 10
-    assert spend(limiter, 2)
+    assert count_allowed_calls(limiter, 1) == 10
+    assert try_call(limiter, 2)
 
 
 def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter, rejection = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
-        assert spend(limiter, number % 3)
+        assert try_call(limiter, number % 3)
     assert store.keys("spotify-budget:*") == []
     limiter.record_429("search", rejection)  # of one endpoint
     assert store.keys("spotify-budget:*") == []
@@ -579,29 +582,29 @@ def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app:
     assert store.hget(key, "limit") == b"240"
     assert 0 < store.ttl(key) <= 86_400
 
-    def later(minutes: int) -> int:
+    def limit_after(minutes: int) -> int:
         store.delete(*store.keys("spotify-calls:*"), *store.keys("spotify-wait:*"), "none")
         limiter._until.clear()
         store.hincrby(key, "since", -minutes * 60_000)
-        return spend_all(limiter, 1)
+        return count_allowed_calls(limiter, 1)
 
-    assert later(9) == 240
-    assert later(1) == 252
-    assert later(10) == 265  # 264.6
+    assert limit_after(9) == 240
+    assert limit_after(1) == 252
+    assert limit_after(10) == 265  # 264.6
 
     # Another rejection, after a wait and only a few calls.
     store.delete(*store.keys("spotify-calls:*"))
-    spend(limiter, 1)
+    try_call(limiter, 1)
     limiter.block_all(rejection)
     assert store.hget(key, "limit") == b"132"
     # Redis' clock was set back: the limit grows from now on, not in some hours.
     store.hincrby(key, "since", 3_600_000)
-    assert later(0) == 132
+    assert limit_after(0) == 132
 
 
 def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter = limiter_with(env, store, "100")
-    spend(limiter, 1)
+    try_call(limiter, 1)
     limiter.block_all(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
 
@@ -614,8 +617,10 @@ def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: F
 
 def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: Store) -> None:
     limiter = limiter_with(env, store, "1")
-    assert spend_all(limiter, None, is_poll=True) == 1  # at least one, although four fifths are less
-    assert spend_all(limiter, None) == 0
+    assert (
+        count_allowed_calls(limiter, None, is_poll=True) == 1
+    )  # at least one, although four fifths are less
+    assert count_allowed_calls(limiter, None) == 0
     assert spent(store) == spent(store, "connecting") == 1
 
 
@@ -635,15 +640,15 @@ def test_call_passes_if_the_budget_cannot_be_counted(
         fields = {str(slot): f"{ahead // 1000 + slot}:500" for slot in range(31)}
         store.hset(key, mapping={**fields, "last": "2", "last_at": ahead, "other_at": ahead})
     limiter = SpotifyRateLimiter(client, config)
-    assert spend(limiter, 1)
+    assert try_call(limiter, 1)
     assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
     with pytest.raises(RateLimited) as rejected:
         limiter.acquire(None, is_poll=True)
-    assert rejected.value.retry_after in about(100)
+    assert rejected.value.retry_after in seconds_left(100)
     if failure in ("a text", "a list"):  # calls are counted again
         limiter._until.clear()
         store.delete(*store.keys("spotify-wait:*"))
-        assert spend_all(limiter, 1) == 1
+        assert count_allowed_calls(limiter, 1) == 1
 
 
 def milliseconds(store: Store) -> int:
@@ -654,12 +659,12 @@ def milliseconds(store: Store) -> int:
 def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask, store: Store) -> None:
     def commands() -> int:
         before = int(store.info("stats")["total_commands_processed"])
-        spend(limiter, 1)
+        try_call(limiter, 1)
         return int(store.info("stats")["total_commands_processed"]) - before
 
     limiter = limiter_with(env, store, "100000")
     commands()
     few = commands()
     for number in range(300):
-        spend(limiter, number)
+        try_call(limiter, number)
     assert commands() <= few + 35  # one caller or several

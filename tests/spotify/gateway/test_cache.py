@@ -30,13 +30,13 @@ from tests.helpers.cached_reads import (
     expire,
     expire_leases,
     gateway_on,
+    immediate,
     milliseconds,
-    must_not_call,
-    now,
     read,
     set_fields,
     stored_fields,
     stored_times,
+    unexpected_call,
 )
 from tests.helpers.servers import _process, _until_up, eventually, free_port, process_environment
 
@@ -63,11 +63,11 @@ def test_leader_without_its_lease_overwrites_nothing(
     paused = pool.submit(read, gateway, "me", late, ttl=60)
     late.wait_until_started()
     expire_leases(store)
-    assert read(gateway, "me", now(b"new"), ttl=60).cache == "miss"
+    assert read(gateway, "me", immediate(b"new"), ttl=60).cache == "miss"
     late.finish()
 
     assert paused.result(LONG).spotify.body == b"old"
-    served = read(gateway, "me", must_not_call, ttl=60)
+    served = read(gateway, "me", unexpected_call, ttl=60)
     assert (served.cache, served.spotify.body) == ("hit", b"new")
 
 
@@ -109,7 +109,7 @@ def test_leader_without_its_lease_does_not_release_anothers(
     assert isinstance(paused.exception(LONG), SpotifyNotConnected)
     other.finish()
     assert taken.result(LONG).cache == "miss"
-    assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"new"
+    assert read(gateway, "me", unexpected_call, ttl=60).spotify.body == b"new"
 
 
 def test_next_fetch_is_due_a_ttl_after_the_last_one_started(
@@ -153,13 +153,13 @@ def test_waiter_takes_any_response_since_its_first_lookup(
     waiter, call = Waiter(monkeypatch), Fetch(b"first")
     leader = pool.submit(read, gateway, "me", call, ttl=0)
     call.wait_until_started()
-    waiting = pool.submit(read, gateway, "me", must_not_call, ttl=0)
+    waiting = pool.submit(read, gateway, "me", unexpected_call, ttl=0)
     waiter.wait_until_paused()
     call.finish()
     assert leader.result(LONG).spotify.body == b"first"
     [arrived] = stored_times(store, b"at:")
     eventually(lambda: milliseconds(store) > arrived)  # a response from this millisecond would count too
-    assert read(gateway, "me", now(b"second"), ttl=0).cache == "miss"
+    assert read(gateway, "me", immediate(b"second"), ttl=0).cache == "miss"
     waiter.look()
 
     served = waiting.result(LONG)
@@ -175,7 +175,7 @@ def test_waiter_gives_up_when_its_deadline_passes(
     leader = pool.submit(read, gateway, "me", call, ttl=0)
     call.wait_until_started()
     deadline = time.monotonic() + 1
-    waiting = pool.submit(read, gateway, "me", must_not_call, ttl=0)
+    waiting = pool.submit(read, gateway, "me", unexpected_call, ttl=0)
     waiter.wait_until_paused()
     call.finish()
     assert isinstance(leader.exception(LONG), SpotifyNotConnected)
@@ -195,22 +195,22 @@ def test_too_large_response_is_fetched_by_each_caller(
     call.finish()
 
     assert {one.result(LONG).cache for one in calls} == {"miss"}
-    assert read(gateway, "me", now(large), ttl=60).spotify.body == large
+    assert read(gateway, "me", immediate(large), ttl=60).spotify.body == large
     assert sum(map(len, stored_fields(store).values())) < 200
 
 
 def test_cache_limits_bytes_and_entries_of_a_connection(gateway: Gateway, store: Store) -> None:
     body = b"x" * (cache_module.MAX_TOTAL_BYTES // 20)
     for number in range(40):
-        read(gateway, f"search?q={number}", now(body), ttl=60)
+        read(gateway, f"search?q={number}", immediate(body), ttl=60)
     assert sum(map(len, stored_fields(store).values())) < cache_module.MAX_TOTAL_BYTES + 10_000
     # The newest are kept.
-    assert read(gateway, "search?q=39", must_not_call, ttl=60).cache == "hit"
-    assert read(gateway, "search?q=0", now(b""), ttl=60).cache == "miss"
+    assert read(gateway, "search?q=39", unexpected_call, ttl=60).cache == "hit"
+    assert read(gateway, "search?q=0", immediate(b""), ttl=60).cache == "miss"
     assert 0 < store.pttl(HASH) <= 60_000
 
     for number in range(cache_module.MAX_ENTRIES + 50):
-        read(gateway, f"me?{number}", now(b"small"), ttl=60)
+        read(gateway, f"me?{number}", immediate(b"small"), ttl=60)
     assert store.zcard(INDEX) == cache_module.MAX_ENTRIES
     assert store.hlen(HASH) == 4 * cache_module.MAX_ENTRIES + 1
     assert store.zcard(LEADERS) == 0
@@ -231,7 +231,7 @@ def test_cache_removes_traces_of_leaders_that_gave_up(
     assert store.zcard(LEADERS) == 20
     expire_leases(store)
     for number in range(2):
-        read(gateway, f"me?{number}", now(b"x"), ttl=60)
+        read(gateway, f"me?{number}", immediate(b"x"), ttl=60)
     assert [name for name in stored_fields(store) if name.startswith((b"waited:", b"leader:"))] == []
     assert store.zcard(LEADERS) == 0
 
@@ -241,12 +241,12 @@ def test_cache_costs_the_same_for_a_full_connection(gateway: Gateway, store: Sto
 
     def commands(target: str) -> int:
         before = store.info("stats")["total_commands_processed"]
-        assert read(gateway, target, now(b"x"), ttl=60).cache == "miss"
+        assert read(gateway, target, immediate(b"x"), ttl=60).cache == "miss"
         return int(store.info("stats")["total_commands_processed"]) - int(before)
 
     few = commands("me")
     for number in range(cache_module.MAX_ENTRIES):
-        read(gateway, f"me?{number}", now(b"small"), ttl=60)
+        read(gateway, f"me?{number}", immediate(b"small"), ttl=60)
     assert commands("search?q=a") <= few + 10  # one entry is evicted
 
 
@@ -254,7 +254,7 @@ def test_cache_costs_the_same_for_a_full_connection(gateway: Gateway, store: Sto
 def test_cache_ignores_times_too_far_ahead(gateway: Gateway, store: Store, field: str) -> None:
     """Redis failed over to a host whose clock is an hour behind."""
     hour = 3_600_000
-    read(gateway, "me", now(b"old"), ttl=60)
+    read(gateway, "me", immediate(b"old"), ttl=60)
     if field == "lease":
         store.flushall()
         assert gateway._cache.lead(cache_module.Read.of(7, "grant me "), 0).state is State.LEADING
@@ -262,12 +262,12 @@ def test_cache_ignores_times_too_far_ahead(gateway: Gateway, store: Store, field
             store.zadd(LEADERS, {name: lease + hour})
     else:
         set_fields(store, f"{field}:".encode(), stored_times(store, f"{field}:".encode())[0] + hour)
-    assert read(gateway, "me", now(b"new"), ttl=60).spotify.body == b"new"
-    assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"new"
+    assert read(gateway, "me", immediate(b"new"), ttl=60).spotify.body == b"new"
+    assert read(gateway, "me", unexpected_call, ttl=60).spotify.body == b"new"
 
 
 def test_unshareable_response_without_waiters_is_not_stored(gateway: Gateway, store: Store) -> None:
-    read(gateway, "me", now(b"ada@example.com"), ttl=0)
+    read(gateway, "me", immediate(b"ada@example.com"), ttl=0)
     assert stored_fields(store) == {}
 
 
@@ -283,7 +283,7 @@ def test_expired_response_is_deleted_while_others_are_read(
     assert b"my playlists" in b"".join(stored_fields(store).values())
     for name in store.zrange(INDEX, 0, -1):
         store.zadd(INDEX, {name: 0})
-    read(gateway, "me/player", now(b"a song"), ttl=60)
+    read(gateway, "me/player", immediate(b"a song"), ttl=60)
 
     kept = b"".join(stored_fields(store).values())
     assert b"my playlists" not in kept
@@ -298,10 +298,10 @@ def test_caller_that_waits_for_a_slot_does_not_lead(
     with ExitStack() as all_places:
         for _ in range(16):
             gateway._bulkhead.acquire(all_places.enter_context(gateway._bulkhead.admit(7)))
-        waiting = pool.submit(read, gateway, "me", must_not_call, ttl=60)
+        waiting = pool.submit(read, gateway, "me", unexpected_call, ttl=60)
         eventually(lambda: any(admission.wants_slot for admission in gateway._bulkhead._admissions))
         assert store.hgetall(HASH) == {}  # there is no leader
-        assert read(elsewhere, "me", now(b"found"), ttl=60).cache == "miss"
+        assert read(elsewhere, "me", immediate(b"found"), ttl=60).cache == "miss"
     assert waiting.result(LONG).spotify.body == b"found"
 
 
@@ -309,29 +309,29 @@ def test_waiter_gets_a_response_from_after_a_write(gateway: Gateway, pool: Threa
     old = Fetch(b"old")
     before = pool.submit(read, gateway, "me", old, ttl=60)
     old.wait_until_started()
-    waiting = pool.submit(read, gateway, "me", now(b"new"), ttl=60)
+    waiting = pool.submit(read, gateway, "me", immediate(b"new"), ttl=60)
     eventually(lambda: len(gateway._bulkhead._admissions) == 2)
     gateway._cache.drop(7)
     assert waiting.result(LONG).spotify.body == b"new"
     old.finish()
     assert before.result(LONG).spotify.body == b"old"
-    assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"new"
+    assert read(gateway, "me", unexpected_call, ttl=60).spotify.body == b"new"
 
 
 @pytest.mark.parametrize("spoilt", ["index gone", "index of another type"])
 def test_cache_repairs_itself(gateway: Gateway, store: Store, spoilt: str) -> None:
     """At the next read of another response, for example after Redis has evicted a key."""
-    read(gateway, "me", now(b"old"), ttl=60)
+    read(gateway, "me", immediate(b"old"), ttl=60)
     if spoilt == "index of another type":
         store.set(INDEX, "junk")
     else:
         store.delete(INDEX)
         store.hset(HASH, "bytes", 4 * 1024 * 1024)
 
-    read(gateway, "search?q=a", now(b"first"), ttl=60)
-    read(gateway, "search?q=a", now(b"second"), ttl=60)
+    read(gateway, "search?q=a", immediate(b"first"), ttl=60)
+    read(gateway, "search?q=a", immediate(b"second"), ttl=60)
 
-    assert read(gateway, "search?q=a", must_not_call, ttl=60).cache == "hit"
+    assert read(gateway, "search?q=a", unexpected_call, ttl=60).cache == "hit"
 
 
 @pytest.mark.processes
@@ -354,17 +354,17 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         eventually(lambda: embedded.zscore(LEADERS, leader) > lease)
         call.finish()
         assert sorted(one.result(LONG).cache for one in calls) == ["miss", "shared", "shared"]
-        assert read(gateway, "me", must_not_call, ttl=60).cache == "hit"
+        assert read(gateway, "me", unexpected_call, ttl=60).cache == "hit"
         expire(embedded, "next")
         ahead = Fetch(b"second")
         fetching = pool.submit(read, gateway, "me", ahead, ttl=60)
         ahead.wait_until_started()
-        assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"first"
+        assert read(gateway, "me", unexpected_call, ttl=60).spotify.body == b"first"
         ahead.finish()
         fetching.result(LONG)
-        assert read(gateway, "me", must_not_call, ttl=60).spotify.body == b"second"
+        assert read(gateway, "me", unexpected_call, ttl=60).spotify.body == b"second"
         gateway._cache.drop(7)
-        assert read(gateway, "me", now(b"third"), ttl=0).cache == "miss"
+        assert read(gateway, "me", immediate(b"third"), ttl=0).cache == "miss"
         assert embedded.hkeys(HASH) == []  # no caller waited for it
 
         config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})

@@ -122,10 +122,10 @@ def test_deleted_connection_has_no_stored_responses(
         upstream.wait_for_held(1)
 
     if way == "disconnecting":
-        gone = mira.delete("/api/spotify")
+        revoked = mira.delete("/api/spotify")
     else:
-        gone = mira.delete("/api/user", json={"password": PASSWORD})
-    assert gone.status_code == 204
+        revoked = mira.delete("/api/user", json={"password": PASSWORD})
+    assert revoked.status_code == 204
 
     assert store.keys("shared:*") == []
     if under_way:

@@ -38,8 +38,8 @@ def test_read_is_shared_as_long_as_spotify_allows(
 ) -> None:
     allowed = ["max-age=60", "private, max-age=60", "public, max-age=99999999999"]
     forbidden = ["private, max-age=0", "no-store, max-age=60", "no-cache, max-age=60"]
-    senseless = ["max-age=-5", "max-age=soon", "max-age", '=;,"', ""]
-    for number, control in enumerate(allowed + forbidden + senseless):
+    invalid_values = ["max-age=-5", "max-age=soon", "max-age", '=;,"', ""]
+    for number, control in enumerate(allowed + forbidden + invalid_values):
         upstream.headers, path = {"Cache-Control": control}, f"search?q={number}"
         responses = [get(mira, path) for _ in range(2)]
         assert [cache_header(response) for response in responses] == [

@@ -261,16 +261,16 @@ def test_verifier_is_in_no_response_cookie_log_or_key(
     url = begun.json["authorize_url"]
     verifier = verifier_of(app, callback_query(url)["state"])
     store = app.extensions["backline"].redis
-    kept = [store.get(key) for key in store.keys("author*")]
+    stored = [store.get(key) for key in store.keys("author*")]
 
     done = send_callback(client, sandbox.consent(url))
 
     assert done.json["status"] == "connected"
-    kept += [store.get(key) for key in store.keys("author*")]
+    stored += [store.get(key) for key in store.keys("author*")]
     responses = [f"{response.headers}{response.text}" for response in (begun, done)]
     lines = map(JsonFormatter().format, caplog.records)
     assert not any(verifier in text for text in (*responses, *lines))
-    assert not any(verifier.encode() in value for value in kept)
+    assert not any(verifier.encode() in value for value in stored)
 
 
 @pytest.mark.requirement("D2")

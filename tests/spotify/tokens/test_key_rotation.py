@@ -52,7 +52,7 @@ def both_keys(env: dict[str, str]) -> dict[str, str]:
     return {**env, "TOKEN_ENCRYPTION_KEYS": f"{NEW_KEY},{env['TOKEN_ENCRYPTION_KEYS']}"}
 
 
-def works_with(env: dict[str, str], client: FlaskClient) -> bool:
+def can_use_keys(env: dict[str, str], client: FlaskClient) -> bool:
     """Return whether an app with these keys can return this client's token."""
     app = create_app(Config.from_env(env))
     app.test_client_class = type(client)
@@ -70,8 +70,8 @@ def test_old_key_can_be_removed_after_rotation(
     env: dict[str, str], both_keys: dict[str, str], connected: list[FlaskClient]
 ) -> None:
     only_new = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
-    assert works_with(both_keys, connected[0])
-    assert not works_with(only_new, connected[0])
+    assert can_use_keys(both_keys, connected[0])
+    assert not can_use_keys(only_new, connected[0])
 
     first = flask(both_keys, "tokens", "rotate-keys")
     again = flask(both_keys, "tokens", "rotate-keys")
@@ -79,7 +79,7 @@ def test_old_key_can_be_removed_after_rotation(
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("re-encrypted 3, unreadable 0\nAll tokens are encrypted with key ")
     assert again.stdout.startswith("re-encrypted 0, unreadable 0\nAll tokens are encrypted with key ")
-    assert all(works_with(only_new, client) for client in connected)
+    assert all(can_use_keys(only_new, client) for client in connected)
 
 
 @pytest.mark.processes
@@ -149,9 +149,9 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
     rotating.communicate()
     with app.app_context():
         old, new = app.extensions["backline"].token_cipher.newest_key_id, key_id(NEW_KEY)
-        halfway = key_rotation.keys_in_use()
-    assert 1000 <= halfway[new] < 3000
-    assert sum(halfway.values()) == 3000
+        keys_in_between = key_rotation.keys_in_use()
+    assert 1000 <= keys_in_between[new] < 3000
+    assert sum(keys_in_between.values()) == 3000
 
     # A process with only the old key, and one with both, refresh tokens in the meantime.
     with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "500"}) as newer:
@@ -163,7 +163,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
         refreshed = sum(future.result().refreshed for future in refreshing)
 
     assert again.returncode == 0, errors
-    assert f"of {halfway[old]} rows processed" in errors  # rows that were done are skipped
+    assert f"of {keys_in_between[old]} rows processed" in errors  # rows that were done are skipped
     assert f"All tokens are encrypted with key {new}" in output
     assert refreshed > 0
     with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():

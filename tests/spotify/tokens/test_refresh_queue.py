@@ -72,14 +72,16 @@ def test_leased_connection_is_not_claimed(app: Flask, sandbox: SandboxClient) ->
 def test_schedulers_never_claim_the_same_connection(app: Flask, sandbox: SandboxClient) -> None:
     spotify_user_ids = create_connections(app, sandbox, 400)
 
-    def drain(_: int) -> list[int]:
-        mine: list[int] = []
+    def claim_all(_: int) -> list[int]:
+        claimed: list[int] = []
         while batch := reserve(app, 7):
-            mine += batch
-        return mine
+            claimed += batch
+        return claimed
 
     with ThreadPoolExecutor(5) as pool:
-        taken = Counter(spotify_user_id for mine in pool.map(drain, range(5)) for spotify_user_id in mine)
+        taken = Counter(
+            spotify_user_id for claimed in pool.map(claim_all, range(5)) for spotify_user_id in claimed
+        )
 
     assert taken == Counter(spotify_user_ids)
 
@@ -90,12 +92,12 @@ def test_concurrent_passes_refresh_each_connection_once(
     create_connections(app, sandbox, 200)
     sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
 
-    def one_pass(_: int) -> RefreshStats:
+    def run_pass(_: int) -> RefreshStats:
         scheduler = make_app()
         return refresh_due(scheduler)
 
     with ThreadPoolExecutor(5) as pool:
-        passes = list(pool.map(one_pass, range(5)))
+        passes = list(pool.map(run_pass, range(5)))
 
     assert sum(done.refreshed for done in passes) == 200
     assert sum(done.failed for done in passes) == 0
@@ -125,11 +127,11 @@ def test_request_does_not_wait_for_backlog_of_scheduler(
     connect(client, sandbox)
     create_connections(app, sandbox, 30, expired_for=3600)
     with app.app_context(), writing() as db:
-        mine = AccessToken.spotify_user_id.in_(
+        claimed = AccessToken.spotify_user_id.in_(
             sa.select(SpotifyUser.id).where(SpotifyUser.user_id.is_not(None))
         )
         now = datetime.now(UTC)
-        db.execute(sa.update(AccessToken).where(mine).values(expires_at=now, due_at=now))
+        db.execute(sa.update(AccessToken).where(claimed).values(expires_at=now, due_at=now))
     sandbox.clear_calls()
     stopping = threading.Event()
     slow = make_app(REFRESH_RATE="1")

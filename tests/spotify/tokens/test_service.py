@@ -54,7 +54,7 @@ def expire(app: Flask, seconds: float = 60) -> None:
     change(app, expires_at=datetime.now(UTC) - timedelta(seconds=seconds))
 
 
-def soon(app: Flask, seconds: float) -> None:
+def expire_in(app: Flask, seconds: float) -> None:
     """Make an access token with a lifetime of an hour expire in this many seconds."""
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     change(app, expires_at=end, refreshed_at=end - timedelta(hours=1))
@@ -126,15 +126,15 @@ def test_expired_token_is_refreshed_each_time(
 ) -> None:
     sandbox.settings(rotate=rotate)
     authorized_at = row(app).authorized_at
-    given = {connected.get("/api/spotify/token").json["access_token"]}
+    tokens = {connected.get("/api/spotify/token").json["access_token"]}
     for generation in (1, 2, 3):
         expire(app)
         response = connected.get("/api/spotify/token")
         assert response.status_code == 200, response.text
-        given.add(response.json["access_token"])
+        tokens.add(response.json["access_token"])
         assert row(app).generation == generation
 
-    assert len(given) == 4
+    assert len(tokens) == 4
     assert refresh_count(sandbox) == 3
     assert [attempt.outcome for attempt in history(app)] == ["refreshed"] * 3
     assert [attempt.generation for attempt in history(app)] == [0, 1, 2]
@@ -144,7 +144,7 @@ def test_expired_token_is_refreshed_each_time(
 def test_playback_token_with_under_five_minutes_is_refreshed(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    soon(app, 290)
+    expire_in(app, 290)
 
     assert connected.get("/api/spotify/token").json["expires_in"] > 3500
     assert refresh_count(sandbox) == 1
@@ -154,7 +154,7 @@ def test_valid_token_is_returned_if_refresh_takes_over_a_second(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="park")
-    soon(app, 60)
+    expire_in(app, 60)
 
     assert connected.get("/api/spotify/token").json["expires_in"] <= 60
     sandbox.wait_for_held(1)
@@ -169,7 +169,7 @@ def test_valid_token_is_returned_if_refresh_fails(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     sandbox.fault(on="refresh", kind="google_502", times=None)
-    soon(app, 60)
+    expire_in(app, 60)
 
     assert connected.get("/api/spotify/token").json["expires_in"] <= 60
 
@@ -188,20 +188,20 @@ def test_twenty_callers_make_one_call_to_spotify(
     with server(workers=2, threads=8) as api:
         for round_number in (1, 2):
             expire(app)
-            responses = twenty_at_once(api, client)
+            responses = request_twenty_at_once(api, client)
             assert [status for status, _ in responses] == [200] * 20
             assert len({token for _, token in responses}) == 1
             assert refresh_count(sandbox) == round_number
     assert [attempt.outcome for attempt in history(app)] == ["refreshed", "refreshed"]
 
 
-def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
+def request_twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
     """Request the token on twenty HTTP connections at once. Returns each status and token."""
     cookie = client.get_cookie("backline_session")
     assert cookie is not None
     start = threading.Barrier(20)
 
-    def ask(_: int) -> tuple[int, str]:
+    def request_token(_: int) -> tuple[int, str]:
         with requests.Session() as http:
             http.trust_env = False
             http.headers["X-Requested-With"] = "test"
@@ -218,7 +218,7 @@ def twenty_at_once(api: Server, client: FlaskClient) -> list[tuple[int, str]]:
             return response.status_code, response.json().get("access_token", response.text)
 
     with ThreadPoolExecutor(20) as pool:
-        return list(pool.map(ask, range(20)))
+        return list(pool.map(request_token, range(20)))
 
 
 def test_callers_share_token_valid_for_seconds(
@@ -233,7 +233,7 @@ def test_callers_share_token_valid_for_seconds(
     connect(client, sandbox)
     expire(app)
     with server(workers=2, threads=8) as api:
-        responses = twenty_at_once(api, client)
+        responses = request_twenty_at_once(api, client)
 
     assert [status for status, _ in responses] == [200] * 20
     assert len({token for _, token in responses}) == 1
@@ -284,7 +284,7 @@ def test_caller_with_valid_token_never_waits(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
     """No caller waits, in any worker."""
-    soon(app, 9)
+    expire_in(app, 9)
     sandbox.fault(on="refresh", kind="park", times=1)
     for tab in (connected, another_tab(connected), another_tab(connected, another_worker)):
         response = tab.get("/api/spotify/token")
@@ -371,7 +371,7 @@ def test_backoff_grows_with_each_failure(connected: FlaskClient, app: Flask, san
         change(app, not_before=None)
 
     # Jitter takes up to half away, so each backoff is compared with the one after the next.
-    assert all(later > sooner for sooner, later in zip(pauses, pauses[2:], strict=False))
+    assert all(longer > shorter for shorter, longer in zip(pauses, pauses[2:], strict=False))
 
 
 def test_retry_after_is_respected(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
@@ -476,7 +476,7 @@ def test_rejected_grant_of_six_months_ends_immediately(
 def test_suspect_grant_returns_access_token_while_valid(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
-    soon(app, 9)
+    expire_in(app, 9)
     sandbox.revoke("mira_t_42")
 
     response = connected.get("/api/spotify/token")
@@ -601,9 +601,9 @@ def test_late_new_refresh_token_is_kept_as_spare(
     rejected = connected.get("/api/spotify/token")
 
     assert (rejected.status_code, slug(rejected)) == (503, "spotify-unavailable")
-    swapped = row(app)
-    assert (swapped.state, swapped.generation, swapped.failures) == (GrantState.ACTIVE, 1, 0)
-    assert (swapped.refresh_token, swapped.spare_refresh_token) == (kept.spare_refresh_token, None)
+    changed = row(app)
+    assert (changed.state, changed.generation, changed.failures) == (GrantState.ACTIVE, 1, 0)
+    assert (changed.refresh_token, changed.spare_refresh_token) == (kept.spare_refresh_token, None)
     assert connected.get("/api/spotify/token").status_code == 200
     assert row(app).generation == 2
 
@@ -680,7 +680,7 @@ def test_database_rejects_second_effective_refresh(
     expire(app)
     connected.get("/api/spotify/token")
     [done] = history(app)
-    twin = TokenRefresh(
+    duplicate = TokenRefresh(
         spotify_user_id=done.spotify_user_id,
         grant_id=done.grant_id,
         generation=done.generation,
@@ -691,7 +691,7 @@ def test_database_rejects_second_effective_refresh(
     )
 
     with pytest.raises(sa.exc.IntegrityError), app.app_context(), writing() as db:
-        db.add(twin)
+        db.add(duplicate)
 
 
 def test_tokens_are_encrypted_in_database(connected: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
@@ -732,9 +732,9 @@ def test_use_is_recorded_at_most_once_an_hour(
         with app.app_context(), reading() as db:
             return db.execute(sa.text("SELECT last_used_at FROM spotify_users")).scalar()
 
-    noted = last_used()
+    last_use = last_used()
     connected.get("/api/spotify/token")
-    assert last_used() == noted
+    assert last_used() == last_use
     with app.app_context(), writing() as db:
         from app.models import SpotifyUser
 
@@ -819,17 +819,17 @@ def test_playback_token_is_never_cached_or_shared(
     ada, bob = new_client(), new_client()
     connect(ada, sandbox)
     connect(bob, sandbox, person="aiko-87")
-    given = {}
+    tokens = {}
     for name, client in (("ada", ada), ("bob", bob), ("ada again", ada)):
         response = client.get("/api/spotify/token")
-        given[name] = response.json["access_token"]
+        tokens[name] = response.json["access_token"]
         assert response.headers["Cache-Control"] == "no-store"
         assert not {"ETag", "Last-Modified", "Expires", "Age", "X-Cache", "Set-Cookie"} & {
             *response.headers.keys()
         }
         assert "refresh_token" not in response.json
 
-    assert given["ada"] == given["ada again"] != given["bob"]
+    assert tokens["ada"] == tokens["ada again"] != tokens["bob"]
     store: redis.Redis = app.extensions["backline"].redis
     assert store.keys("shared:*") == []
 
