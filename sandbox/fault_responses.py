@@ -194,9 +194,9 @@ def _make_response(fault: Fault, normal: Response | None) -> Response:
             return Response("", int(fault.kind[-3:]), {"Location": fault.location})
         case "drip":
             lasts = DRIP_S if fault.seconds is None else fault.seconds
-            return Response(_drip(lasts, original), 200, content_type=JSON)
+            return Response(_drip_body(lasts, original), 200, content_type=JSON)
         case "huge_body":
-            return Response(_huge(fault.bytes), 200, content_type=JSON)
+            return Response(_huge_body(fault.bytes), 200, content_type=JSON)
         case "gzip_bomb":
             packed = gzip.compress(b'"' + b"A" * (fault.bytes - 2) + b'"', 1)
             return Response(packed, 200, {"Content-Encoding": "gzip"}, content_type=JSON)
@@ -233,7 +233,7 @@ def _cut(original: bytes) -> Iterator[bytes]:
     raise ConnectionAbortedError
 
 
-def _drip(seconds: float, original: bytes) -> Iterator[bytes]:
+def _drip_body(seconds: float, original: bytes) -> Iterator[bytes]:
     """Yield spaces, slowly but never slowly enough for a read timeout; then the response."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -242,7 +242,7 @@ def _drip(seconds: float, original: bytes) -> Iterator[bytes]:
     yield original
 
 
-def _huge(size: int) -> Iterator[bytes]:
+def _huge_body(size: int) -> Iterator[bytes]:
     yield b'{"access_token":"'
     for start in range(0, size, CHUNK):
         yield b"A" * min(CHUNK, size - start)

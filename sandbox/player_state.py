@@ -65,7 +65,7 @@ class Player:
             ended_at = now_ms - self.progress_ms
             self._remember(ended_at)
             if self.repeat != "track":
-                self._go_on()
+                self._start_next()
 
     def _skip_whole_rounds(self) -> None:
         """Skip whole rounds through the context: after months there would be thousands to play."""
@@ -84,7 +84,7 @@ class Player:
             self.history.insert(0, Play(self.current, at_ms, self.context))
             del self.history[MAX_HISTORY:]
 
-    def _go_on(self) -> None:
+    def _start_next(self) -> None:
         """Play the queue, then the context. At its end, stop at its first track."""
         if self.queue:
             self.current = self.queue.pop(0)
@@ -107,7 +107,7 @@ class Player:
         self._remember(self.as_of_ms)
         self.progress_ms = 0
         self.is_playing = True
-        self._go_on()
+        self._start_next()
 
     def back(self) -> None:
         """Restart the track, or skip to the previous one."""

@@ -77,7 +77,7 @@ def prepare(*, dev: bool, mysql: bool) -> None:
     if wanted <= installed_categories():
         return
     with exclusive():
-        installed = installed_categories()  # perhaps by another bootstrap, meanwhile
+        installed = installed_categories()  # another bootstrap may have changed it
         if not wanted <= installed:
             if "mysql" in wanted - installed:
                 require_compiler()
@@ -239,7 +239,7 @@ def run(command: list[str], environ: Mapping[str, str] = os.environ, *, total: i
     done = 0
     with (
         LOG.open("w", encoding="utf-8") as log,
-        # In a process group of its own, so that everything it started ends with it.
+        # In a new process group, so that everything it started ends with it.
         subprocess.Popen(
             command,
             cwd=ROOT,

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: goes to the project's root, and answers --help with the script's own first comment.
+# Sourced by the other scripts: changes to the project's root, and prints the script's first comment for --help.
 script=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/$(basename -- "$0")
 cd -- "$(dirname -- "$script")/.." || exit 1
 case "${1-}" in

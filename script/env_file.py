@@ -29,7 +29,7 @@ START_OVER = "To start over, move .env away: script/server then writes a new one
 
 
 class CannotStartError(Exception):
-    """Something on this machine is in the way. The message says what to do."""
+    """Something on this machine prevents the start. The message says what to do."""
 
 
 def write_dotenv(path: Path) -> None:

@@ -31,7 +31,7 @@ class ProgramFailed(Exception):
 
 
 class Program:
-    """A program in a process group of its own, which a terminal's Ctrl-C does not reach."""
+    """A program in its own process group, which a terminal's Ctrl-C does not reach."""
 
     def __init__(self, name: str, command: tuple[str, ...], env: Mapping[str, str], role: Role) -> None:
         self.name = name

@@ -2,7 +2,7 @@
 
 A version is a random label. A reader gets the label first and the row afterwards, and may use what it has
 read for as long as Redis returns the same label. A writer marks the version as changing before its COMMIT,
-and replaces the label afterwards, before anyone is told about the change. While a version is marked, readers
+and replaces the label afterwards, before the change is announced. While a version is marked, readers
 read the row and remember nothing. docs/decisions/0060-row-versions.md explains why this is never stale.
 """
 

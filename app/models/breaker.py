@@ -1,4 +1,4 @@
-"""The breaker that pauses refreshing while it fails for everybody."""
+"""The breaker that pauses all refreshes while they fail for everyone."""
 
 from datetime import datetime
 

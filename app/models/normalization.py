@@ -42,7 +42,7 @@ def address_form(text: str) -> str:
     would turn `straße` into the different domain `strasse`. A domain that IDNA2008 does not allow keeps its
     spelling, so that accounts from before this rule can be found.
     """
-    return _spelled(lower_form(text), unicode=True)
+    return _with_domain_labels(lower_form(text), unicode=True)
 
 
 def spellings(text: str) -> set[str]:
@@ -51,7 +51,7 @@ def spellings(text: str) -> set[str]:
     Earlier releases stored the domain as it was typed, with either kind of label.
     """
     typed = lower_form(text)
-    return {typed, _spelled(typed, unicode=True), _spelled(typed, unicode=False)}
+    return {typed, _with_domain_labels(typed, unicode=True), _with_domain_labels(typed, unicode=False)}
 
 
 def sending_form(text: str) -> str:
@@ -61,7 +61,7 @@ def sending_form(text: str) -> str:
     The domain is in A-labels, which all mail servers understand (RFC 5891 section 4.4).
     """
     local, at, domain = unicodedata.normalize("NFKC", text).strip().rpartition("@")
-    return _spelled(f"{local}{at}{lower_form(domain)}", unicode=False)
+    return _with_domain_labels(f"{local}{at}{lower_form(domain)}", unicode=False)
 
 
 def login_form(login: str) -> str:
@@ -74,7 +74,7 @@ def lower_form(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).strip()
 
 
-def _spelled(address: str, *, unicode: bool) -> str:
+def _with_domain_labels(address: str, *, unicode: bool) -> str:
     """Return the address with its domain in U-labels or A-labels, unless IDNA2008 does not allow it."""
     local, at, domain = address.rpartition("@")
     labels = _labels(domain) if at else None

@@ -125,8 +125,8 @@ def _is_shell_page(origin: str) -> bool:
 
 def _same_site_rule(config: "Config") -> Iterator[str]:
     """Only a redirect URI that leads to the API shows for certain where browsers reach the API."""
-    is_wrong_already = config.spotify_redirect_uri.lower().startswith("http:") and not config.is_local
-    if config.session_cookie_samesite == "None" or not config.redirects_to_api or is_wrong_already:
+    is_reported_already = config.spotify_redirect_uri.lower().startswith("http:") and not config.is_local
+    if config.session_cookie_samesite == "None" or not config.redirects_to_api or is_reported_already:
         return
     for origin in config.cors_origins:
         if _is_unsafe_http(config, origin) or is_app_origin(origin):

@@ -272,7 +272,7 @@ def test_too_many_verification_requests_are_rejected(ada: FlaskClient) -> None:
 
 
 def test_unverified_address_gets_no_notices(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
-    """The address may be a stranger's, and someone may want to flood it."""
+    """Anyone can enter any address, and send emails to it this way."""
     for address in ("stranger@example.com", ADA, "stranger@example.com"):
         change = {"email": address, "current_password": PASSWORD}
         assert ada.patch("/api/user", json=change).status_code == 200

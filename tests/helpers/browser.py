@@ -21,7 +21,7 @@ FLAGS = [
 
 @contextmanager
 def running_chromium() -> Iterator[Browser]:
-    """Run a headless Chromium that makes no calls of its own."""
+    """Run a headless Chromium without background requests."""
     path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)

@@ -6,7 +6,7 @@
         proxy.wait_until_held()
         proxy.release()
 
-It knows no protocol, and searches the bytes for patterns. `restore` undoes every fault.
+It searches the bytes for patterns, whatever the protocol. `restore` undoes every fault.
 """
 
 import select

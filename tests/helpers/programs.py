@@ -1,4 +1,4 @@
-"""Python programs that tests run in processes of their own."""
+"""Python programs that tests run in separate processes."""
 
 import subprocess
 import sys

@@ -342,7 +342,7 @@ def _recording_logs() -> Iterator[None]:
 
 
 def _logger_levels() -> dict[str, int]:
-    """Return the loggers with a level of their own, and these levels."""
+    """Return the loggers that have their own level, and these levels."""
     with patch("logging.config.dictConfig") as configured:
         log_setup.configure(level="DEBUG", style="json")
     names = logging.getLevelNamesMapping()
@@ -382,7 +382,7 @@ def _recording_requests() -> AbstractContextManager[Any]:
             SCANNER.record_response(
                 f"{response.request.method} {urlsplit(response.url).path}",
                 f"{response.status_code} {response.reason}",
-                response.raw.headers.iteritems(),  # each Set-Cookie by itself
+                response.raw.headers.iteritems(),  # keeps each Set-Cookie separate
                 None if options.get("stream") else response.content,
             )
         return response

@@ -153,7 +153,7 @@ def test_record_that_cannot_be_formatted_is_reported(
 
     logger, reading = handler
     own = logger.handlers[0]
-    for fields in ({"msg": "%d", "args": ("no number",)}, {"msg": "told", "field": Unprintable()}):
+    for fields in ({"msg": "%d", "args": ("no number",)}, {"msg": "event", "field": Unprintable()}):
         own.handle(logging.makeLogRecord(fields))
     own.flush()
 

@@ -1,4 +1,4 @@
-"""The circuit breaker by itself. What it does for calls: tests/spotify/gateway/test_outages.py."""
+"""The circuit breaker. tests/spotify/gateway/test_outages.py tests its effect on calls."""
 
 from app.resilience import circuit_breaker
 

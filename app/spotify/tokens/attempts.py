@@ -29,7 +29,7 @@ STORE_SECONDS, STORE_ORPHAN_TOKEN_SECONDS = 25.0, 300.0
 _CLAIM_SECONDS = 3.0
 # A call of 10 s that starts within this time of the claim ends within the lease.
 _SEND_WITHIN_SECONDS = 15.0
-# While rejections are in doubt, a rejected grant waits this long, so that the next probe is another grant's.
+# While rejections may be wrong, a rejected grant waits this long, so that the next probe is another grant's.
 _REJECTED_PROBE_WAIT = timedelta(minutes=10)
 
 

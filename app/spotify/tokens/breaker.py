@@ -1,4 +1,4 @@
-"""The breaker: pauses refreshing for everybody while it fails for everybody.
+"""The breaker: pauses all refreshes while they fail for everyone.
 
 Each reason has its own rule (`breaker_rules`). While the breaker is open, one attempt at a time, the
 probe, goes through. All others have to wait, and no grant is marked. After enough successful probes, the
@@ -67,7 +67,7 @@ def retry_after() -> int | None:
 
 
 def is_revocations_open(db: Session) -> bool:
-    """Return whether an `invalid_grant` is in doubt, because `revocations` is open.
+    """Return whether `revocations` is open, so that an `invalid_grant` may be wrong.
 
     This holds until the transaction ends. Marking a grant and opening the breaker lock the same row, so
     that no mark is missed when the breaker opens and marks are undone.

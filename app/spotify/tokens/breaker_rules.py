@@ -1,4 +1,4 @@
-"""The rules of the breaker: when refreshing stops for everybody, and when it continues."""
+"""The rules of the breaker: when all refreshes stop, and when they continue."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from app.models.token_refresh import Outcome
 
 
 class Reason(StrEnum):
-    """Why refreshing fails for everybody. Each has its own breaker."""
+    """Why all refreshes fail. Each reason has its own breaker."""
 
-    REVOCATIONS = "revocations"  # Spotify rejects so many young grants that the rejections are in doubt
+    REVOCATIONS = "revocations"  # Spotify rejects so many young grants that the rejections may be wrong
     MISCONFIGURED = "misconfigured"  # Spotify rejects our client id or secret
     RATE_LIMITED = "rate_limited"  # Spotify asked us to wait
     OUTAGE = "outage"  # Spotify gives no usable responses

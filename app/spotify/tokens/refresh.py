@@ -281,7 +281,7 @@ def _error_for(
         return GrantEnded()
     breaker_wait = breaker.retry_after()
     if failure.is_rejection:
-        # The rejection is in doubt, or there is a spare refresh token to try.
+        # The rejection may be wrong, or there is a spare refresh token to try.
         return SpotifyUnavailable(retry_after=breaker_wait or 1)
     if failure.outcome is Outcome.MISCONFIGURED:
         return SpotifyMisconfigured(retry_after=breaker_wait)

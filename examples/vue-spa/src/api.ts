@@ -120,7 +120,7 @@ http.interceptors.response.use(undefined, async (error: AxiosError) => {
   }
   const problem = asProblem(error);
   // Visitors can use the gateway without an account, so after the end of a session it says that Spotify is not
-  // connected rather than that nobody is signed in.
+  // connected rather than that no one is signed in.
   if (["not-signed-in", "spotify-not-connected"].includes(problem.slug)) signedOut(problem);
   throw new ApiError(problem);
 });

@@ -586,7 +586,7 @@ def test_account_in_use_does_not_reveal_its_owner(
 
 @pytest.mark.requirement("D7")
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
-@pytest.mark.parametrize("victim_is", ["a stranger", "a visitor", "signed in", "connected"])
+@pytest.mark.parametrize("victim_is", ["new", "a visitor", "signed in", "connected"])
 def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     new_client: NewClient,
     app: Flask,
@@ -600,7 +600,7 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     callback = sandbox.consent(start_authorization(attacker), person="aiko-87")
     if victim_is == "a visitor":
         start_authorization(victim)
-    elif victim_is != "a stranger":
+    elif victim_is != "new":
         register(victim, "ada")
     if victim_is == "connected":
         connect(victim, sandbox)

@@ -118,11 +118,11 @@ def test_rotation_skips_row_that_a_refresh_has_written(
             stale = list(db.scalars(sa.select(AccessToken)))
         with writing() as db:
             db.execute(sa.update(AccessToken).values(access_token=b"newer"))
-        anew = {
+        reencrypted = {
             row.id: new for row in stale if (new := key_rotation._reencrypt(services().token_cipher, row))
         }
         with writing() as db:
-            assert key_rotation._write(db, stale, anew) == 0
+            assert key_rotation._write(db, stale, reencrypted) == 0
         with reading() as db:
             stored = set(db.scalars(sa.select(AccessToken.access_token)))
         assert stored == {b"newer"}

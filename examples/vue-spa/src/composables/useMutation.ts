@@ -10,7 +10,7 @@ interface Mutation<A extends unknown[]> {
 }
 
 /**
- * Run an action, one call at a time: a second click meanwhile does nothing.
+ * Run an action, one call at a time. A second click during a call does nothing.
  *
  * `fields` maps problems to the form field that they are shown at, like validation errors.
  */
