@@ -89,6 +89,7 @@ class _DeadlineConnection(HTTPConnection):
 
     response_class = _DeadlineResponse
     _used_at = 0.0
+    _unsent: list[bytes] | None = None  # the parts of a request that is being put together
 
     @property
     def is_connected(self) -> bool:
@@ -114,8 +115,20 @@ class _DeadlineConnection(HTTPConnection):
         connection.settimeout(max(0.001, min(CONNECT_SECONDS, _deadline.at - time.monotonic())))
         return connection
 
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request at once. http.client would send the body separately, in another packet."""
+        self._unsent = []
+        try:
+            super().request(*args, **kwargs)
+        finally:
+            parts, self._unsent = self._unsent, None
+        self.send(b"".join(parts))
+
     def send(self, data: Any) -> None:
         """Send until the deadline. For `sendall`, the timeout of a socket is a limit for all data."""
+        if self._unsent is not None:
+            self._unsent.append(data)
+            return
         if self.sock is None:
             self.connect()
         self.sock.settimeout(min(FIRST_BYTE_SECONDS, _time_left()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
+import urllib3
 
 from app.infra import http_client, http_deadline
 from app.infra.http_client import HttpClient, TransportError
@@ -25,10 +25,11 @@ from tests.helpers.upstream import Reply, Upstream, running_upstream
 
 @pytest.fixture
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HttpClient]:
-    found = HttpClient()
+    ca_bundle = None
     if "tls" in request.fixturenames:
         request.getfixturevalue("tls")
-        found._session.verify = str(tmp_path / "certificate.pem")
+        ca_bundle = str(tmp_path / "certificate.pem")
+    found = HttpClient(ca_bundle)
     yield found
     found.close()
 
@@ -40,8 +41,7 @@ def running_tls_upstream(home: Path, name: str) -> Iterator[tuple[HttpClient, Up
         make_certificate(servers._find("openssl", "openssl"), home, name)
     except Unavailable as error:
         cannot_run(error)
-    found = HttpClient()
-    found._session.verify = str(home / "certificate.pem")
+    found = HttpClient(str(home / "certificate.pem"))
     with running_upstream(certificate=home) as running:
         yield found, running
     found.close()
@@ -181,8 +181,8 @@ def test_certificates_and_proxies_of_the_environment_are_ignored(
         client.send("GET", f"{tls.url}/x")
     client.close()
 
-    assert isinstance(failed.value.__cause__, requests.exceptions.SSLError)
-    assert not isinstance(failed.value.__cause__, requests.exceptions.ProxyError)
+    assert isinstance(failed.value.__cause__, urllib3.exceptions.SSLError)
+    assert not isinstance(failed.value.__cause__, urllib3.exceptions.ProxyError)
 
 
 def test_response_can_have_exactly_the_maximum_size(client: HttpClient, tls: Upstream) -> None:
