@@ -87,6 +87,9 @@ CHEAP_HASH = CHEAP_HASHER.hash("unusable")
 
 MakeApp = Callable[..., Flask]
 
+# What is started once for each worker that needs it, and the name of the tests that need it.
+EXPENSIVE_FIXTURES = {"chromium": "browser", "dist": "browser", "behind_nginx": "nginx"}
+
 QUICK_LEAVES_OUT = {"chaos", "mail", "sandbox", "script", "spa", "system"}
 
 # Otherwise, Python prints the warnings of threads between two tests, while pytest captures nothing.
@@ -116,12 +119,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test.add_marker(pytest.mark.parametrize("database_url", ["sqlite"], indirect=True))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one worker more than there are processors, because many tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("quick"):
-        return
-    slow = [item for item in items if _is_slow(item)]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    if config.getoption("quick"):
+        slow = [item for item in items if _is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    # The workers finish at about the same time if the short tests come last.
+    items.sort(key=lambda item: not _starts_processes(item))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Return the name of the tests that run in one worker, because they share something expensive."""
+    if not isinstance(item, pytest.Function):
+        return None
+    definitions = item._fixtureinfo.name2fixturedefs
+    for name, group in EXPENSIVE_FIXTURES.items():
+        if name in definitions:
+            return group
+    is_shared = any(found[-1].scope == "module" for found in definitions.values())
+    return item.path.stem if is_shared else None
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    return bool(
+        item.get_closest_marker("processes")
+        or {"server", "chromium", "run"} & set(getattr(item, "fixturenames", ()))
+    )
 
 
 def _is_slow(item: pytest.Item) -> bool:
@@ -188,16 +219,26 @@ def redis_url() -> Iterator[str]:
         yield start(stack, running_redis())
 
 
-@pytest.fixture(scope="session", params=["sqlite", "mariadb"])
-def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a migrated database, empty at the beginning of each test. Tests run on each kind."""
+@pytest.fixture(scope="session")
+def _sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'backline.sqlite3'}"
+    migrate({**SETTINGS, "DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"})
+    return url
+
+
+@pytest.fixture(scope="session")
+def _mariadb_url() -> Iterator[str]:
     with ExitStack() as stack:
-        if request.param == "mariadb":
-            url = start(stack, running_mariadb())
-        else:
-            url = f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'backline.sqlite3'}"
+        url = start(stack, running_mariadb())
         migrate({**SETTINGS, "DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"})
         yield url
+
+
+@pytest.fixture(scope="session", params=["sqlite", "mariadb"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a migrated database, empty at the beginning of each test. Tests run on each kind."""
+    url: str = request.getfixturevalue(f"_{request.param}_url")
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -299,13 +340,7 @@ def env(
 
     If the test uses the fixture of a proxy or fake server, the app uses that server too.
     """
-    env = {
-        **SETTINGS,
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
-        "SPOTIFY_API_URL": sandbox.api_url,
-    }
+    env = {**SETTINGS, **_addresses(database_url, redis_url, sandbox)}
     if "upstream" in request.fixturenames:
         env["SPOTIFY_API_URL"] = request.getfixturevalue("upstream").url
     if "redis_proxy" in request.fixturenames:
@@ -317,6 +352,24 @@ def env(
     for marker in reversed(list(request.node.iter_markers("settings"))):  # the closest last
         env |= marker.kwargs
     return env
+
+
+def _addresses(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, str]:
+    return {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
+        "SPOTIFY_API_URL": sandbox.api_url,
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_env(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, str]:
+    """The environment of a server that many tests share."""
+    settings = {name: value for name, value in SETTINGS.items() if name != "SPOTIFY_REDIRECT_URI"}
+    # Nothing listens there: the server must not deliver emails of other tests in the same database.
+    no_mail = {"MAIL_URL": "smtp://127.0.0.1:1"}
+    return {**settings, **_addresses(database_url, redis_url, sandbox), **no_mail}
 
 
 @pytest.fixture

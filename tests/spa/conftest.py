@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-from tests.conftest import FAILED, SETTINGS, cannot_run
+from tests.conftest import FAILED, cannot_run
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, Unavailable, running_server
 from tests.spa.pages import ROOT, Pages, build, serving
@@ -38,18 +38,8 @@ def spa(dist: Path) -> Iterator[Pages]:
 
 
 @pytest.fixture(scope="session")
-def _shared_api(spa: Pages, database_url: str, redis_url: str, sandbox: SandboxClient) -> Iterator[Server]:
-    settings = {name: value for name, value in SETTINGS.items() if name != "SPOTIFY_REDIRECT_URI"}
-    settings |= {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
-        "SPOTIFY_API_URL": sandbox.api_url,
-        "CORS_ORIGINS": spa.origin,
-        "FRONTEND_URL": spa.origin,
-        # Nothing listens there: this server must not deliver emails of other tests in the same database.
-        "MAIL_URL": "smtp://127.0.0.1:1",
-    }
+def _shared_api(spa: Pages, shared_env: dict[str, str]) -> Iterator[Server]:
+    settings = {**shared_env, "CORS_ORIGINS": spa.origin, "FRONTEND_URL": spa.origin}
     with running_server(settings, workers=1) as running:
         yield running
 
@@ -87,8 +77,8 @@ def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ne
 
     def open_browser() -> Page:
         context = chromium.new_context()
-        context.set_default_timeout(TIMEOUT_MS)
-        context.tracing.start(screenshots=True, snapshots=True)
+        context.set_default_timeout(PATIENCE_MS)
+        context.tracing.start(snapshots=True)
         context.on("console", on_console)
         context.on("weberror", lambda error: errors.append(str(error.error)))
         opened.append(context)

@@ -2,15 +2,15 @@
 
 import http.server
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import Server
+from tests.helpers.servers import Server, running_server
 
 # A fetch as an SPA makes it, with credentials and the header.
 CALL = """
@@ -29,6 +29,7 @@ async ([method, url, body]) => {
   }
 }
 """
+pytestmark = pytest.mark.sqlite_only
 NEW = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
 
 
@@ -62,17 +63,17 @@ def page(chromium: Browser) -> Iterator[Page]:
     context.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spa() -> Iterator[str]:
     """The origin of our own app's page."""
     with pages() as origin:
         yield origin
 
 
-@pytest.fixture
-def api(spa: str, server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def api(spa: str, shared_env: dict[str, str]) -> Iterator[Server]:
     """The API, which accepts calls from the app's page and redirects browsers to it."""
-    with server(CORS_ORIGINS=spa, FRONTEND_URL=f"{spa}/welcome") as running:
+    with running_server({**shared_env, "CORS_ORIGINS": spa, "FRONTEND_URL": f"{spa}/welcome"}) as running:
         yield running
 
 
