@@ -14,6 +14,7 @@ from tests.spotify.tokens.test_scheduler import flask
 pytestmark = pytest.mark.processes
 
 
+@pytest.mark.sqlite_only
 def test_users_create_creates_an_account(env: dict[str, str], client: FlaskClient) -> None:
     done = flask(env, "users", "create", "Ada", "ada@example.com", input=f"{PASSWORD}\n{PASSWORD}\n")
 
@@ -23,6 +24,7 @@ def test_users_create_creates_an_account(env: dict[str, str], client: FlaskClien
     assert login(client, "ada").status_code == 200
 
 
+@pytest.mark.sqlite_only
 def test_users_create_reports_invalid_arguments(env: dict[str, str], client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
 
@@ -36,6 +38,7 @@ def test_users_create_reports_invalid_arguments(env: dict[str, str], client: Fla
         assert db.scalar(sa.select(sa.func.count()).select_from(User)) == 1
 
 
+@pytest.mark.sqlite_only
 def test_users_create_rejects_a_password_that_is_not_utf8(env: dict[str, str]) -> None:
     done = flask(env, "users", "create", "ada", "ada@example.com", "--password", "a long sentence \udcff")
 
@@ -52,6 +55,7 @@ def test_doctor_passes_with_working_servers(env: dict[str, str]) -> None:
     assert "a-secret-key" not in done.stdout
 
 
+@pytest.mark.sqlite_only
 def test_doctor_reports_failures_with_advice(env: dict[str, str]) -> None:
     broken = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1"}
     broken["TRUSTED_PROXIES"] = "2"
@@ -64,6 +68,7 @@ def test_doctor_reports_failures_with_advice(env: dict[str, str]) -> None:
     assert "WARN  client addresses: TRUSTED_PROXIES=2" in done.stdout
 
 
+@pytest.mark.sqlite_only
 def test_doctor_reports_an_empty_database(env: dict[str, str], tmp_path: object) -> None:
     done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "doctor")
 
@@ -71,6 +76,7 @@ def test_doctor_reports_an_empty_database(env: dict[str, str], tmp_path: object)
     assert "flask db upgrade" in done.stdout
 
 
+@pytest.mark.sqlite_only
 def test_invalid_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
     done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor")
 
@@ -80,6 +86,7 @@ def test_invalid_settings_are_listed_without_a_traceback(env: dict[str, str]) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.sqlite_only
 def test_unusable_database_is_reported_in_one_line(env: dict[str, str], tmp_path: object) -> None:
     done = flask({**env, "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3"}, "tokens", "status")
 
@@ -88,6 +95,7 @@ def test_unusable_database_is_reported_in_one_line(env: dict[str, str], tmp_path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.sqlite_only
 def test_every_command_has_a_help_text(app: Flask) -> None:
     runner = app.test_cli_runner()
     users = [["users", name] for name in ("create", "show", "set-email", "end-sessions", "disable", "enable")]
@@ -97,6 +105,7 @@ def test_every_command_has_a_help_text(app: Flask) -> None:
         assert "Usage:" in result.output
 
 
+@pytest.mark.sqlite_only
 def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
     with running_mailbox() as (_, url):
         responses = flask({**env, "MAIL_URL": url, "MAIL_FROM": "us@example.com"}, "doctor")

@@ -194,6 +194,7 @@ def test_registration_survives_a_lost_reply_to_its_commit(
 
 
 @pytest.mark.requirement("H3")
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_concurrent_registrations_of_one_name_create_one_account(
     server: Callable[..., AbstractContextManager[Server]], app: Flask
 ) -> None:

@@ -230,6 +230,7 @@ def unread_server(env: dict[str, str]) -> Iterator[str]:
 
 @pytest.mark.requirement("J4")
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_unread_log_does_not_lose_a_refreshed_token(
     env: dict[str, str], database_url: str, sandbox: SandboxClient
 ) -> None:

@@ -26,6 +26,7 @@ ADA = "ada@example.com"
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_process_ends_although_the_mail_server_hangs(env: dict[str, str], app: Flask) -> None:
     program = (
         "from wsgi import app\n"

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
+@pytest.mark.sqlite_only
 def test_commands_of_the_tour_work(
     server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
 ) -> None:

@@ -312,6 +312,7 @@ def test_scanner_finds_a_session_id_that_it_did_not_see_issued(scanner: SecretSc
     assert kinds(scanner.scan()) == ["an unknown id of 256 bits"]
 
 
+@pytest.mark.sqlite_only
 def test_scanner_searches_the_responses_and_the_log_of_a_real_server(
     scanner: SecretScanner, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:

@@ -77,7 +77,7 @@ def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ne
 
     def open_browser() -> Page:
         context = chromium.new_context()
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         context.tracing.start(snapshots=True)
         context.on("console", on_console)
         context.on("weberror", lambda error: errors.append(str(error.error)))

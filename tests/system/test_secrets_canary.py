@@ -20,6 +20,7 @@ from tests.helpers.servers import Server
 
 
 @pytest.mark.requirement("J1")
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_no_secret_is_written_anywhere(
     scanner: SecretScanner,
     server: Callable[..., AbstractContextManager[Server]],

@@ -66,6 +66,7 @@ def can_use_keys(env: dict[str, str], client: FlaskClient) -> bool:
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_old_key_can_be_removed_after_rotation(
     env: dict[str, str], both_keys: dict[str, str], connected: list[FlaskClient]
 ) -> None:
@@ -83,6 +84,7 @@ def test_old_key_can_be_removed_after_rotation(
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_rotation_reports_and_keeps_unreadable_row(
     both_keys: dict[str, str], connected: list[FlaskClient], app: Flask
 ) -> None:
@@ -187,6 +189,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
     ],
     ids=["gunicorn", "flask run", "flask scheduler"],
 )
+@pytest.mark.sqlite_only
 def test_start_fails_without_a_key_in_use(
     env: dict[str, str], connected: list[FlaskClient], command: list[str]
 ) -> None:
@@ -204,6 +207,7 @@ def test_start_fails_without_a_key_in_use(
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_replaced_worker_does_not_check_keys(
     connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
 ) -> None:
@@ -219,6 +223,7 @@ def test_replaced_worker_does_not_check_keys(
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected: list[FlaskClient]) -> None:
     without = {**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}
 
@@ -233,6 +238,7 @@ def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected:
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_key_check_is_skipped_while_database_is_down(env: dict[str, str]) -> None:
     """The server starts anyway: it responds with 503 until the database is back."""
     away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}

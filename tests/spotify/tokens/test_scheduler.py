@@ -164,6 +164,7 @@ def flask(env: dict[str, str], *arguments: str, **more: Any) -> subprocess.Compl
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_refresh_due_command_makes_one_pass(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask
 ) -> None:
@@ -174,6 +175,7 @@ def test_refresh_due_command_makes_one_pass(
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_refresh_due_command_fails_if_a_refresh_failed(
     env: dict[str, str], spotify_user_ids: list[int], sandbox: SandboxClient
 ) -> None:
@@ -185,6 +187,7 @@ def test_refresh_due_command_fails_if_a_refresh_failed(
 
 
 @pytest.mark.processes
+@pytest.mark.sqlite_only
 def test_status_command_counts_connections_by_state(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask
 ) -> None:
@@ -224,6 +227,7 @@ def scheduler(env: dict[str, str], log: Path, **constants: float) -> Iterator[su
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_three_scheduler_processes_share_work_and_stop_on_signals(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
@@ -244,6 +248,7 @@ def test_three_scheduler_processes_share_work_and_stop_on_signals(
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_stopping_scheduler_finishes_running_calls(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:
