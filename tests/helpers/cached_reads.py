@@ -92,14 +92,14 @@ def http_headers(client: FlaskClient) -> dict[str, str]:
     return {"X-Requested-With": "test", "Cookie": f"backline_session={cookie.value}"}
 
 
-def stored_times(store: Store, name: bytes) -> list[int]:
-    return [int(value) for name, value in stored_fields(store).items() if name.startswith(name)]
+def stored_times(store: Store, prefix: bytes) -> list[int]:
+    return [int(value) for field, value in stored_fields(store).items() if field.startswith(prefix)]
 
 
-def set_fields(store: Store, name: bytes, value: int) -> None:
+def set_fields(store: Store, prefix: bytes, value: int) -> None:
     for key in entry_keys(store):
         for field in store.hkeys(key):
-            if field.startswith(name):
+            if field.startswith(prefix):
                 store.hset(key, field, value)
 
 
