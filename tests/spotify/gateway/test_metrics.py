@@ -151,7 +151,7 @@ def test_metrics_include_all_workers_even_dead_ones(
                 done = requests.put(f"{api.url}{GATEWAY}/me/player", headers=ours, timeout=10)
                 assert done.status_code == 200, done.text
 
-        def value(name: str) -> float:
+        def total(name: str) -> float:
             text = requests.get(f"{api.url}/metrics", timeout=10).text
             return sum(value for (found, _), value in samples(text).items() if found == name)
 
@@ -164,13 +164,13 @@ def test_metrics_include_all_workers_even_dead_ones(
             calls += 5
         assert worker_labels() == {str(pid) for pid in api.workers}
         for _ in range(6):  # whichever worker responds
-            assert value(REQUESTS) == value(f"{CALLS}_count") == calls
+            assert total(REQUESTS) == total(f"{CALLS}_count") == calls
 
         gone = api.kill_worker()
         eventually(lambda: len(api.workers) == 2 and gone not in api.workers)
         call(4)
-        assert value(REQUESTS) == calls + 4
-        assert value(WAIT) == 0
+        assert total(REQUESTS) == calls + 4
+        assert total(WAIT) == 0
 
         calls += 4
         for _ in range(2):
@@ -180,7 +180,7 @@ def test_metrics_include_all_workers_even_dead_ones(
             call(4)
             calls += 4
         eventually(lambda: worker_labels() <= {"merged", *map(str, api.workers)})
-        assert value(REQUESTS) == value(f"{CALLS}_count") == calls
+        assert total(REQUESTS) == total(f"{CALLS}_count") == calls
 
         api.signal(signal.SIGTERM)
         assert api.wait() == 0

@@ -418,7 +418,7 @@ def test_simultaneous_reads_of_two_people_get_their_own_responses(
 
 
 CACHED = (("Cache-Control", "private, max-age=60"),)
-BODY = b'{"a": "secret of ada"}'
+PRIVATE_BODY = b'{"a": "secret of ada"}'
 
 
 def test_gateway_makes_no_call_without_a_connection(client: FlaskClient, upstream: Upstream) -> None:
@@ -430,10 +430,10 @@ def test_gateway_makes_no_call_without_a_connection(client: FlaskClient, upstrea
 def test_disconnect_ends_calls_and_erases_responses(
     connected: FlaskClient, app: Flask, upstream: Upstream
 ) -> None:
-    upstream.replies(Reply(200, BODY, JSON, CACHED))
+    upstream.replies(Reply(200, PRIVATE_BODY, JSON, CACHED))
     connected.get(f"{GATEWAY}/me/tracks")
     assert connected.get(f"{GATEWAY}/me/tracks").headers["X-Cache"] == "hit"
-    assert BODY in b"".join(stored_responses(app).values())
+    assert PRIVATE_BODY in b"".join(stored_responses(app).values())
     tab = another_tab(connected)
 
     assert connected.delete("/api/spotify").status_code == 204
@@ -454,7 +454,7 @@ def test_response_that_arrives_after_a_disconnect_is_not_stored(
     def reply(_: Received) -> Reply:
         arrived.set()
         assert released.wait(10)
-        return Reply(status, BODY, JSON, CACHED)
+        return Reply(status, PRIVATE_BODY, JSON, CACHED)
 
     upstream.reply = reply
     with ThreadPoolExecutor(1) as pool:
