@@ -15,7 +15,7 @@ RANDOM_SECONDS = 7
 
 @pytest.fixture(scope="module")
 def product(deployment: RecordedDeployment) -> RecordedDeployment:
-    deployment.start(schedulers=5)
+    deployment.start(schedulers=3)
     return deployment
 
 

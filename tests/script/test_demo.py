@@ -100,6 +100,11 @@ def test_app_is_installed_built_and_served(
 
     second = run(environ).until_ready()
     assert "npm" not in second.output, "packages are installed once"
+    found = re.search(r"pid (\d+)", ports.by_holder(int(demo_url.rpartition(":")[2])))
+    assert found
+    os.kill(int(found[1]), signal.SIGKILL)
+    second.until("app was ended by SIGKILL")
+    assert redirect_target(environ) == demo_url  # the rest goes on
     assert second.end() == 0
 
 
@@ -144,19 +149,6 @@ def test_failed_step_is_reported_and_the_rest_runs(
     assert opened(running) == f"http://127.0.0.1:{environ['PORT']}/api/docs"
     assert running.end() == 0
     assert running.remaining_processes() == []
-
-
-def test_end_of_the_app_is_reported_and_the_rest_goes_on(
-    run: Run, with_node: Callable[..., Environ], demo_url: str
-) -> None:
-    environ = with_node()
-    running = run(environ).until_ready()
-    found = re.search(r"pid (\d+)", ports.by_holder(int(demo_url.rpartition(":")[2])))
-    assert found
-    os.kill(int(found[1]), signal.SIGKILL)
-    running.until("app was ended by SIGKILL")
-    assert redirect_target(environ) == demo_url
-    assert running.end() == 0
 
 
 def test_missing_node_is_reported_in_one_line(
