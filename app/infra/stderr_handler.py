@@ -1,7 +1,7 @@
 """A log handler that never blocks on standard error.
 
-The caller formats a line, and a thread writes it. While standard error accepts nothing (a full disk,
-an unread pipe), lines are queued, then dropped and counted.
+The caller formats a line, and a thread writes it, together with others if there are many. While standard
+error accepts nothing (a full disk, an unread pipe), lines are queued, then dropped and counted.
 """
 
 import logging
@@ -9,9 +9,16 @@ import os
 import select
 import signal
 import threading
-from queue import SimpleQueue
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 MAX_QUEUED_LINES = 10_000
+MAX_LINES_PER_WRITE = 100
+# The thread pauses when it has written everything: to wake it up for each line costs more than the line. The
+# first one is written at once.
+PAUSE_SECONDS = 0.01
 # How long the process waits at exit for lines that are not written yet.
 FLUSH_SECONDS = 1.0
 
@@ -69,24 +76,36 @@ class StderrHandler(logging.Handler):
         # A signal that is delivered here would not wake the main thread, where `scheduler.run` waits for one.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            item = self._queue.get()
-            if isinstance(item, bytes):
-                self._failed += not self._write(item)
-            if self._queue.empty():
+            items = self._take()
+            self._failed += self._write([item for item in items if isinstance(item, bytes)])
+            is_empty = self._queue.empty()
+            if is_empty:
                 self._report_lost_lines()
-            if isinstance(item, threading.Event):
-                item.set()
+            for item in items:
+                if isinstance(item, threading.Event):
+                    item.set()
+            if is_empty:
+                time.sleep(PAUSE_SECONDS)
+
+    def _take(self) -> list[bytes | threading.Event]:
+        """Wait for an item, and return all that are queued, up to a limit."""
+        items = [self._queue.get()]
+        with suppress(Empty):
+            while len(items) < MAX_LINES_PER_WRITE:
+                items.append(self._queue.get_nowait())
+        return items
 
     def _report_lost_lines(self) -> None:
         lost = self._dropped + self._failed
         if lost > self._reported:
             record = _record("log_lines_dropped", __name__, lines=lost - self._reported)
-            if self._write(self._line(record)):
+            if not self._write([self._line(record)]):
                 self._reported = lost
 
-    def _write(self, line: bytes) -> bool:
-        """Write a line. Returns whether all of it was written."""
-        rest = whole = b"\n" * self._partial_line + line
+    def _write(self, lines: Sequence[bytes]) -> int:
+        """Write lines. Returns how many were not written completely."""
+        newline = b"\n" * self._partial_line
+        rest = whole = newline + b"".join(lines)
         try:
             while rest:
                 try:
@@ -95,8 +114,14 @@ class StderrHandler(logging.Handler):
                     select.select((), (self._fd,), ())
         except OSError:
             pass
-        self._partial_line = bool(rest) and (self._partial_line or len(rest) < len(whole))
-        return not rest
+        written = len(whole) - len(rest)
+        if written:
+            self._partial_line = whole[written - 1] != ord("\n")
+        lost, end = 0, len(newline)
+        for line in lines:
+            end += len(line)
+            lost += end > written
+        return lost
 
 
 def _record(event: str, logger: str, **fields: object) -> logging.LogRecord:

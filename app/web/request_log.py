@@ -10,10 +10,12 @@ import time
 from flask import Flask, Response, g, has_request_context, request
 from flask.globals import request_ctx
 
-from app.web.error_handlers import request_id
+from app.web.error_handlers import request_id_of
 from app.web.problems import MEDIA_TYPE
 
 log = logging.getLogger(__name__)
+
+_PROBES = ("/livez", "/readyz")
 
 
 class RequestFields(logging.Filter):
@@ -22,10 +24,14 @@ class RequestFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields, unless the record has them already. Keep every record."""
         if has_request_context():
+            context = request_ctx._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
             # `flask.session` might not be open yet, and would count as accessed.
-            session = request_ctx._session  # noqa: SLF001
-            user_id = dict.get(session, "user_id") if isinstance(session, dict) else None
-            fields = {"request_id": request_id(), "client": request.remote_addr, "user_id": user_id}
+            session = context._session  # noqa: SLF001
+            fields = {
+                "request_id": request_id_of(context.request.environ),
+                "client": context.request.remote_addr,
+                "user_id": dict.get(session, "user_id") if isinstance(session, dict) else None,
+            }
             record.__dict__ |= fields | record.__dict__
         return True
 
@@ -39,17 +45,20 @@ def init_app(app: Flask) -> None:
 
     @app.after_request
     def log_request(response: Response) -> Response:
-        if request.path in ("/livez", "/readyz"):
+        current = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+        if current.path in _PROBES:
             return response
-        problem = response.get_json()["type"] if response.mimetype == MEDIA_TYPE else "ok"
+        is_problem = response.status_code >= 400 and response.mimetype == MEDIA_TYPE
+        outcome = response.get_json()["type"].removeprefix("/problems/") if is_problem else "ok"
+        now = time.perf_counter()
         log.info(
             "request",
             extra={
-                "method": request.method,
-                "route": request.url_rule.rule if request.url_rule else None,
+                "method": current.method,
+                "route": current.url_rule.rule if current.url_rule else None,
                 "status": response.status_code,
-                "outcome": problem.removeprefix("/problems/"),
-                "duration_ms": round((time.perf_counter() - g.get("started", time.perf_counter())) * 1000, 1),
+                "outcome": outcome,
+                "duration_ms": round((now - g.get("started", now)) * 1000, 1),
             },
         )
         return response

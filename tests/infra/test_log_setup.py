@@ -2,8 +2,11 @@
 
 import json
 import logging
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.infra import log_setup
 from tests.helpers.programs import run_python
@@ -36,6 +39,22 @@ def test_json_record_is_one_line_of_printable_ascii(text: str) -> None:
     assert line.isprintable()
     read = json.loads(line)
     assert (read["event"], read["logger"], read["field"], read[text]) == (text, text, text, "a name")
+
+
+@pytest.mark.requirement("J2")
+@given(
+    st.dictionaries(
+        st.text().map("field {}".format),
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    )
+)
+def test_json_record_has_every_value(fields: dict[str, Any]) -> None:
+    line = log_setup.JsonFormatter().format(logging.makeLogRecord({"msg": "event", **fields}))
+
+    assert line.isascii()
+    assert line.isprintable()
+    read = json.loads(line)
+    assert {name: read[name] for name in fields} == json.loads(json.dumps(fields, default=str))
 
 
 @pytest.mark.requirement("J2")

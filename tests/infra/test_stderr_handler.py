@@ -144,6 +144,37 @@ def test_partial_line_does_not_damage_the_next_one(
 
 
 @pytest.mark.requirement("J4")
+def test_lines_that_come_quickly_are_written_together_and_lost_ones_counted(
+    handler: tuple[logging.Logger, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, reading = handler
+    write, writes, room = os.write, [0], [1000]  # bytes left on the disk
+
+    def nearly_full(fd: int, data: bytes) -> int:
+        writes[0] += 1
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        written = write(fd, data[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    for number in range(50):
+        logger.info("one", extra={"number": number})
+    logger.handlers[0].flush()
+    monkeypatch.undo()
+    logger.info("last")
+    logger.handlers[0].flush()
+
+    *whole, partial, last, lost = os.read(reading, 65_536).splitlines()
+    assert [json.loads(line)["number"] for line in whole] == [*range(len(whole))]
+    assert not partial.endswith(b"}")
+    assert json.loads(last)["event"] == "last"
+    assert json.loads(lost)["lines"] == 50 - len(whole)
+    assert writes[0] <= 10
+
+
+@pytest.mark.requirement("J4")
 def test_record_that_cannot_be_formatted_is_reported(
     handler: tuple[logging.Logger, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
