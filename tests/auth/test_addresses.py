@@ -109,8 +109,8 @@ def test_accounts_of_earlier_releases_are_found_by_both_spellings(
             status, problem = sign_up(new_client(), "other", f"{username}@{domain}.example")
             assert (status, problem["type"]) == (409, "/problems/email-taken")
     with app.app_context(), writing() as db:
-        twin = {"email": "ada@bücher.example", "email_address": None}
-        db.execute(sa.update(User).where(User.username == "grace").values(**twin))
+        alternative = {"email": "ada@bücher.example", "email_address": None}
+        db.execute(sa.update(User).where(User.username == "grace").values(**alternative))
     assert login(new_client(), "ada@xn--bcher-kva.example").json["username"] == "ada"
     assert login(new_client(), "ada@bücher.example").json["username"] == "grace"
     new_client().post("/api/password-reset", json={"email": "ada@bücher.example"})

@@ -260,11 +260,11 @@ def running_server(
 
 @contextmanager
 def running_program(
-    command: list[str], answers: Callable[[], object], *, env: Mapping[str, str], cwd: Path = ROOT
+    command: list[str], is_up: Callable[[], object], *, env: Mapping[str, str], cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run another server, which is up when `answers()` is true."""
+    """Run another server, which is up when `is_up()` is true."""
     with _directory() as home, _process(command, home / "log", env=env, cwd=cwd) as process:
-        _until_up(process, answers, home / "log", timeout=60)
+        _until_up(process, is_up, home / "log", timeout=60)
         yield process
 
 

@@ -62,10 +62,10 @@ def connected(proxy: FaultProxy) -> socket.socket:
 def exchange(client: socket.socket, text: bytes) -> bytes:
     """Send bytes and receive as many, or fewer if the connection ends."""
     client.sendall(text)
-    return answer(client, len(text))
+    return receive(client, len(text))
 
 
-def answer(client: socket.socket, length: int) -> bytes:
+def receive(client: socket.socket, length: int) -> bytes:
     received = b""
     while len(received) < length and (chunk := client.recv(65_536)):
         received += chunk
@@ -88,7 +88,7 @@ def test_proxy_forwards_bytes_unchanged(proxy: FaultProxy, client: socket.socket
     long = bytes(range(256)) * 2000
 
     with ThreadPoolExecutor(1) as pool:
-        received = pool.submit(answer, client, len(long))
+        received = pool.submit(receive, client, len(long))
         client.sendall(long)
 
         assert received.result() == long
@@ -151,7 +151,7 @@ def test_held_chunk_waits_for_release(
     with connected(proxy) as another:
         assert exchange(another, b"others go on") == b"others go on"
     proxy.release()
-    assert answer(client, 11) == b"\x07\0\0\0\x03COMMIT"
+    assert receive(client, 11) == b"\x07\0\0\0\x03COMMIT"
     assert proxy.held == 0
     assert exchange(client, b"COMMIT") == b"COMMIT"
 
@@ -244,7 +244,7 @@ def test_latency_delays_until_it_is_removed(proxy: FaultProxy, client: socket.so
     client.sendall(b"hello")
     assert receives_nothing(client)
     proxy.restore()
-    assert answer(client, 5) == b"hello"
+    assert receive(client, 5) == b"hello"
 
 
 def test_missing_upstream_closes_the_connection(proxy: FaultProxy, echo: EchoServer) -> None:

@@ -63,7 +63,7 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_scanner_finds_a_token_in_a_log_at_any_level(scanner: SecretScanner) -> None:
     log.debug("refreshed %s", ACCESS_TOKEN)
-    log.warning("refused", extra={"token": CODE})
+    log.warning("rejected", extra={"token": CODE})
 
     found = scanner.scan()
 

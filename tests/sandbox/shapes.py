@@ -212,7 +212,7 @@ CODE_RESPONSE = object_schema({**_TOKEN, **_REFRESH_TOKEN}, {"scope": TEXT})
 REFRESH_RESPONSE = object_schema(_TOKEN, {"scope": TEXT, **_REFRESH_TOKEN})
 
 
-def check(answer: object, schema: Schema) -> None:
+def check(value: object, schema: Schema) -> None:
     """Fail with the first mismatch and its path."""
-    for error in Draft202012Validator(schema).iter_errors(answer):
+    for error in Draft202012Validator(schema).iter_errors(value):
         raise AssertionError(f"{error.json_path}: {error.message[:300]}")

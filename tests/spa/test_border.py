@@ -21,8 +21,8 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 REQUEST_SCRIPT = """
 async ([method, url, headers]) => {
   try {
-    const answer = await fetch(url, {method, credentials: "include", headers});
-    return answer.status;
+    const response = await fetch(url, {method, credentials: "include", headers});
+    return response.status;
   } catch {
     return "blocked";
   }

@@ -185,12 +185,12 @@ def test_late_401_uses_the_token_that_has_replaced_it(
     assert (len(upstream.calls), refresh_count(sandbox)) == (4, 1)
 
 
-@pytest.mark.parametrize("refusal", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
+@pytest.mark.parametrize("rejection", [PERMISSIONS_MISSING, INSUFFICIENT_SCOPE], ids=["401", "403"])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_missing_scope_is_reported_without_a_refresh(
-    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, refusal: Reply
+    connected: FlaskClient, sandbox: SandboxClient, upstream: Upstream, method: str, rejection: Reply
 ) -> None:
-    upstream.replies(refusal)
+    upstream.replies(rejection)
 
     response = connected.open(f"{GATEWAY}/me/player", method=method)
 

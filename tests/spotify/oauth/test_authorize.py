@@ -706,8 +706,8 @@ def test_account_and_tokens_are_stored_in_one_transaction(
     register(client)
     callback, of_browser = (sandbox.consent(start_authorization(client)) for _ in range(2))
     actions = {
-        "sqlite": "BEGIN SELECT RAISE(ABORT, 'refused'); END",
-        "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'",
+        "sqlite": "BEGIN SELECT RAISE(ABORT, 'rejected'); END",
+        "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'rejected'",
     }
     with app.app_context(), writing() as db:
         kind = db.get_bind().dialect.name

@@ -867,7 +867,7 @@ def test_empty_parameters_count_as_absent_unless_repeated(
 @pytest.mark.requirement("D11")
 @ONE_DATABASE
 @pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
-@pytest.mark.parametrize("outcome", ["connected", "denied", "refused"])
+@pytest.mark.parametrize("outcome", ["connected", "denied", "failed"])
 def test_callback_response_is_not_cached_and_has_no_referrer(
     client: FlaskClient,
     sandbox: SandboxClient,
@@ -878,7 +878,7 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
     caplog.set_level(logging.DEBUG)
     decision = "cancel" if outcome == "denied" else "agree"
     callback = callback_query(sandbox.consent(start_authorization(client), decision=decision))
-    if outcome == "refused":
+    if outcome == "failed":
         start_authorization(client)
         callback["state"] = callback["state"].swapcase()
     caplog.clear()  # by the HTTP client of the simulated browser, in this process
