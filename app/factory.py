@@ -147,7 +147,9 @@ def _build_services(app: Flask, config: Config) -> Services:
         rate_limiter=rate_limiter,
         throttle=throttle,
         response_cache=response_cache,
-        gateway=Gateway(tokens, web_api, response_cache, bulkhead, poll_ttl=config.gateway_share_seconds),
+        gateway=Gateway(
+            client, tokens, web_api, rate_limiter, response_cache, bulkhead, config.gateway_share_seconds
+        ),
         connections=connections,
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, accounts_bulkhead, tokens, connections

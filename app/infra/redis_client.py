@@ -69,12 +69,12 @@ class _Monitored:
 
     def __init__(self, *, staleness: Staleness, guard: ConnectGuard, **options: Any) -> None:
         self._staleness, self._guard = staleness, guard
-        self._connected_at = self._used_at = 0.0
+        self.connected_at = self._used_at = 0.0
         self._is_connecting = False
         super().__init__(**options)
 
     def connect(self) -> None:
-        if self._sock and self._staleness.is_stale(self._connected_at, self._used_at):  # type: ignore[attr-defined]
+        if self._sock and self._staleness.is_stale(self.connected_at, self._used_at):  # type: ignore[attr-defined]
             self.disconnect()  # type: ignore[attr-defined]
         if self._sock is None:  # type: ignore[attr-defined]
             self._guard.connect(self._open, redis.ConnectionError("another thread is trying to connect"))
@@ -92,7 +92,7 @@ class _Monitored:
             raise
         finally:
             self._is_connecting = False
-        self._connected_at = self._used_at = time.monotonic()
+        self.connected_at = self._used_at = time.monotonic()
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self._is_connecting:

@@ -35,6 +35,8 @@ class Bulkhead:
         self._max_admissions = slots + queue
         self._changed = threading.Condition()
         self._admissions: list[Admission] = []  # in the order of arrival
+        self._slots_of: Counter[Hashable] = Counter()
+        self._slots_in_use = self._queued = 0
 
     @contextmanager
     def admit(self, caller: Hashable) -> Iterator[Admission]:
@@ -52,7 +54,7 @@ class Bulkhead:
             yield admission
         finally:
             with self._changed:
-                admission.has_slot = False
+                self._release_slot(admission)
                 if not admission.evicted.is_set():
                     self._admissions.remove(admission)
                 self._changed.notify_all()
@@ -64,17 +66,30 @@ class Bulkhead:
             BulkheadFull: No slot became free in time, or the caller was evicted.
         """
         with self._changed:
-            admission.wants_slot = not admission.has_slot
-            try:
-                while admission.wants_slot and self._next() is not admission:
-                    remaining = until - time.monotonic()
-                    if admission.evicted.is_set() or remaining <= 0:
-                        raise BulkheadFull
-                    self._changed.wait(remaining)
-                admission.has_slot = True
-            finally:
-                admission.wants_slot = False
-                self._changed.notify_all()
+            if (
+                not admission.has_slot
+                and not admission.evicted.is_set()
+                and self.has_free_slot(admission.caller)
+            ):
+                self._take_slot(admission)
+            if not admission.has_slot:
+                self._wait_for_slot(admission, until)
+
+    def try_acquire(self, admission: Admission) -> bool:
+        """Acquire a slot without waiting. Returns False if there is none."""
+        try:
+            self.acquire(admission)
+        except BulkheadFull:
+            return False
+        return True
+
+    def has_free_slot(self, caller: Hashable) -> bool:
+        """Return whether this caller could acquire a slot without waiting at this moment."""
+        return (
+            not self._queued
+            and self._slots_in_use < self._slots
+            and self._slots_of[caller] < self._slots_per_caller
+        )
 
     def pause(self, admission: Admission, seconds: float) -> None:
         """Release the slot, and wait this long for something that another caller is doing.
@@ -84,16 +99,45 @@ class Bulkhead:
         """
         if admission.has_slot:
             with self._changed:
-                admission.has_slot = False
+                self._release_slot(admission)
                 self._changed.notify_all()
         if admission.evicted.wait(seconds):
             raise BulkheadFull
 
+    def _wait_for_slot(self, admission: Admission, until: float) -> None:
+        admission.wants_slot = True
+        self._queued += 1
+        try:
+            while self._next() is not admission:
+                remaining = until - time.monotonic()
+                if admission.evicted.is_set() or remaining <= 0:
+                    raise BulkheadFull
+                self._changed.wait(remaining)
+            self._take_slot(admission)
+        finally:
+            admission.wants_slot = False
+            self._queued -= 1
+            self._changed.notify_all()
+
+    def _take_slot(self, admission: Admission) -> None:
+        admission.has_slot = True
+        self._slots_in_use += 1
+        self._slots_of[admission.caller] += 1
+
+    def _release_slot(self, admission: Admission) -> None:
+        if not admission.has_slot:
+            return
+        admission.has_slot = False
+        self._slots_in_use -= 1
+        self._slots_of[admission.caller] -= 1
+        if not self._slots_of[admission.caller]:
+            del self._slots_of[admission.caller]
+
     def _next(self) -> Admission | None:
         """Return the admission that gets the next slot: the oldest of the caller with the fewest slots."""
-        slots = Counter(admission.caller for admission in self._admissions if admission.has_slot)
-        if slots.total() >= self._slots:
+        if self._slots_in_use >= self._slots:
             return None
+        slots = self._slots_of
         eligible = [
             admission
             for admission in self._admissions

@@ -10,6 +10,7 @@ from app.infra.http_client import HttpResponse
 from app.models import SpotifyUser
 from app.spotify.clients.call import Call
 from app.spotify.gateway import metrics
+from app.spotify.gateway.prepared_call import PreparedCall
 from app.spotify.gateway.proxy import Gateway, GatewayBusy, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
 from app.web.api import read_body
@@ -66,10 +67,13 @@ def read_call(request: Request, path: str) -> Call:
     )
 
 
-def forward(gateway: Gateway, spotify_user: SpotifyUser, call: Call, grant_id: str | None) -> Response:
+def forward(
+    gateway: Gateway, prepared: PreparedCall, connection: SpotifyUser, grant_id: str | None
+) -> Response:
     """Forward a call, and count the request by its outcome. Raises what `Gateway.forward` raises."""
+    call = prepared.call
     try:
-        result = gateway.forward(spotify_user, call, grant_id=grant_id)
+        result = gateway.forward(prepared, connection, grant_id=grant_id)
     except GatewayBusy:
         metrics.count_request(call, "bulkhead-full")
         raise

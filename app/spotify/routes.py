@@ -182,9 +182,9 @@ def web_api(path: str) -> Response:
     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
     call = gateway_http.read_call(request, path)
-    spotify_user = _require_connection()
+    gateway, connection = services().gateway, _require_connection()
     with _offering_reauthorization():
-        return gateway_http.forward(services().gateway, spotify_user, call, connections.required_grant())
+        return gateway_http.forward(gateway, gateway.prepare(call), connection, connections.required_grant())
 
 
 def _require_connection() -> SpotifyUser:

@@ -12,13 +12,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from app.infra import redis_scripts
 from app.infra.database import reading
 from app.infra.http_client import HttpResponse
+from app.infra.redis_client import redis_client
 from app.models import AccessToken, SpotifyUser
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.call import Call
-from app.spotify.gateway.cache import ResponseCache
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.gateway.cache import Lookup, Read, ResponseCache
 from app.spotify.gateway.proxy import Gateway, GatewayResponse
+from config import Config
 from tests.helpers.flows import another_tab
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -164,15 +168,23 @@ class StubWebApi:
 def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, ttl: int) -> GatewayResponse:
     """Read through the cache and bulkhead of a gateway, with a stub for the connection."""
     tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
-    one = Gateway(tokens, web_api, gateway._cache, gateway._bulkhead, poll_ttl=ttl)
+    shared = (gateway._rate_limiter, gateway._cache, gateway._bulkhead)
+    one = Gateway(gateway._client, tokens, web_api, *shared, poll_ttl=ttl)
     connection = SpotifyUser(id=7, token=AccessToken(grant_id="grant"))
-    return one.forward(connection, Call("GET", target))
+    return one.forward(one.prepare(Call("GET", target)), connection)
 
 
-def gateway_on(store: Store) -> Gateway:
+def gateway_on(redis_url: str, config: Config) -> Gateway:
     """Return the gateway of another process."""
-    nothing = cast("Any", None)
-    return Gateway(nothing, nothing, ResponseCache(store), Bulkhead(8, 6), poll_ttl=0)
+    nothing, client = cast("Any", None), redis_client(redis_url)
+    cache, rate_limiter = ResponseCache(client), SpotifyRateLimiter(client, config)
+    return Gateway(client, nothing, nothing, rate_limiter, cache, Bulkhead(8, 6), poll_ttl=0)
+
+
+def lead(cache: ResponseCache, read: Read, since: int | None = None) -> Lookup:
+    """Look up a read, and become its leader if there is no response and no other leader."""
+    command = cache.lookup_command(read, since=since, lead=True)
+    return cache.read_lookup(read, command, *redis_scripts.run(cache._client, command))
 
 
 def immediate(body: bytes) -> Fetch:

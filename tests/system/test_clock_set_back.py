@@ -18,6 +18,7 @@ from app.models import MailKind, OneTimeToken, OutgoingMail, Purpose, User
 from app.spotify.gateway import cache
 from app.spotify.oauth import state as oauth_state
 from app.web.sessions.index import MAX_SESSIONS
+from tests.helpers.cached_reads import lead
 from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import login, register, start_authorization
 
@@ -98,27 +99,27 @@ def test_new_session_is_not_evicted_as_the_oldest(client: FlaskClient, store: re
 
 
 @SQLITE
-def test_cached_responses_make_room_for_new_ones(store: redis.Redis) -> None:
-    cached = cache.ResponseCache(store)
+def test_cached_responses_make_room_for_new_ones(app: Flask, store: redis.Redis) -> None:
+    cached = app.extensions["backline"].response_cache
     later = redis_time(store) * 1000
     store.zadd("shared:{7}:index", {f"{number:032x}": later for number in range(cache.MAX_ENTRIES)})
     keys = [f"search?q={number}" for number in range(30)]
     for key in keys:
         read = cache.Read.of(7, key)
-        lookup = cached.lead(read, cached.get(read).now)
+        lookup = lead(cached, read)
         cached.store(read, HttpResponse(200, {}, b""), started=lookup.now, ttl=60)
 
-    assert [cached.get(cache.Read.of(7, key)).state for key in keys] == [cache.State.HIT] * 30
+    assert [lead(cached, cache.Read.of(7, key)).state for key in keys] == [cache.State.HIT] * 30
 
 
 @SQLITE
 def test_learned_budget_grows(app: Flask, store: redis.Redis) -> None:
     budget = app.extensions["backline"].rate_limiter._budget
-    store.hset(budget._limit_key, mapping={"limit": 10, "since": int(redis_time(store) * 1000)})
+    store.hset(budget.limit_key, mapping={"limit": 10, "since": int(redis_time(store) * 1000)})
 
     assert budget.spend(7, is_poll=False) == 0
 
-    assert int(store.hget(budget._limit_key, "since")) <= redis_time(store, timedelta(0)) * 1000 + 1000
+    assert int(store.hget(budget.limit_key, "since")) <= redis_time(store, timedelta(0)) * 1000 + 1000
 
 
 def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -> None:

@@ -7,10 +7,12 @@ rejection. While several people make calls, each of them can use half of it.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import redis
 
+from app.infra import redis_scripts
+from app.infra.redis_round_trip import Command
+from app.infra.redis_scripts import Script
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -30,64 +32,73 @@ class Budget:
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
         self._fixed = config.gateway_budget
-        self._limit_key = f"spotify-budget:{{{config.spotify_client_id}}}"
+        self.limit_key = f"spotify-budget:{{{config.spotify_client_id}}}"  # of the learned limit
         self._calls_key = f"spotify-calls:{{{config.spotify_client_id}}}"
         self._spend, self._learn = (
-            client.register_script((Path(__file__).parent / f"budget_{name}.lua").read_text())
-            for name in ("spend", "learn")
+            Script(Path(__file__).parent / f"budget_{name}.lua") for name in ("spend", "learn")
         )
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the limit is a setting."""
+        return self._fixed is not None
 
     def spend(self, spotify_user_id: int | None, *, is_poll: bool) -> float:
         """Count a call if there is room for it. Returns 0, or after how many seconds to try again.
 
         `spotify_user_id` is None for people who are connecting; together they count as one person.
         """
-        caller = "connecting" if spotify_user_id is None else str(spotify_user_id)
-        keys = [self._limit_key, self._calls_key, f"{self._calls_key}:{caller}"]
-        try:
-            wait: Any = self._spend(
-                keys,
-                [
-                    WINDOW_SECONDS,
-                    self._fixed or "",
-                    POLL_SHARE if is_poll else 1,
-                    caller,
-                    GROWTH,
-                    GROWTH_SECONDS * 1000,
-                ],
-            )
-            return float(wait) / 1000
-        except redis.RedisError as error:
-            self._handle_failure(error, keys)
-            return 0
+        return (
+            float(self._run(self._spend_command(spotify_user_id, self._fixed or "", is_poll=is_poll))) / 1000
+        )
+
+    def count_command(self, spotify_user_id: int | None) -> Command:
+        """Return the command that counts a call that has been made, whether there is a limit or not."""
+        return self._spend_command(spotify_user_id, "none", is_poll=False)
 
     def learn(self) -> None:
         """Lower the limit after Spotify has rejected all calls of the application, unless it is fixed."""
         if self._fixed:
             return
-        keys = [self._limit_key, self._calls_key]
-        try:
-            limit: Any = self._learn(
-                keys,
-                [
-                    WINDOW_SECONDS,
-                    LEARNED_SHARE,
-                    MIN_LEARNED,
-                    GROWTH,
-                    GROWTH_SECONDS * 1000,
-                    LEARNED_FOR_SECONDS,
-                ],
+        growth = (str(GROWTH), GROWTH_SECONDS * 1000)
+        limit = self._run(
+            self._learn.command(
+                [self.limit_key, self._calls_key],
+                WINDOW_SECONDS,
+                str(LEARNED_SHARE),
+                MIN_LEARNED,
+                *growth,
+                LEARNED_FOR_SECONDS,
             )
-        except redis.RedisError as error:
-            self._handle_failure(error, keys)
-        else:
-            if limit:
-                log.warning("budget_lowered", extra={"calls": limit, "seconds": WINDOW_SECONDS})
+        )
+        if limit:
+            log.warning("budget_lowered", extra={"calls": limit, "seconds": WINDOW_SECONDS})
 
-    def _handle_failure(self, error: redis.RedisError, keys: list[str]) -> None:
-        log.warning("budget_not_counted", extra={"reason": type(error).__name__})
-        if isinstance(error, redis.ResponseError):  # the stored data is not ours
-            try:
-                self._client.unlink(*keys)
-            except redis.RedisError:
-                log.warning("budget_not_counted", extra={"reason": type(error).__name__})
+    def _spend_command(self, spotify_user_id: int | None, limit: int | str, *, is_poll: bool) -> Command:
+        caller = "connecting" if spotify_user_id is None else str(spotify_user_id)
+        return self._spend.command(
+            [self.limit_key, self._calls_key, f"{self._calls_key}:{caller}"],
+            WINDOW_SECONDS,
+            limit,
+            str(POLL_SHARE if is_poll else 1),
+            caller,
+            str(GROWTH),
+            GROWTH_SECONDS * 1000,
+        )
+
+    def _run(self, command: Command) -> int:
+        """Run a script. Returns 0 if Redis cannot run it: calls must not depend on the budget."""
+        try:
+            [reply] = redis_scripts.run(self._client, command)
+            if not isinstance(reply, redis.RedisError):
+                return int(reply)
+            _log_failure(reply)
+            keys = [str(key) for key in command[3 : 3 + int(command[2])]]
+            self._client.unlink(*keys)  # the stored data is not ours
+        except redis.RedisError as error:
+            _log_failure(error)
+        return 0
+
+
+def _log_failure(error: redis.RedisError) -> None:
+    log.warning("budget_not_counted", extra={"reason": type(error).__name__})

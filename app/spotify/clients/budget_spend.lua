@@ -1,6 +1,6 @@
 -- Counts a call, if the budget has room for it.
 -- KEYS: the learned limit, all calls, the caller's calls.
--- ARGV: window (s), a fixed limit ('' to use the learned one), share of the limit that may be used, caller,
+-- ARGV: window (s), a fixed limit ('' to use the learned one, 'none' to count in any case), share of the limit that may be used, caller,
 --       growth and its period (ms) of the learned limit.
 -- Returns 0, or after how many milliseconds to try again.
 local time = redis.call('TIME')
@@ -39,7 +39,7 @@ redis.call('EXPIRE', KEYS[2], slots)
 local others_until = other_at and other_at <= now and other_at + window * 1000 or 0
 
 local limit = tonumber(ARGV[2])
-if not limit then
+if ARGV[2] == '' then
   local learned = redis.call('HMGET', KEYS[1], 'limit', 'since')
   limit = tonumber(learned[1])
   local since = tonumber(learned[2]) or now

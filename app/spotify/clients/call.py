@@ -1,6 +1,7 @@
 """A call to the Web API."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from app.spotify.clients.endpoints import endpoint, scope
 
@@ -29,12 +30,12 @@ class Call:
         """Everything that Spotify's response depends on, apart from the connection."""
         return f"{self.target} {self.language.lower().replace(' ', '')}"
 
-    @property
+    @cached_property
     def endpoint(self) -> str:
         """The endpoint's template, such as `playlists/{id}/items`."""
         return endpoint(self.path)
 
-    @property
+    @cached_property
     def scope(self) -> str:
         """The calls that a 429 in response to this one concerns."""
         return scope(self.path)

@@ -17,13 +17,16 @@ import math
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import redis
 
+from app.infra import redis_scripts
 from app.infra.http_client import HttpResponse
+from app.infra.redis_round_trip import Command
+from app.infra.redis_scripts import Script
 from app.spotify.clients.budget import Budget
 from app.spotify.clients.endpoints import SCOPES
 from app.spotify.clients.errors import RateLimited
@@ -38,6 +41,8 @@ MAX_WAIT_SECONDS = 86_400
 SECOND_REJECTION_SECONDS = 10
 # All processes together send at most one canary in this time.
 CANARY_SECONDS = 10
+# How long after a check a call may still begin.
+CHECK_SECONDS = 0.5
 # An endpoint counts as independent for this long.
 INDEPENDENT_SECONDS = 30 * 86_400
 # The scope of a wait for all calls, and that of `/me`, the canary, which OAuth callbacks need too.
@@ -50,6 +55,30 @@ class Rejection:
 
     seconds: int
     needs_canary: bool = False
+
+
+@dataclass
+class Check:
+    """What one round trip has found out about a call before it is made. It is valid for a moment.
+
+    `uncounted` has commands that count calls that have been made with this check. Its owner sends them after
+    the call.
+    """
+
+    wait: float  # for how many seconds Spotify rejects such calls
+    is_limited: bool  # whether the call needs room in the budget
+    checked_at: float = field(default_factory=time.monotonic)
+    uncounted: list[Command] = field(default_factory=list)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the check is recent enough to make a call."""
+        return time.monotonic() - self.checked_at < CHECK_SECONDS
+
+    def take_uncounted(self) -> list[Command]:
+        """Return `uncounted`, and empty it."""
+        commands, self.uncounted = self.uncounted, []
+        return commands
 
 
 class SpotifyRateLimiter:
@@ -67,7 +96,7 @@ class SpotifyRateLimiter:
         )
         self._budget = Budget(client, config)
         self._waits, self._block, self._classify = (
-            client.register_script((Path(__file__).parent / f"rate_limit_{name}.lua").read_text())
+            Script(Path(__file__).parent / f"rate_limit_{name}.lua")
             for name in ("waits", "block", "classify")
         )
         self._lock = threading.Lock()
@@ -76,29 +105,60 @@ class SpotifyRateLimiter:
 
     def retry_after(self, scope: str = ALL) -> float:
         """Return for how many seconds Spotify rejects calls of this scope, or 0."""
-        waits = self._read_waits(sorted({ALL, scope}))
-        return max(waits.values())
+        return self.check(scope).wait
 
     def endpoint_waits(self) -> dict[str, float]:
         """Return for how many seconds Spotify rejects calls to single endpoints, by scope."""
-        waits = self._read_waits(sorted(SCOPES))
+        scopes = sorted(SCOPES)
+        waits = self._waits_from(scopes, self._run(self._waits_command(scopes)))
         return {scope: wait for scope, wait in waits.items() if wait > 0}
 
+    def check_command(self, scope: str) -> Command:
+        """Return the command that checks whether a call of this scope may be made, for `read_check`."""
+        return self._waits_command(_concerning(scope))
+
+    def read_check(self, scope: str, reply: Any) -> Check:
+        """Return what the reply to a `check_command` says."""
+        waits = self._waits_from(_concerning(scope), reply)
+        has_limit = isinstance(reply, redis.RedisError) or bool(reply[0]) or self._budget.is_fixed
+        return Check(max(waits.values()), has_limit)
+
+    def check(self, scope: str) -> Check:
+        """Check whether a call of this scope may be made."""
+        return self.read_check(scope, self._run(self.check_command(scope)))
+
+    def count(self, check: Check | None) -> None:
+        """Count the calls that have been made with a check."""
+        if check is not None and check.uncounted:
+            self._run(*check.take_uncounted())
+
     def acquire(
-        self, spotify_user_id: int | None, *, is_poll: bool, scope: str = ALL, until: float = 0.0
+        self,
+        spotify_user_id: int | None,
+        *,
+        is_poll: bool,
+        scope: str = ALL,
+        until: float = 0.0,
+        check: Check | None = None,
     ) -> None:
         """Wait for permission to make a call, and count it.
 
         `spotify_user_id` is None for a person who is connecting. `until` (`time.monotonic`) is how long to
-        wait for the budget.
+        wait for the budget. With a `check` and without a limit, this takes no round trip, and the caller of
+        `check` counts the call afterwards.
 
         Raises:
             RateLimited: Spotify rejects such calls, or the budget has no room in time.
         """
+        current = check if check is not None and check.is_current else None
         while True:
-            wait = self.retry_after(scope)
-            if wait > 0:
-                raise RateLimited(math.ceil(wait))
+            current = current or self.check(scope)
+            if current.wait > 0:
+                raise RateLimited(math.ceil(current.wait))
+            if current is check and not check.is_limited:
+                check.uncounted.append(self._budget.count_command(spotify_user_id))
+                return
+            current = None
             wait = self._budget.spend(spotify_user_id, is_poll=is_poll)
             if wait <= 0:
                 return
@@ -118,10 +178,7 @@ class SpotifyRateLimiter:
 
     def mark_independent(self, scope: str) -> None:
         """Remember that a scope was rejected while the canary succeeded."""
-        try:
-            self._client.set(f"{self._independent_key}:{scope}", 1, ex=INDEPENDENT_SECONDS)
-        except redis.RedisError as error:
-            _log_redis_failure(error)
+        self._run(("SET", f"{self._independent_key}:{scope}", 1, "EX", INDEPENDENT_SECONDS))
 
     def block_all(self, response: HttpResponse) -> int:
         """Block all calls for as long as a 429 asks. Returns the seconds."""
@@ -138,13 +195,10 @@ class SpotifyRateLimiter:
         now = time.monotonic()
         with self._lock:
             last, self._last_rejection = self._last_rejection, (scope, now)
-        try:
-            concerns: Any = self._classify(
-                [self._last_rejection_key, self._canary_key, f"{self._independent_key}:{scope}"],
-                [scope, SECOND_REJECTION_SECONDS * 1000, CANARY_SECONDS * 1000],
-            )
-        except redis.RedisError as error:
-            _log_redis_failure(error)
+        keys = [self._last_rejection_key, self._canary_key, f"{self._independent_key}:{scope}"]
+        times = (SECOND_REJECTION_SECONDS * 1000, CANARY_SECONDS * 1000)
+        concerns = self._run(self._classify.command(keys, scope, *times))
+        if isinstance(concerns, redis.RedisError):
             is_second = last is not None and last[0] != scope and now - last[1] < SECOND_REJECTION_SECONDS
             return "all" if is_second else "one"
         found: Literal["all", "canary", "one"] = concerns.decode()
@@ -156,16 +210,17 @@ class SpotifyRateLimiter:
             self._until[scope] = max(self._until.get(scope, 0.0), until)
         self._store_wait(scope, seconds)
 
-    def _read_waits(self, scopes: list[str]) -> dict[str, float]:
+    def _waits_command(self, scopes: list[str]) -> Command:
+        keys = [self._budget.limit_key, *map(self._key_of, scopes)]
+        return self._waits.command(keys, MAX_WAIT_SECONDS * 1000)
+
+    def _waits_from(self, scopes: list[str], reply: Any) -> dict[str, float]:
         """Return the waits of these scopes: the longer of what Redis and this process know."""
-        try:
-            remaining: Any = self._waits([self._key_of(scope) for scope in scopes], [MAX_WAIT_SECONDS * 1000])
-        except redis.RedisError as error:
-            _log_redis_failure(error)
+        if isinstance(reply, redis.RedisError):
             return {scope: self._merge(scope, 0.0) for scope in scopes}
         found: dict[str, float] = {}
-        for scope, milliseconds in zip(scopes, remaining, strict=True):
-            stored = float(milliseconds) / 1000
+        for scope, milliseconds in zip(scopes, reply[1:], strict=True):
+            stored = milliseconds / 1000
             found[scope] = self._merge(scope, stored)
             if found[scope] > stored + 1:
                 self._store_wait(scope, found[scope])
@@ -183,10 +238,18 @@ class SpotifyRateLimiter:
         return max(0.0, known, stored)
 
     def _store_wait(self, scope: str, seconds: float) -> None:
+        self._run(self._block.command([self._key_of(scope)], math.ceil(seconds * 1000)))
+
+    def _run(self, *commands: Command) -> Any:
+        """Send commands, and return the first one's reply, which may be an error. Errors are logged."""
         try:
-            self._block([self._key_of(scope)], [math.ceil(seconds * 1000)])
+            reply = redis_scripts.run(self._client, *commands)[0]
         except redis.RedisError as error:
-            _log_redis_failure(error)
+            reply = error
+        if isinstance(reply, redis.RedisError):
+            # Each process has to rely on its own memory.
+            log.warning("web_api_waits_not_shared", extra={"reason": type(reply).__name__})
+        return reply
 
     def _key_of(self, scope: str) -> str:
         return f"{self._key}:{scope}" if scope else self._key
@@ -206,6 +269,6 @@ def _log_429(seconds: int, *, is_quota: bool, route: str) -> None:
     log.error("web_api_rate_limited", extra={"seconds": seconds, "quota": is_quota, "route": route})
 
 
-def _log_redis_failure(error: redis.RedisError) -> None:
-    """Log that each process has to rely on its own memory."""
-    log.warning("web_api_waits_not_shared", extra={"reason": type(error).__name__})
+def _concerning(scope: str) -> list[str]:
+    """Return the scopes whose waits concern a call of this scope."""
+    return [ALL, scope] if scope else [ALL]

@@ -1,8 +1,9 @@
--- Returns how many milliseconds remain of each wait.
--- KEYS: the waits. The value of each is its length when it started.
+-- Returns 1 if there is a learned limit, or else 0, and then how many milliseconds remain of each wait.
+-- KEYS: the learned limit, and the waits. The value of each wait is its length when it started.
 -- ARGV: the longest wait that is ever stored.
-local waits = {}
-for number, key in ipairs(KEYS) do
+local found = {redis.call('EXISTS', KEYS[1])}
+for number = 2, #KEYS do
+  local key = KEYS[number]
   local value = redis.pcall('GET', key)
   local length = type(value) == 'string' and tonumber(value) or 0
   length = math.max(0, math.min(length, tonumber(ARGV[1])))
@@ -12,6 +13,6 @@ for number, key in ipairs(KEYS) do
     remaining = length
     redis.call('PEXPIRE', key, math.floor(length))
   end
-  waits[number] = math.max(0, math.floor(remaining))
+  found[number] = math.max(0, math.floor(remaining))
 end
-return waits
+return found

@@ -10,7 +10,7 @@ from app.spotify.clients import metrics
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.errors import Misconfigured, RateLimited, SpotifyError, SpotifyTransportError
 from app.spotify.clients.profile import Profile, parse_profile
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.clients.rate_limit import Check, SpotifyRateLimiter
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,13 @@ class SpotifyWebApi:
         spotify_user_id: int | None = None,
         timeout: float = CALL_SECONDS,
         deadline: float | None = None,
+        check: Check | None = None,
     ) -> HttpResponse:
         """Make a call, and retry it once if that is safe: a read, or a call that was not sent.
 
         Returns any response but a 429. The call takes at most `timeout` seconds. Before it, there may be a
-        wait for the budget, as long as the `deadline` (`time.monotonic`) allows.
+        wait for the budget, as long as the `deadline` (`time.monotonic`) allows. A caller that has a `check`
+        sends `check.uncounted` afterwards.
 
         Raises:
             RateLimited: Spotify asks us to wait, or the budget is used up.
@@ -58,23 +60,23 @@ class SpotifyWebApi:
         if retry_after > 0:
             raise SpotifyTransportError(not_sent=True, retry_after=math.ceil(retry_after))
         deadline = time.monotonic() + timeout if deadline is None else deadline
-        self._acquire(call, spotify_user_id, until=deadline - MIN_SECONDS)
+        self._acquire(call, spotify_user_id, until=deadline - MIN_SECONDS, check=check)
         timeout = min(timeout, max(1.0, deadline - time.monotonic()))
         started = time.monotonic()
         try:
-            response = self._send_once(call, access_token, spotify_user_id, timeout)
+            response = self._send_once(call, access_token, spotify_user_id, timeout, check)
         except SpotifyTransportError as error:
             remaining = started + timeout - time.monotonic()
             if not (call.is_read or error.not_sent) or remaining < timeout / 2:
                 raise
             self._acquire(call, spotify_user_id)
-            return self._send_once(call, access_token, spotify_user_id, remaining)
+            return self._send_once(call, access_token, spotify_user_id, remaining, check)
         remaining = started + timeout - time.monotonic()
         if not (call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
             return response
         try:
             self._acquire(call, spotify_user_id)
-            return self._send_once(call, access_token, spotify_user_id, remaining)
+            return self._send_once(call, access_token, spotify_user_id, remaining, check)
         except (SpotifyTransportError, RateLimited):
             return response
 
@@ -99,14 +101,24 @@ class SpotifyWebApi:
             raise SpotifyError(f"status_{response.status}")
         return profile
 
-    def _acquire(self, call: Call, spotify_user_id: int | None, *, until: float = 0.0) -> None:
-        self._rate_limiter.acquire(spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until)
+    def _acquire(
+        self, call: Call, spotify_user_id: int | None, *, until: float = 0.0, check: Check | None = None
+    ) -> None:
+        self._rate_limiter.acquire(
+            spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until, check=check
+        )
 
     def _send_once(
-        self, call: Call, access_token: str, spotify_user_id: int | None, timeout: float
+        self,
+        call: Call,
+        access_token: str,
+        spotify_user_id: int | None,
+        timeout: float,
+        check: Check | None,
     ) -> HttpResponse:
         response = self._request(call, access_token, spotify_user_id, timeout)
         if response.status == 429:
+            self._rate_limiter.count(check)  # the limit is learned from the calls so far
             raise RateLimited(self._handle_429(call, response, access_token))
         return response
 

@@ -19,8 +19,8 @@ a full connection than for an empty one.
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,7 +29,10 @@ from typing import Any
 import msgspec
 import redis
 
+from app.infra import redis_scripts
 from app.infra.http_client import HttpResponse
+from app.infra.redis_round_trip import Command
+from app.infra.redis_scripts import Script
 from app.spotify.gateway.leases import LeaseRenewer
 
 log = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Lookup:
-    """The result of a lookup. A MISS can have an entry that is fresh, but due to be replaced."""
+    """The result of a lookup. A MISS or LEADING can have an entry that is fresh, but due to be replaced."""
 
     state: State
     now: int = 0  # ms
@@ -97,65 +100,34 @@ class ResponseCache:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._lookup, self._store, self._release, self._renew = (
-            client.register_script((Path(__file__).parent / f"cache_{name}.lua").read_text())
+            Script(Path(__file__).parent / f"cache_{name}.lua")
             for name in ("lookup", "store", "release", "renew")
         )
         self._leases = LeaseRenewer(self._renew_lease)
 
-    def get(self, read: Read, since: int | None = None) -> Lookup:
-        """Look up a read. Returns HIT, IN_PROGRESS, or MISS.
+    def lookup_command(self, read: Read, *, since: int | None = None, lead: bool) -> Command:
+        """Return the command that looks up a read. `read_lookup` reads the reply.
 
-        `since` is `now` of the caller's first lookup: any response that has arrived since then is a HIT.
+        `since` is `now` of the caller's first lookup: any response that has arrived since then is a HIT. With
+        `lead`, the caller becomes the leader (LEADING) instead of getting a MISS.
+        """
+        times = [int(LEASE_SECONDS * 1000), MAX_TTL_SECONDS * 1000]
+        keys = _keys(read.spotify_user_id)[:2]
+        moment = "" if since is None else since
+        return self._lookup.command(keys, read.name, read.caller, moment, *times, int(lead))
+
+    def read_lookup(self, read: Read, command: Command, reply: Any) -> Lookup:
+        """Return what the reply to a `lookup_command` says.
 
         Raises:
             redis.RedisError: Redis does not work.
         """
-        return self._look_up(read, since, lead=False)
-
-    def lead(self, read: Read, since: int) -> Lookup:
-        """Become the leader (LEADING), unless there is a response (HIT) or another leader (IN_PROGRESS).
-
-        Raises:
-            redis.RedisError: Redis does not work.
-        """
-        return self._look_up(read, since, lead=True)
-
-    def renewed_lease(self, read: Read) -> AbstractContextManager[None]:
-        """Keep the leader's lease alive while the block runs."""
-        return self._leases.hold(read)
-
-    def store(self, read: Read, response: HttpResponse, *, started: int, ttl: float) -> None:
-        """Store a leader's response for `ttl` seconds. `started` is `now` of its LEADING lookup."""
-        if len(response.body) > MAX_ENTRY_BYTES:
-            self._store_entry(read, CachedResponse(TOO_LARGE), started, 0)
-        else:
-            entry = CachedResponse(response.status, response.headers, response.body)
-            self._store_entry(read, entry, started, ttl)
-
-    def store_failure(self, read: Read, retry_after: int | None, *, started: int) -> None:
-        """Tell the waiters that the leader got no response."""
-        self._store_entry(read, CachedResponse(FAILED, retry_after=retry_after), started, 0)
-
-    def release(self, read: Read) -> None:
-        """Stop leading, so that a waiter can take over."""
-        with self._best_effort():
-            self._release(*self._leader_arguments(read))
-
-    def drop(self, spotify_user_id: int) -> None:
-        """Delete all responses of a connection, because a write may have changed them or the grant is new."""
-        with self._best_effort():
-            self._client.unlink(*_keys(spotify_user_id))
-
-    def _look_up(self, read: Read, since: int | None, *, lead: bool) -> Lookup:
-        keys, arguments = self._leader_arguments(read)
-        arguments[2:2] = ["" if since is None else since]
-        arguments += [MAX_TTL_SECONDS * 1000, int(lead)]
-        try:
-            found: Any = self._lookup(keys, arguments)
-        except redis.ResponseError:  # the stored data is not ours
-            self._client.unlink(*_keys(read.spotify_user_id))
-            found = self._lookup(keys, arguments)
-        state, *rest = found
+        if isinstance(reply, redis.ResponseError):  # the stored data is not ours
+            unlink: Command = ("UNLINK", *_keys(read.spotify_user_id))
+            _, reply = redis_scripts.run(self._client, unlink, command)
+            if isinstance(reply, redis.ResponseError):
+                raise reply
+        state, *rest = reply
         if State(state) is State.HIT:
             return Lookup(State.HIT, 0, _decode(rest[0]), rest[1] // 1000)
         now, *fresh = rest
@@ -163,32 +135,89 @@ class ResponseCache:
             return Lookup(State(state), now, _decode(fresh[0]), fresh[1] // 1000)
         return Lookup(State(state), now)
 
-    def _store_entry(self, read: Read, entry: CachedResponse, started: int, ttl: float) -> None:
+    def get(self, read: Read, since: int | None = None) -> Lookup:
+        """Look up a read. Returns HIT, IN_PROGRESS, or MISS.
+
+        Raises:
+            redis.RedisError: Redis does not work.
+        """
+        command = self.lookup_command(read, since=since, lead=False)
+        return self.read_lookup(read, command, *redis_scripts.run(self._client, command))
+
+    def renewed_lease(self, read: Read) -> AbstractContextManager[None]:
+        """Keep the leader's lease alive while the block runs."""
+        return self._leases.hold(read)
+
+    def store(
+        self,
+        read: Read,
+        response: HttpResponse,
+        *,
+        started: int,
+        ttl: float,
+        further: Sequence[Command] = (),
+    ) -> None:
+        """Store a leader's response for `ttl` seconds. `started` is `now` of its LEADING lookup.
+
+        The `further` commands share the round trip.
+        """
+        if len(response.body) > MAX_ENTRY_BYTES:
+            self._store_entry(read, CachedResponse(TOO_LARGE), started, 0, further)
+        else:
+            entry = CachedResponse(response.status, response.headers, response.body)
+            self._store_entry(read, entry, started, ttl, further)
+
+    def store_failure(
+        self, read: Read, retry_after: int | None, *, started: int, further: Sequence[Command] = ()
+    ) -> None:
+        """Tell the waiters that the leader got no response. The `further` commands share the round trip."""
+        self._store_entry(read, CachedResponse(FAILED, retry_after=retry_after), started, 0, further)
+
+    def release(self, read: Read, further: Sequence[Command] = ()) -> None:
+        """Stop leading, so that a waiter can take over. The `further` commands share the round trip."""
+        self._run(self._leader_command(self._release, read), *further)
+
+    def drop_command(self, spotify_user_id: int) -> Command:
+        """Return the command that does what `drop` does."""
+        return ("UNLINK", *_keys(spotify_user_id))
+
+    def drop(self, spotify_user_id: int, further: Sequence[Command] = ()) -> None:
+        """Delete all responses of a connection, because a write may have changed them or the grant is new.
+
+        The `further` commands share the round trip.
+        """
+        self._run(self.drop_command(spotify_user_id), *further)
+
+    def _store_entry(
+        self, read: Read, entry: CachedResponse, started: int, ttl: float, further: Sequence[Command]
+    ) -> None:
         times = [int(min(ttl, MAX_TTL_SECONDS) * 1000), started, int(GRACE_SECONDS * 1000)]
         limits = [MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_TTL_SECONDS * 1000]
-        arguments: list[Any] = [read.name, read.caller, msgspec.msgpack.encode(entry), *times, *limits]
         keys = _keys(read.spotify_user_id)
-        with self._best_effort():
-            try:
-                self._store(keys, arguments)
-            except redis.ResponseError:  # the stored data is not ours
-                self._client.unlink(*keys)
-                raise
+        encoded = msgspec.msgpack.encode(entry)
+        store = self._store.command(keys, read.name, read.caller, encoded, *times, *limits)
+        if isinstance(self._run(store, *further), redis.ResponseError):  # the stored data is not ours
+            self._run(self.drop_command(read.spotify_user_id))
 
     def _renew_lease(self, read: Read) -> None:
-        with self._best_effort():
-            self._renew(*self._leader_arguments(read))
+        self._run(self._leader_command(self._renew, read))
 
-    def _leader_arguments(self, read: Read) -> tuple[list[str], list[Any]]:
-        return _keys(read.spotify_user_id)[:2], [read.name, read.caller, int(LEASE_SECONDS * 1000)]
+    def _leader_command(self, script: Script, read: Read) -> Command:
+        lease = int(LEASE_SECONDS * 1000)
+        return script.command(_keys(read.spotify_user_id)[:2], read.name, read.caller, lease)
 
-    @contextmanager
-    def _best_effort(self) -> Iterator[None]:
-        """Log Redis errors instead of raising them: a caller must not lose its response because of one."""
+    def _run(self, *commands: Command) -> Any:
+        """Send commands, and return the first one's reply, or an error, which is logged.
+
+        A caller must not lose its response because of one.
+        """
         try:
-            yield
+            reply = redis_scripts.run(self._client, *commands)[0]
         except redis.RedisError as error:
-            log.warning("response_cache_failed", extra={"reason": type(error).__name__})
+            reply = error
+        if isinstance(reply, redis.RedisError):
+            log.warning("response_cache_failed", extra={"reason": type(reply).__name__})
+        return reply
 
 
 def _keys(spotify_user_id: int) -> list[str]:

@@ -2,8 +2,9 @@
 -- KEYS: entries, leaders.
 -- ARGV: read, caller, when the caller's first lookup was ('' for the first one), lease in ms, maximum TTL in ms,
 --       '1' to lead.
--- Returns {'hit', entry, age}, {'in_progress', now} (another caller is fetching it), {'leading', now}, or
---         {'miss', now[, entry, age]} (no caller is fetching it; the entry is fresh, but the next one is due).
+-- Returns {'hit', entry, age}, {'in_progress', now} (another caller is fetching it), or
+--         {'miss' or 'leading', now[, entry, age]} (no other caller is fetching it; an entry that is fresh, but due to
+--         be replaced).
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local read, caller, since = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -28,10 +29,11 @@ if led then
   redis.call('HSET', KEYS[1], 'waited:' .. read, '1')
   return {'in_progress', now}
 end
-if ARGV[6] ~= '1' then
-  if fresh then return {'miss', now, entry, now - at} end
-  return {'miss', now}
+local function found_as(state)
+  if fresh then return {state, now, entry, now - at} end
+  return {state, now}
 end
+if ARGV[6] ~= '1' then return found_as('miss') end
 
 -- Remove a few leaders that have died.
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 16)) do
@@ -42,4 +44,4 @@ redis.call('HSET', KEYS[1], 'leader:' .. read, caller)
 redis.call('ZADD', KEYS[2], now + lease, read)
 keep_for(KEYS[1], 2 * lease)
 keep_for(KEYS[2], 2 * lease)
-return {'leading', now}
+return found_as('leading')

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import redis
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
@@ -19,8 +20,10 @@ from app.models import SpotifyUser
 from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.errors import RateLimited, SpotifyTransportError
+from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi
-from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, Read, ResponseCache, State
+from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, ResponseCache, State
+from app.spotify.gateway.prepared_call import PreparedCall
 from app.spotify.tokens.service import WAIT_SECONDS, TokenService, require_grant
 
 # For everything: a token, the call, another token, and the call again. nginx waits for 20 s.
@@ -52,9 +55,14 @@ class _Forward:
     """A call to forward over a connection. With `grant_id`, only a token of that grant may be used."""
 
     spotify_user_id: int
-    call: Call
+    prepared: PreparedCall
     grant_id: str | None
     deadline: float  # time.monotonic
+
+    @property
+    def call(self) -> Call:
+        """The call."""
+        return self.prepared.call
 
     @property
     def latest_start(self) -> float:
@@ -71,21 +79,28 @@ class Gateway:
 
     def __init__(
         self,
+        client: redis.Redis,
         tokens: TokenService,
         web_api: SpotifyWebApi,
+        rate_limiter: SpotifyRateLimiter,
         cache: ResponseCache,
         bulkhead: Bulkhead,
-        *,
         poll_ttl: float,
     ) -> None:
+        self._client = client
         self._tokens = tokens
         self._web_api = web_api
+        self._rate_limiter = rate_limiter
         self._cache = cache
         self._bulkhead = bulkhead
         self._poll_ttl = poll_ttl
 
+    def prepare(self, call: Call) -> PreparedCall:
+        """Prepare a call. Its commands may be sent together with others, before it is forwarded."""
+        return PreparedCall(call, self._client, self._cache, self._rate_limiter, self._bulkhead)
+
     def forward(
-        self, spotify_user: SpotifyUser, call: Call, *, grant_id: str | None = None
+        self, prepared: PreparedCall, connection: SpotifyUser, *, grant_id: str | None = None
     ) -> GatewayResponse:
         """Make a call over a connection.
 
@@ -99,89 +114,86 @@ class Gateway:
             SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
-        forward = _Forward(spotify_user.id, call, grant_id, time.monotonic() + TOTAL_SECONDS)
-        try:
-            if call.is_read:
-                # The grant is part of the key: a visitor must not read what another grant allows. Also,
-                # ids are reused after a backup is restored.
-                key = f"{spotify_user.token.grant_id} {call.cache_key}"
-                response = self._read(Read.of(spotify_user.id, key), forward)
-            else:
-                response = self._write(forward)
-        except BulkheadFull:
-            raise GatewayBusy from None
+        forward = _Forward(connection.id, prepared, grant_id, time.monotonic() + TOTAL_SECONDS)
+        with prepared:
+            prepared.complete(connection.id, connection.token.grant_id)
+            try:
+                response = self._read(forward) if prepared.call.is_read else self._write(forward)
+            except BulkheadFull:
+                raise GatewayBusy from None
         _require_forwardable(response.spotify)
         return response
 
-    def _read(self, read: Read, forward: _Forward) -> GatewayResponse:
-        found = self._cache.get(read)
+    def _read(self, forward: _Forward) -> GatewayResponse:
+        found = forward.prepared.lookup
         if found.state is State.HIT:
             return _cached(found, "hit")
-        if found.entry is not None:
-            return self._refresh_ahead(read, found, forward)
-        with self._bulkhead.admit(forward.spotify_user_id) as admission:
-            return self._fetch_or_wait(read, found, admission, forward)
-
-    def _refresh_ahead(self, read: Read, found: Lookup, forward: _Forward) -> GatewayResponse:
-        """Fetch the next response while others get the current one, which is still fresh.
-
-        Returns the current one if fetching would mean waiting.
-        """
         try:
             with self._bulkhead.admit(forward.spotify_user_id) as admission:
-                self._bulkhead.acquire(admission)
-                lookup = self._cache.lead(read, found.now)
-                if lookup.state is State.LEADING:
-                    return self._fetch_as_leader(read, lookup.now, forward)
+                return self._fetch_or_wait(found, admission, forward)
         except BulkheadFull:
-            pass
-        return _cached(found, "hit")
+            if found.entry is None:
+                raise
+            # It is still fresh. Another caller will fetch the next one.
+            return _cached(found, "hit")
 
-    def _fetch_or_wait(
-        self, read: Read, found: Lookup, admission: Admission, forward: _Forward
-    ) -> GatewayResponse:
-        """Fetch the response, or wait for the caller that is fetching it."""
-        since, pauses = found.now, _pauses()
+    def _fetch_or_wait(self, found: Lookup, admission: Admission, forward: _Forward) -> GatewayResponse:
+        """Fetch the response, or wait for the caller that is fetching it.
+
+        Raises:
+            BulkheadFull: There is no slot, and waiting for one takes too long or would be pointless.
+        """
+        prepared, since, pauses = forward.prepared, found.now, _pauses()
+        # There is a response that is due to be replaced, but still fresh.
+        latest_slot = forward.latest_start if found.entry is None else 0.0
         while found.state is not State.HIT:
             if time.monotonic() >= forward.latest_start:
                 raise SpotifyUnavailable(retry_after=1)
             if found.state is State.IN_PROGRESS:
                 self._bulkhead.pause(admission, next(pauses))
-                found = self._cache.get(read, since)
+                found = self._cache.get(prepared.read, since)
+            elif found.state is State.LEADING and self._bulkhead.try_acquire(admission):
+                return self._fetch_as_leader(found.now, forward)
             else:
-                self._bulkhead.acquire(admission, until=forward.latest_start)
-                found = self._cache.lead(read, since)
-                if found.state is State.LEADING:
-                    return self._fetch_as_leader(read, found.now, forward)
+                prepared.release()
+                self._bulkhead.acquire(admission, until=latest_slot)
+                prepared.repeat(forward.spotify_user_id)
+                found = prepared.lookup
         if found.entry is not None and found.entry.status == TOO_LARGE:
             self._bulkhead.acquire(admission, until=forward.latest_start)
             return GatewayResponse(self._fetch(forward))
         return _cached(found, "shared")
 
-    def _fetch_as_leader(self, read: Read, started: int, forward: _Forward) -> GatewayResponse:
+    def _fetch_as_leader(self, started: int, forward: _Forward) -> GatewayResponse:
         """Fetch a response, and share it with the callers that wait."""
+        prepared, read = forward.prepared, forward.prepared.read
+        prepared.take_lead()
         with self._cache.renewed_lease(read):
             try:
                 response = self._fetch(forward)
             except SpotifyUnavailable as error:
-                self._cache.store_failure(read, error.retry_after, started=started)
+                further = prepared.take_uncounted()
+                self._cache.store_failure(read, error.retry_after, started=started, further=further)
                 raise
             except BaseException:
-                self._cache.release(read)  # the error may concern only this caller, so let the next one try
+                # The error may concern only this caller, so let the next one try.
+                self._cache.release(read, prepared.take_uncounted())
                 raise
-        self._cache.store(read, response, started=started, ttl=self._ttl(forward.call, response))
+        ttl = self._ttl(forward.call, response)
+        self._cache.store(read, response, started=started, ttl=ttl, further=prepared.take_uncounted())
         return GatewayResponse(response)
 
     def _write(self, forward: _Forward) -> GatewayResponse:
         with self._bulkhead.admit(forward.spotify_user_id) as admission:
             self._bulkhead.acquire(admission, until=forward.latest_start)
-            # Before the call too: this process may die during it, or lose Redis.
-            self._cache.drop(forward.spotify_user_id)
+            # Responses are dropped before the call too: this process may die during it, or lose Redis.
+            if not forward.prepared.is_current:
+                forward.prepared.repeat(forward.spotify_user_id)
             try:
                 return GatewayResponse(self._fetch(forward))
             finally:
                 # Even without a response, the call may have had an effect.
-                self._cache.drop(forward.spotify_user_id)
+                self._cache.drop(forward.spotify_user_id, forward.prepared.take_uncounted())
 
     def _fetch(self, forward: _Forward) -> HttpResponse:
         """Call Spotify. After any 401 that is about the token, replace the token and call once more."""
@@ -211,6 +223,7 @@ class Gateway:
             spotify_user_id=forward.spotify_user_id,
             timeout=min(CALL_SECONDS, forward.remaining()),
             deadline=forward.deadline,
+            check=forward.prepared.check,
         )
 
     def _ttl(self, call: Call, response: HttpResponse) -> float:

@@ -222,13 +222,11 @@ def test_fresh_responses_are_served_during_a_wait(mira: FlaskClient, sandbox: Sa
 
 
 def test_wait_does_not_apply_to_another_client_id(
-    mira: FlaskClient, env: dict[str, str], sandbox: SandboxClient, store: Store
+    mira: FlaskClient, app: Flask, env: dict[str, str], sandbox: SandboxClient
 ) -> None:
     block(sandbox, mira, 600)
-    assert SpotifyRateLimiter(store, Config.from_env(env)).retry_after() > 500
-    assert (
-        SpotifyRateLimiter(store, Config.from_env({**env, "SPOTIFY_CLIENT_ID": "another"})).retry_after() == 0
-    )
+    assert limiter_with(env, app).retry_after() > 500
+    assert limiter_with(env, app, SPOTIFY_CLIENT_ID="another").retry_after() == 0
 
 
 # Persistence
@@ -328,7 +326,7 @@ def test_stored_wait_is_capped_at_its_original_length(
 ) -> None:
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
-    assert most - 5 <= SpotifyRateLimiter(store, config).retry_after() <= most
+    assert most - 5 <= limiter_with(env, app).retry_after() <= most
     # It continues, and does not restart with each lookup.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 
@@ -337,6 +335,7 @@ def test_stored_wait_is_capped_at_its_original_length(
 
 
 def test_429_blocks_only_its_endpoint(
+    env: dict[str, str],
     app: Flask,
     mira: FlaskClient,
     new_client: NewClient,
@@ -361,8 +360,7 @@ def test_429_blocks_only_its_endpoint(
     limiter = app.extensions["backline"].rate_limiter
     assert limiter.retry_after() == 0
     assert limiter.endpoint_waits() == {"playlists/{id}/images": pytest.approx(3600, abs=60)}
-    fresh = SpotifyRateLimiter(store, app.extensions["backline"].config)
-    assert fresh.retry_after("playlists/{id}/images") > 3500
+    assert limiter_with(env, app).retry_after("playlists/{id}/images") > 3500
 
 
 def put_cover(person: FlaskClient, playlist: str) -> TestResponse:
@@ -505,8 +503,9 @@ def count_allowed_calls(limiter: SpotifyRateLimiter, caller: int | None, *, is_p
     raise AssertionError("there is no limit")
 
 
-def limiter_with(env: dict[str, str], store: Store, budget: str) -> SpotifyRateLimiter:
-    return SpotifyRateLimiter(store, Config.from_env({**env, "GATEWAY_BUDGET": budget}))
+def limiter_with(env: dict[str, str], app: Flask, **settings: str) -> SpotifyRateLimiter:
+    """Return the limiter of another process with the same Redis."""
+    return SpotifyRateLimiter(app.extensions["backline"].redis, Config.from_env(env | settings))
 
 
 @pytest.mark.settings(GATEWAY_BUDGET="10")
@@ -540,7 +539,7 @@ def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: 
 def test_person_can_use_half_of_the_budget_while_others_call(
     env: dict[str, str], app: Flask, store: Store
 ) -> None:
-    limiter = limiter_with(env, store, "20")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="20")
     assert count_allowed_calls(limiter, 1) == 20  # alone
     assert not try_call(limiter, 2)
     age_calls(store, 31)
@@ -556,7 +555,7 @@ def test_person_can_use_half_of_the_budget_while_others_call(
 def test_person_whose_call_was_rejected_counts_as_active(
     env: dict[str, str], app: Flask, store: Store
 ) -> None:
-    limiter = limiter_with(env, store, "20")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="20")
     assert count_allowed_calls(limiter, 1) == 20
     assert not try_call(limiter, 2)
     total = store.keys("spotify-calls:*}")[0]
@@ -570,7 +569,8 @@ def test_person_whose_call_was_rejected_counts_as_active(
 
 
 def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter, rejection = limiter_with(env, store, "auto"), HttpResponse(429, {"retry-after": "1"}, b"")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="auto")
+    rejection = HttpResponse(429, {"retry-after": "1"}, b"")
     for number in range(300):
         assert try_call(limiter, number % 3)
     assert store.keys("spotify-budget:*") == []
@@ -603,7 +603,7 @@ def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app:
 
 
 def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter = limiter_with(env, store, "100")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="100")
     try_call(limiter, 1)
     limiter.block_all(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
@@ -616,7 +616,7 @@ def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: F
 
 
 def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter = limiter_with(env, store, "1")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="1")
     assert (
         count_allowed_calls(limiter, None, is_poll=True) == 1
     )  # at least one, although four fifths are less
@@ -629,7 +629,7 @@ def test_call_passes_if_the_budget_cannot_be_counted(
     env: dict[str, str], app: Flask, store: Store, failure: str
 ) -> None:
     config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
-    client = redis_client("redis://127.0.0.1:1/0") if failure == "away" else store
+    client = redis_client("redis://127.0.0.1:1/0") if failure == "away" else app.extensions["backline"].redis
     key = f"spotify-calls:{{{config.spotify_client_id}}}"
     if failure == "a text":
         store.set(key, "junk")
@@ -662,7 +662,7 @@ def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask,
         try_call(limiter, 1)
         return int(store.info("stats")["total_commands_processed"]) - before
 
-    limiter = limiter_with(env, store, "100000")
+    limiter = limiter_with(env, app, GATEWAY_BUDGET="100000")
     commands()
     few = commands()
     for number in range(300):

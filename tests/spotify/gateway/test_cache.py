@@ -31,6 +31,7 @@ from tests.helpers.cached_reads import (
     expire_leases,
     gateway_on,
     immediate,
+    lead,
     milliseconds,
     read,
     set_fields,
@@ -225,7 +226,7 @@ def test_cache_removes_traces_of_leaders_that_gave_up(
     for number in range(20):
         leader = cache_module.Read.of(7, f"search?q={number}")
         waiting = cache_module.Read.of(7, f"search?q={number}")
-        assert gateway._cache.lead(leader, 0).state is State.LEADING
+        assert lead(gateway._cache, leader).state is State.LEADING
         assert gateway._cache.get(waiting).state is State.IN_PROGRESS
         gateway._cache.release(leader)
     assert store.zcard(LEADERS) == 20
@@ -257,7 +258,7 @@ def test_cache_ignores_times_too_far_ahead(gateway: Gateway, store: Store, field
     read(gateway, "me", immediate(b"old"), ttl=60)
     if field == "lease":
         store.flushall()
-        assert gateway._cache.lead(cache_module.Read.of(7, "grant me "), 0).state is State.LEADING
+        assert lead(gateway._cache, cache_module.Read.of(7, "grant me ")).state is State.LEADING
         for name, lease in store.zrange(LEADERS, 0, -1, withscores=True):
             store.zadd(LEADERS, {name: lease + hour})
     else:
@@ -291,10 +292,10 @@ def test_expired_response_is_deleted_while_others_are_read(
 
 
 def test_caller_that_waits_for_a_slot_does_not_lead(
-    gateway: Gateway, store: Store, pool: ThreadPoolExecutor
+    gateway: Gateway, app: Flask, redis_url: str, store: Store, pool: ThreadPoolExecutor
 ) -> None:
     """Otherwise, no caller could fetch it while its waiters have all the slots."""
-    elsewhere = gateway_on(store)
+    elsewhere = gateway_on(redis_url, app.extensions["backline"].config)
     with ExitStack() as all_places:
         for _ in range(16):
             gateway._bulkhead.acquire(all_places.enter_context(gateway._bulkhead.admit(7)))
@@ -346,7 +347,8 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
     ):
         _until_up(process, embedded.ping, tmp_path / "log")
         monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.01)
-        gateway, call = gateway_on(embedded), Fetch(b"first")
+        config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
+        gateway, call = gateway_on(f"redis://127.0.0.1:{port}?protocol=2", config), Fetch(b"first")
         calls = [pool.submit(read, gateway, "me", call, ttl=60) for _ in range(3)]
         call.wait_until_started()
         eventually(lambda: len(gateway._bulkhead._admissions) == 3)
@@ -367,8 +369,8 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         assert read(gateway, "me", immediate(b"third"), ttl=0).cache == "miss"
         assert embedded.hkeys(HASH) == []  # no caller waited for it
 
-        config = Config.from_env({**env, "GATEWAY_BUDGET": "5"})
-        limiter = SpotifyRateLimiter(embedded, config)
+        embedded.flushall()
+        limiter = gateway._rate_limiter
         for _ in range(4):
             limiter.acquire(None, is_poll=True)
         with pytest.raises(RateLimited) as over_budget:
@@ -376,4 +378,4 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         assert 0 < (over_budget.value.retry_after or 0) <= 30
         limiter.acquire(None, is_poll=False)
         assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
-        assert 90 < SpotifyRateLimiter(embedded, config).retry_after() <= 100
+        assert 90 < SpotifyRateLimiter(gateway._client, config).retry_after() <= 100
