@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flask import request
@@ -34,6 +35,7 @@ class ClientAddress:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Set REMOTE_ADDR and pass the request on."""
         count = self._trusted_proxies
+        peer = str(environ.get("REMOTE_ADDR", ""))
         forwarded = str(environ.get("HTTP_X_FORWARDED_FOR", ""))
         # Each proxy appends an entry, so the trusted ones are at the end, the farthest proxy first.
         trusted = forwarded.rsplit(",", count)[-count:] if forwarded and count else []
@@ -42,14 +44,20 @@ class ClientAddress:
         elif forwarded and len(trusted) < count:
             self._report_once("fewer_proxies")
         # If a proxy reports no valid address, use its own.
-        known = (parse(text) for text in (*trusted, str(environ.get("REMOTE_ADDR", ""))))
-        environ["REMOTE_ADDR"] = str(next((address for address in known if address), THIS_MACHINE))
+        environ["REMOTE_ADDR"] = _first_address((*trusted, peer))
         return self._app(environ, start_response)
 
     def _report_once(self, reason: str) -> None:
         if reason not in self._reported:
             self._reported.add(reason)
             log.warning("proxy_settings_mismatch", extra={"reason": reason})
+
+
+@lru_cache(maxsize=256)
+def _first_address(entries: tuple[str, ...]) -> str:
+    """Return the first address in entries of X-Forwarded-For. The server limits their length."""
+    known = (parse(text) for text in entries)
+    return str(next((address for address in known if address), THIS_MACHINE))
 
 
 def parse(text: str) -> Address | None:

@@ -12,7 +12,8 @@ No other site may open or embed any read.
 import logging
 from urllib.parse import urlsplit
 
-from flask import Flask, request
+from flask import Flask, Request, request
+from flask.globals import request_ctx
 
 from app.web.problems import CrossSiteRequest
 from config import Config
@@ -34,13 +35,14 @@ def init_app(app: Flask, config: Config) -> None:
 
     @app.before_request
     def require_same_site() -> None:
+        current = request_ctx.request
         # If no view will run, a 404 or 405 is more helpful than a 403.
-        if request.method == "OPTIONS" or request.routing_exception is not None:
+        if current.method == "OPTIONS" or current.routing_exception is not None:
             return
-        if request.method in SAFE_METHODS:
-            reason = _read_rejection_reason(allowed)
+        if current.method in SAFE_METHODS:
+            reason = _read_rejection_reason(current, allowed)
         else:
-            reason = _rejection_reason(allowed)
+            reason = _rejection_reason(current, allowed)
         if reason is not None:
             log.warning("cross_site_request_rejected", extra={"reason": reason})
             raise CrossSiteRequest
@@ -75,31 +77,32 @@ def require_same_site_start(config: Config) -> None:
         raise CrossSiteRequest("Connect Spotify from a page of the app. Another site must not start this.")
 
 
-def _read_rejection_reason(allowed: frozenset[str]) -> str | None:
+def _read_rejection_reason(request: Request, allowed: frozenset[str]) -> str | None:
     """Return the header for which to reject a read, if any."""
-    endpoint, origins = request.endpoint or "", request.headers.getlist("Origin")
+    endpoint, environ = request.endpoint or "", request.environ
     if not rejects_other_sites(request.path, endpoint):
         return None
-    if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+    if environ.get("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site"):
         # A navigation, or an element such as <img> or <script>, has no Origin. `fetch` always has one.
-        if request.headers.get("Sec-Fetch-Mode", "cors") != "cors":
+        if environ.get("HTTP_SEC_FETCH_MODE", "cors") != "cors":
             return "Sec-Fetch-Mode"
-        if not origins:
+        if "HTTP_ORIGIN" not in environ:
             return "Sec-Fetch-Site"
     if endpoint in _TOKEN_READS:
-        return _rejection_reason(allowed)
+        return _rejection_reason(request, allowed)
     return None
 
 
-def _rejection_reason(allowed: frozenset[str]) -> str | None:
+def _rejection_reason(request: Request, allowed: frozenset[str]) -> str | None:
     """Return the header for which to reject a request that changes something, if any."""
-    origins = request.headers.getlist("Origin")
-    has_header = request.headers.get("X-Requested-With", "").strip() != ""
+    environ = request.environ
+    origin = environ.get("HTTP_ORIGIN")  # of several, a server makes one that is not allowed
+    has_header = environ.get("HTTP_X_REQUESTED_WITH", "").strip() != ""
     if needs_header(request.endpoint or "", request.method) and not has_header:
         return "X-Requested-With"
-    if any(origin not in allowed and origin != _own_origin() for origin in origins):
+    if origin is not None and origin not in allowed and origin != _own_origin():
         return "Origin"
-    if request.headers.get("Sec-Fetch-Site") == "cross-site" and not origins:
+    if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site" and origin is None:
         return "Sec-Fetch-Site"
     return None
 

@@ -7,7 +7,7 @@ code and a state.
 import logging
 import time
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response, g, has_request_context
 from flask.globals import request_ctx
 
 from app.web.error_handlers import request_id_of
@@ -24,12 +24,12 @@ class RequestFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields, unless the record has them already. Keep every record."""
         if has_request_context():
-            context = request_ctx._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+            current = request_ctx.request
             # `flask.session` might not be open yet, and would count as accessed.
-            session = context._session  # noqa: SLF001
+            session = request_ctx._session  # noqa: SLF001
             fields = {
-                "request_id": request_id_of(context.request.environ),
-                "client": context.request.remote_addr,
+                "request_id": request_id_of(current.environ),
+                "client": current.remote_addr,
                 "user_id": dict.get(session, "user_id") if isinstance(session, dict) else None,
             }
             record.__dict__ |= fields | record.__dict__
@@ -45,7 +45,7 @@ def init_app(app: Flask) -> None:
 
     @app.after_request
     def log_request(response: Response) -> Response:
-        current = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+        current = request_ctx.request
         if current.path in _PROBES:
             return response
         is_problem = response.status_code >= 400 and response.mimetype == MEDIA_TYPE
