@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import requests
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, Timeout
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from werkzeug.http import parse_date
 
@@ -26,6 +26,14 @@ from app.infra.clock import utc_now
 TOTAL_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 1024 * 1024
 _DEFAULT_HEADERS = dict(requests.utils.default_headers())
+# Arguments of `urlopen`: no retries, no redirects, and the response's body is not read or decompressed.
+_WITHOUT_CONVENIENCE: Any = {
+    "retries": False,
+    "redirect": False,
+    "assert_same_host": False,
+    "preload_content": False,
+    "decode_content": False,
+}
 
 
 class TransportError(Exception):
@@ -128,7 +136,6 @@ class HttpClient:
             TransportError: No complete response arrived. The request may still have taken effect.
         """
         timeout = TOTAL_SECONDS if timeout is None else timeout
-        connect_seconds, first_byte_seconds = http_deadline.socket_timeouts(timeout)
         http_deadline.set_deadline(timeout)
         try:
             prepared = requests.PreparedRequest()
@@ -138,19 +145,10 @@ class HttpClient:
                 prepared.path_url,
                 body=urlencode(data) if isinstance(data, Mapping) else data,
                 headers=_all_headers(method, data, auth, headers or {}),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=Timeout(connect=connect_seconds, read=first_byte_seconds),
-                preload_content=False,
-                decode_content=False,
+                timeout=http_deadline.socket_timeouts(timeout),
+                **_WITHOUT_CONVENIENCE,
             )
-            try:
-                body = _read_body(response, max_bytes)
-            finally:
-                # If there is more to read, this closes the connection: it must not become the next response.
-                response.close()
-                response.release_conn()
+            body = _read_and_close(response, max_bytes)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             # ValueError: invalid framing or headers, which the libraries do not wrap.
             raise TransportError(type(error).__name__, not_sent=_was_not_sent(error)) from error
@@ -191,6 +189,20 @@ def _was_not_sent(error: Exception) -> bool:
     read.
     """
     return isinstance(error, NewConnectionError | ConnectTimeoutError)
+
+
+def _read_and_close(response: BaseHTTPResponse, max_bytes: int) -> bytes:
+    """Read the body, and return the connection to its pool.
+
+    Raises:
+        TransportError: The body is incomplete, too large, or invalid.
+    """
+    try:
+        return _read_body(response, max_bytes)
+    finally:
+        # If there is more to read, this closes the connection: it must not become the next response.
+        response.close()
+        response.release_conn()
 
 
 def _read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
@@ -30,9 +31,9 @@ def set_deadline(timeout: float) -> None:
     _deadline.at = time.monotonic() + timeout
 
 
-def socket_timeouts(timeout: float) -> tuple[float, float]:
-    """Return how many seconds a call may take to connect, and to wait for the first byte."""
-    return min(CONNECT_SECONDS, timeout), min(FIRST_BYTE_SECONDS, timeout)
+def socket_timeouts(timeout: float) -> Timeout:
+    """Return how long a call may take to connect, and to wait for the first byte."""
+    return Timeout(connect=min(CONNECT_SECONDS, timeout), read=min(FIRST_BYTE_SECONDS, timeout))
 
 
 def _time_left() -> float:
