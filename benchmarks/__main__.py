@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import flame, results, routes
+from benchmarks import comparison, flame, results, routes
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
 
-PARTS: dict[str, Callable[[Options], Section]] = {"routes": routes.run, "flame": flame.run}
+PARTS: dict[str, Callable[[Options], Section]] = {
+    "routes": routes.run,
+    "alternatives": comparison.run,
+    "flame": flame.run,
+}
 QUICK = ("routes",)
 
 
@@ -26,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
-    rounds = arguments.rounds or 5
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
     before = arguments.before.resolve() if arguments.before else None
     options = Options(arguments.quick, rounds, 1 if arguments.quick else 3, before)
     described, sections, failed = results.machine(), {}, 0

@@ -15,6 +15,7 @@ from tests.helpers.sandbox_client import SandboxClient, callback_query, running_
 from tests.helpers.servers import ROOT, Server, migrate, running_mariadb, running_redis, running_server
 
 CLIENT_TIMEOUT = 30.0
+ALTERNATIVES_REDIRECT_URI = "http://127.0.0.1/api/auth/callback/spotify"
 HEADERS = {"X-Requested-With": "benchmark", "Accept": "application/json"}
 
 
@@ -77,7 +78,7 @@ class Deployment:
 def running_servers(root: Path = ROOT, *, mariadb: bool = True) -> Iterator[Servers]:
     """Start a database, Redis, and a sandbox, and stop them at the end of the block."""
     with ExitStack() as stack:
-        sandbox = stack.enter_context(running_sandbox([ANY_PORT_REDIRECT_URI]))
+        sandbox = stack.enter_context(running_sandbox([ANY_PORT_REDIRECT_URI, ALTERNATIVES_REDIRECT_URI]))
         home = stack.enter_context(tempfile.TemporaryDirectory())
         sqlite = f"sqlite:///{home}/backline.sqlite3"
         database_url = stack.enter_context(running_mariadb()) if mariadb else sqlite

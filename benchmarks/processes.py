@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-from tests.helpers.servers import ROOT, Server, free_port, process_environment, running_program
+from tests.helpers.servers import ROOT, Server, process_environment, running_program
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 WORKERS, THREADS, KEEPALIVE_SECONDS = 2, 8, 75
@@ -62,6 +62,7 @@ class Target:
     # Members that the JSON body must have, and headers.
     expected: Mapping[str, object] = field(default_factory=dict)
     expected_headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""  # JSON, for a POST request
 
     def check(self) -> None:
         """Require the correct response.
@@ -71,7 +72,11 @@ class Target:
         """
         with requests.Session() as http:
             http.trust_env = False
-            response = http.get(self.url, headers=dict(self.headers), timeout=30, allow_redirects=False)
+            method, body = ("POST", self.body) if self.body else ("GET", None)
+            headers = dict(self.headers)
+            response = http.request(
+                method, self.url, headers=headers, data=body, timeout=30, allow_redirects=False
+            )
         assert response.status_code == 200, f"{self.name}: {response.status_code} {response.text}"
         for path, value in self.expected.items():
             found = response.json()
@@ -89,10 +94,15 @@ def tree_of(server: Server) -> Tree:
 
 @contextmanager
 def running_gunicorn(
-    app: str, env: Mapping[str, str], *, cwd: Path = ROOT, python: str = sys.executable, ready: str = "/"
+    app: str,
+    env: Mapping[str, str],
+    port: int,
+    *,
+    cwd: Path = ROOT,
+    python: str = sys.executable,
+    ready: str = "/",
 ) -> Iterator[tuple[str, Tree]]:
     """Run a WSGI application under plain gunicorn with gthread workers. Yields its URL and its processes."""
-    port = free_port()
     command = [python, "-m", "gunicorn", app, "--worker-class", "gthread", "--bind", f"127.0.0.1:{port}"]
     command += ["--workers", str(WORKERS), "--threads", str(THREADS)]
     command += ["--keep-alive", str(KEEPALIVE_SECONDS), "--no-control-socket"]

@@ -12,7 +12,7 @@ from benchmarks.deployment import Deployment, Servers, running_backline, running
 from benchmarks.processes import Target, running_gunicorn
 from benchmarks.progress import Options, progress
 from benchmarks.results import Figure, Section
-from tests.helpers.servers import ROOT, process_environment
+from tests.helpers.servers import ROOT, free_port, process_environment
 
 # Multiples of `bare`.
 LIMITS = {
@@ -66,7 +66,7 @@ def running_bare(servers: Servers) -> Iterator[list[Target]]:
     subprocess.run(
         [sys.executable, "-m", "benchmarks.bare"], env=process_environment(env), cwd=ROOT, check=True
     )
-    with running_gunicorn("benchmarks.bare:app", env) as (url, tree):
+    with running_gunicorn("benchmarks.bare:app", env, free_port()) as (url, tree):
         yield [
             Target(name, f"{url}{path}", tree, expected={"name": "ada"})
             for name, path in {"bare": "/", **FLOORS}.items()
@@ -94,7 +94,7 @@ def interleave(targets: Sequence[Target], options: Options) -> dict[str, list[Ro
     """Measure all targets in turn, repeatedly, and the first one before every third of the others."""
     for target in targets:
         target.check()
-        client.measure(target, 1)  # fills pools and caches
+        client.warm_up(target)
     found: dict[str, list[Round]] = {target.name: [] for target in targets}
     unit, *others = targets
     turns = [turn for index, target in enumerate(others) for turn in ([] if index % 3 else [unit]) + [target]]

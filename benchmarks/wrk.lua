@@ -1,3 +1,8 @@
+-- Send WRK_BODY in POST requests if it is set.
+if (os.getenv("WRK_BODY") or "") ~= "" then
+  wrk.method, wrk.body = "POST", os.getenv("WRK_BODY")
+end
+
 -- Print the results of wrk as JSON. Latencies are in microseconds.
 done = function(summary, latency, _)
   local errors = summary.errors
