@@ -93,7 +93,6 @@ def routes(backline: Deployment) -> list[Target]:
 def interleave(targets: Sequence[Target], options: Options) -> dict[str, list[Round]]:
     """Measure all targets in turn, repeatedly, and the first one before every third of the others."""
     for target in targets:
-        target.check()
         client.warm_up(target)
     found: dict[str, list[Round]] = {target.name: [] for target in targets}
     unit, *others = targets
@@ -102,8 +101,7 @@ def interleave(targets: Sequence[Target], options: Options) -> dict[str, list[Ro
         for target in turns:
             progress(f"round {number + 1} of {options.rounds}: {target.name}")
             found[target.name].append(client.measure(target, options.seconds))
-    for target in targets:
-        target.check()
+            target.check()
     return found
 
 
