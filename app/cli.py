@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import click
 import sqlalchemy as sa
-from flask import Flask, current_app
+from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
 from app.doctor import checks
@@ -137,7 +137,7 @@ def doctor_command() -> None:
     sys.exit(1 if has_failed else 0)
 
 
-def init_app(app: Flask) -> None:
-    """Register the commands."""
+def add_commands(group: AppGroup) -> None:
+    """Add all commands to a group."""
     for command in (tokens, users, scheduler_command, doctor_command):
-        app.cli.add_command(command)
+        group.add_command(command)

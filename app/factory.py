@@ -6,9 +6,9 @@ docs/architecture.md describes the packages.
 from datetime import timedelta
 
 from flask import Flask
+from flask.cli import AppGroup
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import cli
 from app.auth.email_change import EmailChanges
 from app.auth.login import Authenticator
 from app.auth.notifications import Notifications
@@ -16,6 +16,7 @@ from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
 from app.auth.routes import blueprint as auth
 from app.infra import database, row_versions
+from app.infra.cli_command import LazyGroup
 from app.infra.encryption import TokenCipher
 from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
@@ -90,8 +91,14 @@ def create_app(config: Config) -> Flask:
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
     health.init_app(app, services.redis, [RateLimitCollector(services.rate_limiter)])
-    cli.init_app(app)
+    app.cli = LazyGroup(_add_commands)
     return app
+
+
+def _add_commands(group: AppGroup) -> None:
+    from app import cli
+
+    cli.add_commands(group)
 
 
 def _configure(app: Flask, config: Config) -> None:

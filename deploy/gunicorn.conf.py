@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this file
 
 from config import Config, ConfigError, read_environment  # noqa: E402
-from deploy import metrics  # noqa: E402
+from deploy import metrics, preload  # noqa: E402
 from deploy.worker import Logger, Worker  # noqa: E402
 
 try:
@@ -73,6 +73,9 @@ control_socket_disable = True
 own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
 if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.make_directory(os.environ.get("TMPDIR", worker_tmp_dir))
+
+# After the directory was set: it decides how prometheus_client stores metrics.
+preload.import_libraries()
 
 
 def child_exit(_server: Any, worker: Any) -> None:

@@ -1,10 +1,12 @@
 """Error reports and arguments for all CLI commands."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 import redis
 import sqlalchemy as sa
+from flask.cli import AppGroup
 
 
 class Command(click.Command):
@@ -23,6 +25,29 @@ class Command(click.Command):
                 f"MySQL or Redis does not work properly ({type(error).__name__}). "
                 "Run `flask doctor` to see why; after an update, run `flask db upgrade`."
             ) from error
+
+
+class LazyGroup(AppGroup):
+    """A group whose commands are added when one is looked up, so that a server need not import them."""
+
+    def __init__(self, add_commands: Callable[[AppGroup], None]) -> None:
+        super().__init__()
+        self._add_commands: Callable[[AppGroup], None] | None = add_commands
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Look up a command."""
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        self._load()
+        return super().list_commands(ctx)
+
+    def _load(self) -> None:
+        add_commands, self._add_commands = self._add_commands, None
+        if add_commands is not None:
+            add_commands(self)
 
 
 def text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

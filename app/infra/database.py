@@ -10,7 +10,6 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 from flask import Flask
-from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
@@ -48,7 +47,6 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base, disable_autonaming=True)
-migrate = Migrate()
 
 
 class UTCDateTime(sa.types.TypeDecorator[datetime]):
@@ -126,10 +124,18 @@ def init_app(app: Flask, config: Config) -> None:
         sqlite.engine_options() if is_sqlite else mysql.engine_options(config)
     )
     db.init_app(app)
-    migrate.init_app(app, db, compare_type=True, render_as_batch=is_sqlite)
     with app.app_context():
         engine = db.engine
     (sqlite if is_sqlite else mysql).guard(engine)
+
+
+def init_migrations(app: Flask) -> None:
+    """Set up `flask db`."""
+    from flask_migrate import Migrate
+
+    with app.app_context():
+        is_sqlite = db.engine.dialect.name == "sqlite"
+    Migrate(app, db, compare_type=True, render_as_batch=is_sqlite)
 
 
 def read(statement: sa.Select[*Ts]) -> Sequence[sa.Row[*Ts]]:

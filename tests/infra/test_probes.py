@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -14,8 +15,9 @@ from app.doctor.database import check_version
 from app.doctor.redis_server import PERMISSIONS
 from app.doctor.result import Status
 from app.infra.database import db
-from app.infra.probes import probe_redis
+from app.infra.probes import probe_redis, schema_revisions
 from app.infra.redis_client import redis_client
+from config import ROOT
 from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import connect, login, register
@@ -241,3 +243,11 @@ def test_outdated_database_server_is_reported(version: str, is_good: bool) -> No
     result = check_version(version)
     assert result.status == (Status.OK if is_good else Status.FAILURE)
     assert is_good or "Use MySQL 8.0.17, MariaDB 10.6, or newer" in result.advice
+
+
+def test_schema_revisions_are_those_of_alembic() -> None:
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    head, revisions = schema_revisions()
+    assert head == scripts.get_current_head()
+    assert revisions == known

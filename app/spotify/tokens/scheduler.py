@@ -1,5 +1,7 @@
 """The process that refreshes tokens ahead of time, and runs maintenance once an hour."""
 
+from __future__ import annotations
+
 import logging
 import os
 import random
@@ -7,9 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import redis
-from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 
 from app.errors import DEPENDENCY_DOWN
@@ -20,6 +22,9 @@ from app.spotify.tokens.maintenance import Maintenance
 from app.spotify.tokens.refresh_pass import RefreshPass, RefreshStats
 from app.spotify.tokens.service import TokenService
 from config import Config
+
+if TYPE_CHECKING:
+    from apscheduler.schedulers.background import BackgroundScheduler
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +100,8 @@ class Scheduler:
             os._exit(0)
 
     def _ticker(self) -> BackgroundScheduler:
+        from apscheduler.schedulers.background import BackgroundScheduler
+
         ticker = BackgroundScheduler(timezone="UTC")
         # The queue is in the database, so a late tick must still run, and several missed ones count as one.
         for job, seconds in ((self._tick, TICK_SECONDS), (self._run_maintenance, MAINTENANCE_SECONDS)):

@@ -1,0 +1,86 @@
+"""What a server does not need at its start is imported later, and this is the list of it."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config import ROOT
+from tests.conftest import SETTINGS
+from tests.helpers.servers import process_environment
+
+# Not loaded by `import wsgi`: they cost a server time to start, and memory.
+NOT_LOADED = {
+    "alembic": "only `flask db` runs migrations",
+    "apscheduler": "only `flask scheduler` needs it",
+    "app.cli": "commands",
+    "app.doctor": "commands",
+    "app.user.commands": "commands",
+    "flask_migrate": "only `flask db` needs it",
+}
+
+# Every import inside a function, and why it is there.
+INSIDE_FUNCTIONS = {
+    "app/__init__.py: app.factory": "`config` imports `app.settings`, and so this package",
+    "app/factory.py: app.cli": "commands",
+    "app/infra/database.py: flask_migrate": "only `flask db` needs it",
+    "app/spotify/tokens/scheduler.py: apscheduler": "only `flask scheduler` needs it",
+    "deploy/gunicorn.conf.py: app.spotify.tokens.key_rotation": "the arbiter must not import the app",
+    "deploy/gunicorn.conf.py: prometheus_client": "imported after its directory was set",
+    "deploy/metrics.py: prometheus_client": "imported after its directory was set",
+    "deploy/worker.py: app.spotify.clients.capacity": "the arbiter must not import the app",
+    "deploy/worker.py: app.web.problems": "the arbiter must not import the app",
+}
+
+SOURCES = [
+    ROOT / "wsgi.py",
+    ROOT / "config.py",
+    *(ROOT / "app").rglob("*.py"),
+    *(ROOT / "deploy").glob("*.py"),
+]
+
+
+def inside_functions(path: Path) -> Iterator[str]:
+    """Yield the imports of a file that run when a function is called; of libraries, the package."""
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [f"app.{alias.name}" for alias in node.names] if module == "app" else [module]
+            for name in names:
+                package = name if name.startswith("app.") else name.split(".")[0]
+                yield f"{path.relative_to(ROOT)}: {package}"
+
+
+def test_every_import_inside_a_function_is_listed() -> None:
+    found = {name for source in SOURCES for name in inside_functions(source)}
+    assert found == INSIDE_FUNCTIONS.keys()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """The modules that `import wsgi` loads."""
+    script = "import json, sys, wsgi; print(json.dumps(sorted(sys.modules)))"
+    env = {**SETTINGS, "DATABASE_URL": "mysql+mysqldb://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=process_environment(env),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("name", NOT_LOADED)
+def test_server_starts_without(loaded: set[str], name: str) -> None:
+    assert name not in loaded

@@ -1,0 +1,141 @@
+"""gunicorn's workers share the memory of libraries, and nothing else."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from config import ROOT
+from tests.helpers.servers import Server, eventually, process_environment, running_server
+
+pytestmark = pytest.mark.processes
+
+NOWHERE = "mysql+mysqldb://127.0.0.1:1/backline"
+PRODUCT = ("app", "deploy", "migrations", "config.py", "wsgi.py")
+
+# What `deploy/gunicorn.conf.py` does, and then a worker.
+START = """
+import json, sys, threading
+from pathlib import Path
+import config
+from deploy import metrics, preload, worker
+preload.import_libraries()
+inherited = set(sys.modules)
+threads = threading.active_count()
+sockets = [one for one in Path("/proc/self/fd").iterdir() if one.is_socket()]
+import wsgi
+print(json.dumps([sorted(inherited), sorted(sys.modules), threads, len(sockets)]))
+"""
+# Two processes of the same parent print numbers from everything that generates them.
+RANDOM = """
+import os, random, secrets, uuid
+from deploy import preload
+preload.import_libraries()
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+random.random(), secrets.token_hex(), uuid.uuid4(), AESGCM.generate_key(128)
+for _ in range(2):
+    if os.fork() == 0:
+        print(random.random(), secrets.token_hex(), uuid.uuid4(), AESGCM.generate_key(128).hex(), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def run(script: str, env: dict[str, str]) -> str:
+    environment = process_environment(env)
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_arbiter_imports_every_library_and_nothing_else(behind_nginx: dict[str, str]) -> None:
+    """If this fails, add to LIBRARIES what is missing."""
+    inherited, loaded, threads, sockets = json.loads(run(START, {**behind_nginx, "DATABASE_URL": NOWHERE}))
+
+    ours = {name for name in loaded if name.split(".")[0] in ("app", "wsgi")}
+    assert set(loaded) - ours - set(inherited) == set()
+    assert {name for name in ours & set(inherited) if not name.startswith("app.settings")} == {"app"}
+    assert (threads, sockets) == (1, 0)
+
+
+def test_workers_generate_different_random_numbers(behind_nginx: dict[str, str]) -> None:
+    one, other = run(RANDOM, behind_nginx).splitlines()
+    assert set(one.split()).isdisjoint(other.split())
+
+
+def sockets_of(pid: int) -> set[str]:
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(descriptor.readlink()))
+    return {name for name in found if name.startswith("socket:")}
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_workers_share_no_connection(server: Callable[..., AbstractContextManager[Server]]) -> None:
+    with server(workers=2) as api, ThreadPoolExecutor(16) as pool:
+        listening = sockets_of(api.processes[0])
+
+        def connected() -> list[set[str]]:
+            """Return the sockets of each worker, while each has some to MariaDB and to Redis."""
+            list(pool.map(lambda _: requests.get(f"{api.url}/readyz", timeout=10), range(32)))
+            found = [sockets_of(pid) for pid in api.workers]
+            return found if all(len(sockets - listening) >= 2 for sockets in found) else []
+
+        one, other = eventually(connected)
+    assert len(listening) == 1
+    assert one & other == listening
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the product."""
+    for name in PRODUCT:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def reloaded(behind_nginx: dict[str, str], copy: Path) -> Iterator[Server]:
+    """A server that has received a HUP after its code and settings were changed."""
+    dotenv, code = copy / ".env", copy / "app" / "web" / "health.py"
+    dotenv.write_text("CORS_ORIGINS=https://old.example\n")
+    dotenv.chmod(0o600)
+    settings = {**behind_nginx, "FLASK_SKIP_DOTENV": "", "TRUSTED_PROXIES": "0"}
+    del settings["CORS_ORIGINS"]
+    with running_server(settings, workers=1, root=copy) as api:
+        assert requests.get(f"{api.url}/livez", timeout=10).text == "alive\n"
+        first = api.workers
+        dotenv.write_text("CORS_ORIGINS=https://new.example\n")
+        text = code.read_text()
+        assert "alive" in text
+        code.write_text(text.replace("alive", "renewed"))
+        api.signal(signal.SIGHUP)
+        eventually(lambda: len(api.workers) == 1 and api.workers != first, timeout=30)
+        yield api
+
+
+def test_hup_loads_new_code_and_settings(reloaded: Server) -> None:
+    def get(path: str) -> Any:
+        with suppress(requests.ConnectionError):  # the new worker is not ready yet
+            return requests.get(reloaded.url + path, headers={"Origin": "https://new.example"}, timeout=10)
+
+    assert eventually(lambda: get("/livez")).text == "renewed\n"
+    assert get("/api/session").headers["Access-Control-Allow-Origin"] == "https://new.example"
