@@ -23,6 +23,8 @@ from gunicorn import glogging, util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
+from deploy import response
+
 # Everything else is a 400. nginx.conf uses the same words for requests that it rejects first.
 REJECTIONS: dict[type[Exception], tuple[int, str]] = {
     errors.LimitRequestLine: (414, "The request line is longer than 4 KiB."),
@@ -49,6 +51,7 @@ def _close_in_pool(*arguments: Any, **options: Any) -> None:
 
 
 util.close_graceful = _close_in_pool
+response.install()
 
 
 # How long a worker whose threads are all busy waits before it accepts a connection.
@@ -116,12 +119,7 @@ def error_response(status: int, detail: str | None, request_id: str) -> bytes:
         f"Content-Type: {MEDIA_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-ID: {request_id}",
-        "X-Content-Type-Options: nosniff",
-        "Referrer-Policy: no-referrer",
-        "Cross-Origin-Resource-Policy: same-origin",
-        "Cross-Origin-Opener-Policy: same-origin",
-        "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
-        "Cache-Control: no-store",
+        *(f"{name}: {value}" for name, value in response.SECURITY_HEADERS),
         "Vary: Origin",
         # For nginx, which removes it and adds the CORS headers and those for https.
         "X-Backline-Rejected: 1",

@@ -1,0 +1,99 @@
+"""Our response for gunicorn sends what gunicorn's own would send."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http import wsgi  # type: ignore[import-untyped]
+from gunicorn.http.errors import InvalidResponseHeader  # type: ignore[import-untyped]
+from gunicorn.http2.response import HTTP2Response  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+
+from app.web import security_headers
+from config import Config
+from deploy import response, worker
+from deploy.response import SECURITY_HEADERS, Response
+from tests.conftest import SETTINGS
+
+[Original] = HTTP2Response.__bases__  # deploy/response.py replaces `wsgi.Response` itself
+
+JSON = [("Content-Type", "application/json"), ("X-Request-ID", "0" * 32), *SECURITY_HEADERS]
+
+
+class Socket:
+    """Records what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.sent.append(data)
+
+
+def send(kind: Any, method: str, status: str, headers: list[tuple[str, str]], *parts: bytes) -> list[bytes]:
+    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
+    socket = Socket()
+    made = kind(request, socket, SimpleNamespace(protocol="http"))
+    made.start_response(status, headers)
+    for part in parts:
+        made.write(part)
+    made.close()
+    return socket.sent
+
+
+def parsed(sent: list[bytes]) -> tuple[bytes, list[bytes], bytes]:
+    head, _, body = b"".join(sent).partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    return first, sorted(line for line in lines if not line.startswith(b"Date:")), body
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "headers", "parts"),
+    [
+        ("GET", "200 OK", [*JSON, ("Content-Length", "2")], [b"{}"]),
+        ("GET", "200 OK", [*JSON, ("Content-Length", "4")], [b"{}", b"{}"]),
+        ("GET", "200 OK", [*JSON, ("Content-Length", "2")], [b"{}", b"too much"]),
+        ("GET", "200 OK", [*JSON, ("Content-Length", "2")], [b"too much"]),
+        ("GET", "200 OK", [*JSON, ("Content-Length", "0")], [b""]),
+        ("GET", "200 OK", [*JSON, ("Content-Length", "0")], []),
+        ("GET", "200 OK", JSON, [b"{", b"}"]),
+        ("HEAD", "200 OK", [*JSON, ("Content-Length", "2")], []),
+        ("GET", "304 NOT MODIFIED", [*JSON, ("ETag", '"1"')], []),
+        ("DELETE", "204 NO CONTENT", JSON, []),
+        ("GET", "200 OK", [*JSON, ("Connection", "close"), ("Content-Length", "2")], [b"{}"]),
+    ],
+)
+def test_response_is_the_same_as_gunicorns_own(
+    method: str, status: str, headers: list[tuple[str, str]], parts: list[bytes]
+) -> None:
+    ours, original = (send(kind, method, status, headers, *parts) for kind in (Response, Original))
+
+    assert parsed(ours) == parsed(original)
+
+
+def test_whole_response_is_one_call_to_send() -> None:
+    assert issubclass(worker.Worker, ThreadWorker)  # its module has installed the response
+    assert wsgi.Response is Response
+    assert len(send(Response, "GET", "200 OK", [*JSON, ("Content-Length", "2")], b"{}")) == 1
+
+
+def test_header_that_would_end_early_is_still_rejected() -> None:
+    for name in ("X-Request-ID", "Content-Type", "Vary"):
+        with pytest.raises(InvalidResponseHeader):
+            send(Response, "GET", "200 OK", [(name, "Origin\r\nSet-Cookie: a=b"), ("Content-Length", "0")])
+
+
+def test_known_headers_are_those_of_the_app() -> None:
+    headers = security_headers.SecurityHeaders(lambda *_: [], Config.from_env(SETTINGS))._complete([])
+
+    assert set(headers) == set(SECURITY_HEADERS)
+
+
+def test_date_is_formatted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    misses = response._http_date.cache_info().misses
+    monkeypatch.setattr("time.time", lambda: 1_000_000_000.9)
+    assert util.http_date() == util.http_date(1_000_000_000.1) == "Sun, 09 Sep 2001 01:46:40 GMT"
+    monkeypatch.setattr("time.time", lambda: 1_000_000_001.0)
+    assert util.http_date() == "Sun, 09 Sep 2001 01:46:41 GMT"
+    assert response._http_date.cache_info().misses == misses + 2
