@@ -255,7 +255,7 @@ def test_journal_client_reports_dropped_calls(
 ) -> None:
     monkeypatch.setattr(sandbox, "control", lambda *_: {"calls": [], "forgotten": 5})
     assert sandbox.calls(after=5) == []
-    with pytest.raises(AssertionError, match="calls up to 5 are forgotten"):
+    with pytest.raises(AssertionError, match="calls up to 5 were forgotten"):
         sandbox.calls(after=4)
 
 
