@@ -56,10 +56,21 @@ response.install()
 
 # How long a worker whose threads are all busy waits before it accepts a connection.
 YIELD_SECONDS = 0.004
+# How often a worker shows that it is alive. gunicorn would do so several times for each request.
+HEARTBEAT_SECONDS = 1.0
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """A gthread worker that responds to bad requests with problem documents (`app/web/problems.py`)."""
+
+    _notified = -HEARTBEAT_SECONDS
+
+    def notify(self) -> None:
+        """Touch the heartbeat file, at most once a second."""
+        now = time.monotonic()
+        if now - self._notified >= HEARTBEAT_SECONDS:
+            self._notified = now
+            super().notify()
 
     def load_wsgi(self) -> None:
         """Load the application, and create the pool: `THREADS`, and spare threads that wait for Spotify.

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import os
+import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,8 @@ def request_id_of(environ: "WSGIEnvironment") -> str:
     """Return the id of the request that has this environment."""
     request_id: str | None = environ.get("backline.request_id")
     if request_id is None:
-        request_id = environ["backline.request_id"] = os.urandom(16).hex()
+        # Unique, but no secret: os.urandom would let other threads run, and wait for them.
+        request_id = environ["backline.request_id"] = f"{random.getrandbits(128):032x}"
     return request_id
 
 
