@@ -55,6 +55,7 @@ from app.web import (
     docs,
     error_handlers,
     health,
+    identity,
     request_log,
     security_headers,
     sessions,
@@ -80,6 +81,7 @@ def create_app(config: Config) -> Flask:
     request_log.init_app(app)
     sessions.init_app(app, config, services.redis, services.redis_cipher)
     csrf.init_app(app, config)
+    identity.init_app(app, services.redis)
     access.init_app(app)
     cors.init_app(app, config)
     security_headers.init_app(app, config)

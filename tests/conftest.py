@@ -13,11 +13,12 @@ import pytest
 import redis
 from argon2 import PasswordHasher
 from flask import Flask
+from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser
 
 from app.auth import passwords
-from tests.helpers import children, secret_scanner, set_cookie
+from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions
 from tests.helpers.browser import running_chromium
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
@@ -100,6 +101,7 @@ FAILED = pytest.StashKey[pytest.TestReport]()
 
 
 children.restore_default_signals()
+announcements.watch()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -190,6 +192,13 @@ class ApiClient(FlaskClient):
             set_cookie.check(line)
         return response
 
+    @contextmanager
+    def session_transaction(self, *args: Any, **kwargs: Any) -> Iterator[SessionMixin]:
+        """Read and change the stored session, which Flask's own method would not load."""
+        with super().session_transaction(*args, **kwargs) as session:
+            stored_sessions.load(self.application, self.get_cookie("backline_session"), session)
+            yield session
+
 
 def start(stack: ExitStack, service: AbstractContextManager[Any]) -> Any:
     """Run a service until the stack is closed. If it is not installed, skip the test, or fail in CI."""
@@ -204,6 +213,14 @@ def cannot_run(error: Unavailable) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _changes_are_announced() -> Iterator[None]:
+    """Fail any test in which the product changes rows that requests remember, and announces nothing."""
+    announcements.NOT_ANNOUNCED.clear()
+    yield
+    assert announcements.NOT_ANNOUNCED == []
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +276,9 @@ def _empty_database(database_url: str) -> Iterator[EmptyDatabase]:
 @pytest.fixture(scope="session")
 def _redis(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
+        announcements.STORES.append(client)
         yield client
+        announcements.STORES.remove(client)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import InvalidToken
 from app.infra import database
+from app.infra.row_versions import announce
 from app.models import OneTimeToken, Purpose, User, normalization
 from app.models.access_token import is_over
 
@@ -95,6 +96,7 @@ def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:
     db.scalar(again.execution_options(populate_existing=True))
     user = owner_of(db, token, purpose)
     row = db.scalars(sa.select(OneTimeToken).where(*_is_valid(db, token, purpose))).one()
+    announce(db, users=[user.id])
     return user, SentTo(row.email, row.email_address or row.email)
 
 

@@ -3,7 +3,7 @@
 import logging
 
 import sqlalchemy as sa
-from flask import g, session
+from flask import session
 
 from app.auth import lookup
 from app.auth.passwords import Match, Passwords
@@ -12,7 +12,7 @@ from app.infra.clock import utc_now
 from app.infra.database import reading, writing
 from app.models import User, normalization
 from app.spotify import connections
-from app.web import sessions
+from app.web import identity, sessions
 from app.web.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def start_session(user: User) -> None:
     session["user_id"], session["epoch"] = user.id, user.session_epoch
     session["signed_in_at"] = utc_now().timestamp()
     sessions.record_client()
-    g.user = user
+    identity.forget()
     if connection is not None:
         connections.attach_to_session(connections.reference(connection))
 

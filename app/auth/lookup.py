@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.errors import InvalidCredentials, NotSignedIn
+from app.infra.row_versions import announce
 from app.models import User, normalization
 
 
@@ -26,7 +27,7 @@ def by_email(db: Session, address: str) -> User | None:
 
 
 def lock(db: Session, user: User) -> User:
-    """Lock an account's row, and return it as it is now.
+    """Lock an account's row to change it, and return it as it is now.
 
     Raises:
         NotSignedIn: The account has been deleted or disabled since `user` was read.
@@ -34,6 +35,7 @@ def lock(db: Session, user: User) -> User:
     row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
     if row is None or row.disabled:
         raise NotSignedIn
+    announce(db, users=[row.id])
     return row
 
 

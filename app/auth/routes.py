@@ -31,7 +31,7 @@ from app.services import services
 from app.spotify import connections
 from app.spotify.schemas import describe
 from app.web import sessions
-from app.web.access import current_user, login_required, public, require_user
+from app.web.access import current_user, login_required, public, read_user
 from app.web.api import Blueprint
 from app.web.client_address import client_network
 
@@ -150,7 +150,7 @@ def reset_password(new: dict[str, str]) -> None:
 def ask_for_email_verification() -> Response:
     """Send another email that verifies the address, or the pending address if there is one."""
     _require_email()
-    user = require_user()
+    user = read_user()
     if user.email_to_verify is not None:
         services().notifications.count(user.email_to_verify, Purpose.EMAIL_VERIFICATION)
         services().notifications.send_verification(user)

@@ -134,7 +134,8 @@ def covered(db: Session, change: Change) -> None:
 
 def announced(db: Session) -> set[str]:
     """Return the versions that a transaction has announced so far."""
-    return {*db.info.get(_KEYS, {}), *db.info.get(_COVERED, ())}
+    change: Change | None = db.info.get(_CHANGE)
+    return {*db.info.get(_KEYS, {}), *db.info.get(_COVERED, ()), *(change.keys if change else ())}
 
 
 def init_app(app: Flask, versions: RowVersions) -> None:

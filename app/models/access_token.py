@@ -3,6 +3,7 @@
 import calendar
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -25,6 +26,26 @@ class GrantState(StrEnum):
     ACTIVE = "active"
     SUSPECT = "suspect"  # rejected, but not confirmed twice yet
     REAUTHORIZATION_REQUIRED = "reauthorization_required"
+
+
+class TokenTimes(Protocol):
+    """What decides whether an access token is still valid."""
+
+    @property
+    def access_token(self) -> bytes | None:
+        """The encrypted token, or None if it has been erased."""
+
+    @property
+    def authorized_at(self) -> datetime:
+        """When the person consented."""
+
+    @property
+    def refreshed_at(self) -> datetime | None:
+        """When it was last refreshed, if ever."""
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it expires."""
 
 
 class AccessToken(Base):
@@ -89,19 +110,8 @@ class AccessToken(Base):
         return self.expires_at - (self.refreshed_at or self.authorized_at)
 
     def is_valid_for(self, lead: timedelta, *, now: datetime) -> bool:
-        """Return whether the access token is still valid after `lead`.
-
-        At most half of the lifetime is required. Otherwise, a token whose lifetime is shorter than the lead
-        would be refreshed at every use.
-        """
-        if self.access_token is None or not self._has_plausible_lifetime(now):
-            return False
-        return self.expires_at - now > min(lead, self.lifetime / 2)
-
-    def _has_plausible_lifetime(self, now: datetime) -> bool:
-        """Return False if the lifetime begins or ends too far ahead: a clock was wrong when it was set."""
-        issued_at = self.refreshed_at or self.authorized_at
-        return issued_at <= now + CLOCK_TOLERANCE and self.expires_at <= now + LONGEST_WAIT + CLOCK_TOLERANCE
+        """Return whether the access token is still valid after `lead`."""
+        return is_valid_for(self, lead, now=now)
 
     @classmethod
     def not_leased(cls, now: datetime) -> sa.ColumnElement[bool]:
@@ -130,6 +140,22 @@ class AccessToken(Base):
         """Return whether a refresh attempt could start now."""
         ended = self.state == GrantState.REAUTHORIZATION_REQUIRED
         return not ended and not self.is_backing_off(now) and not self.is_leased(now)
+
+
+def is_valid_for(token: TokenTimes, lead: timedelta, *, now: datetime) -> bool:
+    """Return whether an access token is still valid after `lead`.
+
+    At most half of the lifetime is required. Otherwise, a token whose lifetime is shorter than the lead
+    would be refreshed at every use.
+    """
+    issued_at = token.refreshed_at or token.authorized_at
+    # If the lifetime begins or ends too far ahead, a clock was wrong when it was set.
+    is_plausible = (
+        issued_at <= now + CLOCK_TOLERANCE and token.expires_at <= now + LONGEST_WAIT + CLOCK_TOLERANCE
+    )
+    if token.access_token is None or not is_plausible:
+        return False
+    return token.expires_at - now > min(lead, (token.expires_at - issued_at) / 2)
 
 
 def is_ahead(moment: datetime | None, now: datetime, longest: timedelta = LONGEST_WAIT) -> bool:

@@ -6,18 +6,20 @@ from datetime import datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
-from flask import g, session
+from flask import session
 from sqlalchemy.orm import Session, lazyload
 
 from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction, writing
+from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
+from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
-from app.web import sessions
+from app.web import identity, sessions
 from app.web.access import current_user
 
 log = logging.getLogger(__name__)
@@ -37,21 +39,22 @@ class ConnectionRef(msgspec.Struct, frozen=True):
 # --- the current session's connection --------------------------------------------------------------
 
 
-def current_connection() -> SpotifyUser | None:
+def current_connection() -> ConnectionSnapshot | None:
     """Return the connection that this request may use: the signed-in user's, or the visitor's.
 
     A visitor's session ends with the grant that they consented to. If the connection has an owner, it also
     ends with the owner's sessions.
     """
-    if "spotify_user" not in g:
-        g.spotify_user = _find_connection()
-    found: SpotifyUser | None = g.spotify_user
-    return found
-
-
-def invalidate_current() -> None:
-    """Forget what `current_connection` has read, because it has changed."""
-    g.pop("spotify_user", None)
+    snapshot = identity.current_snapshot()
+    if snapshot is None or snapshot.connection is None:
+        return None
+    connection = snapshot.connection
+    if session.get("user_id") is not None:  # one that has ended is not a visitor's
+        return connection if current_user() is not None else None
+    owner_epoch = snapshot.user.session_epoch if snapshot.user is not None else None
+    if connection.token.grant_id != session.get("grant_id") or owner_epoch != session.get("owner_epoch"):
+        return None
+    return connection
 
 
 def required_grant() -> str | None:
@@ -66,27 +69,14 @@ def attach_to_session(connection: ConnectionRef) -> None:
     session["grant_id"], session["owner_epoch"] = connection.grant_id, connection.owner_epoch
     if session.get("user_id") is None:
         sessions.record_client()  # the connection's owner sees the session
-    invalidate_current()
+    identity.forget()
 
 
 def detach_from_session() -> None:
     """Remove the connection from this session."""
     if session.get("spotify_user_id") is not None:
         session["spotify_user_id"] = session["grant_id"] = session["owner_epoch"] = None
-    invalidate_current()
-
-
-def _find_connection() -> SpotifyUser | None:
-    user = current_user()
-    if user is not None:
-        return owned_by(user.id)
-    if session.get("user_id") is not None or session.get("spotify_user_id") is None:
-        return None  # a signed-in session that has ended is not a visitor's
-    with reading() as db:
-        spotify_user = db.get(SpotifyUser, session["spotify_user_id"])
-        if spotify_user is None or spotify_user.token.grant_id != session.get("grant_id"):
-            return None
-        return spotify_user if _owner_epoch(db, spotify_user) == session.get("owner_epoch") else None
+    identity.forget()
 
 
 # --- stored connections ----------------------------------------------------------------------------
@@ -104,17 +94,20 @@ def grant_of(user_id: int) -> str | None:
     return None if spotify_user is None else spotify_user.token.grant_id
 
 
-def reference(spotify_user: SpotifyUser, owner_epoch: int | None = None) -> ConnectionRef:
+def reference(
+    spotify_user: SpotifyUser | ConnectionSnapshot, owner_epoch: int | None = None
+) -> ConnectionRef:
     """Describe a connection with its current grant, as a session stores it."""
     return ConnectionRef(spotify_user.id, spotify_user.token.grant_id, owner_epoch)
 
 
-def touch(spotify_user: SpotifyUser) -> None:
+def touch(spotify_user: ConnectionSnapshot) -> None:
     """Record that the connection is in use, so that its token is refreshed ahead of time."""
     now = utc_now()
     if abs(now - spotify_user.last_used_at) < _TOUCH_INTERVAL:  # a host's clock may have been ahead
         return
     with writing() as db:
+        announce(db, connections=[spotify_user.id], best_effort=True)
         db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == spotify_user.id).values(last_used_at=now))
         refresh_queue.reactivate(db, spotify_user.id)
 
@@ -124,6 +117,7 @@ def claim_anonymous(db: Session, spotify_user_id: int, grant_id: str, user_id: i
     spotify_user = db.scalar(_locked(SpotifyUser.id == spotify_user_id))
     if spotify_user is None or spotify_user.user_id is not None or _grant_id(db, spotify_user_id) != grant_id:
         return False
+    announce(db, users=[user_id], connections=[spotify_user_id])
     spotify_user.user_id = user_id
     return True
 
@@ -137,6 +131,7 @@ def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) 
     if since is not None:
         found = found.join(AccessToken).where(AccessToken.authorized_at >= since)
     deleted = list(db.scalars(found))
+    announce(db, users=[user_id], connections=deleted)
     db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id.in_(deleted)))
     return deleted
 
@@ -154,7 +149,7 @@ class Connections:
         self._drop_cached = drop_cached
 
     def store_grant(
-        self, profile: Profile, grant: TokenResponse, *, user: User | None, requested_at: float
+        self, profile: Profile, grant: TokenResponse, *, user: UserSnapshot | None, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store the account and the tokens of a new consent in one transaction.
 
@@ -181,6 +176,7 @@ class Connections:
                 spotify_user.user_id = user.id
             _update_profile(spotify_user, profile)
             db.flush()  # assigns the id that the tokens are encrypted for
+            announce(db, users=[user.id] if user is not None else [], connections=[spotify_user.id])
             self._tokens.store_grant(db, spotify_user.id, grant, requested_at=requested_at)
             db.expire(spotify_user, ["token"])
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
@@ -200,7 +196,7 @@ class Connections:
             log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user.id})
         detach_from_session()
 
-    def delete(self, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
+    def delete(self, spotify_user: ConnectionSnapshot, *, user_id: int | None = None) -> bool:
         """Delete a connection, its tokens, and the person's Spotify profile.
 
         Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
@@ -212,6 +208,7 @@ class Connections:
                 return False
             if user_id is None and _grant_id(db, spotify_user.id) != spotify_user.token.grant_id:
                 return False
+            announce(db, users=[user_id] if user_id is not None else [], connections=[spotify_user.id])
             # The database deletes its tokens too: ON DELETE CASCADE.
             db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == spotify_user.id))
         self._drop_cached(spotify_user.id)
@@ -234,7 +231,7 @@ def _grant_id(db: Session, spotify_user_id: int) -> str | None:
     return db.scalar(sa.select(AccessToken.grant_id).where(AccessToken.spotify_user_id == spotify_user_id))
 
 
-def _lock_user(db: Session, user: User) -> None:
+def _lock_user(db: Session, user: UserSnapshot) -> None:
     """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
 
     Call this before reading any connection: while this callback waits for the lock, another one of the same

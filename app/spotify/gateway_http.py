@@ -7,7 +7,7 @@ from flask import Request, Response
 
 from app.errors import BacklineError, SpotifyReauthorizationRequired
 from app.infra.http_client import HttpResponse
-from app.models import SpotifyUser
+from app.models.snapshots import ConnectionSnapshot
 from app.spotify.clients.call import Call
 from app.spotify.gateway import metrics
 from app.spotify.gateway.prepared_call import PreparedCall
@@ -68,7 +68,7 @@ def read_call(request: Request, path: str) -> Call:
 
 
 def forward(
-    gateway: Gateway, prepared: PreparedCall, connection: SpotifyUser, grant_id: str | None
+    gateway: Gateway, prepared: PreparedCall, connection: ConnectionSnapshot, grant_id: str | None
 ) -> Response:
     """Forward a call, and count the request by its outcome. Raises what `Gateway.forward` raises."""
     call = prepared.call

@@ -28,14 +28,14 @@ from app.errors import (
     TooManyAttempts,
     ValidationError,
 )
-from app.models import SpotifyUser
+from app.models.snapshots import ConnectionSnapshot
 from app.services import services
 from app.spotify import connections, gateway_http
 from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
-from app.web import csrf, sessions
+from app.web import csrf, identity
 from app.web.access import public
 from app.web.api import Blueprint
 from app.web.error_handlers import known_error, log_failure
@@ -59,7 +59,7 @@ blueprint = Blueprint("spotify", __name__, description="The connection to Spotif
 
 @blueprint.get("/api/spotify/authorize")
 @public
-@sessions.handles_missing_store
+@identity.loads_session
 @blueprint.arguments(AuthorizeQuery, location="query")
 @blueprint.response(200, AuthorizeOut)
 @blueprint.alt_response(302, description="In a browser: to Spotify, to ask for consent", success=True)
@@ -146,7 +146,11 @@ def playback_token() -> dict[str, Any]:
         raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
     with _offering_reauthorization():
         token = services().tokens.access_token_for(
-            spotify_user.id, PLAYBACK_LEAD, wait_if_valid=1, grant_id=connections.required_grant()
+            spotify_user.id,
+            PLAYBACK_LEAD,
+            wait_if_valid=1,
+            grant_id=connections.required_grant(),
+            known=spotify_user.token,
         )
     log.info("playback_token_issued", extra={"spotify_user_id": spotify_user.id})
     return {
@@ -187,7 +191,7 @@ def web_api(path: str) -> Response:
         return gateway_http.forward(gateway, gateway.prepare(call), connection, connections.required_grant())
 
 
-def _require_connection() -> SpotifyUser:
+def _require_connection() -> ConnectionSnapshot:
     """Return the connection that this request may use, and record that it is in use.
 
     Raises:
@@ -212,7 +216,7 @@ def _offering_reauthorization() -> Iterator[None]:
 
 def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
     _reject_preview(query)
-    sessions.require_readable()
+    identity.load()
     if query.repeated:
         raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
     result = services().authorization_flow.authorize(query)

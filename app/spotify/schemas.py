@@ -7,6 +7,7 @@ from webargs.multidictproxy import MultiDictProxy
 from werkzeug.datastructures import MultiDict
 
 from app.models import GrantState, SpotifyUser
+from app.models.snapshots import ConnectionSnapshot
 from app.spotify.oauth.flow import AuthorizeRequest
 from app.web.api import Timestamp
 from app.web.validation import Flag, Schema
@@ -30,7 +31,7 @@ class SpotifyOut(ma.Schema):
     last_refreshed_at = Timestamp(allow_none=True)
 
 
-def describe(spotify_user: SpotifyUser | None) -> dict[str, Any]:
+def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str, Any]:
     """Return a connection as the API shows it."""
     if spotify_user is None:
         return {"status": "not_connected"}

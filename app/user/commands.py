@@ -18,6 +18,7 @@ from app.errors import BacklineError
 from app.infra.cli_command import Command, text
 from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, run_in_transaction
+from app.infra.row_versions import announce
 from app.models import User, normalization
 from app.services import services
 from app.spotify import connections
@@ -189,6 +190,8 @@ def _change(user: User, change: Callable[[Session, User], object]) -> User:
         row = db.scalar(sa.select(User).where(User.id == user.id).with_for_update())
         if row is None:
             raise click.ClickException("The user was just deleted.")
+        # Best effort, so that the command works without Redis.
+        announce(db, users=[row.id], best_effort=True)
         change(db, row)
         db.flush()
         return row

@@ -9,6 +9,7 @@ from app.auth.login import start_session
 from app.auth.schemas import UserOut
 from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
 from app.models import User, normalization
+from app.models.snapshots import UserSnapshot
 from app.services import services
 from app.spotify import connections
 from app.user.export import collect_personal_data
@@ -22,7 +23,7 @@ from app.user.schemas import (
     describe_export,
 )
 from app.web import sessions
-from app.web.access import login_required, require_user
+from app.web.access import login_required, read_user, require_user
 from app.web.api import Blueprint
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ PROFILE_CHANGES_PER_HOUR = 30
 @blueprint.get("/api/user")
 @login_required
 @blueprint.response(200, UserOut)
-def get() -> User:
+def get() -> UserSnapshot:
     """Return the signed-in user."""
     return require_user()
 
@@ -53,7 +54,7 @@ def change(requested: dict[str, str]) -> User:
     stays until the new one, `pending_email`, is verified with the link that is sent to it. The old address
     gets a link that undoes the change within seven days. The current address cancels a pending change.
     """
-    user = require_user()
+    user = read_user()
     username, email = requested.get("username", user.username), requested.get("email")
     is_new_email = email is not None and user.email not in normalization.spellings(email)
     cancels = email is not None and not is_new_email and user.pending_email is not None
@@ -75,7 +76,7 @@ def change(requested: dict[str, str]) -> User:
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def change_password(requested: dict[str, str]) -> None:
     """Change the password. This session gets a new id, and all others end."""
-    user = require_user()
+    user = read_user()
     services().authenticator.confirm_password(user, requested["current_password"])
     changed = services().password_changes.change(user, requested["new_password"])
     sessions.end_others(user.id, connections.grant_of(user.id))
@@ -89,7 +90,7 @@ def change_password(requested: dict[str, str]) -> None:
 @blueprint.problems(InvalidCredentials, TooManyAttempts)
 def delete(shown: dict[str, str]) -> None:
     """Delete the account, its connection to Spotify with all tokens, and all sessions."""
-    user = require_user()
+    user = read_user()
     services().authenticator.confirm_password(user, shown["password"])
     grant_id = connections.grant_of(user.id)
     services().user_accounts.delete(user)
@@ -120,7 +121,7 @@ def end_other_sessions(shown: dict[str, str]) -> None:
 
     Needs a sign-in within the last 15 minutes, or `current_password`.
     """
-    user = require_user()
+    user = read_user()
     services().authenticator.require_recent_login(user, shown.get("current_password"))
     ended = sessions.end_others(user.id, connections.grant_of(user.id))
     log.info("sessions_ended", extra={"ended": ended})
@@ -141,7 +142,7 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
         log.info("signed_out")
         session.clear()
         return
-    user = require_user()
+    user = read_user()
     services().authenticator.require_recent_login(user, shown.get("current_password"))
     if sessions.end_one(user.id, connections.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
@@ -154,4 +155,4 @@ def export() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Return all personal data that is stored about the user, without tokens."""
     log.info("data_exported")
     headers = {"Content-Disposition": 'attachment; filename="backline-export.json"'}
-    return describe_export(collect_personal_data(require_user())), 200, headers
+    return describe_export(collect_personal_data(read_user())), 200, headers

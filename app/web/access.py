@@ -5,11 +5,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
 
-from flask import Flask, current_app, g, request, session
+from flask import Flask, current_app, request, session
 
 from app.errors import NotSignedIn
 from app.infra.database import reading
 from app.models import User
+from app.models.snapshots import UserSnapshot
+from app.web import identity
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +37,21 @@ def login_required(view: View) -> View:
     return view
 
 
-def current_user() -> User | None:
-    """Return the user that this session is signed in as. It is read once per request.
+def current_user() -> UserSnapshot | None:
+    """Return the user that this session is signed in as.
 
     A new password changes the user's `session_epoch`, which signs out all sessions from before.
     """
-    if "user" not in g:
-        user_id = session.get("user_id")
-        with reading() as db:
-            user = db.get(User, user_id) if user_id is not None else None
-        if user is not None and (user.session_epoch != session.get("epoch") or user.disabled):
-            user = None
-        g.user = user  # only after the transaction has succeeded
-    current: User | None = g.user
-    return current
+    if session.get("user_id") is None:
+        return None
+    snapshot = identity.current_snapshot()
+    user = snapshot.user if snapshot is not None else None
+    if user is None or user.session_epoch != session.get("epoch") or user.disabled:
+        return None
+    return user
 
 
-def require_user() -> User:
+def require_user() -> UserSnapshot:
     """Return the signed-in user.
 
     Raises:
@@ -61,6 +61,20 @@ def require_user() -> User:
     if user is None:
         raise NotSignedIn
     return user
+
+
+def read_user() -> User:
+    """Read the row of the signed-in user, which also has what is only needed for changes.
+
+    Raises:
+        NotSignedIn: No one is signed in, or the account has been deleted or disabled.
+    """
+    user = require_user()
+    with reading() as db:
+        row = db.get(User, user.id)
+    if row is None or row.session_epoch != user.session_epoch or row.disabled:
+        raise NotSignedIn
+    return row
 
 
 def init_app(app: Flask) -> None:

@@ -170,7 +170,7 @@ def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, tt
     tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
     shared = (gateway._rate_limiter, gateway._cache, gateway._bulkhead)
     one = Gateway(gateway._client, tokens, web_api, *shared, poll_ttl=ttl)
-    connection = SpotifyUser(id=7, token=AccessToken(grant_id="grant"))
+    connection = cast("Any", SpotifyUser(id=7, token=AccessToken(grant_id="grant")))
     return one.forward(one.prepare(Call("GET", target)), connection)
 
 

@@ -29,7 +29,7 @@ _MEMBERS = {
     "PATCH /api/user": {"username": "countess", "email": "countess@example.com"},
     "PUT /api/user/password": {"new_password": "another sentence, and longer"},
 }
-GATEWAY_KEYS = (b"shared:", b"spotify-calls:")
+CACHE_KEYS = (b"shared:", b"spotify-calls:", b"version:")
 # Values for the variable parts of paths. Nothing with these ids exists.
 _PATH = {"session_id": "0" * 32, "name": "swagger-ui.css", "path": "me/player/devices"}
 
@@ -132,7 +132,7 @@ def waiting_mails(app: Flask) -> list[OutgoingMail]:
 class Snapshot:
     """All rows of all tables and all values in Redis. Two are equal if nothing has changed.
 
-    The gateway's cache and its call counts are left out.
+    The gateway's cache, its call counts, and the versions of rows are left out.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -145,7 +145,7 @@ class Snapshot:
                 ]
                 for table in db.metadata.sorted_tables
             }
-        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(GATEWAY_KEYS)]
+        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(CACHE_KEYS)]
         with self._redis.pipeline() as batch:
             for name in names:
                 batch.dump(name).pttl(name)

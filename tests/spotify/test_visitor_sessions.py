@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import SpotifyUser, User
+from app.models.snapshots import ConnectionSnapshot
 from app.models.user import new_session_epoch
 from app.spotify import connections
 from app.spotify.connections import Connections
@@ -125,7 +126,9 @@ def test_connection_with_a_newer_grant_is_not_deleted(
         register(newer, "ada")
     delete = Connections.delete
 
-    def delete_late(stored: Connections, spotify_user: SpotifyUser, *, user_id: int | None = None) -> bool:
+    def delete_late(
+        stored: Connections, spotify_user: ConnectionSnapshot, *, user_id: int | None = None
+    ) -> bool:
         call_separately(connect, newer, sandbox)
         return delete(stored, spotify_user, user_id=user_id)
 
@@ -137,17 +140,25 @@ def test_connection_with_a_newer_grant_is_not_deleted(
 
 @ONE_DATABASE
 @pytest.mark.parametrize("path", ["/api/spotify/token", "/api/spotify/v1/me"])
-def test_grant_replaced_during_a_request_gives_a_visitor_no_token(
+def test_grant_replaced_during_a_request_gives_a_visitor_nothing_of_the_newer_one(
     new_client: NewClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     owner, visitor = owner_and_visitor(new_client, sandbox)
+    own_token = visitor.get("/api/spotify/token").json["access_token"]
+    visitor.get("/api/spotify/v1/me")
+    own_id = sandbox.calls("/v1/me")[-1]["access_token_id"]
     touch = connections.touch
 
-    def touch_late(spotify_user: SpotifyUser) -> None:
+    def touch_late(spotify_user: ConnectionSnapshot) -> None:
         monkeypatch.setattr(connections, "touch", touch)
         call_separately(consent_again, owner, sandbox)
+        sandbox.clear_calls()
 
     monkeypatch.setattr(connections, "touch", touch_late)
+    answer = visitor.get(path)
+
+    assert answer.json.get("access_token") in (None, own_token)
+    assert {call["access_token_id"] for call in sandbox.calls("/v1/me")} <= {own_id}
     assert slug(visitor.get(path)) == "spotify-not-connected"
     assert owner.get(path).status_code == 200
 
@@ -160,12 +171,13 @@ def test_cache_gives_a_visitor_no_response_of_a_newer_grant(
     owner, visitor = owner_and_visitor(app.test_client, sandbox)
     touch = connections.touch
 
-    def touch_late(spotify_user: SpotifyUser) -> None:
+    def touch_late(spotify_user: ConnectionSnapshot) -> None:
         monkeypatch.setattr(connections, "touch", touch)
         call_separately(consent_again, owner, sandbox)
         call_separately(owner.get, "/api/spotify/v1/me/player")
 
     monkeypatch.setattr(connections, "touch", touch_late)
+    assert visitor.get("/api/spotify/v1/me/player").headers.get("X-Cache") != "hit"
     assert slug(visitor.get("/api/spotify/v1/me/player")) == "spotify-not-connected"
     assert owner.get("/api/spotify/v1/me/player").headers["X-Cache"] == "hit"
 

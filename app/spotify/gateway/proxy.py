@@ -16,7 +16,7 @@ from werkzeug.http import parse_cache_control_header
 
 from app.errors import InsufficientScope, SpotifyRateLimited, SpotifyUnavailable
 from app.infra.http_client import HttpResponse
-from app.models import SpotifyUser
+from app.models.snapshots import ConnectionSnapshot
 from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.errors import RateLimited, SpotifyTransportError
@@ -100,7 +100,7 @@ class Gateway:
         return PreparedCall(call, self._client, self._cache, self._rate_limiter, self._bulkhead)
 
     def forward(
-        self, prepared: PreparedCall, connection: SpotifyUser, *, grant_id: str | None = None
+        self, prepared: PreparedCall, connection: ConnectionSnapshot, *, grant_id: str | None = None
     ) -> GatewayResponse:
         """Make a call over a connection.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from flask import session
 
 from app.errors import NotSignedIn, SpotifyNotConnected, SpotifyStateMismatch
-from app.models import GrantState, SpotifyUser, User
+from app.models import GrantState, SpotifyUser
+from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import connections
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -18,10 +19,12 @@ from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.state import Authorization, AuthorizationStore
 from app.spotify.tokens.refresh import GrantEnded, version_of
 from app.spotify.tokens.service import TokenService
-from app.web import sessions
+from app.web import identity, sessions
 from app.web.access import current_user
 
 log = logging.getLogger(__name__)
+
+_Connection = SpotifyUser | ConnectionSnapshot
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class AuthorizeRequest:
 class Connected:
     """The session uses this connection. `callback_ignored`: the request was another session's callback."""
 
-    spotify_user: SpotifyUser
+    spotify_user: _Connection
     callback_ignored: bool = False
 
 
@@ -130,7 +133,7 @@ class AuthorizationFlow:
     def _url(self, authorization: Authorization) -> str:
         return self._accounts.authorize_url(state=authorization.state, verifier=authorization.verifier)
 
-    def _complete_callback(self, request: AuthorizeRequest, user: User | None) -> SpotifyUser | None:
+    def _complete_callback(self, request: AuthorizeRequest, user: UserSnapshot | None) -> _Connection | None:
         """Complete the authorization of a callback. Returns None if this session did not start it.
 
         The first callback consumes the authorization. A duplicate gets the first one's connection.
@@ -140,7 +143,7 @@ class AuthorizationFlow:
         authorization = self._authorizations.find(request.state, _id(user))
         if authorization is None:
             return None
-        spotify_user = None
+        spotify_user: _Connection | None = None
         if authorization.record.status == "open":
             if request.error is not None:
                 self._reject(request.error, authorization)
@@ -160,7 +163,7 @@ class AuthorizationFlow:
                 return Connected(spotify_user, callback_ignored=True)
         raise SpotifyStateMismatch
 
-    def _usable_connection(self) -> SpotifyUser | None:
+    def _usable_connection(self) -> ConnectionSnapshot | None:
         """Return the connection that this session uses, with its token refreshed if necessary.
 
         Raises:
@@ -173,14 +176,16 @@ class AuthorizationFlow:
         if spotify_user.token.state == GrantState.REAUTHORIZATION_REQUIRED:
             raise GrantEnded
         try:
-            token = self._tokens.access_token_for(spotify_user.id, grant_id=connections.required_grant())
+            token = self._tokens.access_token_for(
+                spotify_user.id, grant_id=connections.required_grant(), known=spotify_user.token
+            )
         except SpotifyNotConnected:
             return None  # it has just been disconnected elsewhere
         if session.get("spotify_user_id") != spotify_user.id:
             connections.attach_to_session(connections.reference(spotify_user))
         connections.touch(spotify_user)
         if token.version != version_of(spotify_user.token):
-            connections.invalidate_current()  # it has been refreshed
+            identity.forget()  # it has been refreshed
         return connections.current_connection()
 
     def _reject(self, error: str, authorization: Authorization) -> None:
@@ -194,7 +199,9 @@ class AuthorizationFlow:
             self._authorizations.record_result(consumed, None)
             raise authorization_error(error)
 
-    def _connect(self, code: str, authorization: Authorization, user: User | None) -> SpotifyUser | None:
+    def _connect(
+        self, code: str, authorization: Authorization, user: UserSnapshot | None
+    ) -> SpotifyUser | None:
         """Exchange the code, and connect this session. Returns None if a duplicate callback was first."""
         requested_at = time.monotonic()
         exchanged = self._exchange.exchange(code, authorization)
@@ -211,7 +218,7 @@ class AuthorizationFlow:
         return spotify_user
 
     def _store(
-        self, grant: TokenResponse, user: User | None, *, requested_at: float
+        self, grant: TokenResponse, user: UserSnapshot | None, *, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store a grant under its Spotify account, unless the session has ended in the meantime.
 
@@ -226,7 +233,7 @@ class AuthorizationFlow:
             raise SpotifyStateMismatch
         return self._connections.store_grant(profile, grant, user=user, requested_at=requested_at)
 
-    def _reuse_duplicate(self, state: str, user: User | None) -> SpotifyUser | None:
+    def _reuse_duplicate(self, state: str, user: UserSnapshot | None) -> ConnectionSnapshot | None:
         """Use the connection that a duplicate of this callback made, after a double click or a reload.
 
         The browser shows only one of the two responses, perhaps this one. The other callback changed the id
@@ -245,5 +252,5 @@ class AuthorizationFlow:
             return None
 
 
-def _id(user: User | None) -> int | None:
+def _id(user: UserSnapshot | None) -> int | None:
     return user.id if user is not None else None

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.infra import database
 from app.infra.database import run_in_transaction_until
+from app.infra.row_versions import announce
 from app.models import AccessToken, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome
@@ -71,10 +72,14 @@ def claim(row: AccessToken) -> Attempt | None:
             return Attempt(attempt_id, recorded.generation, recorded.started_at, send_until)
         now = database.db_now(db)
         generation = _unused_generation(db, row)
+        values: Values = {"attempt_id": attempt_id, "lease_until": now + LEASE}
+        if generation != row.generation:
+            values["generation"] = generation
+            announce(db, connections=[row.spotify_user_id], best_effort=True)
         claimed = update(
             db,
             row,
-            {"attempt_id": attempt_id, "lease_until": now + LEASE, "generation": generation},
+            values,
             AccessToken.not_leased(now),
             AccessToken.not_backing_off(now),
         )
@@ -146,6 +151,7 @@ def _finish(
     breaker_open = outcome is Outcome.INVALID_GRANT and breaker.is_revocations_open(db)
     values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if breaker_open else transition(now)
     # A success is stored even if another caller holds the lease now. A failure must not end that lease.
+    announce(db, connections=[row.spotify_user_id], best_effort=True)
     own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
     if update(db, row, values, *own_lease):
         completion = Completion(outcome, now, values)

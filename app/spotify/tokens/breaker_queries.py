@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from app.infra.row_versions import announce
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, is_over
 from app.models.token_refresh import Outcome
@@ -67,11 +68,15 @@ def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
 
 
 def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for the grants whose attempts since then had the rule's outcome."""
+    """Return the condition for the grants whose attempts since then had the rule's outcome.
+
+    The caller is about to change them.
+    """
     affected = sa.select(TokenRefresh.spotify_user_id, TokenRefresh.grant_id).where(
         *_finished_between(since, now), TokenRefresh.outcome == rule.outcome
     )
     found = db.execute(affected.distinct()).all()
+    announce(db, connections=[spotify_user_id for spotify_user_id, _ in found], best_effort=True)
     return sa.and_(
         # Redundant, so that the database can use the index.
         AccessToken.spotify_user_id.in_([spotify_user_id for spotify_user_id, _ in found]),

@@ -5,6 +5,7 @@ import logging
 from app.errors import SpotifyUnavailable
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.models import AccessToken
+from app.models.snapshots import TokenSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def encrypt_refresh_token(
     return {"refresh_token": encrypted(refresh_token), "spare_refresh_token": encrypted(spare)}
 
 
-def decrypt_token(cipher: TokenCipher, row: AccessToken, column: str) -> str:
+def decrypt_token(cipher: TokenCipher, row: AccessToken | TokenSnapshot, column: str) -> str:
     """Decrypt a token. One that cannot be decrypted is logged and kept, because a key may be missing.
 
     Raises:

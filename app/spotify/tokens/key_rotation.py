@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.infra.database import db, reading, run_in_transaction
 from app.infra.encryption import DecryptionError, TokenCipher
+from app.infra.row_versions import announce
 from app.models import AccessToken
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | Non
 def _write(session: Session, rows: list[AccessToken], changes: dict[int, dict[str, object]]) -> int:
     """Write the rows that have not changed since they were read. Returns their number."""
     written = 0
+    announce(session, connections=[row.spotify_user_id for row in rows], best_effort=True)
     for row in rows:
         if row.id in changes:
             unchanged = (getattr(AccessToken, column) == getattr(row, column) for column in _COLUMNS)

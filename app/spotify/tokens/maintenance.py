@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.infra import database
 from app.infra.database import run_in_transaction
+from app.infra.row_versions import announce
 from app.mail import outbox
 from app.mail.mailer import Mailer
 from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
@@ -217,5 +218,14 @@ def _change_rows(
     """
     ids = list(db.scalars(selected.with_for_update(skip_locked=True)))
     if ids:
+        _announce(db, key, ids)
         db.execute(change.where(key.in_(ids)).execution_options(synchronize_session=False))
     return len(ids)
+
+
+def _announce(db: Session, key: sa.orm.InstrumentedAttribute[int], ids: list[int]) -> None:
+    """Announce that rows are about to change, if requests remember them."""
+    connections = ids if key is SpotifyUser.id else []
+    if key is AccessToken.id:
+        connections = list(db.scalars(sa.select(AccessToken.spotify_user_id).where(key.in_(ids))))
+    announce(db, connections=connections, best_effort=True)

@@ -22,6 +22,7 @@ from app.infra import database
 from app.infra.database import database_now, reading
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
+from app.models.snapshots import TokenSnapshot
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
 from app.spotify.clients.accounts import SpotifyAccounts
@@ -69,7 +70,7 @@ def read(spotify_user_id: int) -> GrantSnapshot:
     return found[0], found[1]
 
 
-def version_of(row: AccessToken) -> tuple[str, int]:
+def version_of(row: AccessToken | TokenSnapshot) -> tuple[str, int]:
     """Return the version of a grant: its id and its generation."""
     return row.grant_id, row.generation
 

@@ -19,7 +19,9 @@ from sqlalchemy.orm import Session
 from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected, SpotifyUnavailable
 from app.infra import database
 from app.infra.encryption import TokenCipher
+from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState
+from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.token_response import TokenResponse
@@ -78,11 +80,13 @@ class TokenService:
         wait_if_valid: float = 0,
         wait_seconds: float = WAIT_SECONDS,
         grant_id: str | None = None,
+        known: TokenSnapshot | None = None,
     ) -> DecryptedToken:
         """Return an access token of a connection, refreshed if it expires within `lead`.
 
         A caller whose token is still valid waits up to `wait_if_valid` seconds for a newer one; otherwise
-        up to `wait_seconds`. With `grant_id`, only a token of that grant is returned.
+        up to `wait_seconds`. With `grant_id`, only a token of that grant is returned. `known` is what the
+        caller has just read: if it does not have to be refreshed, nothing else is read.
 
         Raises:
             GrantEnded: Spotify has ended the grant.
@@ -90,6 +94,10 @@ class TokenService:
             SpotifyUnavailable: The refresh is not done in time, is backing off, or is stopped by the breaker.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
+        if known is not None and known.is_valid_for(lead, now=known.read_time.now()):
+            token = self._decrypt_known(known)
+            require_grant(token, grant_id)
+            return token
         row, now = refresh.read(spotify_user_id)
         if row.is_valid_for(lead, now=now):
             token = self._decrypt(row, now)
@@ -177,6 +185,7 @@ class TokenService:
         )
         for column, value in columns.items():
             setattr(row, column, value)
+        announce(db, connections=[spotify_user_id])
         db.flush()
 
     def close(self) -> None:
@@ -231,14 +240,25 @@ class TokenService:
 
         return self._refreshes.start((row.spotify_user_id, row.grant_id), run)
 
+    def _decrypt_known(self, known: TokenSnapshot) -> DecryptedToken:
+        """Decrypt the token of a snapshot, once."""
+        decrypted: str | None = known.derived.get("access_token")
+        if decrypted is None:
+            decrypted = known.derived["access_token"] = decrypt_token(self._cipher, known, "access_token")
+        return _in_the_clear(decrypted, known, known.read_time.now())
+
     def _decrypt(self, row: AccessToken, now: datetime) -> DecryptedToken:
-        return DecryptedToken(
-            decrypt_token(self._cipher, row, "access_token"),
-            row.scope,
-            row.expires_at,
-            expires_in=int((row.expires_at - now).total_seconds()),
-            version=version_of(row),
-        )
+        return _in_the_clear(decrypt_token(self._cipher, row, "access_token"), row, now)
+
+
+def _in_the_clear(access_token: str, row: AccessToken | TokenSnapshot, now: datetime) -> DecryptedToken:
+    return DecryptedToken(
+        access_token,
+        row.scope,
+        row.expires_at,
+        expires_in=int((row.expires_at - now).total_seconds()),
+        version=version_of(row),
+    )
 
 
 def require_grant(token: DecryptedToken, grant_id: str | None) -> None:

@@ -5,14 +5,10 @@ each request, `data` defines what it contains, `cookie` carries its id, and `ind
 person.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import redis
 from flask import Flask, Response, current_app, request, session
 from flask.globals import request_ctx
 
-from app.errors import ServiceUnavailable
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
 from app.web.error_handlers import respond_to_failure
@@ -21,21 +17,16 @@ from app.web.sessions.index import ListedSession, public_id
 from app.web.sessions.interface import Session, SessionInterface
 from config import Config
 
-View = TypeVar("View", bound=Callable[..., object])
-
 USER_AGENT_CHARS = 256
 FRESH_SECONDS = 900
 
 
 def init_app(app: Flask, config: Config, client: redis.Redis, cipher: RedisCipher) -> None:
-    """Open a session for each request. Register `save` too, as the last `after_request` function."""
-    app.session_interface = SessionInterface(app, config, client, cipher)
+    """Use sessions from Redis. `app.web.identity` loads that of each request.
 
-    @app.before_request
-    def require_store_for_views() -> None:
-        view = app.view_functions.get(request.endpoint or "")
-        if view is not None and not getattr(view, "handles_missing_store", False):
-            require_readable()
+    Register `save` too, as the last `after_request` function.
+    """
+    app.session_interface = SessionInterface(app, config, client, cipher)
 
 
 def save(response: Response) -> Response:
@@ -48,7 +39,7 @@ def save(response: Response) -> Response:
     assert isinstance(current, Session)
     current.is_saved = True
     try:
-        _interface().save_session(current_app, current, response)
+        interface().save_session(current_app, current, response)
     except redis.RedisError as error:
         failure = respond_to_failure(error)
         failure.vary.update(response.vary)  # it depends on the cookie just as much
@@ -75,7 +66,7 @@ def regenerate() -> None:
 
     The old id stops working at once, which prevents session fixation.
     """
-    _interface().regenerate(_current())
+    interface().regenerate(_current())
 
 
 def rotate_id() -> bool:
@@ -83,17 +74,17 @@ def rotate_id() -> bool:
 
     Prevents session fixation for a visitor who connects Spotify without signing in.
     """
-    return _interface().rotate_id(_current())
+    return interface().rotate_id(_current())
 
 
 def session_key() -> str:
     """Return the Redis key of this request's session. It does not reveal the session id."""
-    return _interface().key_of(_current())
+    return interface().key_of(_current())
 
 
 def exists() -> bool:
     """Return whether Redis still has this request's session, which may have ended during the request."""
-    return bool(_interface().client.exists(session_key()))
+    return bool(interface().client.exists(session_key()))
 
 
 def is_fresh() -> bool:
@@ -113,23 +104,7 @@ def require_store() -> None:
         redis.RedisError: Redis is not available.
     """
     if _current().stored is None:
-        _interface().client.set("session-probe", "", px=1000)
-
-
-def require_readable() -> None:
-    """Require that the session could be read: without Redis, a signed-in person looks like a visitor.
-
-    Raises:
-        ServiceUnavailable: Redis was not available when the request began.
-    """
-    if getattr(session, "is_unreadable", False):
-        raise ServiceUnavailable
-
-
-def handles_missing_store(view: View) -> View:
-    """Mark a view that calls `require_readable` itself. For others, it is called before they run."""
-    view.handles_missing_store = True  # type: ignore[attr-defined]
-    return view
+        interface().client.set("session-probe", "", px=1000)
 
 
 # --- The sessions of a person ------------------------------------------------------------------------
@@ -138,7 +113,7 @@ def handles_missing_store(view: View) -> View:
 
 def of_user(user_id: int, grant_id: str | None) -> list[ListedSession]:
     """List a user's sessions, most recently used first."""
-    return _interface().index.list_sessions(
+    return interface().index.list_sessions(
         owner_indexes(user_id, grant_id), epoch=_current().get("epoch"), own=session_key()
     )
 
@@ -155,7 +130,7 @@ def end_one(user_id: int, grant_id: str | None, session_id: str) -> bool:
     """
     own = session_key()
     return (
-        _interface().index.end(
+        interface().index.end(
             owner_indexes(user_id, grant_id), lambda key: key != own and public_id(key) == session_id
         )
         > 0
@@ -165,18 +140,19 @@ def end_one(user_id: int, grant_id: str | None, session_id: str) -> bool:
 def end_others(user_id: int, grant_id: str | None) -> int:
     """End all of a user's sessions except the request's own. Returns how many there were."""
     own = session_key()
-    return _interface().index.end(owner_indexes(user_id, grant_id), lambda key: key != own)
+    return interface().index.end(owner_indexes(user_id, grant_id), lambda key: key != own)
 
 
 def end_all(user_id: int, grant_id: str | None) -> int:
     """End all of a user's sessions. Needs no request. Returns how many there were."""
-    return _interface().index.end(owner_indexes(user_id, grant_id), lambda _: True)
+    return interface().index.end(owner_indexes(user_id, grant_id), lambda _: True)
 
 
-def _interface() -> SessionInterface:
-    interface = current_app.session_interface
-    assert isinstance(interface, SessionInterface)
-    return interface
+def interface() -> SessionInterface:
+    """Return what opens and saves sessions."""
+    found = current_app.session_interface
+    assert isinstance(found, SessionInterface)
+    return found
 
 
 def _current() -> Session:

@@ -11,14 +11,12 @@
 Source: https://github.com/pallets-eco/flask-session/blob/0.8.0/src/flask_session/base.py
 """
 
-import hashlib
 import hmac
 import logging
 import math
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import redis
@@ -27,22 +25,43 @@ from flask_session.base import ServerSideSession
 from flask_session.redis import RedisSessionInterface
 
 from app.infra.clock import utc_now
+from app.infra.expiring_cache import ExpiringCache
 from app.infra.redis_cipher import RedisCipher, compare_and_set
+from app.infra.redis_round_trip import Command
 from app.web.sessions.cookie import SessionCookie
-from app.web.sessions.data import EMPTY_SESSION_SECONDS, SessionData, decode, encode, is_in_future
+from app.web.sessions.data import (
+    CLOCK_SKEW_SECONDS,
+    EMPTY_SESSION_SECONDS,
+    SessionData,
+    decode,
+    encode,
+    is_in_future,
+)
 from app.web.sessions.index import SessionIndex
 from config import Config
 
 log = logging.getLogger(__name__)
 
-# Probes and the documentation work without Redis.
-_PATHS_WITH_SESSION = re.compile(r"/api/(?!docs|openapi)")
 _SID = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)  # 256 bits in base64url
 # Safari keeps a cookie for seven days at most, so it is set again well before that.
 COOKIE_REFRESH_SECONDS = 86_400
+REMEMBERED_SESSIONS, REMEMBERED_SECONDS = 4096, 300.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class RequestedSession:
+    """The session that a request's cookie names. It may not exist.
+
+    `expected` is what the session contained when this process last read it, if it remembers.
+    """
+
+    sid: str
+    key: str
+    has_old_cookie: bool  # one with the name that an earlier release used
+    expected: SessionData | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredSession:
     """A session as Redis had it when the request began."""
 
@@ -54,11 +73,15 @@ class StoredSession:
 class Session(ServerSideSession):  # type: ignore[misc]
     """The session of one request. `stored` is None if it is not in Redis (yet)."""
 
-    def __init__(self, sid: str, stored: StoredSession | None = None) -> None:
-        super().__init__(msgspec.structs.asdict(stored.data) if stored else None, sid=sid)
-        self.stored = stored
-        self.is_unreadable = False
+    def __init__(self, sid: str) -> None:
+        super().__init__(sid=sid)
+        self.stored: StoredSession | None = None
         self.is_saved = False
+
+    def fill(self, sid: str, stored: StoredSession) -> None:
+        """Become the session that Redis has under this id. Does not count as a change."""
+        self.sid, self.stored = sid, stored
+        dict.update(self, msgspec.structs.asdict(stored.data))
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -80,22 +103,47 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         self._config = config
         self._cipher = cipher
         self._cookie = SessionCookie(config)
+        # What sessions contained when they were last read. Saves decoding the same bytes again.
+        self._decoded: ExpiringCache[str, tuple[bytes, SessionData]] = ExpiringCache(
+            REMEMBERED_SESSIONS, REMEMBERED_SECONDS
+        )
         self.index = SessionIndex(client, cipher, config)
 
     def open_session(self, app: Flask, request: Request) -> Session:
-        """Return the session that the cookie names, or a new one."""
+        """Return an empty session, without any I/O. `app.web.sessions.load` fills it."""
+        return Session(self._generate_sid(self.sid_length))
+
+    def requested(self, request: Request) -> RequestedSession | None:
+        """Return which session a request asks for, if any."""
         sid, has_old_cookie = self._cookie.read(request)
-        if not _PATHS_WITH_SESSION.match(request.path) or not _SID.fullmatch(sid):
-            return self._new()
-        try:
-            stored = self._load(self._get_store_id(sid), has_old_cookie)
-        except redis.RedisError as error:
-            # Error handlers do not work yet. `app.web.sessions.require_readable` raises later.
-            log.error("sessions_unavailable", extra={"reason": type(error).__name__})
-            session = self._new()
-            session.is_unreadable = True
-            return session
-        return self._new() if stored is None else Session(sid, stored)
+        if not _SID.fullmatch(sid):
+            return None
+        key = self._get_store_id(sid)
+        remembered = self._decoded.get(key)
+        return RequestedSession(sid, key, has_old_cookie, remembered[1] if remembered else None)
+
+    def read_command(self, requested: RequestedSession) -> Command:
+        """Return the command that reads a session and restarts its idle timeout."""
+        return "GETEX", requested.key, "EX", self._expected_idle_seconds(requested)
+
+    def open_stored(self, session: Session, requested: RequestedSession, raw: bytes | None) -> None:
+        """Fill a request's session from the reply to `read_command`. It stays empty if there is none.
+
+        Raises:
+            redis.RedisError: Redis is not available.
+        """
+        data = self._decode(requested.key, raw) if raw is not None else None
+        if raw is None or data is None:
+            return
+        age = utc_now().timestamp() - data.created_at
+        if age < -CLOCK_SKEW_SECONDS:  # a clock has been set back since it was decoded
+            return
+        if age > self._config.session_max_seconds:
+            self._delete(requested.key, data.index)
+            return
+        if self._idle_seconds(data) != self._expected_idle_seconds(requested):
+            self.client.expire(requested.key, self._idle_seconds(data))
+        session.fill(requested.sid, StoredSession(data, raw, requested.has_old_cookie))
 
     def is_null_session(self, session: Session) -> bool:
         """Tell Flask not to save a session that `app.web.sessions.save` has saved."""
@@ -109,8 +157,6 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """
         if session.accessed:
             response.vary.add("Cookie")
-        if session.is_unreadable:
-            return
         if not session.modified:
             if session.stored is not None and self._is_cookie_due(session.stored):
                 self._refresh_cookie(session.sid, session.stored, response)
@@ -137,17 +183,20 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """Return the Redis key of a session."""
         return self._get_store_id(session.sid)
 
-    def _load(self, key: str, has_old_cookie: bool) -> StoredSession | None:
-        raw: Any = self.client.getex(key, ex=self._config.session_idle_seconds)
-        data = decode(self._cipher, key, raw) if raw is not None else None
+    def _decode(self, key: str, raw: bytes) -> SessionData | None:
+        remembered = self._decoded.get(key)
+        if remembered is not None and remembered[0] == raw:
+            return remembered[1]
+        data = decode(self._cipher, key, raw)
         if data is None:
-            return None
-        if utc_now().timestamp() - data.created_at > self._config.session_max_seconds:
-            self._delete(key, data.index)
-            return None
-        if self._idle_seconds(data) < self._config.session_idle_seconds:
-            self.client.expire(key, self._idle_seconds(data))
-        return StoredSession(data, raw, has_old_cookie)
+            self._decoded.remove(key)
+        else:
+            self._decoded.put(key, (raw, data))
+        return data
+
+    def _expected_idle_seconds(self, requested: RequestedSession) -> int:
+        expected = requested.expected
+        return self._config.session_idle_seconds if expected is None else self._idle_seconds(expected)
 
     def _store(self, session: Session, response: Response) -> None:
         session.setdefault("created_at", utc_now().timestamp())
@@ -222,11 +271,8 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         longest = self._config.session_idle_seconds
         return min(EMPTY_SESSION_SECONDS, longest) if data.is_empty else longest
 
-    def _new(self) -> Session:
-        return Session(sid=self._generate_sid(self.sid_length))
-
     def _get_store_id(self, sid: str) -> str:
-        digest = hmac.new(self._config.secret_key.encode(), sid.encode(), hashlib.sha256).hexdigest()
+        digest = hmac.digest(self._config.secret_key.encode(), sid.encode(), "sha256").hex()
         return f"{self.key_prefix}{digest}"
 
     def _generate_sid(self, session_id_length: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import msgspec
@@ -1026,6 +1026,6 @@ def test_connection_is_deleted_once(client: FlaskClient, app: Flask, sandbox: Sa
     connect(client, sandbox)
     with app.app_context():
         with reading() as db:
-            spotify_user = db.scalars(sa.select(SpotifyUser)).one()
+            spotify_user = cast("Any", db.scalars(sa.select(SpotifyUser)).one())
 
         assert [services().connections.delete(spotify_user) for _ in range(2)] == [True, False]

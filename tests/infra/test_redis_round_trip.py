@@ -1,0 +1,71 @@
+"""Several commands in one round trip to Redis."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from app.infra.redis_client import redis_client
+from app.infra.redis_round_trip import round_trip
+from tests.helpers.fault_proxy import FaultProxy
+
+pytestmark = pytest.mark.sqlite_only
+
+
+@pytest.fixture
+def store(redis_proxy: FaultProxy) -> Iterator[redis.Redis]:
+    """A client that reaches Redis through a proxy."""
+    client = redis_client(f"redis://127.0.0.1:{redis_proxy.port}/0")
+    yield client
+    client.close()
+
+
+def test_replies_are_in_the_order_of_the_commands(store: redis.Redis) -> None:
+    replies = round_trip(
+        store, [("SET", "ä", b"\r\n\x00", "EX", 60), ("GET", "ä"), ("MGET", "ä", "none"), ("STRLEN", "ä")]
+    )
+
+    assert replies.values == [b"OK", b"\r\n\x00", [b"\r\n\x00", None], 3]
+    assert 0 < replies.connected_at <= time.monotonic()
+
+
+def test_commands_are_sent_together(store: redis.Redis) -> None:
+    round_trip(store, [("PING",)])
+    before = store.info("stats")["total_reads_processed"]
+
+    round_trip(store, [("GET", "a"), ("GET", "b"), ("GET", "c")])
+
+    assert store.info("stats")["total_reads_processed"] - before == 2  # and INFO's own
+
+
+def test_error_of_one_command_is_its_reply(store: redis.Redis) -> None:
+    store.lpush("list", "value")
+
+    first, second, third = round_trip(store, [("GET", "list"), ("SET", "a", 1), ("GET", "a")]).values
+
+    assert isinstance(first, redis.ResponseError)
+    assert (second, third) == (b"OK", b"1")
+
+
+def test_connection_with_unread_replies_is_not_used_again(
+    store: redis.Redis, redis_proxy: FaultProxy
+) -> None:
+    store.set("mine", "secret")
+    opened_at = round_trip(store, [("PING",)]).connected_at
+    redis_proxy.hold("down", b"secret")
+
+    with pytest.raises(redis.TimeoutError):
+        round_trip(store, [("GET", "mine"), ("GET", "mine")])
+    redis_proxy.release()
+
+    replies = round_trip(store, [("GET", "other")])
+    assert replies.values == [None]
+    assert replies.connected_at > opened_at
+
+
+def test_unavailable_redis_is_an_error(store: redis.Redis, redis_proxy: FaultProxy) -> None:
+    redis_proxy.refuse()
+
+    with pytest.raises(redis.ConnectionError):
+        round_trip(store, [("PING",)])
