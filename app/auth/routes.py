@@ -1,7 +1,6 @@
 """Routes for registration, sessions, and links from emails."""
 
 import logging
-from typing import Any
 
 from flask import Response, session
 
@@ -27,17 +26,20 @@ from app.errors import (
 )
 from app.infra.database import reading
 from app.models import Purpose, User
+from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.services import services
 from app.spotify import connections
 from app.spotify.schemas import describe
-from app.web import sessions
+from app.web import identity, sessions
 from app.web.access import current_user, login_required, public, read_user
-from app.web.api import Blueprint
+from app.web.api import Blueprint, encode_json, json_response
 from app.web.client_address import client_network
 
 log = logging.getLogger(__name__)
 
 blueprint = Blueprint("auth", __name__, description="Accounts and sessions")
+
+_SESSION = SessionOut()
 
 # From one address.
 REGISTRATIONS_PER_HOUR, EMAIL_REQUESTS_PER_HOUR = 100, 50
@@ -97,17 +99,15 @@ def logout() -> None:
 @blueprint.get("/api/session")
 @public
 @blueprint.response(200, SessionOut)
-def get_session() -> dict[str, Any]:
+def get_session() -> Response:
     """Return who is signed in, and their connection to Spotify.
 
     Apps call this first. A visitor who is not signed in gets a 200 response too.
     """
     user, connection = current_user(), connections.current_connection()
-    return {
-        "authenticated": user is not None,
-        "user": user,
-        "spotify": describe(connection) if connection is not None else None,
-    }
+    if user is None and connection is None:
+        return json_response(_describe_session(None, None))
+    return json_response(identity.remembered_body("session", lambda: _describe_session(user, connection)))
 
 
 @blueprint.post("/api/password-reset")
@@ -184,6 +184,11 @@ def decide_email_change(decision: dict[str, str]) -> None:
     sessions.require_store()
     user = services().email_changes.undo(decision["token"])
     _end_all_sessions(user)
+
+
+def _describe_session(user: UserSnapshot | None, connection: ConnectionSnapshot | None) -> bytes:
+    spotify = describe(connection) if connection is not None else None
+    return encode_json(_SESSION, {"authenticated": user is not None, "user": user, "spotify": spotify})
 
 
 def _end_all_sessions(user: User) -> None:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+import msgspec
 from flask import request
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
@@ -28,6 +29,8 @@ from app.errors import (
     TooManyAttempts,
     ValidationError,
 )
+from app.infra.clock import rfc3339
+from app.models import SpotifyUser
 from app.models.snapshots import ConnectionSnapshot
 from app.services import services
 from app.spotify import connections, gateway_http
@@ -37,7 +40,7 @@ from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
 from app.web import csrf, identity
 from app.web.access import public
-from app.web.api import Blueprint
+from app.web.api import Blueprint, encode_json, json_response
 from app.web.error_handlers import known_error, log_failure
 from app.web.problems import (
     CrossSiteRequest,
@@ -55,6 +58,8 @@ log = logging.getLogger(__name__)
 _PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
+
+_SPOTIFY, _AUTHORIZE = SpotifyOut(), AuthorizeOut()
 
 
 @blueprint.get("/api/spotify/authorize")
@@ -105,9 +110,14 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
 @blueprint.get("/api/spotify")
 @public
 @blueprint.response(200, SpotifyOut)
-def get() -> dict[str, Any]:
+def get() -> Response:
     """Return whether Spotify is connected, as whom, and until when."""
-    return describe(connections.current_connection())
+    connection = connections.current_connection()
+    if connection is None:
+        return json_response(encode_json(_SPOTIFY, describe(None)))
+    return json_response(
+        identity.remembered_body("spotify", lambda: encode_json(_SPOTIFY, describe(connection)))
+    )
 
 
 @blueprint.delete("/api/spotify")
@@ -132,7 +142,7 @@ def disconnect() -> None:
     SpotifyUnavailable,
     SpotifyMisconfigured,
 )
-def playback_token() -> dict[str, Any]:
+def playback_token() -> Response:
     """Return a short-lived access token for the Web Playback SDK.
 
     This requires the scope `streaming`. Do not store the token: ask for a new one. It has all the scopes
@@ -153,13 +163,14 @@ def playback_token() -> dict[str, Any]:
             known=spotify_user.token,
         )
     log.info("playback_token_issued", extra={"spotify_user_id": spotify_user.id})
-    return {
+    issued = {
         "access_token": token.access_token,
         "token_type": "Bearer",
         "expires_in": token.expires_in,
-        "expires_at": token.expires_at,
+        "expires_at": rfc3339(token.expires_at),
         "scope": token.scope,
     }
+    return json_response(msgspec.json.encode(issued))
 
 
 @blueprint.route(
@@ -231,7 +242,16 @@ def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
         _log_rejection(SpotifyStateMismatch())
     if _is_navigation():
         return _redirect_to_frontend("connected")
-    return {"status": "connected", "spotify": describe(result.spotify_user)}
+    return _describe_connected(result.spotify_user)
+
+
+def _describe_connected(spotify_user: SpotifyUser | ConnectionSnapshot) -> Response:
+    def encode() -> bytes:
+        return encode_json(_AUTHORIZE, {"status": "connected", "spotify": describe(spotify_user)})
+
+    if isinstance(spotify_user, SpotifyUser):  # one that has just been stored
+        return json_response(encode())
+    return json_response(identity.remembered_body("connected", encode))
 
 
 def _is_navigation() -> bool:

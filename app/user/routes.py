@@ -3,13 +3,12 @@
 import logging
 from typing import Any
 
-from flask import session
+from flask import Response, session
 
 from app.auth.login import start_session
 from app.auth.schemas import UserOut
 from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
 from app.models import User, normalization
-from app.models.snapshots import UserSnapshot
 from app.services import services
 from app.spotify import connections
 from app.user.export import collect_personal_data
@@ -22,13 +21,15 @@ from app.user.schemas import (
     SessionsOut,
     describe_export,
 )
-from app.web import sessions
+from app.web import identity, sessions
 from app.web.access import login_required, read_user, require_user
-from app.web.api import Blueprint
+from app.web.api import Blueprint, encode_json, json_response
 
 log = logging.getLogger(__name__)
 
 blueprint = Blueprint("user", __name__, description="The signed-in user")
+
+_USER = UserOut()
 
 # For one user: trying names and addresses reveals which are taken.
 PROFILE_CHANGES_PER_HOUR = 30
@@ -37,9 +38,10 @@ PROFILE_CHANGES_PER_HOUR = 30
 @blueprint.get("/api/user")
 @login_required
 @blueprint.response(200, UserOut)
-def get() -> UserSnapshot:
+def get() -> Response:
     """Return the signed-in user."""
-    return require_user()
+    user = require_user()
+    return json_response(identity.remembered_body("user", lambda: encode_json(_USER, user)))
 
 
 @blueprint.patch("/api/user")

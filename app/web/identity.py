@@ -101,6 +101,17 @@ def current_snapshot() -> Snapshot | None:
     return identity.snapshot
 
 
+def remembered_body(name: str, encode: Callable[[], bytes]) -> bytes:
+    """Return the body of a response that depends on nothing but the current snapshot, encoded once."""
+    snapshot = current_snapshot()
+    if snapshot is None:
+        return encode()
+    body = snapshot.bodies.get(name)
+    if body is None:
+        body = snapshot.bodies[name] = encode()
+    return body
+
+
 def forget() -> None:
     """Forget what this request has read so far, because it has changed the rows or the session."""
     g.identity = _Identity()
