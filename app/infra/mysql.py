@@ -132,23 +132,21 @@ class _Events:
             raise DisconnectionError("the connection comes from the pool")
         if self._staleness.is_stale(connection.connected_at, connection.used_at):
             raise DisconnectionError("the connection is stale")
-        if connection.is_readable():
-            self._report_broken()
-            raise DisconnectionError("the server has closed the connection")
-        if time.monotonic() - connection.checked_at > CHECK_SECONDS:
-            self._ping(connection)
-            connection.checked_at = time.monotonic()
-        connection.is_proven = False
-        return True
-
-    def _ping(self, connection: MySqlConnection) -> None:
+        is_due = time.monotonic() - connection.checked_at > CHECK_SECONDS
         try:
-            is_primary = connection.is_primary(PING_SECONDS)
+            connection.require_open()
+            if is_due and not connection.is_primary(PING_SECONDS):
+                self._reject_replica(connection)
         except connection.Error as error:
             # After an error of the driver, SQLAlchemy would replace the pool by the system clock.
             self._report_broken()
-            raise DisconnectionError("the connection does not respond") from error
-        if not is_primary and time.monotonic() - connection.connected_at > PAUSE_SECONDS:
+            raise DisconnectionError("the connection is broken") from error
+        connection.is_proven = False
+        return True
+
+    def _reject_replica(self, connection: MySqlConnection) -> None:
+        # If new connections lead to a replica as well, not every call should open one.
+        if time.monotonic() - connection.connected_at > PAUSE_SECONDS:
             self._staleness.report_failure()
             raise DisconnectionError("the server has become a replica")
 

@@ -86,9 +86,14 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
             super().rollback()
         self._begins = self._is_in_transaction = self._has_failed = False
 
-    def is_readable(self) -> bool:
-        """Return whether there is something to read. On an idle connection, that is its end."""
-        return self._poll(0)
+    def require_open(self) -> None:
+        """Check that the server has not closed this idle connection, without asking it.
+
+        Raises:
+            OperationalError: It has.
+        """
+        if self._poll(0):  # there is something to read: the end, or an error
+            raise OperationalError(_SERVER_LOST, "the server has closed the connection")
 
     def is_primary(self, timeout: float) -> bool:
         """Ask whether the server accepts writes.
@@ -98,6 +103,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         """
         self._query_within(b"SELECT @@GLOBAL.read_only", timeout)
         [[read_only]] = self.store_result().fetch_row()
+        self.checked_at = time.monotonic()
         return read_only in (0, b"0", "0", b"OFF", "OFF")
 
     def _require_intact(self) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -100,7 +101,7 @@ def test_connection_in_use_is_checked_from_time_to_time(
     assert mysql_proxy.round_trips - before == 2
 
 
-@pytest.mark.parametrize("fault", ["cut", "forget"])
+@pytest.mark.parametrize("fault", ["cut", "lose_connections"])
 def test_read_on_a_broken_connection_is_repeated(mysql_proxy: FaultProxy, fault: str) -> None:
     getattr(mysql_proxy, fault)()
     began = time.monotonic()
@@ -127,20 +128,19 @@ def test_read_is_repeated_on_a_new_connection(
     read_db_now()
 
 
-def test_read_is_repeated_only_once(mysql_proxy: FaultProxy) -> None:
-    mysql_proxy.blackhole()
-    before = mysql_proxy.round_trips
-    with pytest.raises(OperationalError):
-        read_db_now()
-    assert mysql_proxy.round_trips - before <= 2
-
-
-def test_slow_read_on_a_new_connection_is_not_repeated(mysql_proxy: FaultProxy) -> None:
-    mysql_proxy.cut()
+@pytest.mark.parametrize(("is_new", "expected"), [(False, 2), (True, 1)], ids=["pooled", "new"])
+def test_read_is_repeated_only_on_a_pooled_connection_and_once(
+    mysql_proxy: FaultProxy, is_new: bool, expected: int
+) -> None:
+    executed: list[object] = []
+    event.listen(db.engine, "before_cursor_execute", lambda *arguments: executed.append(arguments[2]))
+    if is_new:
+        mysql_proxy.cut()
     mysql_proxy.hold("down", b"username")
     with pytest.raises(OperationalError):
         read(USERNAMES)
     mysql_proxy.release()
+    assert len(executed) == expected
 
 
 def test_transaction_is_repeated_if_its_first_statement_has_no_reply(mysql_proxy: FaultProxy) -> None:
