@@ -124,6 +124,8 @@ def init_app(app: Flask, config: Config) -> None:
         sqlite.engine_options() if is_sqlite else mysql.engine_options(config)
     )
     db.init_app(app)
+    # It would close `db.session` after each request, but all sessions are those of the functions below.
+    app.teardown_appcontext_funcs.clear()
     with app.app_context():
         engine = db.engine
     (sqlite if is_sqlite else mysql).guard(engine)

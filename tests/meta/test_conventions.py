@@ -114,6 +114,12 @@ def test_application_does_not_import_the_sandbox() -> None:
     assert [path.name for path in sources if importing.search(path.read_text(encoding="utf-8"))] == []
 
 
+def test_application_does_not_use_the_session_that_no_one_closes() -> None:
+    found = [path for path in (ROOT / "app").rglob("*.py") if re.search(r"\bdb\.session\b", path.read_text())]
+
+    assert [path.name for path in found if path.name != "database.py"] == []
+
+
 def test_no_file_names_a_package_registry(app: Flask) -> None:
     hosts = re.compile("|".join(["py" + r"pi\.org", "python" + r"hosted\.", "npm" + r"js\."]))
     for name in ("Pipfile", "Pipfile.lock", "README.md", "pyproject.toml"):
