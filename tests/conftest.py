@@ -1,6 +1,7 @@
 """Fixtures: real servers that are emptied before each test, apps that use them, and clients."""
 
 import base64
+import gc
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ from flask import Flask
 from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser
+from xdist.remote import Producer
 
 from app.auth import passwords
 from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions
@@ -30,6 +32,7 @@ from tests.helpers.sandbox_client import (
     SandboxClient,
     running_sandbox,
 )
+from tests.helpers.scheduling import GroupScheduling
 from tests.helpers.servers import (
     EmptyDatabase,
     Server,
@@ -88,9 +91,6 @@ CHEAP_HASH = CHEAP_HASHER.hash("unusable")
 
 MakeApp = Callable[..., Flask]
 
-# What is started once for each worker that needs it, and the name of the tests that need it.
-EXPENSIVE_FIXTURES = {"chromium": "browser", "dist": "browser", "behind_nginx": "nginx"}
-
 QUICK_LEAVES_OUT = {"chaos", "mail", "sandbox", "script", "spa", "system"}
 
 # Otherwise, Python prints the warnings of threads between two tests, while pytest captures nothing.
@@ -121,9 +121,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test.add_marker(pytest.mark.parametrize("database_url", ["sqlite"], indirect=True))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Run one worker more than there are processors, because many tests wait for other processes."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -131,38 +137,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if _is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
     # The workers finish at about the same time if the short tests come last.
-    items.sort(key=lambda item: not _starts_processes(item))
+    items.sort(key=lambda item: not _takes_long(item))
 
 
-def _group(item: pytest.Item) -> str | None:
-    """Return the name of the tests that run in one worker, because they share something expensive."""
-    if not isinstance(item, pytest.Function):
-        return None
-    definitions = item._fixtureinfo.name2fixturedefs
-    for name, group in EXPENSIVE_FIXTURES.items():
-        if name in definitions:
-            return group
-    is_shared = any(found[-1].scope == "module" for found in definitions.values())
-    return item.path.stem if is_shared else None
+def pytest_collection_finish() -> None:
+    """Leave everything loaded so far out of garbage collections, because it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
-def _starts_processes(item: pytest.Item) -> bool:
-    return bool(
-        item.get_closest_marker("processes")
-        or {"server", "chromium", "run"} & set(getattr(item, "fixturenames", ()))
-    )
+def _takes_long(item: pytest.Item) -> bool:
+    is_marked = any(item.get_closest_marker(name) for name in ("processes", "slow"))
+    return is_marked or not {"server", "run"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _is_slow(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     return (
-        any(item.get_closest_marker(name) for name in ("processes", "slow"))
+        _takes_long(item)
         or not QUICK_LEAVES_OUT.isdisjoint(item.nodeid.split("/"))
-        or not {"server", "chromium"}.isdisjoint(getattr(item, "fixturenames", ()))
         or (parameters is not None and parameters.params.get("database_url") == "mariadb")
     )
 

@@ -1,0 +1,23 @@
+"""Which tests run in the same worker."""
+
+from xdist.scheduler import LoadScopeScheduling
+
+# Tests that share something expensive, such as Chromium and the built app, or a fixture of their module.
+GROUPS = {
+    "tests/spa/": "browser",
+    "tests/system/test_browser.py": "browser",
+    "tests/system/deploy/": "nginx",
+    "tests/system/test_outages_http.py": "deployment",
+    "tests/chaos/test_chaos.py": "chaos",
+    "tests/chaos/test_mutations.py": "mutations",
+    "tests/meta/test_fault_proxy.py": "fault proxy",
+    "tests/sandbox/test_sandbox_authorize.py": "sandbox",
+}
+
+
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """Assigns groups first, the largest one before the others, and then single tests in their order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return the name of a test's group, or its own if it has none."""
+        return next((group for path, group in GROUPS.items() if nodeid.startswith(path)), nodeid)
