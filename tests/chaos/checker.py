@@ -23,7 +23,7 @@ from tests.chaos.history import ROUNDING, UNREADABLE, Attempt, Call, Change, His
 REFRESHED = "refreshed"
 SUSPECT = "suspect"
 OVER = "reauthorization_required"
-# A refused grant costs one call, and two more to confirm the refusal.
+# A rejected grant costs one call, and two more to confirm the rejection.
 REFUSALS = 3
 # These only delay a call. It takes effect, and gets a response.
 HARMLESS = ("park", "slow")
@@ -232,9 +232,9 @@ class _Checker:
         return {call.issued_refresh for call in self._history.calls if call.presented in held} | held
 
     def _check_new_state(self, generation: Generation, change: Change) -> None:
-        """I8: only a refusal makes a grant suspect, and only its real end ends it."""
+        """I8: only a rejection makes a grant suspect, and only its real end ends it."""
         if change.state == SUSPECT and not self._was_refused(generation, change.at):
-            self._violated("I8", generation, "it became suspect, but Spotify never refused its token")
+            self._violated("I8", generation, "it became suspect, but Spotify never rejected its token")
         if change.state != OVER:
             return
         tokens = [self._history.refresh_tokens.get(token) for token in generation.held]
@@ -382,7 +382,7 @@ class _Checker:
         excuses += ["time passed" for _ in self._overtaken(generation)]
         # Refusals are confirmed before a grant ends.
         if excuses and any(call.status == 400 and call.fault in (None, *HARMLESS) for call in calls):
-            excuses += ["refused"] * REFUSALS
+            excuses += ["rejected"] * REFUSALS
         return excuses
 
     def _overtaken(self, generation: Generation) -> Iterator[Attempt]:

@@ -25,7 +25,7 @@ from tests.helpers.processes import ApiServer
 PEOPLE = 12
 MAX_REQUESTS = 24  # at the same time; the servers need some spare threads to make progress
 MAX_FAULTS = 2  # at once
-# Spotify's faults and their weights. Rate limits are rare, because each pauses everybody for half a minute.
+# Spotify's faults and their weights. Rate limits are rare, because each pauses everything for half a minute.
 SPOTIFY_FAULTS = {
     "google_502": 3,
     "close": 3,
@@ -47,7 +47,7 @@ CHANGED_MEMBERS: tuple[dict[str, object], ...] = (
     {"token_type": None},
 )
 ONE_TIME_FAULTS = ("false_invalid_grant", "invalid_client")
-# Faults that affect everybody are kept short, so that other things can happen.
+# Faults that affect everyone are kept short, so that other things can happen.
 GLOBAL_FAULTS = ("mariadb killed", "mariadb paused", "redis killed")
 
 Undo = Callable[[], None]
@@ -300,7 +300,7 @@ class RandomRun:
 
     def _flush_redis(self, _: ExitStack) -> str:
         self.deployment.redis.client.flushall()
-        return "everybody is signed out"
+        return "everyone is signed out"
 
     def _kill_redis(self, undo: ExitStack) -> str:
         self.deployment.redis.kill()

@@ -316,7 +316,7 @@ def rotated_token_lost(deployment: RecordedDeployment) -> None:
     deployment.sandbox.fault(on="refresh", kind="close", times=1, after_effect=True)
     deployment.expire(spotify_user_id)
     assert ada.token(deployment.servers[0]).status_code == 503
-    _confirm_refusal(deployment, ada, spotify_user_id)
+    _confirm_rejection(deployment, ada, spotify_user_id)
     assert deployment.row(spotify_user_id).state == "reauthorization_required"
 
 
@@ -446,8 +446,8 @@ def new_consent_during_refresh(deployment: RecordedDeployment) -> None:
 
 
 @scenario()
-def refusal_after_new_consent(deployment: RecordedDeployment) -> None:
-    """A refusal of the old grant must not change the new one."""
+def rejection_after_new_consent(deployment: RecordedDeployment) -> None:
+    """A rejection of the old grant must not change the new one."""
     ada, spotify_user_id = _connected(deployment)
     deployment.sandbox.fault(on="refresh", kind="park", times=1)
     late = _start_refresh(deployment, ada, spotify_user_id, deployment.servers[0])
@@ -471,7 +471,7 @@ def disconnect_during_refresh(deployment: RecordedDeployment) -> None:
     assert deployment.row(spotify_user_id) is None
 
 
-# Spotify refuses or fails.
+# Spotify rejects calls or fails.
 
 
 @scenario()
@@ -479,7 +479,7 @@ def revoked(deployment: RecordedDeployment) -> None:
     ada, spotify_user_id = _connected(deployment)
     deployment.expire(spotify_user_id)
     deployment.revoke(MIRA)
-    _confirm_refusal(deployment, ada, spotify_user_id)
+    _confirm_rejection(deployment, ada, spotify_user_id)
     assert deployment.row(spotify_user_id).state == "reauthorization_required"
     deployment.consent_again(MIRA, deployment.servers[0])
     assert deployment.row(spotify_user_id).state == "active"
@@ -487,7 +487,7 @@ def revoked(deployment: RecordedDeployment) -> None:
 
 
 @scenario()
-def grant_falsely_refused(deployment: RecordedDeployment) -> None:
+def grant_falsely_rejected(deployment: RecordedDeployment) -> None:
     ada, spotify_user_id = _connected(deployment)
     deployment.sandbox.fault(on="refresh", kind="false_invalid_grant", times=1)
     deployment.expire(spotify_user_id)
@@ -562,8 +562,8 @@ def _assert_refreshed_after_lease(
     assert response.status_code == 200, response.text
 
 
-def _confirm_refusal(deployment: RecordedDeployment, browser: Browser, spotify_user_id: int) -> None:
-    """Request tokens, with the required waits, until a refused grant has ended."""
+def _confirm_rejection(deployment: RecordedDeployment, browser: Browser, spotify_user_id: int) -> None:
+    """Request tokens, with the required waits, until a rejected grant has ended."""
     for wait in (60, 15 * 60 + 1, 24 * 3600 + 1):
         assert browser.token(deployment.servers[0]).status_code == 409 or wait == 60
         if deployment.row(spotify_user_id).state == "active":  # a backoff after a failure came first

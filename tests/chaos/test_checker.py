@@ -245,10 +245,10 @@ def test_checker_accounts_for_advanced_time() -> None:
     assert violated(history) == {"I6"}
 
 
-def end_grant(history: History, *, refused: bool = True, suspect: bool = True) -> History:
-    """Let Spotify refuse the grant, and end it."""
+def end_grant(history: History, *, rejected: bool = True, suspect: bool = True) -> History:
+    """Let Spotify reject the grant, and end it."""
     last = history.changes[-1]
-    if refused:
+    if rejected:
         history.attempts.append(attempt(2, at(30), "invalid_grant"))
         history.calls.append(Call(9, at(30), last.refresh, 400))
     if suspect:
@@ -274,8 +274,8 @@ def test_checker_reports_end_of_valid_grant() -> None:
     assert violated(end_grant(correct_history())) == {"I8"}
 
 
-def test_checker_reports_suspect_grant_without_refusal() -> None:
-    history = invalidate(end_grant(correct_history(), refused=False), "rt0")
+def test_checker_reports_suspect_grant_without_rejection() -> None:
+    history = invalidate(end_grant(correct_history(), rejected=False), "rt0")
     history.faults.append(Fault("revoked", at(25), None, frozenset({SPOTIFY_USER_ID})))
 
     assert violated(history) == {"I8"}

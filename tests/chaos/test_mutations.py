@@ -128,11 +128,11 @@ MUTATIONS = [
         frozenset({"I6"}),
     ),
     Mutation(
-        "refusals-not-confirmed",
+        "rejections-not-confirmed",
         "app/spotify/tokens/transitions.py",
         "or confirmed >= len(CONFIRM_AFTER)",
         "or confirmed >= 0",
-        ("grant_falsely_refused",),
+        ("grant_falsely_rejected",),
         frozenset({"I8"}),
     ),
 ]

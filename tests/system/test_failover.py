@@ -154,10 +154,10 @@ def test_error_in_transaction_replaces_all_older_connections(
         demote(old_primary.client)
         proxy.upstream = new_primary
         # The error comes in the reply to EXEC, as one of its results.
-        for refused in (True, *(False,) * IDLE_CONNECTIONS):
+        for fails in (True, *(False,) * IDLE_CONNECTIONS):
             with client.pipeline(transaction=True) as batch:
                 batch.eval("return redis.call('SET', KEYS[1], '1')", 1, "session:x")
-                with pytest.raises(redis.ResponseError) if refused else nullcontext():
+                with pytest.raises(redis.ResponseError) if fails else nullcontext():
                     batch.execute()
         client.close()
 

@@ -96,9 +96,9 @@ def account(name: str = "ada") -> dict[str, str]:
 
 def sign_up(api: ApiServer, name: str = "ada") -> dict[str, str]:
     """Register. Return the cookies."""
-    answer = call(api, "POST", "/api/register", json=account(name))
-    assert answer.status_code == 201, answer.text
-    return answer.cookies.get_dict()
+    response = call(api, "POST", "/api/register", json=account(name))
+    assert response.status_code == 201, response.text
+    return response.cookies.get_dict()
 
 
 def sign_in(api: ApiServer) -> requests.Response:
@@ -113,10 +113,10 @@ def authorize(api: ApiServer, cookies: dict[str, str], **options: Any) -> reques
 def cookies(api: ApiServer, sandbox: SandboxClient) -> dict[str, str]:
     """The cookies of a user who is signed in and connected."""
     cookies = sign_up(api)
-    answer = authorize(api, cookies)
-    callback = sandbox.consent(answer.json()["authorize_url"], person="mira_t_42")
-    answer = authorize(api, cookies, params=callback_query(callback))
-    assert answer.json()["status"] == "connected", answer.text
+    response = authorize(api, cookies)
+    callback = sandbox.consent(response.json()["authorize_url"], person="mira_t_42")
+    response = authorize(api, cookies, params=callback_query(callback))
+    assert response.json()["status"] == "connected", response.text
     return cookies
 
 
@@ -125,12 +125,12 @@ def users(deployment: Deployment, name: str = "ada") -> int:
     return int(count)
 
 
-def check_unavailable(answer: requests.Response) -> None:
-    assert answer.status_code == 503, answer.text
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert int(answer.headers["Retry-After"]) > 0
-    assert answer.json()["type"] == "/problems/service-unavailable"
-    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+def check_unavailable(response: requests.Response) -> None:
+    assert response.status_code == 503, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert int(response.headers["Retry-After"]) > 0
+    assert response.json()["type"] == "/problems/service-unavailable"
+    assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
 
 def check_recovered(api: ApiServer, cookies: dict[str, str]) -> None:
@@ -139,9 +139,9 @@ def check_recovered(api: ApiServer, cookies: dict[str, str]) -> None:
 
     def statuses() -> set[int]:
         with ThreadPoolExecutor(8) as pool:
-            return {answer.status_code for answer in pool.map(ask, paths)}
+            return {response.status_code for response in pool.map(send, paths)}
 
-    def ask(path: str) -> requests.Response:
+    def send(path: str) -> requests.Response:
         return call(api, "GET", path, cookies=cookies)
 
     # The first burst replaces all connections. On a busy machine, one may time out.
@@ -207,19 +207,19 @@ def _fields(document: dict[str, Any], operation: dict[str, Any]) -> list[str]:
     return list(schema.get("properties", {}))
 
 
-def complaint(one: Call, answer: requests.Response, *, signed_in: bool, redis_is_there: bool) -> str | None:
+def complaint(one: Call, response: requests.Response, *, signed_in: bool, redis_is_there: bool) -> str | None:
     """Describe what is wrong with a response during an outage; None if nothing is."""
     status, slug = (
-        answer.status_code,
-        json.loads(answer.text).get("type", "") if answer.text[:1] == "{" else "",
+        response.status_code,
+        json.loads(response.text).get("type", "") if response.text[:1] == "{" else "",
     )
     if one.path == "/readyz" and one.method != "OPTIONS":
         return None if status == 503 else "is not ready, and does not say so"
     if NEEDS_NOTHING.fullmatch(one.path) or (one.method == "OPTIONS" and not signed_in):
         return None if status == 200 else "needs no dependency"  # browsers send no cookie with OPTIONS
     if status == 503:
-        headers = {"Retry-After", "X-Request-ID"} - set(answer.headers)
-        is_problem = answer.headers["Content-Type"] == "application/problem+json"
+        headers = {"Retry-After", "X-Request-ID"} - set(response.headers)
+        is_problem = response.headers["Content-Type"] == "application/problem+json"
         return f"lacks {headers}" if headers else None if is_problem else "is no problem document"
     if status >= 500:
         return "is an internal error"
@@ -242,22 +242,23 @@ def check_every_route(
 ) -> None:
     calls = every_call(app)
 
-    def ask(case: tuple[Call, dict[str, str]]) -> str | None:
+    def send(case: tuple[Call, dict[str, str]]) -> str | None:
         one, jar = case
         began = time.monotonic()
-        answer = call(api, one.method, one.path, cookies=jar, json=one.body or None)
+        response = call(api, one.method, one.path, cookies=jar, json=one.body or None)
         took = time.monotonic() - began
-        wrong = complaint(one, answer, signed_in=bool(jar), redis_is_there=redis_is_there)
+        wrong = complaint(one, response, signed_in=bool(jar), redis_is_there=redis_is_there)
         if took > seconds:
             wrong = f"took {took:.1f} s"
         return (
-            wrong and f"{one.method} {one.path} {'signed in' if jar else 'a visitor'}: {wrong}: {answer.text}"
+            wrong
+            and f"{one.method} {one.path} {'signed in' if jar else 'a visitor'}: {wrong}: {response.text}"
         )
 
     last = [one for one in calls if (one.method, one.path) in NEEDS_REDIS_ONLY]
     with ThreadPoolExecutor(8) as pool:
         cases = list(product([one for one in calls if one not in last], [cookies, {}]))
-        complaints = [*pool.map(ask, cases), *map(ask, product(last, [{}]))]
+        complaints = [*pool.map(send, cases), *map(send, product(last, [{}]))]
     assert [wrong for wrong in complaints if wrong] == []
 
 
@@ -290,10 +291,10 @@ def test_browser_returns_to_the_app_with_the_reason_during_an_outage(
 ) -> None:
     getattr(api, dependency).refuse()
 
-    answer = authorize(api, cookies, headers={"Accept": "text/html"})
+    response = authorize(api, cookies, headers={"Accept": "text/html"})
 
-    assert answer.status_code == 303
-    assert answer.headers["Location"].endswith("spotify=error-service-unavailable")
+    assert response.status_code == 303
+    assert response.headers["Location"].endswith("spotify=error-service-unavailable")
 
 
 # --- the servers themselves ----------------------------------------------------------------------
@@ -318,12 +319,12 @@ def test_paused_redis_does_not_block_requests(
     api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     deployment.redis.pause()
-    answers = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 8)
+    responses = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 8)
     alive = timed(lambda: call(api, "GET", "/livez"), 1)
     deployment.redis.resume()
 
-    for answer, seconds in answers:
-        check_unavailable(answer)
+    for response, seconds in responses:
+        check_unavailable(response)
         assert seconds < REDIS_SECONDS
     assert alive[0][0].status_code == 200
     check_recovered(api, cookies)
@@ -332,8 +333,8 @@ def test_paused_redis_does_not_block_requests(
 def test_slow_redis_only_costs_time(api: ApiServer, cookies: dict[str, str]) -> None:
     api.redis.latency(0.05)
 
-    for answer, seconds in timed(lambda: call(api, "GET", "/api/spotify/token", cookies=cookies), 4):
-        assert answer.status_code == 200
+    for response, seconds in timed(lambda: call(api, "GET", "/api/spotify/token", cookies=cookies), 4):
+        assert response.status_code == 200
         assert seconds < REDIS_SECONDS
 
 
@@ -349,7 +350,7 @@ def test_full_redis_rejects_new_sessions_and_serves_existing_ones(
     check_unavailable(rejected)
     assert "Cookie" in rejected.headers["Vary"]
     served = [call(api, "GET", path, cookies=cookies) for path in ("/api/user", "/api/spotify/token")]
-    assert [answer.status_code for answer in served] == [200, 200]
+    assert [response.status_code for response in served] == [200, 200]
     assert users(deployment, "grace") == 0
 
     deployment.redis.client.config_set("maxmemory", 0)
@@ -372,8 +373,8 @@ def test_mysql_is_used_again_after_a_restart(
     api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
     deployment.database.kill()
-    for answer, seconds in timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16):
-        check_unavailable(answer)
+    for response, seconds in timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16):
+        check_unavailable(response)
         assert seconds < REFUSED_SECONDS
     assert call(api, "GET", "/readyz").status_code == 503
 
@@ -391,22 +392,22 @@ def test_paused_mysql_does_not_block_requests_for_long(
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(timed, lambda: call(api, "GET", "/api/user", cookies=cookies), 64)
         not_ready = timed(lambda: call(api, "GET", "/readyz"), 1)[0]
-        answers = waiting.result()
+        responses = waiting.result()
     deployment.database.resume()
 
     assert not_ready[0].status_code == 503
-    for answer, seconds in answers:
-        check_unavailable(answer)
+    for response, seconds in responses:
+        check_unavailable(response)
         assert seconds < STALLED_SECONDS
     check_recovered(api, cookies)
 
 
 def test_stalled_statement_times_out(api: ApiServer, cookies: dict[str, str]) -> None:
     api.database.hold("down", b"spotify_users")
-    [(answer, seconds)] = timed(lambda: call(api, "GET", "/api/spotify", cookies=cookies), 1)
+    [(response, seconds)] = timed(lambda: call(api, "GET", "/api/spotify", cookies=cookies), 1)
     api.database.release()
 
-    check_unavailable(answer)
+    check_unavailable(response)
     assert seconds < STALLED_SECONDS
     check_recovered(api, cookies)
 
@@ -423,12 +424,12 @@ def test_stalled_idle_connection_times_out_sooner_than_a_statement(api: ApiServe
     assert time.monotonic() - began < 5
 
 
-def timed(ask: Callable[[], requests.Response], count: int) -> list[tuple[requests.Response, float]]:
+def timed(send: Callable[[], requests.Response], count: int) -> list[tuple[requests.Response, float]]:
     """Make so many calls at once. Return the responses, and how long each took."""
 
     def one(_: int) -> tuple[requests.Response, float]:
         began = time.monotonic()
-        return ask(), time.monotonic() - began
+        return send(), time.monotonic() - began
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, range(count)))
@@ -443,9 +444,9 @@ def test_idle_connection_that_was_killed_is_replaced(
     timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 8)
     assert kill_connections(deployment) > 0
 
-    answers = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16)
+    responses = timed(lambda: call(api, "GET", "/api/user", cookies=cookies), 16)
 
-    assert [answer.status_code for answer, _ in answers] == [200] * 16
+    assert [response.status_code for response, _ in responses] == [200] * 16
 
 
 def test_mysql_restart_between_requests_goes_unnoticed(
@@ -464,18 +465,18 @@ def test_connection_killed_in_a_transaction_leaves_no_partial_write(
 ) -> None:
     api.database.hold("up", b"COMMIT", since=b"INSERT INTO users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, api, "POST", "/api/register", json=account())
+        pending = pool.submit(call, api, "POST", "/api/register", json=account())
         api.database.wait_until_held()
         assert kill_connections(
             deployment, "id IN (SELECT trx_mysql_thread_id FROM information_schema.innodb_trx)"
         )
         api.database.release()
-        answer = asking.result()
+        response = pending.result()
 
     # Complete, because it was retried.
-    assert answer.status_code == 201, answer.text
+    assert response.status_code == 201, response.text
     assert users(deployment) == 1
-    assert call(api, "GET", "/api/user", cookies=answer.cookies.get_dict()).status_code == 200
+    assert call(api, "GET", "/api/user", cookies=response.cookies.get_dict()).status_code == 200
 
 
 # --- conflicting transactions --------------------------------------------------------------------
@@ -491,9 +492,9 @@ def pair(deployment: Deployment) -> None:
         )
 
 
-def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, str | None]]:
+def change_both(app: Flask, *, retry: bool) -> Callable[[str, str], tuple[int, str | None]]:
     """Add a route that changes two rows in turn. The first two calls meet in the middle."""
-    meeting = threading.Barrier(2)
+    barrier = threading.Barrier(2)
     met: set[str] = set()
 
     @app.post("/api/both/<first>/<second>")
@@ -505,20 +506,20 @@ def change_both(app: Flask, *, again: bool) -> Callable[[str, str], tuple[int, s
                 db.execute(change.values(password_hash=User.password_hash + first[0]))
                 if name == first and first not in met:
                     met.add(first)
-                    meeting.wait(10)
+                    barrier.wait(10)
 
-        if again:
+        if retry:
             run_in_transaction(work)
         else:
             with writing() as db:
                 work(db)
         return Response(status=204)
 
-    def ask(first: str, second: str) -> tuple[int, str | None]:
-        answer = app.test_client().post(f"/api/both/{first}/{second}", headers=HEADERS)
-        return answer.status_code, answer.headers.get("Retry-After")
+    def send(first: str, second: str) -> tuple[int, str | None]:
+        response = app.test_client().post(f"/api/both/{first}/{second}", headers=HEADERS)
+        return response.status_code, response.headers.get("Retry-After")
 
-    return ask
+    return send
 
 
 def hashes(deployment: Deployment) -> list[str]:
@@ -527,23 +528,23 @@ def hashes(deployment: Deployment) -> list[str]:
 
 @pytest.mark.usefixtures("pair")
 def test_deadlock_victim_is_retried(deployment: Deployment, app: Flask) -> None:
-    ask = change_both(app, again=True)
+    send = change_both(app, retry=True)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
+        responses = [pool.submit(send, *names) for names in (("ada", "grace"), ("grace", "ada"))]
 
-    assert [answer.result() for answer in answers] == [(204, None)] * 2
+    assert [response.result() for response in responses] == [(204, None)] * 2
     assert [sorted(value) for value in hashes(deployment)] == [["a", "g", "x"]] * 2
 
 
 @pytest.mark.usefixtures("pair")
 def test_deadlock_victim_without_retries_leaves_no_partial_write(deployment: Deployment, app: Flask) -> None:
-    ask = change_both(app, again=False)
+    send = change_both(app, retry=False)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(ask, *names) for names in (("ada", "grace"), ("grace", "ada"))]
+        responses = [pool.submit(send, *names) for names in (("ada", "grace"), ("grace", "ada"))]
 
-    assert sorted(answer.result() for answer in answers) == [(204, None), (503, "5")]
+    assert sorted(response.result() for response in responses) == [(204, None), (503, "5")]
     assert hashes(deployment)[0] == hashes(deployment)[1]
-    assert ask("ada", "grace")[0] == 204
+    assert send("ada", "grace")[0] == 204
 
 
 def test_lock_wait_times_out_and_leaves_nothing_behind(
@@ -551,10 +552,10 @@ def test_lock_wait_times_out_and_leaves_nothing_behind(
 ) -> None:
     with deployment.engine.connect() as other:
         other.execute(sa.text("SELECT id FROM spotify_users FOR UPDATE"))
-        [(answer, seconds)] = timed(lambda: call(api, "DELETE", "/api/spotify", cookies=cookies), 1)
+        [(response, seconds)] = timed(lambda: call(api, "DELETE", "/api/spotify", cookies=cookies), 1)
         other.rollback()
 
-    check_unavailable(answer)
+    check_unavailable(response)
     assert seconds < STALLED_SECONDS
     check_recovered(api, cookies)
     assert call(api, "DELETE", "/api/spotify", cookies=cookies).status_code == 204
@@ -589,12 +590,12 @@ def test_registration_with_an_unacknowledged_commit_is_looked_up(
     dropped = api.database.dropped
     api.database.drop_reply(b"COMMIT", since=WRITES_ACCOUNT)
 
-    answer = call(api, "POST", "/api/register", json=account())
+    response = call(api, "POST", "/api/register", json=account())
 
     assert api.database.dropped > dropped
-    assert answer.status_code == 201, answer.text
+    assert response.status_code == 201, response.text
     assert users(deployment) == 1
-    assert call(api, "GET", "/api/user", cookies=answer.cookies.get_dict()).json()["username"] == "ada"
+    assert call(api, "GET", "/api/user", cookies=response.cookies.get_dict()).json()["username"] == "ada"
     assert call(api, "POST", "/api/register", json=account()).status_code == 409
 
 
@@ -605,15 +606,15 @@ def test_client_can_tell_whether_an_interrupted_registration_succeeded(
 ) -> None:
     api.database.hold("up", b"COMMIT", since=WRITES_ACCOUNT)
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, api, "POST", "/api/register", json=account())
+        pending = pool.submit(call, api, "POST", "/api/register", json=account())
         api.database.wait_until_held()
         if committed:
             api.database.hold("down", b"")  # forwards the COMMIT, and holds the reply
             eventually(lambda: users(deployment) == 1)
         api.database.refuse()
-        answer = asking.result()
-    check_unavailable(answer)
-    assert "Set-Cookie" not in answer.headers
+        response = pending.result()
+    check_unavailable(response)
+    assert "Set-Cookie" not in response.headers
     api.database.restore()
 
     again = call(api, "POST", "/api/register", json=account())
@@ -667,11 +668,11 @@ def test_connection_with_an_unacknowledged_commit_exists(
 ) -> None:
     cookies = sign_up(api)
     first = authorize(api, cookies)
-    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    parameters = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     api.database.drop_reply(b"COMMIT", since=b"INSERT INTO spotify_users")
 
-    first = authorize(api, cookies, params=back)
-    again = authorize(api, cookies, params=back)
+    first = authorize(api, cookies, params=parameters)
+    again = authorize(api, cookies, params=parameters)
 
     assert first.status_code in (200, 503), first.text
     assert (again.status_code, again.json()["status"]) == (200, "connected")
@@ -683,23 +684,23 @@ def test_connection_lost_before_its_commit_leaves_nothing(
 ) -> None:
     cookies = sign_up(api)
     first = authorize(api, cookies)
-    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    parameters = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     api.database.hold("up", b"COMMIT", since=b"INSERT INTO spotify_users")
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(call, api, "GET", "/api/spotify/authorize", cookies=cookies, params=back)
+        pending = pool.submit(call, api, "GET", "/api/spotify/authorize", cookies=cookies, params=parameters)
         api.database.wait_until_held()
         api.database.cut()
         api.database.release()
-        answer = asking.result()
+        response = pending.result()
 
-    check_unavailable(answer)
+    check_unavailable(response)
     assert deployment.sql("SELECT id FROM spotify_users") == []
     # The state is consumed; the person has to start again.
-    again = authorize(api, cookies, params=back)
+    again = authorize(api, cookies, params=parameters)
     assert again.status_code == 400
     fresh = authorize(api, cookies).json()
-    back = callback_query(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
-    done = authorize(api, cookies, params=back)
+    parameters = callback_query(sandbox.consent(fresh["authorize_url"], person="mira_t_42"))
+    done = authorize(api, cookies, params=parameters)
     assert done.json()["status"] == "connected"
 
 
@@ -710,13 +711,13 @@ def test_callback_during_an_outage_can_be_repeated(
     """A code is not sent to Spotify while the grant could not be stored."""
     first = call(api, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
-    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    parameters = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     getattr(api, dependency).refuse()
-    check_unavailable(authorize(api, cookies, params=back))
+    check_unavailable(authorize(api, cookies, params=parameters))
     assert sandbox.calls(path="/api/token") == []
     getattr(api, dependency).restore()
 
-    done = eventually(lambda: _connected(api, cookies, back))
+    done = eventually(lambda: _connected(api, cookies, parameters))
 
     assert done["spotify"]["spotify_id"] == "mira_t_42"
 
@@ -726,21 +727,21 @@ def test_state_survives_a_lost_reply_from_redis(
 ) -> None:
     first = call(api, "GET", "/api/spotify/authorize")
     cookies = first.cookies.get_dict()
-    back = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
+    parameters = callback_query(sandbox.consent(first.json()["authorize_url"], person="mira_t_42"))
     # The script that claims the state has to run, so it must not be missing from a new Redis.
     deployment.redis.client.script_load((ROOT / "app/infra/compare_and_set.lua").read_text(encoding="utf-8"))
     api.redis.drop_reply(b"authorization:", since=b"throttle:exchanges")
 
-    check_unavailable(authorize(api, cookies, params=back))
+    check_unavailable(authorize(api, cookies, params=parameters))
 
     assert sandbox.calls(path="/api/token") == []
-    assert _connected(api, cookies, back)["status"] == "connected"
+    assert _connected(api, cookies, parameters)["status"] == "connected"
 
 
-def _connected(api: ApiServer, cookies: dict[str, str], back: dict[str, str]) -> dict[str, Any]:
-    answer = authorize(api, cookies, params=back)
-    assert answer.status_code == 200, answer.text
-    connection: dict[str, Any] = answer.json()
+def _connected(api: ApiServer, cookies: dict[str, str], parameters: dict[str, str]) -> dict[str, Any]:
+    response = authorize(api, cookies, params=parameters)
+    assert response.status_code == 200, response.text
+    connection: dict[str, Any] = response.json()
     return connection
 
 
@@ -832,19 +833,19 @@ def test_any_error_anywhere_has_one_response_and_one_log_line(
     place(app, fail)
 
     origin = app.extensions["backline"].config.cors_origins[0]
-    answer = client.get("/api/breaks", headers={"Origin": origin})
+    response = client.get("/api/breaks", headers={"Origin": origin})
     breaks.clear()
 
-    assert answer.status_code == status
-    assert answer.content_type == "application/problem+json"
-    assert answer.get_json()["request_id"] == answer.headers["X-Request-ID"]
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers.getlist("Access-Control-Allow-Origin") == [origin]
-    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
-    assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
-    assert "Origin" in answer.vary
-    assert "hunter2" not in answer.text
+    assert response.status_code == status
+    assert response.content_type == "application/problem+json"
+    assert response.get_json()["request_id"] == response.headers["X-Request-ID"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers.getlist("Access-Control-Allow-Origin") == [origin]
+    assert response.headers["Access-Control-Allow-Credentials"] == "true"
+    assert "Retry-After" in response.headers["Access-Control-Expose-Headers"]
+    assert "Origin" in response.vary
+    assert "hunter2" not in response.text
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info or status == 503
     assert client.get("/api/breaks").status_code == 204
@@ -858,7 +859,7 @@ def test_error_outside_flask_is_not_shown_to_other_origins(app: Flask, client: F
 
     broken_open(app, fail)
 
-    answer = client.get("/api/breaks", headers={"Origin": "https://evil.example"})
-    assert answer.status_code == 500
-    assert "Access-Control-Allow-Origin" not in answer.headers
-    assert "Origin" in answer.vary
+    response = client.get("/api/breaks", headers={"Origin": "https://evil.example"})
+    assert response.status_code == 500
+    assert "Access-Control-Allow-Origin" not in response.headers
+    assert "Origin" in response.vary

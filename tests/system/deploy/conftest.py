@@ -15,7 +15,7 @@ StartNginx = Callable[..., Https]
 
 @pytest.fixture(scope="package")
 def behind_nginx(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of an app that stands behind deploy/nginx.conf, on servers that are there."""
+    """The settings of an app behind deploy/nginx.conf, with its own database."""
     settings = {
         **SETTINGS,
         "DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('deploy') / 'backline.sqlite3'}",

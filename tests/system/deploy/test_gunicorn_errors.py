@@ -65,7 +65,7 @@ def test_refusal_is_a_problem_that_does_not_quote_the_request(api: Server, case:
     check_problem(response, status, "malformed-request")
     assert response.headers["Connection"] == "close"
     assert CODE not in str(response.headers) + response.body.decode()
-    line = eventually(lambda: refusals_logged(api, response))[0]
+    line = eventually(lambda: errors_logged(api, response))[0]
     assert line["event"] == "request_rejected"
     assert (line["status"], line["logger"]) == (status, "gunicorn.error")
     assert CODE not in api.log
@@ -84,7 +84,7 @@ def test_lingering_clients_do_not_block_the_worker(api: Server) -> None:
     assert time.monotonic() - began < 6  # and not twelve
 
 
-def refusals_logged(api: Server, response: RawResponse) -> list[dict[str, Any]]:
+def errors_logged(api: Server, response: RawResponse) -> list[dict[str, Any]]:
     wanted = response.problem["request_id"]
     return [json.loads(line) for line in api.log.splitlines() if wanted in line]
 
@@ -123,7 +123,7 @@ def test_gunicorn_never_logs_what_a_client_sent_even_at_debug_level(behind_nginx
             connection.recv(1)
         response = send_plain(api.port, REFUSED["method"][0])
 
-        assert len(eventually(lambda: refusals_logged(api, response))) == 1
+        assert len(eventually(lambda: errors_logged(api, response))) == 1
         assert CODE not in api.log
         assert all(line["level"] != "DEBUG" for line in gunicorns_lines(api))
 

@@ -47,7 +47,7 @@ def chunked(body: bytes, size: int = 16_384) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
 
 
-# What is refused before the app sees it, by the requirement: the request, its status, slug and instance.
+# What is rejected before it reaches the app, by the requirement: the request, its status, slug and instance.
 REFUSED = {
     "body": (
         request("POST", "/api/login", FROM_PAGE, JSON, body=TOO_BIG),
@@ -263,9 +263,9 @@ def test_thousand_slow_connections_from_one_address_do_not_block_others(
         assert [patient.get("/api/session", source="127.0.0.1").status for _ in range(5)] == [200] * 5
         assert time.monotonic() - started < 5
         for target in ("/api/session", "/elsewhere"):
-            refused = patient.get(target, FROM_PAGE, source="127.0.0.2")
-            check_problem(refused, 429, "too-many-attempts", instance=target)
-            assert may_read(refused)
+            rejected = patient.get(target, FROM_PAGE, source="127.0.0.2")
+            check_problem(rejected, 429, "too-many-attempts", instance=target)
+            assert may_read(rejected)
 
 
 @contextmanager
@@ -324,10 +324,10 @@ def test_body_for_the_gateway_may_be_larger(nginx: Https) -> None:
 @pytest.mark.requirement("H2")
 def test_rejected_large_body_does_not_affect_the_next_request(nginx: Https) -> None:
     for _ in range(8):
-        refused = nginx.raw(request(*COVER, "Origin: https://evil.test", body=b"x" * 262_144))
+        rejected = nginx.raw(request(*COVER, "Origin: https://evil.test", body=b"x" * 262_144))
         # Not a GET: nginx would send that again.
         next_one = nginx.raw(request("POST", "/api/logout"))
-        assert (refused.status, next_one.status) == (403, 204)
+        assert (rejected.status, next_one.status) == (403, 204)
 
 
 @pytest.mark.requirement("H2")
@@ -645,12 +645,12 @@ def test_logs_contain_no_code_from_an_http_0_9_request(nginx: Https) -> None:
 
 @pytest.mark.requirement("D11")
 def test_logs_contain_no_code_when_nginx_responds_itself(another_nginx: StartNginx) -> None:
-    nobody = another_nginx(free_port())
+    without_app = another_nginx(free_port())
 
-    logged(nobody, nobody.get(CALLBACK))
-    logged(nobody, send_plain(nobody.nginx.port, request("GET", CALLBACK)))
+    logged(without_app, without_app.get(CALLBACK))
+    logged(without_app, send_plain(without_app.nginx.port, request("GET", CALLBACK)))
 
-    assert CODE not in nobody.nginx.log
+    assert CODE not in without_app.nginx.log
 
 
 @pytest.mark.requirement("J2")
@@ -662,8 +662,8 @@ def test_nginx_log_has_the_request_id_of_the_application(nginx: Https, api: Serv
     assert (line["address"], line["upstream_status"]) == ("127.0.0.2", "200")
     assert eventually(lambda: str(line["request_id"]) in api.log)
 
-    refused = logged(nginx, nginx.raw(request("DELETE", "/readyz")))
-    assert (refused["method"], refused["path"], refused["status"]) == ("DELETE", "/readyz", 404)
+    rejected = logged(nginx, nginx.raw(request("DELETE", "/readyz")))
+    assert (rejected["method"], rejected["path"], rejected["status"]) == ("DELETE", "/readyz", 404)
 
 
 def test_client_that_is_too_slow_is_disconnected(another_nginx: StartNginx) -> None:
