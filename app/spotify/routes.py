@@ -177,6 +177,7 @@ def playback_token() -> Response:
     "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
 )
 @public
+@identity.loads_session
 @blueprint.response(200, description="Spotify's response, with any status and media type")
 @blueprint.problems(
     MalformedRequest,
@@ -196,10 +197,12 @@ def web_api(path: str) -> Response:
     says whether the response was fetched for this request (`miss`), for another one at the same time
     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
-    call = gateway_http.read_call(request, path)
-    gateway, connection = services().gateway, _require_connection()
-    with _offering_reauthorization():
-        return gateway_http.forward(gateway, gateway.prepare(call), connection, connections.required_grant())
+    gateway = services().gateway
+    with gateway.prepare(gateway_http.read_call(request, path)) as prepared:
+        prepared.receive(identity.load(lambda _, snapshot: prepared.commands_for(snapshot.connection)))
+        connection = _require_connection()
+        with _offering_reauthorization():
+            return gateway_http.forward(gateway, prepared, connection, connections.required_grant())
 
 
 def _require_connection() -> ConnectionSnapshot:

@@ -4,6 +4,7 @@ The commands can share the round trip that loads the session. They are then made
 contained last time, so a call may be rejected after its lookup has made it the leader of a read.
 """
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import redis
 
 from app.infra import redis_scripts
 from app.infra.redis_round_trip import Command
+from app.models.snapshots import ConnectionSnapshot
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.call import Call
 from app.spotify.clients.rate_limit import Check, SpotifyRateLimiter
@@ -46,7 +48,7 @@ class PreparedCall:
         self._rate_limiter = rate_limiter
         self._bulkhead = bulkhead
         self._connection: tuple[int, str] | None = None  # that of the commands
-        self._commands: list[Command] = []
+        self._commands: Sequence[Command] = ()
         self._may_lead = False
         self._since: int | None = None  # Redis' time of the first lookup, in ms
 
@@ -61,13 +63,16 @@ class PreparedCall:
         self.release()
         self._rate_limiter.count(self.check)
 
-    def commands(self, spotify_user_id: int, grant_id: str) -> list[Command]:
+    def commands_for(self, connection: ConnectionSnapshot | None) -> Sequence[Command]:
         """Return the commands for a connection. `receive` reads the replies.
 
         Raises:
             redis.RedisError: Redis does not work.
         """
+        if connection is None:
+            return ()
         redis_scripts.load(self._client)
+        spotify_user_id, grant_id = connection.id, connection.token.grant_id
         self._connection, self.check, self._since = (spotify_user_id, grant_id), None, None
         if self.call.is_read:
             # The grant is part of the key: a visitor must not read what another grant allows. Also, ids are
@@ -77,12 +82,16 @@ class PreparedCall:
             self._may_lead = self._bulkhead.has_free_slot(spotify_user_id)
         return self._current_commands(spotify_user_id)
 
-    def receive(self, replies: list[Any]) -> None:
-        """Read the replies to `commands`.
+    def receive(self, replies: Sequence[Any] | None) -> None:
+        """Read the replies to the commands, or discard a lead if they were made from something outdated.
 
         Raises:
             redis.RedisError: Redis does not work.
         """
+        if not replies:
+            self.release()
+            self._commands = ()
+            return
         first, check = redis_scripts.resend_unknown(self._client, self._commands, replies)
         if self.call.is_read:
             self.lookup = self._cache.read_lookup(self.read, self._commands[0], first)
@@ -90,15 +99,15 @@ class PreparedCall:
         self._may_lead = self.call.is_read and self.lookup.state is State.LEADING
         self.check = self._rate_limiter.read_check(self.call.scope, check)
 
-    def complete(self, spotify_user_id: int, grant_id: str) -> None:
+    def complete(self, connection: ConnectionSnapshot) -> None:
         """Send the commands for a connection, unless that has been done.
 
         Raises:
             redis.RedisError: Redis does not work.
         """
-        if self.check is None or self._connection != (spotify_user_id, grant_id):
+        if self.check is None or self._connection != (connection.id, connection.token.grant_id):
             self.release()
-            self.receive(redis_scripts.run(self._client, *self.commands(spotify_user_id, grant_id)))
+            self.receive(redis_scripts.run(self._client, *self.commands_for(connection)))
 
     def repeat(self, spotify_user_id: int) -> None:
         """Send the commands again, after a wait for a slot. The lookup leads unless another caller does.
@@ -128,9 +137,9 @@ class PreparedCall:
         """Return the commands that count the calls that were made. The caller sends them."""
         return self.check.take_uncounted() if self.check is not None else []
 
-    def _current_commands(self, spotify_user_id: int) -> list[Command]:
+    def _current_commands(self, spotify_user_id: int) -> Sequence[Command]:
         first = self._cache.drop_command(spotify_user_id)
         if self.call.is_read:
             first = self._cache.lookup_command(self.read, since=self._since, lead=self._may_lead)
-        self._commands = [first, self._rate_limiter.check_command(self.call.scope)]
+        self._commands = (first, self._rate_limiter.check_command(self.call.scope))
         return self._commands

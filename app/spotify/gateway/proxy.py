@@ -54,7 +54,7 @@ class GatewayResponse:
 class _Forward:
     """A call to forward over a connection. With `grant_id`, only a token of that grant may be used."""
 
-    spotify_user_id: int
+    connection: ConnectionSnapshot
     prepared: PreparedCall
     grant_id: str | None
     deadline: float  # time.monotonic
@@ -63,6 +63,11 @@ class _Forward:
     def call(self) -> Call:
         """The call."""
         return self.prepared.call
+
+    @property
+    def spotify_user_id(self) -> int:
+        """The id of the connection."""
+        return self.connection.id
 
     @property
     def latest_start(self) -> float:
@@ -114,9 +119,9 @@ class Gateway:
             SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
-        forward = _Forward(connection.id, prepared, grant_id, time.monotonic() + TOTAL_SECONDS)
+        forward = _Forward(connection, prepared, grant_id, time.monotonic() + TOTAL_SECONDS)
         with prepared:
-            prepared.complete(connection.id, connection.token.grant_id)
+            prepared.complete(connection)
             try:
                 response = self._read(forward) if prepared.call.is_read else self._write(forward)
             except BulkheadFull:
@@ -202,6 +207,8 @@ class Gateway:
                 forward.spotify_user_id,
                 wait_seconds=min(WAIT_SECONDS, forward.remaining(_CALL_RESERVE_SECONDS)),
                 grant_id=forward.grant_id,
+                # After a wait, the connection may be gone.
+                known=forward.connection.token if forward.prepared.is_current else None,
             )
             response = self._send(forward, token.access_token)
             if response.status != 401 or _lacks_scope(response) or forward.remaining() <= MIN_SECONDS:
