@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
+from flask.globals import request_ctx
 from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
 from werkzeug.datastructures import Headers
 
@@ -36,7 +37,8 @@ def init_app(app: Flask, config: Config) -> None:
 
     @app.after_request
     def answer_preflight(response: Response) -> Response:
-        if request.method != "OPTIONS" or not _is_api(request.environ):
+        environ = request_ctx.request.environ
+        if environ["REQUEST_METHOD"] != "OPTIONS" or not _is_api(environ):
             return response
         set_cors_headers(response, options)
         # Flask-CORS names the methods of all routes; the automatic response to OPTIONS names this route's.

@@ -27,12 +27,10 @@ class RequestFields(logging.Filter):
             current = request_ctx.request
             # `flask.session` might not be open yet, and would count as accessed.
             session = request_ctx._session  # noqa: SLF001
-            fields = {
-                "request_id": request_id_of(current.environ),
-                "client": current.remote_addr,
-                "user_id": dict.get(session, "user_id") if isinstance(session, dict) else None,
-            }
-            record.__dict__ |= fields | record.__dict__
+            fields = record.__dict__
+            fields.setdefault("request_id", request_id_of(current.environ))
+            fields.setdefault("client", current.remote_addr)
+            fields.setdefault("user_id", dict.get(session, "user_id") if isinstance(session, dict) else None)
         return True
 
 
