@@ -2,7 +2,8 @@
 
 The arbiter does not import the app itself (see `deploy/worker.py`): a HUP would start workers with the old
 code and settings, and workers would share what must not be shared, such as connections, threads, and metrics.
-Libraries have none of these when they are imported (`tests/system/deploy/test_preload.py`).
+Libraries have none of these when they are imported (`tests/system/deploy/test_preload.py`). See
+docs/decisions/0061-preload-libraries-only.md.
 """
 
 import gc

@@ -4,8 +4,8 @@ A request that gunicorn cannot parse never reaches the app. By default, the resp
 its request line may contain the code and state of an OAuth callback.
 
 The arbiter imports this module, so it must not import the app at the top: workers started by a HUP would
-inherit the old code. (They do inherit `config.py` and `app/settings`, so a release that changes those needs a
-restart.)
+inherit the old code. (They do inherit `config.py`, `app/settings`, and libraries (`deploy/preload.py`), so a
+release that changes those needs a restart.)
 """
 
 import json

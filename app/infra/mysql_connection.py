@@ -16,7 +16,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
 
     So a single read takes one round trip, and a transaction one for each statement and one for COMMIT. By
     default, the driver turns autocommit off: even a read then needs a COMMIT, and locks the tables'
-    definitions until then.
+    definitions until then. See docs/decisions/0062-begin-with-the-first-statement.md.
     """
 
     reply_seconds: float | None = None
