@@ -23,7 +23,7 @@ from gunicorn import glogging, util  # type: ignore[import-untyped]
 from gunicorn.http import errors  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-from deploy import response
+from deploy import shortcuts
 
 # Everything else is a 400. nginx.conf uses the same words for requests that it rejects first.
 REJECTIONS: dict[type[Exception], tuple[int, str]] = {
@@ -51,7 +51,7 @@ def _close_in_pool(*arguments: Any, **options: Any) -> None:
 
 
 util.close_graceful = _close_in_pool
-response.install()
+shortcuts.install()
 
 
 # How long a worker whose threads are all busy waits before it accepts a connection.
@@ -130,7 +130,7 @@ def error_response(status: int, detail: str | None, request_id: str) -> bytes:
         f"Content-Type: {MEDIA_TYPE}",
         f"Content-Length: {len(body)}",
         f"X-Request-ID: {request_id}",
-        *(f"{name}: {value}" for name, value in response.SECURITY_HEADERS),
+        *(f"{name}: {value}" for name, value in shortcuts.SECURITY_HEADERS),
         "Vary: Origin",
         # For nginx, which removes it and adds the CORS headers and those for https.
         "X-Backline-Rejected: 1",

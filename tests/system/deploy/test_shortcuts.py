@@ -1,10 +1,14 @@
-"""Our response for gunicorn sends what gunicorn's own would send."""
+"""Our shortcuts in gunicorn change nothing but the time that it takes."""
 
+import socket
+import time
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn import http, util  # type: ignore[import-untyped]
+from gunicorn.config import Config as GunicornConfig  # type: ignore[import-untyped]
 from gunicorn.http import wsgi  # type: ignore[import-untyped]
 from gunicorn.http.errors import InvalidResponseHeader  # type: ignore[import-untyped]
 from gunicorn.http2.response import HTTP2Response  # type: ignore[import-untyped]
@@ -12,11 +16,11 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 
 from app.web import security_headers
 from config import Config
-from deploy import response, worker
-from deploy.response import SECURITY_HEADERS, Response
+from deploy import shortcuts, worker
+from deploy.shortcuts import SECURITY_HEADERS, Response
 from tests.conftest import SETTINGS
 
-[Original] = HTTP2Response.__bases__  # deploy/response.py replaces `wsgi.Response` itself
+[Original] = HTTP2Response.__bases__  # deploy/shortcuts.py replaces `wsgi.Response` itself
 
 JSON = [("Content-Type", "application/json"), ("X-Request-ID", "0" * 32), *SECURITY_HEADERS]
 
@@ -91,9 +95,50 @@ def test_known_headers_are_those_of_the_app() -> None:
 
 
 def test_date_is_formatted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    misses = response._http_date.cache_info().misses
+    misses = shortcuts._http_date.cache_info().misses
     monkeypatch.setattr("time.time", lambda: 1_000_000_000.9)
     assert util.http_date() == util.http_date(1_000_000_000.1) == "Sun, 09 Sep 2001 01:46:40 GMT"
     monkeypatch.setattr("time.time", lambda: 1_000_000_001.0)
     assert util.http_date() == "Sun, 09 Sep 2001 01:46:41 GMT"
-    assert response._http_date.cache_info().misses == misses + 2
+    assert shortcuts._http_date.cache_info().misses == misses + 2
+
+
+@pytest.mark.parametrize("read", [0, 3, 5])
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /first HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /",
+        b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nGET /\r\n0\r\n\r\n",
+    ],
+    ids=["none", "length", "chunked"],
+)
+def test_unread_body_is_not_taken_for_the_next_request(first: bytes, read: int) -> None:
+    second = b"GET /second HTTP/1.1\r\nHost: x\r\n\r\n"
+    ours, theirs = socket.socketpair()
+    with closing(ours), closing(theirs):
+        theirs.sendall(first + second)
+        parser = http.get_parser(GunicornConfig(), ours, ("127.0.0.1", 1))
+
+        request = next(parser)
+        request.body.read(read)
+        assert parser.finish_body(deadline=time.monotonic() + 5)
+        assert (request.path, next(parser).path) == ("/first", "/second")
+
+
+def test_request_without_a_body_does_not_change_the_timeout_of_its_socket() -> None:
+    with Unchangeable() as connection:
+        parser = http.get_parser(GunicornConfig(), connection, ("127.0.0.1", 1))
+        next(parser)
+
+        assert parser.finish_body(deadline=time.monotonic() + 5)
+
+
+class Unchangeable(socket.socket):
+    """A socket from which one request can be read."""
+
+    def recv(self, *_: Any) -> bytes:
+        return b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    def settimeout(self, value: float | None) -> None:
+        raise AssertionError
