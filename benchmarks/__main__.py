@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import comparison, engine, flame, results, routes
+from benchmarks import comparison, engine, flame, growth, latency, results, routes, startup
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
@@ -14,6 +14,11 @@ from tests.helpers.servers import Unavailable
 PARTS: dict[str, Callable[[Options], Section]] = {
     "routes": routes.run,
     "alternatives": comparison.run,
+    "startup": startup.run,
+    "miss": latency.run_miss,
+    "tail": latency.run_tail,
+    "growth": growth.run_growth,
+    "due": growth.run_due,
     "engine": engine.run,
     "memory": engine.run_memory,
     "flame": flame.run,

@@ -66,6 +66,19 @@ class Deployment:
             http.get(authorize, params=query, timeout=CLIENT_TIMEOUT).raise_for_status()
             return f"backline_session={http.cookies['backline_session']}"
 
+    def get(self, path: str, cookie: str) -> requests.Response:
+        """Send one request.
+
+        Raises:
+            requests.HTTPError: The response is an error.
+        """
+        with requests.Session() as http:
+            http.trust_env = False
+            headers = {**HEADERS, "Cookie": cookie}
+            response = http.get(f"{self.server.url}{path}", headers=headers, timeout=CLIENT_TIMEOUT)
+            response.raise_for_status()
+            return response
+
     def target(
         self, path: str, cookie: str, expected: Mapping[str, object], headers: Mapping[str, str] | None = None
     ) -> Target:

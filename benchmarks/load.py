@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -76,8 +76,10 @@ class Response:
 class Tab:
     """A persistent connection of a browser, for one request at a time."""
 
-    def __init__(self, port: int, cookie: str) -> None:
-        self._port, self._cookie = port, cookie
+    def __init__(self, port: int, cookie: str = "", headers: Mapping[str, str] | None = None) -> None:
+        sent = {"Cookie": cookie, "X-Requested-With": "benchmark"} if headers is None else headers
+        self._port = port
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def get(self, path: str) -> Response:
@@ -86,8 +88,7 @@ class Tab:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Cookie: {self._cookie}"]
-        writer.write("\r\n".join([*lines, "X-Requested-With: benchmark", "", ""]).encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{self._headers}\r\n".encode())
         status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         pairs = (field.partition(": ") for field in fields if field)
         headers = {name.lower(): value for name, _, value in pairs}
@@ -146,3 +147,32 @@ def measure_session_times(port: int, cookie: str, seconds: float) -> list[float]
         return await asyncio.gather(*map(one, range(int(seconds * SAMPLES_PER_SECOND))))
 
     return asyncio.run(run())
+
+
+async def run_at_rate(tabs: list[Tab], path: str, rate: float, seconds: float) -> list[float]:
+    """Request a path at fixed times. Return the seconds from these times to the responses.
+
+    A request that finds no idle connection waits, and its time counts from when it should have been sent.
+    """
+    idle: asyncio.Queue[Tab] = asyncio.Queue()
+    for tab in tabs:
+        await tab.get(path)  # opens the connection
+        idle.put_nowait(tab)
+    began = time.monotonic()
+
+    async def one(number: int) -> float:
+        due = began + number / rate
+        tab = await idle.get()
+        response = await tab.get(path)
+        idle.put_nowait(tab)
+        assert response.status == 200, response
+        return time.monotonic() - due
+
+    running = []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        running.append(asyncio.create_task(one(number)))
+    times = await asyncio.gather(*running)
+    for tab in tabs:
+        tab.close()
+    return times

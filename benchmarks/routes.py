@@ -14,6 +14,7 @@ from benchmarks.progress import Options, progress
 from benchmarks.results import Figure, Section
 from tests.helpers.servers import ROOT, free_port, process_environment
 
+V1 = "/api/spotify/v1"
 # Multiples of `bare`.
 LIMITS = {
     "/livez": 1.15,
@@ -21,7 +22,7 @@ LIMITS = {
     "/api/user": 1.8,
     "/api/spotify/token": 2.2,
     "/api/spotify/authorize": 2.2,
-    "/api/spotify/v1/me/player": 2.2,
+    f"{V1}/me/player": 2.2,
 }
 FLOORS = {
     "bare + Redis": "/redis",
@@ -77,7 +78,7 @@ def routes(backline: Deployment) -> list[Target]:
     """Sign in, connect, and return the routes to measure."""
     cookie = backline.connect(username="ada")
     playing = {"is_playing": True}
-    player = backline.target("/api/spotify/v1/me/player", cookie, playing, {"X-Cache": "hit"})
+    player = backline.target(f"{V1}/me/player", cookie, playing, {"X-Cache": "hit"})
     replace(player, expected_headers={}).check()  # the first read is a miss
     return [
         backline.target("/livez", "", {}),

@@ -1,6 +1,8 @@
 """Fill the tables, and count what the server is asked."""
 
 import base64
+import statistics
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,9 +26,22 @@ class Database:
     def execute(self, statement: Any, values: Any = None) -> list[Any]:
         """Run a statement in a transaction, and return the rows if there are any."""
         with self._engine.begin() as connection:
-            statement = sa.text(statement) if isinstance(statement, str) else statement
-            found = connection.execute(statement, values)
+            if isinstance(statement, str) and values is None:
+                found = connection.exec_driver_sql(statement)
+            else:
+                text = sa.text(statement) if isinstance(statement, str) else statement
+                found = connection.execute(text, values)
             return list(found) if found.returns_rows else []
+
+    def milliseconds(self, query: str, times: int = 20) -> float:
+        """Return how long a query takes: the median."""
+        found = []
+        with self._engine.connect() as connection:
+            for _ in range(times):
+                began = time.perf_counter()
+                connection.exec_driver_sql(query).all()
+                found.append((time.perf_counter() - began) * 1000)
+        return statistics.median(found)
 
     @property
     def statements(self) -> int:
@@ -35,8 +50,7 @@ class Database:
 
     def insert_connections(self, count: int, *, due: bool = True) -> None:
         """Store connections with encrypted tokens, after those that exist."""
-        keys = SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")
-        cipher = TokenCipher([base64.b64decode(key) for key in keys])
+        cipher = _cipher()
         first = int(self.execute(sa.select(sa.func.coalesce(sa.func.max(SpotifyUser.id), 0)))[0][0]) + 1
         for start in range(first, first + count, CHUNK):
             progress(f"storing connections: {start - first} of {count}")
@@ -45,6 +59,34 @@ class Database:
             self.execute(sa.insert(SpotifyUser), people)
             self.execute(sa.insert(AccessToken), [_grant(cipher, number, due) for number in ids])
 
+    def fill_connections(self, size: int) -> None:
+        """Add connections until there are `size`. Their tokens have the usual length, but are none.
+
+        They are due evenly in 45 minutes, of which the first 30 seconds have passed: as many as at each tick.
+        """
+        first = int(self.execute("SELECT COALESCE(MAX(id), 0) FROM spotify_users")[0][0]) + 1
+        now, numbers = "UTC_TIMESTAMP(6)", f"FROM seq_{first}_to_{size}"
+        due, key_id = f"{now} - INTERVAL 30 SECOND + INTERVAL MOD(seq, 2700) SECOND", _cipher().newest_key_id
+        self.execute(
+            "INSERT INTO spotify_users (id, spotify_id, created_at, updated_at, last_used_at)"
+            f" SELECT seq, CONCAT('filler', seq), {now}, {now}, {now} {numbers}"
+        )
+        self.execute(
+            "INSERT INTO access_tokens (spotify_user_id, grant_id, generation, state, access_token,"
+            " refresh_token, key_id, scope, expires_at, authorized_at, due_at,"
+            " failures, created_at, updated_at)"
+            f" SELECT seq, LPAD(seq, 32, '0'), 0, 'active', REPEAT('a', 230), REPEAT('r', 160), '{key_id}',"
+            f" 'streaming', {due} + INTERVAL 15 MINUTE, {now}, {due}, 0, {now}, {now} {numbers}"
+        )
+
+    def release_claims(self) -> None:
+        """Undo what a pass has done to the connections that were due."""
+        self.execute(
+            "UPDATE access_tokens SET due_at = expires_at - INTERVAL 15 MINUTE, lease_until = NULL,"
+            " not_before = NULL, failures = 0, attempt_id = NULL"
+            " WHERE due_at <> expires_at - INTERVAL 15 MINUTE OR lease_until IS NOT NULL"
+        )
+
     def make_due(self) -> None:
         """Let all tokens expire soon."""
         self.execute(
@@ -52,6 +94,10 @@ class Database:
             " refreshed_at = UTC_TIMESTAMP(6) - INTERVAL 1 HOUR,"
             " expires_at = UTC_TIMESTAMP(6) + INTERVAL 9 MINUTE"
         )
+
+
+def _cipher() -> TokenCipher:
+    return TokenCipher([base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")])
 
 
 def _grant(cipher: TokenCipher, number: int, due: bool) -> dict[str, object]:
