@@ -83,7 +83,7 @@ def _note_write(
 
 
 def _forget_writes(connection: sa.Connection) -> None:
-    if connection.info is not None:
+    if not connection.invalidated:
         connection.info.pop("writes", None)
         connection.info.pop("session", None)
 
