@@ -43,6 +43,8 @@ def create_app(client: Client) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["sandbox"] = Sandbox(client)
     for blueprint in (accounts, token, api, control, index):
+        # Only api.spotify.com accepts a trailing slash.
+        app.url_map.strict_slashes = blueprint is not api
         app.register_blueprint(blueprint)
     app.before_request(_start_call)
     app.after_request(_finish_call)

@@ -40,7 +40,7 @@ def describe_call(state: Sandbox, request: Request) -> Call:
 
 
 def _targets(request: Request) -> list[str]:
-    path = request.path
+    path = request.path.removesuffix("/")
     if path == "/api/token":
         kinds = {"refresh_token": ["refresh"], "authorization_code": ["code"]}
         return ["token", *kinds.get(request.form.get("grant_type", ""), [])]

@@ -68,8 +68,8 @@ def show_artist_albums(item_id: str) -> Response:
 
 @api.get("/search")
 def search() -> Response:
-    """Find names that contain the query. Page URLs say `query=`, as Spotify's do."""
-    q = request.args.get("q", "")
+    """Find names that contain the query. Page URLs say `query=`, as Spotify's do, which works like `q=`."""
+    q = request.args.get("q") or request.args.get("query", "")
     kinds = request.args.get("type", "").split(",")
     if not q:
         raise ApiError(400, "No search query")

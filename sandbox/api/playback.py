@@ -42,7 +42,7 @@ def _choose_device(player: Player, device_id: str | None) -> None:
         if player.device(device_id) is None:
             raise ApiError(404, "Device not found")
         player.active = device_id
-    elif player.active is None and request.path != "/v1/me/player":
+    elif player.active is None and request.path.removesuffix("/") != "/v1/me/player":
         raise PlayerError(404, "No active device found", "NO_ACTIVE_DEVICE")
 
 

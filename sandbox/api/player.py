@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Response, jsonify, make_response, request
 
@@ -15,7 +16,7 @@ from sandbox.api.paging import number
 from sandbox.catalog import TRACKS
 from sandbox.clock import as_text
 from sandbox.context import sandbox
-from sandbox.player_state import MAX_HISTORY, Player
+from sandbox.player_state import MAX_HISTORY, Play, Player
 
 
 def settled_player() -> Player:
@@ -90,30 +91,40 @@ def show_queue() -> Response:
 @api.get("/me/player/recently-played")
 @needs("user-read-recently-played")
 def show_recently_played() -> Response:
-    """Return recently played tracks, newest first. `before` and `after` (ms) exclude each other."""
+    """Return recently played tracks, newest first. `before` and `after` (ms) exclude each other.
+
+    As on Spotify, `next` follows every full page, even if the page that it leads to is empty.
+    """
     limit = number("limit", 20, 1, MAX_HISTORY)
     if "before" in request.args and "after" in request.args:
         raise ApiError(400, "Only one of before and after may be given")
     latest = number("before", 2**62, 0, 2**62)
     earliest = number("after", 0, 0, 2**62)
     found = [play for play in settled_player().history if earliest < play.played_at_ms < latest]
-    plays = found[:limit]
+    direction = "after" if "after" in request.args else "before"
+    plays = found[-limit:] if direction == "after" else found[:limit]
     cursors = {"after": str(plays[0].played_at_ms), "before": str(plays[-1].played_at_ms)} if plays else None
-    href = f"{API}/me/player/recently-played"
-    more = cursors and len(found) > limit
+    asked = {direction: request.args[direction]} if direction in request.args else {}
     return jsonify(
         {
-            "items": [
-                {
-                    "track": full_track(TRACKS[play.track_id]),
-                    "played_at": as_text(datetime.fromtimestamp(play.played_at_ms / 1000, UTC)),
-                    "context": context(play.context),
-                }
-                for play in plays
-            ],
-            "next": f"{href}?before={cursors['before']}&limit={limit}" if cursors and more else None,
+            "items": [_played(play) for play in plays],
+            "next": _page_url(limit, {direction: cursors[direction]})
+            if cursors and len(plays) == limit
+            else None,
             "cursors": cursors,
             "limit": limit,
-            "href": f"{href}?limit={limit}",
+            "href": _page_url(limit, asked),
         }
     )
+
+
+def _played(play: Play) -> dict[str, Any]:
+    return {
+        "track": full_track(TRACKS[play.track_id]),
+        "played_at": as_text(datetime.fromtimestamp(play.played_at_ms / 1000, UTC)),
+        "context": context(play.context),
+    }
+
+
+def _page_url(limit: int, cursor: dict[str, str]) -> str:
+    return f"{API}/me/player/recently-played?{urlencode({**cursor, 'limit': limit})}"

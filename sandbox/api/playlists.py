@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 
 from sandbox.api.blueprint import api, caller, granted, needs
 from sandbox.api.bodies import json_object, text_member, track_ids
@@ -13,6 +14,7 @@ from sandbox.api.objects import full_track, simple_playlist, snapshot_id, user
 from sandbox.api.paging import page
 from sandbox.catalog import TRACKS, Playlist
 from sandbox.context import sandbox
+from sandbox.people import Person
 
 MODIFY = ("playlist-modify-public", "playlist-modify-private")
 MAX_ITEMS = 100
@@ -23,13 +25,27 @@ ADDED_AT = "2026-05-02T09:00:00Z"
 @needs("playlist-read-private")
 def show_my_playlists() -> Response:
     """Return the user's playlists. Page URLs name the user, as Spotify's do."""
-    person = caller()
-    mine = [
+    return _playlists_of(caller())
+
+
+@api.get("/users/<person_id>/playlists")
+def show_playlists(person_id: str) -> Response:
+    """Return a user's playlists: of other users, and without the scope, the public ones."""
+    person = sandbox().people.named(person_id)
+    if person is None:
+        raise not_found()
+    return _playlists_of(person)
+
+
+def _playlists_of(person: Person) -> Response:
+    own = sandbox().people.id_of(g.token.grant.person) == person.id
+    shown = [
         simple_playlist(playlist)
         for playlist in sandbox().music.playlists_of(person.account_id)
-        if not playlist.collaborative or granted("playlist-read-collaborative")
+        if (playlist.public or (own and granted("playlist-read-private")))
+        and (not playlist.collaborative or granted("playlist-read-collaborative"))
     ]
-    return jsonify(page(mine, f"users/{person.id}/playlists"))
+    return jsonify(page(shown, f"users/{quote(person.id, safe='')}/playlists"))
 
 
 @api.post("/me/playlists")
@@ -121,8 +137,6 @@ def show_items(item_id: str) -> Response:
 @needs("playlist-read-private")
 def show_tracks(item_id: str) -> Response:
     """Return a page of items under the old path, which only apps from before 2026 may use."""
-    if sandbox().settings.mode == "dev2026":
-        raise forbidden()
     return jsonify(page(_items(_playlist(item_id)), f"playlists/{item_id}/tracks", most=100))
 
 
@@ -184,6 +198,12 @@ def change_playlist(item_id: str) -> tuple[str, int]:
     playlist.description = text_member(body, "description") or playlist.description
     playlist.public = bool(body.get("public", playlist.public))
     return "", 200
+
+
+@api.get("/playlists/<item_id>/images")
+def show_cover(item_id: str) -> Response:
+    """Return the images of a playlist."""
+    return jsonify(simple_playlist(_playlist(item_id))["images"])
 
 
 @api.put("/playlists/<item_id>/images")

@@ -121,13 +121,22 @@ def test_catalog_objects_have_their_shapes(mira: Visitor) -> None:
         assert error_of(mira("GET", f"{kind}/4uLU6hMCjMI75M1A2tKUQC")) == (404, "Resource not found")
 
 
-def test_pages_link_to_each_other(mira: Visitor) -> None:
-    seen, path = [], "me/top/tracks?limit=7"
+@pytest.mark.parametrize("mode", ["dev2026", "legacy"])
+@pytest.mark.parametrize(
+    "path", ["me/top/tracks?limit=7", "me/playlists?limit=2", "search?q=a&type=track&limit=7"]
+)
+def test_pages_link_to_each_other(mira: Visitor, path: str, mode: str) -> None:
+    mira.app.sandbox.settings(mode=mode)
+    seen = []
     while path:
         found = mira.get(path)
-        seen += [track["id"] for track in found["items"]]
+        found = found.get("tracks", found)
+        seen += [item["id"] for item in found["items"]]
         path = (found["next"] or "").removeprefix("https://api.spotify.com/v1/")
-    assert len(seen) == found["total"] == len(set(seen)) == 19
+    assert len(seen) == found["total"] == len(set(seen)) > found["limit"]
+
+
+def test_limits_and_offsets_are_checked(mira: Visitor) -> None:
     assert error_of(mira("GET", "me/top/tracks?limit=51")) == (400, "Invalid limit")
     assert error_of(mira("GET", "me/top/tracks?offset=-1")) == (400, "Invalid offset")
 
@@ -157,6 +166,7 @@ def test_playlist_page_url_names_the_user(mira: Visitor) -> None:
 def test_only_own_and_shared_playlists_can_be_read(mira: Visitor, jonas: Visitor) -> None:
     own, foreign = playlist_called(mira, "Rainy tram")["id"], playlist_called(mira, "Bike to work")["id"]
     check(mira.get(f"playlists/{own}"), shapes.OWN_PLAYLIST)
+    assert mira.get(f"playlists/{own}/images") == mira.get(f"playlists/{own}")["images"] != []
     page = mira.get(f"playlists/{own}/items?limit=50")
     check(page, shapes.page(shapes.PLAYLIST_ITEM))
     assert None in [entry["item"] for entry in page["items"]]
@@ -220,6 +230,20 @@ def test_library_saves_and_removes_items(mira: Visitor) -> None:
 )  # fmt: skip
 def test_removed_endpoints_are_forbidden(mira: Visitor, method: str, path: str) -> None:
     assert error_of(mira(method, path)) == (403, "Forbidden")
+
+
+@pytest.mark.parametrize("path", ["me/", "me/player/", "search/?q=a&type=track", "me/playlists/"])
+def test_one_trailing_slash_is_ignored(mira: Visitor, path: str) -> None:
+    assert mira.get(path).keys() == mira.get(path.replace("/?", "?").removesuffix("/")).keys()
+    assert error_of(mira("GET", path.replace("/?", "//?") if "?" in path else f"{path}/"))[0] == 404
+    assert mira.app.http.post(f"{mira.app.sandbox.url}/api/token/", timeout=10).status_code == 404
+
+
+def test_playlists_of_other_users_are_public(mira: Visitor) -> None:
+    assert error_of(mira("GET", "users/jonas.k/playlists")) == (403, "Forbidden")
+    mira.app.sandbox.settings(mode="legacy")
+    assert [p["name"] for p in mira.get("users/jonas.k/playlists")["items"]] == ["Rainy tram", "Bike to work"]
+    assert error_of(mira("GET", "users/nobody/playlists"))[0] == 404
 
 
 def test_unknown_endpoint_gets_404_only_with_a_token(mira: Visitor) -> None:

@@ -128,9 +128,18 @@ def test_playback_is_transferred_to_a_device(aiko: Visitor) -> None:
     assert aiko.get("me/player")["item"] is None
 
 
-def test_recently_played_is_paged_backwards(mira: Visitor) -> None:
-    first = mira.get("me/player/recently-played?limit=5")
+def test_recently_played_is_paged_in_both_directions(mira: Visitor) -> None:
+    plays = [play["played_at"] for play in mira.get("me/player/recently-played")["items"]]
+    assert len(plays) == 12
+    first = mira.get("me/player/recently-played?limit=6")
     second = mira.get(first["next"].removeprefix("https://api.spotify.com/v1/"))
-    assert first["items"][-1]["played_at"] > second["items"][0]["played_at"]
+    assert [play["played_at"] for page in (first, second) for play in page["items"]] == plays
+    # Spotify offers a next page whenever this one is full.
+    empty = mira.get(second["next"].removeprefix("https://api.spotify.com/v1/"))
+    assert (empty["items"], empty["next"], empty["cursors"]) == ([], None, None)
+    assert empty["href"] == second["next"]
+    newer = mira.get(f"me/player/recently-played?limit=2&after={second['cursors']['before']}")
+    assert [play["played_at"] for play in newer["items"]] == plays[-3:-1]
+    assert f"after={newer['cursors']['after']}" in newer["next"]
     assert mira.get("me/player/recently-played?after=9999999999999")["cursors"] is None
     assert mira("GET", "me/player/recently-played?after=1&before=2").status_code == 400
