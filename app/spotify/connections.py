@@ -48,11 +48,11 @@ def current_connection() -> ConnectionSnapshot | None:
     snapshot = identity.current_snapshot()
     if snapshot is None or snapshot.connection is None:
         return None
-    connection = snapshot.connection
-    if session.get("user_id") is not None:  # one that has ended is not a visitor's
+    connection, current = snapshot.connection, identity.current_session()
+    if current.get("user_id") is not None:  # one that has ended is not a visitor's
         return connection if current_user() is not None else None
     owner_epoch = snapshot.user.session_epoch if snapshot.user is not None else None
-    if connection.token.grant_id != session.get("grant_id") or owner_epoch != session.get("owner_epoch"):
+    if connection.token.grant_id != current.get("grant_id") or owner_epoch != current.get("owner_epoch"):
         return None
     return connection
 

@@ -40,7 +40,7 @@ from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
 from app.web import csrf, identity
 from app.web.access import public
-from app.web.api import Blueprint, encode_json, json_response
+from app.web.api import Blueprint, encode_json, is_navigation, json_response
 from app.web.error_handlers import known_error, log_failure
 from app.web.problems import (
     CrossSiteRequest,
@@ -97,7 +97,7 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
         known = known_error(error)
         if query.is_callback:
             _log_rejection(known)
-        if not _is_navigation() or isinstance(known, CrossSiteRequest | _PreviewRejected):
+        if not is_navigation() or isinstance(known, CrossSiteRequest | _PreviewRejected):
             raise
         if known is not error:
             log_failure(error)
@@ -237,13 +237,13 @@ def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
     if isinstance(result, AuthorizationRequired):
         csrf.require_same_site_start(services().config)
         url = services().authorization_flow.start()
-        if _is_navigation():
+        if is_navigation():
             return redirect(url, HTTPStatus.FOUND)
         reason = {"reason": "reauthorization_required"} if result.grant_ended else {}
         return {"status": "authorization_required", "authorize_url": url, **reason}
     if result.callback_ignored:
         _log_rejection(SpotifyStateMismatch())
-    if _is_navigation():
+    if is_navigation():
         return _redirect_to_frontend("connected")
     return _describe_connected(result.spotify_user)
 
@@ -255,12 +255,6 @@ def _describe_connected(spotify_user: SpotifyUser | ConnectionSnapshot) -> Respo
     if isinstance(spotify_user, SpotifyUser):  # one that has just been stored
         return json_response(encode())
     return json_response(identity.remembered_body("connected", encode))
-
-
-def _is_navigation() -> bool:
-    """Return whether a browser is loading a page, rather than a program asking for JSON."""
-    best = request.accept_mimetypes.best_match(["application/json", "text/html"], default="application/json")
-    return best == "text/html"
 
 
 class _PreviewRejected(ServiceUnavailable):

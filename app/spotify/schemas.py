@@ -53,6 +53,8 @@ def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str,
 class AuthorizeQuery(Schema):
     """Parameters that Spotify adds to the redirect URI, or that the app sends."""
 
+    EMPTY = AuthorizeRequest()  # what an empty query is loaded as
+
     reauthorize = Flag(
         metadata={"description": "Ask for a new consent, for another six months, before the old one ends."}
     )

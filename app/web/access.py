@@ -5,7 +5,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
 
-from flask import Flask, current_app, request, session
+from flask import Flask
+from flask.globals import request_ctx
 
 from app.errors import NotSignedIn
 from app.infra.database import reading
@@ -42,6 +43,7 @@ def current_user() -> UserSnapshot | None:
 
     A new password changes the user's `session_epoch`, which signs out all sessions from before.
     """
+    session = identity.current_session()
     if session.get("user_id") is None:
         return None
     snapshot = identity.current_snapshot()
@@ -82,12 +84,13 @@ def init_app(app: Flask) -> None:
 
     @app.before_request
     def check_access() -> None:
-        if request.routing_exception is not None or request.method == "OPTIONS":
+        request = request_ctx.request
+        if request.url_rule is None or request.method == "OPTIONS":
             return
-        view = current_app.view_functions[request.endpoint or ""]
-        access = getattr(view, "access", None)
+        endpoint = request.url_rule.endpoint
+        access = getattr(app.view_functions[endpoint], "access", None)
         if access is None:
-            raise RuntimeError(f"{request.endpoint} does not declare who may call it")
+            raise RuntimeError(f"{endpoint} does not declare who may call it")
         if access is Access.SIGNED_IN and current_user() is None:
             log.info("access_denied")
             raise NotSignedIn

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import flask_smorest
 import marshmallow as ma
 import msgspec
-from flask import Request, Response
+from flask import Request, Response, request
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import parse_accept_header
 
 from app.errors import BacklineError
 from app.infra.clock import rfc3339
@@ -67,6 +70,13 @@ class _Parser(FlaskParser):
 
     DEFAULT_UNKNOWN_BY_LOCATION = FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION | {"json": ma.RAISE}
 
+    def parse(
+        self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any
+    ) -> Any:
+        if location == "query" and not request.query_string and hasattr(argmap, "EMPTY"):
+            return argmap.EMPTY  # loading it would take longer than the rest of the request
+        return super().parse(argmap, req, location=location, **options)
+
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         body = read_body(req, MAX_BODY_BYTES)
         if not body and req.method == "DELETE":
@@ -104,6 +114,17 @@ def json_response(body: bytes) -> Response:
 def encode_json(schema: ma.Schema, value: object) -> bytes:
     """Return the JSON of a value, as a schema documents it."""
     return msgspec.json.encode(schema.dump(value))
+
+
+def is_navigation() -> bool:
+    """Return whether a browser is loading a page, rather than a program asking for JSON."""
+    return _prefers_page(request.headers.get("Accept", ""))
+
+
+@lru_cache(maxsize=64)
+def _prefers_page(accept: str) -> bool:
+    accepted = parse_accept_header(accept, MIMEAccept)
+    return accepted.best_match(["application/json", "text/html"], default="application/json") == "text/html"
 
 
 def read_body(request: Request, max_bytes: int) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import redis
-from flask import Flask, current_app, g, request, session
+from flask import Flask, current_app
 from flask.globals import request_ctx
 
 from app.errors import ServiceUnavailable
@@ -17,7 +17,7 @@ from app.infra.redis_round_trip import Command, round_trip
 from app.models.snapshots import Snapshot
 from app.web.sessions.data import SessionData
 from app.web.sessions.interface import RequestedSession, Session, SessionInterface
-from app.web.snapshot_cache import Remembered, SnapshotCache, Subject, Versions, versions_from
+from app.web.snapshot_cache import SnapshotCache, Subject, Versions, versions_from
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ FurtherCommands = Callable[[SessionData, Snapshot], Sequence[Command]]
 _WITHOUT_SESSION = ("/api/docs", "/api/openapi")
 
 
-class _Identity:
+class Identity:
     """What one request has read so far."""
 
     __slots__ = ("snapshot", "subject", "versions")
@@ -49,15 +49,22 @@ def loads_session(view: View) -> View:
 def init_app(app: Flask, client: redis.Redis) -> None:
     """Load the session of every API request that a view will handle."""
     app.extensions["snapshots"] = SnapshotCache(client)
+    endpoints: dict[str, bool] = {}  # which need a session before the view runs
 
     @app.before_request
     def load_session() -> None:
-        if request.method == "OPTIONS" or request.routing_exception is not None:
+        request = request_ctx.request
+        rule = request.url_rule
+        if rule is None or request.method == "OPTIONS":
             return
-        path = request.path
-        if not path.startswith("/api/") or path.startswith(_WITHOUT_SESSION):
-            return
-        if not getattr(current_app.view_functions[request.endpoint or ""], "loads_session", False):
+        needs_session = endpoints.get(rule.endpoint)
+        if needs_session is None:
+            needs_session = endpoints[rule.endpoint] = (
+                rule.rule.startswith("/api/")
+                and not rule.rule.startswith(_WITHOUT_SESSION)
+                and not getattr(app.view_functions[rule.endpoint], "loads_session", False)
+            )
+        if needs_session:
             load()
 
 
@@ -70,18 +77,24 @@ def load(further: FurtherCommands | None = None) -> list[Any] | None:
     Raises:
         ServiceUnavailable: Redis is not available.
     """
-    identity = g.identity = _Identity()
-    current: Session = request_ctx._session  # type: ignore[assignment]  # noqa: SLF001
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    current: Session = context._session  # noqa: SLF001 - `session` is a proxy, which takes time
     current.accessed = True  # every response depends on the cookie
-    interface: SessionInterface = current_app.session_interface  # type: ignore[assignment]
-    requested = interface.requested(request)
+    interface: SessionInterface = context.app.session_interface
+    requested = interface.requested(context.request)
     if requested is None:
         return None
     try:
-        return _load(identity, current, interface, requested, further)
+        return _load(current, interface, context.app.extensions["snapshots"], requested, further)
     except redis.RedisError as error:
         log.error("sessions_unavailable", extra={"reason": type(error).__name__})
         raise ServiceUnavailable from None
+
+
+def current_session() -> Session:
+    """Return the session of this request, without the proxy."""
+    current: Session = request_ctx._session  # type: ignore[assignment]  # noqa: SLF001
+    return current
 
 
 def current_snapshot() -> Snapshot | None:
@@ -89,14 +102,14 @@ def current_snapshot() -> Snapshot | None:
 
     The caller checks whether the session may use them. None if the session names none, or if it is gone.
     """
-    subject = _subject_of(session)
+    current = current_session()
+    subject = _subject_of(current)
     if subject is None:
         return None
-    identity: _Identity | None = g.get("identity")
-    if identity is None:
-        identity = g.identity = _Identity()
+    identity = _identity_of(current)
     if identity.subject is None or identity.subject.key != subject.key:
-        identity.snapshot = _cache().read(subject, identity.versions)
+        cache: SnapshotCache = current_app.extensions["snapshots"]
+        identity.snapshot = cache.read(subject, identity.versions)
         identity.subject = subject  # only after the statement has succeeded
     return identity.snapshot
 
@@ -114,28 +127,31 @@ def remembered_body(name: str, encode: Callable[[], bytes]) -> bytes:
 
 def forget() -> None:
     """Forget what this request has read so far, because it has changed the rows or the session."""
-    g.identity = _Identity()
+    current_session().identity = None
 
 
 def _load(
-    identity: _Identity,
     current: Session,
     interface: SessionInterface,
+    cache: SnapshotCache,
     requested: RequestedSession,
     further: FurtherCommands | None,
 ) -> list[Any] | None:
-    subject, remembered = _expected(requested)
+    expected = requested.expected
+    subject = Subject(expected.user_id, expected.spotify_user_id) if expected is not None else None
+    remembered = cache.get(subject) if subject is not None else None
     keys = list(remembered.labels) if remembered else subject.versions if subject else []
     commands: list[Command] = [interface.read_command(requested), *(("GET", key) for key in keys)]
     sent = len(commands)
-    if further is not None and remembered is not None and requested.expected is not None:
-        commands += further(requested.expected, remembered.snapshot)
+    if further is not None and expected is not None and remembered is not None:
+        commands += further(expected, remembered.snapshot)
     began_at = time.monotonic()
     replies = round_trip(interface.client, commands)
     raw, *values = replies.values
     if isinstance(raw, redis.ResponseError):
         raise raw
     interface.open_stored(current, requested, raw)
+    identity = current.identity = Identity()
     identity.versions = versions_from(keys, replies, values[: sent - 1], began_at)
     found = _subject_of(current)
     if subject is None or remembered is None or found is None or found.key != subject.key:
@@ -146,22 +162,14 @@ def _load(
     return values[sent - 1 :]
 
 
-def _expected(requested: RequestedSession) -> tuple[Subject | None, Remembered | None]:
-    """Return which rows a session named when this process last read it, and what it remembers of them."""
-    data = requested.expected
-    if data is None or data.is_empty:
-        return None, None
-    subject = Subject(data.user_id, data.spotify_user_id)
-    return subject, _cache().get(subject)
+def _identity_of(current: Session) -> Identity:
+    if current.identity is None:
+        current.identity = Identity()
+    identity: Identity = current.identity
+    return identity
 
 
-def _subject_of(contents: Any) -> Subject | None:
-    user_id, spotify_user_id = contents.get("user_id"), contents.get("spotify_user_id")
-    if user_id is None and spotify_user_id is None:
-        return None
-    return Subject(user_id, spotify_user_id)
-
-
-def _cache() -> SnapshotCache:
-    cache: SnapshotCache = current_app.extensions["snapshots"]
-    return cache
+def _subject_of(current: Session) -> Subject | None:
+    """Return the subject of a session. None for that of a visitor without a connection."""
+    user_id, spotify_user_id = dict.get(current, "user_id"), dict.get(current, "spotify_user_id")
+    return None if user_id is None and spotify_user_id is None else Subject(user_id, spotify_user_id)

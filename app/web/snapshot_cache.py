@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
-from app.infra.database import reading
+from app.infra import database
 from app.infra.expiring_cache import ExpiringCache
 from app.infra.redis_round_trip import Command, Replies, round_trip
 from app.infra.row_versions import LABEL_SECONDS, connection_version, is_label, new_label, user_version
@@ -26,8 +26,7 @@ MAX_AGE_SECONDS = 60.0
 MAX_SNAPSHOTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """The account that a session is signed in to, or else the connection that its visitor uses."""
 
     user_id: int | None
@@ -150,6 +149,5 @@ def _read_rows(subject: Subject) -> Snapshot | None:
     else:
         return None
     began_at = time.monotonic()
-    with reading() as db:
-        row = db.execute(statement).one_or_none()
-    return snapshots.from_row(row, began_at) if row is not None else None
+    rows = database.read(statement)
+    return snapshots.from_row(rows[0], began_at) if rows else None

@@ -12,6 +12,7 @@ class SessionCookie:
 
     def __init__(self, config: Config) -> None:
         self._name = config.session_cookie_name
+        self._prefix = f"{self._name}="
         self._old_name = config.old_session_cookie_name
         self._attributes: dict[str, Any] = {
             "path": "/",
@@ -24,6 +25,9 @@ class SessionCookie:
 
     def read(self, request: Request) -> tuple[str, bool]:
         """Return the id in a request's cookie, or "", and whether the cookie has the old name."""
+        header = request.environ.get("HTTP_COOKIE", "")
+        if header.startswith(self._prefix) and ";" not in header and '"' not in header:
+            return header[len(self._prefix) :], False  # the only cookie, which needs no parser
         sid = request.cookies.get(self._name)
         if sid is not None:
             return sid, False

@@ -17,6 +17,7 @@ import math
 import re
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import redis
@@ -76,6 +77,7 @@ class Session(ServerSideSession):  # type: ignore[misc]
     def __init__(self, sid: str) -> None:
         super().__init__(sid=sid)
         self.stored: StoredSession | None = None
+        self.identity: Any = None  # `app.web.identity.Identity`
         self.is_saved = False
 
     def fill(self, sid: str, stored: StoredSession) -> None:
@@ -156,7 +158,10 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
             redis.RedisError: Redis is not available.
         """
         if session.accessed:
-            response.vary.add("Cookie")
+            if "Vary" in response.headers:
+                response.vary.add("Cookie")
+            else:
+                response.headers["Vary"] = "Cookie"  # faster
         if not session.modified:
             if session.stored is not None and self._is_cookie_due(session.stored):
                 self._refresh_cookie(session.sid, session.stored, response)

@@ -1,0 +1,197 @@
+"""A change is seen by the next request in every process: 1,000 races each, between two real processes.
+
+While one process makes a change, the other reads the same rows all the time. As soon as the change has its
+response, the other process must show it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.helpers.app_process import Answer, AppProcess
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import PASSWORD
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
+    pytest.mark.settings(PLAYBACK_TOKEN_ENABLED="true"),
+]
+
+RACES = 1000
+
+
+@pytest.fixture
+def writer(env: dict[str, str]) -> Iterator[AppProcess]:
+    """The process that makes changes."""
+    with AppProcess(env) as process:
+        yield process
+
+
+@pytest.fixture
+def reader(env: dict[str, str]) -> Iterator[AppProcess]:
+    """The process that must show them."""
+    with AppProcess(env) as process:
+        yield process
+
+
+@pytest.fixture
+def ada(writer: AppProcess) -> Answer:
+    """A person who is signed in: the response to the registration."""
+    body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+    return ok(call(writer, "POST", "/api/register", body))
+
+
+def ok(answer: Answer) -> Answer:
+    assert answer.status in (200, 201, 204), answer
+    return answer
+
+
+def call(process: AppProcess, *arguments: Any, **options: Any) -> Answer:
+    """Make a request, again if it gets a 503: on a busy machine, Redis may not respond in time."""
+    for _ in range(20):
+        answer = process.call(*arguments, **options)
+        if answer.status != 503:
+            return answer
+    raise AssertionError(answer)
+
+
+def count_stale(change: Callable[[int], object], is_shown: Callable[[], object]) -> int:
+    """Make a change in each race. Returns how often it was not shown afterwards."""
+    stale = 0
+    for number in range(RACES):
+        expected = change(number)
+        stale += is_shown() != expected
+    return stale
+
+
+def test_profile_change_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+    reader.start_reading("/api/session", ada.cookie or "")
+
+    def change(number: int) -> str:
+        name = f"ada{number}"
+        ok(call(writer, "PATCH", "/api/user", {"username": name}, ada.cookie))
+        return name
+
+    def shown() -> object:
+        return ok(call(reader, "GET", "/api/user", cookie=ada.cookie)).json["username"]
+
+    assert count_stale(change, shown) == 0
+
+
+def test_password_change_is_never_stale(
+    writer: AppProcess, reader: AppProcess, ada: Answer, redis_url: str
+) -> None:
+    """The new epoch alone ends an old session: it is put back into Redis."""
+    password, cookie, earlier = PASSWORD, ada.cookie, None
+    reader.start_reading("/api/session", cookie or "")
+
+    def change(number: int) -> tuple[int, int]:
+        nonlocal password, cookie, earlier
+        new = f"a long sentence, number {number}"
+        stored = {key: store.get(key) for key in store.keys("session:*")}
+        answer = writer.call(
+            "PUT", "/api/user/password", {"current_password": password, "new_password": new}, cookie
+        )
+        if answer.status == 503:  # it may have been changed
+            for either in (password, new):
+                again = call(writer, "POST", "/api/login", {"login": "ada", "password": either})
+                if again.status == 200:
+                    password, cookie = either, again.cookie
+                    return change(number + RACES)
+        earlier, cookie, password = cookie, ok(answer).cookie, new
+        for key, value in stored.items():
+            store.set(key, value, ex=5)
+        return 401, 200
+
+    def shown() -> tuple[int, int]:
+        first, second = (call(reader, "GET", "/api/user", cookie=each).status for each in (earlier, cookie))
+        return first, second
+
+    with redis.Redis.from_url(redis_url) as store:
+        assert count_stale(change, shown) == 0
+
+
+def test_sign_out_everywhere_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+    phone = ada.cookie
+    reader.start_reading("/api/session", ada.cookie or "")
+
+    def change(_number: int) -> int:
+        nonlocal phone
+        phone = ok(call(writer, "POST", "/api/login", {"login": "ada", "password": PASSWORD})).cookie
+        ok(call(reader, "GET", "/api/user", cookie=phone))
+        ok(call(writer, "DELETE", "/api/user/sessions", {"current_password": PASSWORD}, ada.cookie))
+        return 401
+
+    def shown() -> int:
+        return call(reader, "GET", "/api/user", cookie=phone).status
+
+    assert count_stale(change, shown) == 0
+
+
+def test_disconnect_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+    reader.start_reading("/api/session", ada.cookie or "")
+
+    def change(number: int) -> str:
+        writer.store_grant(ada.json["id"], f"token {number}")
+        assert call(reader, "GET", "/api/spotify", cookie=ada.cookie).json["status"] == "connected"
+        ok(call(writer, "DELETE", "/api/spotify", None, ada.cookie))
+        return "not_connected"
+
+    def shown() -> object:
+        return call(reader, "GET", "/api/spotify", cookie=ada.cookie).json["status"]
+
+    assert count_stale(change, shown) == 0
+
+
+def test_new_consent_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+    writer.store_grant(ada.json["id"], "the first token")
+    reader.start_reading("/api/spotify/token", ada.cookie or "")
+
+    def change(number: int) -> str:
+        writer.store_grant(ada.json["id"], f"token {number}")
+        return f"token {number}"
+
+    def shown() -> object:
+        return ok(call(reader, "GET", "/api/spotify/token", cookie=ada.cookie)).json["access_token"]
+
+    assert count_stale(change, shown) == 0
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+def test_change_of_a_process_that_died_after_its_commit_is_shown(
+    writer: AppProcess, reader: AppProcess, ada: Answer, env: dict[str, str]
+) -> None:
+    reader.start_reading("/api/session", ada.cookie or "")
+    ok(call(reader, "GET", "/api/user", cookie=ada.cookie))
+
+    writer.die_after_next_commit()
+    writer.send("PATCH", "/api/user", {"username": "lovelace"}, ada.cookie)
+    writer.wait_until_dead()
+
+    for _ in range(100):
+        assert ok(call(reader, "GET", "/api/user", cookie=ada.cookie)).json["username"] == "lovelace"
+
+
+def test_change_is_shown_although_redis_was_lost_after_its_commit(
+    env: dict[str, str], reader: AppProcess, redis_url: str
+) -> None:
+    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+        through_proxy = {**env, "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
+        with AppProcess(through_proxy) as writer:
+            body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+            cookie = ok(call(writer, "POST", "/api/register", body)).cookie
+            reader.start_reading("/api/session", cookie or "")
+            assert ok(call(reader, "GET", "/api/user", cookie=cookie)).json["username"] == "ada"
+
+            for name in ("lovelace", "countess", "byron"):
+                proxy.hold("up", b"string.find(version, marker")  # what follows the COMMIT
+                ok(call(writer, "PATCH", "/api/user", {"username": name}, cookie))
+                assert proxy.held > 0
+                assert ok(call(reader, "GET", "/api/user", cookie=cookie)).json["username"] == name
+                proxy.cut()
+                proxy.release()
