@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from app.infra.row_versions import is_label
 from tests.helpers.app_process import Answer, AppProcess
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
@@ -180,7 +181,7 @@ def test_change_of_a_process_that_died_after_its_commit_is_shown(
 def test_change_is_shown_although_redis_was_lost_after_its_commit(
     env: dict[str, str], reader: AppProcess, redis_url: str
 ) -> None:
-    with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
+    with FaultProxy(redis_url.removeprefix("unix://")) as proxy, redis.Redis.from_url(redis_url) as store:
         through_proxy = {**env, "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
         with AppProcess(through_proxy) as writer:
             body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
@@ -191,7 +192,8 @@ def test_change_is_shown_although_redis_was_lost_after_its_commit(
             for name in ("lovelace", "countess", "byron"):
                 proxy.hold("up", b"string.find(version, marker")  # what follows the COMMIT
                 ok(call(writer, "PATCH", "/api/user", {"username": name}, cookie))
-                assert proxy.held > 0
+                assert store.keys("version:user:*")
+                assert all(not is_label(store.get(key)) for key in store.keys("version:user:*"))
                 assert ok(call(reader, "GET", "/api/user", cookie=cookie)).json["username"] == name
                 proxy.cut()
                 proxy.release()

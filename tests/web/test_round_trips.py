@@ -1,0 +1,79 @@
+"""The round trips that each route makes to Redis and to MariaDB, when nothing has changed since the last one.
+
+A person is signed in and connected, and the process has seen the session before. If a route makes more than
+these, something reads or writes more than before. If it makes fewer, lower the numbers.
+"""
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.helpers import route_matrix
+from tests.helpers.round_trips import counting
+from tests.helpers.route_matrix import Route, Snapshot, every_route, valid_body
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+# Round trips to Redis, and to the database: statements, BEGIN, COMMIT, ROLLBACK, and pings.
+ROUND_TRIPS = {
+    "DELETE /api/spotify": (5, 9),
+    "DELETE /api/spotify/v1/{path}": (3, 4),
+    "DELETE /api/user": (15, 18),
+    "DELETE /api/user/sessions": (6, 8),
+    "DELETE /api/user/sessions/{session_id}": (6, 8),
+    "GET /api/docs": (0, 0),
+    "GET /api/docs/start.js": (0, 0),
+    "GET /api/docs/{name}": (0, 0),
+    "GET /api/openapi.json": (0, 0),
+    "GET /api/session": (1, 0),
+    "GET /api/spotify": (1, 0),
+    "GET /api/spotify/authorize": (1, 0),
+    "GET /api/spotify/token": (1, 0),
+    "GET /api/spotify/v1/{path}": (2, 0),
+    "GET /api/user": (1, 0),
+    "GET /api/user/export": (8, 10),
+    "GET /api/user/sessions": (8, 4),
+    "GET /livez": (0, 0),
+    "GET /metrics": (2, 0),
+    "GET /readyz": (0, 0),
+    "PATCH /api/user": (8, 20),
+    "POST /api/email-verification": (2, 10),
+    "POST /api/login": (10, 8),
+    "POST /api/logout": (3, 0),
+    "POST /api/password-reset": (3, 10),
+    "POST /api/register": (9, 26),
+    "POST /api/spotify/v1/{path}": (3, 4),
+    "PUT /api/email-change": (1, 5),
+    "PUT /api/email-verification": (1, 5),
+    "PUT /api/password-reset": (1, 5),
+    "PUT /api/spotify/v1/{path}": (3, 4),
+    "PUT /api/user/password": (14, 18),
+}
+
+
+def test_round_trips_of_every_route(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
+    route_matrix.ada(client, sandbox)
+    document = route_matrix.documented(app)
+    found = {}
+    before, cookies = Snapshot(app), dict(client._cookies or {})
+    for route in every_route(app):
+        body = valid_body(document, route)
+        for _ in range(2):  # the second one finds what the first one has remembered
+            made = request_counted(client, app, route, body)
+            if route.writes:
+                break
+        found[str(route)] = made
+        before.restore()
+        client._cookies = dict(cookies)
+        client.get("/api/session")
+    assert found.keys() == ROUND_TRIPS.keys()
+    allowed = {route: tuple(map(max, made, ROUND_TRIPS[route])) for route, made in found.items()}
+    assert allowed == ROUND_TRIPS
+
+
+def request_counted(client: FlaskClient, app: Flask, route: Route, body: object) -> tuple[int, int]:
+    with counting(app) as made, client.open(route.path, method=route.method, json=body) as response:
+        pass
+    assert response.status_code < 500, route
+    return made.counts
