@@ -1,6 +1,7 @@
 """The gateway over HTTP: reads calls from requests, and makes our responses from Spotify's."""
 
 import re
+from functools import lru_cache
 from urllib.parse import quote
 
 from flask import Request, Response
@@ -33,8 +34,11 @@ MAX_LANGUAGES = 8
 _LANGUAGE = re.compile(
     r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
 )
-# Response headers that are forwarded, in lower case.
-_RESPONSE_HEADERS = ("content-type", "content-language", "etag", "last-modified", "location", "retry-after")
+# Response headers that are forwarded, by their names in lower case.
+_RESPONSE_HEADERS = {
+    name.lower(): name
+    for name in ("Content-Type", "Content-Language", "ETag", "Last-Modified", "Location", "Retry-After")
+}
 # Browsers display these without running anything. Other bodies, and those without a type, are sandboxed.
 _INERT_TYPES = ("application/json", "text/plain", "image/jpeg")
 
@@ -87,20 +91,27 @@ def forward(
 
 def _make_response(result: GatewayResponse) -> Response:
     """Create the response to a request from what the gateway returned for its call."""
-    response = Response(result.spotify.body, result.spotify.status)
-    response.headers.pop("Content-Type")
-    for name in _RESPONSE_HEADERS:
-        value = " ".join(result.spotify.headers.get(name, "").split())  # it may be folded
+    spotify = result.spotify
+    headers = {"X-Cache": result.cache, "Age": str(result.age)}
+    for name, forwarded in _RESPONSE_HEADERS.items():
+        value = " ".join(spotify.headers.get(name, "").split())  # it may be folded
         if value and value.isprintable():  # gunicorn rejects a response with any other value
-            response.headers[name.title()] = value
-    # Browsers use the last of several types: `application/json; charset=utf-8, text/html` is HTML.
-    is_inert = response.mimetype in _INERT_TYPES and "," not in response.headers["Content-Type"]
-    if result.spotify.body and not is_inert:
+            headers[forwarded] = value
+    if spotify.body and not _is_inert(headers.get("Content-Type", "")):
         # Opened as a page, it must not run scripts with this API's origin.
-        response.headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
-    response.headers["X-Cache"] = result.cache
-    response.headers["Age"] = str(result.age)
+        headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
+    response = Response(spotify.body, spotify.status, headers)
+    if "Content-Type" not in headers:
+        response.headers.pop("Content-Type")
     return response
+
+
+def _is_inert(content_type: str) -> bool:
+    """Return whether browsers display a body of this type without running anything.
+
+    They use the last of several types: `application/json; charset=utf-8, text/html` is HTML.
+    """
+    return content_type.partition(";")[0].strip() in _INERT_TYPES and "," not in content_type
 
 
 def _outcome(response: HttpResponse) -> str:
@@ -125,6 +136,7 @@ def _require_unambiguous_path(encoded: str, decoded: str) -> None:
         raise MalformedRequest("This is not a path of the Web API.")
 
 
+@lru_cache(maxsize=256)
 def _read_languages(header: str) -> str:
     """Return the valid language ranges of an Accept-Language header (RFC 9110 section 12.5.4)."""
     ranges = (part.strip() for part in header[:1024].split(","))

@@ -198,7 +198,8 @@ def web_api(path: str) -> Response:
     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
     gateway = services().gateway
-    with gateway.prepare(gateway_http.read_call(request, path)) as prepared:
+    call = gateway_http.read_call(request._get_current_object(), path)  # type: ignore[attr-defined]  # noqa: SLF001
+    with gateway.prepare(call) as prepared:
         prepared.receive(identity.load(lambda _, snapshot: prepared.commands_for(snapshot.connection)))
         connection = _require_connection()
         with _offering_reauthorization():

@@ -120,8 +120,8 @@ class SpotifyRateLimiter:
     def read_check(self, scope: str, reply: Any) -> Check:
         """Return what the reply to a `check_command` says."""
         waits = self._waits_from(_concerning(scope), reply)
-        has_limit = isinstance(reply, redis.RedisError) or bool(reply[0]) or self._budget.is_fixed
-        return Check(max(waits.values()), has_limit)
+        has_limit = reply != 0 and (isinstance(reply, redis.RedisError) or bool(reply[0]))
+        return Check(max(waits.values()), has_limit or self._budget.is_fixed)
 
     def check(self, scope: str) -> Check:
         """Check whether a call of this scope may be made."""
@@ -218,8 +218,10 @@ class SpotifyRateLimiter:
         """Return the waits of these scopes: the longer of what Redis and this process know."""
         if isinstance(reply, redis.RedisError):
             return {scope: self._merge(scope, 0.0) for scope in scopes}
+        if reply == 0 and not self._until:
+            return dict.fromkeys(scopes, 0.0)
         found: dict[str, float] = {}
-        for scope, milliseconds in zip(scopes, reply[1:], strict=True):
+        for scope, milliseconds in zip(scopes, reply[1:] if reply else [0] * len(scopes), strict=True):
             stored = milliseconds / 1000
             found[scope] = self._merge(scope, stored)
             if found[scope] > stored + 1:
