@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import flask_smorest
 import marshmallow as ma
 import msgspec
-from flask import Request, Response, request
+from flask import Flask, Request, Response, request
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import HTTPException
@@ -56,9 +56,34 @@ class Timestamp(ma.fields.Field[datetime]):
 
 
 class Api(flask_smorest.Api):  # type: ignore[misc]
-    """flask-smorest's registry of routes, with our error responses."""
+    """flask-smorest's registry of routes, with our error responses.
+
+    The OpenAPI document is generated on demand, because that takes longer than everything else here.
+    """
 
     ERROR_SCHEMA = ProblemOut
+
+    def __init__(self, app: Flask) -> None:
+        self._blueprints: list[Blueprint] = []
+        super().__init__(app)
+
+    def register_blueprint(self, blueprint: "Blueprint") -> None:
+        """Register the routes of a blueprint."""
+        self._app.extensions["flask-smorest"]["blp_name_to_api"][blueprint.name] = self
+        self._app.register_blueprint(blueprint)
+        self._blueprints.append(blueprint)
+
+    def generate_document(self) -> dict[str, Any]:
+        """Return the document of all routes. Call this once."""
+        super()._init_spec()
+        for blueprint in self._blueprints:
+            blueprint.register_views_in_doc(self, self._app, self.spec, name=blueprint.name, parameters=None)
+            self.spec.tag({"name": blueprint.name, "description": blueprint.description})
+        document: dict[str, Any] = self.spec.to_dict()
+        return document
+
+    def _init_spec(self) -> None:
+        """Do nothing. `generate_document` does this on demand."""
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         """Respond with a problem document."""

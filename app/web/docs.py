@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -43,8 +42,7 @@ def init_app(app: Flask, api: Api, config: Config) -> None:
 
     @cache
     def body() -> bytes:
-        generated = deepcopy(api.spec.to_dict())
-        completed = openapi.complete(generated, app, cookie_name=config.session_cookie_name)
+        completed = openapi.complete(api.generate_document(), app, cookie_name=config.session_cookie_name)
         return app.json.dumps(completed, separators=(",", ":")).encode()
 
     @cache
