@@ -10,6 +10,9 @@ import hashlib
 import string
 from dataclasses import dataclass, field
 
+# Where everything can be played.
+MARKETS = ["AT", "AU", "BR", "CA", "CH", "DE", "ES", "FR", "GB", "IT", "JP", "MX", "NO", "SE", "US"]
+
 _DIGITS = string.digits + string.ascii_letters
 ID_LENGTH = 22
 

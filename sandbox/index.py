@@ -10,11 +10,13 @@ from html import escape
 
 from flask import Blueprint, Response, abort, make_response, render_template
 
-from sandbox.catalog import ALBUMS, ARTISTS, Album, Artist, Playlist
+from sandbox import items
+from sandbox.catalog import Album, Artist, Playlist
 from sandbox.context import sandbox
 from sandbox.control import require_loopback
 from sandbox.people import Person
 from sandbox.settings import MODES
+from sandbox.spoken import Series
 
 index = Blueprint("index", __name__)
 
@@ -69,10 +71,12 @@ def show_image(kind: str, item_id: str) -> Response:
 
 def _letter(kind: str, item_id: str) -> str:
     state = sandbox()
-    find: dict[str, Callable[[str], Person | Album | Artist | Playlist | None]] = {
+    find: dict[str, Callable[[str], Person | Album | Artist | Series | Playlist | None]] = {
         "person": state.people.of_account,
-        "album": ALBUMS.get,
-        "artist": ARTISTS.get,
+        "album": items.album,
+        "artist": items.artist,
+        "audiobook": items.audiobook,
+        "show": items.show,
         "playlist": state.music.playlists.get,
     }
     found = find[kind](item_id) if kind in find else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-from sandbox.catalog import ALBUMS, TRACKS, Playlist, album_named, base62_id, first_playlists
+from sandbox import items
+from sandbox.catalog import TRACKS, Playlist, album_named, base62_id, first_playlists
 from sandbox.clock import Clock
 from sandbox.player_state import Device, Play, Player
 
@@ -49,16 +50,15 @@ class Music:
         self.playlists[item_id] = Playlist(item_id, name, description, owner, public, collaborative, [])
         return self.playlists[item_id]
 
-    def tracks_of(self, uri: str) -> list[str] | None:
-        """Return the ids of the tracks of an album, playlist, or artist; None if it is unknown."""
-        kind, _, item_id = uri.removeprefix("spotify:").partition(":")
-        if kind == "album" and item_id in ALBUMS:
-            return list(ALBUMS[item_id].track_ids)
+    def tracks_of(self, kind: str, item_id: str) -> list[str]:
+        """Return the ids of the tracks of an album, playlist, or artist. Other kinds have none."""
+        if kind == "album":
+            return list(items.album(item_id).track_ids)
         if kind == "playlist" and item_id in self.playlists:
             return [track for track in self.playlists[item_id].track_ids if track]
         if kind == "artist":
-            return [track.id for track in TRACKS.values() if track.artist_id == item_id] or None
-        return None
+            return [track for album in items.albums_of(item_id) for track in album.track_ids]
+        return []
 
 
 def _device(name: str, kind: str, volume: int) -> Device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sandbox.catalog import TRACKS
+from sandbox import items
 
 MAX_HISTORY = 50
 # After this position, "previous" restarts the track.
@@ -72,12 +72,12 @@ class Player:
         if self.repeat == "track":
             self.progress_ms %= 2 * self._duration()
         elif self.repeat == "context" and self.tracks:
-            one_round = sum(TRACKS[track].duration_ms for track in self.tracks)
+            one_round = sum(items.track(track).duration_ms for track in self.tracks)
             if self.progress_ms > 3 * one_round and not self.queue:
                 self.progress_ms = one_round + self.progress_ms % one_round
 
     def _duration(self) -> int:
-        return TRACKS[self.current].duration_ms if self.current else 0
+        return items.track(self.current).duration_ms if self.current else 0
 
     def _remember(self, at_ms: int) -> None:
         if self.current:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox.api import browse, library, me, playback, player, playlists, removed
+from sandbox.api import catalog, library, me, playback, player, playlists, removed, search
 from sandbox.api.blueprint import api
 
-__all__ = ["api", "browse", "library", "me", "playback", "player", "playlists", "removed"]
+__all__ = ["api", "catalog", "library", "me", "playback", "player", "playlists", "removed", "search"]

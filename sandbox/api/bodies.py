@@ -7,7 +7,7 @@ from typing import Any
 from flask import request
 
 from sandbox.api.errors import ApiError
-from sandbox.catalog import TRACKS
+from sandbox.api.lookup import exists
 
 
 def json_object() -> dict[str, Any]:
@@ -47,6 +47,6 @@ def track_ids(uris: object, most: int) -> list[str]:
     if len(uris) > most:
         raise ApiError(400, f"You can add a maximum of {most} tracks per request.")
     ids = [uri.removeprefix("spotify:track:") if isinstance(uri, str) else "" for uri in uris]
-    if any(item_id not in TRACKS for item_id in ids):
+    if not all(exists("track", item_id) for item_id in ids):
         raise ApiError(400, "Invalid track uri in payload")
     return ids

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 from flask import Response, jsonify, request
 
+from sandbox import items
 from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError, not_found
+from sandbox.api.lookup import exists
 from sandbox.api.objects import full_artist, full_track
 from sandbox.api.paging import page
 from sandbox.catalog import ARTISTS, TRACKS
@@ -31,10 +33,10 @@ def show_saved_tracks() -> Response:
     tracks = [
         {
             "added_at": as_whole_seconds(datetime.fromtimestamp(at / 1000, UTC)),
-            "track": full_track(TRACKS[item_id]),
+            "track": full_track(items.track(item_id)),
         }
         for uri, at in saved
-        if (item_id := uri.removeprefix("spotify:track:")) in TRACKS
+        if exists("track", item_id := uri.removeprefix("spotify:track:"))
     ]
     return jsonify(page(tracks, "me/tracks"))
 

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response, jsonify
 
 from sandbox.api.blueprint import api, caller, granted
-from sandbox.api.links import image_url, links
+from sandbox.api.members import covers, links
 from sandbox.context import sandbox
 from sandbox.people import Person
 
@@ -24,10 +24,7 @@ def show_me() -> Response:
 
 
 def _images(person: Person) -> list[dict[str, Any]]:
-    if not person.has_image:
-        return []
-    url = image_url("person", person.account_id)
-    return [{"url": f"{url}?size={size}", "height": size, "width": size} for size in (300, 64)]
+    return covers("person", person.account_id, (300, 64)) if person.has_image else []
 
 
 def _former_members(person: Person) -> dict[str, Any]:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandbox.api.links import API, OPEN, image_url, links
-from sandbox.catalog import ALBUMS, ARTISTS, TRACKS, Album, Artist, Playlist, Track
+from sandbox import items
+from sandbox.api.members import API, OPEN, availability, covers, former, links
+from sandbox.api.paging import first_page
+from sandbox.catalog import Album, Artist, Playlist, Track
 from sandbox.context import sandbox
 from sandbox.player_state import Device
 
 _PRECISION = {4: "year", 7: "month", 10: "day"}
-
-
-def _former(**members: Any) -> dict[str, Any]:
-    """Return the members, unless the app is a new development-mode app."""
-    return {} if sandbox().settings.mode == "dev2026" else members
-
-
-def _covers(kind: str, item_id: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    url = image_url(kind, item_id)
-    return [{"url": f"{url}?size={size}", "height": size, "width": size} for size in sizes]
 
 
 def simple_artist(artist: Artist) -> dict[str, Any]:
@@ -32,8 +24,8 @@ def full_artist(artist: Artist) -> dict[str, Any]:
     return {
         **simple_artist(artist),
         "genres": [],
-        "images": _covers("artist", artist.id, (640, 320, 160)),
-        **_former(followers={"href": None, "total": artist.followers}, popularity=40),
+        "images": covers("artist", artist.id, (640, 320, 160)),
+        **former(followers={"href": None, "total": artist.followers}, popularity=40),
     }
 
 
@@ -41,57 +33,53 @@ def simple_album(album: Album) -> dict[str, Any]:
     """Return a simplified album."""
     return {
         "album_type": album.kind,
-        "artists": [simple_artist(ARTISTS[album.artist_id])],
-        "images": _covers("album", album.id, (640, 300, 64)),
-        "is_playable": True,
+        "artists": [simple_artist(items.artist(album.artist_id))],
+        "images": covers("album", album.id, (640, 300, 64)),
         "name": album.name,
         "release_date": album.released,
         "release_date_precision": _PRECISION[len(album.released)],
         "total_tracks": len(album.track_ids),
         **links("album", album.id),
-        **_former(available_markets=["AT", "DE", "JP", "NO"]),
+        **availability(),
     }
 
 
 def full_album(album: Album) -> dict[str, Any]:
     """Return a full album with its tracks."""
-    tracks = [simple_track(TRACKS[item_id]) for item_id in album.track_ids]
-    href = f"{API}/albums/{album.id}/tracks?offset=0&limit=50"
-    page = {"href": href, "limit": 50, "next": None, "offset": 0, "previous": None, "total": len(tracks)}
+    tracks = [simple_track(items.track(item_id)) for item_id in album.track_ids]
     return {
         **simple_album(album),
         "copyrights": [{"text": "2026 Nobody", "type": "C"}],
         "external_ids": {"upc": f"{int(album.id.encode().hex(), 16) % 10**12:012d}"},
         "genres": [],
-        "tracks": {**page, "items": tracks},
-        **_former(label="Nobody", popularity=40),
+        "tracks": first_page(tracks, f"albums/{album.id}/tracks"),
+        **former(label="Nobody", popularity=40),
     }
 
 
 def simple_track(track: Track) -> dict[str, Any]:
     """Return a simplified track."""
     return {
-        "artists": [simple_artist(ARTISTS[track.artist_id])],
+        "artists": [simple_artist(items.artist(track.artist_id))],
         "disc_number": 1,
         "duration_ms": track.duration_ms,
         "explicit": track.explicit,
         "is_local": False,
-        "is_playable": True,
         "name": track.name,
         "preview_url": None,
         "track_number": track.number,
         **links("track", track.id),
-        **_former(available_markets=["AT", "DE", "JP", "NO"]),
+        **availability(),
     }
 
 
 def full_track(track: Track) -> dict[str, Any]:
     """Return a full track with its album."""
     return {
-        "album": simple_album(ALBUMS[track.album_id]),
+        "album": simple_album(items.album(track.album_id)),
         **simple_track(track),
         "external_ids": {"isrc": track.isrc},
-        **_former(popularity=40),
+        **former(popularity=40),
     }
 
 
@@ -114,7 +102,7 @@ def simple_playlist(playlist: Playlist) -> dict[str, Any]:
     return {
         "collaborative": playlist.collaborative,
         "description": playlist.description,
-        "images": _covers("playlist", playlist.id, (640,)) if total else [],
+        "images": covers("playlist", playlist.id, (640,)) if total else [],
         "name": playlist.name,
         "owner": user(playlist.owner),
         "primary_color": None,

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from flask import request
 
 from sandbox.api.errors import ApiError
-from sandbox.api.links import API
+from sandbox.api.members import API
 
 
 def number(name: str, default: int | None, least: int, most: int) -> int:
@@ -44,4 +44,19 @@ def page(
         "previous": href(max(0, offset - limit)) if offset else None,
         "total": len(items),
         "items": list(items[offset : offset + limit]),
+    }
+
+
+def first_page(items: Sequence[Any], path: str) -> dict[str, Any]:
+    """Return the first items as the paging object in an object that contains them."""
+    limit = 50
+    href = f"{API}/{path}?offset={{}}&limit={limit}"
+    return {
+        "href": href.format(0),
+        "limit": limit,
+        "next": href.format(limit) if limit < len(items) else None,
+        "offset": 0,
+        "previous": None,
+        "total": len(items),
+        "items": list(items[:limit]),
     }

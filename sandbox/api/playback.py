@@ -11,9 +11,9 @@ from flask import request
 from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.bodies import json_object, track_ids
 from sandbox.api.errors import ApiError, PlayerError
+from sandbox.api.lookup import exists
 from sandbox.api.paging import number
 from sandbox.api.player import settled_player
-from sandbox.catalog import TRACKS
 from sandbox.context import sandbox
 from sandbox.player_state import Player
 
@@ -77,13 +77,20 @@ def play(player: Player) -> None:
 
 def _start(player: Player, body: dict[str, Any]) -> None:
     uri = body.get("context_uri")
-    tracks = sandbox().music.tracks_of(str(uri)) if uri else track_ids(body.get("uris"), 100)
+    tracks = _context(str(uri)) if uri else track_ids(body.get("uris"), 100)
     if not tracks:
         raise ApiError(404, "Context not found")
     position = body.get("position_ms", 0)
     if type(position) is not int or position < 0:
         raise ApiError(400, "Invalid position_ms")
     player.start(tracks, _offset(tracks, body.get("offset")), uri, position)
+
+
+def _context(uri: str) -> list[str]:
+    kind, _, item_id = uri.removeprefix("spotify:").partition(":")
+    if kind in ("album", "artist") and not exists(kind, item_id):
+        return []
+    return sandbox().music.tracks_of(kind, item_id)
 
 
 def _offset(tracks: list[str], offset: object) -> int:
@@ -168,6 +175,6 @@ def set_repeat(player: Player) -> None:
 def add_to_queue(player: Player) -> None:
     """Add a track to the queue."""
     item_id = request.args.get("uri", "").removeprefix("spotify:track:")
-    if item_id not in TRACKS:
+    if not exists("track", item_id):
         raise ApiError(400, "Invalid track uri in payload")
     player.queue.append(item_id)

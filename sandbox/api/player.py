@@ -8,12 +8,12 @@ from urllib.parse import urlencode
 
 from flask import Response, jsonify, make_response, request
 
+from sandbox import items
 from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError
-from sandbox.api.links import API
+from sandbox.api.members import API
 from sandbox.api.objects import context, device, full_track
 from sandbox.api.paging import number
-from sandbox.catalog import TRACKS
 from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.player_state import MAX_HISTORY, Play, Player
@@ -61,7 +61,7 @@ def _now_playing(player: Player) -> dict[str, Any]:
         "timestamp": player.as_of_ms,
         "context": context(player.context),
         "progress_ms": player.progress_ms if player.current else None,
-        "item": full_track(TRACKS[player.current]) if player.current else None,
+        "item": full_track(items.track(player.current)) if player.current else None,
         "currently_playing_type": "track" if player.current else "unknown",
         "actions": {"disallows": {"resuming" if player.is_playing else "pausing": True}},
         "is_playing": player.is_playing,
@@ -83,8 +83,8 @@ def show_queue() -> Response:
     player = settled_player()
     playing = player.current if player.active else None
     return jsonify(
-        currently_playing=full_track(TRACKS[playing]) if playing else None,
-        queue=[full_track(TRACKS[track]) for track in player.upcoming()] if playing else [],
+        currently_playing=full_track(items.track(playing)) if playing else None,
+        queue=[full_track(items.track(track)) for track in player.upcoming()] if playing else [],
     )
 
 
@@ -120,7 +120,7 @@ def show_recently_played() -> Response:
 
 def _played(play: Play) -> dict[str, Any]:
     return {
-        "track": full_track(TRACKS[play.track_id]),
+        "track": full_track(items.track(play.track_id)),
         "played_at": as_text(datetime.fromtimestamp(play.played_at_ms / 1000, UTC)),
         "context": context(play.context),
     }

@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 from flask import Response, g, jsonify, request
 
+from sandbox import items
 from sandbox.api.blueprint import api, caller, granted, needs
 from sandbox.api.bodies import json_object, text_member, track_ids
 from sandbox.api.errors import ApiError, forbidden, not_found
 from sandbox.api.objects import full_track, simple_playlist, snapshot_id, user
 from sandbox.api.paging import page
-from sandbox.catalog import TRACKS, Playlist
+from sandbox.catalog import Playlist
 from sandbox.context import sandbox
 from sandbox.people import Person
 
@@ -90,7 +91,7 @@ def _items(playlist: Playlist) -> list[dict[str, Any]]:
 
 def _item(playlist: Playlist, track_id: str | None) -> dict[str, Any]:
     mode = sandbox().settings.mode
-    track = full_track(TRACKS[track_id]) | {"episode": False, "track": True} if track_id else None
+    track = full_track(items.track(track_id)) | {"episode": False, "track": True} if track_id else None
     names = {"dev2026": ["item"], "transition": ["item", "track"], "legacy": ["track"]}[mode]
     added_by = user(playlist.owner)
     del added_by["display_name"]
@@ -179,10 +180,10 @@ def replace_items(item_id: str) -> Response:
 @needs(*MODIFY)
 def remove_items(item_id: str) -> Response:
     """Remove tracks from a playlist."""
-    items = json_object().get("items")
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    entries = json_object().get("items")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ApiError(400, "Error parsing JSON.")
-    gone = track_ids([item.get("uri") for item in items], MAX_ITEMS)
+    gone = track_ids([entry.get("uri") for entry in entries], MAX_ITEMS)
     playlist = _changeable(item_id)
     playlist.track_ids[:] = [track for track in playlist.track_ids if track not in gone]
     return jsonify(snapshot_id=snapshot_id(playlist))

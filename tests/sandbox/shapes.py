@@ -122,6 +122,54 @@ ALBUM = object_schema(
     }
 )
 
+_SERIES = {
+    "copyrights": {"type": "array"},
+    "description": TEXT,
+    "explicit": FLAG,
+    "html_description": TEXT,
+    "images": items(IMAGE),
+    "languages": items(TEXT),
+    "media_type": TEXT,
+    "name": TEXT,
+}
+# New development-mode apps do not get these.
+_SERIES_BEFORE = {"available_markets": items(TEXT), "publisher": TEXT}
+_SIMPLE_SHOW = {**_SERIES, "is_externally_hosted": FLAG, "total_episodes": COUNT, **linked("show")}
+SIMPLE_SHOW = object_schema(_SIMPLE_SHOW, _SERIES_BEFORE)
+_PEOPLE = items(object_schema({"name": TEXT}))
+_SIMPLE_AUDIOBOOK = {
+    **_SERIES,
+    "authors": _PEOPLE,
+    "edition": TEXT,
+    "narrators": _PEOPLE,
+    "total_chapters": COUNT,
+    **linked("audiobook"),
+}
+SIMPLE_AUDIOBOOK = object_schema(_SIMPLE_AUDIOBOOK, _SERIES_BEFORE)
+_PART = {
+    "audio_preview_url": NULL,
+    "description": TEXT,
+    "duration_ms": COUNT,
+    "explicit": FLAG,
+    "html_description": TEXT,
+    "images": items(IMAGE),
+    "is_playable": FLAG,
+    "languages": items(TEXT),
+    "name": TEXT,
+    "release_date": TEXT,
+    "release_date_precision": {"const": "day"},
+}
+_RESUME = {"resume_point": object_schema({"fully_played": FLAG, "resume_position_ms": COUNT})}
+_EPISODE = {**_PART, "is_externally_hosted": FLAG, "language": TEXT, **linked("episode")}
+_CHAPTER = {**_PART, "chapter_number": COUNT, **linked("chapter"), "type": {"const": "episode"}}
+_MARKETS = {"available_markets": items(TEXT)}
+SIMPLE_EPISODE = object_schema(_EPISODE, _RESUME)
+SIMPLE_CHAPTER = object_schema(_CHAPTER, {**_RESUME, **_MARKETS})
+EPISODE = object_schema({**_EPISODE, "show": SIMPLE_SHOW}, _RESUME)
+CHAPTER = object_schema({**_CHAPTER, "audiobook": SIMPLE_AUDIOBOOK}, {**_RESUME, **_MARKETS})
+SHOW = object_schema({**_SIMPLE_SHOW, "episodes": page(SIMPLE_EPISODE)}, _SERIES_BEFORE)
+AUDIOBOOK = object_schema({**_SIMPLE_AUDIOBOOK, "chapters": page(SIMPLE_CHAPTER)}, _SERIES_BEFORE)
+
 _PLAYLIST = {
     "collaborative": FLAG,
     "description": maybe(ANY_TEXT),
@@ -194,7 +242,17 @@ RECENTLY_PLAYED = object_schema(
     }
 )
 SAVED_TRACKS = page(object_schema({"added_at": DATE, "track": TRACK}))
-SEARCH = object_schema({}, {"tracks": page(TRACK), "playlists": page(maybe(SIMPLE_PLAYLIST))})
+SEARCH = object_schema(
+    {
+        "albums": page(SIMPLE_ALBUM),
+        "artists": page(ARTIST),
+        "audiobooks": page(SIMPLE_AUDIOBOOK),
+        "episodes": page(SIMPLE_EPISODE),
+        "playlists": page(maybe(SIMPLE_PLAYLIST)),
+        "shows": page(SIMPLE_SHOW),
+        "tracks": page(TRACK),
+    }
+)
 
 API_ERROR = object_schema(
     {"error": object_schema({"status": {"type": "integer"}, "message": TEXT}, {"reason": TEXT})},

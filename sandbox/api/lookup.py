@@ -1,0 +1,47 @@
+"""Lookup of items by kind and id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sandbox import items
+from sandbox.api.errors import ApiError, not_found
+from sandbox.api.objects import full_album, full_artist, full_track
+from sandbox.api.spoken_objects import full_audiobook, full_chapter, full_episode, full_show
+from sandbox.context import sandbox
+
+_OBJECTS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "album": lambda item_id: full_album(items.album(item_id)),
+    "artist": lambda item_id: full_artist(items.artist(item_id)),
+    "audiobook": lambda item_id: full_audiobook(items.audiobook(item_id)),
+    "chapter": lambda item_id: full_chapter(items.chapter(item_id)),
+    "episode": lambda item_id: full_episode(items.episode(item_id)),
+    "show": lambda item_id: full_show(items.show(item_id)),
+    "track": lambda item_id: full_track(items.track(item_id)),
+}
+
+
+def exists(kind: str, item_id: str) -> bool:
+    """Return whether there is such an item. In `legacy` mode, there is one for every well-formed id."""
+    legacy = sandbox().settings.mode == "legacy"
+    return item_id in items.LISTED.get(kind, ()) or (
+        legacy and kind in items.LISTED and items.is_well_formed(item_id)
+    )
+
+
+def check_id(kind: str, item_id: str) -> None:
+    """Check that there is such an item.
+
+    Raises:
+        ApiError: 400, if the id is malformed; 404, if it is unknown.
+    """
+    if not items.is_well_formed(item_id):
+        raise ApiError(400, "Invalid base62 id")
+    if not exists(kind, item_id):
+        raise not_found()
+
+
+def full_object(kind: str, item_id: str) -> dict[str, Any]:
+    """Return the full object of an item that exists."""
+    return _OBJECTS[kind](item_id)
