@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import comparison, engine, flame, growth, latency, results, routes, startup
+from benchmarks import comparison, engine, flame, growth, latency, results, routes, slowness, startup
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
@@ -17,13 +17,19 @@ PARTS: dict[str, Callable[[Options], Section]] = {
     "startup": startup.run,
     "miss": latency.run_miss,
     "tail": latency.run_tail,
+    "hang": slowness.run_hang,
+    "outage": slowness.run_outage,
+    "slow": slowness.run_slow,
+    "tabs": slowness.run_tabs,
+    "burst": slowness.run_burst,
     "growth": growth.run_growth,
     "due": growth.run_due,
     "engine": engine.run,
     "memory": engine.run_memory,
     "flame": flame.run,
 }
-QUICK = ("routes",)
+DEFAULT = tuple(name for name in PARTS if name != "memory")
+QUICK = ("routes", "alternatives")
 
 
 def main() -> int:
@@ -31,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="script/bench")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--only", action="append", default=[], metavar="ROUTE")
     parser.add_argument("--before", type=Path)
     parser.add_argument("--output", type=Path, default=results.RESULTS / "latest.json")
     parser.add_argument("parts", nargs="*", metavar="PART")
@@ -39,9 +46,10 @@ def main() -> int:
         parser.error(f"unknown part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     before = arguments.before.resolve() if arguments.before else None
-    options = Options(arguments.quick, rounds, 1 if arguments.quick else 3, before)
+    seconds = 1 if arguments.quick else 3
+    options = Options(arguments.quick, rounds, seconds, tuple(arguments.only), before)
     described, sections, failed = results.machine(), {}, 0
-    for name in arguments.parts or (QUICK if arguments.quick else PARTS):
+    for name in arguments.parts or (QUICK if arguments.quick else DEFAULT):
         began = time.monotonic()
         try:
             sections[name] = PARTS[name](options)
@@ -51,8 +59,8 @@ def main() -> int:
             continue
         progress(f"{name}: {time.monotonic() - began:.0f} s")
         print(f"\n{sections[name].markdown()}", flush=True)
-    results.save(arguments.output, sections, described)
-    print(f"All numbers are in {arguments.output}.")
+        results.save(arguments.output, sections, described)
+    print(f"All numbers are in {arguments.output}, and the tables in {arguments.output.with_suffix('.md')}.")
     return failed
 
 

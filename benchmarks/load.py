@@ -1,66 +1,11 @@
-"""A deployment to measure, and clients that put load on it."""
+"""Clients that keep connections open, and send requests at certain times."""
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 
-import requests
-
-from tests.conftest import ANY_PORT_REDIRECT_URI, SETTINGS
-from tests.helpers.sandbox_client import SandboxClient, callback_query, running_sandbox
-from tests.helpers.servers import migrate, running_mariadb, running_redis, running_server
-
-CLIENT_TIMEOUT = 30.0
 SAMPLES_PER_SECOND = 20
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """Running servers, a sandbox, and a separate process for clients that others must not slow down."""
-
-    port: int
-    sandbox: SandboxClient
-    sampler: ProcessPoolExecutor
-
-    def connect(self, person: str) -> str:
-        """Connect Spotify as a visitor. Return the Cookie header of the session."""
-        with requests.Session() as http:
-            http.trust_env = False
-            http.headers.update({"X-Requested-With": "benchmark", "Accept": "application/json"})
-            authorize = f"http://127.0.0.1:{self.port}/api/spotify/authorize"
-            url = http.get(authorize, timeout=CLIENT_TIMEOUT).json()["authorize_url"]
-            query = callback_query(self.sandbox.consent(url, person=person))
-            response = http.get(authorize, params=query, timeout=CLIENT_TIMEOUT)
-            response.raise_for_status()
-            return f"backline_session={http.cookies['backline_session']}"
-
-
-@contextmanager
-def running_deployment(*, mariadb: bool, threads: int) -> Iterator[Deployment]:
-    """Start everything, and stop it at the end of the block."""
-    with ExitStack() as stack:
-        # Not forked, because there are threads.
-        sampler = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-        sandbox = stack.enter_context(running_sandbox([ANY_PORT_REDIRECT_URI]))
-        home = stack.enter_context(tempfile.TemporaryDirectory())
-        settings = {
-            **SETTINGS,
-            "DATABASE_URL": stack.enter_context(running_mariadb())
-            if mariadb
-            else f"sqlite:///{home}/backline.sqlite3",
-            "REDIS_URL": stack.enter_context(running_redis()),
-            "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
-            "SPOTIFY_API_URL": sandbox.api_url,
-        }
-        del settings["SPOTIFY_REDIRECT_URI"]  # the server's own default
-        migrate(settings | {"SPOTIFY_REDIRECT_URI": ANY_PORT_REDIRECT_URI})
-        server = stack.enter_context(running_server(settings, workers=2, threads=threads))
-        yield Deployment(server.port, sandbox, sampler)
 
 
 @dataclass(frozen=True)
@@ -125,11 +70,6 @@ def quantile(values: list[float], part: float) -> float:
     """Return a quantile: the median if `part` is 0.5."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
-def report(name: str, value: object, wanted: str = "") -> None:
-    """Print one line of the results."""
-    print(f"  {name:<52} {value!s:<22} {wanted}", flush=True)
 
 
 def measure_session_times(port: int, cookie: str, seconds: float) -> list[float]:

@@ -12,6 +12,7 @@ class Options:
     quick: bool = False
     rounds: int = 5
     seconds: float = 3
+    only: tuple[str, ...] = ()  # of the routes; empty: all
     before: Path | None = None  # the directory of an earlier version
 
 

@@ -110,7 +110,10 @@ def machine() -> dict[str, object]:
 
 
 def save(path: Path, sections: Mapping[str, Section], described: Mapping[str, object]) -> None:
-    """Write all results as JSON."""
+    """Write all results as JSON, and the tables as Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = {name: section.json() for name, section in sections.items()}
+    facts = "\n".join(f"- {name}: {value}" for name, value in described.items())
+    tables = "\n".join(section.markdown() for section in sections.values())
+    path.with_suffix(".md").write_text(f"## Results of script/bench\n\n{facts}\n\n{tables}", encoding="utf-8")
     path.write_text(json.dumps({"machine": described, "parts": parts}, indent=1) + "\n", encoding="utf-8")

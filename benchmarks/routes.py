@@ -45,6 +45,8 @@ def run(options: Options) -> Section:
             own = stack.enter_context(running_servers(options.before))
             earlier = stack.enter_context(running_backline(own, SHARED, root=options.before))
             targets += [replace(target, name=f"before: {target.name}") for target in routes(earlier)]
+        if options.only:
+            targets = [target for target in targets if target.name in ("bare", *options.only)]
         rounds = interleave(targets, options)
     unit = client.median(rounds["bare"], "cpu_ms")
     figures = [

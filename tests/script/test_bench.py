@@ -1,0 +1,39 @@
+"""script/bench measures two routes: its smallest part, with all the servers that the others use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cannot_run
+from tests.helpers.servers import ROOT, Unavailable
+
+pytestmark = [pytest.mark.processes]
+
+
+def test_bench_compares_a_route_with_bare_flask(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "/livez"]
+
+    done = subprocess.run(
+        [*command, "--output", output, "routes"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    if "wrk is not installed" in done.stderr:
+        cannot_run(Unavailable("wrk is not installed: apt-get install wrk"))
+    assert done.returncode == 0, done.stderr
+    figures = {
+        figure["name"]: figure for figure in json.loads(output.read_text())["parts"]["routes"]["figures"]
+    }
+    assert set(figures) == {"bare", "/livez"}
+    assert figures["bare"]["value"] == 1
+    assert figures["/livez"]["value"] > 0
+    assert figures["/livez"]["more"]["CPU ms"] > 0
+    assert "| /livez" in output.with_suffix(".md").read_text()
