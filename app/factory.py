@@ -41,6 +41,7 @@ from app.spotify.oauth.exchange import CodeExchange
 from app.spotify.oauth.flow import AuthorizationFlow
 from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
+from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.maintenance import Maintenance
 from app.spotify.tokens.refresh import GrantSnapshot, Refresher
 from app.spotify.tokens.scheduler import Scheduler
@@ -138,6 +139,7 @@ def _build_services(app: Flask, config: Config) -> Services:
     refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
     tokens = TokenService(refresher, refreshes, accounts_bulkhead, token_cipher, config.refresh_lead)
     mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
+    claims = BatchClaims(token_cipher, config)
     maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
@@ -166,7 +168,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,
-        scheduler=Scheduler(app, config, client, tokens, maintenance, mailer),
+        scheduler=Scheduler(app, config, client, refresher, claims, maintenance, mailer),
         notifications=notifications,
         passwords=passwords,
         authenticator=Authenticator(throttle, passwords),

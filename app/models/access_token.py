@@ -58,7 +58,11 @@ class AccessToken(Base):
     """
 
     __tablename__ = "access_tokens"
-    __table_args__ = (sa.Index(None, "state", "ended_at"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        sa.Index(None, "state", "ended_at"),
+        sa.Index(None, "failures", "due_at", "expires_at"),  # the scheduler's queue
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     spotify_user_id: Mapped[int] = mapped_column(

@@ -28,14 +28,14 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._next = time.monotonic()
 
-    def reserve(self) -> float:
-        """Reserve the next slot. Returns in how many seconds it is. An unused slot is lost."""
+    def reserve(self, count: int = 1) -> float:
+        """Reserve the next slots. Returns in how many seconds the first is. Unused slots are lost."""
         try:
-            delay: Any = self._reserve([self._key], [round(self._interval * 1_000_000)])
+            delay: Any = self._reserve([self._key], [round(self._interval * 1_000_000), count])
             return int(delay) / 1_000_000
         except (redis.RedisError, ValueError) as error:
             log.warning("rate_limit_per_process", extra={"reason": type(error).__name__})
         with self._lock:
             slot = max(self._next, time.monotonic())
-            self._next = slot + self._interval
+            self._next = slot + count * self._interval
             return slot - time.monotonic()

@@ -4,7 +4,7 @@ import base64
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,6 +148,7 @@ class RecordedDeployment(Deployment):
                 if statement := _shift(table, seconds):
                     connection.execute(sa.text(statement))
         self._age_locks(seconds)
+        self._forget_snapshots()
         self.sandbox.advance(seconds)
         self._shifts.append(Shift(began, datetime.now(UTC), seconds))
 
@@ -170,6 +171,13 @@ class RecordedDeployment(Deployment):
                 sets = ", ".join(f"{name} = {name} - INTERVAL :by MICROSECOND" for name in columns)
                 changed = f"UPDATE access_tokens SET {sets} {where}"
                 connection.execute(sa.text(changed), {"spotify_user_id": spotify_user_id, "by": max(0, by)})
+        self._forget_snapshots()
+
+    def _forget_snapshots(self) -> None:
+        """Let the servers read the rows again, which we have changed without announcing it."""
+        with suppress(redis.RedisError):  # without Redis, they remember nothing
+            for key in self.redis.client.scan_iter("version:*"):
+                self.redis.client.delete(key)
 
     def _age_locks(self, seconds: float) -> None:
         try:

@@ -7,17 +7,20 @@ to the grants, after enough time for everything to recover.
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import requests
+import sqlalchemy as sa
 
 from tests.chaos.browser import Browser
 from tests.chaos.checker import Report, check
 from tests.chaos.deployment import RecordedDeployment
-from tests.helpers.processes import ApiServer
+from tests.helpers.processes import ApiServer, Scheduler
 from tests.helpers.servers import eventually
 
 MIRA, JONAS = "mira_t_42", "jonas.k"
+BATCH = 6  # connections; fewer than a scheduler's threads
 # How long a rotating Spotify accepts the previous refresh token again; see `rotated_token_lost`.
 GRACE_SECONDS = 120
 
@@ -241,6 +244,112 @@ def scheduler_killed(deployment: RecordedDeployment) -> None:
     deployment.resume_schedulers()
     eventually(lambda: not deployment.stale_connections())
     assert ada.token(deployment.servers[0]).status_code == 200
+
+
+# A scheduler works on a batch.
+
+
+@scenario()
+def batch_killed_before_calls(deployment: RecordedDeployment) -> None:
+    """All grants of the batch are claimed, and no call reaches Spotify."""
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    victim.spotify.hold("up", when=b"/api/token")
+    victim.resume()
+    victim.spotify.wait_until_held(BATCH)
+    _kill_scheduler(deployment, victim, spotify_user_ids)
+    assert deployment.refresh_calls() == []
+    _assert_batch_refreshed_after_lease(deployment, spotify_user_ids)
+    assert len(deployment.refresh_calls()) == BATCH
+
+
+@scenario()
+def batch_killed_during_calls(deployment: RecordedDeployment) -> None:
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    _start_batch(deployment, victim)
+    _kill_scheduler(deployment, victim, spotify_user_ids)
+    deployment.sandbox.release()
+    _assert_batch_refreshed_after_lease(deployment, spotify_user_ids)
+
+
+@scenario()
+def batch_killed_before_commit(deployment: RecordedDeployment) -> None:
+    """The results of the batch are written, but not committed."""
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    _start_batch(deployment, victim)
+    victim.database.hold("up", when=b"COMMIT", since=b"UPDATE token_refreshes")
+    deployment.sandbox.release()
+    victim.database.wait_until_held()
+    _kill_scheduler(deployment, victim, spotify_user_ids)
+    eventually(deployment.rows_are_unlocked)
+    assert {deployment.row(spotify_user_id).generation for spotify_user_id in spotify_user_ids} == {0}
+    _assert_batch_refreshed_after_lease(deployment, spotify_user_ids)
+
+
+@scenario()
+def batch_claim_reply_lost(deployment: RecordedDeployment) -> None:
+    """The scheduler does not know that it has claimed the batch, so it makes no call."""
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    dropped = victim.database.dropped
+    deployment.record_fault("lost COMMIT reply", *spotify_user_ids)
+    victim.database.drop_reply(after=b"COMMIT", since=b"INSERT INTO token_refreshes")
+    victim.resume()
+    victim.database.wait_until_dropped(dropped + 1)
+    _assert_batch_refreshed_after_lease(deployment, spotify_user_ids)
+    assert len(deployment.refresh_calls()) == BATCH
+
+
+@scenario()
+def batch_commit_reply_lost(deployment: RecordedDeployment) -> None:
+    """Each result of the batch is looked up, and those that were committed are not stored again."""
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    dropped = victim.database.dropped
+    _start_batch(deployment, victim)
+    deployment.record_fault("lost COMMIT reply", *spotify_user_ids)
+    victim.database.drop_reply(after=b"COMMIT", since=b"UPDATE token_refreshes")
+    deployment.sandbox.release()
+    victim.database.wait_until_dropped(dropped + 1)
+    _assert_batch_stored(deployment, spotify_user_ids)
+
+
+@scenario()
+def mariadb_killed_during_group_commit(deployment: RecordedDeployment) -> None:
+    """The results of the batch are stored when MariaDB is back, without further calls."""
+    spotify_user_ids = _due_batch(deployment)
+    victim = deployment.schedulers[0]
+    _start_batch(deployment, victim)
+    with deployment.recorded_fault("mariadb killed"):
+        victim.database.hold("up", when=b"COMMIT", since=b"UPDATE token_refreshes")
+        deployment.sandbox.release()
+        victim.database.wait_until_held()
+        deployment.database.kill()
+        victim.database.release()
+        deployment.database.start()
+    _assert_batch_stored(deployment, spotify_user_ids)
+
+
+@scenario()
+def locked_row_in_group_commit(deployment: RecordedDeployment) -> None:
+    """One row of the batch is locked, and its transaction ends in a deadlock. The others do not wait."""
+    spotify_user_ids = _due_batch(deployment)
+    blocked, *others = spotify_user_ids
+    victim = deployment.schedulers[0]
+    _start_batch(deployment, victim)
+    where = {"spotify_user_id": blocked}
+    deployment.record_fault("deadlock", blocked)
+    with deployment.engine.connect() as connection:
+        grant = "SELECT 1 FROM access_tokens WHERE spotify_user_id = :spotify_user_id FOR UPDATE"
+        connection.execute(sa.text(grant), where)
+        deployment.sandbox.release()
+        eventually(lambda: all(deployment.row(other).generation == 1 for other in others), timeout=2.5)
+        attempt = "SELECT 1 FROM token_refreshes WHERE spotify_user_id = :spotify_user_id FOR UPDATE"
+        with suppress(sa.exc.OperationalError):  # one of the two transactions is rolled back
+            connection.execute(sa.text(attempt), where)
+    _assert_batch_stored(deployment, spotify_user_ids)
 
 
 # Replies are lost.
@@ -540,6 +649,45 @@ def _start_refresh(
     future = deployment.submit(browser.token, server)
     deployment.wait_for_held_refresh()
     return future
+
+
+def _due_batch(deployment: RecordedDeployment) -> list[int]:
+    """Connect people whose tokens are due. The schedulers are paused, and claim them together."""
+    people = [person["id"] for person in deployment.sandbox.seed(BATCH)]
+    for person in people:
+        deployment.visitor(person)
+    deployment.advance_time(3600 - 300)
+    return [deployment.spotify_user_id_of(person) for person in people]
+
+
+def _start_batch(deployment: RecordedDeployment, scheduler: Scheduler) -> None:
+    """Let a scheduler claim the batch, and wait until Spotify has received all calls."""
+    deployment.sandbox.fault(on="refresh", kind="park", times=BATCH)
+    scheduler.resume()
+    deployment.wait_for_held_refresh(BATCH)
+
+
+def _kill_scheduler(deployment: RecordedDeployment, victim: Scheduler, spotify_user_ids: list[int]) -> None:
+    """Kill a scheduler, and release what delayed it."""
+    deployment.record_fault("killed", *spotify_user_ids)
+    victim.kill()
+    for proxy in victim.proxies:
+        proxy.restore()
+
+
+def _assert_batch_refreshed_after_lease(deployment: RecordedDeployment, spotify_user_ids: list[int]) -> None:
+    """Assert that the schedulers refresh the batch after its leases."""
+    deployment.outlast_lease()
+    deployment.resume_schedulers()
+    eventually(lambda: not deployment.stale_connections(), timeout=30)
+    assert {deployment.row(spotify_user_id).generation for spotify_user_id in spotify_user_ids} == {1}
+
+
+def _assert_batch_stored(deployment: RecordedDeployment, spotify_user_ids: list[int]) -> None:
+    """Assert that each grant is refreshed with one call."""
+    eventually(lambda: not deployment.stale_connections(), timeout=30)
+    assert {deployment.row(spotify_user_id).generation for spotify_user_id in spotify_user_ids} == {1}
+    assert len(deployment.refresh_calls()) == BATCH
 
 
 def _kill(

@@ -1,47 +1,42 @@
-"""Claims and finishes attempts to refresh a grant, each in one transaction.
+"""Claims and finishes attempts to refresh grants, one or many in each transaction.
 
-Only one caller can win a claim, and the result is written with a compare-and-swap on
-(`grant_id`, `generation`). `docs/custody.md` explains why this is safe.
+Only one caller can win a claim, and a result is written with a compare-and-swap on (`grant_id`,
+`generation`). `docs/custody.md` explains why this is safe.
 """
 
 import logging
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import run_in_transaction_until
+from app.infra.database import run_in_transaction, run_in_transaction_until
 from app.infra.row_versions import announce
 from app.models import AccessToken, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome
 from app.spotify.tokens import breaker, transitions
-from app.spotify.tokens.transitions import Transition, Values
+from app.spotify.tokens.results import Attempt, Result
+from app.spotify.tokens.transitions import Values
 
 log = logging.getLogger(__name__)
 
-# How long to keep trying to store a result. After the lease, another caller may have refreshed the grant;
-# but a new refresh token may be the only valid one, so it is worth more time.
-STORE_SECONDS, STORE_ORPHAN_TOKEN_SECONDS = 25.0, 300.0
 _CLAIM_SECONDS = 3.0
 # A call of 10 s that starts within this time of the claim ends within the lease.
 _SEND_WITHIN_SECONDS = 15.0
 # While rejections may be wrong, a rejected grant waits this long, so that the next probe is another grant's.
 _REJECTED_PROBE_WAIT = timedelta(minutes=10)
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """A claim on one generation of a grant."""
-
-    id: str
-    generation: int
-    claimed_at: datetime
-    send_until: float  # `time.monotonic`
+# Without the ORM, which takes ten times as long for a statement.
+_grants = cast("sa.Table", AccessToken.__table__)
+_history = cast("sa.Table", TokenRefresh.__table__)
 
 
 @dataclass(frozen=True)
@@ -64,125 +59,176 @@ def claim(row: AccessToken) -> Attempt | None:
         SpotifyUnavailable: The breaker is open.
         SpotifyMisconfigured: The breaker is open because Spotify rejects our client id or secret.
     """
-    attempt_id, send_until = uuid.uuid4().hex, time.monotonic() + _SEND_WITHIN_SECONDS
+    attempt_id, send_until = uuid.uuid4().hex, send_deadline()
 
     def work(db: Session) -> Attempt | None:
-        recorded = db.scalar(_attempt_row(attempt_id))
+        recorded = db.scalar(
+            sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
+        )
         if recorded is not None:  # the reply to an earlier COMMIT was lost
             return Attempt(attempt_id, recorded.generation, recorded.started_at, send_until)
         now = database.db_now(db)
-        generation = _unused_generation(db, row)
-        values: Values = {"attempt_id": attempt_id, "lease_until": now + LEASE}
-        if generation != row.generation:
-            values["generation"] = generation
-            announce(db, connections=[row.spotify_user_id], best_effort=True)
-        claimed = update(
-            db,
-            row,
-            values,
-            AccessToken.not_leased(now),
-            AccessToken.not_backing_off(now),
-        )
-        if not claimed:
+        attempt = Attempt(attempt_id, unused_generation(db, row), now, send_until)
+        if not take_leases(db, {row: attempt}, now):
             return None
-        breaker.require_closed(db, now)
-        db.add(
-            TokenRefresh(
-                spotify_user_id=row.spotify_user_id,
-                grant_id=row.grant_id,
-                generation=generation,
-                attempt_id=attempt_id,
-                started_at=now,
-            )
-        )
-        return Attempt(attempt_id, generation, now, send_until)
+        return replace(attempt, is_probe=breaker.require_closed(db, now))
 
     return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, work)
 
 
-def finish(
-    attempt: Attempt,
-    row: AccessToken,
-    outcome: Outcome,
-    transition: Transition,
-    *,
-    orphan_token: object = None,
-) -> Completion:
+def send_deadline() -> float:
+    """Return until when a call may start if its grant is claimed now (`time.monotonic`)."""
+    return time.monotonic() + _SEND_WITHIN_SECONDS
+
+
+def take_leases(
+    db: Session, attempts: dict[AccessToken, Attempt], now: datetime
+) -> dict[AccessToken, Attempt]:
+    """Take the leases of these grants and record the attempts. Returns those that no other caller has."""
+    is_free = (AccessToken.not_leased(now), AccessToken.not_backing_off(now))
+    taken = {}
+    for row, attempt in attempts.items():
+        # If this process dies, the scheduler continues at `due_at`.
+        values: Values = {"attempt_id": attempt.id, "lease_until": now + LEASE, "due_at": now + LEASE}
+        if attempt.generation != row.generation:
+            values["generation"] = attempt.generation
+            announce(db, connections=[row.spotify_user_id], best_effort=True)
+        if update(db, row, values, *is_free):
+            taken[row] = attempt
+    if taken:
+        rows = [
+            {
+                "spotify_user_id": row.spotify_user_id,
+                "grant_id": row.grant_id,
+                "generation": attempt.generation,
+                "attempt_id": attempt.id,
+                "started_at": now,
+            }
+            for row, attempt in taken.items()
+        ]
+        db.connection().execute(sa.insert(_history), rows)
+    return taken
+
+
+def finish(result: Result) -> Completion:
     """Record an attempt's outcome and apply it to the grant, in one transaction.
 
     The grant is changed only if it is still at the generation that was refreshed. Otherwise a consent, a
-    disconnect, or another refresh has superseded the attempt. Then only `orphan_token`, a new refresh
-    token of the same grant, is kept, as a spare.
+    disconnect, or another refresh has superseded the attempt. Then only a new refresh token of the same
+    grant is kept, as a spare.
 
     Raises:
         SQLAlchemyError: The result could not be stored.
     """
     # Spotify might not send this result again, so a deadlock or a broken connection must not lose it.
-    seconds = STORE_SECONDS if orphan_token is None else STORE_ORPHAN_TOKEN_SECONDS
     try:
-        return run_in_transaction_until(
-            time.monotonic() + seconds,
-            lambda db: _finish(db, attempt, row, outcome, transition, orphan_token),
-        )
+        [completion] = run_in_transaction_until(result.store_until, lambda db: _finish(db, [result]).values())
     except sa.exc.SQLAlchemyError:
         log.error(
             "token_response_lost",
             extra={
-                "spotify_user_id": row.spotify_user_id,
-                "outcome": outcome,
-                "new_refresh_token": orphan_token is not None,
+                "spotify_user_id": result.row.spotify_user_id,
+                "outcome": result.outcome,
+                "new_refresh_token": result.orphan_token is not None,
             },
         )
         raise
+    return completion
 
 
-def _finish(
-    db: Session,
-    attempt: Attempt,
-    row: AccessToken,
-    outcome: Outcome,
-    transition: Transition,
-    orphan_token: object,
-) -> Completion:
-    recorded = db.scalar(_attempt_row(attempt.id))
+def finish_together(results: Sequence[Result]) -> dict[Result, Completion]:
+    """Do what `finish` does for many attempts in one transaction, which is tried once and waits for no lock.
+
+    Returns the results that are stored. The others must go through `finish`, also those whose COMMIT may
+    have taken effect although its reply was lost.
+    """
+    try:
+        return run_in_transaction(partial(_finish, results=results, skip_locked=True), retries=1)
+    except sa.exc.SQLAlchemyError as error:
+        log.warning("group_commit_failed", extra={"reason": type(error).__name__, "results": len(results)})
+        return {}
+
+
+def _finish(db: Session, results: Sequence[Result], *, skip_locked: bool = False) -> dict[Result, Completion]:
+    recorded = _recorded_outcomes(db, results, skip_locked=skip_locked)
+    breaker_open = _is_revocations_open(db, results)
+    if skip_locked:
+        unlocked = _lock_grants(db, results)
+        results = [found for found in results if found.attempt.id in recorded and found.row.id in unlocked]
     now = database.db_now(db)
-    if recorded is not None and recorded.outcome is not None:
-        return Completion(Outcome(recorded.outcome), now)  # the reply to an earlier COMMIT was lost
-    breaker_open = outcome is Outcome.INVALID_GRANT and breaker.is_revocations_open(db)
-    values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now) if breaker_open else transition(now)
+    new = {
+        result: _apply(db, result, now, breaker_open=breaker_open)
+        for result in results
+        if recorded.get(result.attempt.id) is None
+    }
+    _store_completions(db, new, now)
+    changed = [result.row.spotify_user_id for result in results]
+    announce(db, connections=changed, best_effort=True)
+    return {
+        # If it was recorded before, the reply to an earlier COMMIT was lost.
+        result: new.get(result) or Completion(Outcome(recorded[result.attempt.id] or ""), now)
+        for result in results
+    }
+
+
+def _recorded_outcomes(db: Session, results: Sequence[Result], *, skip_locked: bool) -> dict[str, str | None]:
+    """Return the outcomes that the history has already, by attempt.
+
+    The rows are locked, so that this waits for an earlier COMMIT of ours that is slow rather than lost.
+    """
+    ids = _history.c.attempt_id.in_([result.attempt.id for result in results])
+    found = db.connection().execute(
+        sa.select(_history.c.attempt_id, _history.c.outcome)
+        .where(ids)
+        .with_for_update(skip_locked=skip_locked)
+    )
+    return {row.attempt_id: row.outcome for row in found}
+
+
+def _is_revocations_open(db: Session, results: Sequence[Result]) -> bool:
+    """Return whether rejections are not recorded now. Asks only if there is one, because this locks a row."""
+    is_rejected = any(result.outcome is Outcome.INVALID_GRANT for result in results)
+    return is_rejected and breaker.is_revocations_open(db)
+
+
+def _lock_grants(db: Session, results: Sequence[Result]) -> set[int]:
+    """Lock the grants that no other transaction has locked. Returns their ids."""
+    ids = _grants.c.id.in_([result.row.id for result in results])
+    locked = sa.select(_grants.c.id).where(ids).with_for_update(skip_locked=True)
+    return set(db.connection().scalars(locked))
+
+
+def _apply(db: Session, result: Result, now: datetime, *, breaker_open: bool) -> Completion:
+    row, outcome = result.row, result.outcome
+    if outcome is Outcome.INVALID_GRANT and breaker_open:
+        values = transitions.after_failure(row, _REJECTED_PROBE_WAIT, now)
+    else:
+        values = result.transition(now)
     # A success is stored even if another caller holds the lease now. A failure must not end that lease.
-    announce(db, connections=[row.spotify_user_id], best_effort=True)
-    own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == attempt.id,)
+    own_lease = () if outcome is Outcome.REFRESHED else (AccessToken.attempt_id == result.attempt.id,)
     if update(db, row, values, *own_lease):
         completion = Completion(outcome, now, values)
     else:
         completion = Completion(Outcome.SUPERSEDED, now)
-        _keep_orphan(db, row, orphan_token)
-    _store_completion(db, attempt, completion)
+        _keep_orphan(db, row, result.orphan_token)
     return completion
+
+
+_COMPARE_AND_SWAP = sa.update(_grants).where(
+    _grants.c.id == sa.bindparam("same_id"),
+    _grants.c.grant_id == sa.bindparam("same_grant_id"),
+    _grants.c.generation == sa.bindparam("same_generation"),
+)
 
 
 def update(db: Session, row: AccessToken, values: Values, *conditions: sa.ColumnElement[bool]) -> bool:
     """Compare and swap: write to a grant's row if it is still at the generation that was read."""
-    updated = db.execute(
-        sa.update(AccessToken)
-        .where(
-            AccessToken.id == row.id,
-            AccessToken.grant_id == row.grant_id,
-            AccessToken.generation == row.generation,
-            *conditions,
-        )
-        .values(values)
-    )
-    return updated.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    version = {"same_id": row.id, "same_grant_id": row.grant_id, "same_generation": row.generation}
+    updated = db.connection().execute(_COMPARE_AND_SWAP.where(*conditions), {**version, **values})
+    return updated.rowcount == 1
 
 
-def _attempt_row(attempt_id: str) -> sa.Select[TokenRefresh]:
-    # Locked, so that this waits for an earlier COMMIT of ours that is slow rather than lost.
-    return sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
-
-
-def _unused_generation(db: Session, row: AccessToken) -> int:
+def unused_generation(db: Session, row: AccessToken) -> int:
     """Return the row's generation, or the one after the last that the history shows as refreshed.
 
     Restoring `access_tokens` alone sets a generation back. Refreshing it again could never be stored,
@@ -208,10 +254,12 @@ def _keep_orphan(db: Session, row: AccessToken, orphan_token: object) -> None:
         db.execute(sa.update(AccessToken).where(same_grant).values(spare_refresh_token=orphan_token))
 
 
-def _store_completion(db: Session, attempt: Attempt, completion: Completion) -> None:
-    effective = 1 if completion.outcome is Outcome.REFRESHED else None
-    db.execute(
-        sa.update(TokenRefresh)
-        .where(TokenRefresh.attempt_id == attempt.id)
-        .values(outcome=completion.outcome, effective=effective, finished_at=completion.at)
-    )
+def _store_completions(db: Session, completions: dict[Result, Completion], now: datetime) -> None:
+    for outcome in {completion.outcome for completion in completions.values()}:
+        effective = 1 if outcome is Outcome.REFRESHED else None
+        ids = [result.attempt.id for result, found in completions.items() if found.outcome is outcome]
+        db.connection().execute(
+            sa.update(_history)
+            .where(_history.c.attempt_id.in_(ids))
+            .values(outcome=outcome, effective=effective, finished_at=now)
+        )

@@ -9,7 +9,8 @@ their history (`token_refreshes`), so there are no counters to keep in sync (`br
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
@@ -28,8 +29,8 @@ from app.spotify.tokens.breaker_rules import RULES, Reason, Rule, seconds_until
 log = logging.getLogger(__name__)
 
 
-def require_closed(db: Session, now: datetime) -> None:
-    """Let a refresh through if the breaker is closed, or as the probe.
+def require_closed(db: Session, now: datetime) -> bool:
+    """Let a refresh through if the breaker is closed, or as the probe. Returns whether it is the probe.
 
     Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe.
 
@@ -37,14 +38,16 @@ def require_closed(db: Session, now: datetime) -> None:
         SpotifyMisconfigured: Spotify rejects our client id or secret, and the next probe is not due yet.
         SpotifyUnavailable: The breaker is open for another reason, and the next probe is not due yet.
     """
+    is_probe = False
     for breaker in db.scalars(sa.select(Breaker).where(breaker_queries.is_open())):
-        reason = Reason(breaker.name)
+        reason, is_probe = Reason(breaker.name), True
         is_waiting = RULES[reason].is_waiting(breaker.probe_at, now)
         if is_waiting or not breaker_queries.take_probe(db, reason, now):
             seconds = seconds_until(breaker.probe_at, now)
             if reason is Reason.MISCONFIGURED:
                 raise SpotifyMisconfigured(retry_after=seconds)
             raise SpotifyUnavailable(retry_after=seconds)
+    return is_probe
 
 
 def open_breakers() -> list[Breaker]:
@@ -75,18 +78,33 @@ def is_revocations_open(db: Session) -> bool:
     return breaker_queries.locked(db, Reason.REVOCATIONS).closed_at is None
 
 
-def record_outcome(outcome: Outcome, began_at: datetime, retry_after: int | None = None) -> None:
-    """Open or close the breaker after an attempt, whose outcome must already be in the history.
+@dataclass(frozen=True)
+class Observation:
+    """The outcome of an attempt, and for how many seconds Spotify asked us to wait.
 
-    A success counts only if the breaker was open when the attempt began. An earlier one proves nothing.
-    `retry_after` is what Spotify asked for, in seconds.
+    `probed_at` is when the attempt began, if it is a probe.
     """
-    proven = [reason for reason, rule in RULES.items() if outcome in rule.proofs]
-    if proven:
-        _change(partial(_count_success, proven, began_at))
+
+    outcome: Outcome
+    probed_at: datetime | None = None
+    retry_after: int | None = None
+
+
+def record_outcomes(observations: Sequence[Observation]) -> None:
+    """Open or close the breaker after attempts whose outcomes are already in the history.
+
+    Only the success of a probe counts, and only for breakers that were open when it began. Other attempts
+    may have begun before, which proves nothing.
+    """
+    for seen in observations:
+        proven = [reason for reason, rule in RULES.items() if seen.outcome in rule.proofs]
+        if proven and seen.probed_at is not None:
+            _change(partial(_count_success, proven, seen.probed_at))
     for reason, rule in RULES.items():
-        if outcome is rule.outcome:
-            _change(partial(_count_failure, reason, rule, retry_after), even_if_closed=True)
+        failures = [seen for seen in observations if seen.outcome is rule.outcome]
+        if failures:
+            waits = [seen.retry_after for seen in failures if seen.retry_after is not None]
+            _change(partial(_count_failure, reason, rule, max(waits, default=None)), even_if_closed=True)
 
 
 def client_accepted() -> None:

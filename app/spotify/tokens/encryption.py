@@ -1,6 +1,7 @@
 """Encrypts tokens for their columns. Each is bound to its connection, grant, and column."""
 
 import logging
+from datetime import timedelta
 
 from app.errors import SpotifyUnavailable
 from app.infra.encryption import DecryptionError, TokenCipher
@@ -8,6 +9,9 @@ from app.models import AccessToken
 from app.models.snapshots import TokenSnapshot
 
 log = logging.getLogger(__name__)
+
+# How long the scheduler skips a token that it cannot decrypt. Otherwise, it would log that twice a minute.
+UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
 
 def encrypt_tokens(

@@ -11,9 +11,8 @@ A lock in Redis comes first and saves the other callers a wasted attempt. Correc
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import partial
 
 import sqlalchemy as sa
 
@@ -27,12 +26,11 @@ from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.errors import InvalidGrant, Misconfigured, RateLimited, SpotifyError
-from app.spotify.clients.token_response import TokenResponse
-from app.spotify.tokens import attempts, breaker, transitions
-from app.spotify.tokens.attempts import Attempt
-from app.spotify.tokens.encryption import decrypt_token, encrypt_refresh_token, encrypt_tokens
-from app.spotify.tokens.transitions import Transition, Values
+from app.spotify.clients.errors import RateLimited, SpotifyError
+from app.spotify.tokens import attempts, breaker
+from app.spotify.tokens.attempts import Completion
+from app.spotify.tokens.encryption import UNDECRYPTABLE_WAIT, decrypt_token
+from app.spotify.tokens.results import Attempt, Result, Results
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +41,6 @@ GrantSnapshot = tuple[AccessToken, datetime]
 # count as slow (`accounts_bulkhead`), because a lost lock says nothing about Spotify.
 LOCK_WAIT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
-# How long the scheduler skips a token that it cannot decrypt. Otherwise, it would log that twice a minute.
-_UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
 
 class GrantEnded(Exception):
@@ -106,7 +102,7 @@ class Refresher:
         self._bulkhead = bulkhead
         self._locks = locks
         self._cipher = cipher
-        self._refresh_lead = refresh_lead
+        self._results = Results(cipher, refresh_lead)
 
     def refresh(
         self,
@@ -145,8 +141,7 @@ class Refresher:
                     refresh_token = self._refresh_token(row)
                     attempt = attempts.claim(row)
                     if attempt is not None:
-                        row.generation = attempt.generation
-                        return self._call(row, attempt, refresh_token)
+                        return self.conclude(self.call(row, attempt, refresh_token))
                 if time.monotonic() >= deadline:
                     raise RefreshInProgress
                 time.sleep(_POLL_SECONDS)
@@ -156,11 +151,16 @@ class Refresher:
             return decrypt_token(self._cipher, row, "refresh_token")
         except SpotifyUnavailable:
             with database.writing() as db:
-                attempts.update(db, row, {"due_at": database.db_now(db) + _UNDECRYPTABLE_WAIT})
+                attempts.update(db, row, {"due_at": database.db_now(db) + UNDECRYPTABLE_WAIT})
             raise
 
-    def _call(self, row: AccessToken, attempt: Attempt, refresh_token: str) -> GrantSnapshot:
-        """Call Spotify under a claim, and store the result."""
+    def call(self, row: AccessToken, attempt: Attempt, refresh_token: str) -> Result:
+        """Call Spotify under a claim. Returns the result to store.
+
+        Raises:
+            SpotifyUnavailable: The claim is too old. No call was made.
+        """
+        row.generation = attempt.generation
         if time.monotonic() > attempt.send_until:
             # This process was paused after the claim. The lease could end during the call.
             raise SpotifyUnavailable
@@ -168,125 +168,72 @@ class Refresher:
             with self._bulkhead.calling():
                 response = self._accounts.refresh(refresh_token)
         except SpotifyError as error:
-            return self._record_failure(row, attempt, error, refresh_token)
-        return self._commit(row, attempt, response, refresh_token)
+            return self._results.of_error(row, attempt, error, refresh_token)
+        return self._results.of_response(row, attempt, response, refresh_token)
 
-    def _commit(
-        self, row: AccessToken, attempt: Attempt, response: TokenResponse, presented: str
-    ) -> GrantSnapshot:
-        """Store the new tokens, unless the attempt is superseded."""
-        refresh_token = response.refresh_token or presented
-        values = {
-            **transitions.after_success(
-                attempt.claimed_at, timedelta(seconds=response.expires_in), self._refresh_lead
-            ),
-            **encrypt_tokens(
-                self._cipher, row.spotify_user_id, row.grant_id, response.access_token, refresh_token
-            ),
-            "generation": row.generation + 1,
-        }
-        if response.scope is not None:
-            values["scope"] = response.scope
-        orphan_token = values["refresh_token"] if refresh_token != presented else None
-        completion = attempts.finish(
-            attempt, row, Outcome.REFRESHED, lambda _: values, orphan_token=orphan_token
-        )
-        log.info(
-            "token_refreshed",
-            extra={"spotify_user_id": row.spotify_user_id, "outcome": completion.outcome.value},
-        )
-        breaker.record_outcome(completion.outcome, attempt.claimed_at)
+    def conclude(self, result: Result) -> GrantSnapshot:
+        """Store a result. Returns the grant's new state, or raises the error for the caller.
+
+        If another caller has refreshed the grant in the meantime, that result is returned.
+
+        Raises:
+            GrantEnded, SpotifyUnavailable, SpotifyMisconfigured: As `_error_for` decides.
+            SpotifyNotConnected: The connection does not exist anymore.
+        """
+        completion = attempts.finish(result)
+        observe({result: completion})
+        row = result.row
+        if result.error is not None:
+            return _superseding_or_raise(result, result.error, completion)
         if completion.written is None:
             return read(row.spotify_user_id)  # another caller's result, or a new consent
         for column, value in completion.written.items():
             setattr(row, column, value)
         return row, completion.at
 
-    def _record_failure(
-        self, row: AccessToken, attempt: Attempt, error: SpotifyError, presented: str
-    ) -> GrantSnapshot:
-        """Record a failure, and raise the error for the caller.
 
-        If another caller has refreshed the grant in the meantime, returns that result instead.
-
-        Raises:
-            GrantEnded, SpotifyUnavailable, SpotifyMisconfigured: As `_error_for` decides.
-            SpotifyNotConnected: The connection does not exist anymore.
-        """
-        salvaged = self._salvaged(row, error, presented)
-        failure = _classify(row, attempt, error, salvaged)
-        completion = attempts.finish(
-            attempt, row, failure.outcome, failure.transition, orphan_token=salvaged.get("refresh_token")
-        )
+def observe(completions: Mapping[Result, Completion]) -> None:
+    """Log the refreshes that have been stored, and let the breaker count all outcomes."""
+    observations = []
+    for result, completion in completions.items():
+        if result.error is None:
+            log.info(
+                "token_refreshed",
+                extra={
+                    "spotify_user_id": result.row.spotify_user_id,
+                    "outcome": completion.outcome.value,
+                },
+            )
         # Only a 429 is about all grants. A 503 may be about one host.
-        retry_after = error.retry_after if isinstance(error, RateLimited) else None
-        breaker.record_outcome(completion.outcome, attempt.claimed_at, retry_after)
-        state = None
-        if failure.is_rejection or completion.outcome is Outcome.SUPERSEDED:
-            # Read again: the row is another caller's, or opening the breaker has undone the rejection.
-            current, now = read(row.spotify_user_id)
-            if completion.outcome is Outcome.SUPERSEDED and current.is_valid_for(timedelta(0), now=now):
-                return current, now
-            state = current.state
-        raise _error_for(failure, state) from error
-
-    def _salvaged(self, row: AccessToken, error: SpotifyError, presented: str) -> Values:
-        """Return the columns for a new refresh token that came with a failure.
-
-        It replaces the one that was presented. A server that accepts each token only once may treat a second
-        use of the old one as theft, and end the grant. The old one is kept as the spare.
-        """
-        if error.refresh_token in (None, presented):
-            return {}
-        log.warning("refresh_token_salvaged", extra={"spotify_user_id": row.spotify_user_id})
-        return encrypt_refresh_token(self._cipher, row, error.refresh_token, spare=presented)
+        retry_after = result.error.retry_after if isinstance(result.error, RateLimited) else None
+        probed_at = result.attempt.claimed_at if result.attempt.is_probe else None
+        observations.append(breaker.Observation(completion.outcome, probed_at, retry_after))
+    breaker.record_outcomes(observations)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A failed call: its outcome for the history, and its effect on the grant."""
-
-    outcome: Outcome
-    transition: Transition
-    backoff: timedelta = timedelta(0)
-
-    @property
-    def is_rejection(self) -> bool:
-        """Whether Spotify rejected the grant itself."""
-        return self.outcome in (Outcome.INVALID_GRANT, Outcome.AGED)
+def _superseding_or_raise(result: Result, error: SpotifyError, completion: Completion) -> GrantSnapshot:
+    """Return the result of another caller who has refreshed the grant after all, or raise the error."""
+    state = None
+    if result.is_rejection or completion.outcome is Outcome.SUPERSEDED:
+        # Read again: the row is another caller's, or opening the breaker has undone the rejection.
+        current, now = read(result.row.spotify_user_id)
+        if completion.outcome is Outcome.SUPERSEDED and current.is_valid_for(timedelta(0), now=now):
+            return current, now
+        state = current.state
+    raise _error_for(result, state) from error
 
 
-def _classify(row: AccessToken, attempt: Attempt, error: SpotifyError, salvaged: Values) -> _Failure:
-    # If a new refresh token came with the rejection, that token is not rejected, and neither is the grant.
-    if isinstance(error, InvalidGrant) and not salvaged:
-        outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
-        return _Failure(outcome, partial(transitions.after_rejection, row))
-    outcome = Outcome.UNAVAILABLE
-    if isinstance(error, Misconfigured):
-        outcome = Outcome.MISCONFIGURED
-    elif isinstance(error, RateLimited):
-        outcome = Outcome.RATE_LIMITED
-    level = logging.ERROR if outcome is Outcome.MISCONFIGURED else logging.WARNING
-    log.log(
-        level, "token_refresh_failed", extra={"spotify_user_id": row.spotify_user_id, "reason": str(error)}
-    )
-    backoff = transitions.backoff(row, error.retry_after)
-    return _Failure(outcome, partial(transitions.after_failure, row, backoff, salvaged=salvaged), backoff)
-
-
-def _error_for(
-    failure: _Failure, state: str | None
-) -> GrantEnded | SpotifyUnavailable | SpotifyMisconfigured:
+def _error_for(result: Result, state: str | None) -> GrantEnded | SpotifyUnavailable | SpotifyMisconfigured:
     """Map a failure to the error that the caller sees. `state` is the grant's state after a rejection."""
-    if failure.is_rejection and state != GrantState.ACTIVE:
+    if result.is_rejection and state != GrantState.ACTIVE:
         return GrantEnded()
     breaker_wait = breaker.retry_after()
-    if failure.is_rejection:
+    if result.is_rejection:
         # The rejection may be wrong, or there is a spare refresh token to try.
         return SpotifyUnavailable(retry_after=breaker_wait or 1)
-    if failure.outcome is Outcome.MISCONFIGURED:
+    if result.outcome is Outcome.MISCONFIGURED:
         return SpotifyMisconfigured(retry_after=breaker_wait)
-    return SpotifyUnavailable(retry_after=breaker_wait or _whole_seconds(failure.backoff))
+    return SpotifyUnavailable(retry_after=breaker_wait or _whole_seconds(result.backoff))
 
 
 def _whole_seconds(duration: timedelta) -> int:

@@ -1,32 +1,39 @@
-"""One pass over the connections that are due: refreshes their tokens ahead of time."""
+"""One pass over the connections that are due: refreshes their tokens ahead of time.
+
+The pass claims grants in batches, makes the calls in a fixed number of threads, and stores the results with
+group commit. docs/custody.md explains why this is as safe as one refresh at a time.
+"""
 
 import logging
+import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum, auto
+from datetime import datetime
 
 from flask import Flask
 
-from app.errors import DEPENDENCY_DOWN, BacklineError, SpotifyNotConnected
+from app.errors import DEPENDENCY_DOWN, SpotifyUnavailable
 from app.infra import database
+from app.models.token_refresh import Outcome
 from app.resilience.rate_limiter import RateLimiter
-from app.spotify.tokens import breaker, refresh_queue
-from app.spotify.tokens.refresh import GrantEnded, RefreshInProgress
-from app.spotify.tokens.service import TokenService
+from app.spotify.tokens import attempts, batch_claims, breaker, refresh, refresh_queue
+from app.spotify.tokens.attempts import Completion
+from app.spotify.tokens.batch_claims import BatchClaims, Claim
+from app.spotify.tokens.group_commit import GroupCommit
+from app.spotify.tokens.pace import Pace
+from app.spotify.tokens.refresh import Refresher
+from app.spotify.tokens.results import Result
 from config import Config
 
 log = logging.getLogger(__name__)
 
-
-class RefreshResult(Enum):
-    """The result of a pass for one connection."""
-
-    REFRESHED = auto()
-    FAILED = auto()
-    SKIPPED = auto()  # it is no longer due, another caller is refreshing it, or the pass is ending
+# How much of the shared rate to reserve at once.
+RESERVED_SECONDS = 0.25
+# How many results that could not be stored together are stored at the same time.
+_STORING_THREADS = 8
 
 
 @dataclass
@@ -41,11 +48,6 @@ class RefreshStats:
         """The connections that needed a refresh."""
         return self.refreshed + self.failed
 
-    def add(self, result: RefreshResult) -> None:
-        """Count a result."""
-        self.refreshed += result is RefreshResult.REFRESHED
-        self.failed += result is RefreshResult.FAILED
-
 
 class RefreshPass:
     """Refreshes every connection that is due, next to expire first, with a fixed number of threads.
@@ -57,19 +59,30 @@ class RefreshPass:
         self,
         app: Flask,
         config: Config,
-        tokens: TokenService,
+        refresher: Refresher,
+        claims: BatchClaims,
         limiter: RateLimiter,
         stopping: threading.Event,
     ) -> None:
         self._app = app
-        self._config = config
-        self._tokens = tokens
+        self._refresher = refresher
+        self._claims = claims
         self._limiter = limiter
-        # Claim no more than three seconds' worth of refreshes. Then every claim is processed before it
-        # expires, even if ten schedulers share the rate.
-        self._max_claimed = min(2 * config.refresh_workers, 3 * config.refresh_rate)
         self._stopping = stopping  # set when the process ends
         self._ending = threading.Event()  # set when this pass ends early
+        self._workers = config.refresh_workers
+        self._interval = 1 / config.refresh_rate
+        self._max_reserved = max(1, int(RESERVED_SECONDS * config.refresh_rate))
+        self._pace = Pace(config.refresh_workers)
+        # Claims and when their calls may start. None ends a worker.
+        self._ready: queue.SimpleQueue[tuple[Claim, float] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._unfinished = 0  # claims whose results are not stored
+        self._uncounted: set[Result] = set()  # failures
+        self._abandoned: list[Claim] = []
+        self._stats = RefreshStats()
+        self._failure: Exception | None = None
+        self._progress: Callable[[RefreshStats], None] = lambda _: None
 
     def run(self, progress: Callable[[RefreshStats], None]) -> RefreshStats:
         """Run the pass, and call `progress` after each connection that needed a refresh.
@@ -79,67 +92,162 @@ class RefreshPass:
         Raises:
             Exception: One of `DEPENDENCY_DOWN`. The pass has ended, without further calls to Spotify.
         """
-        stats, running, may_claim = RefreshStats(), set[Future[RefreshResult]](), True
-        failure: BaseException | None = None
+        self._progress = progress
         with self._app.app_context():
-            refresh_queue.deactivate_idle(timedelta(days=self._config.refresh_active_days))
-            started_at = database.read_db_now()
-        with ThreadPoolExecutor(self._config.refresh_workers, thread_name_prefix="refresh") as pool:
-            while may_claim or running:
-                if may_claim and len(running) <= self._max_claimed / 2:
-                    batch = self._claim(self._max_claimed - len(running), started_at)
-                    running |= {pool.submit(self._refresh_within_rate, connection) for connection in batch}
-                    may_claim = bool(batch)
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    failure = future.exception() or failure
-                    if future.exception() is None and future.result() is not RefreshResult.SKIPPED:
-                        stats.add(future.result())
-                        progress(stats)
-        if failure is not None:
-            raise failure
-        return stats
+            refresh_queue.correct_due_times()
+            due_by = database.read_db_now()
+            with ThreadPoolExecutor(_STORING_THREADS, thread_name_prefix="store") as self._storing:
+                self._run_workers(due_by)
+            batch_claims.abandon(self._abandoned)
+        if self._failure is not None:
+            raise self._failure
+        return self._stats
 
-    def _claim(self, limit: int, due_by: datetime) -> list[int]:
-        if self._is_over():
-            return []
+    def _run_workers(self, due_by: datetime) -> None:
+        self._commits = GroupCommit(self._store)
+        workers = [
+            threading.Thread(target=self._work, name=f"refresh-{number}") for number in range(self._workers)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            self._claim_all(due_by)
+        except DEPENDENCY_DOWN as error:
+            self._fail(error)
+        finally:
+            for _ in workers:
+                self._ready.put(None)
+            for worker in workers:
+                worker.join()
+            self._commits.close()
+
+    def _claim_all(self, due_by: datetime) -> None:
+        while not self._is_over():
+            room = min(self._pace.room(), self._max_reserved)
+            if not room:
+                continue
+            start_at = time.monotonic() + self._limiter.reserve(room)
+            if self._stopping.wait(start_at - time.monotonic()) or self._is_over():
+                return
+            was_idle = not self._unfinished
+            batch = self._claims.claim(room, due_by)
+            self._start(batch.claims, start_at)
+            self._count(failed=batch.undecryptable)
+            if batch.is_paused and not was_idle:
+                self._wait_until_finished()  # the calls that are running may close the breaker
+            elif not (batch.claims or batch.postponed):
+                return
+
+    def _start(self, claims: Sequence[Claim], start_at: float) -> None:
+        self._pace.started(len(claims))
+        with self._changed:
+            self._unfinished += len(claims)
+        for number, claim in enumerate(claims):
+            self._ready.put((claim, start_at + number * self._interval))
+
+    def _work(self) -> None:
+        """Make calls, each when the rate limit allows it, until the pass ends."""
+        while (found := self._ready.get()) is not None:
+            result = self._call(*found)
+            if result is None:
+                self._finished(1)
+            elif result.error is None:
+                self._commits.add(result)
+            else:
+                self._wait_until_counted(result)
+            self._pace.ended()
+
+    def _wait_until_counted(self, failure: Result) -> None:
+        """Store a failure, and make no call in this thread before the breaker has counted it."""
+        with self._changed:
+            self._uncounted.add(failure)
+        self._commits.add(failure)
+        with self._changed:
+            self._changed.wait_for(lambda: failure not in self._uncounted)
+
+    def _call(self, claim: Claim, start_at: float) -> Result | None:
+        remaining = start_at - time.monotonic()
+        if self._is_over() or (remaining > 0 and self._stopping.wait(remaining)) or self._is_over():
+            with self._changed:
+                self._abandoned.append(claim)
+            return None
+        try:
+            return self._refresher.call(claim.row, claim.attempt, claim.refresh_token)
+        except SpotifyUnavailable:  # too late for a call; the claim ends with its lease
+            return None
+        except Exception:
+            # An unexpected error about one connection must not end the pass for the others.
+            log.exception("token_refresh_crashed", extra={"spotify_user_id": claim.row.spotify_user_id})
+            self._count(failed=1)
+            return None
+
+    def _store(self, results: Sequence[Result]) -> None:
+        """Store results together, and those alone for which that is not possible."""
+        stored: Mapping[Result, Completion] = {}
         with self._app.app_context():
-            return refresh_queue.claim_batch(limit, due_by)
+            try:
+                stored = attempts.finish_together(results)
+            except Exception as error:  # noqa: BLE001 - raised when the pass ends
+                self._fail(error)
+            self._conclude(stored)
+        for result in results:
+            if result not in stored:
+                self._storing.submit(self._store_alone, result)
+
+    def _store_alone(self, result: Result) -> None:
+        with self._app.app_context():
+            try:
+                completion = attempts.finish(result)
+            except Exception as error:
+                if isinstance(error, DEPENDENCY_DOWN):
+                    self._fail(error)
+                else:
+                    spotify_user_id = result.row.spotify_user_id
+                    log.exception("token_refresh_crashed", extra={"spotify_user_id": spotify_user_id})
+                    self._count(failed=1)
+                self._finished(1, [result])
+            else:
+                self._conclude({result: completion})
+
+    def _conclude(self, completions: Mapping[Result, Completion]) -> None:
+        """Let the breaker count outcomes that are stored. If it opens, the pass ends."""
+        try:
+            refresh.observe(completions)
+            failed = sum(
+                result.error is not None and completion.outcome is not Outcome.SUPERSEDED
+                for result, completion in completions.items()
+            )
+            if failed and not self._is_over() and breaker.open_breakers():
+                self._ending.set()
+            self._count(refreshed=sum(result.error is None for result in completions), failed=failed)
+        except Exception as error:  # noqa: BLE001 - raised when the pass ends
+            self._fail(error)
+        finally:
+            self._finished(len(completions), completions)
+
+    def _count(self, *, refreshed: int = 0, failed: int = 0) -> None:
+        with self._changed:
+            for _ in range(refreshed):
+                self._stats.refreshed += 1
+                self._progress(self._stats)
+            for _ in range(failed):
+                self._stats.failed += 1
+                self._progress(self._stats)
+
+    def _finished(self, count: int, results: Iterable[Result] = ()) -> None:
+        with self._changed:
+            self._unfinished -= count
+            self._uncounted.difference_update(results)
+            self._changed.notify_all()
+
+    def _wait_until_finished(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unfinished)
+
+    def _fail(self, error: Exception) -> None:
+        """End the pass with this error."""
+        self._failure = self._failure or error
+        self._ending.set()
 
     def _is_over(self) -> bool:
         return self._ending.is_set() or self._stopping.is_set()
-
-    def _refresh_within_rate(self, spotify_user_id: int) -> RefreshResult:
-        """Refresh one connection when the rate limit allows it.
-
-        Raises:
-            Exception: One of `DEPENDENCY_DOWN`, which ends the pass.
-        """
-        is_over = self._is_over() or self._stopping.wait(self._limiter.reserve()) or self._is_over()
-        with self._app.app_context():
-            try:
-                result = RefreshResult.SKIPPED if is_over else self._refresh(spotify_user_id)
-                if result is RefreshResult.FAILED and not self._is_over() and breaker.open_breakers():
-                    self._ending.set()
-                if is_over or result is RefreshResult.FAILED:
-                    # After a failure as well: the breaker may have closed since it rejected this attempt.
-                    refresh_queue.release(spotify_user_id)
-            except DEPENDENCY_DOWN:
-                self._ending.set()
-                raise
-            return result
-
-    def _refresh(self, spotify_user_id: int) -> RefreshResult:
-        try:
-            needed_refresh = self._tokens.refresh_if_due(spotify_user_id)
-        except (SpotifyNotConnected, RefreshInProgress):
-            return RefreshResult.SKIPPED
-        except (BacklineError, GrantEnded):
-            return RefreshResult.FAILED  # the history and the log have the reason
-        except DEPENDENCY_DOWN:
-            raise
-        except Exception:
-            # An unexpected error about one connection must not end the pass for the others.
-            log.exception("token_refresh_crashed", extra={"spotify_user_id": spotify_user_id})
-            return RefreshResult.FAILED
-        return RefreshResult.REFRESHED if needed_refresh else RefreshResult.SKIPPED

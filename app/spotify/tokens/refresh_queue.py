@@ -1,76 +1,101 @@
 """The scheduler's queue: the rows of `access_tokens` whose `due_at` has passed.
 
-A scheduler claims a batch by moving its `due_at` ahead, which hides it from the others. If the scheduler
-dies, the batch becomes due again at that time. Requests ignore `due_at` and refresh when they need to.
+Claiming a grant moves its `due_at` to the end of the lease, which hides it from the schedulers. If its
+process dies, the grant is due again then. Requests ignore `due_at` and refresh when they need to.
 """
 
-import time
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import reading, run_in_transaction, writing
-from app.models import AccessToken, GrantState, SpotifyUser
-from app.spotify.tokens import transitions
+from app.infra.database import reading, writing
+from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT
 
-CLAIM_DURATION = timedelta(seconds=30)
+# How many due connections to sort: those that became due first. Sorting all of them would take the longer,
+# the more are overdue.
+_WINDOW = 1000
 
 
-def claim_batch(limit: int, due_by: datetime) -> list[int]:
-    """Claim up to `limit` connections that were due by then, and return their ids, next to expire first.
+@dataclass(frozen=True, eq=False)
+class DueGrant:
+    """A grant that is due, locked until the transaction ends."""
 
-    Any number of schedulers can do this at the same time.
+    row: AccessToken
+    last_used_at: datetime
+    is_refreshed: bool  # the history shows that this generation is already refreshed
+
+
+def earliest(db: Session, limit: int, due_by: datetime) -> list[int]:
+    """Return up to `limit` ids of grants that were due by then, next to expire first. Locks none.
+
+    Those that failed come last: when many are rejected, the breaker's next probe must be another grant.
     """
-    for _ in range(100):
-        candidates, claimed = run_in_transaction(lambda db: _claim(db, limit, due_by))
-        if claimed or not candidates:
-            return claimed
-        time.sleep(0.01)  # Other schedulers have locked all candidates, and are about to move their `due_at`.
-    return []
+    ids: list[int] = []
+    for has_failed in (False, True):
+        if len(ids) < limit:
+            ids += db.scalars(_earliest(has_failed, due_by, limit - len(ids)))
+    return ids
 
 
-def _claim(db: Session, limit: int, due_by: datetime) -> tuple[int, list[int]]:
-    """Return the number of candidates, and the connections that were claimed."""
-    now = database.db_now(db)
-    conditions = (AccessToken.is_due(due_by, now), AccessToken.not_leased(now))
-    # Those that failed come last: when many are rejected, the breaker's next probe must be another grant.
-    order = (AccessToken.failures, AccessToken.expires_at)
-    ids = list(db.scalars(sa.select(AccessToken.id).where(*conditions).order_by(*order).limit(limit)))
-    if not ids:
-        return 0, []
-    # In a separate statement: locking while sorting would lock every row that is due.
-    unlocked = sa.select(AccessToken.id, AccessToken.spotify_user_id).where(
-        AccessToken.id.in_(ids), *conditions
+def _earliest(has_failed: bool, due_by: datetime, limit: int) -> sa.Select[int]:
+    """Return the query for those that have failed, or have not. Each reads one index in its order."""
+    failures = AccessToken.failures > 0 if has_failed else AccessToken.failures == 0
+    first = (
+        sa.select(AccessToken.id, AccessToken.failures, AccessToken.expires_at)
+        .where(failures, AccessToken.due_at <= due_by)
+        .order_by(AccessToken.due_at)
+        .limit(_WINDOW)
     )
-    claimed = db.execute(unlocked.order_by(*order).with_for_update(skip_locked=True)).all()
-    own = AccessToken.id.in_([row_id for row_id, _ in claimed])
-    db.execute(sa.update(AccessToken).where(own).values(due_at=now + CLAIM_DURATION))
-    return len(ids), [spotify_user_id for _, spotify_user_id in claimed]
+    if has_failed:  # the other index would be sorted by the number of failures
+        for dialect in ("mysql", "mariadb"):
+            first = first.with_hint(AccessToken, "FORCE INDEX (ix_access_tokens_due_at)", dialect)
+    window = first.subquery()
+    return sa.select(window.c.id).order_by(window.c.failures, window.c.expires_at).limit(limit)
 
 
-def release(spotify_user_id: int) -> None:
-    """Make a claimed connection available to other schedulers, unless it has been rescheduled since."""
-
-    def work(db: Session) -> None:
-        now = database.db_now(db)
-        is_claimed = (
-            AccessToken.spotify_user_id == spotify_user_id,
-            AccessToken.due_at <= now + CLAIM_DURATION,
-            AccessToken.not_backing_off(now),
+def lock(db: Session, ids: Sequence[int], due_by: datetime, now: datetime) -> list[DueGrant]:
+    """Lock those that are still due and that no other transaction has locked, next to expire first."""
+    last_used_at = (
+        sa.select(SpotifyUser.last_used_at)
+        .where(SpotifyUser.id == AccessToken.spotify_user_id)
+        .correlate(AccessToken)
+        .scalar_subquery()
+    )
+    is_refreshed = (
+        sa.exists()
+        .where(
+            TokenRefresh.spotify_user_id == AccessToken.spotify_user_id,
+            TokenRefresh.grant_id == AccessToken.grant_id,
+            TokenRefresh.generation == AccessToken.generation,
+            TokenRefresh.effective == 1,
         )
-        db.execute(sa.update(AccessToken).where(*is_claimed).values(due_at=now))
+        .correlate(AccessToken)
+    )
+    due = (
+        sa.select(AccessToken, last_used_at, is_refreshed)
+        .where(AccessToken.id.in_(ids), AccessToken.due_at <= due_by, AccessToken.not_leased(now))
+        .with_for_update(skip_locked=True)
+    )
+    locked = [DueGrant(*found) for found in db.execute(due)]
+    return sorted(locked, key=lambda found: (found.row.failures, found.row.expires_at))
 
-    run_in_transaction(work)  # the breaker may be updating the same rows in another order
 
-
-def reschedule(row: AccessToken, lead: timedelta) -> None:
-    """Set `due_at` according to the current token, which another caller has refreshed."""
-    due_at = transitions.next_refresh_at(row.expires_at, row.lifetime, lead)
-    same = (AccessToken.grant_id == row.grant_id, AccessToken.generation == row.generation)
-    update = sa.update(AccessToken).where(AccessToken.id == row.id, *same).values(due_at=due_at)
-    run_in_transaction(lambda db: db.execute(update))
+def correct_due_times() -> None:
+    """Make connections due whose `due_at` is further ahead than it can have been set."""
+    with writing() as db:
+        now = database.db_now(db)
+        ahead = AccessToken.due_at > now + LONGEST_WAIT + CLOCK_TOLERANCE
+        db.execute(
+            sa.update(AccessToken)
+            .where(ahead)
+            .values(due_at=now)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def count_due() -> int:
@@ -78,24 +103,6 @@ def count_due() -> int:
     with reading() as db:
         now = database.db_now(db)
         return db.execute(sa.select(sa.func.count()).where(AccessToken.is_due(now, now))).scalar_one()
-
-
-def deactivate_idle(unused_for: timedelta) -> int:
-    """Remove connections that were not used for this long, until `reactivate`. Returns their number."""
-    with writing() as db:
-        now = database.db_now(db)
-        unused = sa.select(SpotifyUser.id).where(SpotifyUser.last_used_at < now - unused_for)
-        deactivated = db.execute(
-            sa.update(AccessToken)
-            .where(
-                AccessToken.is_due(now, now),
-                AccessToken.state == GrantState.ACTIVE,  # suspect grants are confirmed in any case
-                AccessToken.spotify_user_id.in_(unused),
-            )
-            .values(due_at=None)
-            .execution_options(synchronize_session=False)
-        )
-    return deactivated.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
 def reactivate(db: Session, spotify_user_id: int) -> None:

@@ -18,9 +18,10 @@ from app.errors import DEPENDENCY_DOWN
 from app.infra.clock import utc_now
 from app.mail.mailer import Mailer
 from app.resilience.rate_limiter import RateLimiter
+from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.maintenance import Maintenance
+from app.spotify.tokens.refresh import Refresher
 from app.spotify.tokens.refresh_pass import RefreshPass, RefreshStats
-from app.spotify.tokens.service import TokenService
 from config import Config
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ class Scheduler:
         app: Flask,
         config: Config,
         store: redis.Redis,
-        tokens: TokenService,
+        refresher: Refresher,
+        claims: BatchClaims,
         maintenance: Maintenance,
         mailer: Mailer,
     ) -> None:
         self._app = app
         self._config = config
         self._store = store
-        self._tokens = tokens
+        self._refresher = refresher
+        self._claims = claims
         self._maintenance = maintenance
         self._mailer = mailer
         self._stopping = threading.Event()
@@ -72,7 +75,8 @@ class Scheduler:
         """
         limiter = RateLimiter(self._store, "refresh:rate", self._config.refresh_rate)
         stopping = stopping or threading.Event()
-        return RefreshPass(self._app, self._config, self._tokens, limiter, stopping).run(progress)
+        refresh_pass = RefreshPass(self._app, self._config, self._refresher, self._claims, limiter, stopping)
+        return refresh_pass.run(progress)
 
     def run(self) -> None:
         """Make a pass every `TICK_SECONDS` until SIGTERM or SIGINT, then let running refreshes end."""

@@ -25,7 +25,7 @@ from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.token_response import TokenResponse
-from app.spotify.tokens import refresh, refresh_queue, transitions
+from app.spotify.tokens import refresh, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh import GrantEnded, GrantSnapshot, Refresher, version_of
 
@@ -41,7 +41,6 @@ MIN_TTL = timedelta(seconds=1)
 WAIT_SECONDS = 12.0
 # If Spotify rejects a token this soon after issuing it, the same token is tried once more.
 _JUST_REFRESHED = timedelta(minutes=1)
-_SCHEDULER_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -135,23 +134,6 @@ class TokenService:
             remaining = max(0, deadline - time.monotonic())
             renewed, now = self._refresh_and_wait(row, remaining, force=True)
         return self._decrypt(renewed, now)
-
-    def refresh_if_due(self, spotify_user_id: int) -> bool:
-        """Refresh a connection's token ahead of time. Returns False if that was not necessary.
-
-        Raises:
-            GrantEnded: Spotify has ended the grant.
-            SpotifyNotConnected: The connection does not exist.
-            SpotifyUnavailable: The refresh failed, is backing off, or is stopped by the breaker.
-            SpotifyMisconfigured: Spotify rejects this server's client id or secret.
-        """
-        lead = transitions.latest_lead(self._refresh_lead)
-        row, now = refresh.read(spotify_user_id)
-        if row.is_valid_for(lead, now=now):
-            refresh_queue.reschedule(row, self._refresh_lead)
-            return False
-        self.refresher.refresh(row, lead=lead, wait_seconds=_SCHEDULER_WAIT_SECONDS)
-        return True
 
     def store_grant(
         self, db: Session, spotify_user_id: int, response: TokenResponse, *, requested_at: float

@@ -316,7 +316,7 @@ def test_longer_retry_after_extends_the_wait(app: Flask, sandbox: SandboxClient)
         sandbox.wait_for_held(2)
         eventually(lambda: is_open(app) == [Reason.RATE_LIMITED])
         with app.app_context():
-            breaker.record_outcome(Outcome.RATE_LIMITED, datetime.now(UTC), retry_after=600)
+            breaker.record_outcomes([breaker.Observation(Outcome.RATE_LIMITED, retry_after=600)])
         sandbox.clear_faults()
         first_pass.result()
 

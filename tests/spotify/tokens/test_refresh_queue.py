@@ -14,7 +14,9 @@ from flask.testing import FlaskClient
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
-from app.spotify.tokens import refresh_queue, transitions
+from app.services import services
+from app.spotify.tokens import transitions
+from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time, count_valid, create_connections, refresh_due
@@ -29,7 +31,9 @@ DAY = 86_400
 
 def reserve(app: Flask, limit: int) -> list[int]:
     with app.app_context():
-        return refresh_queue.claim_batch(limit, database.read_db_now())
+        claims = BatchClaims(services().token_cipher, services().config)
+        batch = claims.claim(limit, database.read_db_now())
+    return [claim.row.spotify_user_id for claim in batch.claims]
 
 
 def due_at(app: Flask, spotify_user_id: int) -> datetime | None:
