@@ -20,6 +20,9 @@ DOWN_SECONDS = 0.05
 CONNECT_SECONDS = 0.5
 REPLY_SECONDS = 0.5
 
+# A connection that was used this recently counts as open.
+WARM_SECONDS = 0.01
+
 _TOO_MANY = "max number of clients reached"
 # Errors about stored data, not about the server.
 _DATA_ERRORS = ("no such key", "WRONGTYPE")
@@ -53,6 +56,27 @@ class Pool(redis.ConnectionPool):
             with self._returned:
                 self._returned.wait(DOWN_SECONDS)
 
+    def take_warm(self) -> Any | None:
+        """Check out a connection that was used moments ago, or return None. Takes no system call.
+
+        For others, `get_connection` asks the socket whether the server has closed it.
+        """
+        self._checkpid()
+        with self._lock:
+            if not self._available_connections or not self._available_connections[-1].is_warm():
+                return None
+            connection = self._available_connections.pop()
+            self._in_use_connections.add(connection)
+        return connection
+
+    def release_warm(self, connection: Any) -> None:
+        """Return a connection to the pool that all replies have been read from."""
+        with self._lock:
+            self._in_use_connections.remove(connection)
+            self._available_connections.append(connection)
+        with self._returned:
+            self._returned.notify()
+
     def release(self, connection: Any) -> None:
         """Return a connection to the pool, so that connected ones are used first."""
         super().release(connection)
@@ -72,6 +96,14 @@ class _Monitored:
         self.connected_at = self._used_at = 0.0
         self._is_connecting = False
         super().__init__(**options)
+
+    def is_warm(self) -> bool:
+        """Return whether the connection worked moments ago, and nothing has failed since."""
+        return (
+            self._sock is not None  # type: ignore[attr-defined]
+            and time.monotonic() - self._used_at < WARM_SECONDS
+            and not self._staleness.is_stale(self.connected_at, self._used_at)
+        )
 
     def connect(self) -> None:
         if self._sock and self._staleness.is_stale(self.connected_at, self._used_at):  # type: ignore[attr-defined]

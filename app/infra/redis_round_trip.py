@@ -27,17 +27,19 @@ def round_trip(client: redis.Redis, commands: Sequence[Command]) -> Replies:
     Raises:
         redis.RedisError: Redis is not available.
     """
-    pool = client.connection_pool
-    connection: Any = pool.get_connection()
+    pool: Any = client.connection_pool
+    connection = pool.take_warm()
+    if connection is None:
+        connection = pool.get_connection()
     try:
         connection.send_packed_command([b"".join(map(_pack, commands))])
         values = [_read(connection) for _ in commands]
-        return Replies(values, connection.connected_at)
     except BaseException:
         connection.disconnect()  # there may be replies left, which are no one else's
-        raise
-    finally:
         pool.release(connection)
+        raise
+    pool.release_warm(connection)
+    return Replies(values, connection.connected_at)
 
 
 def _read(connection: Any) -> Any:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import redis
 
+from app.infra import redis_client as redis_client_module
 from app.infra.redis_client import redis_client
 from app.infra.redis_round_trip import round_trip
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.servers import eventually
 
 pytestmark = pytest.mark.sqlite_only
 
@@ -62,6 +65,40 @@ def test_connection_with_unread_replies_is_not_used_again(
     replies = round_trip(store, [("GET", "other")])
     assert replies.values == [None]
     assert replies.connected_at > opened_at
+
+
+def test_connection_that_redis_has_closed_is_replaced(store: redis.Redis, redis_proxy: FaultProxy) -> None:
+    opened_at = round_trip(store, [("PING",)]).connected_at
+    redis_proxy.cut()
+    wait_until_cold(store)
+
+    assert round_trip(store, [("PING",)]).connected_at > opened_at
+
+
+def test_connection_is_not_asked_whether_it_is_open_moments_after_its_use(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_client_module, "WARM_SECONDS", 60.0)
+    opened_at = round_trip(store, [("PING",)]).connected_at
+    pool = cast("Any", store.connection_pool)
+    monkeypatch.setattr(pool, "get_connection", None)
+
+    assert round_trip(store, [("PING",)]).connected_at == opened_at
+
+
+def test_connection_is_replaced_if_another_one_has_failed_since_its_use(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_client_module, "WARM_SECONDS", 60.0)
+    opened_at = round_trip(store, [("PING",)]).connected_at
+    cast("Any", store.connection_pool)._available_connections[-1]._staleness.report_failure()
+
+    assert round_trip(store, [("PING",)]).connected_at > opened_at
+
+
+def wait_until_cold(store: redis.Redis) -> None:
+    connection = cast("Any", store.connection_pool)._available_connections[-1]
+    eventually(lambda: not connection.is_warm())
 
 
 def test_unavailable_redis_is_an_error(store: redis.Redis, redis_proxy: FaultProxy) -> None:
