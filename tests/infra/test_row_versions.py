@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from app.infra import row_versions
-from app.infra.database import writing
+from app.infra.database import db, writing
 from app.infra.redis_client import redis_client
 from app.infra.row_versions import Change, RowVersions, announce, is_label, user_version
 from tests.helpers.fault_proxy import FaultProxy
@@ -146,11 +146,19 @@ def test_pipeline_begins_and_ends_a_change_of_several_rows_in_two_round_trips(
 
 
 def commit(app: Flask, committed: list[str], **announced: Any) -> None:
-    """Commit a transaction that announces a change, and note that the COMMIT was reached."""
-    with app.app_context(), writing() as db:
-        event.listen(db, "after_commit", lambda _: committed.append("yes"))
-        announce(db, **announced)
-        db.execute(sa.select(1))
+    """Commit a transaction that announces a change, and note that the COMMIT was sent."""
+
+    def note(_connection: object) -> None:
+        committed.append("yes")
+
+    with app.app_context():
+        event.listen(db.engine, "commit", note)
+        try:
+            with writing() as session:
+                announce(session, **announced)
+                session.execute(sa.select(1))
+        finally:
+            event.remove(db.engine, "commit", note)
 
 
 def test_transaction_marks_the_version_before_its_commit_and_replaces_the_label_after_it(
@@ -177,8 +185,8 @@ def test_transaction_that_is_rolled_back_changes_no_version(app: Flask, store: r
     store.set(KEY, "old")
 
     def work() -> None:
-        with app.app_context(), writing() as db:
-            announce(db, users=[7])
+        with app.app_context(), writing() as session:
+            announce(session, users=[7])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -190,9 +198,9 @@ def test_transaction_that_is_rolled_back_changes_no_version(app: Flask, store: r
 def test_savepoint_is_not_taken_for_the_commit(app: Flask, store: redis.Redis) -> None:
     store.set(KEY, "old")
 
-    with app.app_context(), writing() as db:
-        announce(db, users=[7])
-        with db.begin_nested():
+    with app.app_context(), writing() as session:
+        announce(session, users=[7])
+        with session.begin_nested():
             pass
         assert version(store) == b"old"
 
@@ -221,9 +229,9 @@ def test_change_that_no_person_waits_for_is_committed_without_redis(app: Flask) 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 def test_one_change_that_a_person_waits_for_decides(app: Flask) -> None:
     def work() -> None:
-        with app.app_context(), writing() as db:
-            announce(db, users=[7])
-            announce(db, users=[7], connections=[8], best_effort=True)
+        with app.app_context(), writing() as session:
+            announce(session, users=[7])
+            announce(session, users=[7], connections=[8], best_effort=True)
 
     with pytest.raises(redis.RedisError):
         work()

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,9 @@ from flask.testing import FlaskClient
 
 from app.infra.database import db
 from app.infra.row_versions import Change, is_label, user_version
+from app.models.snapshots import Snapshot
 from app.web import snapshot_cache
+from app.web.snapshot_cache import Remembered, Versions
 from tests.helpers.flows import PASSWORD, another_tab, connect, login, register, slug
 from tests.helpers.round_trips import counting
 from tests.helpers.sandbox_client import SandboxClient
@@ -248,7 +251,7 @@ def test_nothing_is_remembered_for_longer_than_a_minute(ada: FlaskClient, app: F
     assert ada.get("/api/user").json["username"] == "ada"
     later = time.monotonic() + snapshot_cache.MAX_AGE_SECONDS
 
-    with patch("app.infra.expiring_cache.time.monotonic", return_value=later):
+    with patch("app.infra.expiring_cache.time", SimpleNamespace(monotonic=lambda: later)):
         assert ada.get("/api/user").json["username"] == "by-hand"
 
 
@@ -296,6 +299,26 @@ def test_redis_that_accepts_no_new_keys_costs_only_speed(
             assert ada.get("/api/user").json["username"] == name
     finally:
         store.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "connected_at", "confirms"),
+    [
+        ({"a": b"1", "b": b"2"}, {"a": b"1", "b": b"2"}, 10.0, True),
+        ({"a": b"1", "b": b"3"}, {"a": b"1", "b": b"2"}, 10.0, False),
+        ({"a": b"1", "b": None}, {"a": b"1", "b": None}, 10.0, False),
+        ({"a": b"1"}, {"a": b"1", "b": None}, 10.0, False),
+        ({"a": b"1"}, {"a": b"1", "b": b"2"}, 10.0, False),
+        ({"a": b"1", "b": b"2"}, {"a": b"1", "b": b"2"}, 10.1, False),
+    ],
+    ids=["equal", "changed", "never labeled", "not read", "not read now", "another connection"],
+)
+def test_snapshot_is_confirmed_by_all_of_its_labels(
+    values: dict[str, Any], labels: dict[str, Any], connected_at: float, confirms: bool
+) -> None:
+    remembered = Remembered(Snapshot(None, None), labels, labeled_at=10.0)
+
+    assert Versions(values, read_at=20.0, connected_at=connected_at).confirm(remembered) is confirms
 
 
 def test_session_is_never_remembered(ada: FlaskClient, store: redis.Redis) -> None:
