@@ -64,7 +64,7 @@ class Album:
 
 @dataclass
 class Playlist:
-    """A playlist. `owner` is an account id; items are None where a track was removed."""
+    """A playlist. `owner` is an account id; URIs are None where a track was removed."""
 
     id: str
     name: str
@@ -72,9 +72,11 @@ class Playlist:
     owner: str | None
     public: bool
     collaborative: bool
-    track_ids: list[str | None]
+    uris: list[str | None]
     snapshot: int = 1
     followers: set[str] = field(default_factory=set)
+    is_deleted: bool = False
+    """Whether the owner no longer lists it. As on Spotify, it can still be read."""
 
 
 # Artist, album, kind, release date, then title and seconds of each track.
@@ -133,17 +135,18 @@ def album_named(name: str) -> Album:
 
 def first_playlists() -> list[Playlist]:
     """Return fresh copies of the initial playlists. Owners are account ids."""
-    ids = list(TRACKS)
+    uris = [f"spotify:track:{item_id}" for item_id in TRACKS]
+    local = "spotify:local:The+Tin+Parade:Demos:Spare+Parts+%28demo%29:181"
     mira, jonas, aiko, post = "k7Zp2Qw9Lm", "c3Xv8Tn1Rb", "w5Hs6Yd4Pq", "n9Fj0Gc3Ua"
     lists: list[tuple[str, str, str | None, bool, bool, list[str | None], set[str]]] = [
-        ("Rainy tram", "Windows fogged up", mira, True, False, [*ids[0:5], None, *ids[14:19]], {jonas}),
-        ("Kitchen, loud", "", mira, False, False, [*ids[11:15]], set()),
-        ("Sunday with Jonas", "We both add things", mira, False, True, [*ids[2:10]], {jonas}),
-        ("Bike to work", "Exactly 24 minutes", jonas, True, False, [*ids[5:12]], {mira}),
-        ("静かな朝", "", aiko, True, False, [*ids[17:19], *ids[0:2]], set()),
-        ("Alt eg liker", "Og litt til", post, True, False, [*ids], {aiko}),
+        ("Rainy tram", "Windows fogged up", mira, True, False, [*uris[0:5], None, *uris[14:19]], {jonas}),
+        ("Kitchen, loud", "", mira, False, False, [*uris[11:15], local], set()),
+        ("Sunday with Jonas", "We both add things", mira, False, True, [*uris[2:10]], {jonas}),
+        ("Bike to work", "Exactly 24 minutes", jonas, True, False, [*uris[5:12]], {mira}),
+        ("静かな朝", "", aiko, True, False, [*uris[17:19], *uris[0:2]], set()),
+        ("Alt eg liker", "Og litt til", post, True, False, [*uris], {aiko}),
     ]
     return [
-        Playlist(base62_id(f"playlist {name}"), name, about, owner, public, shared, tracks, followers=fans)
-        for name, about, owner, public, shared, tracks, fans in lists
+        Playlist(base62_id(f"playlist {name}"), name, about, owner, public, shared, content, followers=fans)
+        for name, about, owner, public, shared, content, fans in lists
     ]

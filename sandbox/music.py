@@ -10,6 +10,7 @@ from sandbox.clock import Clock
 from sandbox.player_state import Device, Play, Player
 
 HOUR_MS = 3_600_000
+_TRACK = "spotify:track:"
 
 
 class Music:
@@ -20,7 +21,7 @@ class Music:
         now = clock.now_ms()
         self.playlists: dict[str, Playlist] = {playlist.id: playlist for playlist in first_playlists()}
         self._players = _players(now)
-        tracks = [f"spotify:track:{track}" for track in TRACKS]
+        tracks = [f"{_TRACK}{track}" for track in TRACKS]
         # URIs with the time of saving, newest first.
         self._saved: dict[str, dict[str, int]] = {
             person: {uri: now - (n + 1) * 30 * HOUR_MS for n, uri in enumerate(tracks[start::3])}
@@ -40,7 +41,24 @@ class Music:
 
     def playlists_of(self, person: str) -> list[Playlist]:
         """Return the playlists that the person owns or follows."""
-        return [p for p in self.playlists.values() if p.owner == person or person in p.followers]
+        return [playlist for playlist in self.playlists.values() if self.follows(person, playlist)]
+
+    def follows(self, person: str, playlist: Playlist) -> bool:
+        """Return whether the person follows the playlist, or owns it."""
+        return person in playlist.followers or (playlist.owner == person and not playlist.is_deleted)
+
+    def follow(self, person: str, playlist: Playlist) -> None:
+        """Let the person follow the playlist. Owners restore theirs."""
+        if playlist.owner == person:
+            playlist.is_deleted = False
+        else:
+            playlist.followers.add(person)
+
+    def unfollow(self, person: str, playlist: Playlist) -> None:
+        """Let the person no longer follow the playlist. Owners delete theirs."""
+        if playlist.owner == person:
+            playlist.is_deleted = True
+        playlist.followers.discard(person)
 
     def add_playlist(
         self, owner: str, name: str, description: str, *, public: bool, collaborative: bool
@@ -50,12 +68,20 @@ class Music:
         self.playlists[item_id] = Playlist(item_id, name, description, owner, public, collaborative, [])
         return self.playlists[item_id]
 
+    def invent_playlist(self, item_id: str) -> Playlist:
+        """Create a playlist of Spotify's with this id."""
+        content: list[str | None] = [f"{_TRACK}{track}" for track in items.album(item_id).track_ids]
+        name = f"Playlist {item_id[:4]}"
+        self.playlists[item_id] = Playlist(item_id, name, "", None, True, False, content)
+        return self.playlists[item_id]
+
     def tracks_of(self, kind: str, item_id: str) -> list[str]:
         """Return the ids of the tracks of an album, playlist, or artist. Other kinds have none."""
         if kind == "album":
             return list(items.album(item_id).track_ids)
-        if kind == "playlist" and item_id in self.playlists:
-            return [track for track in self.playlists[item_id].track_ids if track]
+        if kind == "playlist":
+            uris = (uri or "" for uri in self.playlists[item_id].uris)
+            return [uri.removeprefix(_TRACK) for uri in uris if uri.startswith(_TRACK)]
         if kind == "artist":
             return [track for album in items.albums_of(item_id) for track in album.track_ids]
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox.api import catalog, library, me, playback, player, playlists, removed, search
+from sandbox.api import catalog, library, me, playback, player, playlists, removed, search, users
 from sandbox.api.blueprint import api
 
-__all__ = ["api", "catalog", "library", "me", "playback", "player", "playlists", "removed", "search"]
+__all__ = ["api", "catalog", "library", "me", "playback", "player", "playlists", "removed", "search", "users"]

@@ -17,13 +17,14 @@ def show_me() -> Response:
     """Return the profile of the current user."""
     person, settings = caller(), sandbox().settings
     profile: dict[str, Any] = {"account_id": person.account_id} if settings.account_id else {}
-    profile |= {"display_name": person.display_name, "images": _images(person), **links("user", person.id)}
+    profile |= {"display_name": person.display_name, "images": images(person), **links("user", person.id)}
     if settings.mode != "dev2026":
         profile |= _former_members(person)
     return jsonify(profile)
 
 
-def _images(person: Person) -> list[dict[str, Any]]:
+def images(person: Person) -> list[dict[str, Any]]:
+    """Return the pictures of a person."""
     return covers("person", person.account_id, (300, 64)) if person.has_image else []
 
 

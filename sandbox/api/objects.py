@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote_plus
 
 from sandbox import items
 from sandbox.api.members import API, OPEN, availability, covers, former, links
@@ -83,6 +84,39 @@ def full_track(track: Track) -> dict[str, Any]:
     }
 
 
+def local_track(uri: str) -> dict[str, Any]:
+    """Return a file on a user's computer, named by a URI with artist, album, title, and seconds."""
+    artist, album, title, seconds = (unquote_plus(part) for part in uri.split(":")[2:])
+    nothing: dict[str, Any] = {"external_urls": {}, "href": None, "id": None}
+    shown_album = {
+        **nothing,
+        "album_type": None,
+        "artists": [],
+        "images": [],
+        "name": album,
+        "release_date": None,
+        "release_date_precision": None,
+        "type": "album",
+        "uri": None,
+    }
+    return {
+        **nothing,
+        "album": shown_album | former(available_markets=[]),
+        "artists": [{**nothing, "name": artist, "type": "artist", "uri": None}],
+        "disc_number": 0,
+        "duration_ms": int(seconds) * 1000,
+        "explicit": False,
+        "external_ids": {},
+        "is_local": True,
+        "name": title,
+        "preview_url": None,
+        "track_number": 0,
+        "type": "track",
+        "uri": uri,
+        **former(available_markets=[], popularity=0),
+    }
+
+
 def user(account_id: str | None) -> dict[str, Any]:
     """Return the owner of a playlist, named by `id` and never by `account_id`."""
     person = sandbox().people.of_account(account_id)
@@ -93,7 +127,7 @@ def user(account_id: str | None) -> dict[str, Any]:
 def simple_playlist(playlist: Playlist) -> dict[str, Any]:
     """Return a simplified playlist."""
     mode = sandbox().settings.mode
-    total = len(playlist.track_ids)
+    total = len(playlist.uris)
     counts = {
         name: {"href": f"{API}/playlists/{playlist.id}/{name}", "total": total}
         for name, left_out_in in (("items", "legacy"), ("tracks", "dev2026"))

@@ -9,11 +9,12 @@ from typing import Any
 from flask import request
 
 from sandbox.api.blueprint import api, caller, needs
-from sandbox.api.bodies import json_object, track_ids
+from sandbox.api.bodies import is_playable_uri, json_object
 from sandbox.api.errors import ApiError, PlayerError
 from sandbox.api.lookup import exists
 from sandbox.api.paging import number
 from sandbox.api.player import settled_player
+from sandbox.api.playlist_access import known_playlist
 from sandbox.context import sandbox
 from sandbox.player_state import Player
 
@@ -77,7 +78,7 @@ def play(player: Player) -> None:
 
 def _start(player: Player, body: dict[str, Any]) -> None:
     uri = body.get("context_uri")
-    tracks = _context(str(uri)) if uri else track_ids(body.get("uris"), 100)
+    tracks = _context(str(uri)) if uri else [_track_id(one) for one in _some_uris(body)]
     if not tracks:
         raise ApiError(404, "Context not found")
     position = body.get("position_ms", 0)
@@ -86,9 +87,25 @@ def _start(player: Player, body: dict[str, Any]) -> None:
     player.start(tracks, _offset(tracks, body.get("offset")), uri, position)
 
 
+def _some_uris(body: dict[str, Any]) -> list[Any]:
+    uris = body.get("uris")
+    if not isinstance(uris, list) or not uris:
+        raise ApiError(400, "No uris provided")
+    return uris
+
+
+def _track_id(uri: object) -> str:
+    """Return the id in a track URI. The sandbox's player does not play episodes."""
+    if not isinstance(uri, str) or not is_playable_uri(uri, ("track",)):
+        raise ApiError(400, "Invalid track uri in payload")
+    return uri.removeprefix("spotify:track:")
+
+
 def _context(uri: str) -> list[str]:
     kind, _, item_id = uri.removeprefix("spotify:").partition(":")
     if kind in ("album", "artist") and not exists(kind, item_id):
+        return []
+    if kind == "playlist" and known_playlist(item_id) is None:
         return []
     return sandbox().music.tracks_of(kind, item_id)
 
@@ -174,7 +191,4 @@ def set_repeat(player: Player) -> None:
 @command
 def add_to_queue(player: Player) -> None:
     """Add a track to the queue."""
-    item_id = request.args.get("uri", "").removeprefix("spotify:track:")
-    if not exists("track", item_id):
-        raise ApiError(400, "Invalid track uri in payload")
-    player.queue.append(item_id)
+    player.queue.append(_track_id(request.args.get("uri")))

@@ -79,6 +79,9 @@ ME_BEFORE = object_schema(
         "explicit_content": object_schema({"filter_enabled": FLAG, "filter_locked": FLAG}),
     },
 )
+PUBLIC_USER = object_schema(
+    {"display_name": maybe(TEXT), "images": items(IMAGE), "followers": FOLLOWERS, **linked("user", TEXT)}
+)
 OWNER = object_schema({"display_name": maybe(TEXT), **linked("user", TEXT)})
 
 SIMPLE_ARTIST = object_schema({"name": TEXT, **linked("artist")})
@@ -170,6 +173,36 @@ CHAPTER = object_schema({**_CHAPTER, "audiobook": SIMPLE_AUDIOBOOK}, {**_RESUME,
 SHOW = object_schema({**_SIMPLE_SHOW, "episodes": page(SIMPLE_EPISODE)}, _SERIES_BEFORE)
 AUDIOBOOK = object_schema({**_SIMPLE_AUDIOBOOK, "chapters": page(SIMPLE_CHAPTER)}, _SERIES_BEFORE)
 
+_NOTHING: dict[str, Schema] = {"id": NULL, "href": NULL, "external_urls": {"const": {}}}
+LOCAL_TRACK = object_schema(
+    {
+        **_NOTHING,
+        "album": object_schema(
+            {
+                **_NOTHING,
+                "album_type": NULL,
+                "artists": {"const": []},
+                "images": {"const": []},
+                "name": TEXT,
+                "release_date": NULL,
+                "release_date_precision": NULL,
+                "type": {"const": "album"},
+                "uri": NULL,
+            }
+        ),
+        "artists": items(object_schema({**_NOTHING, "name": TEXT, "type": {"const": "artist"}, "uri": NULL})),
+        "disc_number": {"const": 0},
+        "duration_ms": COUNT,
+        "explicit": {"const": False},
+        "external_ids": {"const": {}},
+        "is_local": {"const": True},
+        "name": TEXT,
+        "preview_url": NULL,
+        "track_number": {"const": 0},
+        "type": {"const": "track"},
+        "uri": {"type": "string", "pattern": "^spotify:local:"},
+    }
+)
 _PLAYLIST = {
     "collaborative": FLAG,
     "description": maybe(ANY_TEXT),

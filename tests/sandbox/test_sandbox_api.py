@@ -1,7 +1,6 @@
 """The sandbox's Web API: access, shapes, and removed endpoints."""
 
 import base64
-from typing import Any
 
 import pytest
 import requests
@@ -142,60 +141,6 @@ def test_search_returns_at_most_ten(mira: Visitor) -> None:
     assert mira("GET", "search?q=a&type=track&limit=50").status_code == 200
 
 
-def playlist_called(visitor: Visitor, name: str) -> dict[str, Any]:
-    return next(p for p in visitor.get("me/playlists")["items"] if p["name"] == name)
-
-
-def test_playlist_page_url_names_the_user(mira: Visitor) -> None:
-    found = mira.get("me/playlists?limit=2")
-    assert found["href"] == "https://api.spotify.com/v1/users/mira_t_42/playlists?offset=0&limit=2"
-
-
-def test_only_own_and_shared_playlists_can_be_read(mira: Visitor, jonas: Visitor) -> None:
-    own, foreign = playlist_called(mira, "Rainy tram")["id"], playlist_called(mira, "Bike to work")["id"]
-    check(mira.get(f"playlists/{own}"), shapes.OWN_PLAYLIST)
-    assert mira.get(f"playlists/{own}/images") == mira.get(f"playlists/{own}")["images"] != []
-    page = mira.get(f"playlists/{own}/items?limit=50")
-    check(page, shapes.page(shapes.PLAYLIST_ITEM))
-    assert None in [entry["item"] for entry in page["items"]]
-    check(mira.get(f"playlists/{foreign}"), shapes.FOREIGN_PLAYLIST)
-    assert error_of(mira("GET", f"playlists/{foreign}/items")) == (403, "Forbidden")
-    shared = playlist_called(jonas, "Sunday with Jonas")["id"]
-    assert jonas("GET", f"playlists/{shared}/items").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("mode", "names"), [("dev2026", {"items"}), ("transition", {"items", "tracks"}), ("legacy", {"tracks"})]
-)
-def test_playlist_member_names_depend_on_the_mode(mira: Visitor, mode: str, names: set[str]) -> None:
-    mira.app.sandbox.settings(mode=mode)
-    playlist = playlist_called(mira, "Rainy tram")
-    assert {"items", "tracks"} & set(playlist) == names
-    old_path = mira("GET", f"playlists/{playlist['id']}/tracks")
-    assert old_path.status_code == (403 if mode == "dev2026" else 200)
-
-
-def test_playlist_can_be_created_and_filled(mira: Visitor) -> None:
-    made = mira("POST", "me/playlists", json={"name": "New", "description": "d"})
-    assert made.status_code == 201
-    check(made.json(), shapes.OWN_PLAYLIST)
-    path = f"playlists/{made.json()['id']}/items"
-    uris = [track["uri"] for track in mira.get("me/top/tracks?limit=3")["items"]]
-    added = mira("POST", path, json={"uris": uris})
-    assert added.status_code == 201
-    check(added.json(), shapes.SNAPSHOT)
-    mira("POST", path, json={"uris": uris[:1], "position": 1})
-    assert mira("DELETE", path, json={"items": [{"uri": uris[2]}]}).status_code == 200
-    assert [e["item"]["uri"] for e in mira.get(path)["items"]] == [uris[0], uris[0], uris[1]]
-    assert mira("PUT", path, json={"uris": uris[2:]}).json()["snapshot_id"] != added.json()["snapshot_id"]
-    assert mira.get(path)["total"] == 1
-    assert error_of(mira("POST", path, json={"uris": ["spotify:track:x"]})) == (
-        400,
-        "Invalid track uri in payload",
-    )
-    assert error_of(mira("POST", "me/playlists", data="{"))[0] == 400
-
-
 def test_library_saves_and_removes_items(mira: Visitor) -> None:
     uri = "spotify:album:4uLU6hMCjMI75M1A2tKUQC"
     assert mira.get(f"me/library/contains?uris={uri}") == [False]
@@ -225,13 +170,6 @@ def test_one_trailing_slash_is_ignored(mira: Visitor, path: str) -> None:
     assert mira.get(path).keys() == mira.get(path.replace("/?", "?").removesuffix("/")).keys()
     assert error_of(mira("GET", path.replace("/?", "//?") if "?" in path else f"{path}/"))[0] == 404
     assert mira.app.http.post(f"{mira.app.sandbox.url}/api/token/", timeout=10).status_code == 404
-
-
-def test_playlists_of_other_users_are_public(mira: Visitor) -> None:
-    assert error_of(mira("GET", "users/jonas.k/playlists")) == (403, "Forbidden")
-    mira.app.sandbox.settings(mode="legacy")
-    assert [p["name"] for p in mira.get("users/jonas.k/playlists")["items"]] == ["Rainy tram", "Bike to work"]
-    assert error_of(mira("GET", "users/nobody/playlists"))[0] == 404
 
 
 def test_unknown_endpoint_gets_404_only_with_a_token(mira: Visitor) -> None:
