@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -85,7 +84,8 @@ class StderrHandler(logging.Handler):
                 if isinstance(item, threading.Event):
                     item.set()
             if is_empty:
-                time.sleep(PAUSE_SECONDS)
+                # Not `time.sleep`, which libfaketime makes last an hour when it sets the clock back by one.
+                select.select((), (), (), PAUSE_SECONDS)
 
     def _take(self) -> list[bytes | threading.Event]:
         """Wait for an item, and return all that are queued, up to a limit."""
