@@ -83,13 +83,12 @@ class PreparedCall:
         return self._current_commands(spotify_user_id)
 
     def receive(self, replies: Sequence[Any] | None) -> None:
-        """Read the replies to the commands, or discard a lead if they were made from something outdated.
+        """Read the replies to the commands. There are none if the commands were made from something outdated.
 
         Raises:
             redis.RedisError: Redis does not work.
         """
         if not replies:
-            self.release()
             self._commands = ()
             return
         first, check = redis_scripts.resend_unknown(self._client, self._commands, replies)
