@@ -79,6 +79,8 @@ class Playlist:
     """Whether the owner no longer lists it. As on Spotify, it can still be read."""
 
 
+CATEGORIES = {"dinner": "Dinner", "focus": "Focus", "party": "Party", "travel": "Travel"}
+
 # Artist, album, kind, release date, then title and seconds of each track.
 _RECORDS: list[tuple[str, str, str, str, list[tuple[str, int]]]] = [
     ("Quiet Ferry", "Paper Lanterns", "single", "2026-03-14", [

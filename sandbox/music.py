@@ -10,7 +10,7 @@ from sandbox.clock import Clock
 from sandbox.player_state import Device, Play, Player
 
 HOUR_MS = 3_600_000
-_TRACK = "spotify:track:"
+_TRACK, _PLAYLIST = "spotify:track:", "spotify:playlist:"
 
 
 class Music:
@@ -21,12 +21,8 @@ class Music:
         now = clock.now_ms()
         self.playlists: dict[str, Playlist] = {playlist.id: playlist for playlist in first_playlists()}
         self._players = _players(now)
-        tracks = [f"{_TRACK}{track}" for track in TRACKS]
-        # URIs with the time of saving, newest first.
-        self._saved: dict[str, dict[str, int]] = {
-            person: {uri: now - (n + 1) * 30 * HOUR_MS for n, uri in enumerate(tracks[start::3])}
-            for start, person in enumerate(self._players)
-        }
+        # URIs with the time of saving, by person.
+        self._saved = {person: _first_saved(start, now) for start, person in enumerate(self._players)}
 
     def player_of(self, person: str) -> Player:
         """Return the person's player. Seeded people get one on first use, as there may be many."""
@@ -35,9 +31,30 @@ class Music:
             self._players[person] = Player([phone], as_of_ms=self._clock.now_ms())
         return self._players[person]
 
-    def saved_by(self, person: str) -> dict[str, int]:
-        """Return what the person saved, as URIs with times."""
-        return self._saved.setdefault(person, {})
+    def saved_by(self, person: str, kind: str) -> list[tuple[str, int]]:
+        """Return what the person saved of a kind, as ids with times, newest first."""
+        prefix, saved = f"spotify:{kind}:", self._saved.get(person, {})
+        found = [(uri.removeprefix(prefix), at) for uri, at in saved.items() if uri.startswith(prefix)]
+        return sorted(found, key=lambda entry: -entry[1])
+
+    def has_saved(self, person: str, uri: str) -> bool:
+        """Return whether the person saved or follows something."""
+        playlist = self.playlists.get(uri.removeprefix(_PLAYLIST))
+        return self.follows(person, playlist) if playlist else uri in self._saved.get(person, {})
+
+    def save(self, person: str, uri: str, at: int) -> None:
+        """Save or follow something."""
+        if playlist := self.playlists.get(uri.removeprefix(_PLAYLIST)):
+            self.follow(person, playlist)
+        else:
+            self._saved.setdefault(person, {})[uri] = at
+
+    def remove(self, person: str, uri: str) -> None:
+        """Undo `save`."""
+        if playlist := self.playlists.get(uri.removeprefix(_PLAYLIST)):
+            self.unfollow(person, playlist)
+        else:
+            self._saved.get(person, {}).pop(uri, None)
 
     def playlists_of(self, person: str) -> list[Playlist]:
         """Return the playlists that the person owns or follows."""
@@ -85,6 +102,16 @@ class Music:
         if kind == "artist":
             return [track for album in items.albums_of(item_id) for track in album.track_ids]
         return []
+
+
+def _first_saved(start: int, now: int) -> dict[str, int]:
+    """Return every third item of each kind, with times 30 hours apart."""
+    kinds = ("album", "artist", "audiobook", "episode", "show", "track")
+    return {
+        f"spotify:{kind}:{item_id}": now - (n + 1) * 30 * HOUR_MS
+        for kind in kinds
+        for n, item_id in enumerate(list(items.LISTED[kind])[start::3])
+    }
 
 
 def _device(name: str, kind: str, volume: int) -> Device:

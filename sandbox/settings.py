@@ -36,6 +36,8 @@ class Settings:
     """Lifetime of new access tokens, in seconds."""
     mode: str = "dev2026"
     """Field names and endpoints: of new development-mode apps, both old and new, or old only."""
+    any_id: bool = False
+    """Whether every well-formed id has an item, as it always has in `legacy` mode."""
     account_id: bool = True
     """Whether GET /me includes `account_id`."""
     latency_ms: dict[str, int] = field(default_factory=lambda: {"token": 0, "api": 0})
@@ -50,6 +52,11 @@ class Settings:
     """The id of a person who agrees at once, without a consent page."""
     outage: bool = False
     """Whether every call to either host fails with a 502 and an HTML page."""
+
+    @property
+    def invents(self) -> bool:
+        """Whether every well-formed id has an item."""
+        return self.any_id or self.mode == "legacy"
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as JSON."""
@@ -89,6 +96,7 @@ def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
         "rotation_grace_s": lambda v: None if is_whole(v) else "a whole number of seconds",
         "expires_in": lambda v: None if is_whole(v, 1) else "a positive whole number of seconds",
         "mode": _one_of(MODES),
+        "any_id": _boolean,
         "account_id": _boolean,
         "latency_ms": _latency,
         "unauthorized_wording": _one_of(UNAUTHORIZED_WORDINGS),

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from sandbox.api import catalog, library, me, playback, player, playlists, removed, search, users
+from sandbox.api import (
+    browse,
+    catalog,
+    following,
+    library,
+    me,
+    playback,
+    player,
+    playlists,
+    removed,
+    search,
+    top,
+    users,
+)
 from sandbox.api.blueprint import api
 
-__all__ = ["api", "catalog", "library", "me", "playback", "player", "playlists", "removed", "search", "users"]
+__all__ = [
+    "api",
+    "browse",
+    "catalog",
+    "following",
+    "library",
+    "me",
+    "playback",
+    "player",
+    "playlists",
+    "removed",
+    "search",
+    "top",
+    "users",
+]

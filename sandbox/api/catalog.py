@@ -7,11 +7,11 @@ from flask import Response, jsonify, request
 from sandbox import items
 from sandbox.api.blueprint import api
 from sandbox.api.errors import ApiError
-from sandbox.api.lookup import check_id, exists, full_object
+from sandbox.api.lookup import check_id, exists, full_object, listed_object
 from sandbox.api.members import former
 from sandbox.api.objects import full_track, simple_album, simple_track
 from sandbox.api.paging import page
-from sandbox.api.spoken_objects import chapters_of, episodes_of, simple_show
+from sandbox.api.spoken_objects import chapters_of, episodes_of
 from sandbox.context import sandbox
 
 _KINDS = "<any(albums, artists, audiobooks, chapters, episodes, shows, tracks):kinds>"
@@ -29,12 +29,10 @@ def show_item(kinds: str, item_id: str) -> Response:
 
 @api.get(f"/{_KINDS}")
 def show_several(kinds: str) -> Response:
-    """Return several items, with None for unknown ones. Shows are simplified."""
+    """Return several items, with None for unknown ones."""
     kind = kinds.removesuffix("s")
     found = [
-        (simple_show(items.show(item_id)) if kind == "show" else full_object(kind, item_id))
-        if exists(kind, item_id)
-        else None
+        listed_object(kind, item_id) if exists(kind, item_id) else None
         for item_id in ids_in_query(MAX_ALBUM_IDS if kind == "album" else MAX_IDS)
     ]
     return jsonify({kinds: found})

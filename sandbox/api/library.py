@@ -1,67 +1,48 @@
-"""Saved items and top items."""
+"""What people save: `me/library`, lists by kind, and the former endpoints of each kind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 from flask import Response, jsonify, request
 
-from sandbox import items
 from sandbox.api.blueprint import api, caller, needs
-from sandbox.api.errors import ApiError, not_found
-from sandbox.api.lookup import exists
-from sandbox.api.objects import full_artist, full_track
+from sandbox.api.bodies import json_body
+from sandbox.api.errors import ApiError
+from sandbox.api.lookup import exists, listed_object
 from sandbox.api.paging import page
-from sandbox.catalog import ARTISTS, TRACKS
 from sandbox.clock import as_whole_seconds
 from sandbox.context import sandbox
+from sandbox.items import is_well_formed
 
-MAX_URIS = 40
-RANGES = ("short_term", "medium_term", "long_term")
+MAX_URIS, MAX_IDS = 40, 50
 KINDS = ("track", "album", "episode", "show", "audiobook", "user", "playlist", "artist")
+MODIFY = ("user-library-modify", "user-follow-modify", "playlist-modify-public")
+_LIST = "/me/<any(albums, audiobooks, episodes, shows, tracks):kinds>"
 
 
-def _saved() -> dict[str, int]:
-    return sandbox().music.saved_by(caller().account_id)
+def save_uris(uris: Iterable[str]) -> None:
+    """Save items, or follow artists, users, or playlists."""
+    music, person, now = sandbox().music, caller().account_id, sandbox().clock.now_ms()
+    for uri in uris:
+        music.save(person, uri, now)
 
 
-@api.get("/me/tracks")
-@needs("user-library-read")
-def show_saved_tracks() -> Response:
-    """Return saved tracks, newest first. The member is named `track` in all modes."""
-    saved = sorted(_saved().items(), key=lambda entry: -entry[1])
-    tracks = [
-        {
-            "added_at": as_whole_seconds(datetime.fromtimestamp(at / 1000, UTC)),
-            "track": full_track(items.track(item_id)),
-        }
-        for uri, at in saved
-        if exists("track", item_id := uri.removeprefix("spotify:track:"))
-    ]
-    return jsonify(page(tracks, "me/tracks"))
+def remove_uris(uris: Iterable[str]) -> None:
+    """Remove saved items, or stop following artists, users, or playlists."""
+    for uri in uris:
+        sandbox().music.remove(caller().account_id, uri)
 
 
-@api.get("/me/top/<kind>")
-@needs("user-top-read")
-def show_top(kind: str) -> Response:
-    """Return the catalog, rotated by time range so that the ranges differ."""
-    time_range = request.args.get("time_range", "medium_term")
-    if kind not in ("artists", "tracks"):
-        raise not_found()
-    if time_range not in RANGES:
-        raise ApiError(400, "Invalid time range")
-    turn = RANGES.index(time_range)
-    artists, tracks = list(ARTISTS.values()), list(TRACKS.values())
-    shown = (
-        [full_artist(artist) for artist in artists[turn:] + artists[:turn]]
-        if kind == "artists"
-        else [full_track(track) for track in tracks[turn:] + tracks[:turn]]
-    )
-    return jsonify(page(shown, f"me/top/{kind}", time_range=time_range))
+def are_saved(uris: Iterable[str]) -> Response:
+    """Return, for each URI, whether it is saved or followed."""
+    return jsonify([sandbox().music.has_saved(caller().account_id, uri) for uri in uris])
 
 
 def _uris() -> list[str]:
-    """Return the URIs in the query, where the library endpoints expect them."""
+    """Return the URIs in the query, where `me/library` expects them."""
     uris = request.args.get("uris", "").split(",")
     if len(uris) > MAX_URIS:
         raise ApiError(400, "Too many uris")
@@ -73,20 +54,18 @@ def _uris() -> list[str]:
 
 
 @api.put("/me/library")
-@needs("user-library-modify")
+@needs(*MODIFY)
 def save() -> tuple[str, int]:
     """Save items."""
-    now = sandbox().clock.now_ms()
-    _saved().update(dict.fromkeys(_uris(), now))
+    save_uris(_uris())
     return "", 200
 
 
 @api.delete("/me/library")
-@needs("user-library-modify")
-def unsave() -> tuple[str, int]:
+@needs(*MODIFY)
+def remove() -> tuple[str, int]:
     """Remove saved items."""
-    for uri in _uris():
-        _saved().pop(uri, None)
+    remove_uris(_uris())
     return "", 200
 
 
@@ -94,4 +73,76 @@ def unsave() -> tuple[str, int]:
 @needs("user-library-read", "user-follow-read", "playlist-read-private")
 def contains() -> Response:
     """Return, for each URI, whether it is saved."""
-    return jsonify([uri in _saved() for uri in _uris()])
+    return are_saved(_uris())
+
+
+@api.get(_LIST)
+@needs("user-library-read")
+def show_saved(kinds: str) -> Response:
+    """Return saved items of a kind, newest first. The member is named after the kind in all modes."""
+    kind = kinds.removesuffix("s")
+    saved = sandbox().music.saved_by(caller().account_id, kind)
+    entries = [
+        {
+            "added_at": as_whole_seconds(datetime.fromtimestamp(at / 1000, UTC)),
+            kind: listed_object(kind, item_id),
+        }
+        for item_id, at in saved
+        if exists(kind, item_id)
+    ]
+    return jsonify(page(entries, f"me/{kinds}"))
+
+
+@api.put(_LIST)
+@needs("user-library-modify")
+def save_of_kind(kinds: str) -> tuple[str, int]:
+    """Save items of a kind."""
+    save_uris(uris_from_ids(kinds.removesuffix("s")))
+    return "", 200
+
+
+@api.delete(_LIST)
+@needs("user-library-modify")
+def remove_of_kind(kinds: str) -> tuple[str, int]:
+    """Remove saved items of a kind."""
+    remove_uris(uris_from_ids(kinds.removesuffix("s")))
+    return "", 200
+
+
+@api.get(f"{_LIST}/contains")
+@needs("user-library-read")
+def contains_of_kind(kinds: str) -> Response:
+    """Return, for each id, whether it is saved."""
+    return are_saved(uris_from_ids(kinds.removesuffix("s")))
+
+
+def uris_from_ids(kind: str) -> list[str]:
+    """Return URIs for the ids in the query or in the body, which may be an array or have a member `ids`.
+
+    Raises:
+        ApiError: 400, if there are none or too many, or one is malformed.
+    """
+    ids = request.args["ids"].split(",") if "ids" in request.args else _ids_in_body()
+    if not isinstance(ids, list) or not ids:
+        raise ApiError(400, "Missing required field: ids")
+    if len(ids) > MAX_IDS:
+        raise ApiError(400, "Too many ids requested")
+    if not all(isinstance(item_id, str) and _is_id(kind, item_id) for item_id in ids):
+        raise ApiError(400, "Invalid base62 id")
+    return [f"spotify:{kind}:{item_id}" for item_id in ids]
+
+
+def _ids_in_body() -> Any:
+    """Return the ids in the body. The times in `timestamped_ids` are ignored."""
+    body = json_body()
+    if isinstance(body, list):
+        return body
+    timed = body.get("timestamped_ids")
+    if isinstance(timed, list) and all(isinstance(entry, dict) for entry in timed):
+        return [entry.get("id") for entry in timed]
+    return body.get("ids")
+
+
+def _is_id(kind: str, item_id: str) -> bool:
+    """Return whether the id is well-formed. Those of users are free text."""
+    return item_id != "" if kind == "user" else is_well_formed(item_id)

@@ -8,7 +8,7 @@ from typing import Any
 from sandbox import items
 from sandbox.api.errors import ApiError, not_found
 from sandbox.api.objects import full_album, full_artist, full_track
-from sandbox.api.spoken_objects import full_audiobook, full_chapter, full_episode, full_show
+from sandbox.api.spoken_objects import full_audiobook, full_chapter, full_episode, full_show, simple_show
 from sandbox.context import sandbox
 
 _OBJECTS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -23,11 +23,11 @@ _OBJECTS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def exists(kind: str, item_id: str) -> bool:
-    """Return whether there is such an item. In `legacy` mode, there is one for every well-formed id."""
-    legacy = sandbox().settings.mode == "legacy"
-    return item_id in items.LISTED.get(kind, ()) or (
-        legacy and kind in items.LISTED and items.is_well_formed(item_id)
-    )
+    """Return whether there is such an item."""
+    if kind not in items.LISTED:
+        return False
+    invented = sandbox().settings.invents and items.is_well_formed(item_id)
+    return invented or item_id in items.LISTED[kind]
 
 
 def check_id(kind: str, item_id: str) -> None:
@@ -40,6 +40,11 @@ def check_id(kind: str, item_id: str) -> None:
         raise ApiError(400, "Invalid base62 id")
     if not exists(kind, item_id):
         raise not_found()
+
+
+def listed_object(kind: str, item_id: str) -> dict[str, Any]:
+    """Return an item that exists as lists contain it: shows are simplified, everything else is full."""
+    return simple_show(items.show(item_id)) if kind == "show" else full_object(kind, item_id)
 
 
 def full_object(kind: str, item_id: str) -> dict[str, Any]:

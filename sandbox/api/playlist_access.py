@@ -12,9 +12,9 @@ MODIFY = ("playlist-modify-public", "playlist-modify-private")
 
 
 def known_playlist(item_id: str) -> Playlist | None:
-    """Return a playlist; None if there is none. In `legacy` mode, there is one for every well-formed id."""
+    """Return a playlist; None if there is none."""
     music = sandbox().music
-    if item_id not in music.playlists and sandbox().settings.mode == "legacy" and is_well_formed(item_id):
+    if item_id not in music.playlists and sandbox().settings.invents and is_well_formed(item_id):
         return music.invent_playlist(item_id)
     return music.playlists.get(item_id)
 

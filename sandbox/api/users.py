@@ -17,9 +17,9 @@ from sandbox.people import Person
 
 
 def _named(person_id: str) -> Person:
-    """Return the user with this id. In `legacy` mode, there is one for every id, without any playlists."""
+    """Return the user with this id. Invented ones have no playlists."""
     person = sandbox().people.named(person_id)
-    if person is None and sandbox().settings.mode == "legacy":
+    if person is None and sandbox().settings.invents:
         return Person(person_id, "", person_id, "free", "SE", "", 0, False, "")
     if person is None:
         raise not_found()

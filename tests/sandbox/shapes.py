@@ -274,6 +274,28 @@ RECENTLY_PLAYED = object_schema(
         "href": ADDRESS,
     }
 )
+FOLLOWED_ARTISTS = object_schema(
+    {
+        "href": ADDRESS,
+        "limit": COUNT,
+        "next": maybe(ADDRESS),
+        "cursors": object_schema({"after": maybe(ID)}),
+        "total": COUNT,
+        "items": items(
+            object_schema(
+                {
+                    "name": TEXT,
+                    "genres": items(TEXT),
+                    "images": items(IMAGE),
+                    "followers": FOLLOWERS,
+                    "popularity": COUNT,
+                    **linked("artist"),
+                }
+            )
+        ),
+    }
+)
+CATEGORY = object_schema({"href": ADDRESS, "icons": items(IMAGE), "id": TEXT, "name": TEXT})
 SAVED_TRACKS = page(object_schema({"added_at": DATE, "track": TRACK}))
 SEARCH = object_schema(
     {

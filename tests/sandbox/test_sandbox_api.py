@@ -141,17 +141,6 @@ def test_search_returns_at_most_ten(mira: Visitor) -> None:
     assert mira("GET", "search?q=a&type=track&limit=50").status_code == 200
 
 
-def test_library_saves_and_removes_items(mira: Visitor) -> None:
-    uri = "spotify:album:4uLU6hMCjMI75M1A2tKUQC"
-    assert mira.get(f"me/library/contains?uris={uri}") == [False]
-    assert mira("PUT", f"me/library?uris={uri}").status_code == 200
-    assert mira.get(f"me/library/contains?uris={uri},spotify:track:x") == [True, False]
-    assert mira("DELETE", f"me/library?uris={uri}").content == b""
-    assert mira.get(f"me/library/contains?uris={uri}") == [False]
-    assert mira("PUT", "me/library?uris=" + ",".join([uri] * 41)).status_code == 400
-    assert mira("PUT", "me/library?uris=nonsense").status_code == 400
-
-
 @pytest.mark.parametrize(
     ("method", "path"),
     [

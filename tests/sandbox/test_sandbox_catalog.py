@@ -69,8 +69,9 @@ def test_items_list_their_parts(mira: Visitor, kind: str, parts: str, shape: Sch
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in OBJECTS])
-def test_every_well_formed_id_exists_in_legacy_mode(mira: Visitor, kind: str) -> None:
-    mira.app.sandbox.settings(mode="legacy")
+@pytest.mark.parametrize("settings", [{"mode": "legacy"}, {"mode": "transition", "any_id": True}], ids=str)
+def test_every_well_formed_id_can_exist(mira: Visitor, kind: str, settings: dict[str, Any]) -> None:
+    mira.app.sandbox.settings(**settings)
     expected = mira.get(f"{kind}s/{one(mira, kind)}").keys()
     assert mira.get(f"{kind}s/{UNKNOWN}").keys() == expected
     assert error_of(mira("GET", f"{kind}s/{UNKNOWN[1:]}"))[0] == 400
@@ -105,3 +106,24 @@ def test_resume_points_need_a_scope(mira: Visitor) -> None:
     path = f"episodes/{one(mira, 'episode')}"
     assert "resume_point" not in mira.get(path)
     assert "resume_point" in Visitor(mira.app, "mira_t_42", "user-read-playback-position").get(path)
+
+
+def test_new_releases_categories_and_markets_can_be_browsed(mira: Visitor) -> None:
+    for path in ("browse/new-releases", "browse/categories", "browse/categories/party", "markets"):
+        assert error_of(mira("GET", path)) == (403, "Forbidden")
+    mira.app.sandbox.settings(mode="transition")
+    releases = mira.get("browse/new-releases?limit=3")["albums"]
+    dates = [album["release_date"] for album in releases["items"]]
+    assert dates == [
+        "2026-08-28",
+        "2026-03-14",
+        "2025-05-23",
+    ]
+    categories = mira.get("browse/categories")["categories"]
+    check(categories, page(shapes.CATEGORY))
+    assert mira.get("browse/categories/party") in categories["items"]
+    assert error_of(mira("GET", f"browse/categories/{UNKNOWN}"))[0] == 404
+    assert {"AT", "US"} <= set(mira.get("markets")["markets"])
+    mira.app.sandbox.settings(mode="legacy")
+    check(mira.get(f"browse/categories/{UNKNOWN}"), shapes.CATEGORY)
+    assert error_of(mira("GET", "browse/featured-playlists")) == (403, "Forbidden")
