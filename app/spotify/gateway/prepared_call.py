@@ -58,8 +58,10 @@ class PreparedCall:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._commands and self.check is None:  # there were no replies
+        if self._commands and self.check is None:
+            # Redis did not respond. The caller must not wait for it again, and the lead expires by itself.
             redis_scripts.unload(self._client)
+            return
         self.release()
         self._rate_limiter.count(self.check)
 

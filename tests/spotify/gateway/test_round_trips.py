@@ -186,6 +186,13 @@ def test_lead_is_released_if_too_many_requests_wait(
     assert leaders(store) == []
 
 
+def test_redis_is_not_asked_again_after_it_has_not_responded(gateway: Gateway, app: Flask) -> None:
+    with counting(app) as made, gateway.prepare(Call("GET", "search")) as prepared:
+        prepared.commands_for(CONNECTION)
+        made.redis.clear()
+    assert made.redis == []
+
+
 def test_limits_are_checked_again_after_a_wait(
     gateway: Gateway, app: Flask, leading: PreparedCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
