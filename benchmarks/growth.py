@@ -113,7 +113,8 @@ def run_growth(options: Options) -> Section:
 
 def session_target(backline: Deployment, username: str = "ada") -> Target:
     """Sign in, and return the session route."""
-    cookie = backline.connect(username=username)
+    person = str(backline.sandbox.seed(1)[0]["id"])
+    cookie = backline.connect(person, username)
     return backline.target(SESSION, cookie, {"authenticated": True, "spotify.status": "connected"})
 
 

@@ -35,7 +35,9 @@ def draw(file: Path, title: str, x_name: str, y_name: str, lines: Mapping[str, S
         places = [(x_scale(x), y_scale(y)) for x, y in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
+        for (x, y), (_, value) in zip(places, line, strict=True):
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
+            parts.append(_text(x, y - 8, f"{value:.3g}", f'fill="{color}" text-anchor="middle"'))
         parts.append(_text(WIDTH - RIGHT + 12, TOP + 12 + 18 * row, name, f'fill="{color}"'))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join([*parts, "</svg>", ""]), encoding="utf-8")

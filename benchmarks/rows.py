@@ -62,11 +62,12 @@ class Database:
     def fill_connections(self, size: int) -> None:
         """Add connections until there are `size`. Their tokens have the usual length, but are none.
 
-        They are due evenly in 45 minutes, of which the first 30 seconds have passed: as many as at each tick.
+        One in 90 is due, as at each tick of the scheduler, if a token is refreshed every 45 minutes.
         """
         first = int(self.execute("SELECT COALESCE(MAX(id), 0) FROM spotify_users")[0][0]) + 1
         now, numbers = "UTC_TIMESTAMP(6)", f"FROM seq_{first}_to_{size}"
-        due, key_id = f"{now} - INTERVAL 30 SECOND + INTERVAL MOD(seq, 2700) SECOND", _cipher().newest_key_id
+        due = f"IF(seq MOD 90, {now} + INTERVAL 3600 + seq MOD 2700 SECOND, {now} - INTERVAL 1 MINUTE)"
+        key_id = _cipher().newest_key_id
         self.execute(
             "INSERT INTO spotify_users (id, spotify_id, created_at, updated_at, last_used_at)"
             f" SELECT seq, CONCAT('filler', seq), {now}, {now}, {now} {numbers}"
