@@ -44,9 +44,11 @@ class Database:
         return statistics.median(found)
 
     @property
-    def statements(self) -> int:
-        """How many statements clients have sent so far, as the server counts them."""
-        return int(self.execute("SHOW GLOBAL STATUS LIKE 'Questions'")[0][1])
+    def round_trips(self) -> int:
+        """How many statements clients have sent so far, without BEGIN, which the app sends with another."""
+        query = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Questions', 'Com_begin')"
+        counts = {name: int(count) for name, count in self.execute(query)}
+        return counts["Questions"] - counts["Com_begin"]
 
     def insert_connections(self, count: int, *, due: bool = True) -> None:
         """Store connections with encrypted tokens, after those that exist."""
