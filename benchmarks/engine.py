@@ -122,8 +122,8 @@ def run(options: Options) -> Section:
     notes = [
         f"`flask tokens refresh-due`, {count:,} connections, REFRESH_RATE=10000, REFRESH_WORKERS=64.",
         "benchmarks/provider.py is the provider: it takes 100 ms for each refresh, with little CPU time.",
-        "CPU time and round trips are in addition to those of a pass that finds nothing. The server counts the",
-        "statements; BEGIN is not counted, because it is sent together with the next statement.",
+        "CPU time and round trips are in addition to those of a pass that finds nothing. MariaDB counts",
+        "statements. BEGIN is subtracted, because it is sent together with the next statement.",
     ]
     return Section("Refresh engine", figures, notes, {"one": vars(one), "two": vars(two)})
 
