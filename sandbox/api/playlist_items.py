@@ -10,6 +10,7 @@ from sandbox import items
 from sandbox.api.blueprint import api, needs
 from sandbox.api.bodies import json_body, json_object, member_uris
 from sandbox.api.errors import ApiError, forbidden
+from sandbox.api.fields import requested_fields
 from sandbox.api.objects import full_track, local_track, snapshot_id, user
 from sandbox.api.paging import page
 from sandbox.api.playlist_access import MODIFY, changeable_playlist, find_playlist, is_open
@@ -62,7 +63,7 @@ def show_items(item_id: str, name: str) -> Response:
     if not is_open(playlist):
         raise forbidden()
     most = 50 if name == "items" else 100
-    return jsonify(page(entries(playlist), f"playlists/{item_id}/{name}", most=most))
+    return jsonify(requested_fields(page(entries(playlist), f"playlists/{item_id}/{name}", most=most)))
 
 
 def _changed(playlist: Playlist) -> Response:

@@ -10,6 +10,7 @@ from flask import Response, jsonify, request
 from sandbox.api.blueprint import api, caller, granted, needs
 from sandbox.api.bodies import json_object, text_member
 from sandbox.api.errors import ApiError
+from sandbox.api.fields import requested_fields
 from sandbox.api.objects import simple_playlist
 from sandbox.api.paging import page
 from sandbox.api.playlist_access import MODIFY, changeable_playlist, check_scope, find_playlist, is_open
@@ -75,7 +76,7 @@ def _full(playlist: Playlist) -> dict[str, Any]:
 @api.get("/playlists/<item_id>")
 def show_playlist(item_id: str) -> Response:
     """Return a playlist."""
-    return jsonify(_full(find_playlist(item_id)))
+    return jsonify(requested_fields(_full(find_playlist(item_id))))
 
 
 @api.put("/playlists/<item_id>")

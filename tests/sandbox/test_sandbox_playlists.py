@@ -204,3 +204,23 @@ def test_users_are_public_before_2026(mira: Visitor) -> None:
     mira.app.sandbox.settings(mode="legacy")
     check(mira.get("users/nobody"), shapes.PUBLIC_USER)
     assert mira.get("users/nobody/playlists")["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("name", {"name": "Bike to work"}),
+        ("name,owner.id,none", {"name": "Bike to work", "owner": {"id": "jonas.k"}}),
+        ("tracks(total,limit)", {"tracks": {"total": 7, "limit": 100}}),
+        ("tracks.items(added_by(id),is_local),id",
+         {"tracks": {"items": [{"added_by": {"id": "jonas.k"}, "is_local": False}] * 7}, "id": "ID"}),
+        ("owner(!href,!external_urls,!uri,!type)", {"owner": {"display_name": "Jonas K.", "id": "jonas.k"}}),
+        ("none", {}),
+    ],
+)  # fmt: skip
+def test_fields_select_members(mira: Visitor, fields: str, expected: dict[str, Any]) -> None:
+    mira.app.sandbox.settings(mode="legacy")
+    playlist = playlist_called(mira, "Bike to work")["id"]
+    found = mira.get(f"playlists/{playlist}?fields={fields}")
+    assert found == {name: playlist if value == "ID" else value for name, value in expected.items()}
+    assert mira.get(f"playlists/{playlist}/tracks?fields=total") == {"total": 7}
