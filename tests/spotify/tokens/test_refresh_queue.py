@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.services import services
-from app.spotify.tokens import transitions
+from app.spotify.tokens import refresh_queue, transitions
 from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.conftest import MakeApp
@@ -49,6 +50,28 @@ def test_batch_contains_connections_that_expire_first(app: Flask, sandbox: Sandb
     assert reserve(app, 10) == spotify_user_ids[10:20]
     assert reserve(app, 100) == spotify_user_ids[20:]
     assert reserve(app, 100) == []
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_due_connections_are_found_by_index(app: Flask, sandbox: SandboxClient) -> None:
+    """Sorting all that are due would take longer, the more there are."""
+    create_connections(app, sandbox, 300)
+    statements: list[tuple[str, Any]] = []
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).where(AccessToken.id % 2 == 0).values(failures=1))
+        due_by = database.db_now(db)
+    with app.app_context(), reading() as db:
+        db.execute(sa.text("ANALYZE TABLE access_tokens"))
+        connection = db.connection()
+        sa.event.listen(connection, "before_cursor_execute", lambda *event: statements.append(event[2:4]))
+        refresh_queue.earliest(db, 200, due_by)
+        plans = [
+            connection.exec_driver_sql(f"EXPLAIN {text}", values).all() for text, values in statements[:2]
+        ]
+
+    used = [{row.key for row in plan if row.table == "access_tokens"} for plan in plans]
+    assert used == [{"ix_access_tokens_failures_due_at_expires_at"}, {"ix_access_tokens_due_at"}]
+    assert not any("filesort" in row.Extra for plan in plans for row in plan if row.table == "access_tokens")
 
 
 def test_claims_of_dead_scheduler_become_due_again(app: Flask, sandbox: SandboxClient) -> None:
