@@ -46,7 +46,7 @@ def main() -> int:
         parser.error(f"unknown part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     before = arguments.before.resolve() if arguments.before else None
-    seconds = 1 if arguments.quick else 3
+    seconds = 1 if arguments.quick else 2
     options = Options(arguments.quick, rounds, seconds, tuple(arguments.only), before)
     described, sections, failed = results.machine(), {}, 0
     for name in arguments.parts or (QUICK if arguments.quick else DEFAULT):
