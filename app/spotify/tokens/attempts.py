@@ -69,7 +69,7 @@ def claim(row: AccessToken) -> Attempt | None:
             return Attempt(attempt_id, recorded.generation, recorded.started_at, send_until)
         now = database.db_now(db)
         attempt = Attempt(attempt_id, unused_generation(db, row), now, send_until)
-        if not take_leases(db, {row: attempt}, now):
+        if not take_leases(db, {row: attempt}, now, _unchanged(row)):
             return None
         return replace(attempt, is_probe=breaker.require_closed(db, now))
 
@@ -81,11 +81,21 @@ def send_deadline() -> float:
     return time.monotonic() + _SEND_WITHIN_SECONDS
 
 
+def _unchanged(row: AccessToken) -> sa.ColumnElement[bool]:
+    """In SQL: no attempt has failed since the row was read.
+
+    A failure changes the row, but not its generation. It may have replaced the refresh token: presenting
+    the old one again could end the grant, and storing it again would lose the new one.
+    """
+    read = (AccessToken.state, AccessToken.failures, AccessToken.refresh_token)
+    return sa.and_(*(column == getattr(row, column.key) for column in read))
+
+
 def take_leases(
-    db: Session, attempts: dict[AccessToken, Attempt], now: datetime
+    db: Session, attempts: dict[AccessToken, Attempt], now: datetime, *conditions: sa.ColumnElement[bool]
 ) -> dict[AccessToken, Attempt]:
     """Take the leases of these grants and record the attempts. Returns those that no other caller has."""
-    is_free = (AccessToken.not_leased(now), AccessToken.not_backing_off(now))
+    is_free = (AccessToken.not_leased(now), AccessToken.not_backing_off(now), *conditions)
     taken = {}
     for row, attempt in attempts.items():
         # If this process dies, the scheduler continues at `due_at`.

@@ -149,7 +149,8 @@ def abandon(claims: Sequence[Claim]) -> None:
     """Give up claims for which no call was made, so that others can claim the grants immediately."""
 
     def work(db: Session) -> None:
-        for claim in claims:
+        for claim in sorted(claims, key=lambda claim: claim.row.id):  # so that two do not deadlock
+            claim.row.generation = claim.attempt.generation
             released: Values = {"attempt_id": None, "lease_until": None, "due_at": claim.row.due_at}
             attempts.update(db, claim.row, released, AccessToken.attempt_id == claim.attempt.id)
         ids = TokenRefresh.attempt_id.in_([claim.attempt.id for claim in claims])

@@ -32,22 +32,28 @@ log = logging.getLogger(__name__)
 def require_closed(db: Session, now: datetime) -> bool:
     """Let a refresh through if the breaker is closed, or as the probe. Returns whether it is the probe.
 
-    Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe.
+    Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe. If
+    several breakers are open, a caller that has to wait for one uses up the probe of none.
 
     Raises:
         SpotifyMisconfigured: Spotify rejects our client id or secret, and the next probe is not due yet.
         SpotifyUnavailable: The breaker is open for another reason, and the next probe is not due yet.
     """
-    is_probe = False
-    for breaker in db.scalars(sa.select(Breaker).where(breaker_queries.is_open())):
-        reason, is_probe = Reason(breaker.name), True
-        is_waiting = RULES[reason].is_waiting(breaker.probe_at, now)
-        if is_waiting or not breaker_queries.take_probe(db, reason, now):
-            seconds = seconds_until(breaker.probe_at, now)
-            if reason is Reason.MISCONFIGURED:
-                raise SpotifyMisconfigured(retry_after=seconds)
-            raise SpotifyUnavailable(retry_after=seconds)
-    return is_probe
+    found = db.scalars(sa.select(Breaker).where(breaker_queries.is_open())).all()
+    for breaker in found:
+        if RULES[Reason(breaker.name)].is_waiting(breaker.probe_at, now):
+            raise _error_for(breaker, now)
+    for breaker in found:
+        if not breaker_queries.take_probe(db, Reason(breaker.name), now):
+            raise _error_for(breaker, now)
+    return bool(found)
+
+
+def _error_for(breaker: Breaker, now: datetime) -> SpotifyMisconfigured | SpotifyUnavailable:
+    seconds = seconds_until(breaker.probe_at, now)
+    if breaker.name == Reason.MISCONFIGURED:
+        return SpotifyMisconfigured(retry_after=seconds)
+    return SpotifyUnavailable(retry_after=seconds)
 
 
 def open_breakers() -> list[Breaker]:

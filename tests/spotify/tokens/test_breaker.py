@@ -360,3 +360,20 @@ def test_breaker_of_unknown_reason_is_ignored(app: Flask, sandbox: SandboxClient
         db.add(Breaker(name="moonlight", opened_at=now, closed_at=None, probe_at=now + timedelta(days=1)))
 
     assert refresh_due(app) == RefreshStats(refreshed=1)
+
+
+def test_waiting_for_one_breaker_uses_up_the_probe_of_no_other(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 3)
+    now = datetime.now(UTC)
+    with app.app_context(), writing() as db:
+        for reason, probe_at in (
+            (Reason.OUTAGE, now - timedelta(seconds=1)),
+            (Reason.RATE_LIMITED, now + timedelta(minutes=10)),
+        ):
+            db.add(Breaker(name=reason, opened_at=now - timedelta(minutes=1), probe_at=probe_at))
+
+    assert refresh_due(app) == RefreshStats()
+
+    with app.app_context(), reading() as db:
+        probe_at = db.scalars(sa.select(Breaker.probe_at).where(Breaker.name == Reason.OUTAGE)).one()
+    assert probe_at == now - timedelta(seconds=1)
