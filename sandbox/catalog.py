@@ -11,7 +11,10 @@ import string
 from dataclasses import dataclass, field
 
 # Where everything can be played.
-MARKETS = ["AT", "AU", "BR", "CA", "CH", "DE", "ES", "FR", "GB", "IT", "JP", "MX", "NO", "SE", "US"]
+MARKETS = [
+    "AR", "AT", "AU", "BE", "BR", "CA", "CH", "CZ", "DE", "DK", "ES", "FI", "FR", "GB", "GR", "IE", "IN",
+    "IT", "JP", "KR", "MX", "NL", "NO", "NZ", "PL", "PT", "SE", "US", "ZA",
+]  # fmt: skip
 
 _DIGITS = string.digits + string.ascii_letters
 ID_LENGTH = 22

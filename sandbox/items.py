@@ -1,7 +1,7 @@
 """Items by id: those of the catalog, and plausible ones for all other ids.
 
 The ids of invented items that belong together differ only in their last character: the tracks of an album are
-`…1` to `…4`, and each names the album `…0`. So nothing has to be remembered.
+`…1` to `…c`, and each names the album `…0`. So nothing has to be remembered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sandbox.catalog import ALBUMS, ARTISTS, ID_LENGTH, TRACKS, Album, Artist, Track
 from sandbox.spoken import AUDIOBOOKS, CHAPTERS, EPISODES, SHOWS, Part, Series
 
-_PARTS = "1234"
+_PARTS = "123456789abc"
 
 LISTED: dict[str, Mapping[str, object]] = {
     "album": ALBUMS,

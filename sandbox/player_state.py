@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from sandbox import items
 
 MAX_HISTORY = 50
-# After this position, "previous" restarts the track.
-RESTART_AFTER_MS = 3000
 
 
 @dataclass
@@ -110,9 +108,8 @@ class Player:
         self._start_next()
 
     def back(self) -> None:
-        """Restart the track, or skip to the previous one."""
-        if self.progress_ms <= RESTART_AFTER_MS and self.index > 0:
-            self.index -= 1
+        """Skip to the previous track, or restart the first one."""
+        self.index = max(0, self.index - 1)
         self.progress_ms, self.is_playing = 0, True
         self.current = self.tracks[self.index] if self.tracks else self.current
 

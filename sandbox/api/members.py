@@ -43,15 +43,16 @@ def former(**members: Any) -> dict[str, Any]:
 
 
 def availability() -> dict[str, Any]:
-    """Return the members that say whether an item can be played in the market of the request."""
+    """Return the members that say whether an item can be played in the market of the request.
+
+    Without one, apps from before 2026 get the list of markets instead.
+    """
     market = _market()
-    if market is None:
-        return {"is_playable": True, **former(available_markets=MARKETS)}
-    return {"is_playable": True} if market in MARKETS else _unavailable()
-
-
-def _unavailable() -> dict[str, Any]:
-    return {"is_playable": False, "restrictions": {"reason": "market"}}
+    if market in MARKETS:
+        return {"is_playable": True}
+    if market:
+        return {"is_playable": False, "restrictions": {"reason": "market"}}
+    return former(available_markets=MARKETS) or {"is_playable": True}
 
 
 def _market() -> str | None:

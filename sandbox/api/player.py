@@ -93,7 +93,7 @@ def show_queue() -> Response:
 def show_recently_played() -> Response:
     """Return recently played tracks, newest first. `before` and `after` (ms) exclude each other.
 
-    As on Spotify, `next` follows every full page, even if the page that it leads to is empty.
+    As on Spotify, the last page is empty: every other one has a `next`.
     """
     limit = number("limit", 20, 1, MAX_HISTORY)
     if "before" in request.args and "after" in request.args:
@@ -108,9 +108,7 @@ def show_recently_played() -> Response:
     return jsonify(
         {
             "items": [_played(play) for play in plays],
-            "next": _page_url(limit, {direction: cursors[direction]})
-            if cursors and len(plays) == limit
-            else None,
+            "next": _page_url(limit, {direction: cursors[direction]}) if cursors else None,
             "cursors": cursors,
             "limit": limit,
             "href": _page_url(limit, asked),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flask import g
+
 from sandbox.api.blueprint import caller, granted
 from sandbox.api.errors import ApiError, forbidden, not_found
 from sandbox.catalog import Playlist
@@ -35,9 +37,23 @@ def find_playlist(item_id: str) -> Playlist:
 
 def is_open(playlist: Playlist) -> bool:
     """Return whether the caller may see the items. Apps from before 2026 may see all."""
-    person = caller().account_id
+    return sandbox().settings.mode != "dev2026" or _is_editor(playlist, g.token.grant.person)
+
+
+def _is_editor(playlist: Playlist, person: str | None) -> bool:
     shared = playlist.collaborative and person in playlist.followers
-    return playlist.owner == person or shared or sandbox().settings.mode != "dev2026"
+    return person is not None and (playlist.owner == person or shared)
+
+
+def check_read_scope(*, public: bool = True) -> None:
+    """Check that the token may read playlists. Apps from before 2026 need a scope only for private ones.
+
+    Raises:
+        ApiError: 403, if not.
+    """
+    scope_free = public and sandbox().settings.mode != "dev2026"
+    if not scope_free and not granted("playlist-read-private"):
+        raise ApiError(403, "Insufficient client scope")
 
 
 def changeable_playlist(item_id: str) -> Playlist:
@@ -47,8 +63,7 @@ def changeable_playlist(item_id: str) -> Playlist:
         ApiError: 403, if it belongs to someone else or the scope is missing; 404, if it is unknown.
     """
     playlist = find_playlist(item_id)
-    person = caller().account_id
-    if playlist.owner != person and not (playlist.collaborative and person in playlist.followers):
+    if not _is_editor(playlist, caller().account_id):
         raise forbidden()
     check_scope(public=playlist.public)
     return playlist

@@ -13,7 +13,13 @@ from sandbox.api.errors import ApiError, forbidden
 from sandbox.api.fields import requested_fields
 from sandbox.api.objects import full_track, local_track, snapshot_id, user
 from sandbox.api.paging import page
-from sandbox.api.playlist_access import MODIFY, changeable_playlist, find_playlist, is_open
+from sandbox.api.playlist_access import (
+    MODIFY,
+    changeable_playlist,
+    check_read_scope,
+    find_playlist,
+    is_open,
+)
 from sandbox.api.spoken_objects import full_episode
 from sandbox.catalog import Playlist
 from sandbox.context import sandbox
@@ -56,10 +62,10 @@ def _item(uri: str) -> dict[str, Any] | None:
 
 
 @api.get(_PATH)
-@needs("playlist-read-private")
 def show_items(item_id: str, name: str) -> Response:
     """Return a page of a playlist's items."""
     playlist = find_playlist(item_id)
+    check_read_scope(public=playlist.public)
     if not is_open(playlist):
         raise forbidden()
     most = 50 if name == "items" else 100

@@ -13,17 +13,26 @@ from sandbox.api.errors import ApiError
 from sandbox.api.fields import requested_fields
 from sandbox.api.objects import simple_playlist
 from sandbox.api.paging import page
-from sandbox.api.playlist_access import MODIFY, changeable_playlist, check_scope, find_playlist, is_open
+from sandbox.api.playlist_access import (
+    MODIFY,
+    changeable_playlist,
+    check_read_scope,
+    check_scope,
+    find_playlist,
+    is_open,
+)
 from sandbox.api.playlist_items import entries
 from sandbox.catalog import Playlist
 from sandbox.context import sandbox
 from sandbox.people import Person
 
+MAX_COVER_BYTES = 256 * 1024
+
 
 @api.get("/me/playlists")
-@needs("playlist-read-private")
 def show_my_playlists() -> Response:
-    """Return the user's playlists."""
+    """Return the user's playlists. Without the scope, apps from before 2026 get the public ones."""
+    check_read_scope()
     return playlists_of(caller(), own=True)
 
 
@@ -106,6 +115,8 @@ def change_cover(item_id: str) -> tuple[str, int]:
     playlist = changeable_playlist(item_id)
     if request.mimetype != "image/jpeg" or not request.get_data():
         raise ApiError(400, "Invalid image")
+    if len(request.get_data()) > MAX_COVER_BYTES:
+        raise ApiError(413, "Payload too large")
     playlist.snapshot += 1
     return "", 202
 

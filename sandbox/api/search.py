@@ -16,6 +16,8 @@ from sandbox.catalog import ALBUMS, ARTISTS, TRACKS
 from sandbox.context import sandbox
 from sandbox.spoken import AUDIOBOOKS, EPISODES, SHOWS
 
+MAX_RESULTS = 1000
+
 Searched = dict[str, tuple[Iterable[Any], Callable[[Any], dict[str, Any]]]]
 
 
@@ -44,7 +46,8 @@ def search() -> Response:
         raise ApiError(400, "Bad search type field")
     reduced = sandbox().settings.mode == "dev2026"
     default, most = (5, 10) if reduced else (20, 50)
-    number("offset", 0, 0, 1000)
+    if number("offset", 0, 0, MAX_RESULTS) + number("limit", default, 1, most) > MAX_RESULTS:
+        raise ApiError(400, "Invalid offset")
     return jsonify(
         {
             f"{kind}s": page(
@@ -56,7 +59,13 @@ def search() -> Response:
 
 
 def _found(searched: Searched, kind: str, q: str) -> list[Any]:
-    """Return the matches of one kind. The first playlist is None, as on Spotify since 2024-11."""
+    """Return the matches of one kind. The first playlist is None, as on Spotify since 2024-11.
+
+    Where every id has an item, every query has results, too.
+    """
     candidates, shown = searched[kind]
-    matches = [shown(one) for one in candidates if q.casefold() in one.name.casefold()]
-    return [None, *matches] if kind == "playlist" else matches
+    matches = [one for one in candidates if q.casefold() in one.name.casefold()]
+    if not matches and sandbox().settings.invents:
+        matches = list(candidates)
+    found = [shown(one) for one in matches]
+    return [None, *found] if kind == "playlist" else found

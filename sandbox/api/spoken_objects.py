@@ -46,9 +46,10 @@ def episodes_of(show: Series) -> list[dict[str, Any]]:
 
 
 def simple_audiobook(book: Series) -> dict[str, Any]:
-    """Return a simplified audiobook."""
+    """Return a simplified audiobook. Its URI is one of a show, as on Spotify."""
     return {
         **_series(book),
+        "uri": f"spotify:show:{book.id}",
         "authors": [{"name": book.author}],
         "edition": "Unabridged",
         "narrators": [{"name": "Somebody Else"}],
@@ -86,7 +87,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 def simple_episode(episode: Part) -> dict[str, Any]:
     """Return a simplified episode. Episodes have no list of markets."""
-    members = _part(episode) | links("episode", episode.id)
+    members = {"is_playable": True} | _part(episode) | links("episode", episode.id)
     members.pop("available_markets", None)
     images = covers("show", episode.series_id, _SIZES)
     return {**members, "images": images, "is_externally_hosted": False, "language": "en"}
@@ -98,8 +99,9 @@ def full_episode(episode: Part) -> dict[str, Any]:
 
 
 def simple_chapter(chapter: Part) -> dict[str, Any]:
-    """Return a simplified chapter. Its type is `episode`, as on Spotify."""
-    members = _part(chapter) | links("chapter", chapter.id) | {"type": "episode"}
+    """Return a simplified chapter. Its type and URI are those of an episode, as on Spotify."""
+    episode = {"type": "episode", "uri": f"spotify:episode:{chapter.id}"}
+    members = {"is_playable": True} | _part(chapter) | links("chapter", chapter.id) | episode
     images = covers("audiobook", chapter.series_id, _SIZES)
     return {**members, "chapter_number": chapter.number, "images": images}
 

@@ -147,6 +147,7 @@ _SIMPLE_AUDIOBOOK = {
     "narrators": _PEOPLE,
     "total_chapters": COUNT,
     **linked("audiobook"),
+    "uri": {"type": "string", "pattern": "^spotify:show:."},
 }
 SIMPLE_AUDIOBOOK = object_schema(_SIMPLE_AUDIOBOOK, _SERIES_BEFORE)
 _PART = {
@@ -164,7 +165,13 @@ _PART = {
 }
 _RESUME = {"resume_point": object_schema({"fully_played": FLAG, "resume_position_ms": COUNT})}
 _EPISODE = {**_PART, "is_externally_hosted": FLAG, "language": TEXT, **linked("episode")}
-_CHAPTER = {**_PART, "chapter_number": COUNT, **linked("chapter"), "type": {"const": "episode"}}
+_CHAPTER = {
+    **_PART,
+    "chapter_number": COUNT,
+    **linked("chapter"),
+    "type": {"const": "episode"},
+    "uri": {"type": "string", "pattern": "^spotify:episode:."},
+}
 _MARKETS = {"available_markets": items(TEXT)}
 SIMPLE_EPISODE = object_schema(_EPISODE, _RESUME)
 SIMPLE_CHAPTER = object_schema(_CHAPTER, {**_RESUME, **_MARKETS})

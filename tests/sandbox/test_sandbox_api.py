@@ -137,8 +137,12 @@ def test_search_returns_at_most_ten(mira: Visitor) -> None:
     assert mira("GET", "search?q=a&type=track&limit=10").status_code == 200
     assert error_of(mira("GET", "search?q=a&type=track&limit=11")) == (400, "Invalid limit")
     assert error_of(mira("GET", "search?q=a&type=moon"))[0] == 400
+    assert mira.get("search?q=a&type=track&limit=1&offset=999")["tracks"]["next"] is None
+    assert error_of(mira("GET", "search?q=a&type=track&limit=1&offset=1000"))[0] == 400
+    assert mira.get("search?q=zzz&type=show")["shows"]["total"] == 0
     mira.app.sandbox.settings(mode="legacy")
     assert mira("GET", "search?q=a&type=track&limit=50").status_code == 200
+    assert mira.get("search?q=zzz&type=show")["shows"]["total"] > 0
 
 
 @pytest.mark.parametrize(

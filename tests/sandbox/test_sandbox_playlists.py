@@ -6,7 +6,7 @@ import pytest
 import requests
 
 from tests.sandbox import shapes
-from tests.sandbox.conftest import Visitor
+from tests.sandbox.conftest import App, Visitor
 from tests.sandbox.shapes import check
 from tests.sandbox.test_sandbox_api import error_of
 
@@ -169,6 +169,32 @@ def test_playlists_can_contain_local_files(mira: Visitor) -> None:
     assert error_of(mira("POST", path, json=[entry["item"]["uri"]])) == (400, "Invalid track uri in payload")
 
 
+@pytest.mark.parametrize("mode", ["dev2026", "legacy"])
+def test_apps_without_a_user_can_read_public_playlists_before_2026(
+    app: App, mira: Visitor, mode: str
+) -> None:
+    public, private = (playlist_called(mira, name)["id"] for name in ("Rainy tram", "Kitchen, loud"))
+    app.sandbox.settings(mode=mode)
+    token = app.token(grant_type="client_credentials").json()["access_token"]
+    assert ("tracks" in app.call(token, "GET", f"playlists/{public}").json()) is (mode == "legacy")
+    items = app.call(token, "GET", f"playlists/{public}/items")
+    assert items.status_code == (200 if mode == "legacy" else 403)
+    assert error_of(app.call(token, "GET", f"playlists/{private}/items")) == (
+        403,
+        "Insufficient client scope",
+    )
+    assert app.call(token, "GET", "me/playlists").status_code in (401, 403)
+
+
+def test_large_covers_are_rejected(app: App) -> None:
+    visitor = Visitor(app, "mira_t_42", "ugc-image-upload playlist-modify-public playlist-read-private")
+    path = f"playlists/{playlist_called(visitor, 'Rainy tram')['id']}/images"
+    for size, status in ((262_144, 202), (262_145, 413)):
+        headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {visitor.token}"}
+        url = f"{app.sandbox.api_url}/{path}"
+        assert app.http.put(url, data=b"x" * size, headers=headers, timeout=10).status_code == status
+
+
 @pytest.mark.parametrize("owned", [True, False])
 def test_playlists_are_followed_and_unfollowed(mira: Visitor, owned: bool) -> None:
     mira.app.sandbox.settings(mode="transition")
@@ -186,7 +212,7 @@ def test_every_well_formed_id_is_a_playlist_in_legacy_mode(mira: Visitor) -> Non
     path = "playlists/4uLU6hMCjMI75M1A2tKUQC"
     assert error_of(mira("GET", path)) == (404, "Resource not found")
     mira.app.sandbox.settings(mode="legacy")
-    assert mira.get(path)["tracks"]["total"] == 4
+    assert mira.get(path)["tracks"]["total"] == 12
     assert error_of(mira("PUT", path, json={"name": "Mine"})) == (403, "Forbidden")
     assert error_of(mira("GET", "playlists/short")) == (400, "Invalid base62 id")
 
