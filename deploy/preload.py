@@ -7,6 +7,7 @@ docs/decisions/0061-preload-libraries-only.md.
 """
 
 import gc
+from contextlib import suppress
 from importlib import import_module
 
 # Everything that `wsgi.py` imports from outside the project; modules that these import are left out.
@@ -46,6 +47,7 @@ def import_libraries() -> None:
     """
     gc.disable()
     for name in LIBRARIES:
-        import_module(name)
+        with suppress(ModuleNotFoundError):  # MySQL's driver is optional; for others, `wsgi` says so
+            import_module(name)
     gc.freeze()
     gc.enable()

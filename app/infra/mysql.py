@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -12,11 +12,13 @@ from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from app.infra import sockets
-from app.infra.mysql_connection import MySqlConnection
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, SharingPool, error_code
 from app.infra.staleness import PAUSE_SECONDS, Staleness
 from app.resilience.connect_guard import ConnectGuard
 from config import Config
+
+if TYPE_CHECKING:
+    from app.infra.mysql_connection import MySqlConnection
 
 # A pooled connection that does not respond within this is replaced.
 PING_SECONDS = 1.0
@@ -122,7 +124,7 @@ class _Events:
             return None
         return kind(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
 
-    def check(self, connection: MySqlConnection) -> bool:
+    def check(self, connection: "MySqlConnection") -> bool:
         """Check a pooled connection before use. Most of the time, this takes no round trip.
 
         Raises:
@@ -144,7 +146,7 @@ class _Events:
         connection.is_proven = False
         return True
 
-    def _reject_replica(self, connection: MySqlConnection) -> None:
+    def _reject_replica(self, connection: "MySqlConnection") -> None:
         # If new connections lead to a replica as well, not every call should open one.
         if time.monotonic() - connection.connected_at > PAUSE_SECONDS:
             self._staleness.report_failure()
@@ -189,6 +191,9 @@ def _open(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]
             ) from error
         # The driver's timeout is for each address.
         named["connect_timeout"] = max(1, CONNECT_SECONDS // len(addresses))
+    # Not at the top: without MySQL, its driver need not be installed.
+    from app.infra.mysql_connection import MySqlConnection
+
     connection = MySqlConnection(*arguments, **named)
     connection.query(_ISOLATION)
     return connection

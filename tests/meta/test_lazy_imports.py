@@ -28,6 +28,7 @@ INSIDE_FUNCTIONS = {
     "app/__init__.py: app.factory": "`config` imports `app.settings`, and so this package",
     "app/factory.py: app.cli": "commands",
     "app/infra/database.py: flask_migrate": "only `flask db` needs it",
+    "app/infra/mysql.py: app.infra.mysql_connection": "SQLite works without MySQL's driver",
     "app/spotify/tokens/scheduler.py: apscheduler": "only `flask scheduler` needs it",
     "deploy/gunicorn.conf.py: app.spotify.tokens.key_rotation": "the arbiter must not import the app",
     "deploy/gunicorn.conf.py: prometheus_client": "imported after its directory was set",
@@ -84,3 +85,26 @@ def loaded() -> set[str]:
 @pytest.mark.parametrize("name", NOT_LOADED)
 def test_server_starts_without(loaded: set[str], name: str) -> None:
     assert name not in loaded
+
+
+def test_sqlite_needs_no_mysql_driver(tmp_path: Path) -> None:
+    """`script/server` does not install the driver in a fresh clone."""
+    script = (
+        "import sys; sys.modules['MySQLdb'] = None; "
+        "from deploy import preload; preload.import_libraries(); "
+        "import wsgi; wsgi.app.app_context().push(); "
+        "from app.infra import database; import sqlalchemy as sa; print(database.read(sa.text('SELECT 42')))"
+    )
+    env = {
+        **SETTINGS,
+        "DATABASE_URL": f"sqlite:///{tmp_path}/backline.sqlite3",
+        "REDIS_URL": "redis://127.0.0.1:1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=process_environment(env),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, b"42" in done.stdout) == (0, True), done.stderr.decode()
