@@ -60,7 +60,10 @@ def main() -> int:
         progress(f"{name}: {time.monotonic() - began:.0f} s")
         print(f"\n{sections[name].markdown()}", flush=True)
         results.save(arguments.output, sections, described)
-    print(f"All numbers are in {arguments.output}, and the tables in {arguments.output.with_suffix('.md')}.")
+    if sections:
+        print(
+            f"All numbers are in {arguments.output}, and the tables in {arguments.output.with_suffix('.md')}."
+        )
     return failed
 
 

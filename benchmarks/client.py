@@ -40,8 +40,12 @@ class Round:
         return self.requests / self.seconds
 
 
-def measure(target: Target, seconds: float, connections: int = CONNECTIONS) -> Round:
+def measure(
+    target: Target, seconds: float, connections: int = CONNECTIONS, pause_ms: float | None = None
+) -> Round:
     """Send requests over `connections` connections for so many seconds.
+
+    With `pause_ms`, each connection pauses for so long on average before each request.
 
     Raises:
         Unavailable: wrk is not installed.
@@ -53,7 +57,7 @@ def measure(target: Target, seconds: float, connections: int = CONNECTIONS) -> R
     command = [wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
     for name, value in target.headers.items():
         command += ["-H", f"{name}: {value}"]
-    env = {**os.environ, "WRK_BODY": target.body}
+    env = {**os.environ, "WRK_BODY": target.body, "WRK_PAUSE_MS": f"{pause_ms or ''}"}
     before = target.tree.cpu_seconds
     done = subprocess.run(
         [*command, "-s", str(SCRIPT), target.url], capture_output=True, text=True, check=True, env=env

@@ -87,32 +87,3 @@ def measure_session_times(port: int, cookie: str, seconds: float) -> list[float]
         return await asyncio.gather(*map(one, range(int(seconds * SAMPLES_PER_SECOND))))
 
     return asyncio.run(run())
-
-
-async def run_at_rate(tabs: list[Tab], path: str, rate: float, seconds: float) -> list[float]:
-    """Request a path at fixed times. Return the seconds from these times to the responses.
-
-    A request that finds no idle connection waits, and its time counts from when it should have been sent.
-    """
-    idle: asyncio.Queue[Tab] = asyncio.Queue()
-    for tab in tabs:
-        await tab.get(path)  # opens the connection
-        idle.put_nowait(tab)
-    began = time.monotonic()
-
-    async def one(number: int) -> float:
-        due = began + number / rate
-        tab = await idle.get()
-        response = await tab.get(path)
-        idle.put_nowait(tab)
-        assert response.status == 200, response
-        return time.monotonic() - due
-
-    running = []
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        running.append(asyncio.create_task(one(number)))
-    times = await asyncio.gather(*running)
-    for tab in tabs:
-        tab.close()
-    return times

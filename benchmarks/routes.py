@@ -96,6 +96,7 @@ def routes(backline: Deployment) -> list[Target]:
 def interleave(targets: Sequence[Target], options: Options) -> dict[str, list[Round]]:
     """Measure all targets in turn, repeatedly, and the first one before every third of the others."""
     for target in targets:
+        progress(f"warming up: {target.name}")
         client.warm_up(target)
     found: dict[str, list[Round]] = {target.name: [] for target in targets}
     unit, *others = targets

@@ -62,7 +62,11 @@ def run_tabs(options: Options) -> Section:
         Figure("requests that failed", failed, at_most=0),
         Figure("age of the oldest response", max(ages), "s"),
     ]
-    notes = [f"{TABS:,} tabs of one person read the player, each again after a second. Spotify takes 0.1 s."]
+    statuses = dict(Counter(response.status for response in responses))
+    notes = [
+        f"{TABS:,} tabs of one person read the player, each again after a second. Spotify takes 0.1 s.",
+        f"Statuses of the responses: {statuses}.",
+    ]
     return Section("Shared responses", figures, notes)
 
 

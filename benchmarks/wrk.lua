@@ -3,6 +3,12 @@ if (os.getenv("WRK_BODY") or "") ~= "" then
   wrk.method, wrk.body = "POST", os.getenv("WRK_BODY")
 end
 
+-- With WRK_PAUSE_MS, each connection pauses before each request, on average for so long.
+local pause = tonumber(os.getenv("WRK_PAUSE_MS") or "")
+if pause then
+  delay = function() return math.random() * 2 * pause end
+end
+
 -- Print the results of wrk as JSON. Latencies are in microseconds.
 done = function(summary, latency, _)
   local errors = summary.errors
