@@ -99,7 +99,7 @@ def run_tail(options: Options) -> Section:
         Figure("p99 over them", many.p99, "ms"),
     ]
     notes = [
-        f"GET /api/session, 2 workers with 8 threads. {PACED_CONNECTIONS} connections pause between requests,",
+        f"GET /api/session, 2 workers with 8 threads. {PACED_CONNECTIONS} connections pause between requests",
         "so that the rate is at most 70% of the peak.",
         f"{many.requests} requests over {MANY_CONNECTIONS} connections.",
     ]
@@ -107,7 +107,7 @@ def run_tail(options: Options) -> Section:
 
 
 def _at_part_of_peak(target: Target, peak: float, seconds: float) -> Round:
-    """Send requests at 70% of the peak rate, over so many connections that they hardly wait for each other."""
+    """Send requests at 70% of the peak rate, over so many connections that they hardly wait."""
     rate = PART_OF_PEAK * peak
     progress(f"{rate:.0f} requests per second")
     return client.measure(target, seconds, PACED_CONNECTIONS, pause_ms=1000 * PACED_CONNECTIONS / rate)
