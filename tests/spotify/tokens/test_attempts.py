@@ -30,8 +30,10 @@ def claim_batch(limit: int) -> list[Claim]:
         {"refresh_token": b"the spare"},
         {"state": GrantState.REAUTHORIZATION_REQUIRED},
         {"state": GrantState.SUSPECT, "failures": 1},
+        {"generation": 1},
+        {"grant_id": "n" * 32},
     ],
-    ids=["token-salvaged", "spare-used", "ended", "rejected"],
+    ids=["token-salvaged", "spare-used", "ended", "rejected", "refreshed", "new-consent"],
 )
 def test_claim_requires_the_row_that_was_read(
     app: Flask, sandbox: SandboxClient, change: dict[str, object]
@@ -49,6 +51,29 @@ def test_claim_requires_the_row_that_was_read(
 
         row, _ = refresh.read(spotify_user_id)
         assert attempts.claim(row) is not None
+
+
+def test_second_claim_of_the_same_read_fails(app: Flask, sandbox: SandboxClient) -> None:
+    """Both callers have read that there is no lease. One of them is a scheduler."""
+    [spotify_user_id] = create_connections(app, sandbox, 1)
+    with app.app_context():
+        row, _ = refresh.read(spotify_user_id)
+        [claim] = claim_batch(1)
+
+        assert attempts.claim(row) is None
+        with reading() as db:
+            assert db.scalars(sa.select(TokenRefresh.attempt_id)).all() == [claim.attempt.id]
+
+
+def test_claim_fails_while_the_grant_is_backing_off(app: Flask, sandbox: SandboxClient) -> None:
+    """Another caller's attempt has failed since the row was read."""
+    [spotify_user_id] = create_connections(app, sandbox, 1)
+    with app.app_context():
+        row, now = refresh.read(spotify_user_id)
+        with writing() as db:
+            db.execute(sa.update(AccessToken).values(not_before=now + timedelta(minutes=15)))
+
+        assert attempts.claim(row) is None
 
 
 def test_given_up_claims_can_be_claimed_immediately(app: Flask, sandbox: SandboxClient) -> None:
