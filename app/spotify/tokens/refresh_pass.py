@@ -105,12 +105,12 @@ class RefreshPass:
 
     def _run_workers(self, due_by: datetime) -> None:
         self._commits = GroupCommit(self._store)
-        workers = [
-            threading.Thread(target=self._work, name=f"refresh-{number}") for number in range(self._workers)
-        ]
-        for worker in workers:
-            worker.start()
+        workers: list[threading.Thread] = []
         try:
+            for number in range(self._workers):
+                worker = threading.Thread(target=self._work, name=f"refresh-{number}")
+                worker.start()
+                workers.append(worker)
             self._claim_all(due_by)
         except DEPENDENCY_DOWN as error:
             self._fail(error)

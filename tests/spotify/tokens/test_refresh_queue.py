@@ -15,10 +15,11 @@ from flask.testing import FlaskClient
 from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
+from app.resilience.rate_limiter import RateLimiter
 from app.services import services
 from app.spotify.tokens import refresh_queue, transitions
-from app.spotify.tokens.batch_claims import BatchClaims
-from app.spotify.tokens.refresh_pass import RefreshStats
+from app.spotify.tokens.batch_claims import Batch, BatchClaims
+from app.spotify.tokens.refresh_pass import RefreshPass, RefreshStats
 from tests.conftest import MakeApp
 from tests.helpers.factories import advance_time, count_valid, create_connections, refresh_due
 from tests.helpers.flows import connect, refresh_count, register
@@ -194,6 +195,46 @@ def test_stopped_pass_releases_claims_it_has_not_started(
     assert reserve(app, 20) == [
         spotify_user_id for spotify_user_id in spotify_user_ids if spotify_user_id in left
     ]
+
+
+def test_claims_of_a_stopped_pass_can_be_claimed_immediately(app: Flask, sandbox: SandboxClient) -> None:
+    spotify_user_ids = create_connections(app, sandbox, 8)
+    stopping = threading.Event()
+
+    class StopAfterClaim(BatchClaims):
+        def claim(self, limit: int, due_by: datetime) -> Batch:
+            batch = super().claim(limit, due_by)
+            stopping.set()
+            return batch
+
+    with app.app_context():
+        config, refresher = services().config, services().tokens.refresher
+        claims = StopAfterClaim(services().token_cipher, config)
+        limiter = RateLimiter(services().redis, "refresh:rate", config.refresh_rate)
+    stopped = RefreshPass(app, config, refresher, claims, limiter, stopping)
+
+    assert stopped.run(lambda _: None) == RefreshStats()
+    assert refresh_count(sandbox) == 0
+    with app.app_context(), reading() as db:
+        assert db.scalars(sa.select(TokenRefresh)).all() == []
+    assert reserve(app, 20) == spotify_user_ids
+
+
+def test_pass_without_all_its_threads_leaves_none_behind(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if thread.name == "refresh-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+
+    with pytest.raises(RuntimeError, match="can't start"):
+        refresh_due(app)
+
+    names = [thread.name for thread in threading.enumerate()]
+    assert [name for name in names if name.startswith(("refresh-", "group-commit"))] == []
 
 
 def test_idle_connections_leave_queue_until_used(
