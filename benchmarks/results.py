@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.processes import version
 from tests.helpers.servers import ROOT
@@ -110,10 +111,23 @@ def machine() -> dict[str, object]:
 
 
 def save(path: Path, sections: Mapping[str, Section], described: Mapping[str, object]) -> None:
-    """Write all results as JSON, and the tables as Markdown."""
+    """Write results as JSON, and the tables as Markdown. Other parts that the file has are kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = {name: section.json() for name, section in sections.items()}
-    facts = "\n".join(f"- {name}: {value}" for name, value in described.items())
-    tables = "\n".join(section.markdown() for section in sections.values())
-    path.with_suffix(".md").write_text(f"## Results of script/bench\n\n{facts}\n\n{tables}", encoding="utf-8")
-    path.write_text(json.dumps({"machine": described, "parts": parts}, indent=1) + "\n", encoding="utf-8")
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    parts |= {name: section.json() | {"run": dict(described)} for name, section in sections.items()}
+    path.write_text(json.dumps({"parts": parts}, indent=1) + "\n", encoding="utf-8")
+    tables = "\n".join(_section(part).markdown() + _description(part["run"]) for part in parts.values())
+    path.with_suffix(".md").write_text(f"## Results of script/bench\n\n{tables}", encoding="utf-8")
+
+
+def _section(part: dict[str, Any]) -> Section:
+    figures = [
+        Figure(**{name: value for name, value in figure.items() if name not in ("target", "met")})
+        for figure in part["figures"]
+    ]
+    return Section(part["title"], figures, part["notes"])
+
+
+def _description(run: dict[str, Any]) -> str:
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in run.items())
+    return f"\nMachine: {facts}.\n"

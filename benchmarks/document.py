@@ -1,0 +1,90 @@
+"""Copies figures from benchmarks/results/after.json into the tables of docs/performance.md.
+
+Run it as `.venv/bin/python -m benchmarks.document`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.results import RESULTS, shown
+from tests.helpers.servers import ROOT
+
+DOCUMENT, RESULT = ROOT / "docs" / "performance.md", RESULTS / "after.json"
+MET = {True: "yes", False: "**no**", None: ""}
+_TABLE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Figures = dict[str, list[dict[str, Any]]]
+
+
+def update(text: str, parts: Figures) -> str:
+    """Return the document with new tables between its comments `<!-- routes -->` and `<!-- end -->`."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}{_markdown(TABLES[match[2]](parts))}\n{match[3]}"
+
+    return _TABLE.sub(table, text)
+
+
+def read() -> Figures:
+    """Return the figures of each part."""
+    parts = json.loads(RESULT.read_text(encoding="utf-8"))["parts"]
+    return {name: part["figures"] for name, part in parts.items()}
+
+
+def _routes(parts: Figures) -> Iterable[Sequence[str]]:
+    found = {figure["name"]: figure for figure in parts["routes"]}
+    yield "", "x bare", "target", "met", "before, x bare", "CPU ms", "requests/s", "p50 ms", "p99 ms"
+    for name, figure in found.items():
+        if not name.startswith("before: "):
+            before = found.get(f"before: {name}")
+            more = [shown(value) for value in figure["more"].values()]
+            yield name, *_value(figure), shown(before["value"]) if before else "", *more
+
+
+def _alternatives(parts: Figures) -> Iterable[Sequence[str]]:
+    yield "", "requests per CPU second", "ours are", "target", "met"
+    for figure in parts["alternatives"]:
+        ours, _, name = figure["name"].partition(" compared with ")
+        rate = shown(figure["more"]["requests/CPU s"])
+        if name:
+            yield name, rate, f"{shown(figure['value'])} x ({ours})", figure["target"], MET[figure["met"]]
+        else:
+            yield f"Backline {ours}", rate, "", "", ""
+
+
+def _parts(*names: str) -> Callable[[Figures], Iterable[Sequence[str]]]:
+    """Return a function that lists all figures of some parts."""
+
+    def rows(parts: Figures) -> Iterable[Sequence[str]]:
+        yield "", "", "measured", "target", "met"
+        for name in names:
+            for figure in parts[name]:
+                yield f"`{name}`", figure["name"], *_value(figure)
+
+    return rows
+
+
+def _value(figure: dict[str, Any]) -> Sequence[str]:
+    return f"{shown(figure['value'])} {figure['unit']}".strip(), figure["target"], MET[figure["met"]]
+
+
+TABLES: dict[str, Callable[[Figures], Iterable[Sequence[str]]]] = {
+    "routes": _routes,
+    "alternatives": _alternatives,
+    "engine": _parts("engine", "due"),
+    "latency": _parts("miss", "tail"),
+    "slowness": _parts("hang", "outage", "slow", "tabs", "burst"),
+    "startup": _parts("startup"),
+}
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
+    head, *others = rows
+    lines = [head, ["---"] * len(head), *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(update(DOCUMENT.read_text(encoding="utf-8"), read()), encoding="utf-8")
