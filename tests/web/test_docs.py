@@ -52,3 +52,19 @@ def test_document_has_a_strong_etag_and_is_not_sent_again(client: FlaskClient) -
     for response in (first, again):
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert "Origin" in response.vary
+
+
+@pytest.mark.parametrize("condition", ["If-Match", "If-Unmodified-Since", "Range"])
+def test_other_conditions_do_not_make_the_document_an_error(client: FlaskClient, condition: str) -> None:
+    response = client.get(DOCUMENT, headers={condition: '"other"'})
+
+    assert (response.status_code, response.json["openapi"][:2]) == (200, "3.")
+
+
+def test_unchanged_document_has_no_length(client: FlaskClient) -> None:
+    tag, _ = client.get(DOCUMENT).get_etag()
+
+    response = client.head(DOCUMENT, headers={"If-None-Match": f'W/"{tag}"'})
+
+    assert response.status_code == 304
+    assert not {"Content-Type", "Content-Length"} & set(response.headers.keys())

@@ -134,8 +134,11 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         Raises:
             redis.RedisError: Redis is not available.
         """
-        data = self._decode(requested.key, raw) if raw is not None else None
-        if raw is None or data is None:
+        if raw is None:
+            self._decoded.remove(requested.key)  # it has ended, so expect nothing of it
+            return
+        data = self._decode(requested.key, raw)
+        if data is None:
             return
         age = utc_now().timestamp() - data.created_at
         if age < -CLOCK_SKEW_SECONDS:  # a clock has been set back since it was decoded

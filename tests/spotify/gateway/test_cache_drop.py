@@ -186,3 +186,16 @@ def test_response_is_returned_if_redis_fails_during_the_call(
         assert slug(get(mira)) == "service-unavailable"
         redis_proxy.restore()
         eventually(lambda: get(mira).status_code == 200)
+
+
+def test_session_that_has_ended_drops_no_responses_again(mira: FlaskClient, upstream: Upstream) -> None:
+    """A write drops responses in the round trip that loads its session, if the process remembers that."""
+    upstream.headers = {"Cache-Control": "max-age=60"}
+    ended = another_tab(mira)
+    register(mira, "mira")  # with a new session
+    assert slug(write(ended)) == "spotify-not-connected"
+    assert cache_header(get(mira, "search?q=a")) == "miss"
+
+    assert slug(write(ended)) == "spotify-not-connected"
+
+    assert cache_header(get(mira, "search?q=a")) == "hit"
