@@ -147,7 +147,10 @@ def finish(result: Result) -> Completion:
 
 
 def finish_together(results: Sequence[Result]) -> dict[Result, Completion]:
-    """Do what `finish` does for many attempts in one transaction, which is tried once and waits for no lock.
+    """Do what `finish` does for many attempts in one transaction, which is tried at most twice.
+
+    It skips rows that other transactions have locked. Only if a grant was rejected, it waits: for the
+    breaker's row.
 
     Returns the results that are stored. The others must go through `finish`, also those whose COMMIT may
     have taken effect although its reply was lost.

@@ -9,7 +9,8 @@ from app.spotify.tokens.results import Result
 
 # How long the first result waits for others. With the COMMIT itself, less than 50 ms.
 WAIT_SECONDS = 0.03
-MAX_RESULTS = 64
+# With this many results, it does not wait for more.
+FULL_BATCH = 64
 
 
 class GroupCommit:
@@ -31,7 +32,7 @@ class GroupCommit:
         """Have a result stored soon. A failure is stored immediately, because the breaker has to know."""
         with self._changed:
             self._results.append(result)
-            self._is_urgent |= result.outcome is not Outcome.REFRESHED or len(self._results) >= MAX_RESULTS
+            self._is_urgent |= result.outcome is not Outcome.REFRESHED or len(self._results) >= FULL_BATCH
             if self._is_urgent or len(self._results) == 1:
                 self._changed.notify()
 

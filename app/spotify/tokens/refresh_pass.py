@@ -23,7 +23,7 @@ from app.spotify.tokens import attempts, batch_claims, breaker, refresh, refresh
 from app.spotify.tokens.attempts import Completion
 from app.spotify.tokens.batch_claims import BatchClaims, Claim
 from app.spotify.tokens.group_commit import GroupCommit
-from app.spotify.tokens.pace import Pace
+from app.spotify.tokens.prefetch import Prefetch
 from app.spotify.tokens.refresh import Refresher
 from app.spotify.tokens.results import Result
 from config import Config
@@ -73,7 +73,7 @@ class RefreshPass:
         self._workers = config.refresh_workers
         self._interval = 1 / config.refresh_rate
         self._max_reserved = max(1, int(RESERVED_SECONDS * config.refresh_rate))
-        self._pace = Pace(config.refresh_workers)
+        self._prefetch = Prefetch(config.refresh_workers)
         # Claims and when their calls may start. None ends a worker.
         self._ready: queue.SimpleQueue[tuple[Claim, float] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -123,7 +123,7 @@ class RefreshPass:
 
     def _claim_all(self, due_by: datetime) -> None:
         while not self._is_over():
-            room = min(self._pace.room(), self._max_reserved)
+            room = min(self._prefetch.room(), self._max_reserved)
             if not room:
                 continue
             start_at = time.monotonic() + self._limiter.reserve(room)
@@ -139,7 +139,7 @@ class RefreshPass:
                 return
 
     def _start(self, claims: Sequence[Claim], start_at: float) -> None:
-        self._pace.started(len(claims))
+        self._prefetch.started(len(claims))
         with self._changed:
             self._unfinished += len(claims)
         for number, claim in enumerate(claims):
@@ -155,7 +155,7 @@ class RefreshPass:
                 self._commits.add(result)
             else:
                 self._wait_until_counted(result)
-            self._pace.ended()
+            self._prefetch.ended()
 
     def _wait_until_counted(self, failure: Result) -> None:
         """Store a failure, and make no call in this thread before the breaker has counted it."""

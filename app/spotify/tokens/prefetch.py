@@ -1,4 +1,4 @@
-"""How fast a scheduler claims grants: as fast as its calls end."""
+"""How many grants a scheduler claims ahead of its calls."""
 
 import threading
 import time
@@ -8,8 +8,8 @@ from collections import deque
 AHEAD_SECONDS = 0.1
 
 
-class Pace:
-    """How many claims to make: those that can start immediately, or soon if calls end fast."""
+class Prefetch:
+    """Counts claims: as many may be made as calls can start immediately, or soon if calls end fast."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -35,11 +35,6 @@ class Pace:
         with self._changed:
             self._changed.wait_for(lambda: self._room() >= worthwhile, AHEAD_SECONDS / 4)
             return self._room()
-
-    def wait_for_idle(self, timeout: float) -> bool:
-        """Wait until no claim is left. Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._running, timeout)
 
     def _room(self) -> int:
         recently = time.monotonic() - AHEAD_SECONDS
