@@ -1,18 +1,19 @@
-"""script/bench measures two routes: its smallest part, with all the servers that the others use."""
+"""script/bench measures two routes, its smallest part, and docs/performance.md has its figures."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import document
 from tests.conftest import cannot_run
 from tests.helpers.servers import ROOT, Unavailable
 
-pytestmark = [pytest.mark.processes]
 
-
+@pytest.mark.processes
 def test_bench_compares_a_route_with_bare_flask(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--only", "/livez"]
@@ -37,3 +38,10 @@ def test_bench_compares_a_route_with_bare_flask(tmp_path: Path) -> None:
     assert figures["/livez"]["value"] > 0
     assert figures["/livez"]["more"]["CPU ms"] > 0
     assert "| /livez" in output.with_suffix(".md").read_text()
+
+
+def test_document_has_the_measured_figures() -> None:
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+
+    assert document.update(text, document.read()) == text
+    assert set(document.TABLES) == set(re.findall(r"<!-- (\w+) -->\n\|", text))
