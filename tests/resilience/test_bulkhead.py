@@ -245,7 +245,7 @@ def test_requests_that_wait_for_two_hanging_hosts_leave_threads_for_others(
     with server(workers=1, threads=2) as api, ThreadPoolExecutor(170) as pool:
 
         def read(number: int) -> requests.Response:
-            query = "" if same else f"?market=S{number}"
+            query = "" if same else f"?number={number}"
             url = f"{api.url}/api/spotify/v1/me/player{query}"
             return requests.get(url, headers=caller.headers, timeout=LONG)
 
@@ -288,11 +288,11 @@ def test_burst_of_one_person_is_served_completely(
     with server(workers=1, threads=threads) as api, ThreadPoolExecutor(40) as pool:
 
         def read(number: int) -> int:
-            url = f"{api.url}/api/spotify/v1/tracks/{number}"
+            url = f"{api.url}/api/spotify/v1/tracks/{number:022}"
             return requests.get(url, headers=caller.headers, timeout=LONG).status_code
 
         calls = [pool.submit(read, number) for number in range(40)]
-        eventually(lambda: sandbox.calls(path="/v1/tracks/0"))
+        eventually(lambda: sandbox.calls(path=f"/v1/tracks/{0:022}"))
         began = time.monotonic()
         assert caller.get(f"{api.url}/api/session", timeout=LONG).status_code == 200
         assert time.monotonic() - began < 1

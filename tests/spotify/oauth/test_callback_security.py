@@ -897,7 +897,7 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
         assert not re.search(r"<(?:script|img|link|iframe|style|form)\b", response.text)
     # Including lines of libraries.
     lines = "\n".join(map(JsonFormatter().format, caplog.records))
-    assert '"route": "/api/spotify/authorize"' in lines
+    assert '"route":"/api/spotify/authorize"' in lines
     assert not any(callback[name] in lines for name in ("code", "state") if name in callback)
 
 
