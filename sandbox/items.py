@@ -55,6 +55,12 @@ def artist(item_id: str) -> Artist:
     return ARTISTS.get(item_id) or Artist(item_id, _name("Artist", item_id), 1000)
 
 
+def duration_ms(uri: str) -> int:
+    """Return the duration of a track or episode."""
+    _, kind, item_id = uri.split(":")
+    return (episode(item_id) if kind == "episode" else track(item_id)).duration_ms
+
+
 def albums_of(artist_id: str) -> list[Album]:
     """Return the albums of an artist."""
     listed = [found for found in ALBUMS.values() if found.artist_id == artist_id]

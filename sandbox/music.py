@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 from sandbox import items
 from sandbox.catalog import TRACKS, Playlist, album_named, base62_id, first_playlists
@@ -10,7 +11,7 @@ from sandbox.clock import Clock
 from sandbox.player_state import Device, Play, Player
 
 HOUR_MS = 3_600_000
-_TRACK, _PLAYLIST = "spotify:track:", "spotify:playlist:"
+_LOCAL, _PLAYLIST = "spotify:local:", "spotify:playlist:"
 
 
 class Music:
@@ -87,21 +88,25 @@ class Music:
 
     def invent_playlist(self, item_id: str) -> Playlist:
         """Create a playlist of Spotify's with this id."""
-        content: list[str | None] = [f"{_TRACK}{track}" for track in items.album(item_id).track_ids]
+        content: list[str | None] = [*self.content_of("album", item_id)]
         name = f"Playlist {item_id[:4]}"
         self.playlists[item_id] = Playlist(item_id, name, "", None, True, False, content)
         return self.playlists[item_id]
 
-    def tracks_of(self, kind: str, item_id: str) -> list[str]:
-        """Return the ids of the tracks of an album, playlist, or artist. Other kinds have none."""
+    def content_of(self, kind: str, item_id: str) -> list[str]:
+        """Return what plays in an album, artist, playlist, or show, as URIs. Other kinds have no content."""
         if kind == "album":
-            return list(items.album(item_id).track_ids)
+            return _uris("track", items.album(item_id).track_ids)
         if kind == "playlist":
-            uris = (uri or "" for uri in self.playlists[item_id].uris)
-            return [uri.removeprefix(_TRACK) for uri in uris if uri.startswith(_TRACK)]
+            # Nobody else can play local files.
+            return [uri for uri in self.playlists[item_id].uris if uri and not uri.startswith(_LOCAL)]
         if kind == "artist":
-            return [track for album in items.albums_of(item_id) for track in album.track_ids]
-        return []
+            return [uri for album in items.albums_of(item_id) for uri in _uris("track", album.track_ids)]
+        return _uris("episode", items.show(item_id).part_ids) if kind == "show" else []
+
+
+def _uris(kind: str, ids: Iterable[str]) -> list[str]:
+    return [f"spotify:{kind}:{item_id}" for item_id in ids]
 
 
 def _first_saved(start: int, now: int) -> dict[str, int]:
@@ -124,18 +129,18 @@ def _players(now: int) -> dict[str, Player]:
         [_device("Kitchen", "Speaker", 41), _device("Mira's phone", "Smartphone", 70)], repeat="context"
     )
     mira.active = mira.devices[0].id
-    mira.start(list(tide.track_ids), 1, f"spotify:album:{tide.id}", 61_234)
+    mira.start(_uris("track", tide.track_ids), 1, f"spotify:album:{tide.id}", 61_234)
     jonas = Player([_device("Jonas's laptop", "Computer", 55)])
     aiko = Player([_device("デスク", "Computer", 30)])
     post = Player([_device("Stua", "TV", 25)])
     post.active = post.devices[0].id
-    post.start(list(glass.track_ids), 2, f"spotify:album:{glass.id}", 12_000)
+    post.start(_uris("track", glass.track_ids), 2, f"spotify:album:{glass.id}", 12_000)
     post.is_playing = False
     players = {"k7Zp2Qw9Lm": mira, "c3Xv8Tn1Rb": jonas, "w5Hs6Yd4Pq": aiko, "n9Fj0Gc3Ua": post}
     for player in players.values():
         player.as_of_ms = now
         player.history = [
-            Play(track, now - (n + 1) * 240_000, f"spotify:album:{TRACKS[track].album_id}")
-            for n, track in enumerate(list(TRACKS)[:12])
+            Play(f"spotify:track:{track.id}", now - (n + 1) * 240_000, f"spotify:album:{track.album_id}")
+            for n, track in enumerate(list(TRACKS.values())[:12])
         ]
     return players

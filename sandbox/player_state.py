@@ -22,9 +22,9 @@ class Device:
 
 @dataclass
 class Play:
-    """A track that was played, and when."""
+    """A track or episode that was played, and when."""
 
-    track_id: str
+    uri: str
     played_at_ms: int
     context: str | None
 
@@ -36,7 +36,7 @@ class Player:
     devices: list[Device]
     active: str | None = None
     context: str | None = None
-    tracks: list[str] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)
     index: int = 0
     is_playing: bool = False
     progress_ms: int = 0
@@ -69,13 +69,13 @@ class Player:
         """Skip whole rounds through the context: after months there would be thousands to play."""
         if self.repeat == "track":
             self.progress_ms %= 2 * self._duration()
-        elif self.repeat == "context" and self.tracks:
-            one_round = sum(items.track(track).duration_ms for track in self.tracks)
+        elif self.repeat == "context" and self.uris:
+            one_round = sum(items.duration_ms(uri) for uri in self.uris)
             if self.progress_ms > 3 * one_round and not self.queue:
                 self.progress_ms = one_round + self.progress_ms % one_round
 
     def _duration(self) -> int:
-        return items.track(self.current).duration_ms if self.current else 0
+        return items.duration_ms(self.current) if self.current else 0
 
     def _remember(self, at_ms: int) -> None:
         if self.current:
@@ -88,16 +88,16 @@ class Player:
             self.current = self.queue.pop(0)
             return
         self.index += 1
-        if self.index >= len(self.tracks):
+        if self.index >= len(self.uris):
             self.index = 0
             if self.repeat != "context":
                 self.is_playing, self.progress_ms = False, 0
-        self.current = self.tracks[self.index] if self.tracks else None
+        self.current = self.uris[self.index] if self.uris else None
 
-    def start(self, tracks: list[str], index: int, context: str | None, position_ms: int = 0) -> None:
+    def start(self, uris: list[str], index: int, context: str | None, position_ms: int = 0) -> None:
         """Start playing a context."""
-        self.tracks, self.index, self.context = tracks, index, context
-        self.current = tracks[index]
+        self.uris, self.index, self.context = uris, index, context
+        self.current = uris[index]
         self.progress_ms, self.is_playing = position_ms, True
 
     def skip(self) -> None:
@@ -111,8 +111,8 @@ class Player:
         """Skip to the previous track, or restart the first one."""
         self.index = max(0, self.index - 1)
         self.progress_ms, self.is_playing = 0, True
-        self.current = self.tracks[self.index] if self.tracks else self.current
+        self.current = self.uris[self.index] if self.uris else self.current
 
     def upcoming(self) -> list[str]:
         """Return the queue, then the rest of the context: at most 20 tracks, as Spotify does."""
-        return [*self.queue, *self.tracks[self.index + 1 :]][:20]
+        return [*self.queue, *self.uris[self.index + 1 :]][:20]

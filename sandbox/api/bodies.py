@@ -64,8 +64,8 @@ def member_uris(body: dict[str, Any], most: int, least: int = 1) -> list[str]:
     return uris
 
 
-def is_playable_uri(uri: str, kinds: tuple[str, ...] = ("track", "episode")) -> bool:
+def is_playable_uri(uri: str) -> bool:
     """Return whether the URI names a track or an episode."""
     scheme, _, rest = uri.partition(":")
     kind, _, item_id = rest.partition(":")
-    return scheme == "spotify" and kind in kinds and exists(kind, item_id)
+    return scheme == "spotify" and kind in ("track", "episode") and exists(kind, item_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flask import request
+
 from sandbox import items
 from sandbox.api.errors import ApiError, not_found
 from sandbox.api.objects import full_album, full_artist, full_track
@@ -40,6 +42,17 @@ def check_id(kind: str, item_id: str) -> None:
         raise ApiError(400, "Invalid base62 id")
     if not exists(kind, item_id):
         raise not_found()
+
+
+def played_object(uri: str) -> dict[str, Any]:
+    """Return the full object of a track or episode."""
+    _, kind, item_id = uri.split(":")
+    return full_object(kind, item_id)
+
+
+def knows_episodes() -> bool:
+    """Return whether the app says that it knows episodes. Others get less of them."""
+    return "episode" in request.args.get("additional_types", "").split(",")
 
 
 def listed_object(kind: str, item_id: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from flask import request
 
 from sandbox.api.blueprint import api, caller, needs
-from sandbox.api.bodies import is_playable_uri, json_object
+from sandbox.api.bodies import is_playable_uri, json_object, member_uris
 from sandbox.api.errors import ApiError, PlayerError
 from sandbox.api.lookup import exists
 from sandbox.api.paging import number
@@ -20,6 +20,7 @@ from sandbox.player_state import Player
 
 DONE = ("", 204)
 DAY_MS = 86_400_000
+MAX_URIS = 100
 
 
 def command(view: Callable[[Player], None]) -> Callable[[], tuple[str, int]]:
@@ -77,47 +78,30 @@ def play(player: Player) -> None:
 
 
 def _start(player: Player, body: dict[str, Any]) -> None:
-    uri = body.get("context_uri")
-    tracks = _context(str(uri)) if uri else [_track_id(one) for one in _some_uris(body)]
-    if not tracks:
+    context = body.get("context_uri")
+    uris = _content(str(context)) if context else member_uris(body, MAX_URIS)
+    if not uris:
         raise ApiError(404, "Context not found")
     position = body.get("position_ms", 0)
     if type(position) is not int or position < 0:
         raise ApiError(400, "Invalid position_ms")
-    player.start(tracks, _offset(tracks, body.get("offset")), uri, position)
+    player.start(uris, _offset(uris, body.get("offset")), context, position)
 
 
-def _some_uris(body: dict[str, Any]) -> list[Any]:
-    uris = body.get("uris")
-    if not isinstance(uris, list) or not uris:
-        raise ApiError(400, "No uris provided")
-    return uris
+def _content(context: str) -> list[str]:
+    kind, _, item_id = context.removeprefix("spotify:").partition(":")
+    known = known_playlist(item_id) is not None if kind == "playlist" else exists(kind, item_id)
+    return sandbox().music.content_of(kind, item_id) if known else []
 
 
-def _track_id(uri: object) -> str:
-    """Return the id in a track URI. The sandbox's player does not play episodes."""
-    if not isinstance(uri, str) or not is_playable_uri(uri, ("track",)):
-        raise ApiError(400, "Invalid track uri in payload")
-    return uri.removeprefix("spotify:track:")
-
-
-def _context(uri: str) -> list[str]:
-    kind, _, item_id = uri.removeprefix("spotify:").partition(":")
-    if kind in ("album", "artist") and not exists(kind, item_id):
-        return []
-    if kind == "playlist" and known_playlist(item_id) is None:
-        return []
-    return sandbox().music.tracks_of(kind, item_id)
-
-
-def _offset(tracks: list[str], offset: object) -> int:
-    """Return the index in a context at which to start, given as a position or a track URI."""
+def _offset(uris: list[str], offset: object) -> int:
+    """Return the index in a context at which to start, given as a position or a URI."""
     if not isinstance(offset, dict):
         return 0
-    if (wanted := str(offset.get("uri", "")).removeprefix("spotify:track:")) in tracks:
-        return tracks.index(wanted)
+    if offset.get("uri") in uris:
+        return uris.index(offset["uri"])
     position = offset.get("position", 0)
-    if type(position) is not int or not 0 <= position < len(tracks):
+    if type(position) is not int or not 0 <= position < len(uris):
         raise ApiError(400, "Invalid offset")
     return position
 
@@ -190,5 +174,8 @@ def set_repeat(player: Player) -> None:
 @api.post("/me/player/queue")
 @command
 def add_to_queue(player: Player) -> None:
-    """Add a track to the queue."""
-    player.queue.append(_track_id(request.args.get("uri")))
+    """Add a track or episode to the queue."""
+    uri = request.args.get("uri", "")
+    if not is_playable_uri(uri):
+        raise ApiError(400, "Invalid track uri in payload")
+    player.queue.append(uri)

@@ -8,11 +8,11 @@ from urllib.parse import urlencode
 
 from flask import Response, jsonify, make_response, request
 
-from sandbox import items
 from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError
+from sandbox.api.lookup import knows_episodes, played_object
 from sandbox.api.members import API
-from sandbox.api.objects import context, device, full_track
+from sandbox.api.objects import context, device
 from sandbox.api.paging import number
 from sandbox.clock import as_text
 from sandbox.context import sandbox
@@ -57,12 +57,14 @@ def show_currently_playing() -> Response:
 
 
 def _now_playing(player: Player) -> dict[str, Any]:
+    kind = player.current.split(":")[1] if player.current else None
+    shown = kind == "track" or knows_episodes()
     return {
         "timestamp": player.as_of_ms,
         "context": context(player.context),
         "progress_ms": player.progress_ms if player.current else None,
-        "item": full_track(items.track(player.current)) if player.current else None,
-        "currently_playing_type": "track" if player.current else "unknown",
+        "item": played_object(player.current) if player.current and shown else None,
+        "currently_playing_type": kind or "unknown",
         "actions": {"disallows": {"resuming" if player.is_playing else "pausing": True}},
         "is_playing": player.is_playing,
     }
@@ -83,8 +85,8 @@ def show_queue() -> Response:
     player = settled_player()
     playing = player.current if player.active else None
     return jsonify(
-        currently_playing=full_track(items.track(playing)) if playing else None,
-        queue=[full_track(items.track(track)) for track in player.upcoming()] if playing else [],
+        currently_playing=played_object(playing) if playing else None,
+        queue=[played_object(uri) for uri in player.upcoming()] if playing else [],
     )
 
 
@@ -100,7 +102,8 @@ def show_recently_played() -> Response:
         raise ApiError(400, "Only one of before and after may be given")
     latest = number("before", 2**62, 0, 2**62)
     earliest = number("after", 0, 0, 2**62)
-    found = [play for play in settled_player().history if earliest < play.played_at_ms < latest]
+    tracks = [play for play in settled_player().history if play.uri.startswith("spotify:track:")]
+    found = [play for play in tracks if earliest < play.played_at_ms < latest]
     direction = "after" if "after" in request.args else "before"
     plays = found[-limit:] if direction == "after" else found[:limit]
     cursors = {"after": str(plays[0].played_at_ms), "before": str(plays[-1].played_at_ms)} if plays else None
@@ -118,7 +121,7 @@ def show_recently_played() -> Response:
 
 def _played(play: Play) -> dict[str, Any]:
     return {
-        "track": full_track(items.track(play.track_id)),
+        "track": played_object(play.uri),
         "played_at": as_text(datetime.fromtimestamp(play.played_at_ms / 1000, UTC)),
         "context": context(play.context),
     }

@@ -11,6 +11,7 @@ from sandbox.api.blueprint import api, needs
 from sandbox.api.bodies import json_body, json_object, member_uris
 from sandbox.api.errors import ApiError, forbidden
 from sandbox.api.fields import requested_fields
+from sandbox.api.lookup import knows_episodes
 from sandbox.api.objects import full_track, local_track, snapshot_id, user
 from sandbox.api.paging import page
 from sandbox.api.playlist_access import (
@@ -20,7 +21,7 @@ from sandbox.api.playlist_access import (
     find_playlist,
     is_open,
 )
-from sandbox.api.spoken_objects import full_episode
+from sandbox.api.spoken_objects import episode_as_track, full_episode
 from sandbox.catalog import Playlist
 from sandbox.context import sandbox
 
@@ -49,16 +50,15 @@ def _entry(playlist: Playlist, uri: str | None) -> dict[str, Any]:
     }
 
 
-def _item(uri: str) -> dict[str, Any] | None:
-    """Return a track or an episode. Apps get episodes only if they say that they know them."""
+def _item(uri: str) -> dict[str, Any]:
     _, kind, item_id = uri.split(":", 2)
     if kind == "local":
         return local_track(uri)
     if kind == "track":
         return full_track(items.track(item_id)) | {"episode": False, "track": True}
-    if "episode" not in request.args.get("additional_types", "").split(","):
-        return None
-    return full_episode(items.episode(item_id)) | {"episode": True, "track": False}
+    if knows_episodes():
+        return full_episode(items.episode(item_id)) | {"episode": True, "track": False}
+    return episode_as_track(items.episode(item_id)) | {"episode": False, "track": True}
 
 
 @api.get(_PATH)

@@ -98,6 +98,36 @@ def full_episode(episode: Part) -> dict[str, Any]:
     return {**simple_episode(episode), "show": simple_show(items.show(episode.series_id))}
 
 
+def episode_as_track(episode: Part) -> dict[str, Any]:
+    """Return an episode in the shape of a track, for apps that know only those."""
+    show = items.show(episode.series_id)
+    album = {
+        "album_type": "compilation",
+        "artists": [],
+        "images": covers("show", show.id, _SIZES),
+        "name": show.name,
+        "release_date": episode.released,
+        "release_date_precision": "day",
+        "total_tracks": len(show.part_ids),
+        **links("show", show.id),
+    }
+    return {
+        "album": album,
+        "artists": [{"name": show.author, **links("show", show.id)}],
+        "disc_number": 0,
+        "duration_ms": episode.duration_ms,
+        "explicit": False,
+        "external_ids": {},
+        "is_local": False,
+        "name": episode.name,
+        "preview_url": None,
+        "track_number": episode.number,
+        **availability(),
+        **links("episode", episode.id),
+        **former(popularity=0),
+    }
+
+
 def simple_chapter(chapter: Part) -> dict[str, Any]:
     """Return a simplified chapter. Its type and URI are those of an episode, as on Spotify."""
     episode = {"type": "episode", "uri": f"spotify:episode:{chapter.id}"}

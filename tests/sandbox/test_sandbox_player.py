@@ -2,7 +2,9 @@
 
 import pytest
 
+from tests.sandbox import shapes
 from tests.sandbox.conftest import App, Visitor
+from tests.sandbox.shapes import check
 from tests.sandbox.test_sandbox_api import error_of
 
 COMMANDS = [
@@ -86,6 +88,22 @@ def test_queue_plays_before_the_context(mira: Visitor) -> None:
     assert mira.get("me/player/queue")["queue"][0]["id"] == wanted["id"]
     mira("POST", "me/player/next")
     assert mira.get("me/player")["item"]["id"] == wanted["id"]
+
+
+def test_episodes_are_played_but_shown_only_to_apps_that_know_them(mira: Visitor) -> None:
+    show = mira.get("search?q=ferries&type=show")["shows"]["items"][0]
+    first, second, _ = mira.get(f"shows/{show['id']}/episodes")["items"]
+    assert mira("PUT", "me/player/play", json={"context_uri": show["uri"]}).status_code == 204
+    assert mira("POST", f"me/player/queue?uri={second['uri']}").status_code == 204
+    for expected in (first, second):
+        for path in ("me/player", "me/player/currently-playing"):
+            assert mira.get(path)["item"] is None
+            player = mira.get(f"{path}?additional_types=episode,track")
+            check(player["item"], shapes.EPISODE)
+            assert (player["item"]["id"], player["currently_playing_type"]) == (expected["id"], "episode")
+        assert mira.get("me/player/queue")["currently_playing"]["id"] == expected["id"]
+        mira("POST", "me/player/next")
+    assert first["id"] not in [play["track"]["id"] for play in mira.get("me/player/recently-played")["items"]]
 
 
 def test_another_context_can_be_started(mira: Visitor) -> None:

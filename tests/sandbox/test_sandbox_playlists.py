@@ -152,11 +152,12 @@ def test_items_are_removed_by_uri_and_position(mira: Visitor, mode: str, path: s
     assert playlist.content() == []
 
 
-def test_episodes_are_shown_to_apps_that_know_them(mira: Visitor) -> None:
+def test_episodes_look_like_tracks_to_apps_that_do_not_know_them(mira: Visitor) -> None:
     playlist = Playlist(mira)
     episode = mira.get("search?q=o&type=episode")["episodes"]["items"][0]["uri"]
     playlist("POST", json=[episode])
-    assert mira.get(playlist.path)["items"][0]["item"] is None
+    item = mira.get(playlist.path)["items"][0]["item"]
+    assert (item["uri"], item["album"]["type"], item["track"]) == (episode, "show", True)
     item = mira.get(f"{playlist.path}?additional_types=track,episode")["items"][0]["item"]
     assert (item["uri"], item["episode"], item["track"]) == (episode, True, False)
 
