@@ -150,12 +150,14 @@ def enable(user: str) -> None:
 def _delete_sessions(user: User) -> int | None:
     """Delete the user's sessions. Returns how many there were, or None if Redis is down.
 
-    The account's new epoch has ended the sessions already, so the command does not depend on Redis.
+    The account's new epoch ends them too, so the command does not depend on Redis. But servers may have
+    remembered the old one.
     """
     try:
         return sessions.end_all(user.id, connections.grant_of(user.id))
     except redis.RedisError as error:
         log.warning("sessions_unavailable", extra={"reason": type(error).__name__})
+        click.echo("Redis is not available. Servers may accept the sessions for another minute.", err=True)
         return None
 
 

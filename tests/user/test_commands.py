@@ -143,9 +143,10 @@ def test_sessions_end_although_redis_is_down(
     register(client, "ada")
 
     app = make_app(REDIS_URL="redis://127.0.0.1:1/0")
-    code, output, _ = users(app, command, "ada")
+    code, output, error = users(app, command, "ada")
 
     assert (code, says in output) == (0, True)
+    assert "another minute" in error  # in processes that remember the user's row
     assert client.get("/api/user").status_code == 401
 
 
