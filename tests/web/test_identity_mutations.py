@@ -76,9 +76,9 @@ MUTATIONS = [
     Mutation(
         "session-remembered",
         "app/web/sessions/interface.py",
-        "data = self._decode(requested.key, raw) if raw is not None else None",
-        "raw = raw or (self._decoded.get(requested.key) or (None,))[0]\n"
-        "        data = self._decode(requested.key, raw) if raw is not None else None",
+        "        if raw is None:\n            self._decoded.remove",
+        "        raw = raw or (self._decoded.get(requested.key) or (None,))[0]\n"
+        "        if raw is None:\n            self._decoded.remove",
         f"{IDENTITY}::test_session_is_never_remembered",
     ),
     Mutation(
