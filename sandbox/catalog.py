@@ -78,6 +78,8 @@ class Playlist:
     uris: list[str | None]
     snapshot: int = 1
     followers: set[str] = field(default_factory=set)
+    has_cover: bool = False
+    """Whether its owner uploaded a cover. Others have one if they are not empty."""
     is_deleted: bool = False
     """Whether the owner no longer lists it. As on Spotify, it can still be read."""
 

@@ -136,7 +136,7 @@ def simple_playlist(playlist: Playlist) -> dict[str, Any]:
     return {
         "collaborative": playlist.collaborative,
         "description": playlist.description,
-        "images": covers("playlist", playlist.id, (640,)) if total else [],
+        "images": covers("playlist", playlist.id, (640,)) if total or playlist.has_cover else [],
         "name": playlist.name,
         "owner": user(playlist.owner),
         "primary_color": None,

@@ -117,6 +117,7 @@ def change_cover(item_id: str) -> tuple[str, int]:
         raise ApiError(400, "Invalid image")
     if len(request.get_data()) > MAX_COVER_BYTES:
         raise ApiError(413, "Payload too large")
+    playlist.has_cover = True
     playlist.snapshot += 1
     return "", 202
 

@@ -187,13 +187,15 @@ def test_apps_without_a_user_can_read_public_playlists_before_2026(
     assert app.call(token, "GET", "me/playlists").status_code in (401, 403)
 
 
-def test_large_covers_are_rejected(app: App) -> None:
-    visitor = Visitor(app, "mira_t_42", "ugc-image-upload playlist-modify-public playlist-read-private")
-    path = f"playlists/{playlist_called(visitor, 'Rainy tram')['id']}/images"
+def test_covers_are_accepted_up_to_a_limit(app: App) -> None:
+    visitor = Visitor(app, "mira_t_42", "ugc-image-upload playlist-modify-public user-top-read")
+    path = f"{Playlist(visitor).path.removesuffix('/items')}/images"
+    assert visitor.get(path) == []
     for size, status in ((262_144, 202), (262_145, 413)):
         headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {visitor.token}"}
         url = f"{app.sandbox.api_url}/{path}"
         assert app.http.put(url, data=b"x" * size, headers=headers, timeout=10).status_code == status
+    assert len(visitor.get(path)) == 1
 
 
 @pytest.mark.parametrize("owned", [True, False])
