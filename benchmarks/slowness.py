@@ -162,7 +162,7 @@ def run_burst(options: Options) -> Section:
             backline.sandbox.settings(latency_ms={"api": int(latency * 1000), "token": 0})
             with _sampler() as sampler:
                 sampling = sampler.submit(measure_session_times, backline.port, other, 5)
-                responses = asyncio.run(_read_at_once(backline.port, mine, f"{latency}"))
+                responses = asyncio.run(_read_at_once(backline.port, mine, f"{latency * 1000:.0f}"))
                 p99 = quantile(sampling.result(), 0.99) * 1000
             rejected = sum(response.status != 404 for response in responses)
             last = max(response.took for response in responses)
@@ -175,7 +175,8 @@ def run_burst(options: Options) -> Section:
 async def _read_at_once(port: int, cookie: str, name: str) -> list[Response]:
     tabs = [Tab(port, cookie) for _ in range(READS)]
     try:
-        reads = (tab.get(f"{V1}/tracks/{name}-{number}") for number, tab in enumerate(tabs))
+        ids = [f"{name}x{number}".zfill(22) for number in range(READS)]
+        reads = (tab.get(f"{V1}/tracks/{track_id}") for track_id, tab in zip(ids, tabs, strict=True))
         return await asyncio.gather(*reads)
     finally:
         for tab in tabs:
