@@ -122,7 +122,7 @@ def paused_beyond_lease(deployment: RecordedDeployment) -> None:
     victim, other = deployment.servers[:2]
     with deployment.recorded_fault("paused", spotify_user_id), deployment.held_refresh():
         late = _start_refresh(deployment, ada, spotify_user_id, victim)
-        victim.pause()
+        deployment.pause_server(victim)
         deployment.outlast_lease()
         overtaking = ada.token(other)
         victim.resume()
@@ -141,7 +141,7 @@ def paused_before_response_arrives(deployment: RecordedDeployment) -> None:
         deployment.expire(spotify_user_id)
         late = deployment.submit(ada.token, victim)
         victim.spotify.wait_until_held()
-        victim.pause()
+        deployment.pause_server(victim)
         deployment.outlast_lease()
         overtaking = ada.token(other)
         victim.spotify.release()

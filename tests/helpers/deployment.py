@@ -146,6 +146,20 @@ class Deployment:
             scheduler.launch()
             scheduler.resume()
 
+    def pause_server(self, server: ApiServer) -> None:
+        """Pause a server, but not during a transaction, such as its mailer's, whose locks would remain."""
+
+        def pause() -> bool:
+            server.pause()
+            for _ in range(2):  # a statement may have been on its way
+                if not self.rows_are_unlocked():
+                    server.resume()
+                    return False
+                time.sleep(0.03)
+            return True
+
+        eventually(pause)
+
     def pause_schedulers(self) -> None:
         """Pause the schedulers, but not during a transaction, whose locks would remain."""
         for scheduler in self.schedulers:
