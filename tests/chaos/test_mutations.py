@@ -4,7 +4,6 @@ Each mutation is one change of text, which must match exactly once, in a copy of
 lock, everything must still hold, because nothing may depend on it.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from tests.chaos import scenarios
 from tests.chaos.deployment import RecordedDeployment
-from tests.helpers.servers import ROOT
+from tests.helpers.mutants import copy_with_change
 
 pytestmark = pytest.mark.processes
 
@@ -157,7 +156,8 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_checker_detects_mutation(deployment: RecordedDeployment, tmp_path: Path, mutation: Mutation) -> None:
-    deployment.start(mutant(mutation, tmp_path), schedulers=mutation.schedulers)
+    project = copy_with_change(tmp_path, PRODUCT, mutation.file, mutation.old, mutation.new)
+    deployment.start(project, schedulers=mutation.schedulers)
     found, failures = [], []
     for name in mutation.scenarios:
         report, failure = scenarios.run(
@@ -171,21 +171,3 @@ def test_checker_detects_mutation(deployment: RecordedDeployment, tmp_path: Path
         assert rules & mutation.breaks, f"not detected; violations: {found}, failures: {failures}"
     else:
         assert not found + failures, "\n".join(found + failures)
-
-
-def mutant(mutation: Mutation, directory: Path) -> Path:
-    """Copy the product, with the mutation."""
-    for name in PRODUCT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, directory / name)
-    file = directory / mutation.file
-    text = file.read_text(encoding="utf-8")
-    count = text.count(mutation.old)
-    assert count == 1, (
-        f"{mutation.file} has the text to change {count} times: bring {mutation.name} up to date"
-    )
-    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-    return directory

@@ -148,33 +148,23 @@ class Deployment:
 
     def pause_server(self, server: ApiServer) -> None:
         """Pause a server, but not during a transaction, such as its mailer's, whose locks would remain."""
-
-        def pause() -> bool:
-            server.pause()
-            for _ in range(2):  # a statement may have been on its way
-                if not self.rows_are_unlocked():
-                    server.resume()
-                    return False
-                time.sleep(0.03)
-            return True
-
-        eventually(pause)
+        eventually(lambda: self._pause_between_transactions(server, during_call=True))
 
     def pause_schedulers(self) -> None:
         """Pause the schedulers, but not during a transaction, whose locks would remain."""
         for scheduler in self.schedulers:
             scheduler.wait_until_up()
         if not all(scheduler.is_paused for scheduler in self.schedulers):
-            eventually(self._pause_between_transactions)
+            eventually(lambda: self._pause_between_transactions(*self.schedulers))
 
-    def _pause_between_transactions(self) -> bool:
-        for scheduler in self.schedulers:
-            scheduler.pause()
+    def _pause_between_transactions(self, *processes: AppProcess, during_call: bool = False) -> bool:
+        for process in processes:
+            process.pause()
         # Check twice: a statement may have been on its way when its sender was paused.
-        if self.rows_are_unlocked() and self.sandbox.held() == 0:
+        if self.rows_are_unlocked() and (during_call or self.sandbox.held() == 0):
             time.sleep(0.03)
             if self.rows_are_unlocked():
                 return True
-        for scheduler in self.schedulers:
-            scheduler.resume()
+        for process in processes:
+            process.resume()
         return False

@@ -3,7 +3,6 @@
 Each mutation is one change of text, which must match exactly once, in a copy of the project.
 """
 
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.servers import ROOT
+from tests.helpers.mutants import copy_with_change
 
 pytestmark = pytest.mark.processes
 
@@ -135,16 +134,7 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_noticed(tmp_path: Path, mutation: Mutation) -> None:
-    for name in PROJECT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tmp_path / name)
-    file = tmp_path / mutation.file
-    text = file.read_text(encoding="utf-8")
-    assert text.count(mutation.old) == 1
-    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    copy_with_change(tmp_path, PROJECT, mutation.file, mutation.old, mutation.new)
 
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
