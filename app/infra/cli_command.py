@@ -28,7 +28,7 @@ class Command(click.Command):
 
 
 class LazyGroup(AppGroup):
-    """A group whose commands are added when one is looked up, so that a server need not import them."""
+    """A group that imports its commands when one of them is looked up. Servers never need them."""
 
     def __init__(self, add_commands: Callable[[AppGroup], None]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import redis
 from app.infra.redis_round_trip import Command, round_trip
 
 _TEXTS: dict[bytes, bytes] = {}  # by SHA-1
-# The clients whose server has all of these, unless it was restarted.
+# Clients that have sent all scripts. Their server still has them, unless it was restarted.
 _loaded: "WeakSet[redis.Redis]" = WeakSet()
 
 
@@ -62,7 +62,7 @@ def run(client: redis.Redis, *commands: Command) -> list[Any]:
 
 
 def resend_unknown(client: redis.Redis, commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
-    """Send the commands again whose script Redis has forgotten, and return all replies.
+    """Resend the commands that failed because Redis has forgotten their script. Returns all replies.
 
     Raises:
         redis.RedisError: Redis is not available.

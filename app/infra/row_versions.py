@@ -120,7 +120,8 @@ def announce(
     Every transaction that changes what `app.web.identity` remembers has to call this, at any time before its
     COMMIT. The versions are marked right before the COMMIT and replaced right after it. If Redis is not
     available, the COMMIT fails (`redis.RedisError`), unless all of the transaction's changes are
-    `best_effort`: changes that no person waits for, whose old state is harmless for a minute.
+    `best_effort`. Use that if no request waits for the change, and if showing the old state for a minute
+    is harmless.
     """
     keys: dict[str, bool] = db.info.setdefault(_KEYS, {})
     for key in Change.of(users=users, connections=connections).keys:

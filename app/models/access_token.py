@@ -149,7 +149,7 @@ class AccessToken(Base):
 def is_valid_for(token: TokenTimes, lead: timedelta, *, now: datetime) -> bool:
     """Return whether an access token is still valid after `lead`.
 
-    At most half of the lifetime is required. Otherwise, a token whose lifetime is shorter than the lead
+    The lead is limited to half of the lifetime. Otherwise, a token with a shorter lifetime than the lead
     would be refreshed at every use.
     """
     issued_at = token.refreshed_at or token.authorized_at

@@ -272,5 +272,5 @@ def _log_429(seconds: int, *, is_quota: bool, route: str) -> None:
 
 
 def _concerning(scope: str) -> list[str]:
-    """Return the scopes whose waits concern a call of this scope."""
+    """Return the scopes that can delay a call of this scope."""
     return [ALL, scope] if scope else [ALL]

@@ -152,8 +152,8 @@ def finish_together(results: Sequence[Result]) -> dict[Result, Completion]:
     It skips rows that other transactions have locked. Only if a grant was rejected, it waits: for the
     breaker's row.
 
-    Returns the results that are stored. The others must go through `finish`, also those whose COMMIT may
-    have taken effect although its reply was lost.
+    Returns the results that are stored. Pass the others to `finish`, even if the reply to the COMMIT was
+    lost: it finds out whether they were stored.
     """
     try:
         return run_in_transaction(partial(_finish, results=results, skip_locked=True), retries=1)

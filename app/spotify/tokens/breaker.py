@@ -97,7 +97,7 @@ class Observation:
 
 
 def record_outcomes(observations: Sequence[Observation]) -> None:
-    """Open or close the breaker after attempts whose outcomes are already in the history.
+    """Open or close the breaker after attempts. The history must already contain their outcomes.
 
     Only the success of a probe counts, and only for breakers that were open when it began. Other attempts
     may have begun before, which proves nothing.

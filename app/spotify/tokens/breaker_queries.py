@@ -71,7 +71,7 @@ def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
 
 
 def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for the grants whose attempts since then had the rule's outcome.
+    """Return the condition for grants with an attempt that has ended with the rule's outcome since then.
 
     The caller is about to change them.
     """

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 
-# Claim what can start within this time. People whose grants are claimed have to wait for it.
+# Claim only what can start within this time: requests for a claimed grant have to wait.
 AHEAD_SECONDS = 0.1
 
 
@@ -18,7 +18,7 @@ class Prefetch:
         self._ended: deque[float] = deque()
 
     def started(self, count: int) -> None:
-        """Count claims, whose calls are about to start."""
+        """Count claims. Their calls are about to start."""
         with self._changed:
             self._running += count
 

@@ -212,7 +212,7 @@ def observe(completions: Mapping[Result, Completion]) -> None:
 
 
 def _superseding_or_raise(result: Result, error: SpotifyError, completion: Completion) -> GrantSnapshot:
-    """Return the result of another caller who has refreshed the grant after all, or raise the error."""
+    """Return the result of another caller's refresh if there is one. Otherwise, raise the error."""
     state = None
     if result.is_rejection or completion.outcome is Outcome.SUPERSEDED:
         # Read again: the row is another caller's, or opening the breaker has undone the rejection.
