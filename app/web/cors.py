@@ -36,7 +36,7 @@ def init_app(app: Flask, config: Config) -> None:
     )
 
     @app.after_request
-    def answer_preflight(response: Response) -> Response:
+    def complete_preflight(response: Response) -> Response:
         environ = request_ctx.request.environ
         if environ["REQUEST_METHOD"] != "OPTIONS" or not _is_api(environ):
             return response

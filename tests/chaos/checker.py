@@ -24,7 +24,7 @@ REFRESHED = "refreshed"
 SUSPECT = "suspect"
 OVER = "reauthorization_required"
 # A rejected grant costs one call, and two more to confirm the rejection.
-REFUSALS = 3
+REJECTIONS = 3
 # These only delay a call. It takes effect, and gets a response.
 HARMLESS = ("park", "slow")
 THE_END = datetime.max.replace(tzinfo=UTC)
@@ -233,7 +233,7 @@ class _Checker:
 
     def _check_new_state(self, generation: Generation, change: Change) -> None:
         """I8: only a rejection makes a grant suspect, and only its real end ends it."""
-        if change.state == SUSPECT and not self._was_refused(generation, change.at):
+        if change.state == SUSPECT and not self._was_rejected(generation, change.at):
             self._violated("I8", generation, "it became suspect, but Spotify never rejected its token")
         if change.state != OVER:
             return
@@ -254,7 +254,7 @@ class _Checker:
             if current and dead and not self._was_revoked(generation.spotify_user_id, THE_END):
                 self._count_as_destroyed(generation)
 
-    def _was_refused(self, generation: Generation, before: datetime) -> bool:
+    def _was_rejected(self, generation: Generation, before: datetime) -> bool:
         return any(
             call.status == 400 and call.presented in generation.held and call.at <= before + ROUNDING
             for call in self._history.calls
@@ -380,9 +380,9 @@ class _Checker:
         excuses = [fault.kind for fault in faults]
         excuses += [call.fault for call in calls if call.fault is not None and call.fault not in HARMLESS]
         excuses += ["time passed" for _ in self._overtaken(generation)]
-        # Refusals are confirmed before a grant ends.
+        # Rejections are confirmed before a grant ends.
         if excuses and any(call.status == 400 and call.fault in (None, *HARMLESS) for call in calls):
-            excuses += ["rejected"] * REFUSALS
+            excuses += ["rejected"] * REJECTIONS
         return excuses
 
     def _overtaken(self, generation: Generation) -> Iterator[Attempt]:

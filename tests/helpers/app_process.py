@@ -33,7 +33,7 @@ COOKIE = "backline_session"
 
 
 @dataclass(frozen=True)
-class Answer:
+class AppResponse:
     """A response, and the session cookie that the client has afterwards."""
 
     status: int
@@ -65,9 +65,9 @@ class AppProcess:
             self._process.stdin.close()
         self._process.wait(10)
 
-    def call(self, method: str, path: str, body: object = None, cookie: str | None = None) -> Answer:
+    def call(self, method: str, path: str, body: object = None, cookie: str | None = None) -> AppResponse:
         """Make a request."""
-        return Answer(**self._ask("call", method=method, path=path, body=body, cookie=cookie))
+        return AppResponse(**self._ask("call", method=method, path=path, body=body, cookie=cookie))
 
     def start_reading(self, path: str, cookie: str, threads: int = 1) -> None:
         """Request a path again and again in the background."""

@@ -155,9 +155,9 @@ def test_grant_replaced_during_a_request_gives_a_visitor_nothing_of_the_newer_on
         sandbox.clear_calls()
 
     monkeypatch.setattr(connections, "touch", touch_late)
-    answer = visitor.get(path)
+    response = visitor.get(path)
 
-    assert answer.json.get("access_token") in (None, own_token)
+    assert response.json.get("access_token") in (None, own_token)
     assert {call["access_token_id"] for call in sandbox.calls("/v1/me")} <= {own_id}
     assert slug(visitor.get(path)) == "spotify-not-connected"
     assert owner.get(path).status_code == 200

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from app.infra.row_versions import is_label
-from tests.helpers.app_process import Answer, AppProcess
+from tests.helpers.app_process import AppProcess, AppResponse
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 
@@ -43,24 +43,24 @@ def reader(env: dict[str, str]) -> Iterator[AppProcess]:
 
 
 @pytest.fixture
-def ada(writer: AppProcess) -> Answer:
+def ada(writer: AppProcess) -> AppResponse:
     """A person who is signed in: the response to the registration."""
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
     return ok(call(writer, "POST", "/api/register", body))
 
 
-def ok(answer: Answer) -> Answer:
-    assert answer.status in (200, 201, 204), answer
-    return answer
+def ok(response: AppResponse) -> AppResponse:
+    assert response.status in (200, 201, 204), response
+    return response
 
 
-def call(process: AppProcess, *arguments: Any, **options: Any) -> Answer:
+def call(process: AppProcess, *arguments: Any, **options: Any) -> AppResponse:
     """Make a request, again if it gets a 503: on a busy machine, Redis may not respond in time."""
     for _ in range(20):
-        answer = process.call(*arguments, **options)
-        if answer.status != 503:
-            return answer
-    raise AssertionError(answer)
+        response = process.call(*arguments, **options)
+        if response.status != 503:
+            return response
+    raise AssertionError(response)
 
 
 def count_stale(change: Callable[[int], object], is_shown: Callable[[], object]) -> int:
@@ -72,7 +72,7 @@ def count_stale(change: Callable[[int], object], is_shown: Callable[[], object])
     return stale
 
 
-def test_profile_change_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+def test_profile_change_is_never_stale(writer: AppProcess, reader: AppProcess, ada: AppResponse) -> None:
     reader.start_reading("/api/session", ada.cookie or "")
 
     def change(number: int) -> str:
@@ -87,7 +87,7 @@ def test_profile_change_is_never_stale(writer: AppProcess, reader: AppProcess, a
 
 
 def test_password_change_is_never_stale(
-    writer: AppProcess, reader: AppProcess, ada: Answer, redis_url: str
+    writer: AppProcess, reader: AppProcess, ada: AppResponse, redis_url: str
 ) -> None:
     """The new epoch alone ends an old session: it is put back into Redis."""
     password, cookie, earlier = PASSWORD, ada.cookie, None
@@ -97,16 +97,16 @@ def test_password_change_is_never_stale(
         nonlocal password, cookie, earlier
         new = f"a long sentence, number {number}"
         stored = {key: store.get(key) for key in store.keys("session:*")}
-        answer = writer.call(
+        response = writer.call(
             "PUT", "/api/user/password", {"current_password": password, "new_password": new}, cookie
         )
-        if answer.status == 503:  # it may have been changed
+        if response.status == 503:  # it may have been changed
             for either in (password, new):
                 again = call(writer, "POST", "/api/login", {"login": "ada", "password": either})
                 if again.status == 200:
                     password, cookie = either, again.cookie
                     return change(number + RACES)
-        earlier, cookie, password = cookie, ok(answer).cookie, new
+        earlier, cookie, password = cookie, ok(response).cookie, new
         for key, value in stored.items():
             store.set(key, value, ex=5)
         return 401, 200
@@ -119,7 +119,7 @@ def test_password_change_is_never_stale(
         assert count_stale(change, shown) == 0
 
 
-def test_sign_out_everywhere_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+def test_sign_out_everywhere_is_never_stale(writer: AppProcess, reader: AppProcess, ada: AppResponse) -> None:
     phone = ada.cookie
     reader.start_reading("/api/session", ada.cookie or "")
 
@@ -136,7 +136,7 @@ def test_sign_out_everywhere_is_never_stale(writer: AppProcess, reader: AppProce
     assert count_stale(change, shown) == 0
 
 
-def test_disconnect_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+def test_disconnect_is_never_stale(writer: AppProcess, reader: AppProcess, ada: AppResponse) -> None:
     reader.start_reading("/api/session", ada.cookie or "")
 
     def change(number: int) -> str:
@@ -151,7 +151,7 @@ def test_disconnect_is_never_stale(writer: AppProcess, reader: AppProcess, ada: 
     assert count_stale(change, shown) == 0
 
 
-def test_new_consent_is_never_stale(writer: AppProcess, reader: AppProcess, ada: Answer) -> None:
+def test_new_consent_is_never_stale(writer: AppProcess, reader: AppProcess, ada: AppResponse) -> None:
     writer.store_grant(ada.json["id"], "the first token")
     reader.start_reading("/api/spotify/token", ada.cookie or "")
 
@@ -169,7 +169,7 @@ def test_new_consent_is_never_stale(writer: AppProcess, reader: AppProcess, ada:
 
 
 def test_change_of_a_process_that_died_after_its_commit_is_shown(
-    writer: AppProcess, reader: AppProcess, ada: Answer, env: dict[str, str]
+    writer: AppProcess, reader: AppProcess, ada: AppResponse, env: dict[str, str]
 ) -> None:
     reader.start_reading("/api/session", ada.cookie or "")
     ok(call(reader, "GET", "/api/user", cookie=ada.cookie))

@@ -23,7 +23,7 @@ CODE = "a-secret-code-of-spotify"
 CALLBACK = f"/api/spotify/authorize?code={CODE}&state={CODE}"
 CHUNKED = b"0\r\n\r\n"
 
-REFUSED = {
+REJECTED = {
     "method": (request("g#t", CALLBACK), 400),
     "line": (f"GET {CALLBACK}\r\n\r\n".encode(), 400),
     "version": (f"GET {CALLBACK} HTTP/9.9\r\nHost: x\r\n\r\n".encode(), 400),
@@ -56,9 +56,9 @@ REFUSED = {
 @pytest.mark.requirement("D11")
 @pytest.mark.requirement("I1")
 @pytest.mark.requirement("H2")
-@pytest.mark.parametrize("case", REFUSED)
-def test_refusal_is_a_problem_that_does_not_quote_the_request(api: Server, case: str) -> None:
-    sent, status = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_rejection_is_a_problem_that_does_not_quote_the_request(api: Server, case: str) -> None:
+    sent, status = REJECTED[case]
 
     response = send_plain(api.port, sent)
 
@@ -121,7 +121,7 @@ def test_gunicorn_never_logs_what_a_client_sent_even_at_debug_level(behind_nginx
             connection.sendall(f"GET {CALLBACK} HTTP/1.1\r\n".encode())
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)
-        response = send_plain(api.port, REFUSED["method"][0])
+        response = send_plain(api.port, REJECTED["method"][0])
 
         assert len(eventually(lambda: errors_logged(api, response))) == 1
         assert CODE not in api.log

@@ -48,7 +48,7 @@ def chunked(body: bytes, size: int = 16_384) -> bytes:
 
 
 # What is rejected before it reaches the app, by the requirement: the request, its status, slug and instance.
-REFUSED = {
+REJECTED = {
     "body": (
         request("POST", "/api/login", FROM_PAGE, JSON, body=TOO_BIG),
         413,
@@ -101,9 +101,9 @@ REFUSED = {
 
 @pytest.mark.requirement("C7")
 @pytest.mark.requirement("I1")
-@pytest.mark.parametrize("case", REFUSED)
-def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> None:
-    sent, status, slug, path = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_rejection_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> None:
+    sent, status, slug, path = REJECTED[case]
 
     response = nginx.raw(sent)
 
@@ -115,7 +115,7 @@ def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> 
 
 
 @pytest.mark.requirement("C7")
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", REJECTED)
 @pytest.mark.parametrize(
     "origin",
     [
@@ -128,9 +128,9 @@ def test_refusal_is_a_problem_that_the_app_can_read(nginx: Https, case: str) -> 
         ORIGIN.replace("http", "https"),
     ],
 )
-def test_pages_on_other_sites_cannot_read_a_refusal(nginx: Https, case: str, origin: str | None) -> None:
+def test_pages_on_other_sites_cannot_read_a_rejection(nginx: Https, case: str, origin: str | None) -> None:
     line = f"{FROM_PAGE}\r\n".encode()
-    sent, status, *_ = REFUSED[case]
+    sent, status, *_ = REJECTED[case]
     assert line in sent
 
     response = nginx.raw(sent.replace(line, f"Origin: {origin}\r\n".encode() if origin else b""))
