@@ -227,6 +227,7 @@ def test_slow_leader_renews_its_lease(
 
 
 def test_lease_renewal_ends_with_the_last_call(mira: FlaskClient, app: Flask) -> None:
+    leases = app.extensions["backline"].response_cache._leases
     get(mira)
-    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "leases"])
-    assert app.extensions["backline"].response_cache._leases._held == set()
+    assert leases._held == set()
+    eventually(lambda: not leases._running)
