@@ -1,18 +1,15 @@
 """The Vue app as deployed: built once, and served on another origin."""
 
-import fcntl
 import http.server
 import os
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from script.demo import APP as FOLDER
-from script.demo import DemoUnavailable, is_installed, require_node
-from tests.helpers.servers import Unavailable
+from tests.helpers.node import install, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 APP = ROOT / FOLDER
@@ -68,32 +65,8 @@ def serving(dist: Path, host: str = "127.0.0.1", certificate: Path | None = None
         server.shutdown()
 
 
-def node_modules() -> Path:
-    """Install the app's packages, as locked, and return their folder.
-
-    Raises:
-        Unavailable: if Node or npm is missing or too old.
-    """
-    try:
-        require_node()
-    except DemoUnavailable as error:
-        raise Unavailable(f"the Vue app cannot be built: {error}") from error
-    with (APP / "package-lock.json").open() as lock:  # there may be several test processes
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_installed(APP):
-            run("npm", "ci", "--include=dev")
-    return APP / "node_modules"
-
-
 def build(target: Path, image_hosts: str) -> None:
     """Build the app into a folder, as `npm run build` does."""
-    node_modules()
+    install(APP)
     environ = {**os.environ, "VITE_API_URL": BUILT_FOR, "VITE_IMAGE_HOSTS": image_hosts}
-    run("npm", "run", "build", "--", "--outDir", str(target), "--logLevel", "warn", environ=environ)
-
-
-def run(*command: str, environ: dict[str, str] | None = None) -> str:
-    """Run a program in the app's folder, and return its output."""
-    done = subprocess.run(command, cwd=APP, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
-    return done.stdout
+    run(APP, "npm", "run", "build", "--", "--outDir", str(target), "--logLevel", "warn", environ=environ)

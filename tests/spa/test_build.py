@@ -8,18 +8,19 @@ import pytest
 
 from script.openapi import document
 from tests.conftest import cannot_run
+from tests.helpers.node import install, run
 from tests.helpers.servers import Unavailable
-from tests.spa.pages import APP, node_modules, run
+from tests.spa.pages import APP
 
 
 def test_types_match_the_openapi_document(tmp_path: Path) -> None:
     """To update them: script/openapi > openapi.json, then npm run types -- openapi.json."""
     try:
-        node_modules()
+        install(APP)
     except Unavailable as error:
         cannot_run(error)
     (tmp_path / "openapi.json").write_text(document(), encoding="utf-8")
-    run("npx", "openapi-typescript", str(tmp_path / "openapi.json"), "-o", str(tmp_path / "types.ts"))
+    run(APP, "npx", "openapi-typescript", str(tmp_path / "openapi.json"), "-o", str(tmp_path / "types.ts"))
     assert (tmp_path / "types.ts").read_text() == (APP / "src/api-types.ts").read_text()
 
 
@@ -36,15 +37,15 @@ createConfig({ extends: ["minimal"], rules: { struct: "error", "no-invalid-media
 def test_openapi_document_passes_a_second_validator(tmp_path: Path) -> None:
     """The first is openapi-spec-validator (tests/meta), the second generates the app's types."""
     try:
-        node_modules()
+        install(APP)
     except Unavailable as error:
         cannot_run(error)
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(document(), encoding="utf-8")
     bad.write_text(document().replace('"operationId":', '"operation":'), encoding="utf-8")
 
-    assert json.loads(run("node", "-e", VALIDATE, str(good))) == []
-    assert json.loads(run("node", "-e", VALIDATE, str(bad))) != []
+    assert json.loads(run(APP, "node", "-e", VALIDATE, str(good))) == []
+    assert json.loads(run(APP, "node", "-e", VALIDATE, str(bad))) != []
 
 
 def test_lock_file_names_no_registry() -> None:
