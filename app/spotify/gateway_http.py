@@ -46,11 +46,14 @@ _INERT_TYPES = ("application/json", "text/plain", "image/jpeg")
 def read_call(request: Request, path: str) -> Call:
     """Read the call from a request to `/api/spotify/v1/{path}`; `path` is decoded.
 
+    One slash at the end is dropped, because libraries such as spotipy call `me/`.
+
     Raises:
         MalformedRequest: Spotify could read the path or query differently, or a GET has a body.
         PayloadTooLarge: The body is larger than `MAX_BODY_BYTES`.
         UnsupportedMediaType: The body is not one of `MEDIA_TYPES`.
     """
+    path = path.removesuffix("/")
     _require_unambiguous_path(request.environ.get("RAW_URI", "").partition("?")[0], path)
     query = request.query_string.decode("latin-1")
     if not _QUERY.fullmatch(query):

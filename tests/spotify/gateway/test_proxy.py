@@ -155,6 +155,17 @@ def test_query_with_other_encoding_keeps_its_meaning(
     assert parse_qsl(call.target.partition("?")[2]) == parse_qsl(query)
 
 
+def test_one_slash_at_the_end_is_dropped(connected: FlaskClient, upstream: Upstream) -> None:
+    cached = (("Cache-Control", "max-age=60"),)
+    upstream.replies(Reply(200, headers=cached))
+    connected.get(f"{GATEWAY}/albums/?ids=1,2/")
+    without = connected.get(f"{GATEWAY}/albums?ids=1,2/")
+    connected.post(f"{GATEWAY}/me/playlists/", json={})
+
+    assert without.headers["X-Cache"] == "hit"
+    assert [call.target for call in upstream.calls] == ["/v1/albums?ids=1,2/", "/v1/me/playlists"]
+
+
 def test_body_is_forwarded_without_being_parsed(connected: FlaskClient, upstream: Upstream) -> None:
     for body in (b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024):
         response = connected.put(f"{GATEWAY}/me/player", data=body, content_type=JSON)

@@ -39,7 +39,7 @@ PATHS = [
     "/",
     "/me",
     "//evil.example/me",
-    "me/",
+    "me//",
     "me//player",
     "me/player//",
     # the same, encoded differently
