@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 
 from sandbox import items
@@ -82,7 +81,7 @@ class Music:
         self, owner: str, name: str, description: str, *, public: bool, collaborative: bool
     ) -> Playlist:
         """Create a playlist."""
-        item_id = base62_id(secrets.token_hex(16))
+        item_id = base62_id(f"new playlist {len(self.playlists)}")
         self.playlists[item_id] = Playlist(item_id, name, description, owner, public, collaborative, [])
         return self.playlists[item_id]
 

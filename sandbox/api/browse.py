@@ -9,7 +9,7 @@ from flask import Response, jsonify
 from sandbox import items
 from sandbox.api.blueprint import api
 from sandbox.api.errors import not_found
-from sandbox.api.members import API, covers
+from sandbox.api.members import api_url, covers
 from sandbox.api.objects import simple_album
 from sandbox.api.paging import page
 from sandbox.catalog import ALBUMS, CATEGORIES, MARKETS
@@ -47,4 +47,4 @@ def show_category(item_id: str) -> Response:
 
 def _category(item_id: str, name: str) -> dict[str, Any]:
     icons = covers("album", item_id, (274,))
-    return {"href": f"{API}/browse/categories/{item_id}", "icons": icons, "id": item_id, "name": name}
+    return {"href": api_url(f"browse/categories/{item_id}"), "icons": icons, "id": item_id, "name": name}

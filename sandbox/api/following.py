@@ -11,7 +11,7 @@ from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError
 from sandbox.api.library import are_saved, remove_uris, save_uris, uris_from_ids
 from sandbox.api.lookup import exists, full_object
-from sandbox.api.members import API
+from sandbox.api.members import api_url
 from sandbox.api.paging import number
 from sandbox.context import sandbox
 
@@ -36,7 +36,7 @@ def show_followed() -> Response:
 
     def href(**cursor: str) -> str:
         query: dict[str, Any] = {"type": kind, **cursor, "limit": limit}
-        return f"{API}/me/following?{urlencode(query)}"
+        return api_url(f"me/following?{urlencode(query)}")
 
     page = {
         "href": href(**({"after": after} if after else {})),

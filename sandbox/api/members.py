@@ -1,7 +1,6 @@
 """Members that many objects in responses share.
 
-`href` names the real API, as Spotify's responses do for any host: clients must map it to the host they
-are configured with. Images come from the sandbox, so pages work offline.
+Links and images name the host that was called.
 """
 
 from __future__ import annotations
@@ -16,8 +15,12 @@ from sandbox.api.errors import ApiError
 from sandbox.catalog import MARKETS
 from sandbox.context import sandbox
 
-API = "https://api.spotify.com/v1"
 OPEN = "https://open.spotify.com"
+
+
+def api_url(path: str) -> str:
+    """Return the URL of a path of the Web API."""
+    return f"{request.host_url}v1/{path}"
 
 
 def links(kind: str, item_id: str) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def links(kind: str, item_id: str) -> dict[str, Any]:
         "id": item_id,
         "type": kind,
         "uri": f"spotify:{kind}:{item_id}",
-        "href": f"{API}/{kind}s/{item_id}",
+        "href": api_url(f"{kind}s/{item_id}"),
         "external_urls": {"spotify": f"{OPEN}/{kind}/{item_id}"},
     }
 

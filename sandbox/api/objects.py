@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from sandbox import items
-from sandbox.api.members import API, OPEN, availability, covers, former, links
+from sandbox.api.members import OPEN, api_url, availability, covers, former, links
 from sandbox.api.paging import first_page
 from sandbox.catalog import Album, Artist, Playlist, Track
 from sandbox.context import sandbox
@@ -129,7 +129,7 @@ def simple_playlist(playlist: Playlist) -> dict[str, Any]:
     mode = sandbox().settings.mode
     total = len(playlist.uris)
     counts = {
-        name: {"href": f"{API}/playlists/{playlist.id}/{name}", "total": total}
+        name: {"href": api_url(f"playlists/{playlist.id}/{name}"), "total": total}
         for name, left_out_in in (("items", "legacy"), ("tracks", "dev2026"))
         if mode != left_out_in
     }
@@ -159,7 +159,7 @@ def context(uri: str | None) -> dict[str, Any] | None:
     kind, _, item_id = uri.removeprefix("spotify:").partition(":")
     return {
         "type": kind,
-        "href": f"{API}/{kind}s/{item_id}",
+        "href": api_url(f"{kind}s/{item_id}"),
         "external_urls": {"spotify": f"{OPEN}/{kind}/{item_id}"},
         "uri": uri,
     }

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from flask import request
 
 from sandbox.api.errors import ApiError
-from sandbox.api.members import API
+from sandbox.api.members import api_url
 
 
 def number(name: str, default: int | None, least: int, most: int) -> int:
@@ -34,7 +34,7 @@ def page(
     offset = number("offset", 0, 0, 100_000)
 
     def href(start: int) -> str:
-        return f"{API}/{path}?{urlencode({**query, 'offset': start, 'limit': limit})}"
+        return api_url(f"{path}?{urlencode({**query, 'offset': start, 'limit': limit})}")
 
     return {
         "href": href(offset),
@@ -50,7 +50,7 @@ def page(
 def first_page(items: Sequence[Any], path: str) -> dict[str, Any]:
     """Return the first items as the paging object in an object that contains them."""
     limit = 50
-    href = f"{API}/{path}?offset={{}}&limit={limit}"
+    href = api_url(f"{path}?offset={{}}&limit={limit}")
     return {
         "href": href.format(0),
         "limit": limit,

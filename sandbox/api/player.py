@@ -11,7 +11,7 @@ from flask import Response, jsonify, make_response, request
 from sandbox.api.blueprint import api, caller, needs
 from sandbox.api.errors import ApiError
 from sandbox.api.lookup import knows_episodes, played_object
-from sandbox.api.members import API
+from sandbox.api.members import api_url
 from sandbox.api.objects import context, device
 from sandbox.api.paging import number
 from sandbox.clock import as_text
@@ -128,4 +128,4 @@ def _played(play: Play) -> dict[str, Any]:
 
 
 def _page_url(limit: int, cursor: dict[str, str]) -> str:
-    return f"{API}/me/player/recently-played?{urlencode({**cursor, 'limit': limit})}"
+    return api_url(f"me/player/recently-played?{urlencode({**cursor, 'limit': limit})}")

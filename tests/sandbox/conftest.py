@@ -92,6 +92,7 @@ class Visitor:
 
     def __init__(self, app: App, person: str, scope: str = ALL_SCOPES) -> None:
         self.app = app
+        self.url = f"{app.sandbox.api_url}/"
         self.token = app.connect(person, scope)["access_token"]
 
     def __call__(self, method: str, path: str, **options: Any) -> requests.Response:

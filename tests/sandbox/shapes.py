@@ -16,7 +16,7 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 FLAG: Schema = {"type": "boolean"}
 NULL: Schema = {"type": "null"}
 ID: Schema = {"type": "string", "pattern": "^[0-9A-Za-z]{22}$"}
-ADDRESS: Schema = {"type": "string", "pattern": "^https://api\\.spotify\\.com/v1/"}
+ADDRESS: Schema = {"type": "string", "pattern": "^http://127\\.0\\.0\\.1:[0-9]+/v1/"}
 DATE: Schema = {"type": "string", "pattern": "^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(\\.\\d{3})?Z$"}
 
 

@@ -118,7 +118,7 @@ def test_pages_link_to_each_other(mira: Visitor, path: str, mode: str) -> None:
         found = mira.get(path)
         found = found.get("tracks", found)
         seen += [item["id"] for item in found["items"]]
-        path = (found["next"] or "").removeprefix("https://api.spotify.com/v1/")
+        path = (found["next"] or "").removeprefix(mira.url)
     assert len(seen) == found["total"] == len(set(seen)) > found["limit"]
 
 

@@ -82,7 +82,7 @@ def test_followed_artists_are_paged_by_cursor(fan: Visitor) -> None:
     while path:
         found = fan.get(path)["artists"]
         seen += [artist["id"] for artist in found["items"]]
-        path = (found["next"] or "").removeprefix("https://api.spotify.com/v1/")
+        path = (found["next"] or "").removeprefix(fan.url)
     assert seen == ids
     assert error_of(fan("GET", "me/following?type=user"))[0] == 400
 

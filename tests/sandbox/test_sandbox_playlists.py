@@ -15,9 +15,19 @@ def playlist_called(visitor: Visitor, name: str) -> dict[str, Any]:
     return next(p for p in visitor.get("me/playlists")["items"] if p["name"] == name)
 
 
+def test_same_calls_create_playlists_with_the_same_ids(app: App) -> None:
+    created = []
+    for _ in range(2):
+        app.sandbox.reset()
+        mira = Visitor(app, "mira_t_42")
+        created.append([mira("POST", "me/playlists", json={"name": "x"}).json()["id"] for _ in range(2)])
+    assert created[0] == created[1]
+    assert len(set(created[0])) == 2
+
+
 def test_playlist_page_url_names_the_user(mira: Visitor) -> None:
     found = mira.get("me/playlists?limit=2")
-    assert found["href"] == "https://api.spotify.com/v1/users/mira_t_42/playlists?offset=0&limit=2"
+    assert found["href"] == f"{mira.url}users/mira_t_42/playlists?offset=0&limit=2"
 
 
 def test_only_own_and_shared_playlists_can_be_read(mira: Visitor, jonas: Visitor) -> None:
