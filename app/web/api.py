@@ -26,6 +26,14 @@ MAX_NESTING = 32
 View = TypeVar("View", bound=Callable[..., object])
 
 
+class SpotifyErrorOut(ma.Schema):
+    """An error in Spotify's format (https://developer.spotify.com/documentation/web-api/concepts/api-calls)."""
+
+    status = ma.fields.Integer(required=True)
+    message = ma.fields.String(required=True)
+    reason = ma.fields.String()
+
+
 class ProblemOut(ma.Schema):
     """An error (RFC 9457)."""
 
@@ -43,6 +51,9 @@ class ProblemOut(ma.Schema):
     request_id = ma.fields.String(required=True)
     errors = ma.fields.Dict(metadata={"description": "422 only: the messages for each field"})
     authorize_url = ma.fields.String(metadata={"description": "spotify-reauthorization-required only"})
+    error = ma.fields.Nested(
+        SpotifyErrorOut, metadata={"description": "Problems of the gateway only, for Spotify's libraries"}
+    )
 
 
 class Timestamp(ma.fields.Field[datetime]):

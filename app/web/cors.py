@@ -9,6 +9,7 @@ from flask.globals import request_ctx
 from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
 from werkzeug.datastructures import Headers
 
+from app.web.paths import is_api
 from config import Config
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def init_app(app: Flask, config: Config) -> None:
     @app.after_request
     def complete_preflight(response: Response) -> Response:
         environ = request_ctx.request.environ
-        if environ["REQUEST_METHOD"] != "OPTIONS" or not _is_api(environ):
+        if environ["REQUEST_METHOD"] != "OPTIONS" or not is_api(environ):
             return response
         set_cors_headers(response, options)
         # Flask-CORS names the methods of all routes; the automatic response to OPTIONS names this route's.
@@ -64,7 +65,7 @@ class CorsHeaders:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Add the headers of the request's origin, and `Vary`, which also matters without an Origin."""
-        if not _is_api(environ):
+        if not is_api(environ):
             return self._app(environ, start_response)
         added = self._headers_by_origin.get(environ.get("HTTP_ORIGIN", ""), [])
 
@@ -80,7 +81,3 @@ class CorsHeaders:
             return start_response(status, headers, *error)
 
         return self._app(environ, start)
-
-
-def _is_api(environ: "WSGIEnvironment") -> bool:
-    return str(environ.get("PATH_INFO", "")).lstrip("/").startswith("api/")

@@ -10,6 +10,7 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
 from app.errors import DEPENDENCY_DOWN, BacklineError, ServiceUnavailable, ValidationError
+from app.web.paths import is_gateway
 from app.web.problems import (
     MEDIA_TYPE,
     InternalError,
@@ -102,17 +103,24 @@ def known_error(error: BaseException) -> BacklineError:
 
 
 def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
-    """Make a problem document. Does not need a request context."""
+    """Make a problem document. Does not need a request context.
+
+    Those of the gateway are also errors in Spotify's format, which its libraries read. They have no `reason`:
+    tekore fails if it does not know one.
+    """
     problem = problem_type(type(error))
+    detail = error.detail or problem.detail
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
         "status": problem.status,
-        "detail": error.detail or problem.detail,
+        "detail": detail,
         "instance": Request(environ).path,
         "request_id": request_id_of(environ),
         **error.members,
     }
+    if is_gateway(environ):
+        body["error"] = {"status": problem.status, "message": detail}
     response = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)

@@ -157,7 +157,11 @@ def _example(kind: type[BacklineError]) -> dict[str, Any]:
 
 def _allow_spotify_responses(responses: dict[str, Any]) -> None:
     """Document that the gateway also returns Spotify's own responses, with any status and type."""
-    for response in responses.values():
+    for status, response in responses.items():
+        for content in response.get("content", {}).values():
+            for example in content.get("examples", {}).values():
+                problem = example["value"]
+                problem["error"] = {"status": int(status), "message": problem["detail"]}
         response.setdefault("content", {})["*/*"] = {}
         response.pop("headers", None)  # only our own responses are certain to have them
     for statuses in ("2XX", "4XX", "5XX"):

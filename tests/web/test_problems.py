@@ -22,6 +22,7 @@ from app.web.access import public
 from tests.conftest import MakeApp
 from tests.helpers.flows import slug
 from tests.helpers.servers import Server
+from tests.helpers.upstream import Upstream
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "request_id"}
 LEAKS = ("Traceback", "sqlalchemy", "site-packages", "SELECT", "INSERT", "werkzeug", "0x")
@@ -30,7 +31,7 @@ LEAKS = ("Traceback", "sqlalchemy", "site-packages", "SELECT", "INSERT", "werkze
 def assert_is_problem(response: TestResponse, path: str) -> None:
     body = response.json
     assert response.content_type == "application/problem+json"
-    assert MEMBERS <= body.keys() <= MEMBERS | {"errors", "authorize_url"}
+    assert MEMBERS <= body.keys() <= MEMBERS | {"errors", "authorize_url", "error"}
     assert body["status"] == response.status_code
     assert body["type"].startswith("/problems/")
     assert body["detail"]
@@ -88,6 +89,39 @@ def test_errors_have_one_format(
     assert_is_problem(response, path)
     if status == 405:
         assert response.headers["Allow"]
+
+
+@pytest.mark.sqlite_only
+def test_problems_of_the_gateway_are_also_errors_in_spotifys_format(
+    app: Flask, client: FlaskClient, upstream: Upstream
+) -> None:
+    @app.get("/v1/fails")
+    @public
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    web_api = "/api/spotify/v1"
+    responses = [
+        client.get(f"{web_api}/me/../x"),
+        client.get(f"{web_api}/me", headers={"X-Requested-With": ""}),
+        client.get(f"{web_api}/"),
+        client.get(web_api),
+        client.get("/v1/"),
+        client.patch(f"{web_api}/me"),
+        client.get(f"{web_api}/me"),
+        client.put(f"{web_api}/me", data=b" " * 300_000),
+        client.put(f"{web_api}/me", data=b"{}", content_type="text/plain"),
+        client.get("/v1/fails"),
+    ]
+
+    statuses = [response.status_code for response in responses]
+    assert statuses == [400, 403, 404, 404, 404, 405, 409, 413, 415, 500]
+    for response in responses:
+        assert_is_problem(response, response.request.path)
+        problem = response.json
+        assert problem["error"] == {"status": response.status_code, "message": problem["detail"]}
+    for path in ("/api/spotify/v1x", "/v1x", "/api/spotify/nothing"):
+        assert "error" not in client.get(path).json
 
 
 @pytest.mark.sqlite_only

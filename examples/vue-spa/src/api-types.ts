@@ -365,6 +365,11 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        SpotifyErrorOut: {
+            status: number;
+            message: string;
+            reason?: string;
+        };
         ProblemOut: {
             /**
              * Format: uri-reference
@@ -382,6 +387,8 @@ export interface components {
             };
             /** @description spotify-reauthorization-required only */
             authorize_url?: string;
+            /** @description Problems of the gateway only, for Spotify's libraries */
+            error?: components["schemas"]["SpotifyErrorOut"];
         };
         Registration: {
             /** @example ada */

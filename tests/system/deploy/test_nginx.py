@@ -318,6 +318,7 @@ def test_body_for_the_gateway_may_be_larger(nginx: Https) -> None:
     for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
         response = nginx.raw(request(*COVER, body=b"x" * size))
         assert (response.status, response.problem["type"]) == (status, f"/problems/{slug}")
+        assert response.problem["error"] == {"status": status, "message": response.problem["detail"]}
     assert response.problem["detail"] == "Send at most 256 KiB."
 
 
@@ -339,23 +340,30 @@ def test_body_beyond_the_buffers_of_nginx_is_rejected_too(nginx: Https) -> None:
 
 @pytest.mark.requirement("I1")
 def test_nginx_uses_the_same_titles_and_details_as_the_application() -> None:
-    text = (ROOT / "deploy" / "nginx.conf").read_text()
-    table = re.search(r"map \$status \$problem \{(.+?)\n    \}", text, re.DOTALL)
-    assert table
-    said = {
-        key: json.loads(f"{{{members}}}".replace("$status", "0").replace("$most_kib", "64"))
-        for key, members in re.findall(r"^ +(\S+) '(.+)';$", table[1], re.MULTILINE)
-    }
     kinds = {kind.slug: kind for kind in problems.PROBLEM_TYPES.values()}
-    for status, document in said.items():
-        kind = kinds[document["type"].removeprefix("/problems/")]
-        assert document["title"] == kind.title
-        assert status in ("414", "431", "501") or document["detail"] == kind.detail
+    by_status = {}
+    for status, members in nginx_map("problem"):
+        document = json.loads(f"{{{members}}}".replace("$status", "0"))
+        by_status[status] = kinds[document["type"].removeprefix("/problems/")]
+        assert document["title"] == by_status[status].title
+    details = dict(nginx_map("detail"))
+    assert details.keys() >= by_status.keys()
+    for status, kind in by_status.items():
+        assert details[status].replace("$most_kib", "64") == kind.detail
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
     expected = {code for line in re.findall(r"error_page ([\d =]+)", text) for code in line.split()}
     assert expected == {
         *("400", "404", "405", "413", "414", "421", "429", "500", "501", "502", "503", "504", "505"),
         *("403", "=404", "494", "=431", "497", "=400"),
     }
+
+
+def nginx_map(name: str) -> list[tuple[str, str]]:
+    """Return the entries of a map from statuses."""
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    table = re.search(rf"map \$status \${name} \{{(.+?)\n    \}}", text, re.DOTALL)
+    assert table
+    return re.findall(r"^ +(\S+) ['\"](.+)['\"];$", table[1], re.MULTILINE)
 
 
 @pytest.mark.requirement("I1")
