@@ -101,6 +101,10 @@ class SpotifyUnavailable(BacklineError):
     retry_after = 5
 
 
+class SpotifyOutcomeUnknown(BacklineError):
+    """A write was sent to Spotify, but no response arrived. Clients must not repeat it by themselves."""
+
+
 class SpotifyRateLimited(BacklineError):
     """Spotify's rate limit has been reached."""
 

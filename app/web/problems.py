@@ -19,6 +19,7 @@ from app.errors import (
     SpotifyAccountMismatch,
     SpotifyMisconfigured,
     SpotifyNotConnected,
+    SpotifyOutcomeUnknown,
     SpotifyRateLimited,
     SpotifyReauthorizationRequired,
     SpotifyStateMismatch,
@@ -164,6 +165,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "spotify-not-connected",
         "Spotify is not connected",
         "Send the person through GET /api/spotify/authorize first.",
+    ),
+    SpotifyOutcomeUnknown: ProblemType(
+        409,
+        "spotify-outcome-unknown",
+        "Spotify did not respond",
+        "The request was sent, so it may have taken effect. Check that before you send it again.",
     ),
     SpotifyReauthorizationRequired: ProblemType(
         409,

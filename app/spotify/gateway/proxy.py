@@ -14,7 +14,7 @@ import redis
 from werkzeug.datastructures import ResponseCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from app.errors import InsufficientScope, SpotifyRateLimited, SpotifyUnavailable
+from app.errors import InsufficientScope, SpotifyOutcomeUnknown, SpotifyRateLimited, SpotifyUnavailable
 from app.infra.http_client import HttpResponse
 from app.models.snapshots import ConnectionSnapshot
 from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
@@ -116,7 +116,9 @@ class Gateway:
             SpotifyNotConnected: The connection is gone, or has another grant.
             InsufficientScope: The grant lacks a scope that the call needs.
             SpotifyRateLimited: Spotify rejects such calls for now, or the budget is used up.
-            SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it.
+            SpotifyUnavailable: Spotify did not respond usably, or too many requests wait for it. A write has
+                had no effect.
+            SpotifyOutcomeUnknown: A write was sent, but got no usable response.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         forward = _Forward(connection, prepared, grant_id, time.monotonic() + TOTAL_SECONDS)
@@ -221,6 +223,9 @@ class Gateway:
         except RateLimited as error:
             raise SpotifyRateLimited(retry_after=error.retry_after) from error
         except SpotifyTransportError as error:
+            if not forward.call.is_read and not error.not_sent:
+                # Many clients repeat a request after a 503, and would then skip two tracks.
+                raise SpotifyOutcomeUnknown from error
             raise SpotifyUnavailable(retry_after=error.retry_after) from error
 
     def _send(self, forward: _Forward, access_token: str) -> HttpResponse:

@@ -375,7 +375,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -2364,7 +2364,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2516,7 +2516,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2668,7 +2668,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2820,7 +2820,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;

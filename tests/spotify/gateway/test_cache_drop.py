@@ -56,7 +56,7 @@ def test_write_drops_responses_whatever_its_status(mira: FlaskClient, upstream: 
 def test_write_without_a_response_drops_responses(mira: FlaskClient, sandbox: SandboxClient) -> None:
     assert [cache_header(get(mira)) for _ in range(2)] == ["miss", "hit"]
     sandbox.fault(on="player", kind="close", after_effect=True)
-    assert write(mira).status_code == 503
+    assert write(mira).status_code == 409
     assert cache_header(get(mira)) == "miss"
 
 

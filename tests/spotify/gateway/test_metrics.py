@@ -77,7 +77,7 @@ def test_metrics_count_requests_by_route_outcome_and_cache(
     assert deltas.of(REQUESTS, **items, cache="hit") == 2
     assert deltas.of(REQUESTS, **volume, outcome="404", cache="miss") == 1
     assert deltas.of(REQUESTS, **volume, outcome="insufficient-scope", cache="") == 1
-    assert deltas.of(REQUESTS, **volume, outcome="spotify-unavailable", cache="") == 1
+    assert deltas.of(REQUESTS, **volume, outcome="spotify-outcome-unknown", cache="") == 1
     assert deltas.of(REQUESTS, method="DELETE", route="other", outcome="204", cache="miss") == 1
     assert deltas.of(REQUESTS) == 7
 

@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("database_url", ["sqlite
 GATEWAY = "/api/spotify/v1"
 OK = Reply(200, b'{"fine":1}')
 NO_REPLY = Reply(0)
+MALFORMED = Reply(201, b'{"snapshot_id": "x"}', headers=(("Transfer-Encoding", "chunked"),))
+TOO_LARGE = Reply(201, b" " * (8 * 1024 * 1024 + 1))
 FAILURES = {
     "500": problem_of_spotify(500, "Internal server error"),
     "502": problem_of_spotify(502, "Bad gateway."),
@@ -40,6 +42,12 @@ FAILURES = {
 }
 # Repeating these can have an additional effect.
 WRITES = [("POST", "me/player/next"), ("PUT", "me/player/play"), ("DELETE", "playlists/x/items")]
+
+
+def outcome_is_unknown(response: Any) -> bool:
+    assert (response.status_code, slug(response)) == (409, "spotify-outcome-unknown"), response.text
+    assert "Retry-After" not in response.headers
+    return True
 
 
 def is_unavailable(response: Any) -> bool:
@@ -91,10 +99,20 @@ def test_write_is_not_retried_if_it_may_have_been_sent(
         connected.get(f"{GATEWAY}/tracks/{number}")
         upstream.calls.pop()
     upstream.calls.clear()
-    upstream.replies(NO_REPLY, OK)
+    for lost in (NO_REPLY, MALFORMED, TOO_LARGE):
+        upstream.calls.clear()
+        upstream.replies(lost, OK)
+        assert outcome_is_unknown(connected.open(f"{GATEWAY}/{path}", method=method))
+        assert len(upstream.calls) == 1
 
-    assert is_unavailable(connected.open(f"{GATEWAY}/{path}", method=method))
-    assert len(upstream.calls) == 1
+
+def test_outcome_of_a_write_is_unknown_if_it_is_lost_after_a_401(
+    connected: FlaskClient, upstream: Upstream
+) -> None:
+    upstream.replies(Reply(401), NO_REPLY)
+
+    assert outcome_is_unknown(connected.post(f"{GATEWAY}/me/player/next"))
+    assert len(upstream.calls) == 2
 
 
 def test_read_is_retried_without_a_response(connected: FlaskClient, upstream: Upstream) -> None:
@@ -259,7 +277,7 @@ def test_failed_trial_call_keeps_the_circuit_breaker_open(
     monkeypatch.setattr(circuit_breaker, "PAUSE_SECONDS", 0.5)
     upstream.replies(NO_REPLY)
     for _ in range(5):
-        assert is_unavailable(connected.post(f"{GATEWAY}/me/player/next"))
+        assert outcome_is_unknown(connected.post(f"{GATEWAY}/me/player/next"))
     assert len(upstream.calls) == 5
 
     eventually(lambda: connected.post(f"{GATEWAY}/me/player/next") and len(upstream.calls) == 6)
