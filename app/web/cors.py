@@ -15,7 +15,8 @@ from config import Config
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_EXPOSED_HEADERS = ["Age", "Location", "Retry-After", "X-Cache", "X-Request-ID"]
+_ALLOWED_HEADERS = ["Accept-Language", "Authorization", "Content-Type", "If-None-Match", "X-Requested-With"]
+_EXPOSED_HEADERS = ["Age", "ETag", "Location", "Retry-After", "WWW-Authenticate", "X-Cache", "X-Request-ID"]
 
 
 def init_app(app: Flask, config: Config) -> None:
@@ -28,7 +29,7 @@ def init_app(app: Flask, config: Config) -> None:
             "origins": origins,
             "supports_credentials": True,
             "methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
-            "allow_headers": ["Content-Type", "X-Requested-With", *config.cors_allow_headers],
+            "allow_headers": [*_ALLOWED_HEADERS, *config.cors_allow_headers],
             "expose_headers": _EXPOSED_HEADERS,
             "max_age": 3600,
             "always_send": False,

@@ -126,5 +126,6 @@ def may_read(response: RawResponse, origin: str | None = ORIGIN) -> bool:
     found = [response.headers.get_all(name, []) for name in names]
     if found == [[], [], []]:
         return False
-    assert found == [[origin], ["true"], ["Age, Location, Retry-After, X-Cache, X-Request-ID"]]
+    exposed = "Age, ETag, Location, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID"
+    assert found == [[origin], ["true"], [exposed]]
     return True

@@ -282,7 +282,7 @@ def test_preflight_from_the_app_is_allowed(client: FlaskClient) -> None:
 @pytest.mark.settings(CORS_ALLOW_HEADERS="tracestate, X-App.Version")
 def test_preflight_allows_headers_for_tracing_and_from_settings(client: FlaskClient) -> None:
     expected = ["baggage", "sentry-trace", "traceparent", "tracestate", "x-app.version"]
-    for name in [*expected, "X-App-Version", "x-appxversion", "authorization", "x-evil"]:
+    for name in [*expected, "X-App-Version", "x-appxversion", "cookie", "x-evil"]:
         calls = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": name}
         response = client.options("/api/user/password", headers={"Origin": SPA, **calls})
         allowed = response.headers.get("Access-Control-Allow-Headers", "").lower()
@@ -357,14 +357,14 @@ def test_no_route_allows_a_foreign_origin(client: FlaskClient, app: Flask) -> No
 
 @pytest.mark.requirement("C2")
 def test_every_response_has_each_cors_header_once(client: FlaskClient, app: Flask) -> None:
-    paths = {route.path for route in every_route(app)} | {"/api/nothing", "/api/", "/api/user/"}
+    paths = {route.path for route in every_route(app)} | {"/api/nothing", "/api/", "/api/user/", "/v1/"}
     for path, method in itertools.product(sorted(paths), (*sorted(SAFE), "POST", "DELETE", "TRACE")):
         for origin in (None, "http://evil.test", SPA):
             response = client.open(
                 path, method=method, headers={"Origin": origin} if origin else {}, buffered=True
             )
             where, headers = (method, path, origin), response.headers
-            public = path.startswith("/api/")
+            public = path.startswith(("/api/", "/v1/"))
             assert ("Origin" in response.vary) is public, where
             if origin == SPA and public:
                 assert headers.getlist("Access-Control-Allow-Origin") == [SPA], where
@@ -372,6 +372,9 @@ def test_every_response_has_each_cors_header_once(client: FlaskClient, app: Flas
                 assert len(headers.getlist("Access-Control-Expose-Headers")) == 1, where
             else:
                 assert cors_headers(response) == [], where
+
+
+ALLOWED = {"accept-language", "authorization", "content-type", "if-none-match", "x-requested-with"}
 
 
 @pytest.mark.requirement("C3")
@@ -385,15 +388,15 @@ def test_preflight_allows_only_the_methods_of_the_route_and_known_headers(
         calls = {
             "Origin": SPA,
             "Access-Control-Request-Method": method,
-            "Access-Control-Request-Headers": "content-type, x-requested-with, authorization, x-evil",
+            "Access-Control-Request-Headers": f"{', '.join(sorted(ALLOWED))}, cookie, range, x-evil",
         }
         response = client.options(path, headers=calls)
-        if not path.startswith("/api/"):
+        if not path.startswith(("/api/", "/v1/")):
             assert cors_headers(response) == [], path
             continue
         assert set(response.headers["Access-Control-Allow-Methods"].split(", ")) == own[path], path
         allowed = response.headers["Access-Control-Allow-Headers"].lower()
-        assert set(allowed.split(", ")) == {"content-type", "x-requested-with"}, path
+        assert set(allowed.split(", ")) == ALLOWED, path
         assert 0 < int(response.headers["Access-Control-Max-Age"]) <= 7200, path
         assert "*" not in "".join(cors_headers(response)), path
 

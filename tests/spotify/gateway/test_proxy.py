@@ -224,7 +224,9 @@ OWN_HEADERS = {
     "Vary": "Origin, Cookie",
     "Access-Control-Allow-Origin": SPA_ORIGIN,
     "Access-Control-Allow-Credentials": "true",
-    "Access-Control-Expose-Headers": "Age, Location, Retry-After, X-Cache, X-Request-ID",
+    "Access-Control-Expose-Headers": (
+        "Age, ETag, Location, Retry-After, WWW-Authenticate, X-Cache, X-Request-ID"
+    ),
 }
 NOT_PASSED_ON = (
     ("Set-Cookie", "sp_t=1; Path=/"),
