@@ -67,6 +67,10 @@ class UsernameTaken(BacklineError):
     """Another account has this username."""
 
 
+class TooManyTokens(BacklineError):
+    """The account has as many personal access tokens as it may have."""
+
+
 class EmailTaken(BacklineError):
     """Another account uses this email address, or used it until recently."""
 

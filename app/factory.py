@@ -14,6 +14,7 @@ from app.auth.login import Authenticator
 from app.auth.notifications import Notifications
 from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
+from app.auth.personal_access_tokens import PersonalAccessTokens
 from app.auth.routes import blueprint as auth
 from app.infra import database, row_versions
 from app.infra.cli_command import LazyGroup
@@ -174,5 +175,6 @@ def _build_services(app: Flask, config: Config) -> Services:
         authenticator=Authenticator(throttle, passwords),
         password_changes=PasswordChanges(passwords, notifications, connections),
         email_changes=email_changes,
+        personal_access_tokens=PersonalAccessTokens(config.secret_key, notifications),
         user_accounts=UserAccounts(notifications, email_changes, connections),
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from app.auth.notifications import Notifications
     from app.auth.password_change import PasswordChanges
     from app.auth.passwords import Passwords
+    from app.auth.personal_access_tokens import PersonalAccessTokens
     from app.infra.encryption import TokenCipher
     from app.infra.redis_cipher import RedisCipher
     from app.infra.row_versions import RowVersions
@@ -66,6 +67,7 @@ class Services:
     authenticator: Authenticator
     password_changes: PasswordChanges
     email_changes: EmailChanges
+    personal_access_tokens: PersonalAccessTokens
     user_accounts: UserAccounts
 
 

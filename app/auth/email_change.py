@@ -8,7 +8,7 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from app.auth import email_tokens, passwords
+from app.auth import email_tokens, passwords, personal_access_tokens
 from app.auth.notifications import Notifications
 from app.auth.registration import require_available
 from app.infra.clock import utc_now
@@ -71,10 +71,10 @@ class EmailChanges:
     def undo(self, token: str) -> User:
         """Restore the address that this token was sent to, and lock out the person who changed it.
 
-        All sessions end, and the password stops working: the owner chooses a new one by email. Links that
-        undo an earlier change stay valid, so that the person who made this one cannot revert the undo. A
-        Spotify account that was connected while another address was in effect may be someone else's, so that
-        connection is deleted.
+        All sessions and personal access tokens end, and the password stops working: the owner chooses a new
+        one by email. Links that undo an earlier change stay valid, so that the person who made this one
+        cannot revert the undo. A Spotify account that was connected while another address was in effect may
+        be someone else's, so that connection is deleted.
 
         Raises:
             InvalidToken: See `email_tokens.redeem`.
@@ -88,6 +88,7 @@ class EmailChanges:
             user.set_email(sent.entered, verified_at=utc_now())
             user.password_hash = passwords.UNUSABLE_HASH
             user.end_sessions()
+            personal_access_tokens.revoke_all(db, user.id)
             since = email_tokens.revoke_since(db, user, sent.email)
             deleted = delete_of_user(db, user.id, since=since) if was_replaced else []
             self._notifications.notify(db, user, MailKind.EMAIL_CHANGE_UNDONE)

@@ -18,15 +18,16 @@ class Notifications:
         self._mailer = mailer
         self._throttle = throttle
 
-    def notify(self, db: Session, user: User, kind: MailKind) -> None:
+    def notify(self, db: Session, user: User, kind: MailKind, **arguments: str) -> None:
         """Email a notice, in the caller's transaction, if the address is verified.
 
-        An unverified address may be a stranger's, and someone may want to flood it.
+        An unverified address may be a stranger's, and someone may want to flood it. `arguments` are values
+        for the text.
         """
         if user.email_verified:
             # A notice of the deletion must outlive the account.
             user_id = None if kind is MailKind.ACCOUNT_DELETED else user.id
-            self._mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id)
+            self._mailer.enqueue(db, kind, to=user.mail_to, user_id=user_id, **arguments)
 
     def notify_address(self, db: Session, address: str, kind: MailKind) -> None:
         """Email a notice to an address that was verified earlier, in the caller's transaction."""

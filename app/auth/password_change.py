@@ -4,7 +4,7 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from app.auth import email_tokens, lookup
+from app.auth import email_tokens, lookup, personal_access_tokens
 from app.auth.email_change import cancel_pending
 from app.auth.notifications import Notifications
 from app.auth.password_policy import validate_strength
@@ -26,7 +26,7 @@ class PasswordChanges:
         self._connections = connections
 
     def change(self, user: User, new_password: str) -> User:
-        """Store a new password, and end all sessions.
+        """Store a new password, and end all sessions and tokens.
 
         Raises:
             ValidationError: The new password is guessable.
@@ -84,6 +84,7 @@ class PasswordChanges:
         """
         user.password_hash = password_hash
         user.end_sessions()
+        personal_access_tokens.revoke_all(db, user.id)
         email_tokens.revoke(db, user, Purpose.PASSWORD_RESET)
         cancel_pending(db, user)
         self._notifications.notify(db, user, MailKind.PASSWORD_CHANGED)

@@ -23,6 +23,7 @@ class MailKind(StrEnum):
     EMAIL_SET_BY_OPERATOR = "email_set_by_operator"
     USERNAME_CHANGED = "username_changed"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    PERSONAL_ACCESS_TOKEN_CREATED = "personal_access_token_created"  # noqa: S105
     ACCOUNT_DELETED = "account_deleted"
     SPOTIFY_ENDS_SOON = "spotify_ends_soon"
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from flask.cli import AppGroup
 from sqlalchemy.orm import Session
 
-from app.auth import lookup
+from app.auth import lookup, personal_access_tokens
 from app.auth.registration import create_account
 from app.auth.schemas import EmailOnly, Registration
 from app.errors import BacklineError
@@ -107,8 +107,8 @@ def set_email(user: str, email: str) -> None:
 @users.command("end-sessions", cls=_UsersCommand)
 @_user
 def end_sessions(user: str) -> None:
-    """Sign a user out everywhere."""
-    changed = _change(_find(user), lambda _, row: row.end_sessions())
+    """Sign a user out everywhere, and revoke their personal access tokens."""
+    changed = _change(_find(user), _end_access)
     ended = _delete_sessions(changed)
     log.info("sessions_ended", extra={"account": changed.id, "ended": ended})
     count = "all sessions" if ended is None else "1 session" if ended == 1 else f"{ended} sessions"
@@ -118,15 +118,15 @@ def end_sessions(user: str) -> None:
 @users.command("disable", cls=_UsersCommand)
 @_user
 def disable(user: str) -> None:
-    """Disable an account, and end its sessions.
+    """Disable an account, end its sessions, and revoke its personal access tokens.
 
     Until you run `flask users enable`, the user cannot sign in or reset the password. Signing in fails with
     the message for a wrong password. Nothing is deleted.
     """
 
-    def work(_: Session, row: User) -> None:
+    def work(db: Session, row: User) -> None:
         row.disabled_at = row.disabled_at or utc_now()
-        row.end_sessions()
+        _end_access(db, row)
 
     changed = _change(_find(user), work)
     _delete_sessions(changed)
@@ -145,6 +145,13 @@ def enable(user: str) -> None:
     changed = _change(_find(user), work)
     log.info("account_enabled", extra={"account": changed.id})
     click.echo(f"Enabled user {changed.id} ({changed.username}).")
+
+
+def _end_access(db: Session, user: User) -> None:
+    """End the sessions of a user whose row is locked, and revoke their tokens."""
+    user.end_sessions()
+    # As in `_change`: the command works without Redis.
+    personal_access_tokens.revoke_all(db, user.id, best_effort=True)
 
 
 def _delete_sessions(user: User) -> int | None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.auth import email_tokens, lookup
 from app.infra.database import run_in_transaction
 from app.mail.transport import Email
-from app.models import MailKind, OutgoingMail, Purpose, User
+from app.models import MailKind, OutgoingMail, Purpose, Right, User
 
 _IGNORE = "If you didn't request this, you can ignore this email."
 _NOT_YOU = "If you didn't do this, reset your password right away: {home}"
@@ -36,6 +36,12 @@ _NOTICES = {
         "The password of your account was changed.",
         _NOT_YOU,
     ),
+    MailKind.PERSONAL_ACCESS_TOKEN_CREATED: (
+        "A personal access token was created",
+        "A personal access token was created for your account.",
+        "Until {date}, a program that has it can {uses}.",
+        "If you didn't do this, reset your password right away, which also revokes all tokens: {home}",
+    ),
     MailKind.ACCOUNT_DELETED: (
         "Your account was deleted",
         "We deleted your account, your Spotify connection, and all other data we stored about you.",
@@ -45,6 +51,12 @@ _NOTICES = {
         "Spotify requires you to renew access every six months. Your connection expires on {date}.",
         "To keep it, connect Spotify again before then: {home}",
     ),
+}
+# What the rights of a token allow.
+_USES = {
+    Right.SPOTIFY_READ: "read your Spotify data",
+    Right.SPOTIFY_WRITE: "control Spotify and change your library",
+    Right.ACCOUNT_READ: "see your account",
 }
 
 
@@ -72,10 +84,12 @@ class EmailWriter:
         return run_in_transaction(lambda db: self._writers[kind](db, mail))
 
     def _notice(self, kind: MailKind, mail: OutgoingMail) -> Email:
-        values = {"home": self._home}
-        if kind is MailKind.SPOTIFY_ENDS_SOON:
-            end = datetime.fromisoformat(json.loads(mail.arguments)["expires_at"])
+        values, arguments = {"home": self._home}, json.loads(mail.arguments)
+        if "expires_at" in arguments:
+            end = datetime.fromisoformat(arguments["expires_at"])
             values["date"] = f"{end:%B} {end.day}, {end.year}"
+        if "rights" in arguments:
+            values["uses"] = " and ".join(_USES[right] for right in arguments["rights"].split())
         subject, *paragraphs = _NOTICES[kind]
         return self._email(mail.recipient, subject, *(text.format(**values) for text in paragraphs))
 

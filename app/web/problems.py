@@ -25,6 +25,7 @@ from app.errors import (
     SpotifyStateMismatch,
     SpotifyUnavailable,
     TooManyAttempts,
+    TooManyTokens,
     UsernameTaken,
     ValidationError,
 )
@@ -177,6 +178,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "spotify-reauthorization-required",
         "Please reconnect Spotify",
         "Spotify has ended this app's access. Send the person to authorize_url.",
+    ),
+    TooManyTokens: ProblemType(
+        409,
+        "too-many-tokens",
+        "There are too many tokens",
+        "An account can have 20. Revoke one that is no longer used.",
     ),
     UsernameTaken: ProblemType(409, "username-taken", "This username is taken", "Choose another one."),
     PayloadTooLarge: ProblemType(413, "payload-too-large", "The body is too large", "Send at most 64 KiB."),

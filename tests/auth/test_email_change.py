@@ -24,7 +24,7 @@ from tests.helpers.email_change import (
     verify,
 )
 from tests.helpers.factories import advance_time, run_maintenance
-from tests.helpers.flows import PASSWORD, connect, login, register, slug
+from tests.helpers.flows import PASSWORD, connect, create_token, login, register, slug
 from tests.helpers.mail_server import (
     CHANGE_REQUESTED,
     CHANGE_UNDONE,
@@ -275,6 +275,8 @@ def test_emails_contain_nothing_that_a_user_chose(
     app.test_cli_runner().invoke(args=["users", "set-email", owner, f"{ad}@third.example"])
     wait_for_background_work(app)
     assert verify(client, mailbox, f"{ad}@third.example") == (204, "")
+    create_token(client)
+    wait_for_background_work(app)
     client.delete("/api/user", json={"password": PASSWORD})
     wait_for_background_work(app)
 

@@ -1,13 +1,18 @@
 """Actions of people, such as signing up and connecting Spotify, in one call each."""
 
 import itertools
+from datetime import timedelta
 from typing import Any
 
 import requests
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from app.auth.personal_access_tokens import PersonalAccessTokens
+from app.infra.database import reading
+from app.models import Right, User
 from tests.helpers.sandbox_client import SandboxClient, callback_query
 
 PASSWORD = "a long sentence is best"
@@ -55,6 +60,18 @@ def connect(
     assert response.json["status"] == "connected"
     connection: dict[str, Any] = response.json["spotify"]
     return connection
+
+
+def create_token(client: FlaskClient, *rights: Right, days: int = 90) -> str:
+    """Create a personal access token of the person who is signed in, by default with all rights."""
+    app, user_id = client.application, client.get("/api/user").json["id"]
+    with app.app_context():
+        with reading() as db:
+            epoch = db.scalars(sa.select(User.session_epoch).where(User.id == user_id)).one()
+        tokens: PersonalAccessTokens = app.extensions["backline"].personal_access_tokens
+        lifetime = timedelta(days=days)
+        created = tokens.create(user_id, epoch, name="a script", rights=rights or [*Right], lifetime=lifetime)
+    return created.token
 
 
 def refresh_count(sandbox: SandboxClient) -> int:

@@ -4,10 +4,10 @@ This covers logs at LOG_LEVEL=DEBUG, responses, commands sent to Redis, all colu
 output of programs that `tests/helpers/servers.py` or `subprocess.run` starts. For other output, call
 `secret_scanner.record(output, "where")`. `tests/conftest.py` scans at the end of each test.
 
-Three secrets are allowed: the session id in its Set-Cookie, the access token in the response of
-`GET /api/spotify/token`, and the tokens in emails that development prints. The `state` of an authorization
-may appear only in the URL of the consent page in a response. The examples in the OpenAPI document and Swagger
-UI's files are skipped.
+These secrets are allowed: the session id in its Set-Cookie, the access token in the response of
+`GET /api/spotify/token`, a personal access token in the response that issues it, and the tokens in emails
+that development prints. The `state` of an authorization may appear only in the URL of the consent page in a
+response. The examples in the OpenAPI document and Swagger UI's files are skipped.
 """
 
 import base64
@@ -37,6 +37,8 @@ from app.web.request_log import RequestFields
 
 # The format of the sandbox's codes and tokens (sandbox/grants.py).
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
+# The format of our own tokens (app/infra/bearer_token.py), even if one is mistyped.
+PERSONAL_ACCESS_TOKEN = re.compile(r"bl_pat_[\w-]{20,}", re.ASCII)
 TOKEN_KINDS = {"A": "a code or refresh token", "B": "an access token"}
 
 # Session ids, states and verifiers are 256 random bits in base64url.
@@ -53,6 +55,10 @@ EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)
 STATE = re.compile(r"\bstate=([\w-]+)", re.ASCII)
+
+# The responses that issue our own tokens, and where these are in them.
+ISSUING_ROUTES = ("POST /api/user/tokens", "POST /api/oauth/token")
+ISSUED = re.compile(rf'"(?:access_)?token":\s*"{PERSONAL_ACCESS_TOKEN.pattern}"', re.ASCII)
 
 CONTEXT_CHARS = 60  # shown on either side of a secret
 Texts = Iterable[tuple[str, str]]
@@ -161,6 +167,10 @@ class SecretScanner:
     def _spans(self, text: str, clean: set[str]) -> list[Span]:
         """Return the spans and kinds of secrets. Adds long words without secrets to `clean`."""
         found = [(match.start(), match.end(), TOKEN_KINDS[match[1]]) for match in TOKEN.finditer(text)]
+        found += [
+            (match.start(), match.end(), "a personal access token")
+            for match in PERSONAL_ACCESS_TOKEN.finditer(text)
+        ]
         for phrase, kind in self._phrases.items():
             if phrase in text:
                 found += [
@@ -213,6 +223,8 @@ def _without_allowed(request: str, body: bytes) -> str:
     text = _text(body)
     if request == "GET /api/spotify/token":
         return _without_access_token(text)
+    if request in ISSUING_ROUTES:
+        return ISSUED.sub("", text)
     if request == "GET /api/openapi.json":
         return EXAMPLE.sub("", text)  # tests use the documented password
     return text

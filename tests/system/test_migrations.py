@@ -21,6 +21,9 @@ DESIGNED = {
         "password_hash session_epoch disabled_at created_at updated_at"
     ),
     "one_time_tokens": "id user_id purpose token_hash email email_address expires_at",
+    "personal_access_tokens": (
+        "id user_id token_hash name rights session_epoch expires_at created_at last_used_at last_used_ip"
+    ),
     "spotify_users": (
         "id user_id spotify_id account_id display_name image_url product country "
         "created_at updated_at last_used_at"

@@ -48,7 +48,7 @@ ROUND_TRIPS = {
     "PUT /api/email-verification": (1, 5),
     "PUT /api/password-reset": (1, 5),
     "PUT /api/spotify/v1/{path}": (2, 0),
-    "PUT /api/user/password": (14, 18),
+    "PUT /api/user/password": (14, 19),
 }
 
 

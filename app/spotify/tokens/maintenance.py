@@ -16,8 +16,18 @@ from app.infra.database import run_in_transaction
 from app.infra.row_versions import announce
 from app.mail import outbox
 from app.mail.mailer import Mailer
-from app.models import AccessToken, GrantState, MailKind, OneTimeToken, SpotifyUser, TokenRefresh, User
+from app.models import (
+    AccessToken,
+    GrantState,
+    MailKind,
+    OneTimeToken,
+    PersonalAccessToken,
+    SpotifyUser,
+    TokenRefresh,
+    User,
+)
 from app.models.access_token import CLOCK_TOLERANCE, is_over
+from app.models.personal_access_token import MAX_TOKEN_LIFETIME
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +60,7 @@ class Maintenance:
             prune_history,
             self.prune_visitors,
             prune_one_time_tokens,
+            prune_personal_access_tokens,
             drop_expired_mails,
             self.remind,
         )
@@ -189,6 +200,16 @@ def prune_one_time_tokens(db: Session, now: datetime) -> int:
         .limit(BATCH)
     )
     return _change_rows(db, expired, sa.delete(OneTimeToken), OneTimeToken.id)
+
+
+def prune_personal_access_tokens(db: Session, now: datetime) -> int:
+    """Delete personal access tokens that have expired, or whose expiry is further ahead than any lifetime."""
+    expired = (
+        sa.select(PersonalAccessToken.id)
+        .where(is_over(PersonalAccessToken.expires_at, now, MAX_TOKEN_LIFETIME))
+        .limit(BATCH)
+    )
+    return _change_rows(db, expired, sa.delete(PersonalAccessToken), PersonalAccessToken.id)
 
 
 def drop_expired_mails(db: Session, now: datetime) -> int:
