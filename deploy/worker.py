@@ -10,6 +10,7 @@ release that changes those needs a restart.)
 
 import json
 import logging
+import select
 import time
 import traceback
 import uuid
@@ -58,6 +59,8 @@ shortcuts.install()
 YIELD_SECONDS = 0.004
 # How often a worker shows that it is alive. gunicorn would do so several times for each request.
 HEARTBEAT_SECONDS = 1.0
+# How long a thread waits for the next request on a connection.
+NEXT_REQUEST_MS = 5
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
@@ -93,6 +96,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         if self.cfg.workers > 1 and busy >= self.cfg.threads // 4:
             time.sleep(YIELD_SECONDS * min(1.0, busy / self.cfg.threads))
         super().accept(listener)
+
+    def handle(self, conn: Any) -> Any:
+        """Handle a request, and those that follow it at once on the same connection.
+
+        gunicorn would return the connection to its main thread after each request. That takes a fifth of the
+        CPU time of a short one, because both threads need the GIL.
+        """
+        while True:
+            keep_alive = super().handle(conn)
+            if keep_alive is not True or not self.alive or not self._next_request_arrives(conn):
+                return keep_alive
+
+    def _next_request_arrives(self, conn: Any) -> bool:
+        """Wait a moment for the next request on a connection, unless others wait for a thread."""
+        if not self.tpool._work_queue.empty() or conn.parser.unreader.buf.getvalue():  # noqa: SLF001
+            return False
+        arrival = select.poll()
+        arrival.register(conn.sock, select.POLLIN)
+        return bool(arrival.poll(NEXT_REQUEST_MS))
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Respond to an error outside the app, and log it. Neither quotes the request."""
