@@ -1,6 +1,8 @@
 """Commands for operators. Results go to standard output, progress and problems to standard error."""
 
+import json
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 
 import click
@@ -125,16 +127,21 @@ def scheduler_command() -> None:
 
 
 @click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @with_appcontext
-def doctor_command() -> None:
+def doctor_command(as_json: bool) -> None:
     """Check the settings and the servers that Backline needs. Exits 1 if a check fails."""
-    has_failed = False
+    results = []
     for result in checks.run_checks(services()):
-        has_failed |= result.status is Status.FAILURE
+        results.append(result)
+        if as_json:
+            continue
         click.echo(f"{result.status:<4}  {result.summary}")
         if result.advice:
             click.echo(f"      {result.advice}")
-    sys.exit(1 if has_failed else 0)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results], indent=2))
+    sys.exit(1 if any(result.status is Status.FAILURE for result in results) else 0)
 
 
 def add_commands(group: AppGroup) -> None:

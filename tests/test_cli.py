@@ -51,7 +51,7 @@ def test_doctor_passes_with_working_servers(env: dict[str, str]) -> None:
     done = flask(env, "doctor")
 
     assert done.returncode == 0, done.stdout
-    assert "FAIL" not in done.stdout
+    assert "fail  " not in done.stdout
     assert "a-secret-key" not in done.stdout
 
 
@@ -65,7 +65,7 @@ def test_doctor_reports_failures_with_advice(env: dict[str, str]) -> None:
     assert done.returncode == 1
     assert "REDIS_URL" in done.stdout
     assert "SPOTIFY_ACCOUNTS_URL" in done.stdout
-    assert "WARN  client addresses: TRUSTED_PROXIES=2" in done.stdout
+    assert "warn  client addresses: TRUSTED_PROXIES=2" in done.stdout
 
 
 @pytest.mark.sqlite_only
@@ -112,6 +112,6 @@ def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
     away = flask({**env, "MAIL_URL": "smtp://u:hunter2hunter2@127.0.0.1:1"}, "doctor")
 
     assert "ok    mail: connected to 127.0.0.1, sending from us@example.com" in responses.stdout
-    assert "FAIL  mail: cannot connect to 127.0.0.1 (ConnectionRefusedError)" in away.stdout
+    assert "fail  mail: cannot connect to 127.0.0.1 (ConnectionRefusedError)" in away.stdout
     assert away.returncode == 1
     assert "hunter2" not in away.stdout + away.stderr

@@ -6,12 +6,13 @@ from urllib.parse import urlsplit
 
 from app.doctor.database import check_database
 from app.doctor.redis_server import check_redis
-from app.doctor.result import CheckResult, failure, ok
+from app.doctor.result import CheckResult, failure, ok, warning
 from app.doctor.settings import check_settings
-from app.infra.http_client import HttpClient, TransportError
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
 from app.services import Services
+from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
 from config import Config
 
 
@@ -26,9 +27,9 @@ def run_checks(services: Services) -> Iterator[CheckResult]:
         yield ok(f"settings: {config.app_env}")
     yield from check_settings(config)
     yield from check_database(config, services.token_cipher)
-    yield check_redis(services.redis)
+    yield from check_redis(services.redis, is_production=config.app_env == "production")
     yield _check_mail(config, services.mailer)
-    yield _check_spotify(config)
+    yield _check_spotify(config, services.accounts)
     yield _describe_spotify_app(config)
 
 
@@ -53,16 +54,26 @@ def _check_mail(config: Config, mailer: Mailer) -> CheckResult:
     return ok(f"mail: connected to {host}, sending from {config.mail_from}")
 
 
-def _check_spotify(config: Config) -> CheckResult:
+def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
     url = config.spotify_accounts_url
     try:
-        HttpClient().send("GET", f"{url}/")
-    except TransportError as error:
+        accounts.check_client()
+    except Misconfigured as error:
         return failure(
-            f"Spotify: {url} does not respond ({error})",
+            f"Spotify: {url} rejects this application ({error})",
+            "Compare SPOTIFY_CLIENT_ID and SPOTIFY_CLIENT_SECRET with the Spotify dashboard.",
+        )
+    except SpotifyTransportError as error:
+        return failure(
+            f"Spotify: {url} does not respond ({error.__cause__})",
             "Check the network connection and SPOTIFY_ACCOUNTS_URL.",
         )
-    return ok(f"Spotify: {url} responds")
+    except SpotifyError as error:
+        return warning(
+            f"Spotify: {url} cannot confirm the client id and secret now ({error})",
+            "Try again in a few minutes, and check SPOTIFY_ACCOUNTS_URL.",
+        )
+    return ok(f"Spotify: {url} accepts the client id and secret")
 
 
 def _describe_spotify_app(config: Config) -> CheckResult:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from app.doctor.clocks import check_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.database import db
 from app.infra.encryption import TokenCipher
@@ -83,6 +84,16 @@ def _check_server(connection: sa.Connection, config: Config) -> Iterator[CheckRe
         yield failure(f"database: {REPLICA}", _NOT_PRIMARY)
     limits = connection.execute(sa.text("SELECT @@GLOBAL.max_connections, @@max_user_connections")).one()
     yield _check_connections(config, min(int(number) for number in limits if number))
+    flush, timestamp = connection.execute(
+        sa.text("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit, UNIX_TIMESTAMP(NOW(6))")
+    ).one()
+    if int(flush) != 1:
+        yield warning(
+            f"database: innodb_flush_log_at_trx_commit is {flush}",
+            "Set it to 1. Otherwise, a crash of that machine can lose refresh tokens that Spotify has just "
+            "replaced, and people have to connect again.",
+        )
+    yield check_clock("database", float(timestamp))
 
 
 def check_version(version: str) -> CheckResult:

@@ -1,10 +1,12 @@
 """Checks that Redis can do what requests need."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import redis
 from redis.exceptions import NoPermissionError
 
+from app.doctor.clocks import check_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.probes import probe_redis
 
@@ -38,40 +40,55 @@ _ADVICE = {
 }
 
 
-def check_redis(client: redis.Redis) -> CheckResult:
-    """Check the version, every command that Backline uses, and what Redis does when it is full."""
+def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckResult]:
+    """Check the version, every command that Backline uses, the clock, and what happens to stored data."""
     try:
         version = _version(client)
         if version is not None and tuple(int(part) for part in version.split(".")[:3]) < MIN_VERSION:
-            return failure(f"Redis {version}", "Backline needs Redis 6.2 or newer (GETEX).")
+            yield failure(f"Redis {version}", "Backline needs Redis 6.2 or newer (GETEX).")
+            return
         probe_redis(client)
         policy = _eviction_policy(client)
+        seconds, microseconds = client.time()  # type: ignore[misc]
+        has_log = _info(client, "persistence").get("aof_enabled", 1)
     except (redis.RedisError, TypeError, ValueError) as error:  # the last two: an unknown URL parameter
-        return _describe(error)
+        yield _describe(error)
+        return
     summary = f"Redis {version or '(version not visible to this user)'}"
     if policy != "noeviction":
-        return warning(
+        yield warning(
             f"{summary}: maxmemory-policy is {policy}",
             "Set it to noeviction. Otherwise, a full Redis signs people out and forgets failed sign-ins.",
         )
-    return ok(summary)
+    else:
+        yield ok(summary)
+    if is_production and not has_log:
+        yield warning(
+            "Redis: appendonly is off",
+            "Set appendonly to yes. Otherwise, a crash loses the sessions since the last snapshot, and "
+            "brings back those that were signed out since then.",
+        )
+    yield check_clock("Redis", seconds + microseconds / 1e6)
 
 
 def _version(client: redis.Redis) -> str | None:
-    try:
-        server: Any = client.info("server")
-    except NoPermissionError:
-        return None
-    return str(server.get("redis_version", "0"))
+    version = _info(client, "server").get("redis_version")
+    return None if version is None else str(version)
 
 
 def _eviction_policy(client: redis.Redis) -> str:
     """Return what Redis does when it is full. Without a limit, or permission to ask, assume no eviction."""
-    try:
-        memory: Any = client.info("memory")
-    except NoPermissionError:
-        return "noeviction"
+    memory = _info(client, "memory")
     return str(memory.get("maxmemory_policy", "noeviction")) if memory.get("maxmemory") else "noeviction"
+
+
+def _info(client: redis.Redis, section: str) -> dict[str, Any]:
+    """Return a section of INFO, which is empty if the user may not see it."""
+    try:
+        found: Any = client.info(section)
+    except NoPermissionError:
+        return {}
+    return dict(found)
 
 
 def _describe(error: Exception) -> CheckResult:

@@ -8,8 +8,8 @@ class Status(StrEnum):
     """How a check ended, as `flask doctor` prints it."""
 
     OK = "ok"
-    WARNING = "WARN"  # it works, but may not be what the operator wants
-    FAILURE = "FAIL"
+    WARNING = "warn"  # it works, but may not be what the operator wants
+    FAILURE = "fail"
 
 
 @dataclass(frozen=True)

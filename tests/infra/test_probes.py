@@ -39,14 +39,14 @@ def check_unusable(app: Flask, advice: str) -> None:
     assert app.test_client().get("/readyz").status_code == 503
     report = app.test_cli_runner().invoke(args=["doctor"])
     assert report.exit_code == 1
-    failed = report.output.partition("FAIL")[2]
+    failed = report.output.partition("fail  ")[2]
     assert advice in " ".join(failed.split()), report.output
 
 
 def check_usable(app: Flask) -> None:
     assert app.test_client().get("/readyz").status_code == 200
     report = app.test_cli_runner().invoke(args=["doctor"])
-    assert "FAIL" not in report.output
+    assert "fail  " not in report.output
 
 
 def forbid_scripts(server: redis.Redis) -> None:
@@ -221,7 +221,7 @@ def test_pools_that_can_exceed_the_limit_get_a_warning(
     with admin.connect() as connection:
         connection.execute(sa.text("ALTER USER app@localhost WITH MAX_USER_CONNECTIONS 50"))
     report = app.test_cli_runner().invoke(args=["doctor"])
-    assert "WARN  database connections: up to 96 with one scheduler; the server allows 50" in report.output
+    assert "warn  database connections: up to 96 with one scheduler; the server allows 50" in report.output
 
 
 @pytest.mark.parametrize(

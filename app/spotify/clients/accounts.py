@@ -92,6 +92,17 @@ class SpotifyAccounts:
         """
         return self._request_tokens(grant_type="refresh_token", refresh_token=refresh_token)
 
+    def check_client(self) -> None:
+        """Check that Spotify accepts the client id and secret. No person is involved.
+
+        Source: https://developer.spotify.com/documentation/web-api/tutorials/client-credentials-flow
+
+        Raises:
+            Misconfigured: It does not.
+            SpotifyError: It did not respond usably.
+        """
+        self._request_tokens(grant_type="client_credentials")
+
     def _recover(self, error: SpotifyError, deadline: float) -> TokenResponse:
         """Return tokens for the refresh token of a failed exchange. Its code is used, but the grant exists.
 

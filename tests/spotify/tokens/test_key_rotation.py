@@ -231,7 +231,7 @@ def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected:
     status = flask(without, "tokens", "status")
     rotation = flask(without, "tokens", "rotate-keys")
 
-    assert "FAIL  encryption keys missing for stored tokens" in doctor.stdout
+    assert "fail  encryption keys missing for stored tokens" in doctor.stdout
     assert "3 rows: MISSING from TOKEN_ENCRYPTION_KEYS" in status.stdout
     assert rotation.returncode == 1
     assert "is missing: it encrypts 3 rows" in rotation.stderr
