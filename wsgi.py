@@ -30,14 +30,27 @@ except ConfigError as error:
 
 log_setup.configure(level=config.log_level, style=config.log_format, filters=[RequestFields()])
 logging.captureWarnings(True)  # Python writes them to standard error itself, however long that takes
-app = create_app(config)
+try:
+    app = create_app(config)
+except ImportError as error:
+    if not (error.name or "").startswith("MySQLdb"):
+        raise
+    sys.stderr.write(
+        "DATABASE_URL needs mysqlclient, which is not installed. Run: script/bootstrap --mysql\n"
+    )
+    sys.exit(3)
 if command is not None:
     database.init_migrations(app)
 
 # gunicorn asks once, at its start (`deploy/gunicorn.conf.py`): a worker that is replaced must not
 # take the others down. `flask scheduler` asks for itself.
 if command is not None and command.info_name == "run":
+    from app.doctor import checks
+
     services = app.extensions["backline"]
+    with app.app_context():
+        for line in checks.find_missing(services):
+            sys.stderr.write(f"Not ready: {line}\n")
     key_rotation.require_keys(app, services.token_cipher)
     services.mailer.start()
 

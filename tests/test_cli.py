@@ -1,5 +1,9 @@
 """The `flask` commands, run in their own processes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -9,6 +13,7 @@ from app.infra.database import reading
 from app.models import User
 from tests.helpers.flows import PASSWORD, login, register
 from tests.helpers.mail_server import running_mailbox
+from tests.helpers.servers import ROOT, process_environment
 from tests.spotify.tokens.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
@@ -115,3 +120,47 @@ def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
     assert "fail  mail: cannot connect to 127.0.0.1 (ConnectionRefusedError)" in away.stdout
     assert away.returncode == 1
     assert "hunter2" not in away.stdout + away.stderr
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize("command", [["doctor"], ["run", "--port", "0"], ["db", "upgrade"]])
+def test_missing_driver_is_reported_in_one_line(
+    env: dict[str, str], tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "MySQLdb.py").write_text("raise ModuleNotFoundError(name='MySQLdb')")
+    without = {"PYTHONPATH": str(tmp_path), "DATABASE_URL": "mysql+mysqldb://u:p@127.0.0.1/db"}
+
+    done = flask({**env, **without}, *command)
+
+    assert done.returncode == 3
+    assert done.stderr == (
+        "DATABASE_URL needs mysqlclient, which is not installed. Run: script/bootstrap --mysql\n"
+    )
+
+
+@pytest.mark.sqlite_only
+def test_flask_run_says_what_is_missing(env: dict[str, str], tmp_path: Path) -> None:
+    needed = {name: env[name] for name in ("SECRET_KEY", "TOKEN_ENCRYPTION_KEYS")}
+    missing = {
+        "DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1",
+    }
+    command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=process_environment({"FLASK_SKIP_DOTENV": "1", **needed, **missing}),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(4)]
+        process.kill()
+
+    assert all(line.startswith("Not ready: ") for line in lines)
+    for line, command_or_setting in zip(
+        lines, ("flask db upgrade", "REDIS_URL", "python -m sandbox", "script/server"), strict=True
+    ):
+        assert command_or_setting in line

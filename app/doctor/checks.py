@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from app.doctor.database import check_database
 from app.doctor.redis_server import check_redis
-from app.doctor.result import CheckResult, failure, ok, warning
+from app.doctor.result import CheckResult, Status, failure, ok, warning
 from app.doctor.settings import check_settings
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
@@ -31,6 +31,22 @@ def run_checks(services: Services) -> Iterator[CheckResult]:
     yield _check_mail(config, services.mailer)
     yield _check_spotify(config, services.accounts)
     yield _describe_spotify_app(config)
+
+
+def find_missing(services: Services) -> Iterator[str]:
+    """Describe what a server that is about to start lacks, one line each, with the command that fixes it."""
+    config = services.config
+    results = [
+        *check_database(config, services.token_cipher),
+        *check_redis(services.redis, is_production=False),
+    ]
+    if config.uses_sandbox:
+        results.append(_check_spotify(config, services.accounts))
+    missing = [result for result in results if result.status is Status.FAILURE]
+    for result in missing:
+        yield f"{result.summary}. {result.advice}"
+    if missing and config.app_env == "development":
+        yield "script/server starts all of them."
 
 
 def _check_mail(config: Config, mailer: Mailer) -> CheckResult:
@@ -66,7 +82,9 @@ def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
     except SpotifyTransportError as error:
         return failure(
             f"Spotify: {url} does not respond ({error.__cause__})",
-            "Check the network connection and SPOTIFY_ACCOUNTS_URL.",
+            "Run: python -m sandbox"
+            if config.uses_sandbox
+            else "Check the network connection and SPOTIFY_ACCOUNTS_URL.",
         )
     except SpotifyError as error:
         return warning(
