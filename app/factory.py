@@ -5,6 +5,7 @@ docs/architecture.md describes the packages.
 
 from datetime import timedelta
 
+import redis
 from flask import Flask
 from flask.cli import AppGroup
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -134,11 +135,9 @@ def _build_services(app: Flask, config: Config) -> Services:
     http_client, rate_limiter = HttpClient(), SpotifyRateLimiter(client, config)
     accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
-    bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
     response_cache = ResponseCache(client)
     refresher = Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, config.refresh_lead)
-    refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
-    tokens = TokenService(refresher, refreshes, accounts_bulkhead, token_cipher, config.refresh_lead)
+    tokens = _build_token_service(config, refresher, accounts_bulkhead, token_cipher)
     mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
     claims = BatchClaims(token_cipher, config)
     maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
@@ -159,9 +158,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         rate_limiter=rate_limiter,
         throttle=throttle,
         response_cache=response_cache,
-        gateway=Gateway(
-            client, tokens, web_api, rate_limiter, response_cache, bulkhead, config.gateway_share_seconds
-        ),
+        gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, accounts_bulkhead, tokens, connections
@@ -177,4 +174,25 @@ def _build_services(app: Flask, config: Config) -> Services:
         email_changes=email_changes,
         personal_access_tokens=PersonalAccessTokens(config.secret_key, notifications),
         user_accounts=UserAccounts(notifications, email_changes, connections),
+    )
+
+
+def _build_token_service(
+    config: Config, refresher: Refresher, bulkhead: AccountsBulkhead, cipher: TokenCipher
+) -> TokenService:
+    refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
+    return TokenService(refresher, refreshes, bulkhead, cipher, config.refresh_lead)
+
+
+def _build_gateway(
+    config: Config,
+    client: redis.Redis,
+    tokens: TokenService,
+    web_api: SpotifyWebApi,
+    rate_limiter: SpotifyRateLimiter,
+    response_cache: ResponseCache,
+) -> Gateway:
+    bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
+    return Gateway(
+        client, tokens, web_api, rate_limiter, response_cache, bulkhead, config.gateway_share_seconds
     )
