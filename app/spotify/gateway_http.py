@@ -34,6 +34,8 @@ MAX_LANGUAGES = 8
 _LANGUAGE = re.compile(
     r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
 )
+MAX_ETAGS = 8
+_ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
 # Response headers that are forwarded, by their names in lower case.
 _RESPONSE_HEADERS = {
     name.lower(): name
@@ -71,6 +73,7 @@ def read_call(request: Request, path: str) -> Call:
         body,
         request.content_type if body else None,
         _read_languages(request.headers.get("Accept-Language", "")),
+        _read_etags(request.headers.get("If-None-Match", "")) if method == "GET" else "",
     )
 
 
@@ -144,3 +147,10 @@ def _read_languages(header: str) -> str:
     """Return the valid language ranges of an Accept-Language header (RFC 9110 section 12.5.4)."""
     ranges = (part.strip() for part in header[:1024].split(","))
     return ", ".join([part for part in ranges if _LANGUAGE.fullmatch(part)][:MAX_LANGUAGES])
+
+
+def _read_etags(header: str) -> str:
+    """Return the valid ETags of an If-None-Match header, or its asterisk (RFC 9110 section 13.1.2)."""
+    if header.strip() == "*":
+        return "*"
+    return ", ".join(_ETAG.findall(header[:1024])[:MAX_ETAGS])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from app.web.error_handlers import request_id_of
+from app.web.paths import is_gateway
 from config import Config
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class SecurityHeaders:
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             completed = self._complete(headers)
             completed.append(("X-Request-ID", request_id_of(environ)))
-            if status.startswith(("204", "202")):
+            if status.startswith(("204", "202")) and not is_gateway(environ):
                 completed = _without_unused_type(status, completed)
             return start_response(status, completed, *error)
 

@@ -19,6 +19,7 @@ class Call:
     body: bytes = b""
     content_type: str | None = None
     language: str = ""  # of Accept-Language
+    etags: str = ""  # of If-None-Match
 
     @property
     def target(self) -> str:
@@ -28,7 +29,7 @@ class Call:
     @property
     def cache_key(self) -> str:
         """Everything that Spotify's response depends on, apart from the connection."""
-        return f"{self.target} {self.language.lower().replace(' ', '')}"
+        return f"{self.target} {self.language.lower().replace(' ', '')} {self.etags}"
 
     @cached_property
     def endpoint(self) -> str:

@@ -146,6 +146,8 @@ class SpotifyWebApi:
             headers["Content-Type"] = call.content_type
         if call.language:
             headers["Accept-Language"] = call.language
+        if call.etags:
+            headers["If-None-Match"] = call.etags
         started, status = time.perf_counter(), "none"
         try:
             response = self._http_client.send(

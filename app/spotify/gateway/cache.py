@@ -2,7 +2,7 @@
 
 Each connection has three keys, which belong together:
 
-    shared:{7}          hash; for each read, by a hash of its grant, path, query, and language:
+    shared:{7}          hash; for each read, by a hash of its grant, path, query, language, and ETags:
         entry:…                 the response
         at:…, until:…, next:…   when it arrived, until when it is fresh, and when the next fetch is due
         leader:…, waited:…      who is fetching it now, and that another caller waits for it

@@ -244,7 +244,8 @@ class Gateway:
             return 0  # the missing permission can be granted at any moment
         if call.is_poll:
             return self._poll_ttl
-        if response.status != 200:
+        # Without a condition, a 304 makes no sense.
+        if response.status != 200 and not (response.status == 304 and call.etags):
             return 0
         control = parse_cache_control_header(response.headers.get("cache-control"), cls=ResponseCacheControl)
         if control.no_store or control.no_cache:
