@@ -113,6 +113,7 @@ def _configure(app: Flask, config: Config) -> None:
         # Health probes use this machine's own names, not the public ones.
         TRUSTED_HOSTS=[*config.trusted_hosts, "127.0.0.1", "localhost"] if config.trusted_hosts else None,
         PROPAGATE_EXCEPTIONS=True,  # to ErrorMiddleware
+        NAMES_DEPENDENCIES=config.app_env == "development",  # in responses with 503
         API_TITLE="Backline",
         API_VERSION="1",
         OPENAPI_VERSION="3.1.0",

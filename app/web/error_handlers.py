@@ -6,7 +6,8 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Request, Response, request
+import redis
+from flask import Flask, Request, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from app.errors import DEPENDENCY_DOWN, BacklineError, ServiceUnavailable, ValidationError
@@ -56,6 +57,8 @@ def init_app(app: Flask) -> None:
 def respond(error: Exception) -> Response:
     """Make the response for an error raised by the application, Flask, or a library."""
     known = known_error(error)
+    if isinstance(known, ServiceUnavailable) and current_app.config["NAMES_DEPENDENCIES"]:
+        known.detail = _name_dependency(known.__cause__ or error) or known.detail
     status = problem_type(type(known)).status
     if status == 413:
         _drain()
@@ -139,6 +142,14 @@ def request_id_of(environ: "WSGIEnvironment") -> str:
         # Unique, but no secret: os.urandom would let other threads run, and wait for them.
         request_id = environ["backline.request_id"] = f"{random.getrandbits(128):032x}"
     return request_id
+
+
+def _name_dependency(error: BaseException) -> str | None:
+    """Describe an outage to a developer. In production, that is nobody's business but the log's."""
+    if not isinstance(error, DEPENDENCY_DOWN):
+        return None
+    name = "Redis" if isinstance(error, redis.RedisError) else "The database"
+    return f"{name} is not available ({type(error).__name__}). `flask doctor` says why."
 
 
 def _drain() -> None:

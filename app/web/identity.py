@@ -88,7 +88,7 @@ def load(further: FurtherCommands | None = None) -> list[Any] | None:
         return _load(current, interface, context.app.extensions["snapshots"], requested, further)
     except redis.RedisError as error:
         log.error("sessions_unavailable", extra={"reason": type(error).__name__})
-        raise ServiceUnavailable from None
+        raise ServiceUnavailable from error
 
 
 def current_session() -> Session:

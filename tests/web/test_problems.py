@@ -202,6 +202,19 @@ def test_response_without_redis_is_503(client: FlaskClient) -> None:
 
 
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
+@pytest.mark.sqlite_only
+def test_only_developers_are_told_what_is_down(client: FlaskClient) -> None:
+    client.set_cookie("backline_session", "A" * 43)  # read by the session
+    by_session, by_route = client.get("/api/session"), register_without_checks(client)
+    client.application.config["NAMES_DEPENDENCIES"] = False  # as in production
+    in_production = client.get("/api/session")
+
+    expected = "Redis is not available (ConnectionError). `flask doctor` says why."
+    assert [response.json["detail"] for response in (by_session, by_route)] == [expected] * 2
+    assert "Redis" not in in_production.text
+
+
+@pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 def test_registration_without_redis_is_503_and_has_no_effect(client: FlaskClient) -> None:
 
     response = register_without_checks(client)
