@@ -1,7 +1,6 @@
 """The `flask` commands, run in their own processes."""
 
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from app.infra.database import reading
 from app.models import User
 from tests.helpers.flows import PASSWORD, login, register
 from tests.helpers.mail_server import running_mailbox
-from tests.helpers.servers import ROOT, process_environment
 from tests.spotify.tokens.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
@@ -146,21 +144,11 @@ def test_flask_run_says_what_is_missing(env: dict[str, str], tmp_path: Path) -> 
         "REDIS_URL": "redis://127.0.0.1:1/0",
         "SPOTIFY_ACCOUNTS_URL": "http://127.0.0.1:1",
     }
-    command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "0"]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=process_environment({"FLASK_SKIP_DOTENV": "1", **needed, **missing}),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        lines = [process.stderr.readline() for _ in range(4)]
-        process.kill()
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the command ends
+        port = str(taken.getsockname()[1])
+        done = flask({"FLASK_SKIP_DOTENV": "1", **needed, **missing}, "run", "--port", port)
 
-    assert all(line.startswith("Not ready: ") for line in lines)
-    for line, command_or_setting in zip(
-        lines, ("flask db upgrade", "REDIS_URL", "python -m sandbox", "script/server"), strict=True
-    ):
-        assert command_or_setting in line
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Not ready: ")]
+    remedies = ("flask db upgrade", "REDIS_URL", "python -m sandbox", "script/server")
+    assert len(lines) == len(remedies)
+    assert all(remedy in line for line, remedy in zip(lines, remedies, strict=True))
