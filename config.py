@@ -32,6 +32,7 @@ from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 from app.settings import rules
 from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID
 from app.settings.types import (
+    DEFAULT_SCOPES,
     NEW_BYTES_KEY,
     NEW_TEXT_KEY,
     TRACE_HEADERS,
@@ -53,19 +54,12 @@ from app.settings.types import (
     Scopes,
     ServiceUrl,
     Text,
+    Words,
     whole_number,
 )
 from app.settings.urls import host_name, is_browsers_machine, origin_of
 
 ROOT = Path(__file__).resolve().parent
-
-# Everything the Vue example shows, and no more: profile, playback, playlists, top tracks, and the
-# Web Playback SDK (`streaming`, which historically also checks the two profile scopes).
-DEFAULT_SCOPES = (
-    "user-read-private user-read-email streaming "
-    "user-read-playback-state user-modify-playback-state user-read-currently-playing "
-    "playlist-read-private user-top-read user-read-recently-played"
-)
 
 SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 SANDBOX_URL = "http://127.0.0.1:5001"
@@ -150,6 +144,10 @@ class Config(BaseModel):
     session_cookie_samesite: Annotated[SameSite, BeforeValidator(str.capitalize)] = "Lax"
     session_idle_seconds: Annotated[int, whole_number(1, MAX_INT)] = 7 * 86_400
     session_max_seconds: Annotated[int, whole_number(1, MAX_INT)] = 30 * 86_400
+
+    # Ed25519 private keys, newest first, and the services that JWTs are for. Without them, there are no JWTs.
+    jwt_signing_keys: Keys = Field((), repr=False)
+    jwt_audiences: Words = ()
 
     mail_url: MailUrl = Field("", repr=False)  # empty: development prints emails, production sends none
     mail_from: MailAddress = _default(lambda known: f"no-reply@{urlsplit(known['frontend_url']).hostname}")

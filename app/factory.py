@@ -4,6 +4,7 @@ docs/architecture.md describes the packages.
 """
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import redis
 from flask import Flask
@@ -59,6 +60,7 @@ from app.web import (
     error_handlers,
     health,
     identity,
+    jwks,
     request_log,
     security_headers,
     sessions,
@@ -69,6 +71,9 @@ from app.web.client_address import ClientAddress
 from app.web.error_middleware import ErrorMiddleware
 from app.web.throttle import Throttle
 from config import Config
+
+if TYPE_CHECKING:
+    from app.auth.jwt_issuer import JwtIssuer
 
 
 def create_app(config: Config) -> Flask:
@@ -95,6 +100,7 @@ def create_app(config: Config) -> Flask:
     for blueprint in (auth, user, spotify):
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
+    jwks.init_app(app, services.jwt_issuer.public_keys if services.jwt_issuer is not None else [])
     health.init_app(app, services.redis, [RateLimitCollector(services.rate_limiter)])
     app.cli = LazyGroup(_add_commands)
     return app
@@ -171,6 +177,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         notifications=notifications,
         passwords=passwords,
         authenticator=Authenticator(throttle, passwords),
+        jwt_issuer=_jwt_issuer(config),
         password_changes=PasswordChanges(passwords, notifications, connections),
         email_changes=email_changes,
         personal_access_tokens=PersonalAccessTokens(config.secret_key, notifications),
@@ -197,3 +204,11 @@ def _build_gateway(
     return Gateway(
         client, tokens, web_api, rate_limiter, response_cache, bulkhead, config.gateway_share_seconds
     )
+
+
+def _jwt_issuer(config: Config) -> "JwtIssuer | None":
+    if not config.jwt_signing_keys:
+        return None
+    from app.auth.jwt_issuer import JwtIssuer  # PyJWT takes memory
+
+    return JwtIssuer(config.jwt_signing_keys, config.jwt_audiences)

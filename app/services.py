@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import redis
 
     from app.auth.email_change import EmailChanges
+    from app.auth.jwt_issuer import JwtIssuer
     from app.auth.login import Authenticator
     from app.auth.notifications import Notifications
     from app.auth.password_change import PasswordChanges
@@ -65,6 +66,7 @@ class Services:
     notifications: Notifications
     passwords: Passwords
     authenticator: Authenticator
+    jwt_issuer: JwtIssuer | None  # None unless it is configured
     password_changes: PasswordChanges
     email_changes: EmailChanges
     personal_access_tokens: PersonalAccessTokens

@@ -62,6 +62,8 @@ SETTINGS = {
     "SPOTIFY_CLIENT_SECRET": CLIENT_SECRET,
     "SPOTIFY_REDIRECT_URI": REDIRECT_URI,
     "CORS_ORIGINS": SPA_ORIGIN,
+    "JWT_SIGNING_KEYS": "hM8bq0O5m2pTx1xkq4-6uYyRrZbEJ4mS7ck3Xx5nVfE",
+    "JWT_AUDIENCES": "https://stats.example.com, mobile-push",
     "LOG_LEVEL": "WARNING",
 }
 

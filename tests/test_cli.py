@@ -55,6 +55,7 @@ def test_doctor_passes_with_working_servers(env: dict[str, str]) -> None:
 
     assert done.returncode == 0, done.stdout
     assert "fail  " not in done.stdout
+    assert "JWTs: signed with key" in done.stdout
     assert "a-secret-key" not in done.stdout
 
 

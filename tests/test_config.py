@@ -1,6 +1,7 @@
 """Settings: complete, checked as a whole, and never shown."""
 
 import base64
+import itertools
 import re
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_real_client_id_selects_the_real_spotify() -> None:
 
 def test_client_secret_without_an_id_is_reported() -> None:
     assert "SPOTIFY_CLIENT_ID" in problems_of({**DEVELOPMENT, "SPOTIFY_CLIENT_SECRET": "x"})
+
+
+def test_jwt_settings_are_set_together() -> None:
+    both = {"JWT_SIGNING_KEYS": KEY, "JWT_AUDIENCES": "https://stats.example.com,push"}
+    config = Config.from_env({**PRODUCTION, **both})
+
+    assert config.jwt_signing_keys == (KEY_BYTES,)
+    assert config.jwt_audiences == ("https://stats.example.com", "push")
+    for environ, (name, missing) in itertools.product(
+        (DEVELOPMENT, PRODUCTION), itertools.permutations(both)
+    ):
+        assert problems_of({**environ, name: both[name]}).startswith(f"{missing} is not set")
+    weak = {**both, "JWT_SIGNING_KEYS": f"{KEY},{text_key(bytes(32))}"}
+    assert "JWT_SIGNING_KEYS has a key with a pattern" in problems_of({**PRODUCTION, **weak})
 
 
 def test_dotenv_file_in_another_encoding_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +167,8 @@ def test_production_requires_each_of_its_settings(missing: str) -> None:
         ("TOKEN_ENCRYPTION_KEYS", "not a key"),
         ("TOKEN_ENCRYPTION_KEYS", base64.b64encode(bytes(31)).decode()),
         ("TOKEN_ENCRYPTION_KEYS", f"{KEY},oops"),
+        ("JWT_SIGNING_KEYS", "not a key"),
+        ("JWT_SIGNING_KEYS", f"{KEY},{KEY[:-4]}"),
         ("DATABASE_URL", "postgresql://db/x"),
         ("DATABASE_URL", "mysql://db/x"),
         ("DATABASE_URL", "nonsense"),

@@ -1,15 +1,18 @@
 """Routes for registration, sessions, and links from emails."""
 
 import logging
+from typing import TYPE_CHECKING
 
-from flask import Response, session
+from flask import Response, request, session
 
 from app.auth import lookup, registration
 from app.auth.login import start_session
 from app.auth.schemas import (
+    Audience,
     Credentials,
     EmailChangeDecision,
     EmailOnly,
+    JwtOut,
     NewPassword,
     Registration,
     SessionOut,
@@ -23,17 +26,24 @@ from app.errors import (
     ServiceUnavailable,
     TooManyAttempts,
     UsernameTaken,
+    ValidationError,
 )
 from app.infra.database import reading
 from app.models import Purpose, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.services import services
+from app.settings.urls import origin_of
 from app.spotify import connections
 from app.spotify.schemas import describe
 from app.web import identity, sessions
-from app.web.access import current_user, login_required, public, read_user
+from app.web.access import current_user, login_required, public, read_user, require_user
 from app.web.api import Blueprint, encode_json, json_response
 from app.web.client_address import client_network
+from app.web.problems import NotFound
+from app.web.validation import UNKNOWN_AUDIENCE
+
+if TYPE_CHECKING:
+    from app.auth.jwt_issuer import IssuedJwt
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +118,29 @@ def get_session() -> Response:
     if user is None and connection is None:
         return json_response(_describe_session(None, None))
     return json_response(identity.remembered_body("session", lambda: _describe_session(user, connection)))
+
+
+@blueprint.post("/api/session/jwt")
+@login_required
+@blueprint.arguments(Audience)
+@blueprint.response(200, JwtOut)
+@blueprint.problems(NotFound)
+def issue_jwt(requested: dict[str, str]) -> "IssuedJwt":
+    """Return a JWT that tells another service of the app who the user is.
+
+    It is valid for five minutes and for one audience, one of `JWT_AUDIENCES`. Services verify it with the
+    keys at `/.well-known/jwks.json`. This API does not accept it. Available only if `JWT_SIGNING_KEYS` and
+    `JWT_AUDIENCES` are set.
+    """
+    issuer, audience = services().jwt_issuer, requested["audience"]
+    if issuer is None:
+        raise NotFound("JWT_SIGNING_KEYS is not set on this server.")
+    if audience not in issuer.audiences:
+        raise ValidationError(errors={"audience": [UNKNOWN_AUDIENCE]})
+    own_origin = origin_of(f"{request.scheme}://{request.host}")
+    issued = issuer.issue(require_user().id, audience, issuer=own_origin)
+    log.info("jwt_issued", extra={"audience": audience})
+    return issued
 
 
 @blueprint.post("/api/password-reset")

@@ -116,6 +116,12 @@ class Credentials(Schema):
     password = current_password()
 
 
+class Audience(Schema):
+    """The service that a JWT is for."""
+
+    audience = Text(required=True, metadata={"example": "https://stats.example.com"})
+
+
 class EmailOnly(Schema):
     """An email address."""
 
@@ -168,3 +174,10 @@ class SessionOut(ma.Schema):
     authenticated = ma.fields.Boolean(required=True)
     user = ma.fields.Nested(UserOut, required=True, allow_none=True)
     spotify = ma.fields.Nested(SpotifyOut, required=True, allow_none=True)
+
+
+class JwtOut(ma.Schema):
+    """A JWT, and when it expires."""
+
+    token = ma.fields.String(required=True)
+    expires_at = Timestamp(required=True)

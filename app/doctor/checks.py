@@ -2,6 +2,7 @@
 
 import smtplib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.doctor.database import check_database
@@ -14,6 +15,9 @@ from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
 from config import Config
+
+if TYPE_CHECKING:
+    from app.auth.jwt_issuer import JwtIssuer
 
 
 def run_checks(services: Services) -> Iterator[CheckResult]:
@@ -29,6 +33,7 @@ def run_checks(services: Services) -> Iterator[CheckResult]:
     yield from check_database(config, services.token_cipher)
     yield from check_redis(services.redis, is_production=config.app_env == "production")
     yield _check_mail(config, services.mailer)
+    yield _describe_jwts(services.jwt_issuer)
     yield _check_spotify(config, services.accounts)
     yield _describe_spotify_app(config)
 
@@ -68,6 +73,17 @@ def _check_mail(config: Config, mailer: Mailer) -> CheckResult:
             "Check MAIL_URL, and whether the mail server is running.",
         )
     return ok(f"mail: connected to {host}, sending from {config.mail_from}")
+
+
+def _describe_jwts(issuer: "JwtIssuer | None") -> CheckResult:
+    if issuer is None:
+        return ok("JWTs: off", "To issue them to other services, set JWT_SIGNING_KEYS and JWT_AUDIENCES.")
+    newest, *older = [key["kid"][:8] for key in issuer.public_keys]
+    also = f", and also publishing {', '.join(older)}" if older else ""
+    return ok(
+        f"JWTs: signed with key {newest}{also}",
+        f"For {', '.join(issuer.audiences)}. The keys are at /.well-known/jwks.json.",
+    )
 
 
 def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:

@@ -48,6 +48,13 @@ def _client_credentials_rule(config: "Config") -> Iterator[str]:
         yield "SPOTIFY_CLIENT_SECRET is not set, but SPOTIFY_CLIENT_ID is. Set both or neither."
 
 
+def _jwt_rule(config: "Config") -> Iterator[str]:
+    if config.jwt_signing_keys and not config.jwt_audiences:
+        yield "JWT_AUDIENCES is not set, but JWT_SIGNING_KEYS is. Set both or neither."
+    if config.jwt_audiences and not config.jwt_signing_keys:
+        yield f"JWT_SIGNING_KEYS is not set, but JWT_AUDIENCES is. Set both or neither. {NEW_TEXT_KEY}"
+
+
 def _cookie_rules(config: "Config") -> Iterator[str]:
     same_site = config.session_cookie_samesite
     if same_site == "None" and not config.session_cookie_secure:
@@ -165,9 +172,17 @@ def _secret_key_rule(config: "Config") -> Iterator[str]:
 
 
 def _token_keys_rule(config: "Config") -> Iterator[str]:
-    keys = config.token_encryption_keys
-    if any(_is_guessable(key) or _is_placeholder(key.decode("latin-1")) for key in keys):
+    if any(map(_is_weak_key, config.token_encryption_keys)):
         yield f"TOKEN_ENCRYPTION_KEYS has a key with a pattern, or an example. {NEW_BYTES_KEY}"
+
+
+def _jwt_keys_rule(config: "Config") -> Iterator[str]:
+    if any(map(_is_weak_key, config.jwt_signing_keys)):
+        yield f"JWT_SIGNING_KEYS has a key with a pattern, or an example. {NEW_TEXT_KEY}"
+
+
+def _is_weak_key(key: bytes) -> bool:
+    return _is_guessable(key) or _is_placeholder(key.decode("latin-1"))
 
 
 def _is_guessable(key: bytes) -> bool:
@@ -198,6 +213,7 @@ _Rules = tuple[tuple[Callable[["Config"], Iterator[str]], set[str]], ...]
 _RULES: _Rules = (
     (_cookie_rules, {"SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_SECURE", "SPOTIFY_REDIRECT_URI"}),
     (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI"}),
+    (_jwt_rule, {"JWT_SIGNING_KEYS", "JWT_AUDIENCES"}),
 )
 _RULES_OF: dict[str, _Rules] = {
     "development": ((_client_credentials_rule, set()),),
@@ -209,5 +225,6 @@ _RULES_OF: dict[str, _Rules] = {
         (_redis_rule, {"REDIS_URL"}),
         (_secret_key_rule, {"SECRET_KEY"}),
         (_token_keys_rule, {"TOKEN_ENCRYPTION_KEYS"}),
+        (_jwt_keys_rule, {"JWT_SIGNING_KEYS"}),
     ),
 }

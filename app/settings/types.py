@@ -22,6 +22,14 @@ from app.settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
 NEW_TEXT_KEY = 'Make one: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 NEW_BYTES_KEY = 'Make one: python3 -c "import base64, os; print(base64.b64encode(os.urandom(32)).decode())"'
 
+# Everything the Vue example shows, and no more: profile, playback, playlists, top tracks, and the
+# Web Playback SDK (`streaming`, which historically also checks the two profile scopes).
+DEFAULT_SCOPES = (
+    "user-read-private user-read-email streaming "
+    "user-read-playback-state user-modify-playback-state user-read-currently-playing "
+    "playlist-read-private user-top-read user-read-recently-played"
+)
+
 # Headers that Sentry and OpenTelemetry add to a page's requests, so that traces include the backend.
 TRACE_HEADERS = ("sentry-trace", "baggage", "traceparent")
 # Headers that browsers and proxies set, and one that this API does not accept.

@@ -21,6 +21,7 @@ GUESSABLE = (
     "Choose another one."
 )
 PASSWORD_NEEDED = "Enter your current password to change your email address."  # noqa: S105
+UNKNOWN_AUDIENCE = "This server issues no JWTs for this audience."
 UNDO_ONLY = 'The decision must be "undo".'
 NOT_A_TOKEN = "This is not a token from one of our emails."  # noqa: S105
 

@@ -5,9 +5,9 @@ output of programs that `tests/helpers/servers.py` or `subprocess.run` starts. F
 `secret_scanner.record(output, "where")`. `tests/conftest.py` scans at the end of each test.
 
 These secrets are allowed: the session id in its Set-Cookie, the access token in the response of
-`GET /api/spotify/token`, a personal access token in the response that issues it, and the tokens in emails
-that development prints. The `state` of an authorization may appear only in the URL of the consent page in a
-response. The examples in the OpenAPI document and Swagger UI's files are skipped.
+`GET /api/spotify/token`, a personal access token or a JWT in the response that issues it, and the tokens in
+emails that development prints. The `state` of an authorization may appear only in the URL of the consent
+page in a response. The examples in the OpenAPI document and Swagger UI's files are skipped.
 """
 
 import base64
@@ -39,6 +39,7 @@ from app.web.request_log import RequestFields
 TOKEN = re.compile(r"([AB])Q[\w-]{60,}", re.ASCII)
 # The format of our own tokens (app/infra/bearer_token.py), even if one is mistyped.
 PERSONAL_ACCESS_TOKEN = re.compile(r"bl_pat_[\w-]{20,}", re.ASCII)
+JWT = re.compile(r"eyJ[\w-]{20,}\.eyJ[\w-]+\.[\w-]{40,}", re.ASCII)
 TOKEN_KINDS = {"A": "a code or refresh token", "B": "an access token"}
 
 # Session ids, states and verifiers are 256 random bits in base64url.
@@ -51,6 +52,7 @@ SESSION_COOKIE = re.compile(
     r"^((?:__Host-Http-session|__Host-session|backline_session)=)([\w-]{43})(?=;|$)", re.ASCII
 )
 PRINTED_MAIL = re.compile(r"--- email to .*?--- end ---", re.DOTALL)
+PUBLIC_KEY = re.compile(r'"(?:x|kid)":"[\w-]{43}"', re.ASCII)
 EXAMPLE = re.compile(r"\"example\":\s*\"[^\"]*\"")
 CONSENT_URL = re.compile(r"https?://[^\s\"'<>\\]*\bcode_challenge=[^\s\"'<>\\]*")
 CHALLENGE = re.compile(r"\bcode_challenge=([\w-]+)", re.ASCII)
@@ -106,11 +108,16 @@ class SecretScanner:
         if secret:
             self.learn("the client secret", secret, base64.b64encode(pair.encode()).decode())
         for key in settings.get("TOKEN_ENCRYPTION_KEYS", "").split(","):
-            self.learn("an encryption key", key)
-            with suppress(ValueError):
-                raw = decode_key(key)
-                shown = repr(raw)[2:-1]  # as in a traceback, and the same in JSON
-                self.learn("an encryption key", raw.hex(), shown, json.dumps(shown)[1:-1])
+            self._learn_key("an encryption key", key)
+        for key in settings.get("JWT_SIGNING_KEYS", "").split(","):
+            self._learn_key("a signing key", key)
+
+    def _learn_key(self, kind: str, key: str) -> None:
+        self.learn(kind, key)
+        with suppress(ValueError):
+            raw = decode_key(key)
+            shown = repr(raw)[2:-1]  # as in a traceback, and the same in JSON
+            self.learn(kind, raw.hex(), shown, json.dumps(shown)[1:-1])
 
     # --- texts -----------------------------------------------------------------------
 
@@ -171,6 +178,7 @@ class SecretScanner:
             (match.start(), match.end(), "a personal access token")
             for match in PERSONAL_ACCESS_TOKEN.finditer(text)
         ]
+        found += [(match.start(), match.end(), "a JWT") for match in JWT.finditer(text)]
         for phrase, kind in self._phrases.items():
             if phrase in text:
                 found += [
@@ -225,6 +233,10 @@ def _without_allowed(request: str, body: bytes) -> str:
         return _without_access_token(text)
     if request in ISSUING_ROUTES:
         return ISSUED.sub("", text)
+    if request == "POST /api/session/jwt":
+        return JWT.sub("(JWT)", text)
+    if request == "GET /.well-known/jwks.json":
+        return PUBLIC_KEY.sub("", text)  # it looks like an id of 256 bits
     if request == "GET /api/openapi.json":
         return EXAMPLE.sub("", text)  # tests use the documented password
     return text

@@ -29,6 +29,7 @@ OPEN = {
     "PUT /api/email-verification",
     "PUT /api/email-change",
     "GET /api/session",
+    "GET /.well-known/jwks.json",
     "GET /api/spotify/authorize",
     "GET /api/spotify",
     "DELETE /api/spotify",
@@ -55,6 +56,7 @@ SIGNED_IN = {
     "DELETE /api/user/sessions/<string:session_id>",
     "GET /api/user/export",
     "POST /api/email-verification",
+    "POST /api/session/jwt",
 }
 
 

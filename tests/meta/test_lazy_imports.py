@@ -21,11 +21,13 @@ NOT_LOADED = {
     "app.doctor": "commands",
     "app.user.commands": "commands",
     "flask_migrate": "only `flask db` needs it",
+    "jwt": "only with JWT_SIGNING_KEYS",
 }
 
 # Every import inside a function, and why it is there.
 INSIDE_FUNCTIONS = {
     "app/__init__.py: app.factory": "`config` imports `app.settings`, and so this package",
+    "app/factory.py: app.auth.jwt_issuer": "PyJWT is needed only with JWT_SIGNING_KEYS",
     "app/factory.py: app.cli": "commands",
     "app/infra/database.py: flask_migrate": "only `flask db` needs it",
     "app/infra/mysql.py: app.infra.mysql_connection": "SQLite works without MySQL's driver",
@@ -72,6 +74,7 @@ def loaded() -> set[str]:
     """The modules that `import wsgi` loads."""
     script = "import json, sys, wsgi; print(json.dumps(sorted(sys.modules)))"
     env = {**SETTINGS, "DATABASE_URL": "mysql+mysqldb://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
+    env |= {"JWT_SIGNING_KEYS": "", "JWT_AUDIENCES": ""}
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,

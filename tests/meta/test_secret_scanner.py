@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
+import jwt
 import pytest
 import redis
 import requests
@@ -33,6 +34,7 @@ from tests.helpers.servers import ROOT, Server, process_environment
 
 CODE = "AQ" + "c0de_" * 40
 ACCESS_TOKEN = "BQ" + "t0ken-" * 40
+JWT = jwt.encode({"sub": "1"}, "x" * 32, headers={"kid": "a-key"})
 log = logging.getLogger("app.somewhere")
 
 
@@ -342,6 +344,8 @@ def test_scanner_searches_the_responses_and_the_log_of_a_real_server(
         (base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode(), "the client secret"),
         (SETTINGS["SECRET_KEY"], "the secret key"),
         (SETTINGS["TOKEN_ENCRYPTION_KEYS"], "an encryption key"),
+        (SETTINGS["JWT_SIGNING_KEYS"], "a signing key"),
+        (JWT, "a JWT"),
         (repr((bytes(range(32)),)), "an encryption key"),
         (bytes(range(32)).hex(), "an encryption key"),
     ],

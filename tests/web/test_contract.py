@@ -266,6 +266,7 @@ def test_successful_responses_contain_only_documented_members(
     read(client.get("/api/spotify/authorize", headers=page))
     read(send_callback(client, sandbox.consent(start_authorization(client))))
     read(client.get("/api/spotify/authorize", headers=page))
+    read(client.post("/api/session/jwt", json={"audience": "https://stats.example.com"}))
     for path in (
         "/api/session",
         "/api/spotify",

@@ -82,6 +82,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/session/jwt": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return a JWT that tells another service of the app who the user is.
+         * @description It is valid for five minutes and for one audience, one of `JWT_AUDIENCES`. Services verify it with the
+         *     keys at `/.well-known/jwks.json`. This API does not accept it. Available only if `JWT_SIGNING_KEYS` and
+         *     `JWT_AUDIENCES` are set.
+         */
+        post: operations["auth_issue_jwt"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/password-reset": {
         parameters: {
             query?: never;
@@ -375,7 +397,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -447,6 +469,15 @@ export interface components {
             authenticated: boolean;
             user: components["schemas"]["UserOut"] | null;
             spotify: components["schemas"]["SpotifyOut"] | null;
+        };
+        Audience: {
+            /** @example https://stats.example.com */
+            audience: string;
+        };
+        JwtOut: {
+            token: string;
+            /** Format: date-time */
+            expires_at: string;
         };
         EmailOnly: {
             /**
@@ -914,6 +945,111 @@ export interface operations {
             };
             /** @description Forbidden: cross-site-request */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Service Unavailable: service-unavailable */
+            503: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    auth_issue_jwt: {
+        parameters: {
+            query?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Audience"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JwtOut"];
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unauthorized: not-signed-in */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Not Found: not-found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unprocessable Entity: validation-error */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };

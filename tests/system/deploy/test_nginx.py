@@ -435,6 +435,15 @@ def test_responses_over_http_2_are_the_same(nginx: Https, api: Server) -> None:
     assert CODE not in nginx.nginx.log
 
 
+def test_public_keys_are_published(nginx: Https) -> None:
+    response = nginx.get("/.well-known/jwks.json", FROM_PAGE)
+
+    assert response.status == 200
+    assert json.loads(response.body)["keys"][0]["kty"] == "OKP"
+    for name, value in {"Access-Control-Allow-Origin": "*", "Strict-Transport-Security": HSTS}.items():
+        assert response.headers.get_all(name) == [value]
+
+
 def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
     response = send_plain(nginx.nginx.port, request("GET", CALLBACK, FROM_PAGE))
 
@@ -460,6 +469,8 @@ def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
         "/api",
         "/api/",
         "/apis",
+        "/.well-known/security.txt",
+        "/.well-known/jwks.json/",
     ],
 )
 def test_only_the_api_is_published_and_nothing_is_redirected(nginx: Https, target: str) -> None:
