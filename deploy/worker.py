@@ -81,6 +81,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         Threads start when they are needed. gunicorn would ask for the pool before it handles signals, and a
         SIGTERM during the import, which takes a second, would be lost.
         """
+        shortcuts.remember_settings(self.cfg)
         super().load_wsgi()
         from app.spotify.clients.capacity import thread_pool_size
 

@@ -1,5 +1,6 @@
 """Our shortcuts in gunicorn change nothing but the time that it takes."""
 
+import ipaddress
 import socket
 import time
 from contextlib import closing
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from gunicorn import http, util  # type: ignore[import-untyped]
 from gunicorn.config import Config as GunicornConfig  # type: ignore[import-untyped]
-from gunicorn.http import wsgi  # type: ignore[import-untyped]
+from gunicorn.http import message, wsgi  # type: ignore[import-untyped]
 from gunicorn.http.errors import InvalidResponseHeader  # type: ignore[import-untyped]
 from gunicorn.http2.response import HTTP2Response  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
@@ -101,6 +102,30 @@ def test_date_is_formatted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("time.time", lambda: 1_000_000_001.0)
     assert util.http_date() == "Sun, 09 Sep 2001 01:46:41 GMT"
     assert shortcuts._http_date.cache_info().misses == misses + 2
+
+
+def test_remembered_settings_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, remembering = GunicornConfig(), GunicornConfig()
+    for config in (original, remembering):
+        config.set("keepalive", 75)
+        config.set("worker_class", "gthread")
+    shortcuts.remember_settings(remembering)
+
+    names = [name for name in original.settings if not callable(getattr(original, name))]
+    assert {name: getattr(remembering, name) for name in names} == {
+        name: getattr(original, name) for name in names
+    }
+    monkeypatch.delattr(GunicornConfig, "__getattr__")
+    assert remembering.keepalive == 75
+
+
+@pytest.mark.parametrize("allowed", [["127.0.0.1", "::1"], ["10.0.0.0/8"], ["*"], []])
+def test_peers_are_trusted_as_by_gunicorn(allowed: list[str]) -> None:
+    networks = [ipaddress.ip_network(entry) for entry in allowed if entry != "*"]
+    for address in ("127.0.0.1", "127.0.0.2", "::1", "10.1.2.3", "", "unknown", "127.0.0.1"):
+        expected = shortcuts._is_in_allow_list(address, allowed, networks)
+        assert message._ip_in_allow_list(address, allowed, networks) is expected
+    assert message._ip_in_allow_list is not shortcuts._is_in_allow_list
 
 
 @pytest.mark.parametrize("read", [0, 3, 5])
