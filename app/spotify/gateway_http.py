@@ -11,12 +11,15 @@ from app.infra.http_client import HttpResponse
 from app.models.snapshots import ConnectionSnapshot
 from app.spotify.clients.call import Call
 from app.spotify.gateway import metrics
+from app.spotify.gateway.links import Links, links_between
 from app.spotify.gateway.prepared_call import PreparedCall
 from app.spotify.gateway.proxy import Gateway, GatewayBusy, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
 from app.web.api import read_body
+from app.web.paths import GATEWAY
 from app.web.problems import MalformedRequest, UnsupportedMediaType, problem_type
 from app.web.security_headers import CONTENT_POLICY
+from config import Config
 
 MAX_BODY_BYTES = 256 * 1024
 # JSON, and playlist covers: https://developer.spotify.com/documentation/web-api/reference/upload-custom-playlist-cover
@@ -34,8 +37,6 @@ MAX_LANGUAGES = 8
 _LANGUAGE = re.compile(
     r"(?:\*|[a-z]{1,8}(?:-[a-z0-9]{1,8}){0,4})(?:\s*;\s*q=[01](?:\.[0-9]{0,3})?)?", re.IGNORECASE
 )
-MAX_ETAGS = 8
-_ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
 # Response headers that are forwarded, by their names in lower case.
 _RESPONSE_HEADERS = {
     name.lower(): name
@@ -45,7 +46,15 @@ _RESPONSE_HEADERS = {
 _INERT_TYPES = ("application/json", "text/plain", "image/jpeg")
 
 
-def read_call(request: Request, path: str) -> Call:
+def links_for(request: Request, config: Config) -> Links:
+    """Return how links are written for the caller, who may use several host names and paths."""
+    prefix = next(path for path in GATEWAY if request.path.startswith(f"{path}/"))
+    # A request of HTTP/1.0 can be without a Host.
+    origin = f"{request.scheme}://{request.host}" if request.host else ""
+    return links_between(config.spotify_api_url, origin + prefix)
+
+
+def read_call(request: Request, path: str, links: Links) -> Call:
     """Read the call from a request to `/api/spotify/v1/{path}`; `path` is decoded.
 
     One slash at the end is dropped, because libraries such as spotipy call `me/`.
@@ -73,12 +82,16 @@ def read_call(request: Request, path: str) -> Call:
         body,
         request.content_type if body else None,
         _read_languages(request.headers.get("Accept-Language", "")),
-        _read_etags(request.headers.get("If-None-Match", "")) if method == "GET" else "",
+        links.to_spotify(request.headers.get("If-None-Match", "")) if method == "GET" else "",
     )
 
 
 def forward(
-    gateway: Gateway, prepared: PreparedCall, connection: ConnectionSnapshot, grant_id: str | None
+    gateway: Gateway,
+    prepared: PreparedCall,
+    connection: ConnectionSnapshot,
+    grant_id: str | None,
+    links: Links,
 ) -> Response:
     """Forward a call, and count the request by its outcome. Raises what `Gateway.forward` raises."""
     call = prepared.call
@@ -92,21 +105,28 @@ def forward(
         metrics.count_request(call, problem_type(kind).slug)
         raise
     metrics.count_request(call, _outcome(result.spotify), result.cache)
-    return _make_response(result)
+    return _make_response(result, call, links)
 
 
-def _make_response(result: GatewayResponse) -> Response:
+def _make_response(result: GatewayResponse, call: Call, links: Links) -> Response:
     """Create the response to a request from what the gateway returned for its call."""
-    spotify = result.spotify
+    spotify, body = result.spotify, result.spotify.body
     headers = {"X-Cache": result.cache, "Age": str(result.age)}
     for name, forwarded in _RESPONSE_HEADERS.items():
         value = " ".join(spotify.headers.get(name, "").split())  # it may be folded
+        if forwarded == "ETag":
+            value = links.from_spotify(value)
+        elif value and forwarded == "Location":
+            value = links.rewrite_location(value, call.path)
         if value and value.isprintable():  # gunicorn rejects a response with any other value
             headers[forwarded] = value
-    if spotify.body and not _is_inert(headers.get("Content-Type", "")):
+    content_type = headers.get("Content-Type", "")
+    if content_type.partition(";")[0].strip().lower() == "application/json":
+        body = links.rewrite(body)
+    if body and not _is_inert(content_type):
         # Opened as a page, it must not run scripts with this API's origin.
         headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
-    response = Response(spotify.body, spotify.status, headers)
+    response = Response(body, spotify.status, headers)
     if "Content-Type" not in headers:
         response.headers.pop("Content-Type")
     return response
@@ -147,10 +167,3 @@ def _read_languages(header: str) -> str:
     """Return the valid language ranges of an Accept-Language header (RFC 9110 section 12.5.4)."""
     ranges = (part.strip() for part in header[:1024].split(","))
     return ", ".join([part for part in ranges if _LANGUAGE.fullmatch(part)][:MAX_LANGUAGES])
-
-
-def _read_etags(header: str) -> str:
-    """Return the valid ETags of an If-None-Match header, or its asterisk (RFC 9110 section 13.1.2)."""
-    if header.strip() == "*":
-        return "*"
-    return ", ".join(_ETAG.findall(header[:1024])[:MAX_ETAGS])

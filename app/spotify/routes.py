@@ -200,12 +200,14 @@ def web_api(path: str) -> Response:
     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
     """
     gateway = services().gateway
-    call = gateway_http.read_call(request._get_current_object(), path)  # type: ignore[attr-defined]  # noqa: SLF001
+    current = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    links = gateway_http.links_for(current, services().config)
+    call = gateway_http.read_call(current, path, links)
     with gateway.prepare(call) as prepared:
         prepared.receive(identity.load(lambda _, snapshot: prepared.commands_for(snapshot.connection)))
         connection = _require_connection()
         with _offering_reauthorization():
-            return gateway_http.forward(gateway, prepared, connection, connections.required_grant())
+            return gateway_http.forward(gateway, prepared, connection, connections.required_grant(), links)
 
 
 def _require_connection() -> ConnectionSnapshot:
