@@ -11,6 +11,9 @@ from flask import Flask
 from flask.cli import AppGroup
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from app.auth.devices.flow import DeviceFlow
+from app.auth.devices.routes import blueprint as devices
+from app.auth.devices.store import DeviceAuthorizationStore
 from app.auth.email_change import EmailChanges
 from app.auth.login import Authenticator
 from app.auth.notifications import Notifications
@@ -97,7 +100,7 @@ def create_app(config: Config) -> Flask:
 
     error_handlers.init_app(app)
     api = Api(app)
-    for blueprint in (auth, user, spotify):
+    for blueprint in (auth, devices, user, spotify):
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
     jwks.init_app(app, services.jwt_issuer.public_keys if services.jwt_issuer is not None else [])
@@ -153,6 +156,7 @@ def _build_services(app: Flask, config: Config) -> Services:
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
     notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
     email_changes = EmailChanges(notifications, connections)
+    personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
     return Services(
         config=config,
         redis=client,
@@ -180,9 +184,21 @@ def _build_services(app: Flask, config: Config) -> Services:
         jwt_issuer=_jwt_issuer(config),
         password_changes=PasswordChanges(passwords, notifications, connections),
         email_changes=email_changes,
-        personal_access_tokens=PersonalAccessTokens(config.secret_key, notifications),
+        personal_access_tokens=personal_access_tokens,
+        device_flow=_build_device_flow(config, client, redis_cipher, personal_access_tokens, throttle),
         user_accounts=UserAccounts(notifications, email_changes, connections),
     )
+
+
+def _build_device_flow(
+    config: Config,
+    client: redis.Redis,
+    cipher: RedisCipher,
+    tokens: PersonalAccessTokens,
+    throttle: Throttle,
+) -> DeviceFlow:
+    store = DeviceAuthorizationStore(client, cipher, config.secret_key)
+    return DeviceFlow(store, tokens, throttle, config.frontend_url)
 
 
 def _build_token_service(

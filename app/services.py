@@ -14,6 +14,7 @@ from flask import current_app
 if TYPE_CHECKING:
     import redis
 
+    from app.auth.devices.flow import DeviceFlow
     from app.auth.email_change import EmailChanges
     from app.auth.jwt_issuer import JwtIssuer
     from app.auth.login import Authenticator
@@ -70,6 +71,7 @@ class Services:
     password_changes: PasswordChanges
     email_changes: EmailChanges
     personal_access_tokens: PersonalAccessTokens
+    device_flow: DeviceFlow
     user_accounts: UserAccounts
 
 

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _GATEWAY = "spotify.web_api"
+# Clients that are no browsers call these, with form bodies (RFC 8628). They read no cookie.
+_WITHOUT_COOKIE = frozenset({"devices.start", "devices.token"})
 # Reads that use, or return, a person's access token.
 _TOKEN_READS = frozenset({_GATEWAY, "spotify.playback_token"})
 # Pages on any site may link to these: the OAuth callback, and pages that are the same for everyone.
@@ -50,7 +52,7 @@ def init_app(app: Flask, config: Config) -> None:
 
 def needs_header(endpoint: str, method: str) -> bool:
     """Return whether a request needs an X-Requested-With header."""
-    return method not in SAFE_METHODS or endpoint == _GATEWAY
+    return endpoint == _GATEWAY or (method not in SAFE_METHODS and endpoint not in _WITHOUT_COOKIE)
 
 
 def rejects_other_sites(path: str, endpoint: str) -> bool:

@@ -19,7 +19,7 @@ DESCRIPTION = """\
 The backend for a single-page app on Spotify. The session is in a cookie, so send requests with credentials.
 Every request that changes something or goes to `/api/spotify/v1/` needs a non-empty `X-Requested-With`
 header. If it has an `Origin`, that must be an allowed one. Every error is a problem document (RFC 9457) with
-a `request_id`.
+a `request_id`. `/api/oauth/` is different: it takes forms without that header, and has OAuth's errors.
 
 Bodies are JSON in UTF-8, at most 64 KiB long and nested at most 32 levels deep. Unknown members are rejected
 (422); unknown query parameters are ignored. `/api/spotify/v1/` is different: it forwards any query, and any

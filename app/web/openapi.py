@@ -43,6 +43,7 @@ _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
 }
 
 _PROBLEM = {"$ref": "#/components/schemas/ProblemOut"}
+_OAUTH_ERROR = {"$ref": "#/components/schemas/OAuthErrorOut"}
 _DEFAULT_ERROR = {
     "description": "Default error response",
     "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
@@ -101,6 +102,8 @@ def _complete(
         _allow_spotify_responses(responses)
         if method not in SAFE_METHODS:
             operation["requestBody"] = _WEB_API_BODY
+    if getattr(view, "has_oauth_errors", False):
+        _use_oauth_errors(responses)
     responses["default"] = {"$ref": "#/components/responses/DEFAULT_ERROR"}
     operation["responses"] = responses
 
@@ -166,6 +169,15 @@ def _allow_spotify_responses(responses: dict[str, Any]) -> None:
         response.pop("headers", None)  # only our own responses are certain to have them
     for statuses in ("2XX", "4XX", "5XX"):
         responses[statuses] = {"description": "Spotify's own response", "content": {"*/*": {}}}
+
+
+def _use_oauth_errors(responses: dict[str, Any]) -> None:
+    """Document that a view reports errors in OAuth's format. It never gets requests from other sites."""
+    del responses["415"]  # OAuth has no such status
+    for status, response in responses.items():
+        if int(status) >= 400 and status != "403":
+            response["content"] = {"application/json": {"schema": _OAUTH_ERROR}}
+            response["description"] = HTTPStatus(int(status)).phrase
 
 
 def _needs_body(document: dict[str, Any], body: dict[str, Any]) -> bool:

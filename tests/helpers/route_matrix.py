@@ -30,8 +30,14 @@ _MEMBERS = {
     "PUT /api/user/password": {"new_password": "another sentence, and longer"},
 }
 CACHE_KEYS = (b"shared:", b"spotify-calls:", b"version:")
+LOOKUP_COUNTS = (b"throttle:device-codes:",)  # reads are counted, because they are guesses
 # Values for the variable parts of paths. Nothing with these ids exists.
-_PATH = {"session_id": "0" * 32, "name": "swagger-ui.css", "path": "me/player/devices"}
+_PATH = {
+    "session_id": "0" * 32,
+    "user_code": "BCDF-GHJK",
+    "name": "swagger-ui.css",
+    "path": "me/player/devices",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Route:
     def is_gateway(self) -> bool:
         """Whether its responses are Spotify's. tests/spotify/gateway/test_proxy.py tests those."""
         return self.rule.startswith("/api/spotify/v1/")
+
+    @property
+    def is_oauth(self) -> bool:
+        """Whether it takes forms, and has OAuth's errors. tests/auth/devices tests those."""
+        return self.rule.startswith("/api/oauth/")
 
     @property
     def writes(self) -> bool:
@@ -91,9 +102,9 @@ def operation(document: dict[str, Any], route: Route) -> dict[str, Any]:
 
 
 def body_schema(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
-    """Return the schema of a route's body. Routes without a body, and the gateway, have none."""
+    """Return the schema of a route's JSON body. Routes without a body, and the gateway, have none."""
     content = operation(document, route).get("requestBody", {}).get("content", {})
-    if not content or route.is_gateway:
+    if "application/json" not in content or route.is_gateway:
         return None
     name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
     schema: dict[str, Any] = document["components"]["schemas"][name]
@@ -107,6 +118,14 @@ def valid_body(document: dict[str, Any], route: Route) -> dict[str, Any] | None:
         return None
     examples = {name: member.get("example", "nonsense") for name, member in schema["properties"].items()}
     return examples | _MEMBERS.get(str(route), {})
+
+
+def valid_request(document: dict[str, Any], route: Route) -> dict[str, Any]:
+    """Return the arguments of a client's method that send a valid body for `ada`."""
+    if not route.is_oauth:
+        return {"json": valid_body(document, route)}
+    [content] = operation(document, route)["requestBody"]["content"].values()
+    return {"data": {name: each["example"] for name, each in content["schema"]["properties"].items()}}
 
 
 def ada(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
@@ -132,7 +151,7 @@ def waiting_mails(app: Flask) -> list[OutgoingMail]:
 class Snapshot:
     """All rows of all tables and all values in Redis. Two are equal if nothing has changed.
 
-    The gateway's cache, its call counts, and the versions of rows are left out.
+    The gateway's cache, its call counts, counts of reads, and the versions of rows are left out.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -145,7 +164,9 @@ class Snapshot:
                 ]
                 for table in db.metadata.sorted_tables
             }
-        names = [key for key in self._redis.scan_iter(count=1000) if not key.startswith(CACHE_KEYS)]
+        names = [
+            key for key in self._redis.scan_iter(count=1000) if not key.startswith(CACHE_KEYS + LOOKUP_COUNTS)
+        ]
         with self._redis.pipeline() as batch:
             for name in names:
                 batch.dump(name).pttl(name)

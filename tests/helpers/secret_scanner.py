@@ -5,9 +5,9 @@ output of programs that `tests/helpers/servers.py` or `subprocess.run` starts. F
 `secret_scanner.record(output, "where")`. `tests/conftest.py` scans at the end of each test.
 
 These secrets are allowed: the session id in its Set-Cookie, the access token in the response of
-`GET /api/spotify/token`, a personal access token or a JWT in the response that issues it, and the tokens in
-emails that development prints. The `state` of an authorization may appear only in the URL of the consent
-page in a response. The examples in the OpenAPI document and Swagger UI's files are skipped.
+`GET /api/spotify/token`, a personal access token, a JWT, or a device code in the response that issues it, and
+the tokens in emails that development prints. The `state` of an authorization may appear only in the URL of
+the consent page in a response. The examples in the OpenAPI document and Swagger UI's files are skipped.
 """
 
 import base64
@@ -60,6 +60,7 @@ STATE = re.compile(r"\bstate=([\w-]+)", re.ASCII)
 
 # The responses that issue our own tokens, and where these are in them.
 ISSUING_ROUTES = ("POST /api/user/tokens", "POST /api/oauth/token")
+DEVICE_CODE = re.compile(r'("device_code":\s*")([\w-]{43})(?=")', re.ASCII)
 ISSUED = re.compile(rf'"(?:access_)?token":\s*"{PERSONAL_ACCESS_TOKEN.pattern}"', re.ASCII)
 
 CONTEXT_CHARS = 60  # shown on either side of a secret
@@ -134,12 +135,19 @@ class SecretScanner:
             if name.lower() == "set-cookie":
                 value = SESSION_COOKIE.sub(self._hide_id, value)  # noqa: PLW2901 - the id is allowed there
             lines.append(f"{name}: {value}")
-        text = "\n".join([*lines, "", _without_allowed(request, body or b"")])
+        shown = _without_allowed(request, body or b"")
+        if request == "POST /api/oauth/device_authorization":
+            shown = DEVICE_CODE.sub(self._hide_device_code, shown)
+        text = "\n".join([*lines, "", shown])
         self.record(CONSENT_URL.sub(self._hide_authorization, text), f"the response to {request}")
 
     def _hide_id(self, cookie: re.Match[str]) -> str:
         self._ids[cookie[2]] = "a session id"
         return f"{cookie[1]}(id)"
+
+    def _hide_device_code(self, member: re.Match[str]) -> str:
+        self._ids[member[2]] = "a device code"
+        return f"{member[1]}(device code)"
 
     def _hide_authorization(self, url: re.Match[str]) -> str:
         self._challenges.update(CHALLENGE.findall(url[0]))

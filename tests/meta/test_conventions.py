@@ -30,6 +30,8 @@ OPEN = {
     "PUT /api/email-change",
     "GET /api/session",
     "GET /.well-known/jwks.json",
+    "POST /api/oauth/device_authorization",
+    "POST /api/oauth/token",
     "GET /api/spotify/authorize",
     "GET /api/spotify",
     "DELETE /api/spotify",
@@ -55,6 +57,8 @@ SIGNED_IN = {
     "DELETE /api/user/sessions",
     "DELETE /api/user/sessions/<string:session_id>",
     "GET /api/user/export",
+    "GET /api/user/devices/<string:user_code>",
+    "POST /api/user/devices/<string:user_code>",
     "POST /api/email-verification",
     "POST /api/session/jwt",
 }
@@ -155,7 +159,9 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
                 named = found.get("$ref", "").rsplit("/", 1)[-1]
                 response = document["components"]["responses"][named] if named else found
                 if status == "default" or int(status) >= 400:
-                    assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+                    is_oauth = path.startswith("/api/oauth/") and status not in ("default", "403")
+                    expected = "application/json" if is_oauth else "application/problem+json"
+                    assert list(response["content"]) == [expected], (path, method, status)
 
 
 def test_every_problem_type_is_complete() -> None:

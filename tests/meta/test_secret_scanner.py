@@ -225,6 +225,19 @@ def test_scanner_finds_a_session_id_in_logs_and_redis(
     assert origins_of(found) == {"the log of app.somewhere", "Redis"}
 
 
+def test_scanner_allows_a_device_code_in_the_response_that_issues_it_only() -> None:
+    code = secrets.token_urlsafe(32)
+    issued = f'{{"device_code":"{code}","user_code":"BCDF-GHJK"}}'
+    scanner = SecretScanner()
+
+    scanner.record_response("POST /api/oauth/device_authorization", "200 OK", [], issued.encode())
+    assert scanner.scan() == []
+
+    scanner.record_response("POST /api/oauth/token", "400 Bad Request", [], issued.encode())
+    scanner.record(f"SET device-authorization:{code}", "Redis")
+    assert kinds(scanner.scan()) == ["a device code", "a device code"]
+
+
 def test_scanner_allows_an_access_token_in_one_member_of_one_response() -> None:
     def leaks_in(body: str, request: str = "GET /api/spotify/token") -> list[str]:
         scanner = SecretScanner()

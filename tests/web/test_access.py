@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import db, writing
 from app.models import User
 from app.web.access import Access
+from tests.helpers.devices import device_client, device_path, start
 from tests.helpers.flows import PASSWORD, another_tab, login, register, slug
 from tests.helpers.route_matrix import (
     Route,
@@ -134,8 +135,15 @@ def session_id(client: FlaskClient) -> str:
     return str(session["id"])
 
 
+def user_code(client: FlaskClient) -> str:
+    """Return the code of a device that this person has looked up."""
+    started = start(device_client(client.application))
+    assert client.get(device_path(started)).status_code == 200
+    return str(started["user_code"])
+
+
 # How to get one's own id of each kind that a path can contain. Add every new kind here.
-IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": session_id}
+IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": session_id, "user_code": user_code}
 
 
 @pytest.mark.requirement("G1")
@@ -146,12 +154,13 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
     ada(client, sandbox)
     register(visitor := new_client(), "eve")
     wait_for_background_work(app)
+    ids = {kind: own_id(client) for kind, own_id in IDS.items()}
     before, checked = Snapshot(app), 0
     for route in signed_in_routes(app):
-        for kind, own_id in IDS.items():
+        for kind, adas in ids.items():
             if f"{{{kind}}}" not in route.template:
                 continue
-            adas, missing = own_id(client), "f" * len(own_id(client))
+            missing = "f" * len(adas)
             responses = [
                 visitor.open(
                     route.template.format(**{kind: name}),

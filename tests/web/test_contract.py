@@ -32,6 +32,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from app.web.access import Access
+from tests.helpers.devices import approve, device_path, poll
 from tests.helpers.flows import PASSWORD, connect, register, send_callback, start_authorization
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import (
@@ -178,7 +179,10 @@ def test_response_schemas_contain_no_secret_or_internal_members(app: Flask, docu
     responses = {name: each for name, each in document["components"]["schemas"].items() if each not in bodies}
 
     assert [name for name, each in responses.items() if set(each["properties"]) & (SECRET | INTERNAL)] == []
-    assert [name for name, each in responses.items() if "access_token" in each["properties"]] == ["TokenOut"]
+    assert [name for name, each in responses.items() if "access_token" in each["properties"]] == [
+        "DeviceTokenOut",
+        "TokenOut",
+    ]
 
 
 def test_document_lists_what_every_request_needs(app: Flask, document: dict[str, Any]) -> None:
@@ -188,11 +192,13 @@ def test_document_lists_what_every_request_needs(app: Flask, document: dict[str,
         visitor_rule: list[dict[str, Any]] = [] if route.access is Access.SIGNED_IN else [{}]
         assert found["security"] == [*visitor_rule, {"session": []}], route
         header = {"$ref": "#/components/parameters/RequestedWith"}
-        assert (header in found.get("parameters", [])) is (route.writes or route.is_gateway), route
+        needs_header = (route.writes and not route.is_oauth) or route.is_gateway
+        assert (header in found.get("parameters", [])) is needs_header, route
         statuses = set(found["responses"])
         assert ("401" in statuses) >= (route.access is Access.SIGNED_IN), route
         assert ("403" in statuses) >= route.writes, route
-        readable = {"400", "413", "415"} | (set() if route.is_gateway else {"422"})
+        readable = {"400", "413"} | (set() if route.is_oauth else {"415"})
+        readable |= set() if route.is_gateway or route.is_oauth else {"422"}
         assert (readable <= statuses) >= ("requestBody" in found), route
         assert ("404" in statuses) >= ("{" in route.template), route
         assert "503" in statuses, route
@@ -277,6 +283,12 @@ def test_successful_responses_contain_only_documented_members(
         read(client.get(path))
     read(client.delete("/api/spotify"))
     read(client.get("/api/spotify"))
+    device = {"client_name": "my-cli", "scope": "spotify:read"}
+    started = read(client.post("/api/oauth/device_authorization", data=device)).json
+    read(poll(client, started))
+    read(client.get(device_path(started)))
+    read(approve(client, started))
+    read(poll(client, started))
     changed = {"current_password": PASSWORD, "new_password": f"{PASSWORD} indeed"}
     read(client.put("/api/user/password", json=changed))
     read(client.delete("/api/user/sessions"))

@@ -678,7 +678,8 @@ def test_malformed_ids_are_treated_like_unknown_ids(
     for route in with_ids:
         prefix = route.template.partition("{")[0]
         for malformed in MALFORMED_IDS:
-            response = client.open(f"{prefix}{malformed}", method=route.method)
+            body = valid_body(document, route) if route.method == "POST" else None
+            response = client.open(f"{prefix}{malformed}", method=route.method, json=body)
             assert response.status_code in (204, 404), (route, malformed)
         assert Snapshot(app) == before, route
 
@@ -797,7 +798,7 @@ def test_429_has_retry_after_and_401_has_a_challenge(client: FlaskClient) -> Non
 def test_503_has_retry_after_on_every_route(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
     for route in every_route(client.application):
-        if operation(documented(client.application), route):
+        if operation(documented(client.application), route) and not route.is_oauth:
             response = send(client, route)
             assert (response.status_code, slug(response)) == (503, "service-unavailable"), route
             assert int(response.headers["Retry-After"]) > 0, route

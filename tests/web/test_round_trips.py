@@ -4,13 +4,15 @@ A person is signed in and connected, and the process has seen the session before
 these, something reads or writes more than before. If it makes fewer, lower the numbers.
 """
 
+from typing import Any
+
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.helpers import route_matrix
 from tests.helpers.round_trips import counting
-from tests.helpers.route_matrix import Route, Snapshot, every_route, valid_body
+from tests.helpers.route_matrix import Route, Snapshot, every_route, valid_request
 from tests.helpers.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
@@ -33,6 +35,7 @@ ROUND_TRIPS = {
     "GET /api/spotify/token": (1, 0),
     "GET /api/spotify/v1/{path}": (1, 0),
     "GET /api/user": (1, 0),
+    "GET /api/user/devices/{user_code}": (4, 0),
     "GET /api/user/export": (8, 10),
     "GET /api/user/sessions": (8, 4),
     "GET /livez": (0, 0),
@@ -42,10 +45,13 @@ ROUND_TRIPS = {
     "POST /api/email-verification": (2, 10),
     "POST /api/login": (10, 8),
     "POST /api/logout": (3, 0),
+    "POST /api/oauth/device_authorization": (3, 0),
+    "POST /api/oauth/token": (1, 0),
     "POST /api/password-reset": (3, 10),
     "POST /api/register": (9, 26),
     "POST /api/session/jwt": (1, 0),
     "POST /api/spotify/v1/{path}": (2, 0),
+    "POST /api/user/devices/{user_code}": (4, 4),
     "PUT /api/email-change": (1, 5),
     "PUT /api/email-verification": (1, 5),
     "PUT /api/password-reset": (1, 5),
@@ -60,9 +66,9 @@ def test_round_trips_of_every_route(client: FlaskClient, app: Flask, sandbox: Sa
     found = {}
     before, cookies = Snapshot(app), dict(client._cookies or {})
     for route in every_route(app):
-        body = valid_body(document, route)
+        request = valid_request(document, route)
         for _ in range(2):  # the second one finds what the first one has remembered
-            made = request_counted(client, app, route, body)
+            made = request_counted(client, app, route, request)
             if route.writes:
                 break
         found[str(route)] = made
@@ -74,8 +80,10 @@ def test_round_trips_of_every_route(client: FlaskClient, app: Flask, sandbox: Sa
     assert allowed == ROUND_TRIPS
 
 
-def request_counted(client: FlaskClient, app: Flask, route: Route, body: object) -> tuple[int, int]:
-    with counting(app) as made, client.open(route.path, method=route.method, json=body) as response:
+def request_counted(
+    client: FlaskClient, app: Flask, route: Route, request: dict[str, Any]
+) -> tuple[int, int]:
+    with counting(app) as made, client.open(route.path, method=route.method, **request) as response:
         pass
     assert response.status_code < 500, route
     return made.counts
