@@ -71,6 +71,21 @@ call -f -H 'X-Requested-With: curl' -H 'Content-Type: application/json' https://
     -d '{"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}'
 echo "--- doctor"
 runuser -u backline -- env -i PATH="$PATH" APP_ENV=production .venv/bin/flask doctor || true
+echo "--- backup"
+deploy/backup /tmp/backups
+sign_in() {
+    call -o /dev/null -w '%{http_code}\n' -H 'X-Requested-With: curl' -H 'Content-Type: application/json' \
+        https://api.example.com/api/login -d '{"login": "ada", "password": "a long sentence is best"}'
+}
+sign_in
+mariadb backline -e 'DELETE FROM users'
+deploy/restore /tmp/backups/*.sql.gz </dev/null 2>&1 || true # the services run
+echo "--- restore"
+pkill -u backline && while pgrep -u backline >/dev/null; do sleep 0.1; done
+deploy/restore /tmp/backups/*.sql.gz </dev/null 2>&1 || true # without a network, the doctor fails
+start backline-web.service >/tmp/web.log 2>&1 &
+until [ "$(call -o /dev/null -w '%{http_code}' https://api.example.com/api/session)" = 200 ]; do sleep 0.2; done
+sign_in
 echo "--- second installation"
 deploy/install
 [ "$settings" = "$(sha256sum .env /etc/backline/* /etc/nginx/nginx.conf /etc/redis/backline.conf)" ] && echo "settings: unchanged"

@@ -43,6 +43,8 @@ def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
     assert '"username":"ada"' in parts["web"]
     problems = [line for line in parts["doctor"].splitlines() if line.startswith(("warn", "fail"))]
     assert [line[:13] for line in problems] == ["fail  Spotify"]  # there is no network
+    assert parts["backup"].splitlines()[1:] == ["200", "Stop gunicorn and the scheduler first."]
+    assert parts["restore"].splitlines()[-1] == "200"  # ada is back
     assert "settings: unchanged" in parts["second installation"]
     permissions = parts["permissions"]
     for path in (".env 600 backline", "migrate.env 600 root", "key.pem 600 root", "backline.conf 640 redis"):
