@@ -12,6 +12,7 @@ import pytest
 import requests
 import sqlalchemy as sa
 
+from app.auth.devices.flow import GRANT_TYPE
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import CHANGE_REQUESTED, RESET, VERIFY, running_mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient, callback_query
@@ -55,6 +56,7 @@ def test_no_secret_is_written_anywhere(
             assert call("GET", "/api/spotify/token").status_code in (409, 503)
         call("GET", "/api/spotify")
         call("GET", "/api/session")
+        authorize_device(api.url, http)
         new_password = "another sentence, and longer"
         scanner.learn("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
@@ -88,9 +90,23 @@ def test_no_secret_is_written_anywhere(
         "the response to GET /api/spotify/token",
         "Redis",
         "the response to GET /api/user/export",
+        "the response to POST /api/oauth/token",
         "the response to PUT /api/password-reset",
     }
     assert scanner.scan() == []
+
+
+def authorize_device(url: str, person: requests.Session) -> None:
+    """Obtain a token for a device, and try to obtain another one with the same code."""
+    form = {"client_name": "my-cli", "scope": "account:read"}
+    started = person.post(f"{url}/api/oauth/device_authorization", data=form, timeout=30).json()
+    decision = {"decision": "approve", "current_password": PASSWORD}
+    page = f"{url}/api/user/devices/{started['user_code']}"
+    assert person.get(page, timeout=30).json()["client_name"] == "my-cli"
+    assert person.post(page, json=decision, timeout=30).status_code == 204
+    poll = {"grant_type": GRANT_TYPE, "device_code": started["device_code"]}
+    for expected in (200, 400):
+        assert person.post(f"{url}/api/oauth/token", data=poll, timeout=30).status_code == expected
 
 
 def expire(database_url: str) -> None:
