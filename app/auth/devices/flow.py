@@ -98,7 +98,8 @@ class DeviceFlow:
         """
         if approved and len(list_tokens(user.id, user.session_epoch)) >= MAX_TOKENS:
             raise TooManyTokens
-        decided = self._store.decide(pending, approved=approved, epoch=user.session_epoch)
+        status = "approved" if approved else "denied"
+        decided = self._store.replace(pending, status=status, epoch=user.session_epoch)
         if decided:
             log.info("device_decided", extra={"approved": approved})
         return decided

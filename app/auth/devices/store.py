@@ -118,18 +118,6 @@ class DeviceAuthorizationStore:
             return None
         return found if found.record.user_id == user_id else None
 
-    def decide(self, pending: DeviceAuthorization, *, approved: bool, epoch: int) -> bool:
-        """Store a decision. Returns whether it was the first.
-
-        Raises:
-            redis.RedisError: Redis is not available.
-        """
-        status = "approved" if approved else "denied"
-        if not self.replace(pending, status=status, epoch=epoch):
-            return False
-        self._client.delete(self._pointer(pending.record.user_code))
-        return True
-
     def poll(self, device_code: str) -> tuple[DeviceAuthorization | None, bool]:
         """Return the authorization with this code, and whether the device polls too often.
 

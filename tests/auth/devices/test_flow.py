@@ -551,6 +551,6 @@ def test_approval_cannot_be_copied_to_another_code_in_redis(
     assert oauth_error(poll(device, attackers)) == "invalid_grant"
     client.set(own, b"\x01nonsense")
     assert oauth_error(poll(device, attackers)) == "invalid_grant"
-    [pointer] = client.keys("device-user-code:*")
-    client.set(pointer, approved)
+    for pointer in client.keys("device-user-code:*"):
+        client.set(pointer, own)
     assert ada.get(device_path(attackers)).status_code == 404
