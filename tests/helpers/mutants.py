@@ -1,10 +1,41 @@
 """Copies of the project with one change, which tests must notice."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.servers import ROOT
+
+TESTED = ("app", "migrations", "sandbox", "script", "tests", "config.py", "wsgi.py", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of the product, and the test that must notice it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def assert_noticed(directory: Path, mutation: Mutation) -> None:
+    """Assert that the test fails in a copy of the project with the change."""
+    copy_with_change(directory, TESTED, mutation.file, mutation.old, mutation.new)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 1, run.stdout
+    assert "1 failed" in run.stdout
 
 
 def copy_with_change(directory: Path, names: Iterable[str], file: str, old: str, new: str) -> Path:

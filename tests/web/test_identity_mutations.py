@@ -3,30 +3,15 @@
 Each mutation is one change of text, which must match exactly once, in a copy of the project.
 """
 
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.mutants import copy_with_change
+from tests.helpers.mutants import Mutation, assert_noticed
 
 pytestmark = pytest.mark.processes
 
-PROJECT = ("app", "migrations", "sandbox", "script", "tests", "config.py", "wsgi.py", "pyproject.toml")
 IDENTITY, VERSIONS = "tests/web/test_identity.py", "tests/infra/test_row_versions.py"
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A change of the product, and the test that must notice it."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    test: str
 
 
 MUTATIONS = [
@@ -134,16 +119,4 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_noticed(tmp_path: Path, mutation: Mutation) -> None:
-    copy_with_change(tmp_path, PROJECT, mutation.file, mutation.old, mutation.new)
-
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-    assert run.returncode == 1, run.stdout
-    assert "1 failed" in run.stdout
+    assert_noticed(tmp_path, mutation)
