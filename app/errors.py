@@ -45,6 +45,14 @@ class NotSignedIn(BacklineError):
     """No one is signed in, or the session has ended."""
 
 
+class InvalidBearerToken(BacklineError):
+    """The bearer token is malformed, unknown, expired, or revoked."""
+
+
+class InsufficientRights(BacklineError):
+    """The bearer token may not be used for this."""
+
+
 class FreshSignInRequired(BacklineError):
     """The last sign-in was too long ago for this."""
 

@@ -70,6 +70,7 @@ from app.web import (
 )
 from app.web.api import MAX_BODY_BYTES, Api
 from app.web.application import Application
+from app.web.bearer import BearerTokens
 from app.web.client_address import ClientAddress
 from app.web.error_middleware import ErrorMiddleware
 from app.web.throttle import Throttle
@@ -92,7 +93,7 @@ def create_app(config: Config) -> Flask:
     request_log.init_app(app)
     sessions.init_app(app, config, services.redis, services.redis_cipher)
     csrf.init_app(app, config)
-    identity.init_app(app, services.redis)
+    identity.init_app(app, services.redis, BearerTokens(config.secret_key, services.throttle))
     access.init_app(app)
     cors.init_app(app, config)
     security_headers.init_app(app, config)

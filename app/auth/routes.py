@@ -29,14 +29,21 @@ from app.errors import (
     ValidationError,
 )
 from app.infra.database import reading
-from app.models import Purpose, User
+from app.models import Purpose, Right, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.services import services
 from app.settings.urls import origin_of
 from app.spotify import connections
 from app.spotify.schemas import describe
 from app.web import identity, sessions
-from app.web.access import current_user, login_required, public, read_user, require_user
+from app.web.access import (
+    accepts_bearer,
+    current_user,
+    login_required,
+    public,
+    read_user,
+    require_user,
+)
 from app.web.api import Blueprint, encode_json, json_response
 from app.web.client_address import client_network
 from app.web.problems import NotFound
@@ -108,11 +115,13 @@ def logout() -> None:
 
 @blueprint.get("/api/session")
 @public
+@accepts_bearer(*Right)
 @blueprint.response(200, SessionOut)
 def get_session() -> Response:
     """Return who is signed in, and their connection to Spotify.
 
-    Apps call this first. A visitor who is not signed in gets a 200 response too.
+    Apps call this first. A visitor who is not signed in gets a 200 response too. For a bearer token, `user`
+    is null without the right `account:read`, and `spotify` without `spotify:read`.
     """
     user, connection = current_user(), connections.current_connection()
     if user is None and connection is None:
@@ -220,8 +229,14 @@ def decide_email_change(decision: dict[str, str]) -> None:
 
 
 def _describe_session(user: UserSnapshot | None, connection: ConnectionSnapshot | None) -> bytes:
-    spotify = describe(connection) if connection is not None else None
-    return encode_json(_SESSION, {"authenticated": user is not None, "user": user, "spotify": spotify})
+    token = identity.current_token()
+    rights = Right if token is None else token.rights.split()
+    session = {
+        "authenticated": user is not None,
+        "user": user if Right.ACCOUNT_READ in rights else None,
+        "spotify": describe(connection) if connection and Right.SPOTIFY_READ in rights else None,
+    }
+    return encode_json(_SESSION, session)
 
 
 def _end_all_sessions(user: User) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.infra.database import database_now
-from app.models.access_token import AccessToken, is_valid_for, six_months_after
+from app.models.access_token import AccessToken, is_ahead, is_valid_for, six_months_after
+from app.models.personal_access_token import MAX_TOKEN_LIFETIME, PersonalAccessToken
 from app.models.spotify_user import SpotifyUser
 from app.models.user import User
 
@@ -96,11 +97,32 @@ class ConnectionSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class PersonalTokenSnapshot:
+    """A personal access token."""
+
+    id: int
+    rights: str
+    session_epoch: int
+    expires_at: datetime
+    read_time: ReadTime
+
+    def is_valid_for(self, owner: UserSnapshot) -> bool:
+        """Return whether the token has neither expired nor ended with its owner's sessions."""
+        if self.session_epoch != owner.session_epoch or owner.disabled:
+            return False
+        return is_ahead(self.expires_at, self.read_time.now(), MAX_TOKEN_LIFETIME)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An account and its connection, or a connection and its owner, as one statement has read them."""
+    """An account and its connection, or a connection and its owner, as one statement has read them.
+
+    `personal_token` is the token that led to the account, if a request presented one.
+    """
 
     user: UserSnapshot | None
     connection: ConnectionSnapshot | None
+    personal_token: PersonalTokenSnapshot | None = None
     # Responses that depend on nothing else.
     bodies: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
@@ -114,19 +136,31 @@ _TOKEN = tuple(
     for name in TokenSnapshot.__dataclass_fields__
     if name not in ("read_time", "derived")
 )
+_PERSONAL_TOKEN = tuple(
+    getattr(PersonalAccessToken, name)
+    for name in PersonalTokenSnapshot.__dataclass_fields__
+    if name != "read_time"
+)
 _COLUMNS = sa.select(database_now(), *_USER, *_CONNECTION, *_TOKEN)
 _TOKEN_OF_CONNECTION = AccessToken.spotify_user_id == SpotifyUser.id
 
 # A connection without tokens counts as none, but can be authorized again.
 _WITH_TOKEN = sa.join(SpotifyUser.__table__, AccessToken.__table__, _TOKEN_OF_CONNECTION)
+_WITH_CONNECTION = sa.outerjoin(User.__table__, _WITH_TOKEN, SpotifyUser.user_id == User.id)
 _OF_USER = (
-    _COLUMNS.select_from(User.__table__.outerjoin(_WITH_TOKEN, SpotifyUser.user_id == User.id))
+    _COLUMNS.select_from(_WITH_CONNECTION)
     .where(User.id == sa.bindparam("id"))
     .set_label_style(sa.LABEL_STYLE_NONE)
 )
 _OF_CONNECTION = (
     _COLUMNS.select_from(_WITH_TOKEN.outerjoin(User.__table__, SpotifyUser.user_id == User.id))
     .where(SpotifyUser.id == sa.bindparam("id"))
+    .set_label_style(sa.LABEL_STYLE_NONE)
+)
+_OF_PERSONAL_TOKEN = (
+    _COLUMNS.add_columns(*_PERSONAL_TOKEN)
+    .select_from(_WITH_CONNECTION.join(PersonalAccessToken, PersonalAccessToken.user_id == User.id))
+    .where(PersonalAccessToken.token_hash == sa.bindparam("token_hash"))
     .set_label_style(sa.LABEL_STYLE_NONE)
 )
 
@@ -141,14 +175,21 @@ def of_connection(spotify_user_id: int) -> sa.Select[Any]:
     return _OF_CONNECTION.params(id=spotify_user_id)
 
 
+def of_personal_token(token_hash: str) -> sa.Select[Any]:
+    """Return the statement for the snapshot of a personal access token, its account, and its connection."""
+    return _OF_PERSONAL_TOKEN.params(token_hash=token_hash)
+
+
 def from_row(row: Any, began_at: float) -> Snapshot:
     """Return the snapshot of a statement that began then (`time.monotonic`)."""
     now, *values = row
+    read_time = ReadTime(now, began_at)
     user, rest = values[: len(_USER)], values[len(_USER) :]
-    connection, token = rest[: len(_CONNECTION)], rest[len(_CONNECTION) :]
+    connection, rest = rest[: len(_CONNECTION)], rest[len(_CONNECTION) :]
+    token, personal = rest[: len(_TOKEN)], rest[len(_TOKEN) :]
     owner = UserSnapshot(*user) if user[0] is not None else None
+    personal_token = PersonalTokenSnapshot(*[*personal, read_time]) if personal else None
     if connection[0] is None:
-        return Snapshot(owner, None)
-    token.append(ReadTime(now, began_at))
-    connection.append(TokenSnapshot(*token))
-    return Snapshot(owner, ConnectionSnapshot(*connection))
+        return Snapshot(owner, None, personal_token)
+    connection.append(TokenSnapshot(*[*token, read_time]))
+    return Snapshot(owner, ConnectionSnapshot(*connection), personal_token)

@@ -49,8 +49,10 @@ def current_connection() -> ConnectionSnapshot | None:
     if snapshot is None or snapshot.connection is None:
         return None
     connection, current = snapshot.connection, identity.current_session()
+    if current_user() is not None:
+        return connection
     if current.get("user_id") is not None:  # one that has ended is not a visitor's
-        return connection if current_user() is not None else None
+        return None
     owner_epoch = snapshot.user.session_epoch if snapshot.user is not None else None
     if connection.token.grant_id != current.get("grant_id") or owner_epoch != current.get("owner_epoch"):
         return None

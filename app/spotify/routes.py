@@ -16,7 +16,6 @@ from app.errors import (
     BacklineError,
     InsufficientScope,
     NotSignedIn,
-    ServiceUnavailable,
     SpotifyAccessDenied,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
@@ -31,8 +30,8 @@ from app.errors import (
     ValidationError,
 )
 from app.infra.clock import rfc3339
-from app.models import SpotifyUser
-from app.models.snapshots import ConnectionSnapshot
+from app.models import Right, SpotifyUser
+from app.models.snapshots import ConnectionSnapshot, Snapshot
 from app.services import services
 from app.spotify import connections, gateway_http
 from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
@@ -40,9 +39,10 @@ from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, Spot
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
 from app.web import csrf, identity
-from app.web.access import public
+from app.web.access import accepts_bearer, has_right, public, require_right
 from app.web.api import Blueprint, encode_json, is_navigation, json_response
 from app.web.error_handlers import known_error, log_failure
+from app.web.previews import PreviewRejected, reject_preview
 from app.web.problems import (
     CrossSiteRequest,
     MalformedRequest,
@@ -54,9 +54,6 @@ from app.web.problems import (
 from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
-
-# Headers with which current and older browsers mark prefetches and previews.
-_PURPOSE_HEADERS = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
@@ -98,7 +95,7 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
         known = known_error(error)
         if query.is_callback:
             _log_rejection(known)
-        if not is_navigation() or isinstance(known, CrossSiteRequest | _PreviewRejected):
+        if not is_navigation() or isinstance(known, CrossSiteRequest | PreviewRejected):
             raise
         if known is not error:
             log_failure(error)
@@ -110,6 +107,7 @@ def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
 
 @blueprint.get("/api/spotify")
 @public
+@accepts_bearer(Right.SPOTIFY_READ)
 @blueprint.response(200, SpotifyOut)
 def get() -> Response:
     """Return whether Spotify is connected, as whom, and until when."""
@@ -178,6 +176,7 @@ def playback_token() -> Response:
     "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
 )
 @public
+@accepts_bearer(Right.SPOTIFY_READ, to_write=Right.SPOTIFY_WRITE)
 @identity.loads_session
 @blueprint.response(200, description="Spotify's response, with any status and media type")
 @blueprint.problems(
@@ -204,10 +203,16 @@ def web_api(path: str) -> Response:
     links = gateway_http.links_for(current, services().config)
     call = gateway_http.read_call(current, path, links)
     with gateway.prepare(call) as prepared:
-        prepared.receive(identity.load(lambda _, snapshot: prepared.commands_for(snapshot.connection)))
+        prepared.receive(identity.load(lambda snapshot: prepared.commands_for(_usable(snapshot))))
+        require_right()
         connection = _require_connection()
         with _offering_reauthorization():
             return gateway_http.forward(gateway, prepared, connection, connections.required_grant(), links)
+
+
+def _usable(snapshot: Snapshot) -> ConnectionSnapshot | None:
+    """Return the connection that this request will probably use."""
+    return snapshot.connection if has_right(snapshot.personal_token) else None
 
 
 def _require_connection() -> ConnectionSnapshot:
@@ -225,16 +230,19 @@ def _require_connection() -> ConnectionSnapshot:
 
 @contextmanager
 def _offering_reauthorization() -> Iterator[None]:
-    """Report an ended grant with the URL at which the person can consent again."""
+    """Report an ended grant with the URL at which the person can consent again, or that of the app."""
     try:
         yield
     except GrantEnded:
-        url = services().authorization_flow.reauthorization_url()
+        if identity.current_token() is None:
+            url = services().authorization_flow.reauthorization_url()
+        else:  # there is no session that an authorization could belong to
+            url = services().config.frontend_url
         raise SpotifyReauthorizationRequired(authorize_url=url) from None
 
 
 def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
-    _reject_preview(query)
+    reject_preview(is_callback=query.is_callback)
     identity.load()
     if query.repeated:
         raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
@@ -260,25 +268,6 @@ def _describe_connected(spotify_user: SpotifyUser | ConnectionSnapshot) -> Respo
     if isinstance(spotify_user, SpotifyUser):  # one that has just been stored
         return json_response(encode())
     return json_response(identity.remembered_body("connected", encode))
-
-
-class _PreviewRejected(ServiceUnavailable):
-    """The request is a prefetch, or a HEAD with a callback. Browsers discard a prefetch with this status."""
-
-    detail = "A prefetch or HEAD request cannot start or complete an authorization. Send a GET request."
-
-
-def _reject_preview(query: AuthorizeRequest) -> None:
-    """Prevent a request that no person made from starting or completing an authorization.
-
-    Browsers mark what they fetch before a click (https://wicg.github.io/nav-speculation/prefetch.html).
-
-    Raises:
-        _PreviewRejected: The request is a prefetch or preview, or a HEAD with a callback.
-    """
-    purposes = " ".join(request.headers.get(name, "") for name in _PURPOSE_HEADERS).lower()
-    if "prefetch" in purposes or "preview" in purposes or (request.method == "HEAD" and query.is_callback):
-        raise _PreviewRejected
 
 
 def _log_rejection(error: BacklineError) -> None:

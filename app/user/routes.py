@@ -8,7 +8,7 @@ from flask import Response, session
 from app.auth.login import start_session
 from app.auth.schemas import UserOut
 from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
-from app.models import User, normalization
+from app.models import Right, User, normalization
 from app.services import services
 from app.spotify import connections
 from app.user.export import collect_personal_data
@@ -22,7 +22,7 @@ from app.user.schemas import (
     describe_export,
 )
 from app.web import identity, sessions
-from app.web.access import login_required, read_user, require_user
+from app.web.access import accepts_bearer, login_required, read_user, require_user
 from app.web.api import Blueprint, encode_json, json_response
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ PROFILE_CHANGES_PER_HOUR = 30
 
 @blueprint.get("/api/user")
 @login_required
+@accepts_bearer(Right.ACCOUNT_READ)
 @blueprint.response(200, UserOut)
 def get() -> Response:
     """Return the signed-in user."""

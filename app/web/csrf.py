@@ -4,7 +4,7 @@ Every request that changes something needs three things, checked before any view
 form cannot set, an allowed `Origin`, and a harmless `Sec-Fetch-Site`. Together they make CSRF tokens
 unnecessary (RFC 9700 section 4.7, OWASP CSRF cheat sheet). The same applies to reads through the gateway,
 because they cost calls to Spotify (RFC 10017), and, except for the header, to reads of the access token.
-No other site may open or embed any read.
+No other site may open or embed any read. Requests with a bearer token (`app.web.bearer`) are exempt.
 
 `app.web.cors` decides which responses another origin may read.
 """
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, request
 from flask.globals import request_ctx
 
+from app.web import bearer
 from app.web.problems import CrossSiteRequest
 from config import Config
 
@@ -41,6 +42,8 @@ def init_app(app: Flask, config: Config) -> None:
         # If no view will run, a 404 or 405 is more helpful than a 403.
         if current.method == "OPTIONS" or current.routing_exception is not None:
             return
+        if bearer.replaces_cookie(current):
+            return  # no browser adds the token by itself
         if current.method in SAFE_METHODS:
             reason = _read_rejection_reason(current, allowed)
         else:

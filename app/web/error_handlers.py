@@ -10,7 +10,14 @@ import redis
 from flask import Flask, Request, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
-from app.errors import DEPENDENCY_DOWN, BacklineError, ServiceUnavailable, ValidationError
+from app.errors import (
+    DEPENDENCY_DOWN,
+    BacklineError,
+    InsufficientRights,
+    InvalidBearerToken,
+    ServiceUnavailable,
+    ValidationError,
+)
 from app.web.paths import is_gateway
 from app.web.problems import (
     MEDIA_TYPE,
@@ -71,10 +78,20 @@ def respond(error: Exception) -> Response:
     for name, value in error.get_headers() if isinstance(error, HTTPException) else ():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value
-    if status == 401:
-        # RFC 9110 section 15.5.2 requires a challenge. No browser opens a password prompt for this scheme.
-        response.headers["WWW-Authenticate"] = 'Session realm="backline"'
+    challenge = _challenge(known, status)
+    if challenge is not None:
+        response.headers["WWW-Authenticate"] = challenge
     return response
+
+
+def _challenge(error: BacklineError, status: int) -> str | None:
+    """Return how to authenticate (RFC 9110 section 15.5.2), or what is wrong with the token (RFC 6750)."""
+    if isinstance(error, InvalidBearerToken):
+        return 'Bearer error="invalid_token"'
+    if isinstance(error, InsufficientRights):
+        return 'Bearer error="insufficient_scope"'
+    # No browser opens a password prompt for this scheme.
+    return 'Session realm="backline"' if status == 401 else None
 
 
 def respond_to_failure(error: Exception) -> Response:

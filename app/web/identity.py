@@ -1,4 +1,4 @@
-"""Who a request is from: its session, and the rows of the account or the connection that the session names.
+"""Who a request is from: its session or bearer token, and the rows of the account or connection behind it.
 
 All of it comes in one round trip to Redis and, if the rows have changed, one statement.
 """
@@ -14,16 +14,17 @@ from flask.globals import request_ctx
 
 from app.errors import ServiceUnavailable
 from app.infra.redis_round_trip import Command, round_trip
-from app.models.snapshots import Snapshot
-from app.web.sessions.data import SessionData
+from app.models.snapshots import PersonalTokenSnapshot, Snapshot
+from app.web import bearer
+from app.web.bearer import BearerTokens, TokenState
 from app.web.sessions.interface import RequestedSession, Session, SessionInterface
-from app.web.snapshot_cache import SnapshotCache, Subject, Versions, versions_from
+from app.web.snapshot_cache import SnapshotCache, Subject, TokenSubject, Versions, versions_from
 
 log = logging.getLogger(__name__)
 
 View = TypeVar("View", bound=Callable[..., object])
-# Returns further commands for the round trip, given what the session and the rows contained last time.
-FurtherCommands = Callable[[SessionData, Snapshot], Sequence[Command]]
+# Returns further commands for the round trip, given what the rows contained last time.
+FurtherCommands = Callable[[Snapshot], Sequence[Command]]
 
 # Probes and the documentation work without Redis.
 _WITHOUT_SESSION = ("/api/docs", "/api/openapi")
@@ -32,11 +33,13 @@ _WITHOUT_SESSION = ("/api/docs", "/api/openapi")
 class Identity:
     """What one request has read so far."""
 
-    __slots__ = ("snapshot", "subject", "versions")
+    __slots__ = ("snapshot", "subject", "token_state", "versions")
 
     def __init__(self) -> None:
         self.versions = Versions()
-        self.subject: Subject | None = None  # that of `snapshot`, once it has been read
+        self.token_state = TokenState.MISSING
+        # That of `snapshot`, once it has been read.
+        self.subject: Subject | TokenSubject | None = None
         self.snapshot: Snapshot | None = None
 
 
@@ -46,9 +49,10 @@ def loads_session(view: View) -> View:
     return view
 
 
-def init_app(app: Flask, client: redis.Redis) -> None:
-    """Load the session of every API request that a view will handle."""
+def init_app(app: Flask, client: redis.Redis, tokens: BearerTokens) -> None:
+    """Load the session, or look up the bearer token, of every API request that a view will handle."""
     app.extensions["snapshots"] = SnapshotCache(client)
+    app.extensions["bearer_tokens"] = tokens
     endpoints: dict[str, bool] = {}  # which need a session before the view runs
 
     @app.before_request
@@ -69,7 +73,7 @@ def init_app(app: Flask, client: redis.Redis) -> None:
 
 
 def load(further: FurtherCommands | None = None) -> list[Any] | None:
-    """Load the request's session.
+    """Load the request's session, or look up its bearer token. `app.web.access` rejects an invalid one.
 
     Returns the replies to the `further` commands, if everything that they were made from is still valid.
     A reply that is a `redis.ResponseError` is Redis' own.
@@ -79,13 +83,15 @@ def load(further: FurtherCommands | None = None) -> list[Any] | None:
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
     current: Session = context._session  # noqa: SLF001 - `session` is a proxy, which takes time
-    current.accessed = True  # every response depends on the cookie
     interface: SessionInterface = context.app.session_interface
-    requested = interface.requested(context.request)
-    if requested is None:
-        return None
+    cache: SnapshotCache = context.app.extensions["snapshots"]
     try:
-        return _load(current, interface, context.app.extensions["snapshots"], requested, further)
+        if bearer.replaces_cookie(context.request):
+            tokens: BearerTokens = context.app.extensions["bearer_tokens"]
+            return _look_up(current, interface.client, cache, tokens.subject(context.request), further)
+        current.accessed = True  # every response depends on the cookie
+        requested = interface.requested(context.request)
+        return _load(current, interface, cache, requested, further) if requested is not None else None
     except redis.RedisError as error:
         log.error("sessions_unavailable", extra={"reason": type(error).__name__})
         raise ServiceUnavailable from error
@@ -97,12 +103,27 @@ def current_session() -> Session:
     return current
 
 
+def current_token() -> PersonalTokenSnapshot | None:
+    """Return the valid bearer token that this request has presented."""
+    identity: Identity | None = current_session().identity
+    if identity is None or identity.snapshot is None:
+        return None
+    return identity.snapshot.personal_token
+
+
+def token_state() -> TokenState:
+    """Return what is known of this request's bearer token. It must have been looked up (`load`)."""
+    return _identity_of(current_session()).token_state
+
+
 def current_snapshot() -> Snapshot | None:
-    """Return the rows of the account or the connection that this request's session names.
+    """Return the rows of the account or the connection that this request's token or session names.
 
     The caller checks whether the session may use them. None if the session names none, or if it is gone.
     """
     current = current_session()
+    if current_token() is not None:
+        return _identity_of(current).snapshot
     subject = _subject_of(current)
     if subject is None:
         return None
@@ -144,7 +165,7 @@ def _load(
     commands: list[Command] = [interface.read_command(requested), *(("GET", key) for key in keys)]
     sent = len(commands)
     if further is not None and expected is not None and remembered is not None:
-        commands += further(expected, remembered.snapshot)
+        commands += further(remembered.snapshot)
     began_at = time.monotonic()
     replies = round_trip(interface.client, commands)
     raw, *values = replies.values
@@ -160,6 +181,44 @@ def _load(
         return None
     identity.subject, identity.snapshot = found, remembered.snapshot
     return values[sent - 1 :]
+
+
+def _look_up(
+    current: Session,
+    client: redis.Redis,
+    cache: SnapshotCache,
+    subject: TokenSubject | None,
+    further: FurtherCommands | None,
+) -> list[Any] | None:
+    """Look up a bearer token. None is malformed."""
+    identity = current.identity = Identity()
+    if subject is None:
+        identity.token_state = TokenState.MALFORMED
+        return None
+    remembered, snapshot, found = cache.get(subject), None, None
+    if remembered is not None:
+        keys = list(remembered.labels)
+        commands: list[Command] = [("GET", key) for key in keys]
+        if further is not None:
+            commands += further(remembered.snapshot)
+        began_at = time.monotonic()
+        replies = round_trip(client, commands)
+        identity.versions = versions_from(keys, replies, replies.values[: len(keys)], began_at)
+        if identity.versions.confirm(remembered):
+            snapshot, found = remembered.snapshot, replies.values[len(keys) :]
+    if snapshot is None:
+        snapshot = cache.read(subject, identity.versions)
+    identity.token_state = _state_of(snapshot)
+    if identity.token_state is TokenState.VALID:
+        identity.subject, identity.snapshot = subject, snapshot
+    return found
+
+
+def _state_of(snapshot: Snapshot | None) -> TokenState:
+    if snapshot is None or snapshot.personal_token is None or snapshot.user is None:
+        return TokenState.UNKNOWN
+    is_valid = snapshot.personal_token.is_valid_for(snapshot.user)
+    return TokenState.VALID if is_valid else TokenState.ENDED
 
 
 def _identity_of(current: Session) -> Identity:

@@ -15,7 +15,7 @@ from werkzeug.routing import Rule
 from app import errors
 from app.errors import BacklineError
 from app.web import csrf, problems, validation
-from app.web.access import Access
+from app.web.access import Access, rights_for
 from app.web.csrf import SAFE_METHODS
 from app.web.problems import problem_type
 
@@ -42,6 +42,11 @@ _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
     },
 }
 
+_BEARER = (
+    "A personal access token, for clients that are no browser. A request with one needs no cookie and no "
+    "X-Requested-With header. The rights that it needs are listed with each operation."
+)
+
 _PROBLEM = {"$ref": "#/components/schemas/ProblemOut"}
 _OAUTH_ERROR = {"$ref": "#/components/schemas/OAuthErrorOut"}
 _DEFAULT_ERROR = {
@@ -65,7 +70,10 @@ def complete(document: dict[str, Any], app: Flask, *, cookie_name: str) -> dict[
     components = document["components"]
     del components["schemas"]["PaginationMetadata"]  # unused
     components["parameters"] = {"RequestedWith": _REQUESTED_WITH}
-    components["securitySchemes"] = {"session": {"type": "apiKey", "in": "cookie", "name": cookie_name}}
+    components["securitySchemes"] = {
+        "session": {"type": "apiKey", "in": "cookie", "name": cookie_name},
+        "bearerAuth": {"type": "http", "scheme": "bearer", "description": _BEARER},
+    }
     components["responses"] = {"DEFAULT_ERROR": _DEFAULT_ERROR}
     for rule in app.url_map.iter_rules():
         path = document["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
@@ -83,6 +91,9 @@ def _complete(
     operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if has_several else "")
     needs_session = getattr(view, "access", None) is Access.SIGNED_IN
     operation["security"] = [{"session": []}] if needs_session else [{}, {"session": []}]
+    rights = rights_for(view, method)
+    if rights:
+        operation["security"].append({"bearerAuth": sorted(rights)})
     if csrf.needs_header(rule.endpoint, method):
         header = {"$ref": "#/components/parameters/RequestedWith"}
         operation["parameters"] = [*operation.get("parameters", []), header]
@@ -90,6 +101,7 @@ def _complete(
         operation["requestBody"]["required"] = _needs_body(document, operation["requestBody"])
     kinds = [
         *getattr(view, "problems", ()),
+        *((errors.InvalidBearerToken, errors.InsufficientRights) if rights else ()),
         *_usual_problems(operation, rule, method, needs_session=needs_session),
     ]
     responses = {code: found for code, found in operation["responses"].items() if "$ref" not in found}

@@ -9,7 +9,9 @@ from app.errors import (
     BacklineError,
     EmailTaken,
     FreshSignInRequired,
+    InsufficientRights,
     InsufficientScope,
+    InvalidBearerToken,
     InvalidCredentials,
     InvalidToken,
     NotSignedIn,
@@ -99,6 +101,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "The login or the password is wrong",
         "The login is a username or an email address.",
     ),
+    InvalidBearerToken: ProblemType(
+        401,
+        "invalid-bearer-token",
+        "This token is not valid",
+        "It is missing or malformed, or it has expired or been revoked. Create a new personal access token.",
+    ),
     NotSignedIn: ProblemType(
         401,
         "not-signed-in",
@@ -126,6 +134,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "fresh-sign-in-required",
         "Please confirm your identity",
         "Sign in again, or send current_password. A sign-in counts for 15 minutes.",
+    ),
+    InsufficientRights: ProblemType(
+        403,
+        "insufficient-rights",
+        "This token must not be used here",
+        "A personal access token cannot change the account. Sign in with the password instead.",
     ),
     InsufficientScope: ProblemType(
         403,

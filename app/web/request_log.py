@@ -19,7 +19,7 @@ _PROBES = ("/livez", "/readyz")
 
 
 class RequestFields(logging.Filter):
-    """Adds `request_id`, `client`, and `user_id` to the records of a request."""
+    """Adds `request_id`, `client`, `user_id`, and `token_id` if there is one, to a request's records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields, unless the record has them already. Keep every record."""
@@ -30,7 +30,12 @@ class RequestFields(logging.Filter):
             fields = record.__dict__
             fields.setdefault("request_id", request_id_of(current.environ))
             fields.setdefault("client", current.remote_addr)
-            fields.setdefault("user_id", dict.get(session, "user_id") if isinstance(session, dict) else None)
+            user_id = dict.get(session, "user_id") if isinstance(session, dict) else None
+            snapshot = getattr(getattr(session, "identity", None), "snapshot", None)
+            if snapshot is not None and snapshot.personal_token is not None:
+                user_id = snapshot.user.id
+                fields.setdefault("token_id", snapshot.personal_token.id)
+            fields.setdefault("user_id", user_id)
         return True
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import redis
+import sqlalchemy as sa
 
 from app.infra import database
 from app.infra.expiring_cache import ExpiringCache
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 MAX_AGE_SECONDS = 60.0
 MAX_SNAPSHOTS = 4096
 
+Key = tuple[str, int | str | None]
+
 
 class Subject(NamedTuple):
     """The account that a session is signed in to, or else the connection that its visitor uses."""
@@ -33,7 +36,7 @@ class Subject(NamedTuple):
     spotify_user_id: int | None  # if signed in: the connection that the account probably has
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> Key:
         """The key by which its snapshot is remembered."""
         return ("user", self.user_id) if self.user_id is not None else ("connection", self.spotify_user_id)
 
@@ -41,6 +44,36 @@ class Subject(NamedTuple):
     def versions(self) -> list[str]:
         """The keys of the versions that its snapshot probably depends on."""
         return _version_keys(self.user_id, self.spotify_user_id)
+
+    @property
+    def statement(self) -> sa.Select[Any] | None:
+        """The statement that reads its snapshot."""
+        if self.user_id is not None:
+            return snapshots.of_user(self.user_id)
+        if self.spotify_user_id is not None:
+            return snapshots.of_connection(self.spotify_user_id)
+        return None
+
+
+class TokenSubject(NamedTuple):
+    """The account that a personal access token belongs to."""
+
+    token_hash: str
+
+    @property
+    def key(self) -> Key:
+        """The key by which its snapshot is remembered."""
+        return "token", self.token_hash
+
+    @property
+    def versions(self) -> list[str]:
+        """None: whose versions its snapshot depends on is known once it has been read."""
+        return []
+
+    @property
+    def statement(self) -> sa.Select[Any]:
+        """The statement that reads its snapshot."""
+        return snapshots.of_personal_token(self.token_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +122,14 @@ class SnapshotCache:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._entries: ExpiringCache[tuple[str, int | None], Remembered] = ExpiringCache(
-            MAX_SNAPSHOTS, MAX_AGE_SECONDS
-        )
+        self._entries: ExpiringCache[Key, Remembered] = ExpiringCache(MAX_SNAPSHOTS, MAX_AGE_SECONDS)
 
-    def get(self, subject: Subject) -> Remembered | None:
+    def get(self, subject: Subject | TokenSubject) -> Remembered | None:
         """Return what this process remembers. Use it only if `Versions.confirm` does."""
         return self._entries.get(subject.key)
 
-    def read(self, subject: Subject, versions: Versions) -> Snapshot | None:
-        """Read and remember the rows of a subject. Returns None if the account or connection is gone.
+    def read(self, subject: Subject | TokenSubject, versions: Versions) -> Snapshot | None:
+        """Read and remember the rows of a subject. Returns None if the account, connection, or token is gone.
 
         `versions` are those that are known already.
         """
@@ -141,12 +172,9 @@ def _version_keys(user_id: int | None, spotify_user_id: int | None) -> list[str]
     return keys + ([connection_version(spotify_user_id)] if spotify_user_id is not None else [])
 
 
-def _read_rows(subject: Subject) -> Snapshot | None:
-    if subject.user_id is not None:
-        statement = snapshots.of_user(subject.user_id)
-    elif subject.spotify_user_id is not None:
-        statement = snapshots.of_connection(subject.spotify_user_id)
-    else:
+def _read_rows(subject: Subject | TokenSubject) -> Snapshot | None:
+    statement = subject.statement
+    if statement is None:
         return None
     began_at = time.monotonic()
     rows = database.read(statement)

@@ -11,6 +11,7 @@ from flask.globals import request_ctx
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
+from app.web import bearer
 from app.web.error_handlers import respond_to_failure
 from app.web.sessions.data import is_in_future, owner_indexes
 from app.web.sessions.index import ListedSession, public_id
@@ -38,6 +39,8 @@ def save(response: Response) -> Response:
     current = request_ctx._session  # noqa: SLF001 - `flask.session` would mark it as accessed
     assert isinstance(current, Session)
     current.is_saved = True
+    if bearer.replaces_cookie(request_ctx.request):
+        return response
     try:
         interface().save_session(current_app, current, response)
     except redis.RedisError as error:

@@ -90,7 +90,7 @@ BROWSER_HEADERS = {
     "X-Forwarded-For": "192.0.2.7",
     "X-Forwarded-Host": "elsewhere.example",
     "Forwarded": "for=192.0.2.7",
-    "Authorization": "Bearer of-the-page",
+    "Authorization": "Basic b2Y6dGhlLXBhZ2U=",
     "User-Agent": "a browser",
     "Accept-Language": "tlh",
     "Range": "bytes=0-1",
