@@ -7,6 +7,7 @@ open need to be tested with that. Nothing is logged, because request lines conta
 from __future__ import annotations
 
 import io
+import re
 import socket
 import sys
 import traceback
@@ -20,6 +21,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 IDLE_S = 75
 MAX_BODY_BYTES = 8 * 1024 * 1024
 _WITHOUT_BODY = (204, 304)
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,6}")
 
 
 class Handler(WSGIRequestHandler):
@@ -41,6 +43,7 @@ class Handler(WSGIRequestHandler):
             self.close_connection = True
             return
         environ = self.make_environ()
+        environ["CONTENT_LENGTH"] = str(len(body))
         environ["wsgi.input"] = io.BytesIO(body)
         response = _Response(self)
         try:
@@ -61,8 +64,8 @@ class Handler(WSGIRequestHandler):
         """Read the whole body, so that the next request starts where it should; None if rejected."""
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers:
-            self.send_error(411)
-        elif not length.isdigit():
+            return self._read_chunks()
+        if not length.isdigit():
             self.send_error(400)
         elif int(length) > MAX_BODY_BYTES:
             self.send_error(413)
@@ -71,6 +74,21 @@ class Handler(WSGIRequestHandler):
                 self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self.wfile.flush()
             return self.rfile.read(int(length))
+        return None
+
+    def _read_chunks(self) -> bytes | None:
+        """Read a body in chunks (RFC 9112 section 7.1); None if rejected."""
+        body = b""
+        while _CHUNK_SIZE.fullmatch(line := self.rfile.readline(20).rstrip()):
+            if not (size := int(line, 16)):
+                while self.rfile.readline().strip():
+                    pass  # trailers
+                return body
+            body += self.rfile.read(size)
+            self.rfile.readline()
+            if len(body) > MAX_BODY_BYTES:
+                break
+        self.send_error(400)
         return None
 
 

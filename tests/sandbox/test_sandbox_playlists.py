@@ -30,6 +30,11 @@ def test_playlist_page_url_names_the_user(mira: Visitor) -> None:
     assert found["href"] == f"{mira.url}users/mira_t_42/playlists?offset=0&limit=2"
 
 
+def test_bodies_may_be_sent_in_chunks(mira: Visitor) -> None:
+    created = mira("POST", "me/playlists", data=iter([b'{"name": ', b'"In parts"}'])).json()
+    assert mira.get(f"playlists/{created['id']}")["name"] == "In parts"
+
+
 def test_only_own_and_shared_playlists_can_be_read(mira: Visitor, jonas: Visitor) -> None:
     own, foreign = playlist_called(mira, "Rainy tram")["id"], playlist_called(mira, "Bike to work")["id"]
     check(mira.get(f"playlists/{own}"), shapes.OWN_PLAYLIST)
