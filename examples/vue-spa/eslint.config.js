@@ -4,7 +4,7 @@ import globals from "globals";
 import typescript from "typescript-eslint";
 
 export default typescript.config(
-  { ignores: ["dist/", "src/api-types.ts"] },
+  { ignores: ["dist/", "**/openapi.d.ts"] },
   typescript.configs.recommended,
   vue.configs["flat/recommended"],
   {

@@ -13,6 +13,8 @@ from tests.helpers.node import install, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 APP = ROOT / FOLDER
+# The package that it uses.
+CLIENT = ROOT / "clients/javascript"
 # The URL of the API in the build: examples/vue-spa/.env.
 BUILT_FOR = "http://127.0.0.1:5000"
 

@@ -10,7 +10,7 @@ from script.openapi import document
 from tests.conftest import cannot_run
 from tests.helpers.node import install, run
 from tests.helpers.servers import Unavailable
-from tests.spa.pages import APP
+from tests.spa.pages import APP, CLIENT
 
 
 def test_types_match_the_openapi_document(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_types_match_the_openapi_document(tmp_path: Path) -> None:
         cannot_run(error)
     (tmp_path / "openapi.json").write_text(document(), encoding="utf-8")
     run(APP, "npx", "openapi-typescript", str(tmp_path / "openapi.json"), "-o", str(tmp_path / "types.ts"))
-    assert (tmp_path / "types.ts").read_text() == (APP / "src/api-types.ts").read_text()
+    assert (tmp_path / "types.ts").read_text() == (CLIENT / "types/openapi.d.ts").read_text()
 
 
 # Prints the problems that Redocly's validator finds in a document.
@@ -50,8 +50,9 @@ def test_openapi_document_passes_a_second_validator(tmp_path: Path) -> None:
 
 def test_lock_file_names_no_registry() -> None:
     packages = json.loads((APP / "package-lock.json").read_text())["packages"]
+    assert packages.pop("node_modules/backline") == {"resolved": "../../clients/javascript", "link": True}
     assert not any("resolved" in package for package in packages.values())
-    assert all("integrity" in package for path, package in packages.items() if path)
+    assert all("integrity" in package for path, package in packages.items() if "node_modules/" in path)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_policy_allows_only_the_apps_own_scripts(policy: dict[str, str]) -> None
 
 
 def test_sources_use_no_browser_storage() -> None:
-    for source in (APP / "src").rglob("*"):
+    for source in [*(APP / "src").rglob("*"), *(CLIENT / "src").rglob("*")]:
         if source.is_file():
             text = source.read_text()
             for store in (

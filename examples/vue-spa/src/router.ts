@@ -1,5 +1,6 @@
 /** The pages, who can see them, and the parameters that URLs bring along. */
 import { createRouter, createWebHistory, type RouteLocationNormalized } from "vue-router";
+import { backline } from "./api";
 import { showConnectResult } from "./composables/useSpotifyConnect";
 import Account from "./pages/Account.vue";
 import Callback from "./pages/Callback.vue";
@@ -65,7 +66,7 @@ router.beforeEach(async (to) => {
     return { path: EMAIL_LINKS[purpose], replace: true };
   }
   if (typeof to.query.spotify === "string") {
-    showConnectResult(to.query.spotify);
+    showConnectResult(await backline.completeConnect(new URL(to.fullPath, location.href)));
     void sessionChanged();
     const query = { ...to.query, spotify: undefined };
     return { path: to.path, query, replace: true };

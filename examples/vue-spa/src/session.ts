@@ -4,7 +4,8 @@
  * Pages share no other state. It is in memory only; the session itself is a cookie that scripts cannot read.
  */
 import { reactive } from "vue";
-import { api, onSignedOut, problemOf, type Problem, type Session, type User } from "./api";
+import type { Problem, Session, User } from "backline";
+import { backline, problemOf } from "./api";
 
 interface State extends Session {
   /** Why the session could not be loaded. */
@@ -35,13 +36,16 @@ export function ensureSession(): Promise<void> {
 /** Load the session again. */
 export async function refreshSession(): Promise<void> {
   try {
-    const before = session.user;
-    Object.assign(session, await api.session(), { problem: null });
-    session.ended = Boolean(before) && !session.user;
+    show(await backline.session());
   } catch (error) {
     session.problem = problemOf(error);
     first = null; // the next page tries again
   }
+}
+
+function show(now: Session): void {
+  const ended = Boolean(session.user) && !now.user;
+  Object.assign(session, now, { ended, problem: null });
 }
 
 /** Load the session after a change, and tell other tabs. */
@@ -62,14 +66,8 @@ export function userChanged(user: User): void {
   otherTabs.postMessage("changed");
 }
 
-onSignedOut((problem) => {
-  if (!session.user) return;
-  if (problem.slug === "not-signed-in") {
-    Object.assign(session, { authenticated: false, user: null, spotify: null, ended: true });
-  } else {
-    void refreshSession();
-  }
-});
+// A response shows that the session has ended, or that Spotify is no longer connected.
+backline.onSessionChange(show);
 
 otherTabs.onmessage = () => void refreshSession();
 

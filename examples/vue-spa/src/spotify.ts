@@ -4,8 +4,10 @@
  * The types cover only what is shown. Spotify uses other names for apps created since February 2026 (`items`
  * for `tracks`, `item` for `track`). The functions below accept both, and pages see one shape.
  */
-import type { AxiosRequestConfig } from "axios";
-import { api } from "./api";
+import type { RequestOptions } from "backline";
+import { backline } from "./api";
+
+const { spotify } = backline;
 
 interface SpotifyObject {
   id: string | null; // null for a local file
@@ -101,24 +103,24 @@ export interface Page<T> {
 // --- Reads -----------------------------------------------------------------------------------------
 
 /** The playback state; null if nothing is playing (204). */
-export async function player(config?: AxiosRequestConfig): Promise<Player | null> {
-  return (await api.spotify<Player | null>("/me/player?additional_types=track,episode", config)) || null;
+export function player(options?: RequestOptions): Promise<Player | null> {
+  return spotify.get<Player | null>("me/player", { query: { additional_types: "track,episode" }, ...options });
 }
 
 export async function devices(): Promise<Device[]> {
-  return (await api.spotify<{ devices: Device[] }>("/me/player/devices")).devices;
+  return (await spotify.get<{ devices: Device[] }>("me/player/devices")).devices;
 }
 
 const PAGE_SIZE = 50;
 
 /** The person's playlists. Spotify's list may contain nulls. */
 export async function playlists(offset = 0): Promise<Page<Playlist>> {
-  const page = await api.spotify<SpotifyPage<Playlist>>(`/me/playlists?limit=${PAGE_SIZE}&offset=${offset}`);
+  const page = await spotify.get<SpotifyPage<Playlist>>("me/playlists", { query: { limit: PAGE_SIZE, offset } });
   return { ...toPage(page, offset), items: page.items.filter((playlist) => playlist !== null) };
 }
 
 export function playlist(id: string): Promise<Playlist> {
-  return api.spotify<Playlist>(`/playlists/${encodeURIComponent(id)}`);
+  return spotify.get<Playlist>(`playlists/${encodeURIComponent(id)}`);
 }
 
 /** How many tracks a playlist has, if Spotify says so. */
@@ -130,10 +132,9 @@ export function trackCount(playlist: Playlist): number | undefined {
 export async function playlistItems(playlist: Playlist, offset = 0): Promise<Page<Playable | null>> {
   // The playlist's own member shows which of the two paths this app must use.
   const name = playlist.tracks && !playlist.items ? "tracks" : "items";
-  const path = `/playlists/${encodeURIComponent(playlist.id)}/${name}`;
-  const page = await api.spotify<SpotifyPage<PlaylistEntry>>(
-    `${path}?limit=${PAGE_SIZE}&offset=${offset}&additional_types=track,episode`,
-  );
+  const page = await spotify.get<SpotifyPage<PlaylistEntry>>(`playlists/${encodeURIComponent(playlist.id)}/${name}`, {
+    query: { limit: PAGE_SIZE, offset, additional_types: "track,episode" },
+  });
   return { ...toPage(page, offset), items: page.items.map(playableOf) };
 }
 
@@ -145,7 +146,9 @@ function playableOf(entry: PlaylistEntry | null): Playable | null {
 export type Range = "short_term" | "medium_term" | "long_term";
 
 export async function topTracks(range: Range): Promise<Track[]> {
-  const page = await api.spotify<SpotifyPage<Track>>(`/me/top/tracks?limit=${PAGE_SIZE}&time_range=${range}`);
+  const page = await spotify.get<SpotifyPage<Track>>("me/top/tracks", {
+    query: { limit: PAGE_SIZE, time_range: range },
+  });
   return page.items.filter((track) => track !== null);
 }
 
@@ -156,14 +159,14 @@ function toPage(page: SpotifyPage<unknown>, offset: number): Omit<Page<never>, "
 // --- Commands ----------------------------------------------------------------------------------------
 
 export const commands = {
-  play: () => api.spotifyCommand("PUT", "/me/player/play"),
+  play: () => spotify.put("me/player/play"),
   playFrom: (contextUri: string, position = 0) =>
-    api.spotifyCommand("PUT", "/me/player/play", { context_uri: contextUri, offset: { position } }),
-  pause: () => api.spotifyCommand("PUT", "/me/player/pause"),
-  next: () => api.spotifyCommand("POST", "/me/player/next"),
-  previous: () => api.spotifyCommand("POST", "/me/player/previous"),
-  volume: (percent: number) => api.spotifyCommand("PUT", `/me/player/volume?volume_percent=${percent}`),
-  moveTo: (deviceId: string) => api.spotifyCommand("PUT", "/me/player", { device_ids: [deviceId], play: true }),
+    spotify.put("me/player/play", { body: { context_uri: contextUri, offset: { position } } }),
+  pause: () => spotify.put("me/player/pause"),
+  next: () => spotify.post("me/player/next"),
+  previous: () => spotify.post("me/player/previous"),
+  volume: (percent: number) => spotify.put("me/player/volume", { query: { volume_percent: percent } }),
+  moveTo: (deviceId: string) => spotify.put("me/player", { body: { device_ids: [deviceId], play: true } }),
 };
 
 // --- Display -----------------------------------------------------------------------------------------

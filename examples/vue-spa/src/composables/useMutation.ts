@@ -1,6 +1,7 @@
 /** Change something on a click, with its problem. */
 import { ref, type Ref } from "vue";
-import { problemOf, type Problem } from "../api";
+import type { Problem } from "backline";
+import { problemOf } from "../api";
 import { messageFor } from "../messages";
 
 interface Mutation<A extends unknown[]> {

@@ -5,7 +5,8 @@
  * page's clock moves the progress.
  */
 import { computed, onBeforeUnmount, ref, shallowRef } from "vue";
-import { NO_RETRY, problemOf, type Problem } from "../api";
+import type { Problem } from "backline";
+import { problemOf } from "../api";
 import { player as fetchPlayer, type Player } from "../spotify";
 
 const PLAYING_MS = 1_000;
@@ -29,7 +30,7 @@ export function usePlayer() {
     const request = ++latest;
     let wait: number;
     try {
-      const response = await fetchPlayer(NO_RETRY);
+      const response = await fetchPlayer({ retry: false });
       if (request !== latest) return;
       player.value = response;
       respondedAt = now.value = performance.now();

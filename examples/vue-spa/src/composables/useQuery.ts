@@ -1,6 +1,7 @@
 /** Load data for a page, with its problem. */
 import { onScopeDispose, ref, shallowRef, watch, type Ref, type ShallowRef } from "vue";
-import { problemOf, type Problem } from "../api";
+import type { Problem } from "backline";
+import { problemOf } from "../api";
 import { online } from "../online";
 
 interface Query<T> {

@@ -1,6 +1,7 @@
 /** Connecting Spotify: to the consent page and back. */
 import { onBeforeUnmount, onMounted } from "vue";
-import { api, type Connection } from "../api";
+import type { Connection, ConnectResult } from "backline";
+import { backline } from "../api";
 import { DAY_MS } from "../format";
 import { showToast } from "../toasts";
 import { useMutation } from "./useMutation";
@@ -23,12 +24,7 @@ export function daysLeft(connection: Connection | null): number | undefined {
  */
 export function useSpotifyConnect() {
   const connecting = useMutation(async ({ reauthorize = false } = {}) => {
-    const response = await api.authorize(reauthorize ? { reauthorize: "true" } : {});
-    const url = response.authorize_url;
-    if (url) {
-      window.location.assign(url);
-      await new Promise(() => undefined);
-    }
+    await backline.connect({ reauthorize });
     await sessionChanged(); // already connected, perhaps in another tab
   });
 
@@ -41,10 +37,10 @@ export function useSpotifyConnect() {
   return connecting;
 }
 
-/** Show the result that the API put into the URL: `connected`, `denied`, or `error-<slug>`. */
-export function showConnectResult(result: string): void {
-  if (result === "connected") return showToast("Spotify is connected.");
-  const slug = result === "denied" ? "spotify-access-denied" : result.replace(/^error-/, "");
+/** Show the result of connecting. A URL without one is not a return from Spotify. */
+export function showConnectResult(result: ConnectResult | null): void {
+  if (result?.connected) return showToast("Spotify is connected.");
+  const slug = result?.slug ?? "spotify-state-mismatch";
   const { title, detail } = messageFor(slug, MESSAGES[slug] ?? { title: "Spotify could not be connected", detail: "" });
   showToast(`${title}. ${detail}`.trim(), "error");
 }

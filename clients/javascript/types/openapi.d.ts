@@ -71,7 +71,8 @@ export interface paths {
         };
         /**
          * Return who is signed in, and their connection to Spotify.
-         * @description Apps call this first. A visitor who is not signed in gets a 200 response too.
+         * @description Apps call this first. A visitor who is not signed in gets a 200 response too. For a bearer token, `user`
+         *     is null without the right `account:read`, and `spotify` without `spotify:read`.
          */
         get: operations["auth_get_session"];
         put?: never;
@@ -467,7 +468,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-rights" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-bearer-token" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -1068,7 +1069,17 @@ export interface operations {
                     "application/json": components["schemas"]["SessionOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1989,7 +2000,7 @@ export interface operations {
                     "application/json": components["schemas"]["UserOut"];
                 };
             };
-            /** @description Unauthorized: not-signed-in */
+            /** @description Unauthorized: invalid-bearer-token, not-signed-in */
             401: {
                 headers: {
                     "WWW-Authenticate": string;
@@ -1999,7 +2010,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, insufficient-rights */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2789,7 +2800,17 @@ export interface operations {
                     "application/json": components["schemas"]["SpotifyOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2953,7 +2974,17 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Forbidden: cross-site-request, insufficient-scope */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3105,7 +3136,17 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Forbidden: cross-site-request, insufficient-scope */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3257,7 +3298,17 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Forbidden: cross-site-request, insufficient-scope */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3409,7 +3460,17 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Forbidden: cross-site-request, insufficient-scope */
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: cross-site-request, insufficient-rights, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;

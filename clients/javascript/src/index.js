@@ -1,0 +1,3 @@
+export { ApiError } from "./api-error.js";
+export { Backline } from "./backline.js";
+export { webApiSdk } from "./web-api-sdk.js";
