@@ -29,6 +29,7 @@ from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
 from app.infra.row_versions import RowVersions
 from app.mail.mailer import Mailer
+from app.mail.metrics import MailCollector
 from app.mail.transport import create_transport
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
@@ -49,6 +50,7 @@ from app.spotify.oauth.state import AuthorizationStore
 from app.spotify.routes import blueprint as spotify
 from app.spotify.tokens.batch_claims import BatchClaims
 from app.spotify.tokens.maintenance import Maintenance
+from app.spotify.tokens.metrics import ConnectionCollector
 from app.spotify.tokens.refresh import GrantSnapshot, Refresher
 from app.spotify.tokens.scheduler import Scheduler
 from app.spotify.tokens.service import TokenService
@@ -105,7 +107,12 @@ def create_app(config: Config) -> Flask:
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
     jwks.init_app(app, services.jwt_issuer.public_keys if services.jwt_issuer is not None else [])
-    health.init_app(app, services.redis, [RateLimitCollector(services.rate_limiter)])
+    health.init_app(
+        app,
+        services.redis,
+        [RateLimitCollector(services.rate_limiter)],
+        [ConnectionCollector(), MailCollector()],
+    )
     app.cli = LazyGroup(_add_commands)
     return app
 

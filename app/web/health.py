@@ -14,6 +14,7 @@ from app.infra import metrics
 from app.infra.database import db
 from app.infra.probes import probe_database, probe_redis, reason_of
 from app.web.access import public
+from app.web.metrics import DependencyCollector
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,15 @@ PROBE_SECONDS = 1.0
 _probes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="probe")
 
 
-def init_app(app: Flask, store: redis.Redis, collectors: Sequence[Collector]) -> None:
-    """Add `/livez`, `/readyz`, and `/metrics`, which includes what the collectors report."""
+def init_app(
+    app: Flask, store: redis.Redis, collectors: Sequence[Collector], from_database: Sequence[Collector]
+) -> None:
+    """Add `/livez`, `/readyz`, and `/metrics`, which includes what the collectors report.
+
+    Those that read `from_database` are left out while it is down.
+    """
     blueprint = Blueprint("health", __name__)
+    all_collectors = [*collectors, DependencyCollector(lambda: _probe(store), from_database)]
 
     @blueprint.get("/livez")
     @public
@@ -37,7 +44,7 @@ def init_app(app: Flask, store: redis.Redis, collectors: Sequence[Collector]) ->
     @public
     def readyz() -> Response:
         """Respond 200 if MySQL and Redis work. If not, the log has the reasons."""
-        reasons = _problems(store)
+        reasons = [reason for reason in _probe(store).values() if reason is not None]
         if reasons:
             log.warning("not_ready", extra={"reasons": reasons})
             return _text("not ready\n", 503)
@@ -47,23 +54,26 @@ def init_app(app: Flask, store: redis.Redis, collectors: Sequence[Collector]) ->
     @public
     def show_metrics() -> Response:
         """Return the metrics of all workers of this server, for Prometheus."""
-        return Response(metrics.render(collectors), content_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.render(all_collectors), content_type=CONTENT_TYPE_LATEST)
 
     app.register_blueprint(blueprint)
 
 
-def _problems(store: redis.Redis) -> list[str]:
-    """Return why MySQL and Redis cannot do within a second what requests need."""
-    probes: list[Future[Any]] = [
-        _probes.submit(probe_database, db.engine),
-        _probes.submit(probe_redis, store),
-    ]
-    done, late = wait(probes, timeout=PROBE_SECONDS)
-    reasons = [reason_of(error) for probe in done if (error := probe.exception()) is not None]
-    for probe in late:
-        probe.cancel()
-        reasons.append("TimeoutError")
-    return reasons
+def _probe(store: redis.Redis) -> dict[str, str | None]:
+    """Return why MySQL and Redis cannot do within a second what requests need, or None for each that can."""
+    probes: dict[str, Future[Any]] = {
+        "mysql": _probes.submit(probe_database, db.engine),
+        "redis": _probes.submit(probe_redis, store),
+    }
+    wait(probes.values(), timeout=PROBE_SECONDS)
+    return {name: _reason(probe) for name, probe in probes.items()}
+
+
+def _reason(probe: Future[Any]) -> str | None:
+    if probe.cancel() or not probe.done():
+        return "TimeoutError"
+    error = probe.exception()
+    return None if error is None else reason_of(error)
 
 
 def _text(body: str, status: int) -> Response:

@@ -10,6 +10,7 @@ import time
 from flask import Flask, Response, g, has_request_context
 from flask.globals import request_ctx
 
+from app.web import metrics
 from app.web.error_handlers import request_id_of
 from app.web.problems import MEDIA_TYPE
 
@@ -40,7 +41,7 @@ class RequestFields(logging.Filter):
 
 
 def init_app(app: Flask) -> None:
-    """Log one line for every request, except for health probes."""
+    """Log and count every request, except for health probes."""
 
     @app.before_request
     def start_timer() -> None:
@@ -54,14 +55,17 @@ def init_app(app: Flask) -> None:
         is_problem = response.status_code >= 400 and response.mimetype == MEDIA_TYPE
         outcome = response.get_json()["type"].removeprefix("/problems/") if is_problem else "ok"
         now = time.perf_counter()
+        seconds = now - g.get("started", now)
+        route = current.url_rule.rule if current.url_rule else None
+        metrics.count_request(current.method, route, response.status_code, seconds)
         log.info(
             "request",
             extra={
                 "method": current.method,
-                "route": current.url_rule.rule if current.url_rule else None,
+                "route": route,
                 "status": response.status_code,
                 "outcome": outcome,
-                "duration_ms": round((now - g.get("started", now)) * 1000, 1),
+                "duration_ms": round(seconds * 1000, 1),
             },
         )
         return response

@@ -1,0 +1,81 @@
+"""Metrics about connections and refreshes. They come from the database, so they include every scheduler."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import sqlalchemy as sa
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.infra import database
+from app.infra.database import reading
+from app.models import AccessToken, GrantState, TokenRefresh
+from app.models.token_refresh import Outcome
+from app.spotify.tokens import breaker
+from app.spotify.tokens.breaker_rules import Reason
+
+# Counting a million connections takes a few tenths of a second.
+CACHE_SECONDS = 15.0
+RECENT = timedelta(minutes=5)
+
+
+class ConnectionCollector(Collector):
+    """Reports connections by state, the refresh queue, and recent refreshes. Needs an application context."""
+
+    def __init__(self) -> None:
+        self._metrics: list[Metric] = []
+        self._valid_until = 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the numbers, or repeat those of some seconds ago."""
+        if time.monotonic() >= self._valid_until:
+            self._metrics = [_connections(), *_refreshes(), _breakers()]
+            self._valid_until = time.monotonic() + CACHE_SECONDS
+        yield from self._metrics
+
+
+def _connections() -> Metric:
+    statement = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
+    with reading() as db:
+        found = dict(db.execute(statement).all())
+    family = GaugeMetricFamily("backline_connections", "Connections by state.", labels=["state"])
+    for state in GrantState:
+        family.add_metric([state.value], found.get(state.value, 0))
+    return family
+
+
+def _refreshes() -> Iterator[Metric]:
+    now = database.read_db_now()
+    recent = (
+        sa.select(TokenRefresh.outcome, sa.func.count())
+        .where(TokenRefresh.started_at > now - RECENT)
+        .group_by(TokenRefresh.outcome)
+    )
+    with reading() as db:
+        oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
+        by_outcome = dict(db.execute(recent).all())
+    late = (now - oldest).total_seconds() if oldest is not None else 0.0
+    yield GaugeMetricFamily(
+        "backline_oldest_due_refresh_seconds",
+        "For how long the oldest due refresh has been waiting; 0 if none is due.",
+        max(0.0, late),
+    )
+    family = GaugeMetricFamily(
+        "backline_recent_refreshes",
+        "Refresh attempts of the last five minutes by outcome.",
+        labels=["outcome"],
+    )
+    for outcome in Outcome:
+        family.add_metric([outcome.value], by_outcome.get(outcome.value, 0))
+    yield family
+
+
+def _breakers() -> Metric:
+    found = {row.name for row in breaker.open_breakers()}
+    family = GaugeMetricFamily(
+        "backline_refresh_breaker_open", "Whether refreshing is paused for this reason.", labels=["reason"]
+    )
+    for reason in Reason:
+        family.add_metric([reason.value], float(reason.value in found))
+    return family
