@@ -1,12 +1,14 @@
 """Several commands in one round trip to Redis, at half the cost of redis-py's pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import hiredis
 import redis
 
 Command = tuple[str | bytes | int, ...]
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # any tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,3 @@ def _read(connection: Any) -> Any:
         return connection.read_response()
     except redis.ResponseError as error:
         return error
-
-
-def _pack(command: Command) -> bytes:
-    parts = [b"*%d\r\n" % len(command)]
-    for part in command:
-        value = part if isinstance(part, bytes) else str(part).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
-    return b"".join(parts)

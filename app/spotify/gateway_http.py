@@ -15,7 +15,7 @@ from app.spotify.gateway.links import Links, links_between
 from app.spotify.gateway.prepared_call import PreparedCall
 from app.spotify.gateway.proxy import Gateway, GatewayBusy, GatewayResponse
 from app.spotify.tokens.refresh import GrantEnded
-from app.web.api import read_body
+from app.web.api import EncodedResponse, read_body
 from app.web.paths import GATEWAY
 from app.web.problems import MalformedRequest, UnsupportedMediaType, problem_type
 from app.web.security_headers import CONTENT_POLICY
@@ -126,7 +126,7 @@ def _make_response(result: GatewayResponse, call: Call, links: Links) -> Respons
     if body and not _is_inert(content_type):
         # Opened as a page, it must not run scripts with this API's origin.
         headers["Content-Security-Policy"] = f"{CONTENT_POLICY}; sandbox"
-    response = Response(body, spotify.status, headers)
+    response = EncodedResponse(body, spotify.status, headers)
     if "Content-Type" not in headers:
         response.headers.pop("Content-Type")
     return response

@@ -1,10 +1,10 @@
 """Strict parsing of request bodies, and documentation of errors, for all routes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import flask_smorest
 import marshmallow as ma
@@ -19,6 +19,9 @@ from app.errors import BacklineError
 from app.infra.clock import rfc3339
 from app.web import error_handlers
 from app.web.problems import PROBLEM_TYPES, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NESTING = 32
@@ -142,9 +145,21 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]
         return decorate
 
 
+class EncodedResponse(Response):
+    """A response with a complete body and headers. Werkzeug checks and copies those of others."""
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Send the response."""
+        is_usual = environ["REQUEST_METHOD"] != "HEAD" and self.status_code == 200
+        if not is_usual or "Location" in self.headers:
+            return super().__call__(environ, start_response)
+        start_response(self.status, self.headers.to_wsgi_list())
+        return self.iter_encoded()
+
+
 def json_response(body: bytes) -> Response:
     """Return a response whose JSON has been encoded, so that `blueprint.response` does not do it."""
-    return Response(body, content_type="application/json")
+    return EncodedResponse(body, content_type="application/json")
 
 
 def encode_json(schema: ma.Schema, value: object) -> bytes:
@@ -170,6 +185,9 @@ def read_body(request: Request, max_bytes: int) -> bytes:
         PayloadTooLarge: It is larger than `max_bytes`.
         MalformedRequest: Its transfer coding is malformed.
     """
+    environ = request.environ
+    if environ.get("CONTENT_LENGTH", "0") == "0" and "HTTP_TRANSFER_ENCODING" not in environ:
+        return b""  # faster
     if (request.content_length or 0) > max_bytes:
         raise PayloadTooLarge(f"Send at most {max_bytes // 1024} KiB.")
     request.max_content_length = max_bytes + 1  # a chunked body is silently cut off at the limit

@@ -18,7 +18,7 @@ a full connection than for an empty one.
 
 import hashlib
 import logging
-import secrets
+import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -72,7 +72,8 @@ class Read:
     def of(cls, spotify_user_id: int, key: str) -> "Read":
         """Create the read of a new caller. Reads with the same `key` share a response."""
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        return cls(spotify_user_id, name, secrets.token_hex(8))
+        # Unique, but no secret: os.urandom would let other threads run, and wait for them.
+        return cls(spotify_user_id, name, f"{random.getrandbits(64):016x}")
 
 
 class State(Enum):

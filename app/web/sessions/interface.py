@@ -74,11 +74,21 @@ class StoredSession:
 class Session(ServerSideSession):  # type: ignore[misc]
     """The session of one request. `stored` is None if it is not in Redis (yet)."""
 
-    def __init__(self, sid: str) -> None:
-        super().__init__(sid=sid)
+    def __init__(self) -> None:
+        super().__init__(sid="")
         self.stored: StoredSession | None = None
         self.identity: Any = None  # `app.web.identity.Identity`
         self.is_saved = False
+
+    @property
+    def sid(self) -> str:
+        """The id. Most requests name one; for others, it is made when it is needed."""
+        self._sid = self._sid or _new_sid()
+        return self._sid
+
+    @sid.setter
+    def sid(self, sid: str) -> None:
+        self._sid: str = sid
 
     def fill(self, sid: str, stored: StoredSession) -> None:
         """Become the session that Redis has under this id. Does not count as a change."""
@@ -101,10 +111,11 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
     session_class = Session
 
     def __init__(self, app: Flask, config: Config, client: redis.Redis, cipher: RedisCipher) -> None:
-        super().__init__(app, client=client, key_prefix="session:", permanent=False, sid_length=32)
+        super().__init__(app, client=client, key_prefix="session:", permanent=False)
         self._config = config
         self._cipher = cipher
         self._cookie = SessionCookie(config)
+        self._key_hash = hmac.new(config.secret_key.encode(), digestmod="sha256")
         # What sessions contained when they were last read. Saves decoding the same bytes again.
         self._decoded: ExpiringCache[str, tuple[bytes, SessionData]] = ExpiringCache(
             REMEMBERED_SESSIONS, REMEMBERED_SECONDS
@@ -113,7 +124,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
 
     def open_session(self, app: Flask, request: Request) -> Session:
         """Return an empty session, without any I/O. `app.web.sessions.load` fills it."""
-        return Session(self._generate_sid(self.sid_length))
+        return Session()
 
     def requested(self, request: Request) -> RequestedSession | None:
         """Return which session a request asks for, if any."""
@@ -177,14 +188,14 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """Delete the session from Redis, empty it, and give it a new id."""
         self._delete_stored(session)
         session.clear()
-        session.sid, session.stored = self._generate_sid(self.sid_length), None
+        session.sid, session.stored = _new_sid(), None
 
     def rotate_id(self, session: Session) -> bool:
         """Delete the session from Redis and give it a new id. Returns False if Redis no longer had it."""
         if not self._delete_stored(session):
             return False
         # Stored under the new id when the request ends. Until then, no one else knows that id.
-        session.sid, session.stored, session.modified = self._generate_sid(self.sid_length), None, True
+        session.sid, session.stored, session.modified = _new_sid(), None, True
         return True
 
     def key_of(self, session: Session) -> str:
@@ -280,8 +291,10 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         return min(EMPTY_SESSION_SECONDS, longest) if data.is_empty else longest
 
     def _get_store_id(self, sid: str) -> str:
-        digest = hmac.digest(self._config.secret_key.encode(), sid.encode(), "sha256").hex()
-        return f"{self.key_prefix}{digest}"
+        keyed = self._key_hash.copy()
+        keyed.update(sid.encode())
+        return f"{self.key_prefix}{keyed.hexdigest()}"
 
-    def _generate_sid(self, session_id_length: int) -> str:
-        return secrets.token_urlsafe(session_id_length)
+
+def _new_sid() -> str:
+    return secrets.token_urlsafe(32)
