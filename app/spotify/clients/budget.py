@@ -2,7 +2,7 @@
 
 The limit is a setting, or learned: there is none until Spotify rejects all calls of the application. Then it
 is 80% of the calls in the 30 seconds before, and it grows by 5% for every ten minutes without another
-rejection. While several people make calls, each of them can use half of it.
+rejection. People share it by max-min fairness: one person can use whatever the others do not request.
 """
 
 import logging
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS = 30
 # Polls can use this share of the limit. The rest is for clicks.
 POLL_SHARE = 0.8
+# While several people make calls, this share is left to those who request little, for calls that could not
+# be expected.
+UNEXPECTED_SHARE = 0.05
 # After a rejection, the limit is this share of the calls that were made, but not less than the minimum.
 LEARNED_SHARE, MIN_LEARNED = 0.8, 5
 GROWTH, GROWTH_SECONDS = 1.05, 600
@@ -34,6 +37,7 @@ class Budget:
         self._fixed = config.gateway_budget
         self.limit_key = f"spotify-budget:{{{config.spotify_client_id}}}"  # of the learned limit
         self._calls_key = f"spotify-calls:{{{config.spotify_client_id}}}"
+        self._people_key = f"{self._calls_key}:people"
         self._spend, self._learn = (
             Script(Path(__file__).parent / f"budget_{name}.lua") for name in ("spend", "learn")
         )
@@ -43,18 +47,20 @@ class Budget:
         """Whether the limit is a setting."""
         return self._fixed is not None
 
-    def spend(self, spotify_user_id: int | None, *, is_poll: bool) -> float:
+    def spend(self, spotify_user_id: int | None, *, is_poll: bool, has_waited: bool = False) -> float:
         """Count a call if there is room for it. Returns 0, or after how many seconds to try again.
 
-        `spotify_user_id` is None for people who are connecting; together they count as one person.
+        `spotify_user_id` is None for people who are connecting; together they count as one person. A call
+        that tries again `has_waited`, so that it is not another request of this person.
         """
-        return (
-            float(self._run(self._spend_command(spotify_user_id, self._fixed or "", is_poll=is_poll))) / 1000
+        command = self._spend_command(
+            spotify_user_id, self._fixed or "", is_poll=is_poll, has_waited=has_waited
         )
+        return float(self._run(command)) / 1000
 
     def count_command(self, spotify_user_id: int | None) -> Command:
-        """Return the command that counts a call that has been made, whether there is a limit or not."""
-        return self._spend_command(spotify_user_id, "none", is_poll=False)
+        """Return the command that counts a call that has been made without a limit."""
+        return self._spend_command(spotify_user_id, "none")
 
     def learn(self) -> None:
         """Lower the limit after Spotify has rejected all calls of the application, unless it is fixed."""
@@ -74,14 +80,22 @@ class Budget:
         if limit:
             log.warning("budget_lowered", extra={"calls": limit, "seconds": WINDOW_SECONDS})
 
-    def _spend_command(self, spotify_user_id: int | None, limit: int | str, *, is_poll: bool) -> Command:
-        caller = "connecting" if spotify_user_id is None else str(spotify_user_id)
+    def _spend_command(
+        self,
+        spotify_user_id: int | None,
+        limit: int | str,
+        *,
+        is_poll: bool = False,
+        has_waited: bool = False,
+    ) -> Command:
+        caller = "connecting" if spotify_user_id is None else spotify_user_id
         return self._spend.command(
-            [self.limit_key, self._calls_key, f"{self._calls_key}:{caller}"],
+            [self.limit_key, self._calls_key, f"{self._calls_key}:{caller}", self._people_key],
             WINDOW_SECONDS,
             limit,
-            str(POLL_SHARE if is_poll else 1),
-            caller,
+            str(POLL_SHARE) if is_poll else "",
+            "1" if has_waited else "",
+            str(UNEXPECTED_SHARE),
             str(GROWTH),
             GROWTH_SECONDS * 1000,
         )

@@ -151,6 +151,7 @@ class SpotifyRateLimiter:
             RateLimited: Spotify rejects such calls, or the budget has no room in time.
         """
         current = check if check is not None and check.is_current else None
+        has_waited = False
         while True:
             current = current or self.check(scope)
             if current.wait > 0:
@@ -159,12 +160,13 @@ class SpotifyRateLimiter:
                 check.uncounted.append(self._budget.count_command(spotify_user_id))
                 return
             current = None
-            wait = self._budget.spend(spotify_user_id, is_poll=is_poll)
+            wait = self._budget.spend(spotify_user_id, is_poll=is_poll, has_waited=has_waited)
             if wait <= 0:
                 return
             if time.monotonic() + wait > until:
                 raise RateLimited(math.ceil(wait))
             time.sleep(wait + random.uniform(0, 0.05))
+            has_waited = True
 
     def record_429(self, scope: str, response: HttpResponse) -> Rejection:
         """Start the wait that a 429 in response to a call of this scope asks for."""

@@ -11,10 +11,8 @@ from werkzeug.test import TestResponse
 
 from app.infra.http_client import HttpResponse
 from app.infra.redis_client import redis_client
-from app.spotify.clients.budget import WINDOW_SECONDS
-from app.spotify.clients.errors import RateLimited
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
-from config import Config, ConfigError
+from config import Config
 from tests.conftest import MakeApp
 from tests.helpers.cached_reads import Store
 from tests.helpers.flows import (
@@ -27,6 +25,7 @@ from tests.helpers.flows import (
     start_authorization,
 )
 from tests.helpers.processes import RedisServer
+from tests.helpers.rate_limits import calls, limiter_with, retry_after_of, seconds_left
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 from tests.helpers.upstream import Upstream
@@ -50,22 +49,6 @@ def mira(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
 
 def get(person: FlaskClient, path: str = "me/player") -> TestResponse:
     return person.get(f"/api/spotify/v1/{path}")
-
-
-def retry_after_of(response: TestResponse) -> int:
-    """Return the Retry-After of a 429 problem."""
-    assert (response.status_code, slug(response)) == (429, "spotify-rate-limited")
-    return int(response.headers["Retry-After"])
-
-
-def seconds_left(seconds: int) -> range:
-    """Return this many seconds or a little less, because some may have passed."""
-    return range(max(1, seconds - 20), seconds + 1)
-
-
-def calls(sandbox: SandboxClient) -> int:
-    """Return how many calls to the Web API there have been."""
-    return len([call for call in sandbox.calls() if call["path"].startswith("/v1/")])
 
 
 def block(sandbox: SandboxClient, person: FlaskClient, retry_after: int | None, body: str = "text") -> int:
@@ -458,213 +441,3 @@ def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -
     assert (limiter.retry_after("me/player"), limiter.retry_after("search") > 50) == (0, True)
     limiter.record_429("me/player", rejection)
     assert limiter.retry_after() > 50
-
-
-# The budget
-
-
-def spent(store: Store, caller: object = None) -> int:
-    """Return how many calls are counted, of all callers or of one."""
-    [total] = store.keys("spotify-calls:*}")
-    key = total if caller is None else total + f":{caller}".encode()
-    return sum(int(value.partition(b":")[2]) for name, value in store.hgetall(key).items() if name.isdigit())
-
-
-def age_calls(store: Store, seconds: int) -> None:
-    """Move all calls so far into the past."""
-    for key in store.keys("spotify-calls:*"):
-        fields = store.hgetall(key)
-        store.delete(key)
-        for name, value in fields.items():
-            if name.isdigit():
-                second, _, calls = value.decode().partition(":")
-                earlier = int(second) - seconds
-                store.hset(key, str(earlier % (WINDOW_SECONDS + 1)), f"{earlier}:{calls}")
-            elif name.endswith(b"_at"):
-                store.hset(key, name, max(0, int(value) - seconds * 1000))
-            else:
-                store.hset(key, name, value)
-
-
-def try_call(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:
-    """Return whether the budget has room for a call."""
-    try:
-        limiter.acquire(caller, is_poll=is_poll)
-    except RateLimited:
-        return False
-    return True
-
-
-def count_allowed_calls(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> int:
-    """Make calls until there is no room. Returns their number."""
-    for number in range(1000):
-        if not try_call(limiter, caller, is_poll=is_poll):
-            return number
-    raise AssertionError("there is no limit")
-
-
-def limiter_with(env: dict[str, str], app: Flask, **settings: str) -> SpotifyRateLimiter:
-    """Return the limiter of another process with the same Redis."""
-    return SpotifyRateLimiter(app.extensions["backline"].redis, Config.from_env(env | settings))
-
-
-@pytest.mark.settings(GATEWAY_BUDGET="10")
-def test_polls_can_use_four_fifths_of_the_budget(
-    mira: FlaskClient, another_worker: Flask, sandbox: SandboxClient, store: Store
-) -> None:
-    store.delete(*store.keys("spotify-calls:*"))  # those of connecting
-    tabs = [mira, another_tab(mira, another_worker)]
-
-    polls = [get(tabs[number % 2]) for number in range(8)]
-    assert {response.status_code for response in polls} <= {200, 204}
-    assert [retry_after_of(get(tab)) in range(1, 31) for tab in tabs] == [True, True]
-    clicks = [get(tabs[0], "me"), tabs[1].put("/api/spotify/v1/me/player/volume?volume_percent=20")]
-    assert max(response.status_code for response in clicks) < 300
-    assert [retry_after_of(get(tab, "me")) in range(1, 31) for tab in tabs] == [True, True]
-    assert calls(sandbox) == spent(store) == 10
-
-    age_calls(store, 31)
-    assert get(mira, "me").status_code == 200
-
-
-@pytest.mark.settings(GATEWAY_BUDGET="2")
-def test_call_waits_for_the_budget_until_its_deadline(mira: FlaskClient, store: Store) -> None:
-    store.delete(*store.keys("spotify-calls:*"))
-    assert [get(mira, f"me?{number}").status_code for number in range(2)] == [200, 200]
-    assert retry_after_of(get(mira, "me?late")) > 14  # longer than a request can take
-    age_calls(store, 29)
-    assert get(mira, "me?patient").status_code == 200
-
-
-def test_person_can_use_half_of_the_budget_while_others_call(
-    env: dict[str, str], app: Flask, store: Store
-) -> None:
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="20")
-    assert count_allowed_calls(limiter, 1) == 20  # alone
-    assert not try_call(limiter, 2)
-    age_calls(store, 31)
-    assert try_call(limiter, 2)
-    assert count_allowed_calls(limiter, 1) == 10
-    assert count_allowed_calls(limiter, 2) == 9
-    assert not try_call(limiter, 3)  # has made a request nevertheless
-    age_calls(store, 31)
-    assert count_allowed_calls(limiter, 3, is_poll=True) == 16  # alone again, and polls
-    assert count_allowed_calls(limiter, None) == 4
-
-
-def test_person_whose_call_was_rejected_counts_as_active(
-    env: dict[str, str], app: Flask, store: Store
-) -> None:
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="20")
-    assert count_allowed_calls(limiter, 1) == 20
-    assert not try_call(limiter, 2)
-    total = store.keys("spotify-calls:*}")[0]
-    for name, value in store.hgetall(total).items():  # half a minute later, except for the last request
-        if name.isdigit():
-            store.hdel(total, name)
-            assert value
-    store.delete(*store.keys("spotify-calls:*}:1"))
-    assert count_allowed_calls(limiter, 1) == 10
-    assert try_call(limiter, 2)
-
-
-def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="auto")
-    rejection = HttpResponse(429, {"retry-after": "1"}, b"")
-    for number in range(300):
-        assert try_call(limiter, number % 3)
-    assert store.keys("spotify-budget:*") == []
-    limiter.record_429("search", rejection)  # of one endpoint
-    assert store.keys("spotify-budget:*") == []
-    limiter.block_all(rejection)
-    limiter.block_all(rejection)  # simultaneous rejections are learned from once
-    [key] = store.keys("spotify-budget:*")
-    assert store.hget(key, "limit") == b"240"
-    assert 0 < store.ttl(key) <= 86_400
-
-    def limit_after(minutes: int) -> int:
-        store.delete(*store.keys("spotify-calls:*"), *store.keys("spotify-wait:*"), "none")
-        limiter._until.clear()
-        store.hincrby(key, "since", -minutes * 60_000)
-        return count_allowed_calls(limiter, 1)
-
-    assert limit_after(9) == 240
-    assert limit_after(1) == 252
-    assert limit_after(10) == 265  # 264.6
-
-    # Another rejection, after a wait and only a few calls.
-    store.delete(*store.keys("spotify-calls:*"))
-    try_call(limiter, 1)
-    limiter.block_all(rejection)
-    assert store.hget(key, "limit") == b"132"
-    # Redis' clock was set back: the limit grows from now on, not in some hours.
-    store.hincrby(key, "since", 3_600_000)
-    assert limit_after(0) == 132
-
-
-def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="100")
-    try_call(limiter, 1)
-    limiter.block_all(HttpResponse(429, {}, b""))
-    assert store.keys("spotify-budget:*") == []
-
-
-@pytest.mark.parametrize("budget", ["0", "-1", "1.5", "unlimited", "1000001"])
-def test_budget_setting_is_auto_or_a_positive_number(env: dict[str, str], app: Flask, budget: str) -> None:
-    with pytest.raises(ConfigError, match="GATEWAY_BUDGET must be auto or a whole number from 1 to 1000000"):
-        Config.from_env({**env, "GATEWAY_BUDGET": budget})
-
-
-def test_rejected_call_does_not_use_the_budget(env: dict[str, str], app: Flask, store: Store) -> None:
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="1")
-    assert (
-        count_allowed_calls(limiter, None, is_poll=True) == 1
-    )  # at least one, although four fifths are less
-    assert count_allowed_calls(limiter, None) == 0
-    assert spent(store) == spent(store, "connecting") == 1
-
-
-@pytest.mark.parametrize("failure", ["away", "a text", "a list", "times ahead"])
-def test_call_passes_if_the_budget_cannot_be_counted(
-    env: dict[str, str], app: Flask, store: Store, failure: str
-) -> None:
-    config = Config.from_env({**env, "GATEWAY_BUDGET": "1"})
-    client = redis_client("redis://127.0.0.1:1/0") if failure == "away" else app.extensions["backline"].redis
-    key = f"spotify-calls:{{{config.spotify_client_id}}}"
-    if failure == "a text":
-        store.set(key, "junk")
-    elif failure == "a list":
-        store.rpush(key, "junk")
-    else:
-        ahead = milliseconds(store) + 10**9
-        fields = {str(slot): f"{ahead // 1000 + slot}:500" for slot in range(31)}
-        store.hset(key, mapping={**fields, "last": "2", "last_at": ahead, "other_at": ahead})
-    limiter = SpotifyRateLimiter(client, config)
-    assert try_call(limiter, 1)
-    assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
-    with pytest.raises(RateLimited) as rejected:
-        limiter.acquire(None, is_poll=True)
-    assert rejected.value.retry_after in seconds_left(100)
-    if failure in ("a text", "a list"):  # calls are counted again
-        limiter._until.clear()
-        store.delete(*store.keys("spotify-wait:*"))
-        assert count_allowed_calls(limiter, 1) == 1
-
-
-def milliseconds(store: Store) -> int:
-    seconds, micro = store.time()
-    return int(seconds * 1000 + micro // 1000)
-
-
-def test_budget_costs_the_same_after_many_calls(env: dict[str, str], app: Flask, store: Store) -> None:
-    def commands() -> int:
-        before = int(store.info("stats")["total_commands_processed"])
-        try_call(limiter, 1)
-        return int(store.info("stats")["total_commands_processed"]) - before
-
-    limiter = limiter_with(env, app, GATEWAY_BUDGET="100000")
-    commands()
-    few = commands()
-    for number in range(300):
-        try_call(limiter, number)
-    assert commands() <= few + 35  # one caller or several
