@@ -12,15 +12,20 @@ from sandbox.api.me import images
 from sandbox.api.members import links
 from sandbox.api.playlist_access import MODIFY
 from sandbox.api.playlists import create_playlist, playlists_of
+from sandbox.catalog import base62_id
 from sandbox.context import sandbox
 from sandbox.people import Person
 
 
 def _named(person_id: str) -> Person:
-    """Return the user with this id. Invented ones have no playlists."""
-    person = sandbox().people.named(person_id)
-    if person is None and sandbox().settings.invents:
-        return Person(person_id, "", person_id, "free", "SE", "", 0, False, "")
+    """Return the user with this id. Invented ones follow an invented playlist."""
+    state = sandbox()
+    person = state.people.named(person_id)
+    if person is None and state.settings.invents:
+        playlist_id = base62_id(f"playlist of {person_id}")
+        playlist = state.music.playlists.get(playlist_id) or state.music.invent_playlist(playlist_id)
+        playlist.followers.add(person_id)
+        return Person(person_id, person_id, person_id, "free", "SE", "", 0, False, "")
     if person is None:
         raise not_found()
     return person

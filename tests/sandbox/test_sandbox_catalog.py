@@ -77,6 +77,15 @@ def test_every_well_formed_id_can_exist(mira: Visitor, kind: str, settings: dict
     assert error_of(mira("GET", f"{kind}s/{UNKNOWN[1:]}"))[0] == 400
 
 
+def test_invented_people_have_a_playlist(mira: Visitor) -> None:
+    mira.app.sandbox.settings(mode="legacy")
+    found = [mira.get("users/nobody/playlists")["items"] for _ in range(2)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    assert mira.get("browse/categories/toplists")["id"] == "toplists"
+    assert error_of(mira("GET", "browse/categories/top-lists"))[0] == 404
+
+
 def test_artists_have_albums_and_top_tracks(mira: Visitor) -> None:
     artist = mira.get("search?q=ferry&type=artist")["artists"]["items"][0]["id"]
     assert error_of(mira("GET", f"artists/{artist}/albums?limit=11")) == (400, "Invalid limit")
