@@ -39,7 +39,7 @@ ROUND_TRIPS = {
     "GET /api/user/export": (8, 10),
     "GET /api/user/sessions": (8, 4),
     "GET /livez": (0, 0),
-    "GET /metrics": (2, 0),
+    "GET /metrics": (2, 8),
     "GET /readyz": (0, 0),
     "PATCH /api/user": (8, 20),
     "POST /api/email-verification": (2, 10),
