@@ -74,6 +74,8 @@ class StoredSession:
 class Session(ServerSideSession):  # type: ignore[misc]
     """The session of one request. `stored` is None if it is not in Redis (yet)."""
 
+    _sid = ""
+
     def __init__(self) -> None:
         super().__init__(sid="")
         self.stored: StoredSession | None = None
@@ -83,12 +85,12 @@ class Session(ServerSideSession):  # type: ignore[misc]
     @property
     def sid(self) -> str:
         """The id. Most requests name one; for others, it is made when it is needed."""
-        self._sid = self._sid or _new_sid()
+        self._sid = self._sid or secrets.token_urlsafe(32)
         return self._sid
 
     @sid.setter
     def sid(self, sid: str) -> None:
-        self._sid: str = sid
+        self._sid = sid
 
     def fill(self, sid: str, stored: StoredSession) -> None:
         """Become the session that Redis has under this id. Does not count as a change."""
@@ -188,14 +190,14 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """Delete the session from Redis, empty it, and give it a new id."""
         self._delete_stored(session)
         session.clear()
-        session.sid, session.stored = _new_sid(), None
+        session.sid, session.stored = "", None
 
     def rotate_id(self, session: Session) -> bool:
         """Delete the session from Redis and give it a new id. Returns False if Redis no longer had it."""
         if not self._delete_stored(session):
             return False
         # Stored under the new id when the request ends. Until then, no one else knows that id.
-        session.sid, session.stored, session.modified = _new_sid(), None, True
+        session.sid, session.stored, session.modified = "", None, True
         return True
 
     def key_of(self, session: Session) -> str:
@@ -294,7 +296,3 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         keyed = self._key_hash.copy()
         keyed.update(sid.encode())
         return f"{self.key_prefix}{keyed.hexdigest()}"
-
-
-def _new_sid() -> str:
-    return secrets.token_urlsafe(32)
