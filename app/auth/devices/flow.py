@@ -17,7 +17,6 @@ from app.auth.devices.store import (
 )
 from app.auth.personal_access_tokens import MAX_TOKENS, CreatedToken, PersonalAccessTokens, list_tokens
 from app.errors import NotSignedIn, TooManyTokens
-from app.infra.database import reading
 from app.models import Right, User
 from app.models.snapshots import UserSnapshot
 from app.web.client_address import client_network
@@ -96,8 +95,8 @@ class DeviceFlow:
             TooManyTokens: The user has as many tokens as an account may have.
             redis.RedisError: Redis is not available.
         """
-        if approved and len(list_tokens(user.id, user.session_epoch)) >= MAX_TOKENS:
-            raise TooManyTokens
+        if approved:
+            _require_room(user.id, user.session_epoch)
         status = "approved" if approved else "denied"
         decided = self._store.replace(pending, status=status, epoch=user.session_epoch)
         if decided:
@@ -125,20 +124,23 @@ class DeviceFlow:
             if too_early:
                 raise OAuthError("slow_down", "Wait 5 seconds longer between requests from now on.")
             raise OAuthError("authorization_pending", "The person has not decided yet.")
-        if found.record.status == "denied" or not _is_unchanged(found):
+        if found.record.status == "denied":
             raise _denied()
-        if not self._store.replace(found, status="redeemed"):
-            raise OAuthError("invalid_grant", "The device code was used by another request.")
         return self._create_token(found)
 
-    def _create_token(self, redeemed: DeviceAuthorization) -> CreatedToken:
-        record = redeemed.record
-        assert record.user_id is not None
-        assert record.epoch is not None
+    def _create_token(self, approved: DeviceAuthorization) -> CreatedToken:
+        record = approved.record
+        user_id, epoch = record.user_id, record.epoch
+        assert user_id is not None
+        assert epoch is not None
         try:
+            # Reads before the code is used up: if the database is away, the device can try again.
+            _require_room(user_id, epoch)
+            if not self._store.replace(approved, status="redeemed"):
+                raise OAuthError("invalid_grant", "The device code was used by another request.")
             return self._tokens.create(
-                record.user_id,
-                record.epoch,
+                user_id,
+                epoch,
                 name=record.client_name,
                 rights=[Right(right) for right in record.rights],
                 lifetime=TOKEN_LIFETIME,
@@ -188,14 +190,14 @@ def _rights_in(scope: str) -> tuple[str, ...]:
     return rights
 
 
-def _is_unchanged(approved: DeviceAuthorization) -> bool:
-    """Return whether the account is still the one that approved: no password change, not disabled.
+def _require_room(user_id: int, epoch: int) -> None:
+    """Require that an account may have another token.
 
-    Read before the code is used up: if the database is not available, the device can try again.
+    Raises:
+        TooManyTokens: It has as many as it may have.
     """
-    with reading() as db:
-        user = db.get(User, approved.record.user_id)
-    return user is not None and not user.disabled and user.session_epoch == approved.record.epoch
+    if len(list_tokens(user_id, epoch)) >= MAX_TOKENS:
+        raise TooManyTokens
 
 
 def _denied() -> OAuthError:

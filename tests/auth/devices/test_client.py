@@ -51,7 +51,9 @@ def register(url: str) -> requests.Session:
     return person
 
 
-def test_authlib_obtains_a_token(server: Callable[..., AbstractContextManager[Server]], client: Any) -> None:
+def test_authlib_obtains_a_token_and_uses_it(
+    server: Callable[..., AbstractContextManager[Server]], client: Any
+) -> None:
     with server() as api:
         person = register(api.url)
         started = start(client, api.url)
@@ -70,8 +72,11 @@ def test_authlib_obtains_a_token(server: Callable[..., AbstractContextManager[Se
 
         token = poll_until_decided(client, f"{api.url}/api/oauth/token", started, approve_meanwhile)
 
+        user = client.get(f"{api.url}/api/user")
+
     assert slept == [5, 10]
     assert (token["token_type"], token["scope"]) == ("Bearer", "spotify:read account:read")
+    assert (user.status_code, user.json()["username"]) == (200, "ada")
 
 
 def test_authlib_learns_that_the_person_denied(

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -22,7 +23,7 @@ from app.infra.database import reading, writing
 from app.infra.redis_cipher import compare_and_set
 from app.infra.row_versions import announce
 from app.models import PersonalAccessToken, User
-from tests.conftest import SETTINGS
+from tests.conftest import SETTINGS, MakeApp
 from tests.helpers import stored_sessions
 from tests.helpers.devices import (
     age_polls,
@@ -221,7 +222,7 @@ def test_database_outage_does_not_use_up_the_code(
     started = start(device)
     approve(ada, started)
     with monkeypatch.context() as patched:
-        patched.setattr(flow, "reading", _fail_like_a_database)
+        patched.setattr(flow, "list_tokens", _fail_like_a_database)
         response = poll(device, started)
 
     assert (response.status_code, response.json["error"]) == (503, "temporarily_unavailable")
@@ -389,15 +390,12 @@ def test_password_change_during_the_poll_issues_nothing(
 ) -> None:
     started = start(device)
     approve(ada, started)
-    is_unchanged = flow._is_unchanged
 
-    def change_afterwards(*arguments: object) -> bool:
-        found = is_unchanged(*arguments)  # type: ignore[arg-type]
+    def change_meanwhile(*_: object) -> None:
         changed = {"current_password": PASSWORD, "new_password": "another sentence, and longer"}
         assert another_tab(ada).put("/api/user/password", json=changed).status_code == 204
-        return found
 
-    monkeypatch.setattr(flow, "_is_unchanged", change_afterwards)
+    monkeypatch.setattr(flow, "_require_room", change_meanwhile)
 
     assert oauth_error(poll(device, started)) == "access_denied"
     assert issued(app) == []
@@ -535,6 +533,29 @@ def test_redis_contains_neither_code_and_nothing_that_can_be_read(
     for secret in (started["device_code"], another["user_code"], "a name to look for", "spotify:read"):
         assert secret.encode() not in stored
         assert secret.replace("-", "").encode() not in stored
+
+
+def test_hash_of_the_user_code_depends_on_the_secret_key(device: FlaskClient, make_app: MakeApp) -> None:
+    """Otherwise, whoever reads Redis could hash all codes and compare."""
+    client: redis.Redis = device.application.extensions["backline"].redis
+    started = start(device)
+    [pointer] = client.keys("device-user-code:*")
+    other = make_app(SECRET_KEY="another secret key for tests only")
+    person = other.test_client()
+    register(person, "grace")
+    client.delete(pointer)
+    looked_up: list[str] = []
+    get = other.extensions["backline"].redis.get
+
+    def record(key: str) -> object:
+        looked_up.append(key)
+        return get(key)
+
+    with patch.object(other.extensions["backline"].redis, "get", record):
+        person.get(device_path(started))
+
+    assert [key.startswith("device-user-code:") for key in looked_up] == [True]
+    assert pointer.decode() not in looked_up
 
 
 def test_approval_cannot_be_copied_to_another_code_in_redis(
