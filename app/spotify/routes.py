@@ -55,6 +55,8 @@ from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
+WEB_API_METHODS = ["GET", "POST", "PUT", "DELETE"]
+
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
 _SPOTIFY, _AUTHORIZE = SpotifyOut(), AuthorizeOut()
@@ -173,8 +175,12 @@ def playback_token() -> Response:
 
 
 @blueprint.route(
-    "/api/spotify/v1/<path:path>", methods=["GET", "POST", "PUT", "DELETE"], parameters=[WEB_API_PATH]
+    "/v1/<path:path>",
+    methods=WEB_API_METHODS,
+    parameters=[WEB_API_PATH],
+    endpoint="drop_in_web_api",  # only bearer tokens (app/web/bearer.py)
 )
+@blueprint.route("/api/spotify/v1/<path:path>", methods=WEB_API_METHODS, parameters=[WEB_API_PATH])
 @public
 @accepts_bearer(Right.SPOTIFY_READ, to_write=Right.SPOTIFY_WRITE)
 @identity.loads_session
@@ -196,7 +202,9 @@ def web_api(path: str) -> Response:
 
     Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
     says whether the response was fetched for this request (`miss`), for another one at the same time
-    (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
+    (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+
+    `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
     """
     gateway = services().gateway
     current = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001

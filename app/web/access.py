@@ -158,6 +158,9 @@ def init_app(app: Flask) -> None:
 def _check_token(view: object) -> None:
     """Look up and check a bearer token, unless the view does both itself."""
     if getattr(view, "loads_session", False) and hasattr(view, "rights"):
+        if bearer.credential(request_ctx.request) is None:
+            tokens: bearer.BearerTokens = request_ctx.app.extensions["bearer_tokens"]
+            tokens.reject(bearer.TokenState.MISSING)
         return
     if identity.current_session().identity is None:
         identity.load()

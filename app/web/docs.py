@@ -22,8 +22,8 @@ header. If it has an `Origin`, that must be an allowed one. Every error is a pro
 a `request_id`. `/api/oauth/` is different: it takes forms without that header, and has OAuth's errors.
 
 Bodies are JSON in UTF-8, at most 64 KiB long and nested at most 32 levels deep. Unknown members are rejected
-(422); unknown query parameters are ignored. `/api/spotify/v1/` is different: it forwards any query, and any
-body of up to 256 KiB that Spotify accepts.
+(422); unknown query parameters are ignored. `/api/spotify/v1/` and `/v1/` are different: they forward any
+query, and any body of up to 256 KiB that Spotify accepts.
 
 To connect Spotify in this browser, open [/api/spotify/authorize](/api/spotify/authorize).
 """

@@ -16,6 +16,7 @@ from app import errors
 from app.errors import BacklineError
 from app.web import csrf, problems, validation
 from app.web.access import Access, rights_for
+from app.web.bearer import BEARER_ONLY
 from app.web.csrf import SAFE_METHODS
 from app.web.problems import problem_type
 
@@ -90,11 +91,14 @@ def _complete(
     has_several = len((rule.methods or set()) - {"HEAD", "OPTIONS"}) > 1
     operation["operationId"] = rule.endpoint.replace(".", "_") + (f"_{method.lower()}" if has_several else "")
     needs_session = getattr(view, "access", None) is Access.SIGNED_IN
+    bearer_only = rule.rule.startswith(BEARER_ONLY)
     operation["security"] = [{"session": []}] if needs_session else [{}, {"session": []}]
+    if bearer_only:
+        operation["security"].clear()
     rights = rights_for(view, method)
     if rights:
         operation["security"].append({"bearerAuth": sorted(rights)})
-    if csrf.needs_header(rule.endpoint, method):
+    if csrf.needs_header(rule.endpoint, method) and not bearer_only:
         header = {"$ref": "#/components/parameters/RequestedWith"}
         operation["parameters"] = [*operation.get("parameters", []), header]
     if "requestBody" in operation:
@@ -127,7 +131,8 @@ def _usual_problems(
     found: list[type[BacklineError]] = [errors.ServiceUnavailable]  # MySQL or Redis may be down
     if needs_session:
         found.append(errors.NotSignedIn)
-    if method not in SAFE_METHODS or csrf.rejects_other_sites(rule.rule, rule.endpoint):
+    writes = method not in SAFE_METHODS and not rule.rule.startswith(BEARER_ONLY)
+    if writes or csrf.rejects_other_sites(rule.rule, rule.endpoint):
         found.append(problems.CrossSiteRequest)
     if rule.arguments:
         found.append(problems.NotFound)

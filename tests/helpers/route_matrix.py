@@ -58,7 +58,12 @@ class Route:
     @property
     def is_gateway(self) -> bool:
         """Whether its responses are Spotify's. tests/spotify/gateway/test_proxy.py tests those."""
-        return self.rule.startswith("/api/spotify/v1/")
+        return self.rule.startswith(("/api/spotify/v1/", "/v1/"))
+
+    @property
+    def is_bearer_only(self) -> bool:
+        """Whether it accepts nothing but bearer tokens. tests/web/test_bearer.py tests this."""
+        return self.rule.startswith("/v1/")
 
     @property
     def is_oauth(self) -> bool:

@@ -297,6 +297,32 @@ def test_write_with_a_token_that_is_not_valid_does_nothing(
     assert ada.get("/api/user").status_code == 200
 
 
+def test_drop_in_web_api_accepts_only_bearer_tokens(
+    ada: FlaskClient, script: FlaskClient, token: str, sandbox: SandboxClient
+) -> None:
+    sandbox.clear_calls()
+    for client, headers in ((ada, {}), (script, {}), (script, {"Authorization": "Basic YTpi"})):
+        for method, path in (("GET", "me"), ("HEAD", "me"), ("PUT", "me/player/pause"), ("GET", "../x")):
+            response = client.open(f"/v1/{path}", method=method, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["WWW-Authenticate"] == CHALLENGE
+            if method != "HEAD":
+                assert_rejected(response)
+                assert response.json["error"] == {"status": 401, "message": response.json["detail"]}
+    assert sandbox.calls() == []
+    assert script.patch("/v1/me").status_code == 405
+
+    page = script.get("/v1/me/playlists/?limit=1", headers=bearer(token))
+    assert page.json["next"].startswith("http://localhost/v1/")
+    same = script.get("/api/spotify/v1/me/playlists?limit=1", headers=bearer(token))
+    assert (same.headers["X-Cache"], page.headers["X-Cache"]) == ("miss", "miss")
+    assert same.json["next"] == page.json["next"].replace("/v1/", "/api/spotify/v1/")
+    following = script.get(page.json["next"].removeprefix("http://localhost"), headers=bearer(token))
+    assert following.json["items"] != page.json["items"]
+    assert script.put("/v1/me/player/pause", headers=bearer(token)).status_code == 204
+    assert script.get("/v1/me/../x", headers=bearer(token)).status_code == 400
+
+
 def test_app_from_an_allowed_origin_may_send_a_token(script: FlaskClient, token: str) -> None:
     asks = {"Origin": SPA_ORIGIN, "Access-Control-Request-Method": "GET"}
     preflight = script.options(

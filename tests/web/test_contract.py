@@ -33,7 +33,7 @@ from app.infra.database import writing
 from app.models import AccessToken, GrantState
 from app.web.access import Access
 from tests.helpers.devices import approve, device_path, poll
-from tests.helpers.flows import PASSWORD, connect, register, send_callback, start_authorization
+from tests.helpers.flows import PASSWORD, connect, create_token, register, send_callback, start_authorization
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, RESET, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import (
     Route,
@@ -143,7 +143,7 @@ def test_responses_match_the_openapi_document(
     if who == "grace":
         cookie = grace.get_cookie("backline_session")
         assert cookie is not None
-        session_id = cookie.value
+        session_id, token = cookie.value, create_token(grace)
 
         @schema.auth()
         class SignedIn:
@@ -152,6 +152,8 @@ def test_responses_match_the_openapi_document(
 
             def set(self, case: Any, data: str, context: object) -> None:
                 case.cookies["backline_session"] = data
+                if case.operation.path.startswith("/v1/"):
+                    case.headers["Authorization"] = f"Bearer {token}"
 
     run = Run(schema)
 
@@ -191,12 +193,13 @@ def test_document_lists_what_every_request_needs(app: Flask, document: dict[str,
             continue
         visitor_rule: list[dict[str, Any]] = [] if route.access is Access.SIGNED_IN else [{}]
         [*others] = (scheme for scheme in found["security"] if "bearerAuth" not in scheme)
-        assert others == [*visitor_rule, {"session": []}], route
+        assert others == ([] if route.is_bearer_only else [*visitor_rule, {"session": []}]), route
         header = {"$ref": "#/components/parameters/RequestedWith"}
-        needs_header = (route.writes and not route.is_oauth) or route.is_gateway
+        needs_header = route.writes or route.is_gateway
+        needs_header = needs_header and not (route.is_oauth or route.is_bearer_only)
         assert (header in found.get("parameters", [])) is needs_header, route
         statuses = set(found["responses"])
-        assert ("401" in statuses) >= (route.access is Access.SIGNED_IN), route
+        assert ("401" in statuses) >= (route.access is Access.SIGNED_IN or route.is_bearer_only), route
         assert ("403" in statuses) >= route.writes, route
         readable = {"400", "413"} | (set() if route.is_oauth else {"415"})
         readable |= set() if route.is_gateway or route.is_oauth else {"422"}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from app.auth.usernames import is_username
+from app.infra.bearer_token import new_token
 from app.infra.database import db
 from app.infra.http_client import HttpResponse
 from app.models import User, normalization
@@ -799,6 +800,7 @@ def test_503_has_retry_after_on_every_route(client: FlaskClient) -> None:
     client.set_cookie("backline_session", "A" * 43)
     for route in every_route(client.application):
         if operation(documented(client.application), route) and not route.is_oauth:
-            response = send(client, route)
+            headers = {"Authorization": f"Bearer {new_token()}"} if route.is_bearer_only else {}
+            response = send(client, route, headers=headers)
             assert (response.status_code, slug(response)) == (503, "service-unavailable"), route
             assert int(response.headers["Retry-After"]) > 0, route

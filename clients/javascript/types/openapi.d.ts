@@ -425,30 +425,92 @@ export interface paths {
          * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
          * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
          *     says whether the response was fetched for this request (`miss`), for another one at the same time
-         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
          */
         get: operations["spotify_web_api_get"];
         /**
          * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
          * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
          *     says whether the response was fetched for this request (`miss`), for another one at the same time
-         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
          */
         put: operations["spotify_web_api_put"];
         /**
          * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
          * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
          *     says whether the response was fetched for this request (`miss`), for another one at the same time
-         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
          */
         post: operations["spotify_web_api_post"];
         /**
          * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
          * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
          *     says whether the response was fetched for this request (`miss`), for another one at the same time
-         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds.
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
          */
         delete: operations["spotify_web_api_delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/{path}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
+         */
+        get: operations["spotify_drop_in_web_api_get"];
+        /**
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
+         */
+        put: operations["spotify_drop_in_web_api_put"];
+        /**
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
+         */
+        post: operations["spotify_drop_in_web_api_post"];
+        /**
+         * Call Spotify's Web API, https://api.spotify.com/v1/, on the person's behalf.
+         * @description Passes on path, query, and body with a valid access token, and returns Spotify's response. `X-Cache`
+         *     says whether the response was fetched for this request (`miss`), for another one at the same time
+         *     (`shared`), or moments ago (`hit`). `Age` is its age in seconds. Links in JSON lead back here.
+         *
+         *     `/v1/` is for libraries with a fixed path, and accepts only bearer tokens.
+         */
+        delete: operations["spotify_drop_in_web_api_delete"];
         options?: never;
         head?: never;
         patch?: never;
@@ -3471,6 +3533,618 @@ export interface operations {
                 };
             };
             /** @description Forbidden: cross-site-request, insufficient-rights, insufficient-scope */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Not Found: not-found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Too Many Requests: spotify-rate-limited */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_drop_in_web_api_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Spotify's response, with any status and media type */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: insufficient-rights, insufficient-scope */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Not Found: not-found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Too Many Requests: spotify-rate-limited */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_drop_in_web_api_put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                /**
+                 * @example {
+                 *       "uris": [
+                 *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                 *       ]
+                 *     }
+                 */
+                "application/json": unknown;
+                "image/jpeg": string;
+            };
+        };
+        responses: {
+            /** @description Spotify's response, with any status and media type */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: insufficient-rights, insufficient-scope */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Not Found: not-found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Too Many Requests: spotify-rate-limited */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_drop_in_web_api_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                /**
+                 * @example {
+                 *       "uris": [
+                 *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                 *       ]
+                 *     }
+                 */
+                "application/json": unknown;
+                "image/jpeg": string;
+            };
+        };
+        responses: {
+            /** @description Spotify's response, with any status and media type */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: insufficient-rights, insufficient-scope */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Not Found: not-found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Too Many Requests: spotify-rate-limited */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Service Unavailable: service-unavailable, spotify-misconfigured, spotify-unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "4XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Spotify's own response */
+            "5XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_drop_in_web_api_delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description A path of the Web API, such as `me/player` or `playlists/{id}/items`.
+                 * @example me/player
+                 */
+                path: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                /**
+                 * @example {
+                 *       "uris": [
+                 *         "spotify:track:4iV5W9uYEdYUVa79Axb7Rh"
+                 *       ]
+                 *     }
+                 */
+                "application/json": unknown;
+                "image/jpeg": string;
+            };
+        };
+        responses: {
+            /** @description Spotify's response, with any status and media type */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Unauthorized: invalid-bearer-token */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                    "*/*": unknown;
+                };
+            };
+            /** @description Forbidden: insufficient-rights, insufficient-scope */
             403: {
                 headers: {
                     [name: string]: unknown;

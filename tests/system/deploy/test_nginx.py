@@ -311,12 +311,19 @@ def test_request_just_within_the_limits_reaches_the_application(nginx: Https) ->
 
 
 COVER = ("PUT", "/api/spotify/v1/playlists/1/images", "Content-Type: image/jpeg")
+DROP_IN_COVER = ("PUT", "/v1/playlists/1/images", "Content-Type: image/jpeg")
 
 
 @pytest.mark.requirement("H2")
-def test_body_for_the_gateway_may_be_larger(nginx: Https) -> None:
-    for size, status, slug in ((262_144, 409, "spotify-not-connected"), (262_145, 413, "payload-too-large")):
-        response = nginx.raw(request(*COVER, body=b"x" * size))
+@pytest.mark.parametrize(
+    ("cover", "expected"),
+    [(COVER, (409, "spotify-not-connected")), (DROP_IN_COVER, (401, "invalid-bearer-token"))],
+)
+def test_body_for_the_gateway_may_be_larger(
+    nginx: Https, cover: tuple[str, ...], expected: tuple[int, str]
+) -> None:
+    for size, (status, slug) in ((262_144, expected), (262_145, (413, "payload-too-large"))):
+        response = nginx.raw(request(*cover, body=b"x" * size))
         assert (response.status, response.problem["type"]) == (status, f"/problems/{slug}")
         assert response.problem["error"] == {"status": status, "message": response.problem["detail"]}
     assert response.problem["detail"] == "Send at most 256 KiB."
