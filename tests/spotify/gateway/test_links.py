@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from app.spotify.gateway.links import Links
+from tests.conftest import MakeApp
+from tests.helpers.flows import another_tab
 from tests.helpers.raw_http import RawResponse, request, send_plain
 from tests.helpers.servers import Server
 from tests.helpers.upstream import JSON, Received, Reply, Upstream
@@ -148,6 +150,18 @@ def test_other_bodies_stay_unchanged(
     upstream.replies(Reply(200, body, content_type))
 
     assert connected.get(f"{GATEWAY}/me").data == body
+
+
+def test_slash_at_the_end_of_the_setting_does_not_matter(
+    connected: FlaskClient, make_app: MakeApp, upstream: Upstream
+) -> None:
+    app = make_app(SPOTIFY_API_URL=f"{upstream.url}/")
+    upstream.replies(Reply(200, json.dumps({"href": f"{upstream.url}/me"}).encode()))
+
+    response = another_tab(connected, app).get(f"{GATEWAY}/me")
+
+    assert response.json == {"href": f"http://localhost{GATEWAY}/me"}
+    assert [call.target for call in upstream.calls] == ["/v1/me"]
 
 
 def test_location_leads_back_to_the_gateway(connected: FlaskClient, upstream: Upstream) -> None:
