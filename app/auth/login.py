@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from flask import session
 
 from app.auth import lookup
-from app.auth.passwords import Match, Passwords
+from app.auth.passwords import Match, Passwords, is_usable
 from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
@@ -81,6 +81,21 @@ class Authenticator:
             self.confirm_password(user, current_password)
         elif not sessions.is_fresh():
             raise FreshSignInRequired
+
+    def confirm_owner(self, user: User, current_password: str | None) -> None:
+        """Require the password or, if the account has none, a sign-in within the last 15 minutes.
+
+        For what outlives the session: a stolen session must not be enough.
+
+        Raises:
+            FreshSignInRequired: The password was not sent, or the last sign-in was too long ago.
+            InvalidCredentials: The password is wrong.
+            TooManyAttempts: This address has to wait before it may try again.
+            ServiceUnavailable: Too many passwords are being verified.
+        """
+        if current_password is None and is_usable(user.password_hash):
+            raise FreshSignInRequired("Send current_password. A recent sign-in is not enough for this.")
+        self.require_recent_login(user, current_password)
 
     def reset_attempts(self, user: User) -> None:
         """Forget wrong passwords for this user from the request's address."""

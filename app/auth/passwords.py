@@ -94,6 +94,11 @@ class Passwords:
         return _hasher.check_needs_rehash(password_hash)
 
 
+def is_usable(password_hash: str) -> bool:
+    """Return whether the account has a password."""
+    return password_hash != UNUSABLE_HASH
+
+
 def _matches(password_hash: str | None, password: str) -> bool:
     try:
         return _hasher.verify(password_hash or UNUSABLE_HASH, password) and password_hash is not None

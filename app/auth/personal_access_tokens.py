@@ -21,6 +21,8 @@ from app.models.personal_access_token import MAX_TOKEN_LIFETIME
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 20
+MAX_ID = 2**31 - 1
+DEFAULT_LIFETIME = timedelta(days=90)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def list_tokens(user_id: int, session_epoch: int) -> list[PersonalAccessToken]:
 
 def revoke(user_id: int, token_id: int) -> bool:
     """Revoke a token of an account. Returns whether it had one with this id."""
+    if token_id > MAX_ID:
+        return False  # the database would not accept it as a number
 
     def work(db: Session) -> bool:
         theirs = PersonalAccessToken.user_id == user_id, PersonalAccessToken.id == token_id

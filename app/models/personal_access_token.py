@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.infra.clock import utc_now
 from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
+MAX_NAME_LENGTH = 100
 MAX_TOKEN_LIFETIME = timedelta(days=365)
 
 
@@ -34,7 +35,7 @@ class PersonalAccessToken(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     token_hash: Mapped[str] = mapped_column(code_string(64), unique=True)
-    name: Mapped[str] = mapped_column(ExactString(100))
+    name: Mapped[str] = mapped_column(ExactString(MAX_NAME_LENGTH))
     rights: Mapped[str] = mapped_column(code_string(100))  # separated by blanks
     session_epoch: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer(), "sqlite"))
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)

@@ -5,7 +5,7 @@ import logging
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.auth import email_tokens, lookup
+from app.auth import email_tokens, lookup, personal_access_tokens
 from app.auth.email_change import EmailChanges
 from app.auth.notifications import Notifications
 from app.auth.registration import require_available
@@ -64,6 +64,25 @@ class UserAccounts:
                 log.info("email_change_requested")
             self._notifications.request_verification(changed)
         return changed
+
+    def end_sessions(self, user: User) -> User:
+        """End all sessions and revoke all personal access tokens of a user who has confirmed who they are.
+
+        Returns the user with the epoch for a new session.
+
+        Raises:
+            InvalidCredentials: The password has been changed since it was confirmed.
+            NotSignedIn: The account has been deleted or disabled since.
+        """
+
+        def work(db: Session) -> User:
+            row = lookup.lock_confirmed(db, user)
+            row.end_sessions()
+            personal_access_tokens.revoke_all(db, row.id)
+            db.flush()
+            return row
+
+        return run_in_transaction(work)
 
     def delete(self, user: User) -> None:
         """Delete an account and everything that belongs to it: connection, tokens, history, and emails.

@@ -6,8 +6,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.auth.personal_access_tokens import list_tokens
 from app.infra.database import reading
-from app.models import OneTimeToken, Purpose, SpotifyUser, TokenRefresh, User
+from app.models import OneTimeToken, PersonalAccessToken, Purpose, SpotifyUser, TokenRefresh, User
 from app.web import sessions
 from app.web.sessions.index import ListedSession
 
@@ -28,6 +29,7 @@ class PersonalData:
     user: User
     previous_emails: list[PreviousEmail]
     sessions: list[ListedSession]
+    tokens: list[PersonalAccessToken]
     spotify_user: SpotifyUser | None
     refreshes: list[TokenRefresh]
 
@@ -40,7 +42,8 @@ def collect_personal_data(user: User) -> PersonalData:
         refreshes = _refreshes(db, spotify_user) if spotify_user is not None else []
     grant_id = spotify_user.token.grant_id if spotify_user is not None else None
     listed = sessions.of_user(user.id, grant_id)
-    return PersonalData(user, previous_emails, listed, spotify_user, refreshes)
+    tokens = list_tokens(user.id, user.session_epoch)
+    return PersonalData(user, previous_emails, listed, tokens, spotify_user, refreshes)
 
 
 def _previous_emails(db: Session, user: User) -> list[PreviousEmail]:

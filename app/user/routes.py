@@ -1,24 +1,37 @@
 """Routes for the signed-in user."""
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 from flask import Response, session
 
+from app.auth import personal_access_tokens
 from app.auth.login import start_session
 from app.auth.schemas import UserOut
-from app.errors import EmailTaken, FreshSignInRequired, InvalidCredentials, TooManyAttempts, UsernameTaken
+from app.errors import (
+    EmailTaken,
+    FreshSignInRequired,
+    InvalidCredentials,
+    TooManyAttempts,
+    TooManyTokens,
+    UsernameTaken,
+)
 from app.models import Right, User, normalization
 from app.services import services
 from app.spotify import connections
 from app.user.export import collect_personal_data
 from app.user.schemas import (
+    CreatedTokenOut,
     ExportOut,
     KnownPassword,
+    NewToken,
     PasswordChange,
     PasswordIfNeeded,
+    PersonalAccessTokensOut,
     ProfileChange,
     SessionsOut,
+    describe_created,
     describe_export,
 )
 from app.web import identity, sessions
@@ -33,6 +46,8 @@ _USER = UserOut()
 
 # For one user: trying names and addresses reveals which are taken.
 PROFILE_CHANGES_PER_HOUR = 30
+# For one user: each new token is an email.
+TOKENS_PER_HOUR = 60
 
 
 @blueprint.get("/api/user")
@@ -120,13 +135,17 @@ def list_sessions() -> dict[str, Any]:
 @blueprint.response(204)
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
 def end_other_sessions(shown: dict[str, str]) -> None:
-    """End all sessions except this one.
+    """End all sessions except this one, which gets a new id, and revoke all personal access tokens.
 
     Needs a sign-in within the last 15 minutes, or `current_password`.
     """
     user = read_user()
     services().authenticator.require_recent_login(user, shown.get("current_password"))
+    changed = services().user_accounts.end_sessions(user)
     ended = sessions.end_others(user.id, connections.grant_of(user.id))
+    signed_in_at = session["signed_in_at"]
+    start_session(changed)
+    session["signed_in_at"] = signed_in_at  # this was no sign-in
     log.info("sessions_ended", extra={"ended": ended})
 
 
@@ -149,6 +168,51 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
     services().authenticator.require_recent_login(user, shown.get("current_password"))
     if sessions.end_one(user.id, connections.grant_of(user.id), session_id):
         log.info("sessions_ended", extra={"ended": 1})
+
+
+@blueprint.get("/api/user/tokens")
+@login_required
+@blueprint.response(200, PersonalAccessTokensOut)
+def list_tokens() -> dict[str, Any]:
+    """List the user's personal access tokens, the newest first."""
+    user = require_user()
+    return {"items": personal_access_tokens.list_tokens(user.id, user.session_epoch)}
+
+
+@blueprint.post("/api/user/tokens")
+@login_required
+@blueprint.arguments(NewToken)
+@blueprint.response(201, CreatedTokenOut, headers={"Location": {"schema": {"type": "string"}}})
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts, TooManyTokens)
+def create_token(requested: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Create a personal access token, for a client that is no browser.
+
+    Needs `current_password` or, if the account has no password, a sign-in within the last 15 minutes. The
+    response is the only one that contains the token. A change of the password revokes it.
+    """
+    user = read_user()
+    services().throttle.hit("token-creations", str(user.id), limit=TOKENS_PER_HOUR)
+    services().authenticator.confirm_owner(user, requested.get("current_password"))
+    created = services().personal_access_tokens.create(
+        user.id,
+        user.session_epoch,
+        name=requested["name"],
+        rights=[Right(right) for right in requested["rights"]],
+        lifetime=timedelta(days=requested["expires_in_days"]),
+    )
+    location = {"Location": f"/api/user/tokens/{created.row.id}"}
+    return describe_created(created), 201, location
+
+
+@blueprint.delete("/api/user/tokens/<int:token_id>")
+@login_required
+@blueprint.response(204)
+def revoke_token(token_id: int) -> None:
+    """Revoke a personal access token.
+
+    If the user has no token with this id, the response is 204 too.
+    """
+    personal_access_tokens.revoke(require_user().id, token_id)
 
 
 @blueprint.get("/api/user/export")

@@ -4,16 +4,31 @@ from typing import Any
 
 import marshmallow as ma
 import sqlalchemy as sa
+from marshmallow import validate
 
 from app.auth import password_policy
+from app.auth.personal_access_tokens import DEFAULT_LIFETIME, CreatedToken
 from app.auth.schemas import UserOut, current_password, email, new_password, username
 from app.infra.clock import utc_now
-from app.models import SpotifyUser, User, normalization
+from app.models import Right, SpotifyUser, User, normalization
+from app.models.personal_access_token import MAX_NAME_LENGTH, MAX_TOKEN_LIFETIME
 from app.spotify.schemas import SpotifyOut, describe
 from app.user.export import PersonalData
 from app.web.access import require_user
 from app.web.api import Timestamp
-from app.web.validation import GUESSABLE, PASSWORD_NEEDED, Schema
+from app.web.validation import (
+    AT_LEAST_ONE,
+    BETWEEN,
+    GUESSABLE,
+    PASSWORD_NEEDED,
+    RIGHTS,
+    TOKEN_NAME,
+    Items,
+    Normalized,
+    Number,
+    Schema,
+    Text,
+)
 
 
 class KnownPassword(Schema):
@@ -81,6 +96,69 @@ class SessionsOut(ma.Schema):
     items = ma.fields.List(ma.fields.Nested(ListedSessionOut), required=True)
 
 
+class NewToken(Schema):
+    """A personal access token to create.
+
+    `current_password` is needed unless the account has no password.
+    """
+
+    name = Normalized(
+        required=True,
+        max_length=MAX_NAME_LENGTH,
+        normalize=str.strip,
+        is_valid=lambda text: text.isprintable() and text.strip() != "",
+        error=TOKEN_NAME,
+        metadata={"example": "backup script"},
+    )
+    rights = Items(
+        Text(validate=validate.OneOf(list(Right), error=RIGHTS)),
+        required=True,
+        validate=validate.Length(min=1, error=AT_LEAST_ONE),
+        metadata={"example": ["spotify:read"]},
+    )
+    expires_in_days = Number(
+        load_default=DEFAULT_LIFETIME.days,
+        validate=validate.Range(min=1, max=MAX_TOKEN_LIFETIME.days, error=BETWEEN),
+        metadata={"example": DEFAULT_LIFETIME.days},
+    )
+    current_password = current_password(required=False)
+
+
+class Rights(ma.fields.Field[str]):
+    """The rights of a token. For responses only."""
+
+    def __init__(self, **options: Any) -> None:
+        items = {"type": "string", "enum": [*Right]}
+        super().__init__(metadata={"type": "array", "items": items}, **options)
+
+    def _serialize(self, value: str | None, attr: str | None, obj: Any, **kwargs: Any) -> list[str]:
+        return (value or "").split()
+
+
+class PersonalAccessTokenOut(ma.Schema):
+    """A personal access token, without the token itself."""
+
+    id = ma.fields.Integer(required=True)
+    name = ma.fields.String(required=True)
+    rights = Rights(required=True)
+    expires_at = Timestamp(required=True)
+    created_at = Timestamp(required=True)
+    last_used_at = Timestamp(required=True, allow_none=True)  # recorded every few minutes
+    last_used_ip = ma.fields.String(required=True, allow_none=True)
+
+
+class CreatedTokenOut(PersonalAccessTokenOut):
+    """A new personal access token. This is the only time that `token` is shown."""
+
+    token = ma.fields.String(required=True)
+
+
+class PersonalAccessTokensOut(ma.Schema):
+    """The personal access tokens of the user."""
+
+    items = ma.fields.List(ma.fields.Nested(PersonalAccessTokenOut), required=True)
+
+
 class PreviousEmail(ma.Schema):
     """An address that the user can restore."""
 
@@ -126,8 +204,16 @@ class ExportOut(ma.Schema):
     exported_at = Timestamp(required=True)
     user = ma.fields.Nested(ExportedUser, required=True)
     sessions = ma.fields.List(ma.fields.Nested(ListedSessionOut), required=True)
+    tokens = ma.fields.List(ma.fields.Nested(PersonalAccessTokenOut), required=True)
     spotify = ma.fields.Nested(ExportedSpotify, required=True, allow_none=True)
     spotify_refreshes = ma.fields.List(ma.fields.Nested(ExportedRefresh), required=True)
+
+
+def describe_created(created: CreatedToken) -> dict[str, Any]:
+    """Return a new token as the API shows it."""
+    row = created.row
+    names = ("id", "name", "rights", "expires_at", "created_at", "last_used_at", "last_used_ip")
+    return {name: getattr(row, name) for name in names} | {"token": created.token}
 
 
 def describe_export(data: PersonalData) -> dict[str, Any]:
@@ -136,6 +222,7 @@ def describe_export(data: PersonalData) -> dict[str, Any]:
         "exported_at": utc_now(),
         "user": _describe_user(data.user) | {"previous_emails": data.previous_emails},
         "sessions": data.sessions,
+        "tokens": data.tokens,
         "spotify": _describe_connection(data.spotify_user) if data.spotify_user is not None else None,
         "spotify_refreshes": data.refreshes,
     }

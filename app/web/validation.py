@@ -22,6 +22,12 @@ GUESSABLE = (
 )
 PASSWORD_NEEDED = "Enter your current password to change your email address."  # noqa: S105
 UNKNOWN_AUDIENCE = "This server issues no JWTs for this audience."
+TOKEN_NAME = "Use 1 to 100 printable characters."  # noqa: S105
+RIGHTS = "Choose from {choices}."
+AT_LEAST_ONE = "Choose at least one."
+NOT_A_LIST = "This must be a list."
+NOT_A_NUMBER = "This must be a whole number."
+BETWEEN = "Use {min} to {max}."
 UNDO_ONLY = 'The decision must be "undo".'
 NOT_A_TOKEN = "This is not a token from one of our emails."  # noqa: S105
 
@@ -75,3 +81,23 @@ class Flag(ma.fields.Boolean):
     """A boolean field with our error messages."""
 
     default_error_messages = {"required": REQUIRED, "null": NOT_BOOLEAN, "invalid": NOT_BOOLEAN}
+
+
+class Number(ma.fields.Integer):
+    """An integer field with our error messages."""
+
+    default_error_messages = {"required": REQUIRED, "null": NOT_A_NUMBER, "invalid": NOT_A_NUMBER}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(strict=True, **options)
+
+    def _validated(self, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):  # neither 1.0 nor true
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Items(ma.fields.List[Any]):
+    """A list field with our error messages."""
+
+    default_error_messages = {"required": REQUIRED, "null": NOT_A_LIST, "invalid": NOT_A_LIST}

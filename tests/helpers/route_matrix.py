@@ -34,6 +34,7 @@ LOOKUP_COUNTS = (b"throttle:device-codes:",)  # reads are counted, because they 
 # Values for the variable parts of paths. Nothing with these ids exists.
 _PATH = {
     "session_id": "0" * 32,
+    "token_id": "999",
     "user_code": "BCDF-GHJK",
     "name": "swagger-ui.css",
     "path": "me/player/devices",

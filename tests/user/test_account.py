@@ -1,5 +1,6 @@
 """The account: profile, password, sessions, export, and deletion."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from tests.helpers.flows import (
     PASSWORD,
     another_tab,
     connect,
+    create_token,
     login,
     register,
     send_callback,
@@ -494,22 +496,23 @@ def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: 
     assert response.status_code == 200
     assert response.headers["Content-Disposition"].startswith("attachment")
     export = response.json
-    assert export.keys() == {"exported_at", "user", "sessions", "spotify", "spotify_refreshes"}
+    assert export.keys() == {"exported_at", "user", "sessions", "tokens", "spotify", "spotify_refreshes"}
     assert user.items() <= export["user"].items()
     assert spotify.items() <= export["spotify"].items()
     assert len(export["sessions"]) == 1
     assert "hash" not in response.text
-    assert "token" not in response.text.replace("access_token_expires_at", "")
+    assert "token" not in re.sub('"(access_token_expires_at|tokens)"', "", response.text)
 
 
 def test_export_contains_every_personal_column(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     connect(client, sandbox)
+    create_token(client)
     export = client.get("/api/user/export").json
-    ours = {"password_hash", "session_epoch", "user_id", "spotify_id"}
-    members = {*export["user"], *export["spotify"]}
+    ours = {"password_hash", "session_epoch", "user_id", "spotify_id", "token_hash"}
+    members = {*export["user"], *export["spotify"], *export["tokens"][0]}
 
-    for table in ("users", "spotify_users"):
+    for table in ("users", "spotify_users", "personal_access_tokens"):
         columns = {column.name for column in db.metadata.tables[table].columns}
         renamed = {"created_at": "connected_at"} if table == "spotify_users" else {}
         missing = {column for column in columns - ours if renamed.get(column, column) not in members}

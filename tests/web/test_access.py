@@ -13,7 +13,7 @@ from app.infra.database import db, writing
 from app.models import User
 from app.web.access import Access
 from tests.helpers.devices import device_client, device_path, start
-from tests.helpers.flows import PASSWORD, another_tab, login, register, slug
+from tests.helpers.flows import PASSWORD, another_tab, create_token, login, register, slug
 from tests.helpers.route_matrix import (
     Route,
     Snapshot,
@@ -142,8 +142,18 @@ def user_code(client: FlaskClient) -> str:
     return str(started["user_code"])
 
 
+def token_id(client: FlaskClient) -> str:
+    create_token(client)
+    [token] = client.get("/api/user/tokens").json["items"]
+    return str(token["id"])
+
+
 # How to get one's own id of each kind that a path can contain. Add every new kind here.
-IDS: dict[str, Callable[[FlaskClient], str]] = {"session_id": session_id, "user_code": user_code}
+IDS: dict[str, Callable[[FlaskClient], str]] = {
+    "session_id": session_id,
+    "user_code": user_code,
+    "token_id": token_id,
+}
 
 
 @pytest.mark.requirement("G1")
@@ -160,7 +170,7 @@ def test_ids_of_other_people_are_treated_like_unknown_ids(
         for kind, adas in ids.items():
             if f"{{{kind}}}" not in route.template:
                 continue
-            missing = "f" * len(adas)
+            missing = ("9" if adas.isdigit() else "f") * len(adas)
             responses = [
                 visitor.open(
                     route.template.format(**{kind: name}),

@@ -287,6 +287,10 @@ def test_successful_responses_contain_only_documented_members(
         read(client.get(path))
     read(client.delete("/api/spotify"))
     read(client.get("/api/spotify"))
+    new_token = {"name": "x", "rights": ["spotify:read"], "current_password": PASSWORD}
+    created = read(client.post("/api/user/tokens", json=new_token))
+    read(client.get("/api/user/tokens"))
+    read(client.delete(created.headers["Location"]))
     device = {"client_name": "my-cli", "scope": "spotify:read"}
     started = read(client.post("/api/oauth/device_authorization", data=device)).json
     read(poll(client, started))

@@ -27,7 +27,7 @@ from app.web.problems import MalformedRequest
 from app.web.sessions.data import SessionData, unpack
 from config import Config, ConfigError
 from tests.conftest import SETTINGS
-from tests.helpers.flows import PASSWORD, another_tab, slug
+from tests.helpers.flows import PASSWORD, another_tab, register, slug
 from tests.helpers.route_matrix import (
     METHODS,
     Route,
@@ -756,11 +756,10 @@ def test_requests_that_end_something_can_be_repeated(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
     ada(client, sandbox)
-    [session] = client.get("/api/user/sessions").json["items"]
     for method, path in (
         ("DELETE", "/api/spotify"),
-        ("DELETE", "/api/user/sessions"),
         ("DELETE", f"/api/user/sessions/{'0' * 32}"),
+        ("DELETE", "/api/user/tokens/999"),
         ("POST", "/api/logout"),
     ):
         after: list[Snapshot] = []
@@ -770,7 +769,17 @@ def test_requests_that_end_something_can_be_repeated(
             assert "Content-Type" not in response.headers, path
             after.append(Snapshot(app))
         assert after[0] == after[1] == after[2], path
-    assert session["current"]
+
+
+@pytest.mark.requirement("H5")
+@on_sqlite
+def test_ending_all_other_sessions_can_be_repeated(client: FlaskClient) -> None:
+    """The account gets a new epoch each time, and this session a new id."""
+    register(client, "ada")
+    for _ in range(3):
+        assert client.delete("/api/user/sessions").status_code == 204
+        [session] = client.get("/api/user/sessions").json["items"]
+        assert session["current"]
 
 
 @pytest.mark.requirement("H5")

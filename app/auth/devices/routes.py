@@ -109,6 +109,6 @@ def decide(requested: dict[str, str], user_code: str) -> None:
         raise NotFound
     approved = requested["decision"] == "approve"
     if approved:
-        services().authenticator.require_recent_login(user, requested.get("current_password"))
+        services().authenticator.confirm_owner(user, requested.get("current_password"))
     if not services().device_flow.decide(pending, user, approved=approved):
         raise NotFound

@@ -84,7 +84,7 @@ class DeviceOut(ma.Schema):
 
 
 class DeviceDecision(Schema):
-    """A decision about a device. Approving needs `current_password`, or a recent sign-in."""
+    """A decision about a device. Approving needs `current_password`, if the account has a password."""
 
     decision = Text(
         required=True,
