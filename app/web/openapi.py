@@ -120,6 +120,7 @@ def _complete(
             operation["requestBody"] = _WEB_API_BODY
     if getattr(view, "has_oauth_errors", False):
         _use_oauth_errors(responses)
+        operation["security"] = []  # it reads no cookie
     responses["default"] = {"$ref": "#/components/responses/DEFAULT_ERROR"}
     operation["responses"] = responses
 

@@ -193,10 +193,10 @@ def test_document_lists_what_every_request_needs(app: Flask, document: dict[str,
             continue
         visitor_rule: list[dict[str, Any]] = [] if route.access is Access.SIGNED_IN else [{}]
         [*others] = (scheme for scheme in found["security"] if "bearerAuth" not in scheme)
-        assert others == ([] if route.is_bearer_only else [*visitor_rule, {"session": []}]), route
+        reads_cookie = not (route.is_oauth or route.is_bearer_only)
+        assert others == ([*visitor_rule, {"session": []}] if reads_cookie else []), route
         header = {"$ref": "#/components/parameters/RequestedWith"}
-        needs_header = route.writes or route.is_gateway
-        needs_header = needs_header and not (route.is_oauth or route.is_bearer_only)
+        needs_header = reads_cookie and (route.writes or route.is_gateway)
         assert (header in found.get("parameters", [])) is needs_header, route
         statuses = set(found["responses"])
         assert ("401" in statuses) >= (route.access is Access.SIGNED_IN or route.is_bearer_only), route
