@@ -31,6 +31,9 @@ _SEGMENT = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\%\ufffd]+")
 # An encoded slash, backslash, dot, percent sign, or control character. The decoded path does not show them,
 # and Spotify may decode them differently.
 _AMBIGUOUS_ENCODING = re.compile(r"%(?:2f|5c|2e|25|[01][0-9a-f]|7f)", re.IGNORECASE)
+# Clients generated from the OpenAPI document encode a whole path as if it were one segment: `me%2Fplayer`.
+_ENCODED_AS_ONE_SEGMENT = re.compile(rf"(?:{'|'.join(GATEWAY)})/[^/]+")
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
 _QUERY = re.compile(r"(?:[!\x22$&-~]|%[0-9a-f]{2})*", re.IGNORECASE)
 # Longer lists are cut, so that a header cannot give every read its own cache entry.
 MAX_LANGUAGES = 8
@@ -154,6 +157,8 @@ def _require_unambiguous_path(encoded: str, decoded: str) -> None:
         MalformedRequest: Spotify might read it differently.
     """
     first, *rest = decoded.split("/")
+    if _ENCODED_AS_ONE_SEGMENT.fullmatch(encoded):
+        encoded = _ENCODED_SLASH.sub("/", encoded)
     if (
         _AMBIGUOUS_ENCODING.search(encoded)
         or not _FIRST_SEGMENT.fullmatch(first)

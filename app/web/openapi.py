@@ -55,7 +55,23 @@ _DEFAULT_ERROR = {
     "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
 }
 
+# What problems of the gateway and errors of Spotify have in common.
+_WEB_API_ERROR = {"$ref": "#/components/schemas/WebApiErrorOut"}
+_WEB_API_ERROR_OUT = {
+    "type": "object",
+    "description": "An error of Spotify, or a problem of the gateway, which has further members",
+    "properties": {"error": {"$ref": "#/components/schemas/SpotifyErrorOut"}},
+    "required": ["error"],
+}
 # The gateway accepts whatever Spotify accepts.
+_WEB_API_QUERY = {
+    "in": "query",
+    "name": "query",
+    "style": "form",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": True},
+    "description": "Each member is a parameter of the Web API, such as `limit` or `market`.",
+}
 _WEB_API_BODY = {
     "required": False,
     "content": {
@@ -75,6 +91,7 @@ def complete(document: dict[str, Any], app: Flask, *, cookie_name: str) -> dict[
         "session": {"type": "apiKey", "in": "cookie", "name": cookie_name},
         "bearerAuth": {"type": "http", "scheme": "bearer", "description": _BEARER},
     }
+    components["schemas"]["WebApiErrorOut"] = _WEB_API_ERROR_OUT
     components["responses"] = {"DEFAULT_ERROR": _DEFAULT_ERROR}
     for rule in app.url_map.iter_rules():
         path = document["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
@@ -115,7 +132,8 @@ def _complete(
     for status, found in sorted(by_status.items()):
         responses[str(status)] = _error_response(status, found)
     if view is app.view_functions["spotify.web_api"]:
-        _allow_spotify_responses(responses)
+        _allow_spotify_responses(responses, method)
+        operation["parameters"] = [*operation.get("parameters", []), _WEB_API_QUERY]
         if method not in SAFE_METHODS:
             operation["requestBody"] = _WEB_API_BODY
     if getattr(view, "has_oauth_errors", False):
@@ -176,17 +194,28 @@ def _example(kind: type[BacklineError]) -> dict[str, Any]:
     }
 
 
-def _allow_spotify_responses(responses: dict[str, Any]) -> None:
-    """Document that the gateway also returns Spotify's own responses, with any status and type."""
+def _allow_spotify_responses(responses: dict[str, Any], method: str) -> None:
+    """Document that the gateway also returns Spotify's own responses, with any status and type.
+
+    Generated clients read a response as the first type that it may have. A change that has succeeded may have
+    a body that is not JSON, so they must not read that.
+    """
     for status, response in responses.items():
         for content in response.get("content", {}).values():
             for example in content.get("examples", {}).values():
                 problem = example["value"]
                 problem["error"] = {"status": int(status), "message": problem["detail"]}
-        response.setdefault("content", {})["*/*"] = {}
+        own = response.get("content", {})
+        response["content"] = {"application/json": {"schema": _WEB_API_ERROR}, **own, "*/*": {}}
         response.pop("headers", None)  # only our own responses are certain to have them
-    for statuses in ("2XX", "4XX", "5XX"):
-        responses[statuses] = {"description": "Spotify's own response", "content": {"*/*": {}}}
+    responses["200"]["content"] = {"application/json": {"schema": {}} if method == "GET" else {}, "*/*": {}}
+    spotify: dict[str, dict[str, Any]] = {
+        "2XX": {"application/json": {}},
+        "4XX": {"application/json": {"schema": _WEB_API_ERROR}},
+        "5XX": {"text/html": {"schema": {"type": "string"}}},
+    }
+    for statuses, content in spotify.items():
+        responses[statuses] = {"description": "Spotify's own response", "content": {**content, "*/*": {}}}
 
 
 def _use_oauth_errors(responses: dict[str, Any]) -> None:

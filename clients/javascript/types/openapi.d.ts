@@ -925,6 +925,10 @@ export interface components {
             expires_at: string;
             scope: string;
         };
+        /** @description An error of Spotify, or a problem of the gateway, which has further members */
+        WebApiErrorOut: {
+            error: components["schemas"]["SpotifyErrorOut"];
+        };
     };
     responses: {
         /** @description Default error response */
@@ -3322,7 +3326,12 @@ export interface operations {
     };
     spotify_web_api_get: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header: {
                 /**
                  * @description Any value: another site's page cannot set it.
@@ -3347,6 +3356,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3356,6 +3366,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3366,6 +3377,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3376,6 +3388,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3386,6 +3399,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3396,6 +3410,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3406,6 +3421,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3416,6 +3432,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3426,6 +3443,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3436,6 +3454,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3446,6 +3465,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3455,6 +3475,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -3464,6 +3485,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -3472,7 +3494,12 @@ export interface operations {
     };
     spotify_web_api_put: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header: {
                 /**
                  * @description Any value: another site's page cannot set it.
@@ -3509,6 +3536,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3518,6 +3546,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3528,6 +3557,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3538,6 +3568,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3548,6 +3579,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3558,6 +3590,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3568,6 +3601,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3578,6 +3612,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3588,6 +3623,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3598,6 +3634,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3608,6 +3645,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3617,6 +3655,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -3626,6 +3665,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -3634,7 +3674,12 @@ export interface operations {
     };
     spotify_web_api_post: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header: {
                 /**
                  * @description Any value: another site's page cannot set it.
@@ -3671,6 +3716,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3680,6 +3726,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3690,6 +3737,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3700,6 +3748,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3710,6 +3759,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3720,6 +3770,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3730,6 +3781,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3740,6 +3792,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3750,6 +3803,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3760,6 +3814,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3770,6 +3825,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3779,6 +3835,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -3788,6 +3845,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -3796,7 +3854,12 @@ export interface operations {
     };
     spotify_web_api_delete: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header: {
                 /**
                  * @description Any value: another site's page cannot set it.
@@ -3833,6 +3896,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3842,6 +3906,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3852,6 +3917,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3862,6 +3928,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3872,6 +3939,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3882,6 +3950,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3892,6 +3961,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3902,6 +3972,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3912,6 +3983,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3922,6 +3994,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3932,6 +4005,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3941,6 +4015,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -3950,6 +4025,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -3958,7 +4034,12 @@ export interface operations {
     };
     spotify_drop_in_web_api_get: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header?: never;
             path: {
                 /**
@@ -3977,6 +4058,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -3986,6 +4068,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -3996,6 +4079,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4006,6 +4090,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4016,6 +4101,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4026,6 +4112,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4036,6 +4123,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4046,6 +4134,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4056,6 +4145,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4066,6 +4156,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4076,6 +4167,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4085,6 +4177,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -4094,6 +4187,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -4102,7 +4196,12 @@ export interface operations {
     };
     spotify_drop_in_web_api_put: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header?: never;
             path: {
                 /**
@@ -4133,6 +4232,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4142,6 +4242,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4152,6 +4253,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4162,6 +4264,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4172,6 +4275,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4182,6 +4286,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4192,6 +4297,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4202,6 +4308,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4212,6 +4319,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4222,6 +4330,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4232,6 +4341,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4241,6 +4351,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -4250,6 +4361,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -4258,7 +4370,12 @@ export interface operations {
     };
     spotify_drop_in_web_api_post: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header?: never;
             path: {
                 /**
@@ -4289,6 +4406,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4298,6 +4416,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4308,6 +4427,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4318,6 +4438,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4328,6 +4449,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4338,6 +4460,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4348,6 +4471,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4358,6 +4482,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4368,6 +4493,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4378,6 +4504,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4388,6 +4515,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4397,6 +4525,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -4406,6 +4535,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
@@ -4414,7 +4544,12 @@ export interface operations {
     };
     spotify_drop_in_web_api_delete: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Each member is a parameter of the Web API, such as `limit` or `market`. */
+                query?: {
+                    [key: string]: unknown;
+                };
+            };
             header?: never;
             path: {
                 /**
@@ -4445,6 +4580,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4454,6 +4590,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4464,6 +4601,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4474,6 +4612,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4484,6 +4623,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4494,6 +4634,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4504,6 +4645,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4514,6 +4656,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4524,6 +4667,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4534,6 +4678,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "application/problem+json": components["schemas"]["ProblemOut"];
                     "*/*": unknown;
                 };
@@ -4544,6 +4689,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": unknown;
                     "*/*": unknown;
                 };
             };
@@ -4553,6 +4699,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "application/json": components["schemas"]["WebApiErrorOut"];
                     "*/*": unknown;
                 };
             };
@@ -4562,6 +4709,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    "text/html": string;
                     "*/*": unknown;
                 };
             };
