@@ -4,7 +4,7 @@ import hashlib
 import time
 from base64 import urlsafe_b64encode
 from dataclasses import replace
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from app.infra.http_client import TOTAL_SECONDS, HttpClient, HttpResponse, TransportError
 from app.spotify.clients import token_response
@@ -30,6 +30,11 @@ class SpotifyAccounts:
     def __init__(self, config: Config, http_client: HttpClient) -> None:
         self._config = config
         self._http_client = http_client
+        # They are encoded before HTTP Basic encodes them again (RFC 6749 section 2.3.1).
+        self._credentials = (
+            quote(config.spotify_client_id, safe=""),
+            quote(config.spotify_client_secret, safe=""),
+        )
 
     def authorize_url(self, *, state: str, verifier: str) -> str:
         """Return the URL at which a person consents.
@@ -127,7 +132,7 @@ class SpotifyAccounts:
                 f"{self._config.spotify_accounts_url}/api/token",
                 timeout=timeout,
                 data=form,
-                auth=(self._config.spotify_client_id, self._config.spotify_client_secret),
+                auth=self._credentials,
                 headers={"Accept": "application/json"},
             )
         except TransportError as cause:
