@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterable
-from datetime import timedelta
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from app.auth.devices.errors import OAuthError
@@ -15,7 +14,13 @@ from app.auth.devices.store import (
     DeviceAuthorization,
     DeviceAuthorizationStore,
 )
-from app.auth.personal_access_tokens import MAX_TOKENS, CreatedToken, PersonalAccessTokens, list_tokens
+from app.auth.personal_access_tokens import (
+    DEFAULT_LIFETIME,
+    MAX_TOKENS,
+    CreatedToken,
+    PersonalAccessTokens,
+    list_tokens,
+)
 from app.errors import NotSignedIn, TooManyTokens
 from app.models import Right, User
 from app.models.snapshots import UserSnapshot
@@ -25,7 +30,6 @@ from app.web.throttle import Throttle
 log = logging.getLogger(__name__)
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:device_code"
-TOKEN_LIFETIME = timedelta(days=90)
 MAX_CLIENT_NAME_LENGTH = 64
 
 # From one address.
@@ -143,7 +147,7 @@ class DeviceFlow:
                 epoch,
                 name=record.client_name,
                 rights=[Right(right) for right in record.rights],
-                lifetime=TOKEN_LIFETIME,
+                lifetime=DEFAULT_LIFETIME,
             )
         except (NotSignedIn, TooManyTokens):
             raise _denied() from None

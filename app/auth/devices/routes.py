@@ -5,7 +5,7 @@ from typing import Any
 from flask import request
 
 from app.auth.devices.errors import OAuthError
-from app.auth.devices.flow import GRANT_TYPE, TOKEN_LIFETIME
+from app.auth.devices.flow import GRANT_TYPE
 from app.auth.devices.oauth_http import oauth_errors, read_form
 from app.auth.devices.schemas import (
     START_FORM,
@@ -17,6 +17,7 @@ from app.auth.devices.schemas import (
     OAuthErrorOut,
     describe_device,
 )
+from app.auth.personal_access_tokens import DEFAULT_LIFETIME
 from app.errors import FreshSignInRequired, InvalidCredentials, TooManyAttempts, TooManyTokens
 from app.services import services
 from app.web.access import login_required, public, read_user, require_user
@@ -72,7 +73,7 @@ def token() -> dict[str, Any]:
     return {
         "access_token": created.token,
         "token_type": "Bearer",
-        "expires_in": int(TOKEN_LIFETIME.total_seconds()),
+        "expires_in": int(DEFAULT_LIFETIME.total_seconds()),
         "scope": created.row.rights,
     }
 

@@ -35,7 +35,7 @@ from tests.helpers.devices import (
     poll,
     start,
 )
-from tests.helpers.flows import PASSWORD, another_tab, create_token, register, slug
+from tests.helpers.flows import PASSWORD, another_tab, create_token, login, register, slug
 from tests.helpers.mail_server import RESET, Mailbox, token_in
 
 NewClient = Callable[[], FlaskClient]
@@ -301,8 +301,6 @@ def test_person_who_looks_a_code_up_at_the_same_time_as_another_does_not_share_i
 def test_approving_needs_what_creating_a_token_needs(
     device: FlaskClient, ada: FlaskClient, app: Flask
 ) -> None:
-    for key in app.extensions["backline"].redis.keys("session:*"):
-        stored_sessions.change(app, key, signed_in_at=0)
     started = start(device)
     for body, expected in (
         ({"decision": "approve"}, (403, "fresh-sign-in-required")),
@@ -353,6 +351,15 @@ def reset_password(ada: FlaskClient, mailbox: Mailbox) -> None:
     assert ada.application.test_client().put("/api/password-reset", json=new).status_code == 204
 
 
+def end_sessions_elsewhere(ada: FlaskClient, mailbox: Mailbox) -> None:
+    login(laptop := ada.application.test_client(), "ada")
+    assert laptop.delete("/api/user/sessions", json={"current_password": PASSWORD}).status_code == 204
+
+
+def end_other_sessions(ada: FlaskClient, mailbox: Mailbox) -> None:
+    assert ada.delete("/api/user/sessions", json={"current_password": PASSWORD}).status_code == 204
+
+
 def delete_account(ada: FlaskClient, mailbox: Mailbox) -> None:
     assert ada.delete("/api/user", json={"password": PASSWORD}).status_code == 204
 
@@ -369,6 +376,8 @@ def disable_account(ada: FlaskClient, mailbox: Mailbox) -> None:
     [
         change_password,
         reset_password,
+        end_sessions_elsewhere,
+        end_other_sessions,
         delete_account,
         disable_account,
     ],
