@@ -115,8 +115,11 @@ def _make_response(result: GatewayResponse, call: Call, links: Links) -> Respons
     """Create the response to a request from what the gateway returned for its call."""
     spotify, body = result.spotify, result.spotify.body
     headers = {"X-Cache": result.cache, "Age": str(result.age)}
-    for name, forwarded in _RESPONSE_HEADERS.items():
-        value = " ".join(spotify.headers.get(name, "").split())  # it may be folded
+    for name, received in spotify.headers.items():
+        forwarded = _RESPONSE_HEADERS.get(name)
+        if forwarded is None:
+            continue
+        value = " ".join(received.split())  # it may be folded
         if forwarded == "ETag":
             value = links.from_spotify(value)
         elif value and forwarded == "Location":

@@ -99,7 +99,8 @@ def load(further: FurtherCommands | None = None) -> list[Any] | None:
 
 def current_session() -> Session:
     """Return the session of this request, without the proxy."""
-    current: Session = request_ctx._session  # type: ignore[assignment]  # noqa: SLF001
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    current: Session = context._session  # noqa: SLF001
     return current
 
 
