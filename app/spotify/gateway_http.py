@@ -65,7 +65,7 @@ def read_call(request: Request, path: str, links: Links) -> Call:
     Raises:
         MalformedRequest: Spotify could read the path or query differently, or a GET has a body.
         PayloadTooLarge: The body is larger than `MAX_BODY_BYTES`.
-        UnsupportedMediaType: The body is not one of `MEDIA_TYPES`.
+        UnsupportedMediaType: The body has a type that is not one of `MEDIA_TYPES`.
     """
     path = path.removesuffix("/")
     _require_unambiguous_path(request.environ.get("RAW_URI", "").partition("?")[0], path)
@@ -76,7 +76,8 @@ def read_call(request: Request, path: str, links: Links) -> Call:
     method = "GET" if request.method == "HEAD" else request.method
     if body and method == "GET":
         raise MalformedRequest("A GET has no body.")
-    if body and request.mimetype not in MEDIA_TYPES:
+    # Some libraries send JSON without a type, which Spotify accepts.
+    if body and request.content_type and request.mimetype not in MEDIA_TYPES:
         raise UnsupportedMediaType(f"The Web API accepts {' and '.join(MEDIA_TYPES)}.")
     return Call(
         method,

@@ -28,6 +28,7 @@ from app.web.problems import (
     PayloadTooLarge,
     UnsupportedMediaType,
     problem_type,
+    spotify_error,
 )
 
 if TYPE_CHECKING:
@@ -125,22 +126,20 @@ def known_error(error: BaseException) -> BacklineError:
 def document(error: BacklineError, environ: "WSGIEnvironment") -> Response:
     """Make a problem document. Does not need a request context.
 
-    Those of the gateway are also errors in Spotify's format, which its libraries read. They have no `reason`:
-    tekore fails if it does not know one.
+    Those of the gateway are also errors in Spotify's format, which its libraries read.
     """
     problem = problem_type(type(error))
-    detail = error.detail or problem.detail
     body: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
         "status": problem.status,
-        "detail": detail,
+        "detail": error.detail or problem.detail,
         "instance": Request(environ).path,
         "request_id": request_id_of(environ),
         **error.members,
     }
     if is_gateway(environ):
-        body["error"] = {"status": problem.status, "message": detail}
+        body["error"] = spotify_error(body)
     response = Response(json.dumps(body), problem.status, content_type=MEDIA_TYPE)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)

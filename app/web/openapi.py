@@ -200,11 +200,10 @@ def _allow_spotify_responses(responses: dict[str, Any], method: str) -> None:
     Generated clients read a response as the first type that it may have. A change that has succeeded may have
     a body that is not JSON, so they must not read that.
     """
-    for status, response in responses.items():
+    for response in responses.values():
         for content in response.get("content", {}).values():
             for example in content.get("examples", {}).values():
-                problem = example["value"]
-                problem["error"] = {"status": int(status), "message": problem["detail"]}
+                example["value"]["error"] = problems.spotify_error(example["value"])
         own = response.get("content", {})
         response["content"] = {"application/json": {"schema": _WEB_API_ERROR}, **own, "*/*": {}}
         response.pop("headers", None)  # only our own responses are certain to have them

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from app.errors import (
     BacklineError,
@@ -244,6 +245,22 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "The connection is unaffected. Try again shortly.",
     ),
 }
+
+# Spotify's words for the same errors, which scripts look for.
+_SPOTIFY_MESSAGES = {
+    "/problems/insufficient-scope": "Insufficient client scope",
+    "/problems/invalid-bearer-token": "Invalid access token",
+    "/problems/spotify-rate-limited": "API rate limit exceeded",
+}
+
+
+def spotify_error(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the error of a problem document in Spotify's format, for the gateway's member `error`.
+
+    There is no `reason`, because tekore fails if it does not know one.
+    """
+    message = _SPOTIFY_MESSAGES.get(document["type"], document["detail"])
+    return {"status": document["status"], "message": message}
 
 
 def problem_type(kind: type[BacklineError]) -> ProblemType:

@@ -95,7 +95,7 @@ def test_errors_have_one_format(
 def test_problems_of_the_gateway_are_also_errors_in_spotifys_format(
     app: Flask, client: FlaskClient, upstream: Upstream
 ) -> None:
-    @app.get("/v1/fails")
+    @app.get("/api/spotify/v1/fails")
     @public
     def fails() -> str:
         raise ZeroDivisionError
@@ -111,7 +111,7 @@ def test_problems_of_the_gateway_are_also_errors_in_spotifys_format(
         client.get(f"{web_api}/me"),
         client.put(f"{web_api}/me", data=b" " * 300_000),
         client.put(f"{web_api}/me", data=b"{}", content_type="text/plain"),
-        client.get("/v1/fails"),
+        client.get(f"{web_api}/fails"),
     ]
 
     statuses = [response.status_code for response in responses]

@@ -174,6 +174,14 @@ def test_body_is_forwarded_without_being_parsed(connected: FlaskClient, upstream
     assert [call.body for call in upstream.calls] == [b"{", b"\x00\xff\xfe", b"null", b" " * 256 * 1024]
 
 
+def test_body_without_a_type_is_forwarded_without_one(connected: FlaskClient, upstream: Upstream) -> None:
+    response = connected.put(f"{GATEWAY}/me/player", data=b"{}", content_type=None)
+
+    assert response.status_code == 200, response.text
+    [call] = upstream.calls
+    assert (call.body, call.headers["Content-Type"]) == (b"{}", None)
+
+
 def test_head_is_sent_as_get_and_returned_without_a_body(connected: FlaskClient, upstream: Upstream) -> None:
     response = connected.head(f"{GATEWAY}/me/player")
 

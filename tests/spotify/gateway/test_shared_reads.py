@@ -193,6 +193,7 @@ def test_wait_that_starts_during_a_call_does_not_affect_its_waiters(
     expire(app.extensions["backline"].redis, "until")
     rejected = get(mira)
     assert (rejected.status_code, slug(rejected)) == (429, "spotify-rate-limited")
+    assert rejected.json["error"] == {"status": 429, "message": "API rate limit exceeded"}
 
 
 @pytest.mark.processes

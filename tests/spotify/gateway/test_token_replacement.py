@@ -195,6 +195,7 @@ def test_missing_scope_is_reported_without_a_refresh(
     response = connected.open(f"{GATEWAY}/me/player", method=method)
 
     assert (response.status_code, slug(response)) == (403, "insufficient-scope")
+    assert response.json["error"] == {"status": 403, "message": "Insufficient client scope"}
     assert (len(upstream.calls), refresh_count(sandbox)) == (1, 0)
 
 
