@@ -25,6 +25,7 @@ ROUND_TRIPS = {
     "DELETE /api/user/sessions": (14, 18),
     "DELETE /api/user/tokens/{token_id}": (3, 4),
     "DELETE /api/user/sessions/{session_id}": (6, 8),
+    "DELETE /v1/{path}": (0, 0),
     "GET /.well-known/jwks.json": (0, 0),
     "GET /api/docs": (0, 0),
     "GET /api/docs/start.js": (0, 0),
@@ -43,6 +44,7 @@ ROUND_TRIPS = {
     "GET /livez": (0, 0),
     "GET /metrics": (2, 8),
     "GET /readyz": (0, 0),
+    "GET /v1/{path}": (0, 0),
     "PATCH /api/user": (8, 20),
     "POST /api/email-verification": (2, 10),
     "POST /api/login": (10, 8),
@@ -55,11 +57,13 @@ ROUND_TRIPS = {
     "POST /api/session/jwt": (1, 0),
     "POST /api/spotify/v1/{path}": (2, 0),
     "POST /api/user/devices/{user_code}": (4, 4),
+    "POST /v1/{path}": (0, 0),
     "PUT /api/email-change": (1, 5),
     "PUT /api/email-verification": (1, 5),
     "PUT /api/password-reset": (1, 5),
     "PUT /api/spotify/v1/{path}": (2, 0),
     "PUT /api/user/password": (14, 19),
+    "PUT /v1/{path}": (0, 0),
 }
 
 
