@@ -55,7 +55,7 @@ const provider = new oidc.Provider(`http://127.0.0.1:${PORT}`, {
   cookies: { keys: ["not secret"] },
   features: { devInteractions: { enabled: false } },
   findAccount: async (_, id) => ({ accountId: id, claims: async () => ({ sub: id }) }),
-  formats: { bitsOfOpaqueRandomness: 384 }, // otherwise, tokens look like our session ids
+  formats: { bitsOfOpaqueRandomness: 288 }, // tokens must not look like session ids or the tokens of the sandbox
   interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
   issueRefreshToken: async () => true,
   pkce: { required: () => true },
