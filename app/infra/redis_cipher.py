@@ -1,7 +1,6 @@
 """Encryption for values in Redis that grant access, such as sessions, and their atomic replacement."""
 
 from pathlib import Path
-from typing import Any
 
 import redis
 from cryptography.exceptions import InvalidTag
@@ -9,8 +8,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from app.infra import redis_scripts
+from app.infra.redis_scripts import Script
+
 _VERSION = b"\x01"
-_COMPARE_AND_SET = Path(__file__).with_name("compare_and_set.lua").read_text(encoding="utf-8")
+_COMPARE_AND_SET = Script(Path(__file__).with_name("compare_and_set.lua"))
 
 
 class RedisCipher:
@@ -40,5 +42,4 @@ class RedisCipher:
 
 def compare_and_set(client: redis.Redis, key: str, old: bytes, new: bytes) -> bool:
     """Replace a value if it is still the old one, and keep its time to live. Returns whether it was."""
-    values: Any = (old, new)
-    return bool(client.register_script(_COMPARE_AND_SET)([key], values))
+    return bool(redis_scripts.call(client, _COMPARE_AND_SET, [key], old, new))

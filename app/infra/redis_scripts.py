@@ -61,6 +61,18 @@ def run(client: redis.Redis, *commands: Command) -> list[Any]:
         raise
 
 
+def call(client: redis.Redis, script: Script, keys: Sequence[str], *arguments: str | bytes | int) -> Any:
+    """Run one script, and return what it returns.
+
+    Raises:
+        redis.RedisError: Redis is not available, or the script failed.
+    """
+    [reply] = run(client, script.command(keys, *arguments))
+    if isinstance(reply, redis.RedisError):
+        raise reply
+    return reply
+
+
 def resend_unknown(client: redis.Redis, commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
     """Resend the commands that failed because Redis has forgotten their script. Returns all replies.
 

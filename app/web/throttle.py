@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.commands.core import Script
 
 from app.errors import TooManyAttempts
+from app.infra import redis_scripts
+from app.infra.redis_scripts import Script
 from app.web.client_address import client_network
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,11 @@ class Throttle:
     def __init__(self, client: redis.Redis, secret_key: str) -> None:
         self._client = client
         self._secret_key = secret_key.encode()
-        self._attempt = _script(client, "throttle_attempt.lua")
-        self._cancel = _script(client, "throttle_cancel.lua")
-        self._hit = _script(client, "throttle_hit.lua")
-        self._reserve = _script(client, "throttle_reserve.lua")
-        self._release = _script(client, "throttle_release.lua")
+        self._attempt = _script("throttle_attempt.lua")
+        self._cancel = _script("throttle_cancel.lua")
+        self._hit = _script("throttle_hit.lua")
+        self._reserve = _script("throttle_reserve.lua")
+        self._release = _script("throttle_release.lua")
 
     def attempt(self, account: str) -> None:
         """Count a password attempt as failed, until `succeed` or `cancel` undoes that.
@@ -61,12 +62,12 @@ class Throttle:
             ADDRESS_FAILURE_LIMIT,
             HOUR_SECONDS,
         )
-        _require_no_wait(self._attempt(keys=self._attempt_keys(account), args=limits), "guesses")
+        _require_no_wait(self._call(self._attempt, self._attempt_keys(account), *limits), "guesses")
 
     def cancel(self, account: str) -> None:
         """Undo `attempt`: the password could not be checked. Without Redis, the attempt stays counted."""
         with suppress(redis.RedisError):
-            self._cancel(keys=self._attempt_keys(account))
+            self._call(self._cancel, self._attempt_keys(account))
 
     def succeed(self, account: str) -> None:
         """Undo `attempt`, and forget earlier failures for this account: the password is right.
@@ -74,7 +75,7 @@ class Throttle:
         Raises:
             redis.RedisError: Redis is not available.
         """
-        self._cancel(keys=self._attempt_keys(account))
+        self._call(self._cancel, self._attempt_keys(account))
         self.reset(account)
 
     def reset(self, account: str) -> None:
@@ -92,7 +93,7 @@ class Throttle:
             TooManyAttempts: The limit has been reached.
             redis.RedisError: The event cannot be counted.
         """
-        _require_no_wait(self._hit(keys=[self._key(event, key)], args=[limit, seconds]), event)
+        _require_no_wait(self._call(self._hit, [self._key(event, key)], limit, seconds), event)
 
     def reserve(
         self, event: str, operation: str, caller: str, *, limit: int, limit_per_caller: int, seconds: int
@@ -107,10 +108,8 @@ class Throttle:
             redis.RedisError: The operation cannot be counted.
         """
         counter = self._key(event, client_network())
-        wait = self._reserve(
-            keys=[counter, f"{counter}-each"],
-            args=[operation, caller, limit, limit_per_caller, seconds * 1000],
-        )
+        limits = (limit, limit_per_caller, seconds * 1000)
+        wait = self._call(self._reserve, [counter, f"{counter}-each"], operation, caller, *limits)
         _require_no_wait(wait, event)
         return counter
 
@@ -120,7 +119,10 @@ class Throttle:
         Raises:
             redis.RedisError: Redis is not available.
         """
-        self._release(keys=[counter, f"{counter}-each"], args=[operation, caller, int(succeeded)])
+        self._call(self._release, [counter, f"{counter}-each"], operation, caller, int(succeeded))
+
+    def _call(self, script: Script, keys: list[str], *arguments: str | int) -> Any:
+        return redis_scripts.call(self._client, script, keys, *arguments)
 
     def _attempt_keys(self, account: str) -> list[str]:
         address = client_network()
@@ -136,8 +138,8 @@ class Throttle:
         return f"throttle:{kind}:{digest[:32]}"
 
 
-def _script(client: redis.Redis, name: str) -> Script:
-    return client.register_script(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+def _script(name: str) -> Script:
+    return Script(Path(__file__).with_name(name))
 
 
 def _require_no_wait(milliseconds: Any, event: str) -> None:

@@ -1,5 +1,6 @@
 """Password guessing is slowed down, and no one can be locked out (A5, A6)."""
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,11 @@ from werkzeug.test import TestResponse
 
 from app.auth.passwords import Passwords
 from app.web.client_address import client_network
+from script.server import EMBEDDED_REDIS
+from tests.conftest import MakeApp
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
+from tests.helpers.servers import free_port, process_environment, running_program
 
 pytestmark = pytest.mark.sqlite_only
 
@@ -239,3 +243,18 @@ def test_address_can_register_a_hundred_accounts_an_hour(
 
     assert (rejected.status_code, slug(rejected)) == (429, "too-many-attempts")
     assert elsewhere.post("/api/register", json=body).status_code == 201
+
+
+@pytest.mark.processes
+def test_embedded_redis_counts_from_the_first_request_on(make_app: MakeApp) -> None:
+    """It closes the connection after an error, such as that for a script that it does not know yet."""
+    port = free_port()
+    command = [sys.executable, "-c", EMBEDDED_REDIS, "127.0.0.1", str(port)]
+    with (
+        redis.Redis(port=port, protocol=2) as embedded,
+        running_program(command, embedded.ping, env=process_environment({})),
+    ):
+        for number in range(5):
+            embedded.script_flush()
+            client = make_app(REDIS_URL=f"redis://127.0.0.1:{port}/0?protocol=2").test_client()
+            assert attempt(client, f"nobody{number}").status_code == 401
