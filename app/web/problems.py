@@ -249,7 +249,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
 # Spotify's words for the same errors, which scripts look for.
 _SPOTIFY_MESSAGES = {
     "/problems/insufficient-scope": "Insufficient client scope",
-    "/problems/invalid-bearer-token": "Invalid access token",
+    "/problems/invalid-bearer-token": "Missing/invalid/expired access token",
     "/problems/spotify-rate-limited": "API rate limit exceeded",
 }
 

@@ -308,7 +308,10 @@ def test_drop_in_web_api_accepts_only_bearer_tokens(
             assert response.headers["WWW-Authenticate"] == CHALLENGE
             if method != "HEAD":
                 assert_rejected(response)
-                assert response.json["error"] == {"status": 401, "message": "Invalid access token"}
+                assert response.json["error"] == {
+                    "status": 401,
+                    "message": "Missing/invalid/expired access token",
+                }
     assert sandbox.calls() == []
     assert script.patch("/v1/me").status_code == 405
 
