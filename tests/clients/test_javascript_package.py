@@ -55,7 +55,7 @@ def test_types_accept_what_the_api_accepts_and_nothing_else(project: Path) -> No
     run(project, str(TEST_PACKAGES / "node_modules/.bin/tsc"), *options, "types.ts")
 
 
-def test_package_works_with_cookies(
+def test_package_works_with_cookies_and_tokens(
     project: Path, server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
 ) -> None:
     with server(workers=1, SPOTIFY_SCOPES=SCOPES) as api:

@@ -16,6 +16,8 @@ const MESSAGES: Record<string, Message> = {
   "not-signed-in": { title: "Please sign in", detail: "Your session has ended." },
   "invalid-credentials": { title: "That didn't match", detail: "The username or the password is wrong." },
   "wrong-password": { title: "This is not your password", detail: "" }, // while signed in
+  "wrong-code": { title: "This code is invalid or has expired", detail: "Start again on the device." },
+  "too-many-tokens": { title: "You have too many access tokens", detail: "Revoke one that you no longer need." },
   "fresh-sign-in-required": { title: "Please enter your password", detail: "You signed in some time ago." },
   "too-many-attempts": {
     title: "Too many attempts",

@@ -4,6 +4,7 @@ import { backline } from "./api";
 import { showConnectResult } from "./composables/useSpotifyConnect";
 import Account from "./pages/Account.vue";
 import Callback from "./pages/Callback.vue";
+import Device from "./pages/Device.vue";
 import ForgottenPassword from "./pages/ForgottenPassword.vue";
 import Home from "./pages/Home.vue";
 import NewPassword from "./pages/NewPassword.vue";
@@ -13,6 +14,7 @@ import Playlist from "./pages/Playlist.vue";
 import Playlists from "./pages/Playlists.vue";
 import SignIn from "./pages/SignIn.vue";
 import SignUp from "./pages/SignUp.vue";
+import Tokens from "./pages/Tokens.vue";
 import TopTracks from "./pages/TopTracks.vue";
 import UndoEmailChange from "./pages/UndoEmailChange.vue";
 import VerifyEmail from "./pages/VerifyEmail.vue";
@@ -44,6 +46,8 @@ export const router = createRouter({
     { path: "/playlists/:id", component: Playlist, meta: { title: "Playlist", requiresAuth: true } },
     { path: "/top-tracks", component: TopTracks, meta: { title: "Top tracks", requiresAuth: true } },
     { path: "/account", component: Account, meta: { title: "Account", requiresAuth: true } },
+    { path: "/account/tokens", component: Tokens, meta: { title: "Access tokens", requiresAuth: true } },
+    { path: "/device", component: Device, meta: { title: "Connect a device", requiresAuth: true } },
     { path: "/:unknown(.*)*", component: NotFound, meta: { title: "Page not found" } },
   ],
   scrollBehavior: (_to, _from, saved) => saved ?? { top: 0 },

@@ -223,3 +223,18 @@ test("the Web API SDK works through the gateway", async (t) => {
     assert.deepEqual([missing.slug, missing.status], ["spotify-error", 404]);
     await assert.rejects(backline.spotify.fetch("https://example.com/v1/me"), TypeError);
 });
+
+test("a script uses a personal access token", async (t) => {
+    const { backline } = await connected(t);
+    const body = { name: "a script", rights: ["spotify:read"], current_password: password };
+    const { id, token } = await backline.post("/api/user/tokens", { body });
+    const script = new Backline({ url, token });
+    assert.equal((await script.session()).spotify.spotify_id, "mira_t_42");
+    assert.equal((await script.spotify.get("me")).id, "mira_t_42");
+    assert.equal((await new SpotifyApi(...webApiSdk(script)).currentUser.profile()).id, "mira_t_42");
+    assert.equal((await errorOf(script.spotify.put("me/player/pause"))).slug, "insufficient-rights");
+    assert.equal((await errorOf(script.get("/api/user"))).slug, "insufficient-rights");
+    await backline.delete("/api/user/tokens/{token_id}", { path: { token_id: id } });
+    const revoked = await errorOf(script.spotify.get("me"));
+    assert.deepEqual([revoked.slug, revoked.status], ["invalid-bearer-token", 401]);
+});

@@ -38,10 +38,13 @@ export function useMutation<A extends unknown[]>(
   return { busy, problem, run };
 }
 
+// At a field, these problems have another meaning than elsewhere.
+const FIELD_MESSAGES: Record<string, string> = { "invalid-credentials": "wrong-password", "not-found": "wrong-code" };
+
 function atField(problem: Problem, fields: Record<string, string>): Problem {
   const field = fields[problem.slug];
   if (!field) return problem;
-  const { title, detail } = problem.slug === "invalid-credentials" ? messageFor("wrong-password") : problem;
+  const { title, detail } = problem.slug in FIELD_MESSAGES ? messageFor(FIELD_MESSAGES[problem.slug]!) : problem;
   const slug = "validation-error";
   return { ...problem, slug, ...messageFor(slug), errors: { [field]: [`${title}. ${detail}`.trim()] } };
 }
