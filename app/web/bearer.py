@@ -21,7 +21,7 @@ from app.infra.metrics import best_effort
 from app.models import PersonalAccessToken
 from app.web.client_address import client_network
 from app.web.snapshot_cache import TokenSubject
-from app.web.throttle import Throttle
+from app.web.throttle import HOUR_SECONDS, Throttle
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class BearerTokens:
         self._secret_key = secret_key
         self._throttle = throttle
         self._recorded: ExpiringCache[int, bool] = ExpiringCache(MAX_RECORDED_TOKENS, USE_INTERVAL_SECONDS)
+        self._rejected: ExpiringCache[TokenSubject, bool] = ExpiringCache(MAX_RECORDED_TOKENS, HOUR_SECONDS)
 
     def subject(self, request: Request) -> TokenSubject | None:
         """Return what to look up for a request. None if it presents no token, or a malformed one."""
@@ -85,8 +86,11 @@ class BearerTokens:
         """
         count(state)
         log.info("bearer_token_rejected", extra={"reason": state})
-        if state is TokenState.UNKNOWN:
+        subject = self.subject(request) if state is TokenState.UNKNOWN else None
+        # The same one again is no guess, but a script whose token was revoked.
+        if subject is not None and not self._rejected.get(subject):
             self._throttle.hit("bearer-tokens", client_network(), limit=UNKNOWN_TOKENS_PER_HOUR)
+            self._rejected.put(subject, True)
         raise InvalidBearerToken
 
     def record_use(self, token_id: int) -> None:

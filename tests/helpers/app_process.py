@@ -6,7 +6,7 @@
         one.call("PATCH", "/api/user", {"username": "lovelace"}, cookie=cookie)
         other.call("GET", "/api/user", cookie=cookie)
 
-Passwords are hashed with little work, and profile changes are not limited.
+Passwords are hashed with little work, and changes of profiles and tokens are not limited.
 """
 
 import io
@@ -65,13 +65,21 @@ class AppProcess:
             self._process.stdin.close()
         self._process.wait(10)
 
-    def call(self, method: str, path: str, body: object = None, cookie: str | None = None) -> AppResponse:
-        """Make a request."""
-        return AppResponse(**self._ask("call", method=method, path=path, body=body, cookie=cookie))
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        cookie: str | None = None,
+        token: str | None = None,
+    ) -> AppResponse:
+        """Make a request, with a cookie or a bearer token."""
+        request = {"method": method, "path": path, "body": body, "cookie": cookie, "token": token}
+        return AppResponse(**self._ask("call", **request))
 
-    def start_reading(self, path: str, cookie: str, threads: int = 1) -> None:
-        """Request a path again and again in the background."""
-        self._ask("start_reading", path=path, cookie=cookie, threads=threads)
+    def start_reading(self, path: str, cookie: str = "", *, token: str = "", threads: int = 1) -> None:
+        """Request a path again and again in the background, and no longer what was requested before."""
+        self._ask("start_reading", path=path, cookie=cookie, token=token, threads=threads)
 
     def store_grant(self, user_id: int, access_token: str) -> None:
         """Store a new consent of this user for the Spotify account `races`, with this access token."""
@@ -116,12 +124,16 @@ class _Worker:
         self._app = create_app(Config.from_env(os.environ))
         self._services = self._app.extensions["backline"]
         self._services.mailer.transport.stream = io.StringIO()
+        self._reads: tuple[str, str, str] | None = None  # path, cookie, and token
 
-    def call(self, method: str, path: str, body: object, cookie: str | None) -> dict[str, Any]:
+    def call(
+        self, method: str, path: str, body: object, cookie: str | None, token: str | None = None
+    ) -> dict[str, Any]:
         client = self._app.test_client()
-        if cookie is not None:
+        if cookie:
             client.set_cookie(COOKIE, cookie)
-        response = client.open(path, method=method, json=body, headers={"X-Requested-With": "test"})
+        headers = {"Authorization": f"Bearer {token}"} if token else {"X-Requested-With": "test"}
+        response = client.open(path, method=method, json=body, headers=headers)
         found = client.get_cookie(COOKIE)
         return {
             "status": response.status_code,
@@ -129,13 +141,15 @@ class _Worker:
             "cookie": found.value if found is not None else None,
         }
 
-    def start_reading(self, path: str, cookie: str, threads: int) -> dict[str, Any]:
+    def start_reading(self, path: str, cookie: str, token: str, threads: int) -> dict[str, Any]:
         def read() -> None:
-            while True:
-                self.call("GET", path, None, cookie)
+            while self._reads is not None:
+                path, cookie, token = self._reads
+                self.call("GET", path, None, cookie, token)
                 time.sleep(0.0005)  # leaves the processor to the writer
 
-        for _ in range(threads):
+        runs, self._reads = self._reads is not None, (path, cookie, token)
+        for _ in range(0 if runs else threads):
             threading.Thread(target=read, daemon=True).start()
         return {}
 
@@ -172,7 +186,8 @@ def main() -> None:
     from tests.conftest import CHEAP_HASH, CHEAP_HASHER
 
     cheap = patch.multiple(passwords, _hasher=CHEAP_HASHER, UNUSABLE_HASH=CHEAP_HASH)
-    with cheap, patch.object(routes, "PROFILE_CHANGES_PER_HOUR", 1_000_000):
+    unlimited = patch.multiple(routes, PROFILE_CHANGES_PER_HOUR=1_000_000, TOKENS_PER_HOUR=1_000_000)
+    with cheap, unlimited:
         worker = _Worker()
         _answer("ready")
         for line in sys.stdin:

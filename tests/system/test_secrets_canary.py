@@ -57,6 +57,7 @@ def test_no_secret_is_written_anywhere(
         call("GET", "/api/spotify")
         call("GET", "/api/session")
         authorize_device(api.url, http)
+        use_tokens(api.url, http)
         new_password = "another sentence, and longer"
         scanner.learn("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}
@@ -91,6 +92,7 @@ def test_no_secret_is_written_anywhere(
         "Redis",
         "the response to GET /api/user/export",
         "the response to POST /api/oauth/token",
+        "the response to POST /api/user/tokens",
         "the response to PUT /api/password-reset",
     }
     assert scanner.scan() == []
@@ -107,6 +109,27 @@ def authorize_device(url: str, person: requests.Session) -> None:
     poll = {"grant_type": GRANT_TYPE, "device_code": started["device_code"]}
     for expected in (200, 400):
         assert person.post(f"{url}/api/oauth/token", data=poll, timeout=30).status_code == expected
+
+
+def use_tokens(url: str, person: requests.Session) -> None:
+    """Create a personal access token, use it where it is accepted and where not, and revoke it."""
+    new = {"name": "x", "rights": ["account:read", "spotify:read"], "current_password": PASSWORD}
+    created = person.post(f"{url}/api/user/tokens", json=new, timeout=30).json()
+    token, path = created["token"], f"/api/user/tokens/{created['id']}"
+
+    def status(header: str, path: str = "/api/user", method: str = "GET") -> int:
+        return requests.request(method, url + path, headers={"Authorization": header}, timeout=30).status_code
+
+    assert [status(f"Bearer {token}") for _ in range(3)] == [200] * 3
+    assert status(f"Bearer {token}", "/api/session") == 200
+    assert status(f"Bearer {token}", "/api/spotify/v1/me") in (200, 401, 409, 503)
+    assert status(f"Bearer {token}", path, "DELETE") == 403
+    assert status(f"Bearer {token}x") == status(f"Bearer {token}, Bearer {token}") == 401
+    assert status(f"Bearer {token}", f"/api/user?access_token={token}") == 200
+    assert status(f"Basic {token}") == 401
+    assert person.get(f"{url}/api/user/tokens", timeout=30).json()["items"][0]["last_used_ip"]
+    assert person.delete(url + path, timeout=30).status_code == 204
+    assert status(f"Bearer {token}") == 401
 
 
 def expire(database_url: str) -> None:

@@ -121,6 +121,7 @@ def test_invalid_member_is_named(ada: FlaskClient, field: str, value: object) ->
     assert items(ada) == []
 
 
+@pytest.mark.requirement("H4")
 def test_account_has_at_most_20(ada: FlaskClient) -> None:
     for _ in range(20):
         create_token(ada)

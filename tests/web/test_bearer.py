@@ -92,6 +92,7 @@ def needed(route: Route) -> set[Right]:
     return NEEDED.get(str(route), set())
 
 
+@pytest.mark.requirement("G1")
 def test_every_route_with_a_token_that_has_one_right(
     ada: FlaskClient, app: Flask, script: FlaskClient
 ) -> None:
@@ -120,6 +121,7 @@ def test_every_route_with_a_token_that_has_one_right(
     assert Snapshot(app) == before
 
 
+@pytest.mark.requirement("G1")
 def test_every_route_with_a_token_that_is_not_valid(
     ada: FlaskClient, app: Flask, script: FlaskClient, token: str
 ) -> None:
@@ -283,6 +285,7 @@ def test_request_with_a_token_needs_no_header_and_no_origin(
     assert call["status"] == 204
 
 
+@pytest.mark.requirement("C4")
 def test_write_with_a_token_that_is_not_valid_does_nothing(
     ada: FlaskClient, token: str, sandbox: SandboxClient
 ) -> None:
@@ -497,10 +500,14 @@ def test_guessing_is_throttled_without_locking_out_valid_tokens(
 ) -> None:
     for _ in range(UNKNOWN_TOKENS_PER_HOUR + 5):
         assert_rejected(script.get("/api/user", headers=bearer("malformed tokens do not count")))
+    revoked = new_token()
     for _ in range(UNKNOWN_TOKENS_PER_HOUR):
+        assert_rejected(script.get("/api/user", headers=bearer(revoked)))
+    for _ in range(UNKNOWN_TOKENS_PER_HOUR - 1):
         assert_rejected(script.get("/api/user", headers=bearer(new_token())))
 
     throttled = script.get("/api/user", headers=bearer(new_token()))
+    assert_rejected(script.get("/api/user", headers=bearer(revoked)))  # no guess
 
     assert (throttled.status_code, slug(throttled)) == (429, "too-many-attempts")
     assert 0 < int(throttled.headers["Retry-After"]) <= 3600

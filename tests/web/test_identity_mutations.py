@@ -11,6 +11,7 @@ from tests.helpers.mutants import Mutation, assert_noticed
 
 pytestmark = pytest.mark.processes
 
+BEARER, TOKENS = "tests/web/test_bearer.py", "tests/user/test_tokens.py"
 IDENTITY, VERSIONS = "tests/web/test_identity.py", "tests/infra/test_row_versions.py"
 
 
@@ -106,6 +107,48 @@ MUTATIONS = [
         "if first then version =",
         "if not first then return end\nif first then version =",
         f"{VERSIONS}::test_label_that_a_reader_made_after_the_marker_was_lost_is_replaced",
+    ),
+    Mutation(
+        "token-of-another-epoch-accepted",
+        "app/models/snapshots.py",
+        "if self.session_epoch != owner.session_epoch or owner.disabled:",
+        "if owner.disabled:",
+        f"{BEARER}::test_each_of_three_things_ends_a_token",
+    ),
+    Mutation(
+        "revocation-not-announced",
+        "app/auth/personal_access_tokens.py",
+        "        announce(db, users=[user_id])\n        deleted",
+        "        deleted",
+        f"{BEARER}::test_revoked_token_is_rejected_at_once_by_every_worker",
+    ),
+    Mutation(
+        "rules-about-other-sites-skipped-for-any-authorization",
+        "app/web/csrf.py",
+        "if bearer.replaces_cookie(current):",
+        'if "HTTP_AUTHORIZATION" in current.environ:',
+        f"{BEARER}::test_other_schemes_are_ignored",
+    ),
+    Mutation(
+        "cookie-used-beside-a-malformed-token",
+        "app/web/bearer.py",
+        'return value.strip(" ") if scheme.lower() == "bearer" else None',
+        'return value.strip(" ") if scheme.lower() == "bearer" and is_well_formed(value) else None',
+        f"{BEARER}::test_every_route_with_a_token_that_is_not_valid",
+    ),
+    Mutation(
+        "rights-not-checked-by-the-gateway",
+        "app/spotify/routes.py",
+        "        require_right()\n",
+        "",
+        f"{BEARER}::test_every_route_with_a_token_that_has_one_right",
+    ),
+    Mutation(
+        "token-created-by-an-ended-session",
+        "app/auth/personal_access_tokens.py",
+        " or user.session_epoch != session_epoch:",
+        ":",
+        f"{TOKENS}::test_session_that_has_ended_creates_no_token",
     ),
     Mutation(
         "marker-of-another-writer-removed",

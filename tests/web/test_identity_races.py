@@ -63,10 +63,10 @@ def call(process: AppProcess, *arguments: Any, **options: Any) -> AppResponse:
     raise AssertionError(response)
 
 
-def count_stale(change: Callable[[int], object], is_shown: Callable[[], object]) -> int:
+def count_stale(change: Callable[[int], object], is_shown: Callable[[], object], races: int = RACES) -> int:
     """Make a change in each race. Returns how often it was not shown afterwards."""
     stale = 0
-    for number in range(RACES):
+    for number in range(races):
         expected = change(number)
         stale += is_shown() != expected
     return stale
@@ -163,6 +163,56 @@ def test_new_consent_is_never_stale(writer: AppProcess, reader: AppProcess, ada:
         return ok(call(reader, "GET", "/api/spotify/token", cookie=ada.cookie)).json["access_token"]
 
     assert count_stale(change, shown) == 0
+
+
+# --- personal access tokens -----------------------------------------------------------------------
+
+
+def new_token(writer: AppProcess, reader: AppProcess, cookie: str | None, password: str = PASSWORD) -> Any:
+    """Create a token, which the other process remembers and reads with all the time."""
+    new = {"name": "races", "rights": ["account:read"], "current_password": password}
+    created = ok(call(writer, "POST", "/api/user/tokens", new, cookie)).json
+    reader.start_reading("/api/user", token=created["token"])
+    for _ in range(2):
+        ok(call(reader, "GET", "/api/session", token=created["token"]))
+    return created
+
+
+def test_revocation_of_a_token_is_never_stale(
+    writer: AppProcess, reader: AppProcess, ada: AppResponse
+) -> None:
+    token: Any = None
+
+    def change(_number: int) -> bool:
+        nonlocal token
+        token = new_token(writer, reader, ada.cookie)
+        ok(call(writer, "DELETE", f"/api/user/tokens/{token['id']}", None, ada.cookie))
+        return False
+
+    def is_valid() -> bool:
+        return call(reader, "GET", "/api/user", token=token["token"]).status == 200
+
+    assert count_stale(change, is_valid, RACES // 2) == 0
+
+
+def test_token_is_never_valid_after_a_password_change(
+    writer: AppProcess, reader: AppProcess, ada: AppResponse
+) -> None:
+    password, cookie = PASSWORD, ada.cookie
+    token: Any = None
+
+    def change(number: int) -> bool:
+        nonlocal password, cookie, token
+        token = new_token(writer, reader, cookie, password)
+        new = f"a long sentence, number {number}"
+        body = {"current_password": password, "new_password": new}
+        cookie, password = ok(writer.call("PUT", "/api/user/password", body, cookie)).cookie, new
+        return False
+
+    def is_valid() -> bool:
+        return call(reader, "GET", "/api/user", token=token["token"]).status == 200
+
+    assert count_stale(change, is_valid, RACES // 2) == 0
 
 
 # --- failures ------------------------------------------------------------------------------------

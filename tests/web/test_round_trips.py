@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.helpers import route_matrix
+from tests.helpers.flows import create_token
 from tests.helpers.round_trips import counting
 from tests.helpers.route_matrix import Route, Snapshot, every_route, valid_request
 from tests.helpers.sandbox_client import SandboxClient
@@ -94,3 +95,19 @@ def request_counted(
         pass
     assert response.status_code < 500, route
     return made.counts
+
+
+@pytest.mark.parametrize("path", ["/api/session", "/api/user", "/api/spotify", "/v1/me/player"])
+def test_round_trips_with_a_bearer_token(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, path: str
+) -> None:
+    """The first two requests read the token and its account, and the first one records the use."""
+    script = {"Authorization": f"Bearer {create_token(route_matrix.ada(client, sandbox))}"}
+    made = []
+    for _ in range(3):
+        with counting(app) as each, app.test_client().get(path, headers=script) as response:
+            assert response.status_code in (200, 204)
+        made.append(each.counts)
+
+    assert [sql for _, sql in made] == [8, 4, 0]
+    assert made[-1] == (1, 0)

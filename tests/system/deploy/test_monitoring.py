@@ -59,7 +59,7 @@ def test_every_alert_is_tested_and_has_a_section_in_the_runbook() -> None:
 
 def test_documents_use_only_metrics_that_exist(server: StartServer) -> None:
     with server(workers=1) as api:
-        requests.get(f"{api.url}/api/session", timeout=10)
+        requests.get(f"{api.url}/api/session", headers={"Authorization": "Bearer x"}, timeout=10)
         text = requests.get(f"{api.url}/metrics", timeout=10).text
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     exported |= {f"{name}{suffix}" for name in exported for suffix in ("_count", "_bucket", "_sum")}
