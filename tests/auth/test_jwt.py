@@ -18,7 +18,7 @@ from app.auth.jwt_issuer import JwtIssuer
 from app.infra.clock import utc_now
 from app.settings.types import decode_key
 from tests.conftest import SETTINGS, SPA_ORIGIN, MakeApp
-from tests.helpers.flows import PASSWORD, login, register, slug
+from tests.helpers.flows import PASSWORD, create_token, login, register, slug
 from tests.helpers.servers import ROOT, Server
 
 NEW_KEY = "Q1nT8sWfK0e2Yb7pZ6vRjLxU4dHgC9mA3iOoE5tNqSw"
@@ -104,8 +104,19 @@ def test_api_does_not_accept_its_own_tokens(client: FlaskClient, user: dict[str,
     token = ask(client)
     client.post("/api/logout")
 
-    for header in ({"Authorization": f"Bearer {token}"}, {"Cookie": f"backline_session={token}"}):
-        assert client.get("/api/user", headers=header).status_code == 401, header
+    as_bearer = client.get("/api/user", headers={"Authorization": f"Bearer {token}"})
+    as_session = client.get("/api/user", headers={"Cookie": f"backline_session={token}"})
+
+    assert (as_bearer.status_code, slug(as_bearer)) == (401, "invalid-bearer-token")
+    assert (as_session.status_code, slug(as_session)) == (401, "not-signed-in")
+
+
+def test_personal_access_token_does_not_get_a_jwt(client: FlaskClient, user: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {create_token(client)}"}
+
+    response = client.post("/api/session/jwt", json={"audience": AUDIENCE}, headers=headers)
+
+    assert (response.status_code, slug(response)) == (403, "insufficient-rights")
 
 
 @pytest.mark.settings(JWT_SIGNING_KEYS="", JWT_AUDIENCES="")

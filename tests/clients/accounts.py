@@ -37,7 +37,7 @@ class Account:
     def call(self, method: str, path: str, body: object = None) -> Any:
         response = self._http.request(method, f"{self._url}/api/{path}", json=body, timeout=30)
         assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
-        return response.json()
+        return response.json() if response.content else None
 
     def connect(self) -> None:
         """Connect Spotify, again if it is connected."""
@@ -46,9 +46,9 @@ class Account:
         # Tests share the server, and the last one may have been rate limited for a second.
         eventually(lambda: self.call("GET", f"spotify/authorize?{callback.partition('?')[2]}"))
 
-    def create_token(self) -> str:
-        """Create a personal access token with all rights for Spotify."""
-        rights = ["spotify:read", "spotify:write"]
+    def create_token(self, *rights: str) -> str:
+        """Create a personal access token with these rights; by default, with all rights for Spotify."""
+        rights = rights or ("spotify:read", "spotify:write")
         body = {"name": "A library", "rights": rights, "current_password": PASSWORD}
         token: str = self.call("POST", "user/tokens", body)["token"]
         return token

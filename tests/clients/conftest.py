@@ -1,13 +1,17 @@
-"""Backline, and a person with an account there."""
+"""Backline, a person with an account there, and our Python package."""
 
 import logging
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.clients.accounts import SCOPES, Account
+from tests.helpers.node import run
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import Server, running_server
+from tests.helpers.servers import ROOT, Server, running_server
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +32,26 @@ def account(api: Server, sandbox: SandboxClient) -> Iterator[Account]:
     account = Account(api, sandbox)
     yield account
     account.close()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("python-package")
+    shutil.copytree(ROOT / "clients/python", folder / "source")  # building writes into it
+    build = ("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), "source")
+    run(folder, sys.executable, *build)
+    [wheel] = folder.glob("*.whl")
+    install = (
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        "installed",
+        wheel.name,
+    )
+    run(folder, sys.executable, *install)
+    return folder / "installed"
