@@ -29,6 +29,8 @@ FLOORS = {
     "bare + Redis + SQLAlchemy Core": "/redis-core",
     "bare + Redis + mysqlclient": "/redis-mysqlclient",
 }
+# It takes less CPU time than gunicorn's own.
+OUR_WORKER = "deploy.worker.Worker"
 
 CONDITIONS = "2 workers with 8 threads, wrk with 16 connections on the same machine"
 # By default, the player is fetched once a second.
@@ -69,10 +71,20 @@ def running_bare(servers: Servers) -> Iterator[list[Target]]:
     subprocess.run(
         [sys.executable, "-m", "benchmarks.bare"], env=process_environment(env), cwd=ROOT, check=True
     )
-    with running_gunicorn("benchmarks.bare:app", env, free_port()) as (url, tree):
+    expected = {"name": "ada"}
+    with (
+        running_gunicorn("benchmarks.bare:app", env, free_port()) as (url, tree),
+        running_gunicorn("benchmarks.bare:app", env, free_port(), worker_class=OUR_WORKER) as (
+            ours,
+            our_tree,
+        ),
+    ):
         yield [
-            Target(name, f"{url}{path}", tree, expected={"name": "ada"})
-            for name, path in {"bare": "/", **FLOORS}.items()
+            *(
+                Target(name, f"{url}{path}", tree, expected=expected)
+                for name, path in {"bare": "/", **FLOORS}.items()
+            ),
+            Target("bare on Backline's worker", f"{ours}/", our_tree, expected=expected),
         ]
 
 
