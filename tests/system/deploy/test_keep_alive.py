@@ -25,8 +25,19 @@ class Connection:
     def __init__(self, worker: Worker, connections: ExitStack) -> None:
         ours, self.client = map(connections.enter_context, socket.socketpair())
         self.client.settimeout(10)
-        connection = TConn(worker.cfg, ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
-        self.job = worker.tpool.submit(worker.handle, connection)
+        self._worker = worker
+        self._connection = TConn(worker.cfg, ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
+        self.handle()
+
+    def handle(self) -> None:
+        """Let the pool handle the connection, as the main thread does when a request arrives."""
+        self.job = self._worker.tpool.submit(self._worker.handle, self._connection)
+
+    def become_busy(self) -> None:
+        """Exchange a first request, and let the pool handle a second one that follows at once."""
+        self.exchange()
+        assert self.job.result(10) is True
+        self.handle()
 
     def exchange(self) -> None:
         self.client.sendall(REQUEST)
@@ -72,34 +83,57 @@ def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_limit")
 def test_thread_handles_the_next_request_without_the_main_thread(worker: Worker, connect: Connect) -> None:
     connection = connect()
+    connection.become_busy()
     for _ in range(3):
         connection.exchange()
     assert not connection.job.done()
     connection.client.close()
 
     assert connection.job.result(10) is False  # for the main thread: close it
-    assert worker.nr == 3
+    assert worker.nr == 4
 
 
-def test_idle_connection_returns_to_the_main_thread(connect: Connect) -> None:
+def test_busy_connection_returns_to_the_main_thread_when_it_is_idle(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 300)
     connection = connect()
+    connection.become_busy()
     connection.exchange()
 
+    assert not connection.job.done()
+    assert connection.job.result(10) is True
+
+
+@pytest.mark.usefixtures("no_limit")
+def test_connection_whose_requests_do_not_follow_at_once_returns_to_the_main_thread(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = connect()
+    connection.exchange()
+    assert connection.job.result(10) is True
+
+    monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 0)
+    connection.handle()
+    connection.exchange()
     assert connection.job.result(10) is True
 
 
 @pytest.mark.usefixtures("no_limit")
 def test_thread_does_not_wait_while_another_connection_needs_it(worker: Worker, connect: Connect) -> None:
+    first = connect()
+    first.exchange()
+    assert first.job.result(10) is True
     free = threading.Event()
     worker.tpool.submit(free.wait, 10)
-    first, second = connect(), connect()
+    first.handle()
+    second = connect()
     free.set()
     first.exchange()
 
     assert first.job.result(10) is True
     second.exchange()
-    second.client.close()
-    assert second.job.result(10) is False
+    assert second.job.result(10) is True
 
 
 @pytest.mark.usefixtures("no_limit")
@@ -107,10 +141,11 @@ def test_request_that_has_been_read_ahead_returns_to_the_main_thread(
     worker: Worker, connect: Connect
 ) -> None:
     connection = connect()
+    connection.become_busy()
     connection.client.sendall(REQUEST + REQUEST)
 
     assert connection.job.result(10) is True
-    assert worker.nr == 1
+    assert worker.nr == 2
 
 
 @pytest.mark.usefixtures("no_limit")
@@ -121,8 +156,9 @@ def test_connection_returns_to_the_main_thread_of_a_worker_that_stops(
         worker.alive = False
         return application(environ, start_response)
 
-    worker.wsgi = stop
     connection = connect()
+    connection.become_busy()
+    worker.wsgi = stop
     connection.exchange()
 
     assert connection.job.result(10) is True
