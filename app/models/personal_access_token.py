@@ -36,7 +36,7 @@ class PersonalAccessToken(Base):
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
     token_hash: Mapped[str] = mapped_column(code_string(64), unique=True)
     name: Mapped[str] = mapped_column(ExactString(MAX_NAME_LENGTH))
-    rights: Mapped[str] = mapped_column(code_string(100))  # separated by blanks
+    rights: Mapped[str] = mapped_column(code_string(100))  # separated by spaces
     session_epoch: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer(), "sqlite"))
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)

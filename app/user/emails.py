@@ -39,7 +39,7 @@ _NOTICES = {
     MailKind.PERSONAL_ACCESS_TOKEN_CREATED: (
         "A personal access token was created",
         "A personal access token was created for your account.",
-        "Until {date}, a program that has it can {uses}.",
+        "Until {date}, any program with this token can:\n{uses}",
         "If you didn't do this, reset your password right away, which also revokes all tokens: {home}",
     ),
     MailKind.ACCOUNT_DELETED: (
@@ -89,7 +89,7 @@ class EmailWriter:
             end = datetime.fromisoformat(arguments["expires_at"])
             values["date"] = f"{end:%B} {end.day}, {end.year}"
         if "rights" in arguments:
-            values["uses"] = " and ".join(_USES[right] for right in arguments["rights"].split())
+            values["uses"] = "\n".join(f"- {_USES[right]}" for right in arguments["rights"].split())
         subject, *paragraphs = _NOTICES[kind]
         return self._email(mail.recipient, subject, *(text.format(**values) for text in paragraphs))
 

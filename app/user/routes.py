@@ -185,7 +185,7 @@ def list_tokens() -> dict[str, Any]:
 @blueprint.response(201, CreatedTokenOut, headers={"Location": {"schema": {"type": "string"}}})
 @blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts, TooManyTokens)
 def create_token(requested: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Create a personal access token, for a client that is no browser.
+    """Create a personal access token, for a client other than a browser.
 
     Needs `current_password` or, if the account has no password, a sign-in within the last 15 minutes. The
     response is the only one that contains the token. A change of the password revokes it.

@@ -102,7 +102,7 @@ def read_user() -> User:
 
 
 def rights_for(view: object, method: str) -> frozenset[Right]:
-    """Return the rights of which a bearer token needs one to call a view. None if the view accepts none."""
+    """Return the rights, one of which a bearer token needs to call a view. Empty if it accepts no token."""
     name = "rights" if method in SAFE_METHODS else "rights_to_write"
     rights: frozenset[Right] = getattr(view, name, frozenset())
     return rights

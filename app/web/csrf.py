@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _GATEWAY = "spotify.web_api"
-# Clients that are no browsers call these, with form bodies (RFC 8628). They read no cookie.
+# Clients other than browsers call these, with form bodies (RFC 8628). They read no cookie.
 _WITHOUT_COOKIE = frozenset({"devices.start", "devices.token"})
 # Reads that use, or return, a person's access token.
 _TOKEN_READS = frozenset({_GATEWAY, "spotify.playback_token"})

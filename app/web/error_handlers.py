@@ -161,7 +161,7 @@ def request_id_of(environ: "WSGIEnvironment") -> str:
 
 
 def _name_dependency(error: BaseException) -> str | None:
-    """Describe an outage to a developer. In production, that is nobody's business but the log's."""
+    """Describe an outage to a developer. In production, only the log says this much."""
     if not isinstance(error, DEPENDENCY_DOWN):
         return None
     name = "Redis" if isinstance(error, redis.RedisError) else "The database"

@@ -191,7 +191,7 @@ def _look_up(
     subject: TokenSubject | None,
     further: FurtherCommands | None,
 ) -> list[Any] | None:
-    """Look up a bearer token. None is malformed."""
+    """Look up a bearer token. Without a `subject`, it is malformed."""
     identity = current.identity = Identity()
     if subject is None:
         identity.token_state = TokenState.MALFORMED

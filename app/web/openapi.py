@@ -44,7 +44,7 @@ _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
 }
 
 _BEARER = (
-    "A personal access token, for clients that are no browser. A request with one needs no cookie and no "
+    "A personal access token, for clients other than browsers. A request with one needs no cookie and no "
     "X-Requested-With header. The rights that it needs are listed with each operation."
 )
 

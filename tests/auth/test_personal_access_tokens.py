@@ -130,8 +130,8 @@ def test_owner_is_told_by_email_without_the_name(ada: FlaskClient, app: Flask, m
 
     text = " ".join(mailbox.wait_for("ada@example.com", subject).get_content().split())
     end = created.row.expires_at
-    assert f"Until {end:%B} {end.day}, {end.year}, a program that has it can" in text
-    assert "can read your Spotify data and see your account." in text
+    assert f"Until {end:%B} {end.day}, {end.year}, any program with this token can:" in text
+    assert "- read your Spotify data - see your account" in text
     assert "win-1000-eur" not in text
     assert [mail["Subject"] for mail in mailbox.mails].count(subject) == 1
 

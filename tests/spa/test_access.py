@@ -48,7 +48,7 @@ def test_token_is_created_shown_once_and_revoked(page: Page, api: Server, spa: P
 
     name, password = page.get_by_label("Name", exact=True), page.get_by_label("Your password", exact=True)
     create = page.get_by_role("button", name="Create token")
-    rights = page.get_by_role("group", name="What it may do")
+    rights = page.get_by_role("group", name="What it can do")
     rights.get_by_label("See your Spotify data").uncheck()
     create.click()
     expect(name).to_be_focused()
@@ -85,7 +85,7 @@ def test_token_is_created_shown_once_and_revoked(page: Page, api: Server, spa: P
     expect(listed.get_by_text("Last used just now from 127.0.0.1")).to_be_visible()
     assert token not in page.content()
     page.get_by_role("button", name="Revoke backup script").click()
-    expect(page.get_by_role("status").filter(has_text="backup script is revoked.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="“backup script” was revoked.")).to_be_visible()
     expect(page.get_by_text("You have no tokens.")).to_be_visible()
     expect(page.get_by_role("heading", name="Your tokens")).to_be_focused()
     assert status_with(api, token) == 401

@@ -138,7 +138,7 @@ class DeviceFlow:
         assert user_id is not None
         assert epoch is not None
         try:
-            # Reads before the code is used up: if the database is away, the device can try again.
+            # Reads before the code is used up: if the database is down, the device can try again.
             _require_room(user_id, epoch)
             if not self._store.replace(approved, status="redeemed"):
                 raise OAuthError("invalid_grant", "The device code was used by another request.")
@@ -165,7 +165,7 @@ def _page_url(frontend_url: str) -> str:
 
 
 def _valid_name(client_name: str) -> str:
-    """Return a client's name without surrounding blanks.
+    """Return a client's name without surrounding spaces.
 
     It is not verified. It must not contain invisible characters, or any that change the direction of the text
     around it.
@@ -205,4 +205,4 @@ def _require_room(user_id: int, epoch: int) -> None:
 
 
 def _denied() -> OAuthError:
-    return OAuthError("access_denied", "The person did not approve this device, or has withdrawn it.")
+    return OAuthError("access_denied", "The person denied this device, or the approval is no longer valid.")

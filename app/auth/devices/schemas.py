@@ -71,7 +71,7 @@ class OAuthErrorOut(ma.Schema):
 
 
 class DeviceOut(ma.Schema):
-    """A device that asks for a token. Its name is its own claim."""
+    """A device that asks for a token. Its name is not verified."""
 
     user_code = ma.fields.String(required=True, metadata={"example": "WDJB-MJHT"})
     client_name = ma.fields.String(

@@ -111,7 +111,7 @@ class DeviceAuthorizationStore:
         key = self._cipher.decrypt(pointer, stored) if stored is not None else None
         found = self._read(key.decode()) if key is not None else None
         if found is not None and found.record.user_id is None:
-            # If someone else was faster, the next line finds who.
+            # If another request was faster, the next line reads its result.
             self.replace(found, user_id=user_id)
             found = self._read(found.key)
         if found is None or found.record.has_expired or found.record.status != "pending":

@@ -29,7 +29,7 @@ class Links:
     def rewrite(self, body: bytes) -> bytes:
         """Rewrite the strings of a JSON body. Without links, returns the same object.
 
-        A quote inside of a string always follows a backslash, and one that starts a string never does.
+        A quote inside a string always follows a backslash, and one that starts a string never does.
         """
         for old, new in self._starts:
             if old in body:

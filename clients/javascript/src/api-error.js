@@ -30,7 +30,7 @@ export function withoutResponse(cause) {
   const offline = globalThis.navigator?.onLine === false;
   const error = new ApiError({
     slug: offline ? "offline" : "no-response",
-    title: offline ? "There is no network" : "The server does not respond",
+    title: offline ? "You are offline" : "The server is not responding",
     detail: "",
     status: 0,
     errors: {},

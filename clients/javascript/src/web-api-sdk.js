@@ -4,7 +4,7 @@ import { fromResponse, parseJson } from "./api-error.js";
 
 /** @import { Backline, SdkAuthentication, SdkConfiguration } from "../types/index.d.ts" */
 
-/** The SDK requires a token. The client authenticates requests by itself. */
+/** The SDK requires a token, but the client authenticates its requests. */
 const PLACEHOLDER = {
   access_token: "unused",
   token_type: "Bearer",

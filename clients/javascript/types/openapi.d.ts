@@ -337,7 +337,7 @@ export interface paths {
         get: operations["user_list_tokens"];
         put?: never;
         /**
-         * Create a personal access token, for a client that is no browser.
+         * Create a personal access token, for a client other than a browser.
          * @description Needs `current_password` or, if the account has no password, a sign-in within the last 15 minutes. The
          *     response is the only one that contains the token. A change of the password revokes it.
          */

@@ -18,7 +18,7 @@ const MESSAGES: Record<string, Message> = {
   "wrong-password": { title: "This is not your password", detail: "" }, // while signed in
   "wrong-code": { title: "This code is invalid or has expired", detail: "Start again on the device." },
   "too-many-tokens": { title: "You have too many access tokens", detail: "Revoke one that you no longer need." },
-  "fresh-sign-in-required": { title: "Please enter your password", detail: "You signed in some time ago." },
+  "fresh-sign-in-required": { title: "Please enter your password", detail: "This confirms that it is you." },
   "too-many-attempts": {
     title: "Too many attempts",
     detail: "To protect your account, please wait before you try again.",

@@ -25,7 +25,7 @@ class Backline:
     """A Backline server, as the owner of a personal access token.
 
     Args:
-        url: Of the server, such as `https://api.example.com`.
+        url: The server's URL, such as `https://api.example.com`.
         token: A personal access token, from the app's page for tokens or from `Backline.login`.
 
     Raises:
@@ -51,12 +51,12 @@ class Backline:
         """Ask a person to approve this program in their browser (RFC 8628), and wait until they do.
 
         Args:
-            url: Of the server.
+            url: The server's URL.
             client_name: What the person sees as the name of this program, and of its token.
-            rights: Of `spotify:read`, `spotify:write`, `account:read`.
+            rights: Any of `spotify:read`, `spotify:write`, `account:read`.
             token_file: Where to store the token, for its owner only. A token that is there already, and still
                 works, is used without asking. If None, nothing is stored.
-            show: Is called with the text that tells the person what to do.
+            show: Called with the text that tells the person what to do.
 
         Raises:
             LoginError: The person denied it, or did not approve it in time, or the request is invalid.
@@ -94,7 +94,7 @@ class Backline:
 
         Args:
             library: `spotipy` or `tekore`, which has to be installed.
-            options: Of the library's own client, such as `language` (spotipy) or `asynchronous` (tekore).
+            options: For the library's own client, such as `language` (spotipy) or `asynchronous` (tekore).
         """
         if library == "spotipy":
             from backline_client.with_spotipy import make_client
