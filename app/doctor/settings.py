@@ -37,8 +37,9 @@ def _check_proxies(config: Config) -> Iterator[CheckResult]:
     elif not config.is_local:
         yield warning(
             "client addresses: TRUSTED_PROXIES is 0",
-            "Behind a proxy, all visitors share its address and the rate limits. Set TRUSTED_PROXIES to 1 "
-            "for deploy/nginx.conf, or to the number of proxies that add to X-Forwarded-For.",
+            "Behind a proxy, all visitors share its address and the rate limits, and links in the gateway's "
+            "responses begin with http://. Set TRUSTED_PROXIES to 1 for deploy/nginx.conf, or to the number "
+            "of proxies that add to X-Forwarded-For.",
         )
 
 

@@ -21,7 +21,7 @@ def warnings(settings: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"TRUSTED_PROXIES": "0"}, ["TRUSTED_PROXIES is 0", "TRUSTED_PROXIES to 1"]),
+        ({"TRUSTED_PROXIES": "0"}, ["TRUSTED_PROXIES is 0", "http://", "TRUSTED_PROXIES to 1"]),
         ({"TRUSTED_PROXIES": "2"}, ["TRUSTED_PROXIES=2", "set_real_ip_from"]),
         ({"ALLOW_INSECURE": "sqlite,mail"}, ["mail, sqlite", "from ALLOW_INSECURE"]),
         ({"REDIS_URL": "redis://:hunter2@cache/0"}, ["without TLS", "Redis", "rediss://"]),
