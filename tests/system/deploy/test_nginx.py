@@ -360,7 +360,7 @@ def test_nginx_uses_the_same_titles_and_details_as_the_application() -> None:
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     expected = {code for line in re.findall(r"error_page ([\d =]+)", text) for code in line.split()}
     assert expected == {
-        *("400", "404", "405", "413", "414", "421", "429", "500", "501", "502", "503", "504", "505"),
+        *("400", "404", "405", "409", "413", "414", "421", "429", "500", "501", "502", "503", "504", "505"),
         *("403", "=404", "494", "=431", "497", "=400"),
     }
 
