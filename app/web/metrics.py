@@ -19,7 +19,7 @@ _children: dict[tuple[str, str, int], Histogram] = {}
 
 
 def count_request(method: str, route: str | None, status: int, seconds: float) -> None:
-    """Count a request. Without a route, any method is possible, so it is not counted by its own."""
+    """Count a request. One without a route can have any method, so its method is not recorded."""
     key = (method, route, status) if route is not None else ("other", "none", status)
     with best_effort():
         child = _children.get(key)

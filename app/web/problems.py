@@ -139,7 +139,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
     InsufficientRights: ProblemType(
         403,
         "insufficient-rights",
-        "This token must not be used here",
+        "This token is not allowed to do this",
         "A personal access token cannot change the account. Sign in with the password instead.",
     ),
     InsufficientScope: ProblemType(

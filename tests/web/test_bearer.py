@@ -466,6 +466,7 @@ def test_revoked_token_is_rejected_at_once_by_every_worker(
 # --- cost ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.settings(GATEWAY_SHARE_SECONDS="60")
 @pytest.mark.parametrize("path", ["/api/session", "/api/user", "/api/spotify", "/api/spotify/v1/me/player"])
 def test_remembered_token_takes_one_round_trip(
     script: FlaskClient, token: str, app: Flask, path: str

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
     assert [line[:13] for line in problems] == ["fail  Spotify"]  # there is no network
     assert parts["backup"].splitlines()[1:] == ["200", "Stop gunicorn and the scheduler first."]
     assert parts["restore"].splitlines()[-1] == "200"  # ada is back
+    assert "flask db upgrade" in parts["arguments"]
+    assert "backline_migrate" not in parts["arguments"]  # all users can read arguments, and so this password
     assert "settings: unchanged" in parts["second installation"]
     permissions = parts["permissions"]
     for path in (".env 600 backline", "migrate.env 600 root", "key.pem 600 root", "backline.conf 640 redis"):
@@ -92,3 +95,116 @@ def test_wrong_arguments_are_explained(arguments: list[str], message: str) -> No
 
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def configure_nginx(folder: Path, settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run a step of deploy/install with this .env. Everything is in one folder: nginx's own file is `etc`."""
+    (folder / ".env").write_text(settings)
+    commands = """
+        source <(sed '$d' "$0")  # without the last line, which runs all steps
+        folder=$1 ENV_FILE=$1/.env CONFIG=$1 NGINX_CONF=$1/etc
+        run() { :; }
+        write_file() { [[ $3 == "$folder"/* ]] && printf '%s\\n' "$4" >"$3"; }  # nowhere else, whatever fails
+        configure_nginx
+    """
+    command = ["bash", "-c", commands, str(ROOT / "deploy/install"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("trusted_hosts", "server_name"),
+    [
+        ("api.example.com", "api.example.com"),
+        ("api.example.com, 127.0.0.1", "api.example.com 127.0.0.1"),
+        ('"api.example.com,api2.example.com"', "api.example.com api2.example.com"),
+        ("api.example.com  # ours", "api.example.com"),
+    ],
+)
+def test_nginx_gets_settings_as_the_app_reads_them(
+    tmp_path: Path, trusted_hosts: str, server_name: str
+) -> None:
+    origins = "CORS_ORIGINS=https://app.example.com, http://[::1]:5173\n"
+    done = configure_nginx(tmp_path, f"TRUSTED_HOSTS={trusted_hosts}\nPORT=5001\n{origins}")
+
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "etc").read_text()
+    assert f"server_name {server_name};" in written
+    assert "server 127.0.0.1:5001;" in written
+    for origin in ("https://app.example.com", "http://[::1]:5173"):
+        assert f'\n        "{origin}" "{origin}";\n' in written
+
+
+@pytest.mark.parametrize("name", ["TRUSTED_HOSTS", "PORT", "CORS_ORIGINS"])
+def test_settings_that_the_service_can_change_run_no_command_as_root(tmp_path: Path, name: str) -> None:
+    settings = {"TRUSTED_HOSTS": "api.example.com", "PORT": "5000", "CORS_ORIGINS": "https://a.example"}
+    settings[name] = f"x;|;e touch {tmp_path}/executed #"
+    done = configure_nginx(tmp_path, "\n".join(f"{key}={value}" for key, value in settings.items()))
+
+    assert done.returncode == 1
+    assert f"{name} in {tmp_path}/.env has characters" in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_update_that_ended_between_the_copies_of_nginx_conf_can_be_repeated(tmp_path: Path) -> None:
+    settings = "TRUSTED_HOSTS=api.example.com\nCORS_ORIGINS=https://app.example.com\n"
+    configure_nginx(tmp_path, settings)
+    own, copy = tmp_path / "etc", tmp_path / "nginx.conf"
+    written = own.read_text()
+    assert copy.read_text() == written
+
+    copy.write_text("that of an earlier release")
+    assert "was edited" not in configure_nginx(tmp_path, settings).stdout
+    assert copy.read_text() == written
+
+    own.write_text("edited")
+    assert "was edited" in configure_nginx(tmp_path, settings).stdout
+    assert own.read_text() == "edited"
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs deploy/backup with a database that is empty."""
+    (tmp_path / "bin").mkdir()
+    dump = tmp_path / "bin" / "mariadb-dump"
+    dump.write_text("#!/bin/sh\necho '-- Dump completed'\n")
+    dump.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{dump.parent}:{os.environ['PATH']}"}
+    return lambda *arguments: subprocess.run(
+        [str(ROOT / "deploy/backup"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        timeout=30,
+    )
+
+
+def test_only_old_backups_are_deleted(
+    tmp_path: Path, backup: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    folder = tmp_path / "my backups"
+    for kept in (tmp_path / "my", folder / "backline-before-the-move.sql.gz", folder / "notes.txt"):
+        kept.parent.mkdir(exist_ok=True)
+        kept.touch()
+    for day in (1, 2):
+        (folder / f"backline-2020010{day}T000000Z.sql.gz").touch()
+
+    done = backup("--keep", "2", str(folder))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    newest = Path(done.stdout.strip())
+    expected = {"backline-before-the-move.sql.gz", "notes.txt", "backline-20200102T000000Z.sql.gz"}
+    assert {path.name for path in folder.iterdir()} == {*expected, newest.name}
+    assert (tmp_path / "my").exists()
+
+
+@pytest.mark.parametrize("keep", ["0", "-1", "x", "18446744073709551616"])
+def test_no_number_of_backups_deletes_all(
+    tmp_path: Path, backup: Callable[..., "subprocess.CompletedProcess[str]"], keep: str
+) -> None:
+    done = backup("--keep", keep, str(tmp_path / "backups"))
+
+    assert done.returncode == 1
+    assert "--keep needs a number" in done.stderr
+    assert not (tmp_path / "backups").exists()
