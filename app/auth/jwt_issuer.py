@@ -1,4 +1,4 @@
-"""Short-lived JWTs, with which an app's other services know who calls them (RFC 7519, RFC 8725)."""
+"""Short-lived JWTs that tell an app's other services who is calling (RFC 7519, RFC 8725)."""
 
 import base64
 import hashlib

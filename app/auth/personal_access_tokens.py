@@ -96,7 +96,7 @@ class PersonalAccessTokens:
 
 
 def list_tokens(user_id: int, session_epoch: int) -> list[PersonalAccessToken]:
-    """Return the live tokens of an account, the newest first."""
+    """Return the live tokens of an account, newest first."""
     with reading() as db:
         is_live = _is_live(session_epoch, database.db_now(db))
         found = sa.select(PersonalAccessToken).where(PersonalAccessToken.user_id == user_id, is_live)

@@ -14,5 +14,5 @@ def check_clock(server: str, timestamp: float) -> CheckResult:
     direction = "ahead of" if ahead > 0 else "behind"
     return warning(
         f"{server}: its clock is {abs(ahead):.0f} s {direction} this machine's",
-        "Synchronize the clocks of all machines (NTP). Tokens and sessions expire by them.",
+        "Synchronize the clocks of all machines (NTP). Tokens and sessions expire according to them.",
     )

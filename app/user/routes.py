@@ -174,7 +174,7 @@ def end_session(shown: dict[str, str], session_id: str) -> None:
 @login_required
 @blueprint.response(200, PersonalAccessTokensOut)
 def list_tokens() -> dict[str, Any]:
-    """List the user's personal access tokens, the newest first."""
+    """List the user's personal access tokens, newest first."""
     user = require_user()
     return {"items": personal_access_tokens.list_tokens(user.id, user.session_epoch)}
 

@@ -24,7 +24,7 @@ def status_with(api: Server, token: str) -> int:
 
 
 def start_device(api: Server, name: str = "tv", scope: str = "spotify:read") -> dict[str, str]:
-    """Start to authorize a device, and return what it is told."""
+    """Start a device authorization, and return the response."""
     form = {"client_name": name, "scope": scope}
     response = requests.post(f"{api.url}/api/oauth/device_authorization", data=form, timeout=10)
     assert response.status_code == 200, response.text

@@ -190,7 +190,7 @@ def _rights_in(scope: str) -> tuple[str, ...]:
     requested: Iterable[str] = set(scope.split(" ")) - {""}
     rights = tuple(right.value for right in Right if right in requested)
     if not rights or len(rights) != len(set(requested)):
-        raise OAuthError("invalid_scope", f"The scope is one or several of: {' '.join(Right)}.")
+        raise OAuthError("invalid_scope", f"The scope must be one or more of: {' '.join(Right)}.")
     return rights
 
 

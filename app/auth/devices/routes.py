@@ -37,7 +37,7 @@ blueprint = Blueprint("devices", __name__, description="Devices without a browse
 @blueprint.problems(TooManyAttempts)
 @oauth_errors
 def start() -> dict[str, object]:
-    """Start to authorize a device.
+    """Start a device authorization.
 
     The device shows `user_code` and `verification_uri`, and polls `POST /api/oauth/token`. Errors have
     OAuth's own format. No cookie and no `X-Requested-With` are needed.
@@ -66,7 +66,7 @@ def token() -> dict[str, Any]:
     if "grant_type" not in form:
         raise OAuthError("invalid_request", "The parameter grant_type is missing.")
     if form["grant_type"] != GRANT_TYPE:
-        raise OAuthError("unsupported_grant_type", f"The only grant type is {GRANT_TYPE}.")
+        raise OAuthError("unsupported_grant_type", f"The only supported grant type is {GRANT_TYPE}.")
     if "device_code" not in form:
         raise OAuthError("invalid_request", "The parameter device_code is missing.")
     created = services().device_flow.redeem(form["device_code"])
@@ -83,7 +83,7 @@ def token() -> dict[str, Any]:
 @blueprint.response(200, DeviceOut)
 @blueprint.problems(TooManyAttempts)
 def get(user_code: str) -> dict[str, Any]:
-    """Return which device shows this code, and what it asks for.
+    """Return the device that shows this code, and the rights that it requests.
 
     From then on, no one else can look the code up or decide. The code may be in lower case, and without the
     hyphen.

@@ -31,7 +31,7 @@ START_FORM = _form(
         "description": "What the person sees; also the name of the token",
         "example": "my-cli",
     },
-    scope={"type": "string", "description": f"One or several of: {_RIGHTS}", "example": "spotify:read"},
+    scope={"type": "string", "description": f"One or more of: {_RIGHTS}", "example": "spotify:read"},
 )
 TOKEN_FORM = _form(
     grant_type={"type": "string", "enum": [GRANT_TYPE], "example": GRANT_TYPE},
@@ -50,7 +50,7 @@ class DeviceAuthorizationOut(ma.Schema):
     )
     expires_in = ma.fields.Integer(required=True, metadata={"description": "In seconds"})
     interval = ma.fields.Integer(
-        required=True, metadata={"description": "The least number of seconds between two polls"}
+        required=True, metadata={"description": "The minimum number of seconds between two polls"}
     )
 
 

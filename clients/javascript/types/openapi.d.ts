@@ -178,7 +178,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Start to authorize a device.
+         * Start a device authorization.
          * @description The device shows `user_code` and `verification_uri`, and polls `POST /api/oauth/token`. Errors have
          *     OAuth's own format. No cookie and no `X-Requested-With` are needed.
          */
@@ -221,7 +221,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return which device shows this code, and what it asks for.
+         * Return the device that shows this code, and the rights that it requests.
          * @description From then on, no one else can look the code up or decide. The code may be in lower case, and without the
          *     hyphen.
          */
@@ -333,7 +333,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** List the user's personal access tokens, the newest first. */
+        /** List the user's personal access tokens, newest first. */
         get: operations["user_list_tokens"];
         put?: never;
         /**
@@ -701,7 +701,7 @@ export interface components {
             verification_uri_complete: string;
             /** @description In seconds */
             expires_in: number;
-            /** @description The least number of seconds between two polls */
+            /** @description The minimum number of seconds between two polls */
             interval: number;
         };
         DeviceTokenOut: {
@@ -1809,7 +1809,7 @@ export interface operations {
                      */
                     client_name: string;
                     /**
-                     * @description One or several of: spotify:read spotify:write account:read
+                     * @description One or more of: spotify:read spotify:write account:read
                      * @example spotify:read
                      */
                     scope: string;

@@ -60,6 +60,7 @@ class Backline:
 
         Raises:
             LoginError: The person denied it, or did not approve it in time, or the request is invalid.
+            ApiError: The server does not offer this, or is not available.
         """
         path = Path(token_file) if token_file is not None else None
         if path is not None and (stored := read_token(path)):
