@@ -35,6 +35,15 @@ def is_username(name: str) -> bool:
     return _SHAPE.fullmatch(classes) is not None and not _repeats_a_mark(decomposed)
 
 
+def is_label(text: str) -> bool:
+    """Return whether a text is printable and has something that can be seen: the name of a token or device.
+
+    Emoji contain invisible characters, so those are allowed beside others.
+    """
+    seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return text.isprintable() and seen.strip() != ""
+
+
 def _class_at(text: str, position: int) -> str:
     character = text[position]
     if character in "\u200c\u200d":

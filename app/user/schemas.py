@@ -6,7 +6,7 @@ import marshmallow as ma
 import sqlalchemy as sa
 from marshmallow import validate
 
-from app.auth import password_policy
+from app.auth import password_policy, usernames
 from app.auth.personal_access_tokens import DEFAULT_LIFETIME, CreatedToken
 from app.auth.schemas import UserOut, current_password, email, new_password, username
 from app.infra.clock import utc_now
@@ -106,7 +106,7 @@ class NewToken(Schema):
         required=True,
         max_length=MAX_NAME_LENGTH,
         normalize=str.strip,
-        is_valid=lambda text: text.isprintable() and text.strip() != "",
+        is_valid=usernames.is_label,
         error=TOKEN_NAME,
         metadata={"example": "backup script"},
     )

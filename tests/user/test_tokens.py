@@ -93,6 +93,8 @@ def test_lifetime_is_chosen(ada: FlaskClient, days: int) -> None:
         ("name", "x" * 101),
         ("name", "two\nlines"),
         ("name", "a\u202eb"),
+        ("name", "\u3164"),  # Hangul filler
+        ("name", "\u2800 \ufe0f"),  # blank Braille pattern, variation selector
         ("name", None),
         ("name", 7),
         ("rights", []),

@@ -21,6 +21,7 @@ from app.auth.personal_access_tokens import (
     PersonalAccessTokens,
     list_tokens,
 )
+from app.auth.usernames import is_label
 from app.errors import NotSignedIn, TooManyTokens
 from app.models import Right, User
 from app.models.snapshots import UserSnapshot
@@ -167,14 +168,13 @@ def _page_url(frontend_url: str) -> str:
 def _valid_name(client_name: str) -> str:
     """Return a client's name without surrounding spaces.
 
-    It is not verified. It must not contain invisible characters, or any that change the direction of the text
-    around it.
+    It is not verified. It must not be invisible, or change the direction of the text around it.
 
     Raises:
-        OAuthError: The name is missing, too long, or not printable.
+        OAuthError: The name is missing, too long, invisible, or not printable.
     """
     name = client_name.strip(" ")
-    if not 1 <= len(name) <= MAX_CLIENT_NAME_LENGTH or not name.isprintable():
+    if len(name) > MAX_CLIENT_NAME_LENGTH or not is_label(name):
         raise OAuthError(
             "invalid_request", f"Send a client_name of 1 to {MAX_CLIENT_NAME_LENGTH} printable characters."
         )

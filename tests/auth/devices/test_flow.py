@@ -76,7 +76,7 @@ def issued(app: Flask) -> list[tuple[str, str, str]]:
 def test_device_gets_a_token_for_the_person_who_approves(
     device: FlaskClient, ada: FlaskClient, app: Flask
 ) -> None:
-    started = start(device, client_name="  Ada's TV ♫ ", scope="account:read  spotify:read spotify:read")
+    started = start(device, client_name="  Ada's TV ❤️ ", scope="account:read  spotify:read spotify:read")
     assert (started["expires_in"], started["interval"]) == (600, 5)
     assert started["verification_uri"] == "http://127.0.0.1:5173/app/device"
     shown_uri = f"http://127.0.0.1:5173/app/device?code={started['user_code']}"
@@ -90,7 +90,7 @@ def test_device_gets_a_token_for_the_person_who_approves(
     assert expires_at - created_at == timedelta(minutes=10)
     assert shown == {
         "user_code": started["user_code"],
-        "client_name": "Ada's TV ♫",
+        "client_name": "Ada's TV ❤️",
         "rights": ["spotify:read", "account:read"],
         "ip": "127.0.0.1",
     }
@@ -110,7 +110,7 @@ def test_device_gets_a_token_for_the_person_who_approves(
         [row] = db.scalars(sa.select(PersonalAccessToken))
     assert row.token_hash == hash_token(SETTINGS["SECRET_KEY"], token)
     assert row.expires_at - row.created_at == timedelta(days=90)
-    assert issued(app) == [("ada", "Ada's TV ♫", "spotify:read account:read")]
+    assert issued(app) == [("ada", "Ada's TV ❤️", "spotify:read account:read")]
 
 
 def test_user_code_has_eight_letters_without_vowels_and_may_be_typed_in_any_way(

@@ -42,6 +42,8 @@ def device(app: Flask) -> FlaskClient:
         ("client_name=my%1B%5B31mcli&scope=spotify:read", "invalid_request"),
         ("client_name=%E2%80%AEilc-ym&scope=spotify:read", "invalid_request"),  # right-to-left override
         ("client_name=%E2%80%8B&scope=spotify:read", "invalid_request"),  # zero-width space
+        ("client_name=%E3%85%A4&scope=spotify:read", "invalid_request"),  # Hangul filler
+        ("client_name=%E2%A0%80+%E2%A0%80&scope=spotify:read", "invalid_request"),  # blank Braille patterns
         ("client_name=%FF&scope=spotify:read", "invalid_request"),
         ("client_name=a&client_name=b&scope=spotify:read", "invalid_request"),
         ("client_name=a&scope=spotify:read&scope=", "invalid_request"),
