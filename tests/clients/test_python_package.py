@@ -71,6 +71,23 @@ else:
     print(backline.user()["username"], flush=True)
 """
 
+# Polls without a pause, and waits for a line of input before the third time.
+IMPATIENT_LOGIN = """
+import sys, time
+from backline_client import Backline
+
+slept = []
+
+def sleep(seconds):
+    slept.append(seconds)
+    if len(slept) == 3:
+        input()
+
+time.sleep = sleep
+Backline.login(sys.argv[1], "my-script")
+print(slept, flush=True)
+"""
+
 TYPES = """
 from backline_client import ApiError, Backline, LoginError
 
@@ -110,15 +127,9 @@ def test_login_waits_for_the_person_and_stores_the_token_only_for_its_owner(
     file = tmp_path / "folder" / "token"
 
     def login(decision: str | None) -> str:
-        command = [sys.executable, "-W", "error", "-c", LOGIN, api.url, str(file)]
-        program = subprocess.Popen(command, env=environment(installed), stdout=subprocess.PIPE, text=True)
-        assert program.stdout is not None
+        program = start(installed, LOGIN, api.url, str(file))
         if decision is not None:
-            page, code = program.stdout.readline().split()[-1], program.stdout.readline().split()[-1][:-1]
-            assert page.endswith(f"?code={code}")
-            account.call("GET", f"user/devices/{code}")
-            body = {"decision": decision, "current_password": PASSWORD}
-            account.call("POST", f"user/devices/{code}", body)
+            decide(program, account, decision)
         output, _ = program.communicate(timeout=60)
         return output.strip()
 
@@ -133,6 +144,30 @@ def test_login_waits_for_the_person_and_stores_the_token_only_for_its_owner(
     account.call("DELETE", f"user/tokens/{listed['id']}")
     assert login("approve") == "ada"
     assert file.read_text() != first
+
+
+def test_login_slows_down_when_the_server_asks_for_it(installed: Path, api: Server, account: Account) -> None:
+    program = start(installed, IMPATIENT_LOGIN, api.url)
+    decide(program, account, "approve")
+    output, _ = program.communicate("approved\n", timeout=60)
+
+    assert output.strip() == "[5, 5, 10]"
+
+
+def start(installed: Path, lines: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a program that uses the package."""
+    command = [sys.executable, "-W", "error", "-c", lines, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment(installed), stdin=pipe, stdout=pipe, text=True)
+
+
+def decide(program: "subprocess.Popen[str]", account: Account, decision: str) -> None:
+    """Follow what a login prints, and decide."""
+    assert program.stdout is not None
+    page, code = program.stdout.readline().split()[-1], program.stdout.readline().split()[-1][:-1]
+    assert page.endswith(f"?code={code}")
+    account.call("GET", f"user/devices/{code}")
+    account.call("POST", f"user/devices/{code}", {"decision": decision, "current_password": PASSWORD})
 
 
 def test_token_is_not_sent_over_the_network_unencrypted(installed: Path) -> None:
