@@ -97,18 +97,24 @@ def test_wrong_arguments_are_explained(arguments: list[str], message: str) -> No
     assert message in done.stderr
 
 
-def configure_nginx(folder: Path, settings: str) -> "subprocess.CompletedProcess[str]":
-    """Run a step of deploy/install with this .env. Everything is in one folder: nginx's own file is `etc`."""
-    (folder / ".env").write_text(settings)
+def run_step(folder: Path, step: str) -> "subprocess.CompletedProcess[str]":
+    """Run a step of deploy/install in one folder, where nginx's own file is `etc`. Prints its SQL."""
     commands = """
         source <(sed '$d' "$0")  # without the last line, which runs all steps
-        folder=$1 ENV_FILE=$1/.env CONFIG=$1 NGINX_CONF=$1/etc
+        folder=$1 ENV_FILE=$1/.env CONFIG=$1 MIGRATE_ENV=$1/migrate.env NGINX_CONF=$1/etc
         run() { :; }
+        run_sql() { echo "$1"; }
+        ensure_running() { :; }
         write_file() { [[ $3 == "$folder"/* ]] && printf '%s\\n' "$4" >"$3"; }  # nowhere else, whatever fails
-        configure_nginx
+        $2
     """
-    command = ["bash", "-c", commands, str(ROOT / "deploy/install"), str(folder)]
+    command = ["bash", "-c", commands, str(ROOT / "deploy/install"), str(folder), step]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def configure_nginx(folder: Path, settings: str) -> "subprocess.CompletedProcess[str]":
+    (folder / ".env").write_text(settings)
+    return run_step(folder, "configure_nginx")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +135,7 @@ def test_nginx_gets_settings_as_the_app_reads_them(
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "etc").read_text()
     assert f"server_name {server_name};" in written
-    assert "server 127.0.0.1:5001;" in written
+    assert written.count("server 127.0.0.1:5001;") == 2  # of both upstreams
     for origin in ("https://app.example.com", "http://[::1]:5173"):
         assert f'\n        "{origin}" "{origin}";\n' in written
 
@@ -143,6 +149,21 @@ def test_settings_that_the_service_can_change_run_no_command_as_root(tmp_path: P
     assert done.returncode == 1
     assert f"{name} in {tmp_path}/.env has characters" in done.stderr
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("password", ["", "not'hexadecimal"])
+def test_account_of_the_migration_never_gets_an_empty_password(tmp_path: Path, password: str) -> None:
+    url = f"mysql+mysqldb://backline_migrate:{password}@localhost/backline"
+    (tmp_path / "migrate.env").write_text(f"DATABASE_URL={url}\n")
+
+    done = run_step(tmp_path, "configure_mariadb")
+
+    assert done.returncode == 1
+    assert "must consist of letters and digits" in done.stderr
+    assert "IDENTIFIED BY" not in done.stdout
+
+    (tmp_path / "migrate.env").write_text(f"DATABASE_URL={url.replace(f':{password}@', ':chosenByHand7@')}\n")
+    assert "IDENTIFIED BY 'chosenByHand7'" in run_step(tmp_path, "configure_mariadb").stdout
 
 
 def test_update_that_ended_between_the_copies_of_nginx_conf_can_be_repeated(tmp_path: Path) -> None:
