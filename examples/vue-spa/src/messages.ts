@@ -41,6 +41,10 @@ const MESSAGES: Record<string, Message> = {
     title: "Spotify is not responding",
     detail: "You are still connected, and nothing is lost.",
   },
+  "spotify-outcome-unknown": {
+    title: "Spotify did not respond",
+    detail: "This may have worked anyway. Check before you try again.",
+  },
   "spotify-state-mismatch": {
     title: "That took too long, or started in another window",
     detail: "Nothing was changed. Please connect again.",
