@@ -14,10 +14,10 @@ const SPOTIFY = "https://api.spotify.com/v1/";
 export function webApi(http) {
   const change =
     (/** @type {string} */ method) =>
-    (/** @type {string} */ path, /** @type {WebApiChange} */ { body, ...request } = {}) =>
+    async (/** @type {string} */ path, /** @type {WebApiChange} */ { body, ...request } = {}) =>
       http.json(method, gatewayPath(path), { ...request, ...encode(body) });
   return {
-    get: (path, options) => http.json("GET", gatewayPath(path), options),
+    get: async (path, options) => http.json("GET", gatewayPath(path), options),
     post: change("POST"),
     put: change("PUT"),
     delete: change("DELETE"),
@@ -25,9 +25,15 @@ export function webApi(http) {
   };
 }
 
-/** @param {string} path */
+/**
+ * Where a path is at the gateway. A path may contain an id from anywhere, and `..` in it must not lead elsewhere.
+ *
+ * @param {string} path
+ */
 function gatewayPath(path) {
-  return GATEWAY + path.replace(/^\/+/, "");
+  const found = GATEWAY + path.replace(/^\/+/, "");
+  if (!new URL(found, SPOTIFY).pathname.startsWith(GATEWAY)) throw new TypeError(`${path} is not a path of the Web API`);
+  return found;
 }
 
 /**

@@ -222,6 +222,11 @@ test("the Web API SDK works through the gateway", async (t) => {
     const missing = await errorOf(spotify.playlists.getPlaylist("0000000000000000000000"));
     assert.deepEqual([missing.slug, missing.status], ["spotify-error", 404]);
     await assert.rejects(backline.spotify.fetch("https://example.com/v1/me"), TypeError);
+    for (const id of ["../../../spotify?", "..\\..\\..\\spotify?", "%2e%2e/%2E./.%2e/spotify?"]) {
+        await assert.rejects(backline.spotify.delete(`playlists/${id}/followers`), TypeError);
+        await assert.rejects(backline.spotify.get(`playlists/${id}`), TypeError);
+    }
+    assert.equal((await backline.session()).spotify.status, "connected");
 });
 
 test("a script uses a personal access token", async (t) => {
