@@ -32,7 +32,8 @@ export function webApi(http) {
  */
 function gatewayPath(path) {
   const found = GATEWAY + path.replace(/^\/+/, "");
-  if (!new URL(found, SPOTIFY).pathname.startsWith(GATEWAY)) throw new TypeError(`${path} is not a path of the Web API`);
+  if (!new URL(found, SPOTIFY).pathname.startsWith(GATEWAY))
+    throw new TypeError(`${path} is not a path of the Web API`);
   return found;
 }
 
