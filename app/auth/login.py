@@ -111,12 +111,15 @@ class Authenticator:
             db.execute(sa.update(User).where(*is_unchanged).values(password_hash=password_hash))
 
 
-def start_session(user: User) -> None:
-    """Sign the user in, with a new session id: an attacker may have set the old one in their browser."""
+def start_session(user: User, *, signed_in_at: float | None = None) -> None:
+    """Sign the user in, with a new session id: an attacker may have set the old one in their browser.
+
+    `signed_in_at`, in seconds since 1970, is given if the person has signed in earlier.
+    """
     connection = connections.owned_by(user.id)
     sessions.regenerate()
     session["user_id"], session["epoch"] = user.id, user.session_epoch
-    session["signed_in_at"] = utc_now().timestamp()
+    session["signed_in_at"] = utc_now().timestamp() if signed_in_at is None else signed_in_at
     sessions.record_client()
     identity.forget()
     if connection is not None:

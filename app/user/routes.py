@@ -143,9 +143,7 @@ def end_other_sessions(shown: dict[str, str]) -> None:
     services().authenticator.require_recent_login(user, shown.get("current_password"))
     changed = services().user_accounts.end_sessions(user)
     ended = sessions.end_others(user.id, connections.grant_of(user.id))
-    signed_in_at = session["signed_in_at"]
-    start_session(changed)
-    session["signed_in_at"] = signed_in_at  # this was no sign-in
+    start_session(changed, signed_in_at=session["signed_in_at"])
     log.info("sessions_ended", extra={"ended": ended})
 
 

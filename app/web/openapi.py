@@ -69,7 +69,7 @@ _WEB_API_QUERY = {
     "name": "query",
     "style": "form",
     "explode": True,
-    "schema": {"type": "object", "additionalProperties": True},
+    "schema": {"type": "object", "additionalProperties": True, "example": {}},
     "description": "Each member is a parameter of the Web API, such as `limit` or `market`.",
 }
 _WEB_API_BODY = {

@@ -171,7 +171,7 @@ FIELDS = {
     "current_password": PASSWORD,
     "new_password": "quite another sentence",
 }
-NEEDS_NOTHING = re.compile(r"/livez|/metrics|/api/docs.*|/api/openapi\.json")
+NEEDS_NOTHING = re.compile(r"/livez|/metrics|/api/docs.*|/api/openapi\.json|/\.well-known/jwks\.json")
 NEEDS_REDIS_ONLY = {("POST", "/api/logout")}
 CLIENT_ERRORS = {400, 403, 404, 405, 413, 415, 422}
 
@@ -223,7 +223,8 @@ def complaint(one: Call, response: requests.Response, *, signed_in: bool, redis_
         return f"lacks {headers}" if headers else None if is_problem else "is no problem document"
     if status >= 500:
         return "is an internal error"
-    if status in CLIENT_ERRORS:
+    is_without_token = status == 401 and one.path.startswith("/v1/")  # no cookie is read there
+    if status in CLIENT_ERRORS or is_without_token:
         return None
     if redis_is_there and (one.method, one.path) in NEEDS_REDIS_ONLY:
         return None

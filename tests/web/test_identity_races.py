@@ -120,14 +120,15 @@ def test_password_change_is_never_stale(
 
 
 def test_sign_out_everywhere_is_never_stale(writer: AppProcess, reader: AppProcess, ada: AppResponse) -> None:
-    phone = ada.cookie
+    laptop = phone = ada.cookie
     reader.start_reading("/api/session", ada.cookie or "")
 
     def change(_number: int) -> int:
-        nonlocal phone
+        nonlocal laptop, phone
         phone = ok(call(writer, "POST", "/api/login", {"login": "ada", "password": PASSWORD})).cookie
         ok(call(reader, "GET", "/api/user", cookie=phone))
-        ok(call(writer, "DELETE", "/api/user/sessions", {"current_password": PASSWORD}, ada.cookie))
+        ended = call(writer, "DELETE", "/api/user/sessions", {"current_password": PASSWORD}, laptop)
+        laptop = ok(ended).cookie  # a new id
         return 401
 
     def shown() -> int:
