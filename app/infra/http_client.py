@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
-import certifi
+import requests
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
-from urllib3.util import make_headers
 from werkzeug.http import parse_date
 
 from app.infra import http_deadline
@@ -26,12 +25,7 @@ from app.infra.clock import utc_now
 
 TOTAL_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 1024 * 1024
-_DEFAULT_HEADERS = {
-    "User-Agent": "Backline",
-    "Accept": "*/*",
-    "Accept-Encoding": make_headers(accept_encoding=True)["accept-encoding"],
-    "Connection": "keep-alive",
-}
+_DEFAULT_HEADERS = dict(requests.utils.default_headers())
 # Arguments of `urlopen`: no retries, no redirects, and the response's body is not read or decompressed.
 _WITHOUT_CONVENIENCE: Any = {
     "retries": False,
@@ -99,14 +93,16 @@ def retry_after(value: str, *, since: str = "") -> int | None:
 class HttpClient:
     """Sends requests and reads whole responses within a deadline. Safe to share between threads.
 
-    Uses urllib3's pools directly, because `requests` takes more CPU time than the call itself.
+    `requests` prepares URLs and pools, with its rules for TLS. Requests go to the pools directly, because
+    `requests.Session` takes more CPU time than the call itself.
 
     Args:
         ca_bundle: The file of certificates to trust; the usual ones if None.
     """
 
     def __init__(self, ca_bundle: str | None = None) -> None:
-        self._ca_bundle = ca_bundle or certifi.where()
+        self._adapter = http_deadline.DeadlineAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
+        self._verify = ca_bundle or True
         self._pools: dict[tuple[str, str], HTTPConnectionPool] = {}
 
     def close(self) -> None:
@@ -142,27 +138,30 @@ class HttpClient:
         timeout = TOTAL_SECONDS if timeout is None else timeout
         http_deadline.set_deadline(timeout)
         try:
-            parts = urlsplit(url)
-            response = self._pool_for(parts).urlopen(
+            prepared = requests.PreparedRequest()
+            prepared.prepare_url(url, None)
+            response = self._pool_for(prepared).urlopen(
                 method,
-                f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}",
+                prepared.path_url,
                 body=urlencode(data) if isinstance(data, Mapping) else data,
                 headers=_all_headers(method, data, auth, headers or {}),
                 timeout=http_deadline.socket_timeouts(timeout),
                 **_WITHOUT_CONVENIENCE,
             )
             body = _read_and_close(response, max_bytes)
-        except (HTTPError, OSError, ValueError) as error:
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             # ValueError: invalid framing or headers, which the libraries do not wrap.
             raise TransportError(type(error).__name__, not_sent=_was_not_sent(error)) from error
         received = {name.lower(): value for name, value in response.headers.itermerged()}
         return HttpResponse(response.status, received, body)
 
-    def _pool_for(self, url: SplitResult) -> HTTPConnectionPool:
-        key = (url.scheme, url.netloc)
+    def _pool_for(self, prepared: requests.PreparedRequest) -> HTTPConnectionPool:
+        parts = urlsplit(str(prepared.url))
+        key = (parts.scheme, parts.netloc)
         pool = self._pools.get(key)
         if pool is None:
-            pool = http_deadline.pool_for(url.scheme, url.hostname or "", url.port, ca_bundle=self._ca_bundle)
+            pool = self._adapter.get_connection_with_tls_context(prepared, self._verify)
+            self._adapter.cert_verify(pool, str(prepared.url), self._verify, None)  # type: ignore[no-untyped-call]
             self._pools[key] = pool
         return pool
 

@@ -10,24 +10,18 @@ import threading
 import time
 from typing import Any
 
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from requests.adapters import HTTPAdapter
+from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    NameResolutionError,
-    NewConnectionError,
-    URLSchemeUnknown,
-)
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from app.infra import sockets
 from app.infra.staleness import IDLE_SECONDS
 
 CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0
-# For each host.
-KEPT_CONNECTIONS = 64
 
-# The deadline of this thread's call. `urlopen` takes connections from the pool by itself, so there is
+# The deadline of this thread's call. `Session.request` takes connections from the pool by itself, so there is
 # no other way to pass it to them.
 _deadline = threading.local()
 
@@ -156,24 +150,11 @@ class _DeadlineHTTPSConnection(_DeadlineConnection, HTTPSConnection):
             raise ConnectTimeoutError(self, "the TLS handshake took too long") from error
 
 
-class _DeadlinePool(HTTPConnectionPool):
-    ConnectionCls = _DeadlineConnection
+class DeadlineAdapter(HTTPAdapter):
+    """Makes pools use connections that observe the deadline."""
 
-
-class _DeadlineHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _DeadlineHTTPSConnection
-
-
-def pool_for(scheme: str, host: str, port: int | None, *, ca_bundle: str) -> HTTPConnectionPool:
-    """Create a pool of connections that observe the deadline.
-
-    Raises:
-        LocationValueError: There is no host, or the scheme is not HTTP or HTTPS.
-    """
-    if scheme == "https":
-        return _DeadlineHTTPSPool(
-            host, port, maxsize=KEPT_CONNECTIONS, cert_reqs="CERT_REQUIRED", ca_certs=ca_bundle
-        )
-    if scheme == "http":
-        return _DeadlinePool(host, port, maxsize=KEPT_CONNECTIONS)
-    raise URLSchemeUnknown(scheme)
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the pool for a request."""
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _DeadlineHTTPSConnection if pool.scheme == "https" else _DeadlineConnection
+        return pool
