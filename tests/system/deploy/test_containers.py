@@ -17,8 +17,8 @@ from tests.test_config import DEVELOPMENT
 
 pytestmark = pytest.mark.sqlite_only
 
-DOCKERFILE = (ROOT / "Dockerfile").read_text()
-COMPOSE = (ROOT / "compose.yaml").read_text()
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
+COMPOSE = (ROOT / "deploy/compose.yaml").read_text()
 NGINX = (ROOT / "deploy/nginx.conf").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
@@ -101,6 +101,11 @@ def test_variables_are_settings() -> None:
         used = set(service.get("environment", {}))
         assert used <= (settings if name in OURS else OF_IMAGES | OF_COMPOSE), name
     assert set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE)) == OF_COMPOSE
+
+
+def test_image_is_built_from_the_projects_root() -> None:
+    for service in OURS.values():
+        assert service["build"] == {"context": ".", "dockerfile": "deploy/Dockerfile"}
 
 
 def test_commands_exist(tmp_path: Path) -> None:
