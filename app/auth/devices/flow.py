@@ -109,7 +109,7 @@ class DeviceFlow:
         return decided
 
     def redeem(self, device_code: str) -> CreatedToken:
-        """Return a new token for the person who has approved the device, once (RFC 8628 section 3.5).
+        """Create the token of an approved device. Works once (RFC 8628 section 3.5).
 
         The code is used up before the token is created, so that no crash can lead to two. If the response is
         lost, the device has to start again.

@@ -96,7 +96,7 @@ class DeviceDecision(Schema):
 
 
 def describe_device(authorization: DeviceAuthorization) -> dict[str, Any]:
-    """Return a pending authorization as the person who decides sees it."""
+    """Return the members that describe a pending authorization."""
     record = authorization.record
     return {
         "user_code": format_user_code(record.user_code),
