@@ -32,7 +32,7 @@ def only_one(connection: Connection) -> Iterator[None]:
         SystemExit: another migration has held the lock for a minute.
     """
     if connection.dialect.name == "sqlite":
-        yield  # the transaction locks the file
+        yield  # one transaction for all migrations locks the file: see `transactional_ddl` below
         return
     connection.execute(sa.text("SET SESSION lock_wait_timeout = 5"))
     # Locks belong to the server, so the name must tell databases apart.
@@ -61,6 +61,8 @@ with migration_engine().connect() as connection, only_one(connection):
         connection=connection,
         target_metadata=db.metadata,
         process_revision_directives=skip_empty_revision,
+        # Alembic would commit after each migration on SQLite, and let another process run the next one.
+        transactional_ddl=connection.dialect.name == "sqlite",
         **current_app.extensions["migrate"].configure_args,
     )
     with context.begin_transaction():
