@@ -27,7 +27,7 @@ from unittest.mock import patch
 import redis
 
 from tests.helpers.children import start_child
-from tests.helpers.servers import ROOT, process_environment
+from tests.helpers.servers import LONG, ROOT, process_environment
 
 COOKIE = "backline_session"
 
@@ -63,7 +63,7 @@ class AppProcess:
     ) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(LONG)
 
     def call(
         self,
@@ -91,7 +91,7 @@ class AppProcess:
 
     def wait_until_dead(self) -> None:
         """Wait until this process was killed."""
-        assert self._process.wait(10) == -signal.SIGKILL
+        assert self._process.wait(LONG) == -signal.SIGKILL
 
     def send(self, method: str, path: str, body: object = None, cookie: str | None = None) -> None:
         """Make a request, and do not wait for its response."""

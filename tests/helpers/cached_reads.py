@@ -25,11 +25,11 @@ from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from config import Config
 from tests.helpers.flows import another_tab
 from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import LONG
 
 # A Redis client. The type redis.Redis mixes synchronous and asynchronous results.
 Store = Any
 PLAYER, V1 = "me/player", "/api/spotify/v1"
-LONG = 30.0
 
 
 def another_person(sandbox: SandboxClient) -> str:

@@ -26,6 +26,8 @@ Upstream = tuple[str, int] | str | Path
 CHUNK = 65_536
 # How often to check whether the client of a held connection has closed it. Nothing is read from it meanwhile.
 POLL_SECONDS = 0.02
+# How long to wait for what should happen soon.
+LONG = 60.0
 _PEER_CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)  # Linux also reports half-closed connections
 
 
@@ -169,7 +171,7 @@ class FaultProxy:
         with self._changed:
             self._hold = _Trigger(direction, when, since)
 
-    def wait_until_held(self, count: int = 1, timeout: float = 10) -> None:
+    def wait_until_held(self, count: int = 1, timeout: float = LONG) -> None:
         """Wait until at least `count` connections are held."""
         self._wait_for(lambda: self._held >= count, timeout, f"{count} held connections")
 
@@ -184,7 +186,7 @@ class FaultProxy:
         with self._changed:
             self._drop = _Trigger("up", after, since)
 
-    def wait_until_dropped(self, count: int = 1, timeout: float = 10) -> None:
+    def wait_until_dropped(self, count: int = 1, timeout: float = LONG) -> None:
         """Wait until at least `count` replies have been dropped since the start."""
         self._wait_for(lambda: self._dropped >= count, timeout, f"{count} dropped replies")
 
@@ -336,7 +338,7 @@ def _bind(port: int) -> socket.socket:
 
 def _connect(upstream: Upstream) -> socket.socket:
     if isinstance(upstream, tuple):
-        connected = socket.create_connection(upstream, timeout=5)
+        connected = socket.create_connection(upstream, timeout=LONG)
         connected.settimeout(None)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connected

@@ -55,7 +55,7 @@ class Mailbox:
 
     def wait(self, count: int = 1) -> list[EmailMessage]:
         """Return the emails, once there are this many."""
-        eventually(lambda: len(self.mails) >= count, timeout=30)
+        eventually(lambda: len(self.mails) >= count)
         return self.mails
 
     def to(self, address: str, subject: str = "") -> list[EmailMessage]:
@@ -64,7 +64,7 @@ class Mailbox:
 
     def wait_for(self, address: str, subject: str) -> EmailMessage:
         """Return the last email to an address with this text in the subject, once there is one."""
-        eventually(lambda: self.to(address, subject), timeout=30)
+        eventually(lambda: self.to(address, subject))
         return self.to(address, subject)[-1]
 
 

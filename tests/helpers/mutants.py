@@ -31,7 +31,7 @@ def assert_noticed(directory: Path, mutation: Mutation) -> None:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=False,
     )
     assert run.returncode == 1, run.stdout

@@ -82,7 +82,7 @@ class Program(ABC):
             self._process = self._running.enter_context(_process(self._command, self._log, **self._options))  # type: ignore[arg-type]
 
     def wait_until_up(self) -> None:
-        eventually(self._up_or_ended, timeout=30)
+        eventually(self._up_or_ended)
         assert self.is_running, f"{self.name} has ended:\n{self.log}"
 
     def kill(self) -> None:
@@ -227,7 +227,7 @@ class ApiServer(AppProcess):
     def is_up(self) -> bool:
         with requests.Session() as http:
             http.trust_env = False
-            return http.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            return http.get(f"{self.url}/readyz", timeout=20).status_code == 200
 
 
 class Scheduler(AppProcess):

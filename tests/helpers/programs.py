@@ -23,13 +23,13 @@ def program(code: str) -> list[str]:
 
 
 def run_python(code: str, stderr: int | IO[bytes] = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
-    """Run Python code that may import the app. Fail if it takes longer than a minute."""
+    """Run Python code that may import the app. Fail if it takes longer than two minutes."""
     return subprocess.run(
         program(code),
         cwd=ROOT,
         env=process_environment(OFFLINE),
         stdout=subprocess.PIPE,
         stderr=stderr,
-        timeout=60,
+        timeout=120,
         check=False,
     )

@@ -12,7 +12,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from tests.helpers import secret_scanner
-from tests.helpers.servers import Nginx
+from tests.helpers.servers import LONG, Nginx
 
 MEMBERS = ["type", "title", "status", "detail", "instance", "request_id"]
 PRODUCTS = ("nginx/", "gunicorn", "Traceback", "python", "werkzeug", "127.0.0.1:", "<html")
@@ -50,7 +50,7 @@ class Https:
     def connection(self, *, name: str = Nginx.HOST, source: str = "127.0.0.1") -> Iterator[socket.socket]:
         address = ("127.0.0.1", self.nginx.port)
         with (
-            closing(socket.create_connection(address, timeout=10, source_address=(source, 0))) as plain,
+            closing(socket.create_connection(address, timeout=LONG, source_address=(source, 0))) as plain,
             self._context.wrap_socket(plain, server_hostname=name) as connection,
         ):
             yield connection
@@ -66,7 +66,7 @@ def request(method: str, target: str, *headers: str, body: bytes = b"", host: st
 
 def send_plain(port: int, sent: bytes) -> RawResponse:
     """Send these bytes without TLS. Returns the response."""
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as connection:
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=LONG)) as connection:
         return exchange(connection, sent)
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 CLIENT_SECRET = "sandbox-secret-not-for-production"
 REDIRECT_URI = "http://127.0.0.1:5000/api/spotify/authorize"
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 class SandboxClient:
@@ -121,12 +121,12 @@ class SandboxClient:
     def clear_calls(self) -> None:
         self.control("DELETE", "journal")
 
-    def wait_for_calls(self, count: int, timeout: float = 10, **which: Any) -> list[dict[str, Any]]:
+    def wait_for_calls(self, count: int, timeout: float = TIMEOUT_S, **which: Any) -> list[dict[str, Any]]:
         """Wait until at least `count` calls have arrived. `which` is passed to `calls`."""
         self._wait_until(lambda: len(self.calls(**which)) >= count, timeout, f"{count} calls")
         return self.calls(**which)
 
-    def wait_for_held(self, count: int, timeout: float = 10) -> None:
+    def wait_for_held(self, count: int, timeout: float = TIMEOUT_S) -> None:
         """Wait until at least `count` calls are being held."""
         self._wait_until(lambda: self.held() >= count, timeout, f"{count} held calls")
 
@@ -205,7 +205,7 @@ def running_sandbox(
     finally:
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=TIMEOUT_S)
         finally:
             process.kill()
             process.stdout.close()

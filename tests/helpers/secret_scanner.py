@@ -293,7 +293,7 @@ class RedisCommands:
     """Every command that Redis receives, and so all keys and values, including deleted ones."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, socket_timeout=10)
+        self._client = redis.Redis.from_url(url, socket_timeout=60)
         self._monitor: Any = self._client.monitor()  # type: ignore[no-untyped-call]
         self._monitor.__enter__()
 

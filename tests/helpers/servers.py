@@ -3,7 +3,9 @@
 Each is killed at the end of its block and, on Linux, when the test process ends.
 """
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,12 +31,21 @@ from tests.helpers import secret_scanner
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
+# How long to wait for what should happen soon. A busy machine may take many times as long as usual.
+LONG = 60.0
+# Ports that the kernel gives to no connection. Each worker of pytest has its own.
+_PORTS = range(12_000, 32_000)
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+_ports = itertools.cycle(_PORTS[_WORKER::10])
+for _ in range(random.randrange(2000)):  # another run of the tests starts elsewhere
+    next(_ports)
+
 
 class Unavailable(Exception):
     """A server cannot run here. The message names the missing package."""
 
 
-def eventually(condition: Callable[[], T], timeout: float = 10) -> T:
+def eventually(condition: Callable[[], T], timeout: float = LONG) -> T:
     """Wait until `condition()` is true, and return its result. An exception counts as false.
 
     Raises:
@@ -54,10 +65,15 @@ def eventually(condition: Callable[[], T], timeout: float = 10) -> T:
 
 
 def free_port() -> int:
-    """Return a free TCP port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of the loopback interface that stays free until somebody listens on it.
+
+    A port that the kernel chooses could be the next connection's before a server has started.
+    """
+    while True:
+        port = next(_ports)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -227,7 +243,7 @@ class Server:
         """Send a signal to the arbiter."""
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = LONG) -> int:
         """Wait until the server has ended. Returns its exit status."""
         return self._process.wait(timeout)
 
@@ -252,9 +268,7 @@ def running_server(
         environment = process_environment({**own, "TMPDIR": str(home), **settings})
         log = home / "log"
         with _process(command, log, env=environment, cwd=root) as process:
-            _until_up(
-                process, lambda: http.get(f"{url}/readyz", timeout=5).status_code == 200, log, timeout=30
-            )
+            _until_up(process, lambda: http.get(f"{url}/readyz", timeout=20).status_code == 200, log)
             yield Server(process, url, log)
 
 
@@ -264,7 +278,7 @@ def running_program(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run another server, which is up when `is_up()` is true."""
     with _directory() as home, _process(command, home / "log", env=env, cwd=cwd) as process:
-        _until_up(process, is_up, home / "log", timeout=60)
+        _until_up(process, is_up, home / "log")
         yield process
 
 
@@ -393,16 +407,14 @@ def _process(
         secret_scanner.record(log.read_bytes(), f"the log of {' '.join(command)}")
 
 
-def _until_up(
-    process: subprocess.Popen[bytes], is_up: Callable[[], object], log: Path, timeout: float = 15
-) -> None:
+def _until_up(process: subprocess.Popen[bytes], is_up: Callable[[], object], log: Path) -> None:
     """Wait until a server is up. If it ends, fail immediately, with its log."""
 
     def up_or_ended() -> bool:
         return process.poll() is not None or bool(is_up())
 
     try:
-        eventually(up_or_ended, timeout)
+        eventually(up_or_ended)
     finally:
         ended = process.poll() is not None
     if ended:

@@ -27,7 +27,7 @@ from tests.helpers.sandbox_client import SandboxClient
 JSON = "application/json"
 
 
-LONG = 30.0
+LONG = 60.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
-            self.request.settimeout(10)
+            self.request.settimeout(LONG)
             self.request.do_handshake()
         self.server.upstream.connected(self.request)
         super().setup()

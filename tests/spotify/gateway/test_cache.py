@@ -24,7 +24,6 @@ from app.spotify.gateway.proxy import Gateway
 from config import Config
 from script.server import EMBEDDED_REDIS
 from tests.helpers.cached_reads import (
-    LONG,
     Fetch,
     Store,
     expire,
@@ -39,7 +38,7 @@ from tests.helpers.cached_reads import (
     stored_times,
     unexpected_call,
 )
-from tests.helpers.servers import _process, _until_up, eventually, free_port, process_environment
+from tests.helpers.servers import LONG, _process, _until_up, eventually, free_port, process_environment
 
 pytestmark = [
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),

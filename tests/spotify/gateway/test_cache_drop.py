@@ -10,7 +10,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.helpers.cached_reads import (
-    LONG,
     V1,
     Store,
     cache_header,
@@ -26,7 +25,7 @@ from tests.helpers.cached_reads import (
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, another_tab, connect, register, slug
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import Server, eventually
+from tests.helpers.servers import LONG, Server, eventually
 from tests.helpers.upstream import Upstream
 
 pytestmark = [

@@ -10,7 +10,6 @@ from flask.testing import FlaskClient
 
 from app.spotify.gateway import proxy
 from tests.helpers.cached_reads import (
-    LONG,
     PLAYER,
     Store,
     cache_header,
@@ -24,7 +23,7 @@ from tests.helpers.cached_reads import (
     stored_times,
 )
 from tests.helpers.flows import another_tab, slug
-from tests.helpers.servers import eventually
+from tests.helpers.servers import LONG, eventually
 from tests.helpers.upstream import Upstream
 
 pytestmark = [

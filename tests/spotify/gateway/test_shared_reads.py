@@ -17,7 +17,6 @@ from app.spotify.gateway import cache as cache_module
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import TokenService
 from tests.helpers.cached_reads import (
-    LONG,
     PLAYER,
     V1,
     another_person,
@@ -32,7 +31,7 @@ from tests.helpers.cached_reads import (
 )
 from tests.helpers.flows import login, register, slug
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import Server, eventually
+from tests.helpers.servers import LONG, Server, eventually
 from tests.helpers.upstream import Upstream
 
 pytestmark = [
