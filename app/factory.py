@@ -69,6 +69,7 @@ from app.web import (
     request_log,
     security_headers,
     sessions,
+    trace_context,
 )
 from app.web.api import MAX_BODY_BYTES, Api
 from app.web.application import Application
@@ -149,8 +150,8 @@ def _configure(app: Flask, config: Config) -> None:
 def _build_services(app: Flask, config: Config) -> Services:
     client = redis_client(config.redis_url)
     redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
-    throttle = Throttle(client, config.secret_key)
-    http_client, rate_limiter = HttpClient(), SpotifyRateLimiter(client, config)
+    throttle, rate_limiter = Throttle(client, config.secret_key), SpotifyRateLimiter(client, config)
+    http_client = HttpClient(traceparent=trace_context.outgoing)
     accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
     response_cache = ResponseCache(client)

@@ -183,7 +183,11 @@ class Logger(glogging.Logger):  # type: ignore[misc]
 class JsonFormatter(logging.Formatter):
     """The format of `app.infra.log_setup.JsonFormatter`, which the arbiter must not import (see above)."""
 
-    _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _standard = frozenset(vars(logging.LogRecord("", 20, "", 0, "", None, None))) | {
+        "message",
+        "asctime",
+        "taskName",
+    }
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, without the newline."""

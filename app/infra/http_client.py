@@ -9,7 +9,7 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -98,9 +98,13 @@ class HttpClient:
 
     Args:
         ca_bundle: The file of certificates to trust; the usual ones if None.
+        traceparent: Returns the header that connects a request with a trace, if there is one.
     """
 
-    def __init__(self, ca_bundle: str | None = None) -> None:
+    def __init__(
+        self, ca_bundle: str | None = None, *, traceparent: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self._traceparent = traceparent
         self._adapter = http_deadline.DeadlineAdapter(pool_connections=4, pool_maxsize=64, max_retries=0)
         self._verify = ca_bundle or True
         self._pools: dict[tuple[str, str], HTTPConnectionPool] = {}
@@ -144,7 +148,7 @@ class HttpClient:
                 method,
                 prepared.path_url,
                 body=urlencode(data) if isinstance(data, Mapping) else data,
-                headers=_all_headers(method, data, auth, headers or {}),
+                headers=_all_headers(method, data, auth, headers or {}, self._traceparent()),
                 timeout=http_deadline.socket_timeouts(timeout),
                 **_WITHOUT_CONVENIENCE,
             )
@@ -171,8 +175,11 @@ def _all_headers(
     data: Mapping[str, str] | bytes | None,
     auth: tuple[str, str] | None,
     headers: Mapping[str, str],
+    traceparent: str | None,
 ) -> dict[str, str]:
     found = {**_DEFAULT_HEADERS, **headers}
+    if traceparent is not None:
+        found["traceparent"] = traceparent
     if isinstance(data, Mapping):
         found["Content-Type"] = "application/x-www-form-urlencoded"
     if data is None and method not in ("GET", "HEAD"):

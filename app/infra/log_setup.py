@@ -16,8 +16,10 @@ import msgspec
 
 from app.infra.stderr_handler import StderrHandler
 
-# Attributes of every record. All others were passed as `extra`, or added by a filter.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Attributes of every record. All others were passed as `extra`, or added by a filter or by a record factory.
+# `makeLogRecord` would use that factory, which may be OpenTelemetry's.
+_PLAIN_RECORD = logging.LogRecord("", logging.INFO, "", 0, "", None, None)
+_STANDARD = frozenset(vars(_PLAIN_RECORD)) | {"message", "asctime", "taskName"}
 _WORD = re.compile(r"[\w.-]+", re.ASCII)
 # Types that msgspec writes as `json` does. The others are written as text.
 _PLAIN = frozenset({str, int, float, bool, type(None)})

@@ -13,6 +13,7 @@ from flask.globals import request_ctx
 from app.web import metrics
 from app.web.error_handlers import request_id_of
 from app.web.problems import MEDIA_TYPE
+from app.web.trace_context import trace_of
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,10 @@ _PROBES = ("/livez", "/readyz")
 
 
 class RequestFields(logging.Filter):
-    """Adds `request_id`, `client`, `user_id`, and `token_id` if there is one, to a request's records."""
+    """Adds `request_id`, `client`, and `user_id` to a request's records.
+
+    Also `token_id`, `trace_id`, and `parent_id`, if the request has them.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields, unless the record has them already. Keep every record."""
@@ -37,6 +41,10 @@ class RequestFields(logging.Filter):
                 user_id = snapshot.user.id
                 fields.setdefault("token_id", snapshot.personal_token.id)
             fields.setdefault("user_id", user_id)
+            trace = trace_of(current.environ)
+            if trace is not None:
+                fields.setdefault("trace_id", trace.trace_id)
+                fields.setdefault("parent_id", trace.parent_id)
         return True
 
 

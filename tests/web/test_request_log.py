@@ -109,6 +109,43 @@ def test_every_record_of_a_request_has_the_request_fields(
     )
 
 
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("traceparent", [f"00-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-ff-{{later}}"])
+def test_trace_of_a_request_is_logged(
+    client: FlaskClient, lines: list[dict[str, Any]], traceparent: str
+) -> None:
+    client.get("/api/session", headers={"traceparent": traceparent})
+
+    [line] = requests_in(lines)
+    assert (line["trace_id"], line["parent_id"]) == (TRACE, SPAN)
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        "x",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-1",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE}-{SPAN}-01,00-{TRACE}-{SPAN}-01",
+        f"01-{TRACE}-{SPAN}-01.more",
+        f'00-{TRACE}-{SPAN}-01", "event": "forged',
+    ],
+)
+def test_invalid_trace_is_ignored(client: FlaskClient, lines: list[dict[str, Any]], traceparent: str) -> None:
+    response = client.get("/api/session", headers={"traceparent": traceparent})
+
+    [line] = requests_in(lines)
+    assert response.status_code == 200
+    assert line.keys() == REQUEST_FIELDS | CONTEXT_FIELDS
+
+
 @pytest.mark.requirement("J3")
 @pytest.mark.settings(REDIS_URL="redis://127.0.0.1:1/0")
 def test_requests_are_logged_while_sessions_are_unavailable(

@@ -101,6 +101,18 @@ def test_metrics_time_calls_by_route_and_status(connected: FlaskClient, upstream
     assert deltas.of(f"{CALLS}_count") == len(upstream.calls) == 4
 
 
+def test_calls_continue_the_trace_of_their_request(connected: FlaskClient, upstream: Upstream) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    for _ in range(2):
+        connected.put(f"{GATEWAY}/me/player", headers={"traceparent": f"cc-{trace}-{span}-fd-later"})
+    connected.put(f"{GATEWAY}/me/player", headers={"traceparent": f"00-{trace}-{span}"})
+
+    *sent, none = (call.headers["traceparent"] for call in upstream.calls)
+    assert none is None
+    spans = {re.fullmatch(rf"00-{trace}-([0-9a-f]{{16}})-01", header)[1] for header in sent}  # type: ignore[index]
+    assert len(spans | {span}) == 3
+
+
 def test_metrics_report_the_wait_for_all_calls_and_its_end(
     connected: FlaskClient, app: Flask, another_worker: Flask, upstream: Upstream
 ) -> None:
