@@ -3,6 +3,7 @@
 docs/architecture.md describes the packages.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
 from app.auth.personal_access_tokens import PersonalAccessTokens
 from app.auth.routes import blueprint as auth
-from app.infra import database, row_versions
+from app.infra import database, pool_metrics, row_versions
 from app.infra.cli_command import LazyGroup
 from app.infra.encryption import TokenCipher
+from app.infra.hourly_counts import HourlyCounts
 from app.infra.http_client import HttpClient
 from app.infra.redis_cipher import RedisCipher
 from app.infra.redis_client import redis_client
@@ -113,9 +115,21 @@ def create_app(config: Config) -> Flask:
         services.redis,
         [RateLimitCollector(services.rate_limiter)],
         [ConnectionCollector(), MailCollector()],
+        _metrics_sampler(app, services),
     )
     app.cli = LazyGroup(_add_commands)
     return app
+
+
+def _metrics_sampler(app: Flask, services: Services) -> Callable[[], None]:
+    with app.app_context():
+        engine = database.db.engine
+
+    def sample() -> None:
+        pool_metrics.sample(engine, services.redis)
+        services.web_api.sample_metrics()
+
+    return sample
 
 
 def _add_commands(group: AppGroup) -> None:
@@ -150,11 +164,10 @@ def _configure(app: Flask, config: Config) -> None:
 def _build_services(app: Flask, config: Config) -> Services:
     client = redis_client(config.redis_url)
     redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
-    throttle, rate_limiter = Throttle(client, config.secret_key), SpotifyRateLimiter(client, config)
-    http_client = HttpClient(traceparent=trace_context.outgoing)
-    accounts, accounts_bulkhead = SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads)
-    web_api = SpotifyWebApi(config, http_client, rate_limiter)
-    response_cache = ResponseCache(client)
+    response_cache, hourly_counts = ResponseCache(client), HourlyCounts(client)
+    throttle = Throttle(client, config.secret_key, hourly_counts)
+    accounts, rate_limiter, web_api = _build_spotify_clients(config, client)
+    accounts_bulkhead = AccountsBulkhead(config.threads)
     refresher = Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, config.refresh_lead)
     tokens = _build_token_service(config, refresher, accounts_bulkhead, token_cipher)
     mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
@@ -177,6 +190,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         web_api=web_api,
         rate_limiter=rate_limiter,
         throttle=throttle,
+        hourly_counts=hourly_counts,
         response_cache=response_cache,
         gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
@@ -189,7 +203,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         scheduler=Scheduler(app, config, client, refresher, claims, maintenance, mailer),
         notifications=notifications,
         passwords=passwords,
-        authenticator=Authenticator(throttle, passwords),
+        authenticator=Authenticator(throttle, passwords, hourly_counts),
         jwt_issuer=_jwt_issuer(config),
         password_changes=PasswordChanges(passwords, notifications, connections),
         email_changes=email_changes,
@@ -197,6 +211,15 @@ def _build_services(app: Flask, config: Config) -> Services:
         device_flow=_build_device_flow(config, client, redis_cipher, personal_access_tokens, throttle),
         user_accounts=UserAccounts(notifications, email_changes, connections),
     )
+
+
+def _build_spotify_clients(
+    config: Config, client: redis.Redis
+) -> tuple[SpotifyAccounts, SpotifyRateLimiter, SpotifyWebApi]:
+    http_client = HttpClient(traceparent=trace_context.outgoing)
+    rate_limiter = SpotifyRateLimiter(client, config)
+    web_api = SpotifyWebApi(config, http_client, rate_limiter)
+    return SpotifyAccounts(config, http_client), rate_limiter, web_api
 
 
 def _build_device_flow(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from app.auth.passwords import Passwords
     from app.auth.personal_access_tokens import PersonalAccessTokens
     from app.infra.encryption import TokenCipher
+    from app.infra.hourly_counts import HourlyCounts
     from app.infra.redis_cipher import RedisCipher
     from app.infra.row_versions import RowVersions
     from app.mail.mailer import Mailer
@@ -60,6 +61,7 @@ class Services:
     connections: Connections
     authorization_flow: AuthorizationFlow
     throttle: Throttle
+    hourly_counts: HourlyCounts
     tokens: TokenService
     mailer: Mailer
     maintenance: Maintenance

@@ -15,6 +15,7 @@ import select
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -68,13 +69,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """A gthread worker that responds to bad requests with problem documents (`app/web/problems.py`)."""
 
     _notified = -HEARTBEAT_SECONDS
+    _sample_metrics: Callable[[], None] | None = None  # once the application is loaded
 
     def notify(self) -> None:
-        """Touch the heartbeat file, at most once a second."""
+        """Touch the heartbeat file, and sample metrics, at most once a second."""
         now = time.monotonic()
         if now - self._notified >= HEARTBEAT_SECONDS:
             self._notified = now
             super().notify()
+            if self._sample_metrics is not None:
+                self._sample_metrics()
 
     def load_wsgi(self) -> None:
         """Load the application, and create the pool: `THREADS`, and spare threads that wait for Spotify.
@@ -84,6 +88,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         """
         shortcuts.remember_settings(self.cfg)
         super().load_wsgi()
+        self._sample_metrics = self.wsgi.extensions["sample_metrics"]
         from app.spotify.clients.capacity import thread_pool_size
 
         self.tpool = ThreadPoolExecutor(thread_pool_size(self.cfg.threads), thread_name_prefix="request")

@@ -5,11 +5,12 @@ import logging
 import sqlalchemy as sa
 from flask import session
 
-from app.auth import lookup
+from app.auth import lookup, metrics
 from app.auth.passwords import Match, Passwords, is_usable
 from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
 from app.infra.database import reading, writing
+from app.infra.hourly_counts import HourlyCounts
 from app.models import User, normalization
 from app.spotify import connections
 from app.web import identity, sessions
@@ -21,9 +22,10 @@ log = logging.getLogger(__name__)
 class Authenticator:
     """Verifies passwords, with a limit on wrong ones."""
 
-    def __init__(self, throttle: Throttle, passwords: Passwords) -> None:
+    def __init__(self, throttle: Throttle, passwords: Passwords, hourly: HourlyCounts) -> None:
         self._throttle = throttle
         self._passwords = passwords
+        self._hourly = hourly
 
     def authenticate(self, login: str, password: str) -> User:
         """Return the user with this password and this login, a username or an email address.
@@ -36,6 +38,10 @@ class Authenticator:
             TooManyAttempts: This address has to wait before it may try again.
             ServiceUnavailable: Too many passwords are being verified.
         """
+        with metrics.counted_login(self._hourly):
+            return self._authenticate(login, password)
+
+    def _authenticate(self, login: str, password: str) -> User:
         account = normalization.login_form(login)
         self._throttle.attempt(account)
         try:

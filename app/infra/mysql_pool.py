@@ -11,6 +11,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import Empty
 
+from app.infra.pool_metrics import count_wait
 from app.infra.staleness import IDLE_SECONDS
 
 # Server-wide and per user. 1226 also stands for hourly limits.
@@ -64,6 +65,8 @@ class SharingPool(QueuePool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         deadline = time.monotonic() + self._timeout
+        if self._pool.empty() and (self._overflow >= self._max_overflow or deadline < self._scarce_until):
+            count_wait("mysql")
         while time.monotonic() < min(deadline, self._scarce_until):
             with suppress(Empty):
                 return self._pool.get(True, random.uniform(0.01, 0.05))

@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from app.infra import sockets
+from app.infra import pool_metrics, sockets
 from app.infra.staleness import Staleness
 from app.resilience.connect_guard import ConnectGuard
 
@@ -47,14 +47,28 @@ class Pool(redis.ConnectionPool):
             redis.ConnectionError: Redis is unavailable, or no connection was returned in time.
         """
         deadline = time.monotonic() + CONNECT_SECONDS
+        has_waited = False
         while True:
             try:
                 return super().get_connection(*arguments, **options)
             except redis.ConnectionError as error:
                 if _TOO_MANY not in str(error) or time.monotonic() > deadline:
                     raise
+            if not has_waited:
+                has_waited = True
+                pool_metrics.count_wait("redis")
             with self._returned:
                 self._returned.wait(DOWN_SECONDS)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are checked out."""
+        return len(self._in_use_connections)
+
+    @property
+    def idle(self) -> int:
+        """How many connections are not."""
+        return len(self._available_connections)
 
     def take_warm(self) -> Any | None:
         """Check out a connection that was used moments ago, or return None. Takes no system call.

@@ -1,7 +1,7 @@
 """Liveness, readiness, and metrics, for operators. nginx does not publish them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -25,12 +25,18 @@ _probes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="probe")
 
 
 def init_app(
-    app: Flask, store: redis.Redis, collectors: Sequence[Collector], from_database: Sequence[Collector]
+    app: Flask,
+    store: redis.Redis,
+    collectors: Sequence[Collector],
+    from_database: Sequence[Collector],
+    sample: Callable[[], None],
 ) -> None:
     """Add `/livez`, `/readyz`, and `/metrics`, which includes what the collectors report.
 
-    Those that read `from_database` are left out while it is down.
+    Those that read `from_database` are left out while it is down. `sample` records what changes too often to
+    be counted. Each worker calls it once a second (`deploy/worker.py`).
     """
+    app.extensions["sample_metrics"] = sample
     blueprint = Blueprint("health", __name__)
     all_collectors = [*collectors, DependencyCollector(lambda: _probe(store), from_database)]
 
@@ -54,6 +60,7 @@ def init_app(
     @public
     def show_metrics() -> Response:
         """Return the metrics of all workers of this server, for Prometheus."""
+        sample()
         return Response(metrics.render(all_collectors), content_type=CONTENT_TYPE_LATEST)
 
     app.register_blueprint(blueprint)

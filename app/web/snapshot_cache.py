@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import redis
 import sqlalchemy as sa
+from prometheus_client import Counter
 
 from app.infra import database
 from app.infra.expiring_cache import ExpiringCache
+from app.infra.metrics import best_effort
 from app.infra.redis_round_trip import Command, Replies, round_trip
 from app.infra.row_versions import LABEL_SECONDS, connection_version, is_label, new_label, user_version
 from app.models import snapshots
@@ -25,6 +27,11 @@ log = logging.getLogger(__name__)
 # The bound for what no protocol can cover, such as rows that are edited by hand.
 MAX_AGE_SECONDS = 60.0
 MAX_SNAPSHOTS = 4096
+
+# Hits are all other requests with a session or a token. Counting them would take longer than they do.
+_MISSES = Counter(
+    "backline_snapshot_misses", "How often the rows of a request's account and connection had to be read."
+)
 
 Key = tuple[str, int | str | None]
 
@@ -176,6 +183,8 @@ def _read_rows(subject: Subject | TokenSubject) -> Snapshot | None:
     statement = subject.statement
     if statement is None:
         return None
+    with best_effort():
+        _MISSES.inc()
     began_at = time.monotonic()
     rows = database.read(statement)
     return snapshots.from_row(rows[0], began_at) if rows else None

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from prometheus_client import Counter
 
 from app.errors import TooManyAttempts
 from app.infra import redis_scripts
+from app.infra.hourly_counts import HourlyCounts
+from app.infra.metrics import best_effort
 from app.infra.redis_scripts import Script
 from app.web.client_address import client_network
 
@@ -32,12 +35,18 @@ ACCOUNT_FAILURE_LIMIT = 100
 ADDRESS_FAILURE_LIMIT = 100
 HOUR_SECONDS = 3600
 
+_THROTTLED = Counter(
+    "backline_throttled", "Requests that a limit on what callers do has rejected.", ["limit"]
+)
+_THROTTLED.labels("guesses")  # the others appear when they are needed
+
 
 class Throttle:
     """Counts what callers do. Redis learns neither names nor addresses: keys are keyed hashes of them."""
 
-    def __init__(self, client: redis.Redis, secret_key: str) -> None:
+    def __init__(self, client: redis.Redis, secret_key: str, hourly: HourlyCounts) -> None:
         self._client = client
+        self._hourly = hourly
         self._secret_key = secret_key.encode()
         self._attempt = _script("throttle_attempt.lua")
         self._cancel = _script("throttle_cancel.lua")
@@ -62,7 +71,7 @@ class Throttle:
             ADDRESS_FAILURE_LIMIT,
             HOUR_SECONDS,
         )
-        _require_no_wait(self._call(self._attempt, self._attempt_keys(account), *limits), "guesses")
+        self._require_no_wait(self._call(self._attempt, self._attempt_keys(account), *limits), "guesses")
 
     def cancel(self, account: str) -> None:
         """Undo `attempt`: the password could not be checked. Without Redis, the attempt stays counted."""
@@ -93,7 +102,7 @@ class Throttle:
             TooManyAttempts: The limit has been reached.
             redis.RedisError: The event cannot be counted.
         """
-        _require_no_wait(self._call(self._hit, [self._key(event, key)], limit, seconds), event)
+        self._require_no_wait(self._call(self._hit, [self._key(event, key)], limit, seconds), event)
 
     def reserve(
         self, event: str, operation: str, caller: str, *, limit: int, limit_per_caller: int, seconds: int
@@ -110,7 +119,7 @@ class Throttle:
         counter = self._key(event, client_network())
         limits = (limit, limit_per_caller, seconds * 1000)
         wait = self._call(self._reserve, [counter, f"{counter}-each"], operation, caller, *limits)
-        _require_no_wait(wait, event)
+        self._require_no_wait(wait, event)
         return counter
 
     def release(self, counter: str, operation: str, caller: str, *, succeeded: bool) -> None:
@@ -120,6 +129,20 @@ class Throttle:
             redis.RedisError: Redis is not available.
         """
         self._call(self._release, [counter, f"{counter}-each"], operation, caller, int(succeeded))
+
+    def _require_no_wait(self, milliseconds: Any, limit: str) -> None:
+        """Raise if a script returned a wait.
+
+        Raises:
+            TooManyAttempts: There is a wait.
+        """
+        if not milliseconds:
+            return
+        log.warning("throttled", extra={"limit": limit})
+        with best_effort():
+            _THROTTLED.labels(limit).inc()
+        self._hourly.add(f"throttled:{limit}")
+        raise TooManyAttempts(retry_after=math.ceil(int(milliseconds) / 1000))
 
     def _call(self, script: Script, keys: list[str], *arguments: str | int) -> Any:
         return redis_scripts.call(self._client, script, keys, *arguments)
@@ -140,14 +163,3 @@ class Throttle:
 
 def _script(name: str) -> Script:
     return Script(Path(__file__).with_name(name))
-
-
-def _require_no_wait(milliseconds: Any, event: str) -> None:
-    """Raise if a script returned a wait.
-
-    Raises:
-        TooManyAttempts: There is a wait.
-    """
-    if milliseconds:
-        log.warning("throttled", extra={"limit": event})
-        raise TooManyAttempts(retry_after=math.ceil(int(milliseconds) / 1000))

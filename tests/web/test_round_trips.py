@@ -51,7 +51,7 @@ ROUND_TRIPS = {
     "GET /v1/{path}": (0, 0),
     "PATCH /api/user": (8, 20),
     "POST /api/email-verification": (2, 10),
-    "POST /api/login": (10, 8),
+    "POST /api/login": (11, 8),
     "POST /api/logout": (3, 0),
     "POST /api/oauth/device_authorization": (3, 0),
     "POST /api/oauth/token": (1, 0),

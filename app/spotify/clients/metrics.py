@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import Histogram
+from prometheus_client import Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,19 @@ _CALLS = Histogram(
     ["method", "route", "status"],
     buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+
+
+_BREAKER_OPEN = Gauge(
+    "backline_web_api_breaker_open",
+    "How many workers make no calls to the Web API at the moment, because it fails.",
+    multiprocess_mode="livesum",
+)
+
+
+def sample_breaker(*, is_open: bool) -> None:
+    """Record whether this process's circuit breaker is open."""
+    with best_effort():
+        _BREAKER_OPEN.set(is_open)
 
 
 def count_call(call: Call, status: str, seconds: float) -> None:

@@ -85,6 +85,10 @@ class SpotifyWebApi:
         """Whether the circuit breaker is open, so that nothing should be started that needs a call."""
         return self._circuit_breaker.is_open
 
+    def sample_metrics(self) -> None:
+        """Record whether the circuit breaker is open."""
+        metrics.sample_breaker(is_open=self.is_unavailable)
+
     def get_profile(self, access_token: str) -> Profile:
         """Fetch the profile of the person whose token this is. Needs no scope.
 

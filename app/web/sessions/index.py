@@ -14,6 +14,7 @@ import redis
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
+from app.web.sessions import metrics
 from app.web.sessions.data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 
@@ -84,6 +85,7 @@ class SessionIndex:
             transaction.delete(*keys)
             transaction.zrem(index, *keys)
             ended: int = transaction.execute()[0]
+        metrics.count_ended(ended)
         return ended
 
     def _read(self, index: str) -> list[tuple[str, SessionData, int]]:

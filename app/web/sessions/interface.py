@@ -29,6 +29,7 @@ from app.infra.clock import utc_now
 from app.infra.expiring_cache import ExpiringCache
 from app.infra.redis_cipher import RedisCipher, compare_and_set
 from app.infra.redis_round_trip import Command
+from app.web.sessions import metrics
 from app.web.sessions.cookie import SessionCookie
 from app.web.sessions.data import (
     CLOCK_SKEW_SECONDS,
@@ -119,9 +120,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         self._cookie = SessionCookie(config)
         self._key_hash = hmac.new(config.secret_key.encode(), digestmod="sha256")
         # What sessions contained when they were last read. Saves decoding the same bytes again.
-        self._decoded: ExpiringCache[str, tuple[bytes, SessionData]] = ExpiringCache(
-            REMEMBERED_SESSIONS, REMEMBERED_SECONDS
-        )
+        self._decoded = ExpiringCache[str, tuple[bytes, SessionData]](REMEMBERED_SESSIONS, REMEMBERED_SECONDS)
         self.index = SessionIndex(client, cipher, config)
 
     def open_session(self, app: Flask, request: Request) -> Session:
@@ -227,6 +226,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
             session["cookie_set_at"] = utc_now().timestamp()
         data = msgspec.convert(dict(session), SessionData)
         was_stored = self._write(self._get_store_id(session.sid), data, stored)
+        metrics.count_stored(data, is_new=stored is None)
         if sets_cookie and was_stored:
             self._set_cookie(session.sid, data, response)
 
@@ -284,6 +284,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
 
     def _delete(self, key: str, index: str | None) -> bool:
         existed = bool(self.client.delete(key))
+        metrics.count_ended(existed)
         if index is not None:
             self.index.remove(index, key)
         return existed

@@ -14,6 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.helpers.flows import another_tab
+from tests.helpers.metrics import MetricDeltas, samples
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, eventually
 from tests.helpers.upstream import JSON, Received, Reply, Upstream, connect_through, problem_of_spotify
@@ -25,32 +26,6 @@ REQUESTS = "backline_gateway_requests_total"
 CALLS = "backline_web_api_call_seconds"
 WAIT = "backline_web_api_wait_seconds"
 StartServer = Callable[..., AbstractContextManager[Server]]
-Sample = tuple[str, frozenset[tuple[str, str]]]
-
-
-def samples(text: str) -> dict[Sample, float]:
-    """Parse Prometheus' text format: the values by name and labels."""
-    found = {}
-    for line in text.splitlines():
-        if line.startswith("backline_"):
-            name, labels, value = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line).groups()  # type: ignore[union-attr]
-            pairs = frozenset(re.findall(r'(\w+)="([^"]*)"', labels or ""))
-            assert (name, pairs) not in found
-            found[name, pairs] = float(value)
-    return found
-
-
-class MetricDeltas:
-    """By how much metrics have grown. Other tests in this process count too."""
-
-    def __init__(self, read: Callable[[], str]) -> None:
-        self._read = read
-        self._before = samples(read())
-
-    def of(self, name: str, **labels: str) -> float:
-        wanted, now = frozenset(labels.items()), samples(self._read())
-        keys = [key for key in now if key[0] == name and wanted <= key[1]]
-        return sum(now[key] - self._before.get(key, 0) for key in keys)
 
 
 def test_metrics_count_requests_by_route_outcome_and_cache(
@@ -141,7 +116,9 @@ def test_metrics_list_the_wait_of_one_endpoint(
     upstream.reply = reply
     assert connected.put(f"{GATEWAY}/playlists/x/images", json={}).status_code == 429
     for who in (connected, another_worker.test_client()):
-        found = {key: value for key, value in samples(who.get("/metrics").text).items() if "wait" in key[0]}
+        found = {
+            key: value for key, value in samples(who.get("/metrics").text).items() if "wait_seconds" in key[0]
+        }
         route = frozenset({("route", "playlists/{id}/images")})
         assert found.pop((WAIT, frozenset())) == 0
         assert list(found) == [("backline_web_api_endpoint_wait_seconds", route)]
@@ -167,14 +144,15 @@ def test_metrics_include_all_workers_even_dead_ones(
             text = requests.get(f"{api.url}/metrics", timeout=10).text
             return sum(value for (found, _), value in samples(text).items() if found == name)
 
-        def worker_labels() -> set[str]:
-            return {path.stem.rpartition("_")[2] for path in tmp_path.glob("backline-metrics-*/*.db")}
+        def worker_labels(files: str = "*.db") -> set[str]:
+            return {path.stem.rpartition("_")[2] for path in tmp_path.glob(f"backline-metrics-*/{files}")}
 
         calls = 0
-        while calls < 10 or (len(worker_labels()) < 2 and calls < 200):
+        while calls < 10 or (len(worker_labels("histogram_*.db")) < 2 and calls < 200):
             call(5)
             calls += 5
-        assert worker_labels() == {str(pid) for pid in api.workers}
+        assert worker_labels("histogram_*.db") == worker_labels() == {str(pid) for pid in api.workers}
+        of_two_workers = eventually(lambda: total("backline_pool_max_connections"))
         for _ in range(6):  # whichever worker responds
             assert total(REQUESTS) == total(f"{CALLS}_count") == calls
 
@@ -183,6 +161,8 @@ def test_metrics_include_all_workers_even_dead_ones(
         call(4)
         assert total(REQUESTS) == calls + 4
         assert total(WAIT) == 0
+        eventually(lambda: total("backline_pool_max_connections") == of_two_workers)
+        assert str(gone) not in worker_labels()
 
         calls += 4
         for _ in range(2):
