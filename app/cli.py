@@ -12,7 +12,7 @@ from flask.cli import AppGroup, with_appcontext
 
 from app.doctor import checks
 from app.doctor.result import Status
-from app.infra import database
+from app.infra import database, probes
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
 from app.infra.database import reading
@@ -22,6 +22,7 @@ from app.services import services
 from app.spotify.tokens import breaker, key_rotation, refresh_queue
 from app.spotify.tokens.refresh_pass import RefreshStats
 from app.user.commands import users
+from app.version import __version__
 
 tokens = AppGroup("tokens", help="Manage stored Spotify tokens.")
 
@@ -144,7 +145,14 @@ def doctor_command(as_json: bool) -> None:
     sys.exit(1 if any(result.status is Status.FAILURE for result in results) else 0)
 
 
+@click.command("version")
+def version_command() -> None:
+    """Show the version of Backline and of the schema that it needs. `flask --version` shows Flask's."""
+    schema, _ = probes.schema_revisions()
+    click.echo(f"Backline {__version__}, schema {schema}")
+
+
 def add_commands(group: AppGroup) -> None:
     """Add all commands to a group."""
-    for command in (tokens, users, scheduler_command, doctor_command):
+    for command in (tokens, users, scheduler_command, doctor_command, version_command):
         group.add_command(command)
