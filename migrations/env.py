@@ -1,12 +1,24 @@
-"""Runs migrations for `flask db`: online, and in one process at a time."""
+"""Runs migrations for `flask db`: online, in one process at a time, and again if they were interrupted."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 
+import click
 import sqlalchemy as sa
 from alembic import context
 from flask import current_app
 from sqlalchemy.engine import Connection
+
+from app.infra.mysql_pool import error_code
+from app.infra.probes import schema_revisions
+from migrations import resumable  # noqa: F401 - Alembic finds what it defines
+
+# What to do about an error of MySQL, by its number.
+ADVICE = {
+    1205: "Something has used a table for more than five seconds: a long transaction, or a backup. "
+    "`SHOW FULL PROCESSLIST` shows what. Wait until it has finished, or end it with `KILL <id>`.",
+    1142: "This account may not change tables. Set DATABASE_URL to one that may: see docs/operations.md.",
+    **dict.fromkeys((1053, 1927, 2006, 2013), "The connection to MySQL was lost."),
+}
 
 db = current_app.extensions["migrate"].db
 
@@ -21,29 +33,27 @@ def migration_engine() -> sa.Engine:
     return sa.create_engine(db.engine.url, poolclass=sa.NullPool, connect_args={"charset": "utf8mb4"})
 
 
-@contextmanager
-def only_one(connection: Connection) -> Iterator[None]:
-    """Hold a lock so that concurrent deployments wait for this one.
+def lock_out_others(connection: Connection) -> None:
+    """Hold a lock until the connection is closed, so that concurrent deployments wait for this one.
 
-    A migration waits at most five seconds for a table that is in use. While it waits, so does every request
-    that uses the table.
+    A migration waits at most five seconds for a table or row that is in use. While it waits, so does every
+    request that uses the table.
 
     Raises:
-        SystemExit: another migration has held the lock for a minute.
+        SystemExit: Another migration has held the lock for 90 seconds.
     """
     if connection.dialect.name == "sqlite":
-        yield  # one transaction for all migrations locks the file: see `transactional_ddl` below
-        return
-    connection.execute(sa.text("SET SESSION lock_wait_timeout = 5"))
+        return  # one transaction for all migrations locks the file: see `transactional_ddl` below
+    # If this machine fails, the server closes the connection a minute later, and so releases the lock.
+    connection.execute(
+        sa.text("SET SESSION lock_wait_timeout = 5, innodb_lock_wait_timeout = 5, wait_timeout = 60")
+    )
     # Locks belong to the server, so the name must tell databases apart.
-    if connection.scalar(sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 60)")) != 1:
+    if connection.scalar(sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 90)")) != 1:
         raise SystemExit(
-            "Another migration has been running for over a minute. Try again when it has finished."
+            "Another migration has been running for over a minute. `SHOW FULL PROCESSLIST` shows what it is "
+            "doing. Run the same command again when it has finished."
         )
-    try:
-        yield
-    finally:
-        connection.execute(sa.text("SELECT RELEASE_LOCK(CONCAT('backline.', DATABASE()))"))
 
 
 def skip_empty_revision(migration_context: object, revision: object, directives: list[object]) -> None:
@@ -56,7 +66,18 @@ def skip_empty_revision(migration_context: object, revision: object, directives:
 if context.is_offline_mode():
     raise SystemExit("Migrations run on a live database only; --sql is not supported.")
 
-with migration_engine().connect() as connection, only_one(connection):
+
+def is_rolled_back() -> bool:
+    """Return whether a later release has run `flask db upgrade`, and this one is told to do so."""
+    command = click.get_current_context(silent=True)
+    revision = context.get_context().get_current_revision()
+    is_unknown = revision is not None and revision not in schema_revisions()[1]
+    return is_unknown and command is not None and command.info_name == "upgrade"
+
+
+def run(connection: Connection) -> None:
+    """Run what `flask db` asks for."""
+    lock_out_others(connection)
     context.configure(
         connection=connection,
         target_metadata=db.metadata,
@@ -65,6 +86,22 @@ with migration_engine().connect() as connection, only_one(connection):
         transactional_ddl=connection.dialect.name == "sqlite",
         **current_app.extensions["migrate"].configure_args,
     )
+    if is_rolled_back():
+        sys.stderr.write("The schema is newer than this release, which works with it. Nothing was changed.\n")
+        return
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
+
+
+try:
+    with migration_engine().connect() as connection:
+        run(connection)
+except sa.exc.OperationalError as error:
+    advice = ADVICE.get(error_code(error.orig), "`flask doctor` may show why.")
+    raise SystemExit(
+        f"The database has reported an error: {error.orig}\n"
+        f"It was about: {error.statement or 'the connection'}\n"
+        f"{advice}\n"
+        "What has been done so far stays, and nothing is lost. Then run the same command again."
+    ) from error

@@ -1,19 +1,24 @@
-"""Migrations on both databases, in both directions."""
+"""`flask db upgrade`: the schema it creates, its lock, and what it says. See also test_upgrades.py."""
 
-from datetime import UTC, datetime, timedelta
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask
 
-from app.infra.database import reading, writing
-from app.models import AccessToken, SpotifyUser, User
-from app.spotify.tokens.key_rotation import keys_in_use
-from tests.helpers.factories import create_connections
-from tests.helpers.sandbox_client import SandboxClient
+from tests.conftest import MakeApp
+from tests.helpers.children import start_child
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.schemas import empty_database, upgrade
+from tests.helpers.servers import ROOT, eventually, process_environment
 from tests.spotify.tokens.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
+
+mariadb_only = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 
 DESIGNED = {
     "users": (
@@ -64,60 +69,87 @@ def test_migrated_schema_matches_the_models(env: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_migrations_can_be_reverted_and_repeated(env: dict[str, str]) -> None:
-    down = flask(env, "db", "downgrade", "base")
-    empty = columns(env["DATABASE_URL"])
-    up = flask(env, "db", "upgrade")
-
-    assert down.returncode == 0, down.stderr
-    assert up.returncode == 0, up.stderr
-    assert set(empty) == {"alembic_version"}
-    assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
-    assert flask(env, "db", "upgrade").returncode == 0
+@pytest.fixture
+def empty(env: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of an app whose database has no tables."""
+    with empty_database(env["DATABASE_URL"], tmp_path) as url:
+        yield {**env, "DATABASE_URL": url}
 
 
-def test_two_deployments_can_migrate_concurrently(env: dict[str, str]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    flask(env, "db", "downgrade", "base")
+def test_two_deployments_can_migrate_concurrently(empty: dict[str, str]) -> None:
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: flask(env, "db", "upgrade"), range(2)))
+        done = list(pool.map(lambda _: flask(empty, "db", "upgrade"), range(2)))
 
     assert [run.returncode for run in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert set(columns(env["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
+    assert set(columns(empty["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
 
 
-def test_rows_survive_reverted_and_repeated_migrations(
-    env: dict[str, str], app: Flask, sandbox: SandboxClient
+@mariadb_only
+def test_killed_migration_keeps_others_out_until_the_server_notices_and_can_be_resumed(
+    empty: dict[str, str], mysql_proxy: FaultProxy
 ) -> None:
-    """Some tokens are erased, but the older schema does not allow empty ones."""
-    erased, suspect, active = create_connections(app, sandbox, 3)
-    with app.app_context(), writing() as db:
-        # Recreating the table of users would delete this user's connection.
-        user = User(username="ada", email="ada@example.com", password_hash="x")
-        other = User(username="bob", email="bob@example.com", password_hash="x", session_epoch=-(2**63))
-        db.add_all([user, other])
-        db.flush()
-        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == active).values(user_id=user.id))
-        ended = {"state": "reauthorization_required", "due_at": None, "ended_at": datetime.now(UTC)}
-        empty = {"access_token": None, "refresh_token": None, "key_id": None}
-        row = sa.update(AccessToken).where(AccessToken.spotify_user_id == erased)
-        db.execute(row.values(**ended, **empty))
-        waits = {"state": "suspect", "failures": 1, "not_before": datetime.now(UTC) + timedelta(minutes=15)}
-        db.execute(sa.update(AccessToken).where(AccessToken.spotify_user_id == suspect).values(**waits))
-    with app.app_context():
-        before = keys_in_use()
+    engine = sa.create_engine(empty["DATABASE_URL"], poolclass=sa.NullPool)
 
-    assert flask(env, "db", "downgrade", "0001").returncode == 0
-    assert flask(env, "db", "upgrade").returncode == 0
+    def is_locked() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.scalar(sa.text("SELECT IS_USED_LOCK(CONCAT('backline.', DATABASE()))")))
 
-    with app.app_context(), reading() as db:
-        assert keys_in_use() == before
-        rows = {row.spotify_user_id: row for row in db.scalars(sa.select(AccessToken))}
-        epochs = set(db.scalars(sa.select(User.session_epoch)))
-    assert len(epochs) == 2
-    assert 0 not in epochs  # the value in the older schema
-    assert rows[erased].refresh_token is None
-    assert (rows[erased].due_at, rows[erased].ended_at is not None) == (None, True)
-    assert rows[suspect].due_at == rows[suspect].not_before
-    assert rows[active].due_at == rows[active].expires_at - timedelta(minutes=15)
+    for statement in (b"ADD COLUMN due_at", b"CREATE TABLE personal_access_tokens"):
+        mysql_proxy.hold("up", when=statement)
+        command = [sys.executable, "-m", "flask", "--app", "wsgi:app", "db", "upgrade"]
+        process = start_child(command, cwd=ROOT, env=process_environment(empty), stderr=subprocess.DEVNULL)
+        mysql_proxy.wait_until_held(timeout=60)
+        assert is_locked()
+        process.kill()
+        process.wait()
+        mysql_proxy.restore()
+        eventually(lambda: not is_locked())
+
+    done = flask(empty, "db", "upgrade")
+    assert done.returncode == 0, done.stderr
+    assert set(columns(empty["DATABASE_URL"])) == {*DESIGNED, "alembic_version"}
+
+
+@pytest.mark.sqlite_only
+def test_release_that_was_rolled_back_accepts_the_newer_schema(
+    empty: dict[str, str], make_app: MakeApp
+) -> None:
+    upgrade(make_app(DATABASE_URL=empty["DATABASE_URL"]))
+    with sa.create_engine(empty["DATABASE_URL"]).begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    done = flask(empty, "db", "upgrade")  # systemd does that before it starts the API
+
+    assert (done.returncode, done.stderr) == (
+        0,
+        "The schema is newer than this release, which works with it. Nothing was changed.\n",
+    )
+
+
+@mariadb_only
+def test_migration_of_a_table_in_use_says_what_to_do(empty: dict[str, str], make_app: MakeApp) -> None:
+    app = make_app(DATABASE_URL=empty["DATABASE_URL"])
+    upgrade(app, "0006")
+    engine = sa.create_engine(empty["DATABASE_URL"], poolclass=sa.NullPool)
+    with engine.connect() as backup:
+        backup.execute(sa.text("SELECT * FROM users"))  # locks the table's definition until the end
+        with pytest.raises(SystemExit) as stopped:
+            upgrade(app)
+
+    assert "Lock wait timeout exceeded" in str(stopped.value)
+    assert "ALTER TABLE users ADD COLUMN email_address" in str(stopped.value)
+    assert "SHOW FULL PROCESSLIST" in str(stopped.value)
+    upgrade(app)
+
+
+@mariadb_only
+def test_migration_changes_no_table_of_another_program(empty: dict[str, str], make_app: MakeApp) -> None:
+    app = make_app(DATABASE_URL=empty["DATABASE_URL"])
+    engine = sa.create_engine(empty["DATABASE_URL"], poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE users (id INTEGER PRIMARY KEY, shoe_size INTEGER)"))
+
+    with pytest.raises(SystemExit, match="Table 'users' already exists"):
+        upgrade(app)
+
+    assert columns(empty["DATABASE_URL"])["users"] == {"id", "shoe_size"}
