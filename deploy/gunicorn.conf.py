@@ -92,7 +92,7 @@ def on_exit(_server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Exit if a key is missing that stored tokens need, and start delivering mail.
+    """Exit if a key is missing that stored tokens need. Start delivering mail and sampling metrics.
 
     Exit status 3 ends the arbiter as well. Only the first worker checks the keys: one that replaces another
     must not stop the rest, and if two exit at once, gunicorn ends with a traceback and another status.
@@ -104,3 +104,4 @@ def post_worker_init(worker: Any) -> None:
         require_keys(worker.wsgi, services.token_cipher)
     # Emails that an earlier worker left must not wait for the next request.
     services.mailer.start()
+    worker.sample_metrics = worker.wsgi.extensions["sample_metrics"]

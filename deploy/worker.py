@@ -69,7 +69,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """A gthread worker that responds to bad requests with problem documents (`app/web/problems.py`)."""
 
     _notified = -HEARTBEAT_SECONDS
-    _sample_metrics: Callable[[], None] | None = None  # once the application is loaded
+    sample_metrics: Callable[[], None] | None = None  # deploy/gunicorn.conf.py sets it
 
     def notify(self) -> None:
         """Touch the heartbeat file, and sample metrics, at most once a second."""
@@ -77,8 +77,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         if now - self._notified >= HEARTBEAT_SECONDS:
             self._notified = now
             super().notify()
-            if self._sample_metrics is not None:
-                self._sample_metrics()
+            if self.sample_metrics is not None:
+                self.sample_metrics()
 
     def load_wsgi(self) -> None:
         """Load the application, and create the pool: `THREADS`, and spare threads that wait for Spotify.
@@ -88,7 +88,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         """
         shortcuts.remember_settings(self.cfg)
         super().load_wsgi()
-        self._sample_metrics = self.wsgi.extensions["sample_metrics"]
         from app.spotify.clients.capacity import thread_pool_size
 
         self.tpool = ThreadPoolExecutor(thread_pool_size(self.cfg.threads), thread_name_prefix="request")
