@@ -31,6 +31,7 @@ FLASK = [sys.executable, "-m", "flask"]  # .venv/bin/flask would break when the 
 EMBEDDED_REDIS = """\
 import sys, fakeredis
 address = sys.argv[1], int(sys.argv[2])
+fakeredis.TcpFakeServer.allow_reuse_address = True  # otherwise, it cannot restart for a minute
 fakeredis.TcpFakeServer(address, server_type="redis").serve_forever()
 """
 

@@ -679,13 +679,13 @@ def _assert_batch_refreshed_after_lease(deployment: RecordedDeployment, spotify_
     """Assert that the schedulers refresh the batch after its leases."""
     deployment.outlast_lease()
     deployment.resume_schedulers()
-    eventually(lambda: not deployment.stale_connections(), timeout=30)
+    eventually(lambda: not deployment.stale_connections())
     assert {deployment.row(spotify_user_id).generation for spotify_user_id in spotify_user_ids} == {1}
 
 
 def _assert_batch_stored(deployment: RecordedDeployment, spotify_user_ids: list[int]) -> None:
     """Assert that each grant is refreshed with one call."""
-    eventually(lambda: not deployment.stale_connections(), timeout=30)
+    eventually(lambda: not deployment.stale_connections())
     assert {deployment.row(spotify_user_id).generation for spotify_user_id in spotify_user_ids} == {1}
     assert len(deployment.refresh_calls()) == BATCH
 
