@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this fi
 
 from config import Config, ConfigError, read_environment  # noqa: E402
 from deploy import metrics, preload  # noqa: E402
-from deploy.worker import Logger, Worker  # noqa: E402
+from deploy.worker import Logger, Worker, hold_stop_signals  # noqa: E402
 
 try:
     settings = Config.from_env(read_environment())
@@ -76,6 +76,11 @@ if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_
 
 # After the directory was set: it decides how prometheus_client stores metrics.
 preload.import_libraries()
+
+
+def pre_fork(_server: Any, _worker: Any) -> None:
+    """Lose no signal that stops the worker before it is ready."""
+    hold_stop_signals()
 
 
 def child_exit(_server: Any, worker: Any) -> None:

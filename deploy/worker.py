@@ -11,7 +11,9 @@ release that changes those needs a restart.)
 import json
 import logging
 import math
+import os
 import select
+import signal
 import time
 import traceback
 import uuid
@@ -57,6 +59,23 @@ util.close_graceful = _close_in_pool
 shortcuts.install()
 
 
+# What stops a worker. If it came before the worker handles it, it would be lost, and stopping would take
+# `graceful_timeout`. So the arbiter holds it from before the fork; the worker gets it when it is ready.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+def hold_stop_signals() -> None:
+    """Hold the signals that stop a worker, which this process is about to fork."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def _release_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+os.register_at_fork(after_in_parent=_release_stop_signals)
+
+
 # How long a worker whose threads are all busy waits before it accepts a connection.
 YIELD_SECONDS = 0.004
 # How often a worker shows that it is alive. gunicorn would do so several times for each request.
@@ -79,6 +98,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
             super().notify()
             if self.sample_metrics is not None:
                 self.sample_metrics()
+
+    def init_signals(self) -> None:
+        """Handle signals from now on, first of all those that were held."""
+        super().init_signals()
+        _release_stop_signals()
 
     def load_wsgi(self) -> None:
         """Load the application, and create the pool: `THREADS`, and spare threads that wait for Spotify.
