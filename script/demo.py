@@ -26,17 +26,25 @@ class DemoUnavailable(Exception):
     """The demo app is not served. The message says why, in one line."""
 
 
-def prepare(programs: Programs, settings: Mapping[str, str], config: Config) -> str | None:
-    """Install and build the app. Returns where to serve it, or None if that failed, and prints the reason."""
+def find_url(settings: Mapping[str, str], config: Config) -> str | None:
+    """Return where to serve the app, or None if something is missing, and print what."""
     try:
-        url = choose_url(settings, config)
         require_node()
-        install(programs)
-        build(programs, config)
-    except (DemoUnavailable, ProgramFailed) as reason:
+        return choose_url(settings, config)
+    except DemoUnavailable as reason:
         say(f"==> The demo app is not served: {reason}")
         return None
-    return url
+
+
+def prepare(programs: Programs, config: Config) -> bool:
+    """Install and build the app. Return whether that worked, and otherwise print why not."""
+    try:
+        install(programs)
+        build(programs, config)
+    except ProgramFailed as reason:
+        say(f"==> The demo app is not served: {reason}")
+        return False
+    return True
 
 
 def choose_url(settings: Mapping[str, str], config: Config) -> str:
@@ -76,7 +84,7 @@ def install(programs: Programs) -> None:
     """Install the packages of package-lock.json, unless that was done before."""
     if is_installed(APP):
         return
-    say("==> Installing the demo app's packages (npm).")
+    say("==> Installing the demo app's packages (npm). Without a network, npm gives up after some minutes.")
     # --include=dev, because NODE_ENV=production would omit the build tools.
     command = ["npm", "ci", "--prefix", str(APP), "--include=dev"]
     programs.complete(programs.start("npm", *command, env=os.environ, role="task"), INSTALL_LIMIT_S)

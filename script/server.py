@@ -21,7 +21,7 @@ from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
 from script import demo, ports
 from script.env_file import START_OVER, CannotStartError, read_settings, write_dotenv
-from script.supervisor import ProgramFailed, Programs, Stopped, say
+from script.supervisor import Program, ProgramFailed, Programs, Stopped, say
 
 REDIS_DATA = Path("instance/redis")
 START_LIMIT_S = 60.0
@@ -141,17 +141,33 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
     store = start_redis(programs, config, env)
     if starts_sandbox(config):
         start_sandbox(programs, config, env)
-    app = demo.prepare(programs, read_settings(), config)
-    env = environment(app)
-    # Without the debugger, which would let anyone who can open the page run code here.
-    options = ["--host", "127.0.0.1", "--port", str(config.port), "--reload", "--no-debugger"]
-    programs.start("api", *FLASK, "run", *options, env=env)
+    app = demo.find_url(read_settings(), config)
+    api = start_api(programs, config, app)
     programs.complete(migration)
-    programs.start("scheduler", *FLASK, "scheduler", env=env)
-    programs.wait_until(lambda: is_ready(config.port), "api", START_LIMIT_S)
+    if app and not demo.is_installed(demo.APP):
+        wait_for_api(programs, config)
+        say(f"==> The API is running: http://127.0.0.1:{config.port}/api/docs. The demo app follows.")
+    if app and not demo.prepare(programs, config):
+        app = None
+        programs.end(api)  # it would redirect browsers to the app
+        start_api(programs, config, app)
+    programs.start("scheduler", *FLASK, "scheduler", env=environment(app))
+    wait_for_api(programs, config)
     if app:
         demo.serve(programs, app)
     return store, app
+
+
+def start_api(programs: Programs, config: Config, app: str | None) -> Program:
+    """Start the API, for the demo app if it is served."""
+    # Without the debugger, which would let anyone who can open the page run code here.
+    options = ["--host", "127.0.0.1", "--port", str(config.port), "--reload", "--no-debugger"]
+    return programs.start("api", *FLASK, "run", *options, env=environment(app))
+
+
+def wait_for_api(programs: Programs, config: Config) -> None:
+    """Wait until the API and what it needs are ready."""
+    programs.wait_until(lambda: is_ready(config.port), "api", START_LIMIT_S)
 
 
 def start_redis(programs: Programs, config: Config, env: Mapping[str, str]) -> str:

@@ -108,10 +108,14 @@ class Programs:
         try:
             self.wait_until(lambda: task.status is not None, task.name, limit_s)
         finally:
-            self._programs.remove(task)
-            _end_all([task])
+            self.end(task)
         if task.status != 0:
             raise task.failure()
+
+    def end(self, program: Program) -> None:
+        """End a program while the others go on."""
+        self._programs.remove(program)
+        _end_all([program])
 
     def wait_until(self, condition: Callable[[], bool], name: str, limit_s: float) -> None:
         """Wait until the condition holds.
@@ -136,8 +140,7 @@ class Programs:
                 continue
             if program.role != "optional":
                 raise program.failure()
-            self._programs.remove(program)
-            _end_all([program])
+            self.end(program)
             say(f"{program.failure()}\nEverything else keeps running.")
 
     def _stop(self, *_: object) -> None:
