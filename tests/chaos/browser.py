@@ -12,6 +12,7 @@ from tests.chaos.history import ReturnedToken, short_id
 from tests.helpers.flows import PASSWORD
 from tests.helpers.processes import ApiServer
 from tests.helpers.sandbox_client import SandboxClient, callback_query
+from tests.helpers.servers import LONG
 
 
 class Browser:
@@ -32,7 +33,7 @@ class Browser:
         self._http.headers.update({"X-Requested-With": "chaos", "Accept": "application/json"})
 
     def call(self, method: str, path: str, server: ApiServer, **request: Any) -> requests.Response:
-        return self._http.request(method, f"{server.url}{path}", timeout=40, **request)
+        return self._http.request(method, f"{server.url}{path}", timeout=LONG, **request)
 
     def register(self, server: ApiServer) -> "Browser":
         account = {"username": self.username, "email": f"{self.username}@example.com", "password": PASSWORD}

@@ -32,6 +32,7 @@ from tests.conftest import SETTINGS
 from tests.helpers.deployment import Deployment
 from tests.helpers.processes import ApiServer, MariaDb, RedisServer
 from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import LONG
 
 LEASE_SECONDS = 31  # a little more than a lease
 LEAD_SECONDS = 700  # a token that the schedulers refresh is valid for at least this long
@@ -87,7 +88,7 @@ class RecordedDeployment(Deployment):
         while stale := self._wait_until_fresh(1.2):
             waits = [wait for _, wait in stale]
             if passed >= seconds and (not any(waits) or pauses == MAX_BACKOFFS):
-                stale = self._wait_until_fresh(10)  # a busy machine may only be slow
+                stale = self._wait_until_fresh(LONG)  # a busy machine may only be slow
                 break
             # A confirmation that is due in hours is not late before that.
             step, pauses = (5.0, pauses) if passed < seconds else (max(waits), pauses + 1)

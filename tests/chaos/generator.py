@@ -21,6 +21,7 @@ from tests.chaos.browser import Browser
 from tests.chaos.checker import Report, check
 from tests.chaos.deployment import RecordedDeployment
 from tests.helpers.processes import ApiServer
+from tests.helpers.servers import LONG
 
 PEOPLE = 12
 MAX_REQUESTS = 24  # at the same time; the servers need some spare threads to make progress
@@ -118,7 +119,7 @@ class RandomRun:
         for fault in list(self._running):
             self._end(fault)
         self.deployment.restore()
-        wait(self._requests, timeout=60)
+        wait(self._requests, timeout=LONG)
         self._collect()
         self.deployment.settle()
         report = check(self.deployment.history())

@@ -13,7 +13,7 @@ from tests.chaos import scenarios
 from tests.chaos.deployment import RecordedDeployment
 from tests.helpers.mutants import copy_with_change
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 PRODUCT = ("app", "migrations", "deploy", "config.py", "wsgi.py")
 
@@ -74,7 +74,7 @@ MUTATIONS = [
         "if self._acquire_script([key], [token, self._lease_ms]):",
         "if True:",
         ("twenty_callers", "many_schedulers", "paused_beyond_lease", "new_consent_during_refresh"),
-        schedulers=3,
+        schedulers=2,
     ),
     Mutation(
         "lock-never-granted",
@@ -90,7 +90,7 @@ MUTATIONS = [
         "        .with_for_update(skip_locked=True)\n",
         "",
         ("many_schedulers", "batch_killed_before_calls"),
-        schedulers=3,
+        schedulers=2,
     ),
     Mutation(
         "group-commit-gives-up",
@@ -132,7 +132,7 @@ MUTATIONS = [
         "app/models/access_token.py",
         "LEASE = timedelta(seconds=30)",
         "LEASE = timedelta(seconds=0)",
-        ("redis_flushed",) * 4,  # the second caller does not always come in time
+        ("redis_flushed",) * 20,  # the second caller does not always come in time
         frozenset({"scenario"}),
     ),
     Mutation(
@@ -165,9 +165,11 @@ def test_checker_detects_mutation(deployment: RecordedDeployment, tmp_path: Path
         )
         found += report.violations
         failures += [f"{name}: {scenarios.where(failure)}"] if failure is not None else []
+        rules = {sentence.partition(":")[0] for sentence in found} | ({"scenario"} if failures else set())
+        if rules & mutation.breaks:
+            return
 
-    rules = {sentence.partition(":")[0] for sentence in found} | ({"scenario"} if failures else set())
     if mutation.breaks:
-        assert rules & mutation.breaks, f"not detected; violations: {found}, failures: {failures}"
+        pytest.fail(f"not detected; violations: {found}, failures: {failures}")
     else:
         assert not found + failures, "\n".join(found + failures)

@@ -4,9 +4,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.helpers.servers import Unavailable
+from tests.helpers.servers import LONG, Unavailable
+
+# For whatever a page should do soon.
+TIMEOUT_MS = LONG * 1000
+expect.set_options(timeout=TIMEOUT_MS)  # otherwise, 5 s
 
 FLAGS = [
     "--no-sandbox",

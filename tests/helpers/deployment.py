@@ -40,12 +40,12 @@ class Deployment:
         self._settings = {**DEPLOYMENT_SETTINGS, **settings}
         self._pool = ThreadPoolExecutor(48, thread_name_prefix="client")
         # `@test` marks statements of the tests. They must not wait long for a lock.
-        session = {"init_command": "SET @test = 1, innodb_lock_wait_timeout = 3", "read_timeout": 10}
+        session = {"init_command": "SET @test = 1, innodb_lock_wait_timeout = 3", "read_timeout": 20}
         self.engine = sa.create_engine(
             database.url,
             poolclass=sa.NullPool,
             isolation_level="READ COMMITTED",
-            connect_args={**session, "connect_timeout": 2},
+            connect_args={**session, "connect_timeout": 20},
         )
         migrate({**self._settings, "DATABASE_URL": database.url, "REDIS_URL": f"unix://{redis.socket}"})
         self.metadata = sa.MetaData()

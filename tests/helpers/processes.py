@@ -29,10 +29,10 @@ from tests.helpers.servers import (
     redis_command,
 )
 
-# The scheduler with a pass every half second, because a scenario cannot wait for half a minute.
+# The scheduler with several passes a second, because a scenario cannot wait for half a minute.
 _SCHEDULER = (
     "import flask.cli; from app.spotify.tokens import scheduler; "
-    "scheduler.TICK_SECONDS = 0.5; flask.cli.main()"
+    "scheduler.TICK_SECONDS = 0.2; flask.cli.main()"
 )
 
 
