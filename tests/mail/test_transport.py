@@ -45,7 +45,7 @@ def test_process_ends_although_the_mail_server_hangs(env: dict[str, str], app: F
             env={**process_environment(env), "MAIL_URL": f"smtp://127.0.0.1:{port}"},
             capture_output=True,
             text=True,
-            timeout=60,  # 20 emails at 10 s each would take 200 s
+            timeout=150,  # 20 emails at 10 s each would take 200 s
             check=False,
         )
 

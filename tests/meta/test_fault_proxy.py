@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from tests.conftest import start
 from tests.helpers.fault_proxy import FaultProxy
-from tests.helpers.servers import eventually, running_mariadb, running_redis
+from tests.helpers.servers import LONG, eventually, running_mariadb, running_redis
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -56,7 +56,7 @@ def client(proxy: FaultProxy) -> Iterator[socket.socket]:
 
 
 def connected(proxy: FaultProxy) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=LONG)
 
 
 def exchange(client: socket.socket, text: bytes) -> bytes:
@@ -80,7 +80,7 @@ def receives_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
     except TimeoutError:
         return True
     finally:
-        client.settimeout(5)
+        client.settimeout(LONG)
     return False
 
 
@@ -262,7 +262,7 @@ def store() -> Iterator[FaultProxy]:
         yield stack.enter_context(FaultProxy(path))
 
 
-def redis_at(proxy: FaultProxy, timeout: float = 20) -> redis.Redis:
+def redis_at(proxy: FaultProxy, timeout: float = LONG) -> redis.Redis:
     return redis.Redis(port=proxy.port, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
 
 
@@ -302,7 +302,7 @@ def database() -> Iterator[tuple[FaultProxy, sa.Engine]]:
             connection.execute(sa.text("INSERT INTO counts VALUES ('a', 0)"))
         direct.dispose()
         engine = sa.create_engine(
-            f"mysql+mysqldb://root@127.0.0.1:{proxy.port}/backline", connect_args={"read_timeout": 5}
+            f"mysql+mysqldb://root@127.0.0.1:{proxy.port}/backline", connect_args={"read_timeout": int(LONG)}
         )
         with closing(engine.raw_connection()):
             yield proxy, engine

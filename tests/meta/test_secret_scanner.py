@@ -30,7 +30,7 @@ from tests.helpers import set_cookie
 from tests.helpers.flows import PASSWORD, connect, register, start_authorization
 from tests.helpers.sandbox_client import CLIENT_ID, CLIENT_SECRET, SandboxClient, callback_query
 from tests.helpers.secret_scanner import Leak, SecretScanner
-from tests.helpers.servers import ROOT, Server, process_environment
+from tests.helpers.servers import LONG, ROOT, Server, process_environment
 
 CODE = "AQ" + "c0de_" * 40
 ACCESS_TOKEN = "BQ" + "t0ken-" * 40
@@ -334,7 +334,7 @@ def test_scanner_searches_the_responses_and_the_log_of_a_real_server(
     with server(workers=1) as api, requests.Session() as http:
         http.trust_env = False
         http.headers["X-Requested-With"] = "test"
-        http.get(f"{api.url}/api/spotify/authorize", timeout=10)
+        http.get(f"{api.url}/api/spotify/authorize", timeout=LONG)
         sid = http.cookies["backline_session"]
     scanner.record(f"what the server issued is known: {sid}", "here")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.helpers import secret_scanner
-from tests.helpers.servers import eventually
+from tests.helpers.servers import LONG, eventually
 
 Environ = dict[str, str]
 Run = Callable[..., "Running"]
@@ -46,7 +46,7 @@ class Running:
         def printed_or_ended() -> bool:
             return text in self.output or self.process.poll() is not None
 
-        eventually(printed_or_ended, timeout=60)
+        eventually(printed_or_ended)
         assert self.process.poll() is None, self.output
         return self
 
@@ -56,8 +56,8 @@ class Running:
         return self.wait()
 
     def wait(self) -> int:
-        status = self.process.wait(30)
-        self._reader.join(10)
+        status = self.process.wait(LONG)
+        self._reader.join(LONG)
         assert not self._reader.is_alive(), "a descendant holds its output open"
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -23,7 +23,6 @@ def test_bench_compares_a_route_with_bare_flask(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
 

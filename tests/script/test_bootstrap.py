@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from script import bootstrap
 from tests.helpers.children import start_child
+from tests.helpers.servers import LONG
 
 Machine = Callable[..., str]
 
@@ -44,13 +44,12 @@ def no_pipenv(clone: Path) -> None:
     (clone / ".pipenv/venv/.stamp").write_text(bootstrap.pipenv_requirements())
 
 
-def test_up_to_date_checkout_takes_no_time_and_prints_nothing(
+def test_up_to_date_checkout_installs_and_prints_nothing(
     checkout: Path, bare_environment: dict[str, str]
 ) -> None:
-    began = time.monotonic()
-    done = run(checkout, "--dev", **bare_environment)
+    done = run(checkout, "--dev", **bare_environment, **UNREACHABLE_INDEX)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 1
+    assert not (checkout / ".pipenv").exists()
 
 
 def test_old_python_is_named_with_what_to_install(clone: Path, machine: Machine) -> None:
@@ -131,7 +130,7 @@ def test_second_bootstrap_waits_and_uses_what_the_first_installed(
         assert "waiting for it" in second.stdout.readline()
         (clone / ".venv").symlink_to(bootstrap.VENV)
         fcntl.flock(lock, fcntl.LOCK_UN)
-        assert second.communicate(timeout=30)[0] == ""
+        assert second.communicate(timeout=LONG)[0] == ""
     assert second.returncode == 0
     assert (clone / ".venv").is_symlink(), "it must not remove the environment that the first one uses"
 
@@ -234,7 +233,7 @@ def test_ctrl_c_during_imports_prints_nothing(
     checkout: Path, bare_environment: dict[str, str], module: str
 ) -> None:
     """An import that never ends simulates a slow disk."""
-    stall = "import sys, time; print('importing', flush=True); time.sleep(30)"
+    stall = "import sys, time; print('importing', flush=True); time.sleep(300)"
     folder = checkout / "slow"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(stall)
@@ -248,5 +247,5 @@ def test_ctrl_c_during_imports_prints_nothing(
     assert process.stdout is not None
     assert process.stdout.readline() == b"importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=10) == (b"", b"")
+    assert process.communicate(timeout=LONG) == (b"", b"")
     assert process.returncode == -signal.SIGINT

@@ -14,7 +14,7 @@ import requests
 from sqlalchemy import make_url
 
 from script import env_file, ports, server
-from tests.helpers.servers import eventually
+from tests.helpers.servers import LONG, eventually, free_port
 from tests.script.running import Environ, Run
 
 
@@ -29,7 +29,7 @@ def register(port: str) -> requests.Session:
     http.trust_env = False
     http.headers["X-Requested-With"] = "test"
     body = {"username": "ada", "email": "ada@example.com", "password": "a long sentence is best"}
-    assert http.post(f"http://127.0.0.1:{port}/api/register", json=body, timeout=30).status_code == 201
+    assert http.post(f"http://127.0.0.1:{port}/api/register", json=body, timeout=LONG).status_code == 201
     return http
 
 
@@ -40,10 +40,10 @@ def test_one_command_runs_a_fresh_clone_until_ctrl_c_and_again(
     running = run(environ).until_ready()
     api = f"http://127.0.0.1:{environ['PORT']}"
     with register(environ["PORT"]) as http:
-        assert http.get(f"{api}/api/session", timeout=30).json()["authenticated"]
-        assert http.get(f"{environ['SPOTIFY_ACCOUNTS_URL']}/", timeout=30).status_code == 200
-        authorize = http.get(f"{api}/api/spotify/authorize", timeout=30).json()["authorize_url"]
-        assert http.get(authorize, timeout=30).status_code == 200, "the sandbox must know this redirect URI"
+        assert http.get(f"{api}/api/session", timeout=LONG).json()["authenticated"]
+        assert http.get(f"{environ['SPOTIFY_ACCOUNTS_URL']}/", timeout=LONG).status_code == 200
+        authorize = http.get(f"{api}/api/spotify/authorize", timeout=LONG).json()["authorize_url"]
+        assert http.get(authorize, timeout=LONG).status_code == 200, "the sandbox must know this redirect URI"
         assert f"{api}/api/docs" in running.output
         assert f"curl -i {api}/api/session" in running.output
         assert (checkout / ".env").stat().st_mode & 0o777 == 0o600
@@ -56,7 +56,7 @@ def test_one_command_runs_a_fresh_clone_until_ctrl_c_and_again(
         assert "Traceback" not in running.output
 
         again = run(environ).until_ready()
-        session = http.get(f"{api}/api/session", timeout=30).json()
+        session = http.get(f"{api}/api/session", timeout=LONG).json()
         assert session["user"]["username"] == "ada"
         assert (checkout / ".env").read_bytes() == secrets
         assert again.end(signal.SIGHUP) == 0
@@ -240,8 +240,8 @@ def test_database_is_shown_without_secrets(url: str, shown: str) -> None:
 
 
 def test_free_port_is_distinguished_from_a_taken_one() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mine:
-        port = mine.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         assert not ports.is_free("127.0.0.1", port)
         assert ports.accepts("127.0.0.1", port)
         assert ports.by_holder(port).endswith(f"pid {os.getpid()}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.children import start_child
-from tests.helpers.servers import eventually
+from tests.helpers.servers import LONG, eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,7 +67,7 @@ class Supervisor:
         for number in signals:
             self.process.send_signal(number)
         self.output += self._stdout.read()
-        self.process.wait(20)
+        self.process.wait(LONG)
         return self.output
 
     def pid(self) -> int:
@@ -99,7 +99,7 @@ def is_running(pid: int) -> bool:
 def test_end_of_one_program_ends_all_and_shows_its_last_lines() -> None:
     with supervisor(f"""
         first = start("first", {SLEEPS!r})
-        programs.wait_until(lambda: first.last_lines, "", 20)
+        programs.wait_until(lambda: first.last_lines, "", 60)
         start("second", "print('line one'); print('line two'); raise SystemExit(3)")
     """) as running:
         output = running.end()
@@ -202,7 +202,7 @@ def test_programs_end_even_if_the_terminal_is_gone() -> None:
         assert running.process.stdout is not None
         running.process.stdout.close()
         running.process.send_signal(signal.SIGHUP)
-        running.process.wait(20)
+        running.process.wait(LONG)
         assert not is_running(pid)
 
 

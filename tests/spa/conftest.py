@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from tests.conftest import FAILED, cannot_run
+from tests.helpers.browser import TIMEOUT_MS
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, Unavailable, running_server
 from tests.spa.pages import ROOT, Pages, build, serving
 
 RESULTS = ROOT / "test-results"
-TIMEOUT_MS = 10_000
 
 NewPerson = Callable[[], Page]
 StartApi = Callable[..., Server]

@@ -7,7 +7,7 @@ import requests
 from playwright.sync_api import Page, expect
 
 from tests.helpers.flows import PASSWORD
-from tests.helpers.servers import Server
+from tests.helpers.servers import LONG, Server
 from tests.spa.conftest import NewPerson
 from tests.spa.flows import go_to, sign_in, sign_up
 from tests.spa.pages import Pages
@@ -20,13 +20,13 @@ GRANT_TYPE = "urn:ietf:params:oauth:grant-type:device_code"
 def status_with(api: Server, token: str) -> int:
     """Return the status of a request with this token."""
     headers = {"Authorization": f"Bearer {token}"}
-    return requests.get(f"{api.url}/api/session", headers=headers, timeout=10).status_code
+    return requests.get(f"{api.url}/api/session", headers=headers, timeout=LONG).status_code
 
 
 def start_device(api: Server, name: str = "tv", scope: str = "spotify:read") -> dict[str, str]:
     """Start a device authorization, and return the response."""
     form = {"client_name": name, "scope": scope}
-    response = requests.post(f"{api.url}/api/oauth/device_authorization", data=form, timeout=10)
+    response = requests.post(f"{api.url}/api/oauth/device_authorization", data=form, timeout=LONG)
     assert response.status_code == 200, response.text
     device: dict[str, str] = response.json()
     return device
@@ -34,7 +34,7 @@ def start_device(api: Server, name: str = "tv", scope: str = "spotify:read") -> 
 
 def poll(api: Server, device: dict[str, str]) -> dict[str, str]:
     form = {"grant_type": GRANT_TYPE, "device_code": device["device_code"]}
-    polled: dict[str, str] = requests.post(f"{api.url}/api/oauth/token", data=form, timeout=10).json()
+    polled: dict[str, str] = requests.post(f"{api.url}/api/oauth/token", data=form, timeout=LONG).json()
     return polled
 
 

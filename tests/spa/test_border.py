@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import cannot_run, start
-from tests.helpers.browser import FLAGS, chromium_path
+from tests.helpers.browser import FLAGS, TIMEOUT_MS, chromium_path
 from tests.helpers.servers import Nginx, Server, Unavailable, _find, make_certificate, running_nginx
 from tests.spa.conftest import NewPerson
 from tests.spa.flows import connect, expect_connected, go_to, sign_out, sign_up
@@ -73,6 +73,7 @@ def test_cookie_has_the_host_prefix_over_https(
         browser = chromium.browser_type.launch(executable_path=chromium_path(), args=[*FLAGS, names])
         stack.callback(browser.close)
         page = browser.new_context(ignore_https_errors=True).new_page()
+        page.set_default_timeout(TIMEOUT_MS)
 
         sign_up(page, spa)
         (name, cookie) = next(iter(cookies_of(page).items()))

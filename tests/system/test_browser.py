@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.helpers.browser import TIMEOUT_MS
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, running_server
 
@@ -58,7 +59,7 @@ def page(chromium: Browser) -> Iterator[Page]:
     """A tab of a browser without cookies or history."""
     context = chromium.new_context()
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(TIMEOUT_MS)
     yield page
     context.close()
 

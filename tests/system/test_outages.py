@@ -26,7 +26,7 @@ from tests.helpers.factories import count_valid, create_connections
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import refresh_count
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import ROOT, Unavailable, eventually, process_environment
+from tests.helpers.servers import LONG, ROOT, Unavailable, eventually, process_environment
 from tests.spotify.tokens.test_scheduler import scheduler
 
 # Statements of the transactions whose COMMIT gets no reply.
@@ -201,13 +201,13 @@ def test_scheduler_does_not_call_spotify_while_mysql_is_unavailable(
     mysql_proxy.refuse()
     log = tmp_path / "log"
     with scheduler(env, log):
-        eventually(lambda: log.read_text().count("refresh_pass_failed") >= 3, timeout=40)
+        eventually(lambda: log.read_text().count("refresh_pass_failed") >= 3)
         assert calls(sandbox) == 0
 
         mysql_proxy.restore()
         create_connections(app, sandbox, 5)
 
-        eventually(lambda: count_valid(app) == 5, timeout=40)
+        eventually(lambda: count_valid(app) == 5)
     assert calls(sandbox) == 5
     assert "Traceback" not in log.read_text()
 
@@ -224,14 +224,14 @@ def test_scheduler_that_cannot_store_a_response_still_stops(
 ) -> None:
     sandbox.fault(on="refresh", kind="park")
     log = tmp_path / "log"
-    with scheduler(env, log) as process:
-        sandbox.wait_for_held(1, timeout=30)
+    with scheduler(env, log, STOP_SECONDS=1) as process:
+        sandbox.wait_for_held(1)
         mysql_proxy.refuse()
         sandbox.release()
         eventually(lambda: "database_unavailable" in log.read_text())
         os.kill(process.pid, signal.SIGTERM)
 
-        assert process.wait(timeout=30) == 0
+        assert process.wait(LONG) == 0
     mysql_proxy.restore()
     # Nothing is lost: after the lease, the next attempt uses the refresh token, which is still valid.
     with app.app_context(), writing() as db:
@@ -256,7 +256,6 @@ def run_with_clock_offset() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**process_environment(env), "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
             capture_output=True,
             text=True,
-            timeout=60,
             check=False,
         )
         secret_scanner.record(done.stdout + done.stderr, "the output of flask with a wrong clock")
@@ -283,7 +282,7 @@ def test_scheduler_continues_after_its_clock_was_set(
     }
     quick = {"TICK_SECONDS": 0.3, "CLOCK_CHECK_SECONDS": 0.3}
     with scheduler({**env, **faked}, log, **quick):
-        eventually(lambda: "scheduler_started" in log.read_text(), timeout=30)
+        eventually(lambda: "scheduler_started" in log.read_text())
         for number, change in enumerate(("-1h", "+1h"), 1):
             offset.write_text(change)
             eventually(lambda: log.read_text().count("clock_changed") == number)  # noqa: B023

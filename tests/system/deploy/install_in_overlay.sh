@@ -62,8 +62,8 @@ start backline-migrate.service 2>&1 | tail -1
 echo "--- web"
 start backline-web.service >/tmp/web.log 2>&1 &
 start backline-scheduler.service >/tmp/scheduler.log 2>&1 &
-call() { curl -sS -m 10 --cacert /etc/backline/certificate.pem --resolve api.example.com:443:127.0.0.1 "$@"; }
-for _ in $(seq 100); do
+call() { curl -sS -m 60 --cacert /etc/backline/certificate.pem --resolve api.example.com:443:127.0.0.1 "$@"; }
+for _ in $(seq 300); do
     [ "$(call -o /dev/null -w '%{http_code}' https://api.example.com/api/session)" = 200 ] && break
     sleep 0.2
 done

@@ -51,7 +51,6 @@ def test_image_has_everything_that_the_app_needs(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
         )
 
     for command in ("db upgrade", "routes", "scheduler --help", "doctor --help"):

@@ -99,7 +99,7 @@ def test_only_writes_are_409_when_gunicorn_takes_too_long(
     for method, target in WRITES:
         assert outcome_is_unknown(nginx.raw(request(method, target, *headers)))
     assert is_unavailable(nginx.get("/v1/me/player", *headers), 504)
-    assert len(sandbox.calls(path="/v1/me/player/next")) == 1
+    assert len(sandbox.wait_for_calls(1, path="/v1/me/player/next")) == 1
 
 
 def test_write_that_was_not_sent_can_be_repeated(another_nginx: StartNginx) -> None:

@@ -15,6 +15,7 @@ from gunicorn.workers.gthread import TConn  # type: ignore[import-untyped]
 
 from deploy import worker as worker_module
 from deploy.worker import Worker
+from tests.helpers.servers import LONG
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -24,7 +25,7 @@ class Connection:
 
     def __init__(self, worker: Worker, connections: ExitStack) -> None:
         ours, self.client = map(connections.enter_context, socket.socketpair())
-        self.client.settimeout(10)
+        self.client.settimeout(LONG)
         self._worker = worker
         self._connection = TConn(worker.cfg, ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
         self.handle()
@@ -36,7 +37,7 @@ class Connection:
     def become_busy(self) -> None:
         """Exchange a first request, and let the pool handle a second one that follows at once."""
         self.exchange()
-        assert self.job.result(10) is True
+        assert self.job.result(LONG) is True
         self.handle()
 
     def exchange(self) -> None:
@@ -77,7 +78,7 @@ def connect(worker: Worker) -> Iterator[Connect]:
 @pytest.fixture
 def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread waits for the next request as long as it takes."""
-    monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 60_000)
+    monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", int(LONG * 1000))
 
 
 @pytest.mark.usefixtures("no_limit")
@@ -89,20 +90,24 @@ def test_thread_handles_the_next_request_without_the_main_thread(worker: Worker,
     assert not connection.job.done()
     connection.client.close()
 
-    assert connection.job.result(10) is False  # for the main thread: close it
+    assert connection.job.result(LONG) is False  # for the main thread: close it
     assert worker.nr == 4
 
 
+@pytest.mark.usefixtures("no_limit")
 def test_busy_connection_returns_to_the_main_thread_when_it_is_idle(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 300)
+    def limit_next(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 50)
+        return application(environ, start_response)
+
     connection = connect()
     connection.become_busy()
+    worker.wsgi = limit_next
     connection.exchange()
 
-    assert not connection.job.done()
-    assert connection.job.result(10) is True
+    assert connection.job.result(LONG) is True
 
 
 @pytest.mark.usefixtures("no_limit")
@@ -111,29 +116,29 @@ def test_connection_whose_requests_do_not_follow_at_once_returns_to_the_main_thr
 ) -> None:
     connection = connect()
     connection.exchange()
-    assert connection.job.result(10) is True
+    assert connection.job.result(LONG) is True
 
     monkeypatch.setattr(worker_module, "NEXT_REQUEST_MS", 0)
     connection.handle()
     connection.exchange()
-    assert connection.job.result(10) is True
+    assert connection.job.result(LONG) is True
 
 
 @pytest.mark.usefixtures("no_limit")
 def test_thread_does_not_wait_while_another_connection_needs_it(worker: Worker, connect: Connect) -> None:
     first = connect()
     first.exchange()
-    assert first.job.result(10) is True
+    assert first.job.result(LONG) is True
     free = threading.Event()
-    worker.tpool.submit(free.wait, 10)
+    worker.tpool.submit(free.wait, LONG)
     first.handle()
     second = connect()
     free.set()
     first.exchange()
 
-    assert first.job.result(10) is True
+    assert first.job.result(LONG) is True
     second.exchange()
-    assert second.job.result(10) is True
+    assert second.job.result(LONG) is True
 
 
 @pytest.mark.usefixtures("no_limit")
@@ -144,7 +149,7 @@ def test_request_that_has_been_read_ahead_returns_to_the_main_thread(
     connection.become_busy()
     connection.client.sendall(REQUEST + REQUEST)
 
-    assert connection.job.result(10) is True
+    assert connection.job.result(LONG) is True
     assert worker.nr == 2
 
 
@@ -161,4 +166,4 @@ def test_connection_returns_to_the_main_thread_of_a_worker_that_stops(
     worker.wsgi = stop
     connection.exchange()
 
-    assert connection.job.result(10) is True
+    assert connection.job.result(LONG) is True
