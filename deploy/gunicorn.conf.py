@@ -46,7 +46,7 @@ keepalive = 75
 
 # Workers touch a file as their heartbeat. On a busy disk, a healthy worker would seem stuck. gunicorn chooses
 # a safe name for the file, so it does not matter that everyone can write to this directory.
-memory = Path("/dev/shm")  # noqa: S108
+memory = Path("/dev/shm")  # noqa: S108 # nosec B108
 worker_tmp_dir = str(memory) if memory.is_dir() else None
 
 # X-Forwarded-Proto is accepted from these addresses only.

@@ -3,6 +3,7 @@
 Nothing is installed yet, so only the standard library can be imported here.
 
     .pipenv/venv    pipenv, separate from the app's packages
+    .pipenv/audit   the programs of script/audit
     .pipenv/log     the output of pipenv and pip
     .pipenv/lock    held while a bootstrap is running
     .venv/.stamp    what .venv was made from; missing if its installation did not finish
@@ -31,6 +32,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".stamp"
 PIPENV_HOME = ROOT / ".pipenv"
 PIPENV_VENV = PIPENV_HOME / "venv"
+AUDIT_VENV = PIPENV_HOME / "audit"
 LOG = PIPENV_HOME / "log"
 
 # The categories in Pipfile that .venv can have, and their names in Pipfile.lock.
@@ -165,25 +167,31 @@ def install(categories: set[str]) -> None:
 
 def install_pipenv() -> None:
     """Install the locked version of pipenv, with all hashes checked."""
-    python, stamp = PIPENV_VENV / "bin/python", PIPENV_VENV / ".stamp"
+    install_apart("pipenv", PIPENV_VENV)
+
+
+def install_apart(section: str, venv: Path) -> None:
+    """Install a section of Pipfile.lock into an environment of its own, with all hashes checked."""
+    python, stamp = venv / "bin/python", venv / ".stamp"
     # The symlink dangles if the Python that it was made from is gone.
-    if python.exists() and stamp.is_file() and stamp.read_text() == pipenv_requirements():
+    if python.exists() and stamp.is_file() and stamp.read_text() == locked_requirements(section):
         return
-    say("Installing pipenv into .pipenv.")
-    run([base_python(), "-m", "venv", "--clear", str(PIPENV_VENV)])
+    say(f"Installing {section} into {venv.relative_to(ROOT)}.")
+    run([base_python(), "-m", "venv", "--clear", str(venv)])
     requirements = PIPENV_HOME / "requirements.txt"
-    requirements.write_text(pipenv_requirements())
+    requirements.write_text(locked_requirements(section))
     # Wheels only: a source package would download its build tools, without hashes.
     options = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(requirements)]
     run([str(python), "-m", "pip", "install", *options])
     requirements.rename(stamp)
 
 
-def pipenv_requirements() -> str:
-    """Return pipenv and its dependencies, as locked, in the format of a requirements file."""
+def locked_requirements(*sections: str) -> str:
+    """Return the packages of sections of Pipfile.lock in the format of a requirements file."""
+    packages = {name: package for section in sections for name, package in locked_packages(section).items()}
     return "".join(
         f"{name}{package['version']} {' '.join(f'--hash={digest}' for digest in package['hashes'])}\n"
-        for name, package in locked_packages("pipenv").items()
+        for name, package in packages.items()
     )
 
 

@@ -13,7 +13,7 @@ from app.infra.mysql_pool import error_code
 from config import ROOT
 
 _SCRIPT = (Path(__file__).parent / "probe.lua").read_text()
-_SCRIPT_HASH = hashlib.sha1(_SCRIPT.encode()).hexdigest()  # noqa: S324 - Redis' name for it
+_SCRIPT_HASH = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # Redis' name for it
 # In a Redis Cluster, these keys are on different servers, like a session and the index of sessions.
 _KEYS = ("session:probe", "session:probe-moved", "shared:probe", "sessions-of:probe")
 

@@ -25,7 +25,7 @@ def init_app(app: Flask, public_keys: Sequence[dict[str, Any]]) -> None:
     def jwks() -> Response:
         """Return the keys, which any page and any cache may read."""
         response = json_response(body)
-        response.headers["Cache-Control"] = f"public, max-age={MAX_AGE_SECONDS}"
+        response.headers["Cache-Control"] = f"max-age={MAX_AGE_SECONDS}"
         response.headers["Access-Control-Allow-Origin"] = "*"
         return response
 

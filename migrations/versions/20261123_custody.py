@@ -57,7 +57,7 @@ def upgrade() -> None:
         else "expires_at - INTERVAL 15 MINUTE"
     )
     op.execute(
-        f"UPDATE access_tokens SET due_at = COALESCE(not_before, {quarter_of_an_hour_before}) "  # noqa: S608
+        f"UPDATE access_tokens SET due_at = COALESCE(not_before, {quarter_of_an_hour_before}) "  # noqa: S608 # nosec B608
         "WHERE state <> 'reauthorization_required'"
     )
     op.execute("UPDATE access_tokens SET ended_at = updated_at WHERE state = 'reauthorization_required'")

@@ -130,7 +130,7 @@ def test_any_page_and_any_cache_may_read_the_keys(client: FlaskClient, user: dic
         response = client.get(JWKS, headers={"Origin": origin, "Sec-Fetch-Site": "cross-site"})
 
         assert response.status_code == 200
-        assert response.headers["Cache-Control"] == "public, max-age=300"
+        assert response.headers["Cache-Control"] == "max-age=300"
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert not {"Access-Control-Allow-Credentials", "Set-Cookie", "Vary"} & set(response.headers.keys())
 

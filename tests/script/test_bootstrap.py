@@ -41,7 +41,7 @@ def no_pipenv(clone: Path) -> None:
     """A pipenv that is installed, and fails."""
     (clone / ".pipenv/venv/bin").mkdir(parents=True)
     (clone / ".pipenv/venv/bin/python").symlink_to("/bin/false")
-    (clone / ".pipenv/venv/.stamp").write_text(bootstrap.pipenv_requirements())
+    (clone / ".pipenv/venv/.stamp").write_text(bootstrap.locked_requirements("pipenv"))
 
 
 def test_up_to_date_checkout_installs_and_prints_nothing(
