@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -17,6 +18,8 @@ from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import immutabledict
 
+from app.infra.redis_client import redis_client
+from app.settings.redis_urls import parse_sentinel_url
 from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
 from script import demo, ports
@@ -200,9 +203,12 @@ def start_redis(programs: Programs, config: Config, env: Mapping[str, str]) -> s
 
 def is_redis_up(url: str) -> bool:
     """Return whether Redis responds. Raise CannotStartError if it rejects the credentials."""
-    with redis.Redis.from_url(
-        url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
-    ) as client:
+    options: dict[str, Any] = {
+        "socket_connect_timeout": 1,
+        "socket_timeout": 1,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    with redis_client(url) if parse_sentinel_url(url) else redis.Redis.from_url(url, **options) as client:
         try:
             return bool(client.ping())
         except (redis.AuthenticationError, redis.ResponseError) as error:

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from app.doctor.result import CheckResult, ok, warning
+from app.settings.redis_urls import is_unencrypted_redis
 from app.settings.urls import host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 from config import Config
 
@@ -94,12 +95,12 @@ def _check_origins(config: Config) -> Iterator[CheckResult]:
 
 
 def _unencrypted(config: Config) -> Iterator[str]:
-    database, redis = make_url(config.database_url), urlsplit(config.redis_url)
+    database = make_url(config.database_url)
     is_network = database.get_backend_name() == "mysql" and "unix_socket" not in database.query
     has_tls = any(name.startswith("ssl") for name in database.query)
     if is_network and not has_tls and not is_loopback(database.host):
         yield "the database"
-    if redis.scheme == "redis" and not is_loopback(redis.hostname or "localhost"):
+    if is_unencrypted_redis(config.redis_url):
         yield "Redis"
 
 

@@ -13,12 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.engine import make_url
 
+from app.settings.redis_urls import is_exposed_redis
 from app.settings.types import NEW_BYTES_KEY, NEW_TEXT_KEY
 from app.settings.urls import (
     host_name,
     is_app_origin,
     is_browsers_machine,
-    is_exposed_redis,
     is_loopback,
     may_be_same_site,
     origin_of,

@@ -12,11 +12,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
-from redis import ConnectionPool, RedisError
-from redis.connection import parse_url as parse_redis_url
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.settings.redis_urls import is_redis_url
 from app.settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
 
 NEW_TEXT_KEY = 'Make one: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
@@ -130,15 +129,6 @@ def _is_database_url(text: str) -> bool:
     return has_name and url.drivername in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite")
 
 
-def _is_redis_url(text: str) -> bool:
-    try:
-        parsed = parse_redis_url(text)  # type: ignore[no-untyped-call]
-        ConnectionPool.from_url(text).make_connection()  # checks the parameters; does not connect
-    except (ValueError, TypeError, RedisError):
-        return False
-    return is_host(parsed.get("host")) or bool(parsed.get("path"))
-
-
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult | None:
     """Split a URL. Returns None unless it has one of the schemes, a host, and a valid port."""
     try:
@@ -228,9 +218,9 @@ DatabaseUrl = Annotated[
 RedisUrl = Annotated[
     str,
     _check(
-        _is_redis_url,
-        "must look like redis://host:6379/0, rediss://... or unix:///path, with no parameters that "
-        "redis-py does not know.",
+        is_redis_url,
+        "must look like redis://host:6379/0, rediss://..., unix:///path, or "
+        "redis+sentinel://host:26379,host:26379/service/0, with no parameters that redis-py does not know.",
     ),
 ]
 HttpUrl = Annotated[

@@ -4,8 +4,6 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from redis.connection import parse_url as parse_redis_url
-
 # The schemes of pages in a native shell and of browser extensions.
 APP_SCHEMES = ("capacitor", "ionic", "tauri", "chrome-extension", "moz-extension")
 
@@ -80,11 +78,3 @@ def may_be_same_site(one: str, other: str) -> bool:
     if any(re.fullmatch(r"[0-9.]+|.*:.*", host) for host in hosts):  # an IP address is a site by itself
         return hosts[0] == hosts[1]
     return hosts[0].split(".")[-2:] == hosts[1].split(".")[-2:]
-
-
-def is_exposed_redis(url: str) -> bool:
-    """Return whether Redis is on another machine, with neither a password nor a verified TLS connection."""
-    parsed = parse_redis_url(url)  # type: ignore[no-untyped-call]
-    checks_certificate = parsed.get("ssl_cert_reqs") != "none" and parsed.get("ssl_check_hostname", True)
-    verified = url.startswith("rediss:") and checks_certificate
-    return not (verified or parsed.get("password") or parsed.get("path") or is_loopback(parsed.get("host")))

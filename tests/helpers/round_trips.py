@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 
-from app.infra import redis_client
+from app.infra import redis_connection
 from app.infra.database import db
 
 
@@ -40,7 +40,7 @@ def counting(app: Flask) -> Iterator[RoundTrips]:
 
 @contextmanager
 def _counting_redis(found: RoundTrips) -> Iterator[None]:
-    thread, monitored = threading.get_ident(), redis_client._Monitored
+    thread, monitored = threading.get_ident(), redis_connection._Monitored
     send = monitored.send_packed_command
 
     def send_counted(connection: Any, command: Any, check_health: bool = True) -> None:

@@ -97,7 +97,7 @@ def running_redis() -> Iterator[str]:
 
 def redis_command(home: Path) -> list[str]:
     """Return the command for a Redis that stores nothing on disk and listens on `home / "redis.sock"`."""
-    server = _find("redis-server", "redis-server")
+    server = find_program("redis-server", "redis-server")
     settings = {"port": "0", "unixsocket": str(home / "redis.sock"), "dir": str(home)}
     persistence = {"save": "", "appendonly": "no"}
     return [
@@ -137,8 +137,8 @@ def socket_of(database_url: str) -> str:
 
 def mariadb_command(home: Path, database: str = "backline") -> list[str]:
     """Create a data directory in `home`. Returns the command that serves it on `home / "mariadb.sock"`."""
-    server = _find("mariadbd", "mariadb-server")
-    install = _find("mariadb-install-db", "mariadb-server")
+    server = find_program("mariadbd", "mariadb-server")
+    install = find_program("mariadb-install-db", "mariadb-server")
     try:
         import MySQLdb  # noqa: F401
     except ImportError as error:
@@ -312,7 +312,7 @@ def running_nginx(upstream: int, changes: Mapping[str, str] | None = None) -> It
 
     `changes` maps further texts in the file to their replacements.
     """
-    nginx, openssl = _find("nginx", "nginx"), _find("openssl", "openssl")
+    nginx, openssl = find_program("nginx", "nginx"), find_program("openssl", "openssl")
     port = free_port()
     with _directory() as home:
         api = Nginx(port, home)
@@ -367,7 +367,7 @@ def make_certificate(openssl: str, home: Path, alternative: str) -> None:
     subprocess.run([openssl, "req", "-x509", *curve, *name, *files], check=True, capture_output=True)
 
 
-def _find(program: str, package: str) -> str:
+def find_program(program: str, package: str) -> str:
     # Debian keeps servers in /usr/sbin, which only root has on PATH.
     found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:

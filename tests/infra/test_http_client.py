@@ -38,7 +38,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HttpClien
 def running_tls_upstream(home: Path, name: str) -> Iterator[tuple[HttpClient, Upstream]]:
     """Run an upstream with a certificate for this name, and a client that trusts it."""
     try:
-        make_certificate(servers._find("openssl", "openssl"), home, name)
+        make_certificate(servers.find_program("openssl", "openssl"), home, name)
     except Unavailable as error:
         cannot_run(error)
     found = HttpClient(str(home / "certificate.pem"))

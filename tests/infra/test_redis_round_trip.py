@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import redis
 
-from app.infra import redis_client as redis_client_module
+from app.infra import redis_connection as redis_connection_module
 from app.infra.redis_client import redis_client
 from app.infra.redis_round_trip import round_trip
 from tests.helpers.fault_proxy import FaultProxy
@@ -78,7 +78,7 @@ def test_connection_that_redis_has_closed_is_replaced(store: redis.Redis, redis_
 def test_connection_is_not_asked_whether_it_is_open_moments_after_its_use(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client_module, "WARM_SECONDS", 60.0)
+    monkeypatch.setattr(redis_connection_module, "WARM_SECONDS", 60.0)
     opened_at = round_trip(store, [("PING",)]).connected_at
     pool = cast("Any", store.connection_pool)
     monkeypatch.setattr(pool, "get_connection", None)
@@ -89,7 +89,7 @@ def test_connection_is_not_asked_whether_it_is_open_moments_after_its_use(
 def test_connection_is_replaced_if_another_one_has_failed_since_its_use(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client_module, "WARM_SECONDS", 60.0)
+    monkeypatch.setattr(redis_connection_module, "WARM_SECONDS", 60.0)
     opened_at = round_trip(store, [("PING",)]).connected_at
     cast("Any", store.connection_pool)._available_connections[-1]._staleness.report_failure()
 

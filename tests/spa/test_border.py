@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import cannot_run, start
 from tests.helpers.browser import FLAGS, TIMEOUT_MS, chromium_path
-from tests.helpers.servers import Nginx, Server, Unavailable, _find, make_certificate, running_nginx
+from tests.helpers.servers import Nginx, Server, Unavailable, find_program, make_certificate, running_nginx
 from tests.spa.conftest import NewPerson
 from tests.spa.flows import connect, expect_connected, go_to, sign_out, sign_up
 from tests.spa.pages import Pages, serving
@@ -55,7 +55,7 @@ def test_cookie_has_the_host_prefix_over_https(
     """App and API on two hosts of one site, with nginx in front of the API."""
     with ExitStack() as stack:
         try:
-            make_certificate(_find("openssl", "openssl"), tmp_path, f"DNS:{APP_HOST}")
+            make_certificate(find_program("openssl", "openssl"), tmp_path, f"DNS:{APP_HOST}")
         except Unavailable as error:
             cannot_run(error)
         spa = stack.enter_context(serving(dist, APP_HOST, tmp_path))
