@@ -165,6 +165,22 @@ def test_account_of_the_migration_never_gets_an_empty_password(tmp_path: Path, p
     assert "IDENTIFIED BY 'chosenByHand7'" in run_step(tmp_path, "configure_mariadb").stdout
 
 
+def test_nothing_is_restarted_if_the_migration_fails(tmp_path: Path) -> None:
+    commands = """
+        source <(sed '$d' "$0")
+        has_systemd() { :; }
+        run() { echo "$*"; [[ $* != *backline-migrate* ]]; }
+        start_services
+    """
+    script = str(ROOT / "deploy/install")
+
+    done = subprocess.run(["bash", "-c", commands, script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "journalctl -u backline-migrate" in done.stderr
+    assert "restart" not in done.stdout
+
+
 def test_update_that_ended_between_the_copies_of_nginx_conf_can_be_repeated(tmp_path: Path) -> None:
     settings = "TRUSTED_HOSTS=api.example.com\nCORS_ORIGINS=https://app.example.com\n"
     configure_nginx(tmp_path, settings)
