@@ -10,7 +10,6 @@ GROUPS = {
     "tests/system/test_outages_http.py": "deployment",
     "tests/chaos/test_chaos.py": "chaos",
     "tests/chaos/test_mutations.py": "mutations",
-    "tests/meta/test_fault_proxy.py": "fault proxy",
     "tests/sandbox/test_sandbox_authorize.py": "sandbox",
 }
 

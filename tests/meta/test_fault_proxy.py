@@ -6,19 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import redis
-import sqlalchemy as sa
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from tests.conftest import start
 from tests.helpers.fault_proxy import FaultProxy
-from tests.helpers.servers import LONG, eventually, running_mariadb, running_redis
+from tests.helpers.servers import LONG, eventually
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -252,95 +245,3 @@ def test_missing_upstream_closes_the_connection(proxy: FaultProxy, echo: EchoSer
 
     with connected(proxy) as client:
         assert client.recv(1) == b""
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[FaultProxy]:
-    """A proxy in front of a Redis that listens on a Unix socket."""
-    with ExitStack() as stack:
-        path = start(stack, running_redis()).removeprefix("unix://")
-        yield stack.enter_context(FaultProxy(path))
-
-
-def redis_at(proxy: FaultProxy, timeout: float = LONG) -> redis.Redis:
-    return redis.Redis(port=proxy.port, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
-
-
-def test_redis_keeps_a_write_whose_reply_is_lost(store: FaultProxy) -> None:
-    with redis_at(store) as client:
-        store.drop_reply(after=b"\r\nSET\r\n")  # the handshake has a CLIENT SETINFO
-        with pytest.raises(redis.ConnectionError):
-            client.set("lock:1", "mine", nx=True, px=60_000)
-        assert client.get("lock:1") == b"mine"
-
-        store.drop_reply(after=b"EVAL")
-        with pytest.raises(redis.ConnectionError):
-            client.eval("return redis.call('del', KEYS[1])", 1, "lock:1")
-        assert client.get("lock:1") is None
-
-
-def test_redis_client_times_out_in_a_black_hole(store: FaultProxy) -> None:
-    with redis_at(store) as client, redis_at(store, timeout=0.1) as impatient:
-        client.ping()
-        store.blackhole()
-        with pytest.raises(redis.TimeoutError):
-            impatient.ping()
-        store.restore()
-        # The proxy closes a connection that has lost bytes, and forwards what others send.
-        assert client.ping()
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[tuple[FaultProxy, sa.Engine]]:
-    """A proxy in front of a MariaDB that listens on a Unix socket, an engine through it, and a table."""
-    with ExitStack() as stack:
-        url = start(stack, running_mariadb())
-        proxy = stack.enter_context(FaultProxy(parse_qs(urlsplit(url).query)["unix_socket"][0]))
-        direct = sa.create_engine(url)
-        with direct.begin() as connection:
-            connection.execute(sa.text("CREATE TABLE counts (name VARCHAR(9) PRIMARY KEY, n INT)"))
-            connection.execute(sa.text("INSERT INTO counts VALUES ('a', 0)"))
-        direct.dispose()
-        engine = sa.create_engine(
-            f"mysql+mysqldb://root@127.0.0.1:{proxy.port}/backline", connect_args={"read_timeout": int(LONG)}
-        )
-        with closing(engine.raw_connection()):
-            yield proxy, engine
-        engine.dispose()
-
-
-def count_up(engine: sa.Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE counts SET n = n + 1"))
-
-
-def count(engine: sa.Engine) -> int:
-    with engine.connect() as connection:
-        return int(connection.execute(sa.text("SELECT n FROM counts")).scalar_one())
-
-
-@pytest.mark.processes
-def test_commit_takes_effect_even_if_its_reply_is_lost(database: tuple[FaultProxy, sa.Engine]) -> None:
-    proxy, engine = database
-    before = count(engine)
-
-    proxy.drop_reply(after=b"COMMIT", since=b"UPDATE counts")
-    with pytest.raises(sa.exc.OperationalError, match="2013"):
-        count_up(engine)
-
-    assert count(engine) == before + 1
-
-
-@pytest.mark.processes
-def test_commit_is_held_until_release(database: tuple[FaultProxy, sa.Engine]) -> None:
-    proxy, engine = database
-    before = count(engine)
-    proxy.hold("up", when=b"COMMIT")
-    with ThreadPoolExecutor(1) as pool:
-        counting = pool.submit(count_up, engine)
-        proxy.wait_until_held()
-        assert not counting.done()
-        proxy.release()
-        counting.result()
-
-    assert count(engine) == before + 1

@@ -20,7 +20,7 @@ def test_commands_of_the_tour_work(
 ) -> None:
     blocks = re.findall(r"<!-- tour.*?-->\n```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
-    with server() as api:
+    with server(workers=1) as api:
         lines = "\n".join(blocks)
         lines = lines.replace("http://127.0.0.1:5000", api.url).replace("http://127.0.0.1:5001", sandbox.url)
         done = subprocess.run(

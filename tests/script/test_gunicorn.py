@@ -24,16 +24,11 @@ def test_lost_worker_is_replaced(server: StartServer) -> None:
         assert api.wait() == 0  # not killed after the time that a stuck worker gets
 
 
-def test_gunicorn_listens_on_loopback_only(server: StartServer) -> None:
-    with server(workers=1) as api:
-        port = int(api.url.rpartition(":")[2])
+def test_gunicorn_is_private_and_its_home_and_log_stay_clean(server: StartServer, tmp_path: Path) -> None:
+    with server(workers=1, HOME=str(tmp_path), LOG_LEVEL="DEBUG") as api:
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        assert next(at for at in listening if at.endswith(f":{port:04X}")) == f"0100007F:{port:04X}"
-        assert not any(at == f"00000000:{port:04X}" for at in listening)
-
-
-def test_client_headers_do_not_change_path_or_scheme(server: StartServer) -> None:
-    with server(workers=1) as api:
+        assert next(at for at in listening if at.endswith(f":{api.port:04X}")) == f"0100007F:{api.port:04X}"
+        assert not any(at == f"00000000:{api.port:04X}" for at in listening)
         for headers in (
             {"SCRIPT_NAME": "/livez"},
             {"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"},
@@ -44,10 +39,6 @@ def test_client_headers_do_not_change_path_or_scheme(server: StartServer) -> Non
                 200,
                 "text/plain; charset=utf-8",
             )
-
-
-def test_home_directory_and_log_stay_clean(server: StartServer, tmp_path: Path) -> None:
-    with server(workers=1, HOME=str(tmp_path), LOG_LEVEL="DEBUG") as api:
         requests.get(f"{api.url}/api/spotify/authorize?code=a-secret-code&state=s", timeout=LONG)
         assert "a-secret-code" not in api.log
         assert list(tmp_path.iterdir()) == []

@@ -237,40 +237,31 @@ def test_long_word_does_not_widen_a_page(page: Page, api: Server, spa: Pages) ->
     page.unroute_all(behavior="wait")
 
 
-@pytest.mark.parametrize("mode", ["dev2026", "transition", "legacy"])
-def test_playlists_open_in_every_mode(
-    page: Page, api: Server, spa: Pages, sandbox: SandboxClient, mode: str
-) -> None:
-    sandbox.settings(mode=mode)
+def test_playlists_open_in_every_mode(page: Page, api: Server, spa: Pages, sandbox: SandboxClient) -> None:
     sign_up(page, spa)
     connect(page)
-    go_to(page, "Playlists")
-    expect(page.get_by_role("link", name="Rainy tram Mira T. · 11 tracks")).to_be_visible()
-    page.get_by_role("link", name="Rainy tram Mira T.").click()
-    expect(page.get_by_role("heading", name="Rainy tram")).to_be_focused()
-    expect(page.get_by_role("listitem")).to_have_count(11)
-    expect(page.get_by_text("No longer available")).to_be_visible()
-    assert "https://open.spotify.com/track/" in str(
-        page.get_by_role("link", name="Harbour Lights").get_attribute("href")
-    )
+    for mode in ("dev2026", "transition", "legacy"):
+        sandbox.settings(mode=mode)
+        go_to(page, "Playlists")
+        expect(page.get_by_role("link", name="Rainy tram Mira T. · 11 tracks")).to_be_visible()
+        page.get_by_role("link", name="Rainy tram Mira T.").click()
+        expect(page.get_by_role("heading", name="Rainy tram")).to_be_focused()
+        expect(page.get_by_role("listitem")).to_have_count(11)
+        expect(page.get_by_text("No longer available")).to_be_visible()
+        assert "https://open.spotify.com/track/" in str(
+            page.get_by_role("link", name="Harbour Lights").get_attribute("href")
+        )
+        page.goto(spa.origin)
 
 
 def test_spotify_can_redirect_to_the_app(page: Page, spa: Pages, start_api: StartApi) -> None:
     start_api(SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback")
     sign_up(page, spa)
+    page.goto(f"{spa.origin}/callback")  # without parameters, it claims no success
+    expect(page.get_by_text("Nothing was changed. Please connect again.")).to_be_visible()
     connect(page)
     expect_connected(page)
     expect(page).to_have_url(f"{spa.origin}/")
-
-
-def test_callback_page_without_parameters_claims_no_success(
-    page: Page, spa: Pages, start_api: StartApi
-) -> None:
-    start_api(SPOTIFY_REDIRECT_URI=f"{spa.origin}/callback")
-    sign_up(page, spa)
-    page.goto(f"{spa.origin}/callback")
-    expect(page.get_by_text("Nothing was changed. Please connect again.")).to_be_visible()
-    expect(page.get_by_role("button", name="Connect Spotify")).to_be_visible()
 
 
 def link_in(mail: EmailMessage, spa: Pages) -> str:
@@ -520,24 +511,19 @@ EPISODE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "item", "shown"),
-    [("ad", None, "An advertisement is playing"), ("episode", EPISODE, "The long way home")],
-    ids=["ad", "episode"],
-)
-def test_ads_and_episodes_are_shown(
-    page: Page, api: Server, spa: Pages, kind: str, item: object, shown: str
-) -> None:
+def test_ads_and_episodes_are_shown(page: Page, api: Server, spa: Pages) -> None:
     """The sandbox plays only music, so the test changes its response."""
     sign_up(page, spa)
     connect(page)
+    playing: dict[str, object] = {"currently_playing_type": "ad", "item": None}
 
     def change(route: Route) -> None:
         response = route.fetch()
-        body = {**response.json(), "item": item, "currently_playing_type": kind}
-        route.fulfill(response=response, json=body)
+        route.fulfill(response=response, json={**response.json(), **playing})
 
     page.route("**/api/spotify/v1/me/player?*", change)
     go_to(page, "Now playing")
-    expect(page.get_by_text(shown, exact=True)).to_be_visible()
+    expect(page.get_by_text("An advertisement is playing", exact=True)).to_be_visible()
+    playing |= {"currently_playing_type": "episode", "item": EPISODE}
+    expect(page.get_by_text("The long way home", exact=True)).to_be_visible()  # with the next poll
     page.unroute_all(behavior="wait")

@@ -10,7 +10,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.browser import TIMEOUT_MS
-from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server, running_server
 
 # A fetch as an SPA makes it, with credentials and the header.
@@ -125,30 +124,6 @@ def test_page_of_another_site_can_neither_write_nor_read(page: Page, api: Server
     page.goto(spa)
 
     assert call(page, api, "GET", "/api/session")["json"]["authenticated"] is True
-
-
-def test_person_can_connect_spotify(page: Page, api: Server, spa: str, sandbox: SandboxClient) -> None:
-    page.goto(spa)
-    call(page, api, "POST", "/api/register", NEW)
-
-    page.goto(f"{api.url}/api/spotify/authorize")
-    page.get_by_role("radio", name="Mira T.").check()
-    page.get_by_role("button", name="Agree").click()
-
-    expect(page).to_have_url(f"{spa}/welcome?spotify=connected")
-    spotify = call(page, api, "GET", "/api/spotify")["json"]
-    assert (spotify["status"], spotify["spotify_id"]) == ("connected", "mira_t_42")
-    assert call(page, api, "GET", "/api/spotify/token")["status"] == 200
-
-
-def test_declined_consent_returns_to_the_frontend(
-    page: Page, api: Server, spa: str, sandbox: SandboxClient
-) -> None:
-    page.goto(f"{api.url}/api/spotify/authorize")
-    page.get_by_role("button", name="Cancel").click()
-
-    expect(page).to_have_url(f"{spa}/welcome?spotify=denied")
-    assert call(page, api, "GET", "/api/spotify")["json"] == {"status": "not_connected"}
 
 
 def follow_link(page: Page, url: str) -> None:

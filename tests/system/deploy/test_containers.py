@@ -53,9 +53,8 @@ def test_image_has_everything_that_the_app_needs(tmp_path: Path) -> None:
             check=False,
         )
 
-    for command in ("db upgrade", "routes", "scheduler --help", "doctor --help"):
-        done = run("flask", "--app", "wsgi:app", *command.split())
-        assert done.returncode == 0, done.stderr
+    migrated = run("flask", "--app", "wsgi:app", "db", "upgrade")
+    assert migrated.returncode == 0, migrated.stderr
     checked = run("gunicorn", "--check-config", "-c", "deploy/gunicorn.conf.py", "wsgi:app")
     assert checked.returncode == 0, checked.stderr
 

@@ -17,7 +17,7 @@ from threading import Thread
 import pytest
 
 from app.web import problems
-from tests.conftest import cannot_run
+from tests.conftest import cannot_run, start
 from tests.helpers.raw_http import (
     ORIGIN,
     Https,
@@ -28,7 +28,7 @@ from tests.helpers.raw_http import (
     request,
     send_plain,
 )
-from tests.helpers.servers import ROOT, Nginx, Server, Unavailable, eventually, free_port
+from tests.helpers.servers import ROOT, Nginx, Server, Unavailable, eventually, free_port, running_nginx
 from tests.system.deploy.conftest import StartNginx
 
 pytestmark = pytest.mark.processes
@@ -200,6 +200,12 @@ BEHIND_CDN = {
 }
 
 
+@pytest.fixture(scope="module")
+def behind_cdn(api: Server) -> Iterator[Https]:
+    with ExitStack() as stack:
+        yield Https(start(stack, running_nginx(api.port, BEHIND_CDN)))
+
+
 @pytest.mark.parametrize(
     ("source", "forwarded", "address"),
     [
@@ -212,10 +218,8 @@ BEHIND_CDN = {
     ],
 )
 def test_visitors_behind_a_cdn_have_separate_addresses(
-    another_nginx: StartNginx, api: Server, source: str, forwarded: str, address: str
+    behind_cdn: Https, api: Server, source: str, forwarded: str, address: str
 ) -> None:
-    behind_cdn = another_nginx(api.port, BEHIND_CDN)
-
     response = behind_cdn.get("/api/session", f"X-Forwarded-For: {forwarded}", source=source)
 
     assert response.status == 200
