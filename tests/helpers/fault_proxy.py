@@ -27,7 +27,7 @@ CHUNK = 65_536
 # How often to check whether the client of a held connection has closed it. Nothing is read from it meanwhile.
 POLL_SECONDS = 0.02
 # How long to wait for what should happen soon.
-LONG = 60.0
+LONG = 120.0
 _PEER_CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)  # Linux also reports half-closed connections
 
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 # How long to wait for what should happen soon. A busy machine may take many times as long as usual.
-LONG = 60.0
+LONG = 120.0
 # Ports that the kernel gives to no connection. Each worker of pytest has its own.
 _PORTS = range(12_000, 32_000)
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10

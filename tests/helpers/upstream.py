@@ -27,7 +27,7 @@ from tests.helpers.sandbox_client import SandboxClient
 JSON = "application/json"
 
 
-LONG = 60.0
+LONG = 120.0
 
 
 @dataclass(frozen=True)

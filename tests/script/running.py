@@ -46,7 +46,10 @@ class Running:
         def printed_or_ended() -> bool:
             return text in self.output or self.process.poll() is not None
 
-        eventually(printed_or_ended)
+        try:
+            eventually(printed_or_ended, 4 * LONG)  # the start takes seconds on an idle machine
+        except AssertionError as error:
+            raise AssertionError(self.output) from error
         assert self.process.poll() is None, self.output
         return self
 

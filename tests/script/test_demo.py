@@ -22,6 +22,8 @@ from tests.helpers import secret_scanner
 from tests.helpers.servers import LONG, free_port
 from tests.script.running import Environ, Run, Running
 
+pytestmark = pytest.mark.timeout(1800)  # several starts of everything
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Replaces Node with Vite: builds a page that shows its settings, and serves it.

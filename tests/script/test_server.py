@@ -17,6 +17,8 @@ from script import env_file, ports, server
 from tests.helpers.servers import LONG, eventually, free_port
 from tests.script.running import Environ, Run
 
+pytestmark = pytest.mark.timeout(1800)  # several starts of everything
+
 
 def register(port: str) -> requests.Session:
     http = requests.Session()
