@@ -12,7 +12,7 @@ from app.infra.database import reading
 from app.models import User
 from tests.helpers.flows import PASSWORD, login, register
 from tests.helpers.mail_server import running_mailbox
-from tests.spotify.tokens.test_scheduler import flask
+from tests.helpers.programs import flask
 
 pytestmark = pytest.mark.processes
 

@@ -8,10 +8,13 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
+# How long a transaction waits for the one that is writing.
+BUSY_SECONDS = 5.0
+
 
 def engine_options() -> dict[str, Any]:
     """Return the options for SQLAlchemy's `create_engine`."""
-    return {"connect_args": {"timeout": 5}, "hide_parameters": True}
+    return {"connect_args": {"timeout": BUSY_SECONDS}, "hide_parameters": True}
 
 
 def guard(engine: sa.Engine) -> None:

@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from textwrap import dedent
-from typing import IO
+from typing import IO, Any
 
 from tests.conftest import SETTINGS
 from tests.helpers.servers import ROOT, process_environment
@@ -33,3 +34,18 @@ def run_python(code: str, stderr: int | IO[bytes] = subprocess.PIPE) -> subproce
         timeout=120,
         check=False,
     )
+
+
+def flask(env: Mapping[str, str], *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of `flask` in another process, with these settings."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=process_environment(env),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        **more,
+    )
+    return done

@@ -1,4 +1,4 @@
-"""A Redis client, and a person who has connected Spotify."""
+"""A Redis client, and a person who has connected Spotify. The time limits of apps are long."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,15 @@ import pytest
 import redis
 from flask.testing import FlaskClient
 
+from tests.helpers import time_limits
 from tests.helpers.cached_reads import Store
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.upstream import Upstream, connect_through
+
+
+@pytest.fixture(autouse=True)
+def _long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    time_limits.lengthen(monkeypatch)
 
 
 @pytest.fixture

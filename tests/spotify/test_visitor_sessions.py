@@ -32,6 +32,7 @@ from tests.helpers.flows import (
 )
 from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient, callback_query
+from tests.helpers.servers import LONG
 
 NewClient = Callable[[], FlaskClient]
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -205,17 +206,17 @@ def test_duplicate_callback_gets_only_its_own_grant(
         found = find(store, state, user_id)
         if threading.current_thread() is not threading.main_thread() and not released.is_set():
             opened.set()
-            assert released.wait(30)
+            assert released.wait(LONG)
         return found
 
     monkeypatch.setattr(AuthorizationStore, "find", find_late)
     responses = []
     late = threading.Thread(target=lambda: responses.append(send_callback(tab, callback)))
     late.start()
-    assert opened.wait(30)
+    assert opened.wait(LONG)
     assert send_callback(client, callback).json["status"] == "connected"
     released.set()
-    late.join(30)
+    late.join(LONG)
 
     assert slug(responses[0]) == "spotify-state-mismatch"
     assert tab.get("/api/spotify").json == NOT_CONNECTED
@@ -442,7 +443,7 @@ def test_concurrent_callbacks_of_a_visitor_leave_them_connected(
     sandbox.wait_for_held(2)
     sandbox.release()
     for call in calls:
-        call.join(30)
+        call.join(LONG)
 
     assert sorted(response.status_code for _, response in responses) == [200, 400]
     [winner] = [used for used, response in responses if response.status_code == 200]

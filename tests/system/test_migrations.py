@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from tests.conftest import MakeApp
 from tests.helpers.children import start_child
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.programs import flask
 from tests.helpers.schemas import empty_database, upgrade
 from tests.helpers.servers import ROOT, eventually, process_environment
-from tests.spotify.tokens.test_scheduler import flask
 
 pytestmark = pytest.mark.processes
 

@@ -1,17 +1,16 @@
 """A slow accounts service blocks at most half of a worker's threads, whatever they wait for."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import requests
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from app.infra.database import writing
 from app.models import AccessToken
@@ -19,14 +18,12 @@ from app.spotify.clients import accounts_bulkhead
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from app.spotify.clients.capacity import accounts_waiters
 from app.spotify.tokens import refresh
-from tests.helpers.flows import connect, register, start_authorization
-from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
-from tests.helpers.servers import Server, eventually
+from tests.helpers.flows import another_tab, connect, register, send_callback, slug, start_authorization
+from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.servers import LONG, eventually
 
-LONG = 30.0
-ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-StartServer = Callable[..., AbstractContextManager[Server]]
+ONE_DATABASE = pytest.mark.sqlite_only
+pytestmark = pytest.mark.settings(THREADS="8")
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def short_wait_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_slow_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", 0.1)
-    monkeypatch.setattr(accounts_bulkhead, "SLOW_WAIT_SECONDS", LONG)
+    monkeypatch.setattr(accounts_bulkhead, "REMEMBERED_SECONDS", LONG)
 
 
 class WaitingThreads:
@@ -114,14 +111,13 @@ def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting
         pass
 
 
-@pytest.mark.usefixtures("short_slow_threshold")
 def test_long_wait_for_fast_calls_does_not_count_as_slow(
-    bulkhead: AccountsBulkhead, waiting: WaitingThreads
+    bulkhead: AccountsBulkhead, waiting: WaitingThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wait takes longer than its call, because it may queue for a slot, or notice the result late."""
+    monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any wait takes longer
     callers = waiting.start(3)
-    with bulkhead.exchanging():
-        pass
+    eventually(lambda: len(bulkhead._waiters) == 3)
 
     assert not wait_for(callers, timeout=0.5, return_when=FIRST_COMPLETED).done
     with bulkhead.waiting():
@@ -187,36 +183,21 @@ def test_refresh_pool_has_a_thread_for_each_waiter(app: Flask) -> None:
     assert built.tokens._refreshes._pool._max_workers >= built.accounts_bulkhead._max_waiters
 
 
-# --- over gunicorn ---------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def caller(client: FlaskClient, sandbox: SandboxClient) -> Iterator[requests.Session]:
-    """Return an HTTP client with the session of a signed-in person."""
-    register(client)
-    cookie = client.get_cookie(client.application.extensions["backline"].config.session_cookie_name)
-    assert cookie is not None
-    with requests.Session() as http:
-        http.trust_env = False
-        http.headers.update({"X-Requested-With": "test", "Cookie": f"{cookie.key}={cookie.value}"})
-        yield http
-    sandbox.clear_faults()
+def pool(sandbox: SandboxClient) -> Iterator[ThreadPoolExecutor]:
+    """Return threads for simultaneous requests. Held calls end first, so that none is blocked."""
+    with ThreadPoolExecutor(20) as pool:
+        yield pool
+        sandbox.clear_faults()
 
 
-def get(caller: requests.Session, url: str, **params: str) -> requests.Response:
-    return requests.get(url, params=params, headers=caller.headers, timeout=LONG)
-
-
-def check_sessions_are_answered(caller: requests.Session, api: Server) -> None:
-    began = time.monotonic()
-    assert {get(caller, f"{api.url}/api/session").status_code for _ in range(20)} == {200}
-    assert time.monotonic() - began < 2  # a single request without a free thread would take longer
-
-
-def check_rejected(responses: list[requests.Response]) -> None:
+def check_rejected(responses: list[TestResponse]) -> None:
     for response in responses:
-        assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
-        assert response.json()["type"] == "/problems/spotify-unavailable"
+        assert (response.status_code, slug(response)) == (503, "spotify-unavailable")
+        assert response.headers["Retry-After"] == "2"
 
 
 def expire_tokens(app: Flask) -> None:
@@ -224,92 +205,83 @@ def expire_tokens(app: Flask) -> None:
         db.execute(sa.update(AccessToken).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
 
 
+def get_token(client: FlaskClient) -> TestResponse:
+    return another_tab(client).get("/api/spotify/token")
+
+
 @ONE_DATABASE
-def test_fast_service_gives_every_caller_a_token_over_gunicorn(
-    server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
+def test_fast_service_gives_every_caller_a_token(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     connect(client, sandbox)
     expire_tokens(app)
-    sandbox.settings(latency_ms={"token": 1000, "api": 0})
-    with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
-        calls = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
-        eventually(lambda: len(sandbox.calls(path="/api/token")) == 2)  # the first was the exchange
-        check_sessions_are_answered(caller, api)
-        assert [one.result().status_code for one in calls] == [200] * 20
-    assert len(sandbox.calls(path="/api/token")) == 2
+    sandbox.fault(on="refresh", kind="park")
+    calls = [pool.submit(get_token, client) for _ in range(20)]
+    sandbox.wait_for_held(1)
+    eventually(lambda: len(app.extensions["backline"].accounts_bulkhead._waiters) == 20)
+    sandbox.release()
+
+    assert [one.result(LONG).status_code for one in calls] == [200] * 20
+    assert len(sandbox.calls(grant_type="refresh_token")) == 1
 
 
 @ONE_DATABASE
+@pytest.mark.usefixtures("short_wait_threshold")
 def test_hanging_service_blocks_half_of_the_threads_with_refreshes(
-    server: StartServer, client: FlaskClient, app: Flask, caller: requests.Session, sandbox: SandboxClient
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
     connect(client, sandbox)
     expire_tokens(app)
     sandbox.fault(on="refresh", kind="park", times=None)
-    with server(workers=1, threads=8) as api, ThreadPoolExecutor(20) as pool:
-        try:
-            calls = [pool.submit(get, caller, f"{api.url}/api/spotify/token") for _ in range(20)]
-            eventually(lambda: sum(one.done() for one in calls) == 16)
-            check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in calls if one.done()])
-        finally:
-            sandbox.clear_faults()
-        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 16
+    calls = [pool.submit(get_token, client) for _ in range(20)]
+    eventually(lambda: sum(one.done() for one in calls) == 16)
+    check_rejected([one.result() for one in calls if one.done()])
+    sandbox.clear_faults()
+
+    assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 16
 
 
 @ONE_DATABASE
+@pytest.mark.usefixtures("short_slow_threshold")
 def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
-    server: StartServer, client: FlaskClient, caller: requests.Session, sandbox: SandboxClient
+    client: FlaskClient, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
-    callbacks = [callback_query(sandbox.consent(start_authorization(client))) for _ in range(12)]
+    register(client)
+    callbacks = [sandbox.consent(start_authorization(client)) for _ in range(12)]
     sandbox.fault(on="code", kind="park", times=None)
-    with (
-        server(workers=1, threads=8, SPOTIFY_REDIRECT_URI=REDIRECT_URI) as api,
-        ThreadPoolExecutor(12) as pool,
-    ):
-        try:
-            calls = [
-                pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback)
-                for callback in callbacks
-            ]
-            sandbox.wait_for_held(4)
-            eventually(lambda: sum(one.done() for one in calls) == 8)
-            check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in calls if one.done()])
-            assert len(sandbox.calls(path="/api/token")) == 4
-            again = next(callback for callback, one in zip(callbacks, calls, strict=True) if one.done())
-        finally:
-            sandbox.clear_faults()
-        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 8
-        # Neither its state nor its code was used.
-        assert get(caller, f"{api.url}/api/spotify/authorize", **again).json()["status"] == "connected"
+    calls = [pool.submit(send_callback, another_tab(client), callback) for callback in callbacks]
+    sandbox.wait_for_held(4)
+    eventually(lambda: sum(one.done() for one in calls) == 8)
+    check_rejected([one.result() for one in calls if one.done()])
+    assert len(sandbox.calls(path="/api/token")) == 4
+    again = next(callback for callback, one in zip(callbacks, calls, strict=True) if one.done())
+    sandbox.clear_faults()
+
+    assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 8
+    # Neither its state nor its code was used.
+    client.application.extensions["backline"].accounts_bulkhead._slow_until = 0.0
+    assert send_callback(client, again).json["status"] == "connected"
 
 
 @ONE_DATABASE
+@pytest.mark.usefixtures("short_wait_threshold")
 def test_duplicate_callbacks_count_as_waiting_in_another_process(
-    server: StartServer,
-    client: FlaskClient,
-    app: Flask,
-    caller: requests.Session,
-    sandbox: SandboxClient,
+    client: FlaskClient, another_worker: Flask, sandbox: SandboxClient, pool: ThreadPoolExecutor
 ) -> None:
-    callback = callback_query(sandbox.consent(start_authorization(client)))
+    register(client)
+    callback = sandbox.consent(start_authorization(client))
     sandbox.fault(on="code", kind="park", times=None)
-    with server(workers=1, threads=4) as api, ThreadPoolExecutor(9) as pool:
-        try:
-            first = pool.submit(client.get, "/api/spotify/authorize", query_string=callback)
-            sandbox.wait_for_held(1)  # in this process
-            calls = [
-                pool.submit(get, caller, f"{api.url}/api/spotify/authorize", **callback) for _ in range(8)
-            ]
-            eventually(lambda: sum(one.done() for one in calls) == 6)
-            check_sessions_are_answered(caller, api)
-            check_rejected([one.result() for one in calls if one.done()])
-        finally:
-            sandbox.clear_faults()
-        assert first.result(LONG).status_code == 200
-        assert sorted(one.result(LONG).status_code for one in calls) == [200] * 2 + [503] * 6
+    first = pool.submit(send_callback, another_tab(client), callback)
+    sandbox.wait_for_held(1)
+    calls = [pool.submit(send_callback, another_tab(client, another_worker), callback) for _ in range(8)]
+    eventually(lambda: sum(one.done() for one in calls) == 4)
+    check_rejected([one.result() for one in calls if one.done()])
+    sandbox.clear_faults()
+
+    assert first.result(LONG).status_code == 200
+    assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 4
 
 
-def test_lost_lock_does_not_make_the_service_count_as_slow() -> None:
+def test_lost_lock_does_not_make_the_service_count_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the limits of production
     assert refresh.LOCK_WAIT_SECONDS <= accounts_bulkhead.SLOW_SECONDS / 2

@@ -41,7 +41,7 @@ def statuses(sandbox: SandboxClient) -> list[int]:
     return [call["status"] for call in sandbox.calls(grant_type="refresh_token")]
 
 
-@pytest.mark.parametrize("failed", [None, "", 17, ["BQ-x"]], ids=repr)
+@pytest.mark.parametrize("failed", [None, 17], ids=repr)
 def test_refresh_token_without_an_access_token_is_stored(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, failed: object
 ) -> None:
@@ -58,27 +58,6 @@ def test_refresh_token_without_an_access_token_is_stored(
     assert token(connected) == 200
     assert statuses(sandbox) == [200, 200, 200]  # no used token was sent
     assert (row(app).generation, row(app).failures, row(app).spare_refresh_token) == (1, 0, None)
-
-
-@pytest.mark.parametrize(
-    "members",
-    [{"expires_in": "3600"}, {"token_type": None, "scope": 5}, {"expires_in": {}, "token_type": "mac"}],
-    ids=str,
-)
-def test_usable_members_of_a_malformed_response_count(
-    connected: FlaskClient, app: Flask, sandbox: SandboxClient, members: dict[str, object]
-) -> None:
-    sandbox.fault(on="refresh", kind="changed_members", members=members, after_effect=True)
-    scope = row(app).scope
-
-    response = connected.get("/api/spotify/token")
-
-    assert response.status_code == 200
-    assert 3500 < response.json["expires_in"] <= 3600
-    assert response.json["scope"] == scope
-    advance_time(app, sandbox, 3700)
-    assert token(connected) == 200
-    assert statuses(sandbox) == [200, 200]
 
 
 def test_unusable_refresh_token_is_replaced_by_the_old_one(
@@ -136,12 +115,11 @@ def test_invalid_grant_with_a_new_refresh_token_does_not_end_the_grant(
 
 
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
-@pytest.mark.parametrize("access_token", [None, 17], ids=repr)
 def test_consent_without_an_access_token_still_connects(
-    client: FlaskClient, app: Flask, sandbox: SandboxClient, access_token: object, rotate: bool
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, rotate: bool
 ) -> None:
     sandbox.settings(rotate=rotate, rotation_grace_s=0)
-    members = {"access_token": access_token, "expires_in": "3600", "token_type": None, "scope": ["x"]}
+    members = {"access_token": None, "expires_in": "3600", "token_type": None, "scope": ["x"]}
     sandbox.fault(on="code", kind="changed_members", members=members, after_effect=True)
 
     connect(client, sandbox)

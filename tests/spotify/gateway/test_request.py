@@ -1,7 +1,7 @@
 """Requests that the gateway rejects. None of them reaches Spotify."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
@@ -19,126 +19,37 @@ HOST = "127.0.0.1"
 MAX_BODY = 256 * 1024
 
 # Paths after `/api/spotify/v1/` that different servers read differently.
-PATHS = [
-    # parent folders
-    "..",
-    "../me",
-    "../../api/token",
-    "me/..",
-    "me/../me",
-    "me/player/../../../../admin",
-    "playlists/abc/../../me",
-    "me/...",
-    # the current folder
-    ".",
-    "./me",
-    "me/.",
-    "me/./player",
-    # empty
-    "",
-    "/",
-    "/me",
-    "//evil.example/me",
-    "me//",
-    "me//player",
-    "me/player//",
-    # the same, encoded differently
-    "%2e%2e/me",
-    "%2E%2e/me",
-    ".%2e/me",
-    "%2e/me",
-    "me/%2e%2e",
-    "me/%2e%2e/me",
-    "me/%2E",
-    "%2fme",
-    "me%2f%2fplayer",
-    "me%2f..%2f..%2fadmin",
-    "me%2f%2e%2e%2fadmin",
-    "me%2f%252fx",
-    "me/..%2fplayer",
-    "playlists/a%2Fb",
-    "me/%2f",
-    # a separator for some servers
-    "me\\player",
-    "me/..\\..\\admin",
-    "me%5cplayer",
-    "me/..%5C..",
-    "%5c%5cevil.example",
-    # encoded twice
-    "me/%252e%252e/x",
-    "me/%252fx",
-    "me/%255c",
-    "me/%2500",
-    "me/%25",
-    "%256de",
-    # control characters
-    "me%00",
-    "me/%00",
-    "me/a%00b",
-    "me%0d%0aHost:%20evil.example",
-    "me/x%0d%0aX-Injected:%201",
-    "me/x%0a",
-    "me/x%0D",
-    "me/x%09",
-    "me/x%1f",
-    "me/x%7f",
-    # not UTF-8: bare, cut short, overlong slash and dot, a surrogate, beyond Unicode, Latin-1
-    "me/%ff",
-    "me/%c3",
-    "me/%c0%af",
-    "me/%c0%ae%c0%ae/x",
-    "me/%e0%80%af",
-    "me/%ed%a0%80",
-    "me/%f4%90%80%80",
-    "me/%e5sa",
-    # other hosts
-    "http://evil.example/me",
-    "https://evil.example",
-    "https:evil.example",
-    "http:%2f%2fevil.example/me",
-    "https:/evil.example/me",
-    "file:///etc/passwd",
-    "evil.example/me",
-    "evil.example:443/me",
-    "@evil.example/me",
-    "%40evil.example/me",
-    "user:password@evil.example/me",
-    ":80/me",
-    ":@evil.example",
-    "127.0.0.1:6379/me",
-    "[::1]/me",
-    # a first word that Spotify does not use
-    ";/me",
-    "me;/player",
-    "me;x=../player",
-    "..;/me",
-    "me/..;/admin",
-    "me/.;/player",
-    "me@x",
-    "me:80",
-    "ME",
-    "Me/player",
-    "me%20/player",
-    "%20me",
-    "+me",
-    "me%3f/player",
-    "me%23/player",
-    "-me",
-    "m\u00e9",
-    "\uff4d\uff45",
-    "v1",
-    "1/me",
-    "*",
-]
-
-
-@pytest.fixture
-def api(
-    server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient
-) -> Iterator[Callable[[bytes], RawResponse]]:
-    """Start a server for raw requests, which must send the cookie of a connection."""
-    with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
-        yield lambda sent: send_plain(running.port, sent)
+PATHS_WITHOUT_SPACES = r"""
+# parent folders
+..  ../me  ../../api/token  me/..  me/../me  me/player/../../../../admin  playlists/abc/../../me
+me/...
+# the current folder
+.  ./me  me/.  me/./player
+# empty
+/  /me  //evil.example/me  me//  me//player  me/player//
+# the same, encoded differently
+%2e%2e/me  %2E%2e/me  .%2e/me  %2e/me  me/%2e%2e  me/%2e%2e/me  me/%2E  %2fme  me%2f%2fplayer
+me%2f..%2f..%2fadmin  me%2f%2e%2e%2fadmin  me%2f%252fx  me/..%2fplayer  playlists/a%2Fb  me/%2f
+# a separator for some servers
+me\player  me/..\..\admin  me%5cplayer  me/..%5C..  %5c%5cevil.example
+# encoded twice
+me/%252e%252e/x  me/%252fx  me/%255c  me/%2500  me/%25  %256de
+# control characters
+me%00  me/%00  me/a%00b  me%0d%0aHost:%20evil.example  me/x%0d%0aX-Injected:%201  me/x%0a  me/x%0D
+me/x%09  me/x%1f  me/x%7f
+# not UTF-8: bare, cut short, overlong slash and dot, a surrogate, beyond Unicode, Latin-1
+me/%ff  me/%c3  me/%c0%af  me/%c0%ae%c0%ae/x  me/%e0%80%af  me/%ed%a0%80  me/%f4%90%80%80  me/%e5sa
+# other hosts
+http://evil.example/me  https://evil.example  https:evil.example  http:%2f%2fevil.example/me
+https:/evil.example/me  file:///etc/passwd  evil.example/me  evil.example:443/me  @evil.example/me
+%40evil.example/me  user:password@evil.example/me  :80/me  :@evil.example  127.0.0.1:6379/me
+[::1]/me
+# a first word that Spotify does not use
+;/me  me;/player  me;x=../player  ..;/me  me/..;/admin  me/.;/player  me@x  me:80  ME  Me/player
+me%20/player  %20me  +me  me%3f/player  me%23/player  -me  v1  1/me  *
+"""
+_LINES = [line for line in PATHS_WITHOUT_SPACES.splitlines() if not line.startswith("#")]
+PATHS = ["", "m\xe9", "\uff4d\uff45", *" ".join(_LINES).split()]
 
 
 def cookie(client: FlaskClient) -> str:
@@ -175,34 +86,6 @@ def test_path_that_is_encoded_as_one_segment_is_decoded(connected: FlaskClient, 
     ]
 
 
-def test_ambiguous_path_is_rejected_by_gunicorn(
-    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
-) -> None:
-    """Raw requests, which no HTTP client would send."""
-    raw = [path.encode() for path in PATHS]
-    raw += [
-        b"me/\xff",
-        b"me/\xc0\xae\xc0\xae/x",
-        b"me\x00",
-        b"me/a\tb",
-        b"me/a b",
-        b"me/%",
-        b"me/%zz",
-        b"me/%2",
-    ]
-    raw += [b"me/%u002e%u002e/x", b"me\r/player", b"me\x0b", b"me#/../x", b"me/\x7f"]
-    for path in raw:
-        sent = request("GET", "TARGET", cookie(connected), host=HOST)
-        response = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
-        # A fragment is not part of a request, so clients do not send it.
-        if response.status == 200:
-            assert path == b"me#/../x", path
-        else:
-            check(response)
-
-    assert {call.target for call in upstream.calls} <= {"/v1/me"}
-
-
 OTHER_TARGETS = [
     "http://evil.example/api/spotify/v1/../me",
     "http://evil.example/v1/me",
@@ -220,79 +103,70 @@ OTHER_TARGETS = [
     "*",
 ]
 
+Api = Callable[[bytes], RawResponse]
 
-def test_request_target_of_another_form_is_rejected(
-    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
+
+def test_gunicorn_rejects_what_no_http_client_would_send(
+    server: Callable[..., AbstractContextManager[Server]], connected: FlaskClient, upstream: Upstream
 ) -> None:
+    with server(workers=1, threads=4, TRUSTED_HOSTS=HOST) as running:
+
+        def api(sent: bytes) -> RawResponse:
+            return send_plain(running.port, sent)
+
+        for check_requests in (check_paths, check_targets, check_hosts, check_bodies):
+            upstream.calls.clear()
+            check_requests(api, cookie(connected), upstream)
+
+
+def check_paths(api: Api, cookie: str, upstream: Upstream) -> None:
+    raw = [path.encode() for path in PATHS]
+    raw += [
+        b"me/\xff",
+        b"me/\xc0\xae\xc0\xae/x",
+        b"me\x00",
+        b"me/a\tb",
+        b"me/a b",
+        b"me/%",
+        b"me/%zz",
+        b"me/%2",
+    ]
+    raw += [b"me/%u002e%u002e/x", b"me\r/player", b"me\x0b", b"me#/../x", b"me/\x7f"]
+    for path in raw:
+        sent = request("GET", "TARGET", cookie, host=HOST)
+        response = api(sent.replace(b"TARGET", GATEWAY.encode() + b"/" + path))
+        # A fragment is not part of a request, so clients do not send it.
+        if response.status == 200:
+            assert path == b"me#/../x", path
+        else:
+            check(response)
+
+    assert {call.target for call in upstream.calls} <= {"/v1/me"}
+
+
+def check_targets(api: Api, cookie: str, upstream: Upstream) -> None:
     for target in OTHER_TARGETS:
-        check(api(request("GET", target, cookie(connected), host=HOST)))
+        check(api(request("GET", target, cookie, host=HOST)))
 
     assert upstream.calls == []
 
 
-def test_host_header_does_not_redirect_a_call(
-    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
-) -> None:
+def check_hosts(api: Api, cookie: str, upstream: Upstream) -> None:
     for host in ("evil.example", "api.spotify.com", "127.0.0.1@evil.example", "127.0.0.1.evil.example", ""):
-        check(api(request("GET", f"{GATEWAY}/me", cookie(connected), host=host)))
-    check(api(request("GET", f"{GATEWAY}/me", cookie(connected), "Host: evil.example", host=HOST)))
+        check(api(request("GET", f"{GATEWAY}/me", cookie, host=host)))
+    check(api(request("GET", f"{GATEWAY}/me", cookie, "Host: evil.example", host=HOST)))
     assert upstream.calls == []
 
     # Only the path of a complete URL counts. The settings determine the host that is called.
-    response = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie(connected), host=HOST))
+    response = api(request("GET", f"http://evil.example{GATEWAY}/me", cookie, host=HOST))
 
     assert response.status in (200, 400)
     assert all(call.headers["Host"] in upstream.url for call in upstream.calls)
 
 
-def test_query_that_is_not_percent_encoded_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
-    for query in ("q=a b", "q=\u00e9", "q=\x7f", "q=100%", "q=%zz&x=%20", "q=%4", "q=%u0041"):
-        response = connected.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
-        assert (response.status_code, slug(response)) == (400, "malformed-request"), query
-
-    assert upstream.calls == []
-
-
-@pytest.mark.parametrize(
-    ("method", "content_type", "body", "status", "expected"),
-    [
-        ("PUT", JSON, b" " * (MAX_BODY + 1), 413, "payload-too-large"),
-        ("PUT", "image/jpeg", b" " * (MAX_BODY + 1), 413, "payload-too-large"),
-        ("PUT", "text/plain", b"{}", 415, "unsupported-media-type"),
-        ("POST", "application/x-www-form-urlencoded", b"a=b", 415, "unsupported-media-type"),
-        ("POST", "multipart/form-data; boundary=x", b"--x--", 415, "unsupported-media-type"),
-        ("DELETE", "application/jsonp", b"{}", 415, "unsupported-media-type"),
-        ("PUT", "image/png", b"{}", 415, "unsupported-media-type"),
-        ("GET", JSON, b"{}", 400, "malformed-request"),
-        ("GET", "text/plain", b"x", 400, "malformed-request"),
-        ("HEAD", JSON, b"{}", 400, None),
-        ("PATCH", JSON, b"{}", 405, "method-not-allowed"),
-        ("TRACE", None, b"", 405, "method-not-allowed"),
-        ("CONNECT", None, b"", 405, "method-not-allowed"),
-    ],
-)
-def test_unsupported_body_or_method_is_rejected(
-    connected: FlaskClient,
-    upstream: Upstream,
-    method: str,
-    content_type: str | None,
-    body: bytes,
-    status: int,
-    expected: str | None,
-) -> None:
-    response = connected.open(f"{GATEWAY}/me/player", method=method, data=body, content_type=content_type)
-
-    assert response.status_code == status, response.text
-    if expected:
-        assert slug(response) == expected
-    assert upstream.calls == []
-
-
-def test_unsupported_body_is_rejected_by_gunicorn(
-    api: Callable[[bytes], RawResponse], connected: FlaskClient, upstream: Upstream
-) -> None:
+def check_bodies(api: Api, cookie: str, upstream: Upstream) -> None:
     def put(body: bytes, *headers: str, method: str = "PUT", content_type: str = JSON) -> RawResponse:
-        lines = [cookie(connected), f"Content-Type: {content_type}", *headers]
+        lines = [cookie, f"Content-Type: {content_type}", *headers]
         return api(request(method, f"{GATEWAY}/me/player", *lines, body=body, host=HOST))
 
     in_chunks = "Transfer-Encoding: chunked"
@@ -317,6 +191,37 @@ def test_unsupported_body_is_rejected_by_gunicorn(
         assert response.status == 200, response.body
     assert [call.body for call in upstream.calls] == [b" " * MAX_BODY] * 2
     assert {call.headers["Transfer-Encoding"] for call in upstream.calls} == {None}
+
+
+def test_query_that_is_not_percent_encoded_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
+    for query in ("q=a b", "q=\u00e9", "q=\x7f", "q=100%", "q=%zz&x=%20", "q=%4", "q=%u0041"):
+        response = connected.get(f"{GATEWAY}/search", environ_overrides={"QUERY_STRING": query})
+        assert (response.status_code, slug(response)) == (400, "malformed-request"), query
+
+    assert upstream.calls == []
+
+
+def test_unsupported_body_or_method_is_rejected(connected: FlaskClient, upstream: Upstream) -> None:
+    for method, content_type, body, status, expected in (
+        ("PUT", JSON, b" " * (MAX_BODY + 1), 413, "payload-too-large"),
+        ("PUT", "image/jpeg", b" " * (MAX_BODY + 1), 413, "payload-too-large"),
+        ("PUT", "text/plain", b"{}", 415, "unsupported-media-type"),
+        ("POST", "application/x-www-form-urlencoded", b"a=b", 415, "unsupported-media-type"),
+        ("POST", "multipart/form-data; boundary=x", b"--x--", 415, "unsupported-media-type"),
+        ("DELETE", "application/jsonp", b"{}", 415, "unsupported-media-type"),
+        ("PUT", "image/png", b"{}", 415, "unsupported-media-type"),
+        ("GET", JSON, b"{}", 400, "malformed-request"),
+        ("GET", "text/plain", b"x", 400, "malformed-request"),
+        ("HEAD", JSON, b"{}", 400, None),
+        ("PATCH", JSON, b"{}", 405, "method-not-allowed"),
+        ("TRACE", None, b"", 405, "method-not-allowed"),
+        ("CONNECT", None, b"", 405, "method-not-allowed"),
+    ):
+        url = f"{GATEWAY}/me/player"
+        response = connected.open(url, method=method, data=body, content_type=content_type)
+        assert response.status_code == status, response.text
+        assert expected is None or slug(response) == expected
+    assert upstream.calls == []
 
 
 def chunked(*chunks: bytes) -> bytes:

@@ -33,7 +33,10 @@ from tests.helpers.round_trips import counting
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import eventually
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.settings(GATEWAY_SHARE_SECONDS="60"),  # also on a slow machine, the second read is a hit
+]
 
 # A visitor's session and the version of its connection. Then the lookup, and the check of Spotify's limits.
 FIRST = "GETEX GET EVALSHA EVALSHA"

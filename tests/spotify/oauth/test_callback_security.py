@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
@@ -32,7 +32,7 @@ from app.models import AccessToken, SpotifyUser, User
 from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
 from app.spotify.connections import ConnectionRef
-from app.spotify.oauth.state import WAIT_SECONDS, AuthorizationRecord, AuthorizationStore
+from app.spotify.oauth.state import AuthorizationRecord, AuthorizationStore
 from tests.helpers.flows import (
     another_tab,
     connect,
@@ -43,7 +43,7 @@ from tests.helpers.flows import (
     start_authorization,
 )
 from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient, callback_query
-from tests.helpers.servers import Server, eventually
+from tests.helpers.servers import LONG, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ RESULTS = {
 }
 
 # For tests that do not depend on the kind of database.
-ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ONE_DATABASE = pytest.mark.sqlite_only
 
 NewClient = Callable[[], FlaskClient]
 Query = dict[str, str] | str
@@ -158,7 +158,7 @@ def expired(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> tuple[Fl
     keys = store.keys("author*")
     assert len(keys) == 1
     for key in keys:
-        assert 595 <= store.ttl(key) <= 600
+        assert 500 <= store.ttl(key) <= 600
         store.pexpire(key, 1)
     eventually(lambda: not store.exists(*keys))
     return client, callback
@@ -183,7 +183,6 @@ def another_sessions(
 
 @pytest.mark.requirement("D1")
 @ONE_DATABASE
-@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
 @pytest.mark.parametrize("wrong", [missing, unknown, used, expired, another_users, another_sessions])
 def test_wrong_state_is_rejected_without_a_token_request(
     client: FlaskClient,
@@ -191,21 +190,18 @@ def test_wrong_state_is_rejected_without_a_token_request(
     sandbox: SandboxClient,
     caplog: pytest.LogCaptureFixture,
     wrong: Callable[[FlaskClient, Flask, SandboxClient], tuple[FlaskClient, dict[str, str]]],
-    accept: dict[str, str],
 ) -> None:
     register(client, "ada")
     browser, query = wrong(client, app, sandbox)
     caplog.clear()
 
-    response = visit(browser, query, accept)
+    response, page = visit(browser, query, PROGRAM), visit(browser, query, PAGE)
 
-    if accept is PAGE:
-        assert result(response) == "error-spotify-state-mismatch"
-    else:
-        assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
+    assert result(page) == "error-spotify-state-mismatch"
     assert token_calls(sandbox) == 0
     assert stored(app) == [[], []]
-    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"] * 2
 
 
 # --- D2: PKCE --------------------------------------------------------------------------------------
@@ -314,7 +310,7 @@ def test_tampered_authorization_is_rejected_immediately(
     response = send_callback(client, callback)
 
     assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
-    assert time.monotonic() - began < WAIT_SECONDS / 2  # it does not wait for a duplicate
+    assert time.monotonic() - began < LONG  # it does not wait for a duplicate
     assert token_calls(sandbox) == 0
 
 
@@ -322,6 +318,7 @@ def test_tampered_authorization_is_rejected_immediately(
 
 
 @pytest.mark.requirement("D3")
+@ONE_DATABASE
 @pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
 def test_reloaded_callback_has_the_same_response_from_any_worker(
     client: FlaskClient, another_worker: Flask, app: Flask, sandbox: SandboxClient, signed_in: bool
@@ -370,7 +367,7 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
         responses = [pool.submit(navigate, tab, callback) for tab in tabs]
         try:
             sandbox.wait_for_held(1)
-            assert all(waiting.acquire(timeout=10) for _ in range(19))
+            assert all(waiting.acquire(timeout=LONG) for _ in range(19))
         finally:
             sandbox.release()
 
@@ -402,31 +399,30 @@ HOSTILE_HEADERS = {
 @pytest.mark.requirement("D4")
 @pytest.mark.settings(TRUSTED_PROXIES="1")
 @ONE_DATABASE
-@pytest.mark.parametrize("headers", HOSTILE_HEADERS.values(), ids=HOSTILE_HEADERS.keys())
-def test_headers_do_not_change_redirect_targets(
-    client: FlaskClient, sandbox: SandboxClient, headers: dict[str, str]
-) -> None:
-    if "Host" in headers:
-        client.environ_base["HTTP_HOST"] = headers["Host"]
+def test_headers_do_not_change_redirect_targets(new_client: NewClient, sandbox: SandboxClient) -> None:
+    for headers in HOSTILE_HEADERS.values():
+        client = new_client()
+        if "Host" in headers:
+            client.environ_base["HTTP_HOST"] = headers["Host"]
 
-    begun = visit(client, "", PROGRAM, **headers)
-    sent_on = visit(client, "", PAGE, **headers)
-    url = begun.json["authorize_url"]
-    done = visit(client, callback_query(sandbox.consent(url)), PAGE, **headers)
+        begun = visit(client, "", PROGRAM, **headers)
+        sent_on = visit(client, "", PAGE, **headers)
+        url = begun.json["authorize_url"]
+        done = visit(client, callback_query(sandbox.consent(url)), PAGE, **headers)
 
-    for target in (url, sent_on.headers["Location"]):
-        assert target.startswith(f"{sandbox.accounts_url}/authorize?")
-        assert callback_query(target)["redirect_uri"] == REDIRECT_URI
-    # Spotify accepts a code only with the redirect URI that it was issued for.
-    assert result(done) == "connected"
-    assert "evil" not in f"{begun.headers}{sent_on.headers}{sent_on.text}{done.headers}{done.text}"
+        for target in (url, sent_on.headers["Location"]):
+            assert target.startswith(f"{sandbox.accounts_url}/authorize?")
+            assert callback_query(target)["redirect_uri"] == REDIRECT_URI
+        # Spotify accepts a code only with the redirect URI that it was issued for.
+        assert result(done) == "connected"
+        assert "evil" not in f"{begun.headers}{sent_on.headers}{sent_on.text}{done.headers}{done.text}"
 
 
 @pytest.mark.requirement("D4")
 @ONE_DATABASE
-@pytest.mark.parametrize(
-    "target",
-    [
+def test_parameters_do_not_change_redirect_targets(new_client: NewClient, sandbox: SandboxClient) -> None:
+    names = ("next", "redirect", "redirect_uri", "return_to", "url", "spotify", "FRONTEND_URL", "scope")
+    for target in (
         "//evil.example",
         "/\\evil.example",
         "https:evil.example",
@@ -435,27 +431,21 @@ def test_headers_do_not_change_redirect_targets(
         "ok\r\nLocation: https://evil.example",
         "ok\r\n\r\n<script>evil</script>",
         "\u560d\u560aLocation: https://evil.example",
-    ],
-)
-def test_parameters_do_not_change_redirect_targets(
-    client: FlaskClient, sandbox: SandboxClient, target: str
-) -> None:
-    names = ("next", "redirect", "redirect_uri", "return_to", "url", "spotify", "FRONTEND_URL", "scope")
-    further = dict.fromkeys(names, target)
+    ):
+        client, further = new_client(), dict.fromkeys(names, target)
+        sent_on = visit(client, further, PAGE)
+        callback = callback_query(sandbox.consent(sent_on.headers["Location"]))
+        done = visit(client, {**further, **callback}, PAGE)
+        client.delete("/api/spotify")
+        rejected = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
+        rejected.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
 
-    sent_on = visit(client, further, PAGE)
-    callback = callback_query(sandbox.consent(sent_on.headers["Location"]))
-    done = visit(client, {**further, **callback}, PAGE)
-    client.delete("/api/spotify")
-    rejected = [visit(client, {**further, name: target}, PAGE) for name in ("code", "error")]
-    rejected.append(visit(client, {"code": target, "error": target, "state": target}, PAGE))
-
-    assert callback_query(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
-    assert result(done) == "connected"
-    assert [result(response) for response in rejected] == ["error-spotify-state-mismatch"] * 3
-    for response in (sent_on, done, *rejected):
-        assert "evil" not in f"{response.headers}{response.text}"
-        assert len(response.headers.getlist("Location")) == 1
+        assert callback_query(sent_on.headers["Location"])["redirect_uri"] == REDIRECT_URI
+        assert result(done) == "connected"
+        assert [result(response) for response in rejected] == ["error-spotify-state-mismatch"] * 3
+        for response in (sent_on, done, *rejected):
+            assert "evil" not in f"{response.headers}{response.text}"
+            assert len(response.headers.getlist("Location")) == 1
 
 
 # --- D5: one authorization server ------------------------------------------------------------------
@@ -463,15 +453,13 @@ def test_parameters_do_not_change_redirect_targets(
 
 @pytest.mark.requirement("D5")
 @ONE_DATABASE
-@pytest.mark.parametrize("issuer", ["https://evil.example", "https://accounts.spotify.com", ""])
-def test_parameter_naming_another_issuer_is_ignored(
-    client: FlaskClient, sandbox: SandboxClient, issuer: str
-) -> None:
+def test_parameter_naming_another_issuer_is_ignored(client: FlaskClient, sandbox: SandboxClient) -> None:
     """The only server sends no `iss`, and unknown parameters are ignored (RFC 6749 section 4.1.2).
 
     The mix-up attack that `iss` prevents (RFC 9207) requires a second server.
     """
     callback = callback_query(sandbox.consent(start_authorization(client)))
+    issuer = "https://evil.example"
 
     response = visit(client, {**callback, "iss": issuer, "issuer": issuer, "token_endpoint": issuer}, PAGE)
 
@@ -495,8 +483,8 @@ def test_authorization_server_comes_from_the_settings_only(client: FlaskClient) 
 # --- D6: one Spotify account, one owner ------------------------------------------------------------
 
 
-def sign_in_five_times(app: Flask, name: str) -> list[FlaskClient]:
-    clients = [app.test_client() for _ in range(5)]
+def sign_in_three_times(app: Flask, name: str) -> list[FlaskClient]:
+    clients = [app.test_client() for _ in range(3)]
     register(clients[0], name)
     for client in clients[1:]:
         assert login(client, name).status_code == 200
@@ -507,27 +495,27 @@ def sign_in_five_times(app: Flask, name: str) -> list[FlaskClient]:
 def test_concurrent_callbacks_of_two_users_make_one_owner(
     app: Flask, another_worker: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Five sessions each, five authorizations in each, half of them on another worker."""
+    """Three sessions each, three authorizations in each, half of them on another worker."""
     names, workers = ("ada", "bob"), (app, another_worker)
-    sessions = {name: sign_in_five_times(app, name) for name in names}
+    sessions = {name: sign_in_three_times(app, name) for name in names}
     with requests.Session() as person:
         person.trust_env = False
         callbacks = [
             (name, another_tab(client, workers[number % 2]), sandbox.consent(url, browser=person))
             for name in names
             for client in sessions[name]
-            for number, url in enumerate(start_authorization(client) for _ in range(5))
+            for number, url in enumerate(start_authorization(client) for _ in range(3))
         ]
         late = [
             (client, sandbox.consent(start_authorization(client), browser=person))
             for name in names
             for client in sessions[name]
         ]
-    sandbox.fault(on="me", kind="park", times=50)
-    with ThreadPoolExecutor(50) as pool:
+    sandbox.fault(on="me", kind="park", times=18)
+    with ThreadPoolExecutor(18) as pool:
         responses = [(name, pool.submit(send_callback, tab, callback)) for name, tab, callback in callbacks]
         try:
-            sandbox.wait_for_held(50)
+            sandbox.wait_for_held(18)
         finally:
             sandbox.release()
     by_user = {
@@ -540,12 +528,12 @@ def test_concurrent_callbacks_of_two_users_make_one_owner(
         owner = db.get_one(User, owner_id).username
     [loser] = set(names) - {owner}
     assert spotify_id == "mira_t_42"
-    assert [status for status, _ in by_user[owner]] == [200] * 25
+    assert [status for status, _ in by_user[owner]] == [200] * 9
     assert {slug(response) for _, response in by_user[loser]} == {"spotify-account-in-use"}
-    assert [status for status, _ in by_user[loser]] == [409] * 25
+    assert [status for status, _ in by_user[loser]] == [409] * 9
     assert [len(table) for table in stored(app)] == [1, 1]
-    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-account-in-use"] * 25
-    assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 25
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-account-in-use"] * 9
+    assert len(logged(caplog, "spotify_connected", "spotify_user_id")) == 9
     assert len(set(logged(caplog, "spotify_connected", "spotify_user_id"))) == 1
 
     # From now on, the owner's rows do not change.
@@ -585,7 +573,7 @@ def test_account_in_use_does_not_reveal_its_owner(
 
 
 @pytest.mark.requirement("D7")
-@pytest.mark.parametrize("accept", [PROGRAM, PAGE], ids=["program", "page"])
+@ONE_DATABASE
 @pytest.mark.parametrize("victim_is", ["new", "a visitor", "signed in", "connected"])
 def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     new_client: NewClient,
@@ -593,7 +581,6 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     sandbox: SandboxClient,
     caplog: pytest.LogCaptureFixture,
     victim_is: str,
-    accept: dict[str, str],
 ) -> None:
     attacker, victim = new_client(), new_client()
     register(attacker, "mallory")
@@ -608,19 +595,18 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
     sandbox.clear_calls()
     caplog.clear()
 
-    response = visit(victim, callback_query(callback), accept)
+    response, page = (visit(victim, callback_query(callback), accept) for accept in (PROGRAM, PAGE))
 
     if victim_is == "connected":  # to its own account, as before
-        assert (result(response) if accept is PAGE else response.json["status"]) == "connected"
-    elif accept is PAGE:
-        assert result(response) == "error-spotify-state-mismatch"
+        assert (response.json["status"], result(page)) == ("connected", "connected")
     else:
         assert (response.status_code, slug(response)) == (400, "spotify-state-mismatch")
-    assert "Set-Cookie" not in response.headers
+        assert result(page) == "error-spotify-state-mismatch"
+    assert "Set-Cookie" not in {*response.headers.keys(), *page.headers.keys()}
     assert victim.get("/api/spotify").json == spotify
     assert stored(app) == before
     assert sandbox.calls() == []
-    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"]
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["spotify-state-mismatch"] * 2
     # The attempt consumes no state of the attacker's session either.
     assert send_callback(attacker, callback).json["spotify"]["spotify_id"] == "aiko-87"
 
@@ -629,6 +615,7 @@ def test_callback_of_an_attacker_changes_nothing_for_the_victim(
 
 
 @pytest.mark.requirement("D8")
+@ONE_DATABASE
 @pytest.mark.parametrize("then", ["nobody", "the same user", "another user"])
 def test_callback_in_progress_connects_nothing_after_a_logout(
     client: FlaskClient,
@@ -654,6 +641,7 @@ def test_callback_in_progress_connects_nothing_after_a_logout(
 
 
 @pytest.mark.requirement("D8")
+@ONE_DATABASE
 @pytest.mark.parametrize("leaves_by", ["registering", "signing in", "signing out"])
 def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, leaves_by: str
@@ -675,6 +663,7 @@ def test_visitor_who_leaves_during_a_callback_leaves_no_connection(
 
 
 @pytest.mark.requirement("D8")
+@ONE_DATABASE
 def test_ended_session_connects_as_a_new_visitor(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -694,6 +683,7 @@ def test_ended_session_connects_as_a_new_visitor(
 
 
 @pytest.mark.requirement("D9")
+@ONE_DATABASE
 @pytest.mark.parametrize("then", [None, "mira_t_42", "aiko-87"], ids=["no more", "the same", "another"])
 def test_late_refresh_does_not_undo_a_disconnect_or_new_connection(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, then: str | None
@@ -756,7 +746,11 @@ parameters = st.lists(
 
 @pytest.mark.requirement("D10")
 @ONE_DATABASE
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     one=st.tuples(st.sampled_from(["code", "error"]), values),
     others=parameters,
@@ -793,44 +787,18 @@ def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
 
 @pytest.mark.requirement("D10")
 @ONE_DATABASE
-@pytest.mark.parametrize("fault", [None, "google_502", "truncated_json", "invalid_client", "rate_limited"])
-@pytest.mark.parametrize("on", ["code", "me"])
-def test_browser_gets_a_fixed_result_when_spotify_fails(
-    client: FlaskClient, sandbox: SandboxClient, on: str, fault: str | None
-) -> None:
-    callback = sandbox.consent(start_authorization(client))
-    if fault is not None:
-        sandbox.fault(on=on, kind=fault, times=None)
-
-    response = navigate(client, callback)
-
-    assert (result(response) == "connected") is (fault is None)
-
-
-@pytest.mark.requirement("D10")
-@ONE_DATABASE
-def test_callback_with_code_and_error_is_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
-    callback = callback_query(sandbox.consent(start_authorization(client)))
-
-    assert result(visit(client, {**callback, "error": "server_error"}, PAGE)) == "error-spotify-unavailable"
-    assert token_calls(sandbox) == 0
-
-
-@pytest.mark.requirement("D10")
-@ONE_DATABASE
-@pytest.mark.parametrize("twice", ["code", "state", "error"])
 def test_repeated_parameter_is_rejected_and_logged(
-    client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture, twice: str
+    client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = callback_query(sandbox.consent(start_authorization(client)))
-    query = urlencode([*callback.items(), (twice, "a"), (twice, "b")])
+    for twice in ("code", "state", "error"):
+        query = urlencode([*callback.items(), (twice, "a"), (twice, "b")])
+        response, page = visit(client, query, PROGRAM), visit(client, query, PAGE)
+        assert (response.status_code, response.json["errors"]) == (422, {twice: ["Must not be repeated."]})
+        assert result(page) == "error-validation-error"
 
-    response, page = visit(client, query, PROGRAM), visit(client, query, PAGE)
-
-    assert (response.status_code, response.json["errors"]) == (422, {twice: ["Must not be repeated."]})
-    assert result(page) == "error-validation-error"
     assert token_calls(sandbox) == 0
-    assert logged(caplog, "spotify_callback_rejected", "reason") == ["validation-error"] * 2
+    assert logged(caplog, "spotify_callback_rejected", "reason") == ["validation-error"] * 6
 
 
 @ONE_DATABASE
@@ -901,42 +869,11 @@ def test_callback_response_is_not_cached_and_has_no_referrer(
     assert not any(callback[name] in lines for name in ("code", "state") if name in callback)
 
 
-@pytest.mark.requirement("D11")
-@ONE_DATABASE
-@pytest.mark.processes
-def test_server_log_contains_no_code_and_no_state(
-    server: Callable[..., AbstractContextManager[Server]], sandbox: SandboxClient
-) -> None:
-    with server(workers=1, LOG_LEVEL="DEBUG") as api, requests.Session() as browser:
-        browser.trust_env = False
-        browser.headers.update(PAGE)
-
-        def get(url: str) -> requests.Response:
-            return browser.get(url, allow_redirects=False, timeout=30)
-
-        sent_on = get(f"{api.url}/api/spotify/authorize")
-        denied = sandbox.consent(sent_on.headers["Location"], decision="cancel")
-        agreed = sandbox.consent(get(f"{api.url}/api/spotify/authorize").headers["Location"])
-        responses = [get(denied), get(denied), get(agreed), get(agreed)]
-        browser.delete(
-            f"{api.url}/api/spotify", headers={"X-Requested-With": "test"}, timeout=30
-        ).raise_for_status()
-
-        ends = [response.headers["Location"].partition("?spotify=")[2] for response in responses]
-        assert [response.status_code for response in responses] == [303] * 4
-        assert ends == ["denied", "error-spotify-state-mismatch", "connected", "connected"]
-        eventually(lambda: "spotify_disconnected" in api.log)
-        assert "spotify_connected" in api.log
-        assert "spotify_callback_rejected" in api.log
-        secrets = {*callback_query(denied).values(), *callback_query(agreed).values()} - {"access_denied"}
-        assert len(secrets) == 3
-        assert not any(secret in api.log for secret in secrets)
-
-
 # --- D12: scopes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("D12")
+@ONE_DATABASE
 @pytest.mark.settings(SPOTIFY_SCOPES="user-top-read user-read-private")
 def test_requested_scopes_come_from_the_settings(client: FlaskClient, sandbox: SandboxClient) -> None:
     url = start_authorization(client)
@@ -949,6 +886,7 @@ def test_requested_scopes_come_from_the_settings(client: FlaskClient, sandbox: S
 
 
 @pytest.mark.requirement("D12")
+@ONE_DATABASE
 def test_new_consent_to_fewer_scopes_replaces_the_old_scopes(
     client: FlaskClient, sandbox: SandboxClient
 ) -> None:
@@ -968,6 +906,7 @@ def test_new_consent_to_fewer_scopes_replaces_the_old_scopes(
 # --- what is logged --------------------------------------------------------------------------------
 
 
+@ONE_DATABASE
 def test_connecting_and_disconnecting_are_each_logged_once(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,7 @@ def test_generation_set_back_moves_past_the_history(
     assert effective(app) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.sqlite_only
 def test_generation_set_back_loses_no_refresh_token(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -70,6 +71,7 @@ def test_generation_set_back_loses_no_refresh_token(
     assert effective(app) == [0, 1, 2, 3]
 
 
+@pytest.mark.sqlite_only
 def test_refresh_works_without_history_of_the_grant(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -85,6 +87,7 @@ def test_refresh_works_without_history_of_the_grant(
     assert row(app).generation == 3
 
 
+@pytest.mark.sqlite_only
 def test_connection_without_tokens_can_be_authorized_again(
     client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
