@@ -78,6 +78,8 @@ def init_app(app: Flask, api: Api, config: Config) -> None:
     @blueprint.get("/api/docs/<any('swagger-ui.css', 'swagger-ui-bundle.js'):name>")
     @public
     def asset(name: str) -> Response:
-        return send_from_directory(_ASSETS, name, max_age=86_400)
+        response = send_from_directory(_ASSETS, name, max_age=86_400)
+        response.cache_control.public = False  # Werkzeug adds it, and max-age is enough
+        return response
 
     app.register_blueprint(blueprint)

@@ -92,11 +92,16 @@ def test_nginx_has_only_explained_findings(programs: None) -> None:
 
 
 def test_new_credentials_are_found(programs: None, tmp_path: Path) -> None:
-    leak = tmp_path / "notes.txt"
-    leak.write_text("AKIA" + "QWERTYUIOPASDFGH\n")
-    status, output, _ = audit.run("detect-secrets-hook", "--no-verify", str(leak))
-    assert status != 0
-    assert "AWS Access Key" in output
+    (tmp_path / "notes.py").write_text('\n\nid = "AKIA' + 'QWERTYUIOPASDFGH"\n')
+    (tmp_path / "key.py").write_text('key = "3f9d8c7b6a5e4d3c' + '2b1a0f9e8d7c6b5a"\n')
+    files = [str(tmp_path / name) for name in ("notes.py", "key.py")]
+
+    found = audit.find_secrets(files)
+    assert "AWS Access Key" in found
+    assert "Hex High Entropy String" in found
+    found = audit.find_secrets(files, without=audit.IN_TESTS)
+    assert "AWS Access Key" in found
+    assert "Hex High Entropy String" not in found
 
 
 def test_bills_list_what_production_installs(
