@@ -4,20 +4,13 @@ This is the only module that reads environment variables. `.env.example` documen
 compares the two.
 """
 
-import io
 import os
-import shlex
-import stat
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from app.settings import rules
-from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID
+from app.settings import dotenv, rules
+from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID, SANDBOX_CLIENT_SECRET
+from app.settings.start import unwritable_log
 from app.settings.types import (
     DEFAULT_SCOPES,
     NEW_BYTES_KEY,
@@ -61,7 +55,6 @@ from app.settings.urls import host_name, is_browsers_machine, origin_of
 
 ROOT = Path(__file__).resolve().parent
 
-SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 SANDBOX_URL = "http://127.0.0.1:5001"
 
 MAX_INT = 2**31 - 1
@@ -93,6 +86,7 @@ class Config(BaseModel):
     threads: Annotated[int, whole_number(2, MAX_INT)] = 32
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Annotated[LogFormat, BeforeValidator(str.lower)] = "json"
+    flask_debug: Bool = False  # Flask reads it too
 
     secret_key: Annotated[Text, Required(NEW_TEXT_KEY, in_development=True)] = Field("", repr=False)
     # Newest first, 32 bytes each.
@@ -264,6 +258,23 @@ def _is_local(settings: Mapping[str, Any]) -> bool:
     return is_http and (on_loopback or settings["app_env"] == "development")
 
 
+def load() -> Config:
+    """Read the settings of this process.
+
+    Raises:
+        ConfigError: Settings are missing or invalid, or this machine lacks what they need. Lists all of it.
+    """
+    environ = read_environment()
+    problems = [*unwritable_log(), *rules.missing_driver(environ.get("DATABASE_URL", ""))]
+    try:
+        config = Config.from_env(environ)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
 def read_environment() -> dict[str, str]:
     """Return the process's environment, together with the project's `.env` file, which it overrides.
 
@@ -273,25 +284,11 @@ def read_environment() -> dict[str, str]:
     Raises:
         ConfigError: There is a `.env`, but it cannot be read.
     """
-    if os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("1", "true", "yes"):
-        return dict(os.environ)
     path = ROOT / ".env"
-    if not path.exists():
+    is_skipped = os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("1", "true", "yes")
+    if is_skipped or not path.exists():
         return dict(os.environ)
     try:
-        file = dotenv_values(stream=io.StringIO(path.read_text(encoding="utf-8-sig")))
+        return dotenv.read(path) | dict(os.environ)
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{path} cannot be read: it has to be a text file in UTF-8.") from None
-    _warn_of_readable_file(path)
-    return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
-
-
-@cache
-def _warn_of_readable_file(path: Path) -> None:
-    status = path.stat()
-    # If another user owns the file, we may be meant to read it through its group.
-    is_ours = status.st_uid == os.geteuid()
-    if status.st_mode & (stat.S_IRGRP | stat.S_IROTH if is_ours else stat.S_IROTH):
-        remedy = f"chmod {'600' if is_ours else 'o-rwx'} {shlex.quote(str(path))}"
-        with suppress(OSError):  # the disk may be full
-            sys.stderr.write(f"Other users can read {path}, which holds secrets. Run: {remedy}\n")

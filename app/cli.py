@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app.doctor import checks
+from app.doctor import checks, startup
 from app.doctor.result import Status
 from app.infra import database, probes
 from app.infra.cli_command import Command
@@ -123,7 +123,7 @@ def rotate_keys() -> None:
 def scheduler_command() -> None:
     """Refresh tokens before they expire, until stopped. Any number of schedulers can run at once."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-    key_rotation.require_keys(app, services().token_cipher)
+    startup.require_usable_servers(app, services())
     services().scheduler.run()
 
 

@@ -13,14 +13,38 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this file
 
-from config import Config, ConfigError, read_environment  # noqa: E402
+from app.settings.start import refuse_to_start  # noqa: E402
+from config import ConfigError, load  # noqa: E402
 from deploy import metrics, preload  # noqa: E402
 from deploy.worker import Logger, Worker, hold_stop_signals  # noqa: E402
 
+problems: list[str] = []
 try:
-    settings = Config.from_env(read_environment())
+    settings = load()
 except ConfigError as error:
-    sys.exit(f"Backline cannot start. Correct these settings:\n{error}")
+    problems.append(str(error))
+
+# Workers touch a file as their heartbeat. On a busy disk, a healthy worker would seem stuck. gunicorn chooses
+# a safe name for the file, so it does not matter that everyone can write to this directory.
+memory = Path("/dev/shm")  # noqa: S108 # nosec B108
+worker_tmp_dir = str(memory) if memory.is_dir() else None
+
+# The directory where workers keep their metrics; the worker that serves /metrics adds them up. It must be set
+# before the app is loaded. After a HUP it stays the same, and a new gunicorn (USR2) creates its own. It is in
+# memory, unless TMPDIR is set, because a full disk would crash workers that update a metric.
+own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
+if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
+    parent = os.environ.get("TMPDIR", worker_tmp_dir)
+    try:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.make_directory(parent)
+    except OSError as error:
+        problems.append(
+            f"TMPDIR: workers cannot keep their metrics in {parent} ({type(error).__name__}). Set it to a "
+            "directory that this user can write to."
+        )
+
+if problems:
+    refuse_to_start("\n".join(problems))
 
 if settings.app_env == "development":
     with suppress(OSError):  # the disk may be full
@@ -44,11 +68,6 @@ graceful_timeout = 25
 # a connection that gunicorn has just closed.
 keepalive = 75
 
-# Workers touch a file as their heartbeat. On a busy disk, a healthy worker would seem stuck. gunicorn chooses
-# a safe name for the file, so it does not matter that everyone can write to this directory.
-memory = Path("/dev/shm")  # noqa: S108 # nosec B108
-worker_tmp_dir = str(memory) if memory.is_dir() else None
-
 # X-Forwarded-Proto is accepted from these addresses only.
 forwarded_allow_ips = "127.0.0.1,::1"
 # nginx overwrites this header. By default, gunicorn also trusts two that nginx passes on from the client, and
@@ -65,14 +84,6 @@ logger_class = Logger
 
 # The socket would be in the home directory, and the same for all gunicorns of this user.
 control_socket_disable = True
-
-
-# The directory where workers keep their metrics; the worker that serves /metrics adds them up. It must be set
-# before the app is loaded. After a HUP it stays the same, and a new gunicorn (USR2) creates its own. It is in
-# memory, unless TMPDIR is set, because a full disk would crash workers that update a metric.
-own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
-if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics.make_directory(os.environ.get("TMPDIR", worker_tmp_dir))
 
 # After the directory was set: it decides how prometheus_client stores metrics.
 preload.import_libraries()
@@ -97,16 +108,16 @@ def on_exit(_server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Exit if a key is missing that stored tokens need. Start delivering mail and sampling metrics.
+    """Exit if the database or Redis cannot be used as it is. Start delivering mail and sampling metrics.
 
-    Exit status 3 ends the arbiter as well. Only the first worker checks the keys: one that replaces another
-    must not stop the rest, and if two exit at once, gunicorn ends with a traceback and another status.
+    Exit status 3 ends the arbiter as well. Only the first worker checks: one that replaces another must not
+    stop the rest, and if two exit at once, gunicorn ends with a traceback and another status.
     """
-    from app.spotify.tokens.key_rotation import require_keys
+    from app.doctor.startup import require_usable_servers
 
     services = worker.wsgi.extensions["backline"]
     if worker.age == 1:
-        require_keys(worker.wsgi, services.token_cipher)
+        require_usable_servers(worker.wsgi, services)
     # Emails that an earlier worker left must not wait for the next request.
     services.mailer.start()
     worker.sample_metrics = worker.wsgi.extensions["sample_metrics"]

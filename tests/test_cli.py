@@ -122,22 +122,6 @@ def test_doctor_connects_to_the_mail_server(env: dict[str, str]) -> None:
 
 
 @pytest.mark.sqlite_only
-@pytest.mark.parametrize("command", [["doctor"], ["run", "--port", "0"], ["db", "upgrade"]])
-def test_missing_driver_is_reported_in_one_line(
-    env: dict[str, str], tmp_path: Path, command: list[str]
-) -> None:
-    (tmp_path / "MySQLdb.py").write_text("raise ModuleNotFoundError(name='MySQLdb')")
-    without = {"PYTHONPATH": str(tmp_path), "DATABASE_URL": "mysql+mysqldb://u:p@127.0.0.1/db"}
-
-    done = flask({**env, **without}, *command)
-
-    assert done.returncode == 3
-    assert done.stderr == (
-        "DATABASE_URL needs mysqlclient, which is not installed. Run: script/bootstrap --mysql\n"
-    )
-
-
-@pytest.mark.sqlite_only
 def test_flask_run_says_what_is_missing(env: dict[str, str], tmp_path: Path) -> None:
     needed = {name: env[name] for name in ("SECRET_KEY", "TOKEN_ENCRYPTION_KEYS")}
     missing = {

@@ -464,6 +464,9 @@ INSECURE = [
     ("TOKEN_ENCRYPTION_KEYS", text_key(b"your-secret-encryption-key-here!")),
     ("SPOTIFY_CLIENT_ID", "5a4db0c0ffee4b0cac1e5a4db0c0ffee"),
     ("SPOTIFY_REDIRECT_URI", "http://127.0.0.1:5000/api/spotify/authorize"),
+    ("REDIS_URL", "redis+sentinel://:ChangeMe!@one,two/main"),
+    ("DATABASE_URL", "mysql+mysqldb://backline:password1@db/backline"),
+    ("FLASK_DEBUG", "1"),
 ]
 
 

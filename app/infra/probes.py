@@ -48,10 +48,8 @@ def probe_database(engine: sa.Engine) -> None:
         sqlalchemy.exc.SQLAlchemyError: The server is unavailable, or rejects a statement.
     """
     with engine.execution_options(writes=True).connect() as connection:
-        revision = schema_revision(connection)
-        head, known = schema_revisions()
-        if revision is None or (revision in known and revision != head):
-            raise Unusable(f"The schema is {revision or 'empty'}, but this release needs {head}.")
+        if reason := _why_outdated(schema_revision(connection)):
+            raise Unusable(reason)
         if connection.dialect.name != "sqlite" and is_read_only(connection):
             raise Unusable(REPLICA)
         for table in Base.metadata.sorted_tables:
@@ -72,6 +70,19 @@ def schema_revision(connection: sa.Connection) -> str | None:
         sa.text("SELECT version_num FROM alembic_version")
     ).scalar_one_or_none()
     return revision
+
+
+def pending_migration(connection: sa.Connection) -> str | None:
+    """Return what is wrong with the schema if it is older than this release needs, or None."""
+    has_revision = sa.inspect(connection).has_table("alembic_version")
+    return _why_outdated(schema_revision(connection) if has_revision else None)
+
+
+def _why_outdated(revision: str | None) -> str | None:
+    head, known = schema_revisions()
+    if revision is None or (revision in known and revision != head):
+        return f"The schema is {revision or 'empty'}, but this release needs {head}."
+    return None
 
 
 @cache

@@ -77,6 +77,12 @@ def is_exposed_redis(url: str) -> bool:
     return not (is_local or options.get("password") or (has_tls and checks_certificate))
 
 
+def redis_password(url: str) -> str | None:
+    """Return the password for Redis, if the URL has one."""
+    options, _, _ = _describe(url)
+    return options.get("password")
+
+
 def is_unencrypted_redis(url: str) -> bool:
     """Return whether Redis is on another machine, without TLS."""
     _, has_tls, is_local = _describe(url)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.engine import make_url
 
-from app.settings.redis_urls import is_exposed_redis
+from app.settings.redis_urls import is_exposed_redis, redis_password
 from app.settings.types import NEW_BYTES_KEY, NEW_TEXT_KEY
 from app.settings.urls import (
     host_name,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 AUTHORIZE_PATH = "/api/spotify/authorize"
 # The default client id of `python -m sandbox`. It is public, and worthless anywhere else.
 SANDBOX_CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
+SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
 _CREDENTIALS = ("spotify_client_id", "spotify_client_secret")
 
 
@@ -92,9 +93,23 @@ def _redirect_uri_rule(config: "Config") -> Iterator[str]:
         )
 
 
-def _client_id_rule(config: "Config") -> Iterator[str]:
+def _spotify_app_rules(config: "Config") -> Iterator[str]:
     if config.spotify_client_id == SANDBOX_CLIENT_ID:
         yield "SPOTIFY_CLIENT_ID is the sandbox's. Use your own application's, from Spotify's dashboard."
+    secret = config.spotify_client_secret
+    if secret == SANDBOX_CLIENT_SECRET or _is_placeholder(secret):
+        yield (
+            "SPOTIFY_CLIENT_SECRET is the sandbox's, or an example. Use your own application's, from "
+            "Spotify's dashboard."
+        )
+
+
+def _debug_rule(config: "Config") -> Iterator[str]:
+    if config.flask_debug:
+        yield (
+            "FLASK_DEBUG is on, so anyone who causes an error could run code on this server. Remove it, and "
+            "do not use flask --debug."
+        )
 
 
 def _plain_http_rules(config: "Config") -> Iterator[str]:
@@ -146,21 +161,31 @@ def _same_site_rule(config: "Config") -> Iterator[str]:
             )
 
 
-def _database_rule(config: "Config") -> Iterator[str]:
+def _database_rules(config: "Config") -> Iterator[str]:
     if make_url(config.database_url).get_backend_name() == "sqlite" and "sqlite" not in config.allow_insecure:
         yield (
             "DATABASE_URL is SQLite, which is for development. Use mysql+mysqldb://..., or accept it with "
             "ALLOW_INSECURE=sqlite."
         )
+    if _is_default_password(make_url(config.database_url).password):
+        yield "DATABASE_URL has a password from examples and defaults. Use one that no one can guess."
 
 
-def _redis_rule(config: "Config") -> Iterator[str]:
+def _redis_rules(config: "Config") -> Iterator[str]:
     if is_exposed_redis(config.redis_url) and "redis" not in config.allow_insecure:
         yield (
             "REDIS_URL reaches another machine without a password or TLS, so anyone on that network could "
             "read and change sessions. Use redis://:password@... or rediss://..., or accept it with "
             "ALLOW_INSECURE=redis."
         )
+    if _is_default_password(redis_password(config.redis_url)):
+        yield "REDIS_URL has a password from examples and defaults. Use one that no one can guess."
+
+
+def _is_default_password(password: str | None) -> bool:
+    letters = re.sub(r"[^a-z]", "", (password or "").lower())
+    known = r"admin|backline|changeit|changeme|example|password|root|secret"
+    return re.fullmatch(known, letters) is not None
 
 
 def _secret_key_rule(config: "Config") -> Iterator[str]:
@@ -208,6 +233,19 @@ def _is_placeholder(secret: str) -> bool:
     return re.search(known, letters) is not None
 
 
+def missing_driver(database_url: str) -> Iterator[str]:
+    """Say how to install the driver that a database's URL needs, if it cannot be imported."""
+    if not database_url.strip().startswith("mysql"):
+        return
+    try:
+        import MySQLdb  # noqa: F401
+    except ModuleNotFoundError:
+        yield "DATABASE_URL needs mysqlclient, which is not installed. Run: script/bootstrap --mysql"
+    except ImportError as error:  # a library in C that it needs
+        reason = " ".join(str(error).split())
+        yield f"DATABASE_URL needs mysqlclient, which does not load ({reason}). Run: script/bootstrap --mysql"
+
+
 # Each rule with the settings that it reads.
 _Rules = tuple[tuple[Callable[["Config"], Iterator[str]], set[str]], ...]
 _RULES: _Rules = (
@@ -218,11 +256,12 @@ _RULES: _Rules = (
 _RULES_OF: dict[str, _Rules] = {
     "development": ((_client_credentials_rule, set()),),
     "production": (
-        (_client_id_rule, set()),
+        (_debug_rule, {"FLASK_DEBUG"}),
+        (_spotify_app_rules, set()),
         (_plain_http_rules, set()),
         (_same_site_rule, {"SPOTIFY_REDIRECT_URI", "SESSION_COOKIE_SAMESITE"}),
-        (_database_rule, {"DATABASE_URL"}),
-        (_redis_rule, {"REDIS_URL"}),
+        (_database_rules, {"DATABASE_URL"}),
+        (_redis_rules, {"REDIS_URL"}),
         (_secret_key_rule, {"SECRET_KEY"}),
         (_token_keys_rule, {"TOKEN_ENCRYPTION_KEYS"}),
         (_jwt_keys_rule, {"JWT_SIGNING_KEYS"}),

@@ -155,6 +155,11 @@ def _is_secure_or_loopback(url: str) -> bool:
     return parts.scheme == "https" or is_loopback(parts.hostname)
 
 
+def _is_secure_or_spotify_loopback(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1")
+
+
 Budget = Annotated[
     int | None,
     whole_number(1, 1_000_000, problem="must be auto or a whole number"),
@@ -242,7 +247,7 @@ ServiceUrl = Annotated[
 RedirectUri = Annotated[
     HttpUrl,
     _check(
-        lambda url: _is_secure_or_loopback(url) and urlsplit(url).hostname != "localhost",
+        lambda url: urlsplit(url).hostname != "localhost" and _is_secure_or_spotify_loopback(url),
         "must be https, or http with the loopback address 127.0.0.1 or [::1]: Spotify rejects anything "
         "else, localhost included.",
     ),

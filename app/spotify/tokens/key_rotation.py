@@ -1,16 +1,14 @@
 """The keys that encrypt stored tokens: which ones are in use, and how to move to the newest."""
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from flask import Flask
 from sqlalchemy.orm import Session
 
-from app.infra.database import db, reading, run_in_transaction
+from app.infra.database import reading, run_in_transaction
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.infra.row_versions import announce
 from app.models import AccessToken
@@ -55,29 +53,6 @@ def keys_in_use() -> dict[str, int]:
 def missing_keys(cipher: TokenCipher) -> dict[str, int]:
     """Return the ids of keys that rows need but the cipher lacks, each with the number of its rows."""
     return {key_id: count for key_id, count in keys_in_use().items() if key_id not in cipher.key_ids}
-
-
-def require_keys(app: Flask, cipher: TokenCipher) -> None:
-    """Exit with status 3 if a key is missing that stored tokens need.
-
-    If the database is down or has no schema yet, this does nothing; other checks report that.
-    """
-    with app.app_context():
-        try:
-            missing = missing_keys(cipher)
-        except sa.exc.SQLAlchemyError as error:
-            log.warning("key_check_skipped", extra={"reason": type(error).__name__})
-            return
-        finally:
-            db.engine.dispose()  # If the server forks now, its workers must not share a connection.
-    if missing:
-        keys = ", ".join(f"{key_id} ({count} rows)" for key_id, count in missing.items())
-        sys.stderr.write(
-            f"Backline cannot start: stored tokens are encrypted with keys that are missing from "
-            f"TOKEN_ENCRYPTION_KEYS: {keys}.\n"
-            f"Add them back after the newest key. `flask tokens rotate-keys` then makes them unnecessary.\n"
-        )
-        sys.exit(3)
 
 
 def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None]) -> RotationProgress:

@@ -29,7 +29,7 @@ from tests.helpers.children import start_child
 from tests.helpers.factories import create_connections, refresh_due
 from tests.helpers.flows import another_tab, connect, refresh_count, register
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import LONG, ROOT, Server, eventually, free_port, process_environment
+from tests.helpers.servers import LONG, ROOT, Server, eventually, process_environment
 from tests.spotify.tokens.test_scheduler import invoke
 
 pytestmark = pytest.mark.slow
@@ -198,33 +198,6 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    "command",
-    [
-        [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"],
-        [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "0"],
-        [sys.executable, "-m", "flask", "--app", "wsgi:app", "scheduler"],
-    ],
-    ids=["gunicorn", "flask run", "flask scheduler"],
-)
-@pytest.mark.sqlite_only
-def test_start_fails_without_a_key_in_use(
-    env: dict[str, str], connected: list[FlaskClient], command: list[str]
-) -> None:
-    settings = process_environment({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY, "PORT": str(free_port())})
-
-    done = subprocess.run(
-        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False
-    )
-
-    assert done.returncode == 3
-    assert "stored tokens are encrypted with keys that are missing from TOKEN_ENCRYPTION_KEYS" in done.stderr
-    assert "(3 rows)" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert NEW_KEY not in done.stderr
-
-
-@pytest.mark.processes
 @pytest.mark.sqlite_only
 def test_replaced_worker_does_not_check_keys(
     connected: list[FlaskClient], app: Flask, server: Callable[..., AbstractContextManager[Server]]
@@ -251,15 +224,6 @@ def test_token_commands_run_without_a_key_in_use(env: dict[str, str], connected:
     assert "3 rows: MISSING from TOKEN_ENCRYPTION_KEYS" in status.stdout
     assert rotation.exit_code == 1
     assert "is missing: it encrypts 3 rows" in rotation.stderr
-
-
-@pytest.mark.sqlite_only
-def test_key_check_is_skipped_while_database_is_down(env: dict[str, str]) -> None:
-    """The server starts anyway: it responds with 503 until the database is back."""
-    away = {**env, "DATABASE_URL": "mysql+mysqldb://root@127.0.0.1:1/backline"}
-
-    with running_app(away) as app:
-        key_rotation.require_keys(app, app.extensions["backline"].token_cipher)
 
 
 def test_refresh_encrypts_both_tokens_with_newest_key(
