@@ -23,6 +23,11 @@ command = click.get_current_context(silent=True)
 try:
     config = load()
 except ConfigError as error:
+    if command is not None and "doctor" in sys.argv:
+        from app.doctor.report import print_settings
+
+        print_settings(str(error), as_json="--json" in sys.argv)
+        sys.exit(1)
     refuse_to_start(str(error))
 
 log_setup.configure(level=config.log_level, style=config.log_format, filters=[RequestFields()])

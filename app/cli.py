@@ -1,8 +1,6 @@
 """Commands for operators. Results go to standard output, progress and problems to standard error."""
 
-import json
 import sys
-from dataclasses import asdict
 from datetime import timedelta
 
 import click
@@ -11,7 +9,7 @@ from flask import current_app
 from flask.cli import AppGroup, with_appcontext
 
 from app.doctor import checks, startup
-from app.doctor.result import Status
+from app.doctor.report import print_report
 from app.infra import database, probes
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
@@ -129,20 +127,12 @@ def scheduler_command() -> None:
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--url", help="The public URL of the API, to check its proxies: https://api.example.com")
 @with_appcontext
-def doctor_command(as_json: bool) -> None:
+def doctor_command(as_json: bool, url: str | None) -> None:
     """Check the settings and the servers that Backline needs. Exits 1 if a check fails."""
-    results = []
-    for result in checks.run_checks(services()):
-        results.append(result)
-        if as_json:
-            continue
-        click.echo(f"{result.status:<4}  {result.summary}")
-        if result.advice:
-            click.echo(f"      {result.advice}")
-    if as_json:
-        click.echo(json.dumps([asdict(result) for result in results], indent=2))
-    sys.exit(1 if any(result.status is Status.FAILURE for result in results) else 0)
+    if not print_report(checks.run_checks(services(), url), as_json=as_json):
+        sys.exit(1)
 
 
 @click.command("version")

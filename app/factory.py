@@ -75,6 +75,7 @@ from app.web import (
 )
 from app.web.api import MAX_BODY_BYTES, Api
 from app.web.application import Application
+from app.web.arrival_report import ArrivalReport
 from app.web.bearer import BearerTokens
 from app.web.client_address import ClientAddress
 from app.web.error_middleware import ErrorMiddleware
@@ -154,6 +155,7 @@ def _configure(app: Flask, config: Config) -> None:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # keep the order of the schemas
     # Do not redirect paths with `//`: the target would contain the Host header of the request.
     app.url_map.merge_slashes = False
+    app.wsgi_app = ArrivalReport(app.wsgi_app, config.secret_key)  # type: ignore[method-assign]
     if config.trusted_proxies:
         hops = config.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=hops, x_host=0, x_port=0)  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """The `flask` commands, run in their own processes."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -81,13 +82,14 @@ def test_doctor_reports_an_empty_database(env: dict[str, str], tmp_path: object)
 
 
 @pytest.mark.sqlite_only
-def test_invalid_settings_are_listed_without_a_traceback(env: dict[str, str]) -> None:
-    done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor")
+def test_doctor_reports_invalid_settings_in_its_own_format(env: dict[str, str]) -> None:
+    done = flask({**env, "SECRET_KEY": "", "DATABASE_URL": "nonsense"}, "doctor", "--json")
 
-    assert done.returncode != 0
-    assert "SECRET_KEY" in done.stderr
-    assert "DATABASE_URL" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [(result["status"], result["summary"].split()[1]) for result in json.loads(done.stdout)] == [
+        ("fail", "SECRET_KEY"),
+        ("fail", "DATABASE_URL"),
+    ]
 
 
 @pytest.mark.sqlite_only

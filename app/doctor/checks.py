@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.doctor.database import check_database
+from app.doctor.proxies import check_proxies
 from app.doctor.redis_server import check_redis
 from app.doctor.result import CheckResult, Status, failure, ok, warning
-from app.doctor.settings import check_settings
+from app.doctor.settings import check_settings, guess_proxies
+from app.infra.http_client import HttpClient
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
 from app.services import Services
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
     from app.auth.jwt_issuer import JwtIssuer
 
 
-def run_checks(services: Services) -> Iterator[CheckResult]:
-    """Run all checks, in the order in which problems should be corrected."""
+def run_checks(services: Services, url: str | None = None) -> Iterator[CheckResult]:
+    """Run all checks, in the order in which problems should be corrected.
+
+    Args:
+        services: What to check.
+        url: Where people reach the API; what its proxies do is only guessed if None.
+    """
     config = services.config
     if config.app_env == "development":
         yield ok(
@@ -30,6 +37,7 @@ def run_checks(services: Services) -> Iterator[CheckResult]:
     else:
         yield ok(f"settings: {config.app_env}")
     yield from check_settings(config)
+    yield from guess_proxies(config) if url is None else check_proxies(config, url, HttpClient())
     yield from check_database(config, services.token_cipher)
     yield from check_redis(services.redis, is_production=config.app_env == "production")
     yield _check_mail(config, services.mailer)

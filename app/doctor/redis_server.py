@@ -95,11 +95,15 @@ def _describe(error: Exception) -> CheckResult:
     name = type(error).__name__
     found = [advice for sign, advice in _ADVICE.items() if sign == name or sign in str(error)]
     if found:
-        return failure(f"Redis: {name}", found[0])
+        return failure(f"Redis: {name}: {_message(error)}", found[0])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return failure(f"Redis: cannot connect ({name})", "Check REDIS_URL, and whether Redis is running.")
-    message = str(error).rpartition("caused error: ")[2]  # without the command, in a pipeline
     return failure(
-        f"Redis: {excerpt(message)}",
+        f"Redis: {_message(error)}",
         "Check the parameters of REDIS_URL. It must point to a Redis that allows all commands.",
     )
+
+
+def _message(error: Exception) -> str:
+    """Return the start of what Redis said, without the command, which redis-py adds in a pipeline."""
+    return excerpt(str(error).rpartition("caused error: ")[2])

@@ -13,15 +13,18 @@ from config import Config
 
 def check_settings(config: Config) -> Iterator[CheckResult]:
     """Check the settings without connecting to anything."""
-    yield from _check_proxies(config)
     if config.app_env == "production":
         yield from _check_insecure(config)
         yield from _check_redirect_uri(config)
-        yield from _check_origins(config)
+    yield from _check_origins(config)
+    yield _check_cookie(config)
 
 
-def _check_proxies(config: Config) -> Iterator[CheckResult]:
-    """Check that visitors have different addresses. gunicorn listens on loopback, so there is a proxy."""
+def guess_proxies(config: Config) -> Iterator[CheckResult]:
+    """Check that visitors have different addresses. gunicorn listens on loopback, so there is a proxy.
+
+    This only guesses what the proxies do. `app.doctor.proxies` asks them.
+    """
     count = config.trusted_proxies
     if count == 1:
         yield ok(
@@ -76,22 +79,41 @@ def _check_redirect_uri(config: Config) -> Iterator[CheckResult]:
 
 
 def _check_origins(config: Config) -> Iterator[CheckResult]:
-    names = [host_name(host) for host in config.trusted_hosts]
+    names = [host_name(host) for host in config.trusted_hosts] or ["127.0.0.1"]
     if config.redirects_to_api:
         names = [urlsplit(config.spotify_redirect_uri).hostname or ""]
-    if config.session_cookie_samesite == "None" or any(map(is_loopback, names)):
+    if config.session_cookie_samesite == "None":
         return
+    scheme = "http" if config.is_local else "https"
     for origin in config.cors_origins:
-        if any(may_be_same_site(origin, f"https://{name}") for name in names):
+        if any(may_be_same_site(origin, f"{scheme}://{name}") for name in names):
             continue
         exception = ""
         if is_app_origin(origin):
             exception = ", unless an extension has permission for this host or an app bypasses its web view"
+        remedy = "Set SESSION_COOKIE_SAMESITE=None, or serve the app and the API under one domain."
+        if config.is_local:  # without https, browsers reject SameSite=None
+            remedy = f"Open the app at {scheme}://{names[0]}, and list that origin."
         yield warning(
             f"CORS_ORIGINS: {origin} is on another site than {', '.join(names)}",
-            f"Browsers do not send the session cookie from there{exception}. "
-            "Set SESSION_COOKIE_SAMESITE=None, or serve the app and the API under one domain.",
+            f"Browsers do not send the session cookie from there{exception}. {remedy}",
         )
+
+
+def _check_cookie(config: Config) -> CheckResult:
+    same_site, is_secure = config.session_cookie_samesite, config.session_cookie_secure
+    partitioned = "; Partitioned" if same_site == "None" else ""
+    summary = (
+        f"session cookie: {config.session_cookie_name}{'; Secure' * is_secure}; HttpOnly; "
+        f"SameSite={same_site}{partitioned}"
+    )
+    if config.is_local and is_secure:
+        return warning(
+            summary,
+            "Not every browser accepts a Secure cookie over plain http, even from its own machine. Remove "
+            "SESSION_COOKIE_SECURE, or use https.",
+        )
+    return ok(summary)
 
 
 def _unencrypted(config: Config) -> Iterator[str]:

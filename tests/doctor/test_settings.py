@@ -3,7 +3,7 @@
 import pytest
 
 from app.doctor.result import Status
-from app.doctor.settings import check_settings
+from app.doctor.settings import check_settings, guess_proxies
 from config import Config
 from tests.test_config import CROSS_SITE, DEVELOPMENT, PRODUCTION
 
@@ -13,7 +13,8 @@ GOOD = {**PRODUCTION, "TRUSTED_PROXIES": "1", "REDIS_URL": "rediss://cache"} | {
 
 
 def warnings(settings: dict[str, str]) -> list[str]:
-    results = list(check_settings(Config.from_env(settings)))
+    config = Config.from_env(settings)
+    results = [*check_settings(config), *guess_proxies(config)]
     assert Status.FAILURE not in {result.status for result in results}
     return [f"{result.summary}: {result.advice}" for result in results if result.status is Status.WARNING]
 
@@ -43,6 +44,22 @@ def test_unusual_setting_gets_a_warning_with_advice(changes: dict[str, str], wor
 
     assert all(word in warning for word in words), warning
     assert "hunter2" not in warning
+
+
+@pytest.mark.requirement("B7")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"FRONTEND_URL": "http://localhost:5173"}, ["localhost:5173 is on another", "at http://127.0.0.1"]),
+        ({"SESSION_COOKIE_SECURE": "true"}, ["Secure cookie over plain http"]),
+    ],
+)
+def test_setting_that_browsers_reject_gets_a_warning_in_development(
+    changes: dict[str, str], words: list[str]
+) -> None:
+    [warning] = warnings({**DEVELOPMENT, **changes})
+
+    assert all(word in warning for word in words), warning
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.doctor.database import check_version
+from app.doctor.mysql_server import check_version
 from app.doctor.redis_server import PERMISSIONS
 from app.doctor.result import Status
 from app.infra.database import db
