@@ -49,6 +49,26 @@ for _ in range(2):
     os.wait()
 """
 
+# A process with a handler, as gunicorn's arbiter, forks a worker, and stops it before it handles signals.
+STOPPED_EARLY = """
+import os, signal
+from deploy import worker
+signal.signal(signal.SIGTERM, lambda *_: None)
+is_sent, send = os.pipe()
+worker.hold_stop_signals()
+if (pid := os.fork()) == 0:
+    os.read(is_sent, 1)
+    made = worker.Worker.__new__(worker.Worker)
+    made.PIPE = os.pipe()
+    os.set_blocking(made.PIPE[1], False)
+    made.handle_exit = lambda *_: os._exit(0)
+    made.init_signals()
+    os._exit(1)
+os.kill(pid, signal.SIGTERM)
+os.write(send, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
 
 def run(script: str, env: dict[str, str]) -> str:
     environment = process_environment(env)
@@ -76,6 +96,10 @@ def test_arbiter_imports_every_library_and_nothing_else(behind_nginx: dict[str, 
 def test_workers_generate_different_random_numbers(behind_nginx: dict[str, str]) -> None:
     one, other = run(RANDOM, behind_nginx).splitlines()
     assert set(one.split()).isdisjoint(other.split())
+
+
+def test_signal_that_stops_a_worker_before_it_is_ready_is_not_lost(behind_nginx: dict[str, str]) -> None:
+    assert run(STOPPED_EARLY, behind_nginx) == "0 set()\n"
 
 
 def sockets_of(pid: int) -> set[str]:
