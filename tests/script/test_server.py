@@ -8,12 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import requests
 from sqlalchemy import make_url
 
+import config
+from config import Config
 from script import env_file, ports, server
+from script.env_file import CannotStartError
+from script.supervisor import Programs
+from tests.conftest import SETTINGS
 from tests.helpers.servers import LONG, eventually, free_port
 from tests.script.running import Environ, Run
 
@@ -94,38 +100,6 @@ def test_second_server_names_the_taken_port_and_lost_redis_ends_the_first_one(
     assert first.remaining_processes() == []
 
 
-def test_taken_port_is_named_with_its_setting(run: Run, environ: Environ) -> None:
-    for variable, purpose in (("SPOTIFY_ACCOUNTS_URL", "the sandbox Spotify"), ("REDIS_URL", "Redis")):
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            port = other.getsockname()[1]
-            running = run({**environ, variable: f"{environ[variable].split(':')[0]}://127.0.0.1:{port}"})
-            assert running.wait() == 1
-        assert f"Port {port} on 127.0.0.1, for {purpose}, is taken by " in running.output
-        assert f"{variable}" in running.output
-        assert running.remaining_processes() == []
-
-
-def test_invalid_settings_are_listed(run: Run, environ: Environ) -> None:
-    running = run({**environ, "PORT": "eighty", "REDIS_URL": "http://127.0.0.1"})
-    assert running.wait() == 1
-    assert "PORT must be" in running.output
-    assert "REDIS_URL must" in running.output
-    assert "Traceback" not in running.output
-
-
-@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_unreachable_database_is_named_without_its_password(
-    run: Run, environ: Environ, database_url: str
-) -> None:
-    socket_path = make_url(database_url).query["unix_socket"]
-    url = f"mysql+mysqldb://root:hunter2@localhost/nowhere?unix_socket={socket_path}"
-    running = run({**environ, "DATABASE_URL": url})
-    assert running.wait() == 1
-    assert "The database refused the connection" in running.output
-    assert "mysql+mysqldb://localhost/nowhere?unix_socket=" in running.output
-    assert "hunter2" not in running.output
-
-
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_server_runs_on_mysql(run: Run, environ: Environ, database_url: str) -> None:
     running = run({**environ, "DATABASE_URL": database_url}).until_ready()
@@ -134,30 +108,59 @@ def test_server_runs_on_mysql(run: Run, environ: Environ, database_url: str) -> 
     assert running.end(signal.SIGTERM) == 0
 
 
-def test_production_settings_are_rejected(run: Run, environ: Environ, checkout: Path) -> None:
-    production = {
-        "APP_ENV": "production",
-        "DATABASE_URL": "sqlite:////tmp/none.sqlite3",
-        "SPOTIFY_CLIENT_ID": "0123456789abcdef0123456789abcdef",
-        "SPOTIFY_CLIENT_SECRET": "0123456789abcdef0123456789abcdef",
-        "SPOTIFY_REDIRECT_URI": "https://example.com/callback",
-        "FRONTEND_URL": "https://example.com/",
-        "CORS_ORIGINS": "https://example.com",
-    }
-    elsewhere = {name: value for name, value in environ.items() if not name.startswith("SPOTIFY")}
-    running = run({**elsewhere, **production})
-    assert running.wait() == 1
-    assert "script/server is for development only" in running.output
+@pytest.fixture
+def reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environ: Environ) -> Callable[..., str]:
+    """Return why script/server does not start in the folder `tmp_path` with these settings."""
+    monkeypatch.chdir(tmp_path)
+    for module in (config, server):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+
+    def prepare(**settings: str) -> str:
+        with (
+            patch.dict(os.environ, {**environ, **settings}, clear=True),
+            pytest.raises(CannotStartError) as error,
+        ):
+            server.prepare()
+        return str(error.value)
+
+    return prepare
 
 
-def test_incomplete_production_settings_are_rejected_first(
-    run: Run, environ: Environ, checkout: Path
+def test_taken_port_is_named_with_its_setting(reason: Callable[..., str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = reason(SPOTIFY_ACCOUNTS_URL=f"http://127.0.0.1:{port}")
+        assert f"Port {port} on 127.0.0.1, for the sandbox Spotify, is taken by " in message
+        assert "set SPOTIFY_ACCOUNTS_URL=" in message
+        settings = Config.from_env({**SETTINGS, "REDIS_URL": f"redis://127.0.0.1:{port}/0"})
+        with pytest.raises(CannotStartError, match=f"Port {port} on 127.0.0.1, for Redis, is taken by "):
+            server.start_redis(Programs(), settings, {})
+
+
+def test_invalid_settings_are_listed(reason: Callable[..., str]) -> None:
+    message = reason(PORT="eighty", REDIS_URL="http://127.0.0.1")
+    assert "PORT must be" in message
+    assert "REDIS_URL must" in message
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_unreachable_database_is_named_without_its_password(
+    reason: Callable[..., str], database_url: str
 ) -> None:
-    running = run({**environ, "APP_ENV": " Production"})
-    assert running.wait() == 1
-    assert "script/server is for development only" in running.output
-    assert "SECRET_KEY" not in running.output
-    assert not (checkout / ".env").exists()
+    socket_path = make_url(database_url).query["unix_socket"]
+    message = reason(DATABASE_URL=f"mysql+mysqldb://root:hunter2@localhost/nowhere?unix_socket={socket_path}")
+    assert "The database refused the connection" in message
+    assert "mysql+mysqldb://localhost/nowhere?unix_socket=" in message
+    assert "hunter2" not in message
+
+
+def test_production_is_rejected_however_incomplete_its_settings_are(
+    reason: Callable[..., str], tmp_path: Path
+) -> None:
+    message = reason(APP_ENV=" Production")
+    assert "script/server is for development only" in message
+    assert "SECRET_KEY" not in message
+    assert not (tmp_path / ".env").exists()
 
 
 def test_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,35 +169,28 @@ def test_empty_app_env_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env_file.read_settings()["APP_ENV"] == "development"
 
 
-def test_misspelled_app_env_does_not_ask_for_settings_of_production(run: Run, environ: Environ) -> None:
-    running = run({**environ, "APP_ENV": "dev"})
-    assert running.wait() == 1
-    assert "APP_ENV must be 'development' or 'production'." in running.output
-    assert "is not set" not in running.output
+def test_misspelled_app_env_does_not_ask_for_settings_of_production(reason: Callable[..., str]) -> None:
+    message = reason(APP_ENV="dev")
+    assert "APP_ENV must be 'development' or 'production'." in message
+    assert "is not set" not in message
 
 
 @pytest.mark.parametrize(
     "content", ["SECRET_KEY=a\n".encode("utf-16"), "NAME=Zo\xeb\n".encode("latin-1"), None]
 )
 def test_unreadable_dotenv_is_named(
-    run: Run, environ: Environ, checkout: Path, content: bytes | None
+    reason: Callable[..., str], tmp_path: Path, content: bytes | None
 ) -> None:
     if content is None:
-        (checkout / ".env").mkdir()
+        (tmp_path / ".env").mkdir()
     else:
-        (checkout / ".env").write_bytes(content)
-    running = run(environ)
-    assert running.wait() == 1
-    assert ".env cannot be read" in running.output
-    assert "Traceback" not in running.output
+        (tmp_path / ".env").write_bytes(content)
+    assert ".env cannot be read" in reason()
 
 
-def test_folder_that_cannot_be_created_is_named(run: Run, environ: Environ, checkout: Path) -> None:
-    (checkout / "instance").touch()
-    running = run(environ)
-    assert running.wait() == 1
-    assert "instance: File exists" in running.output
-    assert "Traceback" not in running.output
+def test_folder_that_cannot_be_created_is_named(reason: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "instance").touch()
+    assert "instance: File exists" in reason()
 
 
 def test_ctrl_c_during_startup_ends_quietly(run: Run, environ: Environ) -> None:
