@@ -33,6 +33,8 @@ from app.infra.row_versions import RowVersions
 from app.mail.mailer import Mailer
 from app.mail.metrics import MailCollector
 from app.mail.transport import create_transport
+from app.operator import routes as operator
+from app.operator.overview import OverviewReader
 from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
@@ -118,6 +120,7 @@ def create_app(config: Config) -> Flask:
         [ConnectionCollector(), MailCollector()],
         _metrics_sampler(app, services),
     )
+    operator.init_app(app, OverviewReader(services.hourly_counts, services.rate_limiter))
     app.cli = LazyGroup(_add_commands)
     return app
 

@@ -50,6 +50,9 @@ OPEN = {
     "DELETE /v1/<path:path>",
     "GET /livez",
     "GET /metrics",
+    "GET /operator",
+    "GET /operator/style.css",
+    "GET /operator/update.js",
     "GET /readyz",
 }
 SIGNED_IN = {

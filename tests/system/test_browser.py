@@ -175,6 +175,38 @@ def test_docs_page_can_make_calls(page: Page, api: Server) -> None:
     assert errors == []
 
 
+def test_operator_page_updates_itself(page: Page, api: Server) -> None:
+    errors: list[str] = []
+    loads: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on(
+        "request", lambda request: loads.append(request.url) if request.url.endswith("/operator") else None
+    )
+    page.clock.install()
+    page.goto(f"{api.url}/operator")
+    cell = page.get_by_role("row", name="wrong password").get_by_role("cell")
+    updates = page.get_by_role("checkbox", name="Update")
+    before = int(cell.inner_text())
+
+    def fail_to_sign_in() -> None:
+        body = {"login": "nobody", "password": "not the password"}
+        sent = page.request.post(f"{api.url}/api/login", data=body, headers={"X-Requested-With": "test"})
+        assert sent.status == 401
+
+    fail_to_sign_in()
+    page.clock.fast_forward(15_000)
+    expect(cell).to_have_text(str(before + 1), timeout=30_000)
+    updates.uncheck()
+    page.clock.fast_forward(60_000)
+    updates.check()
+    fail_to_sign_in()
+    page.clock.fast_forward(15_000)
+    expect(cell).to_have_text(str(before + 2), timeout=30_000)
+    assert len(loads) == 3
+    assert errors == []
+
+
 def test_docs_page_can_call_spotify_through_the_gateway(page: Page, api: Server) -> None:
     page.goto(f"{api.url}/api/spotify/authorize")
     page.get_by_role("radio", name="Mira T.").check()

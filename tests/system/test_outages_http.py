@@ -168,7 +168,9 @@ FIELDS = {
     "current_password": PASSWORD,
     "new_password": "quite another sentence",
 }
-NEEDS_NOTHING = re.compile(r"/livez|/metrics|/api/docs.*|/api/openapi\.json|/\.well-known/jwks\.json")
+NEEDS_NOTHING = re.compile(
+    r"/livez|/metrics|/operator.*|/api/docs.*|/api/openapi\.json|/\.well-known/jwks\.json"
+)
 NEEDS_REDIS_ONLY = {("POST", "/api/logout")}
 CLIENT_ERRORS = {400, 403, 404, 405, 413, 415, 422}
 

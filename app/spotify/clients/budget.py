@@ -6,12 +6,13 @@ rejection. People share it by max-min fairness: one person can use whatever the 
 """
 
 import logging
+import math
 from pathlib import Path
 
 import redis
 
 from app.infra import redis_scripts
-from app.infra.redis_round_trip import Command
+from app.infra.redis_round_trip import Command, round_trip
 from app.infra.redis_scripts import Script
 from config import Config
 
@@ -61,6 +62,32 @@ class Budget:
     def count_command(self, spotify_user_id: int | None) -> Command:
         """Return the command that counts a call that has been made without a limit."""
         return self._spend_command(spotify_user_id, "none")
+
+    def usage(self) -> tuple[int, int | None]:
+        """Return how many calls were made in the last 30 seconds, and how many may be, if there is a limit.
+
+        Raises:
+            redis.RedisError: Redis is not available, or the stored data is not ours.
+        """
+        commands: list[Command] = [
+            ("TIME",),
+            ("HGETALL", self._calls_key),
+            ("HMGET", self.limit_key, "limit", "since"),
+        ]
+        replies = round_trip(self._client, commands).values
+        for reply in replies:
+            if isinstance(reply, redis.RedisError):
+                raise reply
+        [now, _], counted, [learned, since] = replies
+        calls = 0
+        for slot, value in zip(counted[::2], counted[1::2], strict=True):
+            second, _, count = value.partition(b":")
+            if slot.isdigit() and int(now) - WINDOW_SECONDS <= int(second) <= int(now):
+                calls += int(count)
+        if self._fixed is not None or learned is None:
+            return calls, self._fixed
+        periods = (int(now) - int(since) // 1000) // GROWTH_SECONDS
+        return calls, math.ceil(int(learned) * GROWTH ** min(max(periods, 0), 1000))
 
     def learn(self) -> None:
         """Lower the limit after Spotify has rejected all calls of the application, unless it is fixed."""

@@ -113,6 +113,14 @@ class SpotifyRateLimiter:
         waits = self._waits_from(scopes, self._run(self._waits_command(scopes)))
         return {scope: wait for scope, wait in waits.items() if wait > 0}
 
+    def budget_usage(self) -> tuple[int, int | None]:
+        """Return how many calls were made in the last 30 seconds, and how many may be, if there is a limit.
+
+        Raises:
+            redis.RedisError: Redis is not available, or the stored data is not ours.
+        """
+        return self._budget.usage()
+
     def check_command(self, scope: str) -> Command:
         """Return the command that checks whether a call of this scope may be made, for `read_check`."""
         return self._waits_command(_concerning(scope))

@@ -35,13 +35,18 @@ class ConnectionCollector(Collector):
         yield from self._metrics
 
 
-def _connections() -> Metric:
+def count_connections() -> dict[str, int]:
+    """Return how many connections there are in each state."""
     statement = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
     with reading() as db:
         found = dict(db.execute(statement).all())
+    return {state.value: found.get(state.value, 0) for state in GrantState}
+
+
+def _connections() -> Metric:
     family = GaugeMetricFamily("backline_connections", "Connections by state.", labels=["state"])
-    for state in GrantState:
-        family.add_metric([state.value], found.get(state.value, 0))
+    for state, count in count_connections().items():
+        family.add_metric([state], count)
     return family
 
 

@@ -237,6 +237,7 @@ def test_budget_is_learned_when_everything_is_rejected(env: dict[str, str], app:
     assert limit_after(9) == 240
     assert limit_after(1) == 252
     assert limit_after(10) == 265  # 264.6
+    assert limiter.budget_usage()[1] == 265
 
     # Another rejection, after a wait and only a few calls.
     store.delete(*store.keys("spotify-calls:*"))
@@ -253,6 +254,7 @@ def test_fixed_budget_does_not_learn(env: dict[str, str], app: Flask, store: Sto
     try_call(limiter, 1)
     limiter.block_all(HttpResponse(429, {}, b""))
     assert store.keys("spotify-budget:*") == []
+    assert limiter.budget_usage() == (1, 100)
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "1.5", "unlimited", "1000001"])

@@ -466,6 +466,7 @@ def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
         "/livez",
         "/readyz",
         "/metrics",
+        "/operator",
         "//livez",
         "/./livez",
         "/api/../livez",
