@@ -24,8 +24,9 @@ from app.web.client_address import client_network
 
 log = logging.getLogger(__name__)
 
-# For one account from one address: this many attempts, then a wait of one second, doubled by every failure.
+# For one account from one address: this many attempts, then a wait that every failure doubles.
 FREE_ATTEMPTS = 10
+FIRST_WAIT_SECONDS = 1
 MAX_WAIT_SECONDS = 900
 FORGET_AFTER_SECONDS = 86_400
 # For one account from all addresses. Beyond that, each address has one attempt before it has to wait.
@@ -66,6 +67,7 @@ class Throttle:
         limits = (
             FREE_ATTEMPTS,
             ACCOUNT_FAILURE_LIMIT,
+            FIRST_WAIT_SECONDS,
             MAX_WAIT_SECONDS,
             FORGET_AFTER_SECONDS,
             ADDRESS_FAILURE_LIMIT,

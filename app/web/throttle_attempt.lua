@@ -4,7 +4,7 @@
 -- KEYS: the counters of the account at this address, of the account, and of the address.
 -- ARGV: see Throttle.attempt; durations are in seconds.
 local pair, account, address = KEYS[1], KEYS[2], KEYS[3]
-local free, account_limit, max_wait, forget_after, address_limit, address_window = unpack(ARGV)
+local free, account_limit, first_wait, max_wait, forget_after, address_limit, address_window = unpack(ARGV)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -23,7 +23,7 @@ redis.call('EXPIRE', account, forget_after)
 if redis.call('INCR', address) == 1 then redis.call('EXPIRE', address, address_window) end
 
 if failures >= tonumber(free) then
-    local seconds = math.min(2 ^ math.min(failures - free, 20), max_wait)
+    local seconds = math.min(first_wait * 2 ^ math.min(failures - free, 20), max_wait)
     redis.call('HSET', pair, 'until', string.format('%.0f', now + seconds * 1000))
 end
 return 0

@@ -1,13 +1,18 @@
 """Copies of the project with one change, which tests must notice."""
 
+import atexit
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
-from tests.helpers.servers import ROOT
+from tests.conftest import SETTINGS
+from tests.helpers.servers import MIGRATED, ROOT, migrate_sqlite
 
 TESTED = ("app", "migrations", "sandbox", "script", "tests", "config.py", "wsgi.py", "pyproject.toml")
 
@@ -29,13 +34,23 @@ def assert_noticed(directory: Path, mutation: Mutation) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
         cwd=directory,
+        env={**os.environ, MIGRATED: _migrated_sqlite()},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert run.returncode == 1, run.stdout
-    assert "1 failed" in run.stdout
+    assert "1 failed" in run.stdout, run.stdout
+
+
+@cache
+def _migrated_sqlite() -> str:
+    """Return a migrated SQLite file, so that not every copy has to create one."""
+    file = Path(mkdtemp(prefix="backline-")) / "migrated.sqlite3"
+    atexit.register(shutil.rmtree, file.parent)
+    migrate_sqlite(file, SETTINGS)
+    return str(file)
 
 
 def copy_with_change(directory: Path, names: Iterable[str], file: str, old: str, new: str) -> Path:

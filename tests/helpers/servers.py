@@ -9,12 +9,13 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
@@ -74,6 +75,12 @@ def free_port() -> int:
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def patient(client: redis.Redis) -> redis.Redis:
+    """Let a client of the product wait for replies as long as a busy machine may need."""
+    client.connection_pool.connection_kwargs |= {"socket_timeout": LONG, "socket_connect_timeout": LONG}
+    return client
 
 
 def process_environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -183,6 +190,21 @@ def migrate(settings: Mapping[str, str], root: Path = ROOT) -> None:
         check=False,
     )
     assert done.returncode == 0, f"flask db upgrade failed:\n{done.stdout}{done.stderr}"
+
+
+MIGRATED = "BACKLINE_TESTS_MIGRATED_SQLITE"
+"""The environment variable with a migrated SQLite file, which copies of the project use."""
+
+
+def migrate_sqlite(file: Path, settings: Mapping[str, str]) -> str:
+    """Create a migrated SQLite database, and return its URL."""
+    url = f"sqlite:///{file}"
+    if migrated := os.environ.get(MIGRATED):
+        with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(file)) as copy:
+            source.backup(copy)  # a plain copy would lack the pages that are in another file
+    else:
+        migrate({**settings, "DATABASE_URL": url, "REDIS_URL": "redis://127.0.0.1:1/0"})
+    return url
 
 
 class EmptyDatabase:

@@ -3,8 +3,6 @@
 import string
 import zlib
 
-import pytest
-
 from app.infra.bearer_token import hash_token, is_well_formed, new_token
 
 # One token, worked out by hand: prefix, 43 characters, and the CRC32 of both in base62.
@@ -31,9 +29,9 @@ def test_checksum_is_padded() -> None:
     assert any(new_token()[50] == "0" for _ in range(2000))  # 62**5 is a fifth of 2**32
 
 
-@pytest.mark.parametrize(
-    "token",
-    [
+def test_anything_else_is_malformed() -> None:
+    assert is_well_formed(TEXT + checksum(TEXT))
+    malformed = [
         "",
         TEXT,
         TEXT + checksum(TEXT)[::-1],
@@ -46,11 +44,8 @@ def test_checksum_is_padded() -> None:
         "bl_pat-" + TEXT[7:] + checksum("bl_pat-" + TEXT[7:]),
         TEXT + "A" + checksum(TEXT + "A"),
         "BQ" + "x" * 200,
-    ],
-)
-def test_anything_else_is_malformed(token: str) -> None:
-    assert is_well_formed(TEXT + checksum(TEXT))
-    assert not is_well_formed(token)
+    ]
+    assert [token for token in malformed if is_well_formed(token)] == []
 
 
 def test_hash_needs_the_key() -> None:

@@ -19,7 +19,7 @@ from app.infra.http_client import HttpClient, TransportError
 from tests.conftest import cannot_run
 from tests.helpers import servers
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import Unavailable, free_port, make_certificate
+from tests.helpers.servers import Unavailable, make_certificate
 from tests.helpers.upstream import Reply, Upstream, running_upstream
 
 
@@ -82,21 +82,23 @@ def test_incomplete_or_oversized_response_is_an_error(
 def test_slow_response_ends_at_the_deadline(
     client: HttpClient, sandbox: SandboxClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "TOTAL_SECONDS", 1.0)
-    sandbox.fault(on="token", kind=kind)
+    monkeypatch.setattr(http_deadline, "FIRST_BYTE_SECONDS", 60.0)
+    monkeypatch.setattr(http_client, "TOTAL_SECONDS", 0.5)
+    sandbox.fault(on="token", kind=kind, seconds=60)
     began = time.monotonic()
 
     with pytest.raises(TransportError):
         call(client, sandbox)
 
-    assert time.monotonic() - began < http_deadline.FIRST_BYTE_SECONDS
+    assert time.monotonic() - began < 30
     sandbox.clear_faults()
+    monkeypatch.undo()
     assert call(client, sandbox).status == 400  # the next call has its own deadline
 
 
 def test_refused_connection_is_an_error(client: HttpClient) -> None:
     with pytest.raises(TransportError):
-        client.send("GET", f"http://127.0.0.1:{free_port()}/")
+        client.send("GET", "http://127.0.0.1:1/")
 
 
 def test_environment_and_netrc_are_ignored(
@@ -211,7 +213,7 @@ def test_interim_responses_are_skipped(client: HttpClient) -> None:
                 while request := connection.recv(65_536):
                     name = request.split(b" ")[1]
                     connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
-                    pause.wait(0.2)
+                    pause.wait(0.05)  # so that the client reads this on its own
                     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name)
                     connection.sendall(head + name)
 
@@ -229,52 +231,51 @@ def test_interim_responses_are_skipped(client: HttpClient) -> None:
 RESPONDED = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("7", 7),
-        ("0", 0),
-        ("86400", 86_400),
-        ("120 ", 120),
-        ("\t120", 120),
-        ("1.5", 2),
-        ("0.01", 1),
-        ("2.", 2),
-        ("30.0", 30),
-        # The three spellings of RFC 9110 section 5.6.7.
-        ("Sun, 06 Nov 1994 08:50:07 GMT", 30),
-        ("Sunday, 06-Nov-94 08:50:07 GMT", 30),
-        ("Sun Nov  6 08:50:07 1994", 30),
-        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
-        ("Sat, 05 Nov 1994 08:49:37 GMT", 0),
-        ("", None),
-        ("-1", None),
-        ("-1.5", None),
-        (".5", None),
-        ("soon", None),
-        ("1e3", None),
-        ("0x10", None),
-        ("nan", None),
-        ("inf", None),
-        ("1,5", None),
-        ("7, 7", None),
-        ("٣", None),
-        ("Sun, 32 Nov 1994 08:49:37 GMT", None),
-        ("Sun, 06 Nov 99999 08:49:37 GMT", None),
-        ("9" * 30, None),
-    ],
-)
-def test_retry_after_can_be_seconds_or_a_date(header: str, seconds: int | None) -> None:
-    headers = {"retry-after": header, "date": RESPONDED}
-    assert http_client.HttpResponse(429, headers, b"").retry_after == seconds
+RETRY_AFTER: dict[str, int | None] = {
+    "7": 7,
+    "0": 0,
+    "86400": 86_400,
+    "120 ": 120,
+    "\t120": 120,
+    "1.5": 2,
+    "0.01": 1,
+    "2.": 2,
+    "30.0": 30,
+    # The three spellings of RFC 9110 section 5.6.7.
+    "Sun, 06 Nov 1994 08:50:07 GMT": 30,
+    "Sunday, 06-Nov-94 08:50:07 GMT": 30,
+    "Sun Nov  6 08:50:07 1994": 30,
+    "Sun, 06 Nov 1994 08:49:37 GMT": 0,
+    "Sat, 05 Nov 1994 08:49:37 GMT": 0,
+    "": None,
+    "-1": None,
+    "-1.5": None,
+    ".5": None,
+    "soon": None,
+    "1e3": None,
+    "0x10": None,
+    "nan": None,
+    "inf": None,
+    "1,5": None,
+    "7, 7": None,
+    "٣": None,
+    "Sun, 32 Nov 1994 08:49:37 GMT": None,
+    "Sun, 06 Nov 99999 08:49:37 GMT": None,
+    "9" * 30: None,
+}
+
+
+def test_retry_after_can_be_seconds_or_a_date() -> None:
+    found = {header: http_client.retry_after(header, since=RESPONDED) for header in RETRY_AFTER}
+    assert found == RETRY_AFTER
 
 
 @pytest.mark.parametrize("date", [{}, {"date": "yesterday"}])
 def test_retry_after_date_falls_back_to_our_clock(date: dict[str, str]) -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert http_client.HttpResponse(429, {"retry-after": until, **date}, b"").retry_after in range(50, 61)
+    assert http_client.HttpResponse(429, {"retry-after": until, **date}, b"").retry_after in range(30, 61)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000])
-def test_body_that_is_not_an_object_counts_as_empty(body: bytes) -> None:
-    assert http_client.HttpResponse(200, {}, body).json_object() == {}
+def test_body_that_is_not_an_object_counts_as_empty() -> None:
+    for body in (b"", b"[]", b"null", b"<html>", b"\xff", b'{"a":', b"[" * 100_000):
+        assert http_client.HttpResponse(200, {}, body).json_object() == {}, body[:9]

@@ -4,12 +4,13 @@ import pytest
 import redis
 
 from app.infra.redis_client import redis_client
+from tests.helpers.servers import patient
 
 
 @pytest.fixture
 def store(redis_url: str) -> Iterator[redis.Redis]:
     """An empty Redis."""
-    client = redis_client(redis_url)
+    client = patient(redis_client(redis_url))
     client.flushdb()
     yield client
     client.close()

@@ -38,7 +38,7 @@ def test_missing_or_invalid_token_gets_401(
         "garbage": {"Authorization": "Bearer x"},
         "expired": {"Authorization": f"Bearer {mira.token}"},
     }
-    response = mira.app.http.get(f"{mira.app.sandbox.api_url}/me", headers=header[kind], timeout=10)
+    response = mira.app.http.get(f"{mira.app.sandbox.api_url}/me", headers=header[kind], timeout=60)
     assert error_of(response) == (401, message if wording == "old" else UNAUTHORIZED)
     expected = f'Bearer realm="spotify", error="{error}", error_description="{message}"'
     assert response.headers["WWW-Authenticate"] == expected
@@ -48,7 +48,7 @@ def test_missing_or_invalid_token_gets_401(
     "header", ["Bearer", "Bearer ", "Basic " + base64.b64encode(b"a:b").decode(), "token x"]
 )
 def test_only_bearer_tokens_are_accepted(app: App, header: str) -> None:
-    response = app.http.get(f"{app.sandbox.api_url}/me", headers={"Authorization": header}, timeout=10)
+    response = app.http.get(f"{app.sandbox.api_url}/me", headers={"Authorization": header}, timeout=60)
     assert error_of(response) == (400, "Only valid bearer authentication supported")
 
 
@@ -162,10 +162,10 @@ def test_removed_endpoints_are_forbidden(mira: Visitor, method: str, path: str) 
 def test_one_trailing_slash_is_ignored(mira: Visitor, path: str) -> None:
     assert mira.get(path).keys() == mira.get(path.replace("/?", "?").removesuffix("/")).keys()
     assert error_of(mira("GET", path.replace("/?", "//?") if "?" in path else f"{path}/"))[0] == 404
-    assert mira.app.http.post(f"{mira.app.sandbox.url}/api/token/", timeout=10).status_code == 404
+    assert mira.app.http.post(f"{mira.app.sandbox.url}/api/token/", timeout=60).status_code == 404
 
 
 def test_unknown_endpoint_gets_404_only_with_a_token(mira: Visitor) -> None:
     assert error_of(mira("GET", "me/nothing")) == (404, "Resource not found")
-    assert error_of(mira.app.http.get(f"{mira.app.sandbox.api_url}/me/nothing", timeout=10))[0] == 401
+    assert error_of(mira.app.http.get(f"{mira.app.sandbox.api_url}/me/nothing", timeout=60))[0] == 401
     assert "user-read-email" in ALL_SCOPES

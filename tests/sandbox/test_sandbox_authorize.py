@@ -61,7 +61,7 @@ def test_invalid_request_shows_a_page_and_never_reaches_the_app(
 
 
 def test_repeated_parameter_is_rejected(app: App) -> None:
-    page = app.http.get(app.authorize_url() + "&state=other", timeout=10)
+    page = app.http.get(app.authorize_url() + "&state=other", timeout=60)
     assert page.status_code == 400
     assert "Repeated parameter" in page.text
 
@@ -156,7 +156,7 @@ def test_returning_person_is_redirected_at_once(app: App) -> None:
         app.sandbox.consent(app.authorize_url(scope="streaming user-read-email"), "jonas.k", browser=browser)
 
         def visit(**changes: str | None) -> int:
-            return browser.get(app.authorize_url(**changes), allow_redirects=False, timeout=10).status_code
+            return browser.get(app.authorize_url(**changes), allow_redirects=False, timeout=60).status_code
 
         assert visit(scope="user-read-email") == 303
         assert visit(scope=None) == 303
@@ -169,11 +169,11 @@ def test_returning_person_is_redirected_at_once(app: App) -> None:
 def test_another_person_can_sign_in(app: App) -> None:
     with requests.Session() as browser:
         app.sandbox.consent(app.authorize_url(), browser=browser)
-        page = browser.get(app.authorize_url(show_dialog="true"), timeout=10)
+        page = browser.get(app.authorize_url(show_dialog="true"), timeout=60)
         assert "Signed in as mira_t_42" in page.text
         assert "jonas.k" not in page.text
         link = html.unescape(re.findall(r'href="(/logout\?[^"]+)"', page.text)[0])
-        again = browser.get(app.sandbox.url + link, timeout=10)
+        again = browser.get(app.sandbox.url + link, timeout=60)
         assert again.history[0].status_code == 303
         assert "Jonas K." in again.text
 
@@ -181,7 +181,7 @@ def test_another_person_can_sign_in(app: App) -> None:
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/authorize?", "/\\evil.example"])
 def test_sign_out_does_not_redirect_elsewhere(app: App, target: str) -> None:
     response = app.http.get(
-        f"{app.sandbox.url}/logout", params={"continue": target}, allow_redirects=False, timeout=10
+        f"{app.sandbox.url}/logout", params={"continue": target}, allow_redirects=False, timeout=60
     )
     assert response.headers["Location"] == "/"
 
@@ -189,9 +189,9 @@ def test_sign_out_does_not_redirect_elsewhere(app: App, target: str) -> None:
 def test_consent_form_is_validated_like_the_page(app: App) -> None:
     url = f"{app.sandbox.url}/authorize/consent"
     query = f"client_id={CLIENT_ID}&response_type=code&redirect_uri=https://evil.example/"
-    wrong = app.http.post(url, data={"query": query, "person": "mira_t_42", "decision": "agree"}, timeout=10)
+    wrong = app.http.post(url, data={"query": query, "person": "mira_t_42", "decision": "agree"}, timeout=60)
     query = app.authorize_url().partition("?")[2]
-    without_person = app.http.post(url, data={"query": query, "person": "x", "decision": "agree"}, timeout=10)
+    without_person = app.http.post(url, data={"query": query, "person": "x", "decision": "agree"}, timeout=60)
     assert (wrong.status_code, without_person.status_code) == (400, 400)
 
 

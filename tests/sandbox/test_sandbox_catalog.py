@@ -41,7 +41,7 @@ def test_items_have_their_shapes(mira: Visitor, kind: str, shape: Schema) -> Non
     item = mira.get(f"{kind}s/{item_id}")
     check(item, shape)
     for image in item.get("images", ()):
-        assert mira.app.http.get(image["url"], timeout=10).status_code == 200
+        assert mira.app.http.get(image["url"], timeout=60).status_code == 200
     assert error_of(mira("GET", f"{kind}s/{UNKNOWN}")) == (404, "Resource not found")
     assert error_of(mira("GET", f"{kind}s/{UNKNOWN}x")) == (400, "Invalid base62 id")
     mira.app.sandbox.settings(mode="transition")

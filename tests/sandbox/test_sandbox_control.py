@@ -8,6 +8,7 @@ import requests
 
 from sandbox import journal
 from tests.helpers.sandbox_client import SandboxClient, callback_query
+from tests.helpers.servers import eventually
 from tests.sandbox.conftest import PKCE, VERIFIER, App, Visitor
 
 UNKNOWN = [
@@ -63,7 +64,7 @@ UNKNOWN = [
 def test_unknown_members_are_rejected(
     sandbox: SandboxClient, method: str, path: str, body: object, message: str
 ) -> None:
-    response = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=10)
+    response = requests.request(method, f"{sandbox.url}/_sandbox/{path}", json=body, timeout=60)
     assert response.status_code == 422
     assert response.json()["message"].startswith(message)
     assert sandbox.faults() == []
@@ -73,7 +74,7 @@ def test_unknown_members_are_rejected(
 @pytest.mark.parametrize("body", ["", "{", "[" * 100_000])
 def test_invalid_json_is_rejected(sandbox: SandboxClient, body: str) -> None:
     headers = {"Content-Type": "application/json"}
-    response = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=10)
+    response = requests.patch(f"{sandbox.url}/_sandbox/settings", data=body, headers=headers, timeout=60)
     assert (response.status_code, response.json()["message"]) == (422, "the body must be JSON")
 
 
@@ -87,7 +88,7 @@ def test_settings_change_together_or_not_at_all(sandbox: SandboxClient) -> None:
 
 def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
     for path in ("people/nobody/revoke", "nothing"):
-        response = requests.post(f"{sandbox.url}/_sandbox/{path}", timeout=10)
+        response = requests.post(f"{sandbox.url}/_sandbox/{path}", timeout=60)
         assert (response.status_code, response.headers["Content-Type"]) == (404, "application/json")
 
 
@@ -103,7 +104,7 @@ def test_unknown_people_and_paths_are_404(sandbox: SandboxClient) -> None:
 def test_other_sites_cannot_control_the_sandbox(sandbox: SandboxClient, headers: dict[str, str]) -> None:
     for path in ("reset", "seed"):
         url = f"{sandbox.url}/_sandbox/{path}"
-        assert requests.post(url, json={"count": 1}, headers=headers, timeout=10).status_code == 403
+        assert requests.post(url, json={"count": 1}, headers=headers, timeout=60).status_code == 403
     assert len(sandbox.people()) == 4
 
 
@@ -230,7 +231,7 @@ def test_journal_updates_a_call_that_was_in_progress(app: App) -> None:
         (call,) = app.sandbox.wait_for_calls(1, grant_type="refresh_token", after=0)
         app.sandbox.wait_for_held(1)
         app.sandbox.release()
-        waiting.result(10)
+        waiting.result(60)
     assert (call["n"], call["finished_at"]) == (1, None)
     assert app.sandbox.calls(after=call["n"]) == []
     assert app.sandbox.calls(after=call["n"] - 1)[0]["finished_at"]
@@ -269,7 +270,7 @@ def test_journal_shows_cookies_sent_to_the_token_endpoint(app: App) -> None:
 def test_fifty_simultaneous_calls_succeed(mira: Visitor) -> None:
     url, headers = f"{mira.app.sandbox.api_url}/me", {"Authorization": f"Bearer {mira.token}"}
     with ThreadPoolExecutor(50) as pool:
-        responses = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=20), range(200)))
+        responses = list(pool.map(lambda _: requests.get(url, headers=headers, timeout=60), range(200)))
     assert {response.status_code for response in responses} == {200}
     assert len(mira.app.sandbox.calls("/v1/me")) == 200
 
@@ -285,16 +286,17 @@ def test_one_of_several_parallel_rotating_refreshes_succeeds(app: App) -> None:
 def test_latency_is_added_to_the_host_it_is_set_for(app: App) -> None:
     app.sandbox.settings(latency_ms={"token": 300})
     slow = app.token(grant_type="client_credentials")
-    quick = app.call(slow.json()["access_token"], "GET", "search?q=a&type=track")
-    assert slow.elapsed.total_seconds() >= 0.3 > quick.elapsed.total_seconds()
+    token = slow.json()["access_token"]
+    assert slow.elapsed.total_seconds() >= 0.3
+    eventually(lambda: app.call(token, "GET", "search?q=a&type=track").elapsed.total_seconds() < 0.3)
 
 
 def test_index_page_shows_people_and_loads_nothing_foreign(sandbox: SandboxClient) -> None:
-    page = requests.get(sandbox.url, timeout=10)
+    page = requests.get(sandbox.url, timeout=60)
     assert page.status_code == 200
     for expected in ("mira_t_42", "Revoke", "Rotate refresh tokens", "Outage", "/_sandbox/journal"):
         assert expected in page.text
     assert not re.search(r"(?:src|href)=.https?://", page.text)
     source = re.findall(r'src="([^"]+)"', page.text)[0]
-    image = requests.get(sandbox.url + source, timeout=10)
+    image = requests.get(sandbox.url + source, timeout=60)
     assert (image.status_code, image.headers["Content-Type"]) == (200, "image/svg+xml")

@@ -209,7 +209,7 @@ def test_covers_are_accepted_up_to_a_limit(app: App) -> None:
     for size, status in ((262_144, 202), (262_145, 413)):
         headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {visitor.token}"}
         url = f"{app.sandbox.api_url}/{path}"
-        assert app.http.put(url, data=b"x" * size, headers=headers, timeout=10).status_code == status
+        assert app.http.put(url, data=b"x" * size, headers=headers, timeout=60).status_code == status
     assert len(visitor.get(path)) == 1
 
 

@@ -64,13 +64,13 @@ def test_error_is_a_400_with_spotifys_wording(
 )
 def test_malformed_authorization_header_is_an_invalid_client(app: App, header: str) -> None:
     url = f"{app.sandbox.url}/api/token"
-    response = app.http.post(url, data=REFRESH, headers={"Authorization": header}, timeout=10)
+    response = app.http.post(url, data=REFRESH, headers={"Authorization": header}, timeout=60)
     assert oauth_error(response) == ("invalid_client", "Invalid client")
 
 
 def test_json_body_is_ignored(app: App) -> None:
     url = f"{app.sandbox.url}/api/token"
-    response = app.http.post(url, json=REFRESH, auth=CREDENTIALS, timeout=10)
+    response = app.http.post(url, json=REFRESH, auth=CREDENTIALS, timeout=60)
     assert oauth_error(response) == ("unsupported_grant_type", "grant_type parameter is missing")
 
 

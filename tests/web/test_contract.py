@@ -24,7 +24,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
-from schemathesis.config import SchemathesisConfig
+from schemathesis.config import HealthCheck, SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.schemas import BaseSchema
 from werkzeug.test import TestResponse
@@ -116,6 +116,7 @@ def contract(app: Flask, document: dict[str, Any]) -> BaseSchema:
 
     schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig(seed=1))
     schema.app = from_the_initial_state
+    schema.config.suppress_health_check = [HealthCheck.all]  # the machine may be slow
     for phase in ("fuzzing", "stateful"):
         generation = getattr(schema.config.phases, phase).generation
         generation.max_examples, generation.database = EXAMPLES, "none"
