@@ -35,7 +35,7 @@ class Account:
         self.call("POST", "register", {"username": "ada", "email": "ada@example.com", "password": PASSWORD})
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        response = self._http.request(method, f"{self._url}/api/{path}", json=body, timeout=30)
+        response = self._http.request(method, f"{self._url}/api/{path}", json=body, timeout=60)
         assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 
@@ -74,7 +74,7 @@ def spotify_tokens(sandbox: SandboxClient, *, pkce: bool = False) -> dict[str, s
     with requests.Session() as http:
         http.trust_env = False
         client = None if pkce else (CLIENT_ID, CLIENT_SECRET)
-        response = http.post(f"{sandbox.accounts_url}/api/token", data=form, auth=client, timeout=30)
+        response = http.post(f"{sandbox.accounts_url}/api/token", data=form, auth=client, timeout=60)
     assert response.ok, response.text
     tokens: dict[str, str] = response.json()
     return tokens

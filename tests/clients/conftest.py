@@ -1,6 +1,8 @@
 """Backline, a person with an account there, and our Python package."""
 
 import logging
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.accounts import SCOPES, Account
-from tests.helpers.node import run
+from tests.conftest import cannot_run
+from tests.helpers.node import TEST_PACKAGES, install, run
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import ROOT, Server, running_server
+from tests.helpers.servers import ROOT, Server, Unavailable, running_server
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,35 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run(folder, sys.executable, *install)
     return folder / "installed"
+
+
+def examples(text: str) -> list[tuple[str, str]]:
+    """Return the language and the lines of each example in a document."""
+    return re.findall(r"^```(sh|python|js)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def environment(*python_paths: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a program that may use the virtual environment, and nothing but it."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(map(str, python_paths)),
+        "PYTHONUNBUFFERED": "1",
+        "npm_config_offline": "true",
+        **more,
+    }
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory, api: Server) -> Path:
+    """A folder with the code that the commands in docs/clients.md generate, and with Node packages."""
+    folder = tmp_path_factory.mktemp("generated")
+    try:
+        (folder / "node_modules").symlink_to(install(TEST_PACKAGES))
+    except Unavailable as error:
+        cannot_run(error)
+    documented = examples((ROOT / "docs/clients.md").read_text(encoding="utf-8"))
+    [commands] = [lines for _, lines in documented if "generate" in lines]
+    (folder / "generate.sh").write_text(commands.replace("https://api.example.com", api.url))
+    run(folder, "bash", "-e", "generate.sh", environ=environment())
+    return folder

@@ -36,7 +36,7 @@ def record(target: Target) -> Run:
 
 def make_client(token: str, recorder: Recorder, **options: Any) -> spotipy.Spotify:
     """Create a client as a user of spotipy does, and set the base URL and a hook that sees its responses."""
-    client = spotipy.Spotify(auth=token, **options)
+    client = spotipy.Spotify(auth=token, requests_timeout=60, **options)
     client.prefix = f"{recorder.target.base_url}/"
 
     def add_response(response: requests.Response, **_: Any) -> None:

@@ -29,7 +29,7 @@ class Client(tekore.Spotify):  # type: ignore[misc]  # it has no type informatio
             request = response.request
             recorder.add_response(request.method, request.url, response.status_code, response.headers)
 
-        http = httpx.Client(event_hooks={"response": [add_response]}, trust_env=False)
+        http = httpx.Client(event_hooks={"response": [add_response]}, trust_env=False, timeout=60)
         super().__init__(token, sender=tekore.SyncSender(http))
         self._base_url = recorder.target.base_url
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.settings.types import DEFAULT_SCOPES
+from tests.clients.conftest import environment
 from tests.conftest import cannot_run
 from tests.helpers.node import TEST_PACKAGES, install, run
 from tests.helpers.sandbox_client import SandboxClient
@@ -31,8 +33,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cannot_run(error)
     folder = tmp_path_factory.mktemp("project")
     (folder / "package.json").write_text('{"private": true, "type": "module"}')
-    [packed] = json.loads(run(SOURCE, "npm", "pack", "--json", "--pack-destination", str(folder)))
-    run(folder, "npm", "install", "--offline", "--no-audit", f"./{packed['filename']}")
+    pack = ("npm", "pack", "--offline", "--json", "--pack-destination", str(folder))
+    [packed] = json.loads(run(SOURCE, *pack, environ=environment(npm_config_cache=str(folder / "cache"))))
+    with tarfile.open(folder / packed["filename"]) as archive:  # npm would do no more: it has no dependencies
+        archive.extractall(folder / "node_modules", filter="data")
+    (folder / "node_modules/package").rename(folder / "node_modules/backline")
     (folder / "node_modules/@spotify").symlink_to(packages / "@spotify")
     return folder
 

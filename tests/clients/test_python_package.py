@@ -1,7 +1,6 @@
 """The Python package, built and installed, and used with a server: tokens, logins, libraries, and errors."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.accounts import Account
+from tests.clients.conftest import environment
 from tests.helpers.flows import PASSWORD
 from tests.helpers.node import run
 from tests.helpers.sandbox_client import SandboxClient
@@ -59,10 +59,12 @@ print(json.dumps({
 """
 
 LOGIN = """
-import sys
+import sys, time
 from backline_client import Backline, LoginError
 
 url, file = sys.argv[1:]
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 50)
 try:
     backline = Backline.login(url, "my-script", ["spotify:read", "account:read"], token_file=file)
 except LoginError as error:
@@ -98,10 +100,6 @@ backline.spotify("spotify.py")
 """
 
 
-def environment(installed: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(installed), "PYTHONUNBUFFERED": "1"}
-
-
 def test_package_returns_ready_clients_of_both_libraries(
     installed: Path, api: Server, account: Account, sandbox: SandboxClient
 ) -> None:
@@ -130,7 +128,7 @@ def test_login_waits_for_the_person_and_stores_the_token_only_for_its_owner(
         program = start(installed, LOGIN, api.url, str(file))
         if decision is not None:
             decide(program, account, decision)
-        output, _ = program.communicate(timeout=60)
+        output, _ = program.communicate(timeout=120)
         return output.strip()
 
     assert login("deny") == "access_denied"
@@ -149,7 +147,7 @@ def test_login_waits_for_the_person_and_stores_the_token_only_for_its_owner(
 def test_login_slows_down_when_the_server_asks_for_it(installed: Path, api: Server, account: Account) -> None:
     program = start(installed, IMPATIENT_LOGIN, api.url)
     decide(program, account, "approve")
-    output, _ = program.communicate("approved\n", timeout=60)
+    output, _ = program.communicate("approved\n", timeout=120)
 
     assert output.strip() == "[5, 5, 10]"
 
@@ -189,7 +187,7 @@ def test_package_is_typed_and_needs_only_requests(installed: Path, tmp_path: Pat
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": ""} | environment(installed),
+        env=environment(installed, MYPYPATH=""),
         capture_output=True,
         text=True,
         check=False,

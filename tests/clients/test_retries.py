@@ -27,7 +27,7 @@ Send = Callable[[str, str], int]
 
 
 def with_spotipy(base_url: str, token: str) -> int:
-    client = spotipy.Spotify(auth=token)
+    client = spotipy.Spotify(auth=token, requests_timeout=60)
     client.prefix = f"{base_url}/"
     try:
         client.add_to_queue(URI)
@@ -37,7 +37,8 @@ def with_spotipy(base_url: str, token: str) -> int:
 
 
 def with_tekore(base_url: str, token: str) -> int:
-    sender = tekore.RetryingSender(retries=3, sender=tekore.SyncSender(httpx.Client(trust_env=False)))
+    http = httpx.Client(trust_env=False, timeout=60)
+    sender = tekore.RetryingSender(retries=3, sender=tekore.SyncSender(http))
     request = tekore.Request(
         "POST",
         f"{base_url}/me/player/queue",
@@ -63,7 +64,7 @@ def with_requests(base_url: str, token: str) -> int:
         http.trust_env = False
         http.mount("http://", requests.adapters.HTTPAdapter(max_retries=TYPICAL))
         url, headers = f"{base_url}/me/player/queue?uri={URI}", {"Authorization": f"Bearer {token}"}
-        return http.post(url, headers=headers, timeout=30).status_code
+        return http.post(url, headers=headers, timeout=60).status_code
 
 
 def with_node(client: str) -> Send:

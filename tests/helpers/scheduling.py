@@ -8,6 +8,8 @@ GROUPS = {
     "tests/system/test_browser.py": "browser",
     "tests/system/deploy/": "nginx",
     "tests/system/test_outages_http.py": "deployment",
+    "tests/clients/test_documentation.py": "generated code",
+    "tests/clients/test_generated_code.py": "generated code",
     "tests/chaos/test_chaos.py": "chaos",
     "tests/chaos/test_mutations.py": "mutations",
     "tests/sandbox/test_sandbox_authorize.py": "sandbox",

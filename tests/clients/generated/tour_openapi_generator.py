@@ -4,7 +4,7 @@ import sys
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
-from backline_generated import (
+from openapi_client import (
     ApiClient,
     ApiException,
     AuthApi,
@@ -21,8 +21,8 @@ def consent(url: str) -> dict[str, str]:
     """Agree on the sandbox's consent page. Returns the query of the callback."""
     parts = urlsplit(url)
     form = {"query": parts.query, "person": "mira_t_42", "decision": "agree"}
-    back = httpx.post(f"{parts.scheme}://{parts.netloc}/authorize/consent", data=form).headers["Location"]
-    return {name: values[0] for name, values in parse_qs(urlsplit(back).query).items()}
+    back = httpx.post(f"{parts.scheme}://{parts.netloc}/authorize/consent", data=form, timeout=60)
+    return {name: values[0] for name, values in parse_qs(urlsplit(back.headers["Location"]).query).items()}
 
 
 configuration = Configuration(host=sys.argv[1])

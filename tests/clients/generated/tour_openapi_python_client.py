@@ -31,12 +31,15 @@ def consent(url: str) -> dict[str, str]:
     """Agree on the sandbox's consent page. Returns the query of the callback."""
     parts = urlsplit(url)
     form = {"query": parts.query, "person": "mira_t_42", "decision": "agree"}
-    back = httpx.post(f"{parts.scheme}://{parts.netloc}/authorize/consent", data=form).headers["Location"]
-    return {name: values[0] for name, values in parse_qs(urlsplit(back).query).items()}
+    back = httpx.post(f"{parts.scheme}://{parts.netloc}/authorize/consent", data=form, timeout=60)
+    return {name: values[0] for name, values in parse_qs(urlsplit(back.headers["Location"]).query).items()}
 
 
 # httpx stores the cookie with the session. The generated code takes any security for a token in a header.
-client = AuthenticatedClient(sys.argv[1], token=TOUR, prefix="", auth_header_name="X-Requested-With")
+timeout = httpx.Timeout(60)
+client = AuthenticatedClient(
+    sys.argv[1], token=TOUR, prefix="", auth_header_name="X-Requested-With", timeout=timeout
+)
 with client:
     new = Registration(username="ada", email="ada@example.com", password="a long sentence is best")
     user = auth_register.sync(client=client, body=new, x_requested_with=TOUR)
