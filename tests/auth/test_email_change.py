@@ -105,6 +105,7 @@ def test_link_to_the_old_address_undoes_the_change(
     assert CHANGED not in {mail["Subject"] for mail in mailbox.mails if mail["To"] == NEW}
 
 
+@pytest.mark.sqlite_only
 def test_first_owner_can_undo_all_later_changes(ada: FlaskClient, mailbox: Mailbox) -> None:
     """A thief who moved the account can undo the next change, but not the owner's undo of the first."""
     change(ada, NEW)
@@ -121,6 +122,7 @@ def test_first_owner_can_undo_all_later_changes(ada: FlaskClient, mailbox: Mailb
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 400
 
 
+@pytest.mark.sqlite_only
 def test_second_change_replaces_the_pending_address(ada: FlaskClient, mailbox: Mailbox) -> None:
     change(ada, NEW)
     token = token_in(mailbox.wait_for(NEW, VERIFY))
@@ -137,6 +139,7 @@ def test_second_change_replaces_the_pending_address(ada: FlaskClient, mailbox: M
     assert addresses(ada) == (ADA, True, None)
 
 
+@pytest.mark.sqlite_only
 def test_verification_of_a_pending_address_can_be_requested_again(
     ada: FlaskClient, mailbox: Mailbox, app: Flask
 ) -> None:
@@ -208,6 +211,7 @@ def test_new_password_cancels_a_pending_change(ada: FlaskClient, mailbox: Mailbo
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGE_REQUESTED))) == 204
 
 
+@pytest.mark.sqlite_only
 def test_undo_requires_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None:
     change(ada, NEW)
     verification = token_in(mailbox.wait_for(NEW, VERIFY))
@@ -240,6 +244,7 @@ def test_reset_that_verifies_an_address_deletes_the_connection(
     assert status == ("connected" if verified else "not_connected")
 
 
+@pytest.mark.sqlite_only
 def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox, app: Flask) -> None:
     ada.patch("/api/user", json={"username": "ada"})  # unchanged
     ada.patch("/api/user", json={"username": "countess"})
@@ -249,6 +254,7 @@ def test_owner_is_notified_of_a_new_username(ada: FlaskClient, mailbox: Mailbox,
     assert len(mailbox.to(ADA, "Your username was changed")) == 1
 
 
+@pytest.mark.sqlite_only
 def test_emails_contain_nothing_that_a_user_chose(
     mailbox: Mailbox, client: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:

@@ -4,6 +4,8 @@
 
 import unicodedata
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import pytest
 from flask.testing import FlaskClient
@@ -43,17 +45,17 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize("name", VALID)
-def test_username_may_have_marks_in_any_form(name: str) -> None:
-    for form in ("NFC", "NFD"):
-        normal = normalization.normal_form(unicodedata.normalize(form, name))
+def test_username_may_have_marks_in_any_form() -> None:
+    composed = partial(unicodedata.normalize, "NFC")
+    decomposed = partial(unicodedata.normalize, "NFD")
+    for name, form in product(VALID, (composed, decomposed)):
+        normal = normalization.normal_form(form(name))
         assert is_username(normal), ascii(normal)
         assert normal == normalization.normal_form(name)
 
 
-@pytest.mark.parametrize("name", INVALID.values(), ids=INVALID.keys())
-def test_username_with_invisible_characters_is_rejected(name: str) -> None:
-    assert not is_username(normalization.normal_form(name))
+def test_username_with_invisible_characters_is_rejected() -> None:
+    assert [why for why, name in INVALID.items() if is_username(normalization.normal_form(name))] == []
 
 
 def test_username_of_an_earlier_release_is_still_valid() -> None:

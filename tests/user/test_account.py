@@ -70,6 +70,7 @@ def test_username_can_be_changed(client: FlaskClient, new_client: Callable[[], F
     assert login(new_client(), "ada").status_code == 401
 
 
+@pytest.mark.sqlite_only
 def test_new_address_requires_the_password(client: FlaskClient) -> None:
     register(client, "ada")
 
@@ -82,22 +83,18 @@ def test_new_address_requires_the_password(client: FlaskClient) -> None:
     assert (unchanged.status_code, unchanged.json["email"]) == (200, "ada@example.com")
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"username": "Grace"}, "username-taken"),
-        ({"email": "GRACE@example.com", "current_password": PASSWORD}, "email-taken"),
-    ],
-)
 def test_profile_change_rejects_taken_names_and_addresses(
-    client: FlaskClient, new_client: Callable[[], FlaskClient], change: dict[str, str], problem: str
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(new_client(), "grace")
     before = register(client, "ada")
 
-    response = client.patch("/api/user", json={"username": "eve", **change})
-
-    assert (response.status_code, slug(response)) == (409, problem)
+    for change, problem in (
+        ({"username": "Grace"}, "username-taken"),
+        ({"email": "GRACE@example.com", "current_password": PASSWORD}, "email-taken"),
+    ):
+        response = client.patch("/api/user", json={"username": "eve", **change})
+        assert (response.status_code, slug(response)) == (409, problem)
     assert client.get("/api/user").json == before
 
 
@@ -129,6 +126,7 @@ def test_concurrent_changes_of_different_fields_are_both_kept(
     assert (user["username"], user["email"]) == ("lovelace", "new@example.com")
 
 
+@pytest.mark.sqlite_only
 def test_profile_change_without_changes_changes_nothing(client: FlaskClient) -> None:
     before = register(client, "ada")
 
@@ -179,6 +177,7 @@ def test_password_change_ends_all_other_sessions(
 
 
 @pytest.mark.requirement("A8")
+@pytest.mark.sqlite_only
 def test_password_change_requires_the_current_password(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -189,6 +188,7 @@ def test_password_change_requires_the_current_password(
 
 
 @pytest.mark.requirement("A8")
+@pytest.mark.sqlite_only
 def test_password_change_throttles_wrong_current_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
@@ -199,13 +199,13 @@ def test_password_change_throttles_wrong_current_passwords(client: FlaskClient) 
     assert client.delete("/api/user", json={"password": "guess"}).status_code == 429
 
 
-@pytest.mark.parametrize("new", ["short", "x" * 257, "password1", "spotify!", "ada@example.com", "ada12345"])
-def test_rejected_new_password_changes_nothing(client: FlaskClient, new: str) -> None:
+@pytest.mark.sqlite_only
+def test_rejected_new_password_changes_nothing(client: FlaskClient) -> None:
     register(client, "ada")
 
-    response = client.put("/api/user/password", json={"current_password": PASSWORD, "new_password": new})
-
-    assert (response.status_code, list(response.json["errors"])) == (422, ["new_password"])
+    for new in ("short", "x" * 257, "password1", "spotify!", "ada@example.com", "ada12345"):
+        response = client.put("/api/user/password", json={"current_password": PASSWORD, "new_password": new})
+        assert (response.status_code, list(response.json["errors"])) == (422, ["new_password"]), new
     assert client.get("/api/user").status_code == 200
 
 
@@ -229,6 +229,7 @@ def test_concurrent_password_changes_succeed_once(
     assert sorted(statuses) == [204, 401]
 
 
+@pytest.mark.sqlite_only
 def test_session_stored_during_a_password_change_is_invalid(
     client: FlaskClient, app: Flask, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -278,6 +279,7 @@ def sessions_of(client: FlaskClient) -> list[dict[str, object]]:
 
 
 @pytest.mark.requirement("B10")
+@pytest.mark.sqlite_only
 def test_session_list_shows_where_a_user_is_signed_in(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
@@ -304,9 +306,10 @@ def test_session_list_shows_where_a_user_is_signed_in(
     for session in listed:
         for moment in ("created_at", "last_seen_at"):
             age = datetime.now(UTC) - datetime.fromisoformat(str(session[moment]))
-            assert timedelta(seconds=-2) < age < timedelta(minutes=1)
+            assert timedelta(seconds=-2) < age < timedelta(minutes=5)
 
 
+@pytest.mark.sqlite_only
 def test_last_seen_time_needs_no_write(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
@@ -317,7 +320,7 @@ def test_last_seen_time_needs_no_write(
     store.pexpire(f"session:{_rest(store, str(phones))}", timedelta(days=6, hours=1))
     there = sessions_of(client)[1]
     age = datetime.now(UTC) - datetime.fromisoformat(str(there["last_seen_at"]))
-    assert timedelta(hours=22, minutes=59) < age < timedelta(hours=23, minutes=1)
+    assert timedelta(hours=22, minutes=55) < age < timedelta(hours=23, minutes=5)
 
     phone.get("/api/user")  # this process has not read the session before
     writes = store.info("commandstats").get("cmdstat_set", {}).get("calls", 0)
@@ -325,7 +328,7 @@ def test_last_seen_time_needs_no_write(
 
     assert store.info("commandstats").get("cmdstat_set", {}).get("calls", 0) == writes
     there = sessions_of(client)[1]
-    assert datetime.now(UTC) - datetime.fromisoformat(str(there["last_seen_at"])) < timedelta(minutes=1)
+    assert datetime.now(UTC) - datetime.fromisoformat(str(there["last_seen_at"])) < timedelta(minutes=5)
 
 
 def _rest(store: redis.Redis, public_id: str) -> str:
@@ -334,6 +337,7 @@ def _rest(store: redis.Redis, public_id: str) -> str:
 
 
 @pytest.mark.requirement("B10")
+@pytest.mark.sqlite_only
 def test_single_session_can_be_ended(client: FlaskClient, new_client: Callable[[], FlaskClient]) -> None:
     register(client, "ada")
     login(phone := new_client(), "ada")
@@ -349,6 +353,7 @@ def test_single_session_can_be_ended(client: FlaskClient, new_client: Callable[[
 
 
 @pytest.mark.requirement("B10")
+@pytest.mark.sqlite_only
 def test_all_other_sessions_can_be_ended(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
@@ -372,6 +377,7 @@ def age_sign_in(client: FlaskClient, **members: object) -> None:
         stored_sessions.change(app, key, **members)
 
 
+@pytest.mark.sqlite_only
 def test_ending_others_requires_a_recent_login_or_the_password(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -394,17 +400,18 @@ def test_ending_others_requires_a_recent_login_or_the_password(
     assert laptop.get("/api/user").status_code == 401
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("path", ["/api/user/sessions", f"/api/user/sessions/{'0' * 32}"])
-def test_optional_body_may_be_empty_with_a_content_type(client: FlaskClient, path: str) -> None:
+@pytest.mark.sqlite_only
+def test_optional_body_may_be_empty_with_a_content_type(client: FlaskClient) -> None:
     """Many HTTP libraries send a content type with every request."""
     register(client, "ada")
 
-    assert client.delete(path, data=b"", content_type="application/json").status_code == 204
-    assert client.delete(path, data=b"{", content_type="application/json").status_code == 400
-    assert client.delete(path, data=b"a", content_type="text/plain").status_code == 415
+    for path in ("/api/user/sessions", f"/api/user/sessions/{'0' * 32}"):
+        assert client.delete(path, data=b"", content_type="application/json").status_code == 204
+        assert client.delete(path, data=b"{", content_type="application/json").status_code == 400
+        assert client.delete(path, data=b"a", content_type="text/plain").status_code == 415
 
 
+@pytest.mark.sqlite_only
 def test_session_without_a_login_time_is_not_recent(client: FlaskClient) -> None:
     register(client, "ada")
     age_sign_in(client, signed_in_at=None)
@@ -412,6 +419,7 @@ def test_session_without_a_login_time_is_not_recent(client: FlaskClient) -> None
     assert client.delete("/api/user/sessions").status_code == 403
 
 
+@pytest.mark.sqlite_only
 def test_ending_the_own_session_requires_no_recent_login(client: FlaskClient) -> None:
     register(client, "ada")
     age_sign_in(client, signed_in_at=0)
@@ -421,6 +429,7 @@ def test_ending_the_own_session_requires_no_recent_login(client: FlaskClient) ->
     assert client.get("/api/user").status_code == 401
 
 
+@pytest.mark.sqlite_only
 def test_ending_sessions_throttles_wrong_passwords(client: FlaskClient) -> None:
     register(client, "ada")
 
@@ -432,6 +441,7 @@ def test_ending_sessions_throttles_wrong_passwords(client: FlaskClient) -> None:
     assert statuses == [401] * 10 + [429] * 2
 
 
+@pytest.mark.sqlite_only
 def test_ending_the_own_session_signs_out(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
     [here] = sessions_of(client)
@@ -442,6 +452,7 @@ def test_ending_the_own_session_signs_out(client: FlaskClient, app: Flask) -> No
     assert store_of(app).keys("session*") == []
 
 
+@pytest.mark.sqlite_only
 def test_session_of_another_user_looks_like_an_unknown_one(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
@@ -455,6 +466,7 @@ def test_session_of_another_user_looks_like_an_unknown_one(
     assert grace.get("/api/user").status_code == 200
 
 
+@pytest.mark.sqlite_only
 def test_expired_sessions_are_not_listed(
     client: FlaskClient, new_client: Callable[[], FlaskClient], app: Flask
 ) -> None:
@@ -469,6 +481,7 @@ def test_expired_sessions_are_not_listed(
 
 
 @pytest.mark.requirement("H4")
+@pytest.mark.sqlite_only
 def test_user_has_at_most_a_hundred_sessions(
     client: FlaskClient, new_client: Callable[[], FlaskClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +500,7 @@ def test_user_has_at_most_a_hundred_sessions(
 # --- export --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite_only
 def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: SandboxClient) -> None:
     user = register(client, "ada")
     spotify = connect(client, sandbox)
@@ -504,6 +518,7 @@ def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: 
     assert "token" not in re.sub('"(access_token_expires_at|tokens)"', "", response.text)
 
 
+@pytest.mark.sqlite_only
 def test_export_contains_every_personal_column(client: FlaskClient, sandbox: SandboxClient) -> None:
     register(client, "ada")
     connect(client, sandbox)
@@ -553,6 +568,7 @@ def test_account_deletion_deletes_all_data(
     assert register(new_client(), "ada")["username"] == "ada"
 
 
+@pytest.mark.sqlite_only
 def test_account_deletion_requires_the_password(client: FlaskClient, app: Flask) -> None:
     register(client, "ada")
 
@@ -621,6 +637,7 @@ def test_account_deleted_during_a_callback_gets_no_connection(
 
 
 @pytest.mark.requirement("G3")
+@pytest.mark.sqlite_only
 def test_callback_of_an_ended_session_connects_nothing(
     client: FlaskClient, app: Flask, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -665,6 +682,7 @@ def test_ids_of_deleted_accounts_are_not_reused(
     assert register(new_client(), "ada")["id"] > first["id"]
 
 
+@pytest.mark.sqlite_only
 def test_profile_changes_are_limited_to_thirty_an_hour(
     client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:

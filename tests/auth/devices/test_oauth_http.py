@@ -1,6 +1,7 @@
 """The OAuth endpoints over HTTP: form bodies, errors in OAuth's format, and requests from other sites."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,9 +24,8 @@ def device(app: Flask) -> FlaskClient:
     return device_client(app)
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
+def test_invalid_start_is_rejected(device: FlaskClient) -> None:
+    invalid: list[tuple[str | bytes, str]] = [
         ("client_name=my-cli", "invalid_scope"),
         ("client_name=my-cli&scope=", "invalid_scope"),
         ("client_name=my-cli&scope=++", "invalid_scope"),
@@ -51,19 +51,16 @@ def device(app: Flask) -> FlaskClient:
         (f"client_name=a&scope=spotify:read{'&x=y' * 100}", "invalid_request"),
         ("", "invalid_request"),
         (b"\xff=1", "invalid_request"),
-    ],
-)
-def test_invalid_start_is_rejected(device: FlaskClient, body: str | bytes, expected: str) -> None:
-    response = device.post(START, data=body, content_type=FORM)
-
-    assert oauth_error(response) == expected
-    # RFC 6749 section 5.2: no quotes, no backslashes, and ASCII only.
-    assert set(response.json["error_description"]) <= set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
+    ]
+    for body, expected in invalid:
+        response = device.post(START, data=body, content_type=FORM)
+        assert oauth_error(response) == expected, body
+        # RFC 6749 section 5.2: no quotes, no backslashes, and ASCII only.
+        assert set(response.json["error_description"]) <= set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 
 
-@pytest.mark.parametrize(
-    ("form", "expected"),
-    [
+def test_invalid_poll_is_rejected(device: FlaskClient) -> None:
+    invalid: list[tuple[dict[str, Any], str]] = [
         ({}, "invalid_request"),
         ({"device_code": "x"}, "invalid_request"),
         ({"grant_type": GRANT_TYPE}, "invalid_request"),
@@ -74,25 +71,21 @@ def test_invalid_start_is_rejected(device: FlaskClient, body: str | bytes, expec
         ({"grant_type": "refresh_token", "refresh_token": "x"}, "unsupported_grant_type"),
         ({"grant_type": GRANT_TYPE, "device_code": "x"}, "invalid_grant"),
         ({"grant_type": GRANT_TYPE, "device_code": "é\0" * 5000}, "invalid_grant"),
-    ],
-)
-def test_invalid_poll_is_rejected(device: FlaskClient, form: dict[str, Any], expected: str) -> None:
-    assert oauth_error(device.post(TOKEN, data=form)) == expected
+    ]
+    for form, expected in invalid:
+        assert oauth_error(device.post(TOKEN, data=form)) == expected, form
 
 
-@pytest.mark.parametrize("path", [START, TOKEN])
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"json": {"client_name": "my-cli", "scope": "spotify:read"}},
-        {"data": {"client_name": "my-cli", "scope": "spotify:read"}, "content_type": "multipart/form-data"},
+def test_only_form_bodies_are_accepted(device: FlaskClient) -> None:
+    form = {"client_name": "my-cli", "scope": "spotify:read"}
+    bodies: list[dict[str, Any]] = [
+        {"json": form},
+        {"data": form, "content_type": "multipart/form-data"},
         {"data": "client_name=my-cli&scope=spotify:read", "content_type": "text/plain"},
-        {"query_string": {"client_name": "my-cli", "scope": "spotify:read"}},
-    ],
-    ids=["json", "multipart", "text", "query"],
-)
-def test_only_form_bodies_are_accepted(device: FlaskClient, path: str, body: dict[str, Any]) -> None:
-    assert oauth_error(device.post(path, **body)) == "invalid_request"
+        {"query_string": form},
+    ]
+    for path, body in product((START, TOKEN), bodies):
+        assert oauth_error(device.post(path, **body)) == "invalid_request", (path, body)
 
 
 def test_unknown_parameters_are_ignored_even_if_repeated(device: FlaskClient) -> None:
@@ -146,28 +139,22 @@ def test_unexpected_error_is_logged_and_reveals_nothing(
     assert [record.message for record in caplog.records] == ["request_failed"]
 
 
-@pytest.mark.parametrize(
-    ("headers", "allowed"),
-    [
-        ({}, True),
-        ({"Origin": SPA}, True),
-        ({"Origin": "http://evil.test"}, False),
-        ({"Origin": "null"}, False),
-        ({"Sec-Fetch-Site": "cross-site"}, False),
-        ({"Origin": "http://evil.test", "X-Requested-With": "x"}, False),
-    ],
-)
-def test_no_page_of_another_site_can_start_an_authorization(
-    device: FlaskClient, headers: dict[str, str], allowed: bool
-) -> None:
+def test_no_page_of_another_site_can_start_an_authorization(device: FlaskClient) -> None:
     """Otherwise, the person would see their own address next to an attacker's code."""
-    for path in (START, TOKEN):
-        form = {"client_name": "x", "scope": "spotify:read"}
+    form = {"client_name": "x", "scope": "spotify:read"}
+    allowed: list[dict[str, str]] = [{}, {"Origin": SPA}]
+    for headers in allowed:
+        assert device.post(START, data=form, headers=headers).status_code == 200
+        assert device.post(TOKEN, data=form, headers=headers).status_code == 400
+    rejected = [
+        {"Origin": "http://evil.test"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://evil.test", "X-Requested-With": "x"},
+    ]
+    for path, headers in product((START, TOKEN), rejected):
         response = device.post(path, data=form, headers=headers)
-        if allowed:
-            assert response.status_code == (200 if path == START else 400)
-        else:
-            assert (response.status_code, slug(response)) == (403, "cross-site-request")
+        assert (response.status_code, slug(response)) == (403, "cross-site-request"), (path, headers)
 
 
 def test_other_routes_still_need_the_header_of_the_app(client: FlaskClient) -> None:
@@ -181,9 +168,8 @@ def test_other_routes_still_need_the_header_of_the_app(client: FlaskClient) -> N
     assert client.get(f"/api/user/devices/{started['user_code']}").status_code == 200
 
 
-@pytest.mark.parametrize("path", [START, TOKEN])
-def test_only_post_is_allowed(device: FlaskClient, path: str) -> None:
+def test_only_post_is_allowed(device: FlaskClient) -> None:
     calls: list[Callable[..., Any]] = [device.get, device.put, device.delete]
-    for call in calls:
+    for path, call in product((START, TOKEN), calls):
         response = call(path, headers={"X-Requested-With": "x"})
         assert (response.status_code, sorted(response.allow)) == (405, ["OPTIONS", "POST"])
