@@ -36,6 +36,7 @@ class RateLimiter:
         except (redis.RedisError, ValueError) as error:
             log.warning("rate_limit_per_process", extra={"reason": type(error).__name__})
         with self._lock:
-            slot = max(self._next, time.monotonic())
+            now = time.monotonic()
+            slot = max(self._next, now)
             self._next = slot + count * self._interval
-            return slot - time.monotonic()
+            return slot - now
