@@ -29,7 +29,7 @@ _MEMBERS = {
     "PATCH /api/user": {"username": "countess", "email": "countess@example.com"},
     "PUT /api/user/password": {"new_password": "another sentence, and longer"},
 }
-CACHE_KEYS = (b"shared:", b"spotify-calls:", b"version:")
+CACHE_KEYS = (b"shared:", b"spotify-calls:", b"version:", b"hourly:")
 LOOKUP_COUNTS = (b"throttle:device-codes:",)  # reads are counted, because they are guesses
 # Values for the variable parts of paths. Nothing with these ids exists.
 _PATH = {
@@ -157,7 +157,7 @@ def waiting_mails(app: Flask) -> list[OutgoingMail]:
 class Snapshot:
     """All rows of all tables and all values in Redis. Two are equal if nothing has changed.
 
-    The gateway's cache, its call counts, counts of reads, and the versions of rows are left out.
+    The gateway's cache, its call counts, counts of reads and of each hour, and row versions are left out.
     """
 
     def __init__(self, app: Flask) -> None:

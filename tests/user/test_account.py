@@ -557,10 +557,10 @@ def test_account_deletion_deletes_all_data(
     calls = store.keys("spotify-calls:*")
     assert all(0 < store.ttl(key) <= 31 for key in calls)
     left = {key.decode().rsplit(":", 1)[0] for key in store.keys("*") if key not in calls}
-    # Counters of an address, and random labels, say nothing about the person.
+    # Counters of an address and of an hour, and random labels, say nothing about the person.
     kinds = ("address", "registrations", "mails", "pair", "exchanges")
     random = {"version:user", "version:connection"}
-    assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization"} | random
+    assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization", "hourly"} | random
     assert client.get_cookie("backline_session") is None
     assert elsewhere.get("/api/user").status_code == 401
     assert elsewhere.get("/api/spotify").json == {"status": "not_connected"}
