@@ -73,17 +73,6 @@ def waiting(bulkhead: AccountsBulkhead) -> Iterator[WaitingThreads]:
         waiting.close()
 
 
-def test_fast_service_serves_all_callers(bulkhead: AccountsBulkhead, waiting: WaitingThreads) -> None:
-    callers = waiting.start(10)
-    eventually(lambda: len(bulkhead._waiters) == 10)
-
-    waiting.close()
-
-    assert [caller.result() for caller in callers] == ["served"] * 10
-    assert not bulkhead._waiters
-    assert not bulkhead._slow_at
-
-
 @pytest.mark.usefixtures("short_wait_threshold")
 def test_slow_service_releases_callers_beyond_half(
     bulkhead: AccountsBulkhead, waiting: WaitingThreads
