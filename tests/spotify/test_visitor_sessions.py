@@ -35,7 +35,7 @@ from tests.helpers.sandbox_client import SandboxClient, callback_query
 from tests.helpers.servers import LONG
 
 NewClient = Callable[[], FlaskClient]
-ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ONE_DATABASE = pytest.mark.sqlite_only
 NOT_CONNECTED = {"status": "not_connected"}
 NEW_PASSWORD = "another sentence, and longer"
 
@@ -72,6 +72,11 @@ def assert_not_connected(client: FlaskClient) -> None:
 def sessions_of(client: FlaskClient) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = client.get("/api/user/sessions").json["items"]
     return found
+
+
+def connection_in_session(client: FlaskClient) -> dict[str, Any]:
+    with client.session_transaction("/api/session") as session:
+        return {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
 
 
 @pytest.mark.parametrize("by", ["an owner", "the owner of an owned one", "another visitor"])
@@ -347,8 +352,7 @@ def test_visitor_sessions_are_limited_per_grant(
 ) -> None:
     monkeypatch.setattr(session_index, "MAX_SESSIONS", 2)
     connect(client, sandbox)
-    with client.session_transaction("/api/session") as session:
-        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    held = connection_in_session(client)
     for other in (others := [new_client() for _ in range(2)]):
         with other.session_transaction("/api/session") as session:
             session.update(held)
@@ -390,8 +394,7 @@ def test_claiming_a_connection_ends_other_visitor_sessions(
 ) -> None:
     """A duplicate callback gets a second session with the same grant."""
     connect(client, sandbox)
-    with client.session_transaction("/api/session") as session:
-        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    held = connection_in_session(client)
     with (other := new_client()).session_transaction("/api/session") as session:
         session.update(held)
     assert other.get("/api/spotify").json["status"] == "connected"
@@ -409,8 +412,7 @@ def test_signed_in_session_uses_only_the_users_own_connection(
 ) -> None:
     """Even if the session names a visitor's connection, with its grant."""
     connect(visitor := new_client(), sandbox)
-    with visitor.session_transaction("/api/session") as session:
-        held = {name: session[name] for name in ("spotify_user_id", "grant_id", "owner_epoch")}
+    held = connection_in_session(visitor)
     register(client, "ada")
     [key] = [
         key

@@ -338,6 +338,7 @@ def test_reloaded_callback_has_the_same_response_from_any_worker(
     assert stored(app) == before
 
 
+@ONE_DATABASE
 @pytest.mark.requirement("D3")
 @pytest.mark.parametrize("signed_in", [True, False], ids=["user", "visitor"])
 def test_twenty_duplicate_callbacks_make_one_token_request(

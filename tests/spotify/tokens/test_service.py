@@ -28,7 +28,7 @@ from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import LONG, Server, eventually
 from tests.helpers.upstream import Received, Reply, running_upstream
 
-# For tests that do not depend on the database.
+# For tests that do not depend on the database, and for races that tests/chaos runs on MariaDB.
 SQLITE = pytest.mark.sqlite_only
 
 
@@ -167,6 +167,7 @@ def test_valid_token_is_returned_if_refresh_takes_over_a_second(
     assert refresh_count(sandbox) == 1
 
 
+@SQLITE
 @pytest.mark.parametrize(
     ("rotate", "lifetime"),
     # A lifetime shorter than the lead is never fresh enough, but waiting callers take the token.
@@ -219,6 +220,7 @@ def test_waiting_caller_takes_new_token_however_short_lived(
     assert refresh_count(sandbox) == 1
 
 
+@SQLITE
 def test_lost_redis_lock_still_results_in_one_call(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
@@ -347,6 +349,7 @@ def test_outage_does_not_confirm_rejection(
     assert (row(app).state, row(app).failures) == (GrantState.SUSPECT, 1)
 
 
+@SQLITE
 def test_refresh_superseded_by_new_consent_writes_nothing(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -368,6 +371,7 @@ def test_refresh_superseded_by_new_consent_writes_nothing(
     assert [attempt.outcome for attempt in history(app)] == ["superseded"]
 
 
+@SQLITE
 def test_new_grant_is_refreshed_while_refresh_of_old_one_runs(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
@@ -389,6 +393,7 @@ def test_new_grant_is_refreshed_while_refresh_of_old_one_runs(
     assert (renewed.generation, row(app).generation) == (1, 1)
 
 
+@SQLITE
 @pytest.mark.parametrize("rotate", [False, True], ids=["non-rotating", "rotating"])
 def test_attempt_that_outlived_its_lease_writes_nothing(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient, rotate: bool
@@ -419,6 +424,7 @@ def test_attempt_that_outlived_its_lease_writes_nothing(
     assert sorted(str(attempt.outcome) for attempt in history(app)) == ["refreshed", "superseded"]
 
 
+@SQLITE
 def test_late_new_refresh_token_is_kept_as_spare(
     connected: FlaskClient, app: Flask, another_worker: Flask, sandbox: SandboxClient
 ) -> None:
@@ -460,6 +466,7 @@ def test_unused_spare_is_discarded_after_success(
     assert row(app).spare_refresh_token is None
 
 
+@SQLITE
 @pytest.mark.parametrize("status", [0, 400], ids=["closed", "invalid_grant"])
 def test_late_failure_keeps_lease_of_next_attempt(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient, make_app: MakeApp, status: int
@@ -507,6 +514,7 @@ def test_old_claim_makes_no_call(
     assert [attempt.outcome for attempt in history(app)] == [None, "refreshed"]
 
 
+@SQLITE
 def test_refresh_continues_after_lease_of_dead_attempt(
     connected: FlaskClient, app: Flask, sandbox: SandboxClient
 ) -> None:
