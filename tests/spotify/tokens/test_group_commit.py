@@ -175,7 +175,8 @@ def test_generation_that_the_history_has_is_skipped(
 
     assert refresh_due(app) == RefreshStats(refreshed=3)
     assert generations(app) == [4, 1, 1]
-    assert [record.message for record in caplog.records] == ["token_generation_repaired"]
+    logged = [record.message for record in caplog.records if record.message.startswith("token_")]
+    assert logged == ["token_generation_repaired"]
 
 
 @pytest.mark.settings(REFRESH_WORKERS="32")
