@@ -84,6 +84,7 @@ HEADERS = {
     "connection",
     "authorization",
 }
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BROWSER_HEADERS = {
     "Origin": SPA_ORIGIN,
     "Referer": f"{SPA_ORIGIN}/a-page",
@@ -97,7 +98,7 @@ BROWSER_HEADERS = {
     "Range": "bytes=0-1",
     "If-None-Match": '"x"',
     "X-HTTP-Method-Override": "DELETE",
-    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "traceparent": TRACEPARENT,
     "baggage": "userId=ada",
     "sentry-trace": "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
 }
@@ -128,7 +129,9 @@ def test_call_arrives_unchanged_without_the_browsers_headers(
     ] == expected
     for call in upstream.calls:
         extra = {"content-type", "content-length"} if call.method != "GET" else set()
-        assert {name.lower() for name in call.headers} <= HEADERS | extra
+        assert {name.lower() for name in call.headers} <= HEADERS | {"traceparent"} | extra
+        _, trace, parent, _ = call.headers["traceparent"].split("-")
+        assert (trace in TRACEPARENT, parent in TRACEPARENT) == (True, False)
         assert call.headers.get_all("Authorization") == [f"Bearer {token}"]
         assert call.headers["Host"] == upstream.url.split("/")[2]
         assert call.headers["User-Agent"] != "a browser"
