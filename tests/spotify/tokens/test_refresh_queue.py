@@ -121,12 +121,10 @@ def test_concurrent_passes_refresh_each_connection_once(
     create_connections(app, sandbox, 100)
     sandbox.settings(latency_ms={"token": 20, "api": 0}, rotate=True)
 
-    def run_pass(_: int) -> RefreshStats:
-        scheduler = make_app()
-        return refresh_due(scheduler)
+    schedulers = [make_app() for _ in range(5)]
 
     with ThreadPoolExecutor(5) as pool:
-        passes = list(pool.map(run_pass, range(5)))
+        passes = list(pool.map(refresh_due, schedulers))
 
     assert sum(done.refreshed for done in passes) == 100
     assert sum(done.failed for done in passes) == 0
