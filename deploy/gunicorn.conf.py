@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))  # gunicorn does so only after it has read this fi
 
 from app.settings.start import refuse_to_start  # noqa: E402
 from config import ConfigError, load  # noqa: E402
-from deploy import metrics, preload  # noqa: E402
+from deploy import listener, metrics, preload  # noqa: E402
 from deploy.worker import Logger, Worker, hold_stop_signals  # noqa: E402
 
 problems: list[str] = []
@@ -31,7 +31,7 @@ worker_tmp_dir = str(memory) if memory.is_dir() else None
 
 # The directory where workers keep their metrics; the worker that serves /metrics adds them up. It must be set
 # before the app is loaded. After a HUP it stays the same, and a new gunicorn (USR2) creates its own. It is in
-# memory, unless TMPDIR is set, because a full disk would crash workers that update a metric.
+# memory, unless TMPDIR is set.
 own_metrics = f"{metrics.PREFIX}{os.getpid()}-"
 if not Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")).name.startswith(own_metrics):
     parent = os.environ.get("TMPDIR", worker_tmp_dir)
@@ -58,6 +58,7 @@ threads = settings.threads
 
 # Loopback only: nginx takes care of TLS, size limits, and slow clients.
 bind = f"127.0.0.1:{settings.port}"
+listener.drop_if_moved(settings.port)
 
 # A worker without a heartbeat for this long is replaced. Under gthread, this does not limit single requests:
 # the app has its own deadlines, such as 10 s for a call to Spotify.
@@ -87,6 +88,16 @@ control_socket_disable = True
 
 # After the directory was set: it decides how prometheus_client stores metrics.
 preload.import_libraries()
+from deploy import metrics_files  # noqa: E402
+
+metrics_files.install()
+
+
+def when_ready(server: Any) -> None:
+    """Let systemd keep the listening socket: connections wait during a restart."""
+    listener.keep(each.sock for each in server.LISTENERS)
+    # gunicorn 27.0.1 would tell its successor (USR2) that the socket is descriptor 3, which it has closed.
+    server.systemd = False
 
 
 def pre_fork(_server: Any, _worker: Any) -> None:

@@ -51,16 +51,16 @@ def merge_dead(directory: str) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    from prometheus_client.mmap_dict import MmapedDict
+    from deploy.metrics_files import ReservedDict
 
     # Readers use every `*.db` file.
     copy = target.with_suffix(".new")
     copy.unlink(missing_ok=True)
     if target.exists():
         shutil.copyfile(target, copy)
-    values = MmapedDict(str(copy))  # type: ignore[no-untyped-call]
+    values = ReservedDict(str(copy))
     try:
-        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
+        for key, value, timestamp, _ in ReservedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
             total = values.read_value(key)[0] + value  # type: ignore[no-untyped-call]
             values.write_value(key, total, timestamp)  # type: ignore[no-untyped-call]
     finally:

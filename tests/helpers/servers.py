@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -406,7 +406,12 @@ def _directory() -> Iterator[Path]:
 
 @contextmanager
 def _process(
-    command: list[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    command: list[str],
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server with its output in a file. It is killed at the end, with its children."""
     with log.open("wb") as output:
@@ -414,6 +419,7 @@ def _process(
             command,
             cwd=cwd,
             env=env,
+            pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -35,7 +35,7 @@ INSIDE_FUNCTIONS = {
     "app/spotify/tokens/scheduler.py: apscheduler": "only `flask scheduler` needs it",
     "deploy/gunicorn.conf.py: app.doctor.startup": "the arbiter must not import the app",
     "deploy/gunicorn.conf.py: prometheus_client": "imported after its directory was set",
-    "deploy/metrics.py: prometheus_client": "imported after its directory was set",
+    "deploy/metrics.py: deploy": "imports prometheus_client, after its directory was set",
     "deploy/worker.py: app.spotify.clients.capacity": "the arbiter must not import the app",
     "deploy/worker.py: app.web.problems": "the arbiter must not import the app",
 }
