@@ -146,6 +146,7 @@ def test_playback_tokens_are_off_in_production_by_default() -> None:
     assert Config.from_env(DEVELOPMENT).playback_token_enabled
 
 
+@pytest.mark.requirement("M5")
 def test_production_with_defaults_reports_every_problem_at_once() -> None:
     message = problems_of({"APP_ENV": "production"})
 
@@ -475,6 +476,7 @@ def test_production_rejects_an_insecure_setting(name: str, value: str) -> None:
     assert insecure_names({name: value}) == {name}
 
 
+@pytest.mark.requirement("M5")
 def test_production_reports_every_insecure_setting_at_once() -> None:
     insecure = {
         "SESSION_COOKIE_SECURE": "false",

@@ -12,7 +12,7 @@ from app.infra.probes import probe_redis
 
 MIN_VERSION = (6, 2, 0)  # GETEX, for sessions
 
-PERMISSIONS = "~* +@read +@write +@scripting +@transaction +time +ping +info"
+PERMISSIONS = "~* +@read +@write +@scripting +@transaction -@dangerous +time +ping +info"
 _GRANT_PERMISSIONS = (
     f"Give the user of REDIS_URL the permissions that Backline needs: ACL SETUSER <name> {PERMISSIONS}"
 )

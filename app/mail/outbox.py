@@ -27,7 +27,8 @@ MAX_WAITING = 10_000
 _REQUESTABLE_BY_ANYONE = (MailKind.PASSWORD_RESET, MailKind.EMAIL_VERIFICATION)
 # Longer than sending an email can take: see the timeouts in `app.mail.transport`.
 LEASE = timedelta(minutes=10)
-MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=5), timedelta(minutes=15)
+# Short at first, because some emails are of use for an hour only, and then as in RFC 5321 section 4.5.4.1.
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=5), timedelta(minutes=30)
 # How long to keep trying to record that an email was accepted: it would be sent again otherwise.
 REMOVE_TIMEOUT_SECONDS = 60.0
 
@@ -87,7 +88,7 @@ def remove(mail: OutgoingMail) -> None:
 
 def schedule_retry(mail: OutgoingMail) -> None:
     """Make a claimed email due again after a delay that doubles with each attempt."""
-    delay = min(MIN_RETRY_DELAY * 2 ** min(mail.attempts - 1, 20), MAX_RETRY_DELAY) * random.uniform(0.8, 1.2)
+    delay = min(MIN_RETRY_DELAY * 2 ** min(mail.attempts - 1, 20), MAX_RETRY_DELAY) * random.uniform(1, 1.25)
 
     def work(db: Session) -> None:
         # If the lease has ended, another process may have claimed the email since.

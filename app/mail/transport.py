@@ -151,6 +151,8 @@ def is_permanent(error: Exception) -> bool:
     """Return whether the server rejects this email permanently (RFC 5321 section 4.2.1)."""
     if isinstance(error, smtplib.SMTPNotSupportedError):  # the address needs SMTPUTF8
         return True
+    if isinstance(error, smtplib.SMTPSenderRefused):  # MAIL_FROM, which an operator can correct
+        return False
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         codes = [code for code, _ in error.recipients.values()]
     else:

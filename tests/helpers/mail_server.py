@@ -1,5 +1,6 @@
 """A mail server on loopback that stores the emails that it receives."""
 
+import asyncio
 import email
 import re
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ CHANGE_UNDONE = "Choose a new password"
 class Mailbox:
     """The emails that were received, in order, and the recipients of their envelopes.
 
-    `reject_with` is the reply to every email, and `reject_recipients_with` the reply to every RCPT, if set.
+    `reject_with` is the reply to every email, `reject_recipients_with` the reply to every RCPT, and
+    `reject_senders_with` the reply to every MAIL, if set. `lose_replies` is the number of emails that are
+    accepted without a reply: the connection is closed.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,19 @@ class Mailbox:
         self.recipients: list[str] = []
         self.reject_with: str | None = None
         self.reject_recipients_with: str | None = None
+        self.reject_senders_with: str | None = None
+        self.lose_replies = 0
         self.attempts = 0
+
+    async def handle_MAIL(  # noqa: N802
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if self.reject_senders_with is not None:
+            self.attempts += 1
+            return self.reject_senders_with
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 good"
 
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
@@ -44,13 +59,17 @@ class Mailbox:
         envelope.rcpt_tos.append(address)
         return "250 good"
 
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         self.attempts += 1
         if self.reject_with is not None:
             return self.reject_with
         self.recipients += envelope.rcpt_tos
         content = cast("bytes", envelope.original_content)
         self.mails.append(email.message_from_bytes(content, policy=default))
+        if self.lose_replies:
+            self.lose_replies -= 1
+            assert isinstance(server.transport, asyncio.Transport)
+            server.transport.abort()
         return "250 kept"
 
     def wait(self, count: int = 1) -> list[EmailMessage]:

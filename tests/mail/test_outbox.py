@@ -1,5 +1,6 @@
 """The outbox: emails wait in the database until the mail server accepts them."""
 
+import itertools
 import json
 import socket
 import subprocess
@@ -66,6 +67,7 @@ def test_emails_survive_killed_processes_and_a_server_outage(
 
     with server(workers=2, MAIL_URL=f"smtp://127.0.0.1:{port}") as second:
         eventually(lambda: '"mail_not_sent"' in second.log)
+        let_pass(app, timedelta(minutes=10))
         with running_mailbox(port=port) as (box, _):
             eventually(lambda: len(box.mails) >= 2)
             eventually(lambda: waiting_mails(app) == [])  # so none is sent again
@@ -77,12 +79,22 @@ def test_emails_survive_killed_processes_and_a_server_outage(
 @pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize(
     ("command", "reply"),
-    [("DATA", "451 later"), ("DATA", "421 going down"), ("RCPT", "450 greylisted"), ("RCPT", "421 too many")],
+    [
+        ("DATA", "451 later"),
+        ("DATA", "421 going down"),
+        ("RCPT", "450 greylisted"),
+        ("RCPT", "421 too many"),
+        ("MAIL", "550 not from this sender"),
+    ],
 )
 def test_email_is_retried_after_a_temporary_rejection(
     mailbox: Mailbox, client: FlaskClient, app: Flask, command: str, reply: str
 ) -> None:
-    attribute = {"DATA": "reject_with", "RCPT": "reject_recipients_with"}[command]
+    attribute = {
+        "DATA": "reject_with",
+        "RCPT": "reject_recipients_with",
+        "MAIL": "reject_senders_with",
+    }[command]
     setattr(mailbox, attribute, reply)
     register(client, "ada")
     eventually(lambda: mailbox.attempts >= 3)
@@ -206,26 +218,53 @@ def test_expired_email_is_dropped_and_logged(
     assert (record.__dict__["reason"], record.__dict__["final"]) == ("expired", True)
 
 
+def let_pass(app: Flask, time_passed: timedelta) -> None:
+    """Make waiting emails this much older, as if the time had passed."""
+    with app.app_context(), writing() as session:
+        for mail in session.scalars(sa.select(OutgoingMail)):
+            mail.due_at -= time_passed
+            mail.expires_at -= time_passed
+            mail.created_at -= time_passed
+
+
 @on_sqlite
-def test_retry_delay_grows_up_to_a_limit(app: Flask) -> None:
+@pytest.mark.parametrize(
+    ("kind", "least_hours", "most_hours"),
+    [(MailKind.PASSWORD_RESET, 0.5, 1), (MailKind.ACCOUNT_DELETED, 95, 96)],
+)
+def test_attempts_follow_rfc_5321_until_the_email_is_of_no_use(
+    app: Flask, kind: MailKind, least_hours: float, most_hours: float
+) -> None:
+    """Section 4.5.4.1: sooner at first, then every 30 minutes or less often, for four to five days."""
+    pauses: list[timedelta] = []
     with app.app_context():
-        add_emails()
-        pauses = []
-        for attempts in (1, 2, 5, 400):
-            mail = waiting_mails(app)[0]
-            mail.attempts = attempts
-            with writing() as session:
-                session.execute(sa.update(OutgoingMail).values(attempts=attempts))
-                before = database.db_now(session)
+        with writing() as session:
+            outbox.add(session, kind, to=ADA)
+        while (mail := outbox.claim()) is not None:
             outbox.schedule_retry(mail)
             with reading() as session:
-                after = database.db_now(session)
-            due_at = waiting_mails(app)[0].due_at
-            pauses.append(((due_at - before).total_seconds(), (due_at - after).total_seconds()))
+                pauses.append(waiting_mails(app)[0].due_at - database.db_now(session))
+            let_pass(app, pauses[-1] + timedelta(seconds=1))
 
-    for (most, least), expected in zip(pauses, (5, 10, 80, 900), strict=True):
-        assert expected * 0.79 < most
-        assert least < expected * 1.21
+    hours = [pause.total_seconds() / 3600 for pause in pauses]
+    assert least_hours < sum(hours[:-1]) < most_hours
+    assert len([pause for pause in itertools.accumulate(hours) if pause < 0.5]) >= 6
+    assert max(hours) < 0.63
+    assert all(later > 0.49 for later in hours[10:])
+
+
+@on_sqlite
+@pytest.mark.usefixtures("short_delays")
+def test_email_whose_acceptance_was_lost_is_sent_again_once(
+    mailbox: Mailbox, client: FlaskClient, app: Flask
+) -> None:
+    mailbox.lose_replies = 1
+    register(client, "ada")
+
+    wait_for_background_work(app)
+
+    one, other = mailbox.mails
+    assert one["Message-ID"] == other["Message-ID"]
 
 
 @on_sqlite

@@ -158,6 +158,7 @@ def test_venv_with_an_unusable_python_is_recreated(
     assert "pip or pipenv failed" in done.stderr
 
 
+@pytest.mark.requirement("M8")
 def test_pipenv_with_another_hash_is_not_installed(
     clone: Path, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def test_lost_worker_is_replaced(server: StartServer) -> None:
         assert api.wait() == 0  # not killed after the time that a stuck worker gets
 
 
+@pytest.mark.requirement("K2")
 def test_gunicorn_is_private_and_its_home_and_log_stay_clean(server: StartServer, tmp_path: Path) -> None:
     with server(workers=1, HOME=str(tmp_path), LOG_LEVEL="DEBUG") as api:
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]

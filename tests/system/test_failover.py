@@ -192,6 +192,7 @@ def test_old_connection_is_replaced(redis_url: str, monkeypatch: pytest.MonkeyPa
     client.close()
 
 
+@pytest.mark.requirement("L3")
 def test_redis_with_too_many_clients_serves_callers_in_turn(old_primary: RedisServer) -> None:
     """`maxclients` is reached: callers wait for a connection of ours instead of failing."""
     client = redis_client(f"unix://{old_primary.socket}")

@@ -157,6 +157,7 @@ def test_idle_mysql_connection_is_replaced(
     assert time.monotonic() - began < LONG  # a ping on the dropped connection would take longer
 
 
+@pytest.mark.requirement("L3")
 def test_busy_process_shares_a_few_connections(
     app: Flask, make_restricted_app: MakeApp, admin: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_two_deployments_can_migrate_concurrently(empty: dict[str, str]) -> None
 
 
 @mariadb_only
+@pytest.mark.requirement("M7")
 def test_killed_migration_keeps_others_out_until_the_server_notices_and_can_be_resumed(
     empty: dict[str, str], mysql_proxy: FaultProxy
 ) -> None:
@@ -111,6 +112,7 @@ def test_killed_migration_keeps_others_out_until_the_server_notices_and_can_be_r
 
 
 @pytest.mark.sqlite_only
+@pytest.mark.requirement("M7")
 def test_release_that_was_rolled_back_accepts_the_newer_schema(
     empty: dict[str, str], make_app: MakeApp
 ) -> None:

@@ -266,6 +266,7 @@ def run_with_clock_offset() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @on_mariadb  # SQLite's clock is the host's own
 @pytest.mark.processes
+@pytest.mark.requirement("M3")
 def test_scheduler_continues_after_its_clock_was_set(
     env: dict[str, str], app: Flask, sandbox: SandboxClient, tmp_path: Path
 ) -> None:

@@ -260,6 +260,7 @@ def check_every_route(api: ApiServer, app: Flask, cookies: dict[str, str], *, re
     assert [wrong for wrong in complaints if wrong] == []
 
 
+@pytest.mark.requirement("L2")
 @pytest.mark.parametrize("dependency", ["redis", "database"])
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_every_route_is_503_in_time_during_an_outage(
@@ -306,6 +307,7 @@ def test_redis_is_used_again_after_a_restart(
     assert call(api, "GET", "/api/user", cookies=cookies).status_code == 401
 
 
+@pytest.mark.requirement("L2")
 def test_paused_redis_does_not_block_requests(
     api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
@@ -378,6 +380,7 @@ def test_mysql_is_used_again_after_a_restart(
     eventually(lambda: call(api, "GET", "/readyz").status_code == 200)
 
 
+@pytest.mark.requirement("L2")
 def test_paused_mysql_does_not_block_requests_for_long(
     api: ApiServer, deployment: Deployment, cookies: dict[str, str]
 ) -> None:
@@ -396,6 +399,7 @@ def test_paused_mysql_does_not_block_requests_for_long(
     check_recovered(api, cookies)
 
 
+@pytest.mark.requirement("L2")
 def test_stalled_statement_times_out(api: ApiServer, cookies: dict[str, str]) -> None:
     api.database.hold("down", b"spotify_users")
     [(response, seconds)] = timed(lambda: call(api, "GET", "/api/spotify", cookies=cookies), 1)
@@ -404,6 +408,34 @@ def test_stalled_statement_times_out(api: ApiServer, cookies: dict[str, str]) ->
     check_unavailable(response)
     assert seconds < MOST_SECONDS
     check_recovered(api, cookies)
+
+
+@pytest.mark.requirement("L2")
+@pytest.mark.parametrize("on", ["code", "refresh", "api"])
+def test_no_transaction_is_open_during_a_call_to_spotify(
+    api: ApiServer, deployment: Deployment, sandbox: SandboxClient, cookies: dict[str, str], on: str
+) -> None:
+    path, parameters = "/api/spotify/v1/me/player", {}
+    if on == "refresh":
+        deployment.sql("UPDATE access_tokens SET expires_at = UTC_TIMESTAMP(6) - INTERVAL 1 MINUTE")
+    if on == "code":
+        path, cookies = "/api/spotify/authorize", sign_up(api, "grace")
+        consent = sandbox.consent(authorize(api, cookies).json()["authorize_url"], person="jonas.k")
+        parameters = callback_query(consent)
+    sandbox.fault(on=on, kind="park")
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(call, api, "GET", path, cookies=cookies, params=parameters)
+        sandbox.wait_for_held(1)
+        eventually(lambda: open_transactions(deployment) == 0)
+        sandbox.release()
+
+        assert pending.result().status_code in (200, 204)
+
+
+def open_transactions(deployment: Deployment) -> int:
+    time.sleep(0.2)  # the server remembers the list for 0.1 s after the last query
+    [(count,)] = deployment.sql("SELECT COUNT(*) FROM information_schema.innodb_trx")
+    return int(count)
 
 
 def test_stalled_idle_connection_times_out_sooner_than_a_statement(

@@ -83,6 +83,7 @@ def _no_checks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CHECK_SECONDS", 600.0)
 
 
+@pytest.mark.requirement("M4")
 def test_round_trips_of_every_route(client: FlaskClient, app: Flask, sandbox: SandboxClient) -> None:
     route_matrix.ada(client, sandbox)
     document = route_matrix.documented(app)

@@ -48,6 +48,7 @@ def end_waits(store: redis.Redis) -> None:
             store.hset(key, "until", 0)
 
 
+@pytest.mark.requirement("L4")
 @pytest.mark.requirement("A5")
 @pytest.mark.parametrize("login", ["ada", "nobody"])
 def test_ten_attempts_are_free_and_each_further_one_doubles_the_wait(

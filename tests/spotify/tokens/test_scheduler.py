@@ -171,6 +171,7 @@ def scheduler(
 
 
 @pytest.mark.processes
+@pytest.mark.requirement("M2")
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_three_scheduler_processes_share_work_and_stop_on_signals(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path
@@ -192,6 +193,7 @@ def test_three_scheduler_processes_share_work_and_stop_on_signals(
 
 
 @pytest.mark.processes
+@pytest.mark.requirement("M2")
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_stopping_scheduler_finishes_running_calls(
     env: dict[str, str], spotify_user_ids: list[int], app: Flask, sandbox: SandboxClient, tmp_path: Path

@@ -37,7 +37,7 @@ cd /opt/backline
 mkdir -p /run/mysqld /run/redis && chown mysql: /run/mysqld && chown redis: /run/redis
 mkdir /tmp/mysql && chown mysql: /tmp/mysql
 mariadb-install-db --user=mysql --datadir=/tmp/mysql --auth-root-authentication-method=socket >/dev/null 2>&1
-mariadbd --user=mysql --datadir=/tmp/mysql --socket=/run/mysqld/mysqld.sock --skip-networking >/tmp/mysql.log 2>&1 &
+mariadbd --user=mysql --datadir=/tmp/mysql --socket=/run/mysqld/mysqld.sock >/tmp/mysql.log 2>&1 &
 until mariadb -e 'SELECT 1' >/dev/null 2>&1; do sleep 0.1; done
 
 echo "--- first installation"
@@ -94,10 +94,17 @@ cat /tmp/arguments
 echo "--- second installation"
 deploy/install
 [ "$settings" = "$(sha256sum .env /etc/backline/* /etc/nginx/nginx.conf /etc/redis/backline.conf)" ] && echo "settings: unchanged"
+echo "--- listening"
+ss -ltnH | awk '{print $4}'
 echo "--- permissions"
 stat -c '%n %a %U' .env /etc/backline/migrate.env /etc/backline/key.pem /etc/redis/backline.conf
 runuser -u backline -- mariadb backline -e 'DROP TABLE users' 2>&1 || true
 redis-cli ping 2>&1 || true
+url=$(sed -n 's/^REDIS_URL=//p' .env)
+for command in 'CONFIG GET dir' 'FLUSHALL' 'KEYS *' 'ACL LIST' 'EVAL redis.call("CONFIG","GET","dir") 0' 'EVAL redis.call("FLUSHALL") 0'; do
+    read -ra words <<<"$command"
+    echo "redis $command: $(redis-cli -u "$url" --no-auth-warning "${words[@]}" 2>&1)"
+done
 systemctl is-enabled backline-web.service backline-scheduler.service
 grep -c scheduler_started /tmp/scheduler.log || cat /tmp/scheduler.log
 cat /tmp/apt-get.log 2>/dev/null || true

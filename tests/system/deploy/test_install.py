@@ -25,6 +25,7 @@ def can_mount_overlays(folder: Path) -> bool:
     return os.geteuid() == 0 and tried.returncode == 0
 
 
+@pytest.mark.requirement("K6")
 def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
     if not can_mount_overlays(tmp_path):
         pytest.skip("this needs root, and a kernel that mounts overlays")
@@ -53,7 +54,15 @@ def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
         assert path in permissions
     assert "DROP command denied" in permissions
     assert "NOAUTH" in permissions  # only Backline may use this Redis
+    rejected = [line for line in permissions.splitlines() if line.startswith("redis ")]
+    assert len(rejected) == 6
+    reasons = ("NOPERM", "can't run this command", "not allowed from script")
+    assert [line for line in rejected if not any(reason in line for reason in reasons)] == []
     assert permissions.count("enabled\n") == 2
+    listening = set(parts["listening"].split())
+    # nginx, gunicorn, MariaDB, and Redis.
+    assert {"0.0.0.0:443", "[::]:443", "127.0.0.1:5000", "127.0.0.1:3306", "127.0.0.1:6379"} <= listening
+    assert [at for at in listening if not at.startswith(("127.", "[::1]:")) and not at.endswith(":443")] == []
 
 
 def test_dry_run_changes_nothing_and_says_what_it_would_do(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ REJECTED = {
 }
 
 
+@pytest.mark.requirement("K5")
 @pytest.mark.requirement("C7")
 @pytest.mark.requirement("I1")
 @pytest.mark.parametrize("case", REJECTED)
@@ -181,6 +182,7 @@ def stopped(api: Server) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.requirement("L4")
 @pytest.mark.requirement("C7")
 def test_too_many_requests_from_one_address_are_429(another_nginx: StartNginx, api: Server) -> None:
     strict = another_nginx(api.port, {"rate=50r/s": "rate=1r/m", " burst=200 nodelay": ""})
@@ -243,6 +245,7 @@ def test_limits_count_an_ipv6_network_as_one_visitor(another_nginx: StartNginx, 
     assert [status for _, status in statuses] == [200, 429, 200, 429, 200, 200, 429, 200], statuses
 
 
+@pytest.mark.requirement("L1")
 def test_thousand_slow_connections_from_one_address_do_not_block_others(
     another_nginx: StartNginx, api: Server
 ) -> None:
@@ -289,6 +292,7 @@ def test_app_in_a_native_shell_may_read_responses_from_nginx(another_nginx: Star
     assert may_read(response, origin)
 
 
+@pytest.mark.requirement("K5")
 @pytest.mark.requirement("C7")
 def test_headers_of_the_application_are_not_repeated_by_nginx(nginx: Https) -> None:
     for target, status in (("/api/session", 200), ("/api/nothing", 404), ("/api/user", 401)):
@@ -452,6 +456,7 @@ def test_public_keys_are_published(nginx: Https) -> None:
         assert response.headers.get_all(name) == [value]
 
 
+@pytest.mark.requirement("K5")
 def test_plain_http_is_rejected_and_not_redirected(nginx: Https) -> None:
     response = send_plain(nginx.nginx.port, request("GET", CALLBACK, FROM_PAGE))
 
@@ -510,6 +515,7 @@ FORGED = [
 ]
 
 
+@pytest.mark.requirement("K1")
 def test_forged_proxy_headers_are_removed(another_nginx: StartNginx) -> None:
     with recording() as (port, received):
         another_nginx(port).get("/api/x?y", *FORGED, source="127.0.0.2")
@@ -542,6 +548,7 @@ def recording() -> Iterator[tuple[int, list[bytes]]]:
         thread.join()
 
 
+@pytest.mark.requirement("K1")
 def test_application_sees_https_despite_forged_headers(nginx: Https) -> None:
     def logout(origin: str) -> int:
         return nginx.raw(request("POST", "/api/logout", *FORGED, f"Origin: {origin}")).status
@@ -552,6 +559,7 @@ def test_application_sees_https_despite_forged_headers(nginx: Https) -> None:
     assert logout("https://forged") == 403
 
 
+@pytest.mark.requirement("K1")
 def test_application_sees_the_clients_address_despite_forged_headers(nginx: Https, api: Server) -> None:
     response = nginx.get("/api/session", *FORGED, source="127.0.0.3")
 
@@ -572,16 +580,19 @@ def test_application_sees_the_clients_address_despite_forged_headers(nginx: Http
     ],
     ids=["another", "address", "suffix", "subdomain", "absolute form", "none"],
 )
+@pytest.mark.requirement("K3")
 def test_other_hosts_are_rejected(nginx: Https, sent: bytes) -> None:
     check_problem(nginx.raw(sent), 421, "malformed-request", instance="/api/session")
 
 
+@pytest.mark.requirement("K3")
 def test_application_receives_the_host_that_nginx_matched(nginx: Https) -> None:
     """The application serves one name only, so any other name is a 400."""
     target = f"https://{Nginx.HOST}/api/session"
     assert nginx.raw(request("GET", target, host="evil.example")).status == 200
 
 
+@pytest.mark.requirement("K3")
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1"])
 def test_tls_connection_without_a_known_server_name_is_rejected(nginx: Https, name: str) -> None:
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
@@ -620,6 +631,7 @@ LOGIN = request("POST", "/api/login", JSON, "Transfer-Encoding: chunked", body=c
         "signed CL",
     ],
 )
+@pytest.mark.requirement("K4")
 def test_ambiguous_framing_is_a_400_and_ends_the_connection(nginx: Https, sent: bytes) -> None:
     sent = sent.replace(b"Connection: close\r\n", b"")
     with nginx.connection() as connection:

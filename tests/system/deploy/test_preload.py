@@ -82,6 +82,7 @@ def run(script: str, env: dict[str, str]) -> str:
     ).stdout
 
 
+@pytest.mark.requirement("M6")
 def test_arbiter_imports_every_library_and_nothing_else(behind_nginx: dict[str, str]) -> None:
     """If this fails, add to LIBRARIES what is missing. PyJWT is loaded only where it is configured."""
     env = {**behind_nginx, "DATABASE_URL": NOWHERE, "JWT_SIGNING_KEYS": "", "JWT_AUDIENCES": ""}
@@ -110,6 +111,7 @@ def sockets_of(pid: int) -> set[str]:
     return {name for name in found if name.startswith("socket:")}
 
 
+@pytest.mark.requirement("M6")
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_workers_share_no_connection(server: Callable[..., AbstractContextManager[Server]]) -> None:
     with server(workers=2) as api, ThreadPoolExecutor(16) as pool:

@@ -50,7 +50,7 @@ def test_units_differ_only_in_what_they_run() -> None:
     """All of them have the same user, settings, and restrictions."""
     different = {"ExecStart", "ExecReload", "Type", "NotifyAccess", "KillMode"}
     different |= {"TimeoutStartSec", "TimeoutStopSec", "Restart", "RestartSec", "RestartPreventExitStatus"}
-    different |= {"LimitNOFILE", "TasksMax", "MemoryMax", "EnvironmentFile"}
+    different |= {"LimitNOFILE", "TasksMax", "MemoryMax", "EnvironmentFile", "FileDescriptorStoreMax"}
     services = []
     for unit in UNITS:
         parser = configparser.RawConfigParser(strict=False)
