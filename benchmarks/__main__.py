@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import comparison, engine, flame, growth, latency, results, routes, slowness, startup
+from benchmarks import comparison, engine, flame, growth, latency, results, routes, slowness, startup, storage
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[Options], Section]] = {
     "routes": routes.run,
     "alternatives": comparison.run,
     "startup": startup.run,
+    "storage": storage.run,
     "miss": latency.run_miss,
     "tail": latency.run_tail,
     "hang": slowness.run_hang,

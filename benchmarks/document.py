@@ -1,4 +1,4 @@
-"""Copies figures from benchmarks/results/after.json into the tables of docs/performance.md.
+"""Copies figures from benchmarks/results/after.json into the tables of two documents.
 
 Run it as `.venv/bin/python -m benchmarks.document`.
 """
@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.results import RESULTS, shown
 from tests.helpers.servers import ROOT
 
-DOCUMENT, RESULT = ROOT / "docs" / "performance.md", RESULTS / "after.json"
+DOCUMENTS = (ROOT / "docs/performance.md", ROOT / "docs/sizing.md")
+RESULT = RESULTS / "after.json"
 MET = {True: "yes", False: "**no**", None: ""}
 _TABLE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -77,6 +78,7 @@ TABLES: dict[str, Callable[[Figures], Iterable[Sequence[str]]]] = {
     "latency": _parts("miss", "tail"),
     "slowness": _parts("hang", "outage", "slow", "tabs", "burst"),
     "startup": _parts("startup"),
+    "storage": _parts("storage"),
 }
 
 
@@ -87,4 +89,5 @@ def _markdown(rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(update(DOCUMENT.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    for document in DOCUMENTS:
+        document.write_text(update(document.read_text(encoding="utf-8"), read()), encoding="utf-8")
