@@ -21,6 +21,7 @@ from app.web.sessions.index import MAX_SESSIONS
 from tests.helpers.cached_reads import lead
 from tests.helpers.factories import run_maintenance
 from tests.helpers.flows import login, register, start_authorization
+from tests.helpers.route_matrix import wait_for_background_work
 
 TEN_DAYS = timedelta(days=10)
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -124,6 +125,7 @@ def test_learned_budget_grows(app: Flask, store: redis.Redis) -> None:
 
 def test_mailed_token_is_not_valid_for_longer(client: FlaskClient, app: Flask) -> None:
     user_id = register(client, "ada")["id"]
+    wait_for_background_work(app)  # sending an email issues a token
     with app.app_context(), writing() as db:
         issued = email_tokens.issue(db, user_id, Purpose.PASSWORD_RESET)
         assert issued is not None
