@@ -126,6 +126,7 @@ def test_release_that_was_rolled_back_accepts_the_newer_schema(
         0,
         "The schema is newer than this release, which works with it. Nothing was changed.\n",
     )
+    assert "ok    schema: 9999\n" in flask(empty, "doctor").stdout  # deploy/install ends with it
 
 
 @mariadb_only
