@@ -326,6 +326,7 @@ PRODUCTION = {
     "CORS_ORIGINS": "https://app.example.com",
     "SPOTIFY_REDIRECT_URI": "https://api.example.com/api/spotify/authorize",
     "SPOTIFY_CLIENT_ID": "0123456789abcdef0123456789abcdef",
+    "SPOTIFY_CLIENT_SECRET": "9c41f07be2d85a3610fe27c9b84d5a3e",
 }
 
 
