@@ -274,7 +274,10 @@ class Server:
 def running_server(
     settings: Mapping[str, str], *, workers: int = 2, threads: int = 8, root: Path = ROOT
 ) -> Iterator[Server]:
-    """Run `gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port."""
+    """Run `gunicorn -c deploy/gunicorn.conf.py wsgi:app` on a free port.
+
+    If it is the tests' own Redis that it uses, and no proxy, it waits for that as long as necessary.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     own = {
@@ -283,7 +286,9 @@ def running_server(
         "THREADS": str(threads),
         "SPOTIFY_REDIRECT_URI": f"{url}/api/spotify/authorize",
     }
-    command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+    is_own_redis = settings.get("REDIS_URL", "").startswith("unix:")
+    configuration = ROOT / "tests/helpers/patient_gunicorn.py" if is_own_redis else "deploy/gunicorn.conf.py"
+    command = [sys.executable, "-m", "gunicorn", "-c", str(configuration), "wsgi:app"]
     with _directory() as home, requests.Session() as http:
         http.trust_env = False
         # gunicorn is killed and cannot delete its temporary files.
