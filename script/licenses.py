@@ -37,12 +37,15 @@ ACCEPTED = {"certifi": "Mozilla Public License 2.0 (MPL 2.0)", "mysqlclient": "G
 
 
 def production_packages() -> set[str]:
-    """Return the names of the locked packages that this Python needs."""
+    """Return the names of the locked packages that Python 3.11.3 needs: the same on every Python.
+
+    Older ones need async-timeout, which the document mentions.
+    """
     return {
         canonicalize_name(name)
         for section in SECTIONS
         for name, package in locked_packages(section).items()
-        if "markers" not in package or Marker(package["markers"]).evaluate()
+        if "markers" not in package or Marker(package["markers"]).evaluate({"python_full_version": "3.11.3"})
     }
 
 

@@ -33,6 +33,9 @@ class HourlyCounts:
             redis.RedisError: Redis is not available.
         """
         replies = round_trip(self._client, [("HGETALL", _key(hour)) for hour in hours]).values
+        for reply in replies:
+            if isinstance(reply, redis.RedisError):
+                raise reply
         return [
             {name.decode(): int(count) for name, count in zip(found[::2], found[1::2], strict=True)}
             for found in replies

@@ -114,7 +114,7 @@ def redis_client(url: str) -> redis.Redis:
         return redis.Redis.from_pool(Pool.from_url(url, **options))
     kind = SSLConnection if sentinel_url.has_tls else Connection
     find_primary = Sentinels(sentinel_url).find_primary
-    return redis.Redis.from_pool(Pool(kind, find_server=find_primary, **sentinel_url.options, **options))
+    return redis.Redis.from_pool(Pool(kind, find_server=find_primary, **options | sentinel_url.options))
 
 
 def _is_reply(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from redis import ConnectionPool, RedisError
-from redis.connection import parse_url
+from redis.connection import Connection, SSLConnection, parse_url
 
 from app.settings.urls import is_host, is_loopback
 
@@ -61,7 +61,8 @@ def is_redis_url(text: str) -> bool:
     """Return whether a URL has one of the supported forms, and only parameters that redis-py knows."""
     try:
         if sentinel_url := parse_sentinel_url(text):
-            ConnectionPool(**sentinel_url.options).make_connection()
+            kind = SSLConnection if sentinel_url.has_tls else Connection
+            ConnectionPool(kind, **sentinel_url.options).make_connection()
             return True
         parsed = parse_url(text)  # type: ignore[no-untyped-call]
         ConnectionPool.from_url(text).make_connection()  # checks the parameters; does not connect
@@ -91,9 +92,8 @@ def is_unencrypted_redis(url: str) -> bool:
 
 def _describe(url: str) -> tuple[dict[str, Any], bool, bool]:
     """Return the options of connections, whether they have TLS, and whether they stay on this machine."""
-    if sentinel_url := parse_sentinel_url(url):
-        is_local = all(is_loopback(host) for host, _ in sentinel_url.sentinels)
-        return sentinel_url.options, sentinel_url.has_tls, is_local
+    if sentinel_url := parse_sentinel_url(url):  # wherever they are, the primary may be elsewhere
+        return sentinel_url.options, sentinel_url.has_tls, False
     options = parse_url(url)  # type: ignore[no-untyped-call]
     is_local = "path" in options or is_loopback(options.get("host", "localhost"))
     return options, url.startswith("rediss:"), is_local

@@ -1,5 +1,6 @@
 """How a process says that it cannot start."""
 
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -26,11 +27,11 @@ def unwritable_log() -> Iterator[str]:
 
 
 def _log_is_writable() -> bool:
-    """Return whether standard error is open.
+    """Return whether standard error is open for writing. The disk may be full: lines are dropped then.
 
     If it is closed, its number soon belongs to another file, such as a connection to MySQL.
     """
     with suppress(OSError):
-        os.write(2, b"")
-        return sys.stderr is not None
+        mode = fcntl.fcntl(2, fcntl.F_GETFL) & os.O_ACCMODE
+        return sys.stderr is not None and mode != os.O_RDONLY
     return False
