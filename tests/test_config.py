@@ -207,6 +207,8 @@ def test_production_requires_each_of_its_settings(missing: str) -> None:
         ("SPOTIFY_CLIENT_ID", "two words"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h:port/db"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h/db?ssl_caa=/x"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2\udcff@h/db"),
         ("REDIS_URL", "redis:"),
         ("REDIS_URL", "redis://:hunter2@cache/0?nonsense=1"),
         ("REDIS_URL", "redis://:hunter2@cache/0?path=/x"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import redis
 from redis.exceptions import NoPermissionError
+from redis.sentinel import MasterNotFoundError
 
 from app.doctor.clocks import check_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
@@ -17,6 +18,10 @@ _GRANT_PERMISSIONS = (
     f"Give the user of REDIS_URL the permissions that Backline needs: ACL SETUSER <name> {PERMISSIONS}"
 )
 _CHECK_PASSWORD = "Check the user name and the password in REDIS_URL."  # noqa: S105
+_CHECK_SENTINELS = (
+    "No Sentinel responds, or none knows a primary of this name that responds. Check the addresses, the name,"
+    " and the password in REDIS_URL. `redis-cli -p 26379 SENTINEL MASTERS` shows the names."
+)
 _NOT_CLUSTER = "This is a Redis Cluster, which this URL cannot use. Use a single Redis."
 # Keys are the name of redis-py's error, or part of the server's message.
 _ADVICE = {
@@ -93,6 +98,8 @@ def _info(client: redis.Redis, section: str) -> dict[str, Any]:
 
 def _describe(error: Exception) -> CheckResult:
     name = type(error).__name__
+    if isinstance(error, MasterNotFoundError):
+        return failure("Redis: the Sentinels name no primary", _CHECK_SENTINELS)
     found = [advice for sign, advice in _ADVICE.items() if sign == name or sign in str(error)]
     if found:
         return failure(f"Redis: {name}: {_message(error)}", found[0])

@@ -118,11 +118,25 @@ def _keys(text: str) -> tuple[bytes, ...]:
         raise ValueError(f"{problem} {NEW_BYTES_KEY}") from None
 
 
+# Those of mysqlclient that make sense in a URL. Others would be noticed only by the first connection.
+_MYSQL_PARAMETER = (
+    r"auth_plugin|charset|client_flag|collation|compress|init_command|local_infile|passw(or)?d|sql_mode|user|"
+    r"server_public_key_path|"
+    r"ssl_(ca|capath|cert|check_hostname|cipher|key|mode)|unix_socket|use_unicode|"
+    r"read_default_(file|group)|(connect|read|write)_timeout"
+)
+
+
 def _is_database_url(text: str) -> bool:
     try:
         url = make_url(text)
-        url.get_dialect()().create_connect_args(url)  # checks the parameters
+        text.encode()  # bytes that are not UTF-8 arrive as lone surrogates
+        url.get_dialect()().create_connect_args(url)  # checks the parameters that are numbers
     except (ArgumentError, ValueError):
+        return False
+    if url.drivername == "mysql+mysqldb" and not all(
+        re.fullmatch(_MYSQL_PARAMETER, name) for name in url.query
+    ):
         return False
     # A database in memory would be another one for every connection.
     has_name = url.database not in (None, "", ":memory:")
@@ -217,7 +231,8 @@ DatabaseUrl = Annotated[
     _check(
         _is_database_url,
         "must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 or "
-        "sqlite:////absolute/path. Numbers among its parameters must be numbers.",
+        "sqlite:////absolute/path. Its parameters are those of mysqlclient, and of SQLAlchemy for TLS "
+        "(ssl_ca).",
     ),
 ]
 RedisUrl = Annotated[

@@ -15,6 +15,7 @@ from app.doctor.redis_server import check_redis
 from app.doctor.result import Status
 from app.infra import clock
 from app.infra.database import db
+from app.infra.redis_client import redis_client
 from app.services import services
 from tests.conftest import MakeApp
 
@@ -43,6 +44,12 @@ def test_redis_without_a_log_gets_a_warning_in_production(app: Flask) -> None:
         "Redis: appendonly is off"
     ]
     assert {result.status for result in in_development} == {Status.OK}
+
+
+def test_sentinels_that_do_not_respond_are_named_as_the_cause() -> None:
+    [result] = check_redis(redis_client("redis+sentinel://127.0.0.1:1/main"), is_production=True)
+
+    assert (result.status, result.summary) == (Status.FAILURE, "Redis: the Sentinels name no primary")
 
 
 def doctor(app: Flask) -> str:

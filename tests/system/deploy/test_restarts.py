@@ -32,7 +32,9 @@ def service(behind_nginx: dict[str, str]) -> Iterator[WebService]:
 def in_front(service: WebService) -> Iterator[Nginx]:
     """nginx before it."""
     with ExitStack() as stack:
-        yield start(stack, running_nginx(service.port))
+        # A restart may take long on a busy machine. Requests wait for it.
+        patience = {"proxy_read_timeout 20s": "proxy_read_timeout 300s"}
+        yield start(stack, running_nginx(service.port, patience))
 
 
 @pytest.mark.requirement("M1")
