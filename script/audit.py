@@ -32,7 +32,7 @@ UNUSED += ["DiscordBotTokenDetector", "IbmCloudIamDetector", "IbmCosHmacDetector
 UNUSED += ["MailchimpDetector", "SendGridDetector", "SoftlayerDetector", "SquareOAuthDetector"]
 UNUSED += ["TelegramBotTokenDetector", "TwilioKeyDetector", "GitLabTokenDetector", "OpenAIDetector"]
 GENERATED = r"^(benchmarks/results/|app/auth/common_passwords\.txt|Pipfile\.lock|.*package-lock\.json)"
-LIMIT_S = 300
+LIMIT_S = 120
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class DueConnection:
 
 
 @dataclass(frozen=True)
-class Custody:
+class TokenNumbers:
     """What the database knows: connections, and the refreshes of each hour by outcome."""
 
     connections: Mapping[str, int]
@@ -59,7 +59,7 @@ class Overview:
 
     at: datetime
     hours: Sequence[datetime]
-    custody: Custody | None
+    tokens: TokenNumbers | None
     limits: Limits | None
 
 
@@ -76,11 +76,11 @@ class OverviewReader:
         now = utc_now()
         hours = last_day(now)
         return Overview(
-            now, hours, _unless_down(lambda: self._custody(hours)), _unless_down(lambda: self._limits(hours))
+            now, hours, _unless_down(lambda: self._tokens(hours)), _unless_down(lambda: self._limits(hours))
         )
 
-    def _custody(self, hours: Sequence[datetime]) -> Custody:
-        return Custody(
+    def _tokens(self, hours: Sequence[datetime]) -> TokenNumbers:
+        return TokenNumbers(
             connections=count_connections(),
             oldest_due=_oldest_due(),
             refreshes=self._refreshes.read(hours),

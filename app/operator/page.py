@@ -6,7 +6,7 @@ from typing import Any
 
 from app.models import GrantState
 from app.models.token_refresh import Outcome
-from app.operator.overview import Custody, Limits, Overview
+from app.operator.overview import Limits, Overview, TokenNumbers
 from app.operator.plots import Plot, Series, stacked_bars
 
 # Names, colors (classes in the style sheet), and what belongs to them.
@@ -34,7 +34,7 @@ def variables(overview: Overview) -> dict[str, Any]:
     return {
         "overview": overview,
         "duration": duration,
-        **({} if overview.custody is None else _custody(overview, overview.custody)),
+        **({} if overview.tokens is None else _tokens(overview, overview.tokens)),
         **({} if overview.limits is None else _limits(overview, overview.limits)),
     }
 
@@ -49,16 +49,16 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{timedelta(seconds=seconds).days} days"
 
 
-def _custody(overview: Overview, custody: Custody) -> dict[str, Any]:
-    total = max(1, sum(custody.connections.values()))
-    counted = [counts or {} for counts in custody.refreshes]
+def _tokens(overview: Overview, tokens: TokenNumbers) -> dict[str, Any]:
+    total = max(1, sum(tokens.connections.values()))
+    counted = [counts or {} for counts in tokens.refreshes]
     return {
         "states": [
-            (name, custody.connections[state], round(custody.connections[state] / total * 100, 1), color)
+            (name, tokens.connections[state], round(tokens.connections[state] / total * 100, 1), color)
             for state, name, color in _STATES
         ],
         "refreshes": _plot(overview, _REFRESHES, counted),
-        "is_counting": None in custody.refreshes,
+        "is_counting": None in tokens.refreshes,
     }
 
 

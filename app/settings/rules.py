@@ -183,9 +183,8 @@ def _redis_rules(config: "Config") -> Iterator[str]:
 
 
 def _is_default_password(password: str | None) -> bool:
-    letters = re.sub(r"[^a-z]", "", (password or "").lower())
-    known = r"admin|backline|changeit|changeme|example|password|root|secret"
-    return re.fullmatch(known, letters) is not None
+    known = r"(admin|backline|change[-_ ]?(it|me)|example|password|root|secret)[-_!.]?\d{0,4}[-_!.]?"
+    return re.fullmatch(known, password or "", re.IGNORECASE) is not None
 
 
 def _secret_key_rule(config: "Config") -> Iterator[str]:

@@ -14,10 +14,13 @@ EXIT_STATUS = 3
 
 def refuse_to_start(problems: str) -> NoReturn:
     """Show the operator what is wrong, without a traceback, and exit with `EXIT_STATUS`."""
+    from werkzeug.serving import is_running_from_reloader
+
     stream = sys.stderr if _log_is_writable() else sys.stdout
     with suppress(OSError):  # the disk may be full
         stream.write(f"Backline cannot start. Correct this:\n{problems}\n")
-    sys.exit(EXIT_STATUS)
+    # By status 3, the child process of `flask run --reload` would ask for a restart.
+    sys.exit(1 if is_running_from_reloader() else EXIT_STATUS)
 
 
 def unwritable_log() -> Iterator[str]:

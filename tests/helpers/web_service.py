@@ -2,8 +2,10 @@
 
 import configparser
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -83,8 +85,18 @@ class WebService:
             os.close(self._kept)
         self._kept = descriptor
 
+    def check(self, **settings: str) -> "subprocess.CompletedProcess[str]":
+        """Run the first ExecReload, with some other settings."""
+        [command, _] = re.findall("^ExecReload=(.*)$", UNIT.read_text(), re.MULTILINE)
+        arguments = command.replace("/opt/backline/.venv", sys.prefix).split()
+        environment = self._environment | settings
+        return subprocess.run(
+            arguments, check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
     def reload(self) -> None:
         """Run ExecReload, and wait until all workers have been replaced."""
+        assert self.check().returncode == 0
         assert self._unit["ExecReload"] == "/bin/kill -s HUP $MAINPID"
         old = self.workers
         self._process.send_signal(signal.SIGHUP)

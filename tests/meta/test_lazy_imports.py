@@ -32,6 +32,7 @@ INSIDE_FUNCTIONS = {
     "app/infra/database.py: flask_migrate": "only `flask db` needs it",
     "app/infra/mysql.py: app.infra.mysql_connection": "SQLite works without MySQL's driver",
     "app/settings/rules.py: MySQLdb": "only MySQL needs it",
+    "app/settings/start.py: werkzeug": "the arbiter does not need it, unless it cannot start",
     "app/spotify/tokens/scheduler.py: apscheduler": "only `flask scheduler` needs it",
     "deploy/gunicorn.conf.py: app.doctor.startup": "the arbiter must not import the app",
     "deploy/gunicorn.conf.py: prometheus_client": "imported after its directory was set",

@@ -136,6 +136,20 @@ def test_registering_keeps_the_visitors_connection(
     assert rows(app)[0]["user_id"] == user["id"]
 
 
+def test_registering_does_not_take_over_an_owned_connection(
+    new_client: Callable[[], FlaskClient], app: Flask, sandbox: SandboxClient
+) -> None:
+    owner, visitor = new_client(), new_client()
+    owner_id = register(owner)["id"]
+    connect(owner, sandbox)
+    connect(visitor, sandbox)  # the same person, elsewhere and not signed in
+
+    register(visitor)
+
+    assert visitor.get("/api/spotify").json == {"status": "not_connected"}
+    assert [row["user_id"] for row in rows(app)] == [owner_id]
+
+
 def test_connecting_does_not_sign_in(new_client: Callable[[], FlaskClient], sandbox: SandboxClient) -> None:
     owner, visitor = new_client(), new_client()
     register(owner)

@@ -788,6 +788,15 @@ def test_arbitrary_callback_gets_a_fixed_result_and_no_reflection(
 
 @pytest.mark.requirement("D10")
 @ONE_DATABASE
+def test_callback_with_code_and_error_is_an_error(client: FlaskClient, sandbox: SandboxClient) -> None:
+    callback = callback_query(sandbox.consent(start_authorization(client)))
+
+    assert result(visit(client, {**callback, "error": "server_error"}, PAGE)) == "error-spotify-unavailable"
+    assert token_calls(sandbox) == 0
+
+
+@pytest.mark.requirement("D10")
+@ONE_DATABASE
 def test_repeated_parameter_is_rejected_and_logged(
     client: FlaskClient, sandbox: SandboxClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,13 @@ def due_at(app: Flask, spotify_user_id: int) -> datetime | None:
 
 def test_batch_contains_connections_that_expire_first(app: Flask, sandbox: SandboxClient) -> None:
     spotify_user_ids = create_connections(app, sandbox, 30)
+    spotify_user_ids.reverse()
+    with app.app_context(), writing() as db:  # not in the order of their ids
+        now = database.db_now(db)
+        for number, spotify_user_id in enumerate(spotify_user_ids):
+            row = sa.update(AccessToken).where(AccessToken.spotify_user_id == spotify_user_id)
+            moment = now - timedelta(hours=1) + timedelta(seconds=number)
+            db.execute(row.values(due_at=moment, expires_at=moment))
 
     assert reserve(app, 10) == spotify_user_ids[:10]
     assert reserve(app, 10) == spotify_user_ids[10:20]

@@ -48,6 +48,12 @@ def test_no_request_is_lost_during_reloads_and_restarts(service: WebService, in_
     assert load.failed == []
 
 
+def test_reload_with_invalid_settings_changes_nothing(service: WebService) -> None:
+    checked = service.check(APP_ENV="production", SECRET_KEY="short")
+
+    assert (checked.returncode, "SECRET_KEY" in checked.stderr) == (3, True)
+
+
 @pytest.mark.requirement("M1")
 def test_killed_worker_loses_only_its_own_requests(service: WebService, in_front: Nginx) -> None:
     with Load(in_front.port, in_front.certificate, CALLS, clients=4) as load:
