@@ -17,6 +17,7 @@ from app.infra.database import reading
 from app.models import AccessToken, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.services import services
+from app.settings.types import is_http_url
 from app.spotify.tokens import breaker, key_rotation, refresh_queue
 from app.spotify.tokens.refresh_pass import RefreshStats
 from app.user.commands import users
@@ -131,6 +132,8 @@ def scheduler_command() -> None:
 @with_appcontext
 def doctor_command(as_json: bool, url: str | None) -> None:
     """Check the settings and the servers that Backline needs. Exits 1 if a check fails."""
+    if url and not is_http_url(url):
+        raise click.BadParameter("must look like https://api.example.com", param_hint="--url")
     if not print_report(checks.run_checks(services(), url), as_json=as_json):
         sys.exit(1)
 

@@ -15,6 +15,7 @@ from script.bootstrap import (
     AUDIT_VENV,
     ROOT,
     BootstrapError,
+    audit_command,
     exclusive,
     install_apart,
     locked_requirements,
@@ -188,7 +189,7 @@ def check_nginx() -> list[Result]:
 
 def run(program: str, *arguments: str) -> tuple[int, str, str]:
     """Run one of the locked programs. Return its exit status, output, and errors."""
-    command = [str(AUDIT_VENV / "bin" / program), *arguments]
+    command = [*audit_command(program), *arguments]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:

@@ -186,6 +186,12 @@ def install_apart(section: str, venv: Path) -> None:
     requirements.rename(stamp)
 
 
+def audit_command(program: str) -> list[str]:
+    """Return the beginning of a command of script/audit."""
+    # By itself, the program would not start after the project was moved.
+    return [str(AUDIT_VENV / "bin/python"), str(AUDIT_VENV / "bin" / program)]
+
+
 def locked_requirements(*sections: str) -> str:
     """Return the packages of sections of Pipfile.lock in the format of a requirements file."""
     packages = {name: package for section in sections for name, package in locked_packages(section).items()}

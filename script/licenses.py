@@ -7,7 +7,7 @@ from typing import Any
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from script.bootstrap import AUDIT_VENV, ROOT, locked_packages
+from script.bootstrap import ROOT, audit_command, locked_packages
 from script.demo import APP
 
 # What is installed in production: the categories of Pipfile.lock that are not for development.
@@ -51,7 +51,7 @@ def production_packages() -> set[str]:
 
 def python_licenses() -> dict[str, str]:
     """Return the license of each installed package of production, as pip-licenses finds it."""
-    command = [str(AUDIT_VENV / "bin/pip-licenses"), "--python", str(ROOT / ".venv/bin/python")]
+    command = [*audit_command("pip-licenses"), "--python", str(ROOT / ".venv/bin/python")]
     options = ["--from=mixed", "--format=json", "--with-system"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     wanted = production_packages()

@@ -11,7 +11,15 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from app.version import __version__
-from script.bootstrap import AUDIT_VENV, ROOT, BootstrapError, exclusive, install_apart, locked_packages
+from script.bootstrap import (
+    AUDIT_VENV,
+    ROOT,
+    BootstrapError,
+    audit_command,
+    exclusive,
+    install_apart,
+    locked_packages,
+)
 from script.licenses import SECTIONS, npm_packages, production_packages
 
 # What the bill is about, as cyclonedx-py reads it.
@@ -36,7 +44,7 @@ def main() -> None:
 def python_bill() -> dict[str, Any]:
     """Return what cyclonedx-py finds in .venv for production, with locked hashes."""
     command = [
-        str(AUDIT_VENV / "bin/cyclonedx-py"),
+        *audit_command("cyclonedx-py"),
         "environment",
         "--sv",
         "1.6",

@@ -153,7 +153,8 @@ def _split(text: str, schemes: tuple[str, ...]) -> SplitResult | None:
     return parts if valid else None
 
 
-def _is_http_url(text: str) -> bool:
+def is_http_url(text: str) -> bool:
+    """Return whether a text is an http(s) URL without credentials and a fragment."""
     parts = _split(text, ("http", "https"))
     printable = re.fullmatch(r"[!-[\]-~]+", text) is not None
     return parts is not None and printable and "@" not in parts.netloc and "#" not in text
@@ -246,7 +247,7 @@ RedisUrl = Annotated[
 HttpUrl = Annotated[
     str,
     _check(
-        _is_http_url,
+        is_http_url,
         "must be an http(s) URL without a fragment, credentials, or spaces, and with xn-- for a domain "
         "that is not ASCII.",
     ),
