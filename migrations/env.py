@@ -49,11 +49,16 @@ def lock_out_others(connection: Connection) -> None:
         sa.text("SET SESSION lock_wait_timeout = 5, innodb_lock_wait_timeout = 5, wait_timeout = 60")
     )
     # Locks belong to the server, so the name must tell databases apart.
-    if connection.scalar(sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 90)")) != 1:
-        raise SystemExit(
-            "Another migration has been running for over a minute. `SHOW FULL PROCESSLIST` shows what it is "
-            "doing. Run the same command again when it has finished."
-        )
+    lock = sa.text("SELECT GET_LOCK(CONCAT('backline.', DATABASE()), 1)")
+    for second in range(90):
+        if connection.scalar(lock) == 1:
+            return
+        if second == 0:
+            sys.stderr.write("Another migration is running. Waiting until it has finished.\n")
+    raise SystemExit(
+        "Another migration has been running for over a minute. `SHOW FULL PROCESSLIST` shows what it is "
+        "doing. Run the same command again when it has finished."
+    )
 
 
 def skip_empty_revision(migration_context: object, revision: object, directives: list[object]) -> None:

@@ -217,6 +217,7 @@ def test_production_requires_each_of_its_settings(missing: str) -> None:
         ("REDIS_URL", "redis+sentinel://:hunter2@one,two/"),
         ("REDIS_URL", "redis+sentinel://:hunter2@one,,two/main"),
         ("REDIS_URL", "redis+sentinel://one:port/main"),
+        ("REDIS_URL", "redis+sentinel://one:1, two:1/main"),
         ("REDIS_URL", "redis+sentinel://one/main/zero"),
         ("REDIS_URL", "redis+sentinel://one/main?nonsense=1"),
         ("REDIS_URL", "redis://:hunter2/x@127.0.0.1:6379/0"),

@@ -183,8 +183,8 @@ def _redis_rules(config: "Config") -> Iterator[str]:
 
 
 def _is_default_password(password: str | None) -> bool:
-    known = r"(admin|backline|change[-_ ]?(it|me)|example|password|root|secret)[-_!.]?\d{0,4}[-_!.]?"
-    return re.fullmatch(known, password or "", re.IGNORECASE) is not None
+    words = "admin|backline|change[-_ ]?(it|me)|example|foobared|guest|mysql|password|redis|root|secret|test"
+    return re.fullmatch(rf"({words})[-_!.]?\d{{0,4}}[-_!.]?", password or "", re.IGNORECASE) is not None
 
 
 def _secret_key_rule(config: "Config") -> Iterator[str]:
