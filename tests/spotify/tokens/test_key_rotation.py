@@ -172,7 +172,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
     assert keys_in_between == {new: 200, old: 400}
 
     # A process with only the old key, and one with both, refresh tokens in the meantime.
-    with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "500"}) as newer:
+    with ThreadPoolExecutor(2) as pool, running_app({**both_keys, "REFRESH_RATE": "50"}) as newer:
         again = start_flask(both_keys, "tokens", "rotate-keys")
         stopping = threading.Event()
         refreshing = [pool.submit(refresh_due, newer, stopping=stopping)]
@@ -183,7 +183,7 @@ def test_killed_rotation_of_rows_in_use_loses_nothing(
 
     assert again.returncode == 0, errors
     totals = set(map(int, re.findall(r"of (\d+) rows processed", errors)))
-    assert max(totals) <= 400  # rows that were done are skipped
+    assert max(totals, default=0) <= 400  # rows that were done are skipped; refreshing may have done the rest
     assert f"All tokens are encrypted with key {new}" in output
     assert refreshed > 0
     with running_app({**env, "TOKEN_ENCRYPTION_KEYS": NEW_KEY}) as only_new, only_new.app_context():
