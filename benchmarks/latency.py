@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from benchmarks import client, routes
 from benchmarks.client import Round
-from benchmarks.deployment import Deployment, running_backline, running_servers
+from benchmarks.deployment import Deployment, Servers, running_backline, running_servers
 from benchmarks.load import Tab, quantile
 from benchmarks.processes import Target
 from benchmarks.progress import Options, progress
@@ -88,12 +88,14 @@ def run_tail(options: Options) -> Section:
         paced = _at_part_of_peak(target, peak, seconds)
         progress(f"{MANY_CONNECTIONS} connections")
         many = client.measure(target, seconds, MANY_CONNECTIONS)
+        bare = _bare_at_part_of_peak(servers, seconds)
     figures = [
         Figure("peak rate, 16 connections", peak, "/s"),
         Figure("rate with pauses", paced.per_second, "/s"),
         Figure("its p50", paced.p50, "ms"),
         Figure("its p99", paced.p99, "ms"),
         Figure("its p99 as a multiple of its p50", paced.p99 / paced.p50, "x", at_most=5),
+        Figure("the same of bare Flask", bare.p99 / bare.p50, "x"),
         Figure(f"requests that failed over {MANY_CONNECTIONS} connections", many.failed, "", at_most=0),
         Figure("rate over them", many.per_second, "/s"),
         Figure("p99 over them", many.p99, "ms"),
@@ -103,7 +105,17 @@ def run_tail(options: Options) -> Section:
         "so that the rate is at most 70% of the peak.",
         f"{many.requests} requests over {MANY_CONNECTIONS} connections.",
     ]
-    return Section("Tail latency", figures, notes, {"paced": asdict(paced), "many": asdict(many)})
+    return Section(
+        "Tail latency", figures, notes, {"paced": asdict(paced), "many": asdict(many), "bare": asdict(bare)}
+    )
+
+
+def _bare_at_part_of_peak(servers: Servers, seconds: int) -> Round:
+    with routes.running_bare(servers) as targets:
+        target = next(target for target in targets if target.name == "bare")
+        client.warm_up(target)
+        progress("the same of bare Flask")
+        return _at_part_of_peak(target, client.measure(target, seconds).per_second, seconds)
 
 
 def _at_part_of_peak(target: Target, peak: float, seconds: float) -> Round:

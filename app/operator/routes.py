@@ -57,7 +57,6 @@ def _require_this_machine() -> None:
     """
     client = parse(request.remote_addr or "")
     is_direct = not any(name in request.headers for name in _PROXY_HEADERS)
-    is_own = request.headers.get("Sec-Fetch-Site") in (None, "none", "same-origin")  # not another website's
     is_for_this_machine = urlsplit(f"//{request.host}").hostname in _HOSTS
-    if client is None or not (client.is_loopback and is_direct and is_own and is_for_this_machine):
+    if client is None or not (client.is_loopback and is_direct and is_for_this_machine):
         raise NotFound
