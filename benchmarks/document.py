@@ -74,7 +74,7 @@ def _value(figure: dict[str, Any]) -> Sequence[str]:
 TABLES: dict[str, Callable[[Figures], Iterable[Sequence[str]]]] = {
     "routes": _routes,
     "alternatives": _alternatives,
-    "engine": _parts("engine", "due"),
+    "engine": _parts("engine", "memory", "due"),
     "latency": _parts("miss", "tail"),
     "slowness": _parts("hang", "outage", "slow", "tabs", "burst"),
     "startup": _parts("startup"),
