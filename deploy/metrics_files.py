@@ -1,4 +1,4 @@
-"""Files of metrics whose space is reserved, so that a full disk does not end the process.
+"""Metrics files with preallocated disk space, so that a full disk does not kill the process.
 
 prometheus_client writes to sparse files through a mapping. When the file system is full, the kernel ends the
 process that does (SIGBUS): every worker, and those that replace it.
@@ -20,7 +20,7 @@ _ENTRY_BYTES = 64
 
 
 class ReservedDict(MmapedDict):
-    """A dict in a file whose space is reserved."""
+    """A dict in a file with preallocated disk space."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         """Open or create the file.

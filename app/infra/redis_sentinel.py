@@ -37,7 +37,7 @@ class Sentinels:
             redis.ConnectionError: No Sentinel responds, or none knows a primary that responds.
         """
         sentinel = Sentinel([])  # type: ignore[no-untyped-call]
-        # A list of its own: this call moves the one that responds to the front.
+        # `discover_master` reorders the list, so threads must not share one.
         sentinel.sentinels = sorted(self._clients, key=lambda client: client is not self._responded)
         host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
         self._responded = sentinel.sentinels[0]

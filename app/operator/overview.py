@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DueConnection:
-    """The connection whose refresh has been due for the longest time."""
+    """The connection whose refresh is the most overdue."""
 
     spotify_user_id: int
     seconds: float

@@ -45,9 +45,9 @@ def trace_of(environ: "WSGIEnvironment") -> Trace | None:
 
 
 def outgoing() -> str | None:
-    """Return the `traceparent` of a call that the current request makes, with an id of its own.
+    """Return a `traceparent` header for an outgoing call, with a new span id.
 
-    None outside of requests, and for requests that belong to no trace.
+    Returns None outside of requests, and for requests without a trace.
     """
     trace = trace_of(request_ctx.request.environ) if has_request_context() else None
     if trace is None:
