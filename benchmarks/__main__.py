@@ -6,7 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import comparison, engine, flame, growth, latency, results, routes, slowness, startup, storage
+from benchmarks import (
+    comparison,
+    engine,
+    flame,
+    fleet,
+    growth,
+    latency,
+    results,
+    routes,
+    slowness,
+    startup,
+    storage,
+)
 from benchmarks.progress import Options, progress
 from benchmarks.results import Section
 from tests.helpers.servers import Unavailable
@@ -27,6 +39,7 @@ PARTS: dict[str, Callable[[Options], Section]] = {
     "due": growth.run_due,
     "engine": engine.run,
     "memory": engine.run_memory,
+    "fleet": fleet.run,
     "flame": flame.run,
 }
 DEFAULT = tuple(name for name in PARTS if name != "memory")

@@ -1,4 +1,4 @@
-"""Copies figures from benchmarks/results/after.json into the tables of two documents.
+"""Copies figures from benchmarks/results/after.json into the tables of documents.
 
 Run it as `.venv/bin/python -m benchmarks.document`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.results import RESULTS, shown
 from tests.helpers.servers import ROOT
 
-DOCUMENTS = (ROOT / "docs/performance.md", ROOT / "docs/sizing.md")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("performance", "sizing", "scaling"))
 RESULT = RESULTS / "after.json"
 MET = {True: "yes", False: "**no**", None: ""}
 _TABLE = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -55,6 +55,14 @@ def _alternatives(parts: Figures) -> Iterable[Sequence[str]]:
             yield f"Backline {ours}", rate, "", "", ""
 
 
+def _fleet(parts: Figures) -> Iterable[Sequence[str]]:
+    names = list(parts["fleet"][0]["more"])
+    yield "", "peak", *names
+    for figure in parts["fleet"]:
+        more = [shown(figure["more"][name]) for name in names]
+        yield figure["name"], f"{shown(figure['value'])} {figure['unit']}", *more
+
+
 def _parts(*names: str) -> Callable[[Figures], Iterable[Sequence[str]]]:
     """Return a function that lists all figures of some parts."""
 
@@ -79,6 +87,7 @@ TABLES: dict[str, Callable[[Figures], Iterable[Sequence[str]]]] = {
     "slowness": _parts("hang", "outage", "slow", "tabs", "burst"),
     "startup": _parts("startup"),
     "storage": _parts("storage"),
+    "fleet": _fleet,
 }
 
 

@@ -1,4 +1,4 @@
-"""script/bench measures two routes, its smallest part, and two documents have its figures."""
+"""script/bench measures two routes, its smallest part, and documents have its figures."""
 
 import json
 import re

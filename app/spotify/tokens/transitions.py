@@ -24,14 +24,16 @@ FINAL_AGE = timedelta(days=180)
 CONFIRM_AFTER = (timedelta(minutes=15), LONGEST_WAIT)
 
 _BACKOFF_MAX_SECONDS = 900.0
-_JITTER = 0.2
+# The part of the lead by which refreshes are spread. With 20%, refreshes that an outage has delayed come in
+# waves for more than a day; with a third, for half a day (docs/scaling.md).
+_JITTER = 1 / 3
 _RELEASED_LEASE: Values = {"attempt_id": None, "lease_until": None}
 
 
 def next_refresh_at(expires_at: datetime, lifetime: timedelta, lead: timedelta) -> datetime:
     """Return when to refresh: `lead` before the expiry, but not in the first half of the lifetime.
 
-    Jitter of 20% spreads the refreshes of people who connected at the same time.
+    Jitter of a third of `lead` spreads the refreshes of people who connected at the same time.
     """
     longest = min(lead, lifetime / 2 / (1 + _JITTER))
     return expires_at - longest * random.uniform(1 - _JITTER, 1 + _JITTER)
