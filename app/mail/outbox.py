@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 10_000
 # Anyone can request these, in any number, so the other kinds get as much room again.
 _REQUESTABLE_BY_ANYONE = (MailKind.PASSWORD_RESET, MailKind.EMAIL_VERIFICATION)
-# Longer than sending an email can take: see the timeouts in `app.mail.transport`.
+# Longer than sending an email can take: see `app.mail.transport`.
 LEASE = timedelta(minutes=10)
 # Short at first, because some emails are of use for an hour only, and then as in RFC 5321 section 4.5.4.1.
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=5), timedelta(minutes=30)

@@ -1,5 +1,6 @@
 """Transports for emails: an SMTP server or, in development, the console."""
 
+import io
 import smtplib
 import socket
 import ssl
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import format_datetime
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
 from app.infra import sockets
@@ -18,10 +19,12 @@ from app.models import OutgoingMail
 from app.settings.urls import is_loopback
 from config import Config
 
-CONNECT_TIMEOUT_SECONDS = 10  # for each step of connecting
-# For each of the five steps of handing over an email. Servers scan an email before they accept it, so giving
-# up too early would send it twice. All steps must end before the outbox's lease on the email does.
-SEND_TIMEOUT_SECONDS = 100
+CONNECT_SECONDS = 30  # for connecting, TLS, and authentication together
+# For handing over one email, within the outbox's lease on it. Servers scan an email before they accept it, so
+# giving up too early would send it twice.
+SEND_SECONDS = 300
+QUIT_SECONDS = 10
+MAX_REPLY_BYTES = 64 * 1024
 
 # Replies that are about our credentials, not about the email (RFC 4954 section 6).
 _AUTHENTICATION_REPLIES = (530, 534, 535, 538)
@@ -80,21 +83,18 @@ class SmtpTransport:
         """
         server = self._open()
         try:
-            _set_timeout(server, SEND_TIMEOUT_SECONDS)
             yield lambda email, mail: self._send(server, email, mail)
             # The emails that were accepted are sent, whatever the server replies to QUIT.
             with suppress(OSError, smtplib.SMTPException):
-                _set_timeout(server, CONNECT_TIMEOUT_SECONDS)
+                server.limit(QUIT_SECONDS)
                 server.quit()
         finally:
             server.close()
 
-    def _open(self) -> smtplib.SMTP:
-        context, timeout = ssl.create_default_context(), CONNECT_TIMEOUT_SECONDS
+    def _open(self) -> "_Smtp":
+        context, timeout = ssl.create_default_context(), CONNECT_SECONDS
         if self._url.scheme == "smtps":
-            server: smtplib.SMTP = _SmtpOverTls(
-                self._host, self._url.port or 465, timeout=timeout, context=context
-            )
+            server: _Smtp = _SmtpOverTls(self._host, self._url.port or 465, timeout=timeout, context=context)
         else:
             server = _Smtp(self._host, self._url.port or 25, timeout=timeout)
         try:
@@ -129,13 +129,14 @@ class SmtpTransport:
                 "that offers STARTTLS, use an smtps:// URL, or remove the password from MAIL_URL."
             )
 
-    def _send(self, server: smtplib.SMTP, email: Email, mail: OutgoingMail) -> None:
+    def _send(self, server: "_Smtp", email: Email, mail: OutgoingMail) -> None:
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self._from, email.to, email.subject
         message["Date"] = format_datetime(mail.created_at)
         message["Message-ID"] = f"<{mail.message_id}@{self._from.partition('@')[2]}>"
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
         message.set_content(email.text)
+        server.limit(SEND_SECONDS)
         # Not to the address that parsing the To header would yield.
         server.send_message(message, to_addrs=[email.to])
 
@@ -161,11 +162,40 @@ def is_permanent(error: Exception) -> bool:
 
 
 class _Smtp(smtplib.SMTP):
-    """Connects within its timeout, including the name lookup and all addresses."""
+    """Observes a deadline, however slowly replies arrive. A socket's timeout starts again with every byte."""
+
+    def limit(self, seconds: float) -> None:
+        """Give the next commands this much time together. Connecting has the timeout that is passed."""
+        self._deadline = time.monotonic() + seconds
+
+    def time_left(self) -> float:
+        """Return the seconds until the deadline.
+
+        Raises:
+            TimeoutError: It has passed.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the mail server takes too long")
+        return left
+
+    def send(self, s: Any) -> None:
+        """Send until the deadline."""
+        if self.sock is not None:
+            self.sock.settimeout(self.time_left())
+        super().send(s)
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Read a reply until the deadline."""
+        if self.file is None and self.sock is not None:
+            self.file = io.BufferedReader(_Replies(self))
+        self.unread = MAX_REPLY_BYTES
+        return super().getreply()
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        connection = sockets.connect(host, port, time.monotonic() + timeout)
-        connection.settimeout(timeout)
+        self.limit(timeout)
+        connection = sockets.connect(host, port, self._deadline)
+        connection.settimeout(self.time_left())  # for the whole TLS handshake
         return connection
 
 
@@ -173,6 +203,22 @@ class _SmtpOverTls(smtplib.SMTP_SSL, _Smtp):
     """The same, encrypted from the start."""
 
 
-def _set_timeout(server: smtplib.SMTP, seconds: float) -> None:
-    if server.sock is not None:
-        server.sock.settimeout(seconds)
+class _Replies(io.RawIOBase):
+    """Reads from the connection of an SMTP client."""
+
+    def __init__(self, server: _Smtp) -> None:
+        self._server = server
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what has arrived. Wait for it until the deadline."""
+        server = self._server
+        assert server.sock is not None
+        server.sock.settimeout(server.time_left())
+        count = server.sock.recv_into(buffer)
+        server.unread -= count
+        if server.unread < 0:
+            raise OSError("the mail server's reply does not end")
+        return count

@@ -208,7 +208,7 @@ def test_write_is_not_sent_on_an_idle_connection(
 def test_slow_name_lookup_of_the_mail_server_ends_in_time(
     resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_SECONDS", TIMEOUT)
+    monkeypatch.setattr(transport, "CONNECT_SECONDS", TIMEOUT)
     never = threading.Event()
     resolve(lambda: [("127.0.0.1", 1)] * never.wait(NEVER))
     config = Config.from_env({**SETTINGS, "MAIL_URL": f"{scheme}://mail-{scheme}.invalid"})

@@ -1,10 +1,14 @@
 """Sending emails through a mail server or to the console."""
 
 import gc
+import smtplib
 import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,15 @@ from flask import Flask
 
 from app.doctor import checks
 from app.doctor.result import Status
+from app.mail import transport
 from app.mail.transport import ConsoleTransport, Email
 from app.models import OutgoingMail
-from tests.conftest import MakeApp
+from config import Config
+from tests.conftest import SETTINGS, MakeApp
 from tests.helpers.flows import register
 from tests.helpers.mail_server import VERIFY, running_mailbox
 from tests.helpers.route_matrix import waiting_mails
-from tests.helpers.servers import ROOT, eventually, make_certificate, process_environment
+from tests.helpers.servers import LONG, ROOT, eventually, make_certificate, process_environment
 
 ADA = "ada@example.com"
 
@@ -133,6 +139,61 @@ def test_starttls_requires_a_trusted_certificate(
 
     gc.collect()  # raises the warning here, where it is ignored
     assert bool(box.mails) is trusted
+
+
+@pytest.mark.parametrize(
+    ("step", "piece", "pause", "limit"),
+    [
+        (b"", b"220-wait\r\n", 0.05, "CONNECT_SECONDS"),
+        (b"EHLO", b"2", 0.05, "CONNECT_SECONDS"),
+        (b"EHLO", b"250-more\r\n", 0, "MAX_REPLY_BYTES"),
+        (b".\r\n", b"250-", 0.05, "SEND_SECONDS"),
+    ],
+    ids=["greeting", "slow bytes", "fast lines", "email"],
+)
+def test_mail_server_whose_reply_never_ends_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, step: bytes, piece: bytes, pause: float, limit: str
+) -> None:
+    if limit != "MAX_REPLY_BYTES":
+        monkeypatch.setattr(transport, limit, 0.5)
+    outcome: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = listener, step, piece, pause, outcome
+        thread = threading.Thread(target=reply_without_end, args=arguments, daemon=True)
+        thread.start()
+        config = Config.from_env({**SETTINGS, "MAIL_URL": f"smtp://127.0.0.1:{listener.getsockname()[1]}"})
+        mail = OutgoingMail(created_at=datetime.now(UTC), message_id="1")
+        with (
+            pytest.raises((OSError, smtplib.SMTPException)),
+            transport.SmtpTransport(config).connect() as send,
+        ):
+            send(Email(ADA, "Hello", "The text.\n"), mail)
+        thread.join(LONG)
+
+    assert outcome == ["the client closed the connection"]
+
+
+OK = b"250 ok\r\n"
+REPLIES = {b"": b"220 hi\r\n", b"EHLO": OK, b"MAIL": OK, b"RCPT": OK, b"DATA": b"354 go\r\n"}
+
+
+def reply_without_end(
+    listener: socket.socket, step: bytes, piece: bytes, pause: float, outcome: list[str]
+) -> None:
+    """Reply like a mail server up to one step. Send pieces of that reply for as long as the client waits."""
+    connection, _ = listener.accept()
+    ends = time.monotonic() + LONG
+    with connection, connection.makefile("rb") as commands:
+        command = b""
+        try:
+            while command != step:
+                connection.sendall(REPLIES.get(command, b""))
+                command = commands.readline()[:4].upper()
+            while time.monotonic() < ends:
+                connection.sendall(piece)
+                time.sleep(pause)
+        except OSError:
+            outcome.append("the client closed the connection")
 
 
 def test_email_is_printed_in_development_without_a_mail_server(make_app: MakeApp) -> None:
