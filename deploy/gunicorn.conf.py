@@ -94,10 +94,24 @@ metrics_files.install()
 
 
 def when_ready(server: Any) -> None:
-    """Let systemd keep the listening socket: connections wait during a restart."""
+    """Let systemd keep the listening socket: connections wait during a restart.
+
+    Without this check, a HUP with invalid settings would end gunicorn.
+    """
     listener.keep(each.sock for each in server.LISTENERS)
     # gunicorn 27.0.1 would tell its successor (USR2) that the socket is descriptor 3, which it has closed.
     server.systemd = False
+    reload = server.reload
+
+    def reload_if_valid() -> None:
+        try:
+            load()
+        except ConfigError as error:
+            server.log.error("reload_refused", extra={"problems": str(error).splitlines()})
+        else:
+            reload()
+
+    server.reload = reload_if_valid
 
 
 def pre_fork(_server: Any, _worker: Any) -> None:

@@ -321,6 +321,15 @@ def test_origin_that_is_not_exact_is_rejected(settings: dict[str, str], origins:
     assert problems_of({**settings, "CORS_ORIGINS": origins}).startswith("CORS_ORIGINS")
 
 
+def test_password_in_an_origin_is_not_shown() -> None:
+    found = problems_of(
+        {**PRODUCTION, "CORS_ORIGINS": "https://app.example.com,https://ada:se,cret@example.com"}
+    )
+
+    assert found.startswith("CORS_ORIGINS has entry 2 (not shown: it may have a password), which is not an ")
+    assert not any(part in found for part in ("ada", ":se", "cret"))
+
+
 @pytest.mark.requirement("C1")
 @pytest.mark.parametrize("empty", ["", " ", ","])
 def test_production_has_no_default_origins(empty: str) -> None:

@@ -61,7 +61,14 @@ def _check_each(is_valid: Callable[[str], object], problem: str) -> AfterValidat
     """Require that each word is valid. The error has one line for each that is not."""
 
     def validate(words: tuple[str, ...]) -> tuple[str, ...]:
-        if lines := [problem.format(word=word) for word in words if not is_valid(word)]:
+        # A password may contain a comma, so any of the words may be a part of it.
+        hide = any("@" in word for word in words)
+        lines = [
+            problem.format(word=f"entry {number} (not shown: it may have a password)" if hide else repr(word))
+            for number, word in enumerate(words, start=1)
+            if not is_valid(word)
+        ]
+        if lines:
             raise ValueError("\n".join(lines))
         return words
 
@@ -198,7 +205,7 @@ HostNames = Annotated[
     Annotated[tuple[str, ...], BeforeValidator(lambda text: _words(text.lower()))],  # as browsers send them
     _check_each(
         lambda name: re.fullmatch(_HOST, name),
-        "has {word!r}, which is not a host name such as api.example.com. Use names (or IPv4 addresses), "
+        "has {word}, which is not a host name such as api.example.com. Use names (or IPv4 addresses), "
         "without https:// and wildcards.",
     ),
 ]
@@ -206,7 +213,7 @@ HeaderNames = Annotated[
     Words,
     _check_each(
         lambda name: re.fullmatch(r"[A-Za-z0-9_.-]+", name),
-        "has {word!r}, which is not the name of a header. List exact names.",
+        "has {word}, which is not the name of a header. List exact names.",
     ),
     _check_each(
         lambda name: not re.fullmatch(_RESERVED_HEADERS, name, re.IGNORECASE),
@@ -219,7 +226,7 @@ Origins = Annotated[
     Words,
     _check_each(
         is_exact_origin,
-        "has {word!r}, which is not an exact origin such as https://app.example.com or capacitor://localhost "
+        "has {word}, which is not an exact origin such as https://app.example.com or capacitor://localhost "
         "(lower case, no default port, no path, no slash at the end, no wildcard; http, https, "
         f"{', '.join(APP_SCHEMES)}).",
     ),

@@ -150,6 +150,10 @@ def reloaded(behind_nginx: dict[str, str], copy: Path) -> Iterator[Server]:
     with running_server(settings, workers=1, root=copy) as api:
         assert requests.get(f"{api.url}/livez", timeout=LONG).text == "alive\n"
         first = api.workers
+        dotenv.write_text("CORS_ORIGINS=nowhere\n")
+        api.signal(signal.SIGHUP)
+        eventually(lambda: '"reload_refused"' in api.log and "CORS_ORIGINS has 'nowhere'" in api.log)
+        assert api.workers == first
         dotenv.write_text("CORS_ORIGINS=https://new.example\n")
         text = code.read_text()
         assert "alive" in text
