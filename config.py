@@ -26,6 +26,7 @@ from app.settings import dotenv, rules
 from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID, SANDBOX_CLIENT_SECRET
 from app.settings.start import unwritable_log
 from app.settings.types import (
+    DEFAULT_OPTIONAL_SCOPES,
     DEFAULT_SCOPES,
     NEW_BYTES_KEY,
     NEW_TEXT_KEY,
@@ -107,6 +108,8 @@ class Config(BaseModel):
         lambda known: f"http://127.0.0.1:{known['port']}{AUTHORIZE_PATH}"
     )
     spotify_scopes: Scopes = tuple(DEFAULT_SCOPES.split())
+    # Requested only when the app asks for them, in addition to `spotify_scopes`.
+    spotify_optional_scopes: Scopes = tuple(DEFAULT_OPTIONAL_SCOPES.split())
     spotify_accounts_url: ServiceUrl = _default(
         lambda known: SANDBOX_URL if known["uses_sandbox"] else "https://accounts.spotify.com"
     )

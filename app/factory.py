@@ -200,7 +200,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
         authorization_flow=AuthorizationFlow(
-            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections
+            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections, config
         ),
         tokens=tokens,
         mailer=mailer,

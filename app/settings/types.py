@@ -28,6 +28,8 @@ DEFAULT_SCOPES = (
     "user-read-playback-state user-modify-playback-state user-read-currently-playing "
     "playlist-read-private user-top-read user-read-recently-played"
 )
+# Asked for when the Vue example needs it: to save a track.
+DEFAULT_OPTIONAL_SCOPES = "user-library-modify"
 
 # Headers that Sentry and OpenTelemetry add to a page's requests, so that traces include the backend.
 TRACE_HEADERS = ("sentry-trace", "baggage", "traceparent")

@@ -1,19 +1,15 @@
 """Routes under `/api/spotify`: connecting, the playback token, and the gateway to the Web API."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http import HTTPStatus
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
 from flask import request
-from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from app.errors import (
-    BacklineError,
     InsufficientScope,
     NotSignedIn,
     SpotifyAccessDenied,
@@ -30,28 +26,24 @@ from app.errors import (
     ValidationError,
 )
 from app.infra.clock import rfc3339
-from app.models import Right, SpotifyUser
+from app.models import Right
 from app.models.snapshots import ConnectionSnapshot, Snapshot
 from app.services import services
-from app.spotify import connections, gateway_http
-from app.spotify.oauth.flow import AuthorizationRequired, AuthorizeRequest
+from app.spotify import connections, gateway_http, oauth_http
+from app.spotify.oauth.request import AuthorizeRequest
 from app.spotify.schemas import WEB_API_PATH, AuthorizeOut, AuthorizeQuery, SpotifyOut, TokenOut, describe
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import PLAYBACK_LEAD
-from app.web import csrf, identity
+from app.web import identity
 from app.web.access import accepts_bearer, has_right, public, require_right
-from app.web.api import Blueprint, encode_json, is_navigation, json_response
-from app.web.error_handlers import known_error, log_failure
-from app.web.previews import PreviewRejected, reject_preview
+from app.web.api import Blueprint, encode_json, json_response
 from app.web.problems import (
     CrossSiteRequest,
     MalformedRequest,
     NotFound,
     PayloadTooLarge,
     UnsupportedMediaType,
-    problem_type,
 )
-from app.web.validation import REPEATED
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +51,7 @@ WEB_API_METHODS = ["GET", "POST", "PUT", "DELETE"]
 
 blueprint = Blueprint("spotify", __name__, description="The connection to Spotify")
 
-_SPOTIFY, _AUTHORIZE = SpotifyOut(), AuthorizeOut()
+_SPOTIFY = SpotifyOut()
 
 
 @blueprint.get("/api/spotify/authorize")
@@ -87,24 +79,12 @@ _SPOTIFY, _AUTHORIZE = SpotifyOut(), AuthorizeOut()
 def authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
     """Connect Spotify, or complete a connection.
 
-    Returns the connection if there is one. Otherwise, or with `reauthorize`, returns the URL at Spotify to
-    send the person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on
-    here. Only a page of the app can start this, not a link on another site.
+    Returns the connection if there is one. Otherwise, with `reauthorize`, or with a `scope` that has not been
+    granted, returns the URL at Spotify to send the person to. When Spotify sends them back with `code` and
+    `state`, or `error`, pass those on here. Only a page of the app can start this, not a link on another
+    site.
     """
-    try:
-        return _authorize(query)
-    except Exception as error:
-        known = known_error(error)
-        if query.is_callback:
-            _log_rejection(known)
-        if not is_navigation() or isinstance(known, CrossSiteRequest | PreviewRejected):
-            raise
-        if known is not error:
-            log_failure(error)
-        # The app can explain to the person what went wrong. A page of JSON cannot.
-        return _redirect_to_frontend(
-            "denied" if isinstance(known, SpotifyAccessDenied) else f"error-{_slug(known)}"
-        )
+    return oauth_http.respond(services().authorization_flow, services().config, query)
 
 
 @blueprint.get("/api/spotify")
@@ -153,9 +133,10 @@ def playback_token() -> Response:
     if not services().config.playback_token_enabled:
         raise NotFound("PLAYBACK_TOKEN_ENABLED is off on this server.")
     spotify_user = _require_connection()
-    if "streaming" not in spotify_user.token.scopes:
-        raise InsufficientScope("The Web Playback SDK needs the scope 'streaming'.")
-    with _offering_reauthorization():
+    with _offering_consent():
+        if "streaming" not in spotify_user.token.scopes:
+            detail = "The Web Playback SDK needs the scope 'streaming'."
+            raise InsufficientScope(detail, missing_scopes=["streaming"])
         token = services().tokens.access_token_for(
             spotify_user.id,
             PLAYBACK_LEAD,
@@ -214,7 +195,7 @@ def web_api(path: str) -> Response:
         prepared.receive(identity.load(lambda snapshot: prepared.commands_for(_usable(snapshot))))
         require_right()
         connection = _require_connection()
-        with _offering_reauthorization():
+        with _offering_consent():
             return gateway_http.forward(gateway, prepared, connection, connections.required_grant(), links)
 
 
@@ -237,57 +218,28 @@ def _require_connection() -> ConnectionSnapshot:
 
 
 @contextmanager
-def _offering_reauthorization() -> Iterator[None]:
-    """Report an ended grant with the URL at which the person can consent again, or that of the app."""
+def _offering_consent() -> Iterator[None]:
+    """Report an ended grant, or a missing scope, with the URL at which the person can consent again."""
     try:
         yield
     except GrantEnded:
-        if identity.current_token() is None:
-            url = services().authorization_flow.reauthorization_url()
-        else:  # there is no session that an authorization could belong to
-            url = services().config.frontend_url
-        raise SpotifyReauthorizationRequired(authorize_url=url) from None
+        raise SpotifyReauthorizationRequired(authorize_url=_consent_url()) from None
+    except InsufficientScope as error:
+        missing: list[str] = error.members.setdefault("missing_scopes", [])  # type: ignore[assignment]
+        config = services().config
+        refused = {*missing} - {*config.spotify_scopes, *config.spotify_optional_scopes}
+        if refused:
+            names = ", ".join(sorted(refused))
+            error.detail = (
+                f"This server does not ask for {names}. Its operator can add it to SPOTIFY_OPTIONAL_SCOPES."
+            )
+        with suppress(TooManyAttempts):  # the permission is still what is missing
+            error.members["authorize_url"] = _consent_url(missing)
+        raise
 
 
-def _authorize(query: AuthorizeRequest) -> dict[str, Any] | Response:
-    reject_preview(is_callback=query.is_callback)
-    identity.load()
-    if query.repeated:
-        raise ValidationError(errors={name: [REPEATED] for name in query.repeated})
-    result = services().authorization_flow.authorize(query)
-    if isinstance(result, AuthorizationRequired):
-        csrf.require_same_site_start(services().config)
-        url = services().authorization_flow.start()
-        if is_navigation():
-            return redirect(url, HTTPStatus.FOUND)
-        reason = {"reason": "reauthorization_required"} if result.grant_ended else {}
-        return {"status": "authorization_required", "authorize_url": url, **reason}
-    if result.callback_ignored:
-        _log_rejection(SpotifyStateMismatch())
-    if is_navigation():
-        return _redirect_to_frontend("connected")
-    return _describe_connected(result.spotify_user)
-
-
-def _describe_connected(spotify_user: SpotifyUser | ConnectionSnapshot) -> Response:
-    def encode() -> bytes:
-        return encode_json(_AUTHORIZE, {"status": "connected", "spotify": describe(spotify_user)})
-
-    if isinstance(spotify_user, SpotifyUser):  # one that has just been stored
-        return json_response(encode())
-    return json_response(identity.remembered_body("connected", encode))
-
-
-def _log_rejection(error: BacklineError) -> None:
-    log.info("spotify_callback_rejected", extra={"reason": _slug(error)})
-
-
-def _redirect_to_frontend(result: str) -> Response:
-    """Redirect the browser to the app with one of a fixed set of results. Nothing comes from the request."""
-    page = urlsplit(services().config.frontend_url)
-    query = "&".join(filter(None, [page.query, urlencode({"spotify": result})]))
-    return redirect(urlunsplit(page._replace(query=query)), HTTPStatus.SEE_OTHER)
-
-
-def _slug(error: BacklineError) -> str:
-    return problem_type(type(error)).slug
+def _consent_url(scopes: Iterable[str] = ()) -> str:
+    """Return the URL at which the person can consent again, or that of the app."""
+    if identity.current_token() is not None:  # there is no session that an authorization could belong to
+        return services().config.frontend_url
+    return services().authorization_flow.reauthorization_url(scopes)

@@ -8,7 +8,7 @@ from werkzeug.datastructures import MultiDict
 
 from app.models import GrantState, SpotifyUser
 from app.models.snapshots import ConnectionSnapshot
-from app.spotify.oauth.flow import AuthorizeRequest
+from app.spotify.oauth.request import AuthorizeRequest
 from app.web.api import Timestamp
 from app.web.validation import Flag, Schema
 
@@ -58,6 +58,24 @@ class AuthorizeQuery(Schema):
     reauthorize = Flag(
         metadata={"description": "Ask for a new consent, for another six months, before the old one ends."}
     )
+    scope = ma.fields.String(
+        metadata={
+            "description": (
+                "Permissions that are needed now, separated by spaces, from `SPOTIFY_OPTIONAL_SCOPES`. They "
+                "are requested in addition to those that were granted before."
+            ),
+            "example": "user-library-modify",
+        }
+    )
+    return_to = ma.fields.String(
+        metadata={
+            "description": (
+                "The page of the app to return to: a path on the origin of `FRONTEND_URL`, with or without a "
+                "query. Parameters named `spotify`, `code`, `state`, or `error` are dropped from it."
+            ),
+            "example": "/playlists?sort=name",
+        }
+    )
     code = ma.fields.String()
     error = ma.fields.String()
     state = ma.fields.String()
@@ -68,10 +86,16 @@ class AuthorizeQuery(Schema):
         given = cast("MultiDict[str, str]", query.data)
         values = {name: given.getlist(name) for name in self.fields}
         return AuthorizeRequest(
-            **{name: next(filter(None, values[name]), None) for name in ("code", "error", "state")},
+            **{name: _first(values[name]) for name in ("code", "error", "state", "return_to")},
+            scopes=tuple(dict.fromkeys((_first(values["scope"]) or "").split())),
             reauthorize=loaded.get("reauthorize", False),
             repeated=tuple(name for name, found in values.items() if len(found) > 1),
         )
+
+
+def _first(values: list[str]) -> str | None:
+    """Return the first value that is not empty."""
+    return next(filter(None, values), None)
 
 
 class AuthorizeOut(ma.Schema):
@@ -81,6 +105,7 @@ class AuthorizeOut(ma.Schema):
     spotify = ma.fields.Nested(SpotifyOut)
     authorize_url = ma.fields.String(metadata={"format": "uri"})
     reason = ma.fields.String(metadata={"enum": ["reauthorization_required"]})
+    return_to = ma.fields.String(metadata={"description": "The page of the app that was asked for"})
 
 
 class TokenOut(ma.Schema):

@@ -53,7 +53,15 @@ class ProblemOut(ma.Schema):
     instance = ma.fields.String(required=True)
     request_id = ma.fields.String(required=True)
     errors = ma.fields.Dict(metadata={"description": "422 only: the messages for each field"})
-    authorize_url = ma.fields.String(metadata={"description": "spotify-reauthorization-required only"})
+    authorize_url = ma.fields.String(
+        metadata={"description": "spotify-reauthorization-required and insufficient-scope only"}
+    )
+    missing_scopes = ma.fields.List(
+        ma.fields.String(), metadata={"description": "insufficient-scope only: empty if they are not known"}
+    )
+    return_to = ma.fields.String(
+        metadata={"description": "Of a callback only: the page of the app that was asked for"}
+    )
     error = ma.fields.Nested(
         SpotifyErrorOut, metadata={"description": "Problems of the gateway only, for Spotify's libraries"}
     )

@@ -41,6 +41,10 @@ _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
     errors.SpotifyReauthorizationRequired: {
         "authorize_url": "https://accounts.spotify.com/authorize?client_id=…"
     },
+    errors.InsufficientScope: {
+        "missing_scopes": ["user-library-modify"],
+        "authorize_url": "https://accounts.spotify.com/authorize?client_id=…",
+    },
 }
 
 _BEARER = (

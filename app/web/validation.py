@@ -29,6 +29,10 @@ NOT_A_LIST = "This must be a list."
 NOT_A_NUMBER = "This must be a whole number."
 BETWEEN = "Use {min} to {max}."
 UNDO_ONLY = 'The decision must be "undo".'
+OPTIONAL_SCOPES = (
+    "This server does not ask for all of these. SPOTIFY_OPTIONAL_SCOPES lists what it may ask for."
+)
+NOT_A_PAGE = "This must be a path of the app on its own origin, such as /playlists?sort=name."
 NOT_A_TOKEN = "This is not a token from one of our emails."  # noqa: S105
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from sandbox.api.blueprint import api, caller, needs
+from sandbox.api.blueprint import api, caller, granted, needs
 from sandbox.api.bodies import json_body
 from sandbox.api.errors import ApiError
 from sandbox.api.lookup import exists, listed_object
@@ -20,6 +20,12 @@ from sandbox.items import is_well_formed
 MAX_URIS, MAX_IDS = 40, 50
 KINDS = ("track", "album", "episode", "show", "audiobook", "user", "playlist", "artist")
 MODIFY = ("user-library-modify", "user-follow-modify", "playlist-modify-public")
+# Other kinds are saved in the library.
+_MODIFY_BY_KIND = {
+    "artist": "user-follow-modify",
+    "user": "user-follow-modify",
+    "playlist": "playlist-modify-public",
+}
 _LIST = "/me/<any(albums, audiobooks, episodes, shows, tracks):kinds>"
 
 
@@ -53,11 +59,20 @@ def _uris() -> list[str]:
     return uris
 
 
+def _uris_to_change() -> list[str]:
+    """Return the URIs in the query, if the token may change all of them."""
+    uris = _uris()
+    for uri in uris:
+        if not granted(_MODIFY_BY_KIND.get(uri.split(":")[1], "user-library-modify")):
+            raise ApiError(403, "Insufficient client scope")
+    return uris
+
+
 @api.put("/me/library")
 @needs(*MODIFY)
 def save() -> tuple[str, int]:
     """Save items."""
-    save_uris(_uris())
+    save_uris(_uris_to_change())
     return "", 200
 
 
@@ -65,7 +80,7 @@ def save() -> tuple[str, int]:
 @needs(*MODIFY)
 def remove() -> tuple[str, int]:
     """Remove saved items."""
-    remove_uris(_uris())
+    remove_uris(_uris_to_change())
     return "", 200
 
 

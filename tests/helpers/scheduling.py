@@ -6,6 +6,7 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = {
     "tests/spa/": "browser",
     "tests/system/test_browser.py": "browser",
+    "tests/spotify/oauth/test_return_to_browser.py": "browser",
     "tests/system/deploy/": "nginx",
     "tests/system/test_outages_http.py": "deployment",
     "tests/clients/test_documentation.py": "generated code",

@@ -136,7 +136,7 @@ def test_double_click_connects_once(page: Page, api: Server, spa: Pages) -> None
     agree(page)
     expect_connected(page)
     assert [url for url in begun if "code=" not in url and "OPTIONS" not in url] == [
-        f"{api.url}/api/spotify/authorize"
+        f"{api.url}/api/spotify/authorize?return_to=%2F"
     ]
 
 
@@ -262,6 +262,28 @@ def test_spotify_can_redirect_to_the_app(page: Page, spa: Pages, start_api: Star
     connect(page)
     expect_connected(page)
     expect(page).to_have_url(f"{spa.origin}/")
+    save_a_track(page, spa)
+
+
+def test_saving_asks_for_the_permission_and_returns(page: Page, api: Server, spa: Pages) -> None:
+    sign_up(page, spa)
+    connect(page)
+    save_a_track(page, spa)
+
+
+def save_a_track(page: Page, spa: Pages) -> None:
+    """Save a track for the first time, which needs another consent."""
+    go_to(page, "Top tracks")
+    save = page.get_by_role("listitem").first.get_by_role("button", name="Save")
+    name = str(save.get_attribute("aria-label")).removeprefix("Save ")
+    save.click()
+    expect(page.get_by_text("Add and remove things in Your Library")).to_be_visible()
+    agree(page)
+    expect(page.get_by_text("Spotify is connected.")).to_be_visible()
+    expect(page).to_have_url(f"{spa.origin}/top-tracks")
+    save.click()
+    expect(page.get_by_text(f"{name} is in Your Library.")).to_be_visible()
+    expect(page.get_by_role("button", name=f"{name} is saved")).to_be_visible()
 
 
 def link_in(mail: EmailMessage, spa: Pages) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from base64 import urlsafe_b64encode
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote, urlencode
 
@@ -36,8 +37,8 @@ class SpotifyAccounts:
             quote(config.spotify_client_secret, safe=""),
         )
 
-    def authorize_url(self, *, state: str, verifier: str) -> str:
-        """Return the URL at which a person consents.
+    def authorize_url(self, *, state: str, verifier: str, optional_scopes: Sequence[str] = ()) -> str:
+        """Return the URL at which a person consents to SPOTIFY_SCOPES and these.
 
         With `show_dialog`, Spotify also asks people who have consented before. Without it, Spotify would send
         them straight back, and merely visiting a URL could undo a disconnect, in any browser.
@@ -50,7 +51,7 @@ class SpotifyAccounts:
             "client_id": self._config.spotify_client_id,
             "response_type": "code",
             "redirect_uri": self._config.spotify_redirect_uri,
-            "scope": " ".join(self._config.spotify_scopes),
+            "scope": " ".join((*self._config.spotify_scopes, *optional_scopes)),
             "state": state,
             "code_challenge_method": "S256",
             "code_challenge": challenge,
@@ -58,8 +59,10 @@ class SpotifyAccounts:
         }
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 
-    def exchange(self, code: str, *, verifier: str) -> TokenResponse:
+    def exchange(self, code: str, *, verifier: str, optional_scopes: Sequence[str] = ()) -> TokenResponse:
         """Exchange an authorization code for tokens. A code works once, for about ten minutes.
+
+        `optional_scopes` are those of its authorization.
 
         Raises:
             InvalidGrant: The code is invalid, used, or expired.
@@ -79,7 +82,7 @@ class SpotifyAccounts:
             raise SpotifyError("no_refresh_token")
         if tokens.scope is None:
             # If it is omitted, it is the requested one (RFC 6749 section 5.1).
-            return replace(tokens, scope=" ".join(self._config.spotify_scopes))
+            return replace(tokens, scope=" ".join((*self._config.spotify_scopes, *optional_scopes)))
         return tokens
 
     def refresh(self, refresh_token: str) -> TokenResponse:

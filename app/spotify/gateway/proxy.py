@@ -21,6 +21,7 @@ from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.call import MIN_SECONDS, Call
 from app.spotify.clients.errors import RateLimited, SpotifyTransportError
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.clients.scopes import lacks_scope, missing_scopes
 from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi
 from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, ResponseCache, State
 from app.spotify.gateway.prepared_call import PreparedCall
@@ -30,8 +31,6 @@ from app.spotify.tokens.service import WAIT_SECONDS, TokenService, require_grant
 TOTAL_SECONDS = 15.0
 # Waiting for a token leaves at least this much time for the call.
 _CALL_RESERVE_SECONDS = 3.0
-# How Spotify says that a scope is missing: https://developer.spotify.com/documentation/web-api/concepts/scopes
-_MISSING_SCOPE = {401: "Permissions missing", 403: "Insufficient client scope"}
 
 
 class GatewayBusy(SpotifyUnavailable):
@@ -128,7 +127,7 @@ class Gateway:
                 response = self._read(forward) if prepared.call.is_read else self._write(forward)
             except BulkheadFull:
                 raise GatewayBusy from None
-        _require_forwardable(response.spotify)
+        _require_forwardable(response.spotify, prepared.call, connection)
         return response
 
     def _read(self, forward: _Forward) -> GatewayResponse:
@@ -213,7 +212,7 @@ class Gateway:
                 known=forward.connection.token if forward.prepared.is_current else None,
             )
             response = self._send(forward, token.access_token)
-            if response.status != 401 or _lacks_scope(response) or forward.remaining() <= MIN_SECONDS:
+            if response.status != 401 or lacks_scope(response) or forward.remaining() <= MIN_SECONDS:
                 return response
             token = self._tokens.replace_rejected(
                 token, forward.spotify_user_id, wait_seconds=forward.remaining(MIN_SECONDS)
@@ -277,23 +276,16 @@ def _cached(found: Lookup, label: Literal["hit", "shared"]) -> GatewayResponse:
     return GatewayResponse(HttpResponse(entry.status, entry.headers, entry.body), label, found.age)
 
 
-def _lacks_scope(response: HttpResponse) -> bool:
-    """Return whether the body proves that a scope is missing. Other 401s and 403s are forwarded."""
-    message = _MISSING_SCOPE.get(response.status)
-    if message is None:
-        return False
-    error = response.json_object().get("error")
-    return isinstance(error, dict) and error.get("message") == message
-
-
-def _require_forwardable(response: HttpResponse) -> None:
+def _require_forwardable(response: HttpResponse, call: Call, connection: ConnectionSnapshot) -> None:
     """Require that a response can be forwarded to the caller.
 
     Raises:
         InsufficientScope: Spotify says that a scope is missing.
         SpotifyUnavailable: It is a redirect.
     """
-    if _lacks_scope(response):
-        raise InsufficientScope("Spotify was connected without the permission that this call needs.")
+    if lacks_scope(response):
+        missing = missing_scopes(call, connection.token.scopes)
+        detail = "Spotify was connected without the permission that this call needs."
+        raise InsufficientScope(detail, missing_scopes=missing)
     if 300 <= response.status < 400 and response.status != 304:
         raise SpotifyUnavailable("Spotify responded with a redirect, which the gateway does not follow.")

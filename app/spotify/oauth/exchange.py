@@ -79,7 +79,9 @@ class CodeExchange:
             if consumed is None:
                 return None
             try:
-                grant = self._accounts.exchange(code, verifier=consumed.verifier)
+                grant = self._accounts.exchange(
+                    code, verifier=consumed.verifier, optional_scopes=consumed.record.optional_scopes
+                )
             except SpotifyError as error:
                 not_sent = isinstance(error, SpotifyTransportError) and error.not_sent
                 if not_sent or isinstance(error, RateLimited):

@@ -2,12 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from flask import session
 
-from app.errors import NotSignedIn, SpotifyNotConnected, SpotifyStateMismatch
+from app.errors import BacklineError, NotSignedIn, SpotifyNotConnected, SpotifyStateMismatch
 from app.models import GrantState, SpotifyUser
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import connections
@@ -16,46 +16,15 @@ from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
+from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected, Connection
 from app.spotify.oauth.state import Authorization, AuthorizationStore
 from app.spotify.tokens.refresh import GrantEnded, version_of
 from app.spotify.tokens.service import TokenService
 from app.web import identity, sessions
 from app.web.access import current_user
+from config import Config
 
 log = logging.getLogger(__name__)
-
-_Connection = SpotifyUser | ConnectionSnapshot
-
-
-@dataclass(frozen=True)
-class AuthorizeRequest:
-    """The parameters of one request. An empty one counts as absent (RFC 6749 section 3.1)."""
-
-    code: str | None = None
-    error: str | None = None
-    state: str | None = None
-    reauthorize: bool = False
-    repeated: tuple[str, ...] = ()  # names of parameters with more than one value
-
-    @property
-    def is_callback(self) -> bool:
-        """Whether the request looks like a redirect from Spotify."""
-        return self.code is not None or self.error is not None
-
-
-@dataclass(frozen=True)
-class Connected:
-    """The session uses this connection. `callback_ignored`: the request was another session's callback."""
-
-    spotify_user: _Connection
-    callback_ignored: bool = False
-
-
-@dataclass(frozen=True)
-class AuthorizationRequired:
-    """The person has to consent at Spotify. `AuthorizationFlow.start` returns the URL."""
-
-    grant_ended: bool = False
 
 
 class AuthorizationFlow:
@@ -69,6 +38,7 @@ class AuthorizationFlow:
         accounts_bulkhead: AccountsBulkhead,
         tokens: TokenService,
         connections: Connections,
+        config: Config,
     ) -> None:
         self._authorizations = authorizations
         self._tokens = tokens
@@ -76,6 +46,7 @@ class AuthorizationFlow:
         self._accounts = accounts
         self._accounts_bulkhead = accounts_bulkhead
         self._connections = connections
+        self._config = config
 
     def authorize(self, request: AuthorizeRequest) -> Connected | AuthorizationRequired:
         """Complete a callback, or find out whether the person has to consent.
@@ -86,6 +57,7 @@ class AuthorizationFlow:
         | any other callback, with a connection         | that connection; the callback is ignored        |
         | any other callback, without a connection      | SpotifyStateMismatch                            |
         | no callback, `reauthorize`                    | AuthorizationRequired                           |
+        | no callback, a scope that is not granted      | AuthorizationRequired                           |
         | no callback, with a connection                | that connection                                 |
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
 
@@ -99,20 +71,25 @@ class AuthorizationFlow:
             SpotifyRateLimited: Spotify's rate limit has been reached.
             SpotifyMisconfigured: Spotify rejects this application.
             TooManyAttempts: This address has sent too many codes.
+
+        An error of a callback that this session has started has a member `return_to`, if that was given.
         """
         if request.is_callback:
-            spotify_user = self._complete_callback(request, current_user())
-            return Connected(spotify_user) if spotify_user is not None else self._ignore_callback()
-        if request.reauthorize:
+            return self._complete_callback(request, current_user()) or self._ignore_callback()
+        if request.reauthorize or not self._are_granted(request.scopes):
             return AuthorizationRequired()
         try:
             spotify_user = self._usable_connection()
         except GrantEnded:
             return AuthorizationRequired(grant_ended=True)
-        return Connected(spotify_user) if spotify_user is not None else AuthorizationRequired()
+        if spotify_user is None:
+            return AuthorizationRequired()
+        return Connected(spotify_user, return_to=request.return_to)
 
-    def start(self) -> str:
+    def start(self, scopes: Iterable[str] = (), return_to: str | None = None) -> str:
         """Start an authorization. Returns the URL at Spotify to send the person to.
+
+        `scopes` are requested in addition to SPOTIFY_SCOPES and what the connection has been granted.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
@@ -120,36 +97,75 @@ class AuthorizationFlow:
         user = current_user()
         if user is None and session.get("user_id") is not None:
             sessions.regenerate()  # a signed-in session that has ended must not become a visitor's
-        return self._url(self._authorizations.create(_id(user)))
+        optional = self._optional_scopes(scopes)
+        return self._url(
+            self._authorizations.create(_id(user), optional_scopes=optional, return_to=return_to)
+        )
 
-    def reauthorization_url(self) -> str:
-        """Return a URL at Spotify for a person whose grant has ended, the same one for five minutes.
+    def reauthorization_url(self, scopes: Iterable[str] = ()) -> str:
+        """Return a URL at Spotify for a person who has to consent again, the same one for five minutes.
+
+        `scopes` are requested as for `start`.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        return self._url(self._authorizations.get_or_create(_id(current_user())))
+        optional = self._optional_scopes(scopes)
+        return self._url(self._authorizations.get_or_create(_id(current_user()), optional))
 
     def _url(self, authorization: Authorization) -> str:
-        return self._accounts.authorize_url(state=authorization.state, verifier=authorization.verifier)
+        return self._accounts.authorize_url(
+            state=authorization.state,
+            verifier=authorization.verifier,
+            optional_scopes=authorization.record.optional_scopes,
+        )
 
-    def _complete_callback(self, request: AuthorizeRequest, user: UserSnapshot | None) -> _Connection | None:
-        """Complete the authorization of a callback. Returns None if this session did not start it.
+    def _are_granted(self, scopes: Iterable[str]) -> bool:
+        """Return whether the connection has these scopes. Without a connection, the question is open."""
+        spotify_user = connections.current_connection()
+        return spotify_user is None or set(scopes) <= set(spotify_user.token.scopes)
 
-        The first callback consumes the authorization. A duplicate gets the first one's connection.
+    def _optional_scopes(self, scopes: Iterable[str]) -> tuple[str, ...]:
+        """Return what to request in addition to SPOTIFY_SCOPES: these, and what has been granted before.
+
+        A new grant has only what was requested for it. Scopes that are in neither setting are left out,
+        because Spotify rejects a whole request for one that it has retired.
         """
+        spotify_user, config = connections.current_connection(), self._config
+        wanted = {*scopes, *(spotify_user.token.scopes if spotify_user is not None else ())}
+        optional = dict.fromkeys(config.spotify_optional_scopes)
+        return tuple(scope for scope in optional if scope in wanted and scope not in config.spotify_scopes)
+
+    def _complete_callback(self, request: AuthorizeRequest, user: UserSnapshot | None) -> Connected | None:
+        """Complete the authorization of a callback. Returns None if this session did not start it."""
         if request.state is None:
             return None
         authorization = self._authorizations.find(request.state, _id(user))
         if authorization is None:
             return None
-        spotify_user: _Connection | None = None
+        return_to = authorization.record.return_to
+        try:
+            spotify_user = self._complete(request, authorization, user)
+        except BacklineError as error:
+            if return_to is not None:
+                error.members["return_to"] = return_to
+            raise
+        return Connected(spotify_user, return_to=return_to) if spotify_user is not None else None
+
+    def _complete(
+        self, request: AuthorizeRequest, authorization: Authorization, user: UserSnapshot | None
+    ) -> Connection | None:
+        """Complete an authorization. Returns None if that has failed before.
+
+        The first callback consumes the authorization. A duplicate gets the first one's connection.
+        """
+        spotify_user: Connection | None = None
         if authorization.record.status == "open":
             if request.error is not None:
                 self._reject(request.error, authorization)
             elif request.code is not None:
                 spotify_user = self._connect(request.code, authorization, user)
-        return spotify_user or self._reuse_duplicate(request.state, user)
+        return spotify_user or self._reuse_duplicate(authorization.state, user)
 
     def _ignore_callback(self) -> Connected:
         """Return the connection that this session already uses.

@@ -40,7 +40,8 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """An authorization as Redis stores it.
 
     While a callback is being processed, the status is "taken", and `attempt` identifies the callback.
-    `counter` is the throttle's key that the authorization is counted under.
+    `counter` is the throttle's key that the authorization is counted under. `optional_scopes` were requested
+    in addition to SPOTIFY_SCOPES. `return_to` is the page of the app that the person returns to.
     """
 
     session: str
@@ -50,6 +51,8 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
     connection: ConnectionRef | None = None
+    optional_scopes: tuple[str, ...] = ()
+    return_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class AuthorizationStore:
         self._throttle = throttle
         self._secret_key = secret_key.encode()
 
-    def create(self, user_id: int | None) -> Authorization:
+    def create(
+        self, user_id: int | None, *, optional_scopes: tuple[str, ...] = (), return_to: str | None = None
+    ) -> Authorization:
         """Start an authorization for this session and user.
 
         State and verifier have 256 random bits each (RFC 9700 sections 2.1 and 2.1.1). The verifier never
@@ -92,24 +97,25 @@ class AuthorizationStore:
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        return self._create(secrets.token_urlsafe(32), user_id)
+        return self._create(secrets.token_urlsafe(32), user_id, optional_scopes, return_to)
 
-    def get_or_create(self, user_id: int | None) -> Authorization:
-        """Return an open authorization of this session and user, the same one for five minutes.
+    def get_or_create(self, user_id: int | None, optional_scopes: tuple[str, ...] = ()) -> Authorization:
+        """Return an open authorization of this session, user, and scopes, the same one for five minutes.
 
         For pages that poll: Redis would keep a new authorization for every request, each for ten minutes. The
-        state is derived from session, user, and time with our secret key, so nothing else has to remember it.
+        state is derived from these and the time with our secret key, so nothing else has to remember it.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
         period = int(utc_now().timestamp()) // _SAME_URL_SECONDS
         for number in range(MAX_PER_SESSION):
-            state = self._derived_state(sessions.session_key(), user_id, period, number)
-            authorization = self.find(state, user_id) or self._create(state, user_id)
+            parts = sessions.session_key(), user_id, period, number, *optional_scopes
+            state = self._derived_state(*parts)
+            authorization = self.find(state, user_id) or self._create(state, user_id, optional_scopes)
             if authorization.record.status == "open":
                 return authorization
-        return self.create(user_id)
+        return self.create(user_id, optional_scopes=optional_scopes)
 
     def find(self, state: str, user_id: int | None) -> Authorization | None:
         """Return the authorization with this state, if this session and user started it."""
@@ -178,7 +184,13 @@ class AuthorizationStore:
             waiter.require_capacity()
             time.sleep(_POLL_SECONDS)
 
-    def _create(self, state: str, user_id: int | None) -> Authorization:
+    def _create(
+        self,
+        state: str,
+        user_id: int | None,
+        optional_scopes: tuple[str, ...],
+        return_to: str | None = None,
+    ) -> Authorization:
         """Start an authorization with this state, or return the one that was started at the same moment."""
         key, session_key = _key(state), sessions.session_key()
         counter = self._throttle.reserve(
@@ -191,7 +203,9 @@ class AuthorizationStore:
         )
         verifier = secrets.token_urlsafe(32)
         encrypted = self._token_cipher.encrypt(verifier, "verifier", key)
-        record = AuthorizationRecord(session_key, user_id, encrypted, counter)
+        record = AuthorizationRecord(
+            session_key, user_id, encrypted, counter, optional_scopes=optional_scopes, return_to=return_to
+        )
         authorization = Authorization(state, verifier, record)
         sessions.persist()
         if self._client.set(key, self._encrypt(authorization), ex=TTL_SECONDS, nx=True):

@@ -6,7 +6,19 @@ const PROBLEM_TYPE = "application/problem+json";
 
 export class ApiError extends Error {
   /** @param {Problem} problem */
-  constructor({ slug, title, detail, status, errors, retryAfter, requestId, authorizeUrl, reason }) {
+  constructor({
+    slug,
+    title,
+    detail,
+    status,
+    errors,
+    retryAfter,
+    requestId,
+    authorizeUrl,
+    missingScopes,
+    returnTo,
+    reason,
+  }) {
     super(detail ? `${title}: ${detail}` : title);
     this.name = "ApiError";
     this.slug = slug;
@@ -17,6 +29,8 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
     this.requestId = requestId;
     this.authorizeUrl = authorizeUrl;
+    this.missingScopes = missingScopes;
+    this.returnTo = returnTo;
     this.reason = reason;
   }
 }
@@ -61,13 +75,15 @@ export function fromResponse(response, text, isSpotify) {
 }
 
 /** @param {Schemas["ProblemOut"]} body */
-function fromProblem({ type, title, detail, errors, authorize_url }) {
+function fromProblem({ type, title, detail, errors, authorize_url, missing_scopes, return_to }) {
   return {
     slug: type.replace("/problems/", ""),
     title,
     detail,
     errors: /** @type {Record<string, string[]>} */ (errors ?? {}),
     authorizeUrl: authorize_url,
+    missingScopes: missing_scopes,
+    returnTo: return_to,
   };
 }
 

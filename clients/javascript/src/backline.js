@@ -4,7 +4,7 @@ import { ApiError } from "./api-error.js";
 import { encode, Http } from "./http.js";
 import { webApi } from "./web-api.js";
 
-/** @import { BacklineOptions, Connection, ConnectResult, Query, RequestOptions, Schemas, Session, User } from "../types/index.d.ts" */
+/** @import { BacklineOptions, Connection, ConnectOptions, ConnectResult, Query, RequestOptions, Schemas, Session, User } from "../types/index.d.ts" */
 
 /** @typedef {RequestOptions & { body?: object, path?: Record<string, string | number>, query?: Query }} CallOptions */
 
@@ -71,11 +71,15 @@ export class Backline {
 
   // --- Spotify ------------------------------------------------------------------------------------
 
-  /** @param {{ reauthorize?: boolean }} options */
-  async connect({ reauthorize } = {}) {
+  /** @param {ConnectOptions} options */
+  async connect({ reauthorize, scopes = [], returnTo } = {}) {
     /** @type {Schemas["AuthorizeOut"]} */
     const { spotify, authorize_url } = await this.get(AUTHORIZE, {
-      query: { reauthorize: reauthorize || undefined },
+      query: {
+        reauthorize: reauthorize || undefined,
+        scope: scopes.join(" ") || undefined,
+        return_to: returnTo || undefined,
+      },
       retry: false,
     });
     if (authorize_url) {
@@ -95,11 +99,13 @@ export class Backline {
     if (result) return fromRedirect(result);
     if (!params.has("state") || !(params.has("code") || params.has("error"))) return null;
     try {
-      await this.get(AUTHORIZE, { query: Object.fromEntries(params), retry: false }); // a code works only once
-      return { connected: true };
+      const query = Object.fromEntries(params);
+      /** @type {Schemas["AuthorizeOut"]} */
+      const { return_to } = await this.get(AUTHORIZE, { query, retry: false }); // a code works only once
+      return { connected: true, ...(return_to && { returnTo: return_to }) };
     } catch (error) {
-      if (error instanceof ApiError) return { connected: false, slug: error.slug };
-      throw error;
+      if (!(error instanceof ApiError)) throw error;
+      return { connected: false, slug: error.slug, ...(error.returnTo && { returnTo: error.returnTo }) };
     }
   }
 

@@ -42,9 +42,9 @@ export declare class Backline {
 
   /**
    * Connect Spotify: the browser goes to Spotify's consent page, and the promise stays pending. If Spotify is connected
-   * already, it resolves instead. `reauthorize` asks for consent again, which renews the connection for six months.
+   * already, with all `scopes`, it resolves instead.
    */
-  connect(options?: { reauthorize?: boolean }): Promise<Connection>;
+  connect(options?: ConnectOptions): Promise<Connection>;
   /**
    * Complete `connect()` on the page that Spotify returns to, and return the result; null if the URL has none.
    *
@@ -71,10 +71,23 @@ export declare class Backline {
   delete<P extends PathWith<"delete">>(path: P, ...options: OptionsOf<P, "delete">): Promise<ResultOf<P, "delete">>;
 }
 
+export interface ConnectOptions {
+  /** Ask for consent again, which renews the connection for six months. */
+  reauthorize?: boolean;
+  /** Permissions that are needed now, from the API's `SPOTIFY_OPTIONAL_SCOPES`, in addition to those granted before. */
+  scopes?: string[];
+  /** The page to return to, on the origin of the API's `FRONTEND_URL`: a path, with or without a query. */
+  returnTo?: string;
+}
+
+/**
+ * `returnTo` is the page that `connect()` was given, if Spotify returned to another page of the app. Without it, the
+ * API has redirected to that page already, or `connect()` was given none.
+ */
 export type ConnectResult =
-  | { connected: true }
+  | { connected: true; returnTo?: string }
   /** `slug` says why, for example `spotify-access-denied`. */
-  | { connected: false; slug: string };
+  | { connected: false; slug: string; returnTo?: string };
 
 export interface RequestOptions {
   /** False: do not repeat a failed read. */
@@ -105,8 +118,12 @@ export declare class ApiError extends Error {
   retryAfter?: number;
   /** Identifies the request in the API's log. */
   requestId?: string;
-  /** Where to send the person if Spotify must be connected again. */
+  /** Where to send the person if Spotify must be connected again, or lacks a permission. */
   authorizeUrl?: string;
+  /** The permissions that a call needs and that were not granted, as far as they are known: for `connect({ scopes })`. */
+  missingScopes?: string[];
+  /** The page that `connect()` was given, if completing it failed. */
+  returnTo?: string;
   /** Spotify's own reason, such as `PREMIUM_REQUIRED`. */
   reason?: string;
 }

@@ -396,9 +396,10 @@ export interface paths {
         };
         /**
          * Connect Spotify, or complete a connection.
-         * @description Returns the connection if there is one. Otherwise, or with `reauthorize`, returns the URL at Spotify to
-         *     send the person to. When Spotify sends them back with `code` and `state`, or `error`, pass those on
-         *     here. Only a page of the app can start this, not a link on another site.
+         * @description Returns the connection if there is one. Otherwise, with `reauthorize`, or with a `scope` that has not been
+         *     granted, returns the URL at Spotify to send the person to. When Spotify sends them back with `code` and
+         *     `state`, or `error`, pass those on here. Only a page of the app can start this, not a link on another
+         *     site.
          */
         get: operations["spotify_authorize"];
         put?: never;
@@ -584,8 +585,12 @@ export interface components {
             errors?: {
                 [key: string]: unknown;
             };
-            /** @description spotify-reauthorization-required only */
+            /** @description spotify-reauthorization-required and insufficient-scope only */
             authorize_url?: string;
+            /** @description insufficient-scope only: empty if they are not known */
+            missing_scopes?: string[];
+            /** @description Of a callback only: the page of the app that was asked for */
+            return_to?: string;
             /** @description Problems of the gateway only, for Spotify's libraries */
             error?: components["schemas"]["SpotifyErrorOut"];
         };
@@ -916,6 +921,8 @@ export interface components {
             authorize_url?: string;
             /** @enum {string} */
             reason?: "reauthorization_required";
+            /** @description The page of the app that was asked for */
+            return_to?: string;
         };
         TokenOut: {
             access_token: string;
@@ -3070,6 +3077,10 @@ export interface operations {
             query?: {
                 /** @description Ask for a new consent, for another six months, before the old one ends. */
                 reauthorize?: boolean;
+                /** @description Permissions that are needed now, separated by spaces, from `SPOTIFY_OPTIONAL_SCOPES`. They are requested in addition to those that were granted before. */
+                scope?: string;
+                /** @description The page of the app to return to: a path on the origin of `FRONTEND_URL`, with or without a query. Parameters named `spotify`, `code`, `state`, or `error` are dropped from it. */
+                return_to?: string;
                 code?: string;
                 error?: string;
                 state?: string;

@@ -166,6 +166,7 @@ export const commands = {
   next: () => spotify.post("me/player/next"),
   previous: () => spotify.post("me/player/previous"),
   volume: (percent: number) => spotify.put("me/player/volume", { query: { volume_percent: percent } }),
+  save: (item: Playable) => spotify.put("me/library", { query: { uris: item.uri } }),
   moveTo: (deviceId: string) => spotify.put("me/player", { body: { device_ids: [deviceId], play: true } }),
 };
 

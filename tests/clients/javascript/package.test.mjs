@@ -45,10 +45,10 @@ async function connected(t, person = "mira_t_42") {
 }
 
 /** Where `connect()` sends the browser. */
-async function authorizeUrl(backline) {
+async function authorizeUrl(backline, options) {
     const target = await new Promise((assign, failed) => {
         globalThis.location = { assign };
-        backline.connect().then(() => failed(new Error("connected already")), failed);
+        backline.connect(options).then(() => failed(new Error("connected already")), failed);
     });
     delete globalThis.location;
     return target;
@@ -145,6 +145,26 @@ test("both styles of redirect complete a connection", async (t) => {
     const stranger = await new Backline({ url, fetch: browser().fetch }).completeConnect(callback);
     assert.deepEqual(stranger, { connected: false, slug: "spotify-state-mismatch" });
     assert.deepEqual(await backline.completeConnect(callback), { connected: true });
+});
+
+test("a missing permission is asked for, and the person returns to the page", async (t) => {
+    const { backline } = await connected(t);
+    const save = () => backline.spotify.put("me/library", { query: { uris: "spotify:track:1301WleyT98MSxVHPZCA6M" } });
+    const { slug, missingScopes: scopes, authorizeUrl: direct } = await errorOf(save());
+    assert.deepEqual([slug, scopes], ["insufficient-scope", ["user-library-modify"]]);
+    assert.match(direct, /user-library-modify/);
+
+    const returnTo = "/playlists?sort=name";
+    let callback = await consent(await authorizeUrl(backline, { scopes, returnTo }), "mira_t_42", "cancel");
+    const declined = { connected: false, slug: "spotify-access-denied", returnTo };
+    assert.deepEqual(await backline.completeConnect(callback), declined);
+    callback = await consent(await authorizeUrl(backline, { scopes, returnTo }), "mira_t_42");
+    assert.deepEqual(await backline.completeConnect(callback), { connected: true, returnTo });
+    assert.equal(await save(), null);
+    assert.deepEqual(
+        (await errorOf(backline.connect({ scopes: ["evil"], returnTo: "//evil" }))).errors.return_to.length,
+        1,
+    );
 });
 
 test("the gateway returns Spotify's responses", async (t) => {

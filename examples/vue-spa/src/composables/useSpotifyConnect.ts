@@ -1,6 +1,6 @@
 /** Connecting Spotify: to the consent page and back. */
 import { onBeforeUnmount, onMounted } from "vue";
-import type { Connection, ConnectResult } from "backline";
+import type { Connection, ConnectOptions, ConnectResult } from "backline";
 import { backline } from "../api";
 import { DAY_MS } from "../format";
 import { showToast } from "../toasts";
@@ -18,13 +18,15 @@ export function daysLeft(connection: Connection | null): number | undefined {
 }
 
 /**
- * Send the person to Spotify. The page stays busy until it is left, so a second click does nothing.
+ * Send the person to Spotify, and afterwards back to this page. It stays busy until it is left, so a second click does
+ * nothing.
  *
  * `reauthorize` renews the consent of a connection for another six months. The old consent stays valid until then.
+ * `scopes` asks for further permissions.
  */
 export function useSpotifyConnect() {
-  const connecting = useMutation(async ({ reauthorize = false } = {}) => {
-    await backline.connect({ reauthorize });
+  const connecting = useMutation(async (options: Omit<ConnectOptions, "returnTo"> = {}) => {
+    await backline.connect({ ...options, returnTo: location.pathname + location.search });
     await sessionChanged(); // already connected, perhaps in another tab
   });
 
