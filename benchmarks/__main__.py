@@ -13,6 +13,7 @@ from benchmarks import (
     fleet,
     growth,
     latency,
+    pruning,
     results,
     routes,
     slowness,
@@ -39,10 +40,11 @@ PARTS: dict[str, Callable[[Options], Section]] = {
     "due": growth.run_due,
     "engine": engine.run,
     "memory": engine.run_memory,
+    "pruning": pruning.run,
     "fleet": fleet.run,
     "flame": flame.run,
 }
-DEFAULT = tuple(name for name in PARTS if name != "memory")
+DEFAULT = tuple(name for name in PARTS if name not in ("memory", "pruning"))
 QUICK = ("routes", "alternatives")
 
 

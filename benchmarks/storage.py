@@ -52,7 +52,7 @@ def run(options: Options) -> Section:
         refresh = _size(database, REFRESH) / rows
     figures = [
         Figure("a connection in MariaDB, with indexes", connection, "bytes"),
-        Figure("a refresh in MariaDB, kept for 30 days", refresh, "bytes"),
+        Figure("a refresh in MariaDB, kept for 3 days", refresh, "bytes"),
         Figure("a session in Redis, with its index", session, "bytes"),
         Figure("memory (RSS) of a worker", memory, "MiB"),
         Figure("threads of a worker", threads, ""),

@@ -5,8 +5,9 @@ Each task may run in several processes at the same time, and again after it was 
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -35,13 +36,18 @@ Task = Callable[[Session, datetime], int]
 
 # After this time an ended grant is beyond doubt, and its tokens are useless.
 ERASE_AFTER = timedelta(days=7)
-KEEP_HISTORY_FOR = timedelta(days=30)
+# Of the history of refreshes. Nearly all of them succeed, and nothing asks about those of more than
+# a day ago. The others show what went wrong, and the breaker asks whether a grant was rejected before.
+KEEP_SUCCESSES_FOR, KEEP_HISTORY_FOR = timedelta(days=3), timedelta(days=30)
 REMINDER_DAYS = (1, 7, 30)
 # The longest TTL of an emailed token is seven days. One more in case the database's clock steps back.
 ONE_TIME_TOKEN_MAX_TTL = timedelta(days=8)
 SHORTEST_SIX_MONTHS, SURELY_ENDED_AFTER = timedelta(days=181), timedelta(days=190)
 # Rows that are written in one transaction: few enough that no other transaction waits long.
 BATCH = 500
+# If a task has more to do, it continues in the next run, in an hour.
+MAX_TASK_SECONDS = 1800.0
+_NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Maintenance:
@@ -53,16 +59,18 @@ class Maintenance:
     def __init__(self, mailer: Mailer, visitor_ttl: timedelta) -> None:
         self._mailer = mailer
         self._visitor_ttl = visitor_ttl
+        self._no_successes_before = _NEVER  # in the history
         self._tasks: tuple[Task, ...] = (
             correct_times,
             end_unused,
             erase_ended,
-            prune_history,
             self.prune_visitors,
             prune_one_time_tokens,
             prune_personal_access_tokens,
             drop_expired_mails,
             self.remind,
+            prune_history,
+            self.prune_successes,  # last, because it has the most to do
         )
 
     def run(self, stopping: threading.Event | None = None) -> dict[str, int]:
@@ -126,6 +134,29 @@ class Maintenance:
             kind, expires_at = MailKind.SPOTIFY_ENDS_SOON, row.reauthorize_by.isoformat()
             self._mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
 
+    def prune_successes(self, db: Session, now: datetime) -> int:
+        """Delete refreshes that succeeded more than three days ago, oldest first.
+
+        It begins where the last batch began: what is kept in front of that would take longer and longer to
+        read. If that batch was rolled back, this is the same one.
+        """
+        oldest = (
+            sa.select(TokenRefresh.id, TokenRefresh.started_at)
+            .where(
+                TokenRefresh.started_at >= self._no_successes_before,
+                TokenRefresh.started_at < now - KEEP_SUCCESSES_FOR,
+                TokenRefresh.effective == 1,
+            )
+            .order_by(TokenRefresh.started_at)
+            .limit(BATCH)
+        )
+        found = db.execute(oldest.with_for_update(skip_locked=True)).all()
+        if found:
+            self._no_successes_before = found[0].started_at
+            ids = TokenRefresh.id.in_([row.id for row in found])
+            db.execute(sa.delete(TokenRefresh).where(ids).execution_options(synchronize_session=False))
+        return len(found)
+
     def prune_visitors(self, db: Session, now: datetime) -> int:
         """Delete connections that have no owner and that no session can reach anymore."""
         unreachable = (
@@ -187,7 +218,7 @@ def erase_ended(db: Session, now: datetime) -> int:
 
 
 def prune_history(db: Session, now: datetime) -> int:
-    """Delete refresh attempts that are older than 30 days."""
+    """Delete all other refresh attempts that are older than 30 days."""
     old = sa.select(TokenRefresh.id).where(TokenRefresh.started_at < now - KEEP_HISTORY_FOR).limit(BATCH)
     return _change_rows(db, old, sa.delete(TokenRefresh), TokenRefresh.id)
 
@@ -218,8 +249,8 @@ def drop_expired_mails(db: Session, now: datetime) -> int:
 
 
 def _run_in_batches(task: Task, stopping: threading.Event) -> int:
-    total = 0
-    while not stopping.is_set():
+    total, until = 0, time.monotonic() + MAX_TASK_SECONDS
+    while not stopping.is_set() and time.monotonic() < until:
         count = run_in_transaction(lambda db: task(db, database.db_now(db)))
         total += count
         if count < BATCH:

@@ -1,5 +1,6 @@
 """Hourly maintenance: reminders, and deletion of what is no longer needed."""
 
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -8,9 +9,11 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.infra.database import reading, writing
+from app.infra.database import db_now, reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh, User
 from app.models.access_token import six_months_after
+from app.models.token_refresh import Outcome
+from app.services import services
 from tests.helpers.factories import advance_time, create_connections, refresh_due, run_maintenance
 from tests.helpers.flows import connect, register
 from tests.helpers.mail_server import Mailbox
@@ -90,23 +93,44 @@ def test_erased_connection_can_be_authorized_again(
     assert row(app).ended_at is None
 
 
-def test_history_is_kept_for_a_month(app: Flask, sandbox: SandboxClient) -> None:
+def add_history(app: Flask, outcome: Outcome | None, *days: float) -> None:
+    """Add attempts that began so many days ago."""
     with app.app_context(), writing() as db:
-        for number, days in enumerate((1, 29, 31, 400)):
-            began = datetime.now(UTC) - timedelta(days=days)
-            db.add(
-                TokenRefresh(
-                    spotify_user_id=1,
-                    grant_id="g",
-                    generation=number,
-                    attempt_id=str(number),
-                    started_at=began,
-                )
-            )
+        for number in days:
+            began = datetime.now(UTC) - timedelta(days=number)
+            effective = 1 if outcome is Outcome.REFRESHED else None
+            of = {"spotify_user_id": 1, "grant_id": "g", "generation": int(number * 10)}
+            attempt = {"attempt_id": uuid.uuid4().hex, "outcome": outcome, "effective": effective}
+            db.add(TokenRefresh(**of, **attempt, started_at=began))
 
-    assert run_tasks(app) == {"prune_history": 2}
+
+def history(app: Flask, outcome: Outcome | None) -> set[int]:
+    """Return tenths of days."""
     with app.app_context(), reading() as db:
-        assert set(db.scalars(sa.select(TokenRefresh.generation))) == {0, 1}
+        return set(db.scalars(sa.select(TokenRefresh.generation).where(TokenRefresh.outcome == outcome)))
+
+
+def test_history_is_kept_for_a_month_but_successes_for_three_days(app: Flask, sandbox: SandboxClient) -> None:
+    add_history(app, Outcome.REFRESHED, 1, 2.9, 3.1, 29, 31)
+    for other in (Outcome.INVALID_GRANT, Outcome.SUPERSEDED, None):
+        add_history(app, other, 1, 3.1, 29, 31)
+
+    assert run_tasks(app) == {"prune_successes": 2, "prune_history": 4}
+
+    assert history(app, Outcome.REFRESHED) == {10, 29}
+    for other in (Outcome.INVALID_GRANT, Outcome.SUPERSEDED, None):
+        assert history(app, other) == {10, 31, 290}
+
+
+def test_pruning_continues_where_it_was_rolled_back(app: Flask, sandbox: SandboxClient) -> None:
+    add_history(app, Outcome.REFRESHED, 3.5, 3.4)
+    with app.app_context(), writing() as db:
+        assert services().maintenance.prune_successes(db, db_now(db)) == 2
+        db.rollback()
+
+    assert run_tasks(app) == {"prune_successes": 2}
+    add_history(app, Outcome.REFRESHED, 3.3, 3.2)
+    assert run_tasks(app) == {"prune_successes": 2}
 
 
 @pytest.mark.sqlite_only
