@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import immutabledict
 
 from app.infra.redis_client import redis_client
-from app.settings.redis_urls import parse_sentinel_url
+from app.settings.redis_urls import parse_cluster_url, parse_sentinel_url
 from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
 from script import demo, ports
@@ -208,7 +208,8 @@ def is_redis_up(url: str) -> bool:
         "socket_timeout": 1,
         "retry": Retry(NoBackoff(), 0),
     }
-    with redis_client(url) if parse_sentinel_url(url) else redis.Redis.from_url(url, **options) as client:
+    has_several = parse_sentinel_url(url) or parse_cluster_url(url)
+    with redis_client(url) if has_several else redis.Redis.from_url(url, **options) as client:
         try:
             return bool(client.ping())
         except (redis.AuthenticationError, redis.ResponseError) as error:

@@ -26,6 +26,7 @@ from tests.helpers import announcements, children, secret_scanner, set_cookie, s
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, running_mailbox
+from tests.helpers.redis_cluster import ClusterDeployment, running_cluster
 from tests.helpers.sandbox_client import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -240,6 +241,13 @@ def redis_url() -> Iterator[str]:
     """The URL of a Redis server, which is empty at the beginning of each test."""
     with ExitStack() as stack:
         yield start(stack, running_redis())
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterDeployment]:
+    """A Redis Cluster of three nodes."""
+    with ExitStack() as stack:
+        yield start(stack, running_cluster(tmp_path_factory.mktemp("redis-cluster")))
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,15 @@ from redis.sentinel import MasterNotFoundError
 from app.doctor.clocks import check_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.probes import probe_redis
+from app.infra.redis_cluster import ClusterPool
+from app.infra.redis_refusals import Refused
 
 MIN_VERSION = (6, 2, 0)  # GETEX, for sessions
 
-PERMISSIONS = "~* +@read +@write +@scripting +@transaction -@dangerous +time +ping +info"
+# The last three are for failovers and clusters.
+PERMISSIONS = (
+    "~* +@read +@write +@scripting +@transaction -@dangerous +time +ping +info +wait +asking +cluster|slots"
+)
 _GRANT_PERMISSIONS = (
     f"Give the user of REDIS_URL the permissions that Backline needs: ACL SETUSER <name> {PERMISSIONS}"
 )
@@ -22,7 +27,7 @@ _CHECK_SENTINELS = (
     "No Sentinel responds, or none knows a primary of this name that responds. Check the addresses, the name,"
     " and the password in REDIS_URL. `redis-cli -p 26379 SENTINEL MASTERS` shows the names."
 )
-_NOT_CLUSTER = "This is a Redis Cluster, which this URL cannot use. Use a single Redis."
+_NOT_CLUSTER = "This is a Redis Cluster, which this URL cannot use. Use redis+cluster://host:6379,host:6379."
 # Keys are the name of redis-py's error, or part of the server's message.
 _ADVICE = {
     "ReadOnlyError": "This server is a replica. REDIS_URL must point to the primary.",
@@ -51,6 +56,11 @@ def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckRe
         version = _version(client)
         if version is not None and tuple(int(part) for part in version.split(".")[:3]) < MIN_VERSION:
             yield failure(f"Redis {version}", "Backline needs Redis 6.2 or newer (GETEX).")
+            return
+        if not isinstance(client.connection_pool, ClusterPool) and _info(client, "cluster").get(
+            "cluster_enabled"
+        ):
+            yield failure("Redis: it is a node of a cluster", _NOT_CLUSTER)
             return
         probe_redis(client)
         policy = _eviction_policy(client)
@@ -97,6 +107,8 @@ def _info(client: redis.Redis, section: str) -> dict[str, Any]:
 
 
 def _describe(error: Exception) -> CheckResult:
+    if isinstance(error, Refused) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     name = type(error).__name__
     if isinstance(error, MasterNotFoundError):
         return failure("Redis: the Sentinels name no primary", _CHECK_SENTINELS)

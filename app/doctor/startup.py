@@ -9,6 +9,7 @@ from flask import Flask
 
 from app.infra.database import db
 from app.infra.probes import pending_migration
+from app.infra.redis_cluster import ClusterPool
 from app.services import Services
 from app.settings.start import refuse_to_start
 from app.spotify.tokens import key_rotation
@@ -52,6 +53,8 @@ def _check_database(services: Services) -> Iterator[str]:
 
 
 def _check_redis(services: Services) -> Iterator[str]:
+    if isinstance(services.redis.connection_pool, ClusterPool):
+        return
     found: dict[str, object] = services.redis.info("cluster")  # type: ignore[assignment]
     if found.get("cluster_enabled"):
-        yield "REDIS_URL leads to a Redis Cluster, in which sessions do not work. Use a single Redis."
+        yield "REDIS_URL leads to a node of a Redis Cluster. Use redis+cluster://host:6379,host:6379."

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import redis
 
 from app.infra.clock import utc_now
-from app.infra.redis_round_trip import round_trip
+from app.infra.redis_round_trip import round_trip, values_of
 
 HOURS = 24
 HOUR = timedelta(hours=1)
@@ -32,10 +32,7 @@ class HourlyCounts:
         Raises:
             redis.RedisError: Redis is not available.
         """
-        replies = round_trip(self._client, [("HGETALL", _key(hour)) for hour in hours]).values
-        for reply in replies:
-            if isinstance(reply, redis.RedisError):
-                raise reply
+        replies = values_of(self._client, [("HGETALL", _key(hour)) for hour in hours])
         return [
             {name.decode(): int(count) for name, count in zip(found[::2], found[1::2], strict=True)}
             for found in replies

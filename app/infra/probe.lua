@@ -1,5 +1,5 @@
 -- Runs every command that Backline uses, on a string, a hash, and a sorted set that expire in five seconds.
-local text, moved, hash, set = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local text, hash, set = KEYS[1], KEYS[2], KEYS[3]
 redis.call('TIME')
 redis.call('UNLINK', hash, set)
 redis.call('SET', text, '1', 'PX', 5000)
@@ -11,8 +11,7 @@ redis.call('EXPIRE', text, 5)
 redis.call('PEXPIRE', text, 5000)
 redis.call('PTTL', text)
 redis.call('EXISTS', text)
-redis.call('RENAME', text, moved)
-redis.call('DEL', moved)
+redis.call('DEL', text)
 redis.call('HSET', hash, 'a', 1)
 redis.call('PEXPIRE', hash, 5000)
 redis.call('HINCRBY', hash, 'a', 1)

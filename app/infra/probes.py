@@ -4,18 +4,20 @@ import hashlib
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import redis
 import sqlalchemy as sa
 
 from app.infra.database import Base
 from app.infra.mysql_pool import error_code
+from app.infra.redis_cluster import ClusterPool
+from app.infra.redis_refusals import Refused
+from app.infra.redis_round_trip import Command, values_of
 from config import ROOT
 
 _SCRIPT = (Path(__file__).parent / "probe.lua").read_text()
 _SCRIPT_HASH = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # Redis' name for it
-# In a Redis Cluster, these keys are on different servers, like a session and the index of sessions.
-_KEYS = ("session:probe", "session:probe-moved", "shared:probe", "sessions-of:probe")
 
 REPLICA = "It is a replica, or in maintenance."
 
@@ -25,17 +27,21 @@ class Unusable(Exception):
 
 
 def probe_redis(client: redis.Redis) -> None:
-    """Use every command that requests use, in one round trip.
+    """Use every command that requests use, in one round trip to the server, or to each primary of a cluster.
 
     Raises:
-        redis.RedisError: The server is unavailable, or rejects a command.
+        redis.RedisError: A server is unavailable, or rejects a command.
     """
-    with client.pipeline(transaction=True) as batch:
-        batch.set(_KEYS[1], "", px=5000)
-        batch.eval(_SCRIPT, len(_KEYS), *_KEYS)
-        batch.script_load(_SCRIPT)
-        batch.evalsha(_SCRIPT_HASH, len(_KEYS), *_KEYS)
-        batch.execute()
+    pool: Any = client.connection_pool
+    for tag in pool.slots().tags() if isinstance(pool, ClusterPool) else ["probe"]:
+        keys = [f"session:{{{tag}}}", f"shared:{{{tag}}}", f"sessions-of:{{{tag}}}"]
+        commands: list[Command] = [
+            ("SET", keys[0], "", "PX", 5000),
+            ("EVAL", _SCRIPT, len(keys), *keys),
+            ("EVALSHA", _SCRIPT_HASH, len(keys), *keys),
+        ]
+        commands += [("SCRIPT", "LOAD", _SCRIPT)] if not isinstance(pool, ClusterPool) else []
+        values_of(client, commands)
 
 
 def probe_database(engine: sa.Engine) -> None:
@@ -112,5 +118,7 @@ def reason_of(error: BaseException) -> str:
     """Describe an error for the log by its type and code, without the server's message."""
     if isinstance(error, Unusable):
         return str(error)
+    if isinstance(error, Refused) and error.__cause__ is not None:
+        error = error.__cause__
     code = error_code(getattr(error, "orig", None))
     return f"{type(error).__name__} {code}" if code else type(error).__name__

@@ -10,6 +10,7 @@ import redis
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from app.infra import sockets
+from app.infra.redis_refusals import is_refusal
 from app.infra.staleness import Staleness
 from app.resilience.connect_guard import ConnectGuard
 
@@ -30,6 +31,7 @@ class _Monitored:
         self._staleness, self._guard = staleness, guard
         self.connected_at = self._used_at = 0.0
         self._is_connecting = False
+        self.has_refused = False  # a command, because another server is in charge of the data
         super().__init__(**options)
 
     def is_warm(self) -> bool:
@@ -59,6 +61,8 @@ class _Monitored:
             raise
         finally:
             self._is_connecting = False
+        self._staleness.report_server((getattr(self, "host", None), getattr(self, "port", None)))
+        self.has_refused = False
         self.connected_at = self._used_at = time.monotonic()
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -90,7 +94,12 @@ class _Monitored:
         is_about_data = isinstance(error, redis.exceptions.NoScriptError) or any(
             text in str(error) for text in _DATA_ERRORS
         )
-        if not self._is_connecting and not is_about_data:
+        if self._is_connecting or is_about_data:
+            return
+        if is_refusal(error):
+            self.has_refused = True
+            self._staleness.distrust()
+        else:
             self._staleness.report_failure()
 
 

@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 import redis
 
+from app.infra.redis_cluster import ClusterPool
 from app.infra.redis_round_trip import Command, round_trip
 
 _TEXTS: dict[bytes, bytes] = {}  # by SHA-1
@@ -32,12 +33,13 @@ def load(client: redis.Redis) -> None:
     """Send the texts of all scripts, unless this client has done so.
 
     Without this, the first call of each script would fail. The embedded substitute for Redis closes the
-    connection after any error, so other replies of the round trip would be lost.
+    connection after any error, so other replies of the round trip would be lost. It is not used as a cluster,
+    whose nodes get each script when they need it (`resend_unknown`).
 
     Raises:
         redis.RedisError: Redis is not available.
     """
-    if client not in _loaded:
+    if client not in _loaded and not isinstance(client.connection_pool, ClusterPool):
         round_trip(client, [("SCRIPT", "LOAD", text) for text in _TEXTS.values()])
         _loaded.add(client)
 

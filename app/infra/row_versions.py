@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import redis
 from flask import Flask, current_app
 from sqlalchemy import event
 from sqlalchemy.orm import Session
+
+from app.infra import redis_scripts
+from app.infra.redis_round_trip import Command
+from app.infra.redis_scripts import Script
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +28,7 @@ LABEL_SECONDS = 86_400
 MARKER_SECONDS = 60
 _MARKER = b"!"
 
-_BEGIN, _END = (
-    Path(__file__).with_name(f"row_versions_{name}.lua").read_text(encoding="utf-8")
-    for name in ("begin", "end")
-)
+_BEGIN, _END = (Script(Path(__file__).with_name(f"row_versions_{name}.lua")) for name in ("begin", "end"))
 
 
 def user_version(user_id: int) -> str:
@@ -68,9 +68,8 @@ class Change:
 class RowVersions:
     """Marks and replaces versions on behalf of writers.
 
-    `add_begin` and `add_end` are for a caller that has a pipeline anyway. `begin` and `end` are one round
-    trip each. Call `end` only after a COMMIT that has succeeded, or if none was sent. One that has failed may
-    take effect later: until the marker expires, readers remember nothing.
+    `begin` and `end` are one round trip each. Call `end` only after a COMMIT that has succeeded, or if none
+    was sent. One that has failed may take effect later: until the marker expires, readers remember nothing.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -83,28 +82,21 @@ class RowVersions:
             redis.RedisError: Redis is not available. Then the change must not be committed if a person waits
                 for it: they could see the old row afterwards.
         """
-        with self._client.pipeline(transaction=False) as pipeline:
-            self.add_begin(pipeline, change)
-            pipeline.execute()
+        self._run([_BEGIN.command([key], change.token, MARKER_SECONDS * 1000) for key in change.keys])
 
     def end(self, change: Change) -> None:
         """Replace versions after the COMMIT. Only logs errors: the marker stays, which is safe."""
         try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                self.add_end(pipeline, change)
-                pipeline.execute()
+            self._run(
+                [_END.command([key], change.token, new_label(), LABEL_SECONDS * 1000) for key in change.keys]
+            )
         except redis.RedisError as error:
             log.warning("row_versions_unavailable", extra={"reason": type(error).__name__})
 
-    def add_begin(self, pipeline: Any, change: Change) -> None:
-        """Add to a pipeline what `begin` does. Each key adds one reply."""
-        for key in change.keys:
-            pipeline.eval(_BEGIN, 1, key, change.token, MARKER_SECONDS * 1000)
-
-    def add_end(self, pipeline: Any, change: Change) -> None:
-        """Add to a pipeline what `end` does. Each key adds one reply."""
-        for key in change.keys:
-            pipeline.eval(_END, 1, key, change.token, new_label(), LABEL_SECONDS * 1000)
+    def _run(self, commands: list[Command]) -> None:
+        for reply in redis_scripts.run(self._client, *commands):
+            if isinstance(reply, redis.RedisError):
+                raise reply
 
 
 # --- transactions ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ class Staleness:
 
     def __init__(self) -> None:
         self._failed_at = float("-inf")
+        self._server: object = None
         self._lock = threading.Lock()
 
     def report_failure(self) -> None:
@@ -29,6 +30,21 @@ class Staleness:
         with self._lock:
             if now - self._failed_at >= PAUSE_SECONDS:
                 self._failed_at = now
+
+    def distrust(self) -> None:
+        """Distrust all existing connections, because this server is no longer in charge."""
+        with self._lock:
+            self._failed_at = time.monotonic()
+
+    def report_server(self, server: object) -> None:
+        """Distrust all existing connections if a new one leads to another server than the one before.
+
+        So at any time, all connections that are used lead to the same server.
+        """
+        with self._lock:
+            if self._server not in (None, server):
+                self._failed_at = time.monotonic()
+            self._server = server
 
     def is_stale(self, connected_at: float, used_at: float) -> bool:
         """Return whether to replace a connection that was opened and last used at these times."""

@@ -21,8 +21,8 @@ class RateLimiter:
     """
 
     def __init__(self, client: redis.Redis, key: str, rate: int) -> None:
-        script = Path(__file__).with_name("rate_limiter_reserve.lua").read_text(encoding="utf-8")
-        self._reserve = client.register_script(script)
+        self._client = client
+        self._reserve = Path(__file__).with_name("rate_limiter_reserve.lua").read_text(encoding="utf-8")
         self._key = key
         self._interval = 1 / rate
         self._lock = threading.Lock()
@@ -31,7 +31,8 @@ class RateLimiter:
     def reserve(self, count: int = 1) -> float:
         """Reserve the next slots. Returns in how many seconds the first is. Unused slots are lost."""
         try:
-            delay: Any = self._reserve([self._key], [round(self._interval * 1_000_000), count])
+            microseconds = round(self._interval * 1_000_000)
+            delay: Any = self._client.eval(self._reserve, 1, self._key, microseconds, count)
             return int(delay) / 1_000_000
         except (redis.RedisError, ValueError) as error:
             log.warning("rate_limit_per_process", extra={"reason": type(error).__name__})

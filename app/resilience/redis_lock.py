@@ -20,8 +20,9 @@ class RedisLocks:
     """
 
     def __init__(self, client: redis.Redis, *, lease_seconds: float = 30) -> None:
+        self._client = client
         self._acquire_script, self._release_script = (
-            client.register_script(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+            Path(__file__).with_name(name).read_text(encoding="utf-8")
             for name in ("lock_acquire.lua", "lock_release.lua")
         )
         self._lease_ms = int(lease_seconds * 1000)
@@ -46,7 +47,7 @@ class RedisLocks:
         pause = 0.01
         while True:
             try:
-                if self._acquire_script([key], [token, self._lease_ms]):
+                if self._client.eval(self._acquire_script, 1, key, token, self._lease_ms):
                     return True
             except redis.RedisError as error:
                 log.warning("lock_skipped", extra={"reason": type(error).__name__})
@@ -58,6 +59,6 @@ class RedisLocks:
 
     def _release(self, key: str, token: str) -> None:
         try:
-            self._release_script([key], [token])
+            self._client.eval(self._release_script, 1, key, token)
         except redis.RedisError as error:
             log.warning("lock_not_released", extra={"reason": type(error).__name__})

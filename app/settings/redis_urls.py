@@ -1,4 +1,4 @@
-"""The forms of REDIS_URL: one server, or Redis Sentinel, which knows the current primary."""
+"""The forms of REDIS_URL: one server, Redis Sentinel, which knows the current primary, or a Redis Cluster."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from redis.connection import Connection, SSLConnection, parse_url
 from app.settings.urls import is_host, is_loopback
 
 SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
-SENTINEL_PORT = 26379
+CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+SENTINEL_PORT, PORT = 26379, 6379
+
+Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class SentinelUrl:
         has_tls: Whether connections to the primary and to Sentinels are encrypted.
     """
 
-    sentinels: tuple[tuple[str, int], ...]
+    sentinels: tuple[Address, ...]
     service: str
     options: dict[str, Any]
     has_tls: bool
@@ -50,9 +53,47 @@ def parse_sentinel_url(url: str) -> SentinelUrl | None:
     if database and not database.isdigit():  # redis-py would use database 0
         raise ValueError("the database is not a number")
     return SentinelUrl(
-        tuple(_addresses(hosts)),
+        tuple(_addresses(hosts, SENTINEL_PORT)),
         service,
         {name: value for name, value in options.items() if name not in ("host", "connection_class")},
+        has_tls=scheme.startswith("rediss"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterUrl:
+    """`redis+cluster://user:password@host:7001,host:7002`, parsed.
+
+    Attributes:
+        nodes: The addresses of some nodes. They know the others.
+        options: The options of connections, such as `password`.
+        has_tls: Whether connections are encrypted.
+    """
+
+    nodes: tuple[Address, ...]
+    options: dict[str, Any]
+    has_tls: bool
+
+
+def parse_cluster_url(url: str) -> ClusterUrl | None:
+    """Parse a URL of a Redis Cluster. Returns None if it has another scheme.
+
+    Raises:
+        ValueError: A host or a port is missing or malformed, or there is a database: clusters have one only.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in CLUSTER_SCHEMES:
+        return None
+    parts = urlsplit(f"//{rest}")
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    query = f"?{parts.query}" if parts.query else ""
+    options = parse_url(f"{CLUSTER_SCHEMES[scheme]}://{credentials}{at}localhost{query}")  # type: ignore[no-untyped-call]
+    if parts.path.strip("/") not in ("", "0") or options.get("db"):
+        raise ValueError("a cluster has only database 0")
+    dropped = ("host", "port", "db", "connection_class")
+    return ClusterUrl(
+        tuple(_addresses(hosts, PORT)),
+        {name: value for name, value in options.items() if name not in dropped},
         has_tls=scheme.startswith("rediss"),
     )
 
@@ -60,9 +101,9 @@ def parse_sentinel_url(url: str) -> SentinelUrl | None:
 def is_redis_url(text: str) -> bool:
     """Return whether a URL has one of the supported forms, and only parameters that redis-py knows."""
     try:
-        if sentinel_url := parse_sentinel_url(text):
-            kind = SSLConnection if sentinel_url.has_tls else Connection
-            ConnectionPool(kind, **sentinel_url.options).make_connection()
+        if several := parse_sentinel_url(text) or parse_cluster_url(text):
+            kind = SSLConnection if several.has_tls else Connection
+            ConnectionPool(kind, **several.options).make_connection()
             return True
         parsed = parse_url(text)  # type: ignore[no-untyped-call]
         ConnectionPool.from_url(text).make_connection()  # checks the parameters; does not connect
@@ -92,17 +133,17 @@ def is_unencrypted_redis(url: str) -> bool:
 
 def _describe(url: str) -> tuple[dict[str, Any], bool, bool]:
     """Return the options of connections, whether they have TLS, and whether they stay on this machine."""
-    if sentinel_url := parse_sentinel_url(url):  # wherever they are, the primary may be elsewhere
-        return sentinel_url.options, sentinel_url.has_tls, False
+    if several := parse_sentinel_url(url) or parse_cluster_url(url):  # the primary may be anywhere
+        return several.options, several.has_tls, False
     options = parse_url(url)  # type: ignore[no-untyped-call]
     is_local = "path" in options or is_loopback(options.get("host", "localhost"))
     return options, url.startswith("rediss:"), is_local
 
 
-def _addresses(hosts: str) -> Iterator[tuple[str, int]]:
+def _addresses(hosts: str, default_port: int) -> Iterator[Address]:
     for entry in hosts.split(","):
         parts = urlsplit(f"//{entry}")
         if not is_host(parts.hostname) or parts.port == 0:
             raise ValueError(f"{entry!r} is not a host")
         assert parts.hostname
-        yield parts.hostname, parts.port or SENTINEL_PORT
+        yield parts.hostname, parts.port or default_port

@@ -249,8 +249,9 @@ RedisUrl = Annotated[
     str,
     _check(
         is_redis_url,
-        "must look like redis://host:6379/0, rediss://..., unix:///path, or "
-        "redis+sentinel://host:26379,host:26379/service/0, with no parameters that redis-py does not know.",
+        "must look like redis://host:6379/0, rediss://..., unix:///path, "
+        "redis+sentinel://host:26379,host:26379/service/0, or redis+cluster://host:6379,host:6379, with no "
+        "parameters that redis-py does not know.",
     ),
 ]
 HttpUrl = Annotated[

@@ -120,7 +120,7 @@ class Throttle:
         """
         counter = self._key(event, client_network())
         limits = (limit, limit_per_caller, seconds * 1000)
-        wait = self._call(self._reserve, [counter, f"{counter}-each"], operation, caller, *limits)
+        wait = self._call(self._reserve, [counter, _each(counter)], operation, caller, *limits)
         self._require_no_wait(wait, event)
         return counter
 
@@ -130,7 +130,7 @@ class Throttle:
         Raises:
             redis.RedisError: Redis is not available.
         """
-        self._call(self._release, [counter, f"{counter}-each"], operation, caller, int(succeeded))
+        self._call(self._release, [counter, _each(counter)], operation, caller, int(succeeded))
 
     def _require_no_wait(self, milliseconds: Any, limit: str) -> None:
         """Raise if a script returned a wait.
@@ -150,17 +150,23 @@ class Throttle:
         return redis_scripts.call(self._client, script, keys, *arguments)
 
     def _attempt_keys(self, account: str) -> list[str]:
+        # The braces put all of them into one slot of a cluster, because a script uses three at a time.
         address = client_network()
         return [
-            self._key("pair", account, address),
-            self._key("account", account),
-            self._key("address", address),
+            self._key("pair", account, address, group="{guesses}:"),
+            self._key("account", account, group="{guesses}:"),
+            self._key("address", address, group="{guesses}:"),
         ]
 
-    def _key(self, kind: str, *names: str) -> str:
+    def _key(self, kind: str, *names: str, group: str = "") -> str:
         text = "\0".join((kind, *names))
         digest = hmac.new(self._secret_key, text.encode(), hashlib.sha256).hexdigest()
-        return f"throttle:{kind}:{digest[:32]}"
+        return f"throttle:{kind}:{group}{digest[:32]}"
+
+
+def _each(counter: str) -> str:
+    """Return the key for the callers that a counter counts, in the same slot of a cluster."""
+    return f"throttle:each:{{{counter}}}"
 
 
 def _script(name: str) -> Script:

@@ -100,7 +100,7 @@ def test_all_wrong_settings_are_listed_once(command: list[str], tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a node of a Redis Cluster at an address of its own, where every port is free. Yields its URL."""
     server, pid = RedisServer(tmp_path_factory.mktemp("cluster")), os.getpid()
     host = f"127.9.{pid >> 8 & 255}.{pid & 255}"
@@ -114,13 +114,16 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.processes
 @on_every_process
 def test_servers_that_cannot_be_used_are_listed_once(
-    command: list[str], redis_cluster: str, tmp_path: Path
+    command: list[str], cluster_node: str, tmp_path: Path
 ) -> None:
     env = {"DATABASE_URL": f"sqlite:///{tmp_path}/new.sqlite3", "ALLOW_INSECURE": "sqlite"}
 
-    lines = start(command, {**PRODUCTION, **env, "REDIS_URL": redis_cluster})
+    lines = start(command, {**PRODUCTION, **env, "REDIS_URL": cluster_node})
 
-    assert [line.partition(". ")[2] for line in lines] == ["Run: flask db upgrade", "Use a single Redis."]
+    assert [line.partition(". ")[2] for line in lines] == [
+        "Run: flask db upgrade",
+        "Use redis+cluster://host:6379,host:6379.",
+    ]
 
 
 @pytest.fixture

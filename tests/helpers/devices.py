@@ -54,5 +54,5 @@ def oauth_error(response: TestResponse) -> str:
 def age_polls(app: Flask, seconds: float) -> None:
     """Move all polls into the past."""
     client: redis.Redis = app.extensions["backline"].redis
-    for key in client.keys("device-authorization:*:polls"):
+    for key in client.keys("device-authorization:polls:*"):
         client.hincrby(key, "last", -round(seconds * 1000))

@@ -26,6 +26,7 @@ class RedisNode(Program):
     def __init__(
         self, host: str, port: int, settings: dict[str, str], home: Path, *options: str, password: str | None
     ) -> None:
+        self.host, self.port = host, port
         name = f"{host}-{port}"
         file = home / f"{name}.conf"  # Redis and Sentinel write to it
         own = {"bind": host, "port": str(port), "dir": str(home), "protected-mode": "no"}

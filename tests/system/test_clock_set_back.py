@@ -74,10 +74,10 @@ def test_full_counter_of_an_action_starts_again(client: FlaskClient, store: redi
 @SQLITE
 def test_unfinished_authorizations_do_not_block_new_ones(client: FlaskClient, store: redis.Redis) -> None:
     start_authorization(client)
-    [unfinished] = [key for key in store.keys("throttle:authorizations:*") if not key.endswith(b"-each")]
+    [unfinished] = store.keys("throttle:authorizations:*")
     later = redis_time(store) * 1000
     store.zadd(unfinished, {f"one-{number}": later for number in range(oauth_state.MAX_PER_ADDRESS)})
-    each = unfinished + b"-each"
+    each = b"throttle:each:{" + unfinished + b"}"
     [binding] = store.hkeys(each)
     store.hset(each, binding, oauth_state.MAX_PER_SESSION)
     store.pexpire(each, TEN_DAYS)

@@ -14,6 +14,8 @@ import redis
 from app.infra import redis_client as redis_connections
 from app.infra import staleness
 from app.infra.redis_client import redis_client
+from app.infra.redis_refusals import Refused
+from app.infra.redis_round_trip import round_trip
 from app.web import sessions
 from tests.conftest import MakeApp, cannot_run
 from tests.helpers.fault_proxy import FaultProxy
@@ -74,11 +76,18 @@ def forbid(server: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("retire", [demote, lose_replicas, hide_stale_data, forbid])
+@pytest.mark.parametrize(
+    ("retire", "first_status"),
+    # What another server may accept is sent again. A missing permission is a fault of the operator's.
+    [(demote, 200), (lose_replicas, 200), (hide_stale_data, 200), (forbid, 503)],
+)
 def test_session_works_after_redis_failover(
-    make_app: MakeApp, old_primary: RedisServer, new_primary: str, retire: Callable[[redis.Redis], None]
+    make_app: MakeApp,
+    old_primary: RedisServer,
+    new_primary: str,
+    retire: Callable[[redis.Redis], None],
+    first_status: int,
 ) -> None:
-
     with FaultProxy(old_primary.socket) as proxy:
         app = make_app(REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0")
         client = app.test_client()
@@ -86,7 +95,7 @@ def test_session_works_after_redis_failover(
         fill(app.extensions["backline"].redis)
         retire(old_primary.client)
         proxy.upstream = new_primary  # for new connections only
-        assert client.get("/api/session").status_code == 503
+        assert client.get("/api/session").status_code == first_status
 
         for _ in range(2 * IDLE_CONNECTIONS):
             assert client.get("/api/session").status_code == 200
@@ -121,15 +130,20 @@ def failing_redis(reply: str) -> Iterator[tuple[str, int]]:
         server.shutdown()
 
 
-ERROR_REPLIES = [
+REFUSALS = [
     "READONLY You can't write against a read only replica.",
     "LOADING Redis is loading the dataset in memory",
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
-    "OOM command not allowed when used memory > 'maxmemory'.",
+    "NOREPLICAS Not enough good replicas to write.",
     "CLUSTERDOWN The cluster is down",
     "MOVED 3999 127.0.0.1:6381",
+    "ASK 3999 127.0.0.1:6381",
     "TRYAGAIN Multiple keys request during rehashing of slot",
+    "ERR Error running script (call to f_1): @user_script:1: -READONLY You can't write against a replica.",
+]
+OTHER_ERRORS = [
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
     "NOAUTH Authentication required.",
     "WRONGPASS invalid username-password pair or user is disabled.",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
@@ -138,7 +152,7 @@ ERROR_REPLIES = [
 ]
 
 
-@pytest.mark.parametrize("reply", ERROR_REPLIES, ids=lambda reply: reply.split()[0])
+@pytest.mark.parametrize("reply", OTHER_ERRORS, ids=lambda reply: reply.split()[0])
 def test_error_reply_replaces_all_older_connections(reply: str, new_primary: str) -> None:
     with failing_redis(reply) as old, FaultProxy(old) as proxy:
         client = redis_client(f"redis://127.0.0.1:{proxy.port}/0")
@@ -149,6 +163,39 @@ def test_error_reply_replaces_all_older_connections(reply: str, new_primary: str
 
         assert [client.getex("session:x", ex=5) for _ in range(2 * IDLE_CONNECTIONS)] == [None] * 8
         client.close()
+
+
+@pytest.mark.parametrize("reply", REFUSALS, ids=lambda reply: reply.split()[0])
+def test_refused_commands_are_sent_to_the_server_that_took_over(reply: str, new_primary: str) -> None:
+    with failing_redis(reply) as old, FaultProxy(old) as proxy:
+        client = redis_client(f"redis://127.0.0.1:{proxy.port}/0")
+        fill(client)
+        proxy.upstream = new_primary
+
+        assert [client.incr("x") for _ in range(2 * IDLE_CONNECTIONS)] == [*range(1, 9)]
+        client.close()
+
+
+@pytest.mark.parametrize("reply", REFUSALS, ids=lambda reply: reply.split()[0])
+def test_refused_command_is_an_outage_if_no_server_takes_over(reply: str) -> None:
+    with failing_redis(reply) as (host, port):
+        client = redis_client(f"redis://{host}:{port}/0")
+        with pytest.raises(Refused) as raised:
+            round_trip(client, [("GET", "x"), ("SET", "x", 1)])
+        assert isinstance(raised.value, redis.ConnectionError)
+        client.close()
+
+
+def test_only_what_was_refused_is_sent_again(old_primary: RedisServer) -> None:
+    """Half of a pipeline may have been executed before the server was demoted."""
+    client = redis_client(f"unix://{old_primary.socket}")
+    old_primary.client.set("x", 0)
+    refuse = "if redis.call('INCR', KEYS[1]) == 1 then return redis.error_reply('READONLY once') end return 7"
+
+    replies = round_trip(client, [("INCR", "x"), ("EVAL", refuse, 1, "y"), ("INCR", "x")])
+
+    assert replies.values == [1, 7, 2]
+    client.close()
 
 
 def test_error_in_transaction_replaces_all_older_connections(
@@ -177,7 +224,7 @@ def test_error_about_data_keeps_the_connections(redis_url: str, command: tuple[s
     client = redis_client(redis_url)
     used = client.client_id()
     with pytest.raises(redis.ResponseError):
-        client.execute_command(*command)  # type: ignore[no-untyped-call]
+        client.execute_command(*command)
     assert client.client_id() == used
     client.close()
 
@@ -227,5 +274,5 @@ def test_session_is_not_created_on_a_replica(make_app: MakeApp, old_primary: Red
     with app.test_request_context("/api/session"):
         sessions.persist()
         demote(old_primary.client)
-        with pytest.raises(redis.ReadOnlyError):
+        with pytest.raises(Refused):
             sessions.require_store()

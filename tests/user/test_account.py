@@ -474,8 +474,12 @@ def test_expired_sessions_are_not_listed(
     login(new_client(), "ada")
     store, [index] = store_of(app), store_of(app).keys("sessions-of:*")
     phones = next(session["id"] for session in sessions_of(client) if not session["current"])
-    store.delete(f"session:{_rest(store, str(phones))}")
+    key = f"session:{_rest(store, str(phones))}"
+    store.delete(key)
 
+    assert [session["current"] for session in sessions_of(client)] == [True]
+    assert store.zcard(index) == 2  # a new session is in the index before it is stored
+    store.zincrby(index, -session_index.YOUNG_SECONDS - 1, key)
     assert [session["current"] for session in sessions_of(client)] == [True]
     assert store.zcard(index) == 1
 
@@ -558,7 +562,7 @@ def test_account_deletion_deletes_all_data(
     assert all(0 < store.ttl(key) <= 31 for key in calls)
     left = {key.decode().rsplit(":", 1)[0] for key in store.keys("*") if key not in calls}
     # Counters of an address and of an hour, and random labels, say nothing about the person.
-    kinds = ("address", "registrations", "mails", "pair", "exchanges")
+    kinds = ("address:{guesses}", "registrations", "mails", "pair:{guesses}", "exchanges")
     random = {"version:user", "version:connection"}
     assert left <= {f"throttle:{kind}" for kind in kinds} | {"authorization", "hourly"} | random
     assert client.get_cookie("backline_session") is None

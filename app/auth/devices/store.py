@@ -126,7 +126,7 @@ class DeviceAuthorizationStore:
         """
         key = _key(device_code)
         limits = (INTERVAL_SECONDS * 1000, SLOW_DOWN_SECONDS * 1000, int(_TOLERANCE_SECONDS * 1000))
-        read, poll = ("GET", key), self._poll.command([key, f"{key}:polls"], *limits)
+        read, poll = ("GET", key), self._poll.command([key, _polls_key(key)], *limits)
         stored, too_early = redis_scripts.run(self._client, read, poll)
         for reply in (stored, too_early):
             if isinstance(reply, redis.RedisError):
@@ -171,6 +171,11 @@ class DeviceAuthorizationStore:
         # Keyed, because all user codes could be hashed and compared.
         digest = hmac.new(self._secret_key, f"device user code\0{user_code}".encode(), hashlib.sha256)
         return f"device-user-code:{digest.hexdigest()}"
+
+
+def _polls_key(key: str) -> str:
+    """Return the key of the state of an authorization's polls, in the same slot of a cluster."""
+    return f"device-authorization:polls:{{{key}}}"
 
 
 def _key(device_code: str) -> str:

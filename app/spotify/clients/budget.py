@@ -12,7 +12,7 @@ from pathlib import Path
 import redis
 
 from app.infra import redis_scripts
-from app.infra.redis_round_trip import Command, round_trip
+from app.infra.redis_round_trip import Command, values_of
 from app.infra.redis_scripts import Script
 from config import Config
 
@@ -74,11 +74,7 @@ class Budget:
             ("HGETALL", self._calls_key),
             ("HMGET", self.limit_key, "limit", "since"),
         ]
-        replies = round_trip(self._client, commands).values
-        for reply in replies:
-            if isinstance(reply, redis.RedisError):
-                raise reply
-        [now, _], counted, [learned, since] = replies
+        [now, _], counted, [learned, since] = values_of(self._client, commands)
         calls = 0
         for slot, value in zip(counted[::2], counted[1::2], strict=True):
             second, _, count = value.partition(b":")

@@ -14,12 +14,15 @@ import redis
 
 from app.infra.clock import utc_now
 from app.infra.redis_cipher import RedisCipher
+from app.infra.redis_round_trip import Command, values_of
 from app.web.sessions import metrics
 from app.web.sessions.data import CLOCK_SKEW_SECONDS, SessionData, decode
 from config import Config
 
 # For each index. If there are more, the oldest end.
 MAX_SESSIONS = 100
+# A session is in its index before it is stored, and should be stored by then.
+YOUNG_SECONDS = 60
 _SESSION_KEY = re.compile(rb"session:[0-9a-f]{64}")
 
 
@@ -47,10 +50,12 @@ class SessionIndex:
         self._idle = timedelta(seconds=config.session_idle_seconds)
         self._max_seconds = config.session_max_seconds
 
-    def add(self, transaction: Any, index: str, key: str, created_at: float) -> None:
-        """Add a session to an index, in the transaction that stores the session."""
-        transaction.zadd(index, {key: created_at + self._max_seconds})
-        transaction.expire(index, self._max_seconds)
+    def add_commands(self, index: str, key: str, created_at: float) -> list[Command]:
+        """Return the commands that add a session to an index. Send them before it is stored.
+
+        Otherwise, there could be a session that its owner cannot see.
+        """
+        return [("ZADD", index, created_at + self._max_seconds, key), ("EXPIRE", index, self._max_seconds)]
 
     def remove(self, index: str, key: str) -> None:
         """Remove a session that has ended, or that has moved to another index."""
@@ -81,10 +86,8 @@ class SessionIndex:
     def _end(self, index: str, keys: list[str]) -> int:
         if not keys:
             return 0
-        with self._client.pipeline(transaction=True) as transaction:
-            transaction.delete(*keys)
-            transaction.zrem(index, *keys)
-            ended: int = transaction.execute()[0]
+        commands: list[Command] = [("DEL", key) for key in keys]
+        ended: int = sum(values_of(self._client, [*commands, ("ZREM", index, *keys)])[:-1])
         metrics.count_ended(ended)
         return ended
 
@@ -92,19 +95,22 @@ class SessionIndex:
         """Read the sessions of an index, with the milliseconds until each times out."""
         self._remove_expired(index)
         keys = self._keys(index)
-        with self._client.pipeline(transaction=False) as batch:
-            for key in keys:
-                batch.get(key)
-                batch.pttl(key)
-            replies = batch.execute()
+        commands: list[Command] = [(name, key) for key in keys for name in ("GET", "PTTL")]
+        replies = values_of(self._client, commands) if commands else []
         sessions = []
         for key, raw, milliseconds_left in zip(keys, replies[::2], replies[1::2], strict=True):
             data = decode(self._cipher, key, raw) if raw is not None else None
             if data is None:
-                self.remove(index, key)  # the session has timed out
+                self._remove_ended(index, key)
             else:
                 sessions.append((key, data, milliseconds_left))
         return sessions
+
+    def _remove_ended(self, index: str, key: str) -> None:
+        """Remove a session that has timed out from its index. One that is young may not be stored yet."""
+        until: Any = self._client.zscore(index, key)
+        if until is not None and until < utc_now().timestamp() + self._max_seconds - YOUNG_SECONDS:
+            self.remove(index, key)
 
     def _remove_expired(self, index: str) -> None:
         """Remove sessions that have expired, or that were stored while a clock was ahead."""

@@ -28,7 +28,7 @@ from flask_session.redis import RedisSessionInterface
 from app.infra.clock import utc_now
 from app.infra.expiring_cache import ExpiringCache
 from app.infra.redis_cipher import RedisCipher, compare_and_set
-from app.infra.redis_round_trip import Command
+from app.infra.redis_round_trip import Command, values_of
 from app.web.sessions import metrics
 from app.web.sessions.cookie import SessionCookie
 from app.web.sessions.data import (
@@ -234,13 +234,13 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """Write a session and its index. Returns False if the session has ended during the request."""
         old_index = stored.data.index if stored else None
         changes_index = data.index != old_index
-        with self.client.pipeline(transaction=True) as transaction:
-            if data.index is not None and changes_index:
-                # In one transaction, so that there is no session that its owner cannot see.
-                self.index.add(transaction, data.index, key, data.created_at)
-            encoded = encode(self._cipher, key, data)
-            transaction.set(key, encoded, ex=self._idle_seconds(data), xx=stored is not None)
-            was_stored = bool(transaction.execute()[-1])
+        commands: list[Command] = []
+        if data.index is not None and changes_index:
+            commands += self.index.add_commands(data.index, key, data.created_at)
+        only_if_stored = ("XX",) if stored is not None else ()
+        encoded = encode(self._cipher, key, data)
+        commands.append(("SET", key, encoded, "EX", self._idle_seconds(data), *only_if_stored))
+        was_stored = values_of(self.client, commands)[-1] is not None
         if changes_index and old_index is not None:
             self.index.remove(old_index, key)
         if changes_index and data.index is not None:
