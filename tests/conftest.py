@@ -21,6 +21,7 @@ from xdist.remote import Producer
 
 from app.auth import passwords
 from app.infra import http_deadline, staleness
+from app.infra.redis_keys import PERMISSIONS
 from app.web import throttle
 from tests.helpers import announcements, children, secret_scanner, set_cookie, stored_sessions
 from tests.helpers.fault_proxy import FaultProxy
@@ -94,6 +95,9 @@ class CompiledStatements(dict[Any, Any]):
 
 
 COMPILED_STATEMENTS = CompiledStatements()
+
+# What tests run through the product's client, and the product itself never needs.
+TEST_COMMANDS = ("+keys", "+flushall", "+flushdb", "+config", "+restore")
 
 CHEAP_HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 CHEAP_HASH = CHEAP_HASHER.hash("unusable")
@@ -238,9 +242,17 @@ def _no_child_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """The URL of a Redis server, which is empty at the beginning of each test."""
+    """The URL of a Redis server, which is empty at the beginning of each test. Everything is allowed."""
     with ExitStack() as stack:
-        yield start(stack, running_redis())
+        url = start(stack, running_redis())
+        with redis.Redis.from_url(url) as client:
+            client.execute_command("ACL", "SETUSER", "app", "on", ">pw", *PERMISSIONS.split(), *TEST_COMMANDS)
+        yield url
+
+
+def restricted(redis_url: str) -> str:
+    """Return the URL of the same Redis for a user who may use only the keys that the product declares."""
+    return redis_url.replace("unix://", "unix://app:pw@")
 
 
 @pytest.fixture(scope="session")
@@ -403,7 +415,7 @@ def env(
 def _addresses(database_url: str, redis_url: str, sandbox: SandboxClient) -> dict[str, str]:
     return {
         "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
+        "REDIS_URL": restricted(redis_url),
         "SPOTIFY_ACCOUNTS_URL": sandbox.accounts_url,
         "SPOTIFY_API_URL": sandbox.api_url,
     }

@@ -11,14 +11,11 @@ from app.doctor.clocks import check_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.probes import probe_redis
 from app.infra.redis_cluster import ClusterPool
+from app.infra.redis_keys import KEY_PREFIXES, PERMISSIONS
 from app.infra.redis_refusals import Refused
 
 MIN_VERSION = (6, 2, 0)  # GETEX, for sessions
 
-# The last three are for failovers and clusters.
-PERMISSIONS = (
-    "~* +@read +@write +@scripting +@transaction -@dangerous +time +ping +info +wait +asking +cluster|slots"
-)
 _GRANT_PERMISSIONS = (
     f"Give the user of REDIS_URL the permissions that Backline needs: ACL SETUSER <name> {PERMISSIONS}"
 )
@@ -63,11 +60,16 @@ def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckRe
             yield failure("Redis: it is a node of a cluster", _NOT_CLUSTER)
             return
         probe_redis(client)
+        forbidden = [prefix for prefix in KEY_PREFIXES if not _may_write(client, f"{prefix}:probe")]
         policy = _eviction_policy(client)
         seconds, microseconds = client.time()  # type: ignore[misc]
         has_log = _info(client, "persistence").get("aof_enabled", 1)
     except (redis.RedisError, TypeError, ValueError) as error:  # the last two: an unknown URL parameter
         yield _describe(error)
+        return
+    if forbidden:
+        keys = ", ".join(f"{prefix}:*" for prefix in forbidden)
+        yield failure(f"Redis: the user of REDIS_URL may not use {keys}", _GRANT_PERMISSIONS)
         return
     summary = f"Redis {version or '(version not visible to this user)'}"
     if policy != "noeviction":
@@ -89,6 +91,14 @@ def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckRe
 def _version(client: redis.Redis) -> str | None:
     version = _info(client, "server").get("redis_version")
     return None if version is None else str(version)
+
+
+def _may_write(client: redis.Redis, key: str) -> bool:
+    try:
+        client.set(key, "", px=1)
+    except NoPermissionError:
+        return False
+    return True
 
 
 def _eviction_policy(client: redis.Redis) -> str:

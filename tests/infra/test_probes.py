@@ -12,11 +12,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.doctor.mysql_server import check_version
-from app.doctor.redis_server import PERMISSIONS
 from app.doctor.result import Status
 from app.infra.database import db
 from app.infra.probes import probe_redis, schema_revisions
 from app.infra.redis_client import redis_client
+from app.infra.redis_keys import KEY_PREFIXES, PERMISSIONS
 from config import ROOT
 from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections, refresh_due
@@ -81,6 +81,22 @@ def test_unusable_redis_is_reported(
     check_usable(app)
     break_server(old_primary.client)
     check_unusable(app, advice)
+
+
+@on_sqlite
+@pytest.mark.requirement("K6")
+def test_doctor_names_each_key_that_its_user_may_not_use(make_app: MakeApp, old_primary: RedisServer) -> None:
+    app = make_app(REDIS_URL=f"unix://{old_primary.socket}")
+    probed = ("session", "sessions-of", "shared")  # by /readyz as well
+    missing = [prefix for prefix in KEY_PREFIXES if prefix not in probed]
+    keys = ["resetkeys", *(f"~{prefix}:*" for prefix in probed)]
+    old_primary.client.execute_command("ACL", "SETUSER", "default", *keys)  # type: ignore[no-untyped-call]
+
+    report = app.test_cli_runner().invoke(args=["doctor"])
+
+    names = ", ".join(f"{prefix}:*" for prefix in missing)
+    assert f"fail  Redis: the user of REDIS_URL may not use {names}\n" in report.output
+    assert "ACL SETUSER" in report.output
 
 
 @on_sqlite

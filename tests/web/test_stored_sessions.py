@@ -89,15 +89,15 @@ def test_entries_planted_in_an_index_are_ignored(new_client: NewClient, store: r
     register(victim := new_client(), "ada")
     user = register(attacker := new_client(), "eve")
     index = f"sessions-of:{user['id']}"
-    planted = [key_of(victim), b"\xff\xfe", b"breaker", b"session:" + b"0" * 64, b""]
+    planted = [key_of(victim), b"\xff\xfe", b"version:x", b"session:" + b"0" * 64, b""]
     store.zadd(index, dict.fromkeys(planted, 4e9))
-    store.set("breaker", b"another value")
+    store.set("version:x", b"another value")
 
     seen = attacker.get("/api/user/sessions")
 
     assert [session["current"] for session in seen.json["items"]] == [True]
     assert attacker.delete("/api/user/sessions").status_code == 204
-    assert store.get("breaker") == b"another value"
+    assert store.get("version:x") == b"another value"
     assert signed_in(attacker)
 
 

@@ -90,10 +90,9 @@ class SpotifyRateLimiter:
     def __init__(self, client: redis.Redis, config: Config) -> None:
         self._client = client
         self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
-        self._last_rejection_key, self._canary_key, self._independent_key = (
-            f"spotify-{name}:{{{config.spotify_client_id}}}"
-            for name in ("last-rejection", "canary", "independent")
-        )
+        self._last_rejection_key = f"spotify-last-rejection:{{{config.spotify_client_id}}}"
+        self._canary_key = f"spotify-canary:{{{config.spotify_client_id}}}"
+        self._independent_key = f"spotify-independent:{{{config.spotify_client_id}}}"
         self._budget = Budget(client, config)
         self._waits, self._block, self._classify = (
             Script(Path(__file__).parent / f"rate_limit_{name}.lua")

@@ -107,7 +107,7 @@ def require_store() -> None:
         redis.RedisError: Redis is not available.
     """
     if _current().stored is None:
-        interface().client.set("session:probe", "", px=1000)
+        interface().client.set("probe:session", "", px=1000)
 
 
 # --- The sessions of a person ------------------------------------------------------------------------

@@ -101,7 +101,8 @@ stat -c '%n %a %U' .env /etc/backline/migrate.env /etc/backline/key.pem /etc/red
 runuser -u backline -- mariadb backline -e 'DROP TABLE users' 2>&1 || true
 redis-cli ping 2>&1 || true
 url=$(sed -n 's/^REDIS_URL=//p' .env)
-for command in 'CONFIG GET dir' 'FLUSHALL' 'KEYS *' 'ACL LIST' 'EVAL redis.call("CONFIG","GET","dir") 0' 'EVAL redis.call("FLUSHALL") 0'; do
+for command in 'CONFIG GET dir' 'FLUSHALL' 'KEYS *' 'ACL LIST' 'EVAL redis.call("CONFIG","GET","dir") 0' 'EVAL redis.call("FLUSHALL") 0' \
+    'SET elsewhere 1' 'EVAL redis.call("SET","elsewhere","1") 0' 'PUBLISH session:a 1'; do
     read -ra words <<<"$command"
     echo "redis $command: $(redis-cli -u "$url" --no-auth-warning "${words[@]}" 2>&1)"
 done

@@ -55,8 +55,8 @@ def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
     assert "DROP command denied" in permissions
     assert "NOAUTH" in permissions  # only Backline may use this Redis
     rejected = [line for line in permissions.splitlines() if line.startswith("redis ")]
-    assert len(rejected) == 6
-    reasons = ("NOPERM", "can't run this command", "not allowed from script")
+    assert len(rejected) == 9
+    reasons = ("NOPERM", "can't run this command", "can't access", "not allowed from script")
     assert [line for line in rejected if not any(reason in line for reason in reasons)] == []
     assert permissions.count("enabled\n") == 2
     listening = set(parts["listening"].split())
