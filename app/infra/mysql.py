@@ -28,7 +28,7 @@ CHECK_SECONDS = 1.0
 DOWN_SECONDS = 0.2
 CONNECT_SECONDS = 2
 # How long a caller waits for a connection while all of them are in use.
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 2.0
 # Conflicts with another transaction. They say nothing about the server.
 CONFLICTS = (1205, 1213, 1020, 3572)
 NO_SUCH_TABLE = 1146

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import Empty
 
@@ -44,6 +45,7 @@ class SharingPool(QueuePool):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._scarce_until = 0.0
+        self._waiting = threading.local()  # `until`: when this thread gives up
         self._open_lock = threading.Lock()  # held to open another connection while they are scarce
         self._sweeper: threading.Thread | None = None
 
@@ -52,9 +54,9 @@ class SharingPool(QueuePool):
 
         Raises:
             OperationalError: The server is unavailable, or accepted none in time.
-            TimeoutError: None was returned in time.
+            TimeoutError: All connections that this process may open were in use.
         """
-        deadline = time.monotonic() + self._timeout
+        self._waiting.until = deadline = time.monotonic() + self._timeout
         while True:
             try:
                 return super().connect()
@@ -64,18 +66,30 @@ class SharingPool(QueuePool):
                 self._scarce_until = time.monotonic() + SCARCE_SECONDS
 
     def _do_get(self) -> ConnectionPoolEntry:
-        deadline = time.monotonic() + self._timeout
-        if self._pool.empty() and (self._overflow >= self._max_overflow or deadline < self._scarce_until):
+        deadline: float = self._waiting.until
+        if self._pool.empty() and (self._is_full() or deadline < self._scarce_until):
             count_wait("mysql")
-        while time.monotonic() < min(deadline, self._scarce_until):
+        while (now := time.monotonic()) < deadline:
+            is_scarce = now < self._scarce_until
+            if not is_scarce and not self._is_full():
+                break
+            # Wait in slices: a connection that is closed, and not returned, wakes no one.
+            pause = random.uniform(0.01, 0.05) if is_scarce else 0.1
             with suppress(Empty):
-                return self._pool.get(True, random.uniform(0.01, 0.05))
-            if self._open_lock.acquire(blocking=False):
+                return self._pool.get(True, min(pause, deadline - now))
+            if is_scarce and not self._is_full() and self._open_lock.acquire(blocking=False):
                 try:
                     return super()._do_get()
                 finally:
                     self._open_lock.release()
+        if self._is_full():
+            with suppress(Empty):
+                return self._pool.get(False)
+            raise PoolTimeoutError("all connections to the database are in use")
         return super()._do_get()
+
+    def _is_full(self) -> bool:
+        return self._overflow >= self._max_overflow
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self._is_unwanted(record):

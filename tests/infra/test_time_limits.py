@@ -20,6 +20,7 @@ print(json.dumps({
     "first wait": throttle.FIRST_WAIT_SECONDS,
     "Redis": [redis_client.CONNECT_SECONDS, redis_client.REPLY_SECONDS],
     "MySQL": options["connect_args"]["read_timeout"],
+    "wait for a connection": options["pool_timeout"],
     "Spotify": http_client.TOTAL_SECONDS,
 }))
 """
@@ -27,6 +28,7 @@ print(json.dumps({
 
 @pytest.mark.processes
 @pytest.mark.requirement("L2")
+@pytest.mark.requirement("L3")
 def test_limits_are_nested() -> None:
     """A dependency that stalls is given up before whoever waits for it gives up."""
     command = [sys.executable, "-c", _PRINT_LIMITS]
@@ -36,4 +38,5 @@ def test_limits_are_nested() -> None:
 
     assert limits["first wait"] == 1
     assert limits["Redis"] == [0.5, 0.5]
+    assert limits["wait for a connection"] <= 2
     assert limits["MySQL"] <= 5 < limits["Spotify"] <= 10 < 16 < int(proxy_seconds) == 20

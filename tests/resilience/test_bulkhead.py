@@ -233,6 +233,7 @@ def stale(app: Flask, new_client: Callable[[], FlaskClient], sandbox: SandboxCli
 
 
 @pytest.mark.sqlite_only
+@pytest.mark.requirement("L3")
 def test_requests_that_wait_for_two_hanging_hosts_leave_threads_for_others(
     server: Callable[..., AbstractContextManager[Server]],
     caller: requests.Session,
