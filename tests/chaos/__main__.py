@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tests.chaos.checker import Report
 from tests.chaos.deployment import RecordedDeployment
 from tests.chaos.generator import RandomRun
+from tests.chaos.terminations import TerminationRun
 from tests.helpers.sandbox_client import running_sandbox
 from tests.helpers.servers import Unavailable
 
@@ -55,6 +56,9 @@ def main() -> None:
     try:
         with running_sandbox() as sandbox, RecordedDeployment.running(sandbox) as deployment:
             deployment.start(schedulers=SCHEDULERS)
+            if arguments.terminate:
+                terminate(deployment, seed, arguments.minutes * 60, stopping)
+                return
             run_rounds(deployment, seed, arguments, totals, stopping)
     except Unavailable as error:
         sys.exit(str(error))
@@ -74,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed")
     parser.add_argument("--rotate", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--terminate", action="store_true")
     return parser.parse_args()
 
 
@@ -94,6 +99,25 @@ def run_rounds(
         totals.add(run, report)
         if report.violations:
             print_line("\n".join([*report.violations, f"The steps of {run.seed}:", *run.steps]))
+
+
+def terminate(deployment: RecordedDeployment, seed: str, seconds: float, stopping: threading.Event) -> None:
+    """Stop schedulers at random moments for so long. Exits 1 if anything is violated."""
+    until = time.monotonic() + seconds
+    run = TerminationRun(deployment, seed)
+    run.run(until=lambda: stopping.is_set() or time.monotonic() > until)
+    report = run.finish()
+    lines = (
+        ("schedulers stopped", len(run.statuses)),
+        ("slowest stop (s)", round(run.longest, 2)),
+        ("refreshes", report.refreshes),
+        ("calls to Spotify", report.calls),
+        ("violations", len(report.violations)),
+    )
+    print_line("\n".join(f"{name:<40}{value:>12}" for name, value in lines))
+    if report.violations:
+        print_line("\n".join([*report.violations, *run.steps]))
+        sys.exit(1)
 
 
 class Progress:

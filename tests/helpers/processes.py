@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from tests.helpers.fault_proxy import FaultProxy, Upstream
 from tests.helpers.servers import (
+    LONG,
     _process,
     eventually,
     free_port,
@@ -90,6 +91,15 @@ class Program(ABC):
         self._running.close()
         self._process = None
         self._paused.clear()
+
+    def terminate(self) -> None:
+        """Tell it to stop, with SIGTERM."""
+        self._process.terminate()  # type: ignore[attr-defined]
+
+    def wait(self) -> int:
+        """Wait until it has ended. Returns its status."""
+        status: int = self._process.wait(LONG)  # type: ignore[attr-defined]
+        return status
 
     def pause(self) -> None:
         """Pause it with SIGSTOP, if it is running, as on an overloaded or suspended machine."""

@@ -12,6 +12,7 @@ GROUPS = {
     "tests/clients/test_documentation.py": "generated code",
     "tests/clients/test_generated_code.py": "generated code",
     "tests/chaos/test_chaos.py": "chaos",
+    "tests/chaos/test_terminations.py": "chaos",
     "tests/chaos/test_mutations.py": "mutations",
     "tests/sandbox/test_sandbox_authorize.py": "sandbox",
 }
