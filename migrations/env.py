@@ -8,8 +8,10 @@ from alembic import context
 from flask import current_app
 from sqlalchemy.engine import Connection
 
+from app.infra import mysql
 from app.infra.mysql_pool import error_code
 from app.infra.probes import schema_revisions
+from app.settings.database_url import parse_database_url
 from migrations import resumable  # noqa: F401 - Alembic finds what it defines
 
 # What to do about an error of MySQL, by its number.
@@ -30,7 +32,10 @@ def migration_engine() -> sa.Engine:
     """
     if db.engine.dialect.name == "sqlite":
         return db.engine.execution_options(writes=True)
-    return sa.create_engine(db.engine.url, poolclass=sa.NullPool, connect_args={"charset": "utf8mb4"})
+    url = parse_database_url(current_app.extensions["backline"].config.database_url)
+    engine = sa.create_engine(url.url, poolclass=sa.NullPool, connect_args={"charset": "utf8mb4"})
+    mysql.use_hosts(engine, url.hosts)
+    return engine
 
 
 def lock_out_others(connection: Connection) -> None:

@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import NullPool, create_engine, make_url
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.util import immutabledict
 
+from app.infra import mysql
 from app.infra.redis_client import redis_client
+from app.settings.database_url import parse_database_url
 from app.settings.redis_urls import parse_cluster_url, parse_sentinel_url
 from app.settings.urls import is_loopback
 from config import ROOT, Config, ConfigError
@@ -103,9 +105,11 @@ def require_free(host: str, port: int, purpose: str, remedy: str) -> None:
 
 def check_database(url: str) -> None:
     """Raise CannotStartError if a database server refuses the connection. SQLite needs no server."""
-    if make_url(url).get_backend_name() == "sqlite":
+    parsed = parse_database_url(url)
+    if parsed.url.get_backend_name() == "sqlite":
         return
-    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 3})
+    engine = create_engine(parsed.url, poolclass=NullPool)
+    mysql.use_hosts(engine, parsed.hosts)
     try:
         engine.connect().close()
     except OperationalError as error:
@@ -119,7 +123,7 @@ def check_database(url: str) -> None:
 
 def shown_database(url: str) -> str:
     """Return DATABASE_URL without secrets: drivers accept passwords in many places."""
-    full = make_url(url)
+    full = parse_database_url(url).url
     query = {name: value for name, value in full.query.items() if name == "unix_socket"}
     return full._replace(username=None, password=None, query=immutabledict(query)).render_as_string()
 

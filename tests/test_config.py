@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.settings.database_url import parse_database_url
 from app.settings.rules import AUTHORIZE_PATH
 from config import Config, ConfigError, read_environment
 
@@ -206,6 +207,14 @@ def test_production_requires_each_of_its_settings(missing: str) -> None:
         ("SPOTIFY_CLIENT_SECRET", "pasted\u2019quote"),
         ("SPOTIFY_CLIENT_ID", "two words"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h:port/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h:0/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1,/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1:3306,h2:65536/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1,::1/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1,[h2]/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1,h2,h1:3306/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:@hunter2,x@h/db"),
+        ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h1,h2/db?unix_socket=/x"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2@h/db?ssl_caa=/x"),
         ("DATABASE_URL", "mysql+mysqldb://u:hunter2\udcff@h/db"),
@@ -252,6 +261,24 @@ def test_invalid_setting_is_named_without_showing_secrets(name: str, value: str)
 
     assert message.startswith(name)
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ("db", [("db", 3306)]),
+        ("h1,h2,h3", [("h1", 3306), ("h2", 3306), ("h3", 3306)]),
+        ("h1:3306,h2:3307", [("h1", 3306), ("h2", 3307)]),
+        ("[2001:db8::1],[2001:db8::2]:3307", [("2001:db8::1", 3306), ("2001:db8::2", 3307)]),
+    ],
+)
+def test_database_url_lists_hosts_in_order_of_preference(hosts: str, expected: list[tuple[str, int]]) -> None:
+    config = Config.from_env({**PRODUCTION, "DATABASE_URL": f"mysql+mysqldb://u:hunt/er2@{hosts}/db"})
+    parsed = parse_database_url(config.database_url)
+
+    assert [(host.name, host.port) for host in parsed.hosts] == expected
+    assert (parsed.url.host, parsed.url.password, parsed.url.database) == (expected[0][0], "hunt/er2", "db")
+    assert "hunt" not in parsed.shown
 
 
 RANGES = {

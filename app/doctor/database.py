@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 from app.doctor.mysql_server import NOT_PRIMARY, check_columns, check_mysql_server
 from app.doctor.result import CheckResult, excerpt, failure, ok
@@ -11,6 +10,7 @@ from app.infra.database import db
 from app.infra.encryption import TokenCipher
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, error_code
 from app.infra.probes import Unusable, pending_migration, probe_database, reason_of, schema_revision
+from app.settings.database_url import parse_database_url
 from app.spotify.tokens import key_rotation
 from config import Config
 
@@ -46,8 +46,7 @@ _ADVICE = {
 
 def check_database(config: Config, cipher: TokenCipher) -> Iterator[CheckResult]:
     """Check the server, its version, the schema, all permissions, and the keys of stored tokens."""
-    # Without the query, which may contain a password.
-    shown = make_url(config.database_url).set(query={}).render_as_string(hide_password=True)
+    shown = parse_database_url(config.database_url).shown
     try:
         with db.engine.connect() as connection:
             is_mysql = connection.dialect.name != "sqlite"

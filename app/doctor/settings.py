@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from sqlalchemy.engine import make_url
-
 from app.doctor.result import CheckResult, ok, warning
+from app.settings.database_url import parse_database_url
 from app.settings.redis_urls import is_unencrypted_redis
 from app.settings.urls import host_name, is_app_origin, is_loopback, may_be_same_site, origin_of
 from config import Config
@@ -117,10 +116,9 @@ def _check_cookie(config: Config) -> CheckResult:
 
 
 def _unencrypted(config: Config) -> Iterator[str]:
-    database = make_url(config.database_url)
-    is_network = database.get_backend_name() == "mysql" and "unix_socket" not in database.query
-    has_tls = any(name.startswith("ssl") for name in database.query)
-    if is_network and not has_tls and not is_loopback(database.host):
+    database = parse_database_url(config.database_url)
+    has_tls = any(name.startswith("ssl") for name in database.url.query)
+    if not has_tls and not all(is_loopback(host.name) for host in database.hosts):
         yield "the database"
     if is_unencrypted_redis(config.redis_url):
         yield "Redis"

@@ -21,6 +21,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from app.infra import mysql, sqlite
 from app.infra.mysql import StaleConnectionError
 from app.infra.mysql_pool import error_code
+from app.settings.database_url import parse_database_url
 from config import Config
 
 T = TypeVar("T")
@@ -118,8 +119,9 @@ def code_string(length: int) -> sa.String:
 
 def init_app(app: Flask, config: Config) -> None:
     """Bind the engine to the application. Opens no connection."""
-    is_sqlite = config.database_url.startswith("sqlite")
-    app.config["SQLALCHEMY_DATABASE_URI"] = config.database_url
+    parsed = parse_database_url(config.database_url)
+    is_sqlite = parsed.url.get_backend_name() == "sqlite"
+    app.config["SQLALCHEMY_DATABASE_URI"] = parsed.url
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = (
         sqlite.engine_options() if is_sqlite else mysql.engine_options(config)
     )
@@ -128,7 +130,10 @@ def init_app(app: Flask, config: Config) -> None:
     app.teardown_appcontext_funcs.clear()
     with app.app_context():
         engine = db.engine
-    (sqlite if is_sqlite else mysql).guard(engine)
+    if is_sqlite:
+        sqlite.guard(engine)
+    else:
+        mysql.guard(engine, parsed.hosts)
 
 
 def init_migrations(app: Flask) -> None:

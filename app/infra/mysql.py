@@ -1,9 +1,10 @@
 """MySQL and MariaDB: how connections are opened, checked before use, and replaced."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -12,9 +13,11 @@ from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from app.infra import sockets
+from app.infra.mysql_hosts import Hosts
 from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, SharingPool, error_code
 from app.infra.staleness import PAUSE_SECONDS, Staleness
 from app.resilience.connect_guard import ConnectGuard
+from app.settings.database_url import Host
 from config import Config
 
 if TYPE_CHECKING:
@@ -67,13 +70,25 @@ def engine_options(config: Config) -> dict[str, Any]:
     }
 
 
-def guard(engine: sa.Engine) -> None:
-    """Open connections through a `ConnectGuard`, check them before use, and watch for errors."""
-    events = _Events()
+def guard(engine: sa.Engine, hosts: Sequence[Host]) -> None:
+    """Open connections to one of the hosts, check them before use, and watch for errors."""
+    events = _Events(Hosts(hosts or (None,)))
     event.listen(engine, "do_connect", events.connect)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", events.handle_error, retval=True)
     engine.dialect.do_ping = events.check  # type: ignore[assignment]
+
+
+def use_hosts(engine: sa.Engine, hosts: Sequence[Host]) -> None:
+    """Open connections to the first host that accepts writes, for an engine that is not guarded."""
+    known = Hosts(hosts or (None,))
+
+    def connect(
+        dialect: sa.Dialect, _record: object, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        return known.connect(partial(_open, dialect, arguments, named), CONNECT_SECONDS)
+
+    event.listen(engine, "do_connect", connect)
 
 
 @contextmanager
@@ -89,7 +104,8 @@ def new_connection() -> Iterator[None]:
 class _Events:
     """Handlers for the events of one engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
         self._connect_guard = ConnectGuard(DOWN_SECONDS, CONNECT_SECONDS + 0.5, _is_reply)
         self._staleness = Staleness()
 
@@ -102,7 +118,10 @@ class _Events:
             OperationalError: The attempt failed, or another thread is still trying.
         """
         busy_error = dialect.loaded_dbapi.OperationalError(2003, "another thread is trying to connect")
-        return self._connect_guard.connect(lambda: _open(dialect, arguments, named), busy_error)
+        open_host = partial(_open, dialect, arguments, named)
+        return self._connect_guard.connect(
+            lambda: self._hosts.connect(open_host, CONNECT_SECONDS), busy_error
+        )
 
     def handle_error(self, context: ExceptionContext) -> sa.exc.DBAPIError | None:
         """Distrust all older connections after an error that may mean that another server has taken over.
@@ -128,12 +147,15 @@ class _Events:
         """Check a pooled connection before use. Most of the time, this takes no round trip.
 
         Raises:
-            DisconnectionError: It is stale, broken, or leads to a replica. SQLAlchemy then replaces it.
+            DisconnectionError: It is stale, broken, or leads to a replica, or a preferred server is usable
+                again. SQLAlchemy then replaces it.
         """
         if _needs_new_connection.get():
             raise DisconnectionError("the connection comes from the pool")
         if self._staleness.is_stale(connection.connected_at, connection.used_at):
             raise DisconnectionError("the connection is stale")
+        if self._hosts.is_outranked(connection):
+            raise DisconnectionError("a preferred server is usable again")
         is_due = time.monotonic() - connection.checked_at > CHECK_SECONDS
         try:
             connection.require_open()
@@ -176,27 +198,45 @@ def _is_stale(context: ExceptionContext) -> bool:
     return context.is_disconnect and isinstance(error, driver.Error) and not driver.is_proven
 
 
-def _open(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Connect within `CONNECT_SECONDS`, including name lookup and all addresses.
+def _open(
+    dialect: sa.Dialect,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    host: Host | None,
+    seconds: float,
+) -> "MySqlConnection":
+    """Connect to a host (None: a Unix socket) within some seconds, including name lookup and all addresses.
 
     The driver looks up the name again, which is fast after it succeeded here.
+
+    Raises:
+        OperationalError: The host is not usable.
     """
-    host = named.get("host", "localhost")
-    if host != "localhost" and "unix_socket" not in named:
-        try:
-            addresses = sockets.lookup(host, named.get("port", 3306), time.monotonic() + CONNECT_SECONDS)
-        except OSError as error:
-            raise dialect.loaded_dbapi.OperationalError(
-                2005, "the host's name cannot be looked up"
-            ) from error
-        # The driver's timeout is for each address.
-        named["connect_timeout"] = max(1, CONNECT_SECONDS // len(addresses))
+    deadline = time.monotonic() + seconds
+    if host is not None:
+        # The driver's timeout is a whole number, for each address.
+        timeout = max(1, round(seconds) // _count_addresses(dialect, host, deadline))
+        named = named | {"host": host.name, "port": host.port, "connect_timeout": timeout}
     # Not at the top: without MySQL, its driver need not be installed.
     from app.infra.mysql_connection import MySqlConnection
 
     connection = MySqlConnection(*arguments, **named)
-    connection.query(_ISOLATION)
+    try:
+        connection.set_up(_ISOLATION, max(PING_SECONDS, deadline - time.monotonic()))
+    except Exception:
+        connection.close()
+        raise
+    connection.server = host
     return connection
+
+
+def _count_addresses(dialect: sa.Dialect, host: Host, deadline: float) -> int:
+    if host.name == "localhost":  # the driver uses a Unix socket
+        return 1
+    try:
+        return len(sockets.lookup(host.name, host.port, deadline))
+    except OSError as error:
+        raise dialect.loaded_dbapi.OperationalError(2005, "the host's name cannot be looked up") from error
 
 
 def _is_reply(error: Exception) -> bool:

@@ -7,8 +7,20 @@ from typing import Any
 from MySQLdb import InternalError, OperationalError, ProgrammingError
 from MySQLdb.connections import Connection
 
+from app.settings.database_url import Host
+
 _COMMANDS_OUT_OF_SYNC = 2014
 _SERVER_LOST = 2013
+_NOT_READY = 1047
+
+_READ_ONLY = b"SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only"
+_GALERA = b"SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_cluster_status')"
+_MEMBER = {"ON", "Primary"}
+_NO_GALERA: tuple[set[object], ...] = (set(), {"OFF", "Disconnected"})  # MySQL, MariaDB
+_HAS_LEFT = "the node has left its cluster"
+# Wait until this node has everything that was committed on others. Otherwise, a caller that comes from
+# another node may not see what it has committed there.
+_CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1"
 
 
 class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
@@ -23,7 +35,11 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
     """How long the next statement may wait for a reply, outside a transaction. None: `read_timeout`."""
     is_proven = True
     """Whether a statement has succeeded since the connection was taken from the pool."""
-    _begins = _is_in_transaction = _has_failed = False
+    server: Host | None = None
+    """Where it leads. None: to a Unix socket."""
+    accepts_writes = True
+    """Whether the server was neither a replica nor in maintenance when the connection was opened."""
+    _begins = _is_in_transaction = _has_failed = _is_galera = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, autocommit=True, **options)
@@ -95,16 +111,49 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         if self._poll(0):  # there is something to read: the end, or an error
             raise OperationalError(_SERVER_LOST, "the server has closed the connection")
 
+    def set_up(self, settings: bytes, timeout: float) -> None:
+        """Execute the statement for a new session, and find out what the server can do, in one round trip.
+
+        On a Galera node, another round trip waits until it has caught up.
+
+        Raises:
+            OperationalError: The server cannot be used: it rejects the statement, has left its cluster, or
+                does not reply in time.
+        """
+        self._query_within(b";".join((settings, _READ_ONLY, _GALERA)), timeout)
+        self.store_result()
+        read_only, status = (self._next_rows() for _ in range(2))
+        self.accepts_writes = not any(_is_on(value) for row in read_only for value in row)
+        galera = _values(status)
+        self._is_galera = galera == _MEMBER
+        if not (self._is_galera or galera in _NO_GALERA):
+            raise OperationalError(_NOT_READY, _HAS_LEFT)
+        if self._is_galera:
+            self._query_within(_CATCH_UP, timeout)
+            self.store_result()
+
     def is_primary(self, timeout: float) -> bool:
         """Ask whether the server accepts writes.
 
         Raises:
-            OperationalError: The connection is broken, or there was no reply in time.
+            OperationalError: The connection is broken, there was no reply in time, or the server is a Galera
+                node that has left its cluster.
         """
-        self._query_within(b"SELECT @@GLOBAL.read_only", timeout)
-        [[read_only]] = self.store_result().fetch_row()
+        asked = (_READ_ONLY, _GALERA) if self._is_galera else (_READ_ONLY,)
+        self._query_within(b";".join(asked), timeout)
+        [values] = self.store_result().fetch_row()
+        # A node that has left its cluster answers this SELECT, but none that reads a table.
+        if self._is_galera and _values(self._next_rows()) != _MEMBER:
+            raise OperationalError(_NOT_READY, _HAS_LEFT)
         self.checked_at = time.monotonic()
-        return read_only in (0, b"0", "0", b"OFF", "OFF")
+        return not any(map(_is_on, values))
+
+    def _next_rows(self) -> tuple[tuple[Any, ...], ...]:
+        """Return the rows of the next statement. A proxy may have executed only the first one."""
+        if self.next_result() != 0:
+            return ()
+        rows: tuple[tuple[Any, ...], ...] = self.store_result().fetch_row(0)
+        return rows
 
     def _require_intact(self) -> None:
         if self._has_failed:
@@ -128,3 +177,12 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         reply = select.poll()
         reply.register(self.fileno(), select.POLLIN)
         return bool(reply.poll(seconds * 1000))
+
+
+def _is_on(value: object) -> bool:
+    """Return whether a variable is on. Newer versions of MariaDB have several modes of `read_only`."""
+    return value not in (0, b"0", "0", b"OFF", "OFF")
+
+
+def _values(status: tuple[tuple[Any, ...], ...]) -> set[object]:
+    return {value.decode() if isinstance(value, bytes) else value for _, value in status}

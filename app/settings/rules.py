@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy.engine import make_url
-
+from app.settings.database_url import parse_database_url
 from app.settings.redis_urls import is_exposed_redis, redis_password
 from app.settings.types import NEW_BYTES_KEY, NEW_TEXT_KEY
 from app.settings.urls import (
@@ -162,12 +161,13 @@ def _same_site_rule(config: "Config") -> Iterator[str]:
 
 
 def _database_rules(config: "Config") -> Iterator[str]:
-    if make_url(config.database_url).get_backend_name() == "sqlite" and "sqlite" not in config.allow_insecure:
+    url = parse_database_url(config.database_url).url
+    if url.get_backend_name() == "sqlite" and "sqlite" not in config.allow_insecure:
         yield (
             "DATABASE_URL is SQLite, which is for development. Use mysql+mysqldb://..., or accept it with "
             "ALLOW_INSECURE=sqlite."
         )
-    if _is_default_password(make_url(config.database_url).password):
+    if _is_default_password(url.password):
         yield "DATABASE_URL has a password from examples and defaults. Use one that no one can guess."
 
 

@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.settings.database_url import MYSQL, HostListError, is_usable, parse_database_url
 from app.settings.redis_urls import is_redis_url
 from app.settings.urls import APP_SCHEMES, is_exact_origin, is_host, is_loopback
 
@@ -127,29 +127,22 @@ def _keys(text: str) -> tuple[bytes, ...]:
         raise ValueError(f"{problem} {NEW_BYTES_KEY}") from None
 
 
-# Those of mysqlclient that make sense in a URL. Others would be noticed only by the first connection.
-_MYSQL_PARAMETER = (
-    r"auth_plugin|charset|client_flag|collation|compress|init_command|local_infile|passw(or)?d|sql_mode|user|"
-    r"server_public_key_path|"
-    r"ssl_(ca|capath|cert|check_hostname|cipher|key|mode)|unix_socket|use_unicode|"
-    r"read_default_(file|group)|(connect|read|write)_timeout"
-)
-
-
-def _is_database_url(text: str) -> bool:
+def _database_url(text: str) -> str:
+    """Require a URL that the driver can use."""
     try:
-        url = make_url(text)
         text.encode()  # bytes that are not UTF-8 arrive as lone surrogates
-        url.get_dialect()().create_connect_args(url)  # checks the parameters that are numbers
+        is_valid = is_usable(parse_database_url(text).url)
+    except HostListError:
+        raise
     except (ArgumentError, ValueError):
-        return False
-    if url.drivername == "mysql+mysqldb" and not all(
-        re.fullmatch(_MYSQL_PARAMETER, name) for name in url.query
-    ):
-        return False
-    # A database in memory would be another one for every connection.
-    has_name = url.database not in (None, "", ":memory:")
-    return has_name and url.drivername in ("mysql+mysqldb", "sqlite", "sqlite+pysqlite")
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            f"must look like {MYSQL}://user:password@host/database?charset=utf8mb4 (or host1:3306,host2:3306 "
+            "in order of preference) or sqlite:////absolute/path. Its parameters are those of mysqlclient, "
+            "and of SQLAlchemy for TLS (ssl_ca)."
+        )
+    return text
 
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult | None:
@@ -236,15 +229,7 @@ Origins = Annotated[
 InsecureParts = Annotated[
     frozenset[Literal["mail", "redis", "sqlite"]], BeforeValidator(lambda text: _words(text.lower()))
 ]
-DatabaseUrl = Annotated[
-    str,
-    _check(
-        _is_database_url,
-        "must look like mysql+mysqldb://user:password@host/database?charset=utf8mb4 or "
-        "sqlite:////absolute/path. Its parameters are those of mysqlclient, and of SQLAlchemy for TLS "
-        "(ssl_ca).",
-    ),
-]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 RedisUrl = Annotated[
     str,
     _check(

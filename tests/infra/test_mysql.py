@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.infra import mysql, staleness
 from app.infra.database import db, read, read_db_now, reading, run_in_transaction, writing
 from app.models import User
+from app.settings.database_url import Host
 from tests.helpers.fault_proxy import FaultProxy
 
 pytestmark = [
@@ -43,8 +44,10 @@ STATEMENT_TIMEOUT = {"read_timeout": 60}
 _open = mysql._open
 
 
-def _open_with_timeout(dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    return _open(dialect, arguments, named | STATEMENT_TIMEOUT)
+def _open_with_timeout(
+    dialect: sa.Dialect, arguments: tuple[Any, ...], named: dict[str, Any], host: Host | None, seconds: float
+) -> Any:
+    return _open(dialect, arguments, named | STATEMENT_TIMEOUT, host, seconds)
 
 
 @pytest.fixture

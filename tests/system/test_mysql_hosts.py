@@ -1,0 +1,115 @@
+"""DATABASE_URL lists several servers, and some of them fail."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from app.infra import mysql, mysql_hosts, mysql_pool, staleness
+from app.infra.database import db
+from tests.conftest import MakeApp
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.servers import LONG, eventually, running_mariadb, socket_of
+
+pytestmark = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MariaDB take its time on a busy machine, but check each connection, and try failed hosts often."""
+    for module, name in (
+        *((staleness, "IDLE_SECONDS"), (mysql_pool, "IDLE_SECONDS")),
+        *((mysql, "PING_SECONDS"), (mysql, "CONNECT_SECONDS"), (mysql, "WAIT_SECONDS")),
+    ):
+        monkeypatch.setattr(module, name, int(LONG))
+    for module, name in (
+        *((mysql, "CHECK_SECONDS"), (mysql, "PAUSE_SECONDS"), (staleness, "PAUSE_SECONDS")),
+        (mysql_hosts, "STEADY_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(mysql_hosts, "RETRY_SECONDS", 0.1)
+
+
+@pytest.fixture
+def proxies(database_url: str) -> Iterator[tuple[FaultProxy, FaultProxy]]:
+    """Two addresses of one server, in the order of preference."""
+    with FaultProxy(socket_of(database_url)) as first, FaultProxy(socket_of(database_url)) as second:
+        yield first, second
+
+
+@pytest.fixture
+def app(make_app: MakeApp, proxies: tuple[FaultProxy, FaultProxy]) -> Iterator[Flask]:
+    hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
+    app = make_app(DATABASE_URL=f"mysql+mysqldb://root@{hosts}/backline?charset=utf8mb4")
+    with app.app_context():
+        yield app
+
+
+def used_port() -> int:
+    """Return the port to which the next caller's connection leads."""
+    with db.engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        server = connection.connection.dbapi_connection.server  # type: ignore[union-attr]
+    return int(server.port)
+
+
+def test_preferred_host_is_used_again_when_it_is_back(
+    app: Flask, proxies: tuple[FaultProxy, FaultProxy]
+) -> None:
+    first, second = proxies
+    assert used_port() == first.port
+    first.refuse()
+    assert used_port() == second.port
+    first.restore()
+    eventually(lambda: used_port() == first.port)
+
+
+def test_callers_do_not_wait_for_a_host_that_is_known_to_be_silent(
+    app: Flask, proxies: tuple[FaultProxy, FaultProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = proxies
+    first.blackhole()
+    with monkeypatch.context() as hasty:
+        hasty.setattr(mysql, "CONNECT_SECONDS", 2)
+        eventually(lambda: used_port() == second.port)
+    began = time.monotonic()
+    with mysql.new_connection():
+        assert used_port() == second.port
+    assert time.monotonic() - began < LONG / 2  # the time for the first of two hosts
+
+
+def test_host_that_is_usable_from_time_to_time_is_not_used(
+    app: Flask, proxies: tuple[FaultProxy, FaultProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_hosts, "STEADY_SECONDS", 2 * LONG)
+    first, second = proxies
+    first.refuse()
+    assert used_port() == second.port
+    first.restore()
+    before = first.round_trips
+    eventually(lambda: first.round_trips > before + 20)  # it was found usable several times
+    with mysql.new_connection():
+        assert used_port() == second.port
+
+
+def test_replica_is_used_only_while_no_host_accepts_writes(
+    make_app: MakeApp, mysql_proxy: FaultProxy, database_url: str
+) -> None:
+    with running_mariadb() as replica_url, FaultProxy(socket_of(replica_url)) as replica:
+        admin = sa.create_engine(replica_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with admin.connect() as connection:
+            connection.execute(sa.text("SET GLOBAL read_only = 1"))
+        hosts = f"127.0.0.1:{replica.port},127.0.0.1:{mysql_proxy.port}"
+        app = make_app(DATABASE_URL=f"mysql+mysqldb://root@{hosts}/backline?charset=utf8mb4")
+        with app.app_context():
+            assert used_port() == mysql_proxy.port
+            mysql_proxy.refuse()
+            assert used_port() == replica.port
+            mysql_proxy.restore()
+            eventually(lambda: used_port() == mysql_proxy.port)
+            mysql_proxy.refuse()
+            with admin.connect() as connection:
+                connection.execute(sa.text("SET GLOBAL read_only = 0"))  # it is promoted
+            assert used_port() == replica.port
