@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import (
     comparison,
+    counting,
     engine,
     flame,
     fleet,
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Options], Section]] = {
     "engine": engine.run,
     "memory": engine.run_memory,
     "pruning": pruning.run,
+    "counting": counting.run,
     "fleet": fleet.run,
     "flame": flame.run,
 }

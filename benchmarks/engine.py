@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 import requests
 
 from benchmarks.deployment import running_servers
@@ -32,6 +33,7 @@ class Pass:
     seconds: float  # from the first call to the last
     cpu_seconds: float
     round_trips: int
+    redis_commands: int
     memory: tuple[float, ...]  # MiB, every second
 
     @property
@@ -43,18 +45,21 @@ class Pass:
 class Engine:
     """Runs passes against a provider that takes 100 ms for each refresh."""
 
-    def __init__(self, settings: Mapping[str, str], database: Database, provider: str) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], database: Database, provider: str, store: redis.Redis
+    ) -> None:
         accounts = {"SPOTIFY_ACCOUNTS_URL": provider, "SPOTIFY_REDIRECT_URI": ANY_PORT_REDIRECT_URI}
         self._env = process_environment({**settings, **SETTINGS, **accounts})
         self._database = database
         self._provider = provider
-        self._idle = Pass(0, 0, 0, 0, ())
+        self._redis = store
+        self._idle = Pass(0, 0, 0, 0, 0, ())
         self._idle = self.run()  # what a pass costs that finds nothing
 
     def run(self, processes: int = 1) -> Pass:
         """Make a pass in so many processes at the same time."""
         self._counts()
-        before = self._database.round_trips
+        before, redis_before = self._database.round_trips, self._redis_commands()
         running = [
             subprocess.Popen(
                 COMMAND, cwd=ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -68,6 +73,7 @@ class Engine:
                 process.kill()
                 process.wait()
         round_trips = self._database.round_trips - before
+        redis_commands = self._redis_commands() - redis_before
         counts = self._counts()
         first, last = counts["first"] or [0], counts["last"] or [0]
         idle = self._idle
@@ -76,8 +82,13 @@ class Engine:
             last[0] - first[0],
             cpu - processes * idle.cpu_seconds,
             round_trips - processes * idle.round_trips,
+            redis_commands - processes * idle.redis_commands,
             tuple(memory),
         )
+
+    def _redis_commands(self) -> int:
+        statistics: Any = self._redis.info("stats")
+        return int(statistics["total_commands_processed"])
 
     def _counts(self) -> Any:
         with requests.Session() as http:
@@ -91,7 +102,8 @@ def _watch(running: list[subprocess.Popen[bytes]]) -> tuple[float, list[float]]:
     memory: list[float] = []
     while any(process.poll() is None for process in running):
         if running[0].returncode is None:
-            memory.append(memory_mib(running[0].pid))
+            with suppress(ProcessLookupError):  # it has just ended
+                memory.append(memory_mib(running[0].pid))
         time.sleep(0.5)
     after = os.times()
     failed = [process for process in running if process.returncode != 0]
@@ -116,6 +128,7 @@ def run(options: Options) -> Section:
         Figure("refreshes per second, one process", one.per_second, "/s", at_least=280),
         Figure("CPU time per refresh", one.cpu_seconds * 1000 / count, "ms", at_most=3.5),
         Figure("SQL round trips per refresh", one.round_trips / count, "", at_most=4),
+        Figure("Redis commands per refresh", one.redis_commands / count, ""),
         Figure("memory of the process at the end", one.memory[-1], "MiB"),
         _two_processes(one, two),
     ]
@@ -162,4 +175,5 @@ def running_engine() -> Iterator[tuple[Engine, Database]]:
     command = [sys.executable, "-m", "benchmarks.provider", str(port)]
     with running_servers() as servers, running_http(command, port, {}) as (url, _):
         database = Database(servers.database_url)
-        yield Engine(servers.settings, database, url), database
+        with redis.Redis.from_url(servers.redis_url) as store:
+            yield Engine(servers.settings, database, url, store), database

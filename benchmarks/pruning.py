@@ -29,30 +29,15 @@ SIZES, QUICK_SIZES = (1_000_000, 2_000_000, 4_000_000, 8_000_000), (200_000,)
 SECONDS, QUICK_SECONDS = 8, 1
 # 16 GiB for a million connections with 96 rows each, as docs/sizing.md recommends: half of the table.
 BUFFER_POOL_PER_ROW = 16 * 2**30 // 96_000_000
-# The history has one more day than is kept. One row in 100 is a failure, which stays.
+# The history has one more day than is kept.
 DAYS = KEEP_SUCCESSES_FOR + timedelta(days=1)
-ROWS_PER_CONNECTION = 96
 # How many refreshes a scheduler claims at once, and stores at once.
 BATCH = 25
-CHUNK = 500_000
-FILL = """
-INSERT INTO token_refreshes
-    (spotify_user_id, grant_id, generation, attempt_id, outcome, effective, started_at, finished_at)
-SELECT seq MOD {people}, MD5(seq MOD {people}), seq DIV {people}, MD5(seq + 0.5),
-    IF(seq MOD 100, 'refreshed', 'unavailable'), IF(seq MOD 100, 1, NULL),
-    UTC_TIMESTAMP(6) - INTERVAL {seconds} * (1 - seq / {rows}) SECOND, UTC_TIMESTAMP(6)
-FROM seq_{first}_to_{last}
-"""
 BY_DAY = """
 ALTER TABLE {table} PARTITION BY RANGE COLUMNS (started_at) (
     PARTITION oldest VALUES LESS THAN ('{day}'), PARTITION others VALUES LESS THAN (MAXVALUE)
 )
 """
-KEYS = {
-    "uq_token_refreshes_attempt_id": ("UNIQUE KEY", "attempt_id"),
-    "uq_token_refreshes_effective": ("UNIQUE KEY", "spotify_user_id, grant_id, generation, effective"),
-    "ix_token_refreshes_started_at": ("KEY", "started_at"),
-}
 _history = cast("sa.Table", TokenRefresh.__table__)
 
 
@@ -67,7 +52,9 @@ def run(options: Options) -> Section:
         with app.app_context():
             prune = services().maintenance.run
             for rows in QUICK_SIZES if options.quick else SIZES:
-                _fill(database, rows)
+                database.fill_history(rows, DAYS)
+                pool = max(rows * BUFFER_POOL_PER_ROW, 2**25)
+                database.execute(f"SET GLOBAL innodb_buffer_pool_size = {pool}")
                 figures += _measure(f"{rows:,} rows", servers.database_url, prune, seconds)
         figures += _partitions(database, (QUICK_SIZES if options.quick else SIZES)[-1])
     notes = [
@@ -76,25 +63,6 @@ def run(options: Options) -> Section:
         "Pruning: the scheduler's own maintenance.",
     ]
     return Section("Pruning the history of refreshes", figures, notes)
-
-
-def _fill(database: Database, rows: int) -> None:
-    """Fill the table, and add the indexes afterwards, with room in their pages as if they had grown."""
-    database.execute(f"SET GLOBAL innodb_buffer_pool_size = {2**31}")
-    for variable, value in (("log_file_size", 2**30), ("fill_factor", 70)):
-        database.execute(f"SET GLOBAL innodb_{variable} = {value}")
-    database.execute("TRUNCATE token_refreshes")
-    database.execute(f"ALTER TABLE token_refreshes {', '.join(f'DROP KEY {name}' for name in KEYS)}")
-    people, seconds = rows // ROWS_PER_CONNECTION, int(DAYS.total_seconds())
-    for first in range(1, rows + 1, CHUNK):
-        progress(f"{rows:,} rows: {first - 1:,} stored")
-        last = min(first + CHUNK - 1, rows)
-        values = {"people": people, "seconds": seconds, "rows": rows, "first": first, "last": last}
-        database.execute(FILL.format(**values))
-    progress(f"{rows:,} rows: indexes")
-    added = ", ".join(f"ADD {kind} {name} ({columns})" for name, (kind, columns) in KEYS.items())
-    database.execute(f"ALTER TABLE token_refreshes {added}")
-    database.execute(f"SET GLOBAL innodb_buffer_pool_size = {max(rows * BUFFER_POOL_PER_ROW, 2**25)}")
 
 
 def _measure(

@@ -15,6 +15,21 @@ from benchmarks.progress import progress
 from tests.conftest import SETTINGS
 
 CHUNK = 5_000
+# The history of refreshes: rows of each connection, and rows that are added at once. One in 100 is a failure.
+ROWS_PER_CONNECTION, HISTORY_CHUNK = 96, 500_000
+HISTORY = """
+INSERT INTO token_refreshes
+    (spotify_user_id, grant_id, generation, attempt_id, outcome, effective, started_at, finished_at)
+SELECT seq MOD {people}, MD5(seq MOD {people}), seq DIV {people}, MD5(seq + 0.5),
+    IF(seq MOD 100, 'refreshed', 'unavailable'), IF(seq MOD 100, 1, NULL),
+    UTC_TIMESTAMP(6) - INTERVAL {seconds} * (1 - seq / {rows}) SECOND, UTC_TIMESTAMP(6)
+FROM seq_{first}_to_{last}
+"""
+HISTORY_KEYS = {
+    "uq_token_refreshes_attempt_id": ("UNIQUE KEY", "attempt_id"),
+    "uq_token_refreshes_effective": ("UNIQUE KEY", "spotify_user_id, grant_id, generation, effective"),
+    "ix_token_refreshes_started_at": ("KEY", "started_at"),
+}
 
 
 class Database:
@@ -81,6 +96,26 @@ class Database:
             f" SELECT seq, LPAD(seq, 32, '0'), 0, 'active', REPEAT('a', 230), REPEAT('r', 160), '{key_id}',"
             f" 'streaming', {due} + INTERVAL 15 MINUTE, {now}, {due}, 0, {now}, {now} {numbers}"
         )
+
+    def fill_history(self, rows: int, within: timedelta) -> None:
+        """Replace the history of refreshes by one that began so long ago.
+
+        The indexes are added afterwards, with room in their pages as if they had grown.
+        """
+        self.execute("SET GLOBAL innodb_buffer_pool_size = 2 * 1024 * 1024 * 1024")
+        for variable, value in (("log_file_size", 2**30), ("fill_factor", 70)):
+            self.execute(f"SET GLOBAL innodb_{variable} = {value}")
+        self.execute("TRUNCATE token_refreshes")
+        self.execute(f"ALTER TABLE token_refreshes {', '.join(f'DROP KEY {name}' for name in HISTORY_KEYS)}")
+        people, seconds = rows // ROWS_PER_CONNECTION, int(within.total_seconds())
+        for first in range(1, rows + 1, HISTORY_CHUNK):
+            progress(f"{rows:,} refreshes: {first - 1:,} stored")
+            last = min(first + HISTORY_CHUNK - 1, rows)
+            values = {"people": people, "seconds": seconds, "rows": rows, "first": first, "last": last}
+            self.execute(HISTORY.format(**values))
+        progress(f"{rows:,} refreshes: indexes")
+        added = ", ".join(f"ADD {kind} {name} ({columns})" for name, (kind, columns) in HISTORY_KEYS.items())
+        self.execute(f"ALTER TABLE token_refreshes {added}")
 
     def release_claims(self) -> None:
         """Undo what a pass has done to the connections that were due."""
