@@ -123,7 +123,7 @@ def start_session(user: User, *, signed_in_at: float | None = None) -> None:
     `signed_in_at`, in seconds since 1970, is given if the person has signed in earlier.
     """
     connection = connections.owned_by(user.id)
-    sessions.regenerate()
+    sessions.regenerate(user.id)
     session["user_id"], session["epoch"] = user.id, user.session_epoch
     session["signed_in_at"] = utc_now().timestamp() if signed_in_at is None else signed_in_at
     sessions.record_client()

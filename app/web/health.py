@@ -1,7 +1,9 @@
 """Liveness, readiness, and metrics, for operators. nginx does not publish them."""
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -19,9 +21,39 @@ from app.web.metrics import DependencyCollector
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 1.0
+# A failover takes less time. If it made /readyz fail, the load balancer would have no host left.
+FAILOVER_SECONDS = 5.0
 
 # A stalled server can block a probe until the driver's timeouts expire. Only these threads wait that long.
 _probes = ThreadPoolExecutor(max_workers=2, thread_name_prefix="probe")
+
+
+class Readiness:
+    """Whether this process can serve requests, given what has been failing, and for how long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._have_worked: set[str] = set()
+        self._failing_since: dict[str, float] = {}
+
+    def is_ready(self, reasons: Mapping[str, str | None]) -> bool:
+        """Return whether all dependencies work, or worked moments ago. One that never has must work first.
+
+        Args:
+            reasons: Why each dependency does not work now, or None.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for name, reason in reasons.items():
+                if reason is None:
+                    self._have_worked.add(name)
+                    self._failing_since.pop(name, None)
+                else:
+                    self._failing_since.setdefault(name, now)
+            return all(
+                name in self._have_worked and now - since < FAILOVER_SECONDS
+                for name, since in self._failing_since.items()
+            )
 
 
 def init_app(
@@ -38,6 +70,7 @@ def init_app(
     """
     app.extensions["sample_metrics"] = sample
     blueprint = Blueprint("health", __name__)
+    readiness = Readiness()
     all_collectors = [*collectors, DependencyCollector(lambda: _probe(store), from_database)]
 
     @blueprint.get("/livez")
@@ -49,12 +82,12 @@ def init_app(
     @blueprint.get("/readyz")
     @public
     def readyz() -> Response:
-        """Respond 200 if MySQL and Redis work. If not, the log has the reasons."""
-        reasons = [reason for reason in _probe(store).values() if reason is not None]
-        if reasons:
-            log.warning("not_ready", extra={"reasons": reasons})
-            return _text("not ready\n", 503)
-        return _text("ready\n", 200)
+        """Respond 200 if MySQL and Redis work, or did so moments ago. If not, the log has the reasons."""
+        found = _probe(store)
+        is_ready = readiness.is_ready(found)
+        if reasons := [reason for reason in found.values() if reason is not None]:
+            log.warning("not_ready", extra={"reasons": reasons, "status": 200 if is_ready else 503})
+        return _text("ready\n", 200) if is_ready else _text("not ready\n", 503)
 
     @blueprint.get("/metrics")
     @public

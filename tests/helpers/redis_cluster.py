@@ -1,6 +1,5 @@
 """A Redis Cluster of three primaries, each with a replica if a test needs failovers."""
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
-from tests.helpers.redis_nodes import RedisNode
+from tests.helpers.redis_nodes import RedisNode, own_network
 from tests.helpers.servers import eventually
 
 PORT, REPLICA_PORT = 6379, 6380
@@ -25,7 +24,7 @@ class ClusterDeployment:
     """
 
     def __init__(self, stack: ExitStack, home: Path, *, with_replicas: bool = False) -> None:
-        network = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
+        network = own_network()
         addresses = [f"{network}.{number}" for number in (1, 2, 3)]
         self.url = f"redis+cluster://{','.join(addresses)}"
         self.primaries = [stack.enter_context(_node(address, PORT, home)) for address in addresses]

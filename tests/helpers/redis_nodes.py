@@ -20,6 +20,11 @@ PASSWORD = "a-password-for-redis"
 PORT, SENTINEL_PORT = 6379, 26379
 
 
+def own_network() -> str:
+    """Return the first three numbers of loopback addresses that nothing else uses."""
+    return f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
+
+
 class RedisNode(Program):
     """A Redis server or a Sentinel. Each has an address of its own, so that nothing else uses its port."""
 
@@ -71,7 +76,7 @@ class SentinelDeployment:
     """
 
     def __init__(self, stack: ExitStack, home: Path) -> None:
-        network = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
+        network = own_network()
         addresses = [f"{network}.{number}" for number in (1, 2, 3)]
         self.url = f"redis+sentinel://:{PASSWORD}@{','.join(addresses)}/{SERVICE}/0"
         servers = [stack.enter_context(_redis(address, addresses[0], home)) for address in addresses]

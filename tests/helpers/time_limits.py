@@ -4,7 +4,17 @@ from types import ModuleType
 
 import pytest
 
-from app.infra import database, http_client, http_deadline, mysql, redis_client, sqlite, staleness
+from app.infra import (
+    database,
+    http_client,
+    http_deadline,
+    mysql,
+    redis_client,
+    redis_cluster,
+    redis_sentinel,
+    sqlite,
+    staleness,
+)
 from app.spotify.clients import accounts, accounts_bulkhead, web_api
 from app.spotify.gateway import cache
 from app.spotify.oauth import state
@@ -21,6 +31,8 @@ _LIMITS: dict[ModuleType, tuple[str, ...]] = {
     http_deadline: ("CONNECT_SECONDS", "FIRST_BYTE_SECONDS"),
     mysql: ("CONNECT_SECONDS", "PING_SECONDS", "WAIT_SECONDS"),
     redis_client: ("CONNECT_SECONDS", "REPLY_SECONDS"),
+    redis_cluster: ("CONNECT_SECONDS",),
+    redis_sentinel: ("SENTINEL_SECONDS",),
     sqlite: ("BUSY_SECONDS",),
     staleness: ("IDLE_SECONDS",),
     state: ("WAIT_SECONDS",),

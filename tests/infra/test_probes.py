@@ -17,6 +17,7 @@ from app.infra.database import db
 from app.infra.probes import probe_redis, schema_revisions
 from app.infra.redis_client import redis_client
 from app.infra.redis_keys import KEY_PREFIXES, PERMISSIONS
+from app.web import health
 from config import ROOT
 from tests.conftest import MakeApp
 from tests.helpers.factories import create_connections, refresh_due
@@ -33,6 +34,12 @@ __all__ = ["admin", "make_restricted_app", "old_primary"]  # fixtures
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let /readyz report a failure at once."""
+    monkeypatch.setattr(health, "FAILOVER_SECONDS", 0.0)
 
 
 def check_unusable(app: Flask, advice: str) -> None:

@@ -64,12 +64,12 @@ def record_client() -> None:
     session["user_agent"] = request.user_agent.string[:USER_AGENT_CHARS]
 
 
-def regenerate() -> None:
-    """Empty this request's session and give it a new id. Call this whenever a different person signs in.
+def regenerate(user_id: int | None = None) -> None:
+    """Empty this request's session and give it a new id. Call this whenever a person signs in (`user_id`).
 
     The old id stops working at once, which prevents session fixation.
     """
-    interface().regenerate(_current())
+    interface().regenerate(_current(), user_id=user_id)
 
 
 def rotate_id() -> bool:
@@ -132,12 +132,11 @@ def end_one(user_id: int, grant_id: str | None, session_id: str) -> bool:
     Does not end the request's own session: use `session.clear`, which deletes the cookie too.
     """
     own = session_key()
-    return (
-        interface().index.end(
-            owner_indexes(user_id, grant_id), lambda key: key != own and public_id(key) == session_id
-        )
-        > 0
-    )
+    for index in owner_indexes(user_id, grant_id):
+        for key in interface().index.keys(index):
+            if key != own and public_id(key) == session_id:
+                return interface().endings.end_listed(_current(), key)
+    return False
 
 
 def end_others(user_id: int, grant_id: str | None) -> int:

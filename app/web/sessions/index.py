@@ -76,12 +76,12 @@ class SessionIndex:
 
     def end(self, indexes: Iterable[str], selects: Callable[[str], bool]) -> int:
         """End the sessions whose keys `selects` accepts. Returns how many there were."""
-        return sum(self._end(index, [key for key in self._keys(index) if selects(key)]) for index in indexes)
+        return sum(self._end(index, [key for key in self.keys(index) if selects(key)]) for index in indexes)
 
     def end_oldest(self, index: str) -> None:
         """End the sessions beyond `MAX_SESSIONS`."""
         self._remove_expired(index)
-        self._end(index, self._keys(index)[:-MAX_SESSIONS])
+        self._end(index, self.keys(index)[:-MAX_SESSIONS])
 
     def _end(self, index: str, keys: list[str]) -> int:
         if not keys:
@@ -94,7 +94,7 @@ class SessionIndex:
     def _read(self, index: str) -> list[tuple[str, SessionData, int]]:
         """Read the sessions of an index, with the milliseconds until each times out."""
         self._remove_expired(index)
-        keys = self._keys(index)
+        keys = self.keys(index)
         commands: list[Command] = [(name, key) for key in keys for name in ("GET", "PTTL")]
         replies = values_of(self._client, commands) if commands else []
         sessions = []
@@ -130,7 +130,7 @@ class SessionIndex:
             user_agent=data.user_agent,
         )
 
-    def _keys(self, index: str) -> list[str]:
+    def keys(self, index: str) -> list[str]:
         """Return the keys in an index, oldest first. Skips anything that is not the key of a session."""
         members: Any = self._client.zrange(index, 0, -1)
         return [key.decode() for key in members if _SESSION_KEY.fullmatch(key)]

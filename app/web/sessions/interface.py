@@ -39,6 +39,7 @@ from app.web.sessions.data import (
     encode,
     is_in_future,
 )
+from app.web.sessions.endings import SessionEndings
 from app.web.sessions.index import SessionIndex
 from config import Config
 
@@ -122,6 +123,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         # What sessions contained when they were last read. Saves decoding the same bytes again.
         self._decoded = ExpiringCache[str, tuple[bytes, SessionData]](REMEMBERED_SESSIONS, REMEMBERED_SECONDS)
         self.index = SessionIndex(client, cipher, config)
+        self.endings = SessionEndings(client, cipher, self.index)
 
     def open_session(self, app: Flask, request: Request) -> Session:
         """Return an empty session, without any I/O. `app.web.sessions.load` fills it."""
@@ -156,7 +158,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         if age < -CLOCK_SKEW_SECONDS:  # a clock has been set back since it was decoded
             return
         if age > self._config.session_max_seconds:
-            self._delete(requested.key, data.index)
+            self.endings.end(requested.key, data, is_sign_out=False)
             return
         if self._idle_seconds(data) != self._expected_idle_seconds(requested):
             self.client.expire(requested.key, self._idle_seconds(data))
@@ -185,15 +187,16 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         else:
             self._end(session, response)
 
-    def regenerate(self, session: Session) -> None:
-        """Delete the session from Redis, empty it, and give it a new id."""
-        self._delete_stored(session)
+    def regenerate(self, session: Session, *, user_id: int | None = None) -> None:
+        """Delete the session from Redis, empty it, and give it a new id. Signs everyone out but this user."""
+        former = session.stored.data.user_id if session.stored is not None else None
+        self._delete_stored(session, is_sign_out=former not in (None, user_id))
         session.clear()
         session.sid, session.stored = "", None
 
     def rotate_id(self, session: Session) -> bool:
         """Delete the session from Redis and give it a new id. Returns False if Redis no longer had it."""
-        if not self._delete_stored(session):
+        if not self._delete_stored(session, is_sign_out=False):
             return False
         # Stored under the new id when the request ends. Until then, no one else knows that id.
         session.sid, session.stored, session.modified = "", None, True
@@ -249,7 +252,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
 
     def _end(self, session: Session, response: Response) -> None:
         """End the session, and the one in the cookie with the old name, if the browser still has one."""
-        self._delete_stored(session)
+        self._delete_stored(session, is_sign_out=True)
         old_sid = self._cookie.read_old(request)
         if _SID.fullmatch(old_sid):
             self.client.delete(self._get_store_id(old_sid))
@@ -277,17 +280,12 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         seconds_left = data.created_at + self._config.session_max_seconds - utc_now().timestamp()
         self._cookie.set(request, response, sid, max_age=math.ceil(seconds_left))
 
-    def _delete_stored(self, session: Session) -> bool:
+    def _delete_stored(self, session: Session, *, is_sign_out: bool) -> bool:
         """Delete the session as it was when the request began. Returns whether Redis still had it."""
         stored = session.stored
-        return stored is not None and self._delete(self._get_store_id(session.sid), stored.data.index)
-
-    def _delete(self, key: str, index: str | None) -> bool:
-        existed = bool(self.client.delete(key))
-        metrics.count_ended(existed)
-        if index is not None:
-            self.index.remove(index, key)
-        return existed
+        if stored is None:
+            return False
+        return self.endings.end(self._get_store_id(session.sid), stored.data, is_sign_out=is_sign_out)
 
     def _idle_seconds(self, data: SessionData) -> int:
         longest = self._config.session_idle_seconds
