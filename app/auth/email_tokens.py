@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import InvalidToken
 from app.infra import database
+from app.infra.clock import utc_now
 from app.infra.row_versions import announce
 from app.models import OneTimeToken, Purpose, User, normalization
 from app.models.access_token import is_over
@@ -46,6 +47,7 @@ def issue(db: Session, user_id: int, purpose: Purpose) -> IssuedToken | None:
     user = db.scalar(sa.select(User).where(User.id == user_id, User.disabled_at.is_(None)).with_for_update())
     if user is None:
         return None
+    _mark_changed(db, user)
     email, to = user.email, user.mail_to
     if purpose is Purpose.EMAIL_VERIFICATION and user.pending_email is not None:
         email, to = user.pending_email, user.pending_email_address or user.pending_email
@@ -77,9 +79,19 @@ def issue_undo(db: Session, user_id: int, to: str) -> str | None:
     row = db.scalar(reserved.limit(1))
     if user is None or row is None:
         return None
+    _mark_changed(db, user)
     token = _new_token()
     _add(db, user, Purpose.EMAIL_CHANGE, token, email=row.email, to=to)
     return token
+
+
+def _mark_changed(db: Session, user: User) -> None:
+    """Let this transaction conflict with others that lock the same user on other nodes of a Galera cluster.
+
+    Nodes do not see each other's locks, only conflicting changes.
+    """
+    announce(db, users=[user.id], best_effort=True)
+    user.updated_at = utc_now()
 
 
 def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:

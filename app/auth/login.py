@@ -9,7 +9,7 @@ from app.auth import lookup, metrics
 from app.auth.passwords import Match, Passwords, is_usable
 from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
-from app.infra.database import reading, writing
+from app.infra.database import reading, run_in_transaction
 from app.infra.hourly_counts import HourlyCounts
 from app.models import User, normalization
 from app.spotify import connections
@@ -113,8 +113,8 @@ class Authenticator:
         with self._passwords.hashing_slot():
             password_hash = self._passwords.hash(password)
         is_unchanged = User.id == user.id, User.password_hash == user.password_hash
-        with writing() as db:
-            db.execute(sa.update(User).where(*is_unchanged).values(password_hash=password_hash))
+        stored = sa.update(User).where(*is_unchanged).values(password_hash=password_hash)
+        run_in_transaction(lambda db: db.execute(stored), is_idempotent=True)
 
 
 def start_session(user: User, *, signed_in_at: float | None = None) -> None:

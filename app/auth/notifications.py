@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 
 from app.errors import TooManyAttempts
-from app.infra.database import writing
+from app.infra.database import run_in_transaction
 from app.mail.mailer import Mailer
 from app.models import MailKind, Purpose, User, normalization
 from app.web.throttle import Throttle
@@ -63,12 +63,13 @@ class Notifications:
 
         The account is looked up at delivery, so that the response takes equally long in both cases.
         """
-        with writing() as db:
-            self._mailer.enqueue(db, MailKind.PASSWORD_RESET, to=normalization.address_form(address))
+        to = normalization.address_form(address)
+        run_in_transaction(lambda db: self._mailer.enqueue(db, MailKind.PASSWORD_RESET, to=to))
 
     def send_verification(self, user: User) -> None:
         """Email a verification link to the user's unverified address, if there is one."""
         address = user.email_to_verify
         if address is not None:
-            with writing() as db:
-                self._mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=address, user_id=user.id)
+            run_in_transaction(
+                lambda db: self._mailer.enqueue(db, MailKind.EMAIL_VERIFICATION, to=address, user_id=user.id)
+            )

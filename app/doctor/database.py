@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
+from app.doctor.mysql_hosts import check_hosts
 from app.doctor.mysql_server import NOT_PRIMARY, check_columns, check_mysql_server
 from app.doctor.result import CheckResult, excerpt, failure, ok
 from app.infra.database import db
@@ -46,7 +47,9 @@ _ADVICE = {
 
 def check_database(config: Config, cipher: TokenCipher) -> Iterator[CheckResult]:
     """Check the server, its version, the schema, all permissions, and the keys of stored tokens."""
-    shown = parse_database_url(config.database_url).shown
+    parsed = parse_database_url(config.database_url)
+    shown = parsed.shown
+    yield from check_hosts(parsed)
     try:
         with db.engine.connect() as connection:
             is_mysql = connection.dialect.name != "sqlite"

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -179,7 +179,8 @@ def reading() -> Iterator[Session]:
 def writing() -> Iterator[Session]:
     """Open a short transaction. It is committed at the end of the block, and rolled back on any error.
 
-    Do not call another service inside the block.
+    The product uses `run_in_transaction`, which repeats it after a conflict or a failover. Do not call
+    another service inside the block.
     """
     engine = db.engine.execution_options(writes=True)
     with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -197,26 +198,38 @@ def read_db_now() -> datetime:
     return now
 
 
-def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3) -> T:
-    """Run `work` in a transaction, and again from its start after a conflict with another one.
+def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3, is_idempotent: bool = False) -> T:
+    """Run `work` in a transaction, and again from its start where that is safe.
 
-    After a duplicate key, `work` can find the row that it could not see before. After a deadlock, everything
-    was rolled back. A connection that broke before the first statement had a result has changed nothing.
+    After a duplicate key, `work` can find the row that it could not see before. After a conflict with another
+    transaction, which Galera may find only at COMMIT, everything was rolled back. A transaction whose
+    connection broke, or whose server lost its role, has changed nothing if COMMIT was not yet sent.
+
+    Args:
+        work: What to run.
+        retries: How often to repeat it.
+        is_idempotent: Repeat it also if the reply to COMMIT was lost, so that it may have taken effect.
 
     Raises:
         IntegrityError: The last attempt violated a constraint.
-        OperationalError: The database failed, or the last attempt ended in a deadlock.
+        OperationalError: The database failed, or the last attempt ended in a conflict.
     """
     until = time.monotonic() + CONFLICT_SECONDS
     for retries_left in range(retries, -1, -1):
+        is_committing = False
         try:
             with writing() as session:
-                return work(session)
+                result = work(session)
+                session.flush()
+                is_committing = True
+            return result
         except IntegrityError:
             if not retries_left:
                 raise
-        except OperationalError as error:
-            may_retry = _is_deadlock(error) or isinstance(error, StaleConnectionError)
+        except DBAPIError as error:
+            may_retry = _changed_nothing(error, is_committing=is_committing) or (
+                is_idempotent and is_committing and error.connection_invalidated
+            )
             if not retries_left or not may_retry or time.monotonic() > until:
                 raise
         time.sleep(random.uniform(0.01, 0.05))  # otherwise, the same two would conflict again
@@ -251,9 +264,12 @@ def run_in_transaction_until(deadline: float, work: Callable[[Session], T]) -> T
         pause = min(pause * 2, 2.0)
 
 
-def _is_deadlock(error: OperationalError) -> bool:
-    """Return whether an error is MySQL's 1213 (deadlock) or 1205 (lock wait timeout).
+def _changed_nothing(error: DBAPIError, *, is_committing: bool) -> bool:
+    """Return whether a transaction that ended with this error had no effect, and may succeed if repeated.
 
-    After 1205, MySQL rolls back one statement only. Leaving the `writing()` block rolled back the rest.
+    That a connection could not be opened at all is not included: callers should not wait for that.
     """
-    return error_code(error.orig) in (1213, 1205)
+    if isinstance(error, StaleConnectionError) or error_code(error.orig) in mysql.ROLLED_BACK:
+        return True
+    is_failover = error.connection_invalidated and error_code(error.orig) in mysql.SERVER_CHANGED
+    return is_failover and error.statement is not None and not is_committing

@@ -30,10 +30,16 @@ CHECK_SECONDS = 1.0
 # How long a caller waits for another's attempt to connect while the database is down.
 DOWN_SECONDS = 0.2
 CONNECT_SECONDS = 2
+STATEMENT_SECONDS = 4
 # How long a caller waits for a connection while all of them are in use.
 WAIT_SECONDS = 2.0
 # Conflicts with another transaction. They say nothing about the server.
 CONFLICTS = (1205, 1213, 1020, 3572)
+# After 1205, MySQL rolls back one statement only, and leaving the transaction the rest. A read-only server
+# rejects the COMMIT.
+ROLLED_BACK = (1205, 1213, 1290, 1836)
+# Another server takes over: not ready (1047), shutting down (1053), killed (1927), offline (3032), and lost.
+SERVER_CHANGED = (1047, 1053, 1290, 1836, 1927, 3032, 2006, 2013, 2055, 4031)
 NO_SUCH_TABLE = 1146
 # Under REPEATABLE READ, MySQL's default, selecting a missing row for update locks the gap where it would be,
 # so two transactions that check before they insert deadlock. This level needs row-based or mixed binary logs,
@@ -55,8 +61,8 @@ def engine_options(config: Config) -> dict[str, Any]:
         "connect_args": {
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": 4,
-            "write_timeout": 4,
+            "read_timeout": STATEMENT_SECONDS,
+            "write_timeout": STATEMENT_SECONDS,
             "init_command": "SET SESSION innodb_lock_wait_timeout=3, sql_mode='STRICT_ALL_TABLES'",
         },
         "poolclass": SharingPool,

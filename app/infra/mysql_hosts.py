@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from app.infra.mysql_pool import TOO_MANY_CONNECTIONS, error_code
 from app.settings.database_url import Host
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Hosts:
         """Connect to the first host that accepts writes; if there is none, to one that can be read from.
 
         Raises:
-            OperationalError: No host is usable. This is the error of the last one.
+            OperationalError: No host is usable, or the server has too many connections. This is the error of
+                the host that was tried last.
         """
         self._open = open_host  # for the thread
         deadline = time.monotonic() + seconds
@@ -60,7 +62,10 @@ class Hosts:
                 break
             try:
                 connection = open_host(host, left if position == len(hosts) else left / 2)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next host may work
+            except Exception as error:
+                if error_code(error) in TOO_MANY_CONNECTIONS:  # then callers wait, and do not go elsewhere
+                    _close(readable)
+                    raise
                 failure = error
                 self._report_failure(host)
                 continue

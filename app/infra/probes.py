@@ -110,8 +110,8 @@ def schema_revisions() -> tuple[str, frozenset[str]]:
 
 def is_read_only(connection: sa.Connection) -> bool:
     """Return whether a MySQL or MariaDB server is a replica, even if this user could write to it."""
-    value = connection.execute(sa.text("SELECT @@GLOBAL.read_only")).scalar_one()
-    return str(value) not in ("0", "OFF")
+    row = connection.execute(sa.text("SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only")).one()
+    return not all(str(value) in ("0", "OFF") for value in row)
 
 
 def reason_of(error: BaseException) -> str:

@@ -95,7 +95,7 @@ def schedule_retry(mail: OutgoingMail) -> None:
         is_ours = OutgoingMail.id == mail.id, OutgoingMail.attempts == mail.attempts
         db.execute(sa.update(OutgoingMail).where(*is_ours).values(due_at=database.db_now(db) + delay))
 
-    run_in_transaction(work)
+    run_in_transaction(work, is_idempotent=True)
 
 
 def drop_expired(db: Session, now: datetime, limit: int) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, lazyload
 
 from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
-from app.infra.database import reading, run_in_transaction, writing
+from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
@@ -105,13 +105,9 @@ def reference(
 
 def touch(spotify_user: ConnectionSnapshot) -> None:
     """Record that the connection is in use, so that its token is refreshed ahead of time."""
-    now = utc_now()
-    if abs(now - spotify_user.last_used_at) < _TOUCH_INTERVAL:  # a host's clock may have been ahead
-        return
-    with writing() as db:
-        announce(db, connections=[spotify_user.id], best_effort=True)
-        db.execute(sa.update(SpotifyUser).where(SpotifyUser.id == spotify_user.id).values(last_used_at=now))
-        refresh_queue.reactivate(db, spotify_user.id)
+    # A host's clock may have been ahead.
+    if abs(utc_now() - spotify_user.last_used_at) >= _TOUCH_INTERVAL:
+        run_in_transaction(lambda db: refresh_queue.record_use(db, spotify_user.id), is_idempotent=True)
 
 
 def claim_anonymous(db: Session, spotify_user_id: int, grant_id: str, user_id: int) -> bool:
@@ -184,7 +180,7 @@ class Connections:
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
             return spotify_user, reference(spotify_user, owner_epoch)
 
-        spotify_user, stored = run_in_transaction(work)
+        spotify_user, stored = run_in_transaction(work, is_idempotent=True)
         self._drop_cached(spotify_user.id)  # some may be errors about a permission that was missing
         return spotify_user, stored
 
@@ -204,7 +200,8 @@ class Connections:
         Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
         A visitor's is deleted only if it still has the grant that the caller has read.
         """
-        with writing() as db:
+
+        def work(db: Session) -> bool:
             found = db.scalar(_locked(SpotifyUser.id == spotify_user.id))
             if found is None or found.user_id != user_id:
                 return False
@@ -213,8 +210,11 @@ class Connections:
             announce(db, users=[user_id] if user_id is not None else [], connections=[spotify_user.id])
             # The database deletes its tokens too: ON DELETE CASCADE.
             db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id == spotify_user.id))
-        self._drop_cached(spotify_user.id)
-        return True
+            return True
+
+        if is_deleted := run_in_transaction(work):
+            self._drop_cached(spotify_user.id)
+        return is_deleted
 
     def forget_deleted(self, spotify_user_ids: list[int]) -> None:
         """Log that `delete_of_user` deleted connections, and drop their cached responses."""
@@ -247,6 +247,8 @@ def _lock_user(db: Session, user: UserSnapshot) -> None:
     # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
     if row is None or row.disabled_at is not None or row.session_epoch != user.session_epoch:
         raise NotSignedIn
+    # Nodes of a Galera cluster do not see each other's locks, only conflicting changes.
+    db.execute(sa.update(User).where(User.id == user.id).values(updated_at=utc_now()))
 
 
 def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:

@@ -15,7 +15,7 @@ from prometheus_client import Counter
 
 from app.errors import DEPENDENCY_DOWN, InvalidBearerToken
 from app.infra.bearer_token import hash_token, is_well_formed
-from app.infra.database import database_now, writing
+from app.infra.database import database_now, run_in_transaction
 from app.infra.expiring_cache import ExpiringCache
 from app.infra.metrics import best_effort
 from app.models import PersonalAccessToken
@@ -99,9 +99,9 @@ class BearerTokens:
             return
         self._recorded.put(token_id, True)
         used = sa.update(PersonalAccessToken).where(PersonalAccessToken.id == token_id)
+        used = used.values(last_used_at=database_now(), last_used_ip=request.remote_addr)
         try:
-            with writing() as db:
-                db.execute(used.values(last_used_at=database_now(), last_used_ip=request.remote_addr))
+            run_in_transaction(lambda db: db.execute(used), is_idempotent=True)
         except DEPENDENCY_DOWN as error:
             log.warning("token_use_not_recorded", extra={"reason": type(error).__name__})
 

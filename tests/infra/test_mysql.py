@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -12,11 +12,12 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from app.infra import mysql, staleness
+from app.infra import database, mysql, staleness
 from app.infra.database import db, read, read_db_now, reading, run_in_transaction, writing
 from app.models import User
 from app.settings.database_url import Host
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.servers import LONG
 
 pytestmark = [
     pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
@@ -171,8 +172,15 @@ def test_transaction_is_repeated_if_its_first_statement_has_no_reply(mysql_proxy
     assert read(USERNAMES) == [("ada",)]
 
 
-@pytest.mark.parametrize("lost", [b"username='ada'", b"COMMIT"], ids=["second statement", "commit"])
-def test_transaction_is_not_repeated_after_its_first_statement(mysql_proxy: FaultProxy, lost: bytes) -> None:
+@pytest.mark.parametrize(
+    ("lost", "is_idempotent", "expected"),
+    [(b"username='ada'", False, 2), (b"COMMIT", False, 1), (b"COMMIT", True, 2)],
+    ids=["second statement", "commit", "idempotent"],
+)
+def test_transaction_is_repeated_if_it_had_no_effect_or_is_idempotent(
+    mysql_proxy: FaultProxy, lost: bytes, is_idempotent: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "CONFLICT_SECONDS", LONG)
     runs = []
 
     def work(session: Session) -> None:
@@ -181,9 +189,22 @@ def test_transaction_is_not_repeated_after_its_first_statement(mysql_proxy: Faul
         session.execute(sa.update(User).values(username="ada"))
 
     mysql_proxy.drop_reply(lost)
+    with nullcontext() if expected > 1 else pytest.raises(OperationalError):
+        run_in_transaction(work, is_idempotent=is_idempotent)
+    mysql_proxy.wait_until_dropped()
+    assert len(runs) == expected
+
+
+def test_transaction_that_cannot_begin_is_not_repeated(mysql_proxy: FaultProxy) -> None:
+    runs = []
+
+    def work(session: Session) -> None:
+        runs.append(session)
+        session.execute(sa.select(sa.literal(1)))
+
+    mysql_proxy.refuse()
     with pytest.raises(OperationalError):
         run_in_transaction(work)
-    mysql_proxy.wait_until_dropped()
     assert len(runs) == 1
 
 

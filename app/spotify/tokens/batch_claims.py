@@ -157,4 +157,4 @@ def abandon(claims: Sequence[Claim]) -> None:
         db.execute(sa.delete(TokenRefresh).where(ids).execution_options(synchronize_session=False))
 
     if claims:
-        run_in_transaction(work)
+        run_in_transaction(work, is_idempotent=True)

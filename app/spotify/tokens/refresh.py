@@ -150,8 +150,10 @@ class Refresher:
         try:
             return decrypt_token(self._cipher, row, "refresh_token")
         except SpotifyUnavailable:
-            with database.writing() as db:
-                attempts.update(db, row, {"due_at": database.db_now(db) + UNDECRYPTABLE_WAIT})
+            database.run_in_transaction(
+                lambda db: attempts.update(db, row, {"due_at": database.db_now(db) + UNDECRYPTABLE_WAIT}),
+                is_idempotent=True,
+            )
             raise
 
     def call(self, row: AccessToken, attempt: Attempt, refresh_token: str) -> Result:

@@ -12,7 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import reading, writing
+from app.infra.clock import utc_now
+from app.infra.database import reading, run_in_transaction
+from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT
 
@@ -87,7 +89,8 @@ def lock(db: Session, ids: Sequence[int], due_by: datetime, now: datetime) -> li
 
 def correct_due_times() -> None:
     """Make connections due whose `due_at` is further ahead than it can have been set."""
-    with writing() as db:
+
+    def work(db: Session) -> None:
         now = database.db_now(db)
         ahead = AccessToken.due_at > now + LONGEST_WAIT + CLOCK_TOLERANCE
         db.execute(
@@ -97,12 +100,22 @@ def correct_due_times() -> None:
             .execution_options(synchronize_session=False)
         )
 
+    run_in_transaction(work, is_idempotent=True)
+
 
 def count_due() -> int:
     """Return the number of connections that are due now."""
     with reading() as db:
         now = database.db_now(db)
         return db.execute(sa.select(sa.func.count()).where(AccessToken.is_due(now, now))).scalar_one()
+
+
+def record_use(db: Session, spotify_user_id: int) -> None:
+    """Record that a connection is in use now, and return it to the queue if it was idle."""
+    announce(db, connections=[spotify_user_id], best_effort=True)
+    used = sa.update(SpotifyUser).where(SpotifyUser.id == spotify_user_id)
+    db.execute(used.values(last_used_at=utc_now()))
+    reactivate(db, spotify_user_id)
 
 
 def reactivate(db: Session, spotify_user_id: int) -> None:
