@@ -71,7 +71,7 @@ MUTATIONS = [
     Mutation(
         "lock-always-granted",
         "app/resilience/redis_lock.py",
-        "if self._acquire_script([key], [token, self._lease_ms]):",
+        "if self._client.eval(self._acquire_script, 1, key, token, self._lease_ms):",
         "if True:",
         ("twenty_callers", "many_schedulers", "paused_beyond_lease", "new_consent_during_refresh"),
         schedulers=2,
@@ -79,7 +79,7 @@ MUTATIONS = [
     Mutation(
         "lock-never-granted",
         "app/resilience/redis_lock.py",
-        "if self._acquire_script([key], [token, self._lease_ms]):",
+        "if self._client.eval(self._acquire_script, 1, key, token, self._lease_ms):",
         "if False:",
         ("twenty_callers",),
         schedulers=1,

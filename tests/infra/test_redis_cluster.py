@@ -7,16 +7,22 @@ import pytest
 import redis
 
 from app.infra import redis_scripts
+from app.infra.http_client import HttpResponse
 from app.infra.probes import probe_redis
 from app.infra.redis_client import Client, redis_client
 from app.infra.redis_cluster import SlotMap, slot_of
 from app.infra.redis_refusals import Refused
 from app.infra.redis_round_trip import round_trip
 from app.infra.row_versions import _BEGIN
+from tests.conftest import MakeApp
+from tests.helpers import devices, time_limits
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.flows import register
 from tests.helpers.redis_cluster import ClusterDeployment
 from tests.helpers.redis_nodes import RedisNode
+from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import patient
+from tests.infra.test_probes import use_all_features
 
 
 @pytest.fixture
@@ -121,6 +127,39 @@ def test_key_of_which_no_node_is_in_charge_is_an_outage(
         node.client.execute_command("CLUSTER", "ADDSLOTS", slot)  # type: ignore[no-untyped-call]
         redis_cluster.wait_until_ok()
     assert store.get("x") is None
+
+
+@pytest.mark.sqlite_only
+def test_every_feature_works(
+    make_app: MakeApp,
+    redis_cluster: ClusterDeployment,
+    sandbox: SandboxClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No script or command uses keys of several slots. Some errors would only be logged."""
+    redis_cluster.flush()
+    time_limits.lengthen(monkeypatch)
+    app = make_app(REDIS_URL=redis_cluster.url)
+    use_all_features(app, sandbox)
+    device, person = devices.device_client(app), app.test_client()
+    register(person)
+    started = devices.start(device)
+    assert devices.oauth_error(devices.poll(device, started)) == "authorization_pending"
+    assert devices.approve(person, started).status_code == 204
+    rights = {"limit": 1, "seconds": 60}
+    with app.test_request_context():
+        services = app.extensions["backline"]
+        services.throttle.hit("mails", "x", **rights)
+        services.throttle.attempt("x")
+        services.throttle.succeed("x")
+        assert services.rate_limiter.budget_usage()[0] > 0
+        services.rate_limiter.block_all(HttpResponse(429, {}, b"{}"))
+        assert services.rate_limiter.retry_after() > 0
+
+    unavailable = {"lock_skipped", "lock_not_released", "rate_limit_per_process", "row_versions_unavailable"}
+    unavailable |= {"web_api_waits_not_shared", "budget_not_counted", "response_cache_failed"}
+    assert {record.message for record in caplog.records} & unavailable == set()
 
 
 def test_nothing_is_connected_before_the_first_command() -> None:
