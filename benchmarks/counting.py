@@ -26,6 +26,8 @@ def run(options: Options) -> Section:
     rows = QUICK_ROWS if options.quick else ROWS
     with running_servers() as servers:
         database = Database(servers.database_url)
+        for variable in ("buffer_pool_size", "log_file_size"):
+            database.execute(f"SET GLOBAL innodb_{variable} = 2 * 1024 * 1024 * 1024")
         progress(f"{rows:,} connections")
         database.fill_connections(rows)
         database.fill_history(rows, RULE.window / 2)

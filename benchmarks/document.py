@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks import tiers
 from benchmarks.results import RESULTS, shown
 from tests.helpers.servers import ROOT
 
@@ -55,12 +56,17 @@ def _alternatives(parts: Figures) -> Iterable[Sequence[str]]:
             yield f"Backline {ours}", rate, "", "", ""
 
 
-def _fleet(parts: Figures) -> Iterable[Sequence[str]]:
-    names = list(parts["fleet"][0]["more"])
-    yield "", "peak", *names
-    for figure in parts["fleet"]:
-        more = [shown(figure["more"][name]) for name in names]
-        yield figure["name"], f"{shown(figure['value'])} {figure['unit']}", *more
+def _with_columns(part: str, value: str) -> Callable[[Figures], Iterable[Sequence[str]]]:
+    """Return a function that lists the figures of a part with their further columns."""
+
+    def rows(parts: Figures) -> Iterable[Sequence[str]]:
+        names = list(parts[part][0]["more"])
+        yield "", value, *names
+        for figure in parts[part]:
+            more = [shown(figure["more"].get(name, "")) for name in names]
+            yield figure["name"], f"{shown(figure['value'])} {figure['unit']}", *more
+
+    return rows
 
 
 def _parts(*names: str) -> Callable[[Figures], Iterable[Sequence[str]]]:
@@ -87,7 +93,9 @@ TABLES: dict[str, Callable[[Figures], Iterable[Sequence[str]]]] = {
     "slowness": _parts("hang", "outage", "slow", "tabs", "burst"),
     "startup": _parts("startup"),
     "storage": _parts("storage"),
-    "fleet": _fleet,
+    "tiers": tiers.rows,
+    "pruning": _with_columns("pruning", "pruned"),
+    "fleet": _with_columns("fleet", "peak"),
 }
 
 
