@@ -3,7 +3,7 @@
 import base64
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,20 +13,14 @@ from typing import Any
 import redis
 import sqlalchemy as sa
 
-from app.infra.encryption import DecryptionError, TokenCipher
+from app.infra.encryption import TokenCipher
 from tests.chaos.browser import Browser, follow_retry_after
+from tests.chaos.change_log import ChangeLog
 from tests.chaos.history import (
-    UNREADABLE,
-    Attempt,
-    Change,
     Fault,
     History,
     ReturnedToken,
-    SandboxTime,
     Shift,
-    as_calls,
-    as_issued,
-    short_id,
 )
 from tests.conftest import SETTINGS
 from tests.helpers.deployment import Deployment
@@ -39,7 +33,6 @@ LEAD_SECONDS = 700  # a token that the schedulers refresh is valid for at least 
 SETTLE_SECONDS = 60  # everything must be fresh this long after the last fault
 MAX_BACKOFFS = 6
 BREAKER_SECONDS = 600  # how much longer it may take if a breaker has to close first
-LOGGED = ("access_tokens", "token_refreshes")
 
 
 class RecordedDeployment(Deployment):
@@ -53,11 +46,9 @@ class RecordedDeployment(Deployment):
         self._shifts: list[Shift] = []
         self._stale: list[str] = []
         keys = [base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")]
-        self._cipher = TokenCipher(keys)
+        self._log = ChangeLog(self.engine, TokenCipher(keys))
         self._numbers = itertools.count(1)
-        with self.engine.begin() as connection:
-            for statement in _logging(self.metadata):
-                connection.execute(sa.text(statement))
+        self._log.start(self.metadata)
         self.metadata.reflect(self.engine)
 
     # Before and after a scenario.
@@ -234,79 +225,11 @@ class RecordedDeployment(Deployment):
 
     def history(self) -> History:
         """Return everything that happened since the last `reset`."""
-        time = SandboxTime(self._shifts)
-        grants = self.sandbox.tokens()
-        with self.engine.connect() as connection:
-            rows = connection.execute(
-                sa.text("SELECT * FROM access_tokens_log WHERE by_test IS NULL ORDER BY log_id")
-            ).all()
-            refreshes = connection.execute(
-                sa.text("SELECT * FROM token_refreshes_log WHERE by_test IS NULL ORDER BY log_id")
-            ).all()
-        return History(
-            changes=[self._change(row) for row in rows],
-            attempts=_attempts(refreshes),
-            calls=as_calls(self.sandbox.calls(grant_type="refresh_token"), time),
-            refresh_tokens=as_issued(grants, "refresh_tokens"),
-            access_tokens=as_issued(grants, "access_tokens"),
-            faults=list(self._faults),
-            shifts=list(self._shifts),
-            returned=list(self.returned),
-            stale=list(self._stale),
-        )
-
-    def _change(self, row: Any) -> Change:
-        def decrypted(column: str, context: str) -> str | None:
-            encrypted = getattr(row, column, None)
-            if encrypted is None:
-                return None
-            try:
-                return short_id(self._cipher.decrypt(encrypted, context, row.spotify_user_id, row.grant_id))
-            except DecryptionError:
-                return UNREADABLE
-
-        return Change(
-            kind=row.log_kind,
-            at=row.logged_at.replace(tzinfo=UTC),
-            spotify_user_id=row.spotify_user_id,
-            grant=row.grant_id,
-            generation=row.generation,
-            state=row.state,
-            access=decrypted("access_token", "access_token"),
-            refresh=decrypted("refresh_token", "refresh_token"),
-            spare=decrypted("spare_refresh_token", "refresh_token"),
-            expires_at=row.expires_at.replace(tzinfo=UTC),
-        )
+        return self._log.history(self.sandbox, self._shifts, self._faults, self.returned, self._stale)
 
     def stale_connections(self) -> list[tuple[str, float]]:
-        """Return a sentence for each valid grant that is not fresh, and the seconds of its backoff.
-
-        The backoff counts only if it may outlast `settle`: before a confirmation, or after many failures
-        (seven in a row delay the next attempt by two minutes).
-        """
-        valid = {
-            token
-            for token, issued in as_issued(self.sandbox.tokens(), "refresh_tokens").items()
-            if issued.live
-        }
-        query = sa.text(
-            "SELECT *, 'update' AS log_kind, UTC_TIMESTAMP(6) AS logged_at FROM access_tokens"
-            " WHERE state <> 'reauthorization_required'"
-            f" AND (state <> 'active' OR expires_at < UTC_TIMESTAMP(6) + INTERVAL {LEAD_SECONDS} SECOND)"
-        )
-        with self.engine.connect() as connection:
-            rows = connection.execute(query).all()
-        stale = []
-        for row in rows:
-            change = self._change(row)
-            if valid.isdisjoint((change.refresh, change.spare)):
-                continue
-            waits = (row.not_before - row.logged_at).total_seconds() if row.not_before else 0.0
-            backoff = waits if waits > 0 and (row.state != "active" or row.failures > 5) else 0.0
-            tried = f"{row.failures} failures, not before {waits:.0f} s"
-            where = f"connection {change.spotify_user_id}, grant {change.grant[:8]}"
-            stale.append((f"{where} was {change.state}, not fresh ({tried})", backoff))
-        return stale
+        """Return a sentence for each valid grant that is not fresh, and the seconds of its backoff."""
+        return self._log.stale_connections(self.sandbox, LEAD_SECONDS)
 
     def _breaker_is_open(self) -> bool:
         if "breakers" not in self.metadata.tables:
@@ -314,34 +237,6 @@ class RecordedDeployment(Deployment):
         with self.engine.connect() as connection:
             query = sa.text("SELECT count(*) FROM breakers WHERE opened_at IS NOT NULL AND closed_at IS NULL")
             return bool(connection.execute(query).scalar())
-
-
-def _logging(metadata: sa.MetaData) -> Iterator[str]:
-    """Yield SQL that makes the database copy every change of a row into a log table.
-
-    `@test` is set on our own connections only, so it is NULL for the product's changes.
-    """
-    for name in LOGGED:
-        log = f"{name}_log"
-        yield (
-            f"CREATE TABLE {log} (log_id BIGINT AUTO_INCREMENT PRIMARY KEY, log_kind VARCHAR(8),"
-            f" by_test INT, logged_at DATETIME(6)) SELECT * FROM {name} WHERE FALSE"
-        )
-        columns = [column.name for column in metadata.tables[name].columns]
-        into = f"INSERT INTO {log} (log_kind, by_test, logged_at, {', '.join(columns)})"
-        for kind, row in (("insert", "NEW"), ("update", "NEW"), ("delete", "OLD")):
-            values = ", ".join(f"{row}.{column}" for column in columns)
-            yield (
-                f"CREATE TRIGGER {log}_{kind} AFTER {kind.upper()} ON {name} FOR EACH ROW"
-                f" {into} VALUES ('{kind}', @test, SYSDATE(6), {values})"
-            )
-        if name == "access_tokens":
-            # Deletions by a foreign key fire no trigger. Lock the row before the log row gets its number.
-            yield (
-                f"CREATE TRIGGER {log}_cascade BEFORE DELETE ON spotify_users FOR EACH ROW"
-                f" {into} SELECT 'delete', @test, SYSDATE(6), {', '.join(columns)} FROM {name}"
-                " WHERE spotify_user_id = OLD.id FOR UPDATE"
-            )
 
 
 def _shift(table: sa.Table, seconds: float) -> str | None:
@@ -353,26 +248,3 @@ def _shift(table: sa.Table, seconds: float) -> str | None:
         return None
     sets = (f"{name} = {name} - INTERVAL {int(seconds * 1_000_000)} MICROSECOND" for name in moments)
     return f"UPDATE {table.name} SET {', '.join(sets)}"
-
-
-def _attempts(rows: Sequence[Any]) -> list[Attempt]:
-    """Return the last state of each attempt, with the times of its first and last change."""
-    first: dict[str, Any] = {}
-    last: dict[str, Any] = {}
-    for row in rows:
-        if row.log_kind != "delete":
-            first.setdefault(row.attempt_id, row)
-            last[row.attempt_id] = row
-    return [
-        Attempt(
-            spotify_user_id=row.spotify_user_id,
-            grant=row.grant_id,
-            generation=row.generation,
-            attempt_id=attempt_id,
-            outcome=row.outcome,
-            effective=bool(row.effective),
-            began=first[attempt_id].logged_at.replace(tzinfo=UTC),
-            ended=None if row.outcome is None else row.logged_at.replace(tzinfo=UTC),
-        )
-        for attempt_id, row in last.items()
-    ]
