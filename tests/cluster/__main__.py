@@ -1,0 +1,88 @@
+"""The command: makes the namespaces, runs the plan in them, and shows the result. See script/cluster."""
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from tests.cluster import namespaces
+from tests.cluster.faults import FAULTS
+from tests.cluster.run import Plan, Result, run
+from tests.helpers.servers import Unavailable
+
+GAP_SECONDS = 5.0
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if namespaces.is_inside():
+        namespaces.end_with_runner()
+        run_inside(arguments)
+        return
+    seed = arguments.seed or str(random.randrange(10**9))
+    try:
+        process = namespaces.enter([*sys.argv[1:], "--seed", seed])
+    except Unavailable as error:
+        sys.exit(str(error))
+    try:
+        sys.exit(process.wait())
+    finally:
+        process.kill()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="script/cluster", add_help=False)
+    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--redis", choices=("sentinel", "cluster"), default="sentinel")
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--host", type=int, choices=(1, 2, 3))
+    parser.add_argument("--seed")
+    parser.add_argument("--patient", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.faults.split(",")) - set(FAULTS):
+        parser.error(f"unknown faults: {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def run_inside(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {text}\n")
+        sys.stdout.flush()
+
+    say(f"seed {arguments.seed}")
+    plan = Plan(
+        faults=tuple(arguments.faults.split(",")) * arguments.rounds,
+        seed=arguments.seed,
+        seconds=arguments.seconds,
+        host=arguments.host,
+        redis=arguments.redis,
+        patient=arguments.patient,
+    )
+    result = run(plan, say)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result.as_json()))
+    show(result)
+    is_late = not plan.patient and any(outcome.gap > GAP_SECONDS for outcome in result.outcomes)
+    sys.exit(1 if result.violations or is_late else 0)
+
+
+def show(result: Result) -> None:
+    lines = [f"{'fault':<10}{'host':<10}{'gap in s':>9}{'failed':>8}{'of':>7}{'rejoin in s':>13}"]
+    lines += [
+        f"{one.fault:<10}{one.host:<10}{one.gap:>9.1f}{one.failures.total():>8}{one.requests:>7}{one.rejoin:>13.1f}"
+        for one in result.outcomes
+    ]
+    lines += ["", f"refreshes: {result.refreshes}, calls for each: {dict(result.calls_per_generation)}"]
+    lines += [f"violations: {len(result.violations)}", *result.violations]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""One run: three hosts, clients, one fault after the other, and what must hold at the end."""
+
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.infra.encryption import TokenCipher
+from tests.chaos.change_log import ChangeLog
+from tests.chaos.checker import check
+from tests.chaos.history import Fault, ReturnedToken
+from tests.cluster import faults, states
+from tests.cluster.balancer import Balancer, start_sandbox
+from tests.cluster.clients import Client, Clients, Person, sent_twice
+from tests.cluster.hosts import (
+    LIFETIME_SECONDS,
+    Host,
+    Setup,
+    create_database,
+    create_redis_cluster,
+    install_database,
+    settings,
+    wait_until_whole,
+)
+from tests.cluster.namespaces import make_network
+from tests.helpers.servers import eventually, migrate
+
+CLIENTS = 6
+CONNECTIONS = 18
+SETTLE_SECONDS = 2.0
+FRESH_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do."""
+
+    faults: tuple[str, ...]
+    seed: str
+    seconds: float
+    """How long each fault lasts."""
+    host: int | None = None
+    """The host that is hit. None: the preferred database, or the primary Redis, by chance."""
+    redis: str = "sentinel"
+    patient: bool = False
+    """Whether to give a busy machine more time before a server counts as gone."""
+
+
+@dataclass
+class Outcome:
+    """What a fault did."""
+
+    fault: str
+    host: str
+    gap: float
+    requests: int
+    failures: Counter[str]
+    rejoin: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "failures": dict(self.failures)}
+
+
+@dataclass
+class Result:
+    """The outcomes, and everything that must not happen. An empty list is good."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    refreshes: int = 0
+    calls_per_generation: Counter[int] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "outcomes": [outcome.as_json() for outcome in self.outcomes],
+            "violations": self.violations,
+            "refreshes": self.refreshes,
+        }
+
+
+class Cluster:
+    """Three hosts with everything that runs on them, and what is in front of them."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        self.random = random.Random(plan.seed)
+        make_network()
+        changes = PATIENT if plan.patient else {}
+        self.setup = Setup(secrets.token_hex(16), secrets.token_hex(16), plan.redis, changes)
+        self.hosts = [Host(number, self.setup) for number in (1, 2, 3)]
+        self._start()
+        self.sandbox = start_sandbox()
+        # If a response with a new refresh token is lost, the old one works for another while.
+        self.sandbox.settings(rotate=True, rotation_grace_s=600, expires_in=LIFETIME_SECONDS)
+        self.balancer = Balancer()
+        self.log = ChangeLog(
+            self.hosts[0].engine, TokenCipher([bytes.fromhex(settings()["TOKEN_ENCRYPTION_KEYS"])])
+        )
+        metadata = sa.MetaData()
+        metadata.reflect(self.log.engine)
+        self.tables = list(metadata.tables)
+        self.log.start(metadata)
+        self.returned: list[ReturnedToken] = []
+        self.faults: list[Fault] = []
+        if plan.patient:  # other tests may keep a server from responding at any time
+            self.faults.append(Fault("busy machine", datetime.now(UTC)))
+
+    def _start(self) -> None:
+        first = self.hosts[0]
+        install_database(first)
+        first.boot()
+        create_database(first, self.setup.database_password)
+        self._say("the first database runs")
+        migrate(first.environment(for_migrations=True))
+        for host in self.hosts[1:]:
+            host.boot()
+        if self.setup.redis == "cluster":
+            create_redis_cluster(self.hosts, self.setup.redis_password)
+        try:
+            wait_until_whole(self.hosts)
+        except AssertionError:
+            self._say(self.logs())
+            raise
+        self._say("three hosts run")
+
+    def make_clients(self) -> Clients:
+        """Connect people to Spotify, and return clients for some of them."""
+        ids = [person["id"] for person in self.sandbox.people()]
+        ids += [person["id"] for person in self.sandbox.seed(CONNECTIONS - len(ids))]
+        people = [Person(self.balancer.certificate, id_, f"person{n}") for n, id_ in enumerate(ids)]
+        for person in people[:CLIENTS]:
+            eventually(person.register)
+        for person in people:
+            eventually(partial(person.connect_spotify, self.sandbox))
+        return Clients(
+            [
+                Client(person, random.Random(f"{self._plan.seed}.{person.username}"), self.returned)
+                for person in people[:CLIENTS]
+            ]
+        )
+
+    def primary(self) -> Host:
+        """Return the host with the primary Redis."""
+        address = states.redis_primary([host.address for host in self.hosts], self.setup.redis_password)
+        return next(host for host in self.hosts if host.address == address)
+
+    def target(self) -> Host:
+        """Return the host to hit."""
+        if self._plan.host is not None:
+            return self.hosts[self._plan.host - 1]
+        other = self.random.choice(self.hosts) if self.setup.redis == "cluster" else self.primary()
+        return self.random.choice((self.hosts[0], other))
+
+    def restore_spread(self) -> None:
+        """Do what an operator of a Redis Cluster has to do after a failover."""
+        if self.setup.redis == "cluster":
+            addresses = [host.address for host in self.hosts]
+            states.spread_primaries(addresses, self.setup.redis_password)
+            wait_until_whole(self.hosts)
+
+    def logs(self) -> str:
+        return "\n".join(host.logs() for host in self.hosts)
+
+
+# More time before a server counts as gone, for a machine that is busy with other tests.
+PATIENT: Mapping[str, str] = {
+    "evs.suspect_timeout=PT1.5S": "evs.suspect_timeout=PT5S",
+    "evs.inactive_timeout=PT3S": "evs.inactive_timeout=PT10S",
+    "evs.install_timeout=PT3S": "evs.install_timeout=PT10S",
+    "gmcast.peer_timeout=PT1.5S": "gmcast.peer_timeout=PT5S",
+    "down-after-milliseconds backline 1000": "down-after-milliseconds backline 4000",
+    "failover-timeout backline 2000": "failover-timeout backline 10000",
+    "min-replicas-max-lag 2": "min-replicas-max-lag 10",
+    "repl-timeout 5": "repl-timeout 20",
+}
+
+
+def run(plan: Plan, say: Callable[[str], None]) -> Result:
+    """Do everything in the plan."""
+    cluster = Cluster(plan, say)
+    result = Result()
+    try:
+        with cluster.make_clients() as clients:
+            clients.wait_until_all_succeed()
+            for name in plan.faults:
+                outcome = _hit(cluster, clients, name, plan.seconds)
+                result.outcomes.append(outcome)
+                say(
+                    f"{name} of {outcome.host}: gap {outcome.gap:.1f} s, {outcome.failures.total()} of "
+                    f"{outcome.requests} requests failed {dict(outcome.failures) or ''}, "
+                    f"rejoined after {outcome.rejoin:.1f} s"
+                )
+            _wait_until_fresh(cluster, result)
+        result.violations += [
+            f"{client.person.username} lost the session {client.lost_sessions} times"
+            for client in clients.clients
+            if client.lost_sessions
+        ]
+        _check_history(cluster, result)
+        _check_nodes(cluster, result)
+        result.violations += [leak for host in cluster.hosts for leak in host.scan_logs()]
+        result.violations += [f"sent twice: {write}" for write in sent_twice(cluster.sandbox.calls())]
+    except BaseException:
+        say(cluster.logs())
+        raise
+    if result.violations:
+        say(cluster.logs())
+    return result
+
+
+def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outcome:
+    cluster.restore_spread()
+    host = cluster.target()
+    began, began_at = time.monotonic(), datetime.now(UTC)
+    with faults.FAULTS[name](cluster.hosts, host):
+        time.sleep(seconds)
+    healed = time.monotonic()
+    wait_until_whole(cluster.hosts)
+    rejoined = time.monotonic()
+    clients.wait_until_all_succeed()
+    time.sleep(SETTLE_SECONDS)
+    ended = time.monotonic()
+    cluster.faults.append(Fault(name, began_at, datetime.now(UTC)))
+    failures: Counter[str] = Counter()
+    for client in clients.clients:
+        failures += client.failures(began, ended)
+    return Outcome(
+        name,
+        "all" if name == "rollout" else host.name,
+        gap=max(client.gap(began, ended) for client in clients.clients),
+        requests=sum(began <= result.at <= ended for client in clients.clients for result in client.results),
+        failures=failures,
+        rejoin=rejoined - healed,
+    )
+
+
+def _wait_until_fresh(cluster: Cluster, result: Result) -> None:
+    """I7: wait until every valid grant was refreshed after the last fault."""
+    healed = time.monotonic()
+
+    def stale() -> list[tuple[str, float]]:
+        passed = int(time.monotonic() - healed)
+        return cluster.log.stale_connections(cluster.sandbox, max(0, LIFETIME_SECONDS - passed))
+
+    try:
+        eventually(lambda: not stale(), FRESH_SECONDS)
+    except AssertionError:
+        result.violations += [f"I7: {what} {FRESH_SECONDS:.0f} s after the last fault" for what, _ in stale()]
+
+
+def _check_history(cluster: Cluster, result: Result) -> None:
+    """Check I1 to I8, when everything has stopped."""
+    for host in cluster.hosts:
+        host.stop_backline()
+    history = cluster.log.history(cluster.sandbox, [], cluster.faults, cluster.returned, [])
+    report = check(history)
+    result.violations += report.violations
+    result.violations += [f"lost: {grant}" for grant in report.destroyed_by_provider]
+    result.refreshes = report.refreshes
+    result.calls_per_generation = report.calls_per_generation
+
+
+def _check_nodes(cluster: Cluster, result: Result) -> None:
+    """Compare the data of the three nodes."""
+    tables: Sequence[str] = [*cluster.tables, "access_tokens_log", "token_refreshes_log"]
+    found = [states.checksums(host.engine, tables) for host in cluster.hosts]
+    for table in tables:
+        sums = [one[table] for one in found]
+        if len(set(sums)) > 1:
+            result.violations.append(f"the nodes differ in {table}: {sums}")

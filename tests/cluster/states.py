@@ -1,0 +1,118 @@
+"""What works on a host: its node of the database, Redis, Sentinel, and the API."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+import requests
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+HOSTS = 3
+SERVICE = "backline"
+SYNCED = "4"
+CLUSTER_PORTS = (7001, 7002)
+
+
+def problem_of(
+    engine: sa.Engine, address: str, password: str, http: requests.Session, redis: str
+) -> str | None:
+    """Return what does not work on a host with this kind of Redis, or None."""
+    return (
+        _database_problem(engine)
+        or (_cluster_problem if redis == "cluster" else _sentinel_problem)(address, password)
+        or _api_problem(address, http)
+    )
+
+
+def _database_problem(engine: sa.Engine) -> str | None:
+    status = galera_status(engine)
+    if status["wsrep_cluster_size"] != str(HOSTS):
+        return f"the node sees {status['wsrep_cluster_size']} nodes"
+    if status["wsrep_local_state"] != SYNCED or status["wsrep_ready"] != "ON":
+        return f"the node is {status['wsrep_local_state_comment']}"
+    return None
+
+
+def galera_status(engine: sa.Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SHOW GLOBAL STATUS LIKE 'wsrep\\_%'")).all()
+    return {row[0]: row[1] for row in rows}
+
+
+def _redis(address: str, port: int, password: str) -> redis.Redis:
+    return redis.Redis(
+        address, port, password=password, socket_timeout=5, retry=Retry(NoBackoff(), 0), decode_responses=True
+    )
+
+
+def _sentinel_problem(address: str, password: str) -> str | None:
+    with _redis(address, 6379, password) as client:
+        info: dict[str, Any] = client.info("replication")
+    if info["role"] == "master" and info["connected_slaves"] != HOSTS - 1:
+        return "Redis lacks a replica"
+    if info["role"] != "master" and info["master_link_status"] != "up":
+        return "Redis does not replicate"
+    state = sentinel_state(address, password)
+    if "down" in state["flags"]:
+        return f"Sentinel sees the primary as {state['flags']}"
+    if state["num-other-sentinels"] != HOSTS - 1:
+        return "Sentinel does not see the others"
+    return None
+
+
+def _cluster_problem(address: str, password: str) -> str | None:
+    for port in CLUSTER_PORTS:
+        with _redis(address, port, password) as client:
+            info: dict[str, Any] = client.info("replication")
+            nodes: dict[str, Any] = client.execute_command("CLUSTER NODES")
+        if any("fail" in node["flags"] or not node["connected"] for node in nodes.values()):
+            return "Redis misses a node of the cluster"
+        if info["role"] == "master" and info["connected_slaves"] != 1:
+            return "Redis lacks a replica"
+        if info["role"] != "master" and info["master_link_status"] != "up":
+            return "Redis does not replicate"
+    return None
+
+
+def spread_primaries(addresses: Sequence[str], password: str) -> None:
+    """Let each host have one primary of the cluster, as the operator does after a failure."""
+    for address in addresses:
+        roles = []
+        for port in CLUSTER_PORTS:
+            with _redis(address, port, password) as client:
+                roles.append(client.info("replication")["role"])
+        if "master" not in roles:
+            with _redis(address, CLUSTER_PORTS[0], password) as client:
+                client.execute_command("CLUSTER FAILOVER")
+
+
+def sentinel_state(address: str, password: str) -> dict[str, Any]:
+    with _redis(address, 26379, password) as client:
+        masters: dict[str, dict[str, Any]] = client.sentinel_masters()
+    return masters[SERVICE]
+
+
+def redis_primary(addresses: Sequence[str], password: str) -> str | None:
+    """Return the address of the primary, according to any Sentinel."""
+    for address in addresses:
+        try:
+            return str(sentinel_state(address, password)["ip"])
+        except redis.RedisError:
+            continue
+    return None
+
+
+def _api_problem(address: str, http: requests.Session) -> str | None:
+    response = http.get(f"http://{address}:5000/readyz", headers={"Host": "api.example.com"}, timeout=20)
+    return None if response.status_code == 200 else "the API is not ready"
+
+
+def checksums(engine: sa.Engine, tables: Sequence[str]) -> dict[str, int]:
+    """Return the checksum of each table on one node."""
+    with engine.connect() as connection:
+        connection.execute(sa.text("SET SESSION wsrep_sync_wait = 1"))
+        connection.execute(sa.text(f"SELECT 1 FROM {tables[0]} LIMIT 1"))  # waits for what others committed
+        rows = connection.execute(sa.text(f"CHECKSUM TABLE {', '.join(tables)}")).all()
+    return {row[0].partition(".")[2]: row[1] for row in rows}

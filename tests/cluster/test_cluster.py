@@ -1,0 +1,94 @@
+"""Three hosts with everything on them: each fault costs no grant, no session, and no data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import namespaces
+from tests.cluster.clients import Client, Result, sent_twice
+from tests.conftest import cannot_run
+from tests.helpers.servers import ROOT, Unavailable, eventually, find_program
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800)]
+
+FAULTS = {
+    "sentinel": ("kill", "cut-out", "pause", "rollout"),
+    "cluster": ("kill",),
+}
+# `script/cluster` judges the gap on an idle machine. Here, other tests run, and servers count as gone later.
+MAX_GAP_SECONDS = 120
+
+
+@contextmanager
+def running_cluster(log: Path, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a run, whose output is in a file. It ends with the block."""
+    try:
+        find_program("haproxy", "haproxy")
+        with log.open("wb") as output:
+            process = namespaces.enter(arguments, stdout=output, stderr=output)
+    except Unavailable as error:
+        cannot_run(error)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("redis", FAULTS)
+def test_faults_cost_nothing_but_time(redis: str, tmp_path: Path) -> None:
+    log, results = tmp_path / "log", tmp_path / "results"
+    options = ["--patient", "--seconds", "5", "--seed", os.urandom(4).hex(), "--json", str(results)]
+    with running_cluster(log, "--redis", redis, "--faults", ",".join(FAULTS[redis]), *options) as run:
+        run.wait()
+    text = log.read_text(errors="replace")
+    assert results.exists(), text
+    found: dict[str, Any] = json.loads(results.read_text())
+
+    assert found["violations"] == [], text
+    assert found["refreshes"] > 0
+    assert [outcome["fault"] for outcome in found["outcomes"]] == [*FAULTS[redis]]
+    assert max(outcome["gap"] for outcome in found["outcomes"]) < MAX_GAP_SECONDS, text
+
+
+def test_nothing_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "tests.cluster", "--faults", "kill"]
+    with log.open("wb") as output, running_cluster(tmp_path / "other") as other:
+        other.kill()  # it only showed that this machine can run one
+        runner = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        eventually(lambda: "the first database runs" in log.read_text(), timeout=600)
+        inside = _descendants(runner.pid)
+        os.kill(runner.pid, signal.SIGKILL)
+        runner.wait()
+
+    assert len(inside) > 5
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [descendant for child in children for descendant in _descendants(child)]
+
+
+def test_gap_is_the_longest_time_without_a_success() -> None:
+    client = Client(None, None, [])  # type: ignore[arg-type]
+    client.results = [Result(at, failure) for at, failure in ((1, None), (4, "503"), (6, None), (7, None))]
+    assert client.gap(2, 8) == 5
+    assert client.gap(6.5, 10) == 3
+
+
+def test_write_that_arrives_twice_is_found() -> None:
+    call = {"person": "p", "path": "/v1/me/player/seek", "query": "position_ms=1"}
+    assert sent_twice([call, {**call, "query": "position_ms=2"}]) == []
+    assert sent_twice([call, call]) == ["p position_ms=1"]
