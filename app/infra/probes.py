@@ -120,5 +120,7 @@ def reason_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, Refused) and error.__cause__ is not None:
         error = error.__cause__
-    code = error_code(getattr(error, "orig", None))
+    code: object = error_code(getattr(error, "orig", None))
+    if isinstance(error, redis.ResponseError):  # its code is the first word, such as MISCONF or OOM
+        code = next(iter(re.findall(r"(?:^|caused error: )([A-Z]+)(?= )", str(error))), None)
     return f"{type(error).__name__} {code}" if code else type(error).__name__

@@ -18,6 +18,7 @@ from app.errors import (
     ServiceUnavailable,
     ValidationError,
 )
+from app.infra.probes import reason_of
 from app.web.paths import is_gateway
 from app.web.problems import (
     MEDIA_TYPE,
@@ -104,7 +105,7 @@ def respond_to_failure(error: Exception) -> Response:
 def log_failure(error: Exception, **fields: object) -> None:
     """Log an error that the application does not handle. Outages of MySQL and Redis have no traceback."""
     if isinstance(error, DEPENDENCY_DOWN):
-        log.error("dependency_unavailable", extra={"reason": type(error).__name__, **fields})
+        log.error("dependency_unavailable", extra={"reason": reason_of(error), **fields})
     else:
         log.error("request_failed", exc_info=error, extra=fields)
 

@@ -13,6 +13,7 @@ from flask import Flask, current_app
 from flask.globals import request_ctx
 
 from app.errors import ServiceUnavailable
+from app.infra.probes import reason_of
 from app.infra.redis_round_trip import Command, round_trip
 from app.models.snapshots import PersonalTokenSnapshot, Snapshot
 from app.web import bearer
@@ -93,7 +94,7 @@ def load(further: FurtherCommands | None = None) -> list[Any] | None:
         requested = interface.requested(context.request)
         return _load(current, interface, cache, requested, further) if requested is not None else None
     except redis.RedisError as error:
-        log.error("sessions_unavailable", extra={"reason": type(error).__name__})
+        log.error("sessions_unavailable", extra={"reason": reason_of(error)})
         raise ServiceUnavailable from error
 
 

@@ -16,6 +16,7 @@ from flask import Flask
 
 from app.errors import DEPENDENCY_DOWN
 from app.infra.clock import utc_now
+from app.infra.probes import reason_of
 from app.mail.mailer import Mailer
 from app.resilience.rate_limiter import RateLimiter
 from app.spotify.tokens.batch_claims import BatchClaims
@@ -127,7 +128,7 @@ class Scheduler:
             try:
                 stats = self.refresh_due(stopping=self._stopping)
             except DEPENDENCY_DOWN as error:
-                log.warning("refresh_pass_failed", extra={"reason": type(error).__name__})
+                log.warning("refresh_pass_failed", extra={"reason": reason_of(error)})
                 self._stopping.wait(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, TICK_SECONDS)
                 continue
