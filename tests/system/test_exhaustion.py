@@ -63,7 +63,6 @@ def test_callers_get_503_while_all_connections_to_mysql_are_in_use(
 
     assert client.get("/api/user/sessions").status_code == 200
     eventually(lambda: pool.checkedout() == 0)
-    assert pool.checkedin() == pool.overflow() + SIZE <= SIZE + OVERFLOW
 
 
 @pytest.mark.settings(DATABASE_POOL_SIZE=str(SIZE), DATABASE_MAX_OVERFLOW=str(OVERFLOW))
@@ -85,7 +84,7 @@ def test_waiting_caller_opens_a_connection_in_place_of_a_broken_one(
             broken.invalidate()
             broken.close()
             waiting.result(LONG).close()
-    assert pool.checkedout() == 0
+    eventually(lambda: pool.checkedout() == 0)
 
 
 @pytest.mark.sqlite_only
@@ -96,13 +95,13 @@ def test_callers_get_503_while_redis_accepts_no_more_connections(
     client = app.test_client()
     register(client)
     pool: Any = app.extensions["backline"].redis.connection_pool
-    held = pool.get_connection()
-    assert pool.idle == 0
+    held = [pool.get_connection() for _ in range(pool.idle)]
     old_primary.client.config_set("maxclients", 1)  # fewer than there are already
 
     check_rejected(client, "/api/session")
     assert client.get("/livez").status_code == 200
 
-    pool.release(held)
+    for connection in held:
+        pool.release(connection)
     assert client.get("/api/session").status_code == 200
     eventually(lambda: pool.in_use == 0)

@@ -9,9 +9,10 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from tests.helpers.deployment import Deployment
@@ -31,19 +32,28 @@ SETTINGS = {
 }
 
 
-class Measured:
-    """A deployment behind nginx, with the cookie of somebody who has connected Spotify."""
+class Target:
+    """A server behind nginx, with somebody's cookie."""
 
-    def __init__(self, deployment: Deployment, nginx: Nginx) -> None:
-        [self.api] = deployment.servers
-        self.deployment, self.sandbox, self.nginx = deployment, deployment.sandbox, nginx
-        self.cookie = connect(self.api, self.sandbox)
+    def __init__(self, port: int, certificate: Path, cookie: str, kill_worker: Callable[[], None]) -> None:
+        self.port, self.certificate, self.cookie = port, certificate, cookie
+        self.kill_worker = kill_worker
 
     def call(self, target: str, status: int = 200, method: str = "GET") -> Call:
         return Call(method, target, status, {"Cookie": self.cookie})
 
     def load(self, calls: list[Call], **options: int) -> Load:
-        return Load(self.nginx.port, self.nginx.certificate, calls, **options)
+        return Load(self.port, self.certificate, calls, **options)
+
+
+class Measured(Target):
+    """A deployment behind nginx, with the cookie of somebody who has connected Spotify."""
+
+    def __init__(self, deployment: Deployment, nginx: Nginx) -> None:
+        [self.api] = deployment.servers
+        self.deployment, self.sandbox = deployment, deployment.sandbox
+        cookie = connect(self.api, self.sandbox)
+        super().__init__(nginx.port, nginx.certificate, cookie, self.api.kill_worker)
 
 
 def connect(api: ApiServer, sandbox: SandboxClient) -> str:
@@ -68,7 +78,7 @@ def report(**values: Any) -> None:
     sys.stdout.flush()
 
 
-def slow(on: Measured) -> None:
+def slow(on: Target) -> None:
     """Compare latencies without and with 1,000 connections whose headers or bodies do not end."""
     calls = [on.call("/api/session"), on.call("/api/user")]
     header = request("GET", "/api/session").replace(b"Connection: close", b"X: slow")[:-2]
@@ -81,11 +91,11 @@ def slow(on: Measured) -> None:
 
     measure("none")
     stop = time.monotonic() + 60
-    with many_files(3_000), slow_connections(on.nginx.port, on.nginx.certificate, [header, body] * 500):
+    with many_files(3_000), slow_connections(on.port, on.certificate, [header, body] * 500):
         # nginx closes them after ten seconds, so they are opened again and again.
         with on.load(calls, clients=4) as load:
             while time.monotonic() < stop:
-                with slow_connections(on.nginx.port, on.nginx.certificate, [header, body] * 500):
+                with slow_connections(on.port, on.certificate, [header, body] * 500):
                     time.sleep(5)
         report(part="slow", connections="1000 to 2000", **summary(load.ended))
 
@@ -160,7 +170,7 @@ def burst(on: Measured) -> None:
             report(part="burst", limit=limit, status=status, **summary(ended))
 
 
-def killed(on: Measured) -> None:
+def killed(on: Target) -> None:
     """Kill the only worker five times, and list how requests failed that were in progress, and others."""
     calls = [on.call("/api/user"), Call("POST", "/api/logout", 204)]
     intervals = []
@@ -168,7 +178,7 @@ def killed(on: Measured) -> None:
         for _ in range(5):
             load.wait_for(500)
             began = time.monotonic()
-            on.api.kill_worker()
+            on.kill_worker()
             intervals.append((began, time.monotonic()))
             load.wait_for(500)
     own = [each for each in load.failed if any(each.ended >= a and each.began <= b for a, b in intervals)]
