@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from script import licenses
+from script.audit_programs import AUDIT_VENV, audit_command
 from script.bootstrap import (
-    AUDIT_VENV,
     ROOT,
     BootstrapError,
-    audit_command,
     exclusive,
     install_apart,
     locked_requirements,
@@ -32,7 +31,7 @@ UNUSED = ["KeywordDetector", "ArtifactoryDetector", "AzureStorageKeyDetector", "
 UNUSED += ["DiscordBotTokenDetector", "IbmCloudIamDetector", "IbmCosHmacDetector", "IPPublicDetector"]
 UNUSED += ["MailchimpDetector", "SendGridDetector", "SoftlayerDetector", "SquareOAuthDetector"]
 UNUSED += ["TelegramBotTokenDetector", "TwilioKeyDetector", "GitLabTokenDetector", "OpenAIDetector"]
-GENERATED = r"^(benchmarks/results/|app/auth/common_passwords\.txt|Pipfile\.lock|.*package-lock\.json)"
+GENERATED = r"^(benchmarks/results/|app/auth/common_passwords\.txt|.*Pipfile\.lock|.*package-lock\.json)"
 LIMIT_S = 120
 
 

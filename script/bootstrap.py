@@ -4,6 +4,7 @@ Nothing is installed yet, so only the standard library can be imported here.
 
     .pipenv/venv    pipenv, separate from the app's packages
     .pipenv/audit   the programs of script/audit
+    .pipenv/scan-*  the scanners of script/scan that are in Python
     .pipenv/log     the output of pipenv and pip
     .pipenv/lock    held while a bootstrap is running
     .venv/.stamp    what .venv was made from; missing if its installation did not finish
@@ -32,7 +33,6 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".stamp"
 PIPENV_HOME = ROOT / ".pipenv"
 PIPENV_VENV = PIPENV_HOME / "venv"
-AUDIT_VENV = PIPENV_HOME / "audit"
 LOG = PIPENV_HOME / "log"
 
 # The categories in Pipfile that .venv can have, and their names in Pipfile.lock.
@@ -170,40 +170,42 @@ def install_pipenv() -> None:
     install_apart("pipenv", PIPENV_VENV)
 
 
-def install_apart(section: str, venv: Path) -> None:
-    """Install a section of Pipfile.lock into an environment of its own, with all hashes checked."""
+def install_apart(section: str, venv: Path, lock_file: Path = LOCK_FILE, *, build: bool = False) -> None:
+    """Install a section of a lock file into an environment of its own, with all hashes checked.
+
+    With `build`, the section's own setuptools builds the packages that have no wheel.
+    """
     python, stamp = venv / "bin/python", venv / ".stamp"
+    locked = locked_requirements(section, lock_file=lock_file)
     # The symlink dangles if the Python that it was made from is gone.
-    if python.exists() and stamp.is_file() and stamp.read_text() == locked_requirements(section):
+    if python.exists() and stamp.is_file() and stamp.read_text() == locked:
         return
     say(f"Installing {section} into {venv.relative_to(ROOT)}.")
     run([base_python(), "-m", "venv", "--clear", str(venv)])
-    requirements = PIPENV_HOME / "requirements.txt"
-    requirements.write_text(locked_requirements(section))
     # Wheels only: a source package would download its build tools, without hashes.
-    options = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(requirements)]
-    run([str(python), "-m", "pip", "install", *options])
+    wheels, requirements = ["--only-binary", ":all:"], PIPENV_HOME / "requirements.txt"
+    pip = [str(python), "-m", "pip", "install", "--require-hashes", "--requirement", str(requirements)]
+    if build:
+        requirements.write_text("".join(re.findall("^setuptools==.*", locked, re.MULTILINE)))
+        run([*pip, *wheels])
+        wheels = ["--no-build-isolation"]
+    requirements.write_text(locked)
+    run([*pip, *wheels])
     requirements.rename(stamp)
 
 
-def audit_command(program: str) -> list[str]:
-    """Return the beginning of a command of script/audit."""
-    # By itself, the program would not start after the project was moved.
-    return [str(AUDIT_VENV / "bin/python"), str(AUDIT_VENV / "bin" / program)]
-
-
-def locked_requirements(*sections: str) -> str:
-    """Return the packages of sections of Pipfile.lock in the format of a requirements file."""
-    packages = {name: package for section in sections for name, package in locked_packages(section).items()}
+def locked_requirements(*sections: str, lock_file: Path = LOCK_FILE) -> str:
+    """Return the packages of sections of a lock file in the format of a requirements file."""
+    found = [each for section in sections for each in locked_packages(section, lock_file).items()]
     return "".join(
         f"{name}{package['version']} {' '.join(f'--hash={digest}' for digest in package['hashes'])}\n"
-        for name, package in packages.items()
+        for name, package in dict(found).items()
     )
 
 
-def locked_packages(section: str) -> dict[str, Any]:
-    """Return the packages of a section of Pipfile.lock."""
-    packages: dict[str, Any] = json.loads(LOCK_FILE.read_text(encoding="utf-8")).get(section, {})
+def locked_packages(section: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
+    """Return the packages of a section of a lock file."""
+    packages: dict[str, Any] = json.loads(lock_file.read_text(encoding="utf-8")).get(section, {})
     return packages
 
 
@@ -235,13 +237,13 @@ Install it, then run the same command again:
 Or use MySQL later: without DATABASE_URL, data goes into an SQLite file.""")
 
 
-def run_pipenv(*arguments: str, total: int = 0) -> None:
+def run_pipenv(*arguments: str, total: int = 0, pipfile: Path = ROOT / "Pipfile") -> None:
     """Run pipenv for this project, whatever environment is active. Its own .env support is off."""
     flags = ("VENV_IN_PROJECT", "IGNORE_VIRTUALENVS", "DONT_LOAD_ENV", "NOSPIN", "YES")
     environ = {
         **os.environ,
         **{f"PIPENV_{flag}": "1" for flag in flags},
-        "PIPENV_PIPFILE": str(ROOT / "Pipfile"),
+        "PIPENV_PIPFILE": str(pipfile),
     }
     environ = {name: value for name, value in environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
     run([str(PIPENV_VENV / "bin/python"), "-m", "pipenv", *arguments], environ, total=total)

@@ -7,7 +7,8 @@ from typing import Any
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from script.bootstrap import ROOT, audit_command, locked_packages
+from script.audit_programs import audit_command
+from script.bootstrap import ROOT, locked_packages
 from script.demo import APP
 
 # What is installed in production: the categories of Pipfile.lock that are not for development.

@@ -3,24 +3,47 @@
 import json
 import re
 import sys
+from pathlib import Path
 
-from script.bootstrap import LOCK_FILE, BootstrapError, exclusive, install_pipenv, run_pipenv, say
+from script.bootstrap import (
+    LOCK_FILE,
+    ROOT,
+    BootstrapError,
+    base_python,
+    exclusive,
+    install_pipenv,
+    run_pipenv,
+    say,
+)
+
+# The scanners' own: an update of theirs does not make everyone update .venv.
+SCANNERS_LOCK_FILE = ROOT / "tests/scanners/Pipfile.lock"
 
 
 def main() -> None:
-    """Write Pipfile.lock, or say why not and exit 1."""
+    """Write the lock files, or say why not and exit 1."""
     try:
         with exclusive():
             install_pipenv()
-            say("Locking all categories of Pipfile; this takes a minute.")
-            run_pipenv("lock")
-            text = without_index(LOCK_FILE.read_text(encoding="utf-8"))
-            LOCK_FILE.write_text(text, encoding="utf-8")
+            say("Locking all categories of Pipfile, and the scanners; this takes two minutes.")
+            for lock_file in (LOCK_FILE, SCANNERS_LOCK_FILE):
+                lock(lock_file)
     except BootstrapError as error:
         sys.exit(str(error))
-    if url := re.search(r"https?://[^\"\s]+", text):
-        sys.exit(f"Pipfile.lock still names a URL, {url[0]}: no package may come from one.")
     say("Pipfile.lock is written. Run script/bootstrap to install it.")
+
+
+def lock(lock_file: Path) -> None:
+    """Write a lock file for the Pipfile beside it.
+
+    Raises:
+        BootstrapError: It could not be written, or would name a package index.
+    """
+    run_pipenv("lock", "--python", base_python(), pipfile=lock_file.with_suffix(""))
+    text = without_index(lock_file.read_text(encoding="utf-8"))
+    lock_file.write_text(text, encoding="utf-8")
+    if url := re.search(r"https?://[^\"\s]+", text):
+        raise BootstrapError(f"{lock_file} still names a URL, {url[0]}: no package may come from one.")
 
 
 def without_index(lock: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from app.version import __version__
+from script.audit_programs import AUDIT_VENV, audit_command
 from script.bootstrap import (
-    AUDIT_VENV,
     ROOT,
     BootstrapError,
-    audit_command,
     exclusive,
     install_apart,
     locked_packages,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from script import audit, licenses, sbom
-from script.bootstrap import AUDIT_VENV, ROOT, BootstrapError, exclusive, install_apart
+from script.audit_programs import AUDIT_VENV
+from script.bootstrap import ROOT, BootstrapError, exclusive, install_apart
 from tests.conftest import cannot_run
 from tests.helpers.servers import Unavailable
 

@@ -11,8 +11,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from script import bootstrap
-from script.lock import without_index
+from script.bootstrap import LOCK_FILE, locked_packages
+from script.lock import SCANNERS_LOCK_FILE, without_index
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "script").iterdir() if path.is_file() and not path.suffix)
@@ -26,15 +26,16 @@ def test_help_prints_the_first_comment(script: Path) -> None:
     assert "#" not in done.stdout
 
 
-def test_lock_file_names_no_package_index() -> None:
-    text = (ROOT / "Pipfile.lock").read_text()
+@pytest.mark.parametrize("lock_file", [LOCK_FILE, SCANNERS_LOCK_FILE], ids=["app", "scanners"])
+def test_lock_file_names_no_package_index(lock_file: Path) -> None:
+    text = lock_file.read_text()
     assert json.loads(text)["_meta"]["sources"] == []
     assert "://" not in text
     assert text == without_index(text)
 
 
 def test_pipenv_is_locked_with_its_dependencies() -> None:
-    locked = bootstrap.locked_packages("pipenv")
+    locked = locked_packages("pipenv")
     assert {"pipenv", "virtualenv", "certifi", "setuptools"} <= locked.keys()
     assert all(package["hashes"] for package in locked.values())
 
