@@ -39,7 +39,8 @@ def run_checks(services: Services, url: str | None = None) -> Iterator[CheckResu
     yield from check_settings(config)
     yield from guess_proxies(config) if url is None else check_proxies(config, url, HttpClient())
     yield from check_database(config, services.token_cipher)
-    yield from check_redis(services.redis, is_production=config.app_env == "production")
+    is_production = config.app_env == "production"
+    yield from check_redis(services.redis, is_production=is_production, url=config.redis_url)
     yield _check_mail(config, services.mailer)
     yield _describe_jwts(services.jwt_issuer)
     yield _check_spotify(config, services.accounts)

@@ -8,6 +8,7 @@ from redis.exceptions import NoPermissionError
 from redis.sentinel import MasterNotFoundError
 
 from app.doctor.clocks import check_clock
+from app.doctor.redis_nodes import check_redis_nodes
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra.probes import probe_redis
 from app.infra.redis_cluster import ClusterPool
@@ -47,7 +48,7 @@ _ADVICE = {
 }
 
 
-def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckResult]:
+def check_redis(client: redis.Redis, *, is_production: bool, url: str = "") -> Iterator[CheckResult]:
     """Check the version, every command that Backline uses, the clock, and what happens to stored data."""
     try:
         version = _version(client)
@@ -64,6 +65,7 @@ def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckRe
         policy = _eviction_policy(client)
         seconds, microseconds = client.time()  # type: ignore[misc]
         has_log = _info(client, "persistence").get("aof_enabled", 1)
+        nodes = list(check_redis_nodes(url, client))
     except (redis.RedisError, TypeError, ValueError) as error:  # the last two: an unknown URL parameter
         yield _describe(error)
         return
@@ -85,6 +87,7 @@ def check_redis(client: redis.Redis, *, is_production: bool) -> Iterator[CheckRe
             "Set appendonly to yes. Otherwise, a crash loses the sessions since the last snapshot, and "
             "brings back those that were signed out since then.",
         )
+    yield from nodes
     yield check_clock("Redis", seconds + microseconds / 1e6)
 
 

@@ -43,6 +43,20 @@ class Sentinels:
         self._responded = sentinel.sentinels[0]
         return host, port
 
+    def states(self) -> dict[str, dict[str, Any] | redis.RedisError]:
+        """Ask every Sentinel for the state of the primary. Returns its reply or the error, by address."""
+        found: dict[str, dict[str, Any] | redis.RedisError] = {}
+        for client in self._clients:  # those with a password come last
+            options = client.connection_pool.connection_kwargs
+            address = f"{options['host']}:{options['port']}"
+            if not isinstance(found.get(address, redis.RedisError()), redis.RedisError):
+                continue
+            try:
+                found[address] = client.sentinel_master(self._service)  # type: ignore[no-untyped-call]
+            except redis.RedisError as error:
+                found[address] = error
+        return found
+
 
 def _client(address: tuple[str, int], url: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
     host, port = address

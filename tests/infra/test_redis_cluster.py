@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from app.doctor.redis_nodes import check_redis_nodes
 from app.infra import redis_scripts
 from app.infra.http_client import HttpResponse
 from app.infra.probes import probe_redis
@@ -160,6 +161,16 @@ def test_every_feature_works(
     unavailable = {"lock_skipped", "lock_not_released", "rate_limit_per_process", "row_versions_unavailable"}
     unavailable |= {"web_api_waits_not_shared", "budget_not_counted", "response_cache_failed"}
     assert {record.message for record in caplog.records} & unavailable == set()
+
+
+def test_doctor_describes_each_primary(store: Client, redis_cluster: ClusterDeployment) -> None:
+    summaries = [result.summary for result in check_redis_nodes(redis_cluster.url, store)]
+
+    assert summaries == [
+        f"Redis: {node.host}:{node.port} ({count} slots) has 0 replicas"
+        for node in redis_cluster.primaries
+        if (count := slots(store).primaries.count((node.host, node.port)))
+    ]
 
 
 def test_nothing_is_connected_before_the_first_command() -> None:

@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.doctor.redis_nodes import check_redis_nodes
 from app.infra.redis_client import redis_client
 from app.models import Right
 from app.web.sessions import endings
@@ -188,6 +189,19 @@ def test_failover_of_a_cluster_does_not_bring_back_a_session(make_app: MakeApp, 
             former = with_cookie(worker, cookie)
             eventually(lambda: former.get("/api/session").status_code == 200)  # noqa: B023 - called at once
             assert not is_signed_in(former)
+
+
+def test_doctor_asks_each_sentinel(servers: LossyDeployment) -> None:
+    url = servers.url.replace("/main", ",127.0.0.1:1/main")
+    client = redis_client(url)
+
+    named, silent, primary = [result.summary for result in check_redis_nodes(url, client)]
+
+    address = f"{servers.primary.host}:{servers.primary.port}"
+    assert named.endswith(f": the primary is {address} (quorum 1 of 1, down after 3600000 ms)")
+    assert silent == "Redis: Sentinel 127.0.0.1:1: ConnectionError"
+    assert primary == "Redis: the primary has 1 replicas, and min-replicas-to-write is 0"
+    client.close()
 
 
 def test_nothing_is_waited_for_with_a_single_server(redis_url: str) -> None:
