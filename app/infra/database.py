@@ -227,7 +227,7 @@ def run_in_transaction(work: Callable[[Session], T], *, retries: int = 3, is_ide
             if not retries_left:
                 raise
         except DBAPIError as error:
-            may_retry = _changed_nothing(error, is_committing=is_committing) or (
+            may_retry = _changed_nothing(error) or (
                 is_idempotent and is_committing and error.connection_invalidated
             )
             if not retries_left or not may_retry or time.monotonic() > until:
@@ -264,12 +264,13 @@ def run_in_transaction_until(deadline: float, work: Callable[[Session], T]) -> T
         pause = min(pause * 2, 2.0)
 
 
-def _changed_nothing(error: DBAPIError, *, is_committing: bool) -> bool:
+def _changed_nothing(error: DBAPIError) -> bool:
     """Return whether a transaction that ended with this error had no effect, and may succeed if repeated.
 
-    That a connection could not be opened at all is not included: callers should not wait for that.
+    An error without a statement is not included: the connection could not be opened, for which callers should
+    not wait, or the reply to COMMIT was lost.
     """
     if isinstance(error, StaleConnectionError) or error_code(error.orig) in mysql.ROLLED_BACK:
         return True
     is_failover = error.connection_invalidated and error_code(error.orig) in mysql.SERVER_CHANGED
-    return is_failover and error.statement is not None and not is_committing
+    return is_failover and error.statement is not None
