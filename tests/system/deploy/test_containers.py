@@ -117,3 +117,21 @@ def test_commands_exist(tmp_path: Path) -> None:
         assert (Path(sys.executable).parent / name).exists()
     mounted = [volume.split(":")[0] for volume in SERVICES["nginx"]["volumes"]]
     assert (ROOT / mounted[0]).is_file()
+
+
+def test_documented_commands_name_what_exists() -> None:
+    """No engine is installed here, so nothing runs them."""
+    header = COMPOSE.split("\nx-backline")[0]
+    file = re.search(r"docker compose --project-directory \. -f (\S+?)\"", header)
+    runs = re.findall(r"\$compose run --rm (\w+) flask (\w+)", header)
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("deploy.md", "upgrading.md"))
+
+    assert file is not None
+    assert (ROOT / file[1]).is_file()
+    assert runs == [("api", "doctor")]
+    assert set(re.findall(r"\$compose [a-z -]+", header + pages)) == {
+        "$compose up --build --detach",
+        "$compose run --rm api flask doctor",
+    }
+    for name in ("api", "scheduler"):  # so that `up` migrates before it replaces them
+        assert OURS[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}

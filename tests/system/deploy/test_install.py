@@ -1,4 +1,4 @@
-"""deploy/install, in a copy of this machine's root directory that disappears afterwards."""
+"""Single steps of deploy/install, and deploy/backup. test_bare_server.py runs all of them."""
 
 import os
 import subprocess
@@ -10,59 +10,6 @@ import pytest
 from tests.helpers.servers import ROOT
 
 pytestmark = [pytest.mark.sqlite_only, pytest.mark.processes]
-
-NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
-
-
-def can_mount_overlays(folder: Path) -> bool:
-    """Return whether this user and this kernel can make the copy."""
-    lower, upper, work = (folder / name for name in ("lower", "upper", "work"))
-    for path in (lower, upper, work):
-        path.mkdir()
-    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-    mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(lower)]
-    tried = subprocess.run([*NAMESPACES, *mount], capture_output=True, check=False)
-    return os.geteuid() == 0 and tried.returncode == 0
-
-
-@pytest.mark.requirement("K6")
-def test_installation_works_and_can_be_repeated(tmp_path: Path) -> None:
-    if not can_mount_overlays(tmp_path):
-        pytest.skip("this needs root, and a kernel that mounts overlays")
-    script = str(ROOT / "tests/system/deploy/install_in_overlay.sh")
-    (folder := tmp_path / "root").mkdir()
-
-    done = subprocess.run(
-        [*NAMESPACES, script, str(ROOT), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    parts = dict(part.split("\n", 1) for part in done.stdout.split("--- ")[1:])
-    assert '"username":"ada"' in parts["web"]
-    problems = [line for line in parts["doctor"].splitlines() if line.startswith(("warn", "fail"))]
-    assert [line[:13] for line in problems] == ["fail  Spotify"]  # there is no network
-    assert parts["backup"].splitlines()[1:] == ["200", "Stop gunicorn and the scheduler first."]
-    assert parts["restore"].splitlines()[-1] == "200"  # ada is back
-    assert "flask db upgrade" in parts["arguments"]
-    assert "backline_migrate" not in parts["arguments"]  # all users can read arguments, and so this password
-    assert "settings: unchanged" in parts["second installation"]
-    permissions = parts["permissions"]
-    for path in (".env 600 backline", "migrate.env 600 root", "key.pem 600 root", "backline.conf 640 redis"):
-        assert path in permissions
-    assert "DROP command denied" in permissions
-    assert "NOAUTH" in permissions  # only Backline may use this Redis
-    rejected = [line for line in permissions.splitlines() if line.startswith("redis ")]
-    assert len(rejected) == 9
-    reasons = ("NOPERM", "can't run this command", "can't access", "not allowed from script")
-    assert [line for line in rejected if not any(reason in line for reason in reasons)] == []
-    assert permissions.count("enabled\n") == 2
-    listening = set(parts["listening"].split())
-    # nginx, gunicorn, MariaDB, and Redis.
-    assert {"0.0.0.0:443", "[::]:443", "127.0.0.1:5000", "127.0.0.1:3306", "127.0.0.1:6379"} <= listening
-    assert [at for at in listening if not at.startswith(("127.", "[::1]:")) and not at.endswith(":443")] == []
 
 
 def test_dry_run_changes_nothing_and_says_what_it_would_do(tmp_path: Path) -> None:
