@@ -726,9 +726,10 @@ def test_connection_lost_before_its_commit_leaves_nothing(
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(call, api, "GET", "/api/spotify/authorize", cookies=cookies, params=parameters)
         api.database.wait_until_held()
-        api.database.cut()
+        api.database.refuse()  # otherwise, the transaction would be repeated
         api.database.release()
         response = pending.result()
+    api.database.restore()
 
     check_unavailable(response)
     assert deployment.sql("SELECT id FROM spotify_users") == []
