@@ -27,7 +27,7 @@ EXPLAINED: dict[str, set[str]] = {
     },
     "wapiti": {"Clickjacking Protection: X-Frame-Options is not set"},
     "lighthouse": {"robots-txt"},
-    "redbot": set(),
+    "redbot": {"/api/docs: CSP_UNSAFE_INLINE"},
     "sslyze": {"certificate_path_validation"},
 }
 
@@ -152,7 +152,8 @@ def visit(cookie: str, url: str, page: str) -> set[str]:
     [entry] = json.loads(printed)["log"]["entries"] or incomplete(printed)
     return {
         f"{page}: {note['note_id']}"
-        for note in entry["_red_messages"]
+        for parent in entry["_red_messages"]
+        for note in [parent, *parent.get("subnotes", [])]
         if note["level"] in ("WARN", "BAD") and not note["note_id"].startswith("STATUS_")
     }
 
