@@ -20,7 +20,7 @@ _NO_GALERA: tuple[set[object], ...] = (set(), {"OFF", "Disconnected"})  # MySQL,
 _HAS_LEFT = "the node has left its cluster"
 # Wait until this node has everything that was committed on others. Otherwise, a caller that comes from
 # another node may not see what it has committed there.
-_CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1"
+_CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR "
 
 
 class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
@@ -33,6 +33,8 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
 
     reply_seconds: float | None = None
     """How long the next statement may wait for a reply, outside a transaction. None: `read_timeout`."""
+    catches_up = False
+    """Whether the next statement, a SELECT outside a transaction, waits until a Galera node has caught up."""
     is_proven = True
     """Whether a statement has succeeded since the connection was taken from the pool."""
     server: Host | None = None
@@ -60,6 +62,9 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         self._require_intact()
         begins, self._begins = self._begins, False
         seconds, self.reply_seconds = self.reply_seconds, None
+        catches_up, self.catches_up = self.catches_up, False
+        if catches_up and self._is_galera:
+            query = _CATCH_UP + query
         self._is_in_transaction = self._is_in_transaction or begins
         try:
             if begins:
@@ -129,7 +134,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         if not (self._is_galera or galera in _NO_GALERA):
             raise OperationalError(_NOT_READY, _HAS_LEFT)
         if self._is_galera:
-            self._query_within(_CATCH_UP, timeout)
+            self._query_within(_CATCH_UP + b"SELECT 1", timeout)
             self.store_result()
 
     def is_primary(self, timeout: float) -> bool:

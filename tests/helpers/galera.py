@@ -78,6 +78,15 @@ class GaleraNode(Program):
             rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let it apply no changes of other nodes. Reading goes on."""
+        import MySQLdb
+
+        with closing(MySQLdb.connect(unix_socket=self._socket, user="root")) as connection:
+            connection.query("FLUSH TABLES WITH READ LOCK")
+            yield
+
     def isolate(self, *, is_isolated: bool = True) -> None:
         """Cut it off from the others, but not from clients. It leaves the group, and rejoins afterwards."""
         self.execute(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={int(is_isolated)}'")

@@ -146,6 +146,28 @@ def test_transaction_on_a_node_that_has_left_is_repeated_on_another(
     assert attempts == [first.address, second.address]
 
 
+def test_read_waits_until_the_node_has_caught_up(app: Flask, cluster: GaleraCluster) -> None:
+    first, second, _ = cluster.nodes
+    seen: list[str] = []
+
+    def read_names() -> None:
+        with app.app_context():
+            seen.extend(names())
+
+    assert names() == ["ada"]
+    reader = Thread(target=read_names)
+    with first.paused():
+        second.execute("UPDATE backline.users SET username = 'grace'")
+        reader.start()
+        waiting = (
+            "SELECT 1 FROM information_schema.processlist WHERE info LIKE 'SET STATEMENT wsrep_sync_wait%'"
+        )
+        eventually(lambda: seen or first.execute(waiting))
+        assert not seen
+    reader.join()
+    assert seen == ["grace"]
+
+
 def test_doctor_describes_each_node(app: Flask, cluster: GaleraCluster) -> None:
     lines = [result.summary for result in check_hosts(parse_database_url(cluster.url))]
     for node in cluster.nodes:
