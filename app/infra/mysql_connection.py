@@ -16,10 +16,12 @@ _NOT_READY = 1047
 _READ_ONLY = b"SELECT @@GLOBAL.read_only, @@GLOBAL.innodb_read_only"
 _GALERA = b"SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_cluster_status')"
 _MEMBER = {"ON", "Primary"}
-_NO_GALERA: tuple[set[object], ...] = (set(), {"OFF", "Disconnected"})  # MySQL, MariaDB
+# By its status, a node that left because of an error looks like a server that is no node. MySQL has no such
+# variable.
+_IS_NODE = b"SHOW GLOBAL VARIABLES LIKE 'wsrep_on'"
 _HAS_LEFT = "the node has left its cluster"
 # Wait until this node has everything that was committed on others. Otherwise, a caller that comes from
-# another node may not see what it has committed there.
+# another node may not see what it has committed there. Only MariaDB has this syntax.
 _CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR "
 
 
@@ -41,7 +43,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
     """Where it leads. None: to a Unix socket."""
     accepts_writes = True
     """Whether the server was neither a replica nor in maintenance when the connection was opened."""
-    _begins = _is_in_transaction = _has_failed = _is_galera = False
+    _begins = _is_in_transaction = _has_failed = _is_galera = _can_catch_up = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, autocommit=True, **options)
@@ -63,7 +65,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         begins, self._begins = self._begins, False
         seconds, self.reply_seconds = self.reply_seconds, None
         catches_up, self.catches_up = self.catches_up, False
-        if catches_up and self._is_galera:
+        if catches_up and self._can_catch_up:
             query = _CATCH_UP + query
         self._is_in_transaction = self._is_in_transaction or begins
         try:
@@ -125,15 +127,15 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
             OperationalError: The server cannot be used: it rejects the statement, has left its cluster, or
                 does not reply in time.
         """
-        self._query_within(b";".join((settings, _READ_ONLY, _GALERA)), timeout)
+        self._query_within(b";".join((settings, _READ_ONLY, _IS_NODE, _GALERA)), timeout)
         self.store_result()
-        read_only, status = (self._next_rows() for _ in range(2))
+        read_only, node, status = (self._next_rows() for _ in range(3))
         self.accepts_writes = not any(_is_on(value) for row in read_only for value in row)
-        galera = _values(status)
-        self._is_galera = galera == _MEMBER
-        if not (self._is_galera or galera in _NO_GALERA):
+        self._is_galera = "ON" in _values(node)
+        if self._is_galera and _values(status) != _MEMBER:
             raise OperationalError(_NOT_READY, _HAS_LEFT)
-        if self._is_galera:
+        self._can_catch_up = self._is_galera and "MariaDB" in self.get_server_info()
+        if self._can_catch_up:
             self._query_within(_CATCH_UP + b"SELECT 1", timeout)
             self.store_result()
 

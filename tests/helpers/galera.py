@@ -48,6 +48,7 @@ class GaleraNode(Program):
         settings = _settings(address, cluster, suspect_seconds)
         command = [*prefix, *run_as, *base, *(f"--{name}={value}" for name, value in settings.items())]
         super().__init__(address, command, home / f"{address}.log")
+        self._cluster = settings["wsrep-cluster-address"]
         self._socket = str(self.home / "mariadb.sock")
 
     def bootstrap(self) -> None:
@@ -78,6 +79,10 @@ class GaleraNode(Program):
             rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
+    def disconnect(self, *, is_away: bool = True) -> None:
+        """Let it leave the group by itself, as after a change that it cannot apply."""
+        self.execute(f"SET GLOBAL wsrep_cluster_address = '{'' if is_away else self._cluster}'")
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let it apply no changes of other nodes. Reading goes on."""
@@ -87,9 +92,9 @@ class GaleraNode(Program):
             connection.query("FLUSH TABLES WITH READ LOCK")
             yield
 
-    def isolate(self, *, is_isolated: bool = True) -> None:
+    def isolate(self, *, is_away: bool = True) -> None:
         """Cut it off from the others, but not from clients. It leaves the group, and rejoins afterwards."""
-        self.execute(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={int(is_isolated)}'")
+        self.execute(f"SET GLOBAL wsrep_provider_options = 'gmcast.isolate={int(is_away)}'")
 
 
 # Options of a single server. A cluster needs the network, and its servers cannot run as root.

@@ -26,7 +26,7 @@ _LIMITS: dict[ModuleType, tuple[str, ...]] = {
     accounts_bulkhead: ("SLOW_SECONDS", "SLOW_WAIT_SECONDS"),
     attempts: ("_CLAIM_SECONDS",),
     cache: ("GRACE_SECONDS", "LEASE_SECONDS"),
-    database: ("CONFLICT_SECONDS",),
+    database: ("CONFLICT_SECONDS", "FAILOVER_SECONDS"),
     http_client: ("TOTAL_SECONDS",),
     http_deadline: ("CONNECT_SECONDS", "FIRST_BYTE_SECONDS"),
     mysql: ("CONNECT_SECONDS", "PING_SECONDS", "WAIT_SECONDS"),

@@ -180,7 +180,7 @@ def test_transaction_is_repeated_if_its_first_statement_has_no_reply(mysql_proxy
 def test_transaction_is_repeated_if_it_had_no_effect_or_is_idempotent(
     mysql_proxy: FaultProxy, lost: bytes, is_idempotent: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "CONFLICT_SECONDS", LONG)
+    monkeypatch.setattr(database, "FAILOVER_SECONDS", LONG)
     runs = []
 
     def work(session: Session) -> None:
@@ -193,6 +193,23 @@ def test_transaction_is_repeated_if_it_had_no_effect_or_is_idempotent(
         run_in_transaction(work, is_idempotent=is_idempotent)
     mysql_proxy.wait_until_dropped()
     assert len(runs) == expected
+
+
+def test_transaction_whose_server_was_silent_for_long_is_not_repeated(
+    mysql_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "FAILOVER_SECONDS", 0.0)
+    runs = []
+
+    def work(session: Session) -> None:
+        runs.append(session)
+        session.execute(sa.select(sa.literal(1)))
+        session.execute(sa.update(User).values(username="ada"))
+
+    mysql_proxy.drop_reply(b"username='ada'")
+    with pytest.raises(OperationalError):
+        run_in_transaction(work)
+    assert len(runs) == 1
 
 
 def test_transaction_that_cannot_begin_is_not_repeated(mysql_proxy: FaultProxy) -> None:

@@ -1,6 +1,6 @@
 """A Galera cluster: nodes leave it and come back, and transactions on two nodes conflict at COMMIT."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from threading import Event, Thread
 
@@ -15,7 +15,7 @@ from app.infra.database import db, read, read_db_now, run_in_transaction
 from app.models import User
 from app.settings.database_url import parse_database_url
 from tests.conftest import SETTINGS, MakeApp, start
-from tests.helpers.galera import GaleraCluster, running_galera
+from tests.helpers.galera import GaleraCluster, GaleraNode, running_galera
 from tests.helpers.servers import LONG, eventually, migrate
 
 pytestmark = [
@@ -41,7 +41,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
         *((mysql, "CHECK_SECONDS"), (mysql, "STATEMENT_SECONDS")),
     ):
         monkeypatch.setattr(module, name, int(LONG))
-    monkeypatch.setattr("app.infra.database.CONFLICT_SECONDS", LONG)
+    for name in ("CONFLICT_SECONDS", "FAILOVER_SECONDS"):
+        monkeypatch.setattr(f"app.infra.database.{name}", LONG)
     monkeypatch.setattr(mysql_hosts, "STEADY_SECONDS", 0.0)
     monkeypatch.setattr(mysql_hosts, "RETRY_SECONDS", 0.2)
 
@@ -93,7 +94,10 @@ def test_conflict_at_commit_repeats_the_unit_of_work(app: Flask, cluster: Galera
     assert stored == "theirs and ours"
 
 
-def test_node_that_leaves_its_cluster_is_left_and_used_again(app: Flask, cluster: GaleraCluster) -> None:
+@pytest.mark.parametrize("leave", [GaleraNode.isolate, GaleraNode.disconnect], ids=["isolated", "by itself"])
+def test_node_that_leaves_its_cluster_is_left_and_used_again(
+    app: Flask, cluster: GaleraCluster, leave: Callable[..., None]
+) -> None:
     first, second, _ = cluster.nodes
     done = Event()
 
@@ -108,20 +112,20 @@ def test_node_that_leaves_its_cluster_is_left_and_used_again(app: Flask, cluster
     for reader in readers:
         reader.start()
     try:
-        first.isolate()
+        leave(first)
         eventually(lambda: first.status("wsrep_ready") == "OFF")
         eventually(lambda: second.status("wsrep_cluster_size") == "2" and second.is_up())
         eventually(lambda: used_address() == second.address)
         add("grace")
         assert names() == ["ada", "grace"]
-        first.isolate(is_isolated=False)
+        leave(first, is_away=False)
         eventually(lambda: used_address() == first.address)
         assert names() == ["ada", "grace"]
     finally:
         done.set()
         for reader in readers:
             reader.join()
-        first.isolate(is_isolated=False)
+        leave(first, is_away=False)
 
 
 def test_transaction_on_a_node_that_has_left_is_repeated_on_another(
@@ -142,7 +146,7 @@ def test_transaction_on_a_node_that_has_left_is_repeated_on_another(
     try:
         run_in_transaction(work)
     finally:
-        first.isolate(is_isolated=False)
+        first.isolate(is_away=False)
     assert attempts == [first.address, second.address]
 
 
