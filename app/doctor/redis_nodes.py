@@ -13,7 +13,7 @@ from app.settings.redis_urls import parse_sentinel_url
 # With more, a failover takes longer than /readyz waits for one.
 MAX_DOWN_AFTER_MS = 2000
 _CHECK_SENTINEL = (
-    "Check whether it runs, and its address and password in REDIS_URL. The others go on without it."
+    "Check whether it runs, and its address and password in REDIS_URL. The others continue without it."
 )
 _SAME_PRIMARY = (
     "Sentinels that disagree for longer than a failover takes do not know each other. See their logs."

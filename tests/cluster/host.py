@@ -1,7 +1,7 @@
 """The first process of a host: starts its services, and restarts those that fail, like systemd.
 
-It is told the services as JSON in its argument, and what to do with them in lines on its standard input, such
-as `stop web`. When it is killed, the kernel kills all processes of the host.
+Its argument lists the services, as JSON. Each line of its standard input is a command, such as `stop web`.
+When it is killed, the kernel kills all processes of the host.
 """
 
 import json

@@ -4,6 +4,7 @@ import heapq
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,14 @@ SEED = 7
 # 30 minutes without servers, and then a backlog.
 OUTAGE = Scenario(100_000, 50, hours=3, fault=Fault(None, HOUR, HOUR / 2))
 TICKS_TOGETHER = 10
+
+
+@pytest.fixture(autouse=True)
+def _restore_random() -> Iterator[None]:
+    """Undo the seed of the random numbers that the product and other tests use."""
+    state = random.getstate()
+    yield
+    random.setstate(state)
 
 
 def test_counting_connections_equals_simulating_each_of_them() -> None:

@@ -1,4 +1,4 @@
-"""What a request to `GET /api/spotify/authorize` asks for, and what comes of it."""
+"""What a request to `GET /api/spotify/authorize` asks for, and the possible results."""
 
 from dataclasses import dataclass
 
