@@ -62,6 +62,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error("--rounds has to be 1 or more.")
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     before = arguments.before.resolve() if arguments.before else None
     seconds = 1 if arguments.quick else 2

@@ -12,7 +12,7 @@ from benchmarks.deployment import Deployment, Servers, running_backline, running
 from benchmarks.processes import Target, running_gunicorn
 from benchmarks.progress import Options, progress
 from benchmarks.results import Figure, Section
-from tests.helpers.servers import ROOT, free_port, process_environment
+from tests.helpers.servers import ROOT, Unavailable, free_port, process_environment
 
 V1 = "/api/spotify/v1"
 # Multiples of `bare`.
@@ -48,6 +48,9 @@ def run(options: Options) -> Section:
             earlier = stack.enter_context(running_backline(own, SHARED, root=options.before))
             targets += [replace(target, name=f"before: {target.name}") for target in routes(earlier)]
         if options.only:
+            names = [target.name for target in targets]
+            if unknown := set(options.only) - set(names):
+                raise Unavailable(f"There is no {', '.join(sorted(unknown))}, but: {', '.join(names)}.")
             targets = [target for target in targets if target.name in ("bare", *options.only)]
         rounds = interleave(targets, options)
     unit = client.median(rounds["bare"], "cpu_ms")

@@ -80,7 +80,7 @@ def parse_database_url(text: str) -> ParsedDatabaseUrl:
         if len(entries) > 1:
             raise HostListError("has several hosts and a unix_socket. Use one or the other.")
         return ParsedDatabaseUrl(url, ())
-    if len(set(hosts)) < len(hosts):
+    if len({(host.name.lower(), host.port) for host in hosts}) < len(hosts):
         raise HostListError("has the same host twice.")
     return ParsedDatabaseUrl(url, hosts)
 
@@ -95,7 +95,9 @@ def is_usable(url: URL) -> bool:
     if url.drivername == MYSQL and not all(re.fullmatch(_MYSQL_PARAMETER, name) for name in url.query):
         return False
     # A database in memory would be another one for every connection.
-    has_name = url.database not in (None, "", ":memory:")
+    has_name = url.database not in (None, "", ":memory:") and not (
+        url.drivername == MYSQL and "/" in str(url.database)
+    )
     return has_name and url.drivername in (MYSQL, "sqlite", "sqlite+pysqlite")
 
 

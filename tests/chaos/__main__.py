@@ -79,7 +79,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed")
     parser.add_argument("--rotate", action=argparse.BooleanOptionalAction)
     parser.add_argument("--terminate", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.terminate and arguments.rotate is not None:
+        parser.error("--terminate always rotates tokens: leave --rotate out.")
+    return arguments
 
 
 def run_rounds(

@@ -44,7 +44,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if unknown := set(arguments.faults.split(",")) - set(FAULTS):
-        parser.error(f"unknown faults: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown faults: {', '.join(sorted(unknown))}. There are: {', '.join(FAULTS)}.")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        parser.error(f"--json: the folder {arguments.json.parent} does not exist.")
     return arguments
 
 

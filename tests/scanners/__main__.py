@@ -28,8 +28,10 @@ class Result:
 def main() -> int:
     """Run the scanners in the arguments. Returns 1 if one found something that is not explained."""
     parser = argparse.ArgumentParser(prog="script/scan")
-    parser.add_argument("names", nargs="*", metavar="SCANNER", choices=[[], *SCANNERS])
+    parser.add_argument("names", nargs="*", metavar="SCANNER")
     names = parser.parse_args().names or list(SCANNERS)
+    if unknown := set(names) - set(SCANNERS):
+        parser.error(f"unknown scanner: {', '.join(sorted(unknown))}. There are: {', '.join(SCANNERS)}.")
     install()
     try:
         with running_service() as service, ThreadPoolExecutor(AT_ONCE) as pool:
