@@ -7,6 +7,7 @@ import redis
 
 from app.doctor.result import CheckResult, failure, ok, warning
 from app.infra.redis_cluster import ClusterPool
+from app.infra.redis_round_trip import values_of
 from app.infra.redis_sentinel import Sentinels
 from app.settings.redis_urls import parse_sentinel_url
 
@@ -30,14 +31,17 @@ def check_redis_nodes(url: str, client: redis.Redis) -> Iterator[CheckResult]:
     """Check what a failover depends on. Yields nothing for a single server.
 
     Raises:
-        redis.RedisError: Redis is not available.
+        redis.RedisError: Redis is not available, or rejects a command.
     """
+    pool: Any = client.connection_pool
+    if pool.has_replicas:
+        values_of(client, [("WAIT", 0, 0)])  # signing out needs it; accounts of earlier releases lack it
     if sentinel_url := parse_sentinel_url(url):
         yield from _check_sentinels(Sentinels(sentinel_url).states())
         found: Any = client.info("replication")
         yield from _check_primary("the primary", found)
-    elif isinstance(client.connection_pool, ClusterPool):
-        yield from _check_cluster(client.connection_pool, client)
+    elif isinstance(pool, ClusterPool):
+        yield from _check_cluster(pool, client)
 
 
 def _check_sentinels(states: dict[str, dict[str, Any] | redis.RedisError]) -> Iterator[CheckResult]:

@@ -9,7 +9,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.doctor.redis_nodes import check_redis_nodes
+from app.doctor.redis_server import check_redis
+from app.doctor.result import Status
 from app.infra.redis_client import redis_client
+from app.infra.redis_keys import PERMISSIONS
 from app.models import Right
 from app.web.sessions import endings
 from tests.conftest import MakeApp, start
@@ -23,6 +26,7 @@ from tests.helpers.redis_failover import (
     lossy_deployment,
     replica_of,
 )
+from tests.helpers.redis_nodes import PASSWORD as REDIS_PASSWORD
 from tests.helpers.redis_nodes import RedisNode
 from tests.helpers.servers import eventually, patient
 
@@ -201,6 +205,19 @@ def test_doctor_asks_each_sentinel(servers: LossyDeployment) -> None:
     assert named.endswith(f": the primary is {address} (quorum 1 of 1, down after 3600000 ms)")
     assert silent == "Redis: Sentinel 127.0.0.1:1: ConnectionError"
     assert primary == "Redis: the primary has 1 replicas, and min-replicas-to-write is 0"
+    client.close()
+
+
+def test_doctor_notices_a_user_who_may_not_wait_for_replicas(servers: LossyDeployment) -> None:
+    permissions = [word for word in PERMISSIONS.split() if word != "+wait"]
+    servers.primary.client.execute_command("ACL", "SETUSER", "app", "on", f">{REDIS_PASSWORD}", *permissions)  # type: ignore[no-untyped-call]
+    url = servers.url.replace("//:", "//app:")
+    client = redis_client(url)
+
+    [result] = check_redis(client, is_production=False, url=url)
+
+    assert result.status is Status.FAILURE
+    assert "+wait" in result.advice
     client.close()
 
 
