@@ -22,7 +22,7 @@ KEY_PREFIXES = (
     "version",
     "visitors-of",
 )
-# `deploy/install`, `deploy/compose.yaml`, and docs/operations.md have the same words.
+# `deploy/install`, `deploy/compose.yaml`, `deploy/cluster`, and docs/operations.md have the same words.
 PERMISSIONS = (
     " ".join(f"~{prefix}:*" for prefix in KEY_PREFIXES)
     + " resetchannels +@read +@write +@scripting +@transaction -@dangerous +time +ping +info"

@@ -25,6 +25,8 @@ CLIENT_ID = "7e57ab1ec0de4b0cac1e7e57ab1ec0de"
 REDIRECT_URI = "https://api.example.com/api/spotify/authorize"
 START_SECONDS = 300
 DISK_SIZE = "600m"
+# These words in the files of deploy/cluster are passwords.
+PASSWORDS = ("DATABASE_PASSWORD", "MIGRATE_PASSWORD", "REDIS_PASSWORD", "SERVERS_PASSWORD")
 # Spotify's tokens are valid for an hour. These are due after half of this time.
 LIFETIME_SECONDS = 24
 # The scheduler with a pass each second, because a run cannot wait for half a minute.
@@ -44,8 +46,7 @@ exec mariadbd --defaults-file=$0 $new ${position:+--wsrep-start-position=$positi
 class Setup:
     """What all hosts have in common. `changes` maps texts in the files of deploy/cluster to others."""
 
-    database_password: str
-    redis_password: str
+    passwords: Mapping[str, str]
     redis: str
     changes: Mapping[str, str]
 
@@ -72,7 +73,7 @@ class Host:
         admin = sa.URL.create(
             "mysql+mysqldb",
             "admin",
-            setup.database_password,
+            setup.passwords["DATABASE_PASSWORD"],
             self.address,
             3306,
             "backline",
@@ -96,8 +97,7 @@ class Host:
         text = (ROOT / "deploy" / "cluster" / name).read_text()
         own = {
             "THIS_HOST": self.address,
-            "REDIS_PASSWORD": self._setup.redis_password,
-            "DATABASE_PASSWORD": self._setup.database_password,
+            **self._setup.passwords,
             "/usr/local/sbin/galera-restart": f"{self.disk}/galera-restart",
             "/run/mysqld/mysqld.pid": f"{self.disk}/mysql.pid",
         }
@@ -110,15 +110,14 @@ class Host:
         (self.disk / "galera.cnf").write_text(galera)
         shutil.copy(ROOT / "deploy" / "cluster" / "galera-restart", self.disk)  # MariaDB may not read ours
         for port in states.CLUSTER_PORTS:
-            text = self.template("redis-cluster.conf").replace("PORT", str(port))
-            (self.disk / f"redis-{port}.conf").write_text(f"{text}dir {self.disk}/redis-{port}\n")
-        redis = f"{self.template('redis.conf')}dir {self.disk}/redis\n"
+            text = self.template("redis-cluster.conf").replace("/var/lib/redis/", f"{self.disk}/redis-")
+            (self.disk / f"redis-{port}.conf").write_text(text.replace("PORT", str(port)))
+        redis = self.template("redis.conf").replace("/var/lib/redis", f"{self.disk}/redis")
         if self.number != 1:
             redis += f"replicaof {PREFIX}.1 6379\n"
         (self.disk / "redis.conf").write_text(redis)
-        (self.disk / "sentinel.conf").write_text(
-            f"{self.template('sentinel.conf')}dir {self.disk}/sentinel\n"
-        )
+        sentinel = self.template("sentinel.conf").replace("/var/lib/redis", f"{self.disk}/sentinel")
+        (self.disk / "sentinel.conf").write_text(sentinel)
 
     def _paths_of_mariadb(self) -> str:
         """Return what Debian's own files would set, or should be smaller here."""
@@ -135,15 +134,15 @@ max_connections = 500
 """
 
     def environment(self, *, for_migrations: bool = False) -> dict[str, str]:
-        """Return the settings of Backline on this host, or those for migrating from the outside."""
+        """Return the settings of Backline on this host, or those for migrations."""
         needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         text = self.template("backline.env")
         if self._setup.redis == "cluster":
             text = text.replace("# REDIS_URL=", "REDIS_URL=")  # the last one counts
+        if for_migrations:
+            text += self.template("migrate.env")
         lines = (line.partition("=") for line in text.splitlines())
         own = {name: value for name, equals, value in lines if equals and not name.startswith("#")}
-        if for_migrations:
-            own["DATABASE_URL"] = self.engine.url.render_as_string(hide_password=False)
         return {**needed, **settings(), **own, "TMPDIR": f"{self.disk}/scratch"}
 
     # Processes.
@@ -266,11 +265,19 @@ max_connections = 500
     def problem(self) -> str | None:
         """Return what does not work on this host, or None."""
         try:
-            return states.problem_of(
-                self.engine, self.address, self._setup.redis_password, self.http, self._setup.redis
-            )
+            password = self._setup.passwords["SERVERS_PASSWORD"]
+            return states.problem_of(self.engine, self.address, password, self.http, self._setup.redis)
         except Exception as error:  # noqa: BLE001 - the reason why it does not work
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+
+    def excessive_rights(self) -> list[str]:
+        """Return what strangers, or Backline with its own accounts, may do on this host and should not."""
+        url = sa.make_url(self.environment()["DATABASE_URL"]).set(host=self.address)
+        password = self._setup.passwords["REDIS_PASSWORD"]
+        return [
+            *states.excessive_rights_in_database(url),
+            *states.excessive_rights_in_redis(self.address, password, self._setup.redis),
+        ]
 
     def logs(self, lines: int = 60) -> str:
         """Return the end of each log."""
@@ -323,12 +330,10 @@ def install_database(host: Host) -> None:
     (host.disk / "bootstrap").touch()
 
 
-def create_database(host: Host, password: str) -> None:
-    """Create the database, its user, and ours, which may connect from the load balancer's machine."""
-    statements = f"""
-        CREATE DATABASE backline CHARACTER SET utf8mb4;
-        CREATE USER backline@'{PREFIX}.%' IDENTIFIED BY '{password}';
-        GRANT ALL ON backline.* TO backline@'{PREFIX}.%';
+def create_database(host: Host) -> None:
+    """Create the database, its accounts, and ours, which may do everything."""
+    password = host.engine.url.password
+    statements = f"""{host.template("accounts.sql")}
         CREATE USER admin@'{PREFIX}.%' IDENTIFIED BY '{password}';
         GRANT ALL ON *.* TO admin@'{PREFIX}.%';
     """
@@ -339,7 +344,8 @@ def create_database(host: Host, password: str) -> None:
 
 def create_redis_cluster(hosts: Sequence[Host], password: str) -> None:
     """Make one cluster of all processes. redis-cli puts each replica on another host than its primary."""
-    client = [find_program("redis-cli", "redis-tools"), "--no-auth-warning", "-a", password]
+    client = [find_program("redis-cli", "redis-tools"), "--no-auth-warning", "--user", "servers"]
+    client += ["-a", password]
     nodes = [f"{host.address}:{port}" for port in states.CLUSTER_PORTS for host in hosts]
     for node in nodes:
         address, _, port = node.partition(":")

@@ -21,6 +21,7 @@ from tests.cluster.balancer import Balancer, start_sandbox
 from tests.cluster.clients import Client, Clients, Person, sent_twice
 from tests.cluster.hosts import (
     LIFETIME_SECONDS,
+    PASSWORDS,
     Host,
     Setup,
     create_database,
@@ -93,7 +94,7 @@ class Cluster:
         self.random = random.Random(plan.seed)
         make_network()
         changes = PATIENT if plan.patient else {}
-        self.setup = Setup(secrets.token_hex(16), secrets.token_hex(16), plan.redis, changes)
+        self.setup = Setup({name: secrets.token_hex(16) for name in PASSWORDS}, plan.redis, changes)
         self.hosts = [Host(number, self.setup) for number in (1, 2, 3)]
         self._start()
         self.sandbox = start_sandbox()
@@ -116,13 +117,13 @@ class Cluster:
         first = self.hosts[0]
         install_database(first)
         first.boot()
-        create_database(first, self.setup.database_password)
+        create_database(first)
         self._say("the first database runs")
         migrate(first.environment(for_migrations=True))
         for host in self.hosts[1:]:
             host.boot()
         if self.setup.redis == "cluster":
-            create_redis_cluster(self.hosts, self.setup.redis_password)
+            create_redis_cluster(self.hosts, self.setup.passwords["SERVERS_PASSWORD"])
         try:
             wait_until_whole(self.hosts)
         except AssertionError:
@@ -148,7 +149,8 @@ class Cluster:
 
     def primary(self) -> Host:
         """Return the host with the primary Redis."""
-        address = states.redis_primary([host.address for host in self.hosts], self.setup.redis_password)
+        addresses = [host.address for host in self.hosts]
+        address = states.redis_primary(addresses, self.setup.passwords["SERVERS_PASSWORD"])
         return next(host for host in self.hosts if host.address == address)
 
     def target(self) -> Host:
@@ -162,7 +164,7 @@ class Cluster:
         """Do what an operator of a Redis Cluster has to do after a failover."""
         if self.setup.redis == "cluster":
             addresses = [host.address for host in self.hosts]
-            states.spread_primaries(addresses, self.setup.redis_password)
+            states.spread_primaries(addresses, self.setup.passwords["SERVERS_PASSWORD"])
             wait_until_whole(self.hosts)
 
     def logs(self) -> str:
@@ -206,6 +208,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
         _check_history(cluster, result)
         _check_nodes(cluster, result)
         result.violations += [leak for host in cluster.hosts for leak in host.scan_logs()]
+        result.violations += [right for host in cluster.hosts for right in host.excessive_rights()]
         result.violations += [f"sent twice: {write}" for write in sent_twice(cluster.sandbox.calls())]
     except BaseException:
         say(cluster.logs())

@@ -1,18 +1,21 @@
 """What works on a host: its node of the database, Redis, Sentinel, and the API."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
 import requests
 import sqlalchemy as sa
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
 HOSTS = 3
 SERVICE = "backline"
 SYNCED = "4"
 CLUSTER_PORTS = (7001, 7002)
+SENTINEL_PORTS = (6379, 26379)
 
 
 def problem_of(
@@ -41,9 +44,17 @@ def galera_status(engine: sa.Engine) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def _redis(address: str, port: int, password: str) -> redis.Redis:
+def _redis(
+    address: str, port: int, password: str | None, username: str | None = "servers", seconds: float = 5
+) -> redis.Redis:
     return redis.Redis(
-        address, port, password=password, socket_timeout=5, retry=Retry(NoBackoff(), 0), decode_responses=True
+        address,
+        port,
+        username=username,
+        password=password,
+        socket_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
     )
 
 
@@ -107,6 +118,32 @@ def redis_primary(addresses: Sequence[str], password: str) -> str | None:
 def _api_problem(address: str, http: requests.Session) -> str | None:
     response = http.get(f"http://{address}:5000/readyz", headers={"Host": "api.example.com"}, timeout=20)
     return None if response.status_code == 200 else "the API is not ready"
+
+
+def excessive_rights_in_database(url: sa.URL) -> Iterator[str]:
+    """Try to change the schema with the API's account."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("CREATE TABLE forbidden (id INT)"))
+    except sa.exc.DBAPIError as error:
+        if "CREATE command denied" in str(error):
+            return
+        raise
+    yield "the API's account may create tables"
+
+
+def excessive_rights_in_redis(address: str, password: str, kind: str) -> Iterator[str]:
+    """Try the servers without a password, and what the API's account may not do."""
+    for port in CLUSTER_PORTS if kind == "cluster" else SENTINEL_PORTS:
+        stranger = _redis(address, port, None, None, seconds=60)
+        with stranger, suppress(AuthenticationError):
+            stranger.ping()
+            yield f"{address}:{port} responds without a password"
+        api = _redis(address, port, password, "backline", seconds=60)
+        with api, suppress(NoPermissionError):
+            api.acl_list()
+            yield f"the API's account may read the accounts of {address}:{port}"
 
 
 def checksums(engine: sa.Engine, tables: Sequence[str]) -> dict[str, int]:

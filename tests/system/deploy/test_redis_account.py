@@ -1,4 +1,4 @@
-"""The Redis account of deploy/install and deploy/compose.yaml: few keys, few commands."""
+"""The Redis account of deploy/install, deploy/compose.yaml, and deploy/cluster: few keys, few commands."""
 
 import os
 import re
@@ -73,6 +73,10 @@ def test_all_accounts_have_the_same_permissions() -> None:
     compose = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
     [granted] = re.findall(r'">\$\$REDIS_PASSWORD"\n(.*?)\n    environment', compose, re.DOTALL)
     assert " ".join(granted.replace("'", "").split()) == PERMISSIONS
+    for name in ("redis.conf", "redis-cluster.conf"):
+        lines = (ROOT / "deploy/cluster" / name).read_text(encoding="utf-8").splitlines()
+        assert f"user backline on >REDIS_PASSWORD {PERMISSIONS}" in lines, name
+        assert "user default off" in lines, name
 
 
 def test_every_declared_key_is_used() -> None:
