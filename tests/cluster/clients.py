@@ -24,13 +24,21 @@ from tests.helpers.servers import Nginx, eventually
 
 PAUSE_SECONDS = 0.15
 PATIENCE_SECONDS = 60
-# The app's responses when something is wrong, and nginx's for a call that Spotify may have received.
 _attempts = itertools.count(1)
-FAILURES = (409, 429, 500, 502, 503, 504)
+# What the calls promise: a body, or nothing, such as after a seek.
+SUCCESSES = (200, 204)
+# Responses of the app and nginx when something is wrong. 409 only for a write that Spotify may have received.
+FAILURES = (409, 429, 502, 503, 504)
+_OUTCOME_UNKNOWN = b"spotify-outcome-unknown"
+
+
+class Violation(Exception):
+    """A response that no fault may cause."""
 
 
 @dataclass(frozen=True)
 class Response:
+    call: str
     status: int
     body: bytes
 
@@ -92,7 +100,7 @@ class Person:
         for header in response.headers.get_all("Set-Cookie") or ():
             for name, morsel in SimpleCookie(header).items():
                 self._cookies[name] = morsel.value
-        return Response(response.status, content)
+        return Response(f"{method} {path.partition('?')[0]}", response.status, content)
 
     def register(self) -> bool:
         """Create an account. Another attempt creates another one."""
@@ -111,6 +119,31 @@ class Person:
         assert response.status == 200, response.body
         return True
 
+    def choose_device(self) -> bool:
+        """Make the person's first device the active one. Without one, Spotify rejects seeks."""
+        response = self.call("GET", "/api/spotify/v1/me/player/devices")
+        assert response.status == 200, response.body
+        devices = [device["id"] for device in response.json()["devices"]]
+        response = self.call("PUT", "/api/spotify/v1/me/player", {"device_ids": devices[:1]})
+        assert response.status == 204, response.body
+        return True
+
+
+def failure_of(response: Response) -> str | None:
+    """Return the status of a failure that clients have to expect, or None for what the call promises.
+
+    Raises:
+        Violation: The session or the grant is gone (401, 403, 404, another 409), an error was not handled
+            (500), or anything else that is neither promised nor expected.
+    """
+    if response.status in FAILURES and (response.status != 409 or _OUTCOME_UNKNOWN in response.body):
+        return str(response.status)
+    if response.status not in SUCCESSES:
+        raise Violation(f"{response.call}: {response.status} {response.body[:120]!r}")
+    if response.call == "GET /api/session" and not response.json()["authenticated"]:
+        raise Violation(f"{response.call}: signed out")
+    return None
+
 
 @dataclass
 class Client:
@@ -120,24 +153,23 @@ class Client:
     random: random.Random
     returned: list[ReturnedToken]
     results: list[Result] = field(default_factory=list)
-    lost_sessions: int = 0
+    violations: Counter[str] = field(default_factory=Counter)
     _writes: int = 0
 
     def step(self) -> None:
         """Do one thing. Nothing is repeated: the next step is another request."""
         step = self.random.choice((self._session, self._session, self._token, self._player, self._seek))
         try:
-            response = step()
-            failure = str(response.status) if response.status in FAILURES else None
+            failure = failure_of(step())
         except (OSError, http.client.HTTPException) as error:
             failure = type(error).__name__
+        except Violation as violation:
+            failure = str(violation)
+            self.violations[failure] += 1
         self.results.append(Result(time.monotonic(), failure))
 
     def _session(self) -> Response:
-        response = self.person.call("GET", "/api/session")
-        if response.status == 200 and not response.json()["authenticated"]:
-            self.lost_sessions += 1
-        return response
+        return self.person.call("GET", "/api/session")
 
     def _token(self) -> Response:
         response = self.person.call("GET", "/api/spotify/token")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,14 +14,14 @@ from typing import Any
 import pytest
 
 from tests.cluster import namespaces
-from tests.cluster.clients import Client, Result, sent_twice
+from tests.cluster.clients import Client, Response, Result, sent_twice
 from tests.conftest import cannot_run
 from tests.helpers.servers import ROOT, Unavailable, eventually, find_program
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800)]
 
 FAULTS = {
-    "sentinel": ("kill", "cut-out", "pause", "rollout"),
+    "sentinel": ("kill", "cut-out", "rollout"),
     "cluster": ("kill",),
 }
 # `script/cluster` judges the gap on an idle machine. Here, other tests run, and servers count as gone later.
@@ -96,6 +97,53 @@ def test_gap_is_the_longest_time_without_a_success() -> None:
     client.results = [Result(at, failure) for at, failure in ((1, None), (4, "503"), (6, None), (7, None))]
     assert client.gap(2, 8) == 5
     assert client.gap(6.5, 10) == 3
+
+
+class Person:
+    """Someone for whom every call has the same response."""
+
+    person = "p"
+
+    def __init__(self, status: int, **members: object) -> None:
+        self._status, self._body = status, json.dumps(members).encode()
+
+    def call(self, method: str, path: str) -> Response:
+        return Response(f"{method} {path}", self._status, self._body)
+
+
+def client_after_steps(person: Person) -> Client:
+    client = Client(person, random.Random(1), [])  # type: ignore[arg-type]
+    for _ in range(30):
+        client.step()
+    return client
+
+
+def test_what_calls_promise_is_a_success() -> None:
+    for status in (200, 204):
+        client = client_after_steps(Person(status, authenticated=True, access_token="t"))
+        assert {result.failure for result in client.results} == {None}
+        assert not client.violations
+
+
+@pytest.mark.parametrize("status", [409, 429, 502, 503, 504])
+def test_failure_that_clients_expect_is_no_violation(status: int) -> None:
+    client = client_after_steps(Person(status, type="/problems/spotify-outcome-unknown"))
+    assert {result.failure for result in client.results} == {str(status)}
+    assert not client.violations
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 500])
+def test_other_response_is_a_violation_and_no_success(status: int) -> None:
+    client = client_after_steps(Person(status, type="/problems/spotify-not-connected"))
+    assert None not in {result.failure for result in client.results}
+    assert client.violations.total() == len(client.results)
+
+
+def test_lost_session_is_a_violation_and_no_success() -> None:
+    client = client_after_steps(Person(200, authenticated=False, access_token="t"))
+    assert set(client.violations) == {"GET /api/session: signed out"}
+    failures = [result.failure for result in client.results if result.failure]
+    assert len(failures) == client.violations.total() > 0
 
 
 def test_write_that_arrives_twice_is_found() -> None:
