@@ -102,7 +102,9 @@ class Pool(redis.ConnectionPool):
         return Exchange(self, commands).read()
 
     def repeat(self, commands: Sequence[Command], errors: Sequence[redis.RedisError]) -> Replies:
-        """Send commands again that were refused with these errors. All connections are new since then.
+        """Send commands again that were refused with these errors.
+
+        All connections are new since then, or since another failure moments before.
 
         Raises:
             redis.RedisError: Redis is not available.

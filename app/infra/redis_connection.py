@@ -96,11 +96,19 @@ class _Monitored:
         )
         if self._is_connecting or is_about_data:
             return
-        if is_refusal(error):
-            self.has_refused = True
-            self._staleness.distrust()
+        self.has_refused = self.has_refused or is_refusal(error)
+        self._staleness.report_failure()
+
+    def close_if_stale(self) -> None:
+        """Close a connection that has refused a command, unless it was opened since all were replaced.
+
+        One that stays open counts as new: its server may lack what the one before it had.
+        """
+        self.has_refused, now = False, time.monotonic()
+        if self._staleness.is_stale(self.connected_at, self._used_at):
+            self.disconnect()  # type: ignore[attr-defined]
         else:
-            self._staleness.report_failure()
+            self.connected_at = now
 
 
 class BoundedConnection(Connection):

@@ -93,13 +93,12 @@ class Exchange:
             values: list[Any] = []
             while len(values) < self._count:
                 values.append(_read(connection))
-                if isinstance(values[-1], BusyLoadingError):  # redis-py has closed the connection
-                    values += values[-1:] * (self._count - len(values))
         except BaseException:
             self.abandon()
             raise
         if connection.has_refused:
-            self.abandon()  # it may lead to a server that is no longer the primary
+            connection.close_if_stale()  # it may lead to a server that is no longer the primary
+            self._pool.release(connection)
             return Replies(values, connection.connected_at, has_refusals=True)
         self._pool.release_warm(connection)
         return Replies(values, connection.connected_at)
@@ -112,7 +111,8 @@ class Exchange:
 
 def _read(connection: Any) -> Any:
     try:
-        return connection.read_response()
+        # redis-py would close the connection after LOADING. `Exchange` closes it after all other errors.
+        return connection.read_response(disconnect_on_error=False)
     except (redis.ResponseError, BusyLoadingError) as error:
         return error
 

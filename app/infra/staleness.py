@@ -31,11 +31,6 @@ class Staleness:
             if now - self._failed_at >= PAUSE_SECONDS:
                 self._failed_at = now
 
-    def distrust(self) -> None:
-        """Distrust all existing connections, because this server is no longer in charge."""
-        with self._lock:
-            self._failed_at = time.monotonic()
-
     def report_server(self, server: object) -> None:
         """Distrust all existing connections if a new one leads to another server than the one before.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import redis
@@ -177,13 +178,49 @@ def test_refused_commands_are_sent_to_the_server_that_took_over(reply: str, new_
 
 
 @pytest.mark.parametrize("reply", REFUSALS, ids=lambda reply: reply.split()[0])
-def test_refused_command_is_an_outage_if_no_server_takes_over(reply: str) -> None:
+def test_refused_command_is_an_outage_if_no_server_takes_over(
+    reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staleness, "PAUSE_SECONDS", LONG)
     with failing_redis(reply) as (host, port):
         client = redis_client(f"redis://{host}:{port}/0")
         with pytest.raises(Refused) as raised:
             round_trip(client, [("GET", "x"), ("SET", "x", 1)])
         assert isinstance(raised.value, redis.ConnectionError)
+        [connection] = cast("Any", client.connection_pool)._available_connections
+        assert connection._sock is not None  # all connections have been replaced once, and stay open now
         client.close()
+
+
+def test_refusals_open_no_more_connections_than_other_errors(
+    old_primary: RedisServer, new_primary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without replicas, Redis may refuse all writes for hours."""
+    monkeypatch.setattr(staleness, "PAUSE_SECONDS", LONG)
+    with FaultProxy(old_primary.socket) as proxy:
+        client = redis_client(f"redis://127.0.0.1:{proxy.port}/0")
+        fill(client)
+        lose_replicas(old_primary.client)
+        before = connections_to(old_primary)
+
+        def write(_: int) -> None:
+            with pytest.raises(Refused):
+                client.set("x", 1)
+
+        with ThreadPoolExecutor(IDLE_CONNECTIONS) as pool:
+            list(pool.map(write, range(100)))
+
+        assert 1 <= connections_to(old_primary) - before <= IDLE_CONNECTIONS
+        proxy.upstream = new_primary
+        with pytest.raises(Refused):
+            client.set("x", 1)
+        monkeypatch.setattr(staleness, "PAUSE_SECONDS", 0.0)
+        assert client.set("x", 1)
+        client.close()
+
+
+def connections_to(server: RedisServer) -> int:
+    return int(server.client.info("stats")["total_connections_received"])
 
 
 def test_only_what_was_refused_is_sent_again(old_primary: RedisServer) -> None:

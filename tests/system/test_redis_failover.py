@@ -1,16 +1,19 @@
 """A failover of Redis loses the writes of the last moments. Whatever was ended stays ended."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app.doctor.redis_nodes import check_redis_nodes
 from app.doctor.redis_server import check_redis
 from app.doctor.result import Status
+from app.infra.database import writing
 from app.infra.redis_client import redis_client
 from app.infra.redis_keys import PERMISSIONS
 from app.models import Right
@@ -28,7 +31,7 @@ from tests.helpers.redis_failover import (
 )
 from tests.helpers.redis_nodes import PASSWORD as REDIS_PASSWORD
 from tests.helpers.redis_nodes import RedisNode
-from tests.helpers.servers import eventually, patient
+from tests.helpers.servers import LONG, eventually, patient
 
 pytestmark = [pytest.mark.processes, pytest.mark.sqlite_only]
 
@@ -114,6 +117,74 @@ def test_failover_does_not_bring_back_a_session(
     assert eventually(lambda: revived.get("/api/session").status_code == 200)
     assert not is_signed_in(revived)
     assert not is_signed_in(with_cookie(app, cookie))
+
+
+@contextmanager
+def database_without_updates(app: Flask) -> Iterator[Callable[[], None]]:
+    """Let every change of a user fail, until the end of the block or a call."""
+
+    def execute(statement: str) -> None:
+        with app.app_context(), writing() as db:
+            db.execute(sa.text(statement))
+
+    def recover() -> None:
+        execute("DROP TRIGGER IF EXISTS fault")
+
+    execute("CREATE TRIGGER fault BEFORE UPDATE ON users BEGIN INSERT INTO no_such_table VALUES (1); END")
+    yield recover
+    recover()
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_sign_out_that_failed_can_be_repeated(
+    make_app: MakeApp, servers: LossyDeployment, monkeypatch: pytest.MonkeyPatch, is_listed: bool
+) -> None:
+    """No replica confirms it, and the database fails too."""
+    monkeypatch.setattr(endings, "DATABASE_SECONDS", 0.0)
+    app = make_app(REDIS_URL=servers.url)
+    client, other = app.test_client(), app.test_client()
+    user = register(client)
+    login(other, user["username"])
+    cookie = cookie_of(client)
+    [listed] = [one for one in client.get("/api/user/sessions").json["items"] if one["current"]]
+
+    def end() -> int:
+        if is_listed:
+            return other.delete(f"/api/user/sessions/{listed['id']}").status_code
+        return client.post("/api/logout").status_code
+
+    servers.replicate()
+    servers.cut_replication()
+    with database_without_updates(app):
+        assert [end(), end()] == [503, 503]
+        assert not is_signed_in(with_cookie(app, cookie))
+    assert end() == 204
+    assert is_signed_in(other)
+    assert not list(servers.primary.client.scan_iter("session:ended:*"))
+    servers.fail_over()
+
+    former = with_cookie(app, cookie)
+    assert eventually(lambda: former.get("/api/session").status_code == 200)
+    assert not is_signed_in(former)
+
+
+def test_sign_out_waits_for_the_database(
+    make_app: MakeApp,
+    servers: LossyDeployment,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(endings, "DATABASE_SECONDS", LONG)
+    app = make_app(REDIS_URL=servers.url)
+    client = app.test_client()
+    register(client)
+    servers.cut_replication()
+
+    with ThreadPoolExecutor(1) as pool, database_without_updates(app) as recover:
+        response = pool.submit(client.post, "/api/logout")
+        eventually(lambda: "database_unavailable" in caplog.messages)
+        recover()
+        assert response.result().status_code == 204
 
 
 def test_other_sessions_and_tokens_survive_a_sign_out_that_no_replica_confirms(

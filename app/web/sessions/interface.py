@@ -284,6 +284,8 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         """Delete the session as it was when the request began. Returns whether Redis still had it."""
         stored = session.stored
         if stored is None:
+            if requested := self.requested(request):
+                self.endings.finish(requested.key)
             return False
         return self.endings.end(self._get_store_id(session.sid), stored.data, is_sign_out=is_sign_out)
 
