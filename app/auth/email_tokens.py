@@ -47,7 +47,7 @@ def issue(db: Session, user_id: int, purpose: Purpose) -> IssuedToken | None:
     user = db.scalar(sa.select(User).where(User.id == user_id, User.disabled_at.is_(None)).with_for_update())
     if user is None:
         return None
-    _mark_changed(db, user)
+    _mark_changed(user)
     email, to = user.email, user.mail_to
     if purpose is Purpose.EMAIL_VERIFICATION and user.pending_email is not None:
         email, to = user.pending_email, user.pending_email_address or user.pending_email
@@ -79,19 +79,18 @@ def issue_undo(db: Session, user_id: int, to: str) -> str | None:
     row = db.scalar(reserved.limit(1))
     if user is None or row is None:
         return None
-    _mark_changed(db, user)
+    _mark_changed(user)
     token = _new_token()
     _add(db, user, Purpose.EMAIL_CHANGE, token, email=row.email, to=to)
     return token
 
 
-def _mark_changed(db: Session, user: User) -> None:
+def _mark_changed(user: User) -> None:
     """Let this transaction conflict with others that lock the same user on other nodes of a Galera cluster.
 
     Nodes do not see each other's locks, only conflicting changes.
     """
-    announce(db, users=[user.id], best_effort=True)
-    user.updated_at = utc_now()
+    user.updated_at = utc_now()  # not remembered by any process, so it need not be announced
 
 
 def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:

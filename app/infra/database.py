@@ -151,9 +151,8 @@ def init_migrations(app: Flask) -> None:
 def read(statement: sa.Select[*Ts]) -> Sequence[sa.Row[*Ts]]:
     """Read rows with one statement, in one round trip: for hot paths. It sees what is committed now.
 
-    With Galera, that includes what was committed on other nodes. Select columns, not entities. If a pooled
-    connection turns out to be broken, or does not respond within a second, the statement is executed again
-    on a new one.
+    Select columns, not entities. If a pooled connection turns out to be broken, or does not respond within a
+    second, the statement is executed again on a new one.
 
     Raises:
         OperationalError: The database is unavailable.

@@ -191,7 +191,6 @@ def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
     if options.get("is_single_read"):
         driver.reply_seconds = None if driver.is_proven else PING_SECONDS
-        driver.catches_up = True  # what is read may be remembered
     elif not options.get("reads"):
         driver.begin()
 

@@ -22,7 +22,7 @@ _IS_NODE = b"SHOW GLOBAL VARIABLES LIKE 'wsrep_on'"
 _HAS_LEFT = "the node has left its cluster"
 # Wait until this node has everything that was committed on others. Otherwise, a caller that comes from
 # another node may not see what it has committed there. Only MariaDB has this syntax.
-_CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR "
+_CATCH_UP = b"SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1"
 
 
 class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
@@ -35,15 +35,13 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
 
     reply_seconds: float | None = None
     """How long the next statement may wait for a reply, outside a transaction. None: `read_timeout`."""
-    catches_up = False
-    """Whether the next statement, a SELECT outside a transaction, waits until a Galera node has caught up."""
     is_proven = True
     """Whether a statement has succeeded since the connection was taken from the pool."""
     server: Host | None = None
     """Where it leads. None: to a Unix socket."""
     accepts_writes = True
     """Whether the server was neither a replica nor in maintenance when the connection was opened."""
-    _begins = _is_in_transaction = _has_failed = _is_galera = _can_catch_up = False
+    _begins = _is_in_transaction = _has_failed = _is_galera = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, autocommit=True, **options)
@@ -64,9 +62,6 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         self._require_intact()
         begins, self._begins = self._begins, False
         seconds, self.reply_seconds = self.reply_seconds, None
-        catches_up, self.catches_up = self.catches_up, False
-        if catches_up and self._can_catch_up:
-            query = _CATCH_UP + query
         self._is_in_transaction = self._is_in_transaction or begins
         try:
             if begins:
@@ -134,9 +129,8 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         self._is_galera = "ON" in _values(node)
         if self._is_galera and _values(status) != _MEMBER:
             raise OperationalError(_NOT_READY, _HAS_LEFT)
-        self._can_catch_up = self._is_galera and "MariaDB" in self.get_server_info()
-        if self._can_catch_up:
-            self._query_within(_CATCH_UP + b"SELECT 1", timeout)
+        if self._is_galera and "MariaDB" in self.get_server_info():
+            self._query_within(_CATCH_UP, timeout)
             self.store_result()
 
     def is_primary(self, timeout: float) -> bool:

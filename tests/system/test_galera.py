@@ -150,12 +150,12 @@ def test_transaction_on_a_node_that_has_left_is_repeated_on_another(
     assert attempts == [first.address, second.address]
 
 
-def test_read_waits_until_the_node_has_caught_up(app: Flask, cluster: GaleraCluster) -> None:
+def test_new_connection_waits_until_the_node_has_caught_up(app: Flask, cluster: GaleraCluster) -> None:
     first, second, _ = cluster.nodes
     seen: list[str] = []
 
     def read_names() -> None:
-        with app.app_context():
+        with app.app_context(), mysql.new_connection():
             seen.extend(names())
 
     assert names() == ["ada"]

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import redis
 
+from app.infra import row_versions
 from app.infra.row_versions import is_label
 from tests.helpers.app_process import AppProcess, AppResponse
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.servers import eventually
 
+END: Any = row_versions._END.command([])[1]  # the script that runs after the COMMIT
 RACES = int(os.environ.get("RACES", "100"))
 
 pytestmark = [
@@ -230,7 +232,7 @@ def test_change_is_shown_although_redis_was_lost_after_its_commit(
         with AppProcess(through_proxy) as writer:
             eventually(partial(changes, writer, "king", cookie))  # before the COMMIT, Redis may be slow
             for name in ("lovelace", "countess", "byron"):
-                proxy.hold("up", b"string.find(version, marker")  # what follows the COMMIT
+                proxy.hold("up", END)  # what follows the COMMIT
                 eventually(partial(changes, writer, name, cookie))
                 assert store.keys("version:user:*")
                 assert all(not is_label(store.get(key)) for key in store.keys("version:user:*"))
