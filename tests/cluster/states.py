@@ -125,7 +125,7 @@ def excessive_rights_in_database(url: sa.URL) -> Iterator[str]:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
-            connection.execute(sa.text("CREATE TABLE forbidden (id INT)"))
+            connection.execute(sa.text("CREATE TABLE IF NOT EXISTS forbidden (id INT)"))
     except sa.exc.DBAPIError as error:
         if "CREATE command denied" in str(error):
             return
