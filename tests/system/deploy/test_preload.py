@@ -139,6 +139,12 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def allows(api: Server, origin: str) -> bool:
+    """Return whether pages of this origin may read responses."""
+    response = requests.get(f"{api.url}/api/session", headers={"Origin": origin}, timeout=LONG)
+    return response.headers.get("Access-Control-Allow-Origin") == origin
+
+
 @pytest.fixture
 def reloaded(behind_nginx: dict[str, str], copy: Path) -> Iterator[Server]:
     """A server that has received a HUP after its code and settings were changed."""
@@ -154,6 +160,10 @@ def reloaded(behind_nginx: dict[str, str], copy: Path) -> Iterator[Server]:
         api.signal(signal.SIGHUP)
         eventually(lambda: '"reload_refused"' in api.log and "CORS_ORIGINS has 'nowhere'" in api.log)
         assert api.workers == first
+        api.kill_worker()  # the one that replaces it has the old settings too
+        eventually(lambda: len(api.workers) == 1 and api.workers != first)
+        assert allows(api, "https://old.example")
+        first = api.workers
         dotenv.write_text("CORS_ORIGINS=https://new.example\n")
         text = code.read_text()
         assert "alive" in text
