@@ -36,8 +36,10 @@ ADA = '{"username": "ada", "email": "ada@example.com", "password": "a long sente
 LOGIN = '{"login": "ada", "password": "a long sentence"}'
 # Writes down the arguments of runuser, which all users can read.
 OBSERVE = r"""
-printf '#!/bin/sh\necho "$@" >>/root/arguments\nexec /usr/sbin/runuser "$@"\n' >/usr/local/sbin/runuser
-chmod +x /usr/local/sbin/runuser
+for program in /usr/sbin/runuser /usr/bin/redis-cli; do
+    printf '#!/bin/sh\necho "$@" >>/root/arguments\nexec %s "$@"\n' $program >/usr/local/sbin/${program##*/}
+    chmod +x /usr/local/sbin/${program##*/}
+done
 """
 SETTINGS = "cd /opt/backline && cat .env /etc/backline/* /etc/nginx/nginx.conf /etc/redis/backline.conf"
 # A kill -9 before the command that begins with KILL_AT.
@@ -183,6 +185,10 @@ def test_installed_service_may_do_little(installed: DebianServer) -> None:
         "",
     ]
     assert "DROP command denied" in root("runuser -u backline -- mariadb backline -e 'DROP TABLE users'")
+    arguments = root("cat /root/arguments")
+    assert "flask db upgrade" in arguments
+    assert "backline_migrate" not in arguments
+    assert "redis://" not in arguments  # it has a password
     assert "NOAUTH" in root("redis-cli ping")  # only Backline may use this Redis
     url = root("sed -n 's/^REDIS_URL=//p' .env").strip()
     scripts = ('"CONFIG","GET","dir"', '"FLUSHALL"', '"SET","elsewhere","1"')
@@ -200,9 +206,6 @@ def test_installed_service_may_do_little(installed: DebianServer) -> None:
         assert any(reason in reply for reason in reasons), (command, reply)
     for at in root("ss -ltnH | awk '{print $4}'").split():
         assert at.startswith(("127.", "[::1]:")) or at in ("0.0.0.0:443", "[::]:443"), at
-    arguments = root("cat /root/arguments")
-    assert "flask db upgrade" in arguments
-    assert "backline_migrate" not in arguments
 
 
 @pytest.mark.requirement("K6")
@@ -233,7 +236,8 @@ def test_what_goes_wrong_is_explained_and_can_be_repeated(installed: DebianServe
     before = root(SETTINGS).stdout
     other = root(FIRST.replace("--api api.", "--api apl."))
     assert "--api is apl.example.com, but /opt/backline/.env has another value" in other.stdout
-    assert "with --yes" in root("deploy/restore /var/backups/backline/*Z.sql.gz </dev/null").stdout
+    newest = "$(ls /var/backups/backline/*Z.sql.gz | tail -1)"
+    assert "with --yes" in root(f"deploy/restore {newest} </dev/null").stdout
     assert root(SETTINGS).stdout == before
 
     # From here on, as if nothing had been installed but the packages, one of which is not finished.

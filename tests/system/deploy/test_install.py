@@ -121,6 +121,18 @@ def test_account_of_the_migration_never_gets_an_empty_password(tmp_path: Path, p
     assert "IDENTIFIED BY 'chosenByHand7'" in run_step(tmp_path, "configure_mariadb").stdout
 
 
+@pytest.mark.parametrize("secret", ["0123 ", "0123\nALLOW_INSECURE=redis", "'0123'"])
+def test_client_secret_that_is_none_is_not_written(
+    tmp_path: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPOTIFY_CLIENT_SECRET", secret)
+    done = run_step(tmp_path, "write_settings")
+
+    assert done.returncode == 1
+    assert "letters and digits" in done.stderr
+    assert not (tmp_path / ".env").exists()
+
+
 def test_nothing_is_restarted_if_the_migration_fails(tmp_path: Path) -> None:
     commands = """
         source <(sed '$d' "$0")
