@@ -45,6 +45,7 @@ def ada(client: FlaskClient, sandbox: SandboxClient) -> FlaskClient:
     """A person who is signed in and connected."""
     register(client, "ada")
     connect(client, sandbox)
+    wait_for_background_work(client.application)  # sending the confirmation changes the account's version
     return client
 
 
