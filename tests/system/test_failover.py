@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 import redis
+from redis.connection import Connection
 
 from app.infra import redis_client as redis_connections
 from app.infra import staleness
-from app.infra.redis_client import redis_client
+from app.infra.redis_client import Pool, redis_client
 from app.infra.redis_refusals import Refused
 from app.infra.redis_round_trip import round_trip
 from app.web import sessions
@@ -175,6 +176,24 @@ def test_refused_commands_are_sent_to_the_server_that_took_over(reply: str, new_
 
         assert [client.incr("x") for _ in range(2 * IDLE_CONNECTIONS)] == [*range(1, 9)]
         client.close()
+
+
+def test_connection_to_another_server_replaces_all_older_ones(new_primary: str) -> None:
+    """A process must not compare at one server what it has read from another (decision 64)."""
+    with FaultProxy(new_primary) as former, FaultProxy(new_primary) as current:
+        ports = [former.port, current.port]
+        pool = Pool(Connection, find_server=lambda: ("127.0.0.1", ports[0]), socket_timeout=LONG)
+        held = [pool.get_connection() for _ in range(IDLE_CONNECTIONS)]
+        ports.pop(0)
+        for connection in (*held, pool.get_connection()):
+            pool.release(connection)
+
+        again = [pool.get_connection() for _ in range(IDLE_CONNECTIONS + 1)]
+
+        assert {connection.port for connection in again} == {current.port}
+        for connection in again:
+            pool.release(connection)
+        pool.disconnect()
 
 
 @pytest.mark.parametrize("reply", REFUSALS, ids=lambda reply: reply.split()[0])
