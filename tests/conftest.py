@@ -27,7 +27,14 @@ from tests.helpers import announcements, children, secret_scanner, set_cookie, s
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
 from tests.helpers.mail_server import Mailbox, running_mailbox
-from tests.helpers.redis_cluster import ClusterDeployment, running_cluster
+from tests.helpers.redis_cluster import (
+    CLUSTER_SCHEME,
+    ClusterDeployment,
+    ask_all_nodes,
+    direct_client,
+    is_cluster,
+    running_cluster,
+)
 from tests.helpers.sandbox_client import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -127,6 +134,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out MariaDB, emails, the scripts, the sandbox, and what starts processes or is slow",
     )
+    parser.addoption("--redis-cluster", metavar="URL", help="use this Redis Cluster, and delete all its keys")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the markers
@@ -241,8 +249,14 @@ def _no_child_outlives_its_test() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """The URL of a Redis server, which is empty at the beginning of each test. Everything is allowed."""
+def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The URL of a Redis server, which is empty at the beginning of each test. Everything is allowed.
+
+    With `--redis-cluster`, it is that of the cluster.
+    """
+    if cluster := pytestconfig.getoption("redis_cluster"):
+        yield cluster
+        return
     with ExitStack() as stack:
         url = start(stack, running_redis())
         with redis.Redis.from_url(url) as client:
@@ -299,7 +313,7 @@ def _empty_database(database_url: str) -> Iterator[EmptyDatabase]:
 
 @pytest.fixture(scope="session")
 def _redis(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
+    with direct_client(redis_url) as client:
         announcements.STORES.append(client)
         yield client
         announcements.STORES.remove(client)
@@ -334,6 +348,8 @@ def _recording() -> Iterator[None]:
 def scanner(request: pytest.FixtureRequest) -> Iterator[secret_scanner.SecretScanner]:
     """Fail a test in which the product sends, logs, or stores a secret where it must not."""
     read = {"redis_url": "_redis_commands", "database_url": "_columns"}
+    if request.config.getoption("redis_cluster"):
+        del read["redis_url"]  # no single server shows all commands
     used = set(request.fixturenames)
     secret_scanner.SCANNER.sources = [
         request.getfixturevalue(source) for place, source in read.items() if place in used
@@ -440,6 +456,8 @@ def upstream() -> Iterator[Upstream]:
 @pytest.fixture
 def redis_proxy(redis_url: str) -> Iterator[FaultProxy]:
     """A proxy between the app and Redis."""
+    if is_cluster(redis_url):
+        pytest.skip("a proxy is in front of one server only")
     with FaultProxy(redis_url.removeprefix("unix://")) as proxy:
         yield proxy
 
@@ -509,8 +527,13 @@ def running_app(env: dict[str, str]) -> Iterator[Flask]:
     mailer = application.extensions["backline"].mailer
     if mailer.to_console:
         mailer.transport.stream = io.StringIO()  # pytest shows what a thread prints between two tests
-    if env["REDIS_URL"].startswith("unix://"):  # no test lets it fail, other than one behind a proxy
-        patient(application.extensions["backline"].redis)
+    store = application.extensions["backline"].redis
+    if env["REDIS_URL"].startswith(
+        ("unix://", CLUSTER_SCHEME)
+    ):  # no test lets it fail, except behind a proxy
+        patient(store)
+    if is_cluster(env["REDIS_URL"]):
+        ask_all_nodes(store)
     yield application
     application.extensions["backline"].tokens.close()
     mailer.close()

@@ -318,7 +318,7 @@ def test_address_that_a_header_would_decode_is_rejected(mailbox: Mailbox, client
 
 PRODUCTION = {
     "APP_ENV": "production",
-    "ALLOW_INSECURE": "sqlite",
+    "ALLOW_INSECURE": "sqlite,redis",
     "SECRET_KEY": "Zm9vYmFyLXF1dXgtMTIzNDU",
     "TOKEN_ENCRYPTION_KEYS": "7wXoTzJ1mRk3vGd9PqYcB5sLhUeN0aZfWi2tKxQ8ypM=",
     "TRUSTED_HOSTS": "api.example.com",

@@ -24,6 +24,7 @@ from typing import Any, Self
 from unittest.mock import patch
 
 from tests.helpers.children import start_child
+from tests.helpers.redis_cluster import CLUSTER_SCHEME
 from tests.helpers.servers import LONG, ROOT, patient, process_environment
 
 COOKIE = "backline_session"
@@ -121,7 +122,9 @@ class _Worker:
         self._app = create_app(Config.from_env(os.environ))
         self._services = self._app.extensions["backline"]
         self._services.mailer.transport.stream = io.StringIO()
-        if os.environ["REDIS_URL"].startswith("unix://"):  # not behind a proxy that lets it fail
+        if os.environ["REDIS_URL"].startswith(
+            ("unix://", CLUSTER_SCHEME)
+        ):  # not behind a proxy that lets it fail
             patient(self._services.redis)
         self._reads: tuple[str, str, str] | None = None  # path, cookie, and token
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
@@ -12,6 +12,7 @@ from tests.helpers.redis_nodes import RedisNode, own_network
 from tests.helpers.servers import eventually
 
 PORT, REPLICA_PORT = 6379, 6380
+CLUSTER_SCHEME = "redis+cluster://"
 
 
 class ClusterDeployment:
@@ -26,11 +27,13 @@ class ClusterDeployment:
     def __init__(self, stack: ExitStack, home: Path, *, with_replicas: bool = False) -> None:
         network = own_network()
         addresses = [f"{network}.{number}" for number in (1, 2, 3)]
-        self.url = f"redis+cluster://{','.join(addresses)}"
-        self.primaries = [stack.enter_context(_node(address, PORT, home)) for address in addresses]
+        self.url = f"{CLUSTER_SCHEME}{','.join(addresses)}"
+        # Without replicas, no node may count as failed because the machine is busy.
+        timeout = 2000 if with_replicas else 60_000
+        self.primaries = [stack.enter_context(_node(address, PORT, home, timeout)) for address in addresses]
         replica_addresses = addresses if with_replicas else []
         self.replicas = [
-            stack.enter_context(_node(address, REPLICA_PORT, home)) for address in replica_addresses
+            stack.enter_context(_node(address, REPLICA_PORT, home, timeout)) for address in replica_addresses
         ]
         self.nodes = [*self.primaries, *self.replicas]
         for node in self.nodes:
@@ -81,23 +84,48 @@ class ClusterDeployment:
         return "cluster_state:ok" in _run(node, "INFO").decode() and len(servers) == len(self.nodes)
 
 
-def cluster_client(url: str) -> redis.RedisCluster:
-    """Return redis-py's own client, for tests that look at what is stored."""
-    hosts = url.rpartition("@")[2].removeprefix("redis+cluster://").split(",")
-    return redis.RedisCluster(hosts[0], PORT)
+def is_cluster(url: str) -> bool:
+    return url.startswith(CLUSTER_SCHEME)
+
+
+def direct_client(url: str) -> redis.Redis:
+    """Return redis-py's own client for a URL, for tests that look at what is stored."""
+    if not is_cluster(url):
+        return redis.Redis.from_url(url)
+    client: Any = _DirectClient(url.removeprefix(CLUSTER_SCHEME).split(",")[0], PORT)
+    return cast("redis.Redis", client)
+
+
+class _DirectClient(redis.RedisCluster):
+    def keys(self, pattern: Any = "*", **_: Any) -> Any:
+        return super().keys(pattern, target_nodes=self.PRIMARIES)  # otherwise, those of one node
+
+
+def ask_all_nodes(client: redis.Redis) -> None:
+    """Let tests send KEYS, FLUSHALL, and CONFIG SET to all nodes with a client of the product."""
+
+    def ask(*command: str) -> list[Any]:
+        pool: Any = client.connection_pool
+        nodes = set(pool.slots().primaries) - {None}
+        return [reply for node in nodes for reply in pool.pool_of(node).exchange([command]).values]
+
+    everywhere: Any = client
+    everywhere.keys = lambda pattern="*": [key for keys in ask("KEYS", pattern) for key in keys]
+    everywhere.config_set = lambda name, value: ask("CONFIG", "SET", name, value)
+    everywhere.flushdb = everywhere.flushall = lambda: ask("FLUSHALL")
 
 
 def _run(node: RedisNode, *command: str | int | bytes) -> Any:
     return node.client.execute_command("CLUSTER", *command)  # type: ignore[no-untyped-call]
 
 
-def _node(address: str, port: int, home: Path) -> RedisNode:
+def _node(address: str, port: int, home: Path, timeout_ms: int) -> RedisNode:
     settings = {
         "save": '""',
         "cluster-enabled": "yes",
         "cluster-config-file": f"nodes-{address}-{port}.conf",
         "cluster-announce-ip": address,
-        "cluster-node-timeout": "2000",
+        "cluster-node-timeout": str(timeout_ms),
         "repl-diskless-sync-delay": "0",
     }
     return RedisNode(address, port, settings, home, password=None)

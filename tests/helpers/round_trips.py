@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 
 from app.infra import redis_connection
 from app.infra.database import db
+from app.infra.redis_cluster import ClusterPool
 
 
 @dataclass
@@ -31,6 +33,8 @@ class RoundTrips:
 @contextmanager
 def counting(app: Flask) -> Iterator[RoundTrips]:
     """Count the round trips of this thread while the block runs, as a test client's requests make them."""
+    if isinstance(app.extensions["backline"].redis.connection_pool, ClusterPool):
+        pytest.skip("counts round trips, and there is one for each node")
     found = RoundTrips()
     with app.app_context():
         engine = db.engine

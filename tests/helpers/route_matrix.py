@@ -5,7 +5,7 @@ Tests that use them cover new routes too.
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from app.infra.database import db, reading, writing
+from app.infra.redis_round_trip import Command, values_of
 from app.models import OutgoingMail
 from app.web.access import Access
 from tests.helpers.flows import connect, login, register
@@ -170,13 +171,10 @@ class Snapshot:
                 ]
                 for table in db.metadata.sorted_tables
             }
-        names = [
-            key for key in self._redis.scan_iter(count=1000) if not key.startswith(CACHE_KEYS + LOOKUP_COUNTS)
-        ]
-        with self._redis.pipeline() as batch:
-            for name in names:
-                batch.dump(name).pttl(name)
-            replies: list[Any] = batch.execute()
+        keys: list[bytes] = cast("Any", self._redis).keys()
+        names = [key for key in keys if not key.startswith(CACHE_KEYS + LOOKUP_COUNTS)]
+        commands: list[Command] = [(command, name) for name in names for command in ("DUMP", "PTTL")]
+        replies: list[Any] = values_of(self._redis, commands) if commands else []
         self.keys: dict[bytes, bytes] = dict(zip(names, replies[::2], strict=True))
         self._ttls = {name: max(0, ttl) for name, ttl in zip(names, replies[1::2], strict=True)}
 
@@ -197,11 +195,10 @@ class Snapshot:
                 rows = [dict(zip(names, row, strict=True)) for row in self.rows[table.name]]
                 if rows:
                     session.execute(sa.insert(table), rows)
-        with self._redis.pipeline() as batch:
-            batch.flushdb()
-            for key, data in self.keys.items():
-                batch.restore(key, self._ttls[key], data)
-            batch.execute()
+        self._redis.flushdb()
+        if self.keys:
+            keys = self.keys.items()
+            values_of(self._redis, [("RESTORE", key, self._ttls[key], data) for key, data in keys])
 
 
 def send(client: FlaskClient, route: Route, **request: Any) -> TestResponse:

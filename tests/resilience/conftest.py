@@ -11,6 +11,5 @@ from tests.helpers.servers import patient
 def store(redis_url: str) -> Iterator[redis.Redis]:
     """An empty Redis."""
     client = patient(redis_client(redis_url))
-    client.flushdb()
     yield client
     client.close()

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-import redis
 from flask.testing import FlaskClient
 
 from tests.helpers import time_limits
 from tests.helpers.cached_reads import Store
+from tests.helpers.redis_cluster import direct_client
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.upstream import Upstream, connect_through
 
@@ -19,7 +19,7 @@ def _long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(redis_url: str) -> Iterator[Store]:
-    with redis.Redis.from_url(redis_url) as client:
+    with direct_client(redis_url) as client:
         yield client
 
 

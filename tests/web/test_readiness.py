@@ -1,6 +1,7 @@
 """When /readyz fails: not at once, because a failover must not take all hosts out of the load balancer."""
 
 import pytest
+from flask.testing import FlaskClient
 
 from app.web import health
 from app.web.health import Readiness
@@ -43,3 +44,7 @@ def test_readyz_survives_a_short_outage(
     assert client.get("/readyz").status_code == 200
     monkeypatch.setattr(health, "FAILOVER_SECONDS", 0.0)
     assert client.get("/readyz").status_code == 503
+
+
+def test_working_servers_are_ready(client: FlaskClient) -> None:
+    assert client.get("/readyz").status_code == 200

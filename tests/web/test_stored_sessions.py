@@ -57,10 +57,11 @@ def test_session_copied_to_another_key_counts_as_none(
     register(victim := new_client(), "ada")
     register(attacker := new_client(), "eve")
     source, target = key_of(victim), key_of(attacker)
-    if how == "COPY":
-        store.copy(source, target, replace=True)
-    elif how == "RENAME":
-        store.rename(source, target)
+    if how == "RENAME":
+        store.restore(target, 0, store.dump(source), replace=True)  # as in a cluster, between two nodes
+        store.delete(source)
+    elif how == "COPY":
+        store.restore(target, 0, store.dump(source), replace=True)
     else:
         store.set(target, store.get(source))
 

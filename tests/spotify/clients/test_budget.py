@@ -28,9 +28,9 @@ pytestmark = [
 
 NewClient = Callable[[], FlaskClient]
 
-# Moves everything that is stored about calls into the past. ARGV: seconds, the number of slots.
+# Moves calls into the past. KEYS: all that is stored about them. ARGV: seconds, the number of slots.
 AGE = """
-for _, key in ipairs(redis.call('KEYS', 'spotify-calls:*')) do
+for _, key in ipairs(KEYS) do
   local fields = redis.call('HGETALL', key)
   redis.call('DEL', key)
   for index = 1, #fields, 2 do
@@ -66,7 +66,8 @@ def spent(store: Store, caller: object = None) -> int:
 
 def age_calls(store: Store, seconds: int) -> None:
     """Move all calls so far into the past."""
-    store.eval(AGE, 0, seconds, WINDOW_SECONDS + 1)
+    keys = store.keys("spotify-calls:*")
+    store.eval(AGE, len(keys), *keys, seconds, WINDOW_SECONDS + 1)
 
 
 def try_call(limiter: SpotifyRateLimiter, caller: int | None, *, is_poll: bool = False) -> bool:

@@ -300,7 +300,7 @@ def test_tampered_authorization_is_rejected_immediately(
     if damage == "no msgpack":
         store.set(pending_key(state), b"\xc1")
     elif damage == "another flow's":
-        store.copy(pending_key(other), pending_key(state), replace=True)
+        store.restore(pending_key(state), 0, store.dump(pending_key(other)), replace=True)
     elif damage == "damaged":
         change_pending(app, state, verifier=b"\x00" * 60)
     else:

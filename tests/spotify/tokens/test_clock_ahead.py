@@ -19,6 +19,7 @@ from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.factories import advance_time, create_connections, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count
+from tests.helpers.redis_cluster import direct_client
 from tests.helpers.sandbox_client import SandboxClient
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ CENTURY = 36_500 * DAY
 
 @pytest.fixture
 def store(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
+    with direct_client(redis_url) as client:
         yield client
 
 
