@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -143,6 +144,7 @@ max_connections = 500
             text += self.template("migrate.env")
         lines = (line.partition("=") for line in text.splitlines())
         own = {name: value for name, equals, value in lines if equals and not name.startswith("#")}
+        own |= re.findall(r'^Environment="(\w+)=(.*)"$', self.template("backline-web.conf"), re.MULTILINE)
         return {**needed, **settings(), **own, "TMPDIR": f"{self.disk}/scratch"}
 
     # Processes.
