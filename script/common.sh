@@ -15,9 +15,10 @@ install_programs() {
     if [ "$packages" ] && command -v apt-get >/dev/null; then
         echo "==> Installing $packages(apt-get)."
         sudo=$([ "$(id -u)" = 0 ] || echo "sudo -n")
+        log=$(mktemp)
         # shellcheck disable=SC2086 # these are lists of words
         $sudo sh -c 'apt-get -q update && apt-get -qy install --no-install-recommends "$@"' sh $packages \
-            </dev/null >/tmp/backline-apt.log 2>&1 || echo "==> apt-get failed; see /tmp/backline-apt.log."
+            </dev/null >"$log" 2>&1 || echo "==> apt-get failed; see $log."
         packages=$(missing_packages "$@")
     fi
     [ -z "$packages" ] || echo "==> Not installed, so what needs them is skipped: $packages"

@@ -81,10 +81,10 @@ def _check_cluster(pool: ClusterPool, client: redis.Redis) -> Iterator[CheckResu
 def _check_primary(name: str, found: dict[str, Any]) -> Iterator[CheckResult]:
     """Check INFO about replication. `min_slaves_good_slaves` is there only if a minimum is set."""
     replicas = found.get("connected_slaves", 0)
-    summary = f"Redis: {name} has {replicas} replicas"
+    summary = f"Redis: replicas of {name}: {replicas}"
     if not replicas:
         yield warning(summary, _NO_REPLICA)
     elif "min_slaves_good_slaves" not in found:
-        yield warning(f"{summary}, and min-replicas-to-write is 0", _MIN_REPLICAS)
+        yield warning(f"{summary}; min-replicas-to-write is 0", _MIN_REPLICAS)
     else:
         yield ok(summary)

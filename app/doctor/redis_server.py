@@ -69,6 +69,9 @@ def check_redis(client: redis.Redis, *, is_production: bool, url: str = "") -> I
     except (redis.RedisError, TypeError, ValueError) as error:  # the last two: an unknown URL parameter
         yield _describe(error)
         return
+    except LookupError:
+        yield failure("Redis: a server replies, but not as Redis does", "Check the addresses in REDIS_URL.")
+        return
     if forbidden:
         keys = ", ".join(f"{prefix}:*" for prefix in forbidden)
         yield failure(f"Redis: the user of REDIS_URL may not use {keys}", _GRANT_PERMISSIONS)

@@ -167,7 +167,7 @@ def test_doctor_describes_each_primary(store: Client, redis_cluster: ClusterDepl
     summaries = [result.summary for result in check_redis_nodes(redis_cluster.url, store)]
 
     assert summaries == [
-        f"Redis: {node.host}:{node.port} ({count} slots) has 0 replicas"
+        f"Redis: replicas of {node.host}:{node.port} ({count} slots): 0"
         for node in redis_cluster.primaries
         if (count := slots(store).primaries.count((node.host, node.port)))
     ]

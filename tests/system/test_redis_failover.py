@@ -275,7 +275,7 @@ def test_doctor_asks_each_sentinel(servers: LossyDeployment) -> None:
     address = f"{servers.primary.host}:{servers.primary.port}"
     assert named.endswith(f": the primary is {address} (quorum 1 of 1, down after 3600000 ms)")
     assert silent == "Redis: Sentinel 127.0.0.1:1: ConnectionError"
-    assert primary == "Redis: the primary has 1 replicas, and min-replicas-to-write is 0"
+    assert primary == "Redis: replicas of the primary: 1; min-replicas-to-write is 0"
     client.close()
 
 
