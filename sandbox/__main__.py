@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from sandbox.app import create_app
-from sandbox.authorization_request import Client
+from sandbox.applications import EXTENDED, Application
 from sandbox.persistence import load, save
 from sandbox.server import serve
 
@@ -26,7 +26,8 @@ _DESCRIPTION = """\
 A strict substitute for Spotify's accounts service and Web API, with invented people and music.
 All state is in memory, unless --keep names a file. Point an app at it with
 SPOTIFY_ACCOUNTS_URL=http://HOST:PORT and SPOTIFY_API_URL=http://HOST:PORT/v1, then open
-http://HOST:PORT/ to see its people and to control it."""
+http://HOST:PORT/ to see its people and to control it, and http://HOST:PORT/dashboard to
+create further applications, as on Spotify's dashboard."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,22 +39,24 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=5001, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--client-id", default=CLIENT_ID, help="the app's client id (default: %(default)s)")
     parser.add_argument(
-        "--client-secret", default=CLIENT_SECRET, help="the app's client secret (default: %(default)s)"
+        "--client-id", default=CLIENT_ID, help="client id of the first application (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--client-secret", default=CLIENT_SECRET, help="its client secret (default: %(default)s)"
     )
     parser.add_argument(
         "--redirect-uri",
         action="append",
         dest="redirect_uris",
         metavar="URI",
-        help=f"a registered redirect URI; may be given several times (default: {REDIRECT_URI})",
+        help=f"a redirect URI registered for it; may be given several times (default: {REDIRECT_URI})",
     )
     parser.add_argument(
         "--keep",
         type=Path,
         metavar="FILE",
-        help="save grants and tokens (not those of seeded people) in this file between runs",
+        help="save applications, grants, and tokens (not those of seeded people) in this file between runs",
     )
     return parser.parse_args()
 
@@ -65,7 +68,8 @@ def main() -> int:
         sys.stderr.write("The sandbox Spotify does not run with APP_ENV=production.\n")
         return 2
     redirect_uris = tuple(arguments.redirect_uris or [REDIRECT_URI])
-    app = create_app(Client(arguments.client_id, arguments.client_secret, redirect_uris))
+    first = Application(arguments.client_id, arguments.client_secret, redirect_uris, quota=EXTENDED)
+    app = create_app(first)
     try:
         listening = _listen(arguments.host, arguments.port)
     except OSError as error:

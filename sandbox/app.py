@@ -10,12 +10,14 @@ from werkzeug.exceptions import HTTPException
 
 from sandbox import fault_responses
 from sandbox.api import api
-from sandbox.authorization_request import Client
+from sandbox.application_control import application_control
+from sandbox.applications import Application
 from sandbox.authorize import accounts
 from sandbox.calls import describe_call, is_journaled
 from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.control import control
+from sandbox.dashboard import dashboard
 from sandbox.faults import HOLDING, Fault
 from sandbox.index import index
 from sandbox.state import Sandbox
@@ -36,13 +38,13 @@ class SandboxApp(Flask):
             return super().dispatch_request()
 
 
-def create_app(client: Client) -> Flask:
-    """Build a sandbox that knows one app."""
+def create_app(first: Application) -> Flask:
+    """Build a sandbox that knows one application, until others are created."""
     app = SandboxApp(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.extensions["sandbox"] = Sandbox(client)
-    for blueprint in (accounts, token, api, control, index):
+    app.extensions["sandbox"] = Sandbox(first)
+    for blueprint in (accounts, token, api, control, application_control, dashboard, index):
         # Only api.spotify.com accepts a trailing slash.
         app.url_map.strict_slashes = blueprint is not api
         app.register_blueprint(blueprint)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from werkzeug.datastructures import MultiDict
 
+from sandbox.applications import Application, Applications
 from sandbox.redirects import is_insecure, is_registered
 from sandbox.scopes import IN_WORDS
 
@@ -19,18 +20,10 @@ class InvalidRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Client:
-    """The one app that the sandbox knows, as configured in Spotify's dashboard."""
-
-    id: str
-    secret: str
-    redirect_uris: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class AuthorizationRequest:
     """A valid request to /authorize."""
 
+    application: Application
     redirect_uri: str
     state: str | None
     scopes: tuple[str, ...]
@@ -42,7 +35,7 @@ class AuthorizationRequest:
         return parameters if self.state is None else {**parameters, "state": self.state}
 
 
-def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
+def parse(args: MultiDict[str, str], applications: Applications) -> AuthorizationRequest:
     """Validate the query of /authorize.
 
     The texts with a prefix in capitals and `Illegal scope` are Spotify's. The others are modeled on them,
@@ -54,11 +47,12 @@ def parse(args: MultiDict[str, str], client: Client) -> AuthorizationRequest:
     for name in args:
         if len(args.getlist(name)) > 1:
             raise InvalidRequest("Repeated parameter")
-    _check_client(args, client)
+    application = _application(args, applications)
     response_type = _required(args, "response_type")
     if response_type != "code":
         raise InvalidRequest("response_type must be code")
     return AuthorizationRequest(
+        application=application,
         redirect_uri=args["redirect_uri"],
         state=args.get("state"),
         scopes=_scopes(args.get("scope", "")),
@@ -74,14 +68,16 @@ def _required(args: MultiDict[str, str], name: str) -> str:
     return value
 
 
-def _check_client(args: MultiDict[str, str], client: Client) -> None:
-    if _required(args, "client_id") != client.id:
+def _application(args: MultiDict[str, str], applications: Applications) -> Application:
+    application = applications.get(_required(args, "client_id"))
+    if application is None:
         raise InvalidRequest("INVALID_CLIENT: Invalid client")
     redirect_uri = _required(args, "redirect_uri")
     if is_insecure(redirect_uri):
         raise InvalidRequest("INVALID_CLIENT: Insecure redirect URI")
-    if not is_registered(redirect_uri, client.redirect_uris):
+    if not is_registered(redirect_uri, application.redirect_uris):
         raise InvalidRequest("INVALID_CLIENT: Invalid redirect URI")
+    return application
 
 
 def _scopes(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from sandbox import authorization_request
 from sandbox.authorization_request import AuthorizationRequest, InvalidRequest
 from sandbox.context import sandbox
+from sandbox.grants import Code
 from sandbox.people import Person
 from sandbox.redirects import add_to_query
 from sandbox.scopes import IN_WORDS
@@ -43,7 +44,7 @@ def keep_private(response: Response) -> Response:
 def authorize() -> AnyResponse:
     """Show the consent page, or redirect at once if the person agreed to these scopes before."""
     state = sandbox()
-    authorization = authorization_request.parse(request.args, state.client)
+    authorization = authorization_request.parse(request.args, state.applications)
     if state.settings.auto_consent is not None:
         person = state.people.named(state.settings.auto_consent)
         if person is not None:
@@ -52,7 +53,7 @@ def authorize() -> AnyResponse:
     if (
         person
         and not authorization.show_dialog
-        and state.grants.agreed(person.account_id, authorization.scopes)
+        and state.grants.agreed(authorization.application.client_id, person.account_id, authorization.scopes)
     ):
         return _redirect_with_code(authorization, person)
     return make_response(_consent_page(authorization, person))
@@ -63,6 +64,7 @@ def _consent_page(authorization: AuthorizationRequest, signed_in: Person | None)
     return render_template(
         "consent.html",
         query=query,
+        application=authorization.application,
         signed_in=signed_in,
         people=[signed_in] if signed_in else sandbox().people.defaults,
         scopes=[IN_WORDS[scope] for scope in authorization.scopes],
@@ -75,7 +77,7 @@ def _consent_page(authorization: AuthorizationRequest, signed_in: Person | None)
 def submit_consent() -> AnyResponse:
     """Handle the consent form. The query is validated again, because it came from the browser."""
     state = sandbox()
-    authorization = authorization_request.parse(_query_of_form(), state.client)
+    authorization = authorization_request.parse(_query_of_form(), state.applications)
     decision = request.form.get("decision")
     if decision == "cancel":
         return _redirect_to_app(authorization, error="access_denied")
@@ -107,7 +109,14 @@ def _redirect_with_code(authorization: AuthorizationRequest, person: Person) -> 
     state = sandbox()
     granted = state.settings.granted(authorization.scopes)
     code = state.grants.issue_code(
-        person.account_id, granted, authorization.redirect_uri, authorization.challenge, state.clock.now()
+        Code(
+            client_id=authorization.application.client_id,
+            person=person.account_id,
+            scopes=granted,
+            redirect_uri=authorization.redirect_uri,
+            challenge=authorization.challenge,
+            issued_at=state.clock.now(),
+        )
     )
     return _redirect_to_app(authorization, code=code.value)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from urllib.parse import parse_qsl
 
 from flask import Request
 
 from sandbox.authorize import COOKIE
+from sandbox.credentials import read_credentials
 from sandbox.grants import short_id
 from sandbox.journal import Call, without_secrets
 from sandbox.state import Sandbox
@@ -55,7 +57,8 @@ def _targets(request: Request) -> list[str]:
 
 
 def _describe_token_call(call: Call, state: Sandbox, request: Request) -> None:
-    form = request.form
+    form, sent = request.form, read_credentials(request)
+    call.client_id = sent.client_id if sent else None
     call.grant_type = form.get("grant_type")
     call.client_auth = _client_auth(request)
     owner: str | None = None
@@ -84,9 +87,12 @@ def _describe_api_call(call: Call, state: Sandbox, request: Request) -> None:
     call.access_token_id = short_id(value)
     token = state.grants.access_tokens.get(value)
     call.person = state.people.id_of(token.grant.person if token else None)
+    call.client_id = token.grant.client_id if token else None
 
 
 def _describe_visit(call: Call, state: Sandbox, request: Request) -> None:
     chosen = state.people.named(request.form.get("person", ""))
     person = chosen or state.person_signed_in_with(request.cookies.get(COOKIE))
     call.person = person.id if person else None
+    query = request.args if request.method == "GET" else dict(parse_qsl(request.form.get("query", "")))
+    call.client_id = query.get("client_id")

@@ -4,13 +4,14 @@ POST   reset                       restore the initial state
 GET    settings                    the settings; PATCH changes some: see `settings.Settings`
 GET    clock                       POST {"advance": s} or {"offset": s} moves it
 GET    people                      all people
-POST   people/<id>/revoke          remove the app on the person's behalf
+POST   people/<id>/revoke          remove the apps on the person's behalf, or the one with {"client_id": ...}
 POST   people/<id>/rename          {"id": ...}
 POST   seed                        {"count": n}: n more people with tokens: see `seeding`
+GET    applications                POST creates some: see `application_control`
 POST   expire-access-tokens        expire all access tokens
-GET    faults                      POST adds one: see `faults.Fault`; DELETE removes all
+GET    faults                      POST adds one: see `faults.Fault`; DELETE removes all, or ?client_id=
 POST   faults/release              release held calls
-GET    journal                     ?after=<n>, path and grant_type filter calls; DELETE clears it
+GET    journal                     ?after=<n>, path, grant_type, client_id filter; DELETE clears it
 GET    tokens                      all grants with their tokens, named by short ids
 """
 
@@ -20,6 +21,7 @@ import ipaddress
 import re
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, abort, jsonify, request
 from werkzeug.exceptions import BadRequest, Forbidden
@@ -28,7 +30,7 @@ from sandbox.clock import as_text
 from sandbox.context import sandbox
 from sandbox.faults import parse_fault
 from sandbox.people import Person
-from sandbox.seeding import MEMBERS, parse_seed_request, seed
+from sandbox.seeding import MEMBERS, application_to_seed, parse_seed_request, seed
 from sandbox.settings import BadRequestBody
 
 control = Blueprint("control", __name__, url_prefix="/_sandbox")
@@ -42,6 +44,9 @@ def reject_cross_site_requests() -> None:
     """Keep pages of other sites from controlling the sandbox through a browser."""
     require_loopback()
     if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        raise Forbidden
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
         raise Forbidden
 
 
@@ -72,7 +77,7 @@ def respond_to_error(error: BadRequestBody) -> tuple[Response, int]:
     return jsonify(body), 422
 
 
-def _members(allowed: list[str] | None = None) -> dict[str, Any]:
+def body_members(allowed: list[str] | None = None) -> dict[str, Any]:
     """Return the JSON object in the body.
 
     Raises:
@@ -107,14 +112,14 @@ def show_settings() -> Response:
 def change_settings() -> Response:
     """Change some settings."""
     state = sandbox()
-    state.settings.patch(_members(), state.people)
+    state.settings.patch(body_members(), state.people)
     return show_settings()
 
 
 @control.post("/clock")
 def move_clock() -> Response:
     """Move the clock."""
-    members = _members(["advance", "offset"])
+    members = body_members(["advance", "offset"])
     if len(members) != 1:
         raise BadRequestBody("exactly one of advance and offset is needed", ["advance", "offset"])
     ((name, seconds),) = members.items()
@@ -148,14 +153,18 @@ def _person(person_id: str) -> Person:
 
 @control.post("/people/<person_id>/revoke")
 def revoke(person_id: str) -> Response:
-    """Remove the app: refresh tokens end at once, access tokens stay valid until they expire."""
-    return jsonify(revoked=sandbox().grants.revoke(_person(person_id).account_id))
+    """Remove the apps: refresh tokens end at once, access tokens stay valid until they expire."""
+    client_id = body_members(["client_id"]).get("client_id") if request.content_length else None
+    if not isinstance(client_id, str | None):
+        raise BadRequestBody("client_id must be a string")
+    person = _person(person_id)
+    return jsonify(revoked=sandbox().grants.revoke(person=person.account_id, client_id=client_id))
 
 
 @control.post("/people/<person_id>/rename")
 def rename(person_id: str) -> Response:
     """Give a person a new id."""
-    new_id = _members(["id"]).get("id")
+    new_id = body_members(["id"]).get("id")
     if not isinstance(new_id, str):
         raise BadRequestBody("id must be a string", ["id"])
     sandbox().rename(_person(person_id), new_id)
@@ -166,8 +175,9 @@ def rename(person_id: str) -> Response:
 def seed_people() -> tuple[Response, int]:
     """Create people who have already agreed. The response has their tokens in plain text, for the test."""
     state = sandbox()
-    wish = parse_seed_request(_members(MEMBERS), state.clock.now())
-    return jsonify(people=seed(state, wish)), 201
+    members = body_members(MEMBERS)
+    wish = parse_seed_request(members, state.clock.now())
+    return jsonify(people=seed(state, application_to_seed(members, state), wish)), 201
 
 
 @control.post("/expire-access-tokens")
@@ -180,7 +190,7 @@ def expire_access_tokens() -> Response:
 @control.post("/faults")
 def add_fault() -> tuple[Response, int]:
     """Add a fault."""
-    fault = parse_fault(_members())
+    fault = parse_fault(body_members())
     sandbox().faults.add(fault)
     return show_faults(), 201
 
@@ -193,8 +203,13 @@ def show_faults() -> Response:
 
 @control.delete("/faults")
 def clear_faults() -> tuple[str, int]:
-    """Remove all faults and release held calls."""
-    sandbox().faults.clear()
+    """Remove all faults and release held calls, or remove the faults of one application."""
+    client_id = _query(["client_id"]).get("client_id")
+    faults = sandbox().faults
+    if client_id is None:
+        faults.clear()
+    else:
+        faults.remove_for(client_id)
     return "", 204
 
 
@@ -211,7 +226,7 @@ def show_journal() -> Response:
     `forgotten` is the number of the last call that was dropped. A call in progress is not returned again to
     a caller who asks for calls `after` it: read it again to see how it ended.
     """
-    query = _query(["after", "path", "grant_type"])
+    query = _query(["after", "path", "grant_type", "client_id"])
     after = query.pop("after", "0")
     if not _NUMBER.fullmatch(after):
         raise BadRequestBody("after must be the number of a call")

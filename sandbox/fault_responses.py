@@ -166,9 +166,14 @@ def challenge(error: str, description: str) -> str:
     return f'Bearer realm="spotify", error="{error}", error_description="{description}"'
 
 
+def fixed_response(kind: str) -> Response:
+    """Return the response of a kind that needs no options."""
+    return _build(RESPONSES[kind])
+
+
 def outage() -> Response:
     """Return the 502 of Google's load balancer in front of Spotify."""
-    return _build(RESPONSES["google_502"])
+    return fixed_response("google_502")
 
 
 def faulty_response(fault: Fault, normal: Response | None) -> Response:

@@ -35,6 +35,8 @@ class Fault:
     """The call takes effect, and only its response is lost or damaged."""
     person: str | None = None
     """Apply only to calls of the person with this id."""
+    client_id: str | None = None
+    """Apply only to calls of the application with this client id."""
     after_calls: int = 0
     """How many calls to skip first."""
     chance: float = 1
@@ -66,6 +68,8 @@ class Fault:
         """Return whether the fault applies to this call. Each check counts a call and draws a number."""
         if self.on not in call.targets or self.person not in (None, call.person):
             return False
+        if self.client_id not in (None, call.client_id):
+            return False
         if self.after_calls:
             self.after_calls -= 1
             return False
@@ -82,6 +86,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "times": (lambda v: v is None or is_whole(v, 1), "null or a whole number above 0"),
     "after_effect": (lambda v: isinstance(v, bool), "true or false"),
     "person": (lambda v: v is None or isinstance(v, str), "null or a person's id"),
+    "client_id": (lambda v: v is None or isinstance(v, str), "null or a client id"),
     "after_calls": (is_whole, "a whole number"),
     "chance": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
     "seed": (lambda v: v is None or type(v) is int, "null or a whole number"),
@@ -170,6 +175,12 @@ class FaultRegistry:
             self._faults.clear()
             self._ready.clear()
         self.release()
+
+    def remove_for(self, client_id: str) -> None:
+        """Remove the faults of one application. Calls that they hold stay held."""
+        with self._lock:
+            self._faults = [fault for fault in self._faults if fault.client_id != client_id]
+            self._ready = [fault for fault in self._ready if fault.client_id != client_id]
 
     def as_json(self) -> dict[str, Any]:
         """Return the faults and the number of held calls."""

@@ -23,13 +23,14 @@ def short_id(value: str) -> str:
 class Code:
     """An authorization code."""
 
-    value: str
+    client_id: str
     person: str
     scopes: tuple[str, ...]
     redirect_uri: str
     challenge: str | None
     issued_at: datetime
     used: bool = False
+    value: str = field(default_factory=lambda: f"AQ{secrets.token_urlsafe(150)}")
 
     def expired(self, now: datetime) -> bool:
         """Return whether the code is too old."""
@@ -79,6 +80,7 @@ class Grant:
     """One consent of one person, or (without a person) a client-credentials grant."""
 
     number: int
+    client_id: str
     person: str | None
     scopes: tuple[str, ...]
     authorized_at: datetime
@@ -98,26 +100,30 @@ class Grants:
         self.access_tokens: dict[str, AccessToken] = {}
         self.all: list[Grant] = []
         self._by_person: dict[str, list[Grant]] = {}
-        self.agreements: dict[str, set[str]] = {}
+        self.agreements: dict[tuple[str, str], set[str]] = {}
+        """The scopes that people agreed to, by client id and person."""
 
-    def agreed(self, person: str, scopes: tuple[str, ...]) -> bool:
+    def agreed(self, client_id: str, person: str, scopes: tuple[str, ...]) -> bool:
         """Return whether the person has already agreed to all of these scopes."""
-        return person in self.agreements and self.agreements[person].issuperset(scopes)
+        agreed = self.agreements.get((client_id, person))
+        return agreed is not None and agreed.issuperset(scopes)
 
-    def issue_code(
-        self, person: str, scopes: tuple[str, ...], redirect_uri: str, challenge: str | None, now: datetime
-    ) -> Code:
-        """Record the person's consent and issue a code for it."""
-        self.agreements.setdefault(person, set()).update(scopes)
-        code = Code(f"AQ{secrets.token_urlsafe(150)}", person, scopes, redirect_uri, challenge, now)
+    def issue_code(self, code: Code) -> Code:
+        """Record the person's consent and the code for it."""
+        self.agreements.setdefault((code.client_id, code.person), set()).update(code.scopes)
         self.codes[code.value] = code
         return code
 
     def open(
-        self, person: str | None, scopes: tuple[str, ...], authorized_at: datetime, public: bool
+        self,
+        client_id: str,
+        person: str | None,
+        scopes: tuple[str, ...],
+        authorized_at: datetime,
+        public: bool,
     ) -> Grant:
         """Create a grant."""
-        grant = Grant(len(self.all) + 1, person, scopes, authorized_at, public)
+        grant = Grant(len(self.all) + 1, client_id, person, scopes, authorized_at, public)
         self.all.append(grant)
         if person is not None:
             self._by_person.setdefault(person, []).append(grant)
@@ -141,15 +147,24 @@ class Grants:
         self.access_tokens[token.value] = token
         return token
 
-    def revoke(self, person: str) -> int:
-        """Remove the app: codes and refresh tokens end, access tokens live on.
+    def revoke(self, *, person: str | None = None, client_id: str | None = None) -> int:
+        """Remove a person's apps, or an app for everyone, or both: one app of one person.
+
+        Codes and refresh tokens end, access tokens live on.
 
         Returns:
             The number of grants that ended.
         """
-        self.agreements.pop(person, None)
-        self.codes = {value: code for value, code in self.codes.items() if code.person != person}
-        ended = [grant for grant in self._by_person.get(person, ()) if not grant.revoked]
+
+        def ends(of: Code | Grant) -> bool:
+            return person in (None, of.person) and client_id in (None, of.client_id)
+
+        for key in list(self.agreements):
+            if client_id in (None, key[0]) and person in (None, key[1]):
+                del self.agreements[key]
+        self.codes = {value: code for value, code in self.codes.items() if not ends(code)}
+        grants = self.all if person is None else self._by_person.get(person, ())
+        ended = [grant for grant in grants if not grant.revoked and ends(grant)]
         for grant in ended:
             grant.revoked = True
         return len(ended)
@@ -166,6 +181,7 @@ class Grants:
         return [
             {
                 "grant": grant.number,
+                "client_id": grant.client_id,
                 "person": people.id_of(grant.person),
                 "scopes": sorted(grant.scopes),
                 "authorized_at": as_text(grant.authorized_at),

@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from html import escape
+from itertools import islice
 
 from flask import Blueprint, Response, abort, make_response, render_template
 
@@ -21,6 +22,7 @@ from sandbox.spoken import Series
 index = Blueprint("index", __name__)
 
 NEWEST_CALLS = 12
+LISTED_APPLICATIONS = 10
 
 
 @index.get("/")
@@ -39,7 +41,8 @@ def show_index() -> Response:
         now=state.clock.now(),
         offset=state.clock.offset,
         faults=state.faults.as_json()["faults"],
-        client=state.client,
+        applications=list(islice(state.applications, LISTED_APPLICATIONS)),
+        total=len(state.applications),
         nonce=nonce,
     )
     response = make_response(page)

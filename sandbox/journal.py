@@ -28,6 +28,8 @@ class Call:
     query: str = ""
     status: int | None = None
     """None if no response was sent, or not yet."""
+    client_id: str | None = None
+    """What the caller sent, or whose access token it is."""
     client_auth: str | None = None
     grant_type: str | None = None
     refresh_token_id: str | None = None
@@ -89,14 +91,22 @@ class Journal:
             self._calls.clear()
             self._count = 0
 
-    def calls(self, after: int = 0, path: str | None = None, grant_type: str | None = None) -> list[Call]:
+    def calls(
+        self,
+        after: int = 0,
+        path: str | None = None,
+        grant_type: str | None = None,
+        client_id: str | None = None,
+    ) -> list[Call]:
         """Return the calls with a number above `after`, oldest first, without scanning older ones."""
         with self._lock:
             newest_first = list(islice(reversed(self._calls), max(0, self._count - after)))
         return [
             call
             for call in reversed(newest_first)
-            if path in (None, call.path) and grant_type in (None, call.grant_type)
+            if path in (None, call.path)
+            and grant_type in (None, call.grant_type)
+            and client_id in (None, call.client_id)
         ]
 
     def newest(self, how_many: int) -> list[Call]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sandbox.applications import Application
 from sandbox.grants import AccessToken, Grant, Grants, RefreshToken
 from sandbox.people import Person
 from sandbox.state import Sandbox
@@ -25,7 +27,8 @@ def save(state: Sandbox, path: Path) -> None:
         kept = {
             "people": people,
             "signed_in": {cookie: who for cookie, who in state.signed_in.items() if who in people},
-            "agreed": {who: sorted(scopes) for who, scopes in agreed.items() if who in people},
+            "applications": _applications_as_json(state),
+            "agreed": [[*key, sorted(scopes)] for key, scopes in agreed.items() if key[1] in people],
             "grants": [_grant_as_json(g) for g in grants if g.person is None or g.person in people],
         }
     beside = path.with_suffix(".new")
@@ -45,7 +48,10 @@ def load(state: Sandbox, path: Path) -> None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         with state.lock:
-            state.grants = _grants_from_json(kept["grants"], kept["agreed"])
+            _restore_applications(state, kept.get("applications", []))
+            state.grants = _grants_from_json(
+                kept["grants"], kept["agreed"], state.applications.first.client_id
+            )
             state.signed_in = dict(kept["signed_in"])
             for account_id, person_id in kept["people"].items():
                 state.people.rename(_known(state, account_id), person_id)
@@ -62,8 +68,28 @@ def _known(state: Sandbox, account_id: str) -> Person:
     return person
 
 
+def _applications_as_json(state: Sandbox) -> list[dict[str, Any]]:
+    """Return the applications as they are, without seeded people and what they own."""
+    defaults = {person.account_id for person in state.people.defaults}
+    seeded = {person.email for person in state.people if person.account_id not in defaults}
+    return [
+        {**asdict(application), "users": [email for email in application.users if email not in seeded]}
+        for application in state.applications
+        if application is not state.applications.first and application.owner in defaults
+    ]
+
+
+def _restore_applications(state: Sandbox, kept: list[dict[str, Any]]) -> None:
+    """Add the applications. The first one is always as the command line says."""
+    for plain in kept:
+        if state.applications.get(plain["client_id"]) is None:
+            plain["redirect_uris"] = tuple(plain["redirect_uris"])
+            state.applications.add(Application(**plain))
+
+
 def _grant_as_json(grant: Grant) -> dict[str, Any]:
     return {
+        "client_id": grant.client_id,
         "person": grant.person,
         "scopes": list(grant.scopes),
         "authorized_at": grant.authorized_at.isoformat(),
@@ -79,12 +105,16 @@ def _grant_as_json(grant: Grant) -> dict[str, Any]:
     }
 
 
-def _grants_from_json(kept: list[dict[str, Any]], agreed: dict[str, list[str]]) -> Grants:
+def _grants_from_json(kept: list[dict[str, Any]], agreed: Any, first: str) -> Grants:
+    """Restore grants. Files from before there were several applications name none: it was the first."""
     grants = Grants()
-    grants.agreements = {person: set(scopes) for person, scopes in agreed.items()}
+    if isinstance(agreed, dict):
+        agreed = [[first, person, scopes] for person, scopes in agreed.items()]
+    grants.agreements = {(client_id, person): set(scopes) for client_id, person, scopes in agreed}
     for plain in kept:
         began = datetime.fromisoformat(plain["authorized_at"])
-        grant = grants.open(plain["person"], tuple(plain["scopes"]), began, plain["public"])
+        client_id = plain.get("client_id", first)
+        grant = grants.open(client_id, plain["person"], tuple(plain["scopes"]), began, plain["public"])
         grant.revoked = plain["revoked"]
         for one in plain["refresh_tokens"]:
             # The time of replacement is not saved: the grace period does not survive a restart.

@@ -22,6 +22,12 @@ def is_insecure(uri: str) -> bool:
     return host == "localhost" or (parts.scheme == "http" and host not in LOOPBACK_LITERALS)
 
 
+def is_malformed(uri: str) -> bool:
+    """Return whether this is no absolute URI."""
+    parts = _split(uri)
+    return parts is None or not parts.scheme or (parts.scheme in ("http", "https") and not parts.hostname)
+
+
 def is_registered(uri: str, registered: Iterable[str]) -> bool:
     """Return whether a registered URI allows this one."""
     return any(uri == known or _differs_only_in_port(uri, known) for known in registered)

@@ -30,6 +30,8 @@ class Settings:
 
     rotate: bool = False
     """Whether each refresh issues a new refresh token and ends the old one."""
+    rotate_public: bool = True
+    """Whether refreshes of grants made without the client secret do so in any case."""
     rotation_grace_s: int = 0
     """For how many seconds a replaced refresh token still works. Each use issues another new one."""
     expires_in: int = 3600
@@ -62,6 +64,10 @@ class Settings:
         """Return the settings as JSON."""
         return asdict(self)
 
+    def rotates(self, *, public: bool) -> bool:
+        """Return whether refreshing a grant replaces its refresh token."""
+        return self.rotate or (self.rotate_public and public)
+
     def granted(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return which of the requested scopes are granted."""
         allowed = self.granted_scopes
@@ -93,6 +99,7 @@ def _checks(people: People) -> dict[str, Callable[[Any], str | None]]:
     """Return, for each setting, a function that returns what the value should have been, or None."""
     return {
         "rotate": _boolean,
+        "rotate_public": _boolean,
         "rotation_grace_s": lambda v: None if is_whole(v) else "a whole number of seconds",
         "expires_in": lambda v: None if is_whole(v, 1) else "a positive whole number of seconds",
         "mode": _one_of(MODES),

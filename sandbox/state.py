@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from sandbox.authorization_request import Client
+from sandbox.applications import Application, Applications
 from sandbox.clock import Clock
 from sandbox.faults import FaultRegistry
 from sandbox.grants import Grants
@@ -20,8 +20,8 @@ from sandbox.settings import BadRequestBody, Settings
 class Sandbox:
     """The state of one sandbox. Views run one at a time under `lock`; delays happen outside it."""
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, first: Application) -> None:
+        self._first = first
         self.lock = threading.RLock()
         self.clock = Clock()
         self.faults = FaultRegistry()
@@ -32,6 +32,8 @@ class Sandbox:
         self.settings = Settings()
         self.grants = Grants()
         self.people = People()
+        self.applications = Applications(self._first)
+        self.applications.first.owner = self.people.defaults[0].account_id
         self.signed_in: dict[str, str] = {}
         self.music = Music(self.clock)
 

@@ -6,7 +6,6 @@ Every error is a 400 in the OAuth format, including errors about the client.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from flask import Blueprint, Response, g, jsonify, request
 
 from sandbox.context import sandbox
+from sandbox.credentials import read_credentials
 from sandbox.grants import Code, Grant, short_id
 from sandbox.journal import Call
 from sandbox.state import Sandbox
@@ -62,50 +62,33 @@ def issue_token() -> Response:
     }.get(grant_type)
     if give is None:
         raise TokenError("unsupported_grant_type", f"grant_type {grant_type} is not supported")
-    return jsonify(give(sandbox(), with_secret=_authenticate_client()))
+    return jsonify(give(sandbox(), _authenticate_client()))
 
 
 @dataclass(frozen=True)
-class _Credentials:
-    client_id: str | None
-    secret: str | None
+class _Client:
+    id: str
+    with_secret: bool
+    """False if it sent only its id, as public clients do."""
 
 
-def _authenticate_client() -> bool:
+def _authenticate_client() -> _Client:
     """Check the client's credentials, sent by Basic authentication or in the body.
-
-    Returns:
-        True if the client sent its secret, False if only its id.
 
     Raises:
         TokenError: `invalid_client`, as a 400.
     """
-    given = _credentials()
-    if given.client_id is None:
+    given = read_credentials(request)
+    if given and given.client_id is None:
         raise TokenError("invalid_client")
-    client = sandbox().client
-    if given.client_id != client.id:
+    application = sandbox().applications.get(given.client_id) if given else None
+    if given is None or application is None:
         raise TokenError("invalid_client", "Invalid client")
     if given.secret is None:
-        return False
-    if not hmac.compare_digest(given.secret.encode(), client.secret.encode()):
+        return _Client(application.client_id, with_secret=False)
+    if not hmac.compare_digest(given.secret.encode(), application.secret.encode()):
         raise TokenError("invalid_client", "Invalid client secret")
-    return True
-
-
-def _credentials() -> _Credentials:
-    header = request.headers.get("Authorization")
-    if header is None:
-        return _Credentials(request.form.get("client_id"), request.form.get("client_secret"))
-    scheme, _, encoded = header.partition(" ")
-    try:
-        decoded = base64.b64decode(encoded.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        decoded = ""
-    if scheme.lower() != "basic" or ":" not in decoded:
-        raise TokenError("invalid_client", "Invalid client")
-    client_id, _, secret = decoded.partition(":")
-    return _Credentials(client_id, secret)
+    return _Client(application.client_id, with_secret=True)
 
 
 def _required(name: str) -> str:
@@ -115,18 +98,20 @@ def _required(name: str) -> str:
     return value
 
 
-def _exchange_code(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
+def _exchange_code(state: Sandbox, client: _Client) -> dict[str, Any]:
     code = state.grants.codes.get(_required("code"))
     redirect_uri = _required("redirect_uri")
-    if code is None or code.used:
+    if code is None or code.used or code.client_id != client.id:
         raise TokenError("invalid_grant", "Invalid authorization code")
     if code.expired(state.clock.now()):
         raise TokenError("invalid_grant", "Authorization code expired")
     if redirect_uri != code.redirect_uri:
         raise TokenError("invalid_grant", "Invalid redirect URI")
-    _check_verifier(code, with_secret)
+    _check_verifier(code, client.with_secret)
     code.used = True
-    grant = state.grants.open(code.person, code.scopes, code.issued_at, public=not with_secret)
+    grant = state.grants.open(
+        client.id, code.person, code.scopes, code.issued_at, public=not client.with_secret
+    )
     return _tokens(state, grant, refreshable=True)
 
 
@@ -148,11 +133,11 @@ def _check_verifier(code: Code, with_secret: bool) -> None:
         raise TokenError("invalid_grant", "code_verifier was incorrect")
 
 
-def _refresh(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
+def _refresh(state: Sandbox, client: _Client) -> dict[str, Any]:
     held = state.grants.refresh_tokens.get(_required("refresh_token"))
-    if held is None:
+    if held is None or held.grant.client_id != client.id:
         raise TokenError("invalid_grant", "Invalid refresh token")
-    if not with_secret and not held.grant.public:
+    if not client.with_secret and not held.grant.public:
         raise TokenError("invalid_client", "Invalid client secret")
     now = state.clock.now()
     if held.ended(now, state.settings.rotation_grace_s):
@@ -160,17 +145,17 @@ def _refresh(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
     if held.aged(now):
         raise TokenError("invalid_grant", f"Refresh token {state.settings.six_month_wording}")
     # A caller with a replaced token did not get its successor, so issue another one.
-    rotates = state.settings.rotate or held.replaced_at is not None
+    rotates = state.settings.rotates(public=held.grant.public) or held.replaced_at is not None
     if rotates:
         # The first replacement counts: using the grace period does not extend it.
         held.replaced_at = held.replaced_at or now
     return _tokens(state, held.grant, refreshable=rotates)
 
 
-def _client_credentials(state: Sandbox, *, with_secret: bool) -> dict[str, Any]:
-    if not with_secret:
+def _client_credentials(state: Sandbox, client: _Client) -> dict[str, Any]:
+    if not client.with_secret:
         raise TokenError("invalid_client", "Invalid client secret")
-    grant = state.grants.open(None, (), state.clock.now(), public=False)
+    grant = state.grants.open(client.id, None, (), state.clock.now(), public=False)
     return _tokens(state, grant, refreshable=False)
 
 

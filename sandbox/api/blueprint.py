@@ -9,10 +9,12 @@ from typing import ParamSpec, TypeVar
 from flask import Blueprint, Response, g, jsonify, request
 
 from sandbox.api.errors import ApiError
+from sandbox.applications import DEVELOPMENT
 from sandbox.context import sandbox
-from sandbox.fault_responses import challenge, error_members
+from sandbox.fault_responses import challenge, error_members, fixed_response
 from sandbox.grants import AccessToken
 from sandbox.people import Person
+from sandbox.state import Sandbox
 
 api = Blueprint("api", __name__, url_prefix="/v1")
 
@@ -43,14 +45,14 @@ def add_headers(response: Response) -> Response:
 
 
 @api.before_request
-def check_bearer() -> None:
+def check_bearer() -> Response | None:
     """Require a live access token on every path, including paths that do not exist.
 
     Raises:
         ApiError: 401, if the token is missing, unknown, or expired.
     """
     if request.method == "OPTIONS":
-        return
+        return None
     header = request.headers.get("Authorization")
     if header is None:
         raise _unauthorized("missing_token", "No token provided")
@@ -64,6 +66,25 @@ def check_bearer() -> None:
     if not token.live(state.clock.now()):
         raise _unauthorized("invalid_token", "The access token expired")
     g.token = token
+    return _check_application(state, token)
+
+
+def _check_application(state: Sandbox, token: AccessToken) -> Response | None:
+    """Return the 403 for people whom the application does not serve, and for everyone if its owner is free.
+
+    Raises:
+        ApiError: 401, if the application was deleted.
+    """
+    application = state.applications.get(token.grant.client_id)
+    if application is None:
+        raise _unauthorized("invalid_token", "Invalid access token")
+    owner = state.people.of_account(application.owner)
+    if application.quota == DEVELOPMENT and owner and not owner.premium:
+        return fixed_response("owner_not_premium")
+    person = state.people.of_account(token.grant.person)
+    if person and not application.allows(person):
+        return fixed_response("not_registered_2026")
+    return None
 
 
 def _unauthorized(error: str, description: str) -> ApiError:

@@ -90,9 +90,35 @@ class SandboxClient:
         faults: list[dict[str, Any]] = self.control("GET", "faults")["faults"]
         return faults
 
-    def clear_faults(self) -> None:
-        """Remove all faults, and release held calls."""
-        self.control("DELETE", "faults")
+    def clear_faults(self, client_id: str | None = None) -> None:
+        """Remove all faults, and release held calls; or remove those of one application."""
+        self.control("DELETE", "faults" + (f"?client_id={client_id}" if client_id else ""))
+
+    def create_applications(self, count: int = 1, **members: Any) -> list[dict[str, Any]]:
+        """Create applications in development mode. Returns them with `client_id` and `client_secret`.
+
+        Their redirect URIs are those of the first application unless `redirect_uris` says otherwise. With
+        `seed={"count": 5}`, each gets as many people (5 at most), returned as `people` as by `seed`. Other
+        members: name, owner, users (email addresses), quota ("extended" is for everyone).
+        """
+        body = {"count": count, **members}
+        applications: list[dict[str, Any]] = self.control("POST", "applications", body)["applications"]
+        return applications
+
+    def applications(self) -> list[dict[str, Any]]:
+        applications: list[dict[str, Any]] = self.control("GET", "applications")["applications"]
+        return applications
+
+    def change_application(self, client_id: str, **changes: Any) -> None:
+        """Change an application, such as `client_secret`, `redirect_uris`, `users`, or `quota`."""
+        self.control("PATCH", f"applications/{client_id}", changes)
+
+    def delete_application(self, client_id: str) -> None:
+        self.control("DELETE", f"applications/{client_id}")
+
+    def revoke_application(self, client_id: str) -> int:
+        """Revoke all grants of an application. Returns their number."""
+        return int(self.control("POST", f"applications/{client_id}/revoke")["revoked"])
 
     def held(self) -> int:
         """Return the number of calls that faults are holding."""
@@ -103,14 +129,18 @@ class SandboxClient:
         return int(self.control("POST", "faults/release")["released"])
 
     def calls(
-        self, path: str | None = None, grant_type: str | None = None, after: int = 0
+        self,
+        path: str | None = None,
+        grant_type: str | None = None,
+        after: int = 0,
+        client_id: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return the journal, oldest call first. A call is in it from the moment it arrives.
 
         `after` leaves out the calls up to that number (`n`), so that long journals are cheap to read. A call
         that was not finished when it was read is then not returned again.
         """
-        query = {"after": after, "path": path, "grant_type": grant_type}
+        query = {"after": after, "path": path, "grant_type": grant_type, "client_id": client_id}
         parameters = urlencode({name: value for name, value in query.items() if value is not None})
         journal = self.control("GET", f"journal?{parameters}")
         # Otherwise, a test might conclude that a forgotten call was never made.
@@ -147,7 +177,8 @@ class SandboxClient:
     def seed(self, count: int, **options: Any) -> list[dict[str, Any]]:
         """Create people who have given consent. Returns them with their tokens.
 
-        Options are `scopes`, a list, and `authorized_at`, a time in RFC 3339.
+        Options are `scopes`, a list, `authorized_at`, a time in RFC 3339, `client_id`, for an application
+        other than the first, and `public=True` for grants made without the client secret.
         """
         people: list[dict[str, Any]] = self.control("POST", "seed", {"count": count, **options})["people"]
         return people
