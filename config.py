@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
 from app.settings import dotenv, rules
-from app.settings.rules import AUTHORIZE_PATH, SANDBOX_CLIENT_ID, SANDBOX_CLIENT_SECRET
+from app.settings.rules import AUTHORIZE_PATH, CREDENTIALS, SANDBOX_CLIENT_ID, SANDBOX_CLIENT_SECRET
 from app.settings.start import unwritable_log
 from app.settings.types import (
     DEFAULT_OPTIONAL_SCOPES,
@@ -104,6 +104,8 @@ class Config(BaseModel):
 
     spotify_client_id: Annotated[Credential, Required()] = SANDBOX_CLIENT_ID
     spotify_client_secret: Annotated[Credential, Required()] = Field(SANDBOX_CLIENT_SECRET, repr=False)
+    # Whose application people connect with: the one above, their own, or either.
+    spotify_apps: Literal["deployment", "own", "both"] = "deployment"
     spotify_redirect_uri: Annotated[RedirectUri, Required()] = _default(
         lambda known: f"http://127.0.0.1:{known['port']}{AUTHORIZE_PATH}"
     )
@@ -249,7 +251,7 @@ def _missing(config: Config) -> dict[str, str]:
         for name, field in Config.model_fields.items()
         for mark in field.metadata
         if isinstance(mark, Required) and (mark.in_development or config.app_env == "production")
-        if name not in config.model_fields_set
+        if name not in config.model_fields_set and not (config.spotify_apps == "own" and name in CREDENTIALS)
     }
 
 

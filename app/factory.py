@@ -39,6 +39,7 @@ from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
 from app.services import Services
+from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
@@ -172,12 +173,11 @@ def _build_services(app: Flask, config: Config) -> Services:
     response_cache, hourly_counts = ResponseCache(client), HourlyCounts(client)
     throttle = Throttle(client, config.secret_key, hourly_counts)
     accounts, rate_limiter, web_api = _build_spotify_clients(config, client)
-    accounts_bulkhead = AccountsBulkhead(config.threads)
-    refresher = Refresher(accounts, accounts_bulkhead, RedisLocks(client), token_cipher, config.refresh_lead)
-    tokens = _build_token_service(config, refresher, accounts_bulkhead, token_cipher)
+    accounts_bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
+    tokens = _build_token_service(config, client, accounts, accounts_bulkhead, applications, token_cipher)
     mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
-    claims = BatchClaims(token_cipher, config)
     maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
+    claims = BatchClaims(token_cipher, applications, config)
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
@@ -192,6 +192,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         token_cipher=token_cipher,
         accounts=accounts,
         accounts_bulkhead=accounts_bulkhead,
+        applications=applications,
         web_api=web_api,
         rate_limiter=rate_limiter,
         throttle=throttle,
@@ -200,12 +201,12 @@ def _build_services(app: Flask, config: Config) -> Services:
         gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
         authorization_flow=AuthorizationFlow(
-            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections, config
+            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections, applications, config
         ),
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,
-        scheduler=Scheduler(app, config, client, refresher, claims, maintenance, mailer),
+        scheduler=Scheduler(app, config, client, tokens.refresher, claims, maintenance, mailer),
         notifications=notifications,
         passwords=passwords,
         authenticator=Authenticator(throttle, passwords, hourly_counts),
@@ -239,8 +240,14 @@ def _build_device_flow(
 
 
 def _build_token_service(
-    config: Config, refresher: Refresher, bulkhead: AccountsBulkhead, cipher: TokenCipher
+    config: Config,
+    client: redis.Redis,
+    accounts: SpotifyAccounts,
+    bulkhead: AccountsBulkhead,
+    applications: Applications,
+    cipher: TokenCipher,
 ) -> TokenService:
+    refresher = Refresher(accounts, bulkhead, applications, RedisLocks(client), cipher, config.refresh_lead)
     refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
     return TokenService(refresher, refreshes, bulkhead, cipher, config.refresh_lead)
 

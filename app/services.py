@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.infra.redis_cipher import RedisCipher
     from app.infra.row_versions import RowVersions
     from app.mail.mailer import Mailer
+    from app.spotify.applications.lookup import Applications
     from app.spotify.clients.accounts import SpotifyAccounts
     from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
     from app.spotify.clients.rate_limit import SpotifyRateLimiter
@@ -54,6 +55,7 @@ class Services:
     token_cipher: TokenCipher
     accounts: SpotifyAccounts
     accounts_bulkhead: AccountsBulkhead
+    applications: Applications
     web_api: SpotifyWebApi
     rate_limiter: SpotifyRateLimiter
     response_cache: ResponseCache

@@ -140,13 +140,13 @@ def _cipher() -> TokenCipher:
 
 def _grant(cipher: TokenCipher, number: int, due: bool) -> dict[str, object]:
     expires_at = datetime.now(UTC) + timedelta(minutes=9 if due else 55)
-    grant_id = f"{number:032x}"
+    grant = AccessToken(spotify_user_id=number, grant_id=f"{number:032x}")
     return {
         "spotify_user_id": number,
-        "grant_id": grant_id,
+        "grant_id": grant.grant_id,
         "scope": "streaming",
         "expires_at": expires_at,
         "due_at": expires_at - timedelta(minutes=15),
         "authorized_at": expires_at - timedelta(hours=1),
-        **encrypt_tokens(cipher, number, grant_id, "a" * 200, "r" * 130),
+        **encrypt_tokens(cipher, grant, "a" * 200, "r" * 130),
     }

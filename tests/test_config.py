@@ -141,6 +141,15 @@ def test_production_is_secure_by_default() -> None:
     assert config.cors_origins == ("https://app.example.com",)
 
 
+def test_deployment_needs_no_application_if_everyone_brings_their_own() -> None:
+    without = {name: value for name, value in PRODUCTION.items() if not name.startswith("SPOTIFY_CLIENT_")}
+
+    assert Config.from_env({**without, "SPOTIFY_APPS": "own"}).spotify_apps == "own"
+    assert "SPOTIFY_CLIENT_ID is not set" in problems_of({**without, "SPOTIFY_APPS": "both"})
+    half = {**without, "SPOTIFY_APPS": "own", "SPOTIFY_CLIENT_ID": PRODUCTION["SPOTIFY_CLIENT_ID"]}
+    assert "SPOTIFY_CLIENT_SECRET is not set, but SPOTIFY_CLIENT_ID is" in problems_of(half)
+
+
 def test_playback_tokens_are_off_in_production_by_default() -> None:
     assert not Config.from_env(PRODUCTION).playback_token_enabled
     assert Config.from_env({**PRODUCTION, "PLAYBACK_TOKEN_ENABLED": "true"}).playback_token_enabled

@@ -15,6 +15,7 @@ from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
 from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.application import deployment_application
 from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
 from config import Config
 
@@ -98,7 +99,7 @@ def _describe_jwts(issuer: "JwtIssuer | None") -> CheckResult:
 def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
     url = config.spotify_accounts_url
     try:
-        accounts.check_client()
+        accounts.check_client(deployment_application(config))
     except Misconfigured as error:
         return failure(
             f"Spotify: {url} rejects this application ({error})",

@@ -5,12 +5,14 @@ from app.models.breaker import Breaker
 from app.models.one_time_token import OneTimeToken, Purpose
 from app.models.outgoing_mail import MailKind, OutgoingMail
 from app.models.personal_access_token import PersonalAccessToken, Right
+from app.models.spotify_app import AppState, SpotifyApp
 from app.models.spotify_user import SpotifyUser
 from app.models.token_refresh import TokenRefresh
 from app.models.user import User
 
 __all__ = [
     "AccessToken",
+    "AppState",
     "Breaker",
     "GrantState",
     "MailKind",
@@ -19,6 +21,7 @@ __all__ = [
     "PersonalAccessToken",
     "Purpose",
     "Right",
+    "SpotifyApp",
     "SpotifyUser",
     "TokenRefresh",
     "User",

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
-from app.infra.database import Base, UTCDateTime, code_string
+from app.infra.database import Base, ExactString, UTCDateTime, code_string
 
 # How long one caller can keep others from refreshing. Longer than the 10 s that a call can take.
 LEASE = timedelta(seconds=30)
@@ -70,6 +70,10 @@ class AccessToken(Base):
     )
     grant_id: Mapped[str] = mapped_column(code_string(32))
     generation: Mapped[int] = mapped_column(default=0)
+    # The application that the grant was issued to. NULL if it is the deployment's. The tokens are encrypted
+    # for it too, so they cannot be sent with another client id. An earlier release, which does not know
+    # this column, cannot decrypt them, and so leaves the grant alone.
+    client_id: Mapped[str | None] = mapped_column(ExactString(255))
     state: Mapped[str] = mapped_column(code_string(32), default=GrantState.ACTIVE)
     # NULL once they are erased, a week after the grant ended.
     access_token: Mapped[bytes | None] = mapped_column(sa.LargeBinary(16_384))

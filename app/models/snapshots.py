@@ -57,6 +57,7 @@ class TokenSnapshot:
     spotify_user_id: int
     grant_id: str
     generation: int
+    client_id: str | None
     state: str
     access_token: bytes | None = field(repr=False)
     scope: str
@@ -88,6 +89,7 @@ class ConnectionSnapshot:
 
     id: int
     user_id: int | None
+    spotify_app_id: int | None
     spotify_id: str
     account_id: str | None
     display_name: str | None

@@ -22,6 +22,10 @@ class SpotifyUser(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), unique=True)
+    # The application that the connection was made with. NULL if it is the deployment's.
+    spotify_app_id: Mapped[int | None] = mapped_column(
+        sa.ForeignKey("spotify_apps.id", ondelete="CASCADE"), index=True
+    )
     spotify_id: Mapped[str] = mapped_column(ExactString(255), unique=True)
     account_id: Mapped[str | None] = mapped_column(ExactString(255), unique=True)
     display_name: Mapped[str | None] = mapped_column(sa.String(255))

@@ -30,7 +30,7 @@ AUTHORIZE_PATH = "/api/spotify/authorize"
 # The default client id of `python -m sandbox`. It is public, and worthless anywhere else.
 SANDBOX_CLIENT_ID = "5a4db0c0ffee4b0cac1e5a4db0c0ffee"
 SANDBOX_CLIENT_SECRET = "sandbox-secret-not-for-production"  # noqa: S105
-_CREDENTIALS = ("spotify_client_id", "spotify_client_secret")
+CREDENTIALS = ("spotify_client_id", "spotify_client_secret")
 
 
 def problems_of(config: "Config", invalid: set[str]) -> Iterator[str]:
@@ -41,7 +41,7 @@ def problems_of(config: "Config", invalid: set[str]) -> Iterator[str]:
 
 
 def _client_credentials_rule(config: "Config") -> Iterator[str]:
-    has_id, has_secret = (name in config.model_fields_set for name in _CREDENTIALS)
+    has_id, has_secret = (name in config.model_fields_set for name in CREDENTIALS)
     if has_secret and not has_id:
         yield "SPOTIFY_CLIENT_SECRET is set, but SPOTIFY_CLIENT_ID is not. Set both or neither."
     if has_id and not has_secret:
@@ -93,6 +93,8 @@ def _redirect_uri_rule(config: "Config") -> Iterator[str]:
 
 
 def _spotify_app_rules(config: "Config") -> Iterator[str]:
+    if config.spotify_apps == "own" and config.model_fields_set.isdisjoint(CREDENTIALS):
+        return  # none is needed
     if config.spotify_client_id == SANDBOX_CLIENT_ID:
         yield "SPOTIFY_CLIENT_ID is the sandbox's. Use your own application's, from Spotify's dashboard."
     secret = config.spotify_client_secret
@@ -251,9 +253,10 @@ _RULES: _Rules = (
     (_cookie_rules, {"SESSION_COOKIE_SAMESITE", "SESSION_COOKIE_SECURE", "SPOTIFY_REDIRECT_URI"}),
     (_redirect_uri_rule, {"SPOTIFY_REDIRECT_URI"}),
     (_jwt_rule, {"JWT_SIGNING_KEYS", "JWT_AUDIENCES"}),
+    (_client_credentials_rule, set()),
 )
 _RULES_OF: dict[str, _Rules] = {
-    "development": ((_client_credentials_rule, set()),),
+    "development": (),
     "production": (
         (_debug_rule, {"FLASK_DEBUG"}),
         (_spotify_app_rules, set()),

@@ -8,8 +8,9 @@ from flask import Flask
 
 from app.infra import database
 from app.infra.database import UTCDateTime, db, reading, writing
-from app.models import AccessToken, SpotifyUser
-from app.spotify.tokens.encryption import encrypt_tokens
+from app.models import AccessToken, SpotifyApp, SpotifyUser, User
+from app.spotify.applications.encryption import encrypt_secret
+from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh_pass import RefreshStats
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -38,6 +39,7 @@ def create_connections(
         for number, (connection, person) in enumerate(zip(connections, people, strict=True)):
             expires_at = now - timedelta(seconds=expired_for) - timedelta(milliseconds=count - number)
             grant_id = f"{connection.id:032x}"
+            grant = AccessToken(spotify_user_id=connection.id, grant_id=grant_id)
             session.add(
                 AccessToken(
                     spotify_user_id=connection.id,
@@ -46,12 +48,35 @@ def create_connections(
                     expires_at=expires_at,
                     due_at=expires_at - timedelta(minutes=15),
                     authorized_at=expires_at - timedelta(hours=1),
-                    **encrypt_tokens(
-                        cipher, connection.id, grant_id, person["access_token"], person["refresh_token"]
-                    ),
+                    **encrypt_tokens(cipher, grant, person["access_token"], person["refresh_token"]),
                 )
             )
         return [connection.id for connection in connections]
+
+
+def give_own_application(
+    app: Flask, spotify_user_id: int, client_id: str, client_secret: str | None = None
+) -> int:
+    """Let a connection look as if an owner had made it with an application of their own. Returns its id."""
+    cipher = app.extensions["backline"].token_cipher
+    with app.app_context(), writing() as session:
+        connection = session.get_one(SpotifyUser, spotify_user_id)
+        name = f"owner-{spotify_user_id}"
+        owner = User(username=name, email=f"{name}@example.com", password_hash="")
+        session.add(owner)
+        session.flush()
+        application = SpotifyApp(owner_id=owner.id, client_id=client_id)
+        session.add(application)
+        session.flush()
+        for column, value in encrypt_secret(cipher, application.id, client_secret).items():
+            setattr(application, column, value)
+        connection.user_id, connection.spotify_app_id = owner.id, application.id
+        grant = connection.token
+        tokens = [decrypt_token(cipher, grant, column) for column in ("access_token", "refresh_token")]
+        grant.client_id = client_id
+        for column, value in encrypt_tokens(cipher, grant, *tokens).items():
+            setattr(grant, column, value)
+        return application.id
 
 
 def refresh_due(app: Flask, stopping: threading.Event | None = None) -> RefreshStats:

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra import database
+from app.models import AccessToken
+from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.tokens.encryption import encrypt_tokens
 from tests.conftest import CHEAP_HASHER
 from tests.helpers.flows import PASSWORD
@@ -77,7 +79,12 @@ def make_rows(app: Flask, key: int, people: list[dict[str, Any]]) -> Rows:
     plain, odd = 2 * key, 2 * key + 1
     cipher = app.extensions["backline"].token_cipher
     sealed = [
-        encrypt_tokens(cipher, row_id, f"{row_id:032x}", person["access_token"], person["refresh_token"])
+        encrypt_tokens(
+            cipher,
+            AccessToken(spotify_user_id=row_id, grant_id=f"{row_id:032x}"),
+            person["access_token"],
+            person["refresh_token"],
+        )
         for row_id, person in zip((plain, odd), people, strict=True)
     ]
     users = [
@@ -99,6 +106,7 @@ def make_rows(app: Flask, key: int, people: list[dict[str, Any]]) -> Rows:
         {
             "id": odd,
             "user_id": None,
+            "spotify_app_id": odd,
             "spotify_id": f"{key} blanks  ",
             "account_id": None,
             "display_name": "\U0001f3b5" * 255,
@@ -119,7 +127,19 @@ def make_rows(app: Flask, key: int, people: list[dict[str, Any]]) -> Rows:
             "refreshed_at": now,
         },
     ]
+    applications = [
+        {"id": plain, "owner_id": plain, "client_id": f"{key:032x}", "state": "active"},
+        {
+            "id": odd,
+            "owner_id": odd,
+            "client_id": "blanks  " + "ä" * 247,
+            "state": "rate_limited",
+            "paused_until": now,
+            **encrypt_secret(cipher, odd, "secret"),
+        },
+    ]
     return {
+        "spotify_apps": [{**times, **row} for row in applications],
         "users": [{"password_hash": CHEAP_HASHER.hash(PASSWORD), **times, **row} for row in users],
         "spotify_users": [{"last_used_at": now, **times, **row} for row in connections],
         "access_tokens": [

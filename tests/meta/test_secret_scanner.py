@@ -52,9 +52,9 @@ def verifiers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = SpotifyAccounts.authorize_url
 
-    def record_verifier(accounts: SpotifyAccounts, *, verifier: str, **options: Any) -> str:
+    def record_verifier(accounts: SpotifyAccounts, *application: Any, verifier: str, **options: Any) -> str:
         seen.append(verifier)
-        return original(accounts, verifier=verifier, **options)
+        return original(accounts, *application, verifier=verifier, **options)
 
     monkeypatch.setattr(SpotifyAccounts, "authorize_url", record_verifier)
     return seen

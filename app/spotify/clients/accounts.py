@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from app.infra.http_client import TOTAL_SECONDS, HttpClient, HttpResponse, TransportError
 from app.spotify.clients import token_response
+from app.spotify.clients.application import Application
 from app.spotify.clients.errors import (
     InvalidGrant,
     Misconfigured,
@@ -31,13 +32,10 @@ class SpotifyAccounts:
     def __init__(self, config: Config, http_client: HttpClient) -> None:
         self._config = config
         self._http_client = http_client
-        # They are encoded before HTTP Basic encodes them again (RFC 6749 section 2.3.1).
-        self._credentials = (
-            quote(config.spotify_client_id, safe=""),
-            quote(config.spotify_client_secret, safe=""),
-        )
 
-    def authorize_url(self, *, state: str, verifier: str, optional_scopes: Sequence[str] = ()) -> str:
+    def authorize_url(
+        self, application: Application, *, state: str, verifier: str, optional_scopes: Sequence[str] = ()
+    ) -> str:
         """Return the URL at which a person consents to SPOTIFY_SCOPES and these.
 
         With `show_dialog`, Spotify also asks people who have consented before. Without it, Spotify would send
@@ -48,7 +46,7 @@ class SpotifyAccounts:
         """
         challenge = urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         query = {
-            "client_id": self._config.spotify_client_id,
+            "client_id": application.client_id,
             "response_type": "code",
             "redirect_uri": self._config.spotify_redirect_uri,
             "scope": " ".join((*self._config.spotify_scopes, *optional_scopes)),
@@ -59,10 +57,12 @@ class SpotifyAccounts:
         }
         return f"{self._config.spotify_accounts_url}/authorize?{urlencode(query)}"
 
-    def exchange(self, code: str, *, verifier: str, optional_scopes: Sequence[str] = ()) -> TokenResponse:
+    def exchange(
+        self, application: Application, code: str, *, verifier: str, optional_scopes: Sequence[str] = ()
+    ) -> TokenResponse:
         """Exchange an authorization code for tokens. A code works once, for about ten minutes.
 
-        `optional_scopes` are those of its authorization.
+        Application and `optional_scopes` are those of its authorization.
 
         Raises:
             InvalidGrant: The code is invalid, used, or expired.
@@ -71,13 +71,14 @@ class SpotifyAccounts:
         deadline = time.monotonic() + TOTAL_SECONDS
         try:
             tokens = self._request_tokens(
+                application,
                 grant_type="authorization_code",
                 code=code,
                 redirect_uri=self._config.spotify_redirect_uri,
                 code_verifier=verifier,
             )
         except SpotifyError as error:
-            tokens = self._recover(error, deadline)
+            tokens = self._recover(application, error, deadline)
         if tokens.refresh_token is None:
             raise SpotifyError("no_refresh_token")
         if tokens.scope is None:
@@ -85,8 +86,8 @@ class SpotifyAccounts:
             return replace(tokens, scope=" ".join((*self._config.spotify_scopes, *optional_scopes)))
         return tokens
 
-    def refresh(self, refresh_token: str) -> TokenResponse:
-        """Exchange a refresh token for a new access token.
+    def refresh(self, application: Application, refresh_token: str) -> TokenResponse:
+        """Exchange a refresh token, which was issued to this application, for a new access token.
 
         Without a refresh token in the response, the old one remains valid. It expires six months after the
         person's consent, and refreshing does not extend that.
@@ -98,10 +99,12 @@ class SpotifyAccounts:
             SpotifyError: Anything else, including a missed deadline. A `refresh_token` that it has replaces
                 the one that was sent.
         """
-        return self._request_tokens(grant_type="refresh_token", refresh_token=refresh_token)
+        return self._request_tokens(application, grant_type="refresh_token", refresh_token=refresh_token)
 
-    def check_client(self) -> None:
-        """Check that Spotify accepts the client id and secret. No person is involved.
+    def check_client(self, application: Application) -> None:
+        """Check that Spotify accepts an application's id and secret. No person is involved.
+
+        That is not possible for a public client: Spotify rejects it, because it has no secret.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/client-credentials-flow
 
@@ -109,9 +112,9 @@ class SpotifyAccounts:
             Misconfigured: It does not.
             SpotifyError: It did not respond usably.
         """
-        self._request_tokens(grant_type="client_credentials")
+        self._request_tokens(application, grant_type="client_credentials")
 
-    def _recover(self, error: SpotifyError, deadline: float) -> TokenResponse:
+    def _recover(self, application: Application, error: SpotifyError, deadline: float) -> TokenResponse:
         """Return tokens for the refresh token of a failed exchange. Its code is used, but the grant exists.
 
         Raises:
@@ -122,20 +125,24 @@ class SpotifyAccounts:
             raise error
         try:
             tokens = self._request_tokens(
-                remaining, grant_type="refresh_token", refresh_token=error.refresh_token
+                application, remaining, grant_type="refresh_token", refresh_token=error.refresh_token
             )
         except SpotifyError:
             raise error from None
         return replace(tokens, refresh_token=tokens.refresh_token or error.refresh_token)
 
-    def _request_tokens(self, timeout: float | None = None, **form: str) -> TokenResponse:
+    def _request_tokens(
+        self, application: Application, timeout: float | None = None, **form: str
+    ) -> TokenResponse:
+        if (credentials := _credentials(application)) is None:
+            form["client_id"] = application.client_id  # RFC 6749 section 3.2.1
         try:
             response = self._http_client.send(
                 "POST",
                 f"{self._config.spotify_accounts_url}/api/token",
                 timeout=timeout,
                 data=form,
-                auth=self._credentials,
+                auth=credentials,
                 headers={"Accept": "application/json"},
             )
         except TransportError as cause:
@@ -143,6 +150,16 @@ class SpotifyAccounts:
             error.refresh_token = token_response.find_refresh_token(cause.received)
             raise error from cause
         return _read_tokens(response)
+
+
+def _credentials(application: Application) -> tuple[str, str] | None:
+    """Return user name and password for HTTP Basic, or None for a public client.
+
+    They are encoded before HTTP Basic encodes them again (RFC 6749 section 2.3.1).
+    """
+    if application.client_secret is None:
+        return None
+    return quote(application.client_id, safe=""), quote(application.client_secret, safe="")
 
 
 def _read_tokens(response: HttpResponse) -> TokenResponse:

@@ -13,6 +13,7 @@ from app.errors import (
 from app.infra import database
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.application import Application
 from app.spotify.clients.errors import (
     InvalidGrant,
     Misconfigured,
@@ -60,7 +61,9 @@ class CodeExchange:
         self._rate_limiter = rate_limiter
         self._throttle = throttle
 
-    def exchange(self, code: str, authorization: Authorization) -> tuple[Authorization, TokenResponse] | None:
+    def exchange(
+        self, code: str, authorization: Authorization, application: Application
+    ) -> tuple[Authorization, TokenResponse] | None:
         """Consume an authorization, and exchange the code. Returns None if a duplicate was first.
 
         If the exchange fails and the code was certainly not used, the authorization is reopened, so that the
@@ -80,7 +83,10 @@ class CodeExchange:
                 return None
             try:
                 grant = self._accounts.exchange(
-                    code, verifier=consumed.verifier, optional_scopes=consumed.record.optional_scopes
+                    application,
+                    code,
+                    verifier=consumed.verifier,
+                    optional_scopes=consumed.record.optional_scopes,
                 )
             except SpotifyError as error:
                 not_sent = isinstance(error, SpotifyTransportError) and error.not_sent

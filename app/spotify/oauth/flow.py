@@ -11,6 +11,7 @@ from app.errors import BacklineError, NotSignedIn, SpotifyNotConnected, SpotifyS
 from app.models import GrantState, SpotifyUser
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import connections
+from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.token_response import TokenResponse
@@ -38,6 +39,7 @@ class AuthorizationFlow:
         accounts_bulkhead: AccountsBulkhead,
         tokens: TokenService,
         connections: Connections,
+        applications: Applications,
         config: Config,
     ) -> None:
         self._authorizations = authorizations
@@ -46,6 +48,7 @@ class AuthorizationFlow:
         self._accounts = accounts
         self._accounts_bulkhead = accounts_bulkhead
         self._connections = connections
+        self._applications = applications
         self._config = config
 
     def authorize(self, request: AuthorizeRequest) -> Connected | AuthorizationRequired:
@@ -115,6 +118,7 @@ class AuthorizationFlow:
 
     def _url(self, authorization: Authorization) -> str:
         return self._accounts.authorize_url(
+            self._applications.deployment,
             state=authorization.state,
             verifier=authorization.verifier,
             optional_scopes=authorization.record.optional_scopes,
@@ -220,7 +224,7 @@ class AuthorizationFlow:
     ) -> SpotifyUser | None:
         """Exchange the code, and connect this session. Returns None if a duplicate callback was first."""
         requested_at = time.monotonic()
-        exchanged = self._exchange.exchange(code, authorization)
+        exchanged = self._exchange.exchange(code, authorization, self._applications.deployment)
         if exchanged is None:
             return None
         consumed, grant = exchanged

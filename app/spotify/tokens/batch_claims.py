@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,7 +15,9 @@ from app.errors import SpotifyMisconfigured, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
-from app.models import AccessToken, GrantState, TokenRefresh
+from app.models import AccessToken, GrantState, SpotifyApp, TokenRefresh
+from app.spotify.applications.lookup import Applications, rows_of_grants
+from app.spotify.clients.application import Application
 from app.spotify.tokens import attempts, breaker, refresh_queue, transitions
 from app.spotify.tokens.encryption import UNDECRYPTABLE_WAIT, decrypt_token
 from app.spotify.tokens.refresh_queue import DueGrant
@@ -35,6 +37,7 @@ class Claim:
 
     row: AccessToken
     attempt: Attempt
+    application: Application
     refresh_token: str = field(repr=False)
 
 
@@ -57,8 +60,9 @@ class Batch:
 class BatchClaims:
     """Claims grants that are due, and takes those out of the queue that need no refresh."""
 
-    def __init__(self, cipher: TokenCipher, config: Config) -> None:
+    def __init__(self, cipher: TokenCipher, applications: Applications, config: Config) -> None:
         self._cipher = cipher
+        self._applications = applications
         self._refresh_lead = config.refresh_lead
         self._active_for = timedelta(days=config.refresh_active_days)
 
@@ -82,7 +86,7 @@ class BatchClaims:
         if not ids:
             return batch
         now = database.db_now(db)
-        tokens: dict[DueGrant, str] = {}
+        tokens: dict[DueGrant, tuple[Application, str]] = {}
         while ids and len(tokens) < limit:
             wanted = limit - len(tokens)
             locked = refresh_queue.lock(db, ids[:wanted], due_by, now)
@@ -90,24 +94,26 @@ class BatchClaims:
             del ids[:wanted]
         tokens, is_probe = self._admitted_by_breaker(db, tokens, now, batch)
         claims = [
-            Claim(due.row, _attempt(db, due, now, send_until, is_probe=is_probe), token)
-            for due, token in tokens.items()
+            Claim(due.row, _attempt(db, due, now, send_until, is_probe=is_probe), application, token)
+            for due, (application, token) in tokens.items()
         ]
         taken = attempts.take_leases(db, {claim.row: claim.attempt for claim in claims}, now)
         batch.claims = [claim for claim in claims if claim.row in taken]
         return batch
 
     def _refreshable(
-        self, db: Session, locked: Iterable[DueGrant], now: datetime, batch: Batch
-    ) -> dict[DueGrant, str]:
-        """Return the refresh tokens of the grants that need a refresh, and postpone the others."""
+        self, db: Session, locked: Sequence[DueGrant], now: datetime, batch: Batch
+    ) -> dict[DueGrant, tuple[Application, str]]:
+        """Return the grants that need a refresh, with what to send, and postpone the others."""
         tokens = {}
+        own_applications = rows_of_grants(db, [due.row for due in locked])
         for due in locked:
             row = due.row
             postponed = self._postponed(due, now)
             if postponed is None:
                 try:
-                    tokens[due] = decrypt_token(self._cipher, row, "refresh_token")
+                    application = self._application(row, own_applications)
+                    tokens[due] = application, decrypt_token(self._cipher, row, "refresh_token")
                 except SpotifyUnavailable:
                     batch.undecryptable += 1
                     postponed = {"due_at": now + UNDECRYPTABLE_WAIT}
@@ -115,6 +121,18 @@ class BatchClaims:
                 batch.postponed += 1
                 attempts.update(db, row, postponed)
         return tokens
+
+    def _application(self, grant: AccessToken, own: dict[int, SpotifyApp]) -> Application:
+        """Return the application that a grant was issued to.
+
+        Raises:
+            SpotifyUnavailable: It is gone, or its secret cannot be decrypted.
+        """
+        if grant.client_id is None:
+            return self._applications.deployment
+        if (row := own.get(grant.spotify_user_id)) is None:
+            raise SpotifyUnavailable
+        return self._applications.decrypt(row)
 
     def _postponed(self, due: DueGrant, now: datetime) -> Values | None:
         """Return what to write to a grant that needs no refresh now, or None if it needs one."""
@@ -129,8 +147,8 @@ class BatchClaims:
         return None
 
     def _admitted_by_breaker(
-        self, db: Session, tokens: dict[DueGrant, str], now: datetime, batch: Batch
-    ) -> tuple[dict[DueGrant, str], bool]:
+        self, db: Session, tokens: dict[DueGrant, tuple[Application, str]], now: datetime, batch: Batch
+    ) -> tuple[dict[DueGrant, tuple[Application, str]], bool]:
         """Return those that the breaker lets through: all, the first, or none. The first is a probe then."""
         try:
             is_probe = bool(tokens) and breaker.require_closed(db, now)

@@ -1,4 +1,4 @@
-"""Encrypts tokens for their columns. Each is bound to its connection, grant, and column."""
+"""Encrypts tokens for their columns. Each is bound to its connection, grant, column, and application."""
 
 import logging
 from datetime import timedelta
@@ -13,14 +13,25 @@ log = logging.getLogger(__name__)
 # How long the scheduler skips a token that it cannot decrypt. Otherwise, it would log that twice a minute.
 UNDECRYPTABLE_WAIT = timedelta(hours=1)
 
+Grant = AccessToken | TokenSnapshot
+
+
+def token_context(grant: Grant, column: str) -> tuple[object, ...]:
+    """Return the place that a token is encrypted for.
+
+    The client id of an own application is a part of it, so that the token is never sent with another one.
+    """
+    own_application = () if grant.client_id is None else (grant.client_id,)
+    return column, grant.spotify_user_id, grant.grant_id, *own_application
+
 
 def encrypt_tokens(
-    cipher: TokenCipher, spotify_user_id: int, grant_id: str, access_token: str, refresh_token: str
+    cipher: TokenCipher, grant: Grant, access_token: str, refresh_token: str
 ) -> dict[str, object]:
     """Return the columns to write. Both tokens are written together, so that a row needs only one key."""
     return {
-        "access_token": cipher.encrypt(access_token, "access_token", spotify_user_id, grant_id),
-        "refresh_token": cipher.encrypt(refresh_token, "refresh_token", spotify_user_id, grant_id),
+        "access_token": cipher.encrypt(access_token, *token_context(grant, "access_token")),
+        "refresh_token": cipher.encrypt(refresh_token, *token_context(grant, "refresh_token")),
         "key_id": cipher.newest_key_id,
     }
 
@@ -31,12 +42,12 @@ def encrypt_refresh_token(
     """Return the columns to write for a new refresh token that came without an access token."""
 
     def encrypted(token: str) -> bytes:
-        return cipher.encrypt(token, "refresh_token", row.spotify_user_id, row.grant_id)
+        return cipher.encrypt(token, *token_context(row, "refresh_token"))
 
     return {"refresh_token": encrypted(refresh_token), "spare_refresh_token": encrypted(spare)}
 
 
-def decrypt_token(cipher: TokenCipher, row: AccessToken | TokenSnapshot, column: str) -> str:
+def decrypt_token(cipher: TokenCipher, row: Grant, column: str) -> str:
     """Decrypt a token. One that cannot be decrypted is logged and kept, because a key may be missing.
 
     Raises:
@@ -44,7 +55,7 @@ def decrypt_token(cipher: TokenCipher, row: AccessToken | TokenSnapshot, column:
     """
     encrypted: bytes | None = getattr(row, column)
     try:
-        return cipher.decrypt(encrypted or b"", column, row.spotify_user_id, row.grant_id)
+        return cipher.decrypt(encrypted or b"", *token_context(row, column))
     except DecryptionError:
         log.error("token_decryption_failed", extra={"spotify_user_id": row.spotify_user_id, "column": column})
         raise SpotifyUnavailable(

@@ -12,6 +12,7 @@ from app.infra.database import reading, run_in_transaction
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.infra.row_versions import announce
 from app.models import AccessToken
+from app.spotify.tokens.encryption import token_context
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _reencrypt(cipher: TokenCipher, row: AccessToken) -> dict[str, object] | Non
         for column, encrypted_as in _COLUMNS.items():
             old: bytes | None = getattr(row, column)
             if old is not None:
-                context = (encrypted_as, row.spotify_user_id, row.grant_id)
+                context = token_context(row, encrypted_as)
                 columns[column] = cipher.encrypt(cipher.decrypt(old, *context), *context)
     except DecryptionError:
         # Leave the row unchanged: its key may only be missing from the settings.

@@ -24,8 +24,10 @@ from app.models import AccessToken, GrantState
 from app.models.snapshots import TokenSnapshot
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
+from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.application import Application
 from app.spotify.clients.errors import RateLimited, SpotifyError
 from app.spotify.tokens import attempts, breaker
 from app.spotify.tokens.attempts import Completion
@@ -94,12 +96,14 @@ class Refresher:
         self,
         accounts: SpotifyAccounts,
         bulkhead: AccountsBulkhead,
+        applications: Applications,
         locks: RedisLocks,
         cipher: TokenCipher,
         refresh_lead: timedelta,
     ) -> None:
         self._accounts = accounts
         self._bulkhead = bulkhead
+        self._applications = applications
         self._locks = locks
         self._cipher = cipher
         self._results = Results(cipher, refresh_lead)
@@ -138,10 +142,10 @@ class Refresher:
                     return row, now
                 require_refreshable(row, now)
                 if not row.is_leased(now):
-                    refresh_token = self._refresh_token(row)
+                    application, refresh_token = self._applications.of_grant(row), self._refresh_token(row)
                     attempt = attempts.claim(row)
                     if attempt is not None:
-                        return self.conclude(self.call(row, attempt, refresh_token))
+                        return self.conclude(self.call(row, attempt, application, refresh_token))
                 if time.monotonic() >= deadline:
                     raise RefreshInProgress
                 time.sleep(_POLL_SECONDS)
@@ -156,7 +160,9 @@ class Refresher:
             )
             raise
 
-    def call(self, row: AccessToken, attempt: Attempt, refresh_token: str) -> Result:
+    def call(
+        self, row: AccessToken, attempt: Attempt, application: Application, refresh_token: str
+    ) -> Result:
         """Call Spotify under a claim. Returns the result to store.
 
         Raises:
@@ -168,7 +174,7 @@ class Refresher:
             raise SpotifyUnavailable
         try:
             with self._bulkhead.calling():
-                response = self._accounts.refresh(refresh_token)
+                response = self._accounts.refresh(application, refresh_token)
         except SpotifyError as error:
             return self._results.of_error(row, attempt, error, refresh_token)
         return self._results.of_response(row, attempt, response, refresh_token)

@@ -172,7 +172,7 @@ class RefreshPass:
                 self._abandoned.append(claim)
             return None
         try:
-            return self._refresher.call(claim.row, claim.attempt, claim.refresh_token)
+            return self._refresher.call(claim.row, claim.attempt, claim.application, claim.refresh_token)
         except SpotifyUnavailable:  # too late for a call; the claim ends with its lease
             return None
         except Exception:

@@ -74,9 +74,7 @@ class Results:
             **transitions.after_success(
                 attempt.claimed_at, timedelta(seconds=response.expires_in), self._refresh_lead
             ),
-            **encrypt_tokens(
-                self._cipher, row.spotify_user_id, row.grant_id, response.access_token, refresh_token
-            ),
+            **encrypt_tokens(self._cipher, row, response.access_token, refresh_token),
             "generation": row.generation + 1,
         }
         if response.scope is not None:

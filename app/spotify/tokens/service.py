@@ -136,12 +136,19 @@ class TokenService:
         return self._decrypt(renewed, now)
 
     def store_grant(
-        self, db: Session, spotify_user_id: int, response: TokenResponse, *, requested_at: float
+        self,
+        db: Session,
+        spotify_user_id: int,
+        response: TokenResponse,
+        *,
+        requested_at: float,
+        client_id: str | None = None,
     ) -> None:
         """Store the grant of a new consent. Refreshes of the previous grant can then write nothing.
 
         `requested_at` (`time.monotonic`) is when the code was sent to Spotify. The token's lifetime is
-        counted from then.
+        counted from then. `client_id` is the application's that the grant was issued to, or None if it is
+        the deployment's.
         """
         if response.refresh_token is None:
             raise ValueError("A grant without a refresh token cannot be stored.")
@@ -154,6 +161,7 @@ class TokenService:
         lifetime = timedelta(seconds=response.expires_in)
         row.grant_id = uuid.uuid4().hex
         row.generation = 0
+        row.client_id = client_id
         row.state = GrantState.ACTIVE
         row.scope = response.scope or ""
         row.authorized_at = authorized_at
@@ -162,9 +170,7 @@ class TokenService:
         row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
         row.ended_at = row.reminded_days = row.spare_refresh_token = None
         row.failures = 0
-        columns = encrypt_tokens(
-            self._cipher, spotify_user_id, row.grant_id, response.access_token, response.refresh_token
-        )
+        columns = encrypt_tokens(self._cipher, row, response.access_token, response.refresh_token)
         for column, value in columns.items():
             setattr(row, column, value)
         announce(db, connections=[spotify_user_id])

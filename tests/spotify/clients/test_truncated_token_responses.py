@@ -11,12 +11,14 @@ import pytest
 
 from app.infra.http_client import HttpClient
 from app.spotify.clients.accounts import SpotifyAccounts
+from app.spotify.clients.application import Application
 from app.spotify.clients.errors import SpotifyError, SpotifyTransportError
 from config import Config
 from tests.conftest import SETTINGS
 
 WHOLE = json.dumps({"access_token": "BQ-x", "refresh_token": "AQ-new", "pad": "x" * 30_000}).encode()
 GZIP = gzip.compress(WHOLE)
+APPLICATION = Application("id", "secret")
 CHUNKED = b"Transfer-Encoding: chunked"
 
 
@@ -71,7 +73,7 @@ def test_refresh_token_survives_a_truncated_response(
     replying: Callable[[bytes], SpotifyAccounts], raw: bytes
 ) -> None:
     with pytest.raises(SpotifyError) as failure:
-        replying(raw).refresh("AQ-old")
+        replying(raw).refresh(APPLICATION, "AQ-old")
 
     assert (str(failure.value), failure.value.refresh_token) == ("transport_error", "AQ-new")
     assert isinstance(failure.value, SpotifyTransportError)
@@ -83,6 +85,6 @@ def test_truncated_refresh_token_is_not_used(
 ) -> None:
     cut = WHOLE[: WHOLE.index(b"AQ-new") + 4]
     with pytest.raises(SpotifyError) as failure:
-        replying(http(cut, length(WHOLE))).refresh("AQ-old")
+        replying(http(cut, length(WHOLE))).refresh(APPLICATION, "AQ-old")
 
     assert failure.value.refresh_token is None

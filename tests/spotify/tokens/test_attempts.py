@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def claim_batch(limit: int) -> list[Claim]:
-    claims = BatchClaims(services().token_cipher, services().config)
+    claims = BatchClaims(services().token_cipher, services().applications, services().config)
     return claims.claim(limit, database.read_db_now()).claims
 
 

@@ -33,7 +33,7 @@ DAY = 86_400
 
 def reserve(app: Flask, limit: int) -> list[int]:
     with app.app_context():
-        claims = BatchClaims(services().token_cipher, services().config)
+        claims = BatchClaims(services().token_cipher, services().applications, services().config)
         batch = claims.claim(limit, database.read_db_now())
     return [claim.row.spotify_user_id for claim in batch.claims]
 
@@ -219,7 +219,7 @@ def test_claims_of_a_stopped_pass_can_be_claimed_immediately(app: Flask, sandbox
 
     with app.app_context():
         config, refresher = services().config, services().tokens.refresher
-        claims = StopAfterClaim(services().token_cipher, config)
+        claims = StopAfterClaim(services().token_cipher, services().applications, config)
         limiter = RateLimiter(services().redis, "refresh:rate", config.refresh_rate)
     stopped = RefreshPass(app, config, refresher, claims, limiter, stopping)
 

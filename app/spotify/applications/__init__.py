@@ -1,0 +1,1 @@
+"""The applications that people bring themselves, next to the deployment's."""

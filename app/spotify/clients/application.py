@@ -1,0 +1,23 @@
+"""What identifies an application to Spotify."""
+
+from dataclasses import dataclass, field
+
+from config import Config
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application at Spotify.
+
+    Without a secret, it is a public client: it identifies itself by its `client_id` only, and relies on PKCE
+    (RFC 6749 section 2.1, RFC 7636). `id` is that of its row, or None for the deployment's.
+    """
+
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    id: int | None = None
+
+
+def deployment_application(config: Config) -> Application:
+    """Return the application that belongs to the deployment, for everyone without an own one."""
+    return Application(config.spotify_client_id, config.spotify_client_secret)
