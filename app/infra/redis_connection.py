@@ -54,8 +54,11 @@ class _Monitored:
             super().connect()  # type: ignore[misc]
             # A server with too many clients accepts the connection, sends an error, and closes it.
             self.send_command("PING", check_health=False)  # type: ignore[attr-defined]
-            with suppress(redis.exceptions.NoPermissionError):  # a reply, so the server is up
+            try:
                 self.read_response()
+            except redis.ResponseError as error:
+                if not _is_up(error):
+                    raise
         except redis.RedisError:
             self.disconnect()  # type: ignore[attr-defined]
             raise
@@ -109,6 +112,14 @@ class _Monitored:
             self.disconnect()  # type: ignore[attr-defined]
         else:
             self.connected_at = now
+
+
+def _is_up(error: redis.ResponseError) -> bool:
+    """Return whether a server with this reply to PING can be used: without the right to PING, or for reads.
+
+    MISCONF means that the disk is full. A node of a cluster can then still say which node has replaced it.
+    """
+    return isinstance(error, redis.exceptions.NoPermissionError) or str(error).startswith("MISCONF ")
 
 
 class BoundedConnection(Connection):

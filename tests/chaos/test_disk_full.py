@@ -8,6 +8,7 @@ import requests
 import sqlalchemy as sa
 
 from app.infra.mysql_pool import error_code
+from app.infra.redis_client import redis_client
 from tests.chaos.browser import Browser
 from tests.chaos.checker import check
 from tests.chaos.deployment import RecordedDeployment
@@ -130,6 +131,8 @@ def test_sessions_work_when_redis_has_room_again(on_small_disks: SmallDeployment
     check_unavailable(user_of(ada, server))
     assert 'backline_dependency_up{dependency="redis"} 0.0' in ada.call("GET", "/metrics", server).text
     assert "ResponseError MISCONF" in server.log
+    with redis_client(f"unix://{deployment.redis.socket}") as newly_connected:
+        assert newly_connected.exists("session:x") == 0  # reads work
     deployment.redis.free()
 
     eventually(lambda: user_of(ada, server).status_code == 200)

@@ -1,5 +1,6 @@
 """What happens to a host. Each is in effect as long as its block, and then the host comes back by itself."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -53,10 +54,16 @@ def _pause(_hosts: list[Host], host: Host) -> Iterator[None]:
 
 @contextmanager
 def _fill_disk(_hosts: list[Host], host: Host) -> Iterator[None]:
-    host.fill_disk()
+    ending = threading.Event()
+    thread = threading.Thread(target=host.keep_disk_full, args=(ending,))
+    thread.start()
     try:
+        # Another Redis must take over: this one rejects writes.
+        eventually(lambda: not host.has_primary(), START_SECONDS)
         yield
     finally:
+        ending.set()
+        thread.join()
         host.empty_disk()
 
 

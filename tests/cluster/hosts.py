@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ REDIRECT_URI = "https://api.example.com/api/spotify/authorize"
 START_SECONDS = 300
 DISK_SIZE = "600m"
 # These words in the files of deploy/cluster are passwords.
-PASSWORDS = ("DATABASE_PASSWORD", "MIGRATE_PASSWORD", "REDIS_PASSWORD", "SERVERS_PASSWORD")
+PASSWORDS = (
+    "DATABASE_PASSWORD",
+    "MIGRATE_PASSWORD",
+    "REDIS_PASSWORD",
+    "SERVERS_PASSWORD",
+    "FAILOVER_PASSWORD",
+)
 # Spotify's tokens are valid for an hour. These are due after half of this time.
 LIFETIME_SECONDS = 24
 # The scheduler with a pass each second, because a run cannot wait for half a minute.
@@ -171,6 +178,12 @@ max_connections = 500
             "web": (gunicorn, environment),
             "scheduler": ([sys.executable, "-c", _SCHEDULER, "--app", "wsgi:app", "scheduler"], environment),
         }
+        if self._setup.redis == "cluster":
+            password = dict(
+                re.findall(r"^(\w+)=(.*)$", self.template("redis-cluster-failover.env"), re.MULTILINE)
+            )
+            for port in states.CLUSTER_PORTS:
+                commands[f"failover-{port}"] = (self._failover_command(port), {**plain, **password})
         return {
             name: {
                 "argv": command,
@@ -188,6 +201,13 @@ max_connections = 500
             "redis": [f"{self.disk}/redis.conf"],
             "sentinel": [f"{self.disk}/sentinel.conf", "--sentinel"],
         }
+
+    def _failover_command(self, port: int) -> list[str]:
+        """Return what the unit in deploy/cluster starts."""
+        unit = self.template("redis-cluster-failover@.service").replace("%i", str(port))
+        [command] = re.findall(r"^ExecStart=/usr/local/sbin/(.*)$", unit, re.MULTILINE)
+        program, *arguments = command.split()
+        return [str(ROOT / "deploy" / "cluster" / program), *arguments]
 
     def order(self, verb: str, service: str) -> None:
         """Do as `systemctl VERB SERVICE` on the host: start, stop, or restart."""
@@ -251,12 +271,18 @@ max_connections = 500
     # The disk.
 
     def fill_disk(self) -> None:
-        with suppress(OSError), (self.disk / "full").open("wb", buffering=0) as file:
+        with suppress(OSError), (self.disk / "full").open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(65536))
-        with suppress(OSError), (self.disk / "full2").open("wb", buffering=0) as file:
+        with suppress(OSError), (self.disk / "full2").open("ab", buffering=0) as file:
             while True:
                 file.write(b"x")
+
+    def keep_disk_full(self, ending: threading.Event) -> None:
+        """Fill the disk again and again: what stops there, such as MariaDB, makes room."""
+        while not ending.is_set():
+            self.fill_disk()
+            ending.wait(0.1)
 
     def empty_disk(self) -> None:
         for name in ("full", "full2"):
@@ -271,6 +297,13 @@ max_connections = 500
             return states.problem_of(self.engine, self.address, password, self.http, self._setup.redis)
         except Exception as error:  # noqa: BLE001 - the reason why it does not work
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+
+    def has_primary(self) -> bool:
+        """Return whether a primary Redis is on this host, according to Sentinel or itself."""
+        password = self._setup.passwords["SERVERS_PASSWORD"]
+        if self._setup.redis == "sentinel":
+            return states.redis_primary([self.address], password) == self.address
+        return any(states.is_primary(self.address, port, password) for port in states.CLUSTER_PORTS)
 
     def excessive_rights(self) -> list[str]:
         """Return what strangers, or Backline with its own accounts, may do on this host and should not."""

@@ -22,6 +22,7 @@ from tests.cluster.clients import Client, Clients, Person, sent_twice
 from tests.cluster.hosts import (
     LIFETIME_SECONDS,
     PASSWORDS,
+    START_SECONDS,
     Host,
     Setup,
     create_database,
@@ -162,11 +163,10 @@ class Cluster:
         other = self.random.choice(self.hosts) if self.setup.redis == "cluster" else self.primary()
         return self.random.choice((self.hosts[0], other))
 
-    def restore_spread(self) -> None:
-        """Do what an operator of a Redis Cluster has to do after a failover."""
+    def wait_until_spread(self) -> None:
+        """Wait until each host of a Redis Cluster has a primary, so that any host may fail."""
         if self.setup.redis == "cluster":
-            addresses = [host.address for host in self.hosts]
-            states.spread_primaries(addresses, self.setup.passwords["SERVERS_PASSWORD"])
+            eventually(lambda: all(host.has_primary() for host in self.hosts), START_SECONDS)
             wait_until_whole(self.hosts)
 
     def logs(self) -> str:
@@ -222,7 +222,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
 
 
 def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outcome:
-    cluster.restore_spread()
+    cluster.wait_until_spread()
     host = cluster.target()
     began, began_at = time.monotonic(), datetime.now(UTC)
     with faults.FAULTS[name](cluster.hosts, host):

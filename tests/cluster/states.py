@@ -87,16 +87,11 @@ def _cluster_problem(address: str, password: str) -> str | None:
     return None
 
 
-def spread_primaries(addresses: Sequence[str], password: str) -> None:
-    """Let each host have one primary of the cluster, as the operator does after a failure."""
-    for address in addresses:
-        roles = []
-        for port in CLUSTER_PORTS:
-            with _redis(address, port, password) as client:
-                roles.append(client.info("replication")["role"])
-        if "master" not in roles:
-            with _redis(address, CLUSTER_PORTS[0], password) as client:
-                client.execute_command("CLUSTER FAILOVER")
+def is_primary(address: str, port: int, password: str) -> bool:
+    """Return whether a process of Redis runs, and is a primary."""
+    with _redis(address, port, password) as client, suppress(redis.RedisError):
+        return bool(client.info("replication")["role"] == "master")
+    return False
 
 
 def sentinel_state(address: str, password: str) -> dict[str, Any]:

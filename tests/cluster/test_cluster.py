@@ -21,8 +21,8 @@ from tests.helpers.servers import ROOT, Unavailable, eventually, find_program
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800)]
 
 FAULTS = {
-    "sentinel": ("kill", "cut-out", "rollout"),
-    "cluster": ("kill",),
+    "sentinel": ("cut-out", "rollout"),
+    "cluster": ("kill", "disk"),
 }
 # `script/cluster` judges the gap on an idle machine. Here, other tests run, and servers count as gone later.
 MAX_GAP_SECONDS = 120

@@ -10,14 +10,14 @@ from tests.helpers.servers import ROOT
 
 FOLDER = ROOT / "deploy" / "cluster"
 TEXT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-SETTINGS = re.findall(r"^\| `([\w.-]+)` \| `([^`]+)` \|", TEXT, re.MULTILINE)
+SETTINGS = re.findall(r"^\| `([\w.@-]+)` \| `([^`]+)` \|", TEXT, re.MULTILINE)
 
 
 def test_every_file_is_explained() -> None:
-    assert set(re.findall(r"`deploy/cluster/([\w.-]+)`", TEXT)) == {path.name for path in FOLDER.iterdir()}
+    assert set(re.findall(r"`deploy/cluster/([\w.@-]+)`", TEXT)) == {path.name for path in FOLDER.iterdir()}
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:deploy|script)/[\w./-]*)`", TEXT))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:deploy|script)/[\w.@/-]*)`", TEXT))))
 def test_named_file_exists(path: str) -> None:
     assert (ROOT / path).exists()
 

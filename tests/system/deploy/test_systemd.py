@@ -1,4 +1,4 @@
-"""The units in deploy/systemd."""
+"""The units in deploy/systemd and deploy/cluster."""
 
 import configparser
 import re
@@ -12,7 +12,8 @@ from tests.conftest import cannot_run
 from tests.helpers.servers import ROOT, Unavailable
 
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
-INSTALLED_AT = "/opt/backline"
+ALL_UNITS = [*UNITS, *sorted((ROOT / "deploy/cluster").glob("*.service"))]
+INSTALLED_AT = {"/opt/backline": str(ROOT), "/usr/local/sbin": str(ROOT / "deploy/cluster")}
 
 pytestmark = pytest.mark.sqlite_only
 
@@ -25,7 +26,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+@pytest.mark.parametrize("unit", ALL_UNITS, ids=lambda unit: unit.stem)
 def test_unit_exposes_little_of_the_machine(unit: Path) -> None:
     result = analyze("security", "--offline=true", "--threshold=19", str(unit))
     exposure = re.search(r"Overall exposure level .*: ([\d.]+)", result.stdout)
@@ -37,8 +38,11 @@ def test_unit_exposes_little_of_the_machine(unit: Path) -> None:
 
 def test_units_are_valid(tmp_path: Path) -> None:
     """Of the paths, only the project's own are different here."""
-    for unit in UNITS:
-        (tmp_path / unit.name).write_text(unit.read_text().replace(INSTALLED_AT, str(ROOT)))
+    for unit in ALL_UNITS:
+        text = unit.read_text()
+        for installed, here in INSTALLED_AT.items():
+            text = text.replace(installed, here)
+        (tmp_path / unit.name).write_text(text)
 
     result = analyze("verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir())))
 
