@@ -10,6 +10,7 @@ from flask.cli import AppGroup, with_appcontext
 
 from app.doctor import checks, startup
 from app.doctor.report import print_report
+from app.imports.commands import imports
 from app.infra import database, probes
 from app.infra.cli_command import Command
 from app.infra.clock import rfc3339
@@ -36,6 +37,7 @@ def refresh_due() -> None:
             click.echo(f"{stats.total} of {total} connections done", err=True)
 
     stats = services().scheduler.refresh_due(show)
+    services().scheduler.complete_imported()
     click.echo(f"refreshed {stats.refreshed}, failed {stats.failed}")
     for line in _paused():
         click.echo(line, err=True)
@@ -147,5 +149,5 @@ def version_command() -> None:
 
 def add_commands(group: AppGroup) -> None:
     """Add all commands to a group."""
-    for command in (tokens, users, scheduler_command, doctor_command, version_command):
+    for command in (tokens, users, imports, scheduler_command, doctor_command, version_command):
         group.add_command(command)

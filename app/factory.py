@@ -22,6 +22,7 @@ from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
 from app.auth.personal_access_tokens import PersonalAccessTokens
 from app.auth.routes import blueprint as auth
+from app.imports.profiles import ImportedProfiles
 from app.infra import database, pool_metrics, row_versions
 from app.infra.cli_command import LazyGroup
 from app.infra.encryption import TokenCipher
@@ -175,9 +176,9 @@ def _build_services(app: Flask, config: Config) -> Services:
     accounts, rate_limiter, web_api = _build_spotify_clients(config, client)
     accounts_bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
     tokens = _build_token_service(config, client, accounts, accounts_bulkhead, applications, token_cipher)
-    mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
-    maintenance = Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
+    mailer, maintenance = _build_mailer(app, config)
     claims = BatchClaims(token_cipher, applications, config)
+    imported = ImportedProfiles(tokens, web_api, response_cache)
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
@@ -206,7 +207,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,
-        scheduler=Scheduler(app, config, client, tokens.refresher, claims, maintenance, mailer),
+        scheduler=Scheduler(app, config, client, tokens.refresher, claims, maintenance, mailer, imported.run),
         notifications=notifications,
         passwords=passwords,
         authenticator=Authenticator(throttle, passwords, hourly_counts),
@@ -226,6 +227,11 @@ def _build_spotify_clients(
     rate_limiter = SpotifyRateLimiter(client, config)
     web_api = SpotifyWebApi(config, http_client, rate_limiter)
     return SpotifyAccounts(config, http_client), rate_limiter, web_api
+
+
+def _build_mailer(app: Flask, config: Config) -> tuple[Mailer, Maintenance]:
+    mailer = Mailer(app, create_transport(config), EmailWriter(config.frontend_url).write)
+    return mailer, Maintenance(mailer, visitor_ttl=timedelta(seconds=config.session_max_seconds))
 
 
 def _build_device_flow(

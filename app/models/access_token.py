@@ -85,7 +85,11 @@ class AccessToken(Base):
     key_id: Mapped[str | None] = mapped_column(code_string(8), index=True)
     scope: Mapped[str] = mapped_column(sa.String(2048), default="")
     expires_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    # The latest time at which the consent can have been given: when the grant was imported, if it is undated.
     authorized_at: Mapped[datetime] = mapped_column(UTCDateTime, index=True)
+    # The grant that was imported without the time of the consent. Not a flag, because a release without this
+    # column may store a later consent: then this is not the current grant.
+    undated_grant_id: Mapped[str | None] = mapped_column(code_string(32))
     # When the scheduler refreshes it next. NULL if it does not.
     due_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
     attempt_id: Mapped[str | None] = mapped_column(code_string(32))
@@ -105,12 +109,18 @@ class AccessToken(Base):
         return self.scope.split()
 
     @property
-    def reauthorize_by(self) -> datetime:
+    def is_undated(self) -> bool:
+        """Whether it is unknown when the person consented, and so how old the grant is."""
+        return self.undated_grant_id == self.grant_id
+
+    @property
+    def reauthorize_by(self) -> datetime | None:
         """When Spotify ends the grant: six months after the consent, which refreshing does not extend.
 
+        None if it is undated.
         Source: https://developer.spotify.com/blog/2026-06-18-refresh-token-expiration
         """
-        return six_months_after(self.authorized_at)
+        return None if self.is_undated else six_months_after(self.authorized_at)
 
     @property
     def lifetime(self) -> timedelta:
@@ -120,6 +130,11 @@ class AccessToken(Base):
     def is_valid_for(self, lead: timedelta, *, now: datetime) -> bool:
         """Return whether the access token is still valid after `lead`."""
         return is_valid_for(self, lead, now=now)
+
+    @classmethod
+    def is_dated(cls) -> sa.ColumnElement[bool]:
+        """In SQL: it is known when the person consented. The opposite of `is_undated`."""
+        return sa.or_(cls.undated_grant_id.is_(None), cls.undated_grant_id != cls.grant_id)
 
     @classmethod
     def not_leased(cls, now: datetime) -> sa.ColumnElement[bool]:

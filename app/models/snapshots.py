@@ -63,6 +63,7 @@ class TokenSnapshot:
     scope: str
     expires_at: datetime
     authorized_at: datetime
+    undated_grant_id: str | None
     refreshed_at: datetime | None
     read_time: ReadTime
     # What is derived from the row and takes time, such as the decrypted token. Threads may do it twice.
@@ -74,9 +75,14 @@ class TokenSnapshot:
         return self.scope.split()
 
     @property
-    def reauthorize_by(self) -> datetime:
-        """When Spotify ends the grant."""
-        return six_months_after(self.authorized_at)
+    def is_undated(self) -> bool:
+        """Whether it is unknown when the person consented."""
+        return self.undated_grant_id == self.grant_id
+
+    @property
+    def reauthorize_by(self) -> datetime | None:
+        """When Spotify ends the grant. None if it is undated."""
+        return None if self.is_undated else six_months_after(self.authorized_at)
 
     def is_valid_for(self, lead: timedelta, *, now: datetime) -> bool:
         """Return whether the access token is still valid after `lead`."""

@@ -10,6 +10,11 @@ from app.infra.database import Base, ExactString, UTCDateTime
 from app.models.access_token import AccessToken
 
 
+def unidentified_name(user_id: int) -> str:
+    """Return what is stored as the Spotify id of a user's imported connection until it is known."""
+    return f"imported:{user_id}"
+
+
 class SpotifyUser(Base):
     """A connection: a Spotify account and the user who owns it. `user_id` is NULL if a visitor connected it.
 
@@ -35,5 +40,12 @@ class SpotifyUser(Base):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
+    # When to ask Spotify whose grant was imported (`app.imports.profiles`). NULL once that is known.
+    profile_due_at: Mapped[datetime | None] = mapped_column(UTCDateTime, index=True)
 
     token: Mapped[AccessToken] = relationship(lazy="joined", innerjoin=True, passive_deletes=True)
+
+    @property
+    def is_unidentified(self) -> bool:
+        """Whether it is not known yet which Spotify account this is."""
+        return self.user_id is not None and self.spotify_id == unidentified_name(self.user_id)

@@ -15,7 +15,7 @@ class Outcome(StrEnum):
     REFRESHED = "refreshed"
     SUPERSEDED = "superseded"  # the grant changed during the call, so the response was discarded
     INVALID_GRANT = "invalid_grant"
-    AGED = "aged"  # invalid_grant too, but expected: the six months are over
+    AGED = "aged"  # invalid_grant too, but expected: six months are over, or it was imported
     RATE_LIMITED = "rate_limited"
     MISCONFIGURED = "misconfigured"
     UNAVAILABLE = "unavailable"

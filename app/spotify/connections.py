@@ -164,7 +164,7 @@ class Connections:
         def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
             if user is not None:
                 _lock_user(db, user)
-            spotify_user = _known_account(db, profile)
+            spotify_user = known_account(db, profile)
             if user is not None:
                 _require_ownership(db, spotify_user, user.id)
             if spotify_user is None:
@@ -172,7 +172,7 @@ class Connections:
                 db.add(spotify_user)
             if user is not None:
                 spotify_user.user_id = user.id
-            _update_profile(spotify_user, profile)
+            update_profile(spotify_user, profile)
             db.flush()  # assigns the id that the tokens are encrypted for
             announce(db, users=[user.id] if user is not None else [], connections=[spotify_user.id])
             self._tokens.store_grant(db, spotify_user.id, grant, requested_at=requested_at)
@@ -251,7 +251,7 @@ def _lock_user(db: Session, user: UserSnapshot) -> None:
     db.execute(sa.update(User).where(User.id == user.id).values(updated_at=utc_now()))
 
 
-def _known_account(db: Session, profile: Profile) -> SpotifyUser | None:
+def known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     """Return the row of this Spotify account, locked.
 
     `account_id` identifies an account. A row from before Spotify sent it is found by `spotify_id`, which can
@@ -289,11 +289,11 @@ def _require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: i
         raise SpotifyAccountMismatch
 
 
-def _update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:
+def update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:
+    """Store what Spotify says about a person."""
     spotify_user.spotify_id = profile.spotify_id
     spotify_user.account_id = profile.account_id or spotify_user.account_id
     spotify_user.display_name = profile.display_name
     spotify_user.image_url = profile.image_url
-    spotify_user.product = profile.product
-    spotify_user.country = profile.country
-    spotify_user.last_used_at = utc_now()
+    spotify_user.product, spotify_user.country = profile.product, profile.country
+    spotify_user.last_used_at, spotify_user.profile_due_at = utc_now(), None

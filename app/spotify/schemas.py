@@ -25,8 +25,8 @@ class SpotifyOut(ma.Schema):
     display_name = ma.fields.String(allow_none=True)
     image_url = ma.fields.String(allow_none=True)
     scopes = ma.fields.List(ma.fields.String())
-    authorized_at = Timestamp()
-    reauthorize_by = Timestamp()
+    authorized_at = Timestamp(allow_none=True)  # null if the connection was imported without it
+    reauthorize_by = Timestamp(allow_none=True)
     access_token_expires_at = Timestamp()
     last_refreshed_at = Timestamp(allow_none=True)
 
@@ -43,7 +43,7 @@ def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str,
         "display_name": spotify_user.display_name,
         "image_url": spotify_user.image_url,
         "scopes": token.scopes,
-        "authorized_at": token.authorized_at,
+        "authorized_at": None if token.is_undated else token.authorized_at,
         "reauthorize_by": token.reauthorize_by,
         "access_token_expires_at": token.expires_at,
         "last_refreshed_at": token.refreshed_at,

@@ -198,6 +198,13 @@ def test_expiring_consent_is_shown_and_renewed(
     connect(page, "Connect again")
     expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
     expect_connected(page)
+    with engine.begin() as db:  # as if it was imported
+        db.execute(sa.text("UPDATE access_tokens SET undated_grant_id = grant_id"))
+    engine.dispose()
+    page.reload()
+    expect(page.get_by_role("region", name="Spotify")).to_contain_text("unknown when your access ends")
+    connect(page, "Connect again")
+    expect(page.get_by_role("button", name="Connect again")).to_have_count(0)
 
 
 def test_spotify_can_be_disconnected(page: Page, api: Server, spa: Pages) -> None:

@@ -31,12 +31,12 @@ DESIGNED = {
     ),
     "spotify_users": (
         "id user_id spotify_app_id spotify_id account_id display_name image_url product country "
-        "created_at updated_at last_used_at"
+        "created_at updated_at last_used_at profile_due_at"
     ),
     "access_tokens": (
         "id spotify_user_id grant_id generation client_id state access_token refresh_token "
-        "spare_refresh_token key_id scope expires_at authorized_at due_at attempt_id lease_until not_before "
-        "failures refreshed_at ended_at reminded_days created_at updated_at"
+        "spare_refresh_token key_id scope expires_at authorized_at undated_grant_id due_at attempt_id "
+        "lease_until not_before failures refreshed_at ended_at reminded_days created_at updated_at"
     ),
     "spotify_apps": ("id owner_id client_id client_secret key_id state paused_until created_at updated_at"),
     "outgoing_mails": (

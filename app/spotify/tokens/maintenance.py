@@ -100,6 +100,7 @@ class Maintenance:
             sa.select(AccessToken.id)
             .where(
                 AccessToken.state != GrantState.REAUTHORIZATION_REQUIRED,
+                AccessToken.is_dated(),
                 AccessToken.authorized_at <= ends_by - SHORTEST_SIX_MONTHS,
                 sa.or_(AccessToken.reminded_days.is_(None), AccessToken.reminded_days > days),
             )
@@ -109,16 +110,16 @@ class Maintenance:
         # In a separate statement: locking while sorting would lock every candidate.
         ids = AccessToken.id.in_(list(db.scalars(candidates)))
         locked = db.scalars(sa.select(AccessToken).where(ids).with_for_update(skip_locked=True))
-        ending = [row for row in locked if row.reauthorize_by <= ends_by]
-        for row in ending:
+        ending = [(row, end) for row in locked if (end := row.reauthorize_by) is not None and end <= ends_by]
+        for row, end in ending:
             row.reminded_days = days
             log.warning(
                 "spotify_grant_ends_soon", extra={"spotify_user_id": row.spotify_user_id, "days": days}
             )
-            self._mail_owner(db, row)
+            self._mail_owner(db, row, end)
         return len(ending)
 
-    def _mail_owner(self, db: Session, row: AccessToken) -> None:
+    def _mail_owner(self, db: Session, row: AccessToken, end: datetime) -> None:
         if not self._mailer.is_configured:
             return
         owner = db.scalar(
@@ -131,8 +132,8 @@ class Maintenance:
             )
         )
         if owner is not None:
-            kind, expires_at = MailKind.SPOTIFY_ENDS_SOON, row.reauthorize_by.isoformat()
-            self._mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=expires_at)
+            kind = MailKind.SPOTIFY_ENDS_SOON
+            self._mailer.enqueue(db, kind, to=owner.mail_to, user_id=owner.id, expires_at=end.isoformat())
 
     def prune_successes(self, db: Session, now: datetime) -> int:
         """Delete refreshes that succeeded more than three days ago, oldest first.
@@ -188,7 +189,10 @@ def correct_times(db: Session, now: datetime) -> int:
 
 
 def end_unused(db: Session, now: datetime) -> int:
-    """End unused grants whose six months have passed. Without refreshes, Spotify cannot report that."""
+    """End unused grants whose six months have passed. Without refreshes, Spotify cannot report that.
+
+    Those of an undated grant have passed six months after the import at the latest.
+    """
     unused = (
         sa.select(AccessToken.id)
         .where(

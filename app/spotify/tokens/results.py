@@ -88,7 +88,8 @@ class Results:
         orphan_token = salvaged.get("refresh_token")
         # A new refresh token that came with the rejection is not rejected, and neither is the grant.
         if isinstance(error, InvalidGrant) and not salvaged:
-            outcome = Outcome.AGED if transitions.is_aged(row, attempt.claimed_at) else Outcome.INVALID_GRANT
+            is_expected = transitions.is_rejection_expected(row, attempt.claimed_at)
+            outcome = Outcome.AGED if is_expected else Outcome.INVALID_GRANT
             return Result(row, attempt, outcome, partial(transitions.after_rejection, row), error=error)
         outcome = _outcome_of(error)
         level = logging.ERROR if outcome is Outcome.MISCONFIGURED else logging.WARNING

@@ -51,6 +51,7 @@ class Scheduler:
         claims: BatchClaims,
         maintenance: Maintenance,
         mailer: Mailer,
+        complete_imported: Callable[[threading.Event], int],  # `app.imports.profiles`
     ) -> None:
         self._app = app
         self._config = config
@@ -59,6 +60,7 @@ class Scheduler:
         self._claims = claims
         self._maintenance = maintenance
         self._mailer = mailer
+        self._complete_imported = complete_imported
         self._stopping = threading.Event()
 
     def refresh_due(
@@ -78,6 +80,10 @@ class Scheduler:
         stopping = stopping or threading.Event()
         refresh_pass = RefreshPass(self._app, self._config, self._refresher, self._claims, limiter, stopping)
         return refresh_pass.run(progress)
+
+    def complete_imported(self) -> int:
+        """Ask Spotify whose the imported grants are that have been refreshed. Returns their number."""
+        return self._complete_imported(self._stopping)
 
     def run(self) -> None:
         """Make a pass every `TICK_SECONDS` until SIGTERM or SIGINT, then let running refreshes end."""
@@ -109,7 +115,11 @@ class Scheduler:
 
         ticker = BackgroundScheduler(timezone="UTC")
         # The queue is in the database, so a late tick must still run, and several missed ones count as one.
-        for job, seconds in ((self._tick, TICK_SECONDS), (self._run_maintenance, MAINTENANCE_SECONDS)):
+        for job, seconds in (
+            (self._tick, TICK_SECONDS),
+            (self._run_imported, TICK_SECONDS),
+            (self._run_maintenance, MAINTENANCE_SECONDS),
+        ):
             ticker.add_job(
                 job,
                 "interval",
@@ -138,6 +148,15 @@ class Scheduler:
             if stats.total:
                 log.info("refresh_pass", extra={"refreshed": stats.refreshed, "failed": stats.failed})
             return
+
+    def _run_imported(self) -> None:
+        with self._app.app_context():
+            try:
+                self.complete_imported()
+            except DEPENDENCY_DOWN as error:
+                log.warning("imported_profiles_failed", extra={"reason": reason_of(error)})
+            except Exception:
+                log.exception("imported_profiles_crashed")
 
     def _run_maintenance(self) -> None:
         with self._app.app_context():

@@ -168,7 +168,7 @@ class TokenService:
         row.expires_at = authorized_at + lifetime
         row.due_at = transitions.next_refresh_at(row.expires_at, lifetime, self._refresh_lead)
         row.attempt_id = row.lease_until = row.not_before = row.refreshed_at = None
-        row.ended_at = row.reminded_days = row.spare_refresh_token = None
+        row.ended_at = row.reminded_days = row.spare_refresh_token = row.undated_grant_id = None
         row.failures = 0
         columns = encrypt_tokens(self._cipher, row, response.access_token, response.refresh_token)
         for column, value in columns.items():

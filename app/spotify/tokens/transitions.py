@@ -45,8 +45,17 @@ def latest_lead(lead: timedelta) -> timedelta:
 
 
 def is_aged(row: AccessToken, at: datetime) -> bool:
-    """Return whether the grant has reached the end of its six months, or is about to."""
-    return at - row.authorized_at >= FINAL_AGE
+    """Return whether the grant has reached the end of its six months, or is about to. If unknown, it has."""
+    return row.is_undated or at - row.authorized_at >= FINAL_AGE
+
+
+def is_rejection_expected(row: AccessToken, at: datetime) -> bool:
+    """Return whether a rejection says nothing about Spotify, so that the breaker must not count it.
+
+    Among imported refresh tokens, many may have ended before the import. Until its first refresh, an imported
+    grant has no access token.
+    """
+    return is_aged(row, at) or row.access_token is None
 
 
 def after_rejection(row: AccessToken, at: datetime) -> Values:

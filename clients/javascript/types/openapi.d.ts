@@ -639,9 +639,9 @@ export interface components {
             image_url?: string | null;
             scopes?: string[];
             /** Format: date-time */
-            authorized_at?: string;
+            authorized_at?: string | null;
             /** Format: date-time */
-            reauthorize_by?: string;
+            reauthorize_by?: string | null;
             /** Format: date-time */
             access_token_expires_at?: string;
             /** Format: date-time */
@@ -881,9 +881,9 @@ export interface components {
             image_url?: string | null;
             scopes?: string[];
             /** Format: date-time */
-            authorized_at?: string;
+            authorized_at?: string | null;
             /** Format: date-time */
-            reauthorize_by?: string;
+            reauthorize_by?: string | null;
             /** Format: date-time */
             access_token_expires_at?: string;
             /** Format: date-time */

@@ -224,6 +224,7 @@ def test_reminder_is_mailed_to_verified_address_only(
     reminders = mailbox.to("ada@example.com", "renew your Spotify connection")
     assert len(reminders) == (1 if verified else 0)
     expires_at = row(app).reauthorize_by
+    assert expires_at is not None
     date = f"{expires_at:%B} {expires_at.day}, {expires_at.year}"
     assert not reminders or f"Your connection expires on {date}." in reminders[0].get_content()
 

@@ -1,0 +1,1 @@
+"""Moves connections in from other services, without asking people for consent again."""
