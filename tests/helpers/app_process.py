@@ -18,12 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
-from tests.helpers.children import start_child
+from script.supervisor import ends_with_parent
 from tests.helpers.redis_cluster import CLUSTER_SCHEME
 from tests.helpers.servers import LONG, ROOT, patient, process_environment
 
@@ -46,12 +47,14 @@ class AppProcess:
         self._env = env
 
     def __enter__(self) -> Self:
-        self._process = start_child(
+        self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             cwd=ROOT,
             env=process_environment({**self._env, "LOG_LEVEL": "WARNING"}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,
+            preexec_fn=ends_with_parent(),  # noqa: PLW1509 - one call to the kernel, no lock, no memory
         )
         assert self._read_line() == "ready"
         return self
@@ -59,9 +62,9 @@ class AppProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(LONG)
+        self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
 
     def call(
         self,

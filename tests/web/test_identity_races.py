@@ -19,6 +19,7 @@ from app.infra.row_versions import is_label
 from tests.helpers.app_process import AppProcess, AppResponse
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD
+from tests.helpers.sandbox_client import REDIRECT_URI
 from tests.helpers.servers import eventually
 
 END: Any = row_versions._END.command([])[1]  # the script that runs after the COMMIT
@@ -28,21 +29,25 @@ pytestmark = [
     pytest.mark.processes,
     pytest.mark.timeout(600 + RACES),
     pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
-    pytest.mark.settings(PLAYBACK_TOKEN_ENABLED="true"),
 ]
 
 
-@pytest.fixture
-def writer(env: dict[str, str]) -> Iterator[AppProcess]:
-    """The process that makes changes."""
-    with AppProcess(env) as process:
+@pytest.fixture(scope="module")
+def settings(shared_env: dict[str, str]) -> dict[str, str]:
+    return {**shared_env, "SPOTIFY_REDIRECT_URI": REDIRECT_URI, "PLAYBACK_TOKEN_ENABLED": "true"}
+
+
+@pytest.fixture(scope="module")
+def writer(settings: dict[str, str]) -> Iterator[AppProcess]:
+    """The process that makes changes, in all tests."""
+    with AppProcess(settings) as process:
         yield process
 
 
-@pytest.fixture
-def reader(env: dict[str, str]) -> Iterator[AppProcess]:
-    """The process that must show them."""
-    with AppProcess(env) as process:
+@pytest.fixture(scope="module")
+def reader(settings: dict[str, str]) -> Iterator[AppProcess]:
+    """The process that must show them. It reads until the next test lets it read something else."""
+    with AppProcess(settings) as process:
         yield process
 
 
@@ -208,27 +213,28 @@ def test_token_is_never_valid_after_a_password_change(
 
 
 def test_change_of_a_process_that_died_after_its_commit_is_shown(
-    writer: AppProcess, reader: AppProcess, ada: AppResponse, env: dict[str, str]
+    reader: AppProcess, ada: AppResponse, settings: dict[str, str]
 ) -> None:
     reader.start_reading("/api/session", ada.cookie or "")
     ok(reader.call("GET", "/api/user", cookie=ada.cookie))
 
-    writer.die_after_next_commit()
-    writer.send("PATCH", "/api/user", {"username": "lovelace"}, ada.cookie)
-    writer.wait_until_dead()
+    with AppProcess(settings) as writer:
+        writer.die_after_next_commit()
+        writer.send("PATCH", "/api/user", {"username": "lovelace"}, ada.cookie)
+        writer.wait_until_dead()
 
     for _ in range(100):
         assert ok(reader.call("GET", "/api/user", cookie=ada.cookie)).json["username"] == "lovelace"
 
 
 def test_change_is_shown_although_redis_was_lost_after_its_commit(
-    env: dict[str, str], reader: AppProcess, redis_url: str
+    settings: dict[str, str], reader: AppProcess, redis_url: str
 ) -> None:
     body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
     cookie = ok(reader.call("POST", "/api/register", body)).cookie
     reader.start_reading("/api/session", cookie or "")
     with FaultProxy(redis_url.removeprefix("unix://")) as proxy, redis.Redis.from_url(redis_url) as store:
-        through_proxy = {**env, "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
+        through_proxy = {**settings, "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
         with AppProcess(through_proxy) as writer:
             eventually(partial(changes, writer, "king", cookie))  # before the COMMIT, Redis may be slow
             for name in ("lovelace", "countess", "byron"):

@@ -3,8 +3,6 @@
 Each mutation is one change of text, which must match exactly once, in a copy of the project.
 """
 
-from pathlib import Path
-
 import pytest
 
 from tests.helpers.mutants import Mutation, assert_noticed
@@ -40,5 +38,5 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_mutation_is_noticed(tmp_path: Path, mutation: Mutation) -> None:
-    assert_noticed(tmp_path, mutation)
+def test_mutation_is_noticed(mutation: Mutation) -> None:
+    assert_noticed(mutation)
