@@ -11,11 +11,12 @@ from typing import Any, TypeVar, TypeVarTuple
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, ORMExecuteState, Session
 from sqlalchemy.sql.functions import FunctionElement
 
 from app.infra import mysql, sqlite
@@ -174,8 +175,25 @@ def reading() -> Iterator[Session]:
     each statement sees what is committed by then, whether in a transaction or not. So this opens none.
     """
     engine = db.engine.execution_options(reads=True)
-    with Session(engine, expire_on_commit=False) as session, session.begin():
+    with _ReadingSession(engine) as session:
         yield session
+
+
+class _ReadingSession(Session):
+    """A session whose first statement is executed again if its pooled connection turns out to be unusable."""
+
+
+@event.listens_for(_ReadingSession, "do_orm_execute")
+def _execute_reading(state: ORMExecuteState) -> sa.Result[Any]:
+    began_at = time.monotonic()
+    try:
+        return state.invoke_statement()
+    except StaleConnectionError:
+        if time.monotonic() - began_at > FAILOVER_SECONDS:
+            raise
+    state.session.rollback()  # SQLAlchemy's own transaction: the server has none
+    with mysql.new_connection():
+        return state.invoke_statement()
 
 
 @contextmanager

@@ -74,6 +74,11 @@ def read_twice() -> None:
         session.execute(USERNAMES)
 
 
+def read_in_session(statement: sa.Select[str]) -> object:
+    with reading() as session:
+        return session.execute(statement).all()
+
+
 def write_twice() -> None:
     with writing() as session:
         for name in ("ada", "grace"):
@@ -130,9 +135,10 @@ def test_read_on_a_broken_connection_is_repeated(mysql_proxy: FaultProxy, fault:
     assert time.monotonic() - began < STATEMENT_TIMEOUT["read_timeout"] / 2
 
 
-def test_read_without_a_reply_is_repeated(mysql_proxy: FaultProxy) -> None:
+@pytest.mark.parametrize("read_rows", [read, read_in_session], ids=["read", "reading"])
+def test_read_without_a_reply_is_repeated(mysql_proxy: FaultProxy, read_rows: Callable[..., object]) -> None:
     mysql_proxy.drop_reply(b"FROM users")
-    assert read(USERNAMES) == []
+    assert read_rows(USERNAMES) == []
     mysql_proxy.wait_until_dropped()
 
 

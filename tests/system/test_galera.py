@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.doctor.mysql_hosts import check_hosts
 from app.infra import mysql, mysql_hosts, mysql_pool, staleness
-from app.infra.database import db, read, read_db_now, run_in_transaction
+from app.infra.database import db, read, read_db_now, reading, run_in_transaction
 from app.models import User
 from app.settings.database_url import parse_database_url
 from tests.conftest import SETTINGS, MakeApp, start
@@ -141,8 +141,12 @@ def test_transaction_on_a_node_that_has_left_is_repeated_on_another(
             first.isolate()
             eventually(lambda: first.status("wsrep_ready") == "OFF")
             eventually(lambda: second.status("wsrep_cluster_size") == "2" and second.is_up())
+            with reading() as other:  # over the other connection in the pool
+                assert [user.username for user in other.scalars(sa.select(User))] == ["ada"]
         session.execute(sa.update(User).values(password_hash="z"))
 
+    with db.engine.connect(), db.engine.connect():
+        pass
     try:
         run_in_transaction(work)
     finally:
