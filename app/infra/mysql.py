@@ -38,8 +38,10 @@ CONFLICTS = (1205, 1213, 1020, 3572)
 # After 1205, MySQL rolls back one statement only, and leaving the transaction the rest. A read-only server
 # rejects the COMMIT.
 ROLLED_BACK = (1205, 1213, 1290, 1836)
+# The disk is full. The server still accepts connections, and can be read from.
+DISK_FULL = (1021, 1114)
 # Another server takes over: not ready (1047), shutting down (1053), killed (1927), offline (3032), and lost.
-SERVER_CHANGED = (1047, 1053, 1290, 1836, 1927, 3032, 2006, 2013, 2055, 4031)
+SERVER_CHANGED = (1047, 1053, 1290, 1836, 1927, 3032, *DISK_FULL, 2006, 2013, 2055, 4031)
 NO_SUCH_TABLE = 1146
 # Under REPEATABLE READ, MySQL's default, selecting a missing row for update locks the gap where it would be,
 # so two transactions that check before they insert deadlock. This level needs row-based or mixed binary logs,
@@ -140,6 +142,8 @@ class _Events:
         elif _means_wrong_server(context.dialect, error):
             context.is_disconnect = True
             self._staleness.report_failure()
+            if error_code(error) in DISK_FULL:
+                self._hosts.report_full_disk(_server_of(context.connection))
         context.invalidate_pool_on_disconnect = False
         if _is_stale(context):
             kind: type[OperationalError] = StaleConnectionError
@@ -193,6 +197,11 @@ def _begin(connection: Connection) -> None:
         driver.reply_seconds = None if driver.is_proven else PING_SECONDS
     elif not options.get("reads"):
         driver.begin()
+
+
+def _server_of(connection: Connection | None) -> Host | None:
+    driver: Any = connection.connection.dbapi_connection if connection else None
+    return driver.server if driver else None
 
 
 def _is_stale(context: ExceptionContext) -> bool:

@@ -20,6 +20,8 @@ OpenHost = Callable[[Host | None, float], "MySqlConnection"]
 RETRY_SECONDS = 1.0
 # For how long it must then be usable before connections move back to it.
 STEADY_SECONDS = 3.0
+# How long a host whose disk was full is not used. If it still is, the next write is repeated elsewhere.
+FULL_DISK_SECONDS = 60.0
 # With less time than this left, no further host is tried.
 LEAST_SECONDS = 0.5
 
@@ -87,6 +89,10 @@ class Hosts:
             preferred = self._hosts[: self._hosts.index(connection.server)]
             return any(host not in self._usable_since for host in preferred)
 
+    def report_full_disk(self, host: Host | None) -> None:
+        """Use other hosts for a while: this one is up, but rejects writes."""
+        self._report_failure(host, usable_since=time.monotonic() + FULL_DISK_SECONDS)
+
     def _in_order(self) -> list[Host | None]:
         """Return the hosts in the order in which to try them: those that failed come last."""
         with self._lock:
@@ -96,11 +102,11 @@ class Hosts:
         with self._lock:
             self._usable_since.pop(host, None)
 
-    def _report_failure(self, host: Host | None) -> None:
+    def _report_failure(self, host: Host | None, *, usable_since: float | None = None) -> None:
         if len(self._hosts) == 1:
             return
         with self._lock:
-            self._usable_since[host] = None
+            self._usable_since[host] = usable_since
             if self._watcher is None or not self._watcher.is_alive():  # it does not survive a fork
                 self._watcher = threading.Thread(
                     target=_watch, args=(weakref.ref(self),), name="mysql-hosts", daemon=True

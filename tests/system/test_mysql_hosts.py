@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.orm import Session
 
 from app.infra import mysql, mysql_hosts, mysql_pool, staleness
-from app.infra.database import db
+from app.infra.database import db, run_in_transaction
 from tests.conftest import MakeApp
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.servers import LONG, eventually, running_mariadb, socket_of
@@ -49,10 +50,14 @@ def app(make_app: MakeApp, proxies: tuple[FaultProxy, FaultProxy]) -> Iterator[F
 
 def used_port() -> int:
     """Return the port to which the next caller's connection leads."""
-    with db.engine.connect() as connection:
-        connection.execute(sa.text("SELECT 1"))
-        server = connection.connection.dbapi_connection.server  # type: ignore[union-attr]
-    return int(server.port)
+    with Session(db.engine) as session:
+        session.execute(sa.text("SELECT 1"))
+        return used_by(session)
+
+
+def used_by(session: Session) -> int:
+    driver = session.connection().connection.dbapi_connection
+    return int(driver.server.port)  # type: ignore[union-attr]
 
 
 def test_preferred_host_is_used_again_when_it_is_back(
@@ -92,6 +97,28 @@ def test_host_that_is_usable_from_time_to_time_is_not_used(
     eventually(lambda: first.round_trips > before + 20)  # it was found usable several times
     with mysql.new_connection():
         assert used_port() == second.port
+
+
+def test_host_whose_disk_is_full_is_left(app: Flask, proxies: tuple[FaultProxy, FaultProxy]) -> None:
+    """MariaDB has the same error for a table in memory."""
+    first, second = proxies
+    attempts = []
+
+    def fill(session: Session) -> None:
+        attempts.append(used_by(session))
+        full = sa.text("INSERT INTO small SELECT REPEAT('x', 1000) FROM seq_1_to_1000")
+        session.execute(full if len(attempts) == 1 else sa.text("SELECT 1"))
+
+    with db.engine.connect() as connection:
+        connection.execute(sa.text("SET max_heap_table_size = 16384"))
+        connection.execute(sa.text("CREATE TABLE small (text VARCHAR(1000)) ENGINE = MEMORY"))
+    try:
+        run_in_transaction(fill)
+    finally:
+        with db.engine.connect() as connection:
+            connection.execute(sa.text("DROP TABLE small"))
+    assert attempts == [first.port, second.port]
+    assert used_port() == second.port
 
 
 def test_full_server_is_waited_for(
