@@ -112,6 +112,7 @@ class Config(BaseModel):
     spotify_scopes: Scopes = tuple(DEFAULT_SCOPES.split())
     # Requested only when the app asks for them, in addition to `spotify_scopes`.
     spotify_optional_scopes: Scopes = tuple(DEFAULT_OPTIONAL_SCOPES.split())
+    spotify_sign_in: Bool = False
     spotify_accounts_url: ServiceUrl = _default(
         lambda known: SANDBOX_URL if known["uses_sandbox"] else "https://accounts.spotify.com"
     )

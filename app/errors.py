@@ -75,6 +75,10 @@ class UsernameTaken(BacklineError):
     """Another account has this username."""
 
 
+class LastWayIn(BacklineError):
+    """Without this, the person could no longer sign in."""
+
+
 class TooManyTokens(BacklineError):
     """The account has as many personal access tokens as it may have."""
 

@@ -22,6 +22,7 @@ from app.auth.password_change import PasswordChanges
 from app.auth.passwords import Passwords
 from app.auth.personal_access_tokens import PersonalAccessTokens
 from app.auth.routes import blueprint as auth
+from app.auth.spotify_sign_in import SpotifySignIn
 from app.imports.profiles import ImportedProfiles
 from app.infra import database, pool_metrics, row_versions
 from app.infra.cli_command import LazyGroup
@@ -182,6 +183,17 @@ def _build_services(app: Flask, config: Config) -> Services:
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
+    flow = AuthorizationFlow(
+        authorizations,
+        exchange,
+        accounts,
+        accounts_bulkhead,
+        tokens,
+        connections,
+        applications,
+        config,
+        SpotifySignIn(),
+    )
     notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
     email_changes = EmailChanges(notifications, connections)
     personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
@@ -201,9 +213,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         response_cache=response_cache,
         gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
-        authorization_flow=AuthorizationFlow(
-            authorizations, exchange, accounts, accounts_bulkhead, tokens, connections, applications, config
-        ),
+        authorization_flow=flow,
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,

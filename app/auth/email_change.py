@@ -8,13 +8,14 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from app.auth import email_tokens, passwords, personal_access_tokens
+from app.auth import email_tokens, personal_access_tokens
 from app.auth.notifications import Notifications
 from app.auth.registration import require_available
 from app.infra.clock import utc_now
 from app.infra.database import run_in_transaction
 from app.models import MailKind, Purpose, User, normalization
-from app.spotify.connections import Connections, delete_of_user
+from app.models.user import UNUSABLE_HASH
+from app.spotify.connections import Connections, delete_of_user, end_sign_in
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,10 @@ class EmailChanges:
         """Restore the address that this token was sent to, and lock out the person who changed it.
 
         All sessions and personal access tokens end, and the password stops working: the owner chooses a new
-        one by email. Links that undo an earlier change stay valid, so that the person who made this one
-        cannot revert the undo. A Spotify account that was connected while another address was in effect may
-        be someone else's, so that connection is deleted.
+        one by email. Spotify signs no one in to the account until the owner connects it again. Links that
+        undo an earlier change stay valid, so that the person who made this one cannot revert the undo. A
+        Spotify account that was connected while another address was in effect may be someone else's, so that
+        connection is deleted.
 
         Raises:
             InvalidToken: See `email_tokens.redeem`.
@@ -86,11 +88,12 @@ class EmailChanges:
             require_available(db, email=sent.entered, except_for=user.id)
             was_replaced = user.email != sent.email
             user.set_email(sent.entered, verified_at=utc_now())
-            user.password_hash = passwords.UNUSABLE_HASH
+            user.password_hash = UNUSABLE_HASH
             user.end_sessions()
             personal_access_tokens.revoke_all(db, user.id)
             since = email_tokens.revoke_since(db, user, sent.email)
             deleted = delete_of_user(db, user.id, since=since) if was_replaced else []
+            end_sign_in(db, user.id)
             self._notifications.notify(db, user, MailKind.EMAIL_CHANGE_UNDONE)
             db.flush()
             return user, deleted

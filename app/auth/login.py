@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from flask import session
 
 from app.auth import lookup, metrics
-from app.auth.passwords import Match, Passwords, is_usable
+from app.auth.passwords import Match, Passwords
 from app.errors import FreshSignInRequired, InvalidCredentials
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
@@ -99,7 +99,7 @@ class Authenticator:
             TooManyAttempts: This address has to wait before it may try again.
             ServiceUnavailable: Too many passwords are being verified.
         """
-        if current_password is None and is_usable(user.password_hash):
+        if current_password is None and user.has_password:
             raise FreshSignInRequired("Send current_password. A recent sign-in is not enough for this.")
         self.require_recent_login(user, current_password)
 

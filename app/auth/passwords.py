@@ -11,14 +11,10 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from app.auth.password_policy import prepare
 from app.errors import ServiceUnavailable
+from app.models.user import UNUSABLE_HASH
 
 # OWASP ASVS 5.0 appendix C: argon2id with 46 MiB, one pass, one lane.
 _hasher = PasswordHasher(time_cost=1, memory_cost=47_104, parallelism=1)
-
-# A hash that no password matches. Verifying one against it takes as long as against a user's.
-UNUSABLE_HASH = (
-    "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-)
 
 
 class Match(Enum):
@@ -92,11 +88,6 @@ class Passwords:
     def needs_rehash(self, password_hash: str) -> bool:
         """Return whether a hash was made with other parameters than today's."""
         return _hasher.check_needs_rehash(password_hash)
-
-
-def is_usable(password_hash: str) -> bool:
-    """Return whether the account has a password."""
-    return password_hash != UNUSABLE_HASH
 
 
 def _matches(password_hash: str | None, password: str) -> bool:

@@ -236,7 +236,8 @@ def _describe_session(user: UserSnapshot | None, connection: ConnectionSnapshot 
         "user": user if Right.ACCOUNT_READ in rights else None,
         "spotify": describe(connection) if connection and Right.SPOTIFY_READ in rights else None,
     }
-    return encode_json(_SESSION, session)
+    offered = {"spotify_sign_in": True} if services().config.spotify_sign_in else {}
+    return encode_json(_SESSION, session | offered)
 
 
 def _end_all_sessions(user: User) -> None:

@@ -7,6 +7,7 @@ from marshmallow import validate
 
 from app.auth import password_policy, usernames
 from app.models import normalization
+from app.models.user import has_email
 from app.spotify.schemas import SpotifyOut
 from app.web.api import Timestamp
 from app.web.validation import (
@@ -153,12 +154,23 @@ class NewPassword(Schema):
     password = new_password()
 
 
+class Address(ma.fields.String):
+    """The email address of an account, or null if it has none. For responses only."""
+
+    def _serialize(self, value: str | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return value if value is not None and has_email(value) else None
+
+
 class UserOut(ma.Schema):
     """A user."""
 
     id = ma.fields.Integer(required=True)
     username = ma.fields.String(required=True)
-    email = ma.fields.String(required=True)
+    email = Address(required=True, allow_none=True)
+    has_password = ma.fields.Boolean(
+        required=True,
+        metadata={"description": "Without one, a sign-in within the last 15 minutes replaces it"},
+    )
     email_verified = ma.fields.Boolean(required=True)
     pending_email = ma.fields.String(
         required=True,
@@ -174,6 +186,9 @@ class SessionOut(ma.Schema):
     authenticated = ma.fields.Boolean(required=True)
     user = ma.fields.Nested(UserOut, required=True, allow_none=True)
     spotify = ma.fields.Nested(SpotifyOut, required=True, allow_none=True)
+    spotify_sign_in = ma.fields.Boolean(
+        metadata={"description": "True if people can sign in with Spotify. Otherwise not present"}
+    )
 
 
 class JwtOut(ma.Schema):

@@ -23,6 +23,7 @@ class UserSnapshot:
     email: str
     email_verified_at: datetime | None
     pending_email: str | None
+    has_password: bool
     session_epoch: int
     disabled_at: datetime | None
     created_at: datetime
@@ -100,6 +101,7 @@ class ConnectionSnapshot:
     account_id: str | None
     display_name: str | None
     image_url: str | None
+    sign_in_since: datetime | None
     last_used_at: datetime
     token: TokenSnapshot
 

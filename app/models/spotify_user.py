@@ -37,6 +37,9 @@ class SpotifyUser(Base):
     image_url: Mapped[str | None] = mapped_column(sa.String(2048))
     product: Mapped[str | None] = mapped_column(sa.String(32))
     country: Mapped[str | None] = mapped_column(sa.String(8))
+    # When the owner, who had just signed in, connected it. Since then, it signs them in. Null: it does not,
+    # for example because a visitor connected it, who may have been someone else.
+    sign_in_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
     last_used_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)

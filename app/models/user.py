@@ -1,14 +1,26 @@
 """People with an account."""
 
 import secrets
+import uuid
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.infra.clock import utc_now
 from app.infra.database import Base, ExactString, UTCDateTime, code_string
 from app.models import normalization
+
+# A hash that no password matches. Verifying one against it takes as long as against a user's.
+UNUSABLE_HASH = (
+    "$argon2id$v=19$m=47104,t=1,p=1$kX2dGm0b1Yq3nq3o0H1l3g$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+)
+
+
+def has_email(address: str) -> bool:
+    """Return whether `users.email` contains an address, and not what stands for none."""
+    return "@" in address
 
 
 def new_session_epoch() -> int:
@@ -17,7 +29,11 @@ def new_session_epoch() -> int:
 
 
 class User(Base):
-    """A person with an account. `username`, `email`, and `pending_email` are in their normal form."""
+    """A person with an account. `username`, `email`, and `pending_email` are in their normal form.
+
+    An account that was created by signing in with Spotify has no password (`UNUSABLE_HASH`) and no address
+    at first. The previous release does not expect null in `email`, so it then has a unique text without `@`.
+    """
 
     __tablename__ = "users"
     # Ids are never reused, so an old session cannot belong to a new account.
@@ -45,6 +61,11 @@ class User(Base):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)
 
+    @hybrid_property
+    def has_password(self) -> bool:
+        """Whether the account has a password."""
+        return self.password_hash != UNUSABLE_HASH
+
     @property
     def email_verified(self) -> bool:
         """Whether the owner has confirmed the address."""
@@ -71,6 +92,8 @@ class User(Base):
         """The address that its owner has not confirmed yet, in the form that email is sent to."""
         if self.pending_email is not None:
             return self.pending_email_address
+        if not has_email(self.email):
+            return None
         return None if self.email_verified else self.mail_to
 
     def end_sessions(self) -> None:
@@ -82,6 +105,10 @@ class User(Base):
         self.email, self.email_address = normalization.address_form(entered), entered
         self.email_verified_at = verified_at
         self.set_pending_email(None)
+
+    def set_no_email(self) -> None:
+        """Give a new account no address."""
+        self.email = f"none:{uuid.uuid4().hex}"
 
     def set_pending_email(self, entered: str | None) -> None:
         """Set the address that will replace the current one, or remove it."""

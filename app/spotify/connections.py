@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
 from flask import session
-from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm import Session
 
-from app.errors import NotSignedIn, SpotifyAccountInUse, SpotifyAccountMismatch
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
+from app.spotify import ownership
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import refresh_queue
@@ -112,7 +113,7 @@ def touch(spotify_user: ConnectionSnapshot) -> None:
 
 def claim_anonymous(db: Session, spotify_user_id: int, grant_id: str, user_id: int) -> bool:
     """Give a user the connection that they made as a visitor. Returns whether it was still theirs."""
-    spotify_user = db.scalar(_locked(SpotifyUser.id == spotify_user_id))
+    spotify_user = db.scalar(ownership.locked(SpotifyUser.id == spotify_user_id))
     if spotify_user is None or spotify_user.user_id is not None or _grant_id(db, spotify_user_id) != grant_id:
         return False
     announce(db, users=[user_id], connections=[spotify_user_id])
@@ -134,6 +135,22 @@ def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) 
     return deleted
 
 
+def end_sign_in(db: Session, user_id: int) -> None:
+    """Let the user's connection sign no one in, until the user signs in otherwise and connects it again."""
+    sign_in = SpotifyUser.user_id == user_id, SpotifyUser.sign_in_since.is_not(None)
+    announce(db, users=[user_id], connections=db.scalars(sa.select(SpotifyUser.id).where(*sign_in)))
+    db.execute(sa.update(SpotifyUser).where(*sign_in).values(sign_in_since=None))
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What Spotify says after a consent. `requested_at` is when the code was sent (`time.monotonic`)."""
+
+    profile: Profile
+    grant: TokenResponse
+    requested_at: float
+
+
 class Connections:
     """Changes to connections after which responses that the gateway has cached are no longer valid.
 
@@ -147,13 +164,13 @@ class Connections:
         self._drop_cached = drop_cached
 
     def store_grant(
-        self, profile: Profile, grant: TokenResponse, *, user: UserSnapshot | None, requested_at: float
+        self, consent: Consent, *, user: UserSnapshot | None, signs_in: bool = False
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store the account and the tokens of a new consent in one transaction.
 
         Returns the connection, and what the session has to store of it. The latter is read in the same
-        transaction, so that ending the owner's sessions after the commit also ends this one. `requested_at`
-        is when the code was sent to Spotify (`time.monotonic`).
+        transaction, so that ending the owner's sessions after the commit also ends this one. With `signs_in`,
+        the connection signs the user in from now on.
 
         Raises:
             SpotifyAccountInUse: The Spotify account belongs to another user.
@@ -163,20 +180,15 @@ class Connections:
 
         def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
             if user is not None:
-                _lock_user(db, user)
-            spotify_user = known_account(db, profile)
+                ownership.lock_user(db, user)
+            spotify_user = ownership.known_account(db, consent.profile)
             if user is not None:
-                _require_ownership(db, spotify_user, user.id)
+                ownership.require_ownership(db, spotify_user, user.id)
             if spotify_user is None:
                 spotify_user = SpotifyUser()
-                db.add(spotify_user)
-            if user is not None:
-                spotify_user.user_id = user.id
-            update_profile(spotify_user, profile)
-            db.flush()  # assigns the id that the tokens are encrypted for
-            announce(db, users=[user.id] if user is not None else [], connections=[spotify_user.id])
-            self._tokens.store_grant(db, spotify_user.id, grant, requested_at=requested_at)
-            db.expire(spotify_user, ["token"])
+            self._store(db, spotify_user, user.id if user is not None else None, consent)
+            if user is not None and signs_in and spotify_user.sign_in_since is None:
+                spotify_user.sign_in_since = utc_now()
             owner_epoch = _owner_epoch(db, spotify_user) if user is None else None
             return spotify_user, reference(spotify_user, owner_epoch)
 
@@ -184,10 +196,50 @@ class Connections:
         self._drop_cached(spotify_user.id)  # some may be errors about a permission that was missing
         return spotify_user, stored
 
+    def sign_in(
+        self, consent: Consent, create_account: Callable[[Session, str | None], User]
+    ) -> tuple[SpotifyUser, ConnectionRef, User]:
+        """Store a consent, and return the user whom it signs in: the owner of the Spotify account.
+
+        Without an owner, an account is created. The connection of a visitor becomes its own: with the new
+        grant, the visitor's session can no longer use it.
+
+        Raises:
+            SpotifyUnavailable, SpotifyAccountInUse, InvalidCredentials: See `ownership.find_to_sign_in`.
+        """
+
+        def work(db: Session) -> tuple[SpotifyUser, ConnectionRef, User]:
+            spotify_user, owner = ownership.find_to_sign_in(db, consent.profile)
+            if owner is None:
+                owner = create_account(db, consent.profile.display_name)
+                spotify_user = spotify_user or SpotifyUser()
+                spotify_user.sign_in_since = utc_now()
+            assert spotify_user is not None
+            self._store(db, spotify_user, owner.id, consent)
+            return spotify_user, reference(spotify_user), owner
+
+        spotify_user, stored, owner = run_in_transaction(work, is_idempotent=True)
+        self._drop_cached(spotify_user.id)
+        return spotify_user, stored, owner
+
+    def _store(self, db: Session, spotify_user: SpotifyUser, owner_id: int | None, consent: Consent) -> None:
+        """Store what a consent is for in a row that is new or locked. None keeps the owner."""
+        db.add(spotify_user)
+        if owner_id is not None:
+            spotify_user.user_id = owner_id
+        ownership.update_profile(spotify_user, consent.profile)
+        db.flush()  # assigns the id that the tokens are encrypted for
+        announce(db, users=[owner_id] if owner_id is not None else [], connections=[spotify_user.id])
+        self._tokens.store_grant(db, spotify_user.id, consent.grant, requested_at=consent.requested_at)
+        db.expire(spotify_user, ["token"])
+
     def disconnect(self) -> None:
         """Disconnect this session from Spotify, and delete the connection.
 
         A visitor cannot delete a connection that has an owner: their session only stops using it.
+
+        Raises:
+            LastWayIn: See `delete`.
         """
         spotify_user, user = current_connection(), current_user()
         if spotify_user is not None and self.delete(spotify_user, user_id=user.id if user else None):
@@ -199,10 +251,15 @@ class Connections:
 
         Returns False if it was gone, or belongs to someone other than `user_id`, which is None for a visitor.
         A visitor's is deleted only if it still has the grant that the caller has read.
+
+        Raises:
+            LastWayIn: The user could no longer sign in.
         """
 
         def work(db: Session) -> bool:
-            found = db.scalar(_locked(SpotifyUser.id == spotify_user.id))
+            if user_id is not None:
+                ownership.require_another_way_in(db, user_id)
+            found = db.scalar(ownership.locked(SpotifyUser.id == spotify_user.id))
             if found is None or found.user_id != user_id:
                 return False
             if user_id is None and _grant_id(db, spotify_user.id) != spotify_user.token.grant_id:
@@ -223,6 +280,15 @@ class Connections:
             log.info("spotify_disconnected", extra={"spotify_user_id": spotify_user_id})
 
 
+def owner_of(connection: ConnectionRef) -> User | None:
+    """Return the owner of a connection that still has this grant, and signs them in."""
+    with reading() as db:
+        found = sa.select(User).join(SpotifyUser, SpotifyUser.user_id == User.id).join(AccessToken)
+        is_same = SpotifyUser.id == connection.spotify_user_id, AccessToken.grant_id == connection.grant_id
+        signs_in = SpotifyUser.sign_in_since.is_not(None), User.disabled_at.is_(None)
+        return db.scalar(found.where(*is_same, *signs_in))
+
+
 def _owner_epoch(db: Session, spotify_user: SpotifyUser) -> int | None:
     if spotify_user.user_id is None:
         return None
@@ -231,69 +297,3 @@ def _owner_epoch(db: Session, spotify_user: SpotifyUser) -> int | None:
 
 def _grant_id(db: Session, spotify_user_id: int) -> str | None:
     return db.scalar(sa.select(AccessToken.grant_id).where(AccessToken.spotify_user_id == spotify_user_id))
-
-
-def _lock_user(db: Session, user: UserSnapshot) -> None:
-    """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
-
-    Call this before reading any connection: while this callback waits for the lock, another one of the same
-    person may make a connection, which an earlier read would have missed.
-
-    Raises:
-        NotSignedIn: The account is gone or disabled, or its sessions have ended.
-    """
-    columns = sa.select(User.session_epoch, User.disabled_at)
-    row = db.execute(columns.where(User.id == user.id).with_for_update()).one_or_none()
-    # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
-    if row is None or row.disabled_at is not None or row.session_epoch != user.session_epoch:
-        raise NotSignedIn
-    # Nodes of a Galera cluster do not see each other's locks, only conflicting changes.
-    db.execute(sa.update(User).where(User.id == user.id).values(updated_at=utc_now()))
-
-
-def known_account(db: Session, profile: Profile) -> SpotifyUser | None:
-    """Return the row of this Spotify account, locked.
-
-    `account_id` identifies an account. A row from before Spotify sent it is found by `spotify_id`, which can
-    pass to another account: a row that has it, but is another account's, keeps its tokens and loses the id.
-    """
-    by_id = db.scalar(_locked(SpotifyUser.spotify_id == profile.spotify_id))
-    if profile.account_id is None:
-        return by_id
-    known = db.scalar(_locked(SpotifyUser.account_id == profile.account_id))
-    if known is None and by_id is not None and by_id.account_id is None:
-        return by_id
-    if by_id is not None and by_id is not known:
-        by_id.spotify_id = f"replaced:{by_id.id}"
-        db.flush()
-    return known
-
-
-def _locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
-    # Without its token: a join would not find a connection that has lost its token and needs a new one.
-    alone = sa.select(SpotifyUser).options(lazyload(SpotifyUser.token))
-    return alone.where(condition).with_for_update(of=SpotifyUser)
-
-
-def _require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: int) -> None:
-    """Require that the Spotify account has no other owner, and the user no other Spotify account.
-
-    Raises:
-        SpotifyAccountInUse: The Spotify account belongs to another user.
-        SpotifyAccountMismatch: The user has another Spotify account.
-    """
-    if spotify_user is not None and spotify_user.user_id not in (None, user_id):
-        raise SpotifyAccountInUse
-    own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))
-    if own_id is not None and (spotify_user is None or own_id != spotify_user.id):
-        raise SpotifyAccountMismatch
-
-
-def update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:
-    """Store what Spotify says about a person."""
-    spotify_user.spotify_id = profile.spotify_id
-    spotify_user.account_id = profile.account_id or spotify_user.account_id
-    spotify_user.display_name = profile.display_name
-    spotify_user.image_url = profile.image_url
-    spotify_user.product, spotify_user.country = profile.product, profile.country
-    spotify_user.last_used_at, spotify_user.profile_due_at = utc_now(), None

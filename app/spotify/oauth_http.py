@@ -21,7 +21,7 @@ from app.web.api import encode_json, is_navigation, json_response
 from app.web.error_handlers import known_error, log_failure
 from app.web.previews import PreviewRejected, reject_preview
 from app.web.problems import CrossSiteRequest, problem_type
-from app.web.validation import NOT_A_PAGE, OPTIONAL_SCOPES, REPEATED
+from app.web.validation import NO_INTENT, NOT_A_PAGE, OPTIONAL_SCOPES, REPEATED
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def _respond(flow: AuthorizationFlow, config: Config, query: AuthorizeRequest) -
     result = flow.authorize(query)
     if isinstance(result, AuthorizationRequired):
         csrf.require_same_site_start(config)
-        url = flow.start(query.scopes, query.return_to)
+        url = flow.start(query.scopes, query.return_to, signs_in=query.signs_in)
         if is_navigation():
             return redirect(url, HTTPStatus.FOUND)
         reason = {"reason": "reauthorization_required"} if result.grant_ended else {}
@@ -73,7 +73,8 @@ def _validated(query: AuthorizeRequest, config: Config) -> AuthorizeRequest:
     """Return a request whose parameters are valid. Those of the app are ignored in a callback.
 
     Raises:
-        ValidationError: A parameter is repeated, a scope not allowed, or `return_to` no page of the app.
+        ValidationError: A parameter is repeated, a scope or the intent not allowed, or `return_to` no page of
+            the app.
     """
     errors = {name: [REPEATED] for name in query.repeated}
     if not query.is_callback and not errors:
@@ -82,6 +83,8 @@ def _validated(query: AuthorizeRequest, config: Config) -> AuthorizeRequest:
             errors["scope"] = [OPTIONAL_SCOPES]
         if query.return_to is not None and not is_return_to(query.return_to):
             errors["return_to"] = [NOT_A_PAGE]
+        if query.intent is not None and not (query.signs_in and config.spotify_sign_in):
+            errors["intent"] = [NO_INTENT]
     if errors:
         raise ValidationError(errors=errors)
     return_to = None if query.return_to is None else without_reserved(query.return_to)

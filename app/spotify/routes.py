@@ -11,6 +11,8 @@ from werkzeug.wrappers import Response
 
 from app.errors import (
     InsufficientScope,
+    InvalidCredentials,
+    LastWayIn,
     NotSignedIn,
     SpotifyAccessDenied,
     SpotifyAccountInUse,
@@ -67,6 +69,7 @@ _SPOTIFY = SpotifyOut()
     SpotifyStateMismatch,
     SpotifyAccessDenied,
     NotSignedIn,
+    InvalidCredentials,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
     ValidationError,
@@ -104,10 +107,12 @@ def get() -> Response:
 @blueprint.delete("/api/spotify")
 @public
 @blueprint.response(204)
+@blueprint.problems(LastWayIn)
 def disconnect() -> None:
     """Disconnect Spotify, and delete its tokens and personal data.
 
-    A visitor cannot delete a connection that belongs to a user: their session only stops using it.
+    A visitor cannot delete a connection that belongs to a user: their session only stops using it. A user
+    without a password or a verified email address could no longer sign in (409 `last-way-in`).
     """
     services().connections.disconnect()
 

@@ -8,7 +8,7 @@ from werkzeug.datastructures import MultiDict
 
 from app.models import GrantState, SpotifyUser
 from app.models.snapshots import ConnectionSnapshot
-from app.spotify.oauth.request import AuthorizeRequest
+from app.spotify.oauth.request import SIGN_IN, AuthorizeRequest
 from app.web.api import Timestamp
 from app.web.validation import Flag, Schema
 
@@ -29,6 +29,9 @@ class SpotifyOut(ma.Schema):
     reauthorize_by = Timestamp(allow_none=True)
     access_token_expires_at = Timestamp()
     last_refreshed_at = Timestamp(allow_none=True)
+    signs_in = ma.fields.Boolean(
+        metadata={"description": "True if the owner can sign in with it. Otherwise not present"}
+    )
 
 
 def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def describe(spotify_user: SpotifyUser | ConnectionSnapshot | None) -> dict[str,
     if spotify_user is None:
         return {"status": "not_connected"}
     token = spotify_user.token
-    return {
+    signs_in = {"signs_in": True} if spotify_user.sign_in_since is not None else {}
+    return signs_in | {
         "status": "connected" if token.state == GrantState.ACTIVE else token.state,
         "spotify_id": spotify_user.spotify_id,
         "account_id": spotify_user.account_id,
@@ -76,6 +80,15 @@ class AuthorizeQuery(Schema):
             "example": "/playlists?sort=name",
         }
     )
+    intent = ma.fields.String(
+        metadata={
+            "enum": [SIGN_IN],
+            "description": (
+                "Sign in with Spotify, or create an account without a password. Only if `SPOTIFY_SIGN_IN` is "
+                "on. Someone who is signed in connects as without it."
+            ),
+        }
+    )
     code = ma.fields.String()
     error = ma.fields.String()
     state = ma.fields.String()
@@ -86,7 +99,7 @@ class AuthorizeQuery(Schema):
         given = cast("MultiDict[str, str]", query.data)
         values = {name: given.getlist(name) for name in self.fields}
         return AuthorizeRequest(
-            **{name: _first(values[name]) for name in ("code", "error", "state", "return_to")},
+            **{name: _first(values[name]) for name in ("code", "error", "state", "return_to", "intent")},
             scopes=tuple(dict.fromkeys((_first(values["scope"]) or "").split())),
             reauthorize=loaded.get("reauthorize", False),
             repeated=tuple(name for name, found in values.items() if len(found) > 1),

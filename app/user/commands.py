@@ -20,6 +20,7 @@ from app.infra.clock import rfc3339, utc_now
 from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import User, normalization
+from app.models.user import has_email
 from app.services import services
 from app.spotify import connections
 from app.web import sessions
@@ -72,7 +73,7 @@ def show(user: str) -> None:
         "id": found.id,
         "username": found.username,
         "email": _email(found),
-        "email sent to": found.mail_to,
+        "email sent to": found.mail_to if has_email(found.email) else "none",
         "pending email": found.pending_email or "none",
         "created": rfc3339(found.created_at),
         "disabled": rfc3339(found.disabled_at) if found.disabled_at is not None else "no",
@@ -169,6 +170,8 @@ def _delete_sessions(user: User) -> int | None:
 
 
 def _email(user: User) -> str:
+    if not has_email(user.email):
+        return "none"
     return f"{user.email} ({'verified' if user.email_verified else 'not verified'})"
 
 

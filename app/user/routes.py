@@ -64,11 +64,12 @@ def get() -> Response:
 @login_required
 @blueprint.arguments(ProfileChange)
 @blueprint.response(200, UserOut)
-@blueprint.problems(InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, UsernameTaken, EmailTaken, TooManyAttempts)
 def change(requested: dict[str, str]) -> User:
     """Change the username or the email address.
 
-    A new address needs `current_password`. It replaces an unverified address at once. A verified address
+    A new address needs `current_password` or, if the account has no password, a sign-in within the last 15
+    minutes. It replaces an unverified address at once. A verified address
     stays until the new one, `pending_email`, is verified with the link that is sent to it. The old address
     gets a link that undoes the change within seven days. The current address cancels a pending change.
     """
@@ -79,7 +80,7 @@ def change(requested: dict[str, str]) -> User:
     if username != user.username or is_new_email or cancels:
         services().throttle.hit("profile-changes", str(user.id), limit=PROFILE_CHANGES_PER_HOUR)
     if is_new_email:
-        services().authenticator.confirm_password(user, requested["current_password"])
+        services().authenticator.confirm_owner(user, requested.get("current_password"))
     return services().user_accounts.change_profile(
         user,
         username=username if username != user.username else None,
@@ -91,11 +92,14 @@ def change(requested: dict[str, str]) -> User:
 @login_required
 @blueprint.arguments(PasswordChange)
 @blueprint.response(204)
-@blueprint.problems(InvalidCredentials, TooManyAttempts)
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
 def change_password(requested: dict[str, str]) -> None:
-    """Change the password. This session gets a new id, and all others end."""
+    """Change the password. This session gets a new id, and all others end.
+
+    If the account has no password, needs a sign-in within the last 15 minutes instead.
+    """
     user = read_user()
-    services().authenticator.confirm_password(user, requested["current_password"])
+    services().authenticator.confirm_owner(user, requested.get("current_password"))
     changed = services().password_changes.change(user, requested["new_password"])
     sessions.end_others(user.id, connections.grant_of(user.id))
     start_session(changed)
@@ -105,11 +109,14 @@ def change_password(requested: dict[str, str]) -> None:
 @login_required
 @blueprint.arguments(KnownPassword)
 @blueprint.response(204)
-@blueprint.problems(InvalidCredentials, TooManyAttempts)
+@blueprint.problems(FreshSignInRequired, InvalidCredentials, TooManyAttempts)
 def delete(shown: dict[str, str]) -> None:
-    """Delete the account, its connection to Spotify with all tokens, and all sessions."""
+    """Delete the account, its connection to Spotify with all tokens, and all sessions.
+
+    If the account has no password, needs a sign-in within the last 15 minutes instead.
+    """
     user = read_user()
-    services().authenticator.confirm_password(user, shown["password"])
+    services().authenticator.confirm_owner(user, shown.get("password"))
     grant_id = connections.grant_of(user.id)
     services().user_accounts.delete(user)
     services().authenticator.reset_attempts(user)

@@ -21,6 +21,7 @@ from app.web.validation import (
     BETWEEN,
     GUESSABLE,
     PASSWORD_NEEDED,
+    REQUIRED,
     RIGHTS,
     TOKEN_NAME,
     Items,
@@ -32,9 +33,14 @@ from app.web.validation import (
 
 
 class KnownPassword(Schema):
-    """The account's password."""
+    """The account's password, which is required unless it has none."""
 
-    password = current_password()
+    password = current_password(required=False)
+
+    @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
+    def validate_password(self, _data: dict[str, str], original: Any, **_options: object) -> None:
+        """Require the password of an account that has one."""
+        _require_password(original, "password")
 
 
 class PasswordIfNeeded(Schema):
@@ -56,16 +62,20 @@ class ProfileChange(Schema):
     @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
     def validate_current_password(self, data: dict[str, str], original: Any, **_options: object) -> None:
         """Require the password for a new address."""
-        is_new = "email" in data and require_user().email not in normalization.spellings(data["email"])
-        if is_new and "current_password" not in original:
-            raise ma.ValidationError(PASSWORD_NEEDED, "current_password")
+        if "email" in data and require_user().email not in normalization.spellings(data["email"]):
+            _require_password(original, "current_password", PASSWORD_NEEDED)
 
 
 class PasswordChange(Schema):
-    """The current password and a new one."""
+    """A new password, and the current one, which is required unless the account has none."""
 
-    current_password = current_password()
+    current_password = current_password(required=False)
     new_password = new_password()
+
+    @ma.validates_schema(pass_original=True, skip_on_field_errors=False)
+    def validate_current_password(self, _data: dict[str, str], original: Any, **_options: object) -> None:
+        """Require the password of an account that has one."""
+        _require_password(original, "current_password")
 
     @ma.validates_schema(skip_on_field_errors=False)
     def validate_new_password(self, data: dict[str, str], **_options: object) -> None:
@@ -185,6 +195,7 @@ class ExportedSpotify(SpotifyOut):
 
     product = ma.fields.String(required=True, allow_none=True)
     country = ma.fields.String(required=True, allow_none=True)
+    sign_in_since = Timestamp(required=True, allow_none=True)
     connected_at = Timestamp(required=True)
     updated_at = Timestamp(required=True)
     last_used_at = Timestamp(required=True)
@@ -209,6 +220,16 @@ class ExportOut(ma.Schema):
     spotify_refreshes = ma.fields.List(ma.fields.Nested(ExportedRefresh), required=True)
 
 
+def _require_password(body: Any, field: str, message: str = REQUIRED) -> None:
+    """Require the password of an account that has one.
+
+    Raises:
+        ValidationError: The field is missing.
+    """
+    if isinstance(body, dict) and field not in body and require_user().has_password:
+        raise ma.ValidationError(message, field)
+
+
 def describe_created(created: CreatedToken) -> dict[str, Any]:
     """Return a new token as the API shows it."""
     row = created.row
@@ -229,7 +250,7 @@ def describe_export(data: PersonalData) -> dict[str, Any]:
 
 
 def _describe_user(user: User) -> dict[str, Any]:
-    names = [*(column.key for column in sa.inspect(User).column_attrs), "email_verified"]
+    names = [*(column.key for column in sa.inspect(User).column_attrs), "email_verified", "has_password"]
     return {name: getattr(user, name) for name in names}
 
 
@@ -237,6 +258,7 @@ def _describe_connection(spotify_user: SpotifyUser) -> dict[str, Any]:
     return describe(spotify_user) | {
         "product": spotify_user.product,
         "country": spotify_user.country,
+        "sign_in_since": spotify_user.sign_in_since,
         "connected_at": spotify_user.created_at,
         "updated_at": spotify_user.updated_at,
         "last_used_at": spotify_user.last_used_at,

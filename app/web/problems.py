@@ -15,6 +15,7 @@ from app.errors import (
     InvalidBearerToken,
     InvalidCredentials,
     InvalidToken,
+    LastWayIn,
     NotSignedIn,
     ServiceUnavailable,
     SpotifyAccessDenied,
@@ -163,6 +164,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
             "Another account uses it, or used it until recently. Sign in to that account, or use "
             "another address."
         ),
+    ),
+    LastWayIn: ProblemType(
+        409,
+        "last-way-in",
+        "This is your only way to sign in",
+        "Nothing was changed. Choose a password or verify an email address first.",
     ),
     SpotifyAccountInUse: ProblemType(
         409,

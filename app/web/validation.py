@@ -32,6 +32,7 @@ UNDO_ONLY = 'The decision must be "undo".'
 OPTIONAL_SCOPES = (
     "This server does not ask for all of these. SPOTIFY_OPTIONAL_SCOPES lists what it may ask for."
 )
+NO_INTENT = "The only intent is sign_in, if SPOTIFY_SIGN_IN is on."
 NOT_A_PAGE = "This must be a path of the app on its own origin, such as /playlists?sort=name."
 NOT_A_TOKEN = "This is not a token from one of our emails."  # noqa: S105
 

@@ -35,6 +35,7 @@ def test_registration_creates_an_account_and_signs_in(client: FlaskClient, app: 
         "id",
         "username",
         "email",
+        "has_password",
         "email_verified",
         "pending_email",
         "created_at",

@@ -278,6 +278,34 @@ def test_saving_asks_for_the_permission_and_returns(page: Page, api: Server, spa
     save_a_track(page, spa)
 
 
+def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartApi) -> None:
+    start_api(SPOTIFY_SIGN_IN="true")
+    page.goto(f"{spa.origin}/playlists")
+    page.get_by_role("button", name="Continue with Spotify").click()
+    agree(page)
+    expect(page.get_by_role("heading", name="Playlists")).to_be_visible()
+    expect(page).to_have_url(f"{spa.origin}/playlists")
+
+    go_to(page, "Account")
+    expect(page.get_by_role("region", name="Ways to sign in")).to_contain_text("As Mira T.")
+    expect(page.get_by_label("Email")).to_have_value("")
+    go_to(page, "Home")
+    page.get_by_role("button", name="Disconnect Spotify").click()
+    expect(page.get_by_role("alert")).to_contain_text("This is your only way to sign in")
+    go_to(page, "Account")
+    page.get_by_label("New password").fill(PASSWORD)
+    page.get_by_role("button", name="Choose password").click()
+    expect(page.get_by_text("Your password has been changed.")).to_be_visible()
+    expect(page.get_by_label("Current password")).to_be_visible()
+    go_to(page, "Home")
+    page.get_by_role("button", name="Disconnect Spotify").click()
+    expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
+    sign_out(page)
+    page.goto(f"{spa.origin}/sign-in")
+    sign_in(page, name="mira-t")
+    expect(page.get_by_role("heading", name="Hello, mira-t")).to_be_visible()
+
+
 def save_a_track(page: Page, spa: Pages) -> None:
     """Save a track for the first time, which needs another consent."""
     go_to(page, "Top tracks")

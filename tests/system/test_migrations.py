@@ -31,7 +31,7 @@ DESIGNED = {
     ),
     "spotify_users": (
         "id user_id spotify_app_id spotify_id account_id display_name image_url product country "
-        "created_at updated_at last_used_at profile_due_at"
+        "sign_in_since created_at updated_at last_used_at profile_due_at"
     ),
     "access_tokens": (
         "id spotify_user_id grant_id generation client_id state access_token refresh_token "

@@ -21,7 +21,7 @@ from app.models import User
 from app.services import services
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
-from app.spotify.connections import Connections
+from app.spotify.connections import Connections, Consent
 from app.user.account import UserAccounts
 from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions
@@ -650,10 +650,10 @@ def test_callback_of_an_ended_session_connects_nothing(
     callback = sandbox.consent(start_authorization(client))
     store_grant = Connections.store_grant
 
-    def store_late(stored: Connections, profile: Profile, grant: TokenResponse, **options: Any) -> Any:
+    def store_late(stored: Connections, consent: Consent, **options: Any) -> Any:
         with writing() as session:
             session.execute(sa.update(User).values(session_epoch=5))
-        return store_grant(stored, profile, grant, **options)
+        return store_grant(stored, consent, **options)
 
     monkeypatch.setattr(Connections, "store_grant", store_late)
     response = send_callback(client, callback)
@@ -664,15 +664,13 @@ def test_callback_of_an_ended_session_connects_nothing(
 
 @pytest.mark.requirement("G3")
 def test_grant_is_not_stored_for_a_deleted_account(app: Flask) -> None:
-    profile, grant = (
-        Profile("mira_t_42", None, None, None, None, None),
-        TokenResponse("at", "rt", 3600, "streaming"),
-    )
+    profile = Profile("mira_t_42", None, None, None, None, None)
+    consent = Consent(profile, TokenResponse("at", "rt", 3600, "streaming"), time.monotonic())
 
     user = cast("Any", User(id=1, session_epoch=1))
 
     with app.app_context(), pytest.raises(NotSignedIn):
-        services().connections.store_grant(profile, grant, user=user, requested_at=time.monotonic())
+        services().connections.store_grant(consent, user=user)
 
     assert set(rows(app).values()) == {0}
 

@@ -10,10 +10,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app.auth import passwords
 from app.infra.bearer_token import is_well_formed
 from app.infra.database import writing
 from app.models import Right, User
+from app.models.user import UNUSABLE_HASH
 from tests.helpers.flows import PASSWORD, another_tab, create_token, login, register, slug
 from tests.helpers.mail_server import RESET, Mailbox, token_in
 
@@ -45,7 +45,7 @@ def status(app: Flask, token: str) -> int:
 
 def remove_password(app: Flask) -> None:
     with app.app_context(), writing() as db:
-        db.execute(sa.update(User).values(password_hash=passwords.UNUSABLE_HASH))
+        db.execute(sa.update(User).values(password_hash=UNUSABLE_HASH))
 
 
 def age_sign_in(client: FlaskClient, seconds: float) -> None:

@@ -8,16 +8,17 @@ from contextlib import suppress
 from flask import session
 
 from app.errors import BacklineError, NotSignedIn, SpotifyNotConnected, SpotifyStateMismatch
-from app.models import GrantState, SpotifyUser
+from app.models import GrantState, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import connections
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.token_response import TokenResponse
-from app.spotify.connections import ConnectionRef, Connections
+from app.spotify.connections import ConnectionRef, Connections, Consent
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
-from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected, Connection
+from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected, Connection, SignIn
+from app.spotify.oauth.scopes import are_granted, optional_scopes
 from app.spotify.oauth.state import Authorization, AuthorizationStore
 from app.spotify.tokens.refresh import GrantEnded, version_of
 from app.spotify.tokens.service import TokenService
@@ -41,6 +42,7 @@ class AuthorizationFlow:
         connections: Connections,
         applications: Applications,
         config: Config,
+        sign_in: SignIn,
     ) -> None:
         self._authorizations = authorizations
         self._tokens = tokens
@@ -50,6 +52,7 @@ class AuthorizationFlow:
         self._connections = connections
         self._applications = applications
         self._config = config
+        self._sign_in = sign_in
 
     def authorize(self, request: AuthorizeRequest) -> Connected | AuthorizationRequired:
         """Complete a callback, or find out whether the person has to consent.
@@ -59,7 +62,7 @@ class AuthorizationFlow:
         | callback of an authorization of this session  | completes it, even if there is a connection     |
         | any other callback, with a connection         | that connection; the callback is ignored        |
         | any other callback, without a connection      | SpotifyStateMismatch                            |
-        | no callback, `reauthorize`                    | AuthorizationRequired                           |
+        | no callback, `reauthorize` or `intent`        | AuthorizationRequired                           |
         | no callback, a scope that is not granted      | AuthorizationRequired                           |
         | no callback, with a connection                | that connection                                 |
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
@@ -70,6 +73,7 @@ class AuthorizationFlow:
             SpotifyAccountInUse: The Spotify account is connected to another user.
             SpotifyAccountMismatch: The user is connected to another Spotify account.
             NotSignedIn: The user signed out during the call to Spotify.
+            InvalidCredentials: The account that the Spotify account would sign in to is disabled.
             SpotifyUnavailable: Spotify does not respond, or its response cannot be used.
             SpotifyRateLimited: Spotify's rate limit has been reached.
             SpotifyMisconfigured: Spotify rejects this application.
@@ -79,7 +83,7 @@ class AuthorizationFlow:
         """
         if request.is_callback:
             return self._complete_callback(request, current_user()) or self._ignore_callback()
-        if request.reauthorize or not self._are_granted(request.scopes):
+        if request.reauthorize or request.signs_in or not are_granted(request.scopes):
             return AuthorizationRequired()
         try:
             spotify_user = self._usable_connection()
@@ -89,10 +93,13 @@ class AuthorizationFlow:
             return AuthorizationRequired()
         return Connected(spotify_user, return_to=request.return_to)
 
-    def start(self, scopes: Iterable[str] = (), return_to: str | None = None) -> str:
+    def start(
+        self, scopes: Iterable[str] = (), return_to: str | None = None, *, signs_in: bool = False
+    ) -> str:
         """Start an authorization. Returns the URL at Spotify to send the person to.
 
-        `scopes` are requested in addition to SPOTIFY_SCOPES and what the connection has been granted.
+        `scopes` are requested in addition to SPOTIFY_SCOPES and what the connection has been granted. With
+        `signs_in`, a visitor is signed in to the account of the owner. A user connects as without it.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
@@ -100,9 +107,14 @@ class AuthorizationFlow:
         user = current_user()
         if user is None and session.get("user_id") is not None:
             sessions.regenerate()  # a signed-in session that has ended must not become a visitor's
-        optional = self._optional_scopes(scopes)
+        optional = optional_scopes(self._config, scopes)
         return self._url(
-            self._authorizations.create(_id(user), optional_scopes=optional, return_to=return_to)
+            self._authorizations.create(
+                _id(user),
+                optional_scopes=optional,
+                return_to=return_to,
+                signs_in=signs_in and user is None,
+            )
         )
 
     def reauthorization_url(self, scopes: Iterable[str] = ()) -> str:
@@ -113,7 +125,7 @@ class AuthorizationFlow:
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        optional = self._optional_scopes(scopes)
+        optional = optional_scopes(self._config, scopes)
         return self._url(self._authorizations.get_or_create(_id(current_user()), optional))
 
     def _url(self, authorization: Authorization) -> str:
@@ -123,22 +135,6 @@ class AuthorizationFlow:
             verifier=authorization.verifier,
             optional_scopes=authorization.record.optional_scopes,
         )
-
-    def _are_granted(self, scopes: Iterable[str]) -> bool:
-        """Return whether the connection has these scopes. Without a connection, the question is open."""
-        spotify_user = connections.current_connection()
-        return spotify_user is None or set(scopes) <= set(spotify_user.token.scopes)
-
-    def _optional_scopes(self, scopes: Iterable[str]) -> tuple[str, ...]:
-        """Return what to request in addition to SPOTIFY_SCOPES: these, and what has been granted before.
-
-        A new grant has only what was requested for it. Scopes that are in neither setting are left out,
-        because Spotify rejects a whole request for one that it has retired.
-        """
-        spotify_user, config = connections.current_connection(), self._config
-        wanted = {*scopes, *(spotify_user.token.scopes if spotify_user is not None else ())}
-        optional = dict.fromkeys(config.spotify_optional_scopes)
-        return tuple(scope for scope in optional if scope in wanted and scope not in config.spotify_scopes)
 
     def _complete_callback(self, request: AuthorizeRequest, user: UserSnapshot | None) -> Connected | None:
         """Complete the authorization of a callback. Returns None if this session did not start it."""
@@ -169,7 +165,7 @@ class AuthorizationFlow:
                 self._reject(request.error, authorization)
             elif request.code is not None:
                 spotify_user = self._connect(request.code, authorization, user)
-        return spotify_user or self._reuse_duplicate(authorization.state, user)
+        return spotify_user or self._reuse_duplicate(request.code, authorization, user)
 
     def _ignore_callback(self) -> Connected:
         """Return the connection that this session already uses.
@@ -214,7 +210,7 @@ class AuthorizationFlow:
         Raises:
             SpotifyAccessDenied, SpotifyMisconfigured, SpotifyUnavailable: As `authorization_error` decides.
         """
-        consumed = self._authorizations.consume(authorization)
+        consumed = self._authorizations.consume(authorization, None)
         if consumed is not None:
             self._authorizations.record_result(consumed, None)
             raise authorization_error(error)
@@ -228,44 +224,71 @@ class AuthorizationFlow:
         if exchanged is None:
             return None
         consumed, grant = exchanged
-        connection = None
+        connection, owner = None, None
         try:
-            spotify_user, connection = self._store(grant, user, requested_at=requested_at)
+            if consumed.record.signs_in:
+                spotify_user, connection, owner = self._store_sign_in(grant, requested_at)
+            else:
+                spotify_user, connection = self._store(grant, user, requested_at)
         finally:
             self._authorizations.record_result(consumed, connection)
-        connections.attach_to_session(connection)
+        self._attach(connection, owner)
         log.info("spotify_connected", extra={"spotify_user_id": spotify_user.id})
         return spotify_user
 
     def _store(
-        self, grant: TokenResponse, user: UserSnapshot | None, *, requested_at: float
+        self, grant: TokenResponse, user: UserSnapshot | None, requested_at: float
     ) -> tuple[SpotifyUser, ConnectionRef]:
         """Store a grant under its Spotify account, unless the session has ended in the meantime.
 
         Then the person would not expect the connection, and no session could use or delete it. `requested_at`
         is when the code was sent (`time.monotonic`).
         """
-        profile = self._exchange.profile(grant)
+        consent = Consent(self._exchange.profile(grant), grant, requested_at)
         if user is not None:
             if not sessions.exists():
                 raise NotSignedIn
         elif not sessions.rotate_id():  # an id that was planted earlier must not lead to the connection
             raise SpotifyStateMismatch
-        return self._connections.store_grant(profile, grant, user=user, requested_at=requested_at)
+        # Signing in outlives the session, so a session that may have been stolen must not be enough.
+        signs_in = self._config.spotify_sign_in and sessions.is_fresh()
+        return self._connections.store_grant(consent, user=user, signs_in=signs_in)
 
-    def _reuse_duplicate(self, state: str, user: UserSnapshot | None) -> ConnectionSnapshot | None:
+    def _store_sign_in(
+        self, grant: TokenResponse, requested_at: float
+    ) -> tuple[SpotifyUser, ConnectionRef, User]:
+        """Store a grant, and return whom it signs in, unless the session has ended in the meantime."""
+        consent = Consent(self._exchange.profile(grant), grant, requested_at)
+        if not sessions.exists():
+            raise SpotifyStateMismatch
+        return self._connections.sign_in(consent, self._sign_in.create_account)
+
+    def _attach(self, connection: ConnectionRef, owner: User | None) -> None:
+        """Let this session use a connection, or sign its owner in, whose session then uses it."""
+        if owner is None:
+            connections.attach_to_session(connection)
+        else:
+            self._sign_in.start_session(owner)
+            log.info("signed_in")
+
+    def _reuse_duplicate(
+        self, code: str | None, authorization: Authorization, user: UserSnapshot | None
+    ) -> ConnectionSnapshot | None:
         """Use the connection that a duplicate of this callback made, after a double click or a reload.
 
         The browser shows only one of the two responses, perhaps this one. The other callback changed the id
         of a visitor's session, so this response brings a new session.
         """
         with self._accounts_bulkhead.waiting() as waiter:
-            connection = self._authorizations.wait_for_result(state, _id(user), waiter)
+            connection = self._authorizations.wait_for_result(authorization.state, code, _id(user), waiter)
         if connection is None:
+            return None
+        owner = connections.owner_of(connection) if authorization.record.signs_in else None
+        if authorization.record.signs_in and owner is None:
             return None
         if user is None:
             sessions.regenerate()
-        connections.attach_to_session(connection)
+        self._attach(connection, owner)
         try:
             return self._usable_connection()
         except GrantEnded:

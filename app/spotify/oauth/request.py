@@ -1,9 +1,14 @@
 """What a request to `GET /api/spotify/authorize` asks for, and the possible results."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from app.models import SpotifyUser
+from sqlalchemy.orm import Session
+
+from app.models import SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot
+
+SIGN_IN = "sign_in"  # the only `intent`
 
 Connection = SpotifyUser | ConnectionSnapshot
 
@@ -18,12 +23,28 @@ class AuthorizeRequest:
     reauthorize: bool = False
     scopes: tuple[str, ...] = ()
     return_to: str | None = None
+    intent: str | None = None
     repeated: tuple[str, ...] = ()  # names of parameters with more than one value
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether the person wants to sign in with Spotify."""
+        return self.intent == SIGN_IN
 
     @property
     def is_callback(self) -> bool:
         """Whether the request looks like a redirect from Spotify."""
         return self.code is not None or self.error is not None
+
+
+class SignIn(Protocol):
+    """What signing in with Spotify needs of accounts and sessions."""
+
+    def create_account(self, db: Session, display_name: str | None) -> User:
+        """Create an account in the caller's transaction."""
+
+    def start_session(self, user: User) -> None:
+        """Sign the user in, with a new session id."""
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,11 @@ _POLL_SECONDS = 0.05
 class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """An authorization as Redis stores it.
 
-    While a callback is being processed, the status is "taken", and `attempt` identifies the callback.
+    While a callback is being processed, the status is "taken", `attempt` identifies the callback, and
+    `code_hash` is of its code.
     `counter` is the throttle's key that the authorization is counted under. `optional_scopes` were requested
-    in addition to SPOTIFY_SCOPES. `return_to` is the page of the app that the person returns to.
+    in addition to SPOTIFY_SCOPES. `return_to` is the page of the app that the person returns to. `signs_in`:
+    the Spotify account signs a visitor in.
     """
 
     session: str
@@ -50,9 +52,11 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     counter: str
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
+    code_hash: bytes = b""
     connection: ConnectionRef | None = None
     optional_scopes: tuple[str, ...] = ()
     return_to: str | None = None
+    signs_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class AuthorizationStore:
 
     Unlike values in the session, those of two tabs cannot overwrite each other. Only the session and user
     that started an authorization can use it; attempts by others change nothing. The result is kept
-    for a minute, for a browser that sends the callback twice and shows the second response.
+    for a minute, for a browser that sends the callback twice and shows the second response. It takes the
+    same code: someone who planted the session's cookie may know the state too.
     """
 
     def __init__(
@@ -87,7 +92,12 @@ class AuthorizationStore:
         self._secret_key = secret_key.encode()
 
     def create(
-        self, user_id: int | None, *, optional_scopes: tuple[str, ...] = (), return_to: str | None = None
+        self,
+        user_id: int | None,
+        *,
+        optional_scopes: tuple[str, ...] = (),
+        return_to: str | None = None,
+        signs_in: bool = False,
     ) -> Authorization:
         """Start an authorization for this session and user.
 
@@ -97,7 +107,7 @@ class AuthorizationStore:
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        return self._create(secrets.token_urlsafe(32), user_id, optional_scopes, return_to)
+        return self._create(secrets.token_urlsafe(32), user_id, optional_scopes, return_to, signs_in)
 
     def get_or_create(self, user_id: int | None, optional_scopes: tuple[str, ...] = ()) -> Authorization:
         """Return an open authorization of this session, user, and scopes, the same one for five minutes.
@@ -133,13 +143,16 @@ class AuthorizationStore:
             return None
         return Authorization(state, verifier, record)
 
-    def consume(self, authorization: Authorization) -> Authorization | None:
+    def consume(self, authorization: Authorization, code: str | None) -> Authorization | None:
         """Begin to process the callback of an open authorization. Returns None if a duplicate was first.
+
+        `code` is None in a callback with an error.
 
         Raises:
             redis.RedisError: Redis is not available. The authorization stays open if possible.
         """
-        consumed = _with(authorization, status="taken", attempt=secrets.token_hex(8))
+        attempt = secrets.token_hex(8)
+        consumed = _with(authorization, status="taken", attempt=attempt, code_hash=_hash(code))
         try:
             return consumed if self._replace(authorization, consumed) else None
         except redis.RedisError:
@@ -150,7 +163,7 @@ class AuthorizationStore:
     def reopen(self, consumed: Authorization) -> None:
         """Accept the callback once more, because its code has not been used."""
         with suppress(redis.RedisError):
-            self._replace(consumed, _with(consumed, status="open", attempt=""))
+            self._replace(consumed, _with(consumed, status="open", attempt="", code_hash=b""))
 
     def record_result(self, consumed: Authorization, connection: ConnectionRef | None) -> None:
         """Record that an authorization ended with this connection, or with none."""
@@ -165,8 +178,10 @@ class AuthorizationStore:
             # The connection is stored; only a duplicate callback does not find it.
             log.warning("authorization_result_not_recorded", extra={"reason": type(error).__name__})
 
-    def wait_for_result(self, state: str, user_id: int | None, waiter: Waiter) -> ConnectionRef | None:
-        """Wait for the connection that a duplicate of this callback has made or is making.
+    def wait_for_result(
+        self, state: str, code: str | None, user_id: int | None, waiter: Waiter
+    ) -> ConnectionRef | None:
+        """Wait for the connection that a duplicate of this callback, with the same code, made or is making.
 
         Raises:
             SpotifyUnavailable: The duplicate could not use its code, or too many threads are waiting.
@@ -179,6 +194,8 @@ class AuthorizationStore:
             record = authorization.record
             if record.status == "open":
                 raise SpotifyUnavailable(retry_after=1)
+            if record.code_hash != _hash(code):
+                return None
             if record.status == "ended" or time.monotonic() > deadline:
                 return record.connection
             waiter.require_capacity()
@@ -190,6 +207,7 @@ class AuthorizationStore:
         user_id: int | None,
         optional_scopes: tuple[str, ...],
         return_to: str | None = None,
+        signs_in: bool = False,
     ) -> Authorization:
         """Start an authorization with this state, or return the one that was started at the same moment."""
         key, session_key = _key(state), sessions.session_key()
@@ -204,7 +222,13 @@ class AuthorizationStore:
         verifier = secrets.token_urlsafe(32)
         encrypted = self._token_cipher.encrypt(verifier, "verifier", key)
         record = AuthorizationRecord(
-            session_key, user_id, encrypted, counter, optional_scopes=optional_scopes, return_to=return_to
+            session_key,
+            user_id,
+            encrypted,
+            counter,
+            optional_scopes=optional_scopes,
+            return_to=return_to,
+            signs_in=signs_in,
         )
         authorization = Authorization(state, verifier, record)
         sessions.persist()
@@ -227,6 +251,10 @@ class AuthorizationStore:
 
 def _with(authorization: Authorization, **changes: Any) -> Authorization:
     return replace(authorization, record=msgspec.structs.replace(authorization.record, **changes))
+
+
+def _hash(code: str | None) -> bytes:
+    return b"" if code is None else hashlib.sha256(code.encode()).digest()
 
 
 def _key(state: str) -> str:

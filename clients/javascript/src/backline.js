@@ -72,13 +72,14 @@ export class Backline {
   // --- Spotify ------------------------------------------------------------------------------------
 
   /** @param {ConnectOptions} options */
-  async connect({ reauthorize, scopes = [], returnTo } = {}) {
+  async connect({ reauthorize, scopes = [], returnTo, signIn } = {}) {
     /** @type {Schemas["AuthorizeOut"]} */
     const { spotify, authorize_url } = await this.get(AUTHORIZE, {
       query: {
         reauthorize: reauthorize || undefined,
         scope: scopes.join(" ") || undefined,
         return_to: returnTo || undefined,
+        intent: signIn ? "sign_in" : undefined,
       },
       retry: false,
     });

@@ -78,6 +78,11 @@ export interface ConnectOptions {
   scopes?: string[];
   /** The page to return to, on the origin of the API's `FRONTEND_URL`: a path, with or without a query. */
   returnTo?: string;
+  /**
+   * Sign in with Spotify, or create an account without a password. The API offers it if `session()` returns
+   * `spotify_sign_in`. Someone who is signed in connects as without it.
+   */
+  signIn?: boolean;
 }
 
 /**

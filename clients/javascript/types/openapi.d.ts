@@ -249,13 +249,17 @@ export interface paths {
         get: operations["user_get"];
         put?: never;
         post?: never;
-        /** Delete the account, its connection to Spotify with all tokens, and all sessions. */
+        /**
+         * Delete the account, its connection to Spotify with all tokens, and all sessions.
+         * @description If the account has no password, needs a sign-in within the last 15 minutes instead.
+         */
         delete: operations["user_delete"];
         options?: never;
         head?: never;
         /**
          * Change the username or the email address.
-         * @description A new address needs `current_password`. It replaces an unverified address at once. A verified address
+         * @description A new address needs `current_password` or, if the account has no password, a sign-in within the last 15
+         *     minutes. It replaces an unverified address at once. A verified address
          *     stays until the new one, `pending_email`, is verified with the link that is sent to it. The old address
          *     gets a link that undoes the change within seven days. The current address cancels a pending change.
          */
@@ -270,7 +274,10 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        /** Change the password. This session gets a new id, and all others end. */
+        /**
+         * Change the password. This session gets a new id, and all others end.
+         * @description If the account has no password, needs a sign-in within the last 15 minutes instead.
+         */
         put: operations["user_change_password"];
         post?: never;
         delete?: never;
@@ -423,7 +430,8 @@ export interface paths {
         post?: never;
         /**
          * Disconnect Spotify, and delete its tokens and personal data.
-         * @description A visitor cannot delete a connection that belongs to a user: their session only stops using it.
+         * @description A visitor cannot delete a connection that belongs to a user: their session only stops using it. A user
+         *     without a password or a verified email address could no longer sign in (409 `last-way-in`).
          */
         delete: operations["spotify_disconnect"];
         options?: never;
@@ -575,7 +583,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-rights" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-bearer-token" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-rights" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-bearer-token" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/last-way-in" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -611,7 +619,9 @@ export interface components {
         UserOut: {
             id: number;
             username: string;
-            email: string;
+            email: string | null;
+            /** @description Without one, a sign-in within the last 15 minutes replaces it */
+            has_password: boolean;
             email_verified: boolean;
             /** @description Replaces `email` when it is verified */
             pending_email: string | null;
@@ -646,11 +656,15 @@ export interface components {
             access_token_expires_at?: string;
             /** Format: date-time */
             last_refreshed_at?: string | null;
+            /** @description True if the owner can sign in with it. Otherwise not present */
+            signs_in?: boolean;
         };
         SessionOut: {
             authenticated: boolean;
             user: components["schemas"]["UserOut"] | null;
             spotify: components["schemas"]["SpotifyOut"] | null;
+            /** @description True if people can sign in with Spotify. Otherwise not present */
+            spotify_sign_in?: boolean;
         };
         Audience: {
             /** @example https://stats.example.com */
@@ -761,7 +775,7 @@ export interface components {
              * Format: password
              * @example a long sentence is best
              */
-            current_password: string;
+            current_password?: string;
             /**
              * Format: password
              * @example a long sentence is best
@@ -773,7 +787,7 @@ export interface components {
              * Format: password
              * @example a long sentence is best
              */
-            password: string;
+            password?: string;
         };
         ListedSessionOut: {
             /** @description Identifies the session; it is not the cookie */
@@ -855,7 +869,9 @@ export interface components {
         ExportedUser: {
             id: number;
             username: string;
-            email: string;
+            email: string | null;
+            /** @description Without one, a sign-in within the last 15 minutes replaces it */
+            has_password: boolean;
             email_verified: boolean;
             /** @description Replaces `email` when it is verified */
             pending_email: string | null;
@@ -888,6 +904,8 @@ export interface components {
             access_token_expires_at?: string;
             /** Format: date-time */
             last_refreshed_at?: string | null;
+            /** @description True if the owner can sign in with it. Otherwise not present */
+            signs_in?: boolean;
             product: string | null;
             country: string | null;
             /** Format: date-time */
@@ -2211,7 +2229,7 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/json": components["schemas"]["KnownPassword"];
             };
@@ -2243,7 +2261,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, fresh-sign-in-required */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2349,7 +2367,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, fresh-sign-in-required */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -2462,7 +2480,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, fresh-sign-in-required */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3081,6 +3099,8 @@ export interface operations {
                 scope?: string;
                 /** @description The page of the app to return to: a path on the origin of `FRONTEND_URL`, with or without a query. Parameters named `spotify`, `code`, `state`, or `error` are dropped from it. */
                 return_to?: string;
+                /** @description Sign in with Spotify, or create an account without a password. Only if `SPOTIFY_SIGN_IN` is on. Someone who is signed in connects as without it. */
+                intent?: "sign_in";
                 code?: string;
                 error?: string;
                 state?: string;
@@ -3123,7 +3143,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Unauthorized: not-signed-in, spotify-access-denied */
+            /** @description Unauthorized: invalid-credentials, not-signed-in, spotify-access-denied */
             401: {
                 headers: {
                     "WWW-Authenticate": string;
@@ -3257,6 +3277,15 @@ export interface operations {
             };
             /** @description Forbidden: cross-site-request */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Conflict: last-way-in */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

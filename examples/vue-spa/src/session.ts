@@ -18,6 +18,7 @@ export const session = reactive<State>({
   authenticated: false,
   user: null,
   spotify: null,
+  spotify_sign_in: undefined,
   problem: null,
   ended: false,
 });

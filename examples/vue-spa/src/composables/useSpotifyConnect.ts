@@ -22,11 +22,11 @@ export function daysLeft(connection: Connection | null): number | undefined {
  * nothing.
  *
  * `reauthorize` renews the consent of a connection for another six months. The old consent stays valid until then.
- * `scopes` asks for further permissions.
+ * `scopes` asks for further permissions. `signIn` signs in with Spotify.
  */
 export function useSpotifyConnect() {
-  const connecting = useMutation(async (options: Omit<ConnectOptions, "returnTo"> = {}) => {
-    await backline.connect({ ...options, returnTo: location.pathname + location.search });
+  const connecting = useMutation(async (options: ConnectOptions = {}) => {
+    await backline.connect({ returnTo: location.pathname + location.search, ...options });
     await sessionChanged(); // already connected, perhaps in another tab
   });
 
@@ -51,7 +51,7 @@ export function showConnectResult(result: ConnectResult | null): void {
 const MESSAGES: Record<string, { title: string; detail: string }> = {
   "spotify-account-in-use": {
     title: "This Spotify account is connected to another account here",
-    detail: "Nothing was changed.",
+    detail: "Nothing was changed. If it is yours, sign in with your password, and connect Spotify again.",
   },
   "spotify-account-mismatch": {
     title: "Another Spotify account is connected already",

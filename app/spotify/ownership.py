@@ -1,0 +1,134 @@
+"""Which row is a Spotify account's, and whose it is. All of this runs in the caller's transaction."""
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, lazyload
+
+from app.errors import (
+    InvalidCredentials,
+    LastWayIn,
+    NotSignedIn,
+    SpotifyAccountInUse,
+    SpotifyAccountMismatch,
+    SpotifyUnavailable,
+)
+from app.infra.clock import utc_now
+from app.models import SpotifyUser, User
+from app.models.snapshots import UserSnapshot
+from app.spotify.clients.profile import Profile
+
+
+def locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
+    """Return the statement that reads and locks a connection, without its token.
+
+    A join with the token would not find a connection that has lost its token and needs a new one.
+    """
+    alone = sa.select(SpotifyUser).options(lazyload(SpotifyUser.token))
+    return alone.where(condition).with_for_update(of=SpotifyUser)
+
+
+def lock_user(db: Session, user: UserSnapshot) -> None:
+    """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
+
+    Call this before reading any connection: while this callback waits for the lock, another one of the same
+    person may make a connection, which an earlier read would have missed.
+
+    Raises:
+        NotSignedIn: The account is gone or disabled, or its sessions have ended.
+    """
+    columns = sa.select(User.session_epoch, User.disabled_at)
+    row = db.execute(columns.where(User.id == user.id).with_for_update()).one_or_none()
+    # Under the lock: a password reset may have ended all sessions and deleted what they had connected.
+    if row is None or row.disabled_at is not None or row.session_epoch != user.session_epoch:
+        raise NotSignedIn
+    # Nodes of a Galera cluster do not see each other's locks, only conflicting changes.
+    db.execute(sa.update(User).where(User.id == user.id).values(updated_at=utc_now()))
+
+
+def known_account(db: Session, profile: Profile) -> SpotifyUser | None:
+    """Return the row of this Spotify account, locked.
+
+    `account_id` identifies an account. A row from before Spotify sent it is found by `spotify_id`, which can
+    pass to another account: a row that has it, but is another account's, keeps its tokens and loses the id.
+    """
+    by_id = db.scalar(locked(SpotifyUser.spotify_id == profile.spotify_id))
+    if profile.account_id is None:
+        return by_id
+    known = db.scalar(locked(SpotifyUser.account_id == profile.account_id))
+    if known is None and by_id is not None and by_id.account_id is None:
+        return by_id
+    if by_id is not None and by_id is not known:
+        by_id.spotify_id = f"replaced:{by_id.id}"
+        db.flush()
+    return known
+
+
+def require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: int) -> None:
+    """Require that the Spotify account has no other owner, and the user no other Spotify account.
+
+    Raises:
+        SpotifyAccountInUse: The Spotify account belongs to another user.
+        SpotifyAccountMismatch: The user has another Spotify account.
+    """
+    if spotify_user is not None and spotify_user.user_id not in (None, user_id):
+        raise SpotifyAccountInUse
+    own_id = db.scalar(sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id))
+    if own_id is not None and (spotify_user is None or own_id != spotify_user.id):
+        raise SpotifyAccountMismatch
+
+
+def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, User | None]:
+    """Return the row of this Spotify account, and the owner whom it signs in. Both are locked.
+
+    Raises:
+        SpotifyUnavailable: Spotify has not sent the `account_id` by which the account is known here.
+        SpotifyAccountInUse: The owner has not connected it while signed in.
+        InvalidCredentials: The owner's account is disabled.
+    """
+    # As everywhere, lock the owner first. The rows may have changed before the lock was acquired.
+    owner_id = db.scalar(sa.select(SpotifyUser.user_id).where(_is_of(profile)).limit(1))
+    if owner_id is not None:
+        db.scalar(sa.select(User.id).where(User.id == owner_id).with_for_update())
+    spotify_user = known_account(db, profile)
+    if spotify_user is None:
+        return None, None
+    if spotify_user.account_id is not None and profile.account_id is None:
+        # The id alone may have passed to another person.
+        raise SpotifyUnavailable("Spotify did not say which account this is.")
+    if spotify_user.user_id is None:
+        return spotify_user, None
+    owner = db.scalars(sa.select(User).where(User.id == spotify_user.user_id).with_for_update()).one()
+    if spotify_user.sign_in_since is None:
+        raise SpotifyAccountInUse(
+            "It does not sign in to that account. Sign in with the password, and connect Spotify again."
+        )
+    if owner.disabled:
+        raise InvalidCredentials
+    owner.updated_at = utc_now()  # conflicts with changes on other nodes of a Galera cluster, as in lock_user
+    return spotify_user, owner
+
+
+def _is_of(profile: Profile) -> sa.ColumnElement[bool]:
+    if profile.account_id is None:
+        return SpotifyUser.spotify_id == profile.spotify_id
+    return SpotifyUser.account_id == profile.account_id
+
+
+def require_another_way_in(db: Session, user_id: int) -> None:
+    """Require that a user can sign in without Spotify: with a password, or with one chosen by email.
+
+    Raises:
+        LastWayIn: They cannot.
+    """
+    user = db.scalar(sa.select(User).where(User.id == user_id).with_for_update())
+    if user is not None and not user.has_password and not user.email_verified:
+        raise LastWayIn
+
+
+def update_profile(spotify_user: SpotifyUser, profile: Profile) -> None:
+    """Store what Spotify says about a person."""
+    spotify_user.spotify_id = profile.spotify_id
+    spotify_user.account_id = profile.account_id or spotify_user.account_id
+    spotify_user.display_name = profile.display_name
+    spotify_user.image_url = profile.image_url
+    spotify_user.product, spotify_user.country = profile.product, profile.country
+    spotify_user.last_used_at, spotify_user.profile_due_at = utc_now(), None
