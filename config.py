@@ -55,6 +55,7 @@ from app.settings.types import (
 from app.settings.urls import host_name, is_browsers_machine, origin_of
 
 ROOT = Path(__file__).resolve().parent
+_SQLITE_URL = f"sqlite:///{ROOT}/instance/backline.sqlite3"
 
 SANDBOX_URL = "http://127.0.0.1:5001"
 
@@ -94,9 +95,7 @@ class Config(BaseModel):
     token_encryption_keys: Annotated[Keys, Required(NEW_BYTES_KEY, in_development=True)] = Field(
         (), repr=False
     )
-    database_url: Annotated[DatabaseUrl, Required()] = Field(
-        f"sqlite:///{ROOT}/instance/backline.sqlite3", repr=False
-    )
+    database_url: Annotated[DatabaseUrl, Required()] = Field(_SQLITE_URL, repr=False)
     # Connections that each process keeps, and how many more it may open.
     database_pool_size: Annotated[int, whole_number(1, 1000)] = 16
     database_max_overflow: Annotated[int, whole_number(0, 1000)] = 16

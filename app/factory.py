@@ -175,25 +175,14 @@ def _build_services(app: Flask, config: Config) -> Services:
     response_cache, hourly_counts = ResponseCache(client), HourlyCounts(client)
     throttle = Throttle(client, config.secret_key, hourly_counts)
     accounts, rate_limiter, web_api = _build_spotify_clients(config, client)
-    accounts_bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
-    tokens = _build_token_service(config, client, accounts, accounts_bulkhead, applications, token_cipher)
+    bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
+    tokens = _build_token_service(config, client, accounts, bulkhead, applications, token_cipher)
     mailer, maintenance = _build_mailer(app, config)
-    claims = BatchClaims(token_cipher, applications, config)
+    claims, sign_in = BatchClaims(token_cipher, applications, config), SpotifySignIn()
     imported = ImportedProfiles(tokens, web_api, response_cache)
     connections = Connections(tokens, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
-    exchange = CodeExchange(authorizations, accounts, accounts_bulkhead, web_api, rate_limiter, throttle)
-    flow = AuthorizationFlow(
-        authorizations,
-        exchange,
-        accounts,
-        accounts_bulkhead,
-        tokens,
-        connections,
-        applications,
-        config,
-        SpotifySignIn(),
-    )
+    exchange = CodeExchange(authorizations, accounts, bulkhead, web_api, rate_limiter, throttle)
     notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
     email_changes = EmailChanges(notifications, connections)
     personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
@@ -204,7 +193,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         row_versions=RowVersions(client),
         token_cipher=token_cipher,
         accounts=accounts,
-        accounts_bulkhead=accounts_bulkhead,
+        accounts_bulkhead=bulkhead,
         applications=applications,
         web_api=web_api,
         rate_limiter=rate_limiter,
@@ -213,7 +202,9 @@ def _build_services(app: Flask, config: Config) -> Services:
         response_cache=response_cache,
         gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
         connections=connections,
-        authorization_flow=flow,
+        authorization_flow=AuthorizationFlow(
+            authorizations, exchange, accounts, bulkhead, tokens, connections, applications, config, sign_in
+        ),
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,

@@ -144,7 +144,11 @@ def test_production_is_secure_by_default() -> None:
 def test_deployment_needs_no_application_if_everyone_brings_their_own() -> None:
     without = {name: value for name, value in PRODUCTION.items() if not name.startswith("SPOTIFY_CLIENT_")}
 
-    assert Config.from_env({**without, "SPOTIFY_APPS": "own"}).spotify_apps == "own"
+    own = {**without, "SPOTIFY_APPS": "own"}
+    assert Config.from_env(own).spotify_apps == "own"
+    assert "SPOTIFY_CLIENT_ID is not set, but SPOTIFY_SIGN_IN is" in problems_of(
+        {**own, "SPOTIFY_SIGN_IN": "true"}
+    )
     assert "SPOTIFY_CLIENT_ID is not set" in problems_of({**without, "SPOTIFY_APPS": "both"})
     half = {**without, "SPOTIFY_APPS": "own", "SPOTIFY_CLIENT_ID": PRODUCTION["SPOTIFY_CLIENT_ID"]}
     assert "SPOTIFY_CLIENT_SECRET is not set, but SPOTIFY_CLIENT_ID is" in problems_of(half)

@@ -20,8 +20,8 @@ from app.models import AccessToken, GrantState, SpotifyUser
 from app.spotify.clients.errors import RateLimited, SpotifyError, SpotifyTransportError
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.web_api import SpotifyWebApi
-from app.spotify.ownership import known_account, update_profile
 from app.spotify.gateway.cache import ResponseCache
+from app.spotify.ownership import known_account, update_profile
 from app.spotify.tokens.refresh import GrantEnded
 from app.spotify.tokens.service import TokenService
 

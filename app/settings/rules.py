@@ -94,7 +94,9 @@ def _redirect_uri_rule(config: "Config") -> Iterator[str]:
 
 def _spotify_app_rules(config: "Config") -> Iterator[str]:
     if config.spotify_apps == "own" and config.model_fields_set.isdisjoint(CREDENTIALS):
-        return  # none is needed
+        if config.spotify_sign_in:
+            yield "SPOTIFY_CLIENT_ID is not set, but SPOTIFY_SIGN_IN is. It needs that application."
+        return  # otherwise, none is needed
     if config.spotify_client_id == SANDBOX_CLIENT_ID:
         yield "SPOTIFY_CLIENT_ID is the sandbox's. Use your own application's, from Spotify's dashboard."
     secret = config.spotify_client_secret

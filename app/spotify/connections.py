@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
@@ -16,8 +15,7 @@ from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import ownership
-from app.spotify.clients.profile import Profile
-from app.spotify.clients.token_response import TokenResponse
+from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
 from app.web import identity, sessions
@@ -140,15 +138,6 @@ def end_sign_in(db: Session, user_id: int) -> None:
     sign_in = SpotifyUser.user_id == user_id, SpotifyUser.sign_in_since.is_not(None)
     announce(db, users=[user_id], connections=db.scalars(sa.select(SpotifyUser.id).where(*sign_in)))
     db.execute(sa.update(SpotifyUser).where(*sign_in).values(sign_in_since=None))
-
-
-@dataclass(frozen=True)
-class Consent:
-    """What Spotify says after a consent. `requested_at` is when the code was sent (`time.monotonic`)."""
-
-    profile: Profile
-    grant: TokenResponse
-    requested_at: float
 
 
 class Connections:

@@ -77,17 +77,16 @@ def require_ownership(db: Session, spotify_user: SpotifyUser | None, user_id: in
 
 
 def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, User | None]:
-    """Return the row of this Spotify account, and the owner whom it signs in. Both are locked.
+    """Return the row of this Spotify account, locked, and the owner whom it signs in.
+
+    The owner's row need not be locked: if it changes in a way that matters, their sessions end, including the
+    one that is about to start. Whoever deletes or resets the connection waits for the lock on its row.
 
     Raises:
         SpotifyUnavailable: Spotify has not sent the `account_id` by which the account is known here.
         SpotifyAccountInUse: The owner has not connected it while signed in.
         InvalidCredentials: The owner's account is disabled.
     """
-    # As everywhere, lock the owner first. The rows may have changed before the lock was acquired.
-    owner_id = db.scalar(sa.select(SpotifyUser.user_id).where(_is_of(profile)).limit(1))
-    if owner_id is not None:
-        db.scalar(sa.select(User.id).where(User.id == owner_id).with_for_update())
     spotify_user = known_account(db, profile)
     if spotify_user is None:
         return None, None
@@ -96,21 +95,14 @@ def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, 
         raise SpotifyUnavailable("Spotify did not say which account this is.")
     if spotify_user.user_id is None:
         return spotify_user, None
-    owner = db.scalars(sa.select(User).where(User.id == spotify_user.user_id).with_for_update()).one()
+    owner = db.get_one(User, spotify_user.user_id)
     if spotify_user.sign_in_since is None:
         raise SpotifyAccountInUse(
             "It does not sign in to that account. Sign in with the password, and connect Spotify again."
         )
     if owner.disabled:
         raise InvalidCredentials
-    owner.updated_at = utc_now()  # conflicts with changes on other nodes of a Galera cluster, as in lock_user
     return spotify_user, owner
-
-
-def _is_of(profile: Profile) -> sa.ColumnElement[bool]:
-    if profile.account_id is None:
-        return SpotifyUser.spotify_id == profile.spotify_id
-    return SpotifyUser.account_id == profile.account_id
 
 
 def require_another_way_in(db: Session, user_id: int) -> None:

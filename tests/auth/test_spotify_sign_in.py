@@ -335,27 +335,48 @@ def test_sign_in_changes_the_session_id(client: FlaskClient, sandbox: SandboxCli
     assert not is_signed_in(planted)
 
 
+def shut_out(app: Flask, _new_client: NewClient, _sandbox: SandboxClient) -> None:
+    with app.app_context(), writing() as db:
+        announce(db, connections=db.scalars(sa.select(SpotifyUser.id)))
+        db.execute(sa.update(SpotifyUser).values(sign_in_since=None))
+
+
+def sign_in_elsewhere(_app: Flask, new_client: NewClient, sandbox: SandboxClient) -> None:
+    sign_in(new_client(), sandbox)
+
+
 @pytest.mark.requirement("D3")
-def test_planted_session_does_not_get_the_result(
-    client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("meanwhile", [None, shut_out, sign_in_elsewhere])
+def test_late_duplicate_does_not_sign_in(
+    client: FlaskClient,
+    new_client: NewClient,
+    app: Flask,
+    sandbox: SandboxClient,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[Flask, NewClient, SandboxClient], None] | None,
 ) -> None:
-    """Someone who planted the cookie, and started the sign-in with it, knows its state, but not the code."""
-    callback, planted = sandbox.consent(start(client)), another_tab(client)
+    """It has another code, or the account or the grant has changed since the first callback.
+
+    Someone who planted the cookie, and started the sign-in with it, knows its state, but not the code.
+    """
+    callback, tab = sandbox.consent(start(client)), another_tab(client)
     find = AuthorizationStore.find
 
     def find_late(*arguments: Any) -> Any:
-        """Complete the victim's callback after the request has read its session."""
+        """Complete the first callback after the duplicate has read its session."""
         monkeypatch.setattr(AuthorizationStore, "find", find)
         with ThreadPoolExecutor(1) as pool:  # outside of this request's context
             assert pool.submit(send_callback, client, callback).result().status_code == 200
+            if meanwhile is not None:
+                pool.submit(meanwhile, app, new_client, sandbox).result()
         return find(*arguments)
 
     monkeypatch.setattr(AuthorizationStore, "find", find_late)
-    state = callback_query(callback)["state"]
-    response = planted.get(AUTHORIZE, query_string={"state": state, "code": "guessed"})
+    query = callback_query(callback)
+    response = tab.get(AUTHORIZE, query_string=query if meanwhile else {**query, "code": "guessed"})
 
     assert slug(response) == "spotify-state-mismatch"
-    assert [is_signed_in(browser) for browser in (client, planted)] == [True, False]
+    assert [is_signed_in(browser) for browser in (client, tab)] == [True, False]
 
 
 @pytest.mark.requirement("D7")
@@ -584,7 +605,7 @@ def test_fifty_callbacks_of_a_new_spotify_account_make_one_account(
     """Two processes handle them. Each browser is signed in to the same account."""
     with server(workers=2, threads=32, SPOTIFY_SIGN_IN="true") as api, requests.Session() as person:
         person.trust_env = False
-        browsers = [_Browser(api.url) for _ in range(50)]
+        browsers = [_Browser(api.url, sandbox) for _ in range(50)]
         callbacks = [sandbox.consent(browser.start(), browser=person) for browser in browsers]
         with ThreadPoolExecutor(50) as pool:
             list(pool.map(_Browser.finish, browsers, callbacks))
@@ -598,8 +619,8 @@ def test_fifty_callbacks_of_a_new_spotify_account_make_one_account(
 
 
 class _Browser:
-    def __init__(self, url: str) -> None:
-        self.url, self.session = url, requests.Session()
+    def __init__(self, url: str, sandbox: SandboxClient) -> None:
+        self.url, self.sandbox, self.session = url, sandbox, requests.Session()
         self.session.trust_env = False
         self.session.headers["X-Requested-With"] = "test"
 
@@ -610,11 +631,13 @@ class _Browser:
         return str(self.get(AUTHORIZE, intent="sign_in").json()["authorize_url"])
 
     def finish(self, callback: str) -> None:
-        """Send the callback, and again while the server is too busy to use its code."""
+        """Send the callback, and another one while the server is too busy for it."""
+        callbacks = [callback]
 
         def is_done() -> bool:
-            response = self.get(AUTHORIZE, **callback_query(callback))
-            assert response.status_code in (200, 503), response.text
+            response = self.get(AUTHORIZE, **callback_query(callbacks.pop()))
+            if response.status_code != 200:
+                callbacks.append(self.sandbox.consent(self.start()))
             return response.status_code == 200
 
         eventually(is_done)

@@ -19,9 +19,10 @@ from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
 from app.services import services
+from app.spotify.clients.consent import Consent
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
-from app.spotify.connections import Connections, Consent
+from app.spotify.connections import Connections
 from app.user.account import UserAccounts
 from app.web.sessions import index as session_index
 from tests.helpers import stored_sessions

@@ -78,7 +78,7 @@ class CodeExchange:
         """
         self._require_ready()
         with self._bulkhead.exchanging():
-            consumed = self._authorizations.consume(authorization)
+            consumed = self._authorizations.consume(authorization, code)
             if consumed is None:
                 return None
             try:

@@ -14,8 +14,8 @@ from app.spotify import connections
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.token_response import TokenResponse
-from app.spotify.connections import ConnectionRef, Connections, Consent
+from app.spotify.clients.consent import Consent
+from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
 from app.spotify.oauth.request import AuthorizationRequired, AuthorizeRequest, Connected, Connection, SignIn
 from app.spotify.oauth.scopes import are_granted, optional_scopes
@@ -226,25 +226,22 @@ class AuthorizationFlow:
         consumed, grant = exchanged
         connection, owner = None, None
         try:
+            consent = Consent(self._exchange.profile(grant), grant, requested_at)
             if consumed.record.signs_in:
-                spotify_user, connection, owner = self._store_sign_in(grant, requested_at)
+                spotify_user, connection, owner = self._store_sign_in(consent)
             else:
-                spotify_user, connection = self._store(grant, user, requested_at)
+                spotify_user, connection = self._store(consent, user)
         finally:
             self._authorizations.record_result(consumed, connection)
         self._attach(connection, owner)
         log.info("spotify_connected", extra={"spotify_user_id": spotify_user.id})
         return spotify_user
 
-    def _store(
-        self, grant: TokenResponse, user: UserSnapshot | None, requested_at: float
-    ) -> tuple[SpotifyUser, ConnectionRef]:
+    def _store(self, consent: Consent, user: UserSnapshot | None) -> tuple[SpotifyUser, ConnectionRef]:
         """Store a grant under its Spotify account, unless the session has ended in the meantime.
 
-        Then the person would not expect the connection, and no session could use or delete it. `requested_at`
-        is when the code was sent (`time.monotonic`).
+        Then the person would not expect the connection, and no session could use or delete it.
         """
-        consent = Consent(self._exchange.profile(grant), grant, requested_at)
         if user is not None:
             if not sessions.exists():
                 raise NotSignedIn
@@ -254,11 +251,8 @@ class AuthorizationFlow:
         signs_in = self._config.spotify_sign_in and sessions.is_fresh()
         return self._connections.store_grant(consent, user=user, signs_in=signs_in)
 
-    def _store_sign_in(
-        self, grant: TokenResponse, requested_at: float
-    ) -> tuple[SpotifyUser, ConnectionRef, User]:
+    def _store_sign_in(self, consent: Consent) -> tuple[SpotifyUser, ConnectionRef, User]:
         """Store a grant, and return whom it signs in, unless the session has ended in the meantime."""
-        consent = Consent(self._exchange.profile(grant), grant, requested_at)
         if not sessions.exists():
             raise SpotifyStateMismatch
         return self._connections.sign_in(consent, self._sign_in.create_account)

@@ -909,6 +909,8 @@ export interface components {
             product: string | null;
             country: string | null;
             /** Format: date-time */
+            sign_in_since: string | null;
+            /** Format: date-time */
             connected_at: string;
             /** Format: date-time */
             updated_at: string;

@@ -356,10 +356,10 @@ def test_twenty_duplicate_callbacks_make_one_token_request(
     waiting, wait_for_result = threading.Semaphore(0), AuthorizationStore.wait_for_result
 
     def counted(
-        store: AuthorizationStore, state: str, user_id: int | None, waiter: Waiter
+        store: AuthorizationStore, state: str, code: str | None, user_id: int | None, waiter: Waiter
     ) -> ConnectionRef | None:
         waiting.release()
-        return wait_for_result(store, state, user_id, waiter)
+        return wait_for_result(store, state, code, user_id, waiter)
 
     monkeypatch.setattr(AuthorizationStore, "wait_for_result", counted)
     tabs = [another_tab(client, worker) for worker in (app, another_worker) for _ in range(10)]

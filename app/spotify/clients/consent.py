@@ -1,0 +1,18 @@
+"""What Spotify says after a person has consented."""
+
+from dataclasses import dataclass
+
+from app.spotify.clients.profile import Profile
+from app.spotify.clients.token_response import TokenResponse
+
+
+@dataclass(frozen=True)
+class Consent:
+    """A new grant, and the Spotify account it is for.
+
+    `requested_at` is when the code was sent to Spotify (`time.monotonic`).
+    """
+
+    profile: Profile
+    grant: TokenResponse
+    requested_at: float
