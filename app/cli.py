@@ -21,6 +21,7 @@ from app.services import services
 from app.settings.types import is_http_url
 from app.spotify.tokens import breaker, key_rotation, refresh_queue
 from app.spotify.tokens.refresh_pass import RefreshStats
+from app.user.app_commands import apps
 from app.user.commands import users
 from app.version import __version__
 
@@ -149,5 +150,5 @@ def version_command() -> None:
 
 def add_commands(group: AppGroup) -> None:
     """Add all commands to a group."""
-    for command in (tokens, users, imports, scheduler_command, doctor_command, version_command):
+    for command in (tokens, users, apps, imports, scheduler_command, doctor_command, version_command):
         group.add_command(command)

@@ -91,6 +91,26 @@ class SpotifyNotConnected(BacklineError):
     """There is no connection to Spotify."""
 
 
+class SpotifyAppsDisabled(BacklineError):
+    """People cannot register an application of their own here."""
+
+
+class SpotifyAppRequired(BacklineError):
+    """Connecting needs an application of one's own, and there is none."""
+
+
+class SpotifyAppNotAccepted(BacklineError):
+    """Spotify rejects an application that someone wants to register. The member `errors` says which field."""
+
+
+class SpotifyAppRefused(BacklineError):
+    """Spotify rejects a person's own application, with which they have connected."""
+
+
+class SpotifyUserNotRegistered(BacklineError):
+    """The person is not on the allowlist of their own application."""
+
+
 class SpotifyReauthorizationRequired(BacklineError):
     """Spotify has ended the grant. The person has to give consent again."""
 

@@ -41,6 +41,8 @@ from app.resilience.bulkhead import Bulkhead
 from app.resilience.redis_lock import RedisLocks
 from app.resilience.single_flight import SingleFlight
 from app.services import Services
+from app.spotify.app_registration.registration import AppRegistration
+from app.spotify.app_registration.routes import blueprint as spotify_app
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -112,7 +114,7 @@ def create_app(config: Config) -> Flask:
 
     error_handlers.init_app(app)
     api = Api(app)
-    for blueprint in (auth, devices, user, spotify):
+    for blueprint in (auth, devices, user, spotify, spotify_app):
         api.register_blueprint(blueprint)
     docs.init_app(app, api, config)
     jwks.init_app(app, services.jwt_issuer.public_keys if services.jwt_issuer is not None else [])
@@ -178,13 +180,12 @@ def _build_services(app: Flask, config: Config) -> Services:
     bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
     tokens = _build_token_service(config, client, accounts, bulkhead, applications, token_cipher)
     mailer, maintenance = _build_mailer(app, config)
-    claims, sign_in = BatchClaims(token_cipher, applications, config), SpotifySignIn()
-    imported = ImportedProfiles(tokens, web_api, response_cache)
-    connections = Connections(tokens, response_cache.drop)
+    imported, sign_in = ImportedProfiles(tokens, web_api, response_cache), SpotifySignIn()
+    connections = Connections(tokens, applications, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
     exchange = CodeExchange(authorizations, accounts, bulkhead, web_api, rate_limiter, throttle)
-    notifications, passwords = Notifications(mailer, throttle), Passwords(config.threads)
-    email_changes = EmailChanges(notifications, connections)
+    notifications, claims = Notifications(mailer, throttle), BatchClaims(token_cipher, applications, config)
+    passwords, email_changes = Passwords(config.threads), EmailChanges(notifications, connections)
     personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
     return Services(
         config=config,
@@ -205,6 +206,7 @@ def _build_services(app: Flask, config: Config) -> Services:
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, bulkhead, tokens, connections, applications, config, sign_in
         ),
+        app_registration=AppRegistration(config, token_cipher, accounts, bulkhead, connections),
         tokens=tokens,
         mailer=mailer,
         maintenance=maintenance,

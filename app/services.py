@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.infra.redis_cipher import RedisCipher
     from app.infra.row_versions import RowVersions
     from app.mail.mailer import Mailer
+    from app.spotify.app_registration.registration import AppRegistration
     from app.spotify.applications.lookup import Applications
     from app.spotify.clients.accounts import SpotifyAccounts
     from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -62,6 +63,7 @@ class Services:
     gateway: Gateway
     connections: Connections
     authorization_flow: AuthorizationFlow
+    app_registration: AppRegistration
     throttle: Throttle
     hourly_counts: HourlyCounts
     tokens: TokenService

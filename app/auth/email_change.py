@@ -13,7 +13,7 @@ from app.auth.notifications import Notifications
 from app.auth.registration import require_available
 from app.infra.clock import utc_now
 from app.infra.database import run_in_transaction
-from app.models import MailKind, Purpose, User, normalization
+from app.models import AccessToken, MailKind, Purpose, User, normalization
 from app.models.user import UNUSABLE_HASH
 from app.spotify.connections import Connections, delete_of_user, end_sign_in
 
@@ -92,7 +92,8 @@ class EmailChanges:
             user.end_sessions()
             personal_access_tokens.revoke_all(db, user.id)
             since = email_tokens.revoke_since(db, user, sent.email)
-            deleted = delete_of_user(db, user.id, since=since) if was_replaced else []
+            made_since = [AccessToken.authorized_at >= since] if since is not None else []
+            deleted = delete_of_user(db, user.id, *made_since) if was_replaced else []
             end_sign_in(db, user.id)
             self._notifications.notify(db, user, MailKind.EMAIL_CHANGE_UNDONE)
             db.flush()

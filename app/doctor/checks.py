@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
+
 from app.doctor.database import check_database
 from app.doctor.proxies import check_proxies
 from app.doctor.redis_server import check_redis
 from app.doctor.result import CheckResult, Status, failure, ok, warning
 from app.doctor.settings import check_settings, guess_proxies
+from app.infra.database import reading
 from app.infra.http_client import HttpClient
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
+from app.models import AppState, SpotifyApp
 from app.services import Services
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.application import deployment_application
@@ -44,8 +48,10 @@ def run_checks(services: Services, url: str | None = None) -> Iterator[CheckResu
     yield from check_redis(services.redis, is_production=is_production, url=config.redis_url)
     yield _check_mail(config, services.mailer)
     yield _describe_jwts(services.jwt_issuer)
-    yield _check_spotify(config, services.accounts)
-    yield _describe_spotify_app(config)
+    if config.spotify_apps != "own" or "spotify_client_id" in config.model_fields_set:
+        yield _check_spotify(config, services.accounts)
+        yield _describe_spotify_app(config)
+    yield from _describe_own_apps()
 
 
 def find_missing(services: Services) -> Iterator[str]:
@@ -118,6 +124,24 @@ def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
             "Try again in a few minutes, and check SPOTIFY_ACCOUNTS_URL.",
         )
     return ok(f"Spotify: {url} accepts the client id and secret")
+
+
+def _describe_own_apps() -> Iterator[CheckResult]:
+    """Describe the applications that people have registered. Without a database, there is nothing to say."""
+    counted = sa.select(SpotifyApp.state, sa.func.count()).group_by(SpotifyApp.state)
+    try:
+        with reading() as db:
+            by_state = dict(db.execute(counted).all())
+    except sa.exc.SQLAlchemyError:
+        return
+    total, refused = sum(by_state.values()), by_state.get(AppState.REFUSED, 0)
+    if refused:
+        yield warning(
+            f"own Spotify applications: {total}, of which Spotify rejects {refused}",
+            "Their owners have to correct them. flask apps list shows whose they are.",
+        )
+    elif total:
+        yield ok(f"own Spotify applications: {total}")
 
 
 def _describe_spotify_app(config: Config) -> CheckResult:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.models.snapshots import ConnectionSnapshot, UserSnapshot
 from app.spotify import ownership
+from app.spotify.applications.lookup import Applications
 from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh_queue
 from app.spotify.tokens.service import TokenService
@@ -119,14 +120,13 @@ def claim_anonymous(db: Session, spotify_user_id: int, grant_id: str, user_id: i
     return True
 
 
-def delete_of_user(db: Session, user_id: int, *, since: datetime | None = None) -> list[int]:
-    """Delete the connections that a user has consented to since then, or all of them. Returns their ids.
+def delete_of_user(db: Session, user_id: int, *conditions: sa.ColumnElement[bool]) -> list[int]:
+    """Delete the connections of a user that meet these conditions. Returns their ids.
 
     The caller passes those to `Connections.forget_deleted` once its transaction is committed.
     """
-    found = sa.select(SpotifyUser.id).where(SpotifyUser.user_id == user_id)
-    if since is not None:
-        found = found.join(AccessToken).where(AccessToken.authorized_at >= since)
+    theirs = sa.select(SpotifyUser.id).outerjoin(AccessToken).where(SpotifyUser.user_id == user_id)
+    found = theirs.where(*conditions)
     deleted = list(db.scalars(found))
     announce(db, users=[user_id], connections=deleted)
     db.execute(sa.delete(SpotifyUser).where(SpotifyUser.id.in_(deleted)))
@@ -145,11 +145,15 @@ class Connections:
 
     Args:
         tokens: Stores the tokens of a new grant.
+        applications: Knows with which application a person connects.
         drop_cached: Drops the cached responses of the connection with this id.
     """
 
-    def __init__(self, tokens: TokenService, drop_cached: Callable[[int], None]) -> None:
+    def __init__(
+        self, tokens: TokenService, applications: Applications, drop_cached: Callable[[int], None]
+    ) -> None:
         self._tokens = tokens
+        self._applications = applications
         self._drop_cached = drop_cached
 
     def store_grant(
@@ -165,11 +169,13 @@ class Connections:
             SpotifyAccountInUse: The Spotify account belongs to another user.
             SpotifyAccountMismatch: The user has another Spotify account.
             NotSignedIn: The user's account is gone or disabled, or their sessions have ended.
+            SpotifyStateMismatch: The user connects with another application than this one now.
         """
 
         def work(db: Session) -> tuple[SpotifyUser, ConnectionRef]:
             if user is not None:
                 ownership.lock_user(db, user)
+                self._applications.require_current(db, user.id, consent.application)
             spotify_user = ownership.known_account(db, consent.profile)
             if user is not None:
                 ownership.require_ownership(db, spotify_user, user.id)
@@ -191,7 +197,8 @@ class Connections:
         """Store a consent, and return the user whom it signs in: the owner of the Spotify account.
 
         Without an owner, an account is created. The connection of a visitor becomes its own: with the new
-        grant, the visitor's session can no longer use it.
+        grant, the visitor's session can no longer use it. A connection made with the owner's own application
+        keeps its grant: the new one, of the deployment's, only proves who the person is.
 
         Raises:
             SpotifyUnavailable, SpotifyAccountInUse, InvalidCredentials: See `ownership.find_to_sign_in`.
@@ -204,7 +211,8 @@ class Connections:
                 spotify_user = spotify_user or SpotifyUser()
                 spotify_user.sign_in_since = utc_now()
             assert spotify_user is not None
-            self._store(db, spotify_user, owner.id, consent)
+            if spotify_user.spotify_app_id is None:
+                self._store(db, spotify_user, owner.id, consent)
             return spotify_user, reference(spotify_user), owner
 
         spotify_user, stored, owner = run_in_transaction(work, is_idempotent=True)
@@ -217,9 +225,10 @@ class Connections:
         if owner_id is not None:
             spotify_user.user_id = owner_id
         ownership.update_profile(spotify_user, consent.profile)
+        spotify_user.spotify_app_id = consent.application.id
         db.flush()  # assigns the id that the tokens are encrypted for
         announce(db, users=[owner_id] if owner_id is not None else [], connections=[spotify_user.id])
-        self._tokens.store_grant(db, spotify_user.id, consent.grant, requested_at=consent.requested_at)
+        self._tokens.store_grant(db, spotify_user.id, consent)
         db.expire(spotify_user, ["token"])
 
     def disconnect(self) -> None:

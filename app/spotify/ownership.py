@@ -26,7 +26,7 @@ def locked(condition: sa.ColumnElement[bool]) -> sa.Select[SpotifyUser]:
     return alone.where(condition).with_for_update(of=SpotifyUser)
 
 
-def lock_user(db: Session, user: UserSnapshot) -> None:
+def lock_user(db: Session, user: User | UserSnapshot) -> None:
     """Lock the account, so that it gets at most one connection, and none once it or its sessions have ended.
 
     Call this before reading any connection: while this callback waits for the lock, another one of the same

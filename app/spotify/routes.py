@@ -17,6 +17,8 @@ from app.errors import (
     SpotifyAccessDenied,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
+    SpotifyAppRefused,
+    SpotifyAppRequired,
     SpotifyMisconfigured,
     SpotifyNotConnected,
     SpotifyOutcomeUnknown,
@@ -24,6 +26,7 @@ from app.errors import (
     SpotifyReauthorizationRequired,
     SpotifyStateMismatch,
     SpotifyUnavailable,
+    SpotifyUserNotRegistered,
     TooManyAttempts,
     ValidationError,
 )
@@ -72,6 +75,9 @@ _SPOTIFY = SpotifyOut()
     InvalidCredentials,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
+    SpotifyAppRequired,
+    SpotifyAppRefused,
+    SpotifyUserNotRegistered,
     ValidationError,
     SpotifyRateLimited,
     SpotifyUnavailable,
@@ -125,6 +131,8 @@ def disconnect() -> None:
     NotFound,
     SpotifyNotConnected,
     SpotifyReauthorizationRequired,
+    SpotifyAppRequired,
+    SpotifyAppRefused,
     SpotifyUnavailable,
     SpotifyMisconfigured,
 )
@@ -176,6 +184,8 @@ def playback_token() -> Response:
     InsufficientScope,
     SpotifyNotConnected,
     SpotifyReauthorizationRequired,
+    SpotifyAppRequired,
+    SpotifyAppRefused,
     SpotifyOutcomeUnknown,
     PayloadTooLarge,
     UnsupportedMediaType,
@@ -238,7 +248,7 @@ def _offering_consent() -> Iterator[None]:
             error.detail = (
                 f"This server does not ask for {names}. Its operator can add it to SPOTIFY_OPTIONAL_SCOPES."
             )
-        with suppress(TooManyAttempts):  # the permission is still what is missing
+        with suppress(TooManyAttempts, SpotifyAppRequired):  # the permission is still what is missing
             error.members["authorize_url"] = _consent_url(missing)
         raise
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 users = AppGroup("users", help="Manage accounts. USER is a username, an email address, or an id.")
 
 
-class _UsersCommand(Command):
+class UsersCommand(Command):
     """A command that prints one line for each invalid argument, and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -41,16 +41,18 @@ class _UsersCommand(Command):
         except ma.ValidationError as error:
             lines = [f"{field}: {' '.join(found)}" for field, found in dict(error.messages_dict).items()]
         except BacklineError as error:
+            invalid: dict[str, list[str]] = error.members.get("errors", {})  # type: ignore[assignment]
             lines = [problem_type(type(error)).title]
+            lines += [f"{field}: {' '.join(found)}" for field, found in invalid.items()]
         for line in lines:
             click.echo(line, err=True)
         sys.exit(1)
 
 
-_user = click.argument("user", metavar="USER", callback=text)
+user_argument = click.argument("user", metavar="USER", callback=text)
 
 
-@users.command("create", cls=_UsersCommand)
+@users.command("create", cls=UsersCommand)
 @click.argument("username", callback=text)
 @click.argument("email", callback=text)
 @click.password_option(
@@ -63,11 +65,11 @@ def create(username: str, email: str, password: str) -> None:
     click.echo(f"Created user {user.id}: {user.username} <{user.email}>")
 
 
-@users.command("show", cls=_UsersCommand)
-@_user
+@users.command("show", cls=UsersCommand)
+@user_argument
 def show(user: str) -> None:
     """Show an account, without its secrets."""
-    found = _find(user)
+    found = find_user(user)
     connection = connections.owned_by(found.id)
     rows = {
         "id": found.id,
@@ -83,8 +85,8 @@ def show(user: str) -> None:
         click.echo(f"{name:<16}{value}")
 
 
-@users.command("set-email", cls=_UsersCommand)
-@_user
+@users.command("set-email", cls=UsersCommand)
+@user_argument
 @click.argument("email", callback=text)
 def set_email(user: str, email: str) -> None:
     """Replace the email address of a user who has lost access to the old mailbox.
@@ -93,7 +95,9 @@ def set_email(user: str, email: str) -> None:
     earlier emails stop working.
     """
     entered = EmailOnly().load({"email": email})["email"]
-    changed = _change(_find(user), lambda db, row: services().email_changes.set_by_operator(db, row, entered))
+    changed = _change(
+        find_user(user), lambda db, row: services().email_changes.set_by_operator(db, row, entered)
+    )
     log.info("email_changed", extra={"account": changed.id})
     click.echo(f"User {changed.id} ({changed.username}) now has the email address {_email(changed)}.")
     if changed.email_verified:
@@ -105,19 +109,19 @@ def set_email(user: str, email: str) -> None:
         click.echo("No verification email was sent, because MAIL_URL is not set.", err=True)
 
 
-@users.command("end-sessions", cls=_UsersCommand)
-@_user
+@users.command("end-sessions", cls=UsersCommand)
+@user_argument
 def end_sessions(user: str) -> None:
     """Sign a user out everywhere, and revoke their personal access tokens."""
-    changed = _change(_find(user), _end_access)
+    changed = _change(find_user(user), _end_access)
     ended = _delete_sessions(changed)
     log.info("sessions_ended", extra={"account": changed.id, "ended": ended})
     count = "all sessions" if ended is None else "1 session" if ended == 1 else f"{ended} sessions"
     click.echo(f"Ended {count} of user {changed.id} ({changed.username}).")
 
 
-@users.command("disable", cls=_UsersCommand)
-@_user
+@users.command("disable", cls=UsersCommand)
+@user_argument
 def disable(user: str) -> None:
     """Disable an account, end its sessions, and revoke its personal access tokens.
 
@@ -129,21 +133,21 @@ def disable(user: str) -> None:
         row.disabled_at = row.disabled_at or utc_now()
         _end_access(db, row)
 
-    changed = _change(_find(user), work)
+    changed = _change(find_user(user), work)
     _delete_sessions(changed)
     log.info("account_disabled", extra={"account": changed.id})
     click.echo(f"Disabled user {changed.id} ({changed.username}).")
 
 
-@users.command("enable", cls=_UsersCommand)
-@_user
+@users.command("enable", cls=UsersCommand)
+@user_argument
 def enable(user: str) -> None:
     """Enable a disabled account."""
 
     def work(_: Session, row: User) -> None:
         row.disabled_at = None
 
-    changed = _change(_find(user), work)
+    changed = _change(find_user(user), work)
     log.info("account_enabled", extra={"account": changed.id})
     click.echo(f"Enabled user {changed.id} ({changed.username}).")
 
@@ -175,7 +179,12 @@ def _email(user: User) -> str:
     return f"{user.email} ({'verified' if user.email_verified else 'not verified'})"
 
 
-def _find(name: str) -> User:
+def find_user(name: str) -> User:
+    """Return the user with this username, email address, or id.
+
+    Raises:
+        click.ClickException: There is none, or two.
+    """
     with reading() as db:
         found = {user.id: user for user in (lookup.by_login(db, name), _by_id(db, name)) if user}
     if not found:

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.auth.personal_access_tokens import list_tokens
 from app.infra.database import reading
-from app.models import OneTimeToken, PersonalAccessToken, Purpose, SpotifyUser, TokenRefresh, User
+from app.models import OneTimeToken, PersonalAccessToken, Purpose, SpotifyApp, SpotifyUser, TokenRefresh, User
+from app.spotify.applications.lookup import row_of_user
 from app.web import sessions
 from app.web.sessions.index import ListedSession
 
@@ -30,6 +31,7 @@ class PersonalData:
     previous_emails: list[PreviousEmail]
     sessions: list[ListedSession]
     tokens: list[PersonalAccessToken]
+    spotify_app: SpotifyApp | None
     spotify_user: SpotifyUser | None
     refreshes: list[TokenRefresh]
 
@@ -43,7 +45,8 @@ def collect_personal_data(user: User) -> PersonalData:
     grant_id = spotify_user.token.grant_id if spotify_user is not None else None
     listed = sessions.of_user(user.id, grant_id)
     tokens = list_tokens(user.id, user.session_epoch)
-    return PersonalData(user, previous_emails, listed, tokens, spotify_user, refreshes)
+    app = row_of_user(user.id)
+    return PersonalData(user, previous_emails, listed, tokens, app, spotify_user, refreshes)
 
 
 def _previous_emails(db: Session, user: User) -> list[PreviousEmail]:

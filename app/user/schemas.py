@@ -10,7 +10,7 @@ from app.auth import password_policy, usernames
 from app.auth.personal_access_tokens import DEFAULT_LIFETIME, CreatedToken
 from app.auth.schemas import UserOut, current_password, email, new_password, username
 from app.infra.clock import utc_now
-from app.models import Right, SpotifyUser, User, normalization
+from app.models import Right, SpotifyApp, SpotifyUser, User, normalization
 from app.models.personal_access_token import MAX_NAME_LENGTH, MAX_TOKEN_LIFETIME
 from app.spotify.schemas import SpotifyOut, describe
 from app.user.export import PersonalData
@@ -201,6 +201,17 @@ class ExportedSpotify(SpotifyOut):
     last_used_at = Timestamp(required=True)
 
 
+class ExportedSpotifyApp(ma.Schema):
+    """The person's own application at Spotify, without its secret."""
+
+    client_id = ma.fields.String(required=True)
+    has_secret = ma.fields.Boolean(required=True)
+    state = ma.fields.String(required=True)
+    paused_until = Timestamp(required=True, allow_none=True)
+    created_at = Timestamp(required=True)
+    updated_at = Timestamp(required=True)
+
+
 class ExportedRefresh(ma.Schema):
     """An attempt to refresh a token."""
 
@@ -216,6 +227,7 @@ class ExportOut(ma.Schema):
     user = ma.fields.Nested(ExportedUser, required=True)
     sessions = ma.fields.List(ma.fields.Nested(ListedSessionOut), required=True)
     tokens = ma.fields.List(ma.fields.Nested(PersonalAccessTokenOut), required=True)
+    spotify_app = ma.fields.Nested(ExportedSpotifyApp, required=True, allow_none=True)
     spotify = ma.fields.Nested(ExportedSpotify, required=True, allow_none=True)
     spotify_refreshes = ma.fields.List(ma.fields.Nested(ExportedRefresh), required=True)
 
@@ -244,6 +256,7 @@ def describe_export(data: PersonalData) -> dict[str, Any]:
         "user": _describe_user(data.user) | {"previous_emails": data.previous_emails},
         "sessions": data.sessions,
         "tokens": data.tokens,
+        "spotify_app": _describe_app(data.spotify_app) if data.spotify_app is not None else None,
         "spotify": _describe_connection(data.spotify_user) if data.spotify_user is not None else None,
         "spotify_refreshes": data.refreshes,
     }
@@ -252,6 +265,11 @@ def describe_export(data: PersonalData) -> dict[str, Any]:
 def _describe_user(user: User) -> dict[str, Any]:
     names = [*(column.key for column in sa.inspect(User).column_attrs), "email_verified", "has_password"]
     return {name: getattr(user, name) for name in names}
+
+
+def _describe_app(app: SpotifyApp) -> dict[str, Any]:
+    names = ("client_id", "state", "paused_until", "created_at", "updated_at")
+    return {name: getattr(app, name) for name in names} | {"has_secret": app.client_secret is not None}
 
 
 def _describe_connection(spotify_user: SpotifyUser) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class ProblemOut(ma.Schema):
         required=True,
         metadata={
             "format": "uri-reference",
-            "enum": sorted(f"/problems/{kind.slug}" for kind in PROBLEM_TYPES.values()),
+            "enum": sorted({f"/problems/{kind.slug}" for kind in PROBLEM_TYPES.values()}),
         },
     )
     title = ma.fields.String(required=True)

@@ -29,8 +29,8 @@ from app.web.problems import (
     PayloadTooLarge,
     UnsupportedMediaType,
     problem_type,
-    spotify_error,
 )
+from app.web.spotify_error import spotify_error
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

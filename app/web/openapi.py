@@ -19,6 +19,7 @@ from app.web.access import Access, rights_for
 from app.web.bearer import BEARER_ONLY
 from app.web.csrf import SAFE_METHODS
 from app.web.problems import problem_type
+from app.web.spotify_error import spotify_error
 
 _REQUESTED_WITH = {
     "in": "header",
@@ -38,6 +39,7 @@ _ERROR_HEADERS = {
 # Additional members of some problem documents.
 _MEMBERS: dict[type[BacklineError], dict[str, Any]] = {
     errors.ValidationError: {"errors": {"username": [validation.REQUIRED]}},
+    errors.SpotifyAppNotAccepted: {"errors": {"client_secret": ["Spotify does not accept this secret."]}},
     errors.SpotifyReauthorizationRequired: {
         "authorize_url": "https://accounts.spotify.com/authorize?client_id=…"
     },
@@ -207,7 +209,7 @@ def _allow_spotify_responses(responses: dict[str, Any], method: str) -> None:
     for response in responses.values():
         for content in response.get("content", {}).values():
             for example in content.get("examples", {}).values():
-                example["value"]["error"] = problems.spotify_error(example["value"])
+                example["value"]["error"] = spotify_error(example["value"])
         own = response.get("content", {})
         response["content"] = {"application/json": {"schema": _WEB_API_ERROR}, **own, "*/*": {}}
         response.pop("headers", None)  # only our own responses are certain to have them

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from app.errors import (
     BacklineError,
@@ -21,6 +20,10 @@ from app.errors import (
     SpotifyAccessDenied,
     SpotifyAccountInUse,
     SpotifyAccountMismatch,
+    SpotifyAppNotAccepted,
+    SpotifyAppRefused,
+    SpotifyAppRequired,
+    SpotifyAppsDisabled,
     SpotifyMisconfigured,
     SpotifyNotConnected,
     SpotifyOutcomeUnknown,
@@ -28,6 +31,7 @@ from app.errors import (
     SpotifyReauthorizationRequired,
     SpotifyStateMismatch,
     SpotifyUnavailable,
+    SpotifyUserNotRegistered,
     TooManyAttempts,
     TooManyTokens,
     UsernameTaken,
@@ -149,6 +153,22 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "A Spotify permission is missing",
         "Connect Spotify again, with the permission that this call needs.",
     ),
+    SpotifyAppsDisabled: ProblemType(
+        403,
+        "spotify-apps-disabled",
+        "This server does not use people's own Spotify applications",
+        "Everyone connects with the application of the server. Nothing was changed.",
+    ),
+    SpotifyUserNotRegistered: ProblemType(
+        403,
+        "spotify-user-not-registered",
+        "Your Spotify application does not allow this person",
+        (
+            "Add the name and the email address of the Spotify account to User Management in the "
+            "application's settings in Spotify's dashboard, and check that the owner of the application has "
+            "Premium. Then connect again."
+        ),
+    ),
     NotFound: ProblemType(404, "not-found", "Not found", "/api/docs lists all routes."),
     MethodNotAllowed: ProblemType(
         405,
@@ -182,6 +202,18 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "spotify-account-mismatch",
         "Another Spotify account is connected already",
         "Nothing was changed. Disconnect Spotify first to connect a different account.",
+    ),
+    SpotifyAppRefused: ProblemType(
+        409,
+        "spotify-app-refused",
+        "Spotify rejects your application",
+        "It was deleted, or its secret has changed. Register it again at PUT /api/spotify/app.",
+    ),
+    SpotifyAppRequired: ProblemType(
+        409,
+        "spotify-app-required",
+        "Connecting needs a Spotify application of your own",
+        "Sign in, and register one at PUT /api/spotify/app. Then connect Spotify.",
     ),
     SpotifyNotConnected: ProblemType(
         409,
@@ -221,6 +253,12 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "The request is invalid",
         "The member errors lists what is wrong with each field.",
     ),
+    SpotifyAppNotAccepted: ProblemType(
+        422,
+        "spotify-app-refused",
+        "Spotify rejects this application",
+        "Nothing was changed. The member errors says what to correct.",
+    ),
     SpotifyRateLimited: ProblemType(
         429,
         "spotify-rate-limited",
@@ -252,22 +290,6 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         "The connection is unaffected. Try again shortly.",
     ),
 }
-
-# Spotify's words for the same errors, which scripts look for.
-_SPOTIFY_MESSAGES = {
-    "/problems/insufficient-scope": "Insufficient client scope",
-    "/problems/invalid-bearer-token": "Missing/invalid/expired access token",
-    "/problems/spotify-rate-limited": "API rate limit exceeded",
-}
-
-
-def spotify_error(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the error of a problem document in Spotify's format, for the gateway's member `error`.
-
-    There is no `reason`, because tekore fails if it does not know one.
-    """
-    message = _SPOTIFY_MESSAGES.get(document["type"], document["detail"])
-    return {"status": document["status"], "message": message}
 
 
 def problem_type(kind: type[BacklineError]) -> ProblemType:

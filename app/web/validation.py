@@ -21,6 +21,9 @@ GUESSABLE = (
     "Choose another one."
 )
 PASSWORD_NEEDED = "Enter your current password to change your email address."  # noqa: S105
+CLIENT_ID = "Use the client ID from Spotify's dashboard: letters and digits only."
+CLIENT_SECRET = "Use the client secret from Spotify's dashboard: letters and digits only."  # noqa: S105
+APPLICATION_OF_SERVER = "This is the application of this server. Use one of your own."
 UNKNOWN_AUDIENCE = "This server issues no JWTs for this audience."
 TOKEN_NAME = "Use 1 to 100 printable characters."  # noqa: S105
 RIGHTS = "Choose from {choices}."

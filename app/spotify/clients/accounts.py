@@ -104,7 +104,7 @@ class SpotifyAccounts:
     def check_client(self, application: Application) -> None:
         """Check that Spotify accepts an application's id and secret. No person is involved.
 
-        That is not possible for a public client: Spotify rejects it, because it has no secret.
+        That is not possible for a public client, which has no secret: see `check_public_client`.
 
         Source: https://developer.spotify.com/documentation/web-api/tutorials/client-credentials-flow
 
@@ -113,6 +113,28 @@ class SpotifyAccounts:
             SpotifyError: It did not respond usably.
         """
         self._request_tokens(application, grant_type="client_credentials")
+
+    def check_public_client(self, application: Application) -> None:
+        """Check that Spotify knows the client id of an application without a secret.
+
+        It sends a code that Spotify has not issued. Spotify rejects that as well, but as an invalid grant.
+
+        Raises:
+            Misconfigured: Spotify does not know the client id.
+            SpotifyError: It did not respond usably.
+        """
+        try:
+            self._request_tokens(
+                application,
+                grant_type="authorization_code",
+                code="none",
+                redirect_uri=self._config.spotify_redirect_uri,
+                code_verifier="none" * 11,
+            )
+        except SpotifyError as error:
+            # Another reason for a 400 concerns the rest of the request.
+            if not isinstance(error, InvalidGrant) and str(error) != "status_400":
+                raise
 
     def _recover(self, application: Application, error: SpotifyError, deadline: float) -> TokenResponse:
         """Return tokens for the refresh token of a failed exchange. Its code is used, but the grant exists.
@@ -183,15 +205,16 @@ def _read_tokens(response: HttpResponse) -> TokenResponse:
 def _error_for(response: HttpResponse) -> SpotifyError:
     """Return what a response other than 200 means.
 
-    Only a 400 with an OAuth error concerns the grant or this application. `error_description` is ignored: its
-    wording has changed before.
+    Only a 400 with an OAuth error concerns the grant or this application. `error_description` decides
+    nothing: its wording has changed before.
     """
     if response.status == 429:
         return RateLimited(response.retry_after)
     if response.status in (400, 401):
-        reason = response.json_object().get("error")
+        members = response.json_object()
+        reason = members.get("error")
         if reason == "invalid_grant" and response.status == 400:
             return InvalidGrant()
         if reason in _MISCONFIGURED:
-            return Misconfigured(reason)
+            return Misconfigured(reason, members.get("error_description"))
     return SpotifyError(f"status_{response.status}", retry_after=response.retry_after)

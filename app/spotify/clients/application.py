@@ -17,6 +17,11 @@ class Application:
     client_secret: str | None = field(repr=False)
     id: int | None = None
 
+    @property
+    def own_client_id(self) -> str | None:
+        """The client id if it is someone's own application, or None if it is the deployment's."""
+        return None if self.id is None else self.client_id
+
 
 def deployment_application(config: Config) -> Application:
     """Return the application that belongs to the deployment, for everyone without an own one."""

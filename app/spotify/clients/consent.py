@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from app.spotify.clients.application import Application
 from app.spotify.clients.profile import Profile
 from app.spotify.clients.token_response import TokenResponse
 
 
 @dataclass(frozen=True)
 class Consent:
-    """A new grant, and the Spotify account it is for.
+    """A new grant, the Spotify account it is for, and the application that it was issued to.
 
     `requested_at` is when the code was sent to Spotify (`time.monotonic`).
     """
@@ -16,3 +17,4 @@ class Consent:
     profile: Profile
     grant: TokenResponse
     requested_at: float
+    application: Application

@@ -39,7 +39,14 @@ class InvalidGrant(SpotifyError):
 
 
 class Misconfigured(SpotifyError):
-    """Spotify rejects this application, or a person who is not on its allowlist."""
+    """Spotify rejects this application, or a person who is not on its allowlist.
+
+    `description` is Spotify's, which may be reworded at any time.
+    """
+
+    def __init__(self, reason: str, description: object = None) -> None:
+        super().__init__(reason)
+        self.description = description
 
 
 class RateLimited(SpotifyError):

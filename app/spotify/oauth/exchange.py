@@ -6,9 +6,11 @@ import math
 from app.errors import (
     BacklineError,
     SpotifyAccessDenied,
+    SpotifyAppRefused,
     SpotifyMisconfigured,
     SpotifyRateLimited,
     SpotifyUnavailable,
+    SpotifyUserNotRegistered,
 )
 from app.infra import database
 from app.spotify.clients.accounts import SpotifyAccounts
@@ -73,7 +75,8 @@ class CodeExchange:
             SpotifyAccessDenied: Spotify rejected the code.
             SpotifyUnavailable: Spotify does not respond, or its response cannot be used.
             SpotifyRateLimited: Spotify's rate limit has been reached.
-            SpotifyMisconfigured: Spotify rejects this application.
+            SpotifyMisconfigured: Spotify rejects the deployment's application.
+            SpotifyAppRefused: Spotify rejects the person's own application.
             TooManyAttempts: This address has sent too many codes.
         """
         self._require_ready()
@@ -94,20 +97,23 @@ class CodeExchange:
                     self._authorizations.reopen(consumed)
                 else:
                     self._authorizations.record_result(consumed, None)
-                raise _domain_error(error) from None
-        breaker.client_accepted()
+                raise _domain_error(error, application) from None
+        if application.id is None:
+            breaker.client_accepted()
         return consumed, grant
 
-    def profile(self, grant: TokenResponse) -> Profile:
-        """Fetch the profile of the person who gave the grant.
+    def profile(self, grant: TokenResponse, application: Application) -> Profile:
+        """Fetch the profile of the person who gave the grant to an application.
 
         Raises:
-            SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured: As for `exchange`.
+            SpotifyUserNotRegistered: The person is not on the allowlist of their own application.
+            SpotifyUnavailable, SpotifyRateLimited, SpotifyMisconfigured, SpotifyAppRefused: As for
+                `exchange`.
         """
         try:
             return self._web_api.get_profile(grant.access_token)
         except SpotifyError as error:
-            raise _domain_error(error) from None
+            raise _domain_error(error, application) from None
 
     def _require_ready(self) -> None:
         """Reject the callback before its state is consumed if the rest of the flow would fail.
@@ -127,22 +133,30 @@ class CodeExchange:
         )
 
 
-def authorization_error(code: str) -> BacklineError:
-    """Return our error for an error code of the authorization endpoint (RFC 6749 section 4.1.2.1)."""
+def authorization_error(code: str, client_id: str | None) -> BacklineError:
+    """Return our error for an error code of the authorization endpoint (RFC 6749 section 4.1.2.1).
+
+    `client_id` is that of the person's own application, or None for the deployment's.
+    """
     if code == "access_denied":
         return SpotifyAccessDenied("Access was not granted, so Spotify was not connected.")
+    if code in _MISCONFIGURED and client_id is not None:
+        return SpotifyAppRefused("Spotify rejects the authorization requests of your application.")
     if code in _MISCONFIGURED:
         log.error("authorization_misconfigured", extra={"reason": code})
         return SpotifyMisconfigured("Spotify rejects this server's authorization requests.")
     return SpotifyUnavailable("Spotify could not ask for consent. Start again in a moment.")
 
 
-def _domain_error(error: SpotifyError) -> BacklineError:
+def _domain_error(error: SpotifyError, application: Application) -> BacklineError:
     """Return our error for an error of one of the clients."""
     if isinstance(error, InvalidGrant):
         return SpotifyAccessDenied("Spotify did not accept the authorization code. Start again.")
     if isinstance(error, RateLimited):
         return SpotifyRateLimited(retry_after=error.retry_after)
+    if isinstance(error, Misconfigured) and application.id is not None:
+        is_about_person = str(error) == "rejected_by_web_api"
+        return SpotifyUserNotRegistered() if is_about_person else SpotifyAppRefused()
     if isinstance(error, Misconfigured):
         log.error("authorization_misconfigured", extra={"reason": str(error)})
         return SpotifyMisconfigured(_NOT_ON_ALLOWLIST if str(error) == "rejected_by_web_api" else None)

@@ -14,6 +14,7 @@ from app.spotify import connections
 from app.spotify.applications.lookup import Applications
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
+from app.spotify.clients.application import Application
 from app.spotify.clients.consent import Consent
 from app.spotify.connections import ConnectionRef, Connections
 from app.spotify.oauth.exchange import CodeExchange, authorization_error
@@ -68,7 +69,7 @@ class AuthorizationFlow:
         | no callback, without one, or its grant ended  | AuthorizationRequired                           |
 
         Raises:
-            SpotifyStateMismatch: See the table; or the visitor's session ended during the call to Spotify.
+            SpotifyStateMismatch: See the table; or the visitor's session or the person's application changed.
             SpotifyAccessDenied: The person declined, or Spotify rejected the code.
             SpotifyAccountInUse: The Spotify account is connected to another user.
             SpotifyAccountMismatch: The user is connected to another Spotify account.
@@ -76,7 +77,8 @@ class AuthorizationFlow:
             InvalidCredentials: The account that the Spotify account would sign in to is disabled.
             SpotifyUnavailable: Spotify does not respond, or its response cannot be used.
             SpotifyRateLimited: Spotify's rate limit has been reached.
-            SpotifyMisconfigured: Spotify rejects this application.
+            SpotifyMisconfigured, SpotifyAppRefused: Spotify rejects this application, or the person's own.
+            SpotifyUserNotRegistered: The person is not on the allowlist of their own application.
             TooManyAttempts: This address has sent too many codes.
 
         An error of a callback that this session has started has a member `return_to`, if that was given.
@@ -102,35 +104,37 @@ class AuthorizationFlow:
         `signs_in`, a visitor is signed in to the account of the owner. A user connects as without it.
 
         Raises:
+            SpotifyAppRequired: The person needs an application of their own.
             TooManyAttempts: This session or address has too many that are unfinished.
         """
         user = current_user()
         if user is None and session.get("user_id") is not None:
             sessions.regenerate()  # a signed-in session that has ended must not become a visitor's
-        optional = optional_scopes(self._config, scopes)
-        return self._url(
-            self._authorizations.create(
-                _id(user),
-                optional_scopes=optional,
-                return_to=return_to,
-                signs_in=signs_in and user is None,
-            )
+        signs_in = signs_in and user is None
+        application = self._applications.to_connect(_id(user), signs_in=signs_in)
+        authorization = self._authorizations.create(
+            _id(user),
+            optional_scopes=optional_scopes(self._config, scopes),
+            return_to=return_to,
+            signs_in=signs_in,
+            client_id=application.own_client_id,
         )
+        return self._url(authorization, application)
+        return self._url(authorization, application)
 
     def reauthorization_url(self, scopes: Iterable[str] = ()) -> str:
         """Return a URL at Spotify for a person who has to consent again, the same one for five minutes.
 
-        `scopes` are requested as for `start`.
-
-        Raises:
-            TooManyAttempts: This session or address has too many that are unfinished.
+        Scopes and errors are as for `start`.
         """
-        optional = optional_scopes(self._config, scopes)
-        return self._url(self._authorizations.get_or_create(_id(current_user()), optional))
+        user_id, optional = _id(current_user()), optional_scopes(self._config, scopes)
+        application = self._applications.to_connect(user_id)
+        authorization = self._authorizations.get_or_create(user_id, optional, application.own_client_id)
+        return self._url(authorization, application)
 
-    def _url(self, authorization: Authorization) -> str:
+    def _url(self, authorization: Authorization, application: Application) -> str:
         return self._accounts.authorize_url(
-            self._applications.deployment,
+            application,
             state=authorization.state,
             verifier=authorization.verifier,
             optional_scopes=authorization.record.optional_scopes,
@@ -208,25 +212,26 @@ class AuthorizationFlow:
         """Consume the authorization of a callback with an error. Returns only if a duplicate was first.
 
         Raises:
-            SpotifyAccessDenied, SpotifyMisconfigured, SpotifyUnavailable: As `authorization_error` decides.
+            BacklineError: As `authorization_error` decides.
         """
         consumed = self._authorizations.consume(authorization, None)
         if consumed is not None:
             self._authorizations.record_result(consumed, None)
-            raise authorization_error(error)
+            raise authorization_error(error, authorization.record.client_id)
 
     def _connect(
         self, code: str, authorization: Authorization, user: UserSnapshot | None
     ) -> SpotifyUser | None:
         """Exchange the code, and connect this session. Returns None if a duplicate callback was first."""
+        record = authorization.record
+        application = self._applications.to_complete(_id(user), record.client_id, signs_in=record.signs_in)
         requested_at = time.monotonic()
-        exchanged = self._exchange.exchange(code, authorization, self._applications.deployment)
-        if exchanged is None:
+        if (exchanged := self._exchange.exchange(code, authorization, application)) is None:
             return None
         consumed, grant = exchanged
         connection, owner = None, None
         try:
-            consent = Consent(self._exchange.profile(grant), grant, requested_at)
+            consent = Consent(self._exchange.profile(grant, application), grant, requested_at, application)
             if consumed.record.signs_in:
                 spotify_user, connection, owner = self._store_sign_in(consent)
             else:

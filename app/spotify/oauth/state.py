@@ -43,7 +43,8 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     `code_hash` is of its code.
     `counter` is the throttle's key that the authorization is counted under. `optional_scopes` were requested
     in addition to SPOTIFY_SCOPES. `return_to` is the page of the app that the person returns to. `signs_in`:
-    the Spotify account signs a visitor in.
+    the Spotify account signs a visitor in. `client_id` is that of the person's own application, or None for
+    the deployment's.
     """
 
     session: str
@@ -57,6 +58,7 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     optional_scopes: tuple[str, ...] = ()
     return_to: str | None = None
     signs_in: bool = False
+    client_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class AuthorizationStore:
         optional_scopes: tuple[str, ...] = (),
         return_to: str | None = None,
         signs_in: bool = False,
+        client_id: str | None = None,
     ) -> Authorization:
-        """Start an authorization for this session and user.
+        """Start an authorization for this session and user, with the application that has this client id.
 
         State and verifier have 256 random bits each (RFC 9700 sections 2.1 and 2.1.1). The verifier never
         leaves this server.
@@ -107,10 +110,13 @@ class AuthorizationStore:
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        return self._create(secrets.token_urlsafe(32), user_id, optional_scopes, return_to, signs_in)
+        state = secrets.token_urlsafe(32)
+        return self._create(state, user_id, optional_scopes, return_to, signs_in, client_id)
 
-    def get_or_create(self, user_id: int | None, optional_scopes: tuple[str, ...] = ()) -> Authorization:
-        """Return an open authorization of this session, user, and scopes, the same one for five minutes.
+    def get_or_create(
+        self, user_id: int | None, optional_scopes: tuple[str, ...] = (), client_id: str | None = None
+    ) -> Authorization:
+        """Return an open authorization with these parameters, the same one for five minutes.
 
         For pages that poll: Redis would keep a new authorization for every request, each for ten minutes. The
         state is derived from these and the time with our secret key, so nothing else has to remember it.
@@ -120,12 +126,14 @@ class AuthorizationStore:
         """
         period = int(utc_now().timestamp()) // _SAME_URL_SECONDS
         for number in range(MAX_PER_SESSION):
-            parts = sessions.session_key(), user_id, period, number, *optional_scopes
+            parts = sessions.session_key(), user_id, client_id, period, number, *optional_scopes
             state = self._derived_state(*parts)
-            authorization = self.find(state, user_id) or self._create(state, user_id, optional_scopes)
+            authorization = self.find(state, user_id) or self._create(
+                state, user_id, optional_scopes, client_id=client_id
+            )
             if authorization.record.status == "open":
                 return authorization
-        return self.create(user_id, optional_scopes=optional_scopes)
+        return self.create(user_id, optional_scopes=optional_scopes, client_id=client_id)
 
     def find(self, state: str, user_id: int | None) -> Authorization | None:
         """Return the authorization with this state, if this session and user started it."""
@@ -208,6 +216,7 @@ class AuthorizationStore:
         optional_scopes: tuple[str, ...],
         return_to: str | None = None,
         signs_in: bool = False,
+        client_id: str | None = None,
     ) -> Authorization:
         """Start an authorization with this state, or return the one that was started at the same moment."""
         key, session_key = _key(state), sessions.session_key()
@@ -229,6 +238,7 @@ class AuthorizationStore:
             optional_scopes=optional_scopes,
             return_to=return_to,
             signs_in=signs_in,
+            client_id=client_id,
         )
         authorization = Authorization(state, verifier, record)
         sessions.persist()

@@ -1,4 +1,4 @@
-"""The keys that encrypt stored tokens: which ones are in use, and how to move to the newest."""
+"""The keys that encrypt tokens and client secrets: which ones are in use, and how to move to the newest."""
 
 import logging
 from collections import Counter
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.errors import SpotifyUnavailable
 from app.infra.database import reading, run_in_transaction
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.infra.row_versions import announce
-from app.models import AccessToken
+from app.models import AccessToken, SpotifyApp
+from app.spotify.applications.encryption import decrypt_secret, encrypt_secret
 from app.spotify.tokens.encryption import token_context
 
 log = logging.getLogger(__name__)
@@ -42,9 +44,9 @@ class RotationProgress:
 def keys_in_use() -> dict[str, int]:
     """Return the number of rows that each key encrypts, by key id."""
     found: Counter[str] = Counter()
-    by_column = (AccessToken.key_id, AccessToken.key_id.is_not(None))
+    columns = [(column, column.is_not(None)) for column in (AccessToken.key_id, SpotifyApp.key_id)]
     with reading() as session:
-        for key, condition in (by_column, (_KEY_IN_TOKEN, _WITHOUT_KEY_ID)):
+        for key, condition in (*columns, (_KEY_IN_TOKEN, _WITHOUT_KEY_ID)):
             counted = sa.select(key, sa.func.count()).where(condition).group_by(key)
             for key_id, count in session.execute(counted):
                 found[str(key_id)] += count
@@ -57,7 +59,7 @@ def missing_keys(cipher: TokenCipher) -> dict[str, int]:
 
 
 def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None]) -> RotationProgress:
-    """Re-encrypt every token with the newest key. Calls `progress` after each batch.
+    """Re-encrypt every token and client secret with the newest key. Calls `progress` after each batch.
 
     It can be stopped at any time and run again; it skips rows that are done. It also skips rows that a
     refresh or a new consent writes in the meantime, because those use the newest key too.
@@ -70,12 +72,37 @@ def rotate_keys(cipher: TokenCipher, progress: Callable[[RotationProgress], None
         result.seen += len(rows)
         last_id = rows[-1].id
         progress(result)
+    for app in _outdated_apps(cipher):
+        written = _rotate_app(cipher, app)
+        result.seen += 1
+        result.unreadable += written is None
+        result.reencrypted += written or 0
+        progress(result)
     log.info("keys_rotated", extra={"reencrypted": result.reencrypted, "unreadable": result.unreadable})
     return result
 
 
 def _count_outdated(cipher: TokenCipher) -> int:
     return sum(count for key_id, count in keys_in_use().items() if key_id != cipher.newest_key_id)
+
+
+def _outdated_apps(cipher: TokenCipher) -> list[SpotifyApp]:
+    with reading() as session:
+        return list(session.scalars(sa.select(SpotifyApp).where(SpotifyApp.key_id != cipher.newest_key_id)))
+
+
+def _rotate_app(cipher: TokenCipher, app: SpotifyApp) -> int | None:
+    """Re-encrypt a client secret that has not changed since it was read. Returns the number of rows written.
+
+    Returns None if it cannot be decrypted.
+    """
+    try:
+        columns = encrypt_secret(cipher, app.id, decrypt_secret(cipher, app))
+    except SpotifyUnavailable:
+        return None
+    same = SpotifyApp.id == app.id, SpotifyApp.client_secret == app.client_secret
+    update = sa.update(SpotifyApp).where(*same).values(columns)
+    return run_in_transaction(lambda session: session.execute(update).rowcount)  # type: ignore[attr-defined, no-any-return]
 
 
 def _next_batch(cipher: TokenCipher, last_id: int) -> list[AccessToken]:

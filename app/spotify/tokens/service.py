@@ -24,7 +24,7 @@ from app.models import AccessToken, GrantState
 from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.token_response import TokenResponse
+from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh, transitions
 from app.spotify.tokens.encryption import decrypt_token, encrypt_tokens
 from app.spotify.tokens.refresh import GrantEnded, GrantSnapshot, Refresher, version_of
@@ -135,24 +135,15 @@ class TokenService:
             renewed, now = self._refresh_and_wait(row, remaining, force=True)
         return self._decrypt(renewed, now)
 
-    def store_grant(
-        self,
-        db: Session,
-        spotify_user_id: int,
-        response: TokenResponse,
-        *,
-        requested_at: float,
-        client_id: str | None = None,
-    ) -> None:
+    def store_grant(self, db: Session, spotify_user_id: int, consent: Consent) -> None:
         """Store the grant of a new consent. Refreshes of the previous grant can then write nothing.
 
-        `requested_at` (`time.monotonic`) is when the code was sent to Spotify. The token's lifetime is
-        counted from then. `client_id` is the application's that the grant was issued to, or None if it is
-        the deployment's.
+        The token's lifetime is counted from when the code was sent to Spotify.
         """
+        response = consent.grant
         if response.refresh_token is None:
             raise ValueError("A grant without a refresh token cannot be stored.")
-        authorized_at = database.db_now(db) - timedelta(seconds=time.monotonic() - requested_at)
+        authorized_at = database.db_now(db) - timedelta(seconds=time.monotonic() - consent.requested_at)
         same_connection = AccessToken.spotify_user_id == spotify_user_id
         row = db.scalar(sa.select(AccessToken).where(same_connection).with_for_update())
         if row is None:
@@ -161,7 +152,7 @@ class TokenService:
         lifetime = timedelta(seconds=response.expires_in)
         row.grant_id = uuid.uuid4().hex
         row.generation = 0
-        row.client_id = client_id
+        row.client_id = consent.application.own_client_id
         row.state = GrantState.ACTIVE
         row.scope = response.scope or ""
         row.authorized_at = authorized_at

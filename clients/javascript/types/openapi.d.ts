@@ -569,6 +569,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/spotify/app": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Return the application that the signed-in user connects with, and what it must list. */
+        get: operations["spotify_app_get"];
+        /**
+         * Register an application of one's own, or replace it.
+         * @description Spotify is asked whether the client ID and the secret are correct. A connection that was made with
+         *     another client ID ends, so ask the person first. With the same client ID and a new secret, it continues.
+         */
+        put: operations["spotify_app_register"];
+        post?: never;
+        /** Remove one's own application. The connection made with it ends. */
+        delete: operations["spotify_app_remove"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -583,7 +606,7 @@ export interface components {
              * Format: uri-reference
              * @enum {string}
              */
-            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-rights" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-bearer-token" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/last-way-in" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
+            type: "/problems/cross-site-request" | "/problems/email-taken" | "/problems/fresh-sign-in-required" | "/problems/insufficient-rights" | "/problems/insufficient-scope" | "/problems/internal-error" | "/problems/invalid-bearer-token" | "/problems/invalid-credentials" | "/problems/invalid-token" | "/problems/last-way-in" | "/problems/malformed-request" | "/problems/method-not-allowed" | "/problems/not-found" | "/problems/not-signed-in" | "/problems/payload-too-large" | "/problems/service-unavailable" | "/problems/spotify-access-denied" | "/problems/spotify-account-in-use" | "/problems/spotify-account-mismatch" | "/problems/spotify-app-refused" | "/problems/spotify-app-required" | "/problems/spotify-apps-disabled" | "/problems/spotify-misconfigured" | "/problems/spotify-not-connected" | "/problems/spotify-outcome-unknown" | "/problems/spotify-rate-limited" | "/problems/spotify-reauthorization-required" | "/problems/spotify-state-mismatch" | "/problems/spotify-unavailable" | "/problems/spotify-user-not-registered" | "/problems/too-many-attempts" | "/problems/too-many-tokens" | "/problems/unsupported-media-type" | "/problems/username-taken" | "/problems/validation-error";
             title: string;
             status: number;
             detail: string;
@@ -888,6 +911,17 @@ export interface components {
             /** Format: date-time */
             updated_at: string;
         };
+        ExportedSpotifyApp: {
+            client_id: string;
+            has_secret: boolean;
+            state: string;
+            /** Format: date-time */
+            paused_until: string | null;
+            /** Format: date-time */
+            created_at: string;
+            /** Format: date-time */
+            updated_at: string;
+        };
         ExportedSpotify: {
             /** @enum {string} */
             status: "not_connected" | "connected" | "suspect" | "reauthorization_required";
@@ -930,6 +964,7 @@ export interface components {
             user: components["schemas"]["ExportedUser"];
             sessions: components["schemas"]["ListedSessionOut"][];
             tokens: components["schemas"]["PersonalAccessTokenOut"][];
+            spotify_app: components["schemas"]["ExportedSpotifyApp"] | null;
             spotify: components["schemas"]["ExportedSpotify"] | null;
             spotify_refreshes: components["schemas"]["ExportedRefresh"][];
         };
@@ -951,6 +986,38 @@ export interface components {
             /** Format: date-time */
             expires_at: string;
             scope: string;
+        };
+        SpotifyAppOut: {
+            /** @description Null if one has to be registered first */
+            client_id: string | null;
+            /** @description Whether the person has registered it. Otherwise, it is the server's */
+            own: boolean;
+            has_secret: boolean;
+            /**
+             * Format: uri
+             * @description What the application must list in Spotify's dashboard
+             */
+            redirect_uri: string;
+            /**
+             * @description `refused`: Spotify rejects it, because it was deleted or its secret is wrong
+             * @enum {string}
+             */
+            state: "active" | "refused" | "rate_limited" | "unavailable";
+            /** Format: date-time */
+            paused_until: string | null;
+            /** @description Whether this server lets people register their own */
+            can_register: boolean;
+        };
+        NewSpotifyApp: {
+            /** @example 0123456789abcdef0123456789abcdef */
+            client_id: string;
+            /**
+             * Format: password
+             * @description Without it, the application is used as a public client, with PKCE only.
+             * @default null
+             * @example fedcba9876543210fedcba9876543210
+             */
+            client_secret: string | null;
         };
         /** @description An error of Spotify, or a problem of the gateway, which has further members */
         WebApiErrorOut: {
@@ -3155,7 +3222,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Forbidden: cross-site-request */
+            /** @description Forbidden: cross-site-request, spotify-user-not-registered */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -3164,7 +3231,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Conflict: spotify-account-in-use, spotify-account-mismatch */
+            /** @description Conflict: spotify-account-in-use, spotify-account-mismatch, spotify-app-refused, spotify-app-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3344,7 +3411,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3446,7 +3513,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3626,7 +3693,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3806,7 +3873,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3986,7 +4053,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4148,7 +4215,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4322,7 +4389,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4496,7 +4563,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4670,7 +4737,7 @@ export interface operations {
                     "*/*": unknown;
                 };
             };
-            /** @description Conflict: spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
+            /** @description Conflict: spotify-app-refused, spotify-app-required, spotify-not-connected, spotify-outcome-unknown, spotify-reauthorization-required */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4753,6 +4820,234 @@ export interface operations {
                 content: {
                     "text/html": string;
                     "*/*": unknown;
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_app_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SpotifyAppOut"];
+                };
+            };
+            /** @description Unauthorized: not-signed-in */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Service Unavailable: service-unavailable */
+            503: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_app_register: {
+        parameters: {
+            query?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewSpotifyApp"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SpotifyAppOut"];
+                };
+            };
+            /** @description Bad Request: malformed-request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unauthorized: not-signed-in */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request, spotify-apps-disabled */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Conflict: last-way-in */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Request Entity Too Large: payload-too-large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unsupported Media Type: unsupported-media-type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Unprocessable Entity: spotify-app-refused, validation-error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Too Many Requests: spotify-rate-limited, too-many-attempts */
+            429: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Service Unavailable: service-unavailable, spotify-unavailable */
+            503: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            default: components["responses"]["DEFAULT_ERROR"];
+        };
+    };
+    spotify_app_remove: {
+        parameters: {
+            query?: never;
+            header: {
+                /**
+                 * @description Any value: another site's page cannot set it.
+                 * @example XMLHttpRequest
+                 */
+                "X-Requested-With": components["parameters"]["RequestedWith"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Unauthorized: not-signed-in */
+            401: {
+                headers: {
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Forbidden: cross-site-request */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Conflict: last-way-in */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
+                };
+            };
+            /** @description Service Unavailable: service-unavailable */
+            503: {
+                headers: {
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["ProblemOut"];
                 };
             };
             default: components["responses"]["DEFAULT_ERROR"];

@@ -16,8 +16,8 @@ export const problemOf = (error: unknown): Problem | undefined => (error instanc
 await backline.get("/api/users");
 // @ts-expect-error: the path has no such method
 await backline.post("/api/user/password");
-// @ts-expect-error: the body lacks current_password
-await backline.put("/api/user/password", { body: { new_password: "" } });
+// @ts-expect-error: the body lacks new_password
+await backline.put("/api/user/password", { body: { current_password: "" } });
 // @ts-expect-error: the path lacks session_id
 await backline.delete("/api/user/sessions/{session_id}");
 // @ts-expect-error: the result has no such member

@@ -1,0 +1,1 @@
+"""Lets people register an application of their own."""

@@ -1,0 +1,74 @@
+"""`flask apps`, and the rotation of the keys that encrypt client secrets."""
+
+import base64
+
+import pytest
+import sqlalchemy as sa
+from click.testing import Result
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.infra.database import writing
+from app.infra.encryption import TokenCipher
+from app.models import AppState, SpotifyApp
+from app.spotify.applications.lookup import Applications
+from app.spotify.tokens.key_rotation import keys_in_use, rotate_keys
+from tests.helpers.flows import register
+from tests.helpers.sandbox_client import SandboxClient
+
+pytestmark = [pytest.mark.settings(SPOTIFY_APPS="both"), pytest.mark.sqlite_only]
+
+
+def apps(app: Flask, *arguments: str, secret: str = "") -> Result:
+    return app.test_cli_runner().invoke(args=["apps", *arguments], input=f"{secret}\n")
+
+
+def test_operator_adds_lists_and_removes_an_application(
+    client: FlaskClient, sandbox: SandboxClient, app: Flask
+) -> None:
+    user = register(client, "ada")
+    created = sandbox.create_applications()[0]
+    client_id, secret = created["client_id"], created["client_secret"]
+
+    wrong = apps(app, "add", "ada", client_id, secret="wrong")
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("Spotify rejects this application\nclient_secret: Spotify does not")
+    added = apps(app, "add", "ada", client_id, secret=secret)
+    assert added.stdout == f"User {user['id']} (ada) now connects with the application {client_id}.\n"
+    assert secret not in added.output
+    assert apps(app, "list").stdout.split() == [str(user["id"]), "ada", client_id, "secret", "active"]
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(SpotifyApp).values(state=AppState.REFUSED))
+    doctor = app.test_cli_runner().invoke(args=["doctor"])
+    assert "own Spotify applications: 1, of which Spotify rejects 1" in doctor.stdout
+
+    assert apps(app, "add", "ada@example.com", client_id, "--public").exit_code == 0
+    assert client.get("/api/spotify/app").json["has_secret"] is False
+    assert apps(app, "remove", str(user["id"])).stdout.startswith("Removed the application of user")
+    assert apps(app, "remove", "ada").stdout.endswith("has no application of their own.\n")
+    assert apps(app, "list").stdout == ""
+
+
+def test_client_secrets_move_to_the_newest_key(
+    client: FlaskClient, sandbox: SandboxClient, app: Flask
+) -> None:
+    register(client, "ada")
+    created = sandbox.create_applications()[0]
+    assert apps(app, "add", "ada", created["client_id"], secret=created["client_secret"]).exit_code == 0
+    old = app.extensions["backline"].token_cipher
+    new_key = base64.b64encode(bytes([7]) * 32).decode()
+    config = app.extensions["backline"].config
+    both = TokenCipher([base64.b64decode(new_key), *config.token_encryption_keys])
+
+    with app.app_context():
+        assert keys_in_use() == {old.newest_key_id: 1}
+        rotated, again = rotate_keys(both, lambda _: None), rotate_keys(both, lambda _: None)
+        assert (rotated.total, rotated.reencrypted, rotated.unreadable) == (1, 1, 0)
+        assert again.seen == 0
+        assert keys_in_use() == {both.newest_key_id: 1}
+        only_new = Applications(config, TokenCipher([base64.b64decode(new_key)]))
+        own = only_new.of_user(client.get("/api/user").json["id"])
+        assert own is not None
+        assert own.client_secret == created["client_secret"]
+        unreadable = rotate_keys(old, lambda _: None)
+        assert (unreadable.reencrypted, unreadable.unreadable) == (0, 1)
