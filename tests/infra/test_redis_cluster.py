@@ -15,6 +15,7 @@ from app.infra.redis_cluster import SlotMap, slot_of
 from app.infra.redis_refusals import Refused
 from app.infra.redis_round_trip import round_trip
 from app.infra.row_versions import _BEGIN
+from deploy import empty_redis
 from tests.conftest import MakeApp
 from tests.helpers import devices, time_limits
 from tests.helpers.fault_proxy import FaultProxy
@@ -49,6 +50,15 @@ def move_slot(cluster: ClusterDeployment, key: str) -> tuple[RedisNode, RedisNod
     cluster.set_slot(target, key, "IMPORTING", source)
     cluster.set_slot(source, key, "MIGRATING", target)
     return source, target
+
+
+def test_restoring_a_backup_empties_all_nodes(store: Client, redis_cluster: ClusterDeployment) -> None:
+    for number in range(3000):  # more than one step for each node
+        store.set(f"session:{number}", "")
+
+    empty_redis.empty(store)
+
+    assert [node.client.dbsize() for node in redis_cluster.primaries] == [0, 0, 0]
 
 
 def test_commands_of_one_round_trip_go_to_the_nodes_that_have_their_keys(store: Client) -> None:
