@@ -75,9 +75,11 @@ def run_inside(arguments: argparse.Namespace) -> None:
 
 
 def show(result: Result) -> None:
-    lines = [f"{'fault':<10}{'host':<10}{'gap in s':>9}{'failed':>8}{'of':>7}{'rejoin in s':>13}"]
+    columns = ("gap in s", "slowest in s", "failed", "of", "rejoin in s")
+    lines = [f"{'fault':<10}{'host':<8}" + "".join(f"{column:>14}" for column in columns)]
     lines += [
-        f"{one.fault:<10}{one.host:<10}{one.gap:>9.1f}{one.failures.total():>8}{one.requests:>7}{one.rejoin:>13.1f}"
+        f"{one.fault:<10}{one.host:<8}{one.gap:>14.1f}{one.slowest:>14.1f}"
+        f"{one.failures.total():>14}{one.requests:>14}{one.rejoin:>14.1f}"
         for one in result.outcomes
     ]
     lines += ["", f"refreshes: {result.refreshes}, calls for each: {dict(result.calls_per_generation)}"]

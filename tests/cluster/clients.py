@@ -60,10 +60,11 @@ class Connection(http.client.HTTPSConnection):
 
 @dataclass(frozen=True)
 class Result:
-    """One request: when its response came, and what was wrong."""
+    """One request: when its response came, what was wrong, and how long it took."""
 
     at: float
     failure: str | None
+    seconds: float = 0.0
 
 
 class Person:
@@ -159,6 +160,7 @@ class Client:
     def step(self) -> None:
         """Do one thing. Nothing is repeated: the next step is another request."""
         step = self.random.choice((self._session, self._session, self._token, self._player, self._seek))
+        began = time.monotonic()
         try:
             failure = failure_of(step())
         except (OSError, http.client.HTTPException) as error:
@@ -166,7 +168,8 @@ class Client:
         except Violation as violation:
             failure = str(violation)
             self.violations[failure] += 1
-        self.results.append(Result(time.monotonic(), failure))
+        ended = time.monotonic()
+        self.results.append(Result(ended, failure, ended - began))
 
     def _session(self) -> Response:
         return self.person.call("GET", "/api/session")
@@ -192,10 +195,6 @@ class Client:
         before = [at for at in successes if at < began][-1:] or [began]
         moments = [*before, *(at for at in successes if at >= began), ended]
         return max(after - at for at, after in pairwise(moments))
-
-    def failures(self, began: float, ended: float) -> Counter[str]:
-        during = (result for result in self.results if began <= result.at <= ended)
-        return Counter(result.failure for result in during if result.failure is not None)
 
 
 class Clients:

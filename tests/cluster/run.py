@@ -62,6 +62,8 @@ class Outcome:
     fault: str
     host: str
     gap: float
+    slowest: float
+    """How long the slowest request took, in seconds."""
     requests: int
     failures: Counter[str]
     rejoin: float
@@ -200,9 +202,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
                 say(
                     f"{name} of {outcome.host}: gap {outcome.gap:.1f} s, {outcome.failures.total()} of "
                     f"{outcome.requests} requests failed {dict(outcome.failures) or ''}, "
-                    f"rejoined after {outcome.rejoin:.1f} s"
+                    f"slowest {outcome.slowest:.1f} s, rejoined after {outcome.rejoin:.1f} s"
                 )
-            _wait_until_fresh(cluster, result)
+            say(f"every grant was refreshed within {_wait_until_fresh(cluster, result):.0f} s")
         result.violations += [
             f"{client.person.username}, {count} times: {violation}"
             for client in clients.clients
@@ -234,21 +236,22 @@ def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outco
     time.sleep(SETTLE_SECONDS)
     ended = time.monotonic()
     cluster.faults.append(Fault(name, began_at, datetime.now(UTC)))
-    failures: Counter[str] = Counter()
-    for client in clients.clients:
-        failures += client.failures(began, ended)
+    results = [
+        result for client in clients.clients for result in client.results if began <= result.at <= ended
+    ]
     return Outcome(
         name,
         "all" if name == "rollout" else host.name,
         gap=max(client.gap(began, ended) for client in clients.clients),
-        requests=sum(began <= result.at <= ended for client in clients.clients for result in client.results),
-        failures=failures,
+        slowest=max((result.seconds for result in results), default=0.0),
+        requests=len(results),
+        failures=Counter(result.failure for result in results if result.failure is not None),
         rejoin=rejoined - healed,
     )
 
 
-def _wait_until_fresh(cluster: Cluster, result: Result) -> None:
-    """I7: wait until every valid grant was refreshed after the last fault."""
+def _wait_until_fresh(cluster: Cluster, result: Result) -> float:
+    """I7: wait until every valid grant was refreshed after the last fault. Returns how long that took."""
     healed = time.monotonic()
 
     def stale() -> list[tuple[str, float]]:
@@ -259,6 +262,7 @@ def _wait_until_fresh(cluster: Cluster, result: Result) -> None:
         eventually(lambda: not stale(), FRESH_SECONDS)
     except AssertionError:
         result.violations += [f"I7: {what} {FRESH_SECONDS:.0f} s after the last fault" for what, _ in stale()]
+    return time.monotonic() - healed
 
 
 def _check_history(cluster: Cluster, result: Result) -> None:
