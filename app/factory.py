@@ -44,11 +44,12 @@ from app.services import Services
 from app.spotify.app_registration.registration import AppRegistration
 from app.spotify.app_registration.routes import blueprint as spotify_app
 from app.spotify.applications.lookup import Applications
+from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.capacity import WEB_API_QUEUE, accounts_waiters, web_api_slots
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.clients.metrics import RateLimitCollector
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.connections import Connections
 from app.spotify.gateway.cache import ResponseCache
@@ -176,15 +177,15 @@ def _build_services(app: Flask, config: Config) -> Services:
     redis_cipher, token_cipher = RedisCipher(config.secret_key), TokenCipher(config.token_encryption_keys)
     response_cache, hourly_counts = ResponseCache(client), HourlyCounts(client)
     throttle = Throttle(client, config.secret_key, hourly_counts)
-    accounts, rate_limiter, web_api = _build_spotify_clients(config, client)
-    bulkhead, applications = AccountsBulkhead(config.threads), Applications(config, token_cipher)
-    tokens = _build_token_service(config, client, accounts, bulkhead, applications, token_cipher)
+    accounts, bulkhead, limits, web_api = _build_spotify_clients(config, client)
     mailer, maintenance = _build_mailer(app, config)
+    notifications, applications = Notifications(mailer, throttle), Applications(config, token_cipher)
+    pauses, claims = ApplicationPauses(notifications.notify), BatchClaims(token_cipher, applications, config)
+    tokens = _build_token_service(config, client, accounts, bulkhead, applications, pauses, token_cipher)
     imported, sign_in = ImportedProfiles(tokens, web_api, response_cache), SpotifySignIn()
     connections = Connections(tokens, applications, response_cache.drop)
     authorizations = AuthorizationStore(client, redis_cipher, token_cipher, throttle, config.secret_key)
-    exchange = CodeExchange(authorizations, accounts, bulkhead, web_api, rate_limiter, throttle)
-    notifications, claims = Notifications(mailer, throttle), BatchClaims(token_cipher, applications, config)
+    exchange = CodeExchange(authorizations, accounts, bulkhead, web_api, limits, throttle, pauses)
     passwords, email_changes = Passwords(config.threads), EmailChanges(notifications, connections)
     personal_access_tokens = PersonalAccessTokens(config.secret_key, notifications)
     return Services(
@@ -197,11 +198,11 @@ def _build_services(app: Flask, config: Config) -> Services:
         accounts_bulkhead=bulkhead,
         applications=applications,
         web_api=web_api,
-        rate_limiter=rate_limiter,
+        rate_limiter=limits.deployment.rate_limiter,
         throttle=throttle,
         hourly_counts=hourly_counts,
         response_cache=response_cache,
-        gateway=_build_gateway(config, client, tokens, web_api, rate_limiter, response_cache),
+        gateway=_build_gateway(config, client, tokens, web_api, limits, response_cache),
         connections=connections,
         authorization_flow=AuthorizationFlow(
             authorizations, exchange, accounts, bulkhead, tokens, connections, applications, config, sign_in
@@ -225,11 +226,11 @@ def _build_services(app: Flask, config: Config) -> Services:
 
 def _build_spotify_clients(
     config: Config, client: redis.Redis
-) -> tuple[SpotifyAccounts, SpotifyRateLimiter, SpotifyWebApi]:
+) -> tuple[SpotifyAccounts, AccountsBulkhead, ClientLimitsRegistry, SpotifyWebApi]:
     http_client = HttpClient(traceparent=trace_context.outgoing)
-    rate_limiter = SpotifyRateLimiter(client, config)
-    web_api = SpotifyWebApi(config, http_client, rate_limiter)
-    return SpotifyAccounts(config, http_client), rate_limiter, web_api
+    limits = ClientLimitsRegistry(client, config)
+    web_api = SpotifyWebApi(config, http_client, limits)
+    return SpotifyAccounts(config, http_client), AccountsBulkhead(config.threads), limits, web_api
 
 
 def _build_mailer(app: Flask, config: Config) -> tuple[Mailer, Maintenance]:
@@ -254,9 +255,12 @@ def _build_token_service(
     accounts: SpotifyAccounts,
     bulkhead: AccountsBulkhead,
     applications: Applications,
+    pauses: ApplicationPauses,
     cipher: TokenCipher,
 ) -> TokenService:
-    refresher = Refresher(accounts, bulkhead, applications, RedisLocks(client), cipher, config.refresh_lead)
+    refresher = Refresher(
+        accounts, bulkhead, applications, pauses, RedisLocks(client), cipher, config.refresh_lead
+    )
     refreshes: SingleFlight[GrantSnapshot] = SingleFlight(accounts_waiters(config.threads), "refresh")
     return TokenService(refresher, refreshes, bulkhead, cipher, config.refresh_lead)
 
@@ -266,13 +270,11 @@ def _build_gateway(
     client: redis.Redis,
     tokens: TokenService,
     web_api: SpotifyWebApi,
-    rate_limiter: SpotifyRateLimiter,
+    limits: ClientLimitsRegistry,
     response_cache: ResponseCache,
 ) -> Gateway:
     bulkhead = Bulkhead(web_api_slots(config.threads), WEB_API_QUEUE)
-    return Gateway(
-        client, tokens, web_api, rate_limiter, response_cache, bulkhead, config.gateway_share_seconds
-    )
+    return Gateway(client, tokens, web_api, limits, response_cache, bulkhead, config.gateway_share_seconds)
 
 
 def _jwt_issuer(config: Config) -> "JwtIssuer | None":

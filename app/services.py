@@ -58,7 +58,7 @@ class Services:
     accounts_bulkhead: AccountsBulkhead
     applications: Applications
     web_api: SpotifyWebApi
-    rate_limiter: SpotifyRateLimiter
+    rate_limiter: SpotifyRateLimiter  # of the deployment's application
     response_cache: ResponseCache
     gateway: Gateway
     connections: Connections

@@ -26,6 +26,7 @@ class MailKind(StrEnum):
     PERSONAL_ACCESS_TOKEN_CREATED = "personal_access_token_created"  # noqa: S105
     ACCOUNT_DELETED = "account_deleted"
     SPOTIFY_ENDS_SOON = "spotify_ends_soon"
+    SPOTIFY_APP_REFUSED = "spotify_app_refused"
 
     @property
     def ttl(self) -> timedelta:

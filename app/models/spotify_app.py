@@ -41,5 +41,8 @@ class SpotifyApp(Base):
     state: Mapped[str] = mapped_column(code_string(32), default=AppState.ACTIVE)
     # Until then, nothing is refreshed with this application. NULL if it works.
     paused_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # Since it has worked last: how many attempts have failed, and when the first of them did. NULL if none.
+    failures: Mapped[int] = mapped_column(default=0)
+    failing_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)

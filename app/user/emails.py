@@ -51,6 +51,12 @@ _NOTICES = {
         "Spotify requires you to renew access every six months. Your connection expires on {date}.",
         "To keep it, connect Spotify again before then: {home}",
     ),
+    MailKind.SPOTIFY_APP_REFUSED: (
+        "Spotify rejects your application",
+        "Spotify rejects the application that you registered here, so your connection does not work.",
+        "Check at https://developer.spotify.com/dashboard that the application still exists.",
+        "Then register it again, with the client secret that is shown there: {home}",
+    ),
 }
 # What the rights of a token allow.
 _USES = {

@@ -49,6 +49,8 @@ def upgrade() -> None:
         sa.Column("key_id", code(8), nullable=True),
         sa.Column("state", code(32), nullable=False),
         sa.Column("paused_until", moment(), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("failing_since", moment(), nullable=True),
         sa.Column("created_at", moment(), nullable=False),
         sa.Column("updated_at", moment(), nullable=False),
         sa.UniqueConstraint("owner_id", name=f"uq_{TABLE}_owner_id"),

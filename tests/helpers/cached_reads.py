@@ -19,7 +19,7 @@ from app.infra.redis_client import redis_client
 from app.models import AccessToken, SpotifyUser
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.call import Call
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.gateway.cache import Lookup, Read, ResponseCache
 from app.spotify.gateway.proxy import Gateway, GatewayResponse
 from config import Config
@@ -168,7 +168,7 @@ class StubWebApi:
 def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, ttl: int) -> GatewayResponse:
     """Read through the cache and bulkhead of a gateway, with a stub for the connection."""
     tokens, web_api = cast("Any", StubTokens()), cast("Any", StubWebApi(fetch, ttl))
-    shared = (gateway._rate_limiter, gateway._cache, gateway._bulkhead)
+    shared = (gateway._limits, gateway._cache, gateway._bulkhead)
     one = Gateway(gateway._client, tokens, web_api, *shared, poll_ttl=ttl)
     connection = cast("Any", SpotifyUser(id=7, token=AccessToken(grant_id="grant")))
     return one.forward(one.prepare(Call("GET", target)), connection)
@@ -177,8 +177,8 @@ def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, tt
 def gateway_on(redis_url: str, config: Config) -> Gateway:
     """Return the gateway of another process."""
     nothing, client = cast("Any", None), redis_client(redis_url)
-    cache, rate_limiter = ResponseCache(client), SpotifyRateLimiter(client, config)
-    return Gateway(client, nothing, nothing, rate_limiter, cache, Bulkhead(8, 6), poll_ttl=0)
+    cache, limits = ResponseCache(client), ClientLimitsRegistry(client, config)
+    return Gateway(client, nothing, nothing, limits, cache, Bulkhead(8, 6), poll_ttl=0)
 
 
 def lead(cache: ResponseCache, read: Read, since: int | None = None) -> Lookup:

@@ -27,4 +27,7 @@ def calls(sandbox: SandboxClient) -> int:
 
 def limiter_with(env: dict[str, str], app: Flask, **settings: str) -> SpotifyRateLimiter:
     """Return the limiter of another process with the same Redis."""
-    return SpotifyRateLimiter(app.extensions["backline"].redis, Config.from_env(env | settings))
+    config = Config.from_env(env | settings)
+    return SpotifyRateLimiter(
+        app.extensions["backline"].redis, config.spotify_client_id, config.gateway_budget
+    )

@@ -38,7 +38,10 @@ DESIGNED = {
         "spare_refresh_token key_id scope expires_at authorized_at undated_grant_id due_at attempt_id "
         "lease_until not_before failures refreshed_at ended_at reminded_days created_at updated_at"
     ),
-    "spotify_apps": ("id owner_id client_id client_secret key_id state paused_until created_at updated_at"),
+    "spotify_apps": (
+        "id owner_id client_id client_secret key_id state paused_until failures failing_since created_at "
+        "updated_at"
+    ),
     "outgoing_mails": (
         "id message_id kind user_id recipient arguments attempts due_at expires_at created_at"
     ),

@@ -12,12 +12,12 @@ from app.errors import (
     SpotifyUnavailable,
     ValidationError,
 )
-from app.infra import database
 from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
-from app.models import AccessToken, AppState, GrantState, SpotifyApp, SpotifyUser, User
+from app.models import AccessToken, SpotifyApp, SpotifyUser, User
 from app.models.snapshots import UserSnapshot
 from app.spotify import connections, ownership
+from app.spotify.applications import pauses
 from app.spotify.applications.encryption import encrypt_secret
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -83,11 +83,11 @@ class AppRegistration:
             if row is None:
                 row = SpotifyApp(owner_id=owner.id)
                 db.add(row)
-            row.client_id, row.state, row.paused_until = client_id, AppState.ACTIVE, None
+            row.client_id = client_id
             db.flush()  # assigns the id that the secret is encrypted for
             for column, value in encrypt_secret(self._cipher, row.id, client_secret).items():
                 setattr(row, column, value)
-            _make_due(db, row)
+            pauses.resume(db, row)
             db.flush()
             return row, ended
 
@@ -161,15 +161,3 @@ def _end_connection(db: Session, user_id: int, condition: sa.ColumnElement[bool]
 
 def _of(user_id: int) -> sa.Select[SpotifyApp]:
     return sa.select(SpotifyApp).where(SpotifyApp.owner_id == user_id).with_for_update()
-
-
-def _make_due(db: Session, row: SpotifyApp) -> None:
-    """Let what waited for a correct secret be refreshed at once."""
-    theirs = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id == row.id)
-    waits = AccessToken.state == GrantState.ACTIVE, AccessToken.not_before.is_not(None)
-    db.execute(
-        sa.update(AccessToken)
-        .where(AccessToken.spotify_user_id.in_(theirs), *waits)
-        .values(not_before=None, due_at=database.db_now(db))
-        .execution_options(synchronize_session=False)
-    )

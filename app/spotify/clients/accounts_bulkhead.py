@@ -40,49 +40,49 @@ class AccountsBulkhead:
 
     An exchange cannot be released, because its thread makes the call. So no more than half of `threads`
     exchange codes at any time, and a smaller queue waits for a slot.
+
+    Each application that a user has registered, named by its `client_id`, has a smaller share of its own. If
+    Spotify is slow for it, the service does not count as slow for others.
     """
 
     def __init__(self, threads: int) -> None:
         self._slots = max(1, threads // 2)
         self._max_waiters = accounts_waiters(threads)
-        self._max_queued = self._slots * 3 // 4
         self._changed = threading.Condition()
-        self._waiters: set[Waiter] = set()
-        self._slow_at: dict[object, float] = {}  # when each call or wait in progress becomes slow
-        self._exchanging = self._queued = 0
-        self._slow_until = 0.0
+        self._deployment = _Share(self._slots, self._max_waiters)
+        self._own: dict[str, _Share] = {}  # those in use
 
     @contextmanager
-    def waiting(self) -> Iterator["Waiter"]:
+    def waiting(self, client_id: str | None = None) -> Iterator["Waiter"]:
         """Count the calling thread as waiting while the block runs.
 
         Raises:
             AccountsBusy: The service is slow, and the maximum number of threads is waiting for it.
         """
-        with self._admitted() as waiter, self._timed(SLOW_WAIT_SECONDS):
+        with self._admitted(client_id) as waiter, self._timed(client_id, SLOW_WAIT_SECONDS):
             yield waiter
 
     @contextmanager
-    def exchanging(self) -> Iterator[None]:
+    def exchanging(self, client_id: str | None = None) -> Iterator[None]:
         """Hold a slot for the exchange of a code, which the block makes.
 
         Raises:
             AccountsBusy: No slot became free in time. The block did not run.
         """
-        with self._admitted() as waiter:
+        with self._admitted(client_id) as waiter:
             self._acquire_slot(waiter)
             try:
-                with self.calling():
+                with self.calling(client_id):
                     yield
             finally:
                 with self._changed:
-                    self._exchanging -= 1
-                    self._changed.notify()
+                    waiter.share.exchanging -= 1
+                    self._changed.notify_all()
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
+    def calling(self, client_id: str | None = None) -> Iterator[None]:
         """Time a call to the service, which the block makes."""
-        with self._timed(SLOW_SECONDS):
+        with self._timed(client_id, SLOW_SECONDS):
             yield
 
     def release_excess(self, waiter: "Waiter") -> None:
@@ -92,64 +92,104 @@ class AccountsBulkhead:
             AccountsBusy: The thread is released: it must stop waiting.
         """
         with self._changed:
-            if len(self._waiters) > self._slots and self._is_slow():
-                self._waiters.remove(waiter)  # now, so that only the excess is released
+            waiters = waiter.share.waiters
+            if len(waiters) > waiter.share.slots and waiter.share.is_slow():
+                waiters.remove(waiter)  # now, so that only the excess is released
                 raise AccountsBusy
 
+    def _share_of(self, client_id: str | None) -> "_Share":
+        """Return the share of a user's application, or the deployment's. Forgets those not in use."""
+        if client_id is None:
+            return self._deployment
+        if client_id not in self._own:
+            self._own = {known: share for known, share in self._own.items() if share.is_in_use()}
+            self._own[client_id] = _Share(max(1, self._slots // 2), self._max_waiters // 4)
+        return self._own[client_id]
+
     @contextmanager
-    def _admitted(self) -> Iterator["Waiter"]:
-        waiter = Waiter(self)
+    def _admitted(self, client_id: str | None) -> Iterator["Waiter"]:
         with self._changed:
-            if len(self._waiters) >= (self._slots if self._is_slow() else self._max_waiters):
+            share = self._share_of(client_id)
+            if len(share.waiters) >= (share.slots if share.is_slow() else share.max_waiters):
                 raise AccountsBusy
-            self._waiters.add(waiter)
+            # Half of the threads are left to the deployment's application.
+            if share is not self._deployment and self._own_waiters() >= self._max_waiters // 2:
+                raise AccountsBusy
+            waiter = Waiter(self, share)
+            share.waiters.add(waiter)
         try:
             yield waiter
         finally:
             with self._changed:
-                self._waiters.discard(waiter)
+                share.waiters.discard(waiter)
 
     @contextmanager
-    def _timed(self, seconds: float) -> Iterator[None]:
+    def _timed(self, client_id: str | None, seconds: float) -> Iterator[None]:
         """Count the service as slow if the block takes longer than `seconds`."""
         key = object()
         with self._changed:
-            self._slow_at[key] = time.monotonic() + seconds
+            share = self._share_of(client_id)
+            share.slow_at[key] = time.monotonic() + seconds
         try:
             yield
         finally:
             with self._changed:
                 now = time.monotonic()
-                if now > self._slow_at.pop(key):
-                    self._slow_until = now + REMEMBERED_SECONDS
+                if now > share.slow_at.pop(key):
+                    share.slow_until = now + REMEMBERED_SECONDS
 
     def _acquire_slot(self, waiter: "Waiter") -> None:
-        deadline = time.monotonic() + SLOW_WAIT_SECONDS
+        deadline, share = time.monotonic() + SLOW_WAIT_SECONDS, waiter.share
         with self._changed:
-            if self._exchanging >= self._slots and self._queued >= self._max_queued:
+            if not self._has_free_slot(share) and share.queued >= share.slots * 3 // 4:
                 raise AccountsBusy
-            self._queued += 1
+            share.queued += 1
             try:
-                while self._exchanging >= self._slots:
+                while not self._has_free_slot(share):
                     if time.monotonic() >= deadline:
                         raise AccountsBusy
                     self.release_excess(waiter)
                     self._changed.wait(_SLICE_SECONDS)
-                self._exchanging += 1
+                share.exchanging += 1
             finally:
-                self._queued -= 1
+                share.queued -= 1
 
-    def _is_slow(self) -> bool:
+    def _has_free_slot(self, share: "_Share") -> bool:
+        """Return whether a code can be exchanged now. Users' applications together have as many slots."""
+        together = 0 if share is self._deployment else sum(other.exchanging for other in self._own.values())
+        return share.exchanging < share.slots and together < self._slots
+
+    def _own_waiters(self) -> int:
+        return sum(len(share.waiters) for share in self._own.values())
+
+
+class _Share:
+    """The part of a bulkhead that an application can use, and what it uses of that."""
+
+    def __init__(self, slots: int, max_waiters: int) -> None:
+        self.slots = slots
+        self.max_waiters = max_waiters
+        self.waiters: set[Waiter] = set()
+        self.slow_at: dict[object, float] = {}  # when each call or wait in progress becomes slow
+        self.exchanging = self.queued = 0
+        self.slow_until = 0.0
+
+    def is_slow(self) -> bool:
         """Return whether a call or wait in progress is slow, or one was recently."""
         now = time.monotonic()
-        return now < self._slow_until or now > min(self._slow_at.values(), default=now)
+        return now < self.slow_until or now > min(self.slow_at.values(), default=now)
+
+    def is_in_use(self) -> bool:
+        """Return whether it has to be remembered."""
+        return bool(self.waiters or self.slow_at or self.exchanging) or self.is_slow()
 
 
 class Waiter:
     """A thread that waits for the accounts service, and can be released."""
 
-    def __init__(self, bulkhead: AccountsBulkhead) -> None:
+    def __init__(self, bulkhead: AccountsBulkhead, share: _Share) -> None:
         self._bulkhead = bulkhead
+        self.share = share
 
     def require_capacity(self) -> None:
         """Require that this thread can continue to wait.

@@ -1,8 +1,24 @@
 """What identifies an application to Spotify."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from config import Config
+
+
+class ApplicationKind(StrEnum):
+    """Whose application it is."""
+
+    DEPLOYMENT = "deployment"
+    OWN = "own"  # a user has registered it
+
+    @classmethod
+    def of(cls, client_id: str | None) -> "ApplicationKind":
+        """Return the kind of the application that a grant's `client_id` names."""
+        return cls.DEPLOYMENT if client_id is None else cls.OWN
+
+
+ALL_KINDS = frozenset(ApplicationKind)
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class Application:
 
     @property
     def own_client_id(self) -> str | None:
-        """The client id if it is someone's own application, or None if it is the deployment's."""
+        """The client id as grants have it: None if it is the deployment's."""
         return None if self.id is None else self.client_id
 
 

@@ -14,7 +14,6 @@ import redis
 from app.infra import redis_scripts
 from app.infra.redis_round_trip import Command, values_of
 from app.infra.redis_scripts import Script
-from config import Config
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +30,16 @@ LEARNED_FOR_SECONDS = 86_400
 
 
 class Budget:
-    """Counts calls in Redis. Without Redis there is no limit but Spotify's own."""
+    """Counts calls of a client id in Redis. Without Redis there is no limit but Spotify's own.
 
-    def __init__(self, client: redis.Redis, config: Config) -> None:
+    With `fixed`, that is the limit, and none is learned.
+    """
+
+    def __init__(self, client: redis.Redis, client_id: str, fixed: int | None) -> None:
         self._client = client
-        self._fixed = config.gateway_budget
-        self.limit_key = f"spotify-budget:{{{config.spotify_client_id}}}"  # of the learned limit
-        self._calls_key = f"spotify-calls:{{{config.spotify_client_id}}}"
+        self._fixed = fixed
+        self.limit_key = f"spotify-budget:{{{client_id}}}"  # of the learned limit
+        self._calls_key = f"spotify-calls:{{{client_id}}}"
         self._people_key = f"{self._calls_key}:people"
         self._spend, self._learn = (
             Script(Path(__file__).parent / f"budget_{name}.lua") for name in ("spend", "learn")

@@ -30,7 +30,6 @@ from app.infra.redis_scripts import Script
 from app.spotify.clients.budget import Budget
 from app.spotify.clients.endpoints import SCOPES
 from app.spotify.clients.errors import RateLimited
-from config import Config
 
 log = logging.getLogger(__name__)
 
@@ -82,18 +81,19 @@ class Check:
 
 
 class SpotifyRateLimiter:
-    """Stores waits in Redis, and in the memory of each process that has seen them.
+    """Stores the waits of a client id in Redis, and in the memory of each process that has seen them.
 
-    If Redis loses them, the first of those processes that makes a call restores them.
+    If Redis loses them, the first of those processes that makes a call restores them. `budget` is the number
+    of calls that may be made in 30 seconds, or None to learn it.
     """
 
-    def __init__(self, client: redis.Redis, config: Config) -> None:
+    def __init__(self, client: redis.Redis, client_id: str, budget: int | None) -> None:
         self._client = client
-        self._key = f"spotify-wait:{{{config.spotify_client_id}}}"
-        self._last_rejection_key = f"spotify-last-rejection:{{{config.spotify_client_id}}}"
-        self._canary_key = f"spotify-canary:{{{config.spotify_client_id}}}"
-        self._independent_key = f"spotify-independent:{{{config.spotify_client_id}}}"
-        self._budget = Budget(client, config)
+        self._key = f"spotify-wait:{{{client_id}}}"
+        self._last_rejection_key = f"spotify-last-rejection:{{{client_id}}}"
+        self._canary_key = f"spotify-canary:{{{client_id}}}"
+        self._independent_key = f"spotify-independent:{{{client_id}}}"
+        self._budget = Budget(client, client_id, budget)
         self._waits, self._block, self._classify = (
             Script(Path(__file__).parent / f"rate_limit_{name}.lua")
             for name in ("waits", "block", "classify")

@@ -5,12 +5,12 @@ import math
 import time
 
 from app.infra.http_client import HttpClient, HttpResponse, TransportError
-from app.resilience.circuit_breaker import CircuitBreaker
 from app.spotify.clients import metrics
 from app.spotify.clients.call import MIN_SECONDS, Call
+from app.spotify.clients.client_limits import ClientLimits, ClientLimitsRegistry
 from app.spotify.clients.errors import Misconfigured, RateLimited, SpotifyError, SpotifyTransportError
 from app.spotify.clients.profile import Profile, parse_profile
-from app.spotify.clients.rate_limit import Check, SpotifyRateLimiter
+from app.spotify.clients.rate_limit import Check
 from config import Config
 
 log = logging.getLogger(__name__)
@@ -28,19 +28,19 @@ _CALL_ERRORS = ("TooBig", "InvalidURL", "InvalidHeader", "ValueError")
 
 
 class SpotifyWebApi:
-    """Client of the Web API, with rate limiter, circuit breaker, and one retry."""
+    """Client of the Web API, with a rate limiter and a circuit breaker for each client id, and one retry."""
 
-    def __init__(self, config: Config, http_client: HttpClient, rate_limiter: SpotifyRateLimiter) -> None:
+    def __init__(self, config: Config, http_client: HttpClient, limits: ClientLimitsRegistry) -> None:
         self._url = config.spotify_api_url
         self._http_client = http_client
-        self._rate_limiter = rate_limiter
-        self._circuit_breaker = CircuitBreaker()
+        self._limits = limits
 
     def send(
         self,
         call: Call,
         access_token: str,
         *,
+        client_id: str | None = None,
         spotify_user_id: int | None = None,
         timeout: float = CALL_SECONDS,
         deadline: float | None = None,
@@ -48,56 +48,53 @@ class SpotifyWebApi:
     ) -> HttpResponse:
         """Make a call, and retry it once if that is safe: a read, or a call that was not sent.
 
-        Returns any response but a 429. The call takes at most `timeout` seconds. Before it, there may be a
-        wait for the budget, as long as the `deadline` (`time.monotonic`) allows. A caller that has a `check`
-        sends `check.uncounted` afterwards.
+        `client_id` is the one that the token was issued to, or None if that is the deployment's. Returns any
+        response but a 429. The call takes at most `timeout` seconds. Before it, there may be a wait for the
+        budget, as long as the `deadline` (`time.monotonic`) allows. A caller that has a `check` sends
+        `check.uncounted` afterwards.
 
         Raises:
             RateLimited: Spotify asks us to wait, or the budget is used up.
             SpotifyTransportError: No usable reply arrived in time, or the circuit breaker is open.
         """
-        retry_after = self._circuit_breaker.retry_after()
+        limits = self._limits.of(client_id)
+        retry_after = limits.circuit_breaker.retry_after()
         if retry_after > 0:
             raise SpotifyTransportError(not_sent=True, retry_after=math.ceil(retry_after))
         deadline = time.monotonic() + timeout if deadline is None else deadline
-        self._acquire(call, spotify_user_id, until=deadline - MIN_SECONDS, check=check)
+        _acquire(limits, call, spotify_user_id, until=deadline - MIN_SECONDS, check=check)
         timeout = min(timeout, max(1.0, deadline - time.monotonic()))
         started = time.monotonic()
         try:
-            response = self._send_once(call, access_token, spotify_user_id, timeout, check)
+            response = self._send_once(limits, call, access_token, spotify_user_id, timeout, check)
         except SpotifyTransportError as error:
             remaining = started + timeout - time.monotonic()
             if not (call.is_read or error.not_sent) or remaining < timeout / 2:
                 raise
-            self._acquire(call, spotify_user_id)
-            return self._send_once(call, access_token, spotify_user_id, remaining, check)
+            _acquire(limits, call, spotify_user_id)
+            return self._send_once(limits, call, access_token, spotify_user_id, remaining, check)
         remaining = started + timeout - time.monotonic()
         if not (call.is_read and _is_worth_a_retry(response)) or remaining < timeout / 2:
             return response
         try:
-            self._acquire(call, spotify_user_id)
-            return self._send_once(call, access_token, spotify_user_id, remaining, check)
+            _acquire(limits, call, spotify_user_id)
+            return self._send_once(limits, call, access_token, spotify_user_id, remaining, check)
         except (SpotifyTransportError, RateLimited):
             return response
 
-    @property
-    def is_unavailable(self) -> bool:
-        """Whether the circuit breaker is open, so that nothing should be started that needs a call."""
-        return self._circuit_breaker.is_open
-
     def sample_metrics(self) -> None:
-        """Record whether the circuit breaker is open."""
-        metrics.sample_breaker(is_open=self.is_unavailable)
+        """Record whether the circuit breaker of the deployment's application is open."""
+        metrics.sample_breaker(is_open=self._limits.deployment.circuit_breaker.is_open)
 
-    def get_profile(self, access_token: str) -> Profile:
-        """Fetch the profile of the person whose token this is. Needs no scope.
+    def get_profile(self, access_token: str, client_id: str | None = None) -> Profile:
+        """Fetch the profile of the person whose token this is. Needs no scope. `client_id` is as for `send`.
 
         Raises:
             Misconfigured: Spotify responds 403. In development mode, people who are not on the application's
                 allowlist can consent, but get this.
             SpotifyError: Anything else.
         """
-        response = self.send(Call("GET", "me"), access_token, timeout=PROFILE_SECONDS)
+        response = self.send(Call("GET", "me"), access_token, client_id=client_id, timeout=PROFILE_SECONDS)
         if response.status == 403:
             raise Misconfigured("rejected_by_web_api")
         profile = parse_profile(response.json_object()) if response.status == 200 else None
@@ -105,44 +102,43 @@ class SpotifyWebApi:
             raise SpotifyError(f"status_{response.status}")
         return profile
 
-    def _acquire(
-        self, call: Call, spotify_user_id: int | None, *, until: float = 0.0, check: Check | None = None
-    ) -> None:
-        self._rate_limiter.acquire(
-            spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until, check=check
-        )
-
     def _send_once(
         self,
+        limits: ClientLimits,
         call: Call,
         access_token: str,
         spotify_user_id: int | None,
         timeout: float,
         check: Check | None,
     ) -> HttpResponse:
-        response = self._request(call, access_token, spotify_user_id, timeout)
+        response = self._request(limits, call, access_token, spotify_user_id, timeout)
         if response.status == 429:
-            self._rate_limiter.count(check)  # the limit is learned from the calls so far
-            raise RateLimited(self._handle_429(call, response, access_token))
+            limits.rate_limiter.count(check)  # the limit is learned from the calls so far
+            raise RateLimited(self._handle_429(limits, call, response, access_token))
         return response
 
-    def _handle_429(self, call: Call, response: HttpResponse, access_token: str) -> int:
+    def _handle_429(self, limits: ClientLimits, call: Call, response: HttpResponse, access_token: str) -> int:
         """Find out which calls a 429 concerns. Returns for how many seconds this call must wait."""
-        rejection = self._rate_limiter.record_429(call.scope, response)
+        rejection = limits.rate_limiter.record_429(call.scope, response)
         if not rejection.needs_canary:
             return rejection.seconds
         try:
-            canary = self._request(Call("GET", "me"), access_token, None, CANARY_SECONDS)
+            canary = self._request(limits, Call("GET", "me"), access_token, None, CANARY_SECONDS)
         except SpotifyTransportError:
             return rejection.seconds
         if canary.status == 200:
-            self._rate_limiter.mark_independent(call.scope)
+            limits.rate_limiter.mark_independent(call.scope)
         if canary.status != 429:
             return rejection.seconds
-        return max(rejection.seconds, self._rate_limiter.block_all(canary))
+        return max(rejection.seconds, limits.rate_limiter.block_all(canary))
 
     def _request(
-        self, call: Call, access_token: str, spotify_user_id: int | None, timeout: float
+        self,
+        limits: ClientLimits,
+        call: Call,
+        access_token: str,
+        spotify_user_id: int | None,
+        timeout: float,
     ) -> HttpResponse:
         """Send one request, and record its duration and whether Spotify works."""
         headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json"}
@@ -165,19 +161,33 @@ class SpotifyWebApi:
             status = str(response.status)
         except TransportError as error:
             if str(error) not in _CALL_ERRORS:
-                self._record_failure(spotify_user_id, str(error))
+                _record_failure(limits, spotify_user_id, str(error))
             raise SpotifyTransportError(not_sent=error.not_sent, retry_after=1) from error
         finally:
             metrics.count_call(call, status, time.perf_counter() - started)
         if response.status in _OUTAGE_STATUSES:
-            self._record_failure(spotify_user_id, f"status_{response.status}")
+            _record_failure(limits, spotify_user_id, f"status_{response.status}")
         else:
-            self._circuit_breaker.record_success()
+            limits.circuit_breaker.record_success()
         return response
 
-    def _record_failure(self, spotify_user_id: int | None, reason: str) -> None:
-        if self._circuit_breaker.record_failure(spotify_user_id):
-            log.error("web_api_unavailable", extra={"reason": reason})
+
+def _acquire(
+    limits: ClientLimits,
+    call: Call,
+    spotify_user_id: int | None,
+    *,
+    until: float = 0.0,
+    check: Check | None = None,
+) -> None:
+    limits.rate_limiter.acquire(
+        spotify_user_id, is_poll=call.is_poll, scope=call.scope, until=until, check=check
+    )
+
+
+def _record_failure(limits: ClientLimits, spotify_user_id: int | None, reason: str) -> None:
+    if limits.circuit_breaker.record_failure(spotify_user_id):
+        log.error("web_api_unavailable", extra={"reason": reason})
 
 
 def _is_worth_a_retry(response: HttpResponse) -> bool:

@@ -4,7 +4,7 @@ The commands can share the round trip that loads the session. They are then made
 contained last time, so a call may be rejected after its lookup has made it the leader of a read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,8 @@ from app.infra.redis_round_trip import Command
 from app.models.snapshots import ConnectionSnapshot
 from app.resilience.bulkhead import Bulkhead
 from app.spotify.clients.call import Call
-from app.spotify.clients.rate_limit import Check, SpotifyRateLimiter
+from app.spotify.clients.client_limits import ClientLimitsRegistry
+from app.spotify.clients.rate_limit import Check
 from app.spotify.gateway.cache import Lookup, Read, ResponseCache, State
 
 
@@ -39,13 +40,14 @@ class PreparedCall:
         call: Call,
         client: redis.Redis,
         cache: ResponseCache,
-        rate_limiter: SpotifyRateLimiter,
+        limits: ClientLimitsRegistry,
         bulkhead: Bulkhead,
     ) -> None:
         self.call = call
         self._client = client
         self._cache = cache
-        self._rate_limiter = rate_limiter
+        self._limits = limits
+        self._rate_limiter = limits.deployment.rate_limiter  # until the connection is known
         self._bulkhead = bulkhead
         self._connection: tuple[int, str] | None = None  # that of the commands
         self._commands: Sequence[Command] = ()
@@ -76,12 +78,13 @@ class PreparedCall:
         redis_scripts.load(self._client)
         spotify_user_id, grant_id = connection.id, connection.token.grant_id
         self._connection, self.check, self._since = (spotify_user_id, grant_id), None, None
+        self._rate_limiter = self._limits.of(connection.token.client_id).rate_limiter
         if self.call.is_read:
             # The grant is part of the key: a visitor must not read what another grant allows. Also, ids are
             # reused after a backup is restored.
             self.read = Read.of(spotify_user_id, f"{grant_id} {self.call.cache_key}")
             # Others would wait for a leader that waits for a slot.
-            self._may_lead = self._bulkhead.has_free_slot(spotify_user_id)
+            self._may_lead = self._bulkhead.has_free_slot(bulkhead_caller(connection))
         return self._current_commands(spotify_user_id)
 
     def receive(self, replies: Sequence[Any] | None) -> None:
@@ -144,3 +147,8 @@ class PreparedCall:
             first = self._cache.lookup_command(self.read, since=self._since, lead=self._may_lead)
         self._commands = (first, self._rate_limiter.check_command(self.call.scope))
         return self._commands
+
+
+def bulkhead_caller(connection: ConnectionSnapshot) -> Hashable:
+    """Return who has a share of the bulkhead: a user's application, or a connection of the deployment's."""
+    return connection.token.client_id or connection.id

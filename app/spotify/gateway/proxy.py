@@ -19,12 +19,12 @@ from app.infra.http_client import HttpResponse
 from app.models.snapshots import ConnectionSnapshot
 from app.resilience.bulkhead import Admission, Bulkhead, BulkheadFull
 from app.spotify.clients.call import MIN_SECONDS, Call
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.clients.errors import RateLimited, SpotifyTransportError
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.clients.scopes import lacks_scope, missing_scopes
 from app.spotify.clients.web_api import CALL_SECONDS, SpotifyWebApi
 from app.spotify.gateway.cache import FAILED, MAX_TTL_SECONDS, TOO_LARGE, Lookup, ResponseCache, State
-from app.spotify.gateway.prepared_call import PreparedCall
+from app.spotify.gateway.prepared_call import PreparedCall, bulkhead_caller
 from app.spotify.tokens.service import WAIT_SECONDS, TokenService, require_grant
 
 # For everything: a token, the call, another token, and the call again. nginx waits for 20 s.
@@ -86,7 +86,7 @@ class Gateway:
         client: redis.Redis,
         tokens: TokenService,
         web_api: SpotifyWebApi,
-        rate_limiter: SpotifyRateLimiter,
+        limits: ClientLimitsRegistry,
         cache: ResponseCache,
         bulkhead: Bulkhead,
         poll_ttl: float,
@@ -94,14 +94,14 @@ class Gateway:
         self._client = client
         self._tokens = tokens
         self._web_api = web_api
-        self._rate_limiter = rate_limiter
+        self._limits = limits
         self._cache = cache
         self._bulkhead = bulkhead
         self._poll_ttl = poll_ttl
 
     def prepare(self, call: Call) -> PreparedCall:
         """Prepare a call. Its commands may be sent together with others, before it is forwarded."""
-        return PreparedCall(call, self._client, self._cache, self._rate_limiter, self._bulkhead)
+        return PreparedCall(call, self._client, self._cache, self._limits, self._bulkhead)
 
     def forward(
         self, prepared: PreparedCall, connection: ConnectionSnapshot, *, grant_id: str | None = None
@@ -135,7 +135,7 @@ class Gateway:
         if found.state is State.HIT:
             return _cached(found, "hit")
         try:
-            with self._bulkhead.admit(forward.spotify_user_id) as admission:
+            with self._bulkhead.admit(bulkhead_caller(forward.connection)) as admission:
                 return self._fetch_or_wait(found, admission, forward)
         except BulkheadFull:
             if found.entry is None:
@@ -190,7 +190,7 @@ class Gateway:
         return GatewayResponse(response)
 
     def _write(self, forward: _Forward) -> GatewayResponse:
-        with self._bulkhead.admit(forward.spotify_user_id) as admission:
+        with self._bulkhead.admit(bulkhead_caller(forward.connection)) as admission:
             self._bulkhead.acquire(admission, until=forward.latest_start)
             # Responses are dropped before the call too: this process may die during it, or lose Redis.
             if not forward.prepared.is_current:
@@ -231,6 +231,7 @@ class Gateway:
         return self._web_api.send(
             forward.call,
             access_token,
+            client_id=forward.connection.token.client_id,
             spotify_user_id=forward.spotify_user_id,
             timeout=min(CALL_SECONDS, forward.remaining()),
             deadline=forward.deadline,

@@ -13,9 +13,11 @@ from app.errors import (
     SpotifyUserNotRegistered,
 )
 from app.infra import database
+from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.application import Application
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.clients.errors import (
     InvalidGrant,
     Misconfigured,
@@ -24,7 +26,7 @@ from app.spotify.clients.errors import (
     SpotifyTransportError,
 )
 from app.spotify.clients.profile import Profile
-from app.spotify.clients.rate_limit import ME, SpotifyRateLimiter
+from app.spotify.clients.rate_limit import ME
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.clients.web_api import SpotifyWebApi
 from app.spotify.oauth.state import Authorization, AuthorizationStore
@@ -53,15 +55,17 @@ class CodeExchange:
         accounts: SpotifyAccounts,
         accounts_bulkhead: AccountsBulkhead,
         web_api: SpotifyWebApi,
-        rate_limiter: SpotifyRateLimiter,
+        limits: ClientLimitsRegistry,
         throttle: Throttle,
+        pauses: ApplicationPauses,
     ) -> None:
         self._authorizations = authorizations
         self._accounts = accounts
         self._bulkhead = accounts_bulkhead
         self._web_api = web_api
-        self._rate_limiter = rate_limiter
+        self._limits = limits
         self._throttle = throttle
+        self._pauses = pauses
 
     def exchange(
         self, code: str, authorization: Authorization, application: Application
@@ -79,8 +83,8 @@ class CodeExchange:
             SpotifyAppRefused: Spotify rejects the person's own application.
             TooManyAttempts: This address has sent too many codes.
         """
-        self._require_ready()
-        with self._bulkhead.exchanging():
+        self._require_ready(application)
+        with self._bulkhead.exchanging(application.own_client_id):
             consumed = self._authorizations.consume(authorization, code)
             if consumed is None:
                 return None
@@ -100,6 +104,8 @@ class CodeExchange:
                 raise _domain_error(error, application) from None
         if application.id is None:
             breaker.client_accepted()
+        else:
+            self._pauses.client_accepted(application.id)
         return consumed, grant
 
     def profile(self, grant: TokenResponse, application: Application) -> Profile:
@@ -111,21 +117,22 @@ class CodeExchange:
                 `exchange`.
         """
         try:
-            return self._web_api.get_profile(grant.access_token)
+            return self._web_api.get_profile(grant.access_token, application.own_client_id)
         except SpotifyError as error:
             raise _domain_error(error, application) from None
 
-    def _require_ready(self) -> None:
+    def _require_ready(self, application: Application) -> None:
         """Reject the callback before its state is consumed if the rest of the flow would fail.
 
         Raises:
             SpotifyRateLimited, SpotifyUnavailable: The profile could not be fetched afterwards.
             TooManyAttempts: This address has sent too many codes.
         """
-        wait = self._rate_limiter.retry_after(ME)
+        limits = self._limits.of(application.own_client_id)
+        wait = limits.rate_limiter.retry_after(ME)
         if wait > 0:
             raise SpotifyRateLimited(retry_after=math.ceil(wait))
-        if self._web_api.is_unavailable:
+        if limits.circuit_breaker.is_open:
             raise SpotifyUnavailable
         database.read_db_now()  # raises while the database is down
         self._throttle.hit(

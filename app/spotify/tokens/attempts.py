@@ -19,9 +19,11 @@ from sqlalchemy.orm import Session
 from app.infra import database
 from app.infra.database import run_in_transaction, run_in_transaction_until
 from app.infra.row_versions import announce
-from app.models import AccessToken, TokenRefresh
+from app.models import AccessToken, SpotifyApp, TokenRefresh
 from app.models.access_token import LEASE
 from app.models.token_refresh import Outcome
+from app.spotify.applications import pauses
+from app.spotify.clients.application import Application, ApplicationKind
 from app.spotify.tokens import breaker, transitions
 from app.spotify.tokens.results import Attempt, Result
 from app.spotify.tokens.transitions import Values
@@ -52,26 +54,35 @@ class Completion:
     written: Values | None = None
 
 
-def claim(row: AccessToken) -> Attempt | None:
+def claim(row: AccessToken, application: Application) -> Attempt | None:
     """Take the lease on this generation and record the attempt. Returns None if another caller was first.
 
     Raises:
-        SpotifyUnavailable: The breaker is open.
+        SpotifyUnavailable: The breaker is open, or the application is paused.
         SpotifyMisconfigured: The breaker is open because Spotify rejects our client id or secret.
+        SpotifyAppRefused: The application is paused because Spotify rejects it.
+        SpotifyNotConnected: The application is gone.
     """
     attempt_id, send_until = uuid.uuid4().hex, send_deadline()
+
+    def new_attempt(generation: int, claimed_at: datetime) -> Attempt:
+        return Attempt(attempt_id, generation, claimed_at, send_until, spotify_app_id=application.id)
 
     def work(db: Session) -> Attempt | None:
         recorded = db.scalar(
             sa.select(TokenRefresh).where(TokenRefresh.attempt_id == attempt_id).with_for_update()
         )
         if recorded is not None:  # the reply to an earlier COMMIT was lost
-            return Attempt(attempt_id, recorded.generation, recorded.started_at, send_until)
+            return new_attempt(recorded.generation, recorded.started_at)
         now = database.db_now(db)
-        attempt = Attempt(attempt_id, unused_generation(db, row), now, send_until)
+        attempt = new_attempt(unused_generation(db, row), now)
         if not take_leases(db, {row: attempt}, now, _unchanged(row)):
             return None
-        return replace(attempt, is_probe=breaker.require_closed(db, now))
+        is_probe = breaker.require_closed(db, ApplicationKind.of(row.client_id), now)
+        if application.id is None:
+            return replace(attempt, is_probe=is_probe)
+        probes_application = pauses.require_active(db, db.get(SpotifyApp, application.id), now)
+        return replace(attempt, is_probe=is_probe, probes_application=probes_application)
 
     return run_in_transaction_until(time.monotonic() + _CLAIM_SECONDS, work)
 
@@ -164,13 +175,13 @@ def finish_together(results: Sequence[Result]) -> dict[Result, Completion]:
 
 def _finish(db: Session, results: Sequence[Result], *, skip_locked: bool = False) -> dict[Result, Completion]:
     recorded = _recorded_outcomes(db, results, skip_locked=skip_locked)
-    breaker_open = _is_revocations_open(db, results)
+    doubted = _doubted_rejections(db, results)
     if skip_locked:
         unlocked = _lock_grants(db, results)
         results = [found for found in results if found.attempt.id in recorded and found.row.id in unlocked]
     now = database.db_now(db)
     new = {
-        result: _apply(db, result, now, breaker_open=breaker_open)
+        result: _apply(db, result, now, breaker_open=result.kind in doubted)
         for result in results
         if recorded.get(result.attempt.id) is None
     }
@@ -198,10 +209,14 @@ def _recorded_outcomes(db: Session, results: Sequence[Result], *, skip_locked: b
     return {row.attempt_id: row.outcome for row in found}
 
 
-def _is_revocations_open(db: Session, results: Sequence[Result]) -> bool:
-    """Return whether rejections are not recorded now. Asks only if there is one, because this locks a row."""
-    is_rejected = any(result.outcome is Outcome.INVALID_GRANT for result in results)
-    return is_rejected and breaker.is_revocations_open(db)
+def _doubted_rejections(db: Session, results: Sequence[Result]) -> set[ApplicationKind]:
+    """Return the kinds of applications whose grants' rejections are not recorded now.
+
+    Asks only about those with a rejection, because this locks a row.
+    """
+    rejected = {result.kind for result in results if result.outcome is Outcome.INVALID_GRANT}
+    # In the same order everywhere, so that two do not deadlock.
+    return {kind for kind in ApplicationKind if kind in rejected and breaker.is_revocations_open(db, kind)}
 
 
 def _lock_grants(db: Session, results: Sequence[Result]) -> set[int]:

@@ -4,20 +4,22 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.errors import SpotifyMisconfigured, SpotifyUnavailable
+from app.errors import SpotifyAppRefused, SpotifyMisconfigured, SpotifyUnavailable
 from app.infra import database
 from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState, SpotifyApp, TokenRefresh
+from app.models.access_token import LEASE
+from app.spotify.applications import pauses
 from app.spotify.applications.lookup import Applications, rows_of_grants
-from app.spotify.clients.application import Application
+from app.spotify.clients.application import ALL_KINDS, Application, ApplicationKind
 from app.spotify.tokens import attempts, breaker, refresh_queue, transitions
 from app.spotify.tokens.encryption import UNDECRYPTABLE_WAIT, decrypt_token
 from app.spotify.tokens.refresh_queue import DueGrant
@@ -40,6 +42,11 @@ class Claim:
     application: Application
     refresh_token: str = field(repr=False)
 
+    @property
+    def kind(self) -> ApplicationKind:
+        """Whose application the grant belongs to."""
+        return ApplicationKind.of(self.row.client_id)
+
 
 @dataclass
 class Batch:
@@ -49,12 +56,12 @@ class Batch:
     claims: list[Claim] = field(default_factory=list)
     postponed: int = 0
     undecryptable: int = 0  # of those that are postponed
-    is_paused: bool = False  # by the breaker
+    paused: set[ApplicationKind] = field(default_factory=set)  # by the breaker
 
     @property
     def is_locked(self) -> bool:
         """Whether other schedulers hold everything that is due."""
-        return bool(self.candidates) and not (self.claims or self.postponed or self.is_paused)
+        return bool(self.candidates) and not (self.claims or self.postponed or self.paused)
 
 
 class BatchClaims:
@@ -66,36 +73,39 @@ class BatchClaims:
         self._refresh_lead = config.refresh_lead
         self._active_for = timedelta(days=config.refresh_active_days)
 
-    def claim(self, limit: int, due_by: datetime) -> Batch:
+    def claim(self, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS) -> Batch:
         """Claim up to `limit` grants that were due by then, next to expire first.
+
+        Only those of these kinds of applications.
 
         Any number of schedulers can do this at the same time.
         """
         for _ in range(_TRIES):
             send_until = attempts.send_deadline()
-            batch = run_in_transaction(partial(self._claim, limit, due_by, send_until))
+            batch = run_in_transaction(partial(self._claim, limit, due_by, kinds, send_until))
             if not batch.is_locked:
                 break
             time.sleep(_PAUSE_SECONDS)  # they are about to claim it
         return batch
 
-    def _claim(self, limit: int, due_by: datetime, send_until: float, db: Session) -> Batch:
+    def _claim(
+        self, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind], send_until: float, db: Session
+    ) -> Batch:
         # More than needed, because other schedulers may have locked the first ones.
-        ids = refresh_queue.earliest(db, 4 * limit, due_by)
+        ids = refresh_queue.earliest(db, 4 * limit, due_by, kinds)
         batch = Batch(len(ids))
         if not ids:
             return batch
         now = database.db_now(db)
-        tokens: dict[DueGrant, tuple[Application, str]] = {}
-        while ids and len(tokens) < limit:
-            wanted = limit - len(tokens)
+        found: list[_Refreshable] = []
+        while ids and len(found) < limit:
+            wanted = limit - len(found)
             locked = refresh_queue.lock(db, ids[:wanted], due_by, now)
-            tokens |= self._refreshable(db, locked, now, batch)
+            found += self._refreshable(db, locked, now, batch)
             del ids[:wanted]
-        tokens, is_probe = self._admitted_by_breaker(db, tokens, now, batch)
         claims = [
-            Claim(due.row, _attempt(db, due, now, send_until, is_probe=is_probe), application, token)
-            for due, (application, token) in tokens.items()
+            Claim(each.due.row, _attempt(db, each, now, send_until), each.application, each.refresh_token)
+            for each in _admitted_by_breaker(db, found, now, batch)
         ]
         taken = attempts.take_leases(db, {claim.row: claim.attempt for claim in claims}, now)
         batch.claims = [claim for claim in claims if claim.row in taken]
@@ -103,26 +113,44 @@ class BatchClaims:
 
     def _refreshable(
         self, db: Session, locked: Sequence[DueGrant], now: datetime, batch: Batch
-    ) -> dict[DueGrant, tuple[Application, str]]:
+    ) -> list["_Refreshable"]:
         """Return the grants that need a refresh, with what to send, and postpone the others."""
-        tokens = {}
+        found = []
         own_applications = rows_of_grants(db, [due.row for due in locked])
         for due in locked:
-            row = due.row
+            own = own_applications.get(due.row.spotify_user_id)
             postponed = self._postponed(due, now)
             if postponed is None:
                 try:
-                    application = self._application(row, own_applications)
-                    tokens[due] = application, decrypt_token(self._cipher, row, "refresh_token")
+                    found.append(self._with_secrets(db, due, own, now))
+                except _ApplicationPaused as paused:
+                    postponed = {"due_at": paused.until or now + LEASE}
                 except SpotifyUnavailable:
                     batch.undecryptable += 1
                     postponed = {"due_at": now + UNDECRYPTABLE_WAIT}
             if postponed is not None:
                 batch.postponed += 1
-                attempts.update(db, row, postponed)
-        return tokens
+                attempts.update(db, due.row, postponed)
+        return found
 
-    def _application(self, grant: AccessToken, own: dict[int, SpotifyApp]) -> Application:
+    def _with_secrets(
+        self, db: Session, due: DueGrant, own: SpotifyApp | None, now: datetime
+    ) -> "_Refreshable":
+        """Return what to send to refresh a grant.
+
+        Raises:
+            SpotifyUnavailable: Its application is gone, or a secret cannot be decrypted.
+            _ApplicationPaused: Its application is paused.
+        """
+        application = self._application(due.row, own)
+        refresh_token = decrypt_token(self._cipher, due.row, "refresh_token")
+        try:
+            is_probe = own is not None and pauses.require_active(db, own, now)
+        except (SpotifyAppRefused, SpotifyUnavailable):
+            raise _ApplicationPaused(own.paused_until if own is not None else None) from None
+        return _Refreshable(due, application, refresh_token, probes_application=is_probe)
+
+    def _application(self, grant: AccessToken, own: SpotifyApp | None) -> Application:
         """Return the application that a grant was issued to.
 
         Raises:
@@ -130,9 +158,9 @@ class BatchClaims:
         """
         if grant.client_id is None:
             return self._applications.deployment
-        if (row := own.get(grant.spotify_user_id)) is None:
+        if own is None:
             raise SpotifyUnavailable
-        return self._applications.decrypt(row)
+        return self._applications.decrypt(own)
 
     def _postponed(self, due: DueGrant, now: datetime) -> Values | None:
         """Return what to write to a grant that needs no refresh now, or None if it needs one."""
@@ -146,21 +174,57 @@ class BatchClaims:
             return {"due_at": transitions.next_refresh_at(row.expires_at, row.lifetime, self._refresh_lead)}
         return None
 
-    def _admitted_by_breaker(
-        self, db: Session, tokens: dict[DueGrant, tuple[Application, str]], now: datetime, batch: Batch
-    ) -> tuple[dict[DueGrant, tuple[Application, str]], bool]:
-        """Return those that the breaker lets through: all, the first, or none. The first is a probe then."""
+
+class _ApplicationPaused(Exception):
+    """A user's application is paused until then."""
+
+    def __init__(self, until: datetime | None) -> None:
+        super().__init__()
+        self.until = until
+
+
+@dataclass(frozen=True)
+class _Refreshable:
+    """A grant that needs a refresh, and what to send."""
+
+    due: DueGrant
+    application: Application
+    refresh_token: str = field(repr=False)
+    probes_application: bool = False  # it was paused
+    is_probe: bool = False  # the breaker was open
+
+    @property
+    def kind(self) -> ApplicationKind:
+        return ApplicationKind.of(self.due.row.client_id)
+
+
+def _admitted_by_breaker(
+    db: Session, found: Sequence[_Refreshable], now: datetime, batch: Batch
+) -> list[_Refreshable]:
+    """Return those that the breaker lets through: for each kind of application, all, a probe, or none."""
+    admitted: list[_Refreshable] = []
+    for kind in ApplicationKind:
+        of_kind = [each for each in found if each.kind is kind]
         try:
-            is_probe = bool(tokens) and breaker.require_closed(db, now)
+            is_probe = bool(of_kind) and breaker.require_closed(db, kind, now)
         except (SpotifyUnavailable, SpotifyMisconfigured):
-            batch.is_paused = True
-            return {}, False
-        return (dict(list(tokens.items())[:1]) if is_probe else tokens), is_probe
+            batch.paused.add(kind)
+            continue
+        admitted += [replace(of_kind[0], is_probe=True)] if is_probe else of_kind
+    return admitted
 
 
-def _attempt(db: Session, due: DueGrant, now: datetime, send_until: float, *, is_probe: bool) -> Attempt:
-    generation = attempts.unused_generation(db, due.row) if due.is_refreshed else due.row.generation
-    return Attempt(uuid.uuid4().hex, generation, now, send_until, is_probe)
+def _attempt(db: Session, found: _Refreshable, now: datetime, send_until: float) -> Attempt:
+    row = found.due.row
+    return Attempt(
+        uuid.uuid4().hex,
+        attempts.unused_generation(db, row) if found.due.is_refreshed else row.generation,
+        now,
+        send_until,
+        found.is_probe,
+        found.application.id,
+        found.probes_application,
+    )
 
 
 def abandon(claims: Sequence[Claim]) -> None:

@@ -1,8 +1,9 @@
 """The breaker: pauses all refreshes while they fail for everyone.
 
-Each reason has its own rule (`breaker_rules`). While the breaker is open, one attempt at a time, the
-probe, goes through. All others have to wait, and no grant is marked. After enough successful probes, the
-breaker closes. When it opens or closes, the effects of those failures on grants are undone.
+Each reason has its own rule (`breaker_rules`), and concerns either the deployment's application or all of
+those that users have registered: one kind does not pause the other. While the breaker is open, one attempt at
+a time, the probe, goes through. All others have to wait, and no grant is marked. After enough successful
+probes, the breaker closes. When it opens or closes, the effects of those failures on grants are undone.
 
 The state is in the database, so that all processes share it and it survives restarts. Attempts are counted in
 their history (`token_refreshes`), so there are no counters to keep in sync (`breaker_queries`).
@@ -23,13 +24,17 @@ from app.infra.database import database_now, reading, run_in_transaction
 from app.models import Breaker
 from app.models.access_token import CLOCK_TOLERANCE
 from app.models.token_refresh import Outcome
+from app.spotify.applications import pauses
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.tokens import breaker_queries
-from app.spotify.tokens.breaker_rules import RULES, Reason, Rule, seconds_until
+from app.spotify.tokens.breaker_rules import RULES, Reason, Rule, reasons_of, seconds_until
 
 log = logging.getLogger(__name__)
 
+_REVOCATIONS = {Reason.REVOCATIONS, Reason.OWN_REVOCATIONS}
 
-def require_closed(db: Session, now: datetime) -> bool:
+
+def require_closed(db: Session, kind: ApplicationKind, now: datetime) -> bool:
     """Let a refresh through if the breaker is closed, or as the probe. Returns whether it is the probe.
 
     Call it in the transaction that claims the refresh, so that a claim that fails uses up no probe. If
@@ -39,7 +44,7 @@ def require_closed(db: Session, now: datetime) -> bool:
         SpotifyMisconfigured: Spotify rejects our client id or secret, and the next probe is not due yet.
         SpotifyUnavailable: The breaker is open for another reason, and the next probe is not due yet.
     """
-    found = db.scalars(sa.select(Breaker).where(breaker_queries.is_open())).all()
+    found = db.scalars(sa.select(Breaker).where(breaker_queries.is_open(reasons_of(kind)))).all()
     for breaker in found:
         if RULES[Reason(breaker.name)].is_waiting(breaker.probe_at, now):
             raise _error_for(breaker, now)
@@ -62,10 +67,16 @@ def open_breakers() -> list[Breaker]:
         return list(db.scalars(sa.select(Breaker).where(breaker_queries.is_open())))
 
 
-def retry_after() -> int | None:
+def paused_kinds() -> set[ApplicationKind]:
+    """Return the kinds of applications for which the breaker is open now."""
+    return {RULES[Reason(found.name)].kind for found in open_breakers()}
+
+
+def retry_after(kind: ApplicationKind) -> int | None:
     """Return the seconds until the next probe, or None if the breaker is closed."""
+    is_open = breaker_queries.is_open(reasons_of(kind))
     with reading() as db:
-        found = db.execute(sa.select(Breaker, database_now()).where(breaker_queries.is_open())).all()
+        found = db.execute(sa.select(Breaker, database_now()).where(is_open)).all()
     waits = [
         seconds_until(breaker.probe_at, now)
         if RULES[Reason(breaker.name)].is_waiting(breaker.probe_at, now)
@@ -75,14 +86,15 @@ def retry_after() -> int | None:
     return max(waits, default=None)
 
 
-def is_revocations_open(db: Session) -> bool:
-    """Return whether `revocations` is open, so that an `invalid_grant` may be wrong.
+def is_revocations_open(db: Session, kind: ApplicationKind) -> bool:
+    """Return whether the breaker for revocations is open, so that an `invalid_grant` may be wrong.
 
     This holds until the transaction ends. Marking a grant and opening the breaker lock the same row, so
     that no mark is missed when the breaker opens and marks are undone. Nodes of a Galera cluster do not see
     each other's locks: there, one of two transactions fails because both change the row.
     """
-    breaker = breaker_queries.locked(db, Reason.REVOCATIONS)
+    [reason] = _REVOCATIONS.intersection(reasons_of(kind))
+    breaker = breaker_queries.locked(db, reason)
     if breaker.closed_at is None:
         return True
     breaker.successes += 1  # has no meaning while it is closed
@@ -98,6 +110,7 @@ class Observation:
     """
 
     outcome: Outcome
+    kind: ApplicationKind = ApplicationKind.DEPLOYMENT
     probed_at: datetime | None = None
     retry_after: int | None = None
 
@@ -109,18 +122,18 @@ def record_outcomes(observations: Sequence[Observation]) -> None:
     may have begun before, which proves nothing.
     """
     for seen in observations:
-        proven = [reason for reason, rule in RULES.items() if seen.outcome in rule.proofs]
+        proven = [reason for reason in reasons_of(seen.kind) if seen.outcome in RULES[reason].proofs]
         if proven and seen.probed_at is not None:
             _change(partial(_count_success, proven, seen.probed_at))
     for reason, rule in RULES.items():
-        failures = [seen for seen in observations if seen.outcome is rule.outcome]
+        failures = [seen for seen in observations if seen.outcome is rule.outcome and seen.kind is rule.kind]
         if failures:
             waits = [seen.retry_after for seen in failures if seen.retry_after is not None]
             _change(partial(_count_failure, reason, rule, max(waits, default=None)), even_if_closed=True)
 
 
 def client_accepted() -> None:
-    """Record that Spotify has accepted our client id and secret, in the exchange of a code."""
+    """Record that Spotify has accepted the deployment's client id and secret, in the exchange of a code."""
     _change(_close_misconfigured)
 
 
@@ -170,9 +183,10 @@ def _open(db: Session, breaker: Breaker, since: datetime, now: datetime) -> None
     breaker.opened_at, breaker.closed_at, breaker.successes = now, None, 0
     rule = RULES[Reason(breaker.name)]
     affected = breaker_queries.affected_grants(db, rule, since, now)
-    if breaker.name == Reason.REVOCATIONS:
+    if breaker.name in _REVOCATIONS:
         breaker_queries.undo_rejections(db, affected, since)
     breaker_queries.end_backoffs(db, affected, rule, now)
+    _end_pauses(db, breaker, since)
 
 
 def _close(db: Session, breaker: Breaker, now: datetime) -> None:
@@ -182,3 +196,10 @@ def _close(db: Session, breaker: Breaker, now: datetime) -> None:
     since = min(breaker.opened_at, now) - rule.window
     affected = breaker_queries.affected_grants(db, rule, since, now)
     breaker_queries.end_backoffs(db, affected, rule, now)
+    _end_pauses(db, breaker, since)
+
+
+def _end_pauses(db: Session, breaker: Breaker, since: datetime) -> None:
+    """End the pauses of applications that did not cause their failures."""
+    if breaker.name == Reason.OWN_OUTAGE:
+        pauses.end_outage(db, since)

@@ -7,9 +7,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from app.infra.row_versions import announce
-from app.models import AccessToken, Breaker, GrantState, TokenRefresh
+from app.models import AccessToken, Breaker, GrantState, SpotifyApp, SpotifyUser, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, is_over
 from app.models.token_refresh import Outcome
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.tokens.breaker_rules import RULES, Reason, Rule
 from app.spotify.tokens.transitions import CONFIRM_AFTER
 
@@ -62,7 +63,7 @@ def is_met(db: Session, rule: Rule, since: datetime, now: datetime) -> bool:
     if rule.opens_at_first_failure:
         return True
     connections = sa.select(sa.func.count(TokenRefresh.spotify_user_id.distinct()))
-    tried = connections.where(*_finished_between(since, now))
+    tried = connections.where(*_finished_between(since, now), _is_of(rule.kind, since))
     failed = tried.where(TokenRefresh.outcome == rule.outcome, ~_rejected_before(since))
     failures = db.execute(failed).scalar_one()
     if failures < rule.min_connections:  # usually: counting all that were tried takes much longer
@@ -76,7 +77,7 @@ def affected_grants(db: Session, rule: Rule, since: datetime, now: datetime) -> 
     The caller is about to change them.
     """
     affected = sa.select(TokenRefresh.spotify_user_id, TokenRefresh.grant_id).where(
-        *_finished_between(since, now), TokenRefresh.outcome == rule.outcome
+        *_finished_between(since, now), TokenRefresh.outcome == rule.outcome, _is_of(rule.kind, since)
     )
     found = db.execute(affected.distinct()).all()
     announce(db, connections=[spotify_user_id for spotify_user_id, _ in found], best_effort=True)
@@ -128,6 +129,24 @@ def _finished_between(since: datetime, now: datetime) -> tuple[sa.ColumnElement[
         TokenRefresh.finished_at.between(since, now + CLOCK_TOLERANCE),
         TokenRefresh.started_at >= since - _ATTEMPT_MAX_DURATION,  # the index is on this column
     )
+
+
+def _is_of(kind: ApplicationKind, since: datetime) -> sa.ColumnElement[bool]:
+    """In SQL: the attempt was one of a grant of this kind of application.
+
+    Users' applications that began to fail before `since` are left out: they fail for their own reasons.
+    """
+    own = sa.and_(
+        AccessToken.spotify_user_id == TokenRefresh.spotify_user_id,
+        AccessToken.grant_id == TokenRefresh.grant_id,
+        AccessToken.client_id.is_not(None),
+    )
+    if kind is ApplicationKind.DEPLOYMENT:
+        return ~sa.exists().where(own).correlate(TokenRefresh)
+    has_worked = sa.or_(SpotifyApp.failing_since.is_(None), SpotifyApp.failing_since >= since)
+    application = SpotifyApp.id == SpotifyUser.spotify_app_id
+    connection = SpotifyUser.id == AccessToken.spotify_user_id
+    return sa.exists().where(own, connection, application, has_worked).correlate(TokenRefresh)
 
 
 def _rejected_before(since: datetime) -> sa.ColumnElement[bool]:

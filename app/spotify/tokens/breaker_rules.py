@@ -1,32 +1,41 @@
-"""The rules of the breaker: when all refreshes stop, and when they continue."""
+"""The rules of the breaker: when all refreshes stop, and when they continue.
+
+Those for users' own applications are only about Spotify itself: what is wrong with one of these applications
+concerns no other (`app.spotify.applications.pauses`).
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.models.access_token import LONGEST_WAIT, is_ahead
 from app.models.token_refresh import Outcome
+from app.spotify.clients.application import ApplicationKind
 
 
 class Reason(StrEnum):
-    """Why all refreshes fail. Each reason has its own breaker."""
+    """Why all refreshes of a kind of application fail. Each reason has its own breaker."""
 
     REVOCATIONS = "revocations"  # Spotify rejects so many young grants that the rejections may be wrong
     MISCONFIGURED = "misconfigured"  # Spotify rejects our client id or secret
     RATE_LIMITED = "rate_limited"  # Spotify asked us to wait
     OUTAGE = "outage"  # Spotify gives no usable responses
+    OWN_REVOCATIONS = "own_revocations"  # as above, for users' own applications together
+    OWN_OUTAGE = "own_outage"
 
 
 @dataclass(frozen=True)
 class Rule:
     """When a breaker opens, and when it closes.
 
-    It opens if, within `window`, at least `min_connections` connections had `outcome`, and those are more
-    than `min_percent` of those tried. It closes after `successes` probes in a row with one of `proofs`.
+    It opens if, within `window`, at least `min_connections` connections of this kind of application had
+    `outcome`, and those are more than `min_percent` of those tried. It closes after `successes` probes in a
+    row with one of `proofs`.
     """
 
     outcome: Outcome
+    kind: ApplicationKind = ApplicationKind.DEPLOYMENT
     window: timedelta = timedelta(minutes=1)
     min_connections: int = 1
     min_percent: float = 0
@@ -74,6 +83,16 @@ RULES = {
         Outcome.UNAVAILABLE, min_connections=10, min_percent=90, probe_interval=timedelta(seconds=5)
     ),
 }
+RULES |= {
+    # Users may revoke what they have connected with their own applications, so it takes more of them.
+    Reason.OWN_REVOCATIONS: replace(RULES[Reason.REVOCATIONS], kind=ApplicationKind.OWN, min_percent=50),
+    Reason.OWN_OUTAGE: replace(RULES[Reason.OUTAGE], kind=ApplicationKind.OWN),
+}
+
+
+def reasons_of(kind: ApplicationKind) -> list[Reason]:
+    """Return the reasons that concern a kind of application."""
+    return [reason for reason, rule in RULES.items() if rule.kind is kind]
 
 
 def seconds_until(moment: datetime, now: datetime) -> int:

@@ -16,7 +16,13 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from app.errors import SpotifyMisconfigured, SpotifyNotConnected, SpotifyUnavailable
+from app.errors import (
+    BacklineError,
+    SpotifyAppRefused,
+    SpotifyMisconfigured,
+    SpotifyNotConnected,
+    SpotifyUnavailable,
+)
 from app.infra import database
 from app.infra.database import database_now, reading
 from app.infra.encryption import TokenCipher
@@ -24,10 +30,12 @@ from app.models import AccessToken, GrantState
 from app.models.snapshots import TokenSnapshot
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
+from app.spotify.applications import pauses
 from app.spotify.applications.lookup import Applications
+from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
-from app.spotify.clients.application import Application
+from app.spotify.clients.application import Application, ApplicationKind
 from app.spotify.clients.errors import RateLimited, SpotifyError
 from app.spotify.tokens import attempts, breaker
 from app.spotify.tokens.attempts import Completion
@@ -79,6 +87,7 @@ def require_refreshable(row: AccessToken, now: datetime) -> None:
     Raises:
         GrantEnded: The grant has ended, or was rejected and the next confirmation is not due yet.
         SpotifyUnavailable: An attempt has failed, and the next one has to wait.
+        SpotifyAppRefused: It has to wait because Spotify rejects the user's application.
     """
     is_backing_off = row.is_backing_off(now)
     if row.state == GrantState.REAUTHORIZATION_REQUIRED:
@@ -86,6 +95,8 @@ def require_refreshable(row: AccessToken, now: datetime) -> None:
     if row.state == GrantState.SUSPECT and is_backing_off:
         raise GrantEnded
     if is_backing_off and row.not_before is not None:
+        if row.client_id is not None:
+            pauses.require_not_refused(row.spotify_user_id)
         raise SpotifyUnavailable(retry_after=_whole_seconds(row.not_before - now))
 
 
@@ -97,6 +108,7 @@ class Refresher:
         accounts: SpotifyAccounts,
         bulkhead: AccountsBulkhead,
         applications: Applications,
+        pauses: ApplicationPauses,
         locks: RedisLocks,
         cipher: TokenCipher,
         refresh_lead: timedelta,
@@ -104,6 +116,7 @@ class Refresher:
         self._accounts = accounts
         self._bulkhead = bulkhead
         self._applications = applications
+        self._pauses = pauses
         self._locks = locks
         self._cipher = cipher
         self._results = Results(cipher, refresh_lead)
@@ -127,6 +140,7 @@ class Refresher:
             SpotifyUnavailable: Spotify returned no token, the grant is backing off, or the breaker is open.
             RefreshInProgress: Another caller's refresh takes longer than `wait_seconds`.
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
+            SpotifyAppRefused: Spotify rejects the user's own application.
         """
         spotify_user_id, seen = row.spotify_user_id, version_of(row)
         deadline = time.monotonic() + wait_seconds
@@ -143,7 +157,7 @@ class Refresher:
                 require_refreshable(row, now)
                 if not row.is_leased(now):
                     application, refresh_token = self._applications.of_grant(row), self._refresh_token(row)
-                    attempt = attempts.claim(row)
+                    attempt = attempts.claim(row, application)
                     if attempt is not None:
                         return self.conclude(self.call(row, attempt, application, refresh_token))
                 if time.monotonic() >= deadline:
@@ -173,7 +187,7 @@ class Refresher:
             # This process was paused after the claim. The lease could end during the call.
             raise SpotifyUnavailable
         try:
-            with self._bulkhead.calling():
+            with self._bulkhead.calling(row.client_id):
                 response = self._accounts.refresh(application, refresh_token)
         except SpotifyError as error:
             return self._results.of_error(row, attempt, error, refresh_token)
@@ -185,11 +199,11 @@ class Refresher:
         If another caller has refreshed the grant in the meantime, that result is returned.
 
         Raises:
-            GrantEnded, SpotifyUnavailable, SpotifyMisconfigured: As `_error_for` decides.
+            GrantEnded, SpotifyUnavailable, SpotifyMisconfigured, SpotifyAppRefused: As `_error_for` decides.
             SpotifyNotConnected: The connection does not exist anymore.
         """
         completion = attempts.finish(result)
-        observe({result: completion})
+        self.observe({result: completion})
         row = result.row
         if result.error is not None:
             return _superseding_or_raise(result, result.error, completion)
@@ -199,24 +213,32 @@ class Refresher:
             setattr(row, column, value)
         return row, completion.at
 
+    def observe(self, completions: Mapping[Result, Completion]) -> None:
+        """Log the refreshes that have been stored, and let breaker and pauses count all outcomes."""
+        observations = []
+        for result, completion in completions.items():
+            if result.error is None:
+                log.info(
+                    "token_refreshed",
+                    extra={
+                        "spotify_user_id": result.row.spotify_user_id,
+                        "outcome": completion.outcome.value,
+                    },
+                )
+            # Only a 429 is about all grants. A 503 may be about one host.
+            retry_after = result.error.retry_after if isinstance(result.error, RateLimited) else None
+            probed_at = result.attempt.claimed_at if result.attempt.is_probe else None
+            observations.append(breaker.Observation(completion.outcome, result.kind, probed_at, retry_after))
+            self._record_outcome(result.attempt, completion.outcome, retry_after)
+        breaker.record_outcomes(observations)
 
-def observe(completions: Mapping[Result, Completion]) -> None:
-    """Log the refreshes that have been stored, and let the breaker count all outcomes."""
-    observations = []
-    for result, completion in completions.items():
-        if result.error is None:
-            log.info(
-                "token_refreshed",
-                extra={
-                    "spotify_user_id": result.row.spotify_user_id,
-                    "outcome": completion.outcome.value,
-                },
-            )
-        # Only a 429 is about all grants. A 503 may be about one host.
-        retry_after = result.error.retry_after if isinstance(result.error, RateLimited) else None
-        probed_at = result.attempt.claimed_at if result.attempt.is_probe else None
-        observations.append(breaker.Observation(completion.outcome, probed_at, retry_after))
-    breaker.record_outcomes(observations)
+    def _record_outcome(self, attempt: Attempt, outcome: Outcome, retry_after: int | None) -> None:
+        """Pause or resume a user's own application. While Spotify is down for all, it is not to blame."""
+        if attempt.spotify_app_id is None or (attempt.is_probe and outcome is Outcome.UNAVAILABLE):
+            return
+        self._pauses.record_outcome(
+            attempt.spotify_app_id, outcome, is_probe=attempt.probes_application, retry_after=retry_after
+        )
 
 
 def _superseding_or_raise(result: Result, error: SpotifyError, completion: Completion) -> GrantSnapshot:
@@ -231,11 +253,13 @@ def _superseding_or_raise(result: Result, error: SpotifyError, completion: Compl
     raise _error_for(result, state) from error
 
 
-def _error_for(result: Result, state: str | None) -> GrantEnded | SpotifyUnavailable | SpotifyMisconfigured:
+def _error_for(result: Result, state: str | None) -> GrantEnded | BacklineError:
     """Map a failure to the error that the caller sees. `state` is the grant's state after a rejection."""
     if result.is_rejection and state != GrantState.ACTIVE:
         return GrantEnded()
-    breaker_wait = breaker.retry_after()
+    if result.outcome is Outcome.MISCONFIGURED and result.kind is ApplicationKind.OWN:
+        return SpotifyAppRefused()
+    breaker_wait = breaker.retry_after(result.kind)
     if result.is_rejection:
         # The rejection may be wrong, or there is a spare refresh token to try.
         return SpotifyUnavailable(retry_after=breaker_wait or 1)

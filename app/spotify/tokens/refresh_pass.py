@@ -19,7 +19,8 @@ from app.errors import DEPENDENCY_DOWN, SpotifyUnavailable
 from app.infra import database
 from app.models.token_refresh import Outcome
 from app.resilience.rate_limiter import RateLimiter
-from app.spotify.tokens import attempts, batch_claims, breaker, refresh, refresh_queue
+from app.spotify.clients.application import ALL_KINDS, ApplicationKind
+from app.spotify.tokens import attempts, batch_claims, breaker, refresh_queue
 from app.spotify.tokens.attempts import Completion
 from app.spotify.tokens.batch_claims import BatchClaims, Claim
 from app.spotify.tokens.group_commit import GroupCommit
@@ -80,6 +81,7 @@ class RefreshPass:
         self._unfinished = 0  # claims whose results are not stored
         self._uncounted: set[Result] = set()  # failures
         self._abandoned: list[Claim] = []
+        self._paused: frozenset[ApplicationKind] = frozenset()  # by the breaker
         self._stats = RefreshStats()
         self._failure: Exception | None = None
         self._progress: Callable[[RefreshStats], None] = lambda _: None
@@ -87,7 +89,8 @@ class RefreshPass:
     def run(self, progress: Callable[[RefreshStats], None]) -> RefreshStats:
         """Run the pass, and call `progress` after each connection that needed a refresh.
 
-        It ends early if the breaker opens (`app.spotify.tokens.breaker`).
+        If the breaker opens for a kind of application (`app.spotify.tokens.breaker`), no more grants of that
+        kind are refreshed.
 
         Raises:
             Exception: One of `DEPENDENCY_DOWN`. The pass has ended, without further calls to Spotify.
@@ -122,21 +125,28 @@ class RefreshPass:
             self._commits.close()
 
     def _claim_all(self, due_by: datetime) -> None:
+        waiting: set[ApplicationKind] = set()  # for a probe of their breaker
+        may_close = False
         while not self._is_over():
-            room = min(self._prefetch.room(), self._max_reserved)
-            if not room:
-                continue
-            start_at = time.monotonic() + self._limiter.reserve(room)
-            if self._stopping.wait(start_at - time.monotonic()) or self._is_over():
+            if kinds := ALL_KINDS - self._paused - waiting:
+                room = min(self._prefetch.room(), self._max_reserved)
+                if not room:
+                    continue
+                start_at = time.monotonic() + self._limiter.reserve(room)
+                if self._stopping.wait(start_at - time.monotonic()) or self._is_over():
+                    return
+                was_idle = not self._unfinished
+                batch = self._claims.claim(room, due_by, kinds)
+                self._start(batch.claims, start_at)
+                self._count(failed=batch.undecryptable)
+                waiting |= batch.paused
+                may_close |= bool(batch.paused) and not was_idle
+                if batch.claims or batch.postponed or batch.paused:
+                    continue
+            if not may_close:
                 return
-            was_idle = not self._unfinished
-            batch = self._claims.claim(room, due_by)
-            self._start(batch.claims, start_at)
-            self._count(failed=batch.undecryptable)
-            if batch.is_paused and not was_idle:
-                self._wait_until_finished()  # the calls that are running may close the breaker
-            elif not (batch.claims or batch.postponed):
-                return
+            self._wait_until_finished()  # the calls that are running may close the breaker
+            waiting, may_close = set(), False
 
     def _start(self, claims: Sequence[Claim], start_at: float) -> None:
         self._prefetch.started(len(claims))
@@ -167,7 +177,9 @@ class RefreshPass:
 
     def _call(self, claim: Claim, start_at: float) -> Result | None:
         remaining = start_at - time.monotonic()
-        if self._is_over() or (remaining > 0 and self._stopping.wait(remaining)) or self._is_over():
+        if remaining > 0:
+            self._stopping.wait(remaining)
+        if self._is_over() or claim.kind in self._paused:
             with self._changed:
                 self._abandoned.append(claim)
             return None
@@ -210,15 +222,15 @@ class RefreshPass:
                 self._conclude({result: completion})
 
     def _conclude(self, completions: Mapping[Result, Completion]) -> None:
-        """Let the breaker count outcomes that are stored. If it opens, the pass ends."""
+        """Let the breaker count outcomes that are stored. If it opens, no more calls are started."""
         try:
-            refresh.observe(completions)
+            self._refresher.observe(completions)
             failed = sum(
                 result.error is not None and completion.outcome is not Outcome.SUPERSEDED
                 for result, completion in completions.items()
             )
-            if failed and not self._is_over() and breaker.open_breakers():
-                self._ending.set()
+            if failed and not self._is_over():
+                self._pause(breaker.paused_kinds())
             self._count(refreshed=sum(result.error is None for result in completions), failed=failed)
         except Exception as error:  # noqa: BLE001 - raised when the pass ends
             self._fail(error)
@@ -244,10 +256,15 @@ class RefreshPass:
         with self._changed:
             self._changed.wait_for(lambda: not self._unfinished)
 
+    def _pause(self, kinds: set[ApplicationKind]) -> None:
+        """Refresh no more grants of these kinds of applications."""
+        with self._changed:
+            self._paused |= kinds
+
     def _fail(self, error: Exception) -> None:
         """End the pass with this error."""
         self._failure = self._failure or error
         self._ending.set()
 
     def _is_over(self) -> bool:
-        return self._ending.is_set() or self._stopping.is_set()
+        return self._ending.is_set() or self._stopping.is_set() or self._paused == ALL_KINDS

@@ -17,6 +17,7 @@ from app.infra.database import reading, run_in_transaction
 from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.models.access_token import CLOCK_TOLERANCE, LONGEST_WAIT
+from app.spotify.clients.application import ALL_KINDS, ApplicationKind
 
 # How many due connections to sort: those that became due first. Sorting all of them would take the longer,
 # the more are overdue.
@@ -32,19 +33,25 @@ class DueGrant:
     is_refreshed: bool  # the history shows that this generation is already refreshed
 
 
-def earliest(db: Session, limit: int, due_by: datetime) -> list[int]:
+def earliest(
+    db: Session, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS
+) -> list[int]:
     """Return up to `limit` ids of grants that were due by then, next to expire first. Locks none.
+
+    Only those of these kinds of applications.
 
     Those that failed come last: when many are rejected, the breaker's next probe must be another grant.
     """
     ids: list[int] = []
     for has_failed in (False, True):
         if len(ids) < limit:
-            ids += db.scalars(_earliest(has_failed, due_by, limit - len(ids)))
+            ids += db.scalars(_earliest(has_failed, due_by, kinds, limit - len(ids)))
     return ids
 
 
-def _earliest(has_failed: bool, due_by: datetime, limit: int) -> sa.Select[int]:
+def _earliest(
+    has_failed: bool, due_by: datetime, kinds: frozenset[ApplicationKind], limit: int
+) -> sa.Select[int]:
     """Return the query for those that have failed, or have not. Each reads one index in its order."""
     failures = AccessToken.failures > 0 if has_failed else AccessToken.failures == 0
     first = (
@@ -53,6 +60,9 @@ def _earliest(has_failed: bool, due_by: datetime, limit: int) -> sa.Select[int]:
         .order_by(AccessToken.due_at)
         .limit(_WINDOW)
     )
+    if kinds != ALL_KINDS:  # the others' breaker is open
+        is_own = AccessToken.client_id.is_not(None)
+        first = first.where(is_own if ApplicationKind.OWN in kinds else ~is_own)
     if has_failed:  # the other index would be sorted by the number of failures
         for dialect in ("mysql", "mariadb"):
             first = first.with_hint(AccessToken, "FORCE INDEX (ix_access_tokens_due_at)", dialect)

@@ -9,6 +9,7 @@ from functools import partial
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken
 from app.models.token_refresh import Outcome
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.errors import InvalidGrant, Misconfigured, RateLimited, SpotifyError
 from app.spotify.clients.token_response import TokenResponse
 from app.spotify.tokens import transitions
@@ -31,6 +32,8 @@ class Attempt:
     claimed_at: datetime
     send_until: float  # `time.monotonic`
     is_probe: bool = False  # the breaker was open
+    spotify_app_id: int | None = None  # of a user's own application
+    probes_application: bool = False  # which was paused
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,11 @@ class Result:
         """How long to keep trying to store it (`time.monotonic`)."""
         seconds = STORE_SECONDS if self.orphan_token is None else STORE_ORPHAN_TOKEN_SECONDS
         return self.received_at + seconds
+
+    @property
+    def kind(self) -> ApplicationKind:
+        """Whose application the grant belongs to."""
+        return ApplicationKind.of(self.row.client_id)
 
     @property
     def is_rejection(self) -> bool:

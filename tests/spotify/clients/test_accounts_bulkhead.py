@@ -95,7 +95,7 @@ def test_slow_call_is_remembered_for_a_while(bulkhead: AccountsBulkhead, waiting
 
     with pytest.raises(AccountsBusy), bulkhead.waiting():
         pass
-    bulkhead._slow_until -= accounts_bulkhead.REMEMBERED_SECONDS
+    bulkhead._deployment.slow_until -= accounts_bulkhead.REMEMBERED_SECONDS
     with bulkhead.waiting():
         pass
 
@@ -106,7 +106,7 @@ def test_long_wait_for_fast_calls_does_not_count_as_slow(
     """A wait takes longer than its call, because it may queue for a slot, or notice the result late."""
     monkeypatch.setattr(accounts_bulkhead, "SLOW_SECONDS", -1.0)  # any wait takes longer
     callers = waiting.start(3)
-    eventually(lambda: len(bulkhead._waiters) == 3)
+    eventually(lambda: len(bulkhead._deployment.waiters) == 3)
 
     assert not wait_for(callers, timeout=0.5, return_when=FIRST_COMPLETED).done
     with bulkhead.waiting():
@@ -121,12 +121,12 @@ def test_refreshes_and_exchanges_are_timed(
     bulkhead = app.extensions["backline"].accounts_bulkhead
 
     connect(client, sandbox)
-    assert bulkhead._slow_until > 0
+    assert bulkhead._deployment.slow_until > 0
 
-    bulkhead._slow_until = 0.0
+    bulkhead._deployment.slow_until = 0.0
     expire_tokens(app)
     assert client.get("/api/spotify/token").status_code == 200
-    assert bulkhead._slow_until > 0
+    assert bulkhead._deployment.slow_until > 0
 
 
 def test_waiters_are_limited_to_the_threads_of_a_worker(bulkhead: AccountsBulkhead) -> None:
@@ -147,13 +147,18 @@ def test_exchanges_are_limited_to_half_of_the_threads(bulkhead: AccountsBulkhead
                 return "exchanged"
 
         queued = pool.submit(exchange)
-        eventually(lambda: bulkhead._queued == 1)
+        eventually(lambda: bulkhead._deployment.queued == 1)
         with pytest.raises(AccountsBusy), bulkhead.exchanging():
             pass
         assert not queued.done()
         exchanges.close()
         assert queued.result(LONG) == "exchanged"
-    assert bulkhead._exchanging == bulkhead._queued == len(bulkhead._waiters) == 0
+    assert (
+        bulkhead._deployment.exchanging
+        == bulkhead._deployment.queued
+        == len(bulkhead._deployment.waiters)
+        == 0
+    )
 
 
 @pytest.mark.usefixtures("short_slow_threshold")
@@ -162,6 +167,60 @@ def test_exchanges_count_as_waiting_threads(bulkhead: AccountsBulkhead, waiting:
         callers = waiting.start(3)
 
         assert [caller.result(LONG) for caller in callers] == ["released"] * 3
+
+
+@pytest.mark.usefixtures("short_slow_threshold")
+def test_slow_call_with_one_own_application_limits_no_other(bulkhead: AccountsBulkhead) -> None:
+    with bulkhead.calling("one"), ExitStack() as waits:
+        waits.enter_context(bulkhead.waiting("one"))
+        eventually(lambda: _is_rejected(bulkhead, "one"))
+        for client_id in ("two", None):
+            for _ in range(3):
+                waits.enter_context(bulkhead.waiting(client_id))
+
+
+@pytest.mark.usefixtures("short_slow_threshold")
+def test_slow_call_with_the_deployments_application_limits_no_other(bulkhead: AccountsBulkhead) -> None:
+    with bulkhead.calling(), ExitStack() as waits:
+        for _ in range(2):
+            waits.enter_context(bulkhead.waiting())
+        eventually(lambda: _is_rejected(bulkhead, None))
+        for _ in range(3):
+            waits.enter_context(bulkhead.waiting("one"))
+
+
+def test_own_applications_leave_half_of_the_waits_to_the_deployment(bulkhead: AccountsBulkhead) -> None:
+    most = accounts_waiters(threads=4)
+    with ExitStack() as waits:
+        for number in range(most // 2):
+            waits.enter_context(bulkhead.waiting(f"application {number % 3}"))
+        assert _is_rejected(bulkhead, "another")
+        for _ in range(most // 2):
+            waits.enter_context(bulkhead.waiting())
+
+
+def test_own_application_exchanges_codes_in_half_of_the_slots(bulkhead: AccountsBulkhead) -> None:
+    with bulkhead.exchanging("one"):
+        with pytest.raises(AccountsBusy), bulkhead.exchanging("one"):
+            pass
+        with bulkhead.exchanging("two"), bulkhead.exchanging(), bulkhead.exchanging():
+            pass
+
+
+def test_shares_of_own_applications_are_forgotten_after_use(bulkhead: AccountsBulkhead) -> None:
+    for number in range(3):
+        with bulkhead.waiting(f"application {number}"):
+            pass
+
+    assert list(bulkhead._own) == ["application 2"]
+
+
+def _is_rejected(bulkhead: AccountsBulkhead, client_id: str | None) -> bool:
+    try:
+        with bulkhead.waiting(client_id):
+            return False
+    except AccountsBusy:
+        return True
 
 
 @ONE_DATABASE
@@ -207,7 +266,7 @@ def test_fast_service_gives_every_caller_a_token(
     sandbox.fault(on="refresh", kind="park")
     calls = [pool.submit(get_token, client) for _ in range(20)]
     sandbox.wait_for_held(1)
-    eventually(lambda: len(app.extensions["backline"].accounts_bulkhead._waiters) == 20)
+    eventually(lambda: len(app.extensions["backline"].accounts_bulkhead._deployment.waiters) == 20)
     sandbox.release()
 
     assert [one.result(LONG).status_code for one in calls] == [200] * 20
@@ -248,7 +307,7 @@ def test_hanging_service_blocks_half_of_the_threads_with_exchanges(
 
     assert sorted(one.result(LONG).status_code for one in calls) == [200] * 4 + [503] * 8
     # Neither its state nor its code was used.
-    client.application.extensions["backline"].accounts_bulkhead._slow_until = 0.0
+    client.application.extensions["backline"].accounts_bulkhead._deployment.slow_until = 0.0
     assert send_callback(client, again).json["status"] == "connected"
 
 

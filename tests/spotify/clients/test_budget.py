@@ -290,7 +290,7 @@ def test_call_passes_if_the_budget_cannot_be_counted(
         store.hset(key, mapping=fields)
         store.hset(f"{key}:people", mapping={"period": ahead // 1000, "b1": 1000, "n1": 1000})
         store.hset(f"{key}:1", mapping={**fields, "period": ahead // 1000, "demand": 500})
-    limiter = SpotifyRateLimiter(client, config)
+    limiter = SpotifyRateLimiter(client, config.spotify_client_id, config.gateway_budget)
     assert try_call(limiter, 1)
     assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
     with pytest.raises(RateLimited) as rejected:

@@ -26,7 +26,7 @@ from tests.helpers.flows import (
 )
 from tests.helpers.processes import RedisServer
 from tests.helpers.rate_limits import calls, limiter_with, retry_after_of, seconds_left
-from tests.helpers.sandbox_client import SandboxClient
+from tests.helpers.sandbox_client import CLIENT_ID, SandboxClient
 from tests.helpers.servers import eventually
 from tests.helpers.upstream import Upstream
 
@@ -421,8 +421,8 @@ def test_unknown_path_does_not_block_known_endpoints(mira: FlaskClient, upstream
         assert get(mira, path).status_code == 200, path
 
 
-def test_second_429_is_detected_without_redis(env: dict[str, str], app: Flask) -> None:
-    limiter = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), Config.from_env(env))
+def test_second_429_is_detected_without_redis(app: Flask) -> None:
+    limiter = SpotifyRateLimiter(redis_client("redis://127.0.0.1:1/0"), CLIENT_ID, budget=None)
     rejection = HttpResponse(429, {"retry-after": "60"}, b"")
     assert not limiter.record_429("search", rejection).needs_canary
     assert (limiter.retry_after("me/player"), limiter.retry_after("search") > 50) == (0, True)

@@ -13,8 +13,8 @@ from flask import Flask
 from app.errors import SpotifyNotConnected, SpotifyUnavailable
 from app.infra.http_client import HttpResponse
 from app.resilience.bulkhead import Bulkhead
+from app.spotify.clients.client_limits import ClientLimitsRegistry
 from app.spotify.clients.errors import RateLimited
-from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.gateway import cache as cache_module
 from app.spotify.gateway import leases, proxy
 from app.spotify.gateway.cache import State
@@ -382,7 +382,7 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         assert embedded.hkeys(HASH) == []  # no caller waited for it
 
         embedded.flushall()
-        limiter = gateway._rate_limiter
+        limiter = gateway._limits.deployment.rate_limiter
         for _ in range(4):
             limiter.acquire(None, is_poll=True)
         with pytest.raises(RateLimited) as over_budget:
@@ -390,4 +390,4 @@ def test_embedded_redis_supports_the_cache_and_the_rate_limiter(
         assert 0 < (over_budget.value.retry_after or 0) <= 30
         limiter.acquire(None, is_poll=False)
         assert limiter.block_all(HttpResponse(429, {"retry-after": "100"}, b"")) == 100
-        assert 40 < SpotifyRateLimiter(gateway._client, config).retry_after() <= 100
+        assert 40 < ClientLimitsRegistry(gateway._client, config).deployment.rate_limiter.retry_after() <= 100

@@ -206,7 +206,7 @@ def _five_failures_of_one_person_suffice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def end_pause(app: Flask) -> None:
-    app.extensions["backline"].web_api._circuit_breaker._next_trial = 0.0
+    app.extensions["backline"].web_api._limits.deployment.circuit_breaker._next_trial = 0.0
 
 
 @pytest.fixture

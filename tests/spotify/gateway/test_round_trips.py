@@ -205,6 +205,6 @@ def test_limits_are_checked_again_after_a_wait(
     built.rate_limiter.block_all(HttpResponse(429, {"retry-after": "40"}, b""))
     gateway._web_api = built.web_api
     gateway._tokens = cast("Any", StubTokens())
-    built.web_api._rate_limiter = gateway._rate_limiter
+    built.web_api._limits = gateway._limits
     with pytest.raises(SpotifyRateLimited):
         gateway.forward(leading, CONNECTION)

@@ -200,7 +200,9 @@ def test_open_circuit_of_the_web_api_does_not_consume_a_code(
     assert slug(send_callback(client, callbacks[15])) == "spotify-unavailable"
     assert sandbox.calls() == []
     sandbox.clear_faults()
-    app.extensions["backline"].web_api._circuit_breaker.record_success()  # as after a successful call
+    app.extensions[
+        "backline"
+    ].web_api._limits.deployment.circuit_breaker.record_success()  # as after a successful call
     assert send_callback(client, callbacks[15]).json["status"] == "connected"
 
 

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker_rules import Reason
 from app.spotify.tokens.refresh_pass import RefreshStats
@@ -321,7 +322,7 @@ def test_longer_retry_after_extends_the_wait(app: Flask, sandbox: SandboxClient)
         first_pass.result()
 
     with app.app_context():
-        assert 500 < (breaker.retry_after() or 0) <= 600
+        assert 500 < (breaker.retry_after(ApplicationKind.DEPLOYMENT) or 0) <= 600
 
 
 @pytest.mark.parametrize("kind", ["rate_limited", "invalid_client"])

@@ -17,6 +17,7 @@ from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState, SpotifyUser, TokenRefresh
 from app.resilience.rate_limiter import RateLimiter
 from app.services import services
+from app.spotify.clients.application import ALL_KINDS, ApplicationKind
 from app.spotify.tokens import refresh_queue, transitions
 from app.spotify.tokens.batch_claims import Batch, BatchClaims
 from app.spotify.tokens.refresh_pass import RefreshPass, RefreshStats
@@ -212,8 +213,8 @@ def test_claims_of_a_stopped_pass_can_be_claimed_immediately(app: Flask, sandbox
     stopping = threading.Event()
 
     class StopAfterClaim(BatchClaims):
-        def claim(self, limit: int, due_by: datetime) -> Batch:
-            batch = super().claim(limit, due_by)
+        def claim(self, limit: int, due_by: datetime, kinds: frozenset[ApplicationKind] = ALL_KINDS) -> Batch:
+            batch = super().claim(limit, due_by, kinds)
             stopping.set()
             return batch
 
