@@ -32,11 +32,11 @@ LOCK_FILE = ROOT / "Pipfile.lock"
 VENV = ROOT / ".venv"
 STAMP = VENV / ".stamp"
 PIPENV_HOME = ROOT / ".pipenv"
-PIPENV_VENV = PIPENV_HOME / "venv"
-LOG = PIPENV_HOME / "log"
+PIPENV_VENV, LOG = PIPENV_HOME / "venv", PIPENV_HOME / "log"
 
 # The categories in Pipfile that .venv can have, and their names in Pipfile.lock.
-SECTIONS = {"packages": "default", "embedded": "embedded", "dev-packages": "develop", "mysql": "mysql"}
+SECTIONS = {"packages": "default", "embedded": "embedded", "dev-packages": "develop"}
+SECTIONS |= {"mysql": "mysql", "mongodb": "mongodb"}
 
 # Patterns in pip's output, and what they mean.
 CAUSES = {
@@ -57,14 +57,14 @@ class BootstrapError(Exception):
 def main() -> None:
     """Parse the command line and prepare the checkout, or say why not and exit 1."""
     parser = argparse.ArgumentParser(prog="script/bootstrap")
-    parser.add_argument("--dev", action="store_true")
-    parser.add_argument("--mysql", action="store_true")
+    for name in ("--dev", "--mysql", "--mongodb"):
+        parser.add_argument(name, action="store_true")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     try:
-        prepare(dev=options.dev, mysql=options.mysql or database_is_mysql(os.environ))
+        prepare(**{**vars(options), "mysql": options.mysql or database_is_mysql(os.environ)})
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while Python exits
     except BootstrapError as error:
         sys.exit(str(error))
@@ -73,9 +73,10 @@ def main() -> None:
         sys.exit(130)
 
 
-def prepare(*, dev: bool, mysql: bool) -> None:
+def prepare(*, dev: bool, mysql: bool, mongodb: bool) -> None:
     """Update .venv to match Pipfile.lock. Returns immediately if it already does."""
-    wanted = {"packages", "embedded"} | ({"dev-packages"} if dev else set()) | ({"mysql"} if mysql else set())
+    chosen = {"dev-packages": dev, "mysql": mysql, "mongodb": mongodb}
+    wanted = {"packages", "embedded", *(category for category, is_chosen in chosen.items() if is_chosen)}
     if wanted <= installed_categories():
         return
     with exclusive():
@@ -205,8 +206,7 @@ def locked_requirements(*sections: str, lock_file: Path = LOCK_FILE) -> str:
 
 def locked_packages(section: str, lock_file: Path = LOCK_FILE) -> dict[str, Any]:
     """Return the packages of a section of a lock file."""
-    packages: dict[str, Any] = json.loads(lock_file.read_text(encoding="utf-8")).get(section, {})
-    return packages
+    return dict(json.loads(lock_file.read_text(encoding="utf-8")).get(section, {}))
 
 
 def base_python() -> str:

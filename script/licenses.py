@@ -12,7 +12,7 @@ from script.bootstrap import ROOT, locked_packages
 from script.demo import APP
 
 # What is installed in production: the categories of Pipfile.lock that are not for development.
-SECTIONS = ("default", "embedded", "mysql")
+SECTIONS = ("default", "embedded", "mysql", "mongodb")
 DOCUMENT = ROOT / "docs/licenses.md"
 
 # Licenses with no conditions but to keep the notice.

@@ -10,6 +10,7 @@ from flask.cli import AppGroup
 
 from app.imports.importer import Importer
 from app.imports.rows import ImportRow, RowReport, RowResult, read_json_lines
+from app.imports.your_spotify import read_your_spotify
 from app.infra import database
 from app.infra.cli_command import Command
 from app.services import services
@@ -33,9 +34,46 @@ def links(file: BinaryIO, dry_run: bool) -> None:
     _import(read_json_lines(file, database.read_db_now()), dry_run=dry_run)
 
 
+def _owners(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    if not all(spotify_id and user for spotify_id, _, user in pairs):
+        raise click.BadParameter("must look like SPOTIFY_ID=USER")
+    return {spotify_id: user for spotify_id, _, user in pairs}
+
+
+def _mongodb_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    url = sys.stdin.readline().strip() if value == "-" else value
+    if not url.startswith(("mongodb://", "mongodb+srv://")):
+        raise click.BadParameter("must look like mongodb://127.0.0.1:27017/your_spotify")
+    return url
+
+
+@imports.command("your-spotify", cls=Command)
+@click.argument("url", callback=_mongodb_url)
+@click.option(
+    "--owner",
+    "owners",
+    metavar="SPOTIFY_ID=USER",
+    multiple=True,
+    callback=_owners,
+    help="The username or email address of the account here that gets a connection. Can be repeated.",
+)
+@_dry_run
+def your_spotify(url: str, owners: dict[str, str], dry_run: bool) -> None:
+    """Import the accounts of your_spotify from its MongoDB at URL.
+
+    If URL is -, it is read from standard input, which keeps a password out of the shell history. Prints the
+    same as `flask import links`.
+    """
+    _import(read_your_spotify(url, owners, database.read_db_now()), dry_run=dry_run)
+
+
 def _import(rows: Iterable[ImportRow | RowReport], *, dry_run: bool) -> None:
     needed = services()
-    importer = Importer(needed.token_cipher, needed.response_cache, needed.config.refresh_rate)
+    config = needed.config
+    if config.spotify_apps == "own" and "spotify_client_id" not in config.model_fields_set:
+        raise click.ClickException("Set SPOTIFY_CLIENT_ID to the one that the refresh tokens were issued to.")
+    importer = Importer(needed.token_cipher, needed.response_cache, config.refresh_rate)
     counts = importer.run(rows, _reporter(), dry_run=dry_run)
     imported, skipped, invalid = (counts[result] for result in RowResult)
     verb = "would be imported" if dry_run else "imported"

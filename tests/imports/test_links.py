@@ -15,6 +15,7 @@ from app.imports.importer import BATCH, Importer
 from app.imports.rows import ImportRow, RowResult
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState
+from tests.conftest import MakeApp
 from tests.helpers.children import start_child
 from tests.helpers.factories import refresh_due
 from tests.helpers.flows import connect, refresh_count, register
@@ -223,6 +224,17 @@ def test_ended_connection_continues_with_the_imported_grant(
     complete_profiles(app)
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert person["id"] not in connections(app)
+
+
+@pytest.mark.sqlite_only
+def test_deployment_without_an_application_imports_nothing(make_app: MakeApp) -> None:
+    app = make_app(SPOTIFY_APPS="own", SPOTIFY_CLIENT_ID="", SPOTIFY_CLIENT_SECRET="")
+
+    code, output, error = import_links(app, json_lines([{"spotify_id": "mira", "refresh_token": "r"}]))
+
+    assert (code, output) == (1, [])
+    assert "SPOTIFY_CLIENT_ID" in error
+    assert not connections(app)
 
 
 @pytest.mark.sqlite_only
