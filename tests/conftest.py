@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import importlib
 import io
 import logging
 import os
@@ -44,6 +45,7 @@ from tests.helpers.sandbox_client import (
 )
 from tests.helpers.scheduling import GroupScheduling
 from tests.helpers.servers import (
+    ROOT,
     EmptyDatabase,
     Server,
     Unavailable,
@@ -155,6 +157,16 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
     return GroupScheduling(config, log)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """In each worker, compile another part of the tests first. The others use the result."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    number = int(worker["workerid"].removeprefix("gw"))
+    for file in sorted((ROOT / "tests").rglob("test_*.py"))[number :: worker["workercount"]]:
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
