@@ -12,12 +12,12 @@ from app.doctor.proxies import check_proxies
 from app.doctor.redis_server import check_redis
 from app.doctor.result import CheckResult, Status, failure, ok, warning
 from app.doctor.settings import check_settings, guess_proxies
-from app.infra.database import reading
 from app.infra.http_client import HttpClient
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
-from app.models import AppState, SpotifyApp
+from app.models import AppState
 from app.services import Services
+from app.spotify.applications.lookup import count_by_state
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.application import deployment_application
 from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
@@ -128,10 +128,8 @@ def _check_spotify(config: Config, accounts: SpotifyAccounts) -> CheckResult:
 
 def _describe_own_apps() -> Iterator[CheckResult]:
     """Describe the applications that people have registered. Without a database, there is nothing to say."""
-    counted = sa.select(SpotifyApp.state, sa.func.count()).group_by(SpotifyApp.state)
     try:
-        with reading() as db:
-            by_state = dict(db.execute(counted).all())
+        by_state = count_by_state()
     except sa.exc.SQLAlchemyError:
         return
     total, refused = sum(by_state.values()), by_state.get(AppState.REFUSED, 0)

@@ -14,6 +14,7 @@ from app.infra.clock import utc_now
 from app.infra.database import reading
 from app.infra.hourly_counts import HourlyCounts, last_day
 from app.models import AccessToken
+from app.spotify.applications.lookup import count_by_state
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from app.spotify.tokens import breaker
 from app.spotify.tokens.metrics import count_connections
@@ -40,6 +41,7 @@ class TokenNumbers:
     oldest_due: DueConnection | None
     refreshes: Sequence[Mapping[str, int] | None]  # None: not counted yet
     paused: Sequence[str]  # the reasons why refreshing is paused
+    applications: Mapping[str, int]  # own ones, by their state
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class OverviewReader:
             oldest_due=_oldest_due(),
             refreshes=self._refreshes.read(hours),
             paused=[found.name for found in breaker.open_breakers()],
+            applications=count_by_state(),
         )
 
     def _limits(self, hours: Sequence[datetime]) -> Limits:

@@ -41,6 +41,8 @@ def test_operator_adds_lists_and_removes_an_application(
         db.execute(sa.update(SpotifyApp).values(state=AppState.REFUSED))
     doctor = app.test_cli_runner().invoke(args=["doctor"])
     assert "own Spotify applications: 1, of which Spotify rejects 1" in doctor.stdout
+    page = client.get("/operator", environ_overrides={"REMOTE_ADDR": "127.0.0.1"})
+    assert "Own Spotify applications that are refused: 1" in page.text
 
     assert apps(app, "add", "ada@example.com", client_id, "--public").exit_code == 0
     assert client.get("/api/spotify/app").json["has_secret"] is False

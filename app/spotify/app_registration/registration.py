@@ -120,7 +120,7 @@ class AppRegistration:
 
     def _require_accepted(self, application: Application) -> None:
         try:
-            with self._bulkhead.exchanging():
+            with self._bulkhead.exchanging(application.client_id):
                 if application.client_secret is None:
                     self._accounts.check_public_client(application)
                 else:

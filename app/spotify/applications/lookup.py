@@ -112,6 +112,13 @@ def row_of_user(user_id: int) -> SpotifyApp | None:
         return db.scalar(sa.select(SpotifyApp).where(SpotifyApp.owner_id == user_id))
 
 
+def count_by_state() -> dict[str, int]:
+    """Return the number of own applications in each state that one has."""
+    counted = sa.select(SpotifyApp.state, sa.func.count()).group_by(SpotifyApp.state)
+    with reading() as db:
+        return dict(db.execute(counted.order_by(SpotifyApp.state)).all())
+
+
 def rows_of_grants(db: Session, grants: Iterable[Grant]) -> dict[int, SpotifyApp]:
     """Return the rows of the own applications that grants were issued to, by connection, in one query.
 

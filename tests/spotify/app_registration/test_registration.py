@@ -126,7 +126,11 @@ def test_changed_client_id_ends_the_connection_and_a_new_secret_does_not(
     connect(client, sandbox)
 
     sandbox.change_application(created["client_id"], client_secret="fedcba98")
-    assert put(client, created, client_secret="fedcba98").status_code == 200
+    advance_time(client.application, sandbox, 3600)
+    assert slug(client.get("/api/spotify/v1/me")) == "spotify-app-refused"
+    assert client.get("/api/spotify/app").json["state"] == "refused"
+    assert put(client, created, client_secret="fedcba98").json["state"] == "active"
+    assert client.get("/api/spotify/v1/me").status_code == 200
     row, connection = stored(client.application)
     assert row is not None
     assert connection is not None
