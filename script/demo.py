@@ -92,8 +92,10 @@ def install(programs: Programs) -> None:
 
 def build(programs: Programs, config: Config) -> None:
     """Build the app for this API. It takes two seconds, so it is done on every start."""
-    images = urlsplit(config.spotify_api_url)._replace(path="").geturl() if config.uses_sandbox else ""
-    settings = {"VITE_API_URL": f"http://127.0.0.1:{config.port}", "VITE_IMAGE_HOSTS": images}
+    settings = {"VITE_API_URL": f"http://127.0.0.1:{config.port}", "VITE_IMAGE_HOSTS": ""}
+    if config.uses_sandbox:
+        sandbox = urlsplit(config.spotify_api_url)._replace(path="").geturl()
+        settings |= {"VITE_IMAGE_HOSTS": sandbox, "VITE_SPOTIFY_DASHBOARD_URL": f"{sandbox}/dashboard"}
     command = ["node", str(VITE), "build", str(APP), "--logLevel", "warn"]
     programs.complete(programs.start("build", *command, env=os.environ | settings, role="task"))
 

@@ -143,7 +143,7 @@ def address(url: str) -> tuple[str, int]:
 
 def start(programs: Programs, config: Config) -> tuple[str, str | None]:
     """Start the programs and wait until they are ready. Returns a description of Redis, and the demo app."""
-    env = environment()
+    env = environment(config)
     migration = programs.start("migrate", *FLASK, "db", "upgrade", env=env, role="task")
     store = start_redis(programs, config, env)
     if starts_sandbox(config):
@@ -158,7 +158,7 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
         app = None
         programs.end(api)  # it would redirect browsers to the app
         start_api(programs, config, app)
-    programs.start("scheduler", *FLASK, "scheduler", env=environment(app))
+    programs.start("scheduler", *FLASK, "scheduler", env=environment(config, app))
     wait_for_api(programs, config)
     if app:
         demo.serve(programs, app)
@@ -169,7 +169,7 @@ def start_api(programs: Programs, config: Config, app: str | None) -> Program:
     """Start the API, for the demo app if it is served."""
     # Without the debugger, which would let anyone who can open the page run code here.
     options = ["--host", "127.0.0.1", "--port", str(config.port), "--reload", "--no-debugger"]
-    return programs.start("api", *FLASK, "run", *options, env=environment(app))
+    return programs.start("api", *FLASK, "run", *options, env=environment(config, app))
 
 
 def wait_for_api(programs: Programs, config: Config) -> None:
@@ -245,14 +245,18 @@ def start_sandbox(programs: Programs, config: Config, env: Mapping[str, str]) ->
     programs.wait_until(lambda: ports.accepts(host, port), "sandbox", START_LIMIT_S)
 
 
-def environment(app: str | None = None) -> dict[str, str]:
+def environment(config: Config, app: str | None = None) -> dict[str, str]:
     """Return the environment of the programs, which read .env themselves.
 
-    If the demo app is served, FRONTEND_URL leads to it, unless it is set.
+    Unless they are set, FRONTEND_URL leads to the demo app if it is served, and with the sandbox, people may
+    use Spotify applications of their own, which its dashboard creates.
     """
-    is_set = read_settings().get("FRONTEND_URL", "").strip()
-    frontend = {"FRONTEND_URL": app} if app and not is_set else {}
-    return os.environ | frontend | {"FLASK_APP": "wsgi:app", "PYTHONUNBUFFERED": "1"}
+    defaults = {"FRONTEND_URL": app} if app else {}
+    if starts_sandbox(config):
+        defaults["SPOTIFY_APPS"] = "both"
+    settings = read_settings()
+    missing = {name: value for name, value in defaults.items() if not settings.get(name, "").strip()}
+    return os.environ | missing | {"FLASK_APP": "wsgi:app", "PYTHONUNBUFFERED": "1"}
 
 
 def is_ready(port: int) -> bool:

@@ -119,7 +119,7 @@ def lighthouse(service: Service) -> set[str]:
     """Run lighthouse on the first page of the Vue app, without its timings."""
     report = service.home / "lighthouse.json"
     report.unlink(missing_ok=True)
-    build(service.pages.dist, image_hosts="http://127.0.0.1:1")
+    build(service.pages.dist, spotify_url="http://127.0.0.1:1")
     options = ["--quiet", "--output=json", f"--output-path={report}", "--max-wait-for-load=60000"]
     categories = "--only-categories=accessibility,best-practices,seo"
     flags = f"--chrome-flags={' '.join(['--headless', *FLAGS])}"

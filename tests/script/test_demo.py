@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from config import Config
 from script import demo, ports
 from script.demo import DemoUnavailable
 from tests.conftest import SETTINGS
@@ -31,7 +32,8 @@ NODE = """
 case "$1 $2" in
 --version*) echo "${NODE_IS-v20.19.0}" ;;
 *"vite.js build")
-  mkdir -p "$3/dist" && echo "api=$VITE_API_URL images=$VITE_IMAGE_HOSTS" > "$3/dist/index.html" ;;
+  mkdir -p "$3/dist"
+  echo "api=$VITE_API_URL images=$VITE_IMAGE_HOSTS $VITE_SPOTIFY_DASHBOARD_URL" > "$3/dist/index.html" ;;
 *"vite.js preview") exec python3 -m http.server --bind "$5" --directory "$3/dist" "$7" ;;
 *) echo "what is $*?"; exit 1 ;;
 esac
@@ -95,7 +97,8 @@ def test_app_is_installed_built_and_served(
     assert "Installing the demo app's packages" in first.output
     assert opened(first) == demo_url
     api = f"http://127.0.0.1:{environ['PORT']}"
-    assert read(demo_url).strip() == f"api={api} images={environ['SPOTIFY_ACCOUNTS_URL']}"
+    spotify = environ["SPOTIFY_ACCOUNTS_URL"]
+    assert read(demo_url).strip() == f"api={api} images={spotify} {spotify}/dashboard"
     assert redirect_target(environ) == demo_url
     assert first.end() == 0
     assert first.remaining_processes() == []
@@ -124,11 +127,27 @@ def test_frontend_url_defaults_to_the_app(monkeypatch: pytest.MonkeyPatch, demo_
     """Nothing is started, because the usual port may be taken here."""
     from script import server
 
+    settings = {name: value for name, value in SETTINGS.items() if not name.startswith("SPOTIFY_")}
+    config = Config.from_env(settings)
     monkeypatch.setattr(server, "read_settings", lambda: {"APP_ENV": "development"})
-    assert server.environment(demo_url)["FRONTEND_URL"] == demo_url
-    assert "FRONTEND_URL" not in {**server.environment(None)}.keys() - os.environ.keys()
+    assert server.environment(config, demo_url)["FRONTEND_URL"] == demo_url
+    assert "FRONTEND_URL" not in {**server.environment(config)}.keys() - os.environ.keys()
     monkeypatch.setattr(server, "read_settings", lambda: {"FRONTEND_URL": "http://127.0.0.1:1/"})
-    assert "FRONTEND_URL" not in server.environment(demo_url).keys() - os.environ.keys()
+    assert "FRONTEND_URL" not in server.environment(config, demo_url).keys() - os.environ.keys()
+
+
+def test_own_applications_can_be_tried_with_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    from script import server
+
+    def spotify_apps(config: Config, **settings: str) -> str | None:
+        monkeypatch.setattr(server, "read_settings", lambda: settings)
+        return server.environment(config).get("SPOTIFY_APPS")
+
+    monkeypatch.delenv("SPOTIFY_APPS", raising=False)
+    sandbox = {name: value for name, value in SETTINGS.items() if not name.startswith("SPOTIFY_")}
+    assert spotify_apps(Config.from_env(sandbox)) == "both"
+    assert spotify_apps(Config.from_env(sandbox), SPOTIFY_APPS="own") is None
+    assert spotify_apps(Config.from_env(SETTINGS)) is None
 
 
 def test_api_runs_while_npm_waits_and_after_the_build_failed(

@@ -25,7 +25,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory, sandbox: SandboxClient) -> Pa
     """The app, built once."""
     folder = tmp_path_factory.mktemp("spa") / "dist"
     try:
-        build(folder, image_hosts=sandbox.url)
+        build(folder, spotify_url=sandbox.url)
     except Unavailable as error:
         cannot_run(error)
     return folder
@@ -39,7 +39,12 @@ def spa(dist: Path) -> Iterator[Pages]:
 
 @pytest.fixture(scope="session")
 def _shared_api(spa: Pages, shared_env: dict[str, str]) -> Iterator[Server]:
-    settings = {**shared_env, "CORS_ORIGINS": spa.origin, "FRONTEND_URL": spa.origin}
+    settings = {
+        **shared_env,
+        "CORS_ORIGINS": spa.origin,
+        "FRONTEND_URL": spa.origin,
+        "SPOTIFY_APPS": "both",
+    }
     with running_server(settings, workers=1) as running:
         yield running
 

@@ -67,8 +67,16 @@ def serving(dist: Path, host: str = "127.0.0.1", certificate: Path | None = None
         server.shutdown()
 
 
-def build(target: Path, image_hosts: str) -> None:
-    """Build the app into a folder, as `npm run build` does. `script/lint` checks the types."""
+def build(target: Path, spotify_url: str) -> None:
+    """Build the app into a folder, as `npm run build` does. `script/lint` checks the types.
+
+    `spotify_url` is the sandbox.
+    """
     install(APP)
-    environ = {**os.environ, "VITE_API_URL": BUILT_FOR, "VITE_IMAGE_HOSTS": image_hosts}
+    environ = {
+        **os.environ,
+        "VITE_API_URL": BUILT_FOR,
+        "VITE_IMAGE_HOSTS": spotify_url,
+        "VITE_SPOTIFY_DASHBOARD_URL": f"{spotify_url}/dashboard",
+    }
     run(APP, "npx", "vite", "build", "--outDir", str(target), "--logLevel", "warn", environ=environ)

@@ -36,6 +36,8 @@ def test_pages_are_accessible(page: Page, api: Server, spa: Pages, scheme: Liter
         go_to(page, name)
         page.wait_for_load_state("networkidle")
         found[name] = violations(page)
-    page.goto(f"{spa.origin}/device")
-    found["/device"] = violations(page)
+    for path in ("/device", "/account/spotify-app"):
+        page.goto(f"{spa.origin}{path}")
+        page.wait_for_load_state("networkidle")
+        found[path] = violations(page)
     assert "".join(found.values()) == ""

@@ -53,6 +53,18 @@ const MESSAGES: Record<string, Message> = {
     title: "Spotify was not connected",
     detail: "Access was not granted. Nothing was changed.",
   },
+  "spotify-app-required": {
+    title: "You need a Spotify application of your own",
+    detail: "Creating one takes five minutes. Then connect Spotify with it.",
+  },
+  "spotify-app-refused": {
+    title: "Spotify refuses your application",
+    detail: "Check its client ID and its client secret in Spotify's dashboard.",
+  },
+  "spotify-user-not-registered": {
+    title: "Spotify does not let this account use your application",
+    detail: "Add it under User Management in Spotify's dashboard. The application's owner needs Premium.",
+  },
   "insufficient-scope": {
     title: "This needs a permission that you haven't granted",
     detail: "Connect Spotify again to grant it.",

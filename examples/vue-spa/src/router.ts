@@ -12,6 +12,7 @@ import NotFound from "./pages/NotFound.vue";
 import NowPlaying from "./pages/NowPlaying.vue";
 import Playlist from "./pages/Playlist.vue";
 import Playlists from "./pages/Playlists.vue";
+import SpotifyApp from "./pages/SpotifyApp.vue";
 import SignIn from "./pages/SignIn.vue";
 import SignUp from "./pages/SignUp.vue";
 import Tokens from "./pages/Tokens.vue";
@@ -47,6 +48,11 @@ export const router = createRouter({
     { path: "/top-tracks", component: TopTracks, meta: { title: "Top tracks", requiresAuth: true } },
     { path: "/account", component: Account, meta: { title: "Account", requiresAuth: true } },
     { path: "/account/tokens", component: Tokens, meta: { title: "Access tokens", requiresAuth: true } },
+    {
+      path: "/account/spotify-app",
+      component: SpotifyApp,
+      meta: { title: "Use your own Spotify application", requiresAuth: true },
+    },
     { path: "/device", component: Device, meta: { title: "Connect a device", requiresAuth: true } },
     { path: "/:unknown(.*)*", component: NotFound, meta: { title: "Page not found" } },
   ],

@@ -1,5 +1,5 @@
 /** Connecting Spotify: to the consent page and back. */
-import { onBeforeUnmount, onMounted } from "vue";
+import { onBeforeUnmount, onMounted, ref } from "vue";
 import type { Connection, ConnectOptions, ConnectResult } from "backline";
 import { backline } from "../api";
 import { DAY_MS } from "../format";
@@ -17,6 +17,21 @@ export function daysLeft(connection: Connection | null): number | undefined {
   return left < SOON_MS ? Math.max(0, Math.ceil(left / DAY_MS)) : undefined;
 }
 
+/** The problem that the last trip to Spotify ended with. */
+export const connectFailure = ref<string | null>(null);
+
+/** Whether the person left this page for Spotify, and returned with the back button instead of a result. */
+export const cameBackFromSpotify = ref(false);
+
+// In the history entry of the page, so that it is gone with the tab.
+function markTrip(isUnderWay: boolean): void {
+  history.replaceState({ ...history.state, leftForSpotify: isUnderWay }, "");
+}
+
+function noticeReturn(): void {
+  cameBackFromSpotify.value = history.state?.leftForSpotify === true;
+}
+
 /**
  * Send the person to Spotify, and afterwards back to this page. It stays busy until it is left, so a second click does
  * nothing.
@@ -26,15 +41,25 @@ export function daysLeft(connection: Connection | null): number | undefined {
  */
 export function useSpotifyConnect() {
   const connecting = useMutation(async (options: ConnectOptions = {}) => {
-    await backline.connect({ returnTo: location.pathname + location.search, ...options });
+    connectFailure.value = null;
+    markTrip(true);
+    try {
+      await backline.connect({ returnTo: location.pathname + location.search, ...options });
+    } finally {
+      markTrip(false); // still here
+    }
     await sessionChanged(); // already connected, perhaps in another tab
   });
 
   // With the back button, the page returns as it was left: busy.
   const onPageShow = (event: PageTransitionEvent) => {
     if (event.persisted) connecting.busy.value = false;
+    noticeReturn();
   };
-  onMounted(() => window.addEventListener("pageshow", onPageShow));
+  onMounted(() => {
+    noticeReturn();
+    window.addEventListener("pageshow", onPageShow);
+  });
   onBeforeUnmount(() => window.removeEventListener("pageshow", onPageShow));
   return connecting;
 }
@@ -43,6 +68,7 @@ export function useSpotifyConnect() {
 export function showConnectResult(result: ConnectResult | null): void {
   if (result?.connected) return showToast("Spotify is connected.");
   const slug = result?.slug ?? "spotify-state-mismatch";
+  connectFailure.value = slug;
   const { title, detail } = messageFor(slug, MESSAGES[slug] ?? { title: "Spotify could not be connected", detail: "" });
   showToast(`${title}. ${detail}`.trim(), "error");
 }
