@@ -305,6 +305,15 @@ max_connections = 500
             return states.redis_primary([self.address], password) == self.address
         return any(states.is_primary(self.address, port, password) for port in states.CLUSTER_PORTS)
 
+    def is_redis_ready_for_failure(self) -> bool:
+        """Return whether another host of this kind of Redis may fail.
+
+        In a cluster, no host has two of three primaries. A Sentinel that was paused is idle for 30 seconds.
+        """
+        if self._setup.redis == "cluster":
+            return self.has_primary()
+        return not states.is_in_tilt(self.address, self._setup.passwords["SERVERS_PASSWORD"])
+
     def excessive_rights(self) -> list[str]:
         """Return what strangers, or Backline with its own accounts, may do on this host and should not."""
         url = sa.make_url(self.environment()["DATABASE_URL"]).set(host=self.address)

@@ -165,11 +165,10 @@ class Cluster:
         other = self.random.choice(self.hosts) if self.setup.redis == "cluster" else self.primary()
         return self.random.choice((self.hosts[0], other))
 
-    def wait_until_spread(self) -> None:
-        """Wait until each host of a Redis Cluster has a primary, so that any host may fail."""
-        if self.setup.redis == "cluster":
-            eventually(lambda: all(host.has_primary() for host in self.hosts), START_SECONDS)
-            wait_until_whole(self.hosts)
+    def wait_until_any_may_fail(self) -> None:
+        """Wait until the cluster survives the next fault, whichever host it hits."""
+        eventually(lambda: all(host.is_redis_ready_for_failure() for host in self.hosts), START_SECONDS)
+        wait_until_whole(self.hosts)
 
     def logs(self) -> str:
         return "\n".join(host.logs() for host in self.hosts)
@@ -224,7 +223,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Result:
 
 
 def _hit(cluster: Cluster, clients: Clients, name: str, seconds: float) -> Outcome:
-    cluster.wait_until_spread()
+    cluster.wait_until_any_may_fail()
     host = cluster.target()
     began, began_at = time.monotonic(), datetime.now(UTC)
     with faults.FAULTS[name](cluster.hosts, host):

@@ -100,6 +100,15 @@ def sentinel_state(address: str, password: str) -> dict[str, Any]:
     return masters[SERVICE]
 
 
+def is_in_tilt(address: str, password: str) -> bool:
+    """Return whether a Sentinel distrusts its clock, and takes part in no failover.
+
+    Source: https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/#tilt-mode
+    """
+    with _redis(address, 26379, password) as client:
+        return bool(client.info("sentinel")["sentinel_tilt"])
+
+
 def redis_primary(addresses: Sequence[str], password: str) -> str | None:
     """Return the address of the primary, according to any Sentinel."""
     for address in addresses:
