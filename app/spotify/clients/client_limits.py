@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import redis
 
 from app.resilience.circuit_breaker import CircuitBreaker
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 from config import Config
 
@@ -20,9 +21,10 @@ MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class ClientLimits:
-    """The limits of one client id."""
+    """The limits of one client id, and whose application it is."""
 
     rate_limiter: SpotifyRateLimiter
+    kind: ApplicationKind = ApplicationKind.DEPLOYMENT
     circuit_breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
 
 
@@ -45,7 +47,8 @@ class ClientLimitsRegistry:
             limits = self._own.pop(client_id, None)
             if limits is None:
                 # The setting GATEWAY_BUDGET is about the deployment's application.
-                limits = ClientLimits(SpotifyRateLimiter(self._client, client_id, budget=None))
+                rate_limiter = SpotifyRateLimiter(self._client, client_id, budget=None)
+                limits = ClientLimits(rate_limiter, ApplicationKind.OWN)
             self._own[client_id] = limits
             if len(self._own) > MAX_REMEMBERED:
                 self._own.popitem(last=False)

@@ -7,13 +7,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.infra.metrics import best_effort
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.clients.call import Call
 from app.spotify.clients.rate_limit import SpotifyRateLimiter
 
 _CALLS = Histogram(
     "backline_web_api_call_seconds",
     "Calls to Spotify's Web API, by the status of the response, or `none`.",
-    ["method", "route", "status"],
+    ["method", "route", "status", "application"],
     buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 
@@ -31,10 +32,10 @@ def sample_breaker(*, is_open: bool) -> None:
         _BREAKER_OPEN.set(is_open)
 
 
-def count_call(call: Call, status: str, seconds: float) -> None:
+def count_call(call: Call, status: str, application: ApplicationKind, seconds: float) -> None:
     """Count a call to Spotify, and how long it took."""
     with best_effort():
-        _CALLS.labels(call.method, call.endpoint, status).observe(seconds)
+        _CALLS.labels(call.method, call.endpoint, status, application.value).observe(seconds)
 
 
 class RateLimitCollector(Collector):

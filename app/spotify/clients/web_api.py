@@ -164,7 +164,7 @@ class SpotifyWebApi:
                 _record_failure(limits, spotify_user_id, str(error))
             raise SpotifyTransportError(not_sent=error.not_sent, retry_after=1) from error
         finally:
-            metrics.count_call(call, status, time.perf_counter() - started)
+            metrics.count_call(call, status, limits.kind, time.perf_counter() - started)
         if response.status in _OUTAGE_STATUSES:
             _record_failure(limits, spotify_user_id, f"status_{response.status}")
         else:

@@ -10,8 +10,10 @@ from prometheus_client.registry import Collector
 
 from app.infra import database
 from app.infra.database import reading
-from app.models import AccessToken, GrantState, TokenRefresh
+from app.models import AccessToken, AppState, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.spotify.applications.lookup import count_by_state
+from app.spotify.clients.application import ApplicationKind
 from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker_rules import Reason
 
@@ -30,7 +32,7 @@ class ConnectionCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the numbers, or repeat those of some seconds ago."""
         if time.monotonic() >= self._valid_until:
-            self._metrics = [_connections(), *_refreshes(), _breakers()]
+            self._metrics = [_connections(), _applications(), *_refreshes(), _breakers()]
             self._valid_until = time.monotonic() + CACHE_SECONDS
         yield from self._metrics
 
@@ -50,16 +52,32 @@ def _connections() -> Metric:
     return family
 
 
+def _applications() -> Metric:
+    family = GaugeMetricFamily(
+        "backline_spotify_apps", "Applications that users have registered, by state.", labels=["state"]
+    )
+    found = count_by_state()
+    for state in AppState:
+        family.add_metric([state.value], found.get(state.value, 0))
+    return family
+
+
 def _refreshes() -> Iterator[Metric]:
     now = database.read_db_now()
+    same_grant = sa.and_(
+        AccessToken.spotify_user_id == TokenRefresh.spotify_user_id,
+        AccessToken.grant_id == TokenRefresh.grant_id,
+    )
+    is_own = sa.case((AccessToken.client_id.is_not(None), 1), else_=0)
     recent = (
-        sa.select(TokenRefresh.outcome, sa.func.count())
+        sa.select(TokenRefresh.outcome, is_own, sa.func.count())
+        .select_from(sa.outerjoin(TokenRefresh, AccessToken, same_grant))
         .where(TokenRefresh.started_at > now - RECENT)
-        .group_by(TokenRefresh.outcome)
+        .group_by(TokenRefresh.outcome, is_own)
     )
     with reading() as db:
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
-        by_outcome = dict(db.execute(recent).all())
+        counts = {(outcome, own): count for outcome, own, count in db.execute(recent)}
     late = (now - oldest).total_seconds() if oldest is not None else 0.0
     yield GaugeMetricFamily(
         "backline_oldest_due_refresh_seconds",
@@ -69,10 +87,11 @@ def _refreshes() -> Iterator[Metric]:
     family = GaugeMetricFamily(
         "backline_recent_refreshes",
         "Refresh attempts of the last five minutes by outcome.",
-        labels=["outcome"],
+        labels=["outcome", "application"],
     )
     for outcome in Outcome:
-        family.add_metric([outcome.value], by_outcome.get(outcome.value, 0))
+        for own, kind in enumerate(ApplicationKind):
+            family.add_metric([outcome.value, kind.value], counts.get((outcome.value, own), 0))
     yield family
 
 

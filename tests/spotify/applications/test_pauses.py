@@ -12,6 +12,7 @@ from app.services import services
 from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker_rules import Reason
+from app.spotify.tokens.metrics import ConnectionCollector
 from tests.helpers.factories import advance_time, create_connections, refresh_due
 from tests.helpers.flows import refresh_count
 from tests.helpers.mail_server import Mailbox
@@ -242,3 +243,18 @@ def test_false_revocations_of_own_applications_mark_no_grant(app: Flask, sandbox
     assert open_reasons(app) == [Reason.OWN_REVOCATIONS]
     with app.app_context(), reading() as db:
         assert set(db.scalars(sa.select(AccessToken.state))) == {GrantState.ACTIVE}
+
+
+@pytest.mark.sqlite_only
+def test_metrics_tell_own_applications_from_the_deployments(app: Flask, sandbox: SandboxClient) -> None:
+    create_connections(app, sandbox, 2)
+    for each in create_own_applications(app, sandbox, 1):
+        sandbox.delete_application(each["client_id"])
+    refresh_due(app)
+
+    with app.app_context():
+        samples = [sample for family in ConnectionCollector().collect() for sample in family.samples]
+    counts = {(one.name, *one.labels.values()): one.value for one in samples if one.value}
+    assert counts["backline_spotify_apps", "refused"] == 1
+    recent = {key[1:]: value for key, value in counts.items() if key[0] == "backline_recent_refreshes"}
+    assert recent == {("refreshed", "deployment"): 2, ("misconfigured", "own"): 1}
