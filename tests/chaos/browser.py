@@ -48,6 +48,13 @@ class Browser:
         """Return another browser of the same person, not signed in."""
         return Browser(self._sandbox, self._returned, self.person, self.username)
 
+    def bring(self, application: dict[str, Any], server: ApiServer, *, public: bool) -> requests.Response:
+        """Register an application of this person's own. Without its secret, it is a public client."""
+        wanted = {"client_id": application["client_id"]}
+        if not public:
+            wanted["client_secret"] = application["client_secret"]
+        return self.call("PUT", "/api/spotify/app", server, json=wanted)
+
     def connect(self, server: ApiServer) -> requests.Response:
         """Connect Spotify, as a person without a connection. Returns the last response."""
         return self.send_callback(server, self.consent(server))

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.infra.encryption import DecryptionError, TokenCipher
+from app.spotify.tokens.encryption import token_context
 from tests.chaos.history import (
     UNREADABLE,
     Attempt,
@@ -73,7 +74,7 @@ class ChangeLog:
             if encrypted is None:
                 return None
             try:
-                return short_id(self._cipher.decrypt(encrypted, context, row.spotify_user_id, row.grant_id))
+                return short_id(self._cipher.decrypt(encrypted, *token_context(row, context)))
             except DecryptionError:
                 return UNREADABLE
 

@@ -3,6 +3,7 @@
 I1  The generations of a grant are 0, 1, 2, ... without gaps or repeats.
 I2  A generation has one effective refresh.
 I3  A stored refresh token was issued for a call that presented the previous generation's, or is unchanged.
+    It is presented with the client id that it was issued to.
 I4  A generation costs one call, and at most one more for each fault.
 I5  Nothing is written to a grant after a disconnect or a new consent.
 I6  A stored access token is accepted until its stored expiry.
@@ -334,6 +335,7 @@ class _Checker:
                 holders[token].append(generation)
         used: set[str] = set()
         for call in self._history.calls:
+            self._check_client_id(call)
             candidates = [
                 attempt
                 for generation in holders.get(call.presented or "", [])
@@ -355,6 +357,12 @@ class _Checker:
             self.calls_of.setdefault((attempt.spotify_user_id, attempt.grant, attempt.generation), []).append(
                 call
             )
+
+    def _check_client_id(self, call: Call) -> None:
+        """I3: a refresh token is presented with the client id that it was issued to."""
+        issued = self._history.refresh_tokens.get(call.presented or "")
+        if issued is not None and issued.client_id != call.client_id:
+            self._violated("I3", f"call {call.n}", f"it presented {call.presented} as {call.client_id}")
 
     def _check_number_of_calls(self) -> None:
         """I4: one call for each generation, and at most one more for each fault."""

@@ -40,7 +40,7 @@ class RecordedDeployment(Deployment):
 
     def __init__(self, database: MariaDb, redis: RedisServer, sandbox: SandboxClient, home: Path) -> None:
         # The rate limit is out of reach.
-        super().__init__(database, redis, sandbox, home, REFRESH_RATE="1000")
+        super().__init__(database, redis, sandbox, home, REFRESH_RATE="1000", SPOTIFY_APPS="both")
         self.returned: list[ReturnedToken] = []
         self._faults: list[Fault] = []
         self._shifts: list[Shift] = []
@@ -72,7 +72,7 @@ class RecordedDeployment(Deployment):
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Advance time until every valid grant is fresh. The checker reports those that are not."""
         self.restore()
-        passed, seconds = 0.0, seconds + (BREAKER_SECONDS if self._breaker_is_open() else 0)
+        passed, seconds = 0.0, seconds + (BREAKER_SECONDS if self._is_paused() else 0)
         pauses = 0  # two confirmations, or a few of the longest backoffs
         if self.stale_connections():
             self.resume_schedulers(2)
@@ -107,6 +107,20 @@ class RecordedDeployment(Deployment):
         response = browser.connect(server)
         assert response.status_code == 200, response.text
         return browser
+
+    def connected_with_own_application(
+        self, person: str, server: ApiServer | None = None, *, public: bool = False
+    ) -> tuple[Browser, dict[str, Any]]:
+        """Return the browser of a person who has connected with an application of their own, and that.
+
+        The refresh tokens of public clients rotate.
+        """
+        server = server or self.servers[0]
+        browser = self.browser(person).register(server)
+        [application] = self.sandbox.create_applications(1, quota="extended")
+        for response in (browser.bring(application, server, public=public), browser.connect(server)):
+            assert response.status_code == 200, response.text
+        return browser, application
 
     def consent_again(self, person: str, server: ApiServer | None = None) -> Browser:
         """Consent again from a new browser, which gives the connection another grant."""
@@ -231,12 +245,12 @@ class RecordedDeployment(Deployment):
         """Return a sentence for each valid grant that is not fresh, and the seconds of its backoff."""
         return self._log.stale_connections(self.sandbox, LEAD_SECONDS)
 
-    def _breaker_is_open(self) -> bool:
+    def _is_paused(self) -> bool:
+        """Return whether the breaker is open, or a person's own application is paused."""
         if "breakers" not in self.metadata.tables:
             return False
-        with self.engine.connect() as connection:
-            query = sa.text("SELECT count(*) FROM breakers WHERE opened_at IS NOT NULL AND closed_at IS NULL")
-            return bool(connection.execute(query).scalar())
+        is_open = "SELECT 1 FROM breakers WHERE opened_at IS NOT NULL AND closed_at IS NULL"
+        return bool(self.sql(f"{is_open} UNION SELECT 2 FROM spotify_apps WHERE state <> 'active'"))
 
 
 def _shift(table: sa.Table, seconds: float) -> str | None:

@@ -39,6 +39,13 @@ SPOTIFY_FAULTS = {
     "rate_limited": 0.5,
     "invalid_client": 0.3,
 }
+# Faults that affect one person's own application only, and their kinds in the sandbox.
+APPLICATION_FAULTS = {
+    "own application refused": "invalid_client",
+    "own application rate limited": "rate_limited",
+    "own application unavailable": "envoy_503",
+}
+SPOTIFY_FAULTS |= dict.fromkeys(APPLICATION_FAULTS, 0.5)
 # Changed members of responses that have taken effect. None of these may lose a refresh token.
 CHANGED_MEMBERS: tuple[dict[str, object], ...] = (
     {"access_token": None},
@@ -82,13 +89,23 @@ class RandomRun:
         self._revoked: list[str] = []
         if grace_seconds is None:
             grace_seconds = self._random.choice((0, 120, 120))
-        deployment.reset(rotate=rotate, grace_seconds=grace_seconds if rotate else 0)
+        deployment.reset(rotate=rotate, grace_seconds=grace_seconds)
         people = [person["id"] for person in deployment.sandbox.people()[:2]]
         people += [person["id"] for person in deployment.sandbox.seed(PEOPLE - len(people))]
         self.people: list[str] = people
-        self._browsers = [deployment.connected(person) for person in people]
+        self._client_ids: list[str] = []  # of people's own applications
+        self._browsers = [self._connected(person, number) for number, person in enumerate(people)]
         self._ids = {person: deployment.spotify_user_id_of(person) for person in people}
         deployment.resume_schedulers()
+
+    def _connected(self, person: str, number: int) -> Browser:
+        """Connect a person, each third one with an own application, of which every other one is public."""
+        if number % 3:
+            return self.deployment.connected(person)
+        public = number % 2 == 1
+        browser, application = self.deployment.connected_with_own_application(person, public=public)
+        self._client_ids.append(application["client_id"])
+        return browser
 
     def run(
         self, *, seconds: float, stopping: Callable[[], bool] = lambda: False, progress: Undo = lambda: None
@@ -133,6 +150,7 @@ class RandomRun:
             (self._request_tokens, 40),
             (self._consent_again, 8 if self._revoked else 2),
             (self._disconnect, 1),
+            (self._change_application, 0.5),
         ]
         if len(self._running) < MAX_FAULTS:
             actions.append((self._break_something, 6))
@@ -186,6 +204,20 @@ class RandomRun:
         self._submit(disconnect)
         return f"{browser.person} disconnects and connects at {server}"
 
+    def _change_application(self) -> str:
+        """Register another application, which ends the connection, and connect with that one."""
+        browser, server = self._random.choice(self._browsers), self._random.choice(self.deployment.servers)
+        public = self._random.random() < 0.5
+        [application] = self.deployment.sandbox.create_applications(1, quota="extended")
+        self._client_ids.append(application["client_id"])
+
+        def change() -> requests.Response:
+            registered = browser.bring(application, server, public=public)
+            return browser.connect(server) if registered.ok else registered
+
+        self._submit(change)
+        return f"{browser.person} connects with another application at {server}"
+
     def _submit(self, function: Callable[..., requests.Response], *arguments: Any) -> None:
         self._collect()
         if len(self._requests) < MAX_REQUESTS:
@@ -231,7 +263,10 @@ class RandomRun:
             self.deployment.revoke(person)
             self._revoked.append(person)
             return f"{person} revokes"
-        if kind == "lost":
+        if kind in APPLICATION_FAULTS:
+            which = {"client_id": self._random.choice(self._client_ids), "kind": APPLICATION_FAULTS[kind]}
+            sandbox.fault(on="refresh", times=times, retry_after=self._random.choice((1, 5, 20)), **which)
+        elif kind == "lost":
             sandbox.fault(on="refresh", kind="close", times=times, after_effect=True)
         elif kind == "changed_members":
             members = self._random.choice(CHANGED_MEMBERS)

@@ -68,6 +68,7 @@ class Call:
     fault: str | None = None
     issued_refresh: str | None = None
     issued_access: str | None = None
+    client_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Issued:
     live: bool
     person: str | None
     expires_at: datetime | None = None
+    client_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def as_calls(journal: Iterable[dict[str, Any]], time: SandboxTime) -> list[Call]
             fault=call["fault"],
             issued_refresh=call["issued_refresh_token_id"],
             issued_access=call["issued_access_token_id"],
+            client_id=call["client_id"],
         )
         for call in journal
         if call["grant_type"] == "refresh_token"
@@ -197,6 +200,7 @@ def as_issued(grants: Iterable[dict[str, Any]], kind: str) -> dict[str, Issued]:
             token["live"],
             grant["person"],
             moment(token["expires_at"]) if "expires_at" in token else None,
+            grant["client_id"],
         )
         for grant in grants
         for token in grant[kind]

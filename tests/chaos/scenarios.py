@@ -17,6 +17,7 @@ from tests.chaos.browser import Browser
 from tests.chaos.checker import Report, check
 from tests.chaos.deployment import RecordedDeployment
 from tests.helpers.processes import ApiServer, Scheduler
+from tests.helpers.sandbox_client import CLIENT_ID
 from tests.helpers.servers import eventually
 
 MIRA, JONAS = "mira_t_42", "jonas.k"
@@ -68,7 +69,7 @@ def run(
     Without `settle`, or after a failure, it does not wait until all grants are fresh at the end.
     """
     selected, failure = SCENARIOS[name], None
-    deployment.reset(rotate=rotate, grace_seconds=selected.grace_seconds if rotate else 0)
+    deployment.reset(rotate=rotate, grace_seconds=selected.grace_seconds)
     try:
         selected.script(deployment)
     except AssertionError as error:
@@ -644,6 +645,69 @@ def response_without_access_token(deployment: RecordedDeployment) -> None:
     assert [call["status"] for call in deployment.refresh_calls()] == [200] * 4
 
 
+# People use applications of their own.
+
+
+@scenario(rotating=False)
+def own_application_broken(deployment: RecordedDeployment) -> None:
+    """Others are refreshed, and the broken one costs one call for each pause, until it is repaired."""
+    people = [person["id"] for person in deployment.sandbox.seed(4)]
+    browser, broken = deployment.connected_with_own_application(people[0])
+    own = [broken]
+    for person, public in ((people[1], False), (people[2], True)):
+        own.append(deployment.connected_with_own_application(person, public=public)[1])
+    deployment.visitor(people[3])
+    spotify_user_id, *others = [deployment.spotify_user_id_of(person) for person in people]
+    deployment.sandbox.change_application(broken["client_id"], client_secret="another-secret-of-this-one")
+    deployment.record_fault("wrong secret", spotify_user_id)
+    deployment.advance_time(3600 - 300)
+    deployment.resume_schedulers()
+    eventually(lambda: len(deployment.refresh_calls()) >= len(people))
+    client_ids = {CLIENT_ID, *(application["client_id"] for application in own)}
+    assert {call["client_id"] for call in deployment.refresh_calls()} == client_ids
+    eventually(lambda: {deployment.row(other).generation for other in others} == {1})
+    eventually(lambda: deployment.sql("SELECT 1 FROM spotify_apps WHERE state = 'refused'"))
+    deployment.expire(spotify_user_id)
+    deployment.advance_time(20)  # longer than the backoff of the grant, but not than the pause
+    assert browser.token(deployment.servers[0]).status_code == 409
+    calls = deployment.sandbox.calls(grant_type="refresh_token", client_id=broken["client_id"])
+    assert len(calls) == 1
+    assert deployment.sql("SELECT name FROM breakers WHERE closed_at IS NULL") == []
+    deployment.sandbox.change_application(broken["client_id"], client_secret=broken["client_secret"])
+    assert browser.bring(broken, deployment.servers[1], public=False).status_code == 200
+    assert browser.awaited_token(deployment.servers[1]).status_code == 200
+
+
+@scenario(rotating=False)
+def application_replaced_during_refresh(deployment: RecordedDeployment) -> None:
+    """The response to the old application's call writes nothing to the new connection."""
+    browser, _ = deployment.connected_with_own_application(MIRA, public=True)
+    [other] = deployment.sandbox.create_applications(1, quota="extended")
+    with deployment.held_refresh():
+        late = _start_refresh(deployment, browser, deployment.spotify_user_id_of(MIRA), deployment.servers[0])
+        assert browser.bring(other, deployment.servers[1], public=False).status_code == 200
+        assert browser.connect(deployment.servers[1]).status_code == 200
+    late.result()
+    row = deployment.row(deployment.spotify_user_id_of(MIRA))
+    assert (row.client_id, row.generation) == (other["client_id"], 0)
+    assert browser.token(deployment.servers[1]).status_code == 200
+
+
+@scenario(rotating=False)
+def applications_restored_alone(deployment: RecordedDeployment) -> None:
+    """The row of an application has an earlier client id, with which the token must not be sent."""
+    browser, own = deployment.connected_with_own_application(MIRA)
+    spotify_user_id = deployment.spotify_user_id_of(MIRA)
+    [earlier] = deployment.sandbox.create_applications(1, quota="extended")
+    change = "UPDATE spotify_apps SET client_id = :client_id"
+    deployment.sql(change, client_id=earlier["client_id"])
+    deployment.expire(spotify_user_id)
+    assert browser.token(deployment.servers[0]).status_code == 409
+    assert deployment.refresh_calls() == []
+    deployment.sql(change, client_id=own["client_id"])
+    assert browser.token(deployment.servers[1]).status_code == 200
+
+
 def _connected(deployment: RecordedDeployment, person: str = MIRA) -> tuple[Browser, int]:
     browser = deployment.connected(person)
     return browser, deployment.spotify_user_id_of(person)
@@ -660,10 +724,16 @@ def _start_refresh(
 
 
 def _due_batch(deployment: RecordedDeployment) -> list[int]:
-    """Connect people whose tokens are due. The schedulers are paused, and claim them together."""
+    """Connect people whose tokens are due. The schedulers are paused, and claim them together.
+
+    Two of them use applications of their own.
+    """
     people = [person["id"] for person in deployment.sandbox.seed(BATCH)]
-    for person in people:
+    *others, confidential, public = people
+    for person in others:
         deployment.visitor(person)
+    deployment.connected_with_own_application(confidential)
+    deployment.connected_with_own_application(public, public=True)
     deployment.advance_time(3600 - 300)
     return [deployment.spotify_user_id_of(person) for person in people]
 
