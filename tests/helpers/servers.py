@@ -49,10 +49,12 @@ class Unavailable(Exception):
 def eventually(condition: Callable[[], T], timeout: float = LONG) -> T:
     """Wait until `condition()` is true, and return its result. An exception counts as false.
 
+    The longer it takes, the less often it is checked, because each check takes time from what it waits for.
+
     Raises:
         AssertionError: It was not true within `timeout` seconds. The cause is the last exception, if any.
     """
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while True:
         error: Exception | None = None
         try:
@@ -60,9 +62,10 @@ def eventually(condition: Callable[[], T], timeout: float = LONG) -> T:
                 return result
         except Exception as raised:  # noqa: BLE001 - the condition decides what it raises
             error = raised
-        if time.monotonic() > deadline:
+        elapsed = time.monotonic() - began
+        if elapsed > timeout:
             raise AssertionError(f"the condition was not true within {timeout} s") from error
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, elapsed / 10), 0.05))
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from threading import Event, Thread
 
 import pytest
@@ -55,7 +56,15 @@ def app(make_app: MakeApp, cluster: GaleraCluster) -> Iterator[Flask]:
     with app.app_context():
         run_in_transaction(lambda session: session.execute(sa.delete(User)))
         add("ada")
+        [ada] = read(sa.select(User.id))
+        # The other nodes apply a change after its COMMIT, and tests change the row there.
+        for node in cluster.nodes:
+            eventually(partial(is_only_user, node, ada.id))
         yield app
+
+
+def is_only_user(node: GaleraNode, user_id: int) -> bool:
+    return node.execute("SELECT id FROM backline.users") == ((user_id,),)
 
 
 def add(name: str) -> None:
