@@ -128,13 +128,15 @@ def make_rows(app: Flask, key: int, people: list[dict[str, Any]]) -> Rows:
         },
     ]
     applications = [
-        {"id": plain, "owner_id": plain, "client_id": f"{key:032x}", "state": "active"},
+        {"id": plain, "owner_id": plain, "client_id": f"{key:032x}", "state": "active", "failures": 0},
         {
             "id": odd,
             "owner_id": odd,
             "client_id": "blanks  " + "ä" * 247,
             "state": "rate_limited",
             "paused_until": now,
+            "failures": 2**31 - 1,
+            "failing_since": now,
             **encrypt_secret(cipher, odd, "secret"),
         },
     ]

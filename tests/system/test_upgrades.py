@@ -204,7 +204,8 @@ def test_rows_survive_a_downgrade_and_another_upgrade_that_are_interrupted_befor
 
     schemas.check(app)
     with app.app_context(), reading() as db:
-        assert keys_in_use() == keys
+        # The client secrets of two applications are gone.
+        assert keys_in_use() == {key_id: count - 2 for key_id, count in keys.items()}
         rows = {row.id: row for row in db.scalars(sa.select(AccessToken))}
         epochs = set(db.scalars(sa.select(User.session_epoch)))
     assert len(epochs) == 4
