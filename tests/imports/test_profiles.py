@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.spotify.tokens import maintenance
 from tests.helpers.factories import advance_time, count_by_state, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count, register, send_callback
 from tests.helpers.sandbox_client import SandboxClient
@@ -106,6 +107,26 @@ def test_profile_is_asked_for_again_after_a_failure(app: Flask, sandbox: Sandbox
     complete_profiles(app)
 
     assert connections(app)[person["id"]].account_id == person["account_id"]
+
+
+def test_undated_grants_do_not_hold_up_the_reminders_of_others(
+    app: Flask, client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reminders are recorded in batches, of those who consented first."""
+    monkeypatch.setattr(maintenance, "BATCH", 1)
+    import_links(app, json_lines([{"spotify_id": "undated", "refresh_token": "r"}]))
+    connect(client, sandbox, person="mira_t_42")
+    with app.app_context(), writing() as db:
+        for spotify_id, days in (("undated", 177), ("mira_t_42", 175)):
+            of_person = AccessToken.spotify_user_id == connections(app)[spotify_id].id
+            authorized_at = datetime.now(UTC) - timedelta(days=days)
+            db.execute(sa.update(AccessToken).where(of_person).values(authorized_at=authorized_at))
+
+    run_maintenance(app)
+
+    found = connections(app)
+    assert found["mira_t_42"].token.reminded_days is not None
+    assert found["undated"].token.reminded_days is None
 
 
 def test_undated_grant_gets_no_reminder_and_a_new_consent_dates_it(
