@@ -132,21 +132,16 @@ def _finished_between(since: datetime, now: datetime) -> tuple[sa.ColumnElement[
 
 
 def _is_of(kind: ApplicationKind, since: datetime) -> sa.ColumnElement[bool]:
-    """In SQL: the attempt was one of a grant of this kind of application.
+    """In SQL: the attempt was one of a connection that was made with this kind of application.
 
     Users' applications that began to fail before `since` are left out: they fail for their own reasons.
     """
-    own = sa.and_(
-        AccessToken.spotify_user_id == TokenRefresh.spotify_user_id,
-        AccessToken.grant_id == TokenRefresh.grant_id,
-        AccessToken.client_id.is_not(None),
-    )
+    own = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id.is_not(None))
     if kind is ApplicationKind.DEPLOYMENT:
-        return ~sa.exists().where(own).correlate(TokenRefresh)
+        return TokenRefresh.spotify_user_id.not_in(own)
     has_worked = sa.or_(SpotifyApp.failing_since.is_(None), SpotifyApp.failing_since >= since)
-    application = SpotifyApp.id == SpotifyUser.spotify_app_id
-    connection = SpotifyUser.id == AccessToken.spotify_user_id
-    return sa.exists().where(own, connection, application, has_worked).correlate(TokenRefresh)
+    joined = own.join(SpotifyApp, SpotifyApp.id == SpotifyUser.spotify_app_id)
+    return TokenRefresh.spotify_user_id.in_(joined.where(has_worked))
 
 
 def _rejected_before(since: datetime) -> sa.ColumnElement[bool]:

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.infra import database
 from app.infra.database import reading
-from app.models import AccessToken, AppState, GrantState, TokenRefresh
+from app.models import AccessToken, AppState, GrantState, SpotifyUser, TokenRefresh
 from app.models.token_refresh import Outcome
 from app.spotify.applications.lookup import count_by_state
 from app.spotify.clients.application import ApplicationKind
@@ -64,20 +64,16 @@ def _applications() -> Metric:
 
 def _refreshes() -> Iterator[Metric]:
     now = database.read_db_now()
-    same_grant = sa.and_(
-        AccessToken.spotify_user_id == TokenRefresh.spotify_user_id,
-        AccessToken.grant_id == TokenRefresh.grant_id,
-    )
-    is_own = sa.case((AccessToken.client_id.is_not(None), 1), else_=0)
     recent = (
-        sa.select(TokenRefresh.outcome, is_own, sa.func.count())
-        .select_from(sa.outerjoin(TokenRefresh, AccessToken, same_grant))
+        sa.select(TokenRefresh.outcome, sa.func.count())
         .where(TokenRefresh.started_at > now - RECENT)
-        .group_by(TokenRefresh.outcome, is_own)
+        .group_by(TokenRefresh.outcome)
     )
+    own = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id.is_not(None))
     with reading() as db:
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
-        counts = {(outcome, own): count for outcome, own, count in db.execute(recent)}
+        of_all = dict(db.execute(recent).all())
+        of_own = dict(db.execute(recent.where(TokenRefresh.spotify_user_id.in_(own))).all())
     late = (now - oldest).total_seconds() if oldest is not None else 0.0
     yield GaugeMetricFamily(
         "backline_oldest_due_refresh_seconds",
@@ -90,8 +86,10 @@ def _refreshes() -> Iterator[Metric]:
         labels=["outcome", "application"],
     )
     for outcome in Outcome:
-        for own, kind in enumerate(ApplicationKind):
-            family.add_metric([outcome.value, kind.value], counts.get((outcome.value, own), 0))
+        total, own_count = of_all.get(outcome.value, 0), of_own.get(outcome.value, 0)
+        # Between the two statements, further attempts may have ended.
+        family.add_metric([outcome.value, ApplicationKind.DEPLOYMENT.value], max(0, total - own_count))
+        family.add_metric([outcome.value, ApplicationKind.OWN.value], own_count)
     yield family
 
 

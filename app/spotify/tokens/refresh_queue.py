@@ -60,10 +60,12 @@ def _earliest(
         .order_by(AccessToken.due_at)
         .limit(_WINDOW)
     )
-    if kinds != ALL_KINDS:  # the others' breaker is open
-        is_own = AccessToken.client_id.is_not(None)
-        first = first.where(is_own if ApplicationKind.OWN in kinds else ~is_own)
-    if has_failed:  # the other index would be sorted by the number of failures
+    if kinds == {ApplicationKind.OWN}:  # the breaker is open for the deployment's, which may be most of them
+        own = sa.select(SpotifyUser.id).where(SpotifyUser.spotify_app_id.is_not(None))
+        first = first.where(AccessToken.spotify_user_id.in_(own))
+    elif kinds == {ApplicationKind.DEPLOYMENT}:
+        first = first.where(AccessToken.client_id.is_(None))
+    elif has_failed:  # the other index would be sorted by the number of failures
         for dialect in ("mysql", "mariadb"):
             first = first.with_hint(AccessToken, "FORCE INDEX (ix_access_tokens_due_at)", dialect)
     window = first.subquery()
