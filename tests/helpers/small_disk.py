@@ -64,7 +64,9 @@ class SmallMariaDb(_OnSmallDisk, MariaDb):
     def __init__(self, home: Path, *options: str) -> None:
         super().__init__(home)
         disk = home / "disk"
-        own = [f"--datadir={disk / 'data'}", f"--tmpdir={disk}", "--user=root", *options]
+        # By default, the file that all tables share grows by the size of the disk.
+        own = [f"--datadir={disk / 'data'}", f"--tmpdir={disk}", "--innodb-autoextend-increment=1"]
+        own += ["--user=root", *options]
         self._command = [*self._command, *own]
         self._mount(disk, "64m", home / "data")
 

@@ -31,8 +31,8 @@ from tests.helpers.sandbox_client import SandboxClient
 SPA = "http://127.0.0.1:5173"
 # The credentials in the OpenAPI document's example.
 EXAMPLE_APP: dict[str, Any] = {
-    "client_id": "0123456789abcdef0123456789abcdef",
-    "client_secret": "fedcba9876543210fedcba9876543210",
+    "client_id": "clientIdFromTheDashboard",
+    "client_secret": "clientSecretFromTheDashboard",
 }
 NEW = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
 

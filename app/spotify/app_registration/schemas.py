@@ -23,7 +23,7 @@ class NewSpotifyApp(Schema):
     client_id = Text(
         required=True,
         validate=_letters_and_digits(CLIENT_ID),
-        metadata={"example": "0123456789abcdef0123456789abcdef"},
+        metadata={"example": "clientIdFromTheDashboard"},
     )
     client_secret = Text(
         load_default=None,
@@ -33,7 +33,7 @@ class NewSpotifyApp(Schema):
         metadata={
             "description": "Without it, the application is used as a public client, with PKCE only.",
             "format": "password",
-            "example": "fedcba9876543210fedcba9876543210",
+            "example": "clientSecretFromTheDashboard",
         },
     )
 

@@ -1009,13 +1009,13 @@ export interface components {
             can_register: boolean;
         };
         NewSpotifyApp: {
-            /** @example 0123456789abcdef0123456789abcdef */
+            /** @example clientIdFromTheDashboard */
             client_id: string;
             /**
              * Format: password
              * @description Without it, the application is used as a public client, with PKCE only.
              * @default null
-             * @example fedcba9876543210fedcba9876543210
+             * @example clientSecretFromTheDashboard
              */
             client_secret: string | null;
         };
