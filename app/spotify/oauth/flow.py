@@ -120,7 +120,6 @@ class AuthorizationFlow:
             client_id=application.own_client_id,
         )
         return self._url(authorization, application)
-        return self._url(authorization, application)
 
     def reauthorization_url(self, scopes: Iterable[str] = ()) -> str:
         """Return a URL at Spotify for a person who has to consent again, the same one for five minutes.
@@ -278,7 +277,7 @@ class AuthorizationFlow:
         The browser shows only one of the two responses, perhaps this one. The other callback changed the id
         of a visitor's session, so this response brings a new session.
         """
-        with self._accounts_bulkhead.waiting() as waiter:
+        with self._accounts_bulkhead.waiting(authorization.record.client_id) as waiter:
             connection = self._authorizations.wait_for_result(authorization.state, code, _id(user), waiter)
         if connection is None:
             return None

@@ -181,7 +181,7 @@ class TokenService:
         if not wait_seconds:
             return self._decrypt(row, now)
         try:
-            with self._bulkhead.waiting() as waiter:
+            with self._bulkhead.waiting(row.client_id) as waiter:
                 return self._decrypt(*waiter.result(refreshing, wait_seconds))
         except (TimeoutError, BacklineError, GrantEnded, *DEPENDENCY_DOWN):
             return self._decrypt(row, now)
@@ -194,7 +194,7 @@ class TokenService:
         lead: timedelta = timedelta(0),
         force: bool = False,
     ) -> GrantSnapshot:
-        with self._bulkhead.waiting() as waiter:
+        with self._bulkhead.waiting(row.client_id) as waiter:
             try:
                 return waiter.result(self._start_refresh(row, lead=lead, force=force), wait_seconds)
             except TimeoutError:

@@ -18,7 +18,9 @@ from app.spotify.clients import accounts_bulkhead
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead, AccountsBusy
 from app.spotify.clients.capacity import accounts_waiters
 from app.spotify.tokens import refresh
+from tests.helpers.factories import create_connections
 from tests.helpers.flows import another_tab, connect, register, send_callback, slug, start_authorization
+from tests.helpers.own_applications import create_own_applications
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import LONG, eventually
 
@@ -255,6 +257,29 @@ def expire_tokens(app: Flask) -> None:
 
 def get_token(client: FlaskClient) -> TestResponse:
     return another_tab(client).get("/api/spotify/token")
+
+
+@ONE_DATABASE
+@pytest.mark.usefixtures("short_slow_threshold")
+def test_refreshes_of_a_slow_application_reject_only_its_own_callers(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    [own] = create_own_applications(app, sandbox, 1)
+    [connection] = create_connections(app, sandbox, 1)
+    built = app.extensions["backline"]
+    bulkhead, tokens = built.accounts_bulkhead, built.tokens
+    for slow, rejected, served in (
+        (own["client_id"], own["connections"][0], connection),
+        (None, connection, own["connections"][0]),
+    ):
+        with bulkhead.calling(slow), ExitStack() as waits, app.app_context():
+            for _ in range(bulkhead._share_of(slow).slots):
+                waits.enter_context(bulkhead.waiting(slow))
+            eventually(lambda slow=slow: _is_rejected(bulkhead, slow))  # type: ignore[misc]
+            with pytest.raises(AccountsBusy):
+                tokens.access_token_for(rejected)
+            tokens.access_token_for(served)
+        expire_tokens(app)
 
 
 @ONE_DATABASE
