@@ -39,6 +39,7 @@ class _Connection:
     user_id: int | None
     spotify_id: str
     state: str | None  # None without a grant
+    signs_in: bool = False
 
     @property
     def is_live(self) -> bool:
@@ -69,7 +70,8 @@ class _Connections:
         """Return the connection that gets a row's grant: one that has ended, or a new one.
 
         Raises:
-            SkippedError: It is live, or it would get another owner, or its owner another Spotify account.
+            SkippedError: It is live or signs its owner in, or it would get another owner, or its owner
+                another Spotify account.
         """
         owned = self.by_owner.get(owner_id) if owner_id is not None else None
         spotify_id = row.spotify_id
@@ -80,6 +82,9 @@ class _Connections:
             raise SkippedError("the Spotify account is connected with another user's account")
         if found is not None and found.is_live:
             raise SkippedError("the connection is live")
+        if found is not None and found.signs_in:
+            # If the grant is another account's, the connection is deleted. It may be the only way to sign in.
+            raise SkippedError("the connection signs its owner in, who can connect again")
         if owned is not None and owned is not found:
             raise SkippedError("the user has connected another Spotify account")
         return found or _Connection(None, owner_id, spotify_id or "", None)
@@ -113,7 +118,7 @@ class Importer:
         for batch in _batches(rows):
             if dry_run:
                 with reading() as db:
-                    reports, _ = self._decide(db, batch, planned)
+                    reports, _ = self._decide(db, batch, planned, lock=False)
             else:
                 first = waiting + counts[RowResult.IMPORTED]
                 reports, replaced = run_in_transaction(partial(self._store, batch, first))
@@ -127,7 +132,7 @@ class Importer:
         self, batch: list[ImportRow | RowReport], first: int, db: Session
     ) -> tuple[list[RowReport], list[int]]:
         """Store a batch. Returns its reports, and the ids of connections whose grant had ended."""
-        reports, targets = self._decide(db, batch, _Connections())
+        reports, targets = self._decide(db, batch, _Connections(), lock=True)
         now = database.db_now(db)
         due = [now + (first + number) * self._interval % _LONGEST_SPREAD for number in range(len(targets))]
         connections = [target for _, target in targets]
@@ -159,7 +164,7 @@ class Importer:
         )
 
     def _decide(
-        self, db: Session, batch: list[ImportRow | RowReport], planned: _Connections
+        self, db: Session, batch: list[ImportRow | RowReport], planned: _Connections, *, lock: bool
     ) -> tuple[list[RowReport], list[tuple[ImportRow, _Connection]]]:
         """Return the reports of a batch, and the connections that its rows are imported to.
 
@@ -167,7 +172,7 @@ class Importer:
         """
         valid = [row for row in batch if isinstance(row, ImportRow)]
         accounts = Accounts(db, valid)
-        known = _read_connections(db, valid, accounts.ids, planned)
+        known = _read_connections(db, valid, accounts.ids, planned, lock=lock)
         reports, targets = [], []
         for row in batch:
             if isinstance(row, RowReport):
@@ -201,12 +206,20 @@ def _count_waiting() -> int:
 
 
 def _read_connections(
-    db: Session, rows: list[ImportRow], user_ids: list[int], planned: _Connections
+    db: Session, rows: list[ImportRow], user_ids: list[int], planned: _Connections, *, lock: bool
 ) -> _Connections:
-    """Return the connections of these Spotify accounts and users."""
+    """Return the connections of these Spotify accounts and users.
+
+    With `lock`, none of them gets an owner before the transaction ends.
+    """
     spotify_ids = [row.spotify_id for row in rows if row.spotify_id is not None]
-    columns = sa.select(SpotifyUser.id, SpotifyUser.user_id, SpotifyUser.spotify_id, AccessToken.state)
+    signs_in = SpotifyUser.sign_in_since.is_not(None)
+    columns = sa.select(
+        SpotifyUser.id, SpotifyUser.user_id, SpotifyUser.spotify_id, AccessToken.state, signs_in
+    )
     joined = columns.outerjoin(AccessToken, AccessToken.spotify_user_id == SpotifyUser.id)
+    if lock:
+        joined = joined.with_for_update(of=SpotifyUser)
     found = _Connections()
     # Two statements, so that each reads one index.
     for condition in (SpotifyUser.spotify_id.in_(spotify_ids), SpotifyUser.user_id.in_(user_ids)):

@@ -15,12 +15,13 @@ from app.imports.importer import BATCH, Importer
 from app.imports.rows import ImportRow, RowResult
 from app.infra.database import reading, writing
 from app.models import AccessToken, GrantState
+from app.spotify.connections import claim_anonymous
 from tests.conftest import MakeApp
 from tests.helpers.children import start_child
 from tests.helpers.factories import refresh_due
-from tests.helpers.flows import connect, refresh_count, register
+from tests.helpers.flows import connect, refresh_count, register, send_callback
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import ROOT, process_environment
+from tests.helpers.servers import LONG, ROOT, eventually, process_environment
 from tests.imports.running import (
     complete_profiles,
     connections,
@@ -224,6 +225,48 @@ def test_ended_connection_continues_with_the_imported_grant(
     complete_profiles(app)
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert person["id"] not in connections(app)
+
+
+@pytest.mark.sqlite_only
+def test_connection_that_signs_its_owner_in_is_left_alone(make_app: MakeApp, sandbox: SandboxClient) -> None:
+    """With a token of another account, it would be deleted, and its owner could no longer sign in."""
+    app = make_app(SPOTIFY_SIGN_IN="true")
+    client = app.test_client()
+    url = client.get("/api/spotify/authorize?intent=sign_in").json["authorize_url"]
+    send_callback(client, sandbox.consent(url, person="mira_t_42"))
+    with app.app_context(), writing() as db:
+        db.execute(sa.update(AccessToken).values(state=GrantState.REAUTHORIZATION_REQUIRED))
+
+    output = import_links(app, json_lines([{"spotify_id": "mira_t_42", "refresh_token": "r"}]))[1]
+
+    assert output[0] == "line 1: skipped, the connection signs its owner in, who can connect again"
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)  # SQLite locks the whole database
+def test_connection_that_gets_an_owner_during_the_import_keeps_them(
+    app: Flask, client: FlaskClient, new_client: NewClient, sandbox: SandboxClient
+) -> None:
+    connect(client, sandbox, person="mira_t_42")
+    ada, grace = (register(new_client(), name)["id"] for name in ("ada", "grace"))
+    row = {"username": "grace", "spotify_id": "mira_t_42", "refresh_token": "r"}
+    found = connections(app)["mira_t_42"]
+    with app.app_context(), ThreadPoolExecutor(1) as pool:
+        with writing() as db:
+            db.execute(sa.update(AccessToken).values(state=GrantState.REAUTHORIZATION_REQUIRED))
+        with writing() as db:
+            assert claim_anonymous(db, found.id, found.token.grant_id, ada)
+            importing = pool.submit(import_links, app, json_lines([row]))
+            eventually(_is_waiting_for_a_lock)
+        output = importing.result(LONG)[1]
+
+    assert "skipped, the Spotify account is connected with another user's account" in output[0]
+    assert connections(app)["mira_t_42"].user_id == ada != grace
+
+
+def _is_waiting_for_a_lock() -> bool:
+    waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+    with reading() as db:
+        return bool(db.scalar(sa.text(waiting)))
 
 
 @pytest.mark.sqlite_only
