@@ -96,7 +96,7 @@ class SpotifyAppsDisabled(BacklineError):
 
 
 class SpotifyAppRequired(BacklineError):
-    """Connecting needs an application of one's own, and there is none."""
+    """The person needs an application of their own to connect, and has none."""
 
 
 class SpotifyAppNotAccepted(BacklineError):

@@ -41,7 +41,7 @@ class TokenNumbers:
     oldest_due: DueConnection | None
     refreshes: Sequence[Mapping[str, int] | None]  # None: not counted yet
     paused: Sequence[str]  # the reasons why refreshing is paused
-    applications: Mapping[str, int]  # own ones, by their state
+    applications: Mapping[str, int]  # people's own, by state
 
 
 @dataclass(frozen=True)

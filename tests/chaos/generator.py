@@ -99,7 +99,7 @@ class RandomRun:
         deployment.resume_schedulers()
 
     def _connected(self, person: str, number: int) -> Browser:
-        """Connect a person, each third one with an own application, of which every other one is public."""
+        """Connect a person, every third one with their own application, half of which are public."""
         if number % 3:
             return self.deployment.connected(person)
         public = number % 2 == 1

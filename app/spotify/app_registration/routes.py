@@ -17,7 +17,7 @@ from app.spotify.applications.lookup import row_of_user
 from app.web.access import login_required, require_user
 from app.web.api import Blueprint
 
-blueprint = Blueprint("spotify_app", __name__, description="One's own application at Spotify")
+blueprint = Blueprint("spotify_app", __name__, description="The user's own application at Spotify")
 
 # For one user: each is a call to Spotify.
 REGISTRATIONS_PER_HOUR = 30
@@ -44,7 +44,7 @@ def get() -> dict[str, Any]:
     TooManyAttempts,
 )
 def register(requested: dict[str, str | None]) -> dict[str, Any]:
-    """Register an application of one's own, or replace it.
+    """Register the user's own application, or replace it.
 
     Spotify is asked whether the client ID and the secret are correct. A connection that was made with
     another client ID ends, so ask the person first. With the same client ID and a new secret, it continues.
@@ -60,7 +60,7 @@ def register(requested: dict[str, str | None]) -> dict[str, Any]:
 @blueprint.response(204)
 @blueprint.problems(LastWayIn)
 def remove() -> None:
-    """Remove one's own application. The connection made with it ends."""
+    """Remove the user's own application. The connection made with it ends."""
     services().app_registration.remove(require_user())
 
 

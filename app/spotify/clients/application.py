@@ -40,5 +40,5 @@ class Application:
 
 
 def deployment_application(config: Config) -> Application:
-    """Return the application that belongs to the deployment, for everyone without an own one."""
+    """Return the deployment's application, for everyone who has not registered one."""
     return Application(config.spotify_client_id, config.spotify_client_secret)

@@ -19,7 +19,7 @@ Grant = AccessToken | TokenSnapshot
 def token_context(grant: Grant, column: str) -> tuple[object, ...]:
     """Return the place that a token is encrypted for.
 
-    The client id of an own application is a part of it, so that the token is never sent with another one.
+    The client id of a user's own application is part of it, so that the token is never sent with another one.
     """
     own_application = () if grant.client_id is None else (grant.client_id,)
     return column, grant.spotify_user_id, grant.grant_id, *own_application

@@ -579,13 +579,13 @@ export interface paths {
         /** Return the application that the signed-in user connects with, and what it must list. */
         get: operations["spotify_app_get"];
         /**
-         * Register an application of one's own, or replace it.
+         * Register the user's own application, or replace it.
          * @description Spotify is asked whether the client ID and the secret are correct. A connection that was made with
          *     another client ID ends, so ask the person first. With the same client ID and a new secret, it continues.
          */
         put: operations["spotify_app_register"];
         post?: never;
-        /** Remove one's own application. The connection made with it ends. */
+        /** Remove the user's own application. The connection made with it ends. */
         delete: operations["spotify_app_remove"];
         options?: never;
         head?: never;

@@ -5,10 +5,12 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.errors import BacklineError, SpotifyAppRefused, SpotifyUnavailable
+from app.infra import database
 from app.infra.database import reading, writing
 from app.models import AccessToken, AppState, GrantState, SpotifyApp
 from app.models.token_refresh import Outcome
 from app.services import services
+from app.spotify.applications import pauses
 from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.tokens import breaker
 from app.spotify.tokens.breaker_rules import Reason
@@ -146,9 +148,8 @@ def test_refused_application_stays_so_until_spotify_accepts_it(app: Flask, sandb
 
 
 def record(app: Flask, application: Created, outcome: Outcome, *, is_probe: bool = False) -> None:
-    pauses = ApplicationPauses(lambda *_: None)
     with app.app_context():
-        pauses.record_outcome(application["id"], outcome, is_probe=is_probe)
+        ApplicationPauses(lambda *_: None).record_outcome(application["id"], outcome, is_probe=is_probe)
 
 
 @pytest.mark.sqlite_only
@@ -159,6 +160,20 @@ def test_accepted_code_ends_the_pause(app: Flask, sandbox: SandboxClient) -> Non
         ApplicationPauses(lambda *_: None).client_accepted(application["id"])
 
     assert states(app, [application]) == [AppState.ACTIVE]
+
+
+@pytest.mark.sqlite_only
+def test_one_of_two_simultaneous_callers_is_the_probe(app: Flask, sandbox: SandboxClient) -> None:
+    [application] = create_own_applications(app, sandbox, 1)
+    record(app, application, Outcome.UNAVAILABLE)
+    advance_time(app, sandbox, 6)
+    first, second = stored(app, application), stored(app, application)
+
+    with app.app_context(), writing() as db:
+        now = database.db_now(db)
+        assert pauses.require_active(db, first, now)
+        with pytest.raises(SpotifyUnavailable):
+            pauses.require_active(db, second, now)
 
 
 MARIADB = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
