@@ -35,6 +35,7 @@ LIBRARIES = (
     "sqlalchemy.dialects.mysql.mysqldb",
     "sqlalchemy.dialects.sqlite.pysqlite",
     "sqlalchemy.ext.compiler",
+    "sqlalchemy.ext.hybrid",
     "webargs.flaskparser",
     "werkzeug.middleware.proxy_fix",
 )
