@@ -7,9 +7,11 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.imports import profiles
 from app.infra.database import reading, writing
 from app.models import AccessToken, Breaker, GrantState, TokenRefresh
 from app.models.token_refresh import Outcome
+from app.spotify.clients.profile import Profile
 from app.spotify.tokens import maintenance
 from tests.helpers.factories import advance_time, count_by_state, refresh_due, run_maintenance
 from tests.helpers.flows import connect, refresh_count, register, send_callback
@@ -43,6 +45,23 @@ def test_connection_with_another_accounts_token_is_deleted(app: Flask, sandbox: 
 
     assert set(connections(app)) == {second["id"]}
     assert connections(app)[second["id"]].account_id == second["account_id"]
+
+
+def test_profile_of_a_grant_that_was_replaced_meanwhile_changes_nothing(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    """An earlier release does not record with a new consent that the profile is known."""
+    [person] = sandbox.seed(1)
+    import_links(app, json_lines([{"spotify_id": person["id"], "refresh_token": person["refresh_token"]}]))
+    found = connections(app)[person["id"]]
+    profile = Profile("someone-else", None, None, None, None, None)
+
+    with app.app_context(), writing() as db:
+        assert not profiles._store(db, found.id, "0" * 32, profile)
+    assert set(connections(app)) == {person["id"]}
+    with app.app_context(), writing() as db:
+        assert profiles._store(db, found.id, found.token.grant_id, profile)
+    assert not connections(app)
 
 
 def test_token_of_an_account_that_is_connected_changes_nothing(

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from app.errors import SpotifyNotConnected
+from app.errors import SpotifyNotConnected, SpotifyUnavailable
 from app.infra.database import reading, writing
 from app.infra.encryption import DecryptionError
 from app.models import AccessToken, SpotifyApp
@@ -83,3 +83,17 @@ def test_grant_of_an_application_that_was_replaced_is_never_sent(app: Flask, san
         services().applications.of_grant(grant)
     with app.app_context():
         assert services().applications.of_grant(grant_of(app, of_deployment)).client_id == "deployment"
+
+
+@pytest.mark.sqlite_only
+def test_secret_is_unreadable_in_the_row_of_another_application(app: Flask, sandbox: SandboxClient) -> None:
+    first, second = create_connections(app, sandbox, 2)
+    ids = [give_own_application(app, found, CLIENT_ID, CLIENT_SECRET) for found in (first, second)]
+    with app.app_context(), writing() as db:
+        source, target = (db.get_one(SpotifyApp, app_id) for app_id in ids)
+        target.client_secret = source.client_secret
+
+    with app.app_context():
+        assert services().applications.of_grant(grant_of(app, first)).client_secret == CLIENT_SECRET
+        with pytest.raises(SpotifyUnavailable):
+            services().applications.of_grant(grant_of(app, second))

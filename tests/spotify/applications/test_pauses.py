@@ -261,6 +261,20 @@ def test_false_revocations_of_own_applications_mark_no_grant(app: Flask, sandbox
 
 
 @pytest.mark.sqlite_only
+def test_rejections_with_own_applications_count_for_no_grant_of_the_deployment(
+    app: Flask, sandbox: SandboxClient
+) -> None:
+    create_own_applications(app, sandbox, 9)  # ten would open a breaker
+    sandbox.fault(on="token", kind="false_invalid_grant", times=None)
+    refresh_due(app)
+    create_connections(app, sandbox, 1)
+    refresh_due(app)
+
+    assert refresh_count(sandbox) == 10
+    assert open_reasons(app) == []
+
+
+@pytest.mark.sqlite_only
 def test_metrics_tell_own_applications_from_the_deployments(app: Flask, sandbox: SandboxClient) -> None:
     create_connections(app, sandbox, 2)
     for each in create_own_applications(app, sandbox, 1):

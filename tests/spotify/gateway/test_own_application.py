@@ -1,10 +1,22 @@
 """What Spotify says about the calls of a user's own application concerns no one else."""
 
+from contextlib import ExitStack
+from typing import cast
+
 import pytest
+import sqlalchemy as sa
+from flask import Flask
 from flask.testing import FlaskClient
 
+from app.infra.database import reading
+from app.models import SpotifyUser
+from app.models.snapshots import ConnectionSnapshot
+from app.resilience.bulkhead import Bulkhead
+from app.spotify.gateway.prepared_call import bulkhead_caller
 from tests.helpers.cached_reads import get
+from tests.helpers.factories import create_connections
 from tests.helpers.flows import connect, register, slug
+from tests.helpers.own_applications import create_own_applications
 from tests.helpers.rate_limits import calls, retry_after_of, seconds_left
 from tests.helpers.sandbox_client import SandboxClient
 
@@ -62,3 +74,18 @@ def test_failing_calls_of_an_own_application_open_its_circuit_breaker_only(
     assert (rejected.status_code, slug(rejected)) == (503, "spotify-unavailable")
     assert calls(sandbox) == 0
     assert get(jonas, "me").status_code == 200
+
+
+def test_people_of_an_own_application_share_half_of_the_slots(app: Flask, sandbox: SandboxClient) -> None:
+    create_own_applications(app, sandbox, 1, people=3)
+    create_connections(app, sandbox, 1)
+    with app.app_context(), reading() as db:
+        found = cast("list[ConnectionSnapshot]", db.scalars(sa.select(SpotifyUser)).all())
+    bulkhead = Bulkhead(slots=4, queue=4)
+    with ExitStack() as calls:
+        acquired = [
+            bulkhead.try_acquire(calls.enter_context(bulkhead.admit(bulkhead_caller(connection))))
+            for connection in found
+        ]
+
+    assert acquired == [True, True, False, True]
