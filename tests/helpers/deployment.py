@@ -108,15 +108,24 @@ class Deployment:
     def reset(self) -> None:
         """Undo all faults, pause the schedulers, and delete all data."""
         self.restore()
-        self.pause_schedulers()
         for server in self.servers:
             server.wait_until_up()
-        with self.engine.begin() as connection:
-            for table in reversed(self.metadata.sorted_tables):
-                if table.name != "alembic_version":
-                    connection.execute(table.delete())
+        eventually(self._delete_rows)
         self.redis.client.flushall()
         self.sandbox.reset()
+
+    def _delete_rows(self) -> bool:
+        """Delete all rows. On a busy machine, a paused scheduler's last statement may arrive late."""
+        self.pause_schedulers()
+        try:
+            with self.engine.begin() as connection:
+                for table in reversed(self.metadata.sorted_tables):
+                    if table.name != "alembic_version":
+                        connection.execute(table.delete())
+        except sa.exc.OperationalError:
+            self.resume_schedulers()
+            raise
+        return True
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Run a function in the background."""

@@ -25,7 +25,8 @@ pytestmark = [
 
 # Round trips to Redis, and to the database: statements, BEGIN, COMMIT, ROLLBACK, and pings.
 ROUND_TRIPS = {
-    "DELETE /api/spotify": (5, 9),
+    "DELETE /api/spotify": (5, 10),
+    "DELETE /api/spotify/app": (1, 6),
     "DELETE /api/spotify/v1/{path}": (2, 0),
     "DELETE /api/user": (15, 18),
     "DELETE /api/user/sessions": (14, 18),
@@ -39,12 +40,13 @@ ROUND_TRIPS = {
     "GET /api/openapi.json": (0, 0),
     "GET /api/session": (1, 0),
     "GET /api/spotify": (1, 0),
+    "GET /api/spotify/app": (1, 4),
     "GET /api/spotify/authorize": (1, 0),
     "GET /api/spotify/token": (1, 0),
     "GET /api/spotify/v1/{path}": (1, 0),
     "GET /api/user": (1, 0),
     "GET /api/user/devices/{user_code}": (4, 0),
-    "GET /api/user/export": (8, 15),
+    "GET /api/user/export": (8, 19),
     "GET /api/user/tokens": (1, 5),
     "GET /api/user/sessions": (8, 4),
     "GET /livez": (0, 0),
@@ -70,6 +72,7 @@ ROUND_TRIPS = {
     "PUT /api/email-change": (1, 5),
     "PUT /api/email-verification": (1, 5),
     "PUT /api/password-reset": (1, 5),
+    "PUT /api/spotify/app": (2, 0),
     "PUT /api/spotify/v1/{path}": (2, 0),
     "PUT /api/user/password": (14, 19),
     "PUT /v1/{path}": (0, 0),
