@@ -13,9 +13,10 @@ from app.auth.notifications import Notifications
 from app.auth.registration import require_available
 from app.infra.clock import utc_now
 from app.infra.database import run_in_transaction
-from app.models import AccessToken, MailKind, Purpose, User, normalization
+from app.models import MailKind, Purpose, User, normalization
 from app.models.user import UNUSABLE_HASH
-from app.spotify.connections import Connections, delete_of_user, end_sign_in
+from app.spotify.app_registration.registration import delete_made_since
+from app.spotify.connections import Connections, end_sign_in
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class EmailChanges:
         one by email. Spotify signs no one in to the account until the owner connects it again. Links that
         undo an earlier change stay valid, so that the person who made this one cannot revert the undo. A
         Spotify account that was connected while another address was in effect may be someone else's, so that
-        connection is deleted.
+        connection is deleted, and so is a Spotify application that was registered.
 
         Raises:
             InvalidToken: See `email_tokens.redeem`.
@@ -92,8 +93,7 @@ class EmailChanges:
             user.end_sessions()
             personal_access_tokens.revoke_all(db, user.id)
             since = email_tokens.revoke_since(db, user, sent.email)
-            made_since = [AccessToken.authorized_at >= since] if since is not None else []
-            deleted = delete_of_user(db, user.id, *made_since) if was_replaced else []
+            deleted = delete_made_since(db, user.id, since) if was_replaced else []
             end_sign_in(db, user.id)
             self._notifications.notify(db, user, MailKind.EMAIL_CHANGE_UNDONE)
             db.flush()

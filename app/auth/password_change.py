@@ -12,7 +12,8 @@ from app.auth.passwords import Passwords
 from app.infra.clock import utc_now
 from app.infra.database import reading, run_in_transaction
 from app.models import MailKind, Purpose, User
-from app.spotify.connections import Connections, delete_of_user, end_sign_in
+from app.spotify.app_registration.registration import delete_made_since
+from app.spotify.connections import Connections, end_sign_in
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class PasswordChanges:
         def work(db: Session) -> tuple[User, list[int]]:
             user, _ = email_tokens.redeem(db, token, Purpose.PASSWORD_RESET)
             # Someone else may have registered this address, and connected their own Spotify account.
-            deleted = [] if user.email_verified else delete_of_user(db, user.id)
+            deleted = [] if user.email_verified else delete_made_since(db, user.id, None)
             # Someone who knew the old password may have connected their own.
             end_sign_in(db, user.id)
             user.email_verified_at = user.email_verified_at or utc_now()

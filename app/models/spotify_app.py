@@ -44,5 +44,6 @@ class SpotifyApp(Base):
     # Since it has worked last: how many attempts have failed, and when the first of them did. NULL if none.
     failures: Mapped[int] = mapped_column(default=0)
     failing_since: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # When this client id was registered. A new secret does not change it.
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utc_now, onupdate=utc_now)

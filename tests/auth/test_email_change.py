@@ -25,7 +25,15 @@ from tests.helpers.email_change import (
     verify,
 )
 from tests.helpers.factories import advance_time, run_maintenance
-from tests.helpers.flows import PASSWORD, connect, create_token, login, register, slug
+from tests.helpers.flows import (
+    PASSWORD,
+    connect,
+    create_token,
+    login,
+    register,
+    register_own_application,
+    slug,
+)
 from tests.helpers.mail_server import (
     CHANGE_REQUESTED,
     CHANGE_UNDONE,
@@ -226,14 +234,16 @@ def test_undo_requires_its_own_token(ada: FlaskClient, mailbox: Mailbox) -> None
     assert addresses(ada) == (ADA, True, NEW)
 
 
+@pytest.mark.settings(SPOTIFY_APPS="both")
 @pytest.mark.parametrize("verified", [False, True])
 def test_reset_that_verifies_an_address_deletes_the_connection(
     mailbox: Mailbox, client: FlaskClient, sandbox: SandboxClient, verified: bool
 ) -> None:
-    """Someone else may have registered the address and connected their own Spotify account."""
+    """Someone else may have registered the address, and connected their own Spotify account."""
     register(client, "ada")
     if verified:
         verify(client, mailbox, ADA)
+    register_own_application(client, sandbox)
     connect(client, sandbox)
     client.post("/api/password-reset", json={"email": ADA})
     body = {"token": token_in(mailbox.wait_for(ADA, RESET)), "password": NEW_PASSWORD}
@@ -243,6 +253,7 @@ def test_reset_that_verifies_an_address_deletes_the_connection(
     client.post("/api/login", json={"login": "ada", "password": NEW_PASSWORD})
     status = client.get("/api/spotify").json["status"]
     assert status == ("connected" if verified else "not_connected")
+    assert client.get("/api/spotify/app").json["own"] == verified
 
 
 @pytest.mark.sqlite_only

@@ -26,7 +26,7 @@ from tests.helpers.email_change import (
     undo,
     verify,
 )
-from tests.helpers.flows import PASSWORD, another_tab, connect, register
+from tests.helpers.flows import PASSWORD, another_tab, connect, register, register_own_application
 from tests.helpers.mail_server import CHANGE_REQUESTED, CHANGE_UNDONE, CHANGED, VERIFY, Mailbox, token_in
 from tests.helpers.route_matrix import wait_for_background_work
 from tests.helpers.sandbox_client import SandboxClient
@@ -96,16 +96,19 @@ def test_waiting_notice_gets_no_token_of_another_account(
     assert ("bob@example.com", "email_change_requested") in written
 
 
+@pytest.mark.settings(SPOTIFY_APPS="both")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_undo_deletes_a_connection_made_since_the_change(
     ada: FlaskClient, mailbox: Mailbox, sandbox: SandboxClient, when: str
 ) -> None:
-    """The connection belongs to the owner of the new address, who may be someone else."""
+    """They belong to the owner of the new address, who may be someone else, and so does an application."""
     if when == "before":
+        register_own_application(ada, sandbox)
         connect(ada, sandbox)
     change(ada, NEW)
     assert verify(ada, mailbox, NEW) == (204, "")
     if when == "after":
+        register_own_application(ada, sandbox)
         connect(ada, sandbox)
 
     assert undo(ada, token_in(mailbox.wait_for(ADA, CHANGED))) == 204
@@ -116,6 +119,7 @@ def test_undo_deletes_a_connection_made_since_the_change(
     assert addresses(ada) == (ADA, True, None)
     status = ada.get("/api/spotify").json["status"]
     assert status == ("connected" if when == "before" else "not_connected")
+    assert ada.get("/api/spotify/app").json["own"] == (when == "before")
 
 
 def test_deletion_notifies_every_address_that_could_be_restored(

@@ -62,6 +62,13 @@ def connect(
     return connection
 
 
+def register_own_application(client: FlaskClient, sandbox: SandboxClient) -> None:
+    """Register an application of the default person, without a secret."""
+    (created,) = sandbox.create_applications(owner="mira_t_42")
+    response = client.put("/api/spotify/app", json={"client_id": created["client_id"]})
+    assert response.status_code == 200, response.json
+
+
 def create_token(client: FlaskClient, *rights: Right, days: int = 90) -> str:
     """Create a personal access token of the person who is signed in, by default with all rights."""
     app, user_id = client.application, client.get("/api/user").json["id"]

@@ -1,6 +1,7 @@
 """Registers, replaces, and removes people's own applications, and ends connections made with another one."""
 
 import logging
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from app.errors import (
     SpotifyUnavailable,
     ValidationError,
 )
+from app.infra.clock import utc_now
 from app.infra.database import run_in_transaction
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, SpotifyApp, SpotifyUser, User
@@ -83,7 +85,8 @@ class AppRegistration:
             if row is None:
                 row = SpotifyApp(owner_id=owner.id)
                 db.add(row)
-            row.client_id = client_id
+            if row.client_id != client_id:
+                row.client_id, row.created_at = client_id, utc_now()
             db.flush()  # assigns the id that the secret is encrypted for
             for column, value in encrypt_secret(self._cipher, row.id, client_secret).items():
                 setattr(row, column, value)
@@ -157,6 +160,20 @@ def _end_connection(db: Session, user_id: int, condition: sa.ColumnElement[bool]
     if ended:
         ownership.require_another_way_in(db, user_id)
     return ended
+
+
+def delete_made_since(db: Session, user_id: int, since: datetime | None) -> list[int]:
+    """Delete a person's connection and own application, which may be someone else's.
+
+    With `since`, only if they were made since then. Returns the ids of the connections, as
+    `connections.delete_of_user` does.
+    """
+    is_new = [SpotifyApp.created_at >= since] if since is not None else []
+    apps = list(db.scalars(sa.select(SpotifyApp.id).where(SpotifyApp.owner_id == user_id, *is_new)))
+    is_made = [AccessToken.authorized_at >= since] if since is not None else []
+    deleted = connections.delete_of_user(db, user_id, *is_made)
+    db.execute(sa.delete(SpotifyApp).where(SpotifyApp.id.in_(apps)))
+    return deleted
 
 
 def _of(user_id: int) -> sa.Select[SpotifyApp]:
