@@ -16,11 +16,12 @@ from app.spotify.app_registration.schemas import NewSpotifyApp, SpotifyAppOut, d
 from app.spotify.applications.lookup import row_of_user
 from app.web.access import login_required, require_user
 from app.web.api import Blueprint
+from app.web.client_address import client_network
 
 blueprint = Blueprint("spotify_app", __name__, description="The user's own application at Spotify")
 
-# For one user: each is a call to Spotify.
-REGISTRATIONS_PER_HOUR = 30
+# Each is a call to Spotify. For one user, and for one address, which may have many accounts.
+REGISTRATIONS_PER_HOUR, REGISTRATIONS_PER_HOUR_AND_ADDRESS = 30, 300
 
 
 @blueprint.get("/api/spotify/app")
@@ -50,7 +51,9 @@ def register(requested: dict[str, str | None]) -> dict[str, Any]:
     another client ID ends, so ask the person first. With the same client ID and a new secret, it continues.
     """
     user = require_user()
-    services().throttle.hit("spotify-apps", str(user.id), limit=REGISTRATIONS_PER_HOUR)
+    throttle = services().throttle
+    throttle.hit("spotify-apps", str(user.id), limit=REGISTRATIONS_PER_HOUR)
+    throttle.hit("spotify-apps", client_network(), limit=REGISTRATIONS_PER_HOUR_AND_ADDRESS)
     client_id = requested["client_id"] or ""
     return _describe(services().app_registration.register(user, client_id, requested["client_secret"]))
 

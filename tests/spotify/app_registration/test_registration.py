@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 from app.infra.database import reading
 from app.models import AccessToken, SpotifyApp, SpotifyUser, User
 from app.services import services
+from app.spotify.app_registration import routes
 from app.spotify.applications.encryption import decrypt_secret
 from app.spotify.connections import Connections
 from tests.helpers.factories import advance_time, refresh_due
@@ -268,6 +269,25 @@ def test_own_applications_are_off_by_default(client: FlaskClient, created: Creat
     response = put(client, created)
     assert (response.status_code, slug(response)) == (403, "spotify-apps-disabled")
     assert client.get("/api/spotify/app").json == {**DEPLOYMENT, "can_register": False}
+
+
+def test_registrations_are_limited_for_a_user_and_for_an_address(
+    client: FlaskClient,
+    new_client: NewClient,
+    sandbox: SandboxClient,
+    created: Created,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "REGISTRATIONS_PER_HOUR", 2)
+    monkeypatch.setattr(routes, "REGISTRATIONS_PER_HOUR_AND_ADDRESS", 3)
+    other = new_client()
+    register(client)
+    register(other)
+
+    statuses = [put(caller, created).status_code for caller in (client, client, client, other, other)]
+
+    assert statuses == [200, 200, 429, 200, 429]
+    assert len(sandbox.calls("/api/token")) == 3
 
 
 def test_account_is_exported_without_the_secret_and_deleted_with_its_application(
