@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.imports.commands import links
 from app.imports.importer import BATCH, Importer
 from app.imports.rows import ImportRow, RowResult
 from app.infra.database import reading, writing
@@ -356,3 +359,18 @@ def test_killed_import_is_resumed(app: Flask, env: dict[str, str], tmp_path: Pat
     after = {name: row.token.grant_id for name, row in connections(app).items()}
     assert len(after) == len(rows)
     assert {name: after[name] for name in grants} == grants
+
+
+@pytest.mark.sqlite_only
+def test_report_that_cannot_be_written_is_an_error_without_a_traceback(app: Flask, tmp_path: Path) -> None:
+    file = tmp_path / "links.jsonl"
+    file.write_text(json_lines([{"spotify_id": "ada-87", "refresh_token": "any"}]))
+
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    with app.app_context(), redirect_stdout(full), pytest.raises(click.ClickException) as raised:
+        links.main([str(file)], standalone_mode=False)
+    with suppress(OSError):  # what is still in the buffer
+        full.close()
+
+    assert "No space left on device" in raised.value.message
+    assert list(connections(app)) == ["ada-87"]
