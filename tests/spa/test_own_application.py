@@ -105,6 +105,13 @@ def test_person_creates_checks_repairs_and_removes_an_application(
     go_to(page, "Home")
     expect_connected(page)
 
+    # Without its secret, which the form does not show, the connection would break.
+    open_page(page)
+    save(page, client_id, "")
+    expect(page.get_by_text("Your client secret will be removed")).to_be_visible()
+    page.get_by_role("button", name="Keep it").click()
+    expect_check(page, "Client secret", "Correct.")
+
     # Its secret is replaced.
     sandbox.change_application(client_id, client_secret="another")
     sandbox.expire_access_tokens()
