@@ -280,7 +280,7 @@ def test_saving_asks_for_the_permission_and_returns(page: Page, api: Server, spa
 
 def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartApi) -> None:
     start_api(SPOTIFY_SIGN_IN="true")
-    page.goto(f"{spa.origin}/playlists")
+    page.goto(f"{spa.origin}/playlists#top")
     page.get_by_role("button", name="Continue with Spotify").click()
     agree(page)
     expect(page.get_by_role("heading", name="Playlists")).to_be_visible()
