@@ -63,5 +63,5 @@ def _read_secret() -> str:
     """Read a secret that must not be in the arguments, which other users of this machine can see."""
     if sys.stdin.isatty():
         secret: str = click.prompt("Client secret", hide_input=True)
-        return secret
+        return secret.strip()
     return sys.stdin.readline().strip()
