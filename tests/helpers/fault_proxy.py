@@ -107,6 +107,7 @@ class FaultProxy:
         self._drop: _Trigger | None = None
         self._held = 0
         self._dropped = 0
+        self._opened = 0
         self._round_trips = 0
 
     def __enter__(self) -> Self:
@@ -125,6 +126,12 @@ class FaultProxy:
         """The number of open connections."""
         with self._changed:
             return len(self._connections)
+
+    @property
+    def opened(self) -> int:
+        """The number of connections that clients have opened so far."""
+        with self._changed:
+            return self._opened
 
     @property
     def held(self) -> int:
@@ -239,6 +246,7 @@ class FaultProxy:
                     _close(client)
                     return
                 self._connections.add(connection)
+                self._opened += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: _Connection) -> None:

@@ -662,13 +662,17 @@ def test_sign_in_that_loses_a_reply_of_mysql_reads_again(api: ApiServer, deploym
     sign_up(api)
     # Sending the email reads the user as well.
     eventually(lambda: deployment.sql("SELECT id FROM outgoing_mails") == [])
-    before = api.database.dropped
-    api.database.drop_reply(b"FROM users")
 
-    response = sign_in(api)
+    def reads_again() -> bool:
+        opened, dropped = api.database.opened, api.database.dropped
+        api.database.drop_reply(b"FROM users")
+        response = sign_in(api)
+        assert api.database.dropped == dropped + 1
+        # A read is repeated only on a pooled connection. The thread that sends emails may have the only one.
+        assert response.status_code == 200 or api.database.opened > opened, response.text
+        return response.status_code == 200
 
-    assert response.status_code == 200, response.text
-    assert api.database.dropped == before + 1
+    eventually(reads_again)
 
 
 @pytest.mark.parametrize("lost", [b"SET", b"ZADD"])
