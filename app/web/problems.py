@@ -145,7 +145,7 @@ PROBLEM_TYPES: dict[type[BacklineError], ProblemType] = {
         403,
         "insufficient-rights",
         "This token is not allowed to do this",
-        "A personal access token cannot change the account. Sign in with the password instead.",
+        "A personal access token cannot change the account. Sign in instead.",
     ),
     InsufficientScope: ProblemType(
         403,

@@ -1,8 +1,10 @@
 """Steps of people in the app, as functions."""
 
+import requests
 from playwright.sync_api import Page, expect
 
 from tests.helpers.flows import PASSWORD
+from tests.helpers.servers import LONG, Server
 from tests.spa.pages import Pages
 
 
@@ -50,3 +52,12 @@ def expect_connected(page: Page, person: str = "Mira T.") -> None:
     card = page.get_by_role("region", name="Spotify")
     expect(card).to_contain_text(person)
     expect(card).to_contain_text("Connected")
+
+
+def start_device(api: Server, name: str = "tv", scope: str = "spotify:read") -> dict[str, str]:
+    """Start a device authorization, and return the response."""
+    form = {"client_name": name, "scope": scope}
+    response = requests.post(f"{api.url}/api/oauth/device_authorization", data=form, timeout=LONG)
+    assert response.status_code == 200, response.text
+    device: dict[str, str] = response.json()
+    return device

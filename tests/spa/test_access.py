@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from tests.helpers.flows import PASSWORD
 from tests.helpers.servers import LONG, Server
 from tests.spa.conftest import NewPerson
-from tests.spa.flows import go_to, sign_in, sign_up
+from tests.spa.flows import go_to, sign_in, sign_up, start_device
 from tests.spa.pages import Pages
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -21,15 +21,6 @@ def status_with(api: Server, token: str) -> int:
     """Return the status of a request with this token."""
     headers = {"Authorization": f"Bearer {token}"}
     return requests.get(f"{api.url}/api/session", headers=headers, timeout=LONG).status_code
-
-
-def start_device(api: Server, name: str = "tv", scope: str = "spotify:read") -> dict[str, str]:
-    """Start a device authorization, and return the response."""
-    form = {"client_name": name, "scope": scope}
-    response = requests.post(f"{api.url}/api/oauth/device_authorization", data=form, timeout=LONG)
-    assert response.status_code == 200, response.text
-    device: dict[str, str] = response.json()
-    return device
 
 
 def poll(api: Server, device: dict[str, str]) -> dict[str, str]:

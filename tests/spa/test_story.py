@@ -19,7 +19,7 @@ from tests.helpers.mail_server import Mailbox, token_in
 from tests.helpers.sandbox_client import SandboxClient
 from tests.helpers.servers import Server
 from tests.spa.conftest import NewPerson, StartApi
-from tests.spa.flows import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up
+from tests.spa.flows import agree, connect, expect_connected, go_to, sign_in, sign_out, sign_up, start_device
 from tests.spa.pages import Pages
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -278,13 +278,20 @@ def test_saving_asks_for_the_permission_and_returns(page: Page, api: Server, spa
     save_a_track(page, spa)
 
 
-def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartApi) -> None:
-    start_api(SPOTIFY_SIGN_IN="true")
-    page.goto(f"{spa.origin}/playlists#top")
-    page.get_by_role("button", name="Continue with Spotify").click()
+def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartApi, redis_url: str) -> None:
+    device = start_device(start_api(SPOTIFY_SIGN_IN="true"))
+    with_spotify = page.get_by_role("button", name="Continue with Spotify")
+    page.goto(f"{device['verification_uri_complete']}#top")
+    with_spotify.click()
     agree(page)
-    expect(page.get_by_role("heading", name="Playlists")).to_be_visible()
-    expect(page).to_have_url(f"{spa.origin}/playlists")
+    expect(page.get_by_label("Code")).to_have_value(device["user_code"])
+    expect(page).to_have_url(f"{device['verification_uri_complete']}#top")
+    age_sign_ins(redis_url)
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Approve").click()
+    with_spotify.click()  # in place of a password
+    agree(page)
+    expect(page.get_by_label("Code")).to_have_value(device["user_code"])
 
     go_to(page, "Account")
     expect(page.get_by_role("region", name="Ways to sign in")).to_contain_text("As Mira T.")
