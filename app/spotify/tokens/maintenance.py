@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.infra import database
-from app.infra.database import run_in_transaction
+from app.infra.database import Base, run_in_transaction
 from app.infra.row_versions import announce
 from app.mail import outbox
 from app.mail.mailer import Mailer
@@ -160,12 +160,8 @@ class Maintenance:
 
     def prune_visitors(self, db: Session, now: datetime) -> int:
         """Delete connections that have no owner and that no session can reach anymore."""
-        unreachable = (
-            sa.select(SpotifyUser.id)
-            .where(SpotifyUser.user_id.is_(None), SpotifyUser.last_used_at < now - self._visitor_ttl)
-            .limit(BATCH)
-        )
-        return _change_rows(db, unreachable, sa.delete(SpotifyUser), SpotifyUser.id)
+        is_unreachable = SpotifyUser.user_id.is_(None), SpotifyUser.last_used_at < now - self._visitor_ttl
+        return _change_rows(db, sa.delete(SpotifyUser), *is_unreachable)
 
 
 def correct_times(db: Session, now: datetime) -> int:
@@ -182,9 +178,9 @@ def correct_times(db: Session, now: datetime) -> int:
         (AccessToken.ended_at, sa.true()),
         (TokenRefresh.started_at, sa.true()),
     ):
-        model = column.class_
-        wrong = sa.select(model.id).where(column > latest, condition).limit(BATCH)
-        count += _change_rows(db, wrong, sa.update(model).values({column.key: now}), model.id)
+        count += _change_rows(
+            db, sa.update(column.class_).values({column.key: now}), column > latest, condition
+        )
     return count
 
 
@@ -193,58 +189,41 @@ def end_unused(db: Session, now: datetime) -> int:
 
     Those of an undated grant have passed six months after the import at the latest.
     """
-    unused = (
-        sa.select(AccessToken.id)
-        .where(
-            AccessToken.due_at.is_(None),
-            AccessToken.state == GrantState.ACTIVE,
-            AccessToken.authorized_at <= now - SURELY_ENDED_AFTER,
-        )
-        .limit(BATCH)
-    )
+    is_unused = AccessToken.due_at.is_(None), AccessToken.state == GrantState.ACTIVE
+    has_ended = AccessToken.authorized_at <= now - SURELY_ENDED_AFTER
     ended = {"state": GrantState.REAUTHORIZATION_REQUIRED, "ended_at": now}
-    return _change_rows(db, unused, sa.update(AccessToken).values(ended), AccessToken.id)
+    return _change_rows(db, sa.update(AccessToken).values(ended), *is_unused, has_ended)
 
 
 def erase_ended(db: Session, now: datetime) -> int:
     """Erase the tokens of grants that ended a week ago. The connection stays and can be authorized again."""
-    ended = (
-        sa.select(AccessToken.id)
-        .where(
-            AccessToken.state == GrantState.REAUTHORIZATION_REQUIRED,
-            AccessToken.ended_at <= now - ERASE_AFTER,
-            AccessToken.refresh_token.is_not(None),
-        )
-        .limit(BATCH)
-    )
     empty = dict.fromkeys(("access_token", "refresh_token", "spare_refresh_token", "key_id"))
-    return _change_rows(db, ended, sa.update(AccessToken).values(empty), AccessToken.id)
+    return _change_rows(
+        db,
+        sa.update(AccessToken).values(empty),
+        AccessToken.state == GrantState.REAUTHORIZATION_REQUIRED,
+        AccessToken.ended_at <= now - ERASE_AFTER,
+        AccessToken.refresh_token.is_not(None),
+    )
 
 
 def prune_history(db: Session, now: datetime) -> int:
     """Delete all other refresh attempts that are older than 30 days."""
-    old = sa.select(TokenRefresh.id).where(TokenRefresh.started_at < now - KEEP_HISTORY_FOR).limit(BATCH)
-    return _change_rows(db, old, sa.delete(TokenRefresh), TokenRefresh.id)
+    return _change_rows(db, sa.delete(TokenRefresh), TokenRefresh.started_at < now - KEEP_HISTORY_FOR)
 
 
 def prune_one_time_tokens(db: Session, now: datetime) -> int:
     """Delete emailed tokens that have expired, or whose expiry is further ahead than any TTL."""
-    expired = (
-        sa.select(OneTimeToken.id)
-        .where(is_over(OneTimeToken.expires_at, now, ONE_TIME_TOKEN_MAX_TTL))
-        .limit(BATCH)
+    return _change_rows(
+        db, sa.delete(OneTimeToken), is_over(OneTimeToken.expires_at, now, ONE_TIME_TOKEN_MAX_TTL)
     )
-    return _change_rows(db, expired, sa.delete(OneTimeToken), OneTimeToken.id)
 
 
 def prune_personal_access_tokens(db: Session, now: datetime) -> int:
     """Delete personal access tokens that have expired, or whose expiry is further ahead than any lifetime."""
-    expired = (
-        sa.select(PersonalAccessToken.id)
-        .where(is_over(PersonalAccessToken.expires_at, now, MAX_TOKEN_LIFETIME))
-        .limit(BATCH)
+    return _change_rows(
+        db, sa.delete(PersonalAccessToken), is_over(PersonalAccessToken.expires_at, now, MAX_TOKEN_LIFETIME)
     )
-    return _change_rows(db, expired, sa.delete(PersonalAccessToken), PersonalAccessToken.id)
 
 
 def drop_expired_mails(db: Session, now: datetime) -> int:
@@ -262,26 +241,23 @@ def _run_in_batches(task: Task, stopping: threading.Event) -> int:
     return total
 
 
-def _change_rows(
-    db: Session,
-    selected: sa.Select[int],
-    change: sa.Update | sa.Delete,
-    key: sa.orm.InstrumentedAttribute[int],
-) -> int:
-    """Update or delete the selected rows, and return their number.
+def _change_rows(db: Session, change: sa.Update | sa.Delete, *conditions: sa.ColumnElement[bool]) -> int:
+    """Update or delete a batch of the rows that meet these conditions. Returns their number.
 
     In two statements, because MySQL supports neither LIMIT nor a subquery on the same table in the second.
     """
+    model = change.entity_description["entity"]
+    selected = sa.select(model.id).where(*conditions).limit(BATCH)
     ids = list(db.scalars(selected.with_for_update(skip_locked=True)))
     if ids:
-        _announce(db, key, ids)
-        db.execute(change.where(key.in_(ids)).execution_options(synchronize_session=False))
+        _announce(db, model, ids)
+        db.execute(change.where(model.id.in_(ids)).execution_options(synchronize_session=False))
     return len(ids)
 
 
-def _announce(db: Session, key: sa.orm.InstrumentedAttribute[int], ids: list[int]) -> None:
+def _announce(db: Session, model: type[Base], ids: list[int]) -> None:
     """Announce that rows are about to change, if requests remember them."""
-    connections = ids if key is SpotifyUser.id else []
-    if key is AccessToken.id:
-        connections = list(db.scalars(sa.select(AccessToken.spotify_user_id).where(key.in_(ids))))
+    connections = ids if model is SpotifyUser else []
+    if model is AccessToken:
+        connections = list(db.scalars(sa.select(AccessToken.spotify_user_id).where(AccessToken.id.in_(ids))))
     announce(db, connections=connections, best_effort=True)
