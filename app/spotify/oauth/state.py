@@ -41,24 +41,20 @@ class AuthorizationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     While a callback is being processed, the status is "taken", `attempt` identifies the callback, and
     `code_hash` is of its code.
-    `counter` is the throttle's key that the authorization is counted under. `optional_scopes` were requested
-    in addition to SPOTIFY_SCOPES. `return_to` is the page of the app that the person returns to. `signs_in`:
-    the Spotify account signs a visitor in. `client_id` is that of the person's own application, or None for
-    the deployment's.
     """
 
     session: str
     user_id: int | None
     verifier: bytes  # encrypted
-    counter: str
+    counter: str  # the throttle's key that it is counted under
     status: Literal["open", "taken", "ended"] = "open"
     attempt: str = ""
     code_hash: bytes = b""
     connection: ConnectionRef | None = None
-    optional_scopes: tuple[str, ...] = ()
-    return_to: str | None = None
-    signs_in: bool = False
-    client_id: str | None = None
+    optional_scopes: tuple[str, ...] = ()  # requested in addition to SPOTIFY_SCOPES
+    return_to: str | None = None  # the page of the app that the person returns to
+    signs_in: bool = False  # the Spotify account signs a visitor in
+    client_id: str | None = None  # of the person's own application; None for the deployment's
 
 
 @dataclass(frozen=True)
@@ -101,20 +97,46 @@ class AuthorizationStore:
         return_to: str | None = None,
         signs_in: bool = False,
         client_id: str | None = None,
+        state: str | None = None,
     ) -> Authorization:
         """Start an authorization for this session and user, with the application that has this client id.
 
         State and verifier have 256 random bits each (RFC 9700 sections 2.1 and 2.1.1). The verifier never
-        leaves this server.
+        leaves this server. With `state`, returns the authorization that another request of this session has
+        started with it at the same moment, if there is one.
 
         Raises:
             TooManyAttempts: This session or address has too many that are unfinished.
         """
-        state = secrets.token_urlsafe(32)
-        return self._create(state, user_id, optional_scopes, return_to, signs_in, client_id)
+        state = state or secrets.token_urlsafe(32)
+        key, session_key = _key(state), sessions.session_key()
+        counter = self._throttle.reserve(
+            "authorizations",
+            key,
+            session_key,
+            limit=MAX_PER_ADDRESS,
+            limit_per_caller=MAX_PER_SESSION,
+            seconds=TTL_SECONDS,
+        )
+        verifier = secrets.token_urlsafe(32)
+        record = AuthorizationRecord(
+            session_key,
+            user_id,
+            self._token_cipher.encrypt(verifier, "verifier", key),
+            counter,
+            optional_scopes=optional_scopes,
+            return_to=return_to,
+            signs_in=signs_in,
+            client_id=client_id,
+        )
+        authorization = Authorization(state, verifier, record)
+        sessions.persist()
+        if self._client.set(key, self._encrypt(authorization), ex=TTL_SECONDS, nx=True):
+            return authorization
+        return self.find(state, user_id) or authorization
 
     def get_or_create(
-        self, user_id: int | None, optional_scopes: tuple[str, ...] = (), client_id: str | None = None
+        self, user_id: int | None, optional_scopes: tuple[str, ...], client_id: str | None
     ) -> Authorization:
         """Return an open authorization with these parameters, the same one for five minutes.
 
@@ -128,8 +150,8 @@ class AuthorizationStore:
         for number in range(MAX_PER_SESSION):
             parts = sessions.session_key(), user_id, client_id, period, number, *optional_scopes
             state = self._derived_state(*parts)
-            authorization = self.find(state, user_id) or self._create(
-                state, user_id, optional_scopes, client_id=client_id
+            authorization = self.find(state, user_id) or self.create(
+                user_id, optional_scopes=optional_scopes, client_id=client_id, state=state
             )
             if authorization.record.status == "open":
                 return authorization
@@ -208,43 +230,6 @@ class AuthorizationStore:
                 return record.connection
             waiter.require_capacity()
             time.sleep(_POLL_SECONDS)
-
-    def _create(
-        self,
-        state: str,
-        user_id: int | None,
-        optional_scopes: tuple[str, ...],
-        return_to: str | None = None,
-        signs_in: bool = False,
-        client_id: str | None = None,
-    ) -> Authorization:
-        """Start an authorization with this state, or return the one that was started at the same moment."""
-        key, session_key = _key(state), sessions.session_key()
-        counter = self._throttle.reserve(
-            "authorizations",
-            key,
-            session_key,
-            limit=MAX_PER_ADDRESS,
-            limit_per_caller=MAX_PER_SESSION,
-            seconds=TTL_SECONDS,
-        )
-        verifier = secrets.token_urlsafe(32)
-        encrypted = self._token_cipher.encrypt(verifier, "verifier", key)
-        record = AuthorizationRecord(
-            session_key,
-            user_id,
-            encrypted,
-            counter,
-            optional_scopes=optional_scopes,
-            return_to=return_to,
-            signs_in=signs_in,
-            client_id=client_id,
-        )
-        authorization = Authorization(state, verifier, record)
-        sessions.persist()
-        if self._client.set(key, self._encrypt(authorization), ex=TTL_SECONDS, nx=True):
-            return authorization
-        return self.find(state, user_id) or authorization
 
     def _derived_state(self, *parts: object) -> str:
         text = "\0".join(("authorization", *map(str, parts)))
