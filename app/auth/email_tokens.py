@@ -111,12 +111,10 @@ def redeem(db: Session, token: str, purpose: Purpose) -> tuple[User, SentTo]:
     return user, SentTo(row.email, row.email_address or row.email)
 
 
-def revoke(db: Session, user: User, *purposes: Purpose) -> None:
-    """Revoke the user's tokens for these purposes."""
-    revoked = sa.delete(OneTimeToken).where(
-        OneTimeToken.user_id == user.id, OneTimeToken.purpose.in_(purposes)
-    )
-    db.execute(revoked)
+def revoke(db: Session, user: User, purpose: Purpose) -> None:
+    """Revoke the user's tokens for a purpose."""
+    theirs = OneTimeToken.user_id == user.id, OneTimeToken.purpose == purpose
+    db.execute(sa.delete(OneTimeToken).where(*theirs))
 
 
 def revoke_all(db: Session, user: User) -> None:

@@ -101,7 +101,7 @@ class RowVersions:
 
 # --- transactions ------------------------------------------------------------------------------------
 
-_KEYS, _CHANGE, _COVERED = "row_versions_keys", "row_versions_change", "row_versions_covered"
+_KEYS, _CHANGE = "row_versions_keys", "row_versions_change"
 
 
 def announce(
@@ -120,15 +120,10 @@ def announce(
         keys[key] = keys.get(key, False) or not best_effort
 
 
-def covered(db: Session, change: Change) -> None:
-    """Declare that the caller of this transaction begins and ends this change itself."""
-    db.info.setdefault(_COVERED, set()).update(change.keys)
-
-
 def announced(db: Session) -> set[str]:
     """Return the versions that a transaction has announced so far."""
     change: Change | None = db.info.get(_CHANGE)
-    return {*db.info.get(_KEYS, {}), *db.info.get(_COVERED, ()), *(change.keys if change else ())}
+    return {*db.info.get(_KEYS, {}), *(change.keys if change else ())}
 
 
 def init_app(app: Flask, versions: RowVersions) -> None:

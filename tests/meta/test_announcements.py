@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from app.infra.database import db, writing
-from app.infra.row_versions import Change, announce, covered
+from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from tests.helpers import announcements
 from tests.helpers.announcements import NotAnnounced, written
@@ -59,7 +59,6 @@ def test_change_must_be_announced(change_as_the_product: Callable[..., None]) ->
 
     announcements.NOT_ANNOUNCED.clear()
     change_as_the_product(lambda session: announce(session, connections=[7]))
-    change_as_the_product(lambda session: covered(session, Change.of(connections=[7])))
 
 
 def test_change_that_bypasses_the_session_must_be_announced(
