@@ -21,8 +21,8 @@ from app.infra.staleness import IDLE_SECONDS
 CONNECT_SECONDS = 3.0  # for name lookup and all addresses, and as long again for the TLS handshake
 FIRST_BYTE_SECONDS = 5.0
 
-# The deadline of this thread's call. `Session.request` takes connections from the pool by itself, so there is
-# no other way to pass it to them.
+# The deadline of this thread's call. Pools choose connections by themselves, so there is no other way to pass
+# it on.
 _deadline = threading.local()
 
 

@@ -126,7 +126,7 @@ class SessionInterface(RedisSessionInterface):  # type: ignore[misc]
         self.endings = SessionEndings(client, cipher, self.index)
 
     def open_session(self, app: Flask, request: Request) -> Session:
-        """Return an empty session, without any I/O. `app.web.sessions.load` fills it."""
+        """Return an empty session, without any I/O. `app.web.identity.load` fills it."""
         return Session()
 
     def requested(self, request: Request) -> RequestedSession | None:
