@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, BinaryIO
 
 from app.models.access_token import CLOCK_TOLERANCE
+from app.models.spotify_user import is_placeholder
 from app.spotify.tokens.maintenance import SURELY_ENDED_AFTER
 
 MAX_LINE_BYTES = 65_536
@@ -16,8 +17,6 @@ _MAX_LENGTHS = {"username": 64, "email": 254, "spotify_id": 255}
 # RFC 6749, appendix A.17 and A.4. Some services separate scopes by commas.
 _REFRESH_TOKEN = re.compile(r"[\x20-\x7e]{1,4096}")
 _SCOPE = re.compile(r"[\x20-\x7e]{0,2048}")
-# Our own names for accounts whose id is not known (`app.models.spotify_user`, `app.spotify.connections`).
-_OWN_NAME = re.compile(r"(imported|replaced):")
 
 
 class RowResult(StrEnum):
@@ -101,7 +100,7 @@ def _parse(name: str, members: object, now: datetime) -> ImportRow:
     identity = {member: _text(members, member) for member in _MAX_LENGTHS}
     if not any(identity.values()):
         raise _InvalidRowError("it has neither username, email, nor spotify_id")
-    if _OWN_NAME.match(identity["spotify_id"] or ""):
+    if is_placeholder(identity["spotify_id"] or ""):
         raise _InvalidRowError("spotify_id is not the id of a Spotify account")
     refresh_token = members.get("refresh_token")
     if not isinstance(refresh_token, str) or not _REFRESH_TOKEN.fullmatch(refresh_token):

@@ -1,5 +1,6 @@
 """Spotify accounts that are connected here."""
 
+import re
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -9,10 +10,23 @@ from app.infra.clock import utc_now
 from app.infra.database import Base, ExactString, UTCDateTime
 from app.models.access_token import AccessToken
 
+# What is stored as the Spotify id of an account while its id is not known.
+_PLACEHOLDER = re.compile(r"(?:imported|replaced):")
+
 
 def unidentified_name(user_id: int) -> str:
-    """Return what is stored as the Spotify id of a user's imported connection until it is known."""
+    """Return the placeholder for a user's imported connection."""
     return f"imported:{user_id}"
+
+
+def replaced_name(spotify_user_id: int) -> str:
+    """Return the placeholder for a connection whose Spotify id has passed to another account."""
+    return f"replaced:{spotify_user_id}"
+
+
+def is_placeholder(spotify_id: str) -> bool:
+    """Return whether a Spotify id is one of these placeholders."""
+    return _PLACEHOLDER.match(spotify_id) is not None
 
 
 class SpotifyUser(Base):

@@ -14,6 +14,7 @@ from app.errors import (
 from app.infra.clock import utc_now
 from app.models import SpotifyUser, User
 from app.models.snapshots import UserSnapshot
+from app.models.spotify_user import replaced_name
 from app.spotify.clients.profile import Profile
 
 
@@ -57,7 +58,7 @@ def known_account(db: Session, profile: Profile) -> SpotifyUser | None:
     if known is None and by_id is not None and by_id.account_id is None:
         return by_id
     if by_id is not None and by_id is not known:
-        by_id.spotify_id = f"replaced:{by_id.id}"
+        by_id.spotify_id = replaced_name(by_id.id)
         db.flush()
     return known
 

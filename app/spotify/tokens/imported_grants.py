@@ -4,7 +4,8 @@ import uuid
 from datetime import datetime
 
 from app.infra.encryption import TokenCipher
-from app.models import GrantState
+from app.models import AccessToken, GrantState
+from app.spotify.tokens.encryption import token_context
 from app.spotify.tokens.transitions import Values
 
 
@@ -24,6 +25,7 @@ def imported_grant(
     else presents it to Spotify. `authorized_at` is None if it is unknown when the person consented.
     """
     grant_id = uuid.uuid4().hex
+    context = token_context(AccessToken(spotify_user_id=spotify_user_id, grant_id=grant_id), "refresh_token")
     return {
         "spotify_user_id": spotify_user_id,
         "grant_id": grant_id,
@@ -31,7 +33,7 @@ def imported_grant(
         "client_id": None,  # the deployment's
         "state": GrantState.ACTIVE,
         "access_token": None,
-        "refresh_token": cipher.encrypt(refresh_token, "refresh_token", spotify_user_id, grant_id),
+        "refresh_token": cipher.encrypt(refresh_token, *context),
         "spare_refresh_token": None,
         "key_id": cipher.newest_key_id,
         "scope": scope,
