@@ -171,7 +171,8 @@ def read(gateway: Gateway, target: str, fetch: Callable[[], HttpResponse], *, tt
     shared = (gateway._limits, gateway._cache, gateway._bulkhead)
     one = Gateway(gateway._client, tokens, web_api, *shared, poll_ttl=ttl)
     connection = cast("Any", SpotifyUser(id=7, token=AccessToken(grant_id="grant")))
-    return one.forward(one.prepare(Call("GET", target)), connection)
+    with one.prepare(Call("GET", target)) as prepared:
+        return one.forward(prepared, connection)
 
 
 def gateway_on(redis_url: str, config: Config) -> Gateway:

@@ -106,7 +106,7 @@ class Gateway:
     def forward(
         self, prepared: PreparedCall, connection: ConnectionSnapshot, *, grant_id: str | None = None
     ) -> GatewayResponse:
-        """Make a call over a connection.
+        """Make a call over a connection, in the block of `prepared`.
 
         With `grant_id`, only a token of that grant is used. Reads are shared only within one grant.
 
@@ -121,12 +121,11 @@ class Gateway:
             SpotifyMisconfigured: Spotify rejects this server's client id or secret.
         """
         forward = _Forward(connection, prepared, grant_id, time.monotonic() + TOTAL_SECONDS)
-        with prepared:
-            prepared.complete(connection)
-            try:
-                response = self._read(forward) if prepared.call.is_read else self._write(forward)
-            except BulkheadFull:
-                raise GatewayBusy from None
+        prepared.complete(connection)
+        try:
+            response = self._read(forward) if prepared.call.is_read else self._write(forward)
+        except BulkheadFull:
+            raise GatewayBusy from None
         _require_forwardable(response.spotify, prepared.call, connection)
         return response
 

@@ -182,7 +182,7 @@ def test_lead_is_released_if_too_many_requests_wait(
             threads.enter_context(gateway._bulkhead.admit("another connection"))
         for admission in gateway._bulkhead._admissions:
             admission.has_slot = True  # none can be evicted
-        with pytest.raises(GatewayBusy):
+        with pytest.raises(GatewayBusy), leading:
             gateway.forward(leading, CONNECTION)
         for admission in gateway._bulkhead._admissions:
             admission.has_slot = False
