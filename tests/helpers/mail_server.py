@@ -13,7 +13,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from tests.helpers import secret_scanner
-from tests.helpers.servers import eventually, free_port
+from tests.helpers.servers import LONG, eventually, free_port
 
 # Subjects of emails.
 VERIFY = "Confirm your email address"
@@ -91,7 +91,8 @@ class Mailbox:
 def running_mailbox(**options: Any) -> Iterator[tuple[Mailbox, str]]:
     """Run a mail server. Yields its mailbox and its MAIL_URL. The options are those of aiosmtpd."""
     mailbox = Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", **{"port": free_port(), **options})
+    defaults = {"port": free_port(), "ready_timeout": LONG}
+    controller = Controller(mailbox, hostname="127.0.0.1", **{**defaults, **options})
     controller.start()
     try:
         yield mailbox, f"smtp://127.0.0.1:{controller.port}"
