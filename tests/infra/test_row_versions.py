@@ -255,7 +255,6 @@ def test_failed_commit_leaves_the_marker(app: Flask, store: redis.Redis) -> None
 def test_redis_that_fails_after_the_commit_leaves_the_marker_and_no_error(
     app: Flask, redis_proxy: FaultProxy, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient(app.extensions["backline"].redis)
     store.set(KEY, "old")
     versions = app.extensions["row_versions"]
     end = versions.end

@@ -62,6 +62,13 @@ def calls(sandbox: SandboxClient) -> int:
     return refresh_count(sandbox)
 
 
+@pytest.fixture
+def _short_waits_for_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let apps that are made from now on wait for Redis no longer than in production."""
+    monkeypatch.setattr("tests.conftest.patient", lambda store: store)
+
+
+@pytest.mark.usefixtures("_short_waits_for_redis")
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 def test_refresh_without_redis_calls_spotify_once(
     redis_proxy: FaultProxy,

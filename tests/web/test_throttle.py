@@ -18,7 +18,7 @@ from script.server import EMBEDDED_REDIS
 from tests.conftest import MakeApp
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import PASSWORD, register, slug
-from tests.helpers.servers import free_port, patient, process_environment, running_program
+from tests.helpers.servers import free_port, process_environment, running_program
 
 pytestmark = pytest.mark.sqlite_only
 
@@ -184,7 +184,6 @@ def test_addresses_of_one_household_count_as_one(app: Flask, one: str, other: st
 def test_no_password_is_checked_without_redis(
     redis_proxy: FaultProxy, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient(app.extensions["backline"].redis)
     register(app.test_client(), "ada")
     looked = []
     monkeypatch.setattr(PasswordHasher, "verify", lambda *_: looked.append(1))
