@@ -15,7 +15,7 @@ from tests.helpers import secret_scanner
 from tests.helpers.fault_proxy import Upstream
 from tests.helpers.processes import ApiServer, AppProcess, Environment, MariaDb, RedisServer, Scheduler
 from tests.helpers.sandbox_client import REDIRECT_URI, SandboxClient
-from tests.helpers.servers import ROOT, _directory, eventually, migrate
+from tests.helpers.servers import GUNICORN, ROOT, _directory, eventually, migrate
 
 T = TypeVar("T")
 # All servers share a redirect URI, so a person may return to another one.
@@ -68,8 +68,13 @@ class Deployment:
     def processes(self) -> list[AppProcess]:
         return [*self.servers, *self.schedulers]
 
-    def start(self, root: Path = ROOT, *, servers: int = 2, schedulers: int = 2) -> None:
-        """Start API servers and schedulers with the code in `root`, after stopping those that are running."""
+    def start(
+        self, root: Path = ROOT, *, servers: int = 2, schedulers: int = 2, gunicorn: str = GUNICORN
+    ) -> None:
+        """Start API servers and schedulers with the code in `root`, after stopping those that are running.
+
+        `gunicorn` is the path of its configuration.
+        """
         self.stop()
         address = urlsplit(self.sandbox.url)
         upstreams: Mapping[str, Upstream] = {
@@ -77,7 +82,7 @@ class Deployment:
             "redis": self.redis.socket,
             "spotify": (str(address.hostname), int(address.port or 80)),
         }
-        environment = Environment(root, self._home, self._settings, upstreams)
+        environment = Environment(root, self._home, self._settings, upstreams, gunicorn)
         self.servers = [ApiServer(f"server{n}", environment) for n in range(servers)]
         self.schedulers = [Scheduler(f"scheduler{n}", environment) for n in range(schedulers)]
         for process in self.processes:

@@ -173,6 +173,7 @@ class Environment:
     home: Path
     settings: Mapping[str, str]
     upstreams: Mapping[str, Upstream]
+    gunicorn: str  # its configuration
 
 
 class AppProcess(Program):
@@ -217,7 +218,7 @@ class ApiServer(AppProcess):
     def __init__(self, name: str, environment: Environment) -> None:
         port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+        command = [sys.executable, "-m", "gunicorn", "-c", environment.gunicorn, "wsgi:app"]
         own = {"PORT": port, "WEB_CONCURRENCY": "1", "THREADS": "8", "TMPDIR": str(environment.home)}
         super().__init__(name, command, environment, **own)
 

@@ -30,6 +30,8 @@ from script.supervisor import ends_with_parent
 from tests.helpers import secret_scanner
 
 ROOT = Path(__file__).resolve().parents[2]
+# Configurations of gunicorn: that of the project it runs in, and one that lets Redis take its time.
+GUNICORN, PATIENT_GUNICORN = "deploy/gunicorn.conf.py", str(ROOT / "tests/helpers/patient_gunicorn.py")
 T = TypeVar("T")
 
 # How long to wait for what should happen soon. A busy machine may take many times as long as usual.
@@ -290,8 +292,8 @@ def running_server(
         "SPOTIFY_REDIRECT_URI": f"{url}/api/spotify/authorize",
     }
     is_own_redis = settings.get("REDIS_URL", "").startswith("unix:")
-    configuration = ROOT / "tests/helpers/patient_gunicorn.py" if is_own_redis else "deploy/gunicorn.conf.py"
-    command = [sys.executable, "-m", "gunicorn", "-c", str(configuration), "wsgi:app"]
+    configuration = PATIENT_GUNICORN if is_own_redis else GUNICORN
+    command = [sys.executable, "-m", "gunicorn", "-c", configuration, "wsgi:app"]
     with _directory() as home, requests.Session() as http:
         http.trust_env = False
         # gunicorn is killed and cannot delete its temporary files.

@@ -17,7 +17,7 @@ from tests.helpers.deployment import Deployment
 from tests.helpers.factories import create_connections
 from tests.helpers.processes import ApiServer, Scheduler
 from tests.helpers.sandbox_client import SandboxClient
-from tests.helpers.servers import eventually
+from tests.helpers.servers import PATIENT_GUNICORN, eventually
 
 pytestmark = pytest.mark.processes
 
@@ -35,7 +35,7 @@ def _deployment(sandbox: SandboxClient) -> Iterator[Deployment]:
     settings = {"REFRESH_RATE": str(RATE), "GATEWAY_BUDGET": str(BUDGET)}
     with ExitStack() as stack:
         running = start(stack, Deployment.running(sandbox, **settings))
-        running.start(servers=3, schedulers=3)
+        running.start(servers=3, schedulers=3, gunicorn=PATIENT_GUNICORN)
         yield running
 
 
