@@ -16,6 +16,12 @@ from tests.spa.pages import ROOT, Pages, build, serving
 
 RESULTS = ROOT / "test-results"
 
+# Messages disappear after 8 s, which a test on a machine that stands still could miss.
+KEEP_MESSAGES = """
+const start = window.setTimeout;
+window.setTimeout = (run, ms, ...more) => start(run, ms === 8_000 ? 60_000 : ms, ...more);
+"""
+
 NewPerson = Callable[[], Page]
 StartApi = Callable[..., Server]
 
@@ -83,6 +89,7 @@ def new_person(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Ne
     def open_browser() -> Page:
         context = chromium.new_context()
         context.set_default_timeout(TIMEOUT_MS)
+        context.add_init_script(KEEP_MESSAGES)
         context.tracing.start(snapshots=True)
         context.on("console", on_console)
         context.on("weberror", lambda error: errors.append(str(error.error)))

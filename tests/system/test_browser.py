@@ -4,6 +4,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -183,7 +184,9 @@ def test_operator_page_updates_itself(page: Page, api: Server) -> None:
     page.on(
         "request", lambda request: loads.append(request.url) if request.url.endswith("/operator") else None
     )
-    page.clock.install()
+    now = datetime.now(UTC)
+    page.clock.install(time=now)
+    page.clock.pause_at(now + timedelta(hours=1))  # on a slow machine, the page would update itself once more
     page.goto(f"{api.url}/operator")
     cell = page.get_by_role("row", name="wrong password").get_by_role("cell")
     updates = page.get_by_role("checkbox", name="Update")
