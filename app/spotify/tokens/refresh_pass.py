@@ -132,7 +132,8 @@ class RefreshPass:
                 room = min(self._prefetch.room(), self._max_reserved)
                 if not room:
                     continue
-                start_at = time.monotonic() + self._limiter.reserve(room)
+                delay = self._limiter.reserve(room)
+                start_at = time.monotonic() + delay  # no earlier than the slot, however slow Redis is
                 if self._stopping.wait(start_at - time.monotonic()) or self._is_over():
                     return
                 was_idle = not self._unfinished
