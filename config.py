@@ -104,7 +104,7 @@ class Config(BaseModel):
     spotify_client_id: Annotated[Credential, Required()] = SANDBOX_CLIENT_ID
     spotify_client_secret: Annotated[Credential, Required()] = Field(SANDBOX_CLIENT_SECRET, repr=False)
     # Whose application people connect with: the one above, their own, or either.
-    spotify_apps: Literal["deployment", "own", "both"] = "deployment"
+    spotify_apps: Annotated[Literal["deployment", "own", "both"], BeforeValidator(str.lower)] = "deployment"
     spotify_redirect_uri: Annotated[RedirectUri, Required()] = _default(
         lambda known: f"http://127.0.0.1:{known['port']}{AUTHORIZE_PATH}"
     )

@@ -81,7 +81,10 @@ def prepare() -> Config:
 
 
 def check_ports(config: Config) -> None:
-    """Raise CannotStartError unless the ports of the API and the sandbox are free."""
+    """Raise CannotStartError unless the ports of the API and the sandbox differ from others and are free."""
+    for purpose, url in (("Redis", config.redis_url), ("the sandbox Spotify", config.spotify_accounts_url)):
+        if urlsplit(url).netloc.rpartition("@")[2] == f"127.0.0.1:{config.port}":
+            raise CannotStartError(f"PORT is {config.port}, which {purpose} uses. Set another PORT in .env.")
     remedy = "set another PORT in .env"
     if sys.platform == "darwin" and config.port == 5000:
         remedy += ", or turn off AirPlay Receiver (System Settings, General, AirDrop & Handoff)"
@@ -149,8 +152,8 @@ def start(programs: Programs, config: Config) -> tuple[str, str | None]:
     if starts_sandbox(config):
         start_sandbox(programs, config, env)
     app = demo.find_url(read_settings(), config)
-    api = start_api(programs, config, app)
     programs.complete(migration)
+    api = start_api(programs, config, app)
     if app and not demo.is_installed(demo.APP):
         wait_for_api(programs, config)
         say(f"==> The API is running: http://127.0.0.1:{config.port}/api/docs. The demo app follows.")

@@ -144,7 +144,7 @@ def test_production_is_secure_by_default() -> None:
 def test_deployment_needs_no_application_if_everyone_brings_their_own() -> None:
     without = {name: value for name, value in PRODUCTION.items() if not name.startswith("SPOTIFY_CLIENT_")}
 
-    own = {**without, "SPOTIFY_APPS": "own"}
+    own = {**without, "SPOTIFY_APPS": "Own"}
     assert Config.from_env(own).spotify_apps == "own"
     assert "SPOTIFY_CLIENT_ID is not set, but SPOTIFY_SIGN_IN is" in problems_of(
         {**own, "SPOTIFY_SIGN_IN": "true"}

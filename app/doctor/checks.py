@@ -11,7 +11,7 @@ from app.doctor.database import check_database
 from app.doctor.proxies import check_proxies
 from app.doctor.redis_server import check_redis
 from app.doctor.result import CheckResult, Status, failure, ok, warning
-from app.doctor.settings import check_settings, guess_proxies
+from app.doctor.settings import check_names, check_settings, guess_proxies
 from app.infra.http_client import HttpClient
 from app.mail.mailer import Mailer
 from app.mail.transport import InsecureConnection
@@ -21,7 +21,7 @@ from app.spotify.applications.lookup import count_by_state
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.application import deployment_application
 from app.spotify.clients.errors import Misconfigured, SpotifyError, SpotifyTransportError
-from config import Config
+from config import Config, read_environment
 
 if TYPE_CHECKING:
     from app.auth.jwt_issuer import JwtIssuer
@@ -41,6 +41,7 @@ def run_checks(services: Services, url: str | None = None) -> Iterator[CheckResu
         )
     else:
         yield ok(f"settings: {config.app_env}")
+    yield from check_names(read_environment())
     yield from check_settings(config)
     yield from guess_proxies(config) if url is None else check_proxies(config, url, HttpClient())
     yield from check_database(config, services.token_cipher)

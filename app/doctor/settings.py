@@ -1,6 +1,7 @@
 """Checks for settings that are valid, but rarely intended."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from app.doctor.result import CheckResult, ok, warning
@@ -17,6 +18,14 @@ def check_settings(config: Config) -> Iterator[CheckResult]:
         yield from _check_redirect_uri(config)
     yield from _check_origins(config)
     yield _check_cookie(config)
+
+
+def check_names(names: Iterable[str]) -> Iterator[CheckResult]:
+    """Check the names of variables: one that is misspelled has no effect."""
+    settings = {name.upper() for name in Config.model_fields}
+    for name in sorted(set(names) - settings):
+        for meant in get_close_matches(name, settings, n=1, cutoff=0.85):
+            yield warning(f"{name} is not a setting, and is ignored", f"{meant} is one.")
 
 
 def guess_proxies(config: Config) -> Iterator[CheckResult]:

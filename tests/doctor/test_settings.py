@@ -3,7 +3,7 @@
 import pytest
 
 from app.doctor.result import Status
-from app.doctor.settings import check_settings, guess_proxies
+from app.doctor.settings import check_names, check_settings, guess_proxies
 from config import Config
 from tests.test_config import CROSS_SITE, DEVELOPMENT, PRODUCTION
 
@@ -76,3 +76,13 @@ def test_setting_that_browsers_reject_gets_a_warning_in_development(
 )
 def test_usual_settings_get_no_warning(settings: dict[str, str]) -> None:
     assert warnings(settings) == []
+
+
+def test_misspelled_setting_is_named_with_the_one_that_it_resembles() -> None:
+    usual = {**GOOD, "PATH": "/bin", "HOME": "/root", "LANG": "C.UTF-8", "FLASK_APP": "wsgi:app"}
+    assert list(check_names(usual)) == []
+    found = check_names({**usual, "SPOTIFY_SIGNIN": "true", "REDIS_URI": "redis://cache"})
+    assert [(result.status, result.summary.split()[0], result.advice) for result in found] == [
+        (Status.WARNING, "REDIS_URI", "REDIS_URL is one."),
+        (Status.WARNING, "SPOTIFY_SIGNIN", "SPOTIFY_SIGN_IN is one."),
+    ]

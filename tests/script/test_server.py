@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -135,6 +136,13 @@ def test_taken_port_is_named_with_its_setting(reason: Callable[..., str]) -> Non
         settings = Config.from_env({**SETTINGS, "REDIS_URL": f"redis://127.0.0.1:{port}/0"})
         with pytest.raises(CannotStartError, match=f"Port {port} on 127.0.0.1, for Redis, is taken by "):
             server.start_redis(Programs(), settings, {})
+
+
+def test_port_of_another_program_is_rejected(reason: Callable[..., str], environ: Environ) -> None:
+    used = urlsplit(environ["REDIS_URL"]).port
+    assert reason(PORT=str(used)) == f"PORT is {used}, which Redis uses. Set another PORT in .env."
+    used = urlsplit(environ["SPOTIFY_ACCOUNTS_URL"]).port
+    assert f"PORT is {used}, which the sandbox Spotify uses." in reason(PORT=str(used))
 
 
 def test_invalid_settings_are_listed(reason: Callable[..., str]) -> None:
