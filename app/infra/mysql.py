@@ -81,6 +81,8 @@ def engine_options(config: Config) -> dict[str, Any]:
 def guard(engine: sa.Engine, hosts: Sequence[Host]) -> None:
     """Open connections to one of the hosts, check them before use, and watch for errors."""
     events = _Events(Hosts(hosts or (None,)))
+    pool: Any = engine.pool
+    pool.has_several_hosts = len(hosts) > 1
     event.listen(engine, "do_connect", events.connect)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", events.handle_error, retval=True)

@@ -134,7 +134,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
             self.store_result()
 
     def is_primary(self, timeout: float) -> bool:
-        """Ask whether the server accepts writes.
+        """Ask whether the server accepts writes. This is no use of the connection: one may be idle meanwhile.
 
         Raises:
             OperationalError: The connection is broken, there was no reply in time, or the server is a Galera
@@ -142,7 +142,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         """
         asked = (_READ_ONLY, _GALERA) if self._is_galera else (_READ_ONLY,)
         self._query_within(b";".join(asked), timeout)
-        [values] = self.store_result().fetch_row()
+        [values] = super().store_result().fetch_row()
         # A node that has left its cluster answers this SELECT, but none that reads a table.
         if self._is_galera and _values(self._next_rows()) != _MEMBER:
             raise OperationalError(_NOT_READY, _HAS_LEFT)
@@ -153,7 +153,7 @@ class MySqlConnection(Connection):  # type: ignore[misc]  # it has no types
         """Return the rows of the next statement. A proxy may have executed only the first one."""
         if self.next_result() != 0:
             return ()
-        rows: tuple[tuple[Any, ...], ...] = self.store_result().fetch_row(0)
+        rows: tuple[tuple[Any, ...], ...] = super().store_result().fetch_row(0)
         return rows
 
     def _require_intact(self) -> None:

@@ -37,10 +37,15 @@ class SharingPool(QueuePool):
     share the server's limit: while connections are scarce, none is kept for longer than a second, and idle
     ones are always closed. `app.infra.mysql` sets `connected_at` and `used_at` of each connection
     (`time.monotonic`).
+
+    Attributes:
+        has_several_hosts: Whether another server can take over. If so, a connection is also checked while all
+            are idle: a host that fails may have had Redis as well, without which no request gets this far.
     """
 
     # SQLAlchemy's own name for its logger. With another one, our log would get a line for each connection.
     _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"
+    has_several_hosts = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -122,6 +127,16 @@ class SharingPool(QueuePool):
             self._close(record)
         return not is_empty
 
+    def check_idle(self) -> None:
+        """Check out the connection that is used next, so that it is replaced if its server has failed."""
+        queue: Any = self._pool
+        with queue.mutex:
+            connection = queue.queue[-1].dbapi_connection if queue.queue else None
+        if self.has_several_hosts and connection is not None:
+            connection.checked_at = float("-inf")
+            with suppress(Exception):  # the next request finds out
+                self.connect().close()
+
     def _close(self, record: ConnectionPoolEntry) -> None:
         try:
             record.close()
@@ -130,9 +145,12 @@ class SharingPool(QueuePool):
 
 
 def _sweep(pool: "weakref.ref[SharingPool]") -> None:
-    while (found := pool()) is not None and found.close_idle():
-        del found
+    while True:
         time.sleep(SWEEP_SECONDS)
+        if (found := pool()) is None or not found.close_idle():
+            break
+        found.check_idle()
+        del found
 
 
 def _is_idle(record: ConnectionPoolEntry) -> bool:

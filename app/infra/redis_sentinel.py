@@ -1,17 +1,21 @@
 """Redis Sentinel: asks several Sentinels for the address of the current primary."""
 
+import time
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError
 
 from app.infra.redis_connection import BoundedConnection, BoundedTlsConnection
 from app.settings.redis_urls import SentinelUrl
 
 # How long a Sentinel may take to connect, and to reply.
 SENTINEL_SECONDS = 0.3
+# For how long one that failed is asked only if no other one replies. Otherwise, every attempt during a
+# failover would wait for a Sentinel that is gone with the primary.
+PAUSE_SECONDS = 3.0
 
 
 class Sentinels:
@@ -28,20 +32,27 @@ class Sentinels:
         self._clients = [_client(address, url, tls) for address in url.sentinels]
         if credentials:
             self._clients += [_client(address, url, tls | credentials) for address in url.sentinels]
-        self._responded: redis.Redis | None = None
+        self._failed_at = dict.fromkeys(self._clients, float("-inf"))  # `time.monotonic`
 
     def find_primary(self) -> tuple[str, int]:
-        """Return the primary's host and port, according to the first Sentinel that responds.
+        """Return the primary's host and port, according to the first Sentinel that has one.
 
         Raises:
             redis.ConnectionError: No Sentinel responds, or none knows a primary that responds.
         """
-        sentinel = Sentinel([])  # type: ignore[no-untyped-call]
-        # `discover_master` reorders the list, so threads must not share one.
-        sentinel.sentinels = sorted(self._clients, key=lambda client: client is not self._responded)
-        host, port = sentinel.discover_master(self._service)  # type: ignore[no-untyped-call]
-        self._responded = sentinel.sentinels[0]
-        return host, port
+        has_reply = False
+        for client in sorted(self._clients, key=self._failed_at.__getitem__):
+            if has_reply and time.monotonic() - self._failed_at[client] < PAUSE_SECONDS:
+                break
+            try:
+                state = client.sentinel_masters().get(self._service)  # type: ignore[no-untyped-call]
+            except (redis.ConnectionError, redis.TimeoutError):
+                self._failed_at[client] = time.monotonic()
+                continue
+            has_reply = True
+            if state and state["is_master"] and not state["is_sdown"] and not state["is_odown"]:
+                return state["ip"], state["port"]
+        raise MasterNotFoundError(f"no Sentinel knows a primary of {self._service!r} that responds")
 
     def states(self) -> dict[str, dict[str, Any] | redis.RedisError]:
         """Ask every Sentinel for the state of the primary. Returns its reply or the error, by address."""

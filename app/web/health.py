@@ -20,7 +20,8 @@ from app.web.metrics import DependencyCollector
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 1.0
+# Less than the second that HAProxy waits for a response (deploy/cluster/haproxy.cfg).
+PROBE_SECONDS = 0.8
 # A failover takes less time. If it made /readyz fail, the load balancer would have no host left.
 FAILOVER_SECONDS = 5.0
 

@@ -151,3 +151,12 @@ def running_sentinel_deployment(home: Path) -> Iterator[SentinelDeployment]:
     """Run three Redis servers and three Sentinels."""
     with ExitStack() as stack:
         yield SentinelDeployment(stack, home)
+
+
+@contextmanager
+def running_sentinel(home: Path) -> Iterator[str]:
+    """Run one Sentinel, and return its address. It knows no server that runs."""
+    address = f"{own_network()}.1"
+    with _sentinel(address, address, home) as sentinel:
+        yield address
+        sentinel.client.close()

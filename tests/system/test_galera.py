@@ -35,11 +35,11 @@ def cluster() -> Iterator[GaleraCluster]:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the nodes take their time on a busy machine. Connections in use are not checked."""
+    """Let the nodes take their time on a busy machine. Connections are not checked before use."""
     for module, name in (
         *((staleness, "IDLE_SECONDS"), (mysql_pool, "IDLE_SECONDS")),
         *((mysql, "PING_SECONDS"), (mysql, "CONNECT_SECONDS"), (mysql, "WAIT_SECONDS")),
-        *((mysql, "CHECK_SECONDS"), (mysql, "STATEMENT_SECONDS")),
+        *((mysql, "CHECK_SECONDS"), (mysql, "STATEMENT_SECONDS"), (mysql_pool, "SWEEP_SECONDS")),
     ):
         monkeypatch.setattr(module, name, int(LONG))
     for name in ("CONFLICT_SECONDS", "FAILOVER_SECONDS"):

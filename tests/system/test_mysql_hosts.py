@@ -23,6 +23,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((staleness, "IDLE_SECONDS"), (mysql_pool, "IDLE_SECONDS")),
         *((mysql, "PING_SECONDS"), (mysql, "CONNECT_SECONDS"), (mysql, "WAIT_SECONDS")),
+        (mysql_pool, "SWEEP_SECONDS"),
     ):
         monkeypatch.setattr(module, name, int(LONG))
     for module, name in (
@@ -69,6 +70,18 @@ def test_preferred_host_is_used_again_when_it_is_back(
     assert used_port() == second.port
     first.restore()
     eventually(lambda: used_port() == first.port)
+
+
+def test_failed_host_is_noticed_between_requests(
+    app: Flask, proxies: tuple[FaultProxy, FaultProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql, "CHECK_SECONDS", LONG)
+    monkeypatch.setattr(mysql_pool, "SWEEP_SECONDS", 0.05)
+    first, second = proxies
+    assert used_port() == first.port
+    first.refuse()
+    eventually(lambda: second.round_trips > 0)
+    assert used_port() == second.port
 
 
 def test_callers_do_not_wait_for_a_host_that_is_known_to_be_silent(

@@ -1,14 +1,21 @@
 """Redis Sentinel: sessions survive the loss of the primary, and a former primary that comes back."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import redis
 from flask.testing import FlaskClient
 
-from tests.conftest import MakeApp, cannot_run
+from app.infra import redis_sentinel
+from app.infra.redis_sentinel import Sentinels
+from app.settings.redis_urls import parse_sentinel_url
+from tests.conftest import MakeApp, cannot_run, start
+from tests.helpers import time_limits
+from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.flows import login, register
-from tests.helpers.redis_nodes import running_sentinel_deployment
-from tests.helpers.servers import Unavailable, eventually
+from tests.helpers.redis_nodes import SENTINEL_PORT, running_sentinel, running_sentinel_deployment
+from tests.helpers.servers import LONG, Unavailable, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.sqlite_only]
 
@@ -50,3 +57,32 @@ def test_sessions_survive_failovers(make_app: MakeApp, tmp_path: Path) -> None:
         eventually(lambda: client.post("/api/logout").status_code == 204)
         eventually(lambda: not is_signed_in(client))
         eventually(lambda: is_signed_in(other))
+
+
+def test_sentinel_that_failed_is_asked_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_limits.lengthen(monkeypatch)
+    monkeypatch.setattr(redis_sentinel, "PAUSE_SECONDS", LONG)
+    with ExitStack() as stack:
+        address = start(stack, running_sentinel(tmp_path))
+        other = stack.enter_context(FaultProxy((address, SENTINEL_PORT)))
+        failed = stack.enter_context(FaultProxy((address, 1)))  # closes each connection
+        url = parse_sentinel_url(f"redis+sentinel://127.0.0.1:{failed.port},127.0.0.1:{other.port}/unknown")
+        assert url is not None
+        sentinels = Sentinels(url)
+        for client in sentinels._clients:
+            stack.callback(client.close)
+
+        def is_asked() -> bool:
+            before = failed.opened
+            with pytest.raises(redis.ConnectionError):
+                sentinels.find_primary()
+            return failed.opened > before
+
+        assert is_asked()
+        assert not is_asked()
+        other.refuse()
+        assert is_asked()  # no other one replies
+        other.restore()
+        assert not is_asked()
+        monkeypatch.setattr(redis_sentinel, "PAUSE_SECONDS", 0.0)
+        assert is_asked()
