@@ -1,5 +1,5 @@
 /** Change something on a click, with its problem. */
-import { ref, type Ref } from "vue";
+import { nextTick, ref, type Ref } from "vue";
 import type { Problem } from "backline";
 import { problemOf } from "../api";
 import { messageFor } from "../messages";
@@ -24,6 +24,7 @@ export function useMutation<A extends unknown[]>(
 
   async function run(...args: A): Promise<void> {
     if (busy.value) return;
+    const focused = document.activeElement;
     busy.value = true;
     problem.value = null;
     try {
@@ -32,6 +33,9 @@ export function useMutation<A extends unknown[]>(
       problem.value = atField(problemOf(error), fields);
     } finally {
       busy.value = false;
+      await nextTick();
+      // The button was disabled meanwhile, which takes the focus away from it.
+      if (document.activeElement === document.body) (focused as HTMLElement | null)?.focus({ preventScroll: true });
     }
   }
 
