@@ -212,6 +212,7 @@ def test_spotify_can_be_disconnected(page: Page, api: Server, spa: Pages) -> Non
     connect(page)
     page.get_by_role("button", name="Disconnect Spotify").click()
     expect(page.get_by_text("Spotify is disconnected")).to_be_visible()
+    expect(page.get_by_role("heading", name="Spotify", exact=True)).to_be_focused()
     expect(page.get_by_role("button", name="Connect Spotify")).to_be_visible()
 
 
@@ -299,7 +300,8 @@ def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartAp
     go_to(page, "Home")
     page.get_by_role("button", name="Disconnect Spotify").click()
     expect(page.get_by_role("alert")).to_contain_text("This is your only way to sign in")
-    go_to(page, "Account")
+    expect(page.get_by_role("button", name="Disconnect Spotify")).to_be_focused()
+    page.get_by_role("link", name="Your account").click()
     page.get_by_label("New password", exact=True).fill(PASSWORD)
     page.get_by_role("button", name="Choose password").click()
     expect(page.get_by_text("Your password has been changed.")).to_be_visible()
@@ -311,6 +313,8 @@ def test_person_signs_in_with_spotify(page: Page, spa: Pages, start_api: StartAp
     page.goto(f"{spa.origin}/sign-in")
     sign_in(page, name="mira-t")
     expect(page.get_by_role("heading", name="Hello, mira-t")).to_be_visible()
+    page.goto(f"{spa.origin}/?spotify=error-invalid-credentials")
+    expect(page.get_by_text("Its account here is disabled.")).to_be_visible()
 
 
 def save_a_track(page: Page, spa: Pages) -> None:
@@ -325,7 +329,7 @@ def save_a_track(page: Page, spa: Pages) -> None:
     expect(page).to_have_url(f"{spa.origin}/top-tracks")
     save.click()
     expect(page.get_by_text(f"{name} is in Your Library.")).to_be_visible()
-    expect(page.get_by_role("button", name=f"{name} is saved")).to_be_visible()
+    expect(page.get_by_role("button", name=f"{name} is saved")).to_be_focused()
 
 
 def link_in(mail: EmailMessage, spa: Pages) -> str:

@@ -58,7 +58,7 @@ const MESSAGES: Record<string, Message> = {
     detail: "Creating one takes five minutes. Then connect Spotify with it.",
   },
   "spotify-app-refused": {
-    title: "Spotify refuses your application",
+    title: "Spotify rejects your application",
     detail: "Check its client ID and its client secret in Spotify's dashboard.",
   },
   "spotify-user-not-registered": {

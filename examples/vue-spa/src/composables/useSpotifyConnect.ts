@@ -69,12 +69,20 @@ export function showConnectResult(result: ConnectResult | null): void {
   if (result?.connected) return showToast("Spotify is connected.");
   const slug = result?.slug ?? "spotify-state-mismatch";
   connectFailure.value = slug;
-  const { title, detail } = messageFor(slug, MESSAGES[slug] ?? { title: "Spotify could not be connected", detail: "" });
+  const { title, detail } = MESSAGES[slug] ?? messageFor(slug, { title: "Spotify could not be connected" });
   showToast(`${title}. ${detail}`.trim(), "error");
 }
 
-// Problems that occur only here, where the URL has just the slug.
+// Problems that occur only here, where the URL has just the slug, or that mean something else here.
 const MESSAGES: Record<string, { title: string; detail: string }> = {
+  "invalid-credentials": {
+    title: "This Spotify account cannot sign in",
+    detail: "Its account here is disabled. Please ask the operator of this app.",
+  },
+  "spotify-unavailable": {
+    title: "Spotify is not responding",
+    detail: "Nothing was changed. Please try again in a moment.",
+  },
   "spotify-account-in-use": {
     title: "This Spotify account is connected to another account here",
     detail: "Nothing was changed. If it is yours, sign in with your password, and connect Spotify again.",
