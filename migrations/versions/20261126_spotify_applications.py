@@ -70,10 +70,13 @@ def add_reference() -> None:
         )
         op.create_index(INDEX, "spotify_users", [COLUMN])
     elif not has_reference():
+        # There is nothing to check yet. With checks, InnoDB copies the table, and writes wait.
+        op.execute("SET SESSION foreign_key_checks = 0")
         op.execute(
             f"ALTER TABLE spotify_users ADD COLUMN {COLUMN} INTEGER NULL, ADD INDEX {INDEX} ({COLUMN}), "
-            f"ADD CONSTRAINT {FOREIGN_KEY} FOREIGN KEY ({COLUMN}) {references}"
+            f"ADD CONSTRAINT {FOREIGN_KEY} FOREIGN KEY ({COLUMN}) {references}, LOCK = NONE"
         )
+        op.execute("SET SESSION foreign_key_checks = 1")
 
 
 def has_reference() -> bool:
