@@ -85,15 +85,17 @@ def _claim(db: Session) -> list[int]:
     is_decided = sa.or_(
         AccessToken.access_token.is_not(None), AccessToken.state == GrantState.REAUTHORIZATION_REQUIRED
     )
-    due = (
+    is_due = SpotifyUser.profile_due_at <= now
+    candidates = (
         sa.select(SpotifyUser.id)
         .join(AccessToken, AccessToken.spotify_user_id == SpotifyUser.id)
-        .where(SpotifyUser.profile_due_at <= now, is_decided)
+        .where(is_due, is_decided)
         .order_by(SpotifyUser.profile_due_at)
         .limit(_BATCH)
-        .with_for_update(of=SpotifyUser, skip_locked=True)
     )
-    found = list(db.scalars(due))
+    # In a separate statement: the join would lock every grant that still waits for its first refresh.
+    ids = SpotifyUser.id.in_(list(db.scalars(candidates)))
+    found = list(db.scalars(sa.select(SpotifyUser.id).where(ids, is_due).with_for_update(skip_locked=True)))
     if found:
         postponed = sa.update(SpotifyUser).where(SpotifyUser.id.in_(found))
         db.execute(postponed.values(profile_due_at=now + _RETRY_AFTER))

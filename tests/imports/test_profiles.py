@@ -128,6 +128,20 @@ def test_profile_is_asked_for_again_after_a_failure(app: Flask, sandbox: Sandbox
     assert connections(app)[person["id"]].account_id == person["account_id"]
 
 
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_grants_that_wait_for_their_first_refresh_stay_unlocked(app: Flask) -> None:
+    import_links(app, json_lines([{"spotify_id": name, "refresh_token": "r"} for name in ("mira", "luc")]))
+    make_due(app)
+    mira, luc = (connections(app)[name].id for name in ("mira", "luc"))
+    with app.app_context(), writing() as db:
+        of_luc = AccessToken.spotify_user_id == luc
+        db.execute(sa.update(AccessToken).where(of_luc).values(access_token=b"a"))
+    with app.app_context(), writing() as db, writing() as other:
+        assert profiles._claim(db) == [luc]
+        waiting = sa.select(AccessToken).where(AccessToken.spotify_user_id == mira)
+        assert other.scalar(waiting.with_for_update(nowait=True)) is not None
+
+
 def test_undated_grants_do_not_hold_up_the_reminders_of_others(
     app: Flask, client: FlaskClient, sandbox: SandboxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
