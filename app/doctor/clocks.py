@@ -1,9 +1,17 @@
 """Checks that the clocks of all servers agree."""
 
+import sqlalchemy as sa
+
 from app.doctor.result import CheckResult, ok, warning
 from app.infra import clock
 
 MAX_SECONDS = 2.0
+_DATABASE_TIME = sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6")
+
+
+def check_database_clock(server: str, connection: sa.Connection) -> CheckResult:
+    """Compare the time of MySQL or MariaDB with this machine's."""
+    return check_clock(server, float(connection.execute(_DATABASE_TIME).scalar_one()))
 
 
 def check_clock(server: str, timestamp: float) -> CheckResult:

@@ -5,20 +5,19 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from app.doctor.clocks import check_clock
+from app.doctor.clocks import check_database_clock
 from app.doctor.result import CheckResult, excerpt, failure, ok, warning
 from app.infra import mysql
 from app.infra.mysql_pool import error_code
+from app.infra.probes import is_read_only
 from app.settings.database_url import Host, ParsedDatabaseUrl
 
 # After this long without a message, a node counts as failed, and the others continue without it.
 MAX_SUSPECT_SECONDS = 2.0
 _VARIABLES = sa.text(
-    "SHOW VARIABLES WHERE Variable_name IN "
-    "('version', 'read_only', 'innodb_read_only', 'wsrep_on', 'wsrep_provider_options')"
+    "SHOW VARIABLES WHERE Variable_name IN ('version', 'wsrep_on', 'wsrep_provider_options')"
 )
 _STATUS = sa.text("SHOW STATUS WHERE Variable_name IN ('wsrep_cluster_size', 'wsrep_local_state_comment')")
-_TIME = sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6")
 
 
 def check_hosts(parsed: ParsedDatabaseUrl) -> Iterator[CheckResult]:
@@ -65,10 +64,10 @@ def _unusable(host: Host, error: sa.exc.SQLAlchemyError) -> CheckResult:
 
 def _check_host(connection: sa.Connection, name: str) -> Iterator[CheckResult]:
     found = {row[0]: str(row[1]) for row in connection.execute(_VARIABLES)}
-    is_read_only = any(found.get(key) not in ("OFF", "0", None) for key in ("read_only", "innodb_read_only"))
-    role = "read-only: used only while no host accepts writes" if is_read_only else "accepts writes"
+    is_replica = is_read_only(connection)
+    role = "read-only: used only while no host accepts writes" if is_replica else "accepts writes"
     yield ok(f"{name}: {found['version']}, {role}")
-    yield check_clock(name, float(connection.execute(_TIME).scalar_one()))
+    yield check_database_clock(name, connection)
     if found.get("wsrep_on") == "ON":
         status = {row[0]: str(row[1]) for row in connection.execute(_STATUS)}
         yield from _check_galera(name, status, found["wsrep_provider_options"])

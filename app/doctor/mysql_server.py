@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from app.doctor.clocks import check_clock
+from app.doctor.clocks import check_database_clock
 from app.doctor.result import CheckResult, failure, ok, warning
 from app.infra.database import Base
 from app.infra.probes import REPLICA, is_read_only
@@ -42,8 +42,7 @@ def check_mysql_server(connection: sa.Connection, config: Config) -> Iterator[Ch
     yield _check_isolation(variables.get("transaction_isolation") or variables.get("tx_isolation", ""))
     zone = variables["time_zone"].replace("SYSTEM", variables["system_time_zone"])
     yield ok(f"database: its time zone is {zone}", "Any will do: Backline stores UTC, and asks for UTC.")
-    since_1970 = sa.text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6")
-    yield check_clock("database", float(connection.execute(since_1970).scalar_one()))
+    yield check_database_clock("database", connection)
 
 
 def check_version(version: str) -> CheckResult:
