@@ -20,6 +20,7 @@ from app.models.token_refresh import Outcome
 from app.services import services
 from app.settings.types import is_http_url
 from app.spotify.tokens import breaker, key_rotation, refresh_queue
+from app.spotify.tokens.metrics import count_connections
 from app.spotify.tokens.refresh_pass import RefreshStats
 from app.user.app_commands import apps
 from app.user.commands import users
@@ -58,8 +59,6 @@ def status() -> None:
 def _counts() -> dict[str, object]:
     now = database.read_db_now()
     with reading() as db:
-        states = sa.select(AccessToken.state, sa.func.count()).group_by(AccessToken.state)
-        by_state = dict(db.execute(states).all())
         expired = sa.select(sa.func.count()).where(
             AccessToken.state == GrantState.ACTIVE, AccessToken.expires_at <= now
         )
@@ -71,7 +70,7 @@ def _counts() -> dict[str, object]:
         by_outcome = dict(db.execute(last_hour).all())
         oldest = db.execute(sa.select(sa.func.min(AccessToken.due_at))).scalar_one()
         return {
-            **{state.value: by_state.get(state.value, 0) for state in GrantState},
+            **count_connections(),
             "active, but expired": db.execute(expired).scalar_one(),
             "due now": refresh_queue.count_due(),
             "oldest due": rfc3339(oldest) if oldest is not None and oldest <= now else "none",
