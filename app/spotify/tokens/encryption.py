@@ -6,14 +6,12 @@ from datetime import timedelta
 from app.errors import SpotifyUnavailable
 from app.infra.encryption import DecryptionError, TokenCipher
 from app.models import AccessToken
-from app.models.snapshots import TokenSnapshot
+from app.spotify.applications.lookup import Grant
 
 log = logging.getLogger(__name__)
 
 # How long the scheduler skips a token that it cannot decrypt. Otherwise, it would log that twice a minute.
 UNDECRYPTABLE_WAIT = timedelta(hours=1)
-
-Grant = AccessToken | TokenSnapshot
 
 
 def token_context(grant: Grant, column: str) -> tuple[object, ...]:

@@ -27,11 +27,10 @@ from app.infra import database
 from app.infra.database import database_now, reading
 from app.infra.encryption import TokenCipher
 from app.models import AccessToken, GrantState
-from app.models.snapshots import TokenSnapshot
 from app.models.token_refresh import Outcome
 from app.resilience.redis_lock import RedisLocks
 from app.spotify.applications import pauses
-from app.spotify.applications.lookup import Applications
+from app.spotify.applications.lookup import Applications, Grant
 from app.spotify.applications.pauses import ApplicationPauses
 from app.spotify.clients.accounts import SpotifyAccounts
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
@@ -76,7 +75,7 @@ def read(spotify_user_id: int) -> GrantSnapshot:
     return found[0], found[1]
 
 
-def version_of(row: AccessToken | TokenSnapshot) -> tuple[str, int]:
+def version_of(row: Grant) -> tuple[str, int]:
     """Return the version of a grant: its id and its generation."""
     return row.grant_id, row.generation
 

@@ -23,6 +23,7 @@ from app.infra.row_versions import announce
 from app.models import AccessToken, GrantState
 from app.models.snapshots import TokenSnapshot
 from app.resilience.single_flight import SingleFlight
+from app.spotify.applications.lookup import Grant
 from app.spotify.clients.accounts_bulkhead import AccountsBulkhead
 from app.spotify.clients.consent import Consent
 from app.spotify.tokens import refresh, transitions
@@ -230,7 +231,7 @@ class TokenService:
         return _in_the_clear(decrypt_token(self._cipher, row, "access_token"), row, now)
 
 
-def _in_the_clear(access_token: str, row: AccessToken | TokenSnapshot, now: datetime) -> DecryptedToken:
+def _in_the_clear(access_token: str, row: Grant, now: datetime) -> DecryptedToken:
     return DecryptedToken(
         access_token,
         row.scope,
