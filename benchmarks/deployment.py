@@ -1,6 +1,5 @@
 """A complete Backline to measure, with people in it."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -88,13 +87,11 @@ class Deployment:
 
 
 @contextmanager
-def running_servers(root: Path = ROOT, *, mariadb: bool = True) -> Iterator[Servers]:
+def running_servers(root: Path = ROOT) -> Iterator[Servers]:
     """Start a database, Redis, and a sandbox, and stop them at the end of the block."""
     with ExitStack() as stack:
         sandbox = stack.enter_context(running_sandbox([ANY_PORT_REDIRECT_URI, ALTERNATIVES_REDIRECT_URI]))
-        home = stack.enter_context(tempfile.TemporaryDirectory())
-        sqlite = f"sqlite:///{home}/backline.sqlite3"
-        database_url = stack.enter_context(running_mariadb()) if mariadb else sqlite
+        database_url = stack.enter_context(running_mariadb())
         redis_url = stack.enter_context(running_redis())
         settings = {
             **SETTINGS,
@@ -115,10 +112,9 @@ def running_backline(
     settings: Mapping[str, str] | None = None,
     *,
     workers: int = 2,
-    threads: int = 8,
     root: Path = ROOT,
 ) -> Iterator[Deployment]:
     """Run the app with deploy/gunicorn.conf.py. `root` is its directory."""
     merged = {**servers.settings, **(settings or {})}
-    with running_server(merged, workers=workers, threads=threads, root=root) as server:
+    with running_server(merged, workers=workers, threads=8, root=root) as server:
         yield Deployment(server, servers)

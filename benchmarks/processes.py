@@ -100,14 +100,13 @@ def running_gunicorn(
     *,
     cwd: Path = ROOT,
     python: str = sys.executable,
-    ready: str = "/",
     worker_class: str = "gthread",
 ) -> Iterator[tuple[str, Tree]]:
     """Run a WSGI application under gunicorn. Yields its URL and its processes."""
     command = [python, "-m", "gunicorn", app, "--worker-class", worker_class, "--bind", f"127.0.0.1:{port}"]
     command += ["--workers", str(WORKERS), "--threads", str(THREADS)]
     command += ["--keep-alive", str(KEEPALIVE_SECONDS), "--no-control-socket"]
-    with running_http(command, port, env, cwd=cwd, ready=ready) as (url, tree):
+    with running_http(command, port, env, cwd=cwd) as (url, tree):
         yield url, tree
 
 

@@ -65,8 +65,8 @@ class Database:
         counts = {name: int(count) for name, count in self.execute(query)}
         return counts["Questions"] - counts["Com_begin"]
 
-    def insert_connections(self, count: int, *, due: bool = True) -> None:
-        """Store connections with encrypted tokens, after those that exist."""
+    def insert_connections(self, count: int) -> None:
+        """Store connections that are due, with encrypted tokens, after those that exist."""
         cipher = _cipher()
         first = int(self.execute(sa.select(sa.func.coalesce(sa.func.max(SpotifyUser.id), 0)))[0][0]) + 1
         for start in range(first, first + count, CHUNK):
@@ -74,7 +74,7 @@ class Database:
             ids = range(start, min(start + CHUNK, first + count))
             people = [{"id": number, "spotify_id": f"person{number}"} for number in ids]
             self.execute(sa.insert(SpotifyUser), people)
-            self.execute(sa.insert(AccessToken), [_grant(cipher, number, due) for number in ids])
+            self.execute(sa.insert(AccessToken), [_grant(cipher, number) for number in ids])
 
     def fill_connections(self, size: int) -> None:
         """Add connections until there are `size`. Their tokens have the usual length, but are none.
@@ -138,8 +138,8 @@ def _cipher() -> TokenCipher:
     return TokenCipher([base64.b64decode(key) for key in SETTINGS["TOKEN_ENCRYPTION_KEYS"].split(",")])
 
 
-def _grant(cipher: TokenCipher, number: int, due: bool) -> dict[str, object]:
-    expires_at = datetime.now(UTC) + timedelta(minutes=9 if due else 55)
+def _grant(cipher: TokenCipher, number: int) -> dict[str, object]:
+    expires_at = datetime.now(UTC) + timedelta(minutes=9)
     grant = AccessToken(spotify_user_id=number, grant_id=f"{number:032x}")
     return {
         "spotify_user_id": number,

@@ -182,9 +182,9 @@ def gateway_on(redis_url: str, config: Config) -> Gateway:
     return Gateway(client, nothing, nothing, limits, cache, Bulkhead(8, 6), poll_ttl=0)
 
 
-def lead(cache: ResponseCache, read: Read, since: int | None = None) -> Lookup:
+def lead(cache: ResponseCache, read: Read) -> Lookup:
     """Look up a read, and become its leader if there is no response and no other leader."""
-    command = cache.lookup_command(read, since=since, lead=True)
+    command = cache.lookup_command(read, lead=True)
     return cache.read_lookup(read, command, *redis_scripts.run(cache._client, command))
 
 

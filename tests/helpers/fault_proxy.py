@@ -193,9 +193,9 @@ class FaultProxy:
         with self._changed:
             self._drop = _Trigger("up", after, since)
 
-    def wait_until_dropped(self, count: int = 1, timeout: float = LONG) -> None:
+    def wait_until_dropped(self, count: int = 1) -> None:
         """Wait until at least `count` replies have been dropped since the start."""
-        self._wait_for(lambda: self._dropped >= count, timeout, f"{count} dropped replies")
+        self._wait_for(lambda: self._dropped >= count, LONG, f"{count} dropped replies")
 
     def cut(self) -> None:
         """Close every open connection, on both sides."""

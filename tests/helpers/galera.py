@@ -23,19 +23,9 @@ class GaleraNode(Program):
         address: Where it listens, for clients and for the others.
         cluster: The addresses of all nodes.
         home: A directory with a short path, which every user may enter.
-        suspect_seconds: After how long without a message the others suspect that it has failed.
-        prefix: A command that runs the server, such as `ip netns exec`.
     """
 
-    def __init__(
-        self,
-        address: str,
-        cluster: Sequence[str],
-        home: Path,
-        *,
-        suspect_seconds: float = 5.0,
-        prefix: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, address: str, cluster: Sequence[str], home: Path) -> None:
         self.address, self.home = address, home / address
         self.home.mkdir()
         base = [word for word in mariadb_command(self.home) if word not in _NOT_HERE]
@@ -45,8 +35,8 @@ class GaleraNode(Program):
             run_as = ["setpriv", "--reuid=mysql", "--regid=mysql", "--clear-groups", "--pdeathsig=KILL"]
             for path in (self.home, *self.home.rglob("*")):
                 shutil.chown(path, "mysql", "mysql")
-        settings = _settings(address, cluster, suspect_seconds)
-        command = [*prefix, *run_as, *base, *(f"--{name}={value}" for name, value in settings.items())]
+        settings = _settings(address, cluster)
+        command = [*run_as, *base, *(f"--{name}={value}" for name, value in settings.items())]
         super().__init__(address, command, home / f"{address}.log")
         self._cluster = settings["wsrep-cluster-address"]
         self._socket = str(self.home / "mariadb.sock")
@@ -101,17 +91,16 @@ class GaleraNode(Program):
 _NOT_HERE = ("--skip-networking", "--user=root")
 
 
-def _settings(address: str, cluster: Sequence[str], suspect_seconds: float) -> dict[str, str]:
-    often, long = f"PT{suspect_seconds / 5:g}S", f"PT{2 * suspect_seconds:g}S"
+def _settings(address: str, cluster: Sequence[str]) -> dict[str, str]:
     provider = {
         "gmcast.listen_addr": f"tcp://{address}:4567",
         "ist.recv_addr": f"{address}:4568",
         "gcache.size": "16M",
-        "evs.keepalive_period": often,
-        "evs.inactive_check_period": often,
-        "evs.suspect_timeout": f"PT{suspect_seconds:g}S",
-        "evs.inactive_timeout": long,
-        "evs.install_timeout": long,
+        "evs.keepalive_period": "PT1S",
+        "evs.inactive_check_period": "PT1S",
+        "evs.suspect_timeout": "PT5S",
+        "evs.inactive_timeout": "PT10S",
+        "evs.install_timeout": "PT10S",
     }
     return {
         "bind-address": address,
@@ -146,12 +135,10 @@ class GaleraCluster:
         url: DATABASE_URL for an application that prefers the first node.
     """
 
-    def __init__(self, stack: ExitStack, home: Path, size: int, suspect_seconds: float) -> None:
+    def __init__(self, stack: ExitStack, home: Path) -> None:
         network = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
-        addresses = [f"{network}.{number + 1}" for number in range(size)]
-        self.nodes = [
-            GaleraNode(address, addresses, home, suspect_seconds=suspect_seconds) for address in addresses
-        ]
+        addresses = [f"{network}.{number + 1}" for number in range(3)]
+        self.nodes = [GaleraNode(address, addresses, home) for address in addresses]
         self.url = f"mysql+mysqldb://{USER}:{PASSWORD}@{','.join(addresses)}/backline?charset=utf8mb4"
         first, *others = self.nodes
         stack.callback(first.kill)
@@ -163,8 +150,8 @@ class GaleraCluster:
 
 
 @contextmanager
-def running_galera(size: int = 3, *, suspect_seconds: float = 5.0) -> Iterator[GaleraCluster]:
-    """Run a Galera cluster on loopback addresses."""
+def running_galera() -> Iterator[GaleraCluster]:
+    """Run a Galera cluster of three nodes on loopback addresses."""
     with _directory() as home, ExitStack() as stack:
         home.chmod(0o755)
-        yield GaleraCluster(stack, home, size, suspect_seconds)
+        yield GaleraCluster(stack, home)

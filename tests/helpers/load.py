@@ -145,15 +145,13 @@ def summary(ended: Sequence[Ended]) -> dict[str, Any]:
 
 
 @contextmanager
-def slow_connections(
-    port: int, certificate: Path, sent: Sequence[bytes], source: str = "127.0.0.2"
-) -> Iterator[list[ssl.SSLSocket]]:
+def slow_connections(port: int, certificate: Path, sent: Sequence[bytes]) -> Iterator[list[ssl.SSLSocket]]:
     """Open a connection for each of these incomplete requests, and keep it open."""
     context = ssl.create_default_context(cafile=str(certificate))
     opened: list[ssl.SSLSocket] = []
     try:
         for data in sent:
-            plain = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(source, 0))
+            plain = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=("127.0.0.2", 0))
             opened.append(context.wrap_socket(plain, server_hostname=HOST))
             opened[-1].sendall(data)
         yield opened

@@ -151,9 +151,9 @@ class SandboxClient:
     def clear_calls(self) -> None:
         self.control("DELETE", "journal")
 
-    def wait_for_calls(self, count: int, timeout: float = TIMEOUT_S, **which: Any) -> list[dict[str, Any]]:
+    def wait_for_calls(self, count: int, **which: Any) -> list[dict[str, Any]]:
         """Wait until at least `count` calls have arrived. `which` is passed to `calls`."""
-        self._wait_until(lambda: len(self.calls(**which)) >= count, timeout, f"{count} calls")
+        self._wait_until(lambda: len(self.calls(**which)) >= count, TIMEOUT_S, f"{count} calls")
         return self.calls(**which)
 
     def wait_for_held(self, count: int, timeout: float = TIMEOUT_S) -> None:
@@ -208,13 +208,12 @@ def callback_query(callback: str) -> dict[str, str]:
 @contextmanager
 def running_sandbox(
     redirect_uris: Sequence[str] = (REDIRECT_URI,),
-    client_id: str = CLIENT_ID,
     client_secret: str = CLIENT_SECRET,
     options: Sequence[str] = (),
 ) -> Iterator[SandboxClient]:
     """Run `python -m sandbox` on a free port."""
     command = [sys.executable, "-m", "sandbox", "--port", "0"]
-    command += ["--client-id", client_id, "--client-secret", client_secret]
+    command += ["--client-id", CLIENT_ID, "--client-secret", client_secret]
     for uri in redirect_uris:
         command += ["--redirect-uri", uri]
     command += options

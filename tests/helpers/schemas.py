@@ -24,17 +24,17 @@ _MIGRATIONS = str(ROOT / "migrations")
 
 
 @contextmanager
-def empty_database(server: str, folder: Path, name: str = "upgraded") -> Iterator[str]:
+def empty_database(server: str, folder: Path) -> Iterator[str]:
     """Create a database without tables: on the server of this URL, or in a file. Yields its URL."""
     if server.startswith("sqlite"):
-        yield f"sqlite:///{folder / name}.sqlite3"
+        yield f"sqlite:///{folder}/upgraded.sqlite3"
         return
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE OR REPLACE DATABASE {name} CHARACTER SET utf8mb4"))
-    yield engine.url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(sa.text("CREATE OR REPLACE DATABASE upgraded CHARACTER SET utf8mb4"))
+    yield engine.url.set(database="upgraded").render_as_string(hide_password=False)
     with engine.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name}"))
+        connection.execute(sa.text("DROP DATABASE upgraded"))
 
 
 def upgrade(app: Flask, revision: str = "head") -> None:

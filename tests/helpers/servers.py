@@ -119,12 +119,12 @@ def redis_command(home: Path) -> list[str]:
 
 
 @contextmanager
-def running_mariadb(database: str = "backline") -> Iterator[str]:
+def running_mariadb() -> Iterator[str]:
     """Run a MariaDB server with an empty database. Yields the database's URL."""
     with _directory() as home:
         path, log = home / "mariadb.sock", home / "log"
-        command = mariadb_command(home, database)
-        url = f"mysql+mysqldb://root@localhost/{database}?unix_socket={quote(str(path))}&charset=utf8mb4"
+        command = mariadb_command(home)
+        url = f"mysql+mysqldb://root@localhost/backline?unix_socket={quote(str(path))}&charset=utf8mb4"
         with _process(command, log) as process:
             engine = sa.create_engine(url, poolclass=sa.NullPool)
             _until_up(process, lambda: _connects(engine), log)
@@ -147,7 +147,7 @@ def socket_of(database_url: str) -> str:
     return path
 
 
-def mariadb_command(home: Path, database: str = "backline") -> list[str]:
+def mariadb_command(home: Path) -> list[str]:
     """Create a data directory in `home`. Returns the command that serves it on `home / "mariadb.sock"`."""
     server = find_program("mariadbd", "mariadb-server")
     install = find_program("mariadb-install-db", "mariadb-server")
@@ -170,7 +170,7 @@ def mariadb_command(home: Path, database: str = "backline") -> list[str]:
             stdout=output,
             stderr=output,
         )
-    (home / "init.sql").write_text(f"CREATE DATABASE IF NOT EXISTS {database} CHARACTER SET utf8mb4;\n")
+    (home / "init.sql").write_text("CREATE DATABASE IF NOT EXISTS backline CHARACTER SET utf8mb4;\n")
     settings = [
         f"--socket={home / 'mariadb.sock'}",
         f"--init-file={home / 'init.sql'}",
