@@ -20,7 +20,7 @@ _SCOPE = re.compile(r"[\x20-\x7e]{0,2048}")
 
 
 class RowResult(StrEnum):
-    """What has become of a row."""
+    """The result of importing a row."""
 
     IMPORTED = "imported"
     SKIPPED = "skipped"

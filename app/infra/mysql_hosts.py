@@ -137,7 +137,7 @@ class Hosts:
         assert self._open is not None
         try:
             connection = self._open(host, RETRY_SECONDS)
-        except Exception:  # noqa: BLE001 - whatever it is, the host is not usable
+        except Exception:  # noqa: BLE001 - any error means that the host is not usable
             return False
         _close(connection)
         return connection.accepts_writes

@@ -19,7 +19,7 @@ UNUSABLE_HASH = (
 
 
 def has_email(address: str) -> bool:
-    """Return whether `users.email` contains an address, and not what stands for none."""
+    """Return whether a value of `users.email` is an address, and not the placeholder for none."""
     return "@" in address
 
 

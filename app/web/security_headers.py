@@ -62,7 +62,7 @@ class SecurityHeaders:
 
 
 def _without_unused_type(status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Remove the type of content that there is not."""
+    """Remove Content-Type from a response without a body."""
     if status.startswith("202") and ("Content-Length", "0") not in headers:
         return headers
     return [(name, value) for name, value in headers if name != "Content-Type"]
