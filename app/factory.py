@@ -82,11 +82,11 @@ from app.web import (
     trace_context,
 )
 from app.web.api import MAX_BODY_BYTES, Api
-from app.web.application import Application
 from app.web.arrival_report import ArrivalReport
 from app.web.bearer import BearerTokens
 from app.web.client_address import ClientAddress
 from app.web.error_middleware import ErrorMiddleware
+from app.web.sync_flask import SyncFlask
 from app.web.throttle import Throttle
 from config import Config
 
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 
 def create_app(config: Config) -> Flask:
     """Build the application. Opens no connection."""
-    app = Application(__package__, static_folder=None)
+    app = SyncFlask(__package__, static_folder=None)
     _configure(app, config)
     services = _build_services(app, config)
     app.extensions["backline"] = services

@@ -6,7 +6,7 @@ from typing import Any
 from flask import Flask
 
 
-class Application(Flask):
+class SyncFlask(Flask):
     """A Flask application without coroutines."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
