@@ -228,16 +228,16 @@ class AuthorizationFlow:
         if (exchanged := self._exchange.exchange(code, authorization, application)) is None:
             return None
         consumed, grant = exchanged
-        connection, owner = None, None
+        reference, owner = None, None
         try:
             consent = Consent(self._exchange.profile(grant, application), grant, requested_at, application)
             if consumed.record.signs_in:
-                spotify_user, connection, owner = self._store_sign_in(consent)
+                spotify_user, reference, owner = self._store_sign_in(consent)
             else:
-                spotify_user, connection = self._store(consent, user)
+                spotify_user, reference = self._store(consent, user)
         finally:
-            self._authorizations.record_result(consumed, connection)
-        self._attach(connection, owner)
+            self._authorizations.record_result(consumed, reference)
+        self._attach(reference, owner)
         log.info("spotify_connected", extra={"spotify_user_id": spotify_user.id})
         return spotify_user
 
@@ -261,10 +261,10 @@ class AuthorizationFlow:
             raise SpotifyStateMismatch
         return self._connections.sign_in(consent, self._sign_in.create_account)
 
-    def _attach(self, connection: ConnectionRef, owner: User | None) -> None:
+    def _attach(self, reference: ConnectionRef, owner: User | None) -> None:
         """Let this session use a connection, or sign its owner in, whose session then uses it."""
         if owner is None:
-            connections.attach_to_session(connection)
+            connections.attach_to_session(reference)
         else:
             self._sign_in.start_session(owner)
             log.info("signed_in")
@@ -278,15 +278,15 @@ class AuthorizationFlow:
         of a visitor's session, so this response brings a new session.
         """
         with self._accounts_bulkhead.waiting(authorization.record.client_id) as waiter:
-            connection = self._authorizations.wait_for_result(authorization.state, code, _id(user), waiter)
-        if connection is None:
+            reference = self._authorizations.wait_for_result(authorization.state, code, _id(user), waiter)
+        if reference is None:
             return None
-        owner = connections.owner_of(connection) if authorization.record.signs_in else None
+        owner = connections.owner_of(reference) if authorization.record.signs_in else None
         if authorization.record.signs_in and owner is None:
             return None
         if user is None:
             sessions.regenerate()
-        self._attach(connection, owner)
+        self._attach(reference, owner)
         try:
             return self._usable_connection()
         except GrantEnded:
