@@ -99,12 +99,12 @@ def _parse(name: str, members: object, now: datetime) -> ImportRow:
         raise _InvalidRowError("it is not a JSON object")
     identity = {member: _text(members, member) for member in _MAX_LENGTHS}
     if not any(identity.values()):
-        raise _InvalidRowError("it has neither username, email, nor spotify_id")
+        raise _InvalidRowError("it has no username, email, or spotify_id")
     if is_placeholder(identity["spotify_id"] or ""):
         raise _InvalidRowError("spotify_id is not the id of a Spotify account")
     refresh_token = members.get("refresh_token")
     if not isinstance(refresh_token, str) or not _REFRESH_TOKEN.fullmatch(refresh_token):
-        raise _InvalidRowError("refresh_token is missing, or is no token")
+        raise _InvalidRowError("refresh_token is missing or invalid")
     return ImportRow(
         name,
         **identity,
@@ -121,14 +121,14 @@ def _text(members: dict[str, Any], member: str) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_LENGTHS[member] or not value.isprintable():
         raise _InvalidRowError(
-            f"{member} is not a text of at most {_MAX_LENGTHS[member]} printable characters"
+            f"{member} must be text of at most {_MAX_LENGTHS[member]} printable characters"
         )
     return value
 
 
 def _scope(value: object) -> str:
     if not isinstance(value, str | None) or not _SCOPE.fullmatch(value or ""):
-        raise _InvalidRowError("scope is not a text with scopes")
+        raise _InvalidRowError("scope must be text with scopes")
     return " ".join((value or "").replace(",", " ").split())
 
 
@@ -142,7 +142,7 @@ def _authorized_at(value: object, now: datetime) -> datetime | None:
     except (ValueError, OverflowError):
         is_valid = False
     if not is_valid:
-        raise _InvalidRowError("authorized_at is not a time as in RFC 3339, such as 2026-11-22T07:00:00Z")
+        raise _InvalidRowError("authorized_at must be a time as in RFC 3339, such as 2026-11-22T07:00:00Z")
     if moment > now + CLOCK_TOLERANCE:
         raise _InvalidRowError("authorized_at is in the future")
     return moment

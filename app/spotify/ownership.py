@@ -99,7 +99,7 @@ def find_to_sign_in(db: Session, profile: Profile) -> tuple[SpotifyUser | None, 
     owner = db.get_one(User, spotify_user.user_id)
     if spotify_user.sign_in_since is None:
         raise SpotifyAccountInUse(
-            "It does not sign in to that account. Sign in with the password, and connect Spotify again."
+            "It does not sign in to that account yet. Sign in with the password, then connect it again."
         )
     if owner.disabled:
         raise InvalidCredentials

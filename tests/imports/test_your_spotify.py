@@ -95,7 +95,7 @@ def test_accounts_are_imported_as_documented(
         [
             f"user 1 ({people[0]['id']}): imported",
             f"user 2 ({people[1]['id']}): imported",
-            "user 3 (gone): invalid, refresh_token is missing, or is no token",
+            "user 3 (gone): invalid, refresh_token is missing or invalid",
             "2 imported, 0 skipped, 1 invalid",
         ],
     )
