@@ -20,7 +20,7 @@ IN_WORDS: dict[str, str] = {
     "user-library-read": "See what you saved in Your Library",
     "user-modify-playback-state": "Control playback on your devices",
     "user-read-currently-playing": "See what you are listening to right now",
-    "user-read-email": "See your e-mail address",
+    "user-read-email": "See your email address",
     "user-read-playback-position": "See where you stopped in podcasts and audiobooks",
     "user-read-playback-state": "See your devices and what is playing on them",
     "user-read-private": "See your country and the kind of subscription you have",

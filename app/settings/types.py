@@ -276,6 +276,6 @@ MailAddress = Annotated[
     str,
     _check(
         lambda text: re.fullmatch(r"""[^<>,;"]+""", text) and re.fullmatch(r"[!-~]+@[!-~]+", text),
-        "must be a plain e-mail address, such as no-reply@example.com.",
+        "must be a plain email address, such as no-reply@example.com.",
     ),
 ]

@@ -124,7 +124,7 @@ def test_consent_page_lists_people_and_scopes(app: App) -> None:
         "not the real Spotify",
         "Mira T.",
         "aiko-87",
-        "See your e-mail address",
+        "See your email address",
         "Agree",
         "Cancel",
     ]:
