@@ -2,7 +2,10 @@
 
 import logging
 import re
+import socketserver
+import struct
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +80,7 @@ def test_accounts_are_imported_as_documented(
             account("ada", people[0]["id"], people[0]["refresh_token"]),
             account("grace", people[1]["id"], people[1]["refresh_token"]),
             account("gone", "gone", None),
+            account("endless", "x" * 1000, "AQ"),
         ]
     )
     logging.getLogger("pymongo.command").setLevel(logging.NOTSET)
@@ -96,7 +100,8 @@ def test_accounts_are_imported_as_documented(
             f"user 1 ({people[0]['id']}): imported",
             f"user 2 ({people[1]['id']}): imported",
             "user 3 (gone): invalid, refresh_token is missing or invalid",
-            "2 imported, 0 skipped, 1 invalid",
+            "user 4: invalid, spotify_id must be text of at most 255 printable characters",
+            "2 imported, 0 skipped, 2 invalid",
         ],
     )
     assert planned[1].splitlines()[:-1] == output.splitlines()[:-1]
@@ -107,7 +112,7 @@ def test_accounts_are_imported_as_documented(
     complete_profiles(app)
     assert client.get("/api/spotify").json["account_id"] == people[0]["account_id"]
     assert connections(app)[people[1]["id"]].user_id is None
-    assert "2 skipped, 1 invalid" in run(app, url, *arguments[1:])[1]
+    assert "2 skipped, 2 invalid" in run(app, url, *arguments[1:])[1]
     assert refresh_count(sandbox) == 2
 
 
@@ -127,6 +132,43 @@ def test_unusable_url_is_reported_without_its_password(app: Flask, monkeypatch: 
         assert error
         assert "hunter2" not in output + error
     assert run(app, "mongodb://127.0.0.1/", "--owner", "ada")[0] == 2
+
+
+@pytest.mark.parametrize("reply", [b"", b"\x0f\0\0\0\x02a\0\xff\xff\xff\x7fzz\0\0"], ids=["none", "no BSON"])
+def test_server_that_fails_after_the_greeting_is_reported(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    if find_spec("pymongo") is None:
+        cannot_run(Unavailable("the Python package pymongo is not installed: script/bootstrap --mongodb"))
+    monkeypatch.setattr(your_spotify, "_READ_SECONDS", 0.2)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), GreetingServer) as server:
+        server.daemon_threads, server.reply = True, reply  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code, output, error = run(app, f"mongodb://127.0.0.1:{server.server_address[1]}/your_spotify")
+        server.shutdown()
+
+    assert (code, output) == (1, "")
+    assert error.startswith("Error: MongoDB cannot be read (")
+
+
+class GreetingServer(socketserver.StreamRequestHandler):
+    """A MongoDB server that greets, and has one reply to everything else, or none."""
+
+    def handle(self) -> None:
+        import bson
+
+        greeting = bson.encode({"ok": 1, "helloOk": True, "isWritablePrimary": True, "maxWireVersion": 21})
+        while header := self.rfile.read(16):
+            length, number, _, opcode = struct.unpack("<4i", header)
+            is_greeting = b"hello" in (body := self.rfile.read(length - 16)) or b"ismaster" in body
+            if not is_greeting and not self.server.reply:  # type: ignore[attr-defined]
+                continue
+            document = greeting if is_greeting else self.server.reply  # type: ignore[attr-defined]
+            # OP_QUERY is answered by OP_REPLY, and OP_MSG by OP_MSG.
+            start = struct.pack("<IqII", 8, 0, 0, 1) if opcode == 2004 else struct.pack("<IB", 0, 0)
+            reply = start + document
+            kind = 1 if opcode == 2004 else opcode
+            self.wfile.write(struct.pack("<4i", 16 + len(reply), 1, number, kind) + reply)
 
 
 def test_missing_pymongo_is_named_with_the_command_that_installs_it(

@@ -31,6 +31,7 @@ INSIDE_FUNCTIONS = {
     "app/factory.py: app.auth.jwt_issuer": "PyJWT is needed only with JWT_SIGNING_KEYS",
     "app/factory.py: app.cli": "commands",
     "app/infra/database.py: flask_migrate": "only `flask db` needs it",
+    "app/imports/your_spotify.py: bson": "only `flask import your-spotify` needs it",
     "app/imports/your_spotify.py: pymongo": "only `flask import your-spotify` needs it",
     "app/infra/mysql.py: app.infra.mysql_connection": "SQLite works without MySQL's driver",
     "app/settings/rules.py: MySQLdb": "only MySQL needs it",
