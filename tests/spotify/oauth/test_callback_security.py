@@ -28,6 +28,7 @@ from werkzeug.test import TestResponse
 
 from app.infra.database import reading, writing
 from app.infra.log_setup import JsonFormatter
+from app.infra.row_versions import announce
 from app.models import AccessToken, SpotifyUser, User
 from app.services import services
 from app.spotify.clients.accounts_bulkhead import Waiter
@@ -641,6 +642,30 @@ def test_callback_in_progress_connects_nothing_after_a_logout(
     assert client.get("/api/spotify").json == {"status": "not_connected"}
     assert client.get("/api/session").json["authenticated"] is (then != "nobody")
     assert logged(caplog, "spotify_callback_rejected", "reason") == ["not-signed-in"]
+
+
+@pytest.mark.requirement("D8")
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    "change",
+    [{"session_epoch": User.session_epoch + 1}, {"disabled_at": sa.func.now()}],
+    ids=["epoch", "disabled"],
+)
+def test_callback_in_progress_connects_nothing_once_the_sessions_have_ended(
+    client: FlaskClient, app: Flask, sandbox: SandboxClient, change: dict[str, Any]
+) -> None:
+    """A password reset, or an operator, ends them in the database first, and then in Redis.
+
+    Otherwise, someone whose access has just ended could add their own Spotify account.
+    """
+    register(client, "ada")
+    callback = sandbox.consent(start_authorization(client))
+    with in_flight(client, callback, sandbox) as response, app.app_context(), writing() as db:
+        announce(db, users=db.scalars(sa.select(User.id)))
+        db.execute(sa.update(User).values(change))
+
+    assert (response.result().status_code, slug(response.result())) == (401, "not-signed-in")
+    assert stored(app) == [[], []]
 
 
 @pytest.mark.requirement("D8")
