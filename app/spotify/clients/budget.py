@@ -28,6 +28,8 @@ LEARNED_SHARE, MIN_LEARNED = 0.8, 5
 GROWTH, GROWTH_SECONDS = 1.05, 600
 LEARNED_FOR_SECONDS = 86_400
 
+_SPEND, _LEARN = (Script(Path(__file__).with_name(f"budget_{name}.lua")) for name in ("spend", "learn"))
+
 
 class Budget:
     """Counts calls of a client id in Redis. Without Redis there is no limit but Spotify's own.
@@ -41,9 +43,6 @@ class Budget:
         self.limit_key = f"spotify-budget:{{{client_id}}}"  # of the learned limit
         self._calls_key = f"spotify-calls:{{{client_id}}}"
         self._people_key = f"{self._calls_key}:people"
-        self._spend, self._learn = (
-            Script(Path(__file__).parent / f"budget_{name}.lua") for name in ("spend", "learn")
-        )
 
     @property
     def is_fixed(self) -> bool:
@@ -93,7 +92,7 @@ class Budget:
             return
         growth = (str(GROWTH), GROWTH_SECONDS * 1000)
         limit = self._run(
-            self._learn.command(
+            _LEARN.command(
                 [self.limit_key, self._calls_key],
                 WINDOW_SECONDS,
                 str(LEARNED_SHARE),
@@ -114,7 +113,7 @@ class Budget:
         has_waited: bool = False,
     ) -> Command:
         caller = "connecting" if spotify_user_id is None else spotify_user_id
-        return self._spend.command(
+        return _SPEND.command(
             [self.limit_key, self._calls_key, f"{self._calls_key}:{caller}", self._people_key],
             WINDOW_SECONDS,
             limit,

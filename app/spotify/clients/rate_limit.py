@@ -47,6 +47,10 @@ INDEPENDENT_SECONDS = 30 * 86_400
 # The scope of a wait for all calls, and that of `/me`, the canary, which OAuth callbacks need too.
 ALL, ME = "", "me"
 
+_WAITS, _BLOCK, _CLASSIFY = (
+    Script(Path(__file__).with_name(f"rate_limit_{name}.lua")) for name in ("waits", "block", "classify")
+)
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -94,10 +98,6 @@ class SpotifyRateLimiter:
         self._canary_key = f"spotify-canary:{{{client_id}}}"
         self._independent_key = f"spotify-independent:{{{client_id}}}"
         self._budget = Budget(client, client_id, budget)
-        self._waits, self._block, self._classify = (
-            Script(Path(__file__).parent / f"rate_limit_{name}.lua")
-            for name in ("waits", "block", "classify")
-        )
         self._lock = threading.Lock()
         self._until: dict[str, float] = {}  # by scope, `time.monotonic`
         self._last_rejection: tuple[str, float] | None = None  # scope, `time.monotonic`; used without Redis
@@ -206,7 +206,7 @@ class SpotifyRateLimiter:
             last, self._last_rejection = self._last_rejection, (scope, now)
         keys = [self._last_rejection_key, self._canary_key, f"{self._independent_key}:{scope}"]
         times = (SECOND_REJECTION_SECONDS * 1000, CANARY_SECONDS * 1000)
-        concerns = self._run(self._classify.command(keys, scope, *times))
+        concerns = self._run(_CLASSIFY.command(keys, scope, *times))
         if isinstance(concerns, redis.RedisError):
             is_second = last is not None and last[0] != scope and now - last[1] < SECOND_REJECTION_SECONDS
             return "all" if is_second else "one"
@@ -221,7 +221,7 @@ class SpotifyRateLimiter:
 
     def _waits_command(self, scopes: list[str]) -> Command:
         keys = [self._budget.limit_key, *map(self._key_of, scopes)]
-        return self._waits.command(keys, MAX_WAIT_SECONDS * 1000)
+        return _WAITS.command(keys, MAX_WAIT_SECONDS * 1000)
 
     def _waits_from(self, scopes: list[str], reply: Any) -> dict[str, float]:
         """Return the waits of these scopes: the longer of what Redis and this process know."""
@@ -249,7 +249,7 @@ class SpotifyRateLimiter:
         return max(0.0, known, stored)
 
     def _store_wait(self, scope: str, seconds: float) -> None:
-        self._run(self._block.command([self._key_of(scope)], math.ceil(seconds * 1000)))
+        self._run(_BLOCK.command([self._key_of(scope)], math.ceil(seconds * 1000)))
 
     def _run(self, *commands: Command) -> Any:
         """Send commands, and return the first one's reply, which may be an error. Errors are logged."""
